@@ -1,0 +1,105 @@
+"""Documents inside a row of tokens: separators, boundaries, loss mask and split.
+
+A row is many documents joined by a fixed run of *separator ids* (arXiv 2504.06214, section 3.1:
+``<s>`` in place of begin- and end-of-text). The rules, here and nowhere else:
+
+* A separator **closes** the document before it: its ids are that document's last tokens.
+* The token at position ``i`` predicts the token at ``i + 1``. Predicting the separator counts in
+  the loss: a model has to learn where a document ends.
+* Predicting a document's first token (from the last separator id before it) counts when documents
+  may attend to each other (``document_mask: none``) and does not under ``block``, where nothing
+  the query may see belongs to that document.
+* The last token of a row has no label in the row: it never counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+DocumentMask = Literal["none", "block"]
+IntArray = npt.NDArray[np.integer]
+
+
+def document_boundaries(
+    tokens: IntArray, separator_ids: Sequence[int]
+) -> npt.NDArray[np.int32]:
+    """Boundaries ``cu_seqlens`` of the documents in one row, shape [num_documents + 1].
+
+    With separator ``(8, 9)``: ``[1, 2, 8, 9, 3, 8, 9, 4] -> [0, 4, 7, 8]``. Matches of the
+    separator are taken from left to right and do not overlap. No document is empty, except that
+    two separators in a row leave a document that holds the second one alone.
+
+    Args:
+        tokens: one row of token ids, shape [S].
+        separator_ids: the run of ids between documents; an empty one means a single document.
+    """
+    tokens = np.asarray(tokens)
+    assert tokens.ndim == 1, f"one row at a time, not shape {tokens.shape}"
+    if tokens.size == 0:
+        return np.zeros(1, dtype=np.int32)
+    ends = [end for end in _separator_ends(tokens, separator_ids) if end < tokens.size]
+    return np.asarray([0, *ends, tokens.size], dtype=np.int32)
+
+
+def _separator_ends(tokens: IntArray, separator_ids: Sequence[int]) -> list[int]:
+    """Position just after every separator of the row."""
+    width = len(separator_ids)
+    if width == 0 or tokens.size < width:
+        return []
+    last_start = tokens.size - width + 1
+    match = np.ones(last_start, dtype=bool)
+    for offset, separator_id in enumerate(separator_ids):
+        match &= tokens[offset : offset + last_start] == separator_id
+    ends: list[int] = []
+    for start in np.flatnonzero(match).tolist():
+        if not ends or start >= ends[-1]:  # (7, 7) in [7, 7, 7] is one separator
+            ends.append(start + width)
+    return ends
+
+
+def document_numbers(cu_seqlens: IntArray) -> npt.NDArray[np.int32]:
+    """Document number of every token, shape [S]: ``[0, 3, 5] -> [0, 0, 0, 1, 1]``."""
+    lengths = np.diff(cu_seqlens)
+    return np.repeat(np.arange(lengths.size, dtype=np.int32), lengths)
+
+
+def next_token_labels(tokens: IntArray) -> npt.NDArray[np.int64]:
+    """Labels of a row, shape [S]: ``[5, 6, 7] -> [6, 7, 0]``; the last one is never counted."""
+    labels = np.zeros(len(tokens), dtype=np.int64)
+    labels[:-1] = np.asarray(tokens)[1:]
+    return labels
+
+
+def loss_mask(
+    length: int, cu_seqlens: IntArray, document_mask: DocumentMask
+) -> npt.NDArray[np.float32]:
+    """Weight (1 or 0) of the prediction made at every position, shape [length].
+
+    ``length=5, cu_seqlens=[0, 3, 5]``: ``none -> [1, 1, 1, 1, 0]``, ``block -> [1, 1, 0, 1, 0]``.
+    """
+    mask = np.ones(length, dtype=np.float32)
+    mask[-1:] = 0.0
+    if document_mask == "block":
+        mask[np.asarray(cu_seqlens[1:-1], dtype=np.int64) - 1] = 0.0
+    return mask
+
+
+def unit_hash(seed: int, key: str) -> float:
+    """Uniform number in [0, 1) that depends on ``(seed, key)`` alone, on every machine."""
+    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2.0**64
+
+
+def document_id(text: str) -> str:
+    """Identity of a document: the BLAKE2b-128 of its text in hexadecimal."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def document_split(identity: str, valid_fraction: float, seed: int) -> Literal["train", "valid"]:
+    """The split a document belongs to, by its identity: equal texts never stand in both."""
+    return "valid" if unit_hash(seed, f"split:{identity}") < valid_fraction else "train"

@@ -1,0 +1,265 @@
+"""Rotary frequencies of an extended context: YaRN and its ablation rivals.
+
+All frequencies are float64. Notation of YaRN (arXiv 2309.00071): ``D`` the head size, ``b`` the
+rotary base, ``theta_d = b^(-2d/D)``, ``L`` the original context, ``s`` the scaling factor,
+``r_d = L * theta_d / (2 pi)`` the rotations that dimension ``d`` makes over ``L``. YaRN mixes
+(equations 17-18) ``theta'_d = (1 - gamma_d) * theta_d / s + gamma_d * theta_d``.
+
+Two ramps ``gamma_d`` are in use and both are here:
+
+* ``rotations``: ``clamp((r_d - beta_slow) / (beta_fast - beta_slow), 0, 1)``, the paper's equation
+  18; Hugging Face's ``rope_type: llama3`` is the same formula.
+* ``dimensions``: linear in ``d`` between the two dimensions that make ``beta_fast`` and
+  ``beta_slow`` rotations, rounded outwards; Hugging Face's ``rope_type: yarn`` and Megatron-Core.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.errors import InputError
+
+FloatArray = npt.NDArray[np.float64]
+Ramp = Literal["rotations", "dimensions"]
+
+
+def yarn_attention_factor(scaling_factor: float) -> float:
+    """YaRN's attention temperature ``0.1 ln(s) + 1`` (arXiv 2309.00071, equation 22)."""
+    return 0.1 * math.log(scaling_factor) + 1.0 if scaling_factor > 1.0 else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnConfig:
+    """NTK-by-parts interpolation; the defaults are the favoured reading of arXiv 2504.06214."""
+
+    scaling_factor: float
+    """``s``: target context / original context (128, 256, 512 for 1M, 2M, 4M over 8192)."""
+    original_max_position_embeddings: int = 8192
+    """``L``: the context over which rotations are counted, in tokens."""
+    beta_fast: float = 4.0
+    """Dimensions with more rotations than this keep their frequency."""
+    beta_slow: float = 1.0
+    """Dimensions with fewer rotations than this are divided by ``s``."""
+    ramp: Ramp = "rotations"
+    """How the frequencies between are mixed; see the module."""
+    attention_factor: float = 1.0
+    """Scale of cos and sin; attention logits get its square."""
+
+    def __post_init__(self) -> None:
+        _check_scaling_factor(self.scaling_factor)
+        if self.original_max_position_embeddings < 1:
+            raise InputError(
+                "original_max_position_embeddings must be at least 1, "
+                f"not {self.original_max_position_embeddings}"
+            )
+        if not 0 < self.beta_slow < self.beta_fast:
+            raise InputError(
+                f"beta_slow ({self.beta_slow}) must be positive and below beta_fast "
+                f"({self.beta_fast}): the ramp runs from slow to fast dimensions"
+            )
+        if self.ramp not in ("rotations", "dimensions"):
+            raise InputError(f"ramp must be 'rotations' or 'dimensions', not {self.ramp!r}")
+        if not self.attention_factor > 0:
+            raise InputError(f"attention_factor must be positive, not {self.attention_factor}")
+
+
+@dataclasses.dataclass(frozen=True)
+class NtkConfig:
+    """NTK-aware scaling: ``b' = b * s^(D/(D-2))``, all dimensions (ablation)."""
+
+    scaling_factor: float
+
+    def __post_init__(self) -> None:
+        _check_scaling_factor(self.scaling_factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearConfig:
+    """Position interpolation: ``theta_d / s`` (arXiv 2306.15595; ablation)."""
+
+    scaling_factor: float
+
+    def __post_init__(self) -> None:
+        _check_scaling_factor(self.scaling_factor)
+
+
+RopeScaling = YarnConfig | NtkConfig | LinearConfig | None
+"""What is done to the rotary frequencies; ``None`` leaves them as they are."""
+
+
+def _check_scaling_factor(scaling_factor: float) -> None:
+    if not (math.isfinite(scaling_factor) and scaling_factor >= 1.0):
+        raise InputError(
+            f"scaling_factor must be a finite number of at least 1, not {scaling_factor}: "
+            "it is the target context divided by the original one"
+        )
+
+
+def rope_inv_freq(head_dim: int, rotary_base: float) -> FloatArray:
+    """Plain frequencies ``theta_d = b^(-2d/D)``, shape [head_dim // 2], in radians a position."""
+    return float(rotary_base) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+
+
+def yarn_inv_freq(config: YarnConfig, head_dim: int, rotary_base: float) -> FloatArray:
+    """YaRN's frequencies, shape [head_dim // 2] (arXiv 2309.00071, equations 17-18)."""
+    inv_freq = rope_inv_freq(head_dim, rotary_base)
+    ramp = _rotations_ramp if config.ramp == "rotations" else _dimensions_ramp
+    gamma = ramp(config, head_dim, rotary_base)
+    return (1.0 - gamma) * inv_freq / config.scaling_factor + gamma * inv_freq
+
+
+def _rotations_ramp(config: YarnConfig, head_dim: int, rotary_base: float) -> FloatArray:
+    length = config.original_max_position_embeddings
+    rotations = length * rope_inv_freq(head_dim, rotary_base) / (2.0 * math.pi)
+    gamma = (rotations - config.beta_slow) / (config.beta_fast - config.beta_slow)
+    return np.clip(gamma, 0.0, 1.0)
+
+
+def _dimensions_ramp(config: YarnConfig, head_dim: int, rotary_base: float) -> FloatArray:
+    def dimension_with(rotations: float) -> float:
+        length = config.original_max_position_embeddings
+        return head_dim * math.log(length / (rotations * 2.0 * math.pi)) / (2.0 * math.log(rotary_base))
+
+    low = float(max(math.floor(dimension_with(config.beta_fast)), 0))
+    high = float(min(math.ceil(dimension_with(config.beta_slow)), head_dim - 1))
+    if low == high:
+        high += 0.001  # as upstream: a step, not a division by zero
+    dimension = np.arange(head_dim // 2, dtype=np.float64)
+    return 1.0 - np.clip((dimension - low) / (high - low), 0.0, 1.0)
+
+
+def inv_freq(scaling: RopeScaling, head_dim: int, rotary_base: float) -> FloatArray:
+    """Frequencies under any scaling, shape [head_dim // 2], in radians a position."""
+    if isinstance(scaling, YarnConfig):
+        return yarn_inv_freq(scaling, head_dim, rotary_base)
+    plain = rope_inv_freq(head_dim, effective_rotary_base(scaling, head_dim, rotary_base))
+    return plain / scaling.scaling_factor if isinstance(scaling, LinearConfig) else plain
+
+
+def effective_rotary_base(scaling: RopeScaling, head_dim: int, rotary_base: float) -> float:
+    """The base that the scaled frequencies are powers of: NTK-aware scaling moves it."""
+    if isinstance(scaling, NtkConfig):
+        return float(rotary_base * scaling.scaling_factor ** (head_dim / (head_dim - 2)))
+    return float(rotary_base)
+
+
+def attention_factor(scaling: RopeScaling) -> float:
+    """Scale of cos and sin under any scaling; attention logits get its square."""
+    return scaling.attention_factor if isinstance(scaling, YarnConfig) else 1.0
+
+
+def hf_rope_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
+    """The Hugging Face ``rope_scaling`` block that reproduces ``scaling`` exactly.
+
+    ``rotations`` becomes ``llama3``, ``dimensions`` becomes ``yarn``, linear ``linear``; NTK-aware
+    scaling and none need no block (``rope_theta`` is :func:`effective_rotary_base`).
+
+    Raises:
+        InputError: no block can express it: ``rope_type: llama3`` has no temperature.
+    """
+    if scaling is None or isinstance(scaling, NtkConfig):
+        return None
+    if isinstance(scaling, LinearConfig):
+        return {"rope_type": "linear", "factor": float(scaling.scaling_factor)}
+    block: dict[str, Any] = {
+        "factor": float(scaling.scaling_factor),
+        "original_max_position_embeddings": scaling.original_max_position_embeddings,
+    }
+    if scaling.ramp == "dimensions":
+        return {
+            "rope_type": "yarn",
+            **block,
+            "beta_fast": float(scaling.beta_fast),
+            "beta_slow": float(scaling.beta_slow),
+            "attention_factor": float(scaling.attention_factor),
+        }
+    if scaling.attention_factor != 1.0:
+        raise InputError(
+            f"no Hugging Face rope block expresses ramp 'rotations' with attention_factor "
+            f"{scaling.attention_factor}: rope_type 'llama3' has no temperature; train with "
+            "attention_factor 1.0, or with ramp 'dimensions' (rope_type 'yarn')"
+        )
+    return {
+        "rope_type": "llama3",
+        **block,
+        "low_freq_factor": float(scaling.beta_slow),
+        "high_freq_factor": float(scaling.beta_fast),
+    }
+
+
+_YARN_KEYS = {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"}
+_KNOWN_KEYS = {
+    "default": set[str](),
+    "linear": {"factor"},
+    "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
+    "yarn": _YARN_KEYS | {"truncate"},
+}
+_NEEDED_KEYS = {
+    "default": set[str](),
+    "linear": {"factor"},
+    "llama3": _KNOWN_KEYS["llama3"],
+    "yarn": {"factor", "original_max_position_embeddings"},
+}
+
+
+def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
+    """The scaling that a Hugging Face ``rope_scaling`` block means; the inverse of the above.
+
+    Raises:
+        InputError: the rope type is not one of default, linear, llama3 and yarn, or the block
+            lacks a key or has one whose meaning is not known here.
+    """
+    if block is None:
+        return None
+    rope_type = block.get("rope_type", block.get("type", "default"))
+    if rope_type not in _KNOWN_KEYS:
+        raise InputError(
+            f"rope_type {rope_type!r} is not supported; known: {', '.join(sorted(_KNOWN_KEYS))}"
+        )
+    values = {
+        key: value
+        for key, value in block.items()
+        if key not in ("rope_type", "type", "rope_theta") and value is not None
+    }
+    unknown = sorted(set(values) - _KNOWN_KEYS[rope_type])
+    missing = sorted(_NEEDED_KEYS[rope_type] - set(values))
+    if unknown or missing:
+        raise InputError(
+            f"rope_scaling of rope_type {rope_type!r}: missing keys {missing}, unknown keys {unknown}"
+        )
+    if rope_type == "default":
+        return None
+    factor = float(values["factor"])
+    if rope_type == "linear":
+        return LinearConfig(factor)
+    length = int(values["original_max_position_embeddings"])
+    if rope_type == "llama3":
+        return YarnConfig(
+            factor, length, float(values["high_freq_factor"]), float(values["low_freq_factor"])
+        )
+    if values.get("truncate", True) is not True:
+        raise InputError("rope_scaling of rope_type 'yarn' with truncate false is not supported")
+    return YarnConfig(
+        factor,
+        length,
+        float(values.get("beta_fast", 32.0)),
+        float(values.get("beta_slow", 1.0)),
+        "dimensions",
+        float(values.get("attention_factor", yarn_attention_factor(factor))),
+    )
+
+
+def wrapped_angles(positions: npt.NDArray[np.int64], frequencies: FloatArray) -> FloatArray:
+    """Angles ``position * frequency`` in [-pi, pi], float64, shape [S, head_dim // 2].
+
+    The product is rounded once in float64: at position 4,194,303 that is an error of at most
+    4.7e-10 rad, where float32 is wrong by up to 0.25 rad.
+    """
+    angles = positions.astype(np.float64)[:, None] * frequencies[None, :]
+    return np.asarray(np.remainder(angles + math.pi, 2.0 * math.pi) - math.pi)
