@@ -25,9 +25,7 @@ DocumentMask = Literal["none", "block"]
 IntArray = npt.NDArray[np.integer]
 
 
-def document_boundaries(
-    tokens: IntArray, separator_ids: Sequence[int]
-) -> npt.NDArray[np.int32]:
+def document_boundaries(tokens: IntArray, separator_ids: Sequence[int]) -> npt.NDArray[np.int32]:
     """Boundaries ``cu_seqlens`` of the documents in one row, shape [num_documents + 1].
 
     With separator ``(8, 9)``: ``[1, 2, 8, 9, 3, 8, 9, 4] -> [0, 4, 7, 8]``. Matches of the

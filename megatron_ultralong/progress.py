@@ -70,7 +70,8 @@ class ProgressBar:
         left = elapsed * (self.total - self.done) / self.done if self.done else float("inf")
         share = 100.0 * self.done / self.total if self.total else 100.0
         print(  # noqa: T201
-            f"{self.description}: {share:3.0f}% ({self.done:,.10g}/{self.total:,.10g} {self.unit}), "
+            f"{self.description}: {share:3.0f}% "
+            f"({self.done:,.10g}/{self.total:,.10g} {self.unit}), "
             f"{self._rate(now)}, elapsed {elapsed:.0f} s, ETA {max(left, 0.0):.0f} s",
             file=sys.stderr,
             flush=True,

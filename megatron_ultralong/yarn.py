@@ -124,7 +124,11 @@ def _rotations_ramp(config: YarnConfig, head_dim: int, rotary_base: float) -> Fl
 def _dimensions_ramp(config: YarnConfig, head_dim: int, rotary_base: float) -> FloatArray:
     def dimension_with(rotations: float) -> float:
         length = config.original_max_position_embeddings
-        return head_dim * math.log(length / (rotations * 2.0 * math.pi)) / (2.0 * math.log(rotary_base))
+        return (
+            head_dim
+            * math.log(length / (rotations * 2.0 * math.pi))
+            / (2.0 * math.log(rotary_base))
+        )
 
     low = float(max(math.floor(dimension_with(config.beta_fast)), 0))
     high = float(min(math.ceil(dimension_with(config.beta_slow)), head_dim - 1))
@@ -193,7 +197,13 @@ def hf_rope_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
     }
 
 
-_YARN_KEYS = {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"}
+_YARN_KEYS = {
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+}
 _KNOWN_KEYS = {
     "default": set[str](),
     "linear": {"factor"},
@@ -231,7 +241,8 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
     missing = sorted(_NEEDED_KEYS[rope_type] - set(values))
     if unknown or missing:
         raise InputError(
-            f"rope_scaling of rope_type {rope_type!r}: missing keys {missing}, unknown keys {unknown}"
+            f"rope_scaling of rope_type {rope_type!r}: missing keys {missing}, "
+            f"unknown keys {unknown}"
         )
     if rope_type == "default":
         return None

@@ -1,0 +1,349 @@
+"""Configuration of a run: frozen dataclasses, with every rule between fields in one place.
+
+The command line is generated from these classes; flags keep Megatron-LM's spelling. Docstrings
+under the fields are the flags' help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from megatron_ultralong.documents import DocumentMask
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.yarn import (
+    LinearConfig,
+    NtkConfig,
+    Ramp,
+    RopeScaling,
+    YarnConfig,
+    yarn_attention_factor,
+)
+
+AnglePrecision = Literal["exact", "float32"]
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a Llama model, in Megatron-LM's words; read from a checkpoint, never typed."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    """Key and value heads."""
+    kv_channels: int
+    """Size of one head."""
+    vocab_size: int
+    """Rows of the embedding, not padded."""
+    norm_epsilon: float
+    rotary_base: float
+    max_position_embeddings: int
+    """Positions that the weights were trained for."""
+    untie_embeddings_and_output_weights: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding of the extended model."""
+
+    rope_scaling: Literal["yarn", "ntk", "linear", "none", "keep"] = "yarn"
+    """Replaces the checkpoint's own scaling: yarn (the recipe), ntk, linear or none (ablations);
+    keep leaves the checkpoint's."""
+    rope_scaling_factor: float = 1.0
+    """s: extended context / original context; 128, 256, 512 for 1M, 2M, 4M over 8192."""
+    original_max_position_embeddings: int = 8192
+    """L: the context over which YaRN counts rotations."""
+    beta_fast: float = 4.0
+    """YaRN: dimensions with more rotations over L keep their frequency."""
+    beta_slow: float = 1.0
+    """YaRN: dimensions with fewer rotations over L are divided by s."""
+    ramp: Ramp = "rotations"
+    """YaRN: mix by rotations (the paper; exports as llama3) or by dimensions (exports as yarn)."""
+    attention_factor: float | Literal["yarn"] = 1.0
+    """YaRN's temperature: a number, or yarn for 0.1 ln(s) + 1 (needs ramp dimensions to export)."""
+    angle_precision: AnglePrecision = "exact"
+    """exact: angles in float64, wrapped; float32: as engines with float32 tables have them."""
+
+    def scaling(self, checkpoint: RopeScaling) -> RopeScaling:
+        """The scaling to train with, given the one that the checkpoint carries."""
+        if self.rope_scaling == "keep":
+            return checkpoint
+        if self.rope_scaling == "none":
+            return None
+        if self.rope_scaling == "ntk":
+            return NtkConfig(self.rope_scaling_factor)
+        if self.rope_scaling == "linear":
+            return LinearConfig(self.rope_scaling_factor)
+        factor = self.attention_factor
+        return YarnConfig(
+            self.rope_scaling_factor,
+            self.original_max_position_embeddings,
+            self.beta_fast,
+            self.beta_slow,
+            self.ramp,
+            yarn_attention_factor(self.rope_scaling_factor) if factor == "yarn" else factor,
+        )
+
+    def max_positions(self, checkpoint_positions: int) -> int:
+        """Positions that the extended model is made for, given those of the checkpoint."""
+        if self.rope_scaling in ("keep", "none"):
+            return checkpoint_positions
+        if self.rope_scaling == "yarn":
+            return math.floor(self.rope_scaling_factor * self.original_max_position_embeddings)
+        return math.floor(self.rope_scaling_factor * checkpoint_positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """How the work is spread over ranks."""
+
+    tensor_model_parallel_size: int = 1
+    """Ranks that split every weight matrix and the heads."""
+    pipeline_model_parallel_size: int = 1
+    """Ranks that split the layers."""
+    context_parallel_size: int = 1
+    """Ranks that split every row of tokens."""
+    sequence_parallel: bool = False
+    """Split norms and residuals over the tensor-parallel ranks, along the sequence."""
+    distributed_timeout_minutes: float = 10.0
+    """A collective that takes longer ends the run."""
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one replica of the model and one row."""
+        return (
+            self.tensor_model_parallel_size
+            * self.pipeline_model_parallel_size
+            * self.context_parallel_size
+        )
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Replicas in ``world_size`` ranks.
+
+        Raises:
+            InputError: the ranks do not divide into replicas.
+        """
+        if world_size % self.model_parallel_size:
+            raise InputError(
+                f"world_size ({world_size}) must be divisible by tensor x pipeline x context "
+                f"parallel size ({self.tensor_model_parallel_size} x "
+                f"{self.pipeline_model_parallel_size} x {self.context_parallel_size} = "
+                f"{self.model_parallel_size}): start a multiple of {self.model_parallel_size} "
+                "ranks, or change the sizes"
+            )
+        return world_size // self.model_parallel_size
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise InputError where ``model`` cannot be split this way."""
+        for name, heads in (
+            ("num_attention_heads", model.num_attention_heads),
+            ("num_query_groups", model.num_query_groups),
+        ):
+            _check_divisible(
+                name,
+                heads,
+                "tensor_model_parallel_size",
+                self.tensor_model_parallel_size,
+                "every rank holds whole heads",
+            )
+        _check_divisible(
+            "ffn_hidden_size",
+            model.ffn_hidden_size,
+            "tensor_model_parallel_size",
+            self.tensor_model_parallel_size,
+            "every rank holds an equal part of the MLP",
+        )
+        _check_divisible(
+            "num_layers",
+            model.num_layers,
+            "pipeline_model_parallel_size",
+            self.pipeline_model_parallel_size,
+            "every stage holds as many layers",
+        )
+
+    def check_seq_length(self, seq_length: int) -> None:
+        """Raise InputError where rows of ``seq_length`` tokens cannot be split this way."""
+        unit = 2 * self.context_parallel_size
+        rule = "zigzag gives each rank one early and one late chunk"
+        if self.sequence_parallel:
+            unit *= self.tensor_model_parallel_size
+            rule += ", and sequence parallelism splits them over tensor-parallel ranks"
+        if seq_length < unit or seq_length % unit:
+            below = seq_length // unit * unit
+            nearest = f"{below} or {below + unit}" if below else f"{unit}"
+            factors = "2 * context_parallel_size" + (
+                " * tensor_model_parallel_size" if self.sequence_parallel else ""
+            )
+            raise InputError(
+                f"seq_length ({seq_length}) must be divisible by {factors} ({unit}): "
+                f"{rule}; use {nearest}"
+            )
+
+
+def _check_divisible(name: str, value: int, by_name: str, by: int, rule: str) -> None:
+    if value % by:
+        options = ", ".join(str(n) for n in range(1, value + 1) if value % n == 0)
+        raise InputError(
+            f"{name} ({value}) must be divisible by {by_name} ({by}): {rule}; "
+            f"{by_name} can be {options}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on."""
+
+    data_path: str = ""
+    """Folder written by `ultralong prepare`."""
+    seq_length: int = 0
+    """Tokens in a row; 0 takes the folder's own."""
+    document_mask: DocumentMask = "none"
+    """none: documents of a row attend to each other (the paper's recipe); block: they do not."""
+    seed: int = 1234
+    """Order of the rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, its schedule and gradient clipping."""
+
+    lr: float = 3e-5
+    """Peak learning rate (the paper's 3e-5)."""
+    min_lr: float = 0.0
+    """The rate that a decaying schedule ends at."""
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
+    """Schedule after the warm-up; the paper does not state its own."""
+    lr_warmup_iters: int = 0
+    """Iterations of linear warm-up."""
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    clip_grad: float = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    use_distributed_optimizer: bool = True
+    """Spread optimizer states over data x context parallel ranks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Continued pretraining at an extended context."""
+
+    load: str = ""
+    """Megatron checkpoint to start from (`ultralong convert import`)."""
+    save: str = ""
+    """Folder for checkpoints; one that holds this run's checkpoints is resumed."""
+    save_interval: int = 0
+    """Iterations between checkpoints; 0 saves at the end only."""
+    train_iters: int = 0
+    """Iterations (optimizer steps) of the whole run."""
+    micro_batch_size: int = 1
+    """Rows in one forward pass of a replica."""
+    global_batch_size: int = 1
+    """Rows in one iteration, over all replicas."""
+    eval_interval: int = 0
+    """Iterations between validation losses; 0: none."""
+    eval_iters: int = 4
+    """Global batches in one validation."""
+    log_interval: int = 1
+    """Iterations between log lines."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Weights and activations; master weights, sums and gradients are float32 in both."""
+    recompute_granularity: Literal["none", "full"] = "full"
+    """full: keep layer inputs only, and recompute the rest in backward."""
+    rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+
+    def check(self, world_size: int) -> None:
+        """Check the rules that need neither checkpoint nor data.
+
+        Raises:
+            InputError: a rule between fields is broken.
+        """
+        for name, value in (("--load", self.load), ("--data-path", self.data.data_path)):
+            if not value:
+                raise InputError(f"{name} is needed: see `ultralong pretrain --help`")
+        for field, least in (
+            ("train_iters", 1),
+            ("micro_batch_size", 1),
+            ("global_batch_size", 1),
+            ("save_interval", 0),
+            ("eval_interval", 0),
+            ("eval_iters", 1),
+            ("log_interval", 1),
+        ):
+            if getattr(self, field) < least:
+                raise InputError(f"{field} must be at least {least}, not {getattr(self, field)}")
+        if self.data.document_mask == "block" and self.micro_batch_size != 1:
+            raise InputError(
+                f"document_mask 'block' needs micro_batch_size 1, not {self.micro_batch_size}: "
+                "every row has documents of its own; raise global_batch_size instead"
+            )
+        self.num_microbatches(world_size)
+
+    def num_microbatches(self, world_size: int) -> int:
+        """Forward passes of one replica in an iteration.
+
+        Raises:
+            InputError: the global batch does not divide into them.
+        """
+        replicas = self.parallel.data_parallel_size(world_size)
+        rows = self.micro_batch_size * replicas
+        if self.global_batch_size % rows:
+            raise InputError(
+                f"global_batch_size ({self.global_batch_size}) must be divisible by "
+                f"micro_batch_size x data-parallel size ({self.micro_batch_size} x {replicas} = "
+                f"{rows}): use {math.ceil(self.global_batch_size / rows) * rows}"
+            )
+        return self.global_batch_size // rows
+
+    def check_positions(self, checkpoint_positions: int) -> None:
+        """Raise InputError where rows are longer than the positions the model is made for."""
+        limit = self.rope.max_positions(checkpoint_positions)
+        if self.data.seq_length > limit:
+            original = self.rope.original_max_position_embeddings
+            raise InputError(
+                f"seq_length ({self.data.seq_length}) is beyond the {limit} positions of "
+                f"rope_scaling '{self.rope.rope_scaling}': rows must fit the rotary embedding; "
+                f"use rows of {limit}, or rope_scaling yarn with a rope_scaling_factor of at "
+                f"least {math.ceil(self.data.seq_length / original)} over "
+                f"original_max_position_embeddings {original}"
+            )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain nested dicts, as they are written to YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(config_class: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """A config from plain nested dicts; fields that are absent keep their default.
+
+    Raises:
+        InputError: a key that the class does not have, or a field without default is missing.
+    """
+    hints = typing.get_type_hints(config_class)
+    names = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise InputError(
+            f"{where or config_class.__name__}: unknown keys {unknown}; known are {sorted(names)}"
+        )
+    arguments = {
+        key: from_dict(hints[key], value, f"{where}.{key}".lstrip("."))
+        if dataclasses.is_dataclass(hints[key])
+        else value
+        for key, value in values.items()
+    }
+    try:
+        return config_class(**arguments)
+    except TypeError as error:
+        raise InputError(f"{where or config_class.__name__}: {error}") from error

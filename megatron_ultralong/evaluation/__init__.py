@@ -1,0 +1,1 @@
+"""Evaluation: loss by position, passkey retrieval, pictures and reports."""
