@@ -1,0 +1,142 @@
+"""Records of one file: JSONL, parquet or plain text, plain or compressed, streamed.
+
+Nothing is raised for a bad record: it is yielded with its error, so that the caller decides
+whether the run stops there or goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FileFormat = Literal["auto", "jsonl", "parquet", "text"]
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""Compression by the last suffix of a file's name."""
+
+FORMATS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+"""Format by suffix, without that of the compression; any other file is one text document."""
+
+PARQUET_BATCH_ROWS = 64
+"""Rows decoded at a time: documents may be megabytes long."""
+
+
+class Record(NamedTuple):
+    """One record of a file, or what is wrong with it."""
+
+    place: str
+    """``FILE`` or ``FILE:LINE``, for messages."""
+
+    position: int
+    """Bytes of the file (as it lies on disk) read so far."""
+
+    fields: Mapping[str, Any]
+    """Values by key."""
+
+    error: str = ""
+    """What is wrong; the fields are empty then."""
+
+    is_text_file: bool = False
+    """The record is a whole text file, which has no key but that of its text."""
+
+
+def read_records(path: Path, keys: tuple[str, ...], file_format: FileFormat) -> Iterator[Record]:
+    """Records of a file; a text file is one record, whose text stands under ``keys[0]``.
+
+    Args:
+        path: the file; ``.gz`` and ``.zst`` are decompressed on the way.
+        keys: top-level keys that are wanted; only these columns of a parquet file are read.
+        file_format: ``auto`` goes by the name, see :data:`FORMATS`.
+    """
+    if file_format == "auto":
+        file_format = FORMATS.get(Path(uncompressed_name(path)).suffix.lower(), "text")
+    if file_format == "parquet":
+        return _read_parquet(path, keys)
+    if file_format == "jsonl":
+        return _read_jsonl(path)
+    return _read_text(path, keys[0])
+
+
+def uncompressed_name(path: Path) -> str:
+    """Name of a file without the suffix of its compression: ``a.jsonl.gz -> a.jsonl``."""
+    return path.stem if path.suffix.lower() in COMPRESSIONS else path.name
+
+
+def _read_text(path: Path, key: str) -> Iterator[Record]:
+    try:
+        with open(path, "rb") as raw:
+            data = _decompressed(raw, path).read()
+            size = raw.tell()
+    except (OSError, pa.ArrowInvalid) as error:
+        yield _unreadable(path, error)
+        return
+    try:
+        yield Record(str(path), size, {key: data.decode("utf-8-sig")}, is_text_file=True)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        yield Record(f"{path}:{line}", size, {}, f"not UTF-8 ({error.reason})")
+
+
+def _read_jsonl(path: Path) -> Iterator[Record]:
+    number = 0
+    try:
+        with open(path, "rb") as raw:
+            for number, line in enumerate(_decompressed(raw, path), start=1):
+                if line.strip():
+                    yield _json_record(f"{path}:{number}", raw.tell(), line)
+    except (OSError, pa.ArrowInvalid) as error:
+        yield _unreadable(f"{path}:{number + 1}", error)
+
+
+def _json_record(place: str, position: int, line: bytes) -> Record:
+    try:
+        fields = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return Record(place, position, {}, f"not UTF-8 ({error.reason})")
+    except (json.JSONDecodeError, RecursionError) as error:
+        return Record(place, position, {}, f"not JSON ({error}); is the file cut short?")
+    if not isinstance(fields, dict):
+        kind = type(fields).__name__
+        return Record(place, position, {}, f"a {kind}, where one JSON object a line belongs")
+    return Record(place, position, fields)
+
+
+def _read_parquet(path: Path, keys: tuple[str, ...]) -> Iterator[Record]:
+    row = 0
+    try:
+        size = path.stat().st_size
+        with pq.ParquetFile(path) as file:
+            num_rows = file.metadata.num_rows
+            columns = [key for key in keys if key in file.schema_arrow.names]
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=columns):
+                for fields in batch.to_pylist():
+                    row += 1
+                    yield Record(f"{path}:{row}", size * row // num_rows, fields)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        yield _unreadable(f"{path}:{row + 1}", error)
+
+
+def _decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedReader:
+    """The content of an open file; its truncation raises OSError."""
+    codec = COMPRESSIONS.get(path.suffix.lower())
+    if codec is None:
+        return raw
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), codec), 1 << 20)
+
+
+def _unreadable(place: Path | str, error: Exception) -> Record:
+    return Record(str(place), 0, {}, f"cannot be read ({error}); is the file cut short?")
+
+
+def file_size(path: Path) -> int:
+    """Size of a file in bytes, 0 where it cannot be told (reading it says why)."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0

@@ -1,0 +1,185 @@
+"""``manifest.json`` beside packed rows: what they are made of, and what their reader must know."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.errors import InputError
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class InputSummary:
+    """What was found at one ``--source``."""
+
+    name: str
+    """Name given on the command line."""
+
+    path: str
+    """Path or pattern given there."""
+
+    num_files: int
+    """Files read."""
+
+    num_bytes: int
+    """Their size on disk."""
+
+    num_documents: int
+    """Documents with text, duplicates included."""
+
+    num_duplicates: int
+    """Documents dropped because an equal one came before, in this input or an earlier one."""
+
+    num_empty: int
+    """Documents without text or tokens, dropped."""
+
+    num_bad: int
+    """Documents that could not be read, dropped under ``--skip-bad``."""
+
+    ids_sha256: str
+    """SHA-256 over the ids of the documents, in the order of reading."""
+
+
+@dataclass(frozen=True)
+class BinSummary:
+    """The documents of one source in one length bin, before and after sampling."""
+
+    source: str
+    """Name of the source."""
+
+    length_bin: str
+    """Tokens of a document: ``<4096``, ``4096-8191`` or ``>=8192``."""
+
+    weight: float
+    """Expected number of copies of a document of the training split."""
+
+    num_documents: int
+    """Distinct documents found."""
+
+    num_tokens: int
+    """Their tokens, separators not counted."""
+
+    num_documents_sampled: int
+    """Documents packed, each copy counted."""
+
+    num_tokens_sampled: int
+    """Their tokens, separators not counted."""
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """One pair of ``.bin`` and ``.idx``."""
+
+    num_documents: int
+    """Documents packed, each copy counted."""
+
+    num_repeats_dropped: int
+    """Copies left out because they would have shared a row with the copy before them."""
+
+    num_rows: int
+    """Rows of exactly ``seq_length`` tokens."""
+
+    num_tokens: int
+    """Tokens of all rows, separators included."""
+
+    num_dropped_tokens: int
+    """Tokens of the incomplete row at the end."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that determined the rows; equal input gives an equal manifest and equal rows."""
+
+    format_version: int
+    """:data:`FORMAT_VERSION` of the writer."""
+
+    seq_length: int
+    """Tokens of a row."""
+
+    separator: str
+    """Separator asked for: a text, ``eos`` or ``none``."""
+
+    separator_ids: list[int]
+    """Its ids, as they stand between documents."""
+
+    tokenizer_sha256: str
+    """SHA-256 of the file that defines the ids; the tokenizer lies in ``tokenizer/``."""
+
+    vocab_size: int
+    """Largest id + 1."""
+
+    seed: int
+    """Seed of the split, the sample and the order."""
+
+    valid_fraction: float
+    """Expected share of the documents in ``valid``."""
+
+    max_tokens: int | None
+    """Budget asked for."""
+
+    length_sampling: dict[str, Any]
+    """Fields of :class:`~megatron_ultralong.data.sampling.LengthSampling`."""
+
+    num_documents_with_separator: int
+    """Documents with the separator among their own tokens, where it reads as a boundary."""
+
+    inputs: list[InputSummary]
+    """One for each ``--source``."""
+
+    bins: list[BinSummary]
+    """One for each source and length bin."""
+
+    splits: dict[str, SplitSummary]
+    """``train`` and, unless the fraction is 0, ``valid``."""
+
+    versions: dict[str, str]
+    """Versions of Python and of the packages that the ids and rows depend on."""
+
+    def save(self, folder: Path) -> None:
+        """Write ``FOLDER/manifest.json``."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def load_manifest(folder: str | Path) -> Manifest:
+    """Read ``FOLDER/manifest.json``.
+
+    Raises:
+        InputError: where it is missing, broken or of another format version.
+    """
+    file = Path(folder) / FILE_NAME
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {file} ({error.strerror}): give the output folder of `prepare`, which "
+            f"holds train.bin, train.idx and {FILE_NAME}"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}); prepare the rows again") from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{file} has format_version {version}, where this program reads {FORMAT_VERSION}: "
+            "prepare the rows again, or use the program that made them"
+        )
+    try:
+        return Manifest(
+            **{
+                **data,
+                "inputs": [InputSummary(**item) for item in data["inputs"]],
+                "bins": [BinSummary(**item) for item in data["bins"]],
+                "splits": {name: SplitSummary(**item) for name, item in data["splits"].items()},
+            }
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file} lacks a field or has an unknown one ({error}); prepare the rows again"
+        ) from error

@@ -1,0 +1,202 @@
+"""Documents of the sources ``NAME=PATH`` on the command line, streamed."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from megatron_ultralong.data.formats import (
+    FileFormat,
+    Record,
+    file_size,
+    read_records,
+    uncompressed_name,
+)
+from megatron_ultralong.documents import document_id
+from megatron_ultralong.errors import InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named set of files: ``NAME=PATH`` on the command line."""
+
+    name: str
+    """Name in tables and in the manifest; its share of the tokens is kept."""
+
+    pattern: str
+    """A file, a folder (all files below it) or a glob pattern (``**`` spans folders)."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: whole, as it stands in its file."""
+
+    text: str
+    """The text."""
+
+    source: str
+    """Name of the source it counts for."""
+
+    id: str
+    """:func:`~megatron_ultralong.documents.document_id` of the text."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files are read."""
+
+    text_key: str = "text"
+    """Key (JSONL) or column (parquet) of the text; a.b is the key b inside a."""
+
+    source_key: str | None = None
+    """Key or column with the name of the source of every document, in place of NAME."""
+
+    suffixes: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
+    ] = ()
+    """Ending of the files wanted in a folder or pattern, such as .py; repeatable, all if none."""
+
+    file_format: FileFormat = "auto"
+    """Format of all files; auto goes by the name of each."""
+
+    skip_bad: bool = False
+    """Count and skip what cannot be read, instead of stopping there."""
+
+
+def parse_source(argument: str) -> Source:
+    """The source that ``NAME=PATH`` names: ``"web=/data/*.jsonl" -> Source("web", ...)``.
+
+    Raises:
+        InputError: where a part is missing.
+    """
+    name, equals, pattern = argument.partition("=")
+    if not (name and equals and pattern):
+        raise InputError(
+            f"--source {argument!r} must be NAME=PATH, a name for the table and a file, folder or "
+            f"glob pattern; for example --source code={argument.strip('=') or '/data/code'}"
+        )
+    return Source(name, os.path.expanduser(pattern))
+
+
+def source_files(source: Source, suffixes: Sequence[str] = ()) -> list[Path]:
+    """Files of a source, sorted by path; those below folders too.
+
+    Raises:
+        InputError: where there are none.
+    """
+    if os.path.isfile(source.pattern):
+        return [Path(source.pattern)]
+    if os.path.isdir(source.pattern):
+        found = [source.pattern]
+    else:
+        found = glob.glob(source.pattern, recursive=True)
+    files = {path for entry in found for path in _files_below(Path(entry))}
+    wanted = [path for path in files if not suffixes or _ends_with(path, tuple(suffixes))]
+    if not wanted:
+        among = f" ending in {' or '.join(suffixes)}" if suffixes else ""
+        raise InputError(
+            f"source {source.name!r}: no file{among} at {source.pattern} "
+            f"({len(files)} files before that filter); check the path, the quotes around a "
+            "pattern, and --suffix"
+        )
+    return sorted(wanted)
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    else:
+        for folder, _, names in os.walk(path):
+            yield from (Path(folder, name) for name in names)
+
+
+def _ends_with(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.endswith(suffixes) or uncompressed_name(path).endswith(suffixes)
+
+
+class DocumentReader:
+    """The documents of one source, in the order of its files; iterate once.
+
+    Empty texts are dropped and counted, and so are bad records under ``skip_bad``.
+
+    Raises:
+        InputError: at a bad record (file, line and reason), or where no document has any text.
+    """
+
+    def __init__(self, source: Source, options: ReadOptions) -> None:
+        self.source = source
+        self.options = options
+        self.files = source_files(source, options.suffixes)
+        self.sizes = [file_size(path) for path in self.files]
+        self.num_bytes = sum(self.sizes)
+        self.bytes_read = 0
+        self.num_documents = self.num_empty = self.num_bad = 0
+
+    def __iter__(self) -> Iterator[Document]:
+        options = self.options
+        keys = [options.text_key] + ([options.source_key] if options.source_key else [])
+        columns = tuple(dict.fromkeys(k for key in keys for k in (key, key.partition(".")[0])))
+        before = 0
+        for path, size in zip(self.files, self.sizes, strict=True):
+            for record in read_records(path, columns, options.file_format):
+                self.bytes_read = before + min(record.position, size)
+                document = self._document(record)
+                if document is not None:
+                    self.num_documents += 1
+                    yield document
+            before += size
+            self.bytes_read = before
+        if self.num_documents == 0:
+            raise InputError(
+                f"source {self.source.name!r} has no text: {self.source.pattern} "
+                f"({len(self.files)} files, {self.num_empty} empty documents, {self.num_bad} bad "
+                "ones skipped); leave this --source out or check its path and --text-key"
+            )
+
+    def _document(self, record: Record) -> Document | None:
+        """The document of a record; None for one that is counted and skipped."""
+        text = _value(record.fields, self.options.text_key)
+        name: Any = self.source.name
+        if self.options.source_key and not record.is_text_file:
+            name = _value(record.fields, self.options.source_key)
+        error = record.error or self._what_is_wrong(record, text, name)
+        if error and not self.options.skip_bad:
+            raise InputError(
+                f"source {self.source.name!r}: {record.place}: {error}; mend it, or skip and "
+                "count such documents with --skip-bad"
+            )
+        if error:
+            self.num_bad += 1
+            return None
+        if not text.strip():
+            self.num_empty += 1
+            return None
+        return Document(text, name, document_id(text))
+
+    def _what_is_wrong(self, record: Record, text: object, name: object) -> str:
+        for key, value in ((self.options.text_key, text), (self.options.source_key, name)):
+            if not isinstance(value, str):
+                found = ", ".join(map(str, record.fields)) or "nothing"
+                kind = "no value" if value is None else f"a {type(value).__name__}"
+                return f"key {key!r} has {kind}, where a text belongs (keys here: {found})"
+        assert isinstance(text, str)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            return f"a lone surrogate at character {error.start}, which no UTF-8 text can hold"
+        return ""
+
+
+def _value(fields: Mapping[str, Any], key: str) -> Any:
+    """Value under a key, or under a path: ``({"a": {"b": 1}}, "a.b") -> 1``."""
+    if key in fields:
+        return fields[key]
+    first, dot, rest = key.partition(".")
+    inner = fields.get(first)
+    return _value(inner, rest) if dot and isinstance(inner, Mapping) else None

@@ -1,0 +1,71 @@
+"""Packed rows as training and evaluation read them, and the order in which a run takes them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.indexed import IndexedReader
+from megatron_ultralong.errors import InputError
+
+Int64Array = npt.NDArray[np.int64]
+
+
+class PackedRows:
+    """Rows of equal length: ``PackedRows("out/train")[i] -> tokens``, int64, shape [S].
+
+    Raises:
+        InputError: where a file is missing, cut short, empty or not of rows of one length.
+    """
+
+    def __init__(self, path_prefix: str | Path) -> None:
+        self._sequences = IndexedReader(path_prefix)
+        lengths = self._sequences.lengths
+        if lengths.size == 0 or lengths.min() != lengths.max():
+            found = f"{lengths.min()} to {lengths.max()} tokens" if lengths.size else "no rows"
+            raise InputError(
+                f"{path_prefix}.idx holds {found}, where packed rows all have one length: "
+                "this is no output of `prepare`; prepare the documents first"
+            )
+        self.seq_length = int(lengths[0])
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __getitem__(self, row: int) -> Int64Array:
+        """Tokens of a row, shape [S]."""
+        return self.read(row, 0, self.seq_length)
+
+    def read(self, row: int, start: int, stop: int) -> Int64Array:
+        """Tokens ``[start, stop)`` of a row: the rest of the row is not read from disk."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        return self._sequences.read(row, start, stop).astype(np.int64)
+
+
+@functools.lru_cache(maxsize=4)
+def row_order(num_rows: int, epoch: int, seed: int) -> Int64Array:
+    """Order of the rows in one epoch, a permutation of ``range(num_rows)``, read-only.
+
+    A function of its arguments alone. The raw output of Philox is sorted, because numpy keeps that
+    output the same in all its versions, and does not promise it of ``Generator.permutation``.
+    """
+    generator = np.random.Philox(np.random.SeedSequence([seed, epoch]))
+    order = np.argsort(generator.random_raw(num_rows), kind="stable").astype(np.int64)
+    order.setflags(write=False)
+    return order
+
+
+def global_row_index(sample: int, num_rows: int, seed: int) -> int:
+    """Row of sample number ``sample`` of a run (the samples consumed before it).
+
+    A run resumes by its count of consumed samples alone; samples ``[e n, (e + 1) n)`` are a
+    permutation of the ``n`` rows, another one in each epoch ``e``.
+    """
+    assert num_rows > 0, num_rows
+    assert sample >= 0, sample
+    epoch, place = divmod(sample, num_rows)
+    return int(row_order(num_rows, epoch, seed)[place])

@@ -1,0 +1,137 @@
+"""Which documents a corpus keeps, and how often: by length, reproducible by construction.
+
+Every document has a weight ``w(source, length bin)``, its expected number of copies:
+``copies = floor(w) + [u < frac(w)]`` with ``u = hash(seed, document)``. Neither the order of the
+input nor other documents of the same weight change what happens to one.
+
+The paper (arXiv 2504.06214, section 3.1) takes fewer documents under 4K tokens and more over 8K,
+after Fu et al. (arXiv 2402.10171), and keeps the mix of the sources. Its factors are not published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tyro
+
+from megatron_ultralong.documents import unit_hash
+from megatron_ultralong.errors import InputError
+
+SamplingName = Literal["ultralong", "fu", "none"]
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LengthSampling:
+    """Weights by length in tokens (real ones, without separator)."""
+
+    name: Annotated[SamplingName, tyro.conf.arg(name="length-sampling")] = "fu"
+    """fu: short documents at short_weight, all others once, as in Fu's code. ultralong: long ones
+    at long_weight too, as the paper says. none: every document once."""
+
+    short_length: int = 4096
+    """Documents under this many tokens are short."""
+
+    long_length: int = 8192
+    """Documents of at least this many tokens are long."""
+
+    short_weight: float = 0.1
+    """Weight of short documents; 0.1 is that of Fu's code."""
+
+    long_weight: float = 2.0
+    """Weight of long documents under ultralong; our choice, the paper gives none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.short_length <= self.long_length:
+            raise InputError(
+                f"short_length ({self.short_length}) must be at most long_length "
+                f"({self.long_length}): lengths between the two have weight 1"
+            )
+        if self.short_weight < 0 or self.long_weight < 0:
+            raise InputError(
+                f"short_weight ({self.short_weight}) and long_weight ({self.long_weight}) are "
+                "expected numbers of copies: they must be at least 0"
+            )
+
+    def bin_names(self) -> tuple[str, str, str]:
+        """Names of the length bins: ``("<4096", "4096-8191", ">=8192")``."""
+        short, long = self.short_length, self.long_length
+        return f"<{short}", f"{short}-{long - 1}", f">={long}"
+
+    def bin_weights(self) -> tuple[float, float, float]:
+        """Weights of the length bins, before the mix of the sources is restored."""
+        if self.name == "none":
+            return 1.0, 1.0, 1.0
+        return self.short_weight, 1.0, self.long_weight if self.name == "ultralong" else 1.0
+
+    def bins(self, lengths: Int64Array) -> Int64Array:
+        """Length bin (0, 1, 2) of every document, shape [num_documents]."""
+        return np.digitize(lengths, [self.short_length, self.long_length]).astype(np.int64)
+
+
+def document_weights(
+    lengths: Int64Array,
+    sources: Int64Array,
+    source_names: Sequence[str],
+    sampling: LengthSampling,
+    max_tokens: int | None = None,
+) -> Float64Array:
+    """Expected copies of every document, shape [num_documents].
+
+    The weights of a source's bins are scaled by one factor, so that its expected share of the
+    tokens is its share of the input: a source that has fewer long documents keeps more of the
+    others. ``max_tokens`` scales all sources down alike.
+
+    Args:
+        lengths: tokens of every document, shape [num_documents].
+        sources: index of its source, shape [num_documents].
+        source_names: names of the sources, for messages.
+        sampling: the weights by length.
+        max_tokens: expected tokens of the whole sample at most.
+
+    Raises:
+        InputError: where a source would lose all its documents.
+    """
+    weights = np.asarray(sampling.bin_weights())[sampling.bins(lengths)]
+    tokens = np.bincount(sources, lengths, len(source_names))
+    expected = np.bincount(sources, weights * lengths, len(source_names))
+    for name, before, after in zip(source_names, tokens, expected, strict=True):
+        if before and not after:
+            raise InputError(
+                f"source {name!r}: all its {before:.0f} tokens have weight 0 under "
+                f"--length-sampling {sampling.name} (short_length {sampling.short_length}, "
+                f"short_weight {sampling.short_weight}); raise that weight or leave the source out"
+            )
+    total = min(expected.sum(), np.inf if max_tokens is None else max_tokens)
+    target = tokens / max(tokens.sum(), 1) * total
+    scale = np.divide(target, expected, out=np.ones_like(target), where=expected > 0)
+    return np.asarray(weights * scale[sources])
+
+
+def num_copies(weights: Float64Array, ids: Sequence[str], seed: int) -> Int64Array:
+    """Copies of every document, shape [num_documents]: ``floor(w) + [u < frac(w)]``."""
+    weights = np.round(weights, 9)  # 0.1 * 10 is one copy, not 0.999... of one
+    units = np.fromiter((unit_hash(seed, f"sample:{i}") for i in ids), np.float64, len(ids))
+    whole = np.floor(weights)
+    return (whole + (units < weights - whole)).astype(np.int64)
+
+
+def mixed_order(copies: Int64Array, ids: Sequence[str], seed: int) -> Int64Array:
+    """Documents (by index) in the order of packing, one entry a copy, shape [sum(copies)].
+
+    Copy ``k`` of ``n`` stands at ``(k + u) / n`` of the corpus with ``u = hash(seed, document)``:
+    sources and lengths are mixed evenly, and copies of one document stand far apart.
+    """
+    entries = np.repeat(np.arange(len(ids), dtype=np.int64), copies)
+    starts = np.repeat(np.cumsum(copies) - copies, copies)
+    k = np.arange(entries.size) - starts
+    units = np.fromiter((unit_hash(seed, f"order:{i}") for i in ids), np.float64, len(ids))
+    places = (k + units[entries]) / copies[entries]
+    # equal places (all but impossible) fall back on the identity, not on the order of the input
+    ranks = np.argsort(np.argsort(np.asarray(ids, dtype=np.str_), kind="stable"))
+    return np.asarray(entries[np.lexsort((ranks[entries], places))])

@@ -1,0 +1,73 @@
+"""The table that `prepare` prints at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_ultralong.data.manifest import BinSummary, Manifest
+
+
+def print_summary(manifest: Manifest, output: Path) -> None:
+    """Print documents and tokens by source, and rows by split, to standard output."""
+    console = Console()
+    console.print(source_table(manifest))
+    for name, split in manifest.splits.items():
+        console.print(
+            f"{name}: {split.num_rows:,} rows x {manifest.seq_length:,} = {split.num_tokens:,} "
+            f"tokens of {split.num_documents:,} documents; {split.num_dropped_tokens:,} tokens in "
+            f"the incomplete last row and {split.num_repeats_dropped:,} repeats dropped",
+            highlight=False,
+        )
+    notes = {
+        "equal to an earlier one": sum(i.num_duplicates for i in manifest.inputs),
+        "empty": sum(i.num_empty for i in manifest.inputs),
+        "unreadable": sum(i.num_bad for i in manifest.inputs),
+    }
+    dropped = ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
+    if dropped:
+        console.print(f"documents dropped while reading: {dropped}", highlight=False)
+    if manifest.num_documents_with_separator:
+        console.print(
+            f"{manifest.num_documents_with_separator:,} documents hold the separator "
+            f"{manifest.separator_ids} themselves: a boundary will be seen there",
+            highlight=False,
+        )
+    console.print(f"written: {output}", highlight=False, soft_wrap=True)
+
+
+def source_table(manifest: Manifest) -> Table:
+    """One line for each source and length bin, before and after sampling."""
+    table = Table(title=f"documents by length (sampling: {manifest.length_sampling['name']})")
+    table.add_column("source")
+    for column in ("length", "found", "tokens", "share", "weight", "sampled", "tokens", "share"):
+        table.add_column(column, justify="right")
+    before = sum(line.num_tokens for line in manifest.bins)
+    after = sum(line.num_tokens_sampled for line in manifest.bins)
+    for source in dict.fromkeys(line.source for line in manifest.bins):
+        lines = [line for line in manifest.bins if line.source == source]
+        for line in lines:
+            weight = f"{line.weight:.3g}"
+            table.add_row("", *_cells(line.length_bin, weight, [line], before, after))
+        table.add_row(source, *_cells("all", "", lines, before, after), end_section=True)
+    return table
+
+
+def _cells(
+    length_bin: str, weight: str, lines: Sequence[BinSummary], before: int, after: int
+) -> list[str]:
+    tokens = sum(line.num_tokens for line in lines)
+    sampled = sum(line.num_tokens_sampled for line in lines)
+    return [
+        length_bin,
+        f"{sum(line.num_documents for line in lines):,}",
+        f"{tokens / 1e6:,.2f}M",
+        f"{tokens / max(before, 1):.1%}",
+        weight,
+        f"{sum(line.num_documents_sampled for line in lines):,}",
+        f"{sampled / 1e6:,.2f}M",
+        f"{sampled / max(after, 1):.1%}",
+    ]

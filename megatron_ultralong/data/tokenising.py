@@ -1,0 +1,126 @@
+"""Whole documents to token ids, without BOS or EOS, special tokens in the text taken as text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from megatron_ultralong.errors import InputError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""What a Hugging Face tokenizer folder may hold; the first is needed."""
+
+
+class DocumentTokenizer(Protocol):
+    """What an engine offers; its ids must be those of the reference tokenizer."""
+
+    folder: Path
+    """Where its files lie."""
+
+    sha256: str
+    """Hash of the file that defines its ids."""
+
+    vocab_size: int
+    """Largest id + 1, added tokens included."""
+
+    def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Ids of every text: no BOS, no EOS, the text of a special token in ordinary ids."""
+
+    def encode_separator(self, text: str) -> list[int]:
+        """Ids of a text that stands alone; the text of a special token gives that token's id."""
+
+
+class HuggingFaceTokenizer:
+    """Any ``tokenizer.json``, or a folder that holds one.
+
+    A batch runs on all cores (``RAYON_NUM_THREADS`` sets how many, ``TOKENIZERS_PARALLELISM=false``
+    one). Tokens added as *not special* keep their ids inside a text: they are vocabulary.
+
+    Raises:
+        InputError: where the file is missing or not a tokenizer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise InputError(
+                f"--tokenizer {path} has no tokenizer.json; give that file or its folder"
+            )
+        data = file.read_bytes()
+        try:
+            self._tokenizer = Tokenizer.from_str(data.decode())
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"{file} is not a tokenizer: {error}; is it cut short?") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.folder = file.parent
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+
+    def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Ids of every text, see :class:`DocumentTokenizer`."""
+        self._tokenizer.encode_special_tokens = True  # as text, says the library's flag
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def encode_separator(self, text: str) -> list[int]:
+        """Ids of a text alone: ``"<s>" -> [45147, 29]`` with Llama 3's vocabulary."""
+        self._tokenizer.encode_special_tokens = False
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def separator_ids(tokenizer: DocumentTokenizer, separator: str) -> list[int]:
+    """Ids between documents: of a text, of the tokenizer's EOS (``eos``), or none (``none``, "").
+
+    Raises:
+        InputError: where the text has no ids, or the folder names no EOS.
+    """
+    if separator in ("", "none"):
+        return []
+    text = eos_token(tokenizer.folder) if separator == "eos" else separator
+    ids = tokenizer.encode_separator(text)
+    if not ids:
+        raise InputError(
+            f"--separator {text!r} encodes to no token with {tokenizer.folder}; use another text, "
+            "or none for no separator"
+        )
+    return ids
+
+
+def eos_token(folder: Path) -> str:
+    """Text of the end-of-sequence token that a tokenizer folder names.
+
+    Raises:
+        InputError: where it names none.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = folder / name
+        token: Any = json.loads(file.read_text()).get("eos_token") if file.is_file() else None
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str) and text:
+            return text
+    raise InputError(
+        f"--separator eos: {folder} names no eos_token in tokenizer_config.json or "
+        "special_tokens_map.json; give the token's text as --separator"
+    )
+
+
+def copy_tokenizer(tokenizer: DocumentTokenizer, folder: Path) -> None:
+    """Copy the tokenizer's files into a new folder."""
+    folder.mkdir()
+    for name in TOKENIZER_FILES:
+        if (tokenizer.folder / name).is_file():
+            shutil.copyfile(tokenizer.folder / name, folder / name)
