@@ -1,0 +1,261 @@
+"""Ring attention: keys and values travel from rank to rank while queries stay.
+
+At hop ``h`` a rank holds the keys that started ``h`` ranks before it and adds what its queries see
+of them to a running softmax. Backward sends the keys round again, and behind them, one hop later,
+the float32 sums of their gradients, which end at the rank that owns the keys. Each pass is a
+sequence of phases, and in each the transfers are in flight while the kernel works:
+
+    transfers(phase) -> started;  compute(phase);  transfers done;  finish(phase)
+
+so that one rank of a process group and all ranks of a local ring run the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megatron_ultralong.attention import kernels
+from megatron_ultralong.attention.kernels import Kernel
+from megatron_ultralong.attention.online_softmax import accumulation_dtype, merge_
+from megatron_ultralong.attention.plan import Plan
+from megatron_ultralong.context_parallel import Transfer, Transport
+
+
+@dataclass(frozen=True)
+class Block:
+    """Inputs of one rank: q [s, b, heads, d], k and v [s, b, kv_heads, d], contiguous."""
+
+    plan: Plan
+    rank: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    kernel: Kernel
+    scale: float
+
+    def source(self, hop: int) -> int:
+        """Rank whose keys are here at a hop."""
+        return (self.rank - hop) % self.plan.size
+
+    def peer(self, hops: int) -> int:
+        """Rank that many hops further."""
+        return (self.rank + hops) % self.plan.size
+
+
+class Pass(Protocol):
+    """One rank's part in a forward or backward pass."""
+
+    num_phases: int
+
+    def transfers(self, phase: int) -> list[Transfer]:
+        """Transfers to start before the phase's computation."""
+
+    def compute(self, phase: int) -> None:
+        """Computation that touches nothing in flight."""
+
+    def finish(self, phase: int) -> None:
+        """What needs the received tensors."""
+
+
+def run(passes: Sequence[Pass], transport: Transport) -> None:
+    """Run the passes of the ranks in this process to the end, side by side."""
+    for phase in range(passes[0].num_phases):
+        pending = transport.exchange([each.transfers(phase) for each in passes])
+        for each in passes:
+            each.compute(phase)
+        pending.wait()
+        for each in passes:
+            each.finish(phase)
+
+
+class TravellingKeys:
+    """Keys and values that a rank holds at each hop: its own, then those in two buffers in turn."""
+
+    def __init__(self, block: Block):
+        self.block = block
+        self._buffers: dict[int, Tensor] = {}
+
+    def transfers(self, hop: int) -> list[Transfer]:
+        """Pass on what is held at ``hop``, receive what is held at ``hop + 1``."""
+        if hop + 1 >= self.block.plan.size:
+            return []
+        found = []
+        low, high = self._needed(self.block.source(hop), hop + 1)
+        if high > low:
+            found += [Transfer("send", self.block.peer(1), x) for x in self.held(hop, low, high)]
+        low, high = self._needed(self.block.source(hop + 1), hop + 1)
+        if high > low:
+            space = self._buffer(hop + 1)[:, : high - low]
+            found += [Transfer("receive", self.block.peer(-1), x) for x in space]
+        return found
+
+    def held(self, hop: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[low, high)`` of the rank whose keys are here."""
+        if hop == 0:
+            return self.block.k[low:high], self.block.v[low:high]
+        first, _ = self._needed(self.block.source(hop), hop)
+        k, v = self._buffer(hop)[:, low - first : high - first]
+        return k, v
+
+    def _needed(self, source: int, hop: int) -> tuple[int, int]:
+        return self.block.plan.needed[source][hop]
+
+    def _buffer(self, hop: int) -> Tensor:
+        """Buffer of a hop, [2 (k, v), tokens, b, kv_heads, d], made when first used."""
+        parity = hop % 2
+        if parity not in self._buffers:
+            hops = range(2 - parity, self.block.plan.size, 2)
+            ranges = [self._needed(self.block.source(h), h) for h in hops]
+            tokens = max(high - low for low, high in ranges)
+            self._buffers[parity] = self.block.k.new_empty((2, tokens, *self.block.k.shape[1:]))
+        return self._buffers[parity]
+
+
+class ForwardPass:
+    """Output and log-sum-exp of one rank's queries: phase ``h`` computes hop ``h``."""
+
+    def __init__(self, block: Block):
+        self.block = block
+        self.num_phases = block.plan.size
+        self.keys = TravellingKeys(block)
+        self.out: Tensor  # [s, b, heads, d], float32 sum
+        self.lse: Tensor  # [b, heads, s]
+
+    def transfers(self, phase: int) -> list[Transfer]:
+        """Keys of the next hop."""
+        return self.keys.transfers(phase)
+
+    def compute(self, phase: int) -> None:
+        """Add what the rank's queries see of the keys held."""
+        block = self.block
+        if phase == 0:
+            edges = block.plan.local_cu_seqlens[block.rank]
+            out, lse = kernels.documents_forward(
+                block.kernel, block.q, block.k, block.v, edges, block.scale
+            )
+            wide = accumulation_dtype(out.dtype)
+            self.out, self.lse = out.to(wide).contiguous(), lse.to(wide).contiguous()
+        for q_start, q_stop, k_start, k_stop in block.plan.rectangles[block.rank][phase]:
+            k, v = self.keys.held(phase, k_start, k_stop)
+            part, part_lse = block.kernel.forward(block.q[q_start:q_stop], k, v, False, block.scale)
+            merge_(self.out[q_start:q_stop], self.lse[..., q_start:q_stop], part, part_lse)
+
+    def finish(self, phase: int) -> None:
+        """Nothing: received keys are read in the next phase."""
+
+
+class BackwardPass:
+    """Gradients of one rank's queries, keys and values.
+
+    Phase 0 starts the keys on their way; phase ``h`` computes hop ``h``; the last phase, ``size``,
+    computes the rank's own keys while the sums of their gradients come home. So these sums start
+    at hop 1, travel while the next hop is computed, and need no space before they arrive.
+    """
+
+    def __init__(self, block: Block, dout: Tensor, out: Tensor, lse: Tensor):
+        self.block = block
+        self.num_phases = block.plan.size + 1
+        self.keys = TravellingKeys(block)
+        self.dout, self.out, self.lse = dout, out, lse
+        wide = accumulation_dtype(block.q.dtype)
+        self.dq = torch.zeros_like(block.q, dtype=wide)
+        self.dk: Tensor  # [s, b, kv_heads, d], set by the last phase
+        self.dv: Tensor
+        # Sums of dk and dv, [2, tokens, b, kv_heads, d], over the range of keys that travelled.
+        self._sum: Tensor | None = None  # of the keys held; to be passed on in the next phase
+        self._arriving: Tensor | None = None
+        self._home: Tensor | None = None  # of the rank's own keys
+        self._parts: list[tuple[int, int, Tensor, Tensor]] = []  # this hop's dk, dv by key range
+
+    def transfers(self, phase: int) -> list[Transfer]:
+        """Keys of the next hop, then the sums of gradients, one hop behind."""
+        block, plan = self.block, self.block.plan
+        found = self.keys.transfers(phase)
+        if self._sum is not None:
+            source = block.source(phase - 1)
+            ended = plan.last_hop(source) == phase - 1
+            found.append(Transfer("send", source if ended else block.peer(1), self._sum))
+        self._arriving = None
+        if 2 <= phase <= plan.last_hop(block.source(phase)):
+            self._arriving = self._space(block.source(phase))
+            found.append(Transfer("receive", block.peer(-1), self._arriving))
+        last = plan.last_hop(block.rank)
+        if last and phase == last + 1:
+            self._home = self._space(block.rank)
+            found.append(Transfer("receive", block.peer(last), self._home))
+        return found
+
+    def compute(self, phase: int) -> None:
+        """Gradients through the mask of one hop."""
+        block = self.block
+        if phase == block.plan.size:
+            self._compute_own()
+            return
+        for q_start, q_stop, k_start, k_stop in block.plan.rectangles[block.rank][phase]:
+            k, v = self.keys.held(phase, k_start, k_stop)
+            rows = slice(q_start, q_stop)
+            dq, dk, dv = block.kernel.backward(
+                self.dout[rows],
+                block.q[rows],
+                k,
+                v,
+                self.out[rows],
+                self.lse[..., rows],
+                False,
+                block.scale,
+            )
+            self.dq[rows] += dq
+            self._parts.append((k_start, k_stop, dk, dv))
+
+    def finish(self, phase: int) -> None:
+        """Add this hop's dk and dv to the sums that arrived meanwhile."""
+        plan, source = self.block.plan, self.block.source(phase)
+        if phase == plan.size:
+            self._finish_own()
+            return
+        self._sum = self._arriving
+        if phase == 1 and plan.last_hop(source):
+            self._sum = self._space(source).zero_()
+        first = plan.needed[source][1][0] if phase else 0
+        for low, high, dk, dv in self._parts:
+            assert self._sum is not None
+            self._sum[0, low - first : high - first] += dk
+            self._sum[1, low - first : high - first] += dv
+        self._parts.clear()
+
+    def _compute_own(self) -> None:
+        block = self.block
+        dq, dk, dv = kernels.documents_backward(
+            block.kernel,
+            self.dout,
+            block.q,
+            block.k,
+            block.v,
+            self.out,
+            self.lse,
+            block.plan.local_cu_seqlens[block.rank],
+            block.scale,
+        )
+        self.dq += dq
+        self.dk, self.dv = dk, dv
+
+    def _finish_own(self) -> None:
+        """Own keys: the sums that came home, and what the rank's own queries add."""
+        if self._home is None:
+            return
+        low, high = self.block.plan.needed[self.block.rank][1]
+        self._home[0] += self.dk[low:high]
+        self._home[1] += self.dv[low:high]
+        for gradient, total in zip((self.dk, self.dv), self._home, strict=True):
+            gradient[low:high] = total  # rounded once, to the dtype of the inputs
+
+    def _space(self, source: int) -> Tensor:
+        """Space for the sums of a rank's dk and dv."""
+        low, high = self.block.plan.needed[source][1]
+        k = self.block.k
+        return k.new_empty((2, high - low, *k.shape[1:]), dtype=accumulation_dtype(k.dtype))
