@@ -1,0 +1,97 @@
+"""Passkey retrieval by length and depth: the figures, and the file they are kept in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.config import from_dict
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.config import PasskeyConfig
+from megatron_ultralong.evaluation.result_file import read_json, write_json
+
+_KIND = "passkey"
+
+
+@dataclasses.dataclass(frozen=True)
+class PasskeyCell:
+    """Prompts of one length and depth."""
+
+    length: int
+    depth: float
+    """Per cent of the text before the needle."""
+    num_samples: int
+    num_retrieved: int
+    """Prompts whose whole answer greedy decoding would write."""
+    token_accuracy: float
+    """Share of answer tokens that are right, given the ones before them."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of prompts retrieved."""
+        return self.num_retrieved / self.num_samples
+
+
+@dataclasses.dataclass(frozen=True)
+class PasskeyResult:
+    """Passkey retrieval of one checkpoint."""
+
+    config: PasskeyConfig
+    checkpoint: str
+    max_positions: int
+    """Positions the checkpoint was trained for."""
+    cells: tuple[PasskeyCell, ...]
+    date: str
+    versions: dict[str, str]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths, ascending."""
+        return tuple(sorted({cell.length for cell in self.cells}))
+
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """Depths in per cent, ascending."""
+        return tuple(sorted({cell.depth for cell in self.cells}))
+
+    def accuracy(self, lengths: Collection[int], depth: float | None = None) -> float | None:
+        """Share retrieved over all prompts of these lengths, at one depth or all; None: no such."""
+        cells = [
+            cell
+            for cell in self.cells
+            if cell.length in lengths and (depth is None or cell.depth == depth)
+        ]
+        total = sum(cell.num_samples for cell in cells)
+        return sum(cell.num_retrieved for cell in cells) / total if total else None
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, with the accuracy of every cell."""
+        values = dataclasses.asdict(self)
+        for cell, entry in zip(self.cells, values["cells"], strict=True):
+            entry["accuracy"] = cell.accuracy
+        write_json(path, _KIND, values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PasskeyResult:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: the file is absent, damaged or of another kind.
+        """
+        values = read_json(path, _KIND)
+        try:
+            config = from_dict(PasskeyConfig, values["config"], f"{path}: config")
+            values["config"] = dataclasses.replace(
+                config, lengths=tuple(config.lengths), depths=tuple(config.depths)
+            )
+            values["cells"] = tuple(map(_cell, values["cells"]))
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error!r}): evaluate again") from error
+
+
+def _cell(values: dict[str, Any]) -> PasskeyCell:
+    del values["accuracy"]
+    return PasskeyCell(**values)

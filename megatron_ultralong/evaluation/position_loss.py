@@ -1,0 +1,160 @@
+"""Loss by position on held-out rows: where in its context a model predicts how well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+
+from megatron_ultralong.data.rows import PackedRows
+from megatron_ultralong.documents import document_boundaries, loss_mask
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.conditions import now, versions
+from megatron_ultralong.evaluation.config import LossConfig
+from megatron_ultralong.evaluation.loss_result import CheckpointLoss, LossResult, PositionBin
+from megatron_ultralong.evaluation.output_folder import check_output_folder, new_output_folder
+from megatron_ultralong.evaluation.position_bins import bin_edges, bin_sums
+from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
+from megatron_ultralong.evaluation.tables import loss_table
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def evaluate_loss(
+    config: LossConfig, scorers: Sequence[Scorer], separator_ids: Sequence[int] = ()
+) -> LossResult:
+    """Measure the loss of ``scorers`` by position, print a table, write JSON and a picture.
+
+    Every rank calls this; the main one prints and writes.
+
+    Args:
+        config: rows, bins and output folder.
+        scorers: checkpoints to compare, the base first.
+        separator_ids: ids between documents, which ``document_mask: block`` needs.
+
+    Raises:
+        InputError: the output folder holds something, or as :func:`measure_position_loss`.
+    """
+    if config.output:
+        check_output_folder(config.output)
+    result = measure_position_loss(config, scorers, separator_ids)
+    if scorers[0].is_main:
+        Console().print(loss_table(result))
+        if config.output:
+            from megatron_ultralong.evaluation.pictures import loss_picture
+
+            with new_output_folder(config.output) as folder:
+                result.save(folder / "loss.json")
+                loss_picture(result, folder / "loss.png")
+    return result
+
+
+def measure_position_loss(
+    config: LossConfig, scorers: Sequence[Scorer], separator_ids: Sequence[int] = ()
+) -> LossResult:
+    """Loss by position of ``scorers`` on the first rows of a split.
+
+    Raises:
+        InputError: too few rows, rows too short or beyond a checkpoint's positions, or token ids
+            that a model does not know.
+    """
+    assert scorers
+    config.check()
+    if config.document_mask == "block" and not separator_ids:
+        raise InputError(
+            "document_mask 'block' needs the separator ids, and the checkpoint states none: "
+            "use --document-mask none, or a checkpoint trained on rows from `ultralong prepare`"
+        )
+    rows = PackedRows(Path(config.data_path) / config.split)
+    seq_length, num_rows = _extent(config, rows)
+    for scorer in scorers:
+        check_length(scorer, seq_length, config.beyond_trained_positions)
+    contexts = [scorer.max_positions for scorer in scorers]
+    edges = bin_edges(seq_length, config.smallest_bin, contexts)
+    checkpoints = []
+    for scorer in scorers:
+        sums = _row_sums(config, scorer, rows, num_rows, edges, separator_ids)
+        bins = tuple(
+            _position_bin(edges[k], edges[k + 1], *sums[:, :, k]) for k in range(len(edges) - 1)
+        )
+        checkpoints.append(CheckpointLoss(scorer.name, scorer.max_positions, bins))
+    return LossResult(config, seq_length, num_rows, tuple(checkpoints), now(), versions())
+
+
+def _extent(config: LossConfig, rows: PackedRows) -> tuple[int, int]:
+    """Tokens of a row, and number of rows, to use."""
+    where = f"{config.data_path} ({config.split})"
+    if config.num_samples > len(rows):
+        raise InputError(
+            f"num_samples ({config.num_samples}) is more than the {len(rows)} rows of {where}: "
+            f"ask for at most {len(rows)}, or prepare more text"
+        )
+    seq_length = config.seq_length or rows.seq_length
+    if not 2 <= seq_length <= rows.seq_length:
+        raise InputError(
+            f"seq_length ({seq_length}) must be between 2 and the {rows.seq_length} tokens of a "
+            f"row of {where}: use 0 for whole rows, or prepare longer ones"
+        )
+    return seq_length, config.num_samples or len(rows)
+
+
+def _row_sums(
+    config: LossConfig,
+    scorer: Scorer,
+    rows: PackedRows,
+    num_rows: int,
+    edges: Sequence[int],
+    separator_ids: Sequence[int],
+) -> FloatArray:
+    """Number, loss and hits of the predictions that count, shape [3, num_rows, num_bins]."""
+    seq_length = edges[-1]
+    sums = np.zeros((3, num_rows, len(edges) - 1))
+    with scoring_progress(scorer, f"Loss of {scorer.name}", num_rows * seq_length) as advance:
+        for start in range(0, num_rows, config.micro_batch_size):
+            stop = min(start + config.micro_batch_size, num_rows)
+            tokens = np.stack([rows.read(row, 0, seq_length) for row in range(start, stop)])
+            check_ids(scorer, tokens, f"{config.data_path} ({config.split})")
+            scores = scorer.score(tokens)
+            _check_finite(scorer, scores.loss, start)
+            for b, row in enumerate(range(start, stop)):
+                cu_seqlens = document_boundaries(tokens[b], separator_ids)
+                weight = loss_mask(seq_length, cu_seqlens, config.document_mask)[:-1]
+                sums[0, row] = bin_sums(weight, edges)
+                sums[1, row] = bin_sums(weight * scores.loss[b], edges)
+                sums[2, row] = bin_sums(weight * scores.correct[b], edges)
+            advance(tokens.size)
+    return sums
+
+
+def _check_finite(scorer: Scorer, loss: npt.NDArray[np.float32], first_row: int) -> None:
+    wrong = np.argwhere(~np.isfinite(loss))
+    if wrong.size:
+        row, position = wrong[0]
+        raise InputError(
+            f"checkpoint '{scorer.name}' has loss {loss[row, position]} at position {position} of "
+            f"row {first_row + row}: its weights or its precision are broken; try fp32, or look at "
+            "it with `ultralong convert inspect`"
+        )
+
+
+def _position_bin(
+    start: int, stop: int, count_r: FloatArray, loss_r: FloatArray, correct_r: FloatArray
+) -> PositionBin:
+    """A bin from every row's sums, shape [num_rows] each.
+
+    The standard error is that of a ratio of sums over rows (Cochran, Sampling Techniques, 2.11),
+    ``sqrt(n / (n - 1) * sum_r (loss_r - mean * count_r)^2) / sum_r count_r``: tokens of one row
+    depend on each other, and taking them as independent would understate it.
+    """
+    count, num_rows = float(count_r.sum()), count_r.size
+    if count == 0:
+        return PositionBin(start, stop, 0, None, None, None)
+    mean = float(loss_r.sum()) / count
+    error = None
+    if num_rows > 1:
+        residual = float(((loss_r - mean * count_r) ** 2).sum())
+        error = (num_rows / (num_rows - 1) * residual) ** 0.5 / count
+    return PositionBin(start, stop, int(count), mean, error, float(correct_r.sum()) / count)

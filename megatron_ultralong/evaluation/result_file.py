@@ -1,0 +1,45 @@
+"""JSON files of results: versioned, whole or absent, read back as they were written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.errors import InputError
+
+FORMAT_VERSION = 1
+
+
+def write_json(path: Path, kind: str, values: Mapping[str, Any]) -> None:
+    """Write ``values`` under ``path``, aside first, with their kind and the format version."""
+    text = json.dumps(
+        {"kind": kind, "format_version": FORMAT_VERSION, **values}, indent=2, allow_nan=False
+    )
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_json(path: str | Path, kind: str) -> dict[str, Any]:
+    """Values that :func:`write_json` wrote as ``kind``.
+
+    Raises:
+        InputError: no such file, a damaged one, or one of another kind or version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: name a file that `ultralong evaluate` wrote")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = (values.pop("kind"), values.pop("format_version"))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error!r}): evaluate again") from error
+    if found != (kind, FORMAT_VERSION):
+        raise InputError(
+            f"{path} holds '{found[0]}' of format_version {found[1]}, not '{kind}' of "
+            f"format_version {FORMAT_VERSION}: name another file, or evaluate again"
+        )
+    return dict(values)

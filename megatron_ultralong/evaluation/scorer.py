@@ -1,0 +1,93 @@
+"""What an evaluation asks of a model: one teacher-forced forward over whole rows."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.progress import progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Predictions of one forward over rows ``tokens`` of shape [b, S]."""
+
+    loss: npt.NDArray[np.float32]
+    """Nats of predicting ``tokens[:, i + 1]`` at position ``i``, shape [b, S - 1]."""
+    correct: npt.NDArray[np.bool_]
+    """Whether the argmax at position ``i`` is ``tokens[:, i + 1]``, shape [b, S - 1]."""
+
+
+class Scorer(Protocol):
+    """A checkpoint that scores rows of tokens.
+
+    Under torchrun every rank calls :meth:`score` with the same tokens, and every rank gets the
+    whole result.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in tables and pictures, such as ``before``."""
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that the model was trained for."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model knows: 0 to ``vocab_size - 1``."""
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that prints and writes files."""
+
+    def score(self, tokens: npt.NDArray[np.int64]) -> Scores:
+        """Scores of rows ``tokens``, shape [b, S], from one forward in the training layout."""
+
+
+def check_length(scorer: Scorer, length: int, beyond_trained_positions: bool) -> None:
+    """Check that rows of ``length`` tokens lie within the trained positions.
+
+    Raises:
+        InputError: they do not, and nobody asked for it.
+    """
+    if length > scorer.max_positions and not beyond_trained_positions:
+        raise InputError(
+            f"length {length} is beyond the {scorer.max_positions} positions that checkpoint "
+            f"'{scorer.name}' was trained for: figures there say little about it; use lengths up "
+            f"to {scorer.max_positions}, or give --beyond-trained-positions to see how it breaks"
+        )
+
+
+def check_ids(scorer: Scorer, tokens: npt.NDArray[np.int64], source: str) -> None:
+    """Check that the model knows every id of ``tokens``, which came from ``source``.
+
+    Raises:
+        InputError: an id has no row in the embedding.
+    """
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if lowest < 0 or highest >= scorer.vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        raise InputError(
+            f"{source} has token id {wrong}, but checkpoint '{scorer.name}' knows ids 0 to "
+            f"{scorer.vocab_size - 1}: the tokenizer does not fit the model; use the one that "
+            "the checkpoint was imported with"
+        )
+
+
+@contextlib.contextmanager
+def scoring_progress(
+    scorer: Scorer, description: str, num_tokens: int
+) -> Iterator[Callable[[float], None]]:
+    """A function that counts scored tokens; the main rank shows them in a progress bar."""
+    if not scorer.is_main:
+        yield lambda amount: None
+        return
+    with progress(description, num_tokens, "tokens") as bar:
+        yield bar.advance

@@ -1,0 +1,160 @@
+"""Verdicts on an extension: figures before and after against what was asked of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from megatron_ultralong.evaluation.loss_result import CheckpointLoss, LossResult
+from megatron_ultralong.evaluation.passkey_result import PasskeyResult
+
+NOT_MEASURED = "not measured"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What an extension has to reach."""
+
+    before_rise: float = 0.25
+    """Nats by which the base is worse beyond its context than inside, in every bin."""
+    after_slack: float = 0.05
+    """Nats by which the extended model may be worse than the base inside its context."""
+    passkey_inside: float = 0.9
+    """Least share that the base retrieves inside its context."""
+    passkey_beyond_before: float = 0.1
+    """Greatest share that the base retrieves at any length beyond its context."""
+    passkey_after: float = 0.8
+    """Least share that the extended model retrieves at the greatest length."""
+    wall_time_s: float = 300.0
+    """Seconds for the whole run, after installation."""
+    memory_gib: float = 6.0
+    """Peak memory of all processes together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One figure against its bound."""
+
+    name: str
+    figure: str
+    """What was measured, in words."""
+    bound: str
+    """What was asked for, in words."""
+    passed: bool
+
+
+def loss_checks(result: LossResult, bounds: Bounds) -> list[Check]:
+    """Checks of the loss by position of two checkpoints, the base and the extended one.
+
+    The base's loss inside its context is its mean over all positions there. Beyond the base's
+    context the extended model is held against that mean; inside it bin by bin against the base,
+    because the first tokens of a row are hard for every model.
+    """
+    assert len(result.checkpoints) == 2, "the base, then the extended model"
+    before, after = result.checkpoints
+    context = before.max_positions
+    inside = before.mean_loss(0, context)
+    return [
+        _before_check(before, context, inside, bounds.before_rise),
+        _beyond_check(after, context, inside, bounds.after_slack),
+        _inside_check(before, after, context, bounds.after_slack),
+    ]
+
+
+def _before_check(before: CheckpointLoss, context: int, inside: float | None, rise: float) -> Check:
+    name = f"loss beyond {context:,} positions, before: clearly worse than inside"
+    losses = _beyond(before, context)
+    if inside is None or not losses:
+        return Check(name, NOT_MEASURED, f"at least {rise:.2f} nats above the mean inside", False)
+    lowest = min(losses)
+    return Check(
+        name,
+        f"{lowest:.3f} in the best bin, {lowest - inside:+.3f}",
+        f"at least {inside:.3f} + {rise:.2f} in every bin",
+        lowest >= inside + rise,
+    )
+
+
+def _beyond_check(after: CheckpointLoss, context: int, inside: float | None, slack: float) -> Check:
+    name = f"loss beyond {context:,} positions, after: no worse than the base inside"
+    losses = _beyond(after, context)
+    if inside is None or not losses:
+        return Check(name, NOT_MEASURED, f"at most {slack:.2f} nats above the mean inside", False)
+    highest = max(losses)
+    return Check(
+        name,
+        f"{highest:.3f} in the worst bin, {highest - inside:+.3f}",
+        f"at most {inside:.3f} + {slack:.2f} in every bin",
+        highest <= inside + slack,
+    )
+
+
+def _inside_check(
+    before: CheckpointLoss, after: CheckpointLoss, context: int, slack: float
+) -> Check:
+    name = f"loss inside {context:,} positions, after: short context kept"
+    bound = f"at most the base + {slack:.2f} in every bin"
+    differences = [
+        ours.loss - base.loss
+        for base, ours in zip(before.bins, after.bins, strict=True)
+        if base.stop <= context and base.loss is not None and ours.loss is not None
+    ]
+    if not differences:
+        return Check(name, NOT_MEASURED, bound, False)
+    highest = max(differences)
+    return Check(name, f"{highest:+.3f} in the worst bin", bound, highest <= slack)
+
+
+def _beyond(checkpoint: CheckpointLoss, context: int) -> list[float]:
+    return [
+        part.loss for part in checkpoint.bins if part.start >= context and part.loss is not None
+    ]
+
+
+def passkey_checks(before: PasskeyResult, after: PasskeyResult, bounds: Bounds) -> list[Check]:
+    """Checks of passkey retrieval of the base and of the extended model."""
+    context = before.max_positions
+    inside = [length for length in before.lengths if length <= context]
+    beyond = [length for length in before.lengths if length > context]
+    full = after.lengths[-1]
+    return [
+        _at_least(f"passkey inside {context:,}, before", before, inside, bounds.passkey_inside),
+        _near_zero(f"passkey beyond {context:,}, before", before, beyond, bounds),
+        _at_least(f"passkey at {full:,}, after", after, [full], bounds.passkey_after),
+    ]
+
+
+def _at_least(name: str, result: PasskeyResult, lengths: list[int], least: float) -> Check:
+    bound = f"at least {100 * least:.0f} % over all depths"
+    share = result.accuracy(lengths)
+    if share is None:
+        return Check(name, NOT_MEASURED, bound, False)
+    worst = min(result.accuracy(lengths, depth) or 0.0 for depth in result.depths)
+    figure = f"{100 * share:.1f} % over all depths, {100 * worst:.0f} % at the worst"
+    return Check(name, figure, bound, share >= least)
+
+
+def _near_zero(name: str, result: PasskeyResult, lengths: list[int], bounds: Bounds) -> Check:
+    bound = f"at most {100 * bounds.passkey_beyond_before:.0f} % at every length"
+    if not lengths:
+        return Check(name, NOT_MEASURED, bound, False)
+    most = max(result.accuracy([length]) or 0.0 for length in lengths)
+    figure = f"{100 * most:.1f} % at the best length"
+    return Check(name, figure, bound, most <= bounds.passkey_beyond_before)
+
+
+def cost_checks(wall_time_s: float, peak_memory_gib: float, bounds: Bounds) -> list[Check]:
+    """Checks of what the run took."""
+    return [
+        Check(
+            "wall time",
+            f"{wall_time_s:.0f} s",
+            f"at most {bounds.wall_time_s:.0f} s",
+            wall_time_s <= bounds.wall_time_s,
+        ),
+        Check(
+            "peak memory",
+            f"{peak_memory_gib:.2f} GiB",
+            f"at most {bounds.memory_gib:.0f} GiB",
+            peak_memory_gib <= bounds.memory_gib,
+        ),
+    ]
