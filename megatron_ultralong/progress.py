@@ -55,6 +55,13 @@ class ProgressBar:
             self._last_line = now
             self._print(now)
 
+    def print(self, line: str) -> None:
+        """Print a line to standard output, above the bar where one is drawn."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, flush=True)  # noqa: T201
+
     def stop(self) -> None:
         """Finish: the last line states what was done, and in what time."""
         if self._bar is not None:

@@ -1,0 +1,170 @@
+"""The command line: ``ultralong VERB ...``.
+
+A verb's module is imported when the verb is called, so that ``--help`` is quick and converting
+needs nothing of the trainer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.errors import InputError
+
+PROGRAM = "ultralong"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a verb; bad input ends with one message and exit status 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=os.environ.get("ULTRALONG_LOG", "WARNING"), format="%(message)s")
+    try:
+        _run(words)
+    except InputError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            sys.stderr.write(f"{PROGRAM}: error: {error}\n")
+        sys.exit(2)
+
+
+def _run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return
+    if words[0] == "--version":
+        from megatron_ultralong import __version__
+
+        sys.stdout.write(f"{PROGRAM} {__version__}\n")
+        return
+    for width in (2, 1):
+        verb = " ".join(words[:width])
+        if verb in _VERBS:
+            _VERBS[verb][1](verb, words[width:])
+            return
+    verb = words[0]
+    known = [name for name in _VERBS if name.split()[0] == verb]
+    if known:
+        rest = [word for word in words[1:] if not word.startswith("-")]
+        if not rest:
+            sys.stdout.write(_usage(verb))
+            return
+        raise InputError(f"{verb} {rest[0]!r} is not known; known: {', '.join(known)}")
+    raise InputError(
+        f"verb {verb!r} is not known; known: {', '.join(dict.fromkeys(_VERBS))}; "
+        f"see `{PROGRAM} --help`"
+    )
+
+
+def _usage(only: str | None = None) -> str:
+    lines = [f"usage: {PROGRAM} VERB ...", ""]
+    lines += ["Extend Llama 3.1 models to contexts of 1M-4M tokens.", ""]
+    lines += [
+        f"  {verb:18} {text}"
+        for verb, (text, _) in _VERBS.items()
+        if only is None or verb.split()[0] == only
+    ]
+    lines += ["", f"`{PROGRAM} VERB --help` lists the flags of a verb.", ""]
+    return "\n".join(lines)
+
+
+def _parse(config_class: Any, verb: str, words: list[str], default: Any = None) -> Any:
+    """The config of ``verb``, with one flag for each field, in Megatron-LM's spelling."""
+    import tyro
+
+    return tyro.cli(
+        config_class,
+        prog=f"{PROGRAM} {verb}",
+        args=words,
+        default=tyro.MISSING_NONPROP if default is None else default,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+
+
+def _run_prepare(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.data.prepare import PrepareConfig, prepare
+
+    prepare(_parse(PrepareConfig, verb, words))
+
+
+def _run_pretrain(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.recipes import PRETRAIN_RECIPES
+
+    usage = f"usage: {PROGRAM} {verb} RECIPE|--config FILE [flags]; recipes: " + ", ".join(
+        PRETRAIN_RECIPES
+    )
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(f"{usage}\n`{PROGRAM} {verb} RECIPE --help` lists the flags.\n")
+        return
+    if words[0] == "--config":
+        from megatron_ultralong.training.run_folder import load_config
+
+        if len(words) < 2:
+            raise InputError(f"--config needs a file; {usage}")
+        default, rest = load_config(Path(words[1])), words[2:]
+    elif words[0] in PRETRAIN_RECIPES:
+        default, rest = PRETRAIN_RECIPES[words[0]](), words[1:]
+    else:
+        raise InputError(f"recipe {words[0]!r} is not known; {usage}")
+    dry_run = "--dry-run" in rest
+    rest = [word for word in rest if word != "--dry-run"]
+    config = _parse(type(default), verb, rest, default)
+    from megatron_ultralong.training.pretrain import check_run, pretrain
+
+    if dry_run:
+        import yaml
+
+        from megatron_ultralong.config import to_dict
+        from megatron_ultralong.mcore.parallel import world_size
+
+        inputs = check_run(config, world_size())
+        sys.stdout.write(yaml.safe_dump(to_dict(inputs.config), sort_keys=False))
+        return
+    pretrain(config)
+
+
+def _run_evaluate_loss(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.data.manifest import load_manifest
+    from megatron_ultralong.evaluation.commands import LossCommand
+    from megatron_ultralong.evaluation.models import open_scorers
+    from megatron_ultralong.evaluation.position_loss import evaluate_loss
+
+    command = _parse(LossCommand, verb, words)
+    command.loss.check()
+    separator_ids = load_manifest(command.loss.data_path).separator_ids
+    with open_scorers(command.models) as scorers:
+        evaluate_loss(command.loss, scorers, separator_ids)
+
+
+def _run_evaluate_passkey(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
+    from megatron_ultralong.evaluation.commands import PasskeyCommand
+    from megatron_ultralong.evaluation.models import open_scorers, tokenizer_folder
+    from megatron_ultralong.evaluation.passkey import evaluate_passkey
+
+    command = _parse(PasskeyCommand, verb, words)
+    command.passkey.check()
+    if len(command.models.load) != 1:
+        raise InputError(f"evaluate passkey takes one --load, not {len(command.models.load)}")
+    tokenizer = HuggingFaceTokenizer(tokenizer_folder(command.models.load[0]))
+    with open_scorers(command.models) as scorers:
+        evaluate_passkey(
+            command.passkey,
+            scorers[0],
+            lambda text: [int(token) for token in tokenizer.encode_documents([text])[0]],
+        )
+
+
+_VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
+    "prepare": ("documents to packed rows of exactly --seq-length tokens", _run_prepare),
+    "convert import": ("a Hugging Face folder to a Megatron checkpoint", _run_convert),
+    "convert export": ("a Megatron checkpoint to a Hugging Face folder", _run_convert),
+    "convert verify": ("compare two models bit by bit", _run_convert),
+    "convert inspect": ("what a folder or checkpoint holds", _run_convert),
+    "pretrain": ("extend the context; under torchrun for several ranks", _run_pretrain),
+    "evaluate loss": ("loss by position on held-out rows", _run_evaluate_loss),
+    "evaluate passkey": ("passkey retrieval by length and depth", _run_evaluate_passkey),
+}
+"""What users type, what it does, and what runs."""

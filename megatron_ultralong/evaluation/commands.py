@@ -1,0 +1,24 @@
+"""The configurations of ``evaluate``'s verbs: which models, and what of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from megatron_ultralong.evaluation.config import LossConfig, PasskeyConfig
+from megatron_ultralong.evaluation.models import ModelsConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LossCommand:
+    """Loss and perplexity by position on held-out rows; several models in one picture."""
+
+    models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class PasskeyCommand:
+    """Retrieval of a number hidden in a long text, by length and depth."""
+
+    models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
+    passkey: PasskeyConfig = dataclasses.field(default_factory=PasskeyConfig)

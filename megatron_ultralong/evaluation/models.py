@@ -1,0 +1,81 @@
+"""The models that an evaluation is asked for: Megatron checkpoints or Hugging Face folders."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
+from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.megatron_scorer import MegatronScorer
+from megatron_ultralong.evaluation.scorer import Scorer
+from megatron_ultralong.mcore.parallel import parallel_groups, world_size
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelsConfig:
+    """What is evaluated, and in which layout."""
+
+    load: tuple[str, ...] = ()
+    """Megatron checkpoints, or Hugging Face folders (judged by transformers, in one process).
+    NAME=FOLDER gives one a name in tables and pictures."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Weights and activations of Megatron checkpoints; Hugging Face folders run in fp32."""
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+
+
+@contextlib.contextmanager
+def open_scorers(config: ModelsConfig) -> Iterator[Sequence[Scorer]]:
+    """Load the models of ``config.load``; every rank of the job enters it.
+
+    Raises:
+        InputError: a folder is missing or of no known kind.
+    """
+    if not config.load:
+        raise InputError("--load is needed: a Megatron checkpoint or a Hugging Face folder")
+    models = [_name_and_folder(argument) for argument in config.load]
+    megatron = [folder for _, folder in models if not _is_hugging_face(folder)]
+    for folder in megatron:
+        config.parallel.check_model(load_metadata(folder).model)
+    if len(megatron) < len(models) and world_size() > 1:
+        raise InputError(
+            f"Hugging Face folders are evaluated in one process, not {world_size()}: start "
+            "without torchrun, or convert the folder with `ultralong convert import`"
+        )
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    with contextlib.ExitStack() as stack:
+        groups = None
+        if megatron:
+            groups = stack.enter_context(parallel_groups(config.parallel, seed=0))
+        scorers: list[Scorer] = [
+            HuggingFaceScorer(folder, name=name)
+            if _is_hugging_face(folder)
+            else MegatronScorer(folder, config.parallel, groups, dtype=dtype, name=name)
+            for name, folder in models
+        ]
+        yield scorers
+
+
+def tokenizer_folder(argument: str) -> Path:
+    """Folder with the tokenizer of a model given as ``[NAME=]FOLDER``."""
+    _, folder = _name_and_folder(argument)
+    return folder if _is_hugging_face(folder) else folder / SOURCE_FOLDER
+
+
+def _name_and_folder(argument: str) -> tuple[str, Path]:
+    name, found, folder = argument.partition("=")
+    path = Path(folder if found else argument)
+    if not path.is_dir():
+        raise InputError(f"--load {argument}: folder {path} does not exist")
+    return (name if found else path.resolve().name), path
+
+
+def _is_hugging_face(folder: Path) -> bool:
+    return (folder / "config.json").is_file()

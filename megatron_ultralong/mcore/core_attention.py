@@ -1,0 +1,99 @@
+"""Ring attention as Megatron's ``core_attention``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_ultralong.attention import ring_attention
+
+
+class RingCoreAttention(MegatronModule):
+    """Causal attention over a row that is spread over the context-parallel group.
+
+    Documents arrive as ``PackedSeqParams(qkv_format="sbhd", cu_seqlens_q=...)``, which Megatron's
+    ``Attention`` hands through; without them every token attends to all before it.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: Any = None,
+        attention_type: str = "self",
+        softmax_scale: float | None = None,
+        pg_collection: Any = None,
+        **_: Any,
+    ) -> None:
+        super().__init__(config=config)
+        assert attention_type == "self", f"only self attention, not {attention_type}"
+        assert not config.attention_dropout, "attention dropout is not supported: set it to 0"
+        self.layer_number = layer_number
+        head_dim = config.kv_channels
+        self.softmax_scale = 1.0 / math.sqrt(head_dim) if softmax_scale is None else softmax_scale
+        if pg_collection is not None:
+            self.cp_group = pg_collection.cp
+        else:
+            self.cp_group = parallel_state.get_context_parallel_group(check_initialized=False)
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        attn_mask_type: Any = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **_: Any,
+    ) -> torch.Tensor:
+        """Attention output, shape [s_local, b, heads * head_dim].
+
+        Args:
+            query: [s_local, b, heads, head_dim], the zigzag shard of this rank.
+            key: [s_local, b, kv_heads, head_dim].
+            value: as ``key``.
+            attention_mask: must be None; the mask is causal, within documents.
+            attn_mask_type: ignored; always causal.
+            attention_bias: must be None.
+            packed_seq_params: documents of the whole row.
+        """
+        assert attention_mask is None, "an S x S mask is never built: pass attention_mask=None"
+        assert attention_bias is None, "attention bias is not supported"
+        cu_seqlens = None
+        if packed_seq_params is not None:
+            assert packed_seq_params.qkv_format == "sbhd", (
+                f"documents come with qkv_format 'sbhd', not {packed_seq_params.qkv_format!r}"
+            )
+            cu_seqlens = packed_seq_params.cu_seqlens_q
+        out_SBHD = ring_attention(
+            query,
+            key,
+            value,
+            group=self.cp_group,
+            cu_seqlens=cu_seqlens,
+            softmax_scale=self.softmax_scale,
+        )
+        return out_SBHD.flatten(2)
+
+
+def document_params(cu_seqlens: torch.Tensor, seq_length: int) -> PackedSeqParams:
+    """The documents of one row, in the form that Megatron carries to ``core_attention``.
+
+    Args:
+        cu_seqlens: boundaries over the whole row, int32 [num_documents + 1].
+        seq_length: tokens of the whole row.
+    """
+    return PackedSeqParams(
+        qkv_format="sbhd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=seq_length,
+        max_seqlen_kv=seq_length,
+    )

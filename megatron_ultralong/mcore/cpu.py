@@ -1,0 +1,102 @@
+"""Megatron-Core on a CPU over gloo.
+
+Megatron-Core names the device ``cuda`` in its own code. Where there is no CUDA device,
+:func:`cpu_backend` changes what those words mean, in this process and until it is left:
+
+* ``torch.cuda.current_device()`` answers ``"cpu"``, so tensors made "on the current device" are CPU
+  tensors; ``torch.cuda.synchronize`` and ``empty_cache`` do nothing (a CPU has no queue).
+* ``torch.cuda.manual_seed`` and the get and set of the CUDA generator's state, also under the two
+  names that ``megatron.core.tensor_parallel.random`` gives them, act on the CPU generator: Megatron
+  forks that state to draw different weights on every tensor-parallel rank.
+* A ``TorchFunctionMode`` reads ``device="cuda"`` (or an integer) as ``"cpu"``, makes
+  ``Tensor.cuda()`` the identity, and lets ``Tensor.type()`` answer ``torch.cuda.FloatTensor``: the
+  optimizers check that string and nothing else.
+
+Nothing of Megatron-Core is replaced: model, schedules, optimizer and checkpoints are its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+def needs_cpu_backend() -> bool:
+    """Whether Megatron-Core has to be told that the device is the CPU."""
+    return not torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """The device that this process works on."""
+    if needs_cpu_backend():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _means_cuda(value: Any) -> bool:
+    if isinstance(value, torch.device):
+        return value.type == "cuda"
+    return isinstance(value, str) and value.split(":")[0] == "cuda"
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.")
+        if kwargs:
+            place = kwargs.get("device")
+            if _means_cuda(place) or (isinstance(place, int) and not isinstance(place, bool)):
+                kwargs = {**kwargs, "device": "cpu"}
+        if func is torch.Tensor.to and len(args) > 1 and _means_cuda(args[1]):
+            args = (args[0], "cpu", *args[2:])
+        return func(*args, **kwargs)
+
+
+def _cpu_rng_state(*args: Any, **kwargs: Any) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_cpu_rng_state(new_state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    torch.set_rng_state(new_state)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+@contextlib.contextmanager
+def cpu_backend() -> Iterator[None]:
+    """Run Megatron-Core on the CPU inside this context; where there is CUDA it does nothing."""
+    if not needs_cpu_backend():
+        yield
+        return
+    from megatron.core.tensor_parallel import random as megatron_random
+
+    with contextlib.ExitStack() as stack:
+        for target, name, replacement in (
+            (torch.cuda, "current_device", lambda: "cpu"),
+            (torch.cuda, "synchronize", _nothing),
+            (torch.cuda, "empty_cache", _nothing),
+            (torch.cuda, "manual_seed", torch.manual_seed),
+            (torch.cuda, "get_rng_state", _cpu_rng_state),
+            (torch.cuda, "set_rng_state", _set_cpu_rng_state),
+            (megatron_random, "_get_cuda_rng_state", _cpu_rng_state),
+            (megatron_random, "_set_cuda_rng_state", _set_cpu_rng_state),
+        ):
+            stack.callback(setattr, target, name, getattr(target, name))
+            setattr(target, name, replacement)
+        stack.enter_context(_CudaMeansCpu())
+        yield

@@ -1,0 +1,117 @@
+"""Megatron's GPTModel in the shape of a Llama, with our attention and rotary embedding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_ultralong import yarn
+from megatron_ultralong.config import AnglePrecision, ModelConfig, ParallelConfig
+from megatron_ultralong.mcore.cpu import device
+from megatron_ultralong.mcore.layer_spec import ring_block_local_spec
+from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
+
+
+def transformer_config(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    *,
+    params_dtype: torch.dtype,
+    rope_scaling: yarn.RopeScaling = None,
+    recompute: bool = False,
+) -> TransformerConfig:
+    """Megatron's configuration of a Llama.
+
+    Args:
+        model: shape of the model.
+        parallel: how it is spread over ranks.
+        params_dtype: of weights and activations.
+        rope_scaling: its temperature becomes part of the softmax scale.
+        recompute: keep only layer inputs for backward.
+    """
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        softmax_scale=softmax_scale(rope_scaling, model.kv_channels),
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        params_dtype=params_dtype,
+        pipeline_dtype=params_dtype,
+        bf16=params_dtype is torch.bfloat16,
+        # Sum, then divide once by the tokens of the global batch: the loss is the same mean over
+        # tokens whatever the layout and the masks.
+        calculate_per_token_loss=True,
+        deallocate_pipeline_outputs=True,
+        recompute_granularity="full" if recompute else None,
+        recompute_method="uniform" if recompute else None,
+        recompute_num_layers=1 if recompute else None,
+        # All weights come from a checkpoint.
+        perform_initialization=False,
+        # Fusions need Apex, Transformer Engine or a compiler; those that round differently on
+        # different machines stay off.
+        apply_rope_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+    )
+
+
+def build_model(
+    model: ModelConfig,
+    config: TransformerConfig,
+    groups: ProcessGroupCollection,
+    *,
+    seq_length: int,
+    rope_scaling: yarn.RopeScaling,
+    angle_precision: AnglePrecision = "exact",
+) -> GPTModel:
+    """The part of the model of this rank, with weights that still have to be loaded.
+
+    Args:
+        model: shape of the model.
+        config: from :func:`transformer_config`.
+        groups: Megatron's process groups of this rank.
+        seq_length: tokens of a row.
+        rope_scaling: scaling of the rotary frequencies.
+        angle_precision: precision of the rotary angles.
+    """
+    stage, num_stages = groups.pp.rank(), groups.pp.size()
+    gpt = GPTModel(
+        config=config,
+        transformer_layer_spec=ring_block_local_spec(config),
+        vocab_size=model.vocab_size,
+        max_sequence_length=seq_length,
+        pre_process=stage == 0,
+        post_process=stage == num_stages - 1,
+        parallel_output=True,
+        share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
+        position_embedding_type="rope",
+        pg_collection=groups,
+    )
+    gpt.rotary_pos_emb = LocalRotaryEmbedding(
+        rope_scaling,
+        model.kv_channels,
+        model.rotary_base,
+        groups.cp,
+        device(),
+        angle_precision,
+    )
+    return gpt.to(device())

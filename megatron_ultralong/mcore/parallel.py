@@ -1,0 +1,105 @@
+"""Processes and their groups: what has to stand before a Megatron model can be built."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
+
+
+def world_size() -> int:
+    """Ranks of this job: as torchrun says, or one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_rank() -> bool:
+    """Whether this rank speaks for the job: prints, and writes the single files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGroupCollection]:
+    """Start this rank's part of the job, and yield Megatron's process groups.
+
+    Under torchrun all ranks take part; without it this process is a job of one. On leaving,
+    everything that was started here is stopped again.
+
+    Raises:
+        InputError: the number of ranks does not divide into replicas.
+    """
+    parallel.data_parallel_size(world_size())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cpu_backend())
+        if not dist.is_initialized():
+            _initialize_process_group(parallel.distributed_timeout_minutes)
+            stack.callback(dist.destroy_process_group)
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+            pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            context_parallel_size=parallel.context_parallel_size,
+            distributed_timeout_minutes=parallel.distributed_timeout_minutes,
+            create_gloo_process_groups=False,
+        )
+        stack.callback(parallel_state.destroy_model_parallel)
+        tensor_parallel.model_parallel_cuda_manual_seed(seed)
+        yield ProcessGroupCollection.use_mpu_process_groups()
+
+
+def _initialize_process_group(timeout_minutes: float) -> None:
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    backend = "gloo"
+    if not needs_cpu_backend():
+        backend = "nccl"
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(
+            backend,
+            timeout=timeout,
+            store=dist.HashStore(),  # type: ignore[attr-defined]
+            rank=0,
+            world_size=1,
+        )
+
+
+def check_agreement(values: Mapping[str, object]) -> None:
+    """Check that all ranks hold the same ``values``.
+
+    Raises:
+        InputError: on every rank, naming the first difference and the ranks that differ.
+    """
+    mine = {name: str(value) for name, value in values.items()}
+    everyone: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    for name, value in everyone[0].items():
+        differing = [rank for rank, other in enumerate(everyone) if other.get(name) != value]
+        if differing:
+            raise InputError(
+                f"ranks disagree on {name}: rank 0 has {value}, rank {differing[0]} has "
+                f"{everyone[differing[0]].get(name)} (ranks that differ from rank 0: "
+                f"{differing}); start every rank with the same arguments and the same files"
+            )
+
+
+def flat_fields(value: Any, prefix: str = "") -> dict[str, object]:
+    """Fields of a nested dataclass by dotted name, so that a difference has a name."""
+    if not dataclasses.is_dataclass(value):
+        return {prefix: value}
+    fields: dict[str, object] = {}
+    for field in dataclasses.fields(value):
+        name = f"{prefix}.{field.name}" if prefix else field.name
+        fields.update(flat_fields(getattr(value, field.name), name))
+    return fields

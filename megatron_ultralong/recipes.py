@@ -1,0 +1,88 @@
+"""Published and ready-made runs: one function each, returning a frozen configuration.
+
+What arXiv 2504.06214 states is marked "paper"; the rest is a documented default of this project.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from megatron_ultralong.config import (
+    DataConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PretrainConfig,
+    RopeConfig,
+)
+
+_ORIGINAL = 8192
+
+
+def _llama3_1_8b(
+    seq_length: int, context_parallel_size: int, global_batch_size: int
+) -> PretrainConfig:
+    return PretrainConfig(
+        train_iters=150,
+        global_batch_size=global_batch_size,
+        save_interval=25,
+        precision="bf16",
+        rope=RopeConfig(
+            rope_scaling="yarn",  # paper: YaRN over the raw base, alpha 1, beta 4
+            rope_scaling_factor=seq_length / _ORIGINAL,  # paper: 128, 256, 512
+            original_max_position_embeddings=_ORIGINAL,
+            beta_fast=4.0,
+            beta_slow=1.0,
+            ramp="rotations",
+            attention_factor=1.0,
+        ),
+        parallel=ParallelConfig(
+            tensor_model_parallel_size=8,  # paper
+            context_parallel_size=context_parallel_size,  # paper: 4 at 1M, 16 at 2M and 4M
+            sequence_parallel=True,
+        ),
+        data=DataConfig(seq_length=seq_length, document_mask="none"),  # paper: no document mask
+        optimizer=OptimizerConfig(lr=3e-5, lr_warmup_iters=10),  # paper: 3e-5
+    )
+
+
+def llama3_1_8b_1m() -> PretrainConfig:
+    """Llama-3.1-8B to 1,048,576 tokens: 8 rows an iteration keep the tokens of the 4M run."""
+    return _llama3_1_8b(1_048_576, context_parallel_size=4, global_batch_size=8)
+
+
+def llama3_1_8b_2m() -> PretrainConfig:
+    """Llama-3.1-8B to 2,097,152 tokens: 4 rows an iteration keep the tokens of the 4M run."""
+    return _llama3_1_8b(2_097_152, context_parallel_size=16, global_batch_size=4)
+
+
+def llama3_1_8b_4m() -> PretrainConfig:
+    """Llama-3.1-8B to 4,194,304 tokens: 150 iterations of 2 rows (paper), 1.26B tokens."""
+    return _llama3_1_8b(4_194_304, context_parallel_size=16, global_batch_size=2)
+
+
+def demo_cpu() -> PretrainConfig:
+    """The committed demo model from 512 to 4,096 tokens, on two CPU ranks."""
+    return PretrainConfig(
+        train_iters=40,
+        global_batch_size=4,
+        log_interval=5,
+        precision="fp32",
+        recompute_granularity="none",
+        rope=RopeConfig(
+            rope_scaling="yarn",
+            rope_scaling_factor=8.0,
+            original_max_position_embeddings=512,
+        ),
+        parallel=ParallelConfig(context_parallel_size=2),
+        data=DataConfig(seq_length=4096),
+        optimizer=OptimizerConfig(lr=3e-4, lr_warmup_iters=4, lr_decay_style="linear"),
+    )
+
+
+PRETRAIN_RECIPES: dict[str, Callable[[], PretrainConfig]] = {
+    "llama3.1-8b-1m": llama3_1_8b_1m,
+    "llama3.1-8b-2m": llama3_1_8b_2m,
+    "llama3.1-8b-4m": llama3_1_8b_4m,
+    "demo-cpu": demo_cpu,
+}
+"""Recipes by the name that ``ultralong pretrain`` takes."""

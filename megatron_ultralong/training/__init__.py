@@ -1,0 +1,1 @@
+"""The training loop on Megatron-Core: optimizer, rows, checkpoints, log."""

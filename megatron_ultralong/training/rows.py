@@ -1,0 +1,32 @@
+"""The rows that this rank trains on: a function of the iteration and the layout alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.rows import PackedRows, global_row_index
+
+
+def microbatch_rows(
+    rows: PackedRows,
+    *,
+    iteration: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    dp_rank: int,
+    dp_size: int,
+    seed: int,
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Micro-batches [micro_batch_size, S] of one replica in one iteration.
+
+    The global batch of an iteration is the same rows whatever the layout; a replica takes its
+    rows from every stride of ``micro_batch_size * dp_size``.
+    """
+    first = iteration * global_batch_size
+    stride = micro_batch_size * dp_size
+    for start in range(first + dp_rank * micro_batch_size, first + global_batch_size, stride):
+        numbers = range(start, start + micro_batch_size)
+        yield np.stack([rows[global_row_index(n, len(rows), seed)] for n in numbers])

@@ -1,0 +1,99 @@
+"""One pass of a global batch through the model, with Megatron's pipeline schedules."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_ultralong.documents import DocumentMask
+from megatron_ultralong.mcore.batch import Batch, local_batch
+from megatron_ultralong.mcore.cpu import device
+from megatron_ultralong.mcore.loss import LossTerms, token_loss
+
+Rows = Iterator[npt.NDArray[np.int64]]
+
+
+class LanguageModelStep:
+    """Forward, and backward if asked, over the micro-batches of this replica."""
+
+    def __init__(
+        self,
+        model: Any,
+        groups: ProcessGroupCollection,
+        *,
+        document_mask: DocumentMask,
+        separator_ids: Sequence[int],
+        seq_length: int,
+        micro_batch_size: int,
+    ) -> None:
+        self.model = model
+        self.groups = groups
+        self.document_mask = document_mask
+        self.separator_ids = tuple(separator_ids)
+        self.seq_length = seq_length
+        self.micro_batch_size = micro_batch_size
+        self._schedule = get_forward_backward_func()
+
+    def __call__(self, rows: Rows, num_microbatches: int, *, forward_only: bool) -> float:
+        """Mean loss in nats over the tokens of the global batch that count; on every rank.
+
+        Args:
+            rows: micro-batches [micro_batch_size, S] of this replica.
+            num_microbatches: how many.
+            forward_only: leave the gradients alone.
+        """
+        batches = (
+            local_batch(
+                micro_batch,
+                document_mask=self.document_mask,
+                separator_ids=self.separator_ids,
+                cp_group=self.groups.cp,
+                device=device(),
+            )
+            for micro_batch in rows
+        )
+        reports = self._schedule(
+            forward_step_func=_forward_step,
+            data_iterator=batches,
+            model=self.model,
+            num_microbatches=num_microbatches,
+            # Megatron divides by the context and, under sequence parallelism, tensor parallel
+            # size itself.
+            seq_length=self.seq_length,
+            micro_batch_size=self.micro_batch_size,
+            forward_only=forward_only,
+        )
+        return self._mean_loss(reports)
+
+    def _mean_loss(self, reports: list[dict[str, torch.Tensor]]) -> float:
+        total_and_count = torch.zeros(2, dtype=torch.float64, device=device())
+        for report in reports:  # empty but on the last pipeline stage
+            total_and_count += report["lm loss"]
+        dist.all_reduce(total_and_count, group=self.groups.dp_cp)
+        if self.groups.pp.size() > 1:
+            last = dist.get_global_rank(self.groups.pp, self.groups.pp.size() - 1)
+            dist.broadcast(total_and_count, src=last, group=self.groups.pp)
+        total, count = total_and_count.tolist()
+        return float(total / max(count, 1.0))
+
+
+def _forward_step(
+    batches: Iterator[Batch], model: Any
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], LossTerms]]:
+    batch = next(batches)
+    output = model(
+        batch.tokens,
+        batch.position_ids,
+        None,
+        labels=batch.labels,
+        packed_seq_params=batch.packed_seq_params,
+    )
+    return output, functools.partial(token_loss, batch.loss_mask)

@@ -1,0 +1,53 @@
+"""Metadata of the package; pyproject.toml holds the tools' settings alone."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"', (HERE / "megatron_ultralong/__init__.py").read_text(), re.MULTILINE
+).group(1)
+
+setup(
+    name="megatron-ultralong",
+    version=VERSION,
+    description="Extend Llama 3.1 models to contexts of 1M-4M tokens on Megatron-Core",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["megatron_ultralong", "megatron_ultralong.*"]),
+    package_data={"megatron_ultralong": ["py.typed"]},
+    install_requires=[
+        "megatron-core>=0.16.1,<0.20",  # the trainer
+        "torch>=2.6",
+        "numpy>=1.26",
+        "psutil>=5.9",  # without it Megatron-Core 0.16's checkpoint writer hangs
+        "safetensors>=0.4.5",  # Hugging Face weights
+        "tokenizers>=0.21",  # Hugging Face tokenizers
+        "tiktoken>=0.7",  # Meta's Llama 3 tokenizer
+        "sentencepiece>=0.2",  # Llama 2 tokenizers
+        "pyarrow>=15",  # parquet
+        "pyyaml>=6",  # a run's configuration
+        "tyro>=0.9",  # command line from dataclasses
+        "rich>=13",  # progress and tables
+        "matplotlib>=3.8",  # pictures
+    ],
+    extras_require={
+        # Both come with NVIDIA's PyTorch image and need CUDA to build. "apex" is named nowhere: the
+        # package of that name on the index is not NVIDIA's.
+        "te": ["transformer-engine[pytorch]>=2.0"],
+        "hf": ["transformers>=4.45"],  # evaluate a Hugging Face folder
+        "test": [
+            "transformers>=4.45",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "mpmath>=1.3",
+        ],
+        "dev": ["ruff", "mypy", "import-linter", "types-PyYAML", "types-psutil"],
+    },
+    entry_points={"console_scripts": ["ultralong = megatron_ultralong.cli:main"]},
+)

@@ -1,0 +1,43 @@
+"""Start a function on several real gloo ranks, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+
+def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """Results of ``function(*args)`` on every rank; a failing rank fails the test with its trace.
+
+    The ranks meet in a file, so that test runs side by side do not collide on a port.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(
+            _rank, args=(world_size, folder, function, args), nprocs=world_size, join=True
+        )
+        return [
+            pickle.loads((Path(folder) / f"result-{rank}").read_bytes())
+            for rank in range(world_size)
+        ]
+
+
+def _rank(
+    rank: int, world_size: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    store = dist.FileStore(f"{folder}/store", world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    try:
+        result = function(*args)
+    finally:
+        dist.destroy_process_group()
+    (Path(folder) / f"result-{rank}").write_bytes(pickle.dumps(result))
