@@ -1,0 +1,196 @@
+"""``config.json`` of a Hugging Face Llama, and what this project knows of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
+from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.yarn import (
+    RopeScaling,
+    YarnConfig,
+    effective_rotary_base,
+    from_hf_rope_scaling,
+    hf_rope_scaling,
+    yarn_attention_factor,
+)
+
+CONFIG_FILE = "config.json"
+ARCHITECTURE = "LlamaForCausalLM"
+_FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+}
+"""Keys that may be absent; any other value is a model that is not a plain Llama."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of ``folder``, of an architecture that can be converted.
+
+    Raises:
+        InputError: no such file, damaged, or not a plain Llama.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} has no {CONFIG_FILE}: it is not a Hugging Face model folder")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): copy it again") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a JSON object, not {type(values).__name__}")
+    architectures = values.get("architectures") or []
+    if ARCHITECTURE not in architectures:
+        raise InputError(
+            f"{path}: architectures {architectures} is not supported; known: {ARCHITECTURE}"
+        )
+    for key, expected in _FIXED.items():
+        if values.get(key, expected) not in (expected, None):
+            raise InputError(
+                f"{path}: {key} {values[key]!r} is not supported: it must be {expected!r}, as in "
+                "Meta's Llama models"
+            )
+    return values
+
+
+def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
+    """The model's shape; absent keys have the defaults of transformers' LlamaConfig.
+
+    Raises:
+        InputError: a key is missing, or the sizes do not fit each other.
+    """
+    try:
+        hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
+        model = ModelConfig(
+            num_layers=int(values["num_hidden_layers"]),
+            hidden_size=hidden,
+            ffn_hidden_size=int(values["intermediate_size"]),
+            num_attention_heads=heads,
+            num_query_groups=int(values.get("num_key_value_heads") or heads),
+            kv_channels=int(values.get("head_dim") or hidden // heads),
+            vocab_size=int(values["vocab_size"]),
+            norm_epsilon=float(values.get("rms_norm_eps", 1e-6)),
+            rotary_base=_rotary_base(values),
+            max_position_embeddings=int(values.get("max_position_embeddings", 2048)),
+            untie_embeddings_and_output_weights=not values.get("tie_word_embeddings", False),
+        )
+    except KeyError as error:
+        raise InputError(f"{where}: key {error} is missing") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{where}: a size is not a number ({error})") from error
+    if heads % model.num_query_groups or model.kv_channels % 2:
+        raise InputError(
+            f"{where}: num_attention_heads ({heads}) must be divisible by num_key_value_heads "
+            f"({model.num_query_groups}), and head_dim ({model.kv_channels}) be even"
+        )
+    return model
+
+
+def _rope_block(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The rope block in either form: ``rope_scaling`` (to 4.x) or ``rope_parameters`` (5.x)."""
+    return dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
+
+
+def _rotary_base(values: Mapping[str, Any]) -> float:
+    return float(_rope_block(values).get("rope_theta") or values.get("rope_theta") or 10000.0)
+
+
+def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
+    """The rotary scaling that a ``config.json`` asks for.
+
+    Raises:
+        InputError: a rope type or key that is not known here.
+    """
+    block = _rope_block(values)
+    if block.pop("partial_rotary_factor", 1.0) not in (1.0, None):
+        raise InputError(f"{where}: partial_rotary_factor other than 1.0 is not supported")
+    if block.get("rope_type", block.get("type")) in ("llama3", "yarn"):
+        outside = values.get("original_max_position_embeddings")
+        length = outside or values.get("max_position_embeddings")
+        if block.setdefault("original_max_position_embeddings", length) != (
+            outside or block["original_max_position_embeddings"]
+        ):
+            raise InputError(
+                f"{where}: original_max_position_embeddings is {outside} beside the rope block "
+                f"and {block['original_max_position_embeddings']} in it: remove one"
+            )
+    try:
+        return from_hf_rope_scaling(block)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def export_config(
+    source: Mapping[str, Any], metadata: CheckpointMetadata, dtype: torch.dtype
+) -> dict[str, Any]:
+    """``config.json`` of an exported model: the source's, with the rope block of the training.
+
+    The block is written as ``rope_scaling`` and ``rope_theta``: transformers 4.43 to 5.x and vLLM
+    all read this form. Every other key of the source is kept.
+
+    Raises:
+        InputError: no rope block can express the training's rotary embedding.
+    """
+    model = metadata.model
+    kept = {
+        key: value
+        for key, value in source.items()
+        if key not in ("rope_parameters", "dtype", "original_max_position_embeddings")
+    }
+    base = effective_rotary_base(metadata.rope_scaling, model.kv_channels, model.rotary_base)
+    return {
+        **kept,
+        "architectures": [ARCHITECTURE],
+        "model_type": "llama",
+        "num_hidden_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_query_groups,
+        "head_dim": model.kv_channels,
+        "vocab_size": model.vocab_size,
+        "rms_norm_eps": model.norm_epsilon,
+        "max_position_embeddings": model.max_position_embeddings,
+        "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
+        "rope_theta": base,
+        "rope_scaling": hf_rope_scaling(metadata.rope_scaling),
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def good_for(metadata: CheckpointMetadata) -> dict[str, str]:
+    """Versions of inference programs that read the exported rope block as it was trained.
+
+    transformers took ``max_position_embeddings`` for yarn's original context before 4.49, and
+    replaced its factor by max / original from there to 4.55. vLLM's older releases read no
+    ``attention_factor`` of yarn, and apply 0.1 ln s + 1.
+    """
+    scaling = metadata.rope_scaling
+    if not isinstance(scaling, YarnConfig) or scaling.ramp == "rotations":
+        return {"transformers": ">=4.43", "vllm": ">=0.5.4"}
+    context = scaling.scaling_factor * scaling.original_max_position_embeddings
+    implied = metadata.model.max_position_embeddings == context
+    usual = scaling.attention_factor == yarn_attention_factor(scaling.scaling_factor)
+    return {
+        "transformers": ">=4.49" if implied else ">=4.56",
+        "vllm": ">=0.5.4" if usual else "releases whose yarn reads attention_factor only",
+    }
+
+
+def tokenizer_sha256(folder: Path) -> str | None:
+    """SHA-256 of ``tokenizer.json`` in ``folder``, in hexadecimal; None without that file."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

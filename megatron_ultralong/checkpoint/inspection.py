@@ -1,0 +1,101 @@
+"""``ultralong convert inspect``: what a model folder or checkpoint holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_format
+import sys
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from megatron_ultralong.checkpoint.convert import open_model, summarise
+from megatron_ultralong.checkpoint.folder import iterations
+from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.hugging_face_config import tokenizer_sha256
+from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.report import show, show_rows
+from megatron_ultralong.checkpoint.weight_map import weight_map
+
+_QKV = "self_attention.linear_qkv.weight"
+_OPTIMIZER = "optimizer."
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig:
+    """Show what a Hugging Face folder or Megatron checkpoint holds; nothing is written."""
+
+    src: Positional[Path]
+    """Folder to look into."""
+    iteration: int | None = None
+    """Iteration of a Megatron checkpoint; the latest by default."""
+    json: bool = False
+    """Print JSON."""
+
+
+def inspect(config: InspectConfig) -> dict[str, Any]:
+    """Format, shape, rotary embedding and tensors of a model; also printed.
+
+    Raises:
+        InputError: it is in no known format, or damaged.
+    """
+    model = open_model(config.src, config.iteration)
+    values: dict[str, Any] = {
+        "format": model.format,
+        "path": str(config.src),
+        **(_megatron(model) if isinstance(model, MegatronCheckpoint) else _hugging_face(model)),
+        **dataclasses.asdict(summarise(model)),
+        "model": dataclasses.asdict(model.model),
+        "rope": dataclasses.asdict(model.rope_scaling) if model.rope_scaling else None,
+        "rope_kind": type(model.rope_scaling).__name__ if model.rope_scaling else "none",
+    }
+    tensors = _tensors(model)
+    if config.json:
+        sys.stdout.write(json_format.dumps({**values, "tensors": tensors}, indent=2) + "\n")
+    else:
+        show(values, as_json=False)
+        show_rows(tensors)
+    return {**values, "tensors": tensors}
+
+
+def _hugging_face(model: HuggingFaceFolder) -> dict[str, Any]:
+    return {
+        "source_model": model.name,
+        "files": [file.path.name for file in model.files],
+        "tokenizer_sha256": tokenizer_sha256(model.folder),
+    }
+
+
+def _megatron(model: MegatronCheckpoint) -> dict[str, Any]:
+    tensors = model.tensors.tensors
+    files = {info.relative_path for info in model.tensors.metadata.storage_data.values()}
+    qkv = next(entry for key, entry in tensors.items() if key.endswith(_QKV))
+    return {
+        "iteration": model.iteration,
+        "iterations": iterations(model.root),
+        "source_model": model.metadata.source_model,
+        "tokenizer_sha256": model.metadata.tokenizer_sha256,
+        "separator_ids": list(model.metadata.separator_ids or ()),
+        "optimizer_state": any(key.startswith(_OPTIMIZER) for key in tensors),
+        # files are named __RANK_NUMBER.distcp
+        "ranks_that_wrote": len({name.rsplit("_", 1)[0] for name in files}),
+        "written_at_tensor_model_parallel_size": len({chunk.offsets[-2] for chunk in qkv.chunks}),
+    }
+
+
+def _tensors(model: HuggingFaceFolder | MegatronCheckpoint) -> list[dict[str, Any]]:
+    """One row for each weight, the layers of a weight together."""
+    rows: dict[str, dict[str, Any]] = {}
+    for weight in weight_map(model.model):
+        if weight.key in rows:
+            rows[weight.key]["layers"] += 1
+            continue
+        rows[weight.key] = {
+            "megatron": weight.key,
+            "hugging_face": [name.replace(".0.", ".*.") for name in weight.names],
+            "shape": "x".join(map(str, weight.shape)),
+            "layers": 1 if weight.layer is not None else 0,
+            "dtype": str(model.dtype(weight)).removeprefix("torch."),
+        }
+    return list(rows.values())

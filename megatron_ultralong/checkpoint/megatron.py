@@ -1,0 +1,104 @@
+"""A Megatron checkpoint as a source of Hugging Face tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from megatron_ultralong.checkpoint.folder import resolve
+from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
+from megatron_ultralong.checkpoint.torch_dist import TorchDistReader
+from megatron_ultralong.checkpoint.weight_map import Weight, unstacked_key, weight_map
+from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.yarn import RopeScaling
+
+
+class MegatronCheckpoint:
+    """One iteration of a checkpoint folder that carries ``ultralong.json``."""
+
+    format = "Megatron torch_dist"
+
+    def __init__(self, folder: str | Path, iteration: int | None = None) -> None:
+        """Read metadata and check every weight's key and shape.
+
+        Raises:
+            InputError: not a checkpoint of ours, or its weights do not fit its metadata.
+        """
+        self.path, self.iteration = resolve(folder, iteration)
+        self.root = self.path.parent
+        self.source_folder = self.root / SOURCE_FOLDER
+        self.metadata = load_metadata(self.root)
+        self.tensors = TorchDistReader(self.path)
+        self._locations = {weight: self._locate(weight) for weight in weight_map(self.model)}
+        self._check_tied()
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its shape."""
+        return self.metadata.model
+
+    @property
+    def rope_scaling(self) -> RopeScaling:
+        """What was done to its rotary frequencies."""
+        return self.metadata.rope_scaling
+
+    def dtype(self, weight: Weight) -> torch.dtype:
+        """Dtype that ``weight`` is stored in."""
+        key = self._locations[weight][0][0]
+        return self.tensors.tensors[key].properties.dtype
+
+    def read(self, weight: Weight) -> tuple[torch.Tensor, ...]:
+        """The Hugging Face parts of ``weight``."""
+        regions = [self.tensors.read(*region) for region in self._locations[weight]]
+        tensor = regions[0] if len(regions) == 1 else torch.cat(regions)
+        return weight.split(tensor.reshape(weight.shape))
+
+    def _locate(self, weight: Weight) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+        """Key, start and shape of the regions that hold ``weight``, one below the other.
+
+        Megatron-Core stacks the layers under one key, or keys them one by one, and then keeps the
+        gate (``_w``) and up (``_v``) halves of an MLP apart.
+        """
+        known = self.tensors.tensors
+        whole = weight.shape
+        if weight.key in known:
+            layers = () if weight.layer is None else (self.model.num_layers,)
+            self._check_shape(weight, weight.key, (*layers, *whole))
+            start = () if weight.layer is None else (weight.layer,)
+            shape = (*(1 for _ in start), *whole)
+            return [(weight.key, (*start, *(0 for _ in whole)), shape)]
+        key = unstacked_key(weight)
+        halves = [key + "_w", key + "_v"] if weight.layout == "gate_up" else []
+        if key in known:
+            self._check_shape(weight, key, whole)
+            return [(key, tuple(0 for _ in whole), whole)]
+        if halves and all(half in known for half in halves):
+            for half in halves:
+                self._check_shape(weight, half, weight.shapes[0])
+            return [(half, (0, 0), weight.shapes[0]) for half in halves]
+        raise InputError(
+            f"{self.path} holds no tensor {weight.key}: it is not the Llama that "
+            f"{self.root / 'ultralong.json'} describes"
+        )
+
+    def _check_shape(self, weight: Weight, key: str, expected: tuple[int, ...]) -> None:
+        found = tuple(self.tensors.tensors[key].size)
+        # Megatron pads the vocabulary with rows that no token reads
+        padded = weight.layer is None and len(expected) == 2 and found[0] >= expected[0]
+        if found != expected and not (padded and found[1:] == expected[1:]):
+            raise InputError(
+                f"{self.path}: tensor {key} has shape {list(found)}, "
+                f"{self.root / 'ultralong.json'} makes it {list(expected)}: weights and "
+                "metadata are of different models"
+            )
+
+    def _check_tied(self) -> None:
+        tied = not self.model.untie_embeddings_and_output_weights
+        if tied and "output_layer.weight" in self.tensors.tensors:
+            raise InputError(
+                f"{self.path} holds output_layer.weight, but its metadata says that embedding and "
+                "output share their weights (untie_embeddings_and_output_weights false): weights "
+                "and metadata are of different models"
+            )

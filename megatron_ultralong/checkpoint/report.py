@@ -1,0 +1,81 @@
+"""Reports of conversions: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsSummary:
+    """Weights in numbers."""
+
+    num_tensors: int
+    """Hugging Face tensors."""
+    num_parameters: int
+    num_bytes: int
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did."""
+
+    action: str
+    source: str
+    output: str
+    iteration: int
+    """Of the Megatron checkpoint; 0 is release."""
+    weights: WeightsSummary
+    """As they were written."""
+    seconds: float
+    """Of the writing, without the verification."""
+    verify_seconds: float
+    verified: bool
+    """Every tensor was read back and is equal to the source, bit for bit."""
+    rope: Mapping[str, Any] | None
+    """Rotary scaling; of an export the block in its config.json."""
+    max_position_embeddings: int
+    tokenizer_sha256: str | None
+    good_for: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Exports: programs and versions that read the rope block as it was trained."""
+
+
+def show(values: Mapping[str, Any], as_json: bool) -> None:
+    """Print a report on standard output."""
+    if as_json:
+        sys.stdout.write(json.dumps(values, indent=2) + "\n")
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in values.items():
+        if value not in (None, {}, []):
+            table.add_row(key.replace("_", " "), _text(value))
+    Console(soft_wrap=True).print(table)
+
+
+def show_rows(rows: list[dict[str, Any]]) -> None:
+    """Print rows that have the same columns as a table."""
+    table = Table()
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(value) for value in row.values()))
+    Console().print(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)

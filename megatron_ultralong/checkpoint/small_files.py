@@ -1,0 +1,54 @@
+"""Small files of a Hugging Face model: tokenizer, templates, generation config, licence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from megatron_ultralong.checkpoint.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.errors import InputError
+
+_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+
+
+def small_files(folder: Path) -> list[Path]:
+    """Files of ``folder`` that belong to the model and are not weights, by name."""
+    found = {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if not path.name.endswith(".index.json"))
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise InputError where ``folder`` has no tokenizer."""
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise InputError(
+            f"{folder} has no tokenizer ({' or '.join(_TOKENIZERS)}): download it too, or convert "
+            "the weights alone with --no-tokenizer"
+        )
+
+
+def keep(source: Path, folder: Path) -> None:
+    """Copy the small files of ``source`` into the new folder ``folder``."""
+    folder.mkdir()
+    for path in small_files(source):
+        shutil.copyfile(path, folder / path.name)
+
+
+def restore(kept: Path, folder: Path, max_position_embeddings: int) -> None:
+    """Copy kept files into an exported model, all but ``config.json``.
+
+    The tokenizer's ``model_max_length``, where it is shorter than the model's context, is raised
+    to it: transformers warns of, and some servers cut, longer texts.
+    """
+    for path in small_files(kept):
+        if path.name != CONFIG_FILE:
+            shutil.copyfile(path, folder / path.name)
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        values = json.loads(path.read_text(encoding="utf-8"))
+        length = values.get("model_max_length")
+        if isinstance(length, int) and length < max_position_embeddings:
+            values["model_max_length"] = max_position_embeddings
+            text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+            path.write_text(text, encoding="utf-8")

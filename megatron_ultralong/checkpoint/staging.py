@@ -1,0 +1,53 @@
+"""A new output folder: written aside and renamed when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_ultralong.errors import InputError
+
+SUFFIX = ".partial"
+_MARGIN = 16 * 2**20
+"""Bytes for small files and headers, over the weights."""
+
+
+@contextlib.contextmanager
+def new_folder(final: Path, num_bytes: int) -> Iterator[Path]:
+    """A folder beside ``final`` to write ``num_bytes`` into, renamed to ``final`` at the end.
+
+    It is removed when the body raises: nothing stands under the final name unless it is complete.
+
+    Raises:
+        InputError: ``final`` is in use, or the disk has too little room.
+    """
+    partial = final.with_name(final.name + SUFFIX)
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise InputError(f"output {final} exists and is not empty: choose another, or remove it")
+    if partial.exists():
+        raise InputError(
+            f"{partial} exists: a conversion to {final} is running or was killed; wait for it, or "
+            "remove that folder"
+        )
+    final.parent.mkdir(parents=True, exist_ok=True)
+    check_free(final.parent, num_bytes + _MARGIN)
+    partial.mkdir()
+    try:
+        yield partial
+        os.rename(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def check_free(folder: Path, num_bytes: int) -> None:
+    """Raise InputError where the disk of ``folder`` has less than ``num_bytes`` free."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise InputError(
+            f"{folder} has {free / 2**30:.2f} GiB free, {num_bytes / 2**30:.2f} GiB are needed: "
+            "make room, or write to another disk"
+        )

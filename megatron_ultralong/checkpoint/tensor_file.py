@@ -1,0 +1,116 @@
+"""Files of tensors: safetensors and, for old models, PyTorch pickles of weights only."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from megatron_ultralong.errors import InputError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""safetensors' names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """What a file says of a tensor before it is read."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class TensorFile(Protocol):
+    """One file of named tensors."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+
+    def __init__(self, path: Path) -> None: ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor ``name``."""
+
+
+class SafetensorsFile:
+    """A safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header.
+
+        Raises:
+            InputError: the file is truncated or damaged.
+        """
+        self.path = path
+        self.tensors: dict[str, TensorInfo] = {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    entry = file.get_slice(name)
+                    dtype = DTYPES[entry.get_dtype()]
+                    self.tensors[name] = TensorInfo(dtype, tuple(entry.get_shape()))
+        except (SafetensorError, OSError, KeyError) as error:
+            raise InputError(
+                f"{path} is not a complete safetensors file ({error}): download it again"
+            ) from error
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor ``name``; the file is mapped for as long as the tensor lives, and no longer."""
+        with safe_open(self.path, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+
+class PickleFile:
+    """A ``pytorch_model*.bin`` file, opened with ``weights_only``: code in it does not run."""
+
+    def __init__(self, path: Path) -> None:
+        """Read names, dtypes and shapes.
+
+        Raises:
+            InputError: the file is damaged, or holds something else than tensors.
+        """
+        self.path = path
+        tensors = self._load()
+        self.tensors = {
+            name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor ``name``; of the others nothing is read where the file can be mapped."""
+        return self._load()[name].contiguous()
+
+    def _load(self) -> dict[str, torch.Tensor]:
+        try:
+            values = torch.load(
+                self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path)
+            )
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"{self.path} does not open as a file of weights only ({reason}): it is damaged "
+                "or would run code; use the model's safetensors files"
+            ) from error
+        if not isinstance(values, dict) or not all(
+            isinstance(value, torch.Tensor) for value in values.values()
+        ):
+            raise InputError(f"{self.path} must hold a dict of tensors: it is not a model's file")
+        return values

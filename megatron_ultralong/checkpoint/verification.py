@@ -1,0 +1,143 @@
+"""Bit comparison of two models on disk, whatever their formats."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from megatron_ultralong.checkpoint.weight_map import Weight, WeightSource, weight_map
+from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.yarn import RopeScaling, attention_factor, inv_freq
+
+_NAMED = 8
+"""Differing tensors that a message names."""
+
+
+class Model(WeightSource, Protocol):
+    """Weights and what their positions mean."""
+
+    @property
+    def rope_scaling(self) -> RopeScaling:
+        """What was done to the rotary frequencies."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What was compared; every tensor was equal."""
+
+    num_tensors: int
+    num_parameters: int
+
+
+def converted_dtype(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    """Dtype of a conversion's output: ``wanted``, or the source's own."""
+    return dtype if wanted is None else wanted
+
+
+def convert_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """``tensor`` in ``dtype``, or as it is.
+
+    Raises:
+        InputError: a finite value has no finite neighbour in ``dtype``.
+    """
+    if dtype is None or tensor.dtype == dtype:
+        return tensor
+    converted = tensor.to(dtype)
+    if not torch.isfinite(converted).all() and torch.isfinite(tensor).all():
+        raise InputError(
+            f"tensor {name} has a value of magnitude {tensor.abs().max().item():.4g}, {dtype} "
+            f"ends at {torch.finfo(dtype).max:.4g}: use bf16 or fp32"
+        )
+    return converted
+
+
+def num_bytes(source: WeightSource, dtype: torch.dtype | None = None) -> int:
+    """Bytes of all weights of ``source``, in ``dtype``."""
+    return sum(
+        weight.numel * converted_dtype(source.dtype(weight), dtype).itemsize
+        for weight in weight_map(source.model)
+    )
+
+
+def compare(
+    source: Model,
+    output: Model,
+    dtype: torch.dtype | None = None,
+    advance: Callable[[int], None] = lambda num_bytes: None,
+) -> Comparison:
+    """Compare every tensor of ``output`` with ``source`` converted to ``dtype``, bit for bit.
+
+    Raises:
+        InputError: the models differ; the message names the tensors and the first element.
+    """
+    _check_shapes(source.model, output.model)
+    differences = _rope_differences(source, output)
+    weights = weight_map(source.model)
+    for weight in weights:
+        expected_parts, found_parts = source.read(weight), output.read(weight)
+        for name, expected, found in zip(weight.names, expected_parts, found_parts, strict=True):
+            expected = convert_tensor(name, expected, dtype)
+            difference = _difference(expected, found)
+            if difference:
+                differences.append(f"{name}: {difference}")
+        advance(_weight_bytes(weight, output))
+    if differences:
+        more = len(differences) - _NAMED
+        raise InputError(
+            "the models differ in "
+            + "; ".join(differences[:_NAMED])
+            + (f"; and {more} more" if more > 0 else "")
+            + ". Convert again; if it happens again, test the disk and the memory"
+        )
+    return Comparison(
+        sum(len(weight.names) for weight in weights), sum(weight.numel for weight in weights)
+    )
+
+
+def _weight_bytes(weight: Weight, source: WeightSource) -> int:
+    return weight.numel * source.dtype(weight).itemsize
+
+
+def _difference(expected: torch.Tensor, found: torch.Tensor) -> str | None:
+    """How two tensors differ in their bits: -0.0 is not 0.0, and a NaN equals itself."""
+    if expected.dtype != found.dtype:
+        return f"dtype {expected.dtype} against {found.dtype}"
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[expected.itemsize]
+    expected_bits = expected.contiguous().view(integer)
+    found_bits = found.contiguous().view(integer)
+    if torch.equal(expected_bits, found_bits):
+        return None
+    where = (expected_bits != found_bits).nonzero()
+    first = tuple(where[0].tolist())
+    return (
+        f"{len(where)} of {expected.numel()} elements, first {list(first)}: "
+        f"{expected[first].item()!r} against {found[first].item()!r}"
+    )
+
+
+def _check_shapes(expected: ModelConfig, found: ModelConfig) -> None:
+    # the base is compared with the frequencies: NTK-aware scaling moves it on export
+    wanted, got = (dataclasses.replace(model, rotary_base=0.0) for model in (expected, found))
+    if wanted != got:
+        differing = [
+            f"{field.name} {getattr(wanted, field.name)} against {getattr(got, field.name)}"
+            for field in dataclasses.fields(ModelConfig)
+            if getattr(wanted, field.name) != getattr(got, field.name)
+        ]
+        raise InputError(f"the models have different shapes: {', '.join(differing)}")
+
+
+def _rope_differences(source: Model, output: Model) -> list[str]:
+    frequencies = [
+        inv_freq(model.rope_scaling, model.model.kv_channels, model.model.rotary_base)
+        for model in (source, output)
+    ]
+    factors = [attention_factor(model.rope_scaling) for model in (source, output)]
+    if np.array_equal(frequencies[0], frequencies[1]) and factors[0] == factors[1]:
+        return []
+    return [f"rotary embedding: {source.rope_scaling} against {output.rope_scaling}"]
