@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_ultralong.attention import kernels
+from megatron_ultralong.attention import gather, kernels, ring
+from megatron_ultralong.attention.block import Block, Saved
+from megatron_ultralong.attention.kernel import Gradients, Kernel
 from megatron_ultralong.attention.plan import Plan, boundaries, make_plan
-from megatron_ultralong.attention.ring import BackwardPass, Block, ForwardPass, run
 from megatron_ultralong.context_parallel import (
     Assignment,
     LocalRing,
@@ -41,8 +44,10 @@ class _Call:
 
     plan: Plan
     transport: Transport
-    kernel: kernels.Kernel
+    kernel: Kernel
     scale: float
+    backend: Backend
+    deterministic: bool
 
     def blocks(self, q: Tensor, k: Tensor, v: Tensor) -> list[Block]:
         """Inputs of the ranks in this process."""
@@ -81,24 +86,38 @@ class _RingAttention(torch.autograd.Function):
 
 def _forward(call: _Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Output [s, b, heads, d] and log-sum-exp [b, heads, s]."""
-    passes = [ForwardPass(block) for block in call.blocks(q, k, v)]
-    run(passes, call.transport)
-    out = _join([each.out.to(q.dtype) for each in passes])
-    return out, _join([each.lse for each in passes], dim=2)
+    run = gather.forward if call.backend == "all_gather" else ring.forward
+    results = run(call.blocks(q, k, v), call.transport)
+    out = _join([out.to(q.dtype) for out, _ in results])
+    return out, _join([lse for _, lse in results], dim=2)
 
 
 def _backward(
     call: _Call, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Gradients of q, k and v."""
     n = len(call.transport.ranks)
-    saved = zip(dout.chunk(n), out.chunk(n), lse.chunk(n, dim=2), strict=True)
-    passes = [
-        BackwardPass(block, *its) for block, its in zip(call.blocks(q, k, v), saved, strict=True)
-    ]
-    run(passes, call.transport)
-    dq = _join([each.dq.to(q.dtype) for each in passes])
-    return dq, _join([each.dk for each in passes]), _join([each.dv for each in passes])
+    shards = zip(dout.chunk(n), out.chunk(n), lse.chunk(n, dim=2), strict=True)
+    saved = [Saved(*its) for its in shards]
+    run = gather.backward if call.backend == "all_gather" else ring.backward
+    with _determinism(call.deterministic):
+        results = run(call.blocks(q, k, v), call.transport, saved)
+    dq, dk, dv = (
+        _join([x.to(q.dtype) for x in gradients]) for gradients in zip(*results, strict=True)
+    )
+    return dq, dk, dv
+
+
+@contextmanager
+def _determinism(wanted: bool) -> Iterator[None]:
+    """Ask the kernels of a GPU for sums in a fixed order; the CPU's are always so."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(wanted or before, warn_only=warn_only)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def ring_attention(
@@ -110,6 +129,8 @@ def ring_attention(
     cu_seqlens: Tensor | None = None,
     softmax_scale: float | None = None,
     assignment: Assignment | None = None,
+    backend: Backend = "p2p",
+    deterministic: bool = False,
     kernel: str | None = None,
     keep: KeptOutput | None = None,
 ) -> Tensor:
@@ -129,6 +150,10 @@ def ring_attention(
             on the CPU; tokens then see their own document alone. None: no document mask.
         softmax_scale: factor of the scores; ``1 / sqrt(d)`` if None.
         assignment: which rank holds which chunks; zigzag if None.
+        backend: ``p2p``, a ring of hops hidden behind the kernels, or ``all_gather``, one gather
+            of all keys. The same results, but for the order of the float32 sums.
+        deterministic: two runs are bit-equal on a GPU too, at a cost in the backward pass; on
+            the CPU they always are.
         kernel: name of the kernel, for tests; None: the fastest valid one.
         keep: where (out, lse) are kept for a recomputation of the surrounding layer.
 
@@ -140,6 +165,7 @@ def ring_attention(
         InputError: the sequence does not divide into chunks, or the named kernel cannot serve.
     """
     _check_shapes(q, k, v)
+    assert backend in get_args(Backend), f"backend {backend!r}, not one of {get_args(Backend)}"
     transport = _transport(group)
     assignment = assignment or zigzag(transport.size)
     assert assignment.cp_size == transport.size, (
@@ -152,6 +178,8 @@ def ring_attention(
         transport=transport,
         kernel=kernels.resolve(q.dtype, q.shape[-1], q.device, kernel),
         scale=q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
+        backend=backend,
+        deterministic=deterministic,
     )
     out: Tensor = _RingAttention.apply(q, k, v, call, keep)
     return out

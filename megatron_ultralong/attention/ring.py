@@ -13,38 +13,15 @@ so that one rank of a process group and all ranks of a local ring run the same c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention import kernels
-from megatron_ultralong.attention.kernels import Kernel
-from megatron_ultralong.attention.online_softmax import accumulation_dtype, merge_
-from megatron_ultralong.attention.plan import Plan
+from megatron_ultralong.attention.block import Block, Saved
+from megatron_ultralong.attention.kernel import Gradients
+from megatron_ultralong.attention.online_softmax import accumulation_dtype
 from megatron_ultralong.context_parallel import Transfer, Transport
-
-
-@dataclass(frozen=True)
-class Block:
-    """Inputs of one rank: q [s, b, heads, d], k and v [s, b, kv_heads, d], contiguous."""
-
-    plan: Plan
-    rank: int
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    kernel: Kernel
-    scale: float
-
-    def source(self, hop: int) -> int:
-        """Rank whose keys are here at a hop."""
-        return (self.rank - hop) % self.plan.size
-
-    def peer(self, hops: int) -> int:
-        """Rank that many hops further."""
-        return (self.rank + hops) % self.plan.size
 
 
 class Pass(Protocol):
@@ -134,16 +111,10 @@ class ForwardPass:
         """Add what the rank's queries see of the keys held."""
         block = self.block
         if phase == 0:
-            edges = block.plan.local_cu_seqlens[block.rank]
-            out, lse = kernels.documents_forward(
-                block.kernel, block.q, block.k, block.v, edges, block.scale
-            )
-            wide = accumulation_dtype(out.dtype)
-            self.out, self.lse = out.to(wide).contiguous(), lse.to(wide).contiguous()
-        for q_start, q_stop, k_start, k_stop in block.plan.rectangles[block.rank][phase]:
-            k, v = self.keys.held(phase, k_start, k_stop)
-            part, part_lse = block.kernel.forward(block.q[q_start:q_stop], k, v, False, block.scale)
-            merge_(self.out[q_start:q_stop], self.lse[..., q_start:q_stop], part, part_lse)
+            self.out, self.lse = block.forward_own(block.plan.local_cu_seqlens[block.rank])
+        for rectangle in block.plan.rectangles[block.rank][phase]:
+            k, v = self.keys.held(phase, rectangle.key_start, rectangle.key_stop)
+            block.add_rectangle_(rectangle, k, v, self.out, self.lse)
 
     def finish(self, phase: int) -> None:
         """Nothing: received keys are read in the next phase."""
@@ -157,11 +128,11 @@ class BackwardPass:
     at hop 1, travel while the next hop is computed, and need no space before they arrive.
     """
 
-    def __init__(self, block: Block, dout: Tensor, out: Tensor, lse: Tensor):
+    def __init__(self, block: Block, saved: Saved):
         self.block = block
         self.num_phases = block.plan.size + 1
         self.keys = TravellingKeys(block)
-        self.dout, self.out, self.lse = dout, out, lse
+        self.saved = saved
         wide = accumulation_dtype(block.q.dtype)
         self.dq = torch.zeros_like(block.q, dtype=wide)
         self.dk: Tensor  # [s, b, kv_heads, d], set by the last phase
@@ -196,21 +167,12 @@ class BackwardPass:
         if phase == block.plan.size:
             self._compute_own()
             return
-        for q_start, q_stop, k_start, k_stop in block.plan.rectangles[block.rank][phase]:
-            k, v = self.keys.held(phase, k_start, k_stop)
-            rows = slice(q_start, q_stop)
-            dq, dk, dv = block.kernel.backward(
-                self.dout[rows],
-                block.q[rows],
-                k,
-                v,
-                self.out[rows],
-                self.lse[..., rows],
-                False,
-                block.scale,
-            )
-            self.dq[rows] += dq
-            self._parts.append((k_start, k_stop, dk, dv))
+        for rectangle in block.plan.rectangles[block.rank][phase]:
+            low, high = rectangle.key_start, rectangle.key_stop
+            k, v = self.keys.held(phase, low, high)
+            dq, dk, dv = block.backward_rectangle(self.saved, rectangle, k, v)
+            self.dq[rectangle.query_start : rectangle.query_stop] += dq
+            self._parts.append((low, high, dk, dv))
 
     def finish(self, phase: int) -> None:
         """Add this hop's dk and dv to the sums that arrived meanwhile."""
@@ -230,19 +192,9 @@ class BackwardPass:
 
     def _compute_own(self) -> None:
         block = self.block
-        dq, dk, dv = kernels.documents_backward(
-            block.kernel,
-            self.dout,
-            block.q,
-            block.k,
-            block.v,
-            self.out,
-            self.lse,
-            block.plan.local_cu_seqlens[block.rank],
-            block.scale,
-        )
+        edges = block.plan.local_cu_seqlens[block.rank]
+        dq, self.dk, self.dv = block.backward_own(self.saved, edges)
         self.dq += dq
-        self.dk, self.dv = dk, dv
 
     def _finish_own(self) -> None:
         """Own keys: the sums that came home, and what the rank's own queries add."""
@@ -259,3 +211,19 @@ class BackwardPass:
         low, high = self.block.plan.needed[source][1]
         k = self.block.k
         return k.new_empty((2, high - low, *k.shape[1:]), dtype=accumulation_dtype(k.dtype))
+
+
+def forward(blocks: Sequence[Block], transport: Transport) -> list[tuple[Tensor, Tensor]]:
+    """Output [s, b, heads, d] and log-sum-exp [b, heads, s] of every rank here."""
+    passes = [ForwardPass(block) for block in blocks]
+    run(passes, transport)
+    return [(each.out, each.lse) for each in passes]
+
+
+def backward(
+    blocks: Sequence[Block], transport: Transport, saved: Sequence[Saved]
+) -> list[Gradients]:
+    """Gradients of q, k and v of every rank here."""
+    passes = [BackwardPass(block, its) for block, its in zip(blocks, saved, strict=True)]
+    run(passes, transport)
+    return [(each.dq, each.dk, each.dv) for each in passes]

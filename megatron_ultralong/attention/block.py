@@ -1,0 +1,92 @@
+"""One rank's block of queries, keys and values, and what it adds to the sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from megatron_ultralong.attention import kernels
+from megatron_ultralong.attention.kernel import Gradients, Kernel
+from megatron_ultralong.attention.online_softmax import accumulation_dtype, merge_
+from megatron_ultralong.attention.plan import Plan
+from megatron_ultralong.attention.rectangle import Rectangle
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What backward starts from: dout and out [s, b, heads, d], lse [b, heads, s]."""
+
+    dout: Tensor
+    out: Tensor
+    lse: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """Inputs of one rank: q [s, b, heads, d], k and v [s, b, kv_heads, d], contiguous."""
+
+    plan: Plan
+    rank: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    kernel: Kernel
+    scale: float
+
+    def source(self, hop: int) -> int:
+        """Rank whose keys are here at a hop of the ring."""
+        return (self.rank - hop) % self.plan.size
+
+    def peer(self, hops: int) -> int:
+        """Rank that many hops further."""
+        return (self.rank + hops) % self.plan.size
+
+    def forward_own(self, edges: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Causal attention inside the documents of the rank's own tokens.
+
+        Returns:
+            The running sums out [s, b, heads, d] and lse [b, heads, s], float32 or float64.
+        """
+        out, lse = kernels.documents_forward(self.kernel, self.q, self.k, self.v, edges, self.scale)
+        wide = accumulation_dtype(out.dtype)
+        return out.to(wide).contiguous(), lse.to(wide).contiguous()
+
+    def add_rectangle_(
+        self, rectangle: Rectangle, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    ) -> None:
+        """Add to the running sums what some queries see of keys ``k``, the rectangle's alone."""
+        rows = slice(rectangle.query_start, rectangle.query_stop)
+        part, part_lse = kernels.forward(self.kernel, self.q[rows], k, v, False, self.scale)
+        merge_(out[rows], lse[..., rows], part, part_lse)
+
+    def backward_own(self, saved: Saved, edges: tuple[int, ...]) -> Gradients:
+        """Gradients through the mask of :meth:`forward_own`."""
+        return kernels.documents_backward(
+            self.kernel,
+            saved.dout,
+            self.q,
+            self.k,
+            self.v,
+            saved.out,
+            saved.lse,
+            edges,
+            self.scale,
+        )
+
+    def backward_rectangle(
+        self, saved: Saved, rectangle: Rectangle, k: Tensor, v: Tensor
+    ) -> Gradients:
+        """Gradients through one rectangle, of its queries and its keys alone."""
+        rows = slice(rectangle.query_start, rectangle.query_stop)
+        return kernels.backward(
+            self.kernel,
+            saved.dout[rows],
+            self.q[rows],
+            k,
+            v,
+            saved.out[rows],
+            saved.lse[..., rows],
+            False,
+            self.scale,
+        )
