@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_ultralong.config import (
+    DataConfig,
+    ModelConfig,
+    ParallelConfig,
+    PretrainConfig,
+    RopeConfig,
+    from_dict,
+    to_dict,
+)
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.yarn import LinearConfig, NtkConfig, YarnConfig
+
+MODEL = ModelConfig(
+    num_layers=4,
+    hidden_size=64,
+    ffn_hidden_size=128,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=16,
+    vocab_size=256,
+    norm_epsilon=1e-5,
+    rotary_base=10_000.0,
+    max_position_embeddings=64,
+    untie_embeddings_and_output_weights=True,
+)
+RUN = PretrainConfig(load="model", train_iters=1, data=DataConfig(data_path="rows"))
+
+
+@given(st.integers(1, 10_000), st.integers(1, 16), st.integers(1, 8), st.booleans())
+def test_sequence_lengths_offered_in_a_refusal_are_accepted(
+    seq_length: int, cp: int, tp: int, sequence_parallel: bool
+) -> None:
+    parallel = ParallelConfig(tp, 1, cp, sequence_parallel)
+    try:
+        parallel.check_seq_length(seq_length)
+    except InputError as error:
+        for offered in str(error).split("; use ")[1].split(" or "):
+            parallel.check_seq_length(int(offered))
+    else:
+        assert seq_length % (2 * cp) == 0
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        (
+            ParallelConfig(context_parallel_size=3),
+            r"seq_length \(100\) must be divisible by 2 \* context_parallel_size \(6\).* 96 or 102",
+        ),
+        (
+            ParallelConfig(2, 1, 4, sequence_parallel=True),
+            r"2 \* context_parallel_size \* tensor_model_parallel_size \(16\).* use 96 or 112",
+        ),
+    ],
+)
+def test_sequence_length_must_divide(parallel: ParallelConfig, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parallel.check_seq_length(100)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        (ParallelConfig(3), r"num_attention_heads \(4\) .* tensor_model_parallel_size \(3\)"),
+        (ParallelConfig(4), r"num_query_groups \(2\) .* \(4\).* can be 1, 2"),
+        (ParallelConfig(1, 3), r"num_layers \(4\) .* pipeline_model_parallel_size \(3\)"),
+    ],
+)
+def test_model_must_divide(parallel: ParallelConfig, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parallel.check_model(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("config", "world_size", "message"),
+    [
+        (dataclasses.replace(RUN, load=""), 1, "--load is needed"),
+        (dataclasses.replace(RUN, data=DataConfig()), 1, "--data-path is needed"),
+        (dataclasses.replace(RUN, train_iters=0), 1, "train_iters must be at least 1, not 0"),
+        (
+            dataclasses.replace(RUN, parallel=ParallelConfig(2, 1, 2)),
+            6,
+            r"world_size \(6\) must be divisible by .* \(2 x 1 x 2 = 4\)",
+        ),
+        (
+            dataclasses.replace(RUN, global_batch_size=6),
+            4,
+            r"global_batch_size \(6\) .* \(1 x 4 = 4\): use 8",
+        ),
+        (
+            dataclasses.replace(
+                RUN,
+                micro_batch_size=2,
+                global_batch_size=2,
+                data=DataConfig("rows", document_mask="block"),
+            ),
+            1,
+            "document_mask 'block' needs micro_batch_size 1, not 2",
+        ),
+    ],
+)
+def test_rules_between_fields(config: PretrainConfig, world_size: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config.check(world_size)
+
+
+def test_rows_beyond_the_rotary_embedding_are_refused() -> None:
+    rope = RopeConfig(rope_scaling_factor=4.0, original_max_position_embeddings=64)
+    config = dataclasses.replace(RUN, rope=rope, data=DataConfig("rows", seq_length=257))
+    with pytest.raises(InputError, match=r"seq_length \(257\) is beyond the 256 .* at least 5 "):
+        config.check_positions(64)
+    dataclasses.replace(config, data=DataConfig("rows", seq_length=256)).check_positions(64)
+
+
+@pytest.mark.parametrize(
+    ("rope", "scaling", "positions"),
+    [
+        (RopeConfig("keep"), LinearConfig(2.0), 64),
+        (RopeConfig("none"), None, 64),
+        (RopeConfig("ntk", 4.0), NtkConfig(4.0), 256),
+        (RopeConfig("linear", 4.0), LinearConfig(4.0), 256),
+        (RopeConfig("yarn", 4.0, 128), YarnConfig(4.0, 128), 512),
+        (
+            RopeConfig("yarn", 4.0, 128, ramp="dimensions", attention_factor="yarn"),
+            YarnConfig(4.0, 128, ramp="dimensions", attention_factor=1.1386294361119891),
+            512,
+        ),
+    ],
+)
+def test_rope_flags_become_a_scaling(rope: RopeConfig, scaling: object, positions: int) -> None:
+    assert rope.scaling(LinearConfig(2.0)) == scaling
+    assert rope.max_positions(64) == positions
+
+
+@pytest.mark.parametrize("name", PRETRAIN_RECIPES)
+def test_recipes_survive_yaml_and_hold_their_own_rules(name: str) -> None:
+    recipe = PRETRAIN_RECIPES[name]()
+    assert from_dict(PretrainConfig, to_dict(recipe)) == recipe
+    named = dataclasses.replace(
+        recipe, load="model", data=dataclasses.replace(recipe.data, data_path="rows")
+    )
+    named.check(recipe.parallel.model_parallel_size)
+    recipe.parallel.check_seq_length(recipe.data.seq_length)
+    recipe.check_positions(8192)
+    assert recipe.rope.max_positions(8192) == recipe.data.seq_length
+
+
+def test_an_unknown_key_is_named() -> None:
+    with pytest.raises(InputError, match=r"unknown keys \['seq_lenght'\]"):
+        from_dict(PretrainConfig, {"data": {"seq_lenght": 1}})
