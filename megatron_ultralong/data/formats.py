@@ -70,10 +70,10 @@ def uncompressed_name(path: Path) -> str:
 
 
 def _read_text(path: Path, key: str) -> Iterator[Record]:
+    size = file_size(path)
     try:
         with open(path, "rb") as raw:
             data = _decompressed(raw, path).read()
-            size = raw.tell()
     except (OSError, pa.ArrowInvalid) as error:
         yield _unreadable(path, error)
         return

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import platform
 import shutil
@@ -262,11 +261,11 @@ def _folder_written_aside(output: Path) -> Iterator[Path]:
         _require_empty(output)  # another run may have finished meanwhile
         os.replace(aside, output)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTEMPTY):
-            raise InputError(
-                f"cannot write {output} ({error.strerror}); make room, or give another --output"
-            ) from error
-        raise
+        # of the files that are read, all errors are InputError already
+        raise InputError(
+            f"cannot write {output} ({error.strerror}: {error.filename}); make room on the disk, "
+            "or give another --output"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -41,14 +42,15 @@ def print_summary(manifest: Manifest, output: Path) -> None:
 
 def source_table(manifest: Manifest) -> Table:
     """One line for each source and length bin, before and after sampling."""
-    table = Table(title=f"documents by length (sampling: {manifest.length_sampling['name']})")
+    title = f"documents by length (sampling: {manifest.length_sampling['name']})"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns
     table.add_column("source")
     for column in ("length", "found", "tokens", "share", "weight", "sampled", "tokens", "share"):
         table.add_column(column, justify="right")
     before = sum(line.num_tokens for line in manifest.bins)
     after = sum(line.num_tokens_sampled for line in manifest.bins)
     for source in dict.fromkeys(line.source for line in manifest.bins):
-        lines = [line for line in manifest.bins if line.source == source]
+        lines = [line for line in manifest.bins if line.source == source and line.num_documents]
         for line in lines:
             weight = f"{line.weight:.3g}"
             table.add_row("", *_cells(line.length_bin, weight, [line], before, after))

@@ -1,0 +1,52 @@
+"""A real tokenizer and real text: the source files of Python's library."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+LIBRARY = Path(os.__file__).parent
+
+
+@pytest.fixture(scope="session")
+def library_files() -> list[Path]:
+    """Sixty files of Python's library, 5 to 60 kB each, in one order on every machine."""
+    files = [path for path in sorted(LIBRARY.glob("*.py")) if 5e3 < path.stat().st_size < 6e4]
+    assert len(files) >= 60
+    return files[:60]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory, library_files: list[Path]) -> Path:
+    """A byte-level BPE with special tokens, and a template that would add BOS, like Llama 3's."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(path) for path in library_files[:20]], trainer)
+    special = ["<|begin_of_text|>", "<|end_of_text|>"]
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
+    bos = (special[0], tokenizer.token_to_id(special[0]))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{special[0]} $A", special_tokens=[bos]
+    )
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.enable_truncation(16)  # a file may carry it; it must not cut documents
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": special[0], "eos_token": special[1]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference(tokenizer_folder: Path) -> Tokenizer:
+    """The same tokenizer by the library alone, without special tokens and truncation."""
+    data = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    data["added_tokens"], data["post_processor"], data["truncation"] = [], None, None
+    return Tokenizer.from_str(json.dumps(data))

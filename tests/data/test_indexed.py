@@ -1,0 +1,92 @@
+"""Judges: Megatron-Core's own IndexedDataset and GPTDataset."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+from megatron.core.datasets.utils import Split
+from megatron.core.tokenizers.text.libraries.null_tokenizer import NullTokenizer
+
+from megatron_ultralong.data.indexed import IndexedReader, IndexedWriter, token_dtype
+
+SEQUENCES = [np.array([5]), np.arange(1000) * 3, np.array([0, 2999])]
+
+
+def write(prefix: Path, sequences: list[np.ndarray], vocab_size: int) -> Path:
+    with IndexedWriter(prefix, token_dtype(vocab_size)) as writer:
+        for sequence in sequences:
+            writer.add(sequence)
+    return prefix
+
+
+@pytest.mark.parametrize("vocab_size", [1, 65_499, 65_500, 65_536, 128_256])
+def test_dtype_is_by_megatrons_rule(vocab_size: int) -> None:
+    assert token_dtype(vocab_size) == np.dtype(DType.optimal_dtype(vocab_size))
+
+
+@pytest.mark.parametrize("vocab_size", [3000, 128_256])
+def test_files_equal_megatrons_byte_by_byte(tmp_path: Path, vocab_size: int) -> None:
+    write(tmp_path / "ours", SEQUENCES, vocab_size)
+    builder = IndexedDatasetBuilder(
+        str(tmp_path / "theirs.bin"), dtype=DType.optimal_dtype(vocab_size)
+    )
+    for sequence in SEQUENCES:
+        builder.add_document(sequence, [len(sequence)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    for suffix in ("bin", "idx"):
+        ours, theirs = (tmp_path / f"{name}.{suffix}" for name in ("ours", "theirs"))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("vocab_size", [3000, 128_256])
+def test_read_back_by_megatron_and_by_us(tmp_path: Path, vocab_size: int) -> None:
+    prefix = write(tmp_path / "a", SEQUENCES, vocab_size)
+    theirs, ours = IndexedDataset(str(prefix)), IndexedReader(prefix)
+    assert len(theirs) == len(ours) == 3
+    for index, sequence in enumerate(SEQUENCES):
+        np.testing.assert_array_equal(theirs[index], sequence)
+        np.testing.assert_array_equal(ours[index], sequence)
+    np.testing.assert_array_equal(ours.read(1, 10, 13), [30, 33, 36])
+
+
+def test_gpt_dataset_gives_every_row_back_over_two_epochs(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).integers(0, 128_000, (7, 32))
+    prefix = write(tmp_path / "train", list(rows), 128_256)
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=32,
+        blend=([str(prefix)], None),
+        split="1",
+        path_to_cache=str(tmp_path / "cache"),
+        tokenizer=NullTokenizer(128_256),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+        add_extra_token_to_sequence=False,
+    )
+    indexed = GPTDataset.build_low_level_dataset(str(prefix), config)
+    every = np.arange(len(rows), dtype=np.int32)
+    dataset = GPTDataset(indexed, str(prefix), every, 2 * len(rows), Split.train, config)
+    read = sorted(tuple(dataset[i]["tokens"].tolist()) for i in range(len(dataset)))
+    assert read == sorted(tuple(row) for row in rows.tolist() * 2)
+
+
+def test_nothing_under_the_final_name_after_an_error(tmp_path: Path) -> None:
+    def crash_halfway() -> None:
+        with IndexedWriter(tmp_path / "a", token_dtype(9)) as writer:
+            writer.add(np.arange(9))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        crash_halfway()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_that_do_not_fit_are_the_programmers_mistake(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError), IndexedWriter(tmp_path / "a", token_dtype(100)) as writer:
+        writer.add(np.array([70_000]))
+    with pytest.raises(AssertionError), IndexedWriter(tmp_path / "a", token_dtype(100)) as writer:
+        writer.add(np.array([], dtype=np.int32))

@@ -1,0 +1,316 @@
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+from tokenizers import Tokenizer
+
+from megatron_ultralong.data import prepare as module
+from megatron_ultralong.data.manifest import Manifest, load_manifest
+from megatron_ultralong.data.prepare import PrepareConfig, prepare
+from megatron_ultralong.data.reading import ReadOptions
+from megatron_ultralong.data.rows import PackedRows
+from megatron_ultralong.data.sampling import LengthSampling
+from megatron_ultralong.documents import document_id, document_split
+from megatron_ultralong.errors import InputError
+
+EVERYTHING = LengthSampling("none")
+DEMO = LengthSampling("ultralong", short_length=3500, long_length=6000, long_weight=2.5)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, library_files: list[Path]) -> Path:
+    """Two sources: 30 documents in JSONL (one twice), 30 and an empty one in a folder of files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [path.read_text() for path in library_files]
+    lines = [json.dumps({"text": text}) for text in [*texts[:30], texts[0]]]
+    (folder / "lines.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    (folder / "files").mkdir()
+    for number, text in enumerate([*texts[30:], ""]):
+        (folder / "files" / f"{number:02}.py").write_bytes(text.encode())
+    (folder / "files" / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config(corpus: Path, tokenizer_folder: Path, tmp_path_factory) -> PrepareConfig:
+    return PrepareConfig(
+        source=(f"lines={corpus}/lines.jsonl.gz", f"files={corpus}/files"),
+        tokenizer=tokenizer_folder,
+        output=tmp_path_factory.mktemp("everything") / "rows",
+        seq_length=512,
+        valid_fraction=0.2,
+        sampling=EVERYTHING,
+        reading=ReadOptions(suffixes=(".py",)),
+    )
+
+
+@pytest.fixture(scope="session")
+def manifest(config: PrepareConfig) -> Manifest:
+    """Everything, once."""
+    return prepare(config)
+
+
+def stream(rows: PackedRows) -> list[int]:
+    return np.concatenate(list(rows)).tolist()
+
+
+def split_at(tokens: list[int], separator: list[int]) -> list[tuple[int, ...]]:
+    documents, start, i = [], 0, 0
+    while i <= len(tokens) - len(separator):
+        if tokens[i : i + len(separator)] == separator:
+            documents.append(tuple(tokens[start:i]))
+            i = start = i + len(separator)
+        else:
+            i += 1
+    return documents
+
+
+def test_rows_hold_every_document_once_in_its_split(
+    config: PrepareConfig, manifest: Manifest, reference: Tokenizer, library_files: list[Path]
+) -> None:
+    texts = {tuple(reference.encode(p.read_text()).ids): p.read_text() for p in library_files}
+    found = {}
+    for split, summary in manifest.splits.items():
+        rows = PackedRows(config.output / split)
+        assert (len(rows), rows.seq_length) == (summary.num_rows, 512)
+        documents = split_at(stream(rows), manifest.separator_ids)
+        found[split] = {texts[document] for document in documents}
+        assert len(found[split]) == len(documents)
+        for text in found[split]:
+            assert document_split(document_id(text), 0.2, config.seed) == split
+        # those that end in the incomplete last row are missing, and no others
+        assert 0 <= summary.num_documents - len(documents) <= summary.num_dropped_tokens
+    assert not found["train"] & found["valid"]
+    assert sum(s.num_documents for s in manifest.splits.values()) == 60
+
+
+def test_manifest_adds_up(config: PrepareConfig, manifest: Manifest) -> None:
+    assert load_manifest(config.output) == manifest
+    assert set(os.listdir(config.output)) == {
+        "manifest.json",
+        "tokenizer",
+        *(f"{split}.{suffix}" for split in ("train", "valid") for suffix in ("bin", "idx")),
+    }
+    lines, files = manifest.inputs
+    assert (lines.num_documents, lines.num_duplicates, lines.num_empty) == (31, 1, 0)
+    assert (files.num_documents, files.num_duplicates, files.num_empty) == (30, 0, 1)
+    assert (lines.num_files, files.num_files) == (1, 31)
+    assert len({lines.ids_sha256, files.ids_sha256}) == 2
+    tokenizer = (config.output / "tokenizer" / "tokenizer.json").read_bytes()
+    assert manifest.tokenizer_sha256 == hashlib.sha256(tokenizer).hexdigest()
+    assert sum(line.num_documents for line in manifest.bins) == 60
+    for line in manifest.bins:  # everything is kept once
+        assert line.num_documents == line.num_documents_sampled
+        assert line.num_tokens == line.num_tokens_sampled
+    packed = sum(s.num_tokens + s.num_dropped_tokens for s in manifest.splits.values())
+    separators = 60 * len(manifest.separator_ids)
+    assert packed == sum(line.num_tokens for line in manifest.bins) + separators
+    assert set(manifest.versions) == {
+        "megatron_ultralong",
+        "python",
+        "numpy",
+        "pyarrow",
+        "tokenizers",
+    }
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def test_same_bytes_again_and_in_one_thread(
+    config: PrepareConfig, manifest: Manifest, tmp_path: Path
+) -> None:
+    arguments = [f"--source={source}" for source in config.source]
+    arguments += ["--suffix=.py", "--seq-length=512", "--valid-fraction=0.2"]
+    arguments += [f"--tokenizer={config.tokenizer}", f"--output={tmp_path / 'rows'}"]
+    code = "import tyro; from megatron_ultralong.data.prepare import PrepareConfig, prepare; "
+    code += "prepare(tyro.cli(PrepareConfig))"
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "7"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--length-sampling=none"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert digests(tmp_path / "rows") == digests(config.output)
+    assert "Tokenising" in done.stderr
+    assert "ETA" in done.stderr
+    assert f"train: {manifest.splits['train'].num_rows:,} rows x 512" in done.stdout
+
+
+def test_rows_do_not_depend_on_how_the_documents_lie_on_disk(
+    config: PrepareConfig, manifest: Manifest, library_files: list[Path], tmp_path: Path
+) -> None:
+    texts = [path.read_text() for path in library_files]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in reversed(texts))
+    (tmp_path / "all.jsonl").write_text(lines)
+    other = dataclasses.replace(
+        config, source=(f"all={tmp_path}/all.jsonl",), output=tmp_path / "rows"
+    )
+    prepare(other)
+    for name in ("train.bin", "train.idx", "valid.bin", "valid.idx"):
+        assert digests(other.output)[name] == digests(config.output)[name]
+
+
+def test_sampling_by_length(config: PrepareConfig, tmp_path: Path) -> None:
+    sampled = prepare(dataclasses.replace(config, output=tmp_path / "rows", sampling=DEMO))
+    assert load_manifest(tmp_path / "rows") == sampled
+    for source in ("lines", "files"):
+        short, medium, long = (line for line in sampled.bins if line.source == source)
+        assert short.weight == pytest.approx(0.1 * medium.weight)
+        assert long.weight == pytest.approx(2.5 * medium.weight)
+        assert short.num_documents_sampled < short.num_documents
+        assert long.num_documents_sampled > long.num_documents
+    rows = PackedRows(tmp_path / "rows" / "valid")
+    valid = split_at(stream(rows), sampled.separator_ids)
+    assert len(set(valid)) == len(valid)  # held-out documents are not repeated
+
+
+def test_budget(
+    config: PrepareConfig, reference: Tokenizer, library_files: list[Path], tmp_path: Path
+) -> None:
+    sampled = prepare(dataclasses.replace(config, output=tmp_path / "rows", max_tokens=100_000))
+    lengths = np.array([len(reference.encode(path.read_text()).ids) for path in library_files])
+    weight = 100_000 / lengths.sum()
+    assert all(line.weight == pytest.approx(weight) for line in sampled.bins if line.num_documents)
+    kept = sum(line.num_tokens_sampled for line in sampled.bins)
+    # every document is kept or not with this probability: three standard deviations of the sum
+    assert abs(kept - 100_000) < 3 * np.sqrt((weight * (1 - weight) * lengths**2).sum())
+
+
+@pytest.mark.parametrize(
+    ("separator", "expected"), [("none", []), ("eos", [1001]), ("<|begin_of_text|>", [1000])]
+)
+def test_separator_is_one_option(
+    config: PrepareConfig, tmp_path: Path, separator: str, expected: list[int]
+) -> None:
+    result = prepare(
+        dataclasses.replace(
+            config, output=tmp_path / "rows", separator=separator, valid_fraction=0.0
+        )
+    )
+    assert result.separator_ids == expected
+    assert set(result.splits) == {"train"}
+    tokens = stream(PackedRows(tmp_path / "rows" / "train"))
+    assert set(tokens) & {1000, 1001} == set(expected)
+
+
+def test_documents_that_hold_the_separator_are_counted(
+    config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("a", "x <s> y" * 50), ("b", "nothing " * 50)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    result = prepare(
+        dataclasses.replace(
+            config,
+            source=(f"a={tmp_path}/*.txt",),
+            output=tmp_path / "rows",
+            separator=" <s>",
+            seq_length=16,
+            valid_fraction=0.0,
+            reading=ReadOptions(),
+        )
+    )
+    assert result.num_documents_with_separator == 1
+    assert "1 documents hold the separator" in capsys.readouterr().out
+
+
+def refuse(config: PrepareConfig, message: str, **changes: object) -> None:
+    """The run ends with the message and leaves nothing beside the output."""
+    before = set(config.output.parent.iterdir())
+    with pytest.raises(InputError, match=message):
+        prepare(dataclasses.replace(config, **changes))  # type: ignore[arg-type]
+    assert set(config.output.parent.iterdir()) == before
+
+
+def test_bad_input_leaves_nothing_behind(
+    config: PrepareConfig, corpus: Path, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(config, output=tmp_path / "rows")
+    picture = r"source 'files': .*picture\.png:1: not UTF-8.*--skip-bad"
+    refuse(config, picture, reading=ReadOptions())
+    refuse(config, "'none' must be NAME=PATH", source=("none",))
+    refuse(config, "no --source", source=())
+    refuse(config, r"source 'x': no file", source=(f"x={tmp_path}/missing",))
+    refuse(config, r"has no tokenizer\.json", tokenizer=tmp_path)
+    refuse(config, r"seq_length \(1\) must be at least 2", seq_length=1)
+    refuse(config, r"valid_fraction \(1.0\) must be", valid_fraction=1.0)
+    refuse(config, r"max_tokens \(5\) must be at least seq_length \(512\)", max_tokens=5)
+    refuse(config, r"split 'train' has \d+ tokens after sampling, under one", seq_length=10**8)
+    few = r"split 'valid' has \d+ tokens .*raise --valid-fraction \(0.001\), set it to 0"
+    refuse(config, few, valid_fraction=0.001)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.py").touch()
+    refuse(config, r"source 'e' has no text: .*/empty", source=(f"e={tmp_path}/empty",))
+    file = config.tokenizer / "tokenizer.json"
+    refuse(config, "cannot write .*make room on the disk", output=file / "rows")
+
+
+def test_an_output_that_is_not_empty_is_refused(config: PrepareConfig, tmp_path: Path) -> None:
+    output = tmp_path / "rows"
+    output.mkdir()
+    (output / "notes").write_text("mine")
+    refuse(config, r"--output .*rows has 1 entries: nothing is overwritten", output=output)
+    refuse(config, "notes is a file", output=output / "notes")
+    assert (output / "notes").read_text() == "mine"
+    (output / "notes").unlink()
+    assert prepare(dataclasses.replace(config, output=output)) == load_manifest(output)
+
+
+def test_an_interrupted_run_leaves_nothing(
+    config: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "copy_tokenizer", interrupt)  # the last step but one
+    with pytest.raises(KeyboardInterrupt):
+        prepare(dataclasses.replace(config, output=tmp_path / "rows"))
+    assert list(tmp_path.iterdir()) == []
+
+
+FLAGS = """
+    --source --tokenizer --output --seq-length --separator --valid-fraction --seed --max-tokens
+    --length-sampling --short-length --long-length --short-weight --long-weight
+    --text-key --source-key --suffix --file-format --skip-bad --no-skip-bad
+"""
+
+
+def test_flags_are_pinned(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        tyro.cli(PrepareConfig, args=["--help"])
+    line_start = r"^[^\w-]*(?:-h, )?(--[a-z-]+)(?:, (--[a-z-]+))?"
+    found = re.findall(line_start, capsys.readouterr().out, re.M)
+    assert {flag for pair in found for flag in pair if flag} == {"--help", *FLAGS.split()}
+
+
+def test_broken_manifests(config: PrepareConfig, manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*manifest\.json \(No such file"):
+        load_manifest(tmp_path)
+    good = json.loads((config.output / "manifest.json").read_text())
+    for text, message in (
+        ("{", "is not JSON"),
+        ("[]", "has format_version None, where this program reads 1"),
+        (json.dumps({**good, "format_version": 9}), "has format_version 9"),
+        (json.dumps({k: v for k, v in good.items() if k != "seed"}), "lacks a field .*seed"),
+        (json.dumps({k: v for k, v in good.items() if k != "bins"}), "lacks a field .*bins"),
+        (json.dumps({**good, "colour": 1}), "unknown one .*colour"),
+    ):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_manifest(tmp_path)
