@@ -109,7 +109,7 @@ def passkey_picture(
     line_at = original_positions or min(result.max_positions for result in results)
     columns = max(len(result.lengths) for result in results)
     rows = max(len(result.depths) for result in results)
-    width = min(max(0.62 * columns + 1.0, 4.2), 12.0)
+    width = min(max((0.62 if len(results) == 1 else 0.5) * columns + 0.9, 4.2), 12.0)
     height = min(max(0.36 * rows + 1.4, 3.2), 8.0)
     size = (width * len(results) + 0.8, height)
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")

@@ -23,7 +23,7 @@ _STYLE = """
   --line: #374151; --card: #1f2937; --pass: #bbf7d0; --pass-back: #14532d;
   --fail: #fecaca; --fail-back: #7f1d1d; --beyond: #fca5a5; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 62rem; color: var(--ink);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 68rem; color: var(--ink);
   background: var(--paper); font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
   "DejaVu Sans", sans-serif; }
 h1 { margin: 0 0 .5rem; font-size: 1.9rem; line-height: 1.2; }

@@ -15,6 +15,7 @@ def loss_table(result: LossResult) -> Table:
         title=f"Loss by position: {result.num_rows} rows of {result.seq_length:,} tokens "
         f"({result.config.split})",
         caption="nats per token ± standard error over rows; perplexity",
+        min_width=60,  # of the title: a narrow table would break it
     )
     table.add_column("positions", justify="right")
     for checkpoint in result.checkpoints:
@@ -41,8 +42,9 @@ def loss_table(result: LossResult) -> Table:
 def passkey_table(result: PasskeyResult) -> Table:
     """Accuracy by depth and length; lengths beyond the trained positions in red."""
     table = Table(
-        title=f"Passkey retrieval of {result.checkpoint} "
-        f"(trained: {result.max_positions:,} positions)",
+        title=f"Passkey retrieval of {result.checkpoint}, "
+        f"trained for {result.max_positions:,} positions",
+        min_width=60,  # of the title: a narrow table would break it
         caption=f"per cent of {result.config.num_samples} prompts a cell, InfiniteBench's form",
     )
     table.add_column("depth", justify="right")

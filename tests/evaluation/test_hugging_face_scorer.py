@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.scorer import Scorer
+
+from .conftest import make_llama
+
+
+def test_scores_are_those_of_transformers(scorer: Scorer, rows):
+    model = make_llama(max_positions=64).eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(rows)).logits.double()
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), torch.from_numpy(rows)[:, 1:], reduction="none"
+    )
+    scores = scorer.score(rows)
+    assert scores.loss.shape == scores.correct.shape == (5, 63)
+    assert (scores.loss.dtype, scores.correct.dtype) == (np.float32, np.bool_)
+    # float32 logits of magnitude 10 carry errors of 1e-6 each.
+    np.testing.assert_allclose(scores.loss, expected.numpy(), atol=1e-5)
+    hits = logits[:, :-1].argmax(2).numpy() == rows[:, 1:]
+    np.testing.assert_array_equal(scores.correct, hits)
+    assert (scorer.name, scorer.max_positions, scorer.vocab_size) == ("base", 64, 96)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 62, 63])
+def test_the_chunk_of_logits_does_not_matter(llama_folder, scorer: Scorer, rows, chunk: int):
+    whole = scorer.score(rows)
+    chunked = HuggingFaceScorer(llama_folder, logits_chunk_size=chunk).score(rows)
+    # Matrix products of other shapes sum in another order.
+    np.testing.assert_allclose(chunked.loss, whole.loss, atol=1e-5)
+    np.testing.assert_array_equal(chunked.correct, whole.correct)
+
+
+def test_a_folder_without_a_llama_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"has no config\.json: it is not a Hugging Face folder"):
+        HuggingFaceScorer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(InputError, match="model_type 'gpt2': only 'llama' can be evaluated"):
+        HuggingFaceScorer(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        HuggingFaceScorer(tmp_path)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.config import PasskeyConfig
+from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.passkey import evaluate_passkey, measure_passkey
+from megatron_ultralong.evaluation.passkey_result import PasskeyResult
+from megatron_ultralong.evaluation.scorer import Scores
+
+from .conftest import make_llama
+
+CONFIG = PasskeyConfig(lengths=(136, 160), depths=(0.0, 100.0), num_samples=5, micro_batch_size=4)
+MANY = dataclasses.replace(CONFIG, num_samples=50, micro_batch_size=25)
+
+
+class Recorder:
+    """A scorer that keeps the rows it was given, and whether their last five ids are hits."""
+
+    def __init__(self, scorer: HuggingFaceScorer) -> None:
+        self.scorer = scorer
+        self.name, self.max_positions = scorer.name, scorer.max_positions
+        self.vocab_size, self.is_main = scorer.vocab_size, scorer.is_main
+        self.rows: list[np.ndarray] = []
+        self.retrieved: list[bool] = []
+
+    def score(self, tokens: np.ndarray) -> Scores:
+        scores = self.scorer.score(tokens)
+        self.rows.extend(tokens)
+        self.retrieved.extend(scores.correct[:, -5:].all(axis=1).tolist())
+        return scores
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory) -> HuggingFaceScorer:
+    folder = tmp_path_factory.mktemp("llama") / "untrained"
+    make_llama(max_positions=192).save_pretrained(folder)
+    return HuggingFaceScorer(folder)
+
+
+@pytest.fixture(scope="module")
+def half_trained(scorer, encode, tmp_path_factory) -> HuggingFaceScorer:
+    """A model that has learnt every second prompt of the grid by heart."""
+    recorder = Recorder(scorer)
+    measure_passkey(MANY, recorder, encode)
+    model = make_llama(max_positions=192)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    groups = [
+        torch.from_numpy(np.stack([row for row in recorder.rows[::2] if row.size == length]))
+        for length in MANY.lengths
+    ]
+    for _ in range(40):
+        for tokens in groups:
+            logits = model(input_ids=tokens).logits[:, -6:-1]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, -5:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    folder = tmp_path_factory.mktemp("llama") / "half-trained"
+    model.save_pretrained(folder)
+    return HuggingFaceScorer(folder)
+
+
+def test_argmax_of_one_forward_equals_greedy_decoding(half_trained, encode):
+    recorder = Recorder(half_trained)
+    result = measure_passkey(MANY, recorder, encode)
+    decoded = []
+    for row in recorder.rows:
+        prompt, answer = torch.from_numpy(row[None, :-5]), row[-5:]
+        written = half_trained._model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=5, do_sample=False
+        )
+        decoded.append(np.array_equal(written[0, -5:].numpy(), answer))
+    assert len(decoded) == 200
+    assert decoded == recorder.retrieved
+    by_cell = np.asarray(decoded).reshape(len(result.cells), MANY.num_samples).sum(axis=1)
+    assert [cell.num_retrieved for cell in result.cells] == by_cell.tolist()
+    # Otherwise the comparison would not see hits and misses.
+    assert 20 <= sum(decoded) <= 180
+    assert any(cell.token_accuracy > cell.accuracy for cell in result.cells)
+
+
+def test_a_cell_is_the_same_in_every_grid_and_batch(scorer, encode):
+    recorders = Recorder(scorer), Recorder(scorer)
+    measure_passkey(CONFIG, recorders[0], encode)
+    alone = PasskeyConfig(lengths=(160,), depths=(100.0,), num_samples=3, micro_batch_size=1)
+    measure_passkey(alone, recorders[1], encode)
+    # The last cell of the grid, and the first three of its five prompts.
+    np.testing.assert_array_equal(recorders[0].rows[-5:-2], recorders[1].rows)
+    keys = {tuple(row[-5:]) for row in recorders[0].rows}
+    assert len(keys) == 20
+
+
+def test_another_seed_gives_other_keys_and_a_haystack_other_text(scorer, encode, tmp_path):
+    (tmp_path / "haystack.txt").write_text("The sky is sun and moon. " * 40)
+    ways = [
+        CONFIG,
+        dataclasses.replace(CONFIG, seed=1),
+        dataclasses.replace(CONFIG, haystack=str(tmp_path / "haystack.txt")),
+    ]
+    plain, seeded, own = (Recorder(scorer) for _ in ways)
+    for way, recorder in zip(ways, (plain, seeded, own), strict=True):
+        measure_passkey(way, recorder, encode)
+    assert not np.array_equal(plain.rows[0][-5:], seeded.rows[0][-5:])
+    np.testing.assert_array_equal(plain.rows[0][-5:], own.rows[0][-5:])
+    assert not np.array_equal(plain.rows[0], own.rows[0])
+
+
+def test_files_are_written_and_read_back(scorer, encode, tmp_path, capsys):
+    output = tmp_path / "passkey"
+    config = dataclasses.replace(CONFIG, output=str(output))
+    result = evaluate_passkey(config, scorer, encode)
+    assert sorted(path.name for path in output.iterdir()) == ["passkey.json", "passkey.png"]
+    assert PasskeyResult.load(output / "passkey.json") == result
+    values = json.loads((output / "passkey.json").read_text())
+    assert [cell["accuracy"] for cell in values["cells"]] == [c.accuracy for c in result.cells]
+    png = (output / "passkey.png").read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">2I", png[16:24]) == (800, 512)
+    assert "Passkey retrieval of untrained" in capsys.readouterr().out
+    with pytest.raises(InputError, match="holds 2 entries"):
+        evaluate_passkey(config, scorer, encode)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": ()}, "--lengths is needed"),
+        ({"lengths": (160, 160)}, r"lengths must be different numbers, not \[160, 160\]"),
+        ({"lengths": (8, 160)}, r"length \(8\) is too short for a passkey prompt"),
+        ({"lengths": (160, 256)}, r"length 256 is beyond the 192 .*--beyond-trained-positions"),
+        ({"depths": (50.0, 101.0)}, r"between 0 and 100: 101\.0 is not"),
+        ({"num_samples": 0}, "num_samples must be at least 1, not 0"),
+        ({"haystack": "absent.txt"}, r"haystack absent\.txt cannot be read"),
+    ],
+)
+def test_bad_input_is_refused(scorer, encode, changes, message):
+    with pytest.raises(InputError, match=message):
+        measure_passkey(dataclasses.replace(CONFIG, **changes), scorer, encode)
+
+
+def test_lengths_beyond_the_trained_positions_run_when_asked_for(scorer, encode):
+    config = PasskeyConfig(
+        lengths=(200,), depths=(50.0,), num_samples=1, beyond_trained_positions=True
+    )
+    assert measure_passkey(config, scorer, encode).lengths == (200,)
+
+
+def test_a_haystack_that_is_too_short_is_refused(scorer, encode, tmp_path):
+    (tmp_path / "short.txt").write_text("The sky is blue.")
+    config = dataclasses.replace(CONFIG, haystack=str(tmp_path / "short.txt"))
+    with pytest.raises(InputError, match=r"haystack \(\d+ tokens\) is too short"):
+        measure_passkey(config, scorer, encode)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(encode, tmp_path):
+    make_llama(max_positions=192, vocab_size=12).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="knows ids 0 to 11: the tokenizer does not fit"):
+        measure_passkey(CONFIG, HuggingFaceScorer(tmp_path), encode)

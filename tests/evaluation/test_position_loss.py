@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.config import LossConfig
+from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.loss_result import LossResult, join_loss_results
+from megatron_ultralong.evaluation.position_loss import evaluate_loss, measure_position_loss
+
+from .conftest import SEPARATOR, VOCAB_SIZE, make_llama
+
+
+@pytest.fixture(scope="module")
+def config(data_folder) -> LossConfig:
+    return LossConfig(data_path=str(data_folder), smallest_bin=8, micro_batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> HuggingFaceScorer:
+    folder = tmp_path_factory.mktemp("llama") / "other"
+    make_llama(max_positions=24, seed=1).save_pretrained(folder)
+    return HuggingFaceScorer(folder)
+
+
+def test_the_mean_is_the_loss_that_transformers_computes(config, scorer, rows):
+    result = measure_position_loss(config, [scorer])
+    model = make_llama(max_positions=64).eval()
+    tokens = torch.from_numpy(rows)
+    with torch.no_grad():
+        expected = model(input_ids=tokens, labels=tokens).loss.item()
+    # float32 on the other side too.
+    assert result.checkpoints[0].mean_loss() == pytest.approx(expected, abs=1e-5)
+    assert result.num_rows == 5
+    assert result.edges == (0, 8, 16, 32, 64)
+
+
+def test_bins_errors_and_accuracy_by_hand(config, scorer, rows):
+    part = measure_position_loss(config, [scorer]).checkpoints[0].bins[-1]
+    scores = scorer.score(rows)
+    loss = scores.loss[:, 32:63].astype(np.float64)
+    assert (part.start, part.stop, part.num_predictions) == (32, 64, 5 * 31)
+    # The scorer saw the rows two at a time here, and five at a time there.
+    assert part.loss == pytest.approx(loss.mean(), abs=1e-5)
+    # With equally many predictions in every row it is the standard error of the row means.
+    assert part.standard_error == pytest.approx(
+        loss.mean(axis=1).std(ddof=1) / math.sqrt(5), abs=1e-5
+    )
+    assert part.accuracy == scores.correct[:, 32:63].mean()
+    assert part.perplexity == math.exp(part.loss)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
+def test_the_batch_does_not_matter(config, scorer, micro_batch_size):
+    expected = measure_position_loss(config, [scorer]).checkpoints[0]
+    config = dataclasses.replace(config, micro_batch_size=micro_batch_size)
+    for ours, theirs in zip(
+        measure_position_loss(config, [scorer]).checkpoints[0].bins, expected.bins, strict=True
+    ):
+        # Matrix products of other shapes sum in another order.
+        assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
+
+
+def test_block_leaves_out_the_first_token_of_every_document(config, scorer, rows):
+    config = dataclasses.replace(config, document_mask="block", smallest_bin=64, num_samples=1)
+    result = measure_position_loss(config, [scorer], SEPARATOR)
+    # Row 0 has separators at 11, 12 and 40, 41: the predictions made at 12 and 41 do not count.
+    loss = np.delete(scorer.score(rows[:1]).loss[0].astype(np.float64), [12, 41])
+    (part,) = result.checkpoints[0].bins
+    assert part.num_predictions == 61
+    assert part.loss == pytest.approx(loss.mean(), abs=1e-5)  # float32 forward
+    assert part.standard_error is None
+    with pytest.raises(InputError, match="'block' needs the separator ids"):
+        measure_position_loss(config, [scorer])
+
+
+def test_truncated_rows_give_the_same_loss_where_they_are(config, scorer):
+    short = measure_position_loss(dataclasses.replace(config, seq_length=32), [scorer])
+    whole = measure_position_loss(config, [scorer])
+    assert short.edges == (0, 8, 16, 32)
+    for ours, theirs in zip(short.checkpoints[0].bins[:2], whole.checkpoints[0].bins, strict=False):
+        # Causal: the rest of the row changes nothing but the order of sums.
+        assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
+
+
+def test_files_are_written_and_read_back(config, scorer, other, tmp_path, capsys):
+    output = tmp_path / "new" / "loss"
+    config = dataclasses.replace(config, output=str(output), beyond_trained_positions=True)
+    result = evaluate_loss(config, [other, scorer])
+    assert sorted(path.name for path in output.iterdir()) == ["loss.json", "loss.png"]
+    assert [path.name for path in output.parent.iterdir()] == ["loss"]
+    assert LossResult.load(output / "loss.json") == result
+    assert result.edges == (0, 8, 16, 24, 32, 64)
+    values = json.loads((output / "loss.json").read_text())
+    assert (values["kind"], values["format_version"]) == ("position_loss", 1)
+    assert values["config"]["data_path"] == config.data_path
+    entry = values["checkpoints"][1]["bins"][0]
+    assert entry["perplexity"] == math.exp(entry["loss"])
+    png = (output / "loss.png").read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">2I", png[16:24]) == (1280, 736)
+    printed = capsys.readouterr().out
+    assert "Loss by position: 5 rows of 64 tokens" in printed
+    assert f"{result.checkpoints[0].bins[0].loss:.4f}" in printed
+    with pytest.raises(InputError, match=r"holds 2 entries, loss\.json among them"):
+        evaluate_loss(config, [other, scorer])
+
+
+def test_only_the_main_rank_prints_and_writes(config, llama_folder, tmp_path, capsys):
+    scorer = HuggingFaceScorer(llama_folder)
+    scorer.is_main = False
+    capsys.readouterr()  # transformers shows its own progress while it loads
+    evaluate_loss(dataclasses.replace(config, output=str(tmp_path / "loss")), [scorer])
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_results_measured_one_after_the_other_are_joined(config, scorer, other):
+    config = dataclasses.replace(config, beyond_trained_positions=True, smallest_bin=24)
+    first, second = (measure_position_loss(config, [one]) for one in (other, scorer))
+    together = measure_position_loss(config, [other, scorer])
+    assert join_loss_results([first, second]).checkpoints == together.checkpoints
+    fewer = measure_position_loss(dataclasses.replace(config, num_samples=3), [scorer])
+    with pytest.raises(InputError, match=r"number of rows differ \(5 and 3\)"):
+        join_loss_results([first, fewer])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_samples": 9}, r"num_samples \(9\) is more than the 5 rows of .*: ask for at most 5"),
+        ({"seq_length": 128}, r"seq_length \(128\) must be between 2 and the 64 tokens"),
+        ({"seq_length": 1}, r"seq_length \(1\) must be between 2 and the 64 tokens"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be at least 1, not 0"),
+        ({"data_path": ""}, "--data-path is needed"),
+        ({"split": "train"}, r"cannot read .*train\.idx"),
+    ],
+)
+def test_bad_input_is_refused(config, scorer, changes, message):
+    with pytest.raises(InputError, match=message):
+        measure_position_loss(dataclasses.replace(config, **changes), [scorer])
+
+
+def test_rows_beyond_the_trained_positions_need_a_flag(config, other):
+    with pytest.raises(
+        InputError, match=r"length 64 is beyond the 24 positions .*--beyond-trained-positions"
+    ):
+        measure_position_loss(config, [other])
+    config = dataclasses.replace(config, beyond_trained_positions=True)
+    assert measure_position_loss(config, [other]).checkpoints[0].max_positions == 24
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(config, tmp_path):
+    make_llama(max_positions=64, vocab_size=50).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"token id 9\d, but .* knows ids 0 to 49: the tokenizer"):
+        measure_position_loss(config, [HuggingFaceScorer(tmp_path)])
+
+
+def test_weights_that_are_not_finite_are_reported(config, tmp_path):
+    model = make_llama(max_positions=64)
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="has loss nan at position 0 of row 0"):
+        measure_position_loss(config, [HuggingFaceScorer(tmp_path)])
+
+
+def test_a_split_without_rows_is_refused(scorer, tmp_path):
+    with IndexedWriter(tmp_path / "valid", token_dtype(VOCAB_SIZE)):
+        pass
+    with pytest.raises(InputError, match="holds no rows"):
+        measure_position_loss(LossConfig(data_path=str(tmp_path)), [scorer])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist"),
+        ("{", "is damaged"),
+        ('{"kind": "passkey", "format_version": 1}', "holds 'passkey' .* not 'position_loss'"),
+        ('{"kind": "position_loss", "format_version": 7}', "of format_version 7, not"),
+        ('{"kind": "position_loss", "format_version": 1}', "is damaged"),
+    ],
+)
+def test_a_file_that_holds_no_losses_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "loss.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        LossResult.load(tmp_path / "loss.json")
