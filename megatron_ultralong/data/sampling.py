@@ -28,11 +28,16 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LengthSampling:
-    """Weights by length in tokens (real ones, without separator)."""
+    """Weights by length in tokens (real ones, without separator).
+
+    Each source's weights are then scaled by one factor, so that it keeps its share of the tokens
+    (:func:`document_weights`): where sources differ in length, a weight of 1 becomes 0.9 or 1.1.
+    """
 
     name: Annotated[SamplingName, tyro.conf.arg(name="length-sampling")] = "fu"
     """fu: short documents at short_weight, all others once, as in Fu's code. ultralong: long ones
-    at long_weight too, as the paper says. none: every document once."""
+    at long_weight too, as the paper says. none: every document once. Under the first two, sources
+    are scaled to keep their shares of the tokens."""
 
     short_length: int = 4096
     """Documents under this many tokens are short."""

@@ -294,7 +294,7 @@ FLAGS = """
 def test_flags_are_pinned(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         tyro.cli(PrepareConfig, args=["--help"])
-    line_start = r"^[^\w-]*(?:-h, )?(--[a-z-]+)(?:, (--[a-z-]+))?"
+    line_start = r"^[^\w-]*(?:-h, )?(--[a-z][a-z-]+)(?:, (--[a-z-]+))?"
     found = re.findall(line_start, capsys.readouterr().out, re.M)
     assert {flag for pair in found for flag in pair if flag} == {"--help", *FLAGS.split()}
 

@@ -37,6 +37,8 @@ def test_jsonl_and_text_plain_and_compressed(tmp_path: Path, suffix: str) -> Non
     lines = tmp_path / f"a.jsonl{suffix}"
     lines.write_bytes(WRITERS[suffix](jsonl([{"text": text} for text in TEXTS]) + b"\n"))
     assert texts_of(lines) == TEXTS
+    lines.write_bytes(WRITERS[suffix](b'{"text": "one line, no newline"}'))
+    assert texts_of(lines) == ["one line, no newline"]
     for number, text in enumerate(TEXTS):
         (tmp_path / f"{number}.txt{suffix}").write_bytes(WRITERS[suffix](text.encode()))
     assert texts_of(tmp_path, suffixes=(".txt",)) == TEXTS
