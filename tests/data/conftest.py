@@ -1,11 +1,17 @@
 """A real tokenizer and real text: the source files of Python's library."""
 
+import gzip
 import json
 import os
 from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from megatron_ultralong.data.manifest import Manifest
+from megatron_ultralong.data.prepare import PrepareConfig, prepare
+from megatron_ultralong.data.reading import ReadOptions
+from megatron_ultralong.data.sampling import LengthSampling
 
 LIBRARY = Path(os.__file__).parent
 
@@ -50,3 +56,36 @@ def reference(tokenizer_folder: Path) -> Tokenizer:
     data = json.loads((tokenizer_folder / "tokenizer.json").read_text())
     data["added_tokens"], data["post_processor"], data["truncation"] = [], None, None
     return Tokenizer.from_str(json.dumps(data))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, library_files: list[Path]) -> Path:
+    """Two sources: 30 documents in JSONL (one twice), 30 and an empty one in a folder of files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts = [path.read_text() for path in library_files]
+    lines = [json.dumps({"text": text}) for text in [*texts[:30], texts[0]]]
+    (folder / "lines.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    (folder / "files").mkdir()
+    for number, text in enumerate([*texts[30:], ""]):
+        (folder / "files" / f"{number:02}.py").write_bytes(text.encode())
+    (folder / "files" / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def config(corpus: Path, tokenizer_folder: Path, tmp_path_factory) -> PrepareConfig:
+    return PrepareConfig(
+        source=(f"lines={corpus}/lines.jsonl.gz", f"files={corpus}/files"),
+        tokenizer=tokenizer_folder,
+        output=tmp_path_factory.mktemp("everything") / "rows",
+        seq_length=512,
+        valid_fraction=0.2,
+        sampling=LengthSampling("none"),
+        reading=ReadOptions(suffixes=(".py",)),
+    )
+
+
+@pytest.fixture(scope="session")
+def manifest(config: PrepareConfig) -> Manifest:
+    """Everything, once."""
+    return prepare(config)

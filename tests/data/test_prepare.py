@@ -1,5 +1,4 @@
 import dataclasses
-import gzip
 import hashlib
 import json
 import os
@@ -22,41 +21,7 @@ from megatron_ultralong.data.sampling import LengthSampling
 from megatron_ultralong.documents import document_id, document_split
 from megatron_ultralong.errors import InputError
 
-EVERYTHING = LengthSampling("none")
 DEMO = LengthSampling("ultralong", short_length=3500, long_length=6000, long_weight=2.5)
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory, library_files: list[Path]) -> Path:
-    """Two sources: 30 documents in JSONL (one twice), 30 and an empty one in a folder of files."""
-    folder = tmp_path_factory.mktemp("corpus")
-    texts = [path.read_text() for path in library_files]
-    lines = [json.dumps({"text": text}) for text in [*texts[:30], texts[0]]]
-    (folder / "lines.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    (folder / "files").mkdir()
-    for number, text in enumerate([*texts[30:], ""]):
-        (folder / "files" / f"{number:02}.py").write_bytes(text.encode())
-    (folder / "files" / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def config(corpus: Path, tokenizer_folder: Path, tmp_path_factory) -> PrepareConfig:
-    return PrepareConfig(
-        source=(f"lines={corpus}/lines.jsonl.gz", f"files={corpus}/files"),
-        tokenizer=tokenizer_folder,
-        output=tmp_path_factory.mktemp("everything") / "rows",
-        seq_length=512,
-        valid_fraction=0.2,
-        sampling=EVERYTHING,
-        reading=ReadOptions(suffixes=(".py",)),
-    )
-
-
-@pytest.fixture(scope="session")
-def manifest(config: PrepareConfig) -> Manifest:
-    """Everything, once."""
-    return prepare(config)
 
 
 def stream(rows: PackedRows) -> list[int]:
@@ -91,36 +56,6 @@ def test_rows_hold_every_document_once_in_its_split(
         assert 0 <= summary.num_documents - len(documents) <= summary.num_dropped_tokens
     assert not found["train"] & found["valid"]
     assert sum(s.num_documents for s in manifest.splits.values()) == 60
-
-
-def test_manifest_adds_up(config: PrepareConfig, manifest: Manifest) -> None:
-    assert load_manifest(config.output) == manifest
-    assert set(os.listdir(config.output)) == {
-        "manifest.json",
-        "tokenizer",
-        *(f"{split}.{suffix}" for split in ("train", "valid") for suffix in ("bin", "idx")),
-    }
-    lines, files = manifest.inputs
-    assert (lines.num_documents, lines.num_duplicates, lines.num_empty) == (31, 1, 0)
-    assert (files.num_documents, files.num_duplicates, files.num_empty) == (30, 0, 1)
-    assert (lines.num_files, files.num_files) == (1, 31)
-    assert len({lines.ids_sha256, files.ids_sha256}) == 2
-    tokenizer = (config.output / "tokenizer" / "tokenizer.json").read_bytes()
-    assert manifest.tokenizer_sha256 == hashlib.sha256(tokenizer).hexdigest()
-    assert sum(line.num_documents for line in manifest.bins) == 60
-    for line in manifest.bins:  # everything is kept once
-        assert line.num_documents == line.num_documents_sampled
-        assert line.num_tokens == line.num_tokens_sampled
-    packed = sum(s.num_tokens + s.num_dropped_tokens for s in manifest.splits.values())
-    separators = 60 * len(manifest.separator_ids)
-    assert packed == sum(line.num_tokens for line in manifest.bins) + separators
-    assert set(manifest.versions) == {
-        "megatron_ultralong",
-        "python",
-        "numpy",
-        "pyarrow",
-        "tokenizers",
-    }
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -297,20 +232,3 @@ def test_flags_are_pinned(capsys: pytest.CaptureFixture[str]) -> None:
     line_start = r"^[^\w-]*(?:-h, )?(--[a-z][a-z-]+)(?:, (--[a-z-]+))?"
     found = re.findall(line_start, capsys.readouterr().out, re.M)
     assert {flag for pair in found for flag in pair if flag} == {"--help", *FLAGS.split()}
-
-
-def test_broken_manifests(config: PrepareConfig, manifest: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot read .*manifest\.json \(No such file"):
-        load_manifest(tmp_path)
-    good = json.loads((config.output / "manifest.json").read_text())
-    for text, message in (
-        ("{", "is not JSON"),
-        ("[]", "has format_version None, where this program reads 1"),
-        (json.dumps({**good, "format_version": 9}), "has format_version 9"),
-        (json.dumps({k: v for k, v in good.items() if k != "seed"}), "lacks a field .*seed"),
-        (json.dumps({k: v for k, v in good.items() if k != "bins"}), "lacks a field .*bins"),
-        (json.dumps({**good, "colour": 1}), "unknown one .*colour"),
-    ):
-        (tmp_path / "manifest.json").write_text(text)
-        with pytest.raises(InputError, match=message):
-            load_manifest(tmp_path)

@@ -1,0 +1,57 @@
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.data.manifest import Manifest, load_manifest
+from megatron_ultralong.data.prepare import PrepareConfig
+from megatron_ultralong.errors import InputError
+
+
+def test_manifest_adds_up(config: PrepareConfig, manifest: Manifest) -> None:
+    assert load_manifest(config.output) == manifest
+    assert set(os.listdir(config.output)) == {
+        "manifest.json",
+        "tokenizer",
+        *(f"{split}.{suffix}" for split in ("train", "valid") for suffix in ("bin", "idx")),
+    }
+    lines, files = manifest.inputs
+    assert (lines.num_documents, lines.num_duplicates, lines.num_empty) == (31, 1, 0)
+    assert (files.num_documents, files.num_duplicates, files.num_empty) == (30, 0, 1)
+    assert (lines.num_files, files.num_files) == (1, 31)
+    assert len({lines.ids_sha256, files.ids_sha256}) == 2
+    tokenizer = (config.output / "tokenizer" / "tokenizer.json").read_bytes()
+    assert manifest.tokenizer_sha256 == hashlib.sha256(tokenizer).hexdigest()
+    assert sum(line.num_documents for line in manifest.bins) == 60
+    for line in manifest.bins:  # everything is kept once
+        assert line.num_documents == line.num_documents_sampled
+        assert line.num_tokens == line.num_tokens_sampled
+    packed = sum(s.num_tokens + s.num_dropped_tokens for s in manifest.splits.values())
+    separators = 60 * len(manifest.separator_ids)
+    assert packed == sum(line.num_tokens for line in manifest.bins) + separators
+    assert set(manifest.versions) == {
+        "megatron_ultralong",
+        "python",
+        "numpy",
+        "pyarrow",
+        "tokenizers",
+    }
+
+
+def test_broken_manifests(config: PrepareConfig, manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*manifest\.json \(No such file"):
+        load_manifest(tmp_path)
+    good = json.loads((config.output / "manifest.json").read_text())
+    for text, message in (
+        ("{", "is not JSON"),
+        ("[]", "has format_version None, where this program reads 1"),
+        (json.dumps({**good, "format_version": 9}), "has format_version 9"),
+        (json.dumps({k: v for k, v in good.items() if k != "seed"}), "lacks a field .*seed"),
+        (json.dumps({k: v for k, v in good.items() if k != "bins"}), "lacks a field .*bins"),
+        (json.dumps({**good, "colour": 1}), "unknown one .*colour"),
+    ):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_manifest(tmp_path)
