@@ -85,17 +85,20 @@ def _megatron(model: MegatronCheckpoint) -> dict[str, Any]:
 
 
 def _tensors(model: HuggingFaceFolder | MegatronCheckpoint) -> list[dict[str, Any]]:
-    """One row for each weight, the layers of a weight together."""
+    """One row for each weight, the layers of a weight together, without their common prefix."""
     rows: dict[str, dict[str, Any]] = {}
     for weight in weight_map(model.model):
         if weight.key in rows:
             rows[weight.key]["layers"] += 1
             continue
         rows[weight.key] = {
-            "megatron": weight.key,
-            "hugging_face": [name.replace(".0.", ".*.") for name in weight.names],
-            "shape": "x".join(map(str, weight.shape)),
-            "layers": 1 if weight.layer is not None else 0,
+            "megatron": weight.key.removeprefix("decoder.layers."),
+            "hugging_face": [
+                name.removeprefix("model.layers.0.").removesuffix(".weight")
+                for name in weight.names
+            ],
+            "layers": 0 if weight.layer is None else 1,
+            "shape": " x ".join(map(str, weight.shape)),
             "dtype": str(model.dtype(weight)).removeprefix("torch."),
         }
     return list(rows.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -53,13 +53,14 @@ def show(values: Mapping[str, Any], as_json: bool) -> None:
         sys.stdout.write(json.dumps(values, indent=2) + "\n")
         return
     table = Table(show_header=False, box=None)
-    for key, value in values.items():
-        if value not in (None, {}, []):
-            table.add_row(key.replace("_", " "), _text(value))
-    Console(soft_wrap=True).print(table)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, text in _lines(values):
+        table.add_row(key.replace("_", " "), text)
+    Console().print(table)
 
 
-def show_rows(rows: list[dict[str, Any]]) -> None:
+def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows that have the same columns as a table."""
     table = Table()
     for column in rows[0]:
@@ -69,6 +70,16 @@ def show_rows(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
+def _lines(values: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            if value:
+                yield indent + key, ""
+            yield from _lines(value, indent + "  ")
+        elif value not in (None, []):
+            yield indent + key, _text(value)
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -76,6 +87,4 @@ def _text(value: Any) -> str:
         return f"{value:,.6g}"
     if isinstance(value, int):
         return f"{value:,}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
     return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)

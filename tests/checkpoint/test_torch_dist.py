@@ -1,0 +1,198 @@
+"""Real Megatron-Core reads what is written here, and what it writes is read here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_ultralong.checkpoint.convert import (
+    ExportConfig,
+    ImportConfig,
+    VerifyConfig,
+    export_checkpoint,
+    import_checkpoint,
+    verify,
+)
+from megatron_ultralong.checkpoint.folder import iteration_folder, write_latest
+from megatron_ultralong.checkpoint.inspection import InspectConfig, inspect
+from megatron_ultralong.checkpoint.metadata import load_metadata
+from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.mcore.parallel import parallel_groups
+from tests.checkpoint.llama import save_llama
+from tests.ranks import run_on_ranks
+
+PADDED = 144
+"""Rows of the embedding in Megatron's models here; the tokenizer has 130."""
+TOKENS = torch.arange(48).reshape(1, -1) * 11 % 130
+
+
+def build(checkpoint: Path, parallel: ParallelConfig, vocab_size: int) -> GPTModel:
+    """Megatron's own model, with its own attention and rotary embedding."""
+    model = load_metadata(checkpoint).model
+    config = TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        layernorm_epsilon=model.norm_epsilon,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        pipeline_dtype=torch.float32,
+        use_cpu_initialization=True,
+        apply_rope_fusion=False,
+    )
+    return GPTModel(
+        config=config,
+        transformer_layer_spec=get_gpt_layer_local_spec(normalization="RMSNorm"),
+        vocab_size=vocab_size,
+        max_sequence_length=256,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        parallel_output=False,
+        share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
+        position_embedding_type="rope",
+        rotary_base=model.rotary_base,
+    )
+
+
+def load(model: GPTModel, folder: Path, strict: str) -> None:
+    state = {"model": model.sharded_state_dict(metadata={"singleton_local_shards": False})}
+    loaded = dist_checkpointing.load(
+        sharded_state_dict=state, checkpoint_dir=str(folder), strict=strict
+    )
+    model.load_state_dict(loaded["model"])
+
+
+def logits(checkpoint: Path, parallel: ParallelConfig, strict: str) -> torch.Tensor:
+    with parallel_groups(parallel, seed=1), torch.no_grad():
+        model = build(checkpoint, parallel, 130).eval()
+        load(model, checkpoint / "release", strict)
+        positions = torch.arange(TOKENS.shape[1]).reshape(1, -1)
+        result: torch.Tensor = model(TOKENS, positions, None)
+        return result
+
+
+def resave(source: Path, folder: Path, parallel: ParallelConfig, one_by_one: bool = False) -> None:
+    """Load into Megatron's model on these ranks, and let Megatron save it.
+
+    It stacks the layers of a weight under one key, or writes them one by one.
+    """
+    with parallel_groups(parallel, seed=1):
+        model = build(source, parallel, PADDED)
+        load(model, source / "release", "log_unexpected")
+        dist_checkpointing.save(
+            sharded_state_dict={
+                "model": model.sharded_state_dict(metadata={"singleton_local_shards": one_by_one})
+            },
+            checkpoint_dir=str(folder),
+            content_metadata={"singleton_local_shards": one_by_one},
+        )
+
+
+def on_two_ranks(folder: Path) -> torch.Tensor:
+    """All that two ranks have to show, in one start of them; rank results are equal."""
+    tensor = ParallelConfig(tensor_model_parallel_size=2)
+    pipeline = ParallelConfig(pipeline_model_parallel_size=2)
+    untied, tied = folder / "untied", folder / "tied"
+    resave(untied, iteration_folder(folder / "untied-run", 10), tensor)
+    resave(untied, iteration_folder(folder / "untied-run", 20), pipeline)
+    resave(untied, iteration_folder(folder / "untied-run", 30), tensor, one_by_one=True)
+    # the last stage has a copy of the embedding
+    resave(tied, iteration_folder(folder / "tied-run", 20), pipeline)
+    return logits(folder / "untied", tensor, "log_unexpected")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("torch_dist")
+    for name in ("untied", "tied"):
+        save_llama(folder / f"{name}-hf", tied=name == "tied")
+        import_checkpoint(ImportConfig(folder / f"{name}-hf", folder / name))
+        run = folder / f"{name}-run"
+        shutil.copytree(folder / name, run, ignore=shutil.ignore_patterns("release"))
+        for iteration in (10, 20, 30):
+            iteration_folder(run, iteration).mkdir()
+        write_latest(run, 20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, torch.Tensor]:
+    """transformers' logits."""
+    with torch.no_grad():
+        return {
+            name: save_llama(folder / "again", tied=name == "tied")(TOKENS).logits
+            for name in ("untied", "tied")
+        }
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path) -> list[torch.Tensor]:
+    return run_on_ranks(2, on_two_ranks, folder)
+
+
+@pytest.mark.parametrize("name", ["untied", "tied"])
+@pytest.mark.parametrize("strict", ["assume_ok_unexpected", "log_unexpected"])
+def test_megatron_computes_what_transformers_computes(
+    folder: Path, expected: dict[str, torch.Tensor], name: str, strict: str
+) -> None:
+    found = logits(folder / name, ParallelConfig(), strict)
+    # float32: sums of 96 products in another order
+    torch.testing.assert_close(found, expected[name], atol=1e-5, rtol=0)
+
+
+def test_megatron_computes_it_at_tensor_parallel_2(
+    two_ranks: list[torch.Tensor], expected: dict[str, torch.Tensor]
+) -> None:
+    for found in two_ranks:
+        torch.testing.assert_close(found, expected["untied"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "iteration"), [("untied", 10), ("untied", 20), ("untied", 30), ("tied", 20)]
+)
+def test_any_layout_is_exported_bit_for_bit(
+    folder: Path, tmp_path: Path, two_ranks: list[torch.Tensor], name: str, iteration: int
+) -> None:
+    report = export_checkpoint(
+        ExportConfig(folder / f"{name}-run", tmp_path / "out", iteration=iteration)
+    )
+    assert report.iteration == iteration
+    verify(VerifyConfig(folder / f"{name}-hf", tmp_path / "out"))
+
+
+def test_inspect_tells_the_layout(folder: Path, two_ranks: list[torch.Tensor]) -> None:
+    run = folder / "untied-run"
+    latest = inspect(InspectConfig(run))
+    assert (latest["iteration"], latest["iterations"]) == (20, [10, 20, 30])
+    sizes = {
+        iteration: inspect(InspectConfig(run, iteration))["written_at_tensor_model_parallel_size"]
+        for iteration in (10, 20, 30)
+    }
+    assert sizes == {10: 2, 20: 1, 30: 2}
+    assert latest["ranks_that_wrote"] == 2
+
+
+def test_common_state_is_what_megatron_lm_asks_for(folder: Path) -> None:
+    state = dist_checkpointing.load_common_state_dict(str(folder / "untied" / "release"))
+    assert state["args"].tensor_model_parallel_size == 1
+    assert state["args"].pipeline_model_parallel_size == 1
+    assert (state["args"].num_layers, state["args"].num_query_groups) == (4, 2)
+    assert (state["iteration"], state["checkpoint_version"]) == (0, 3.0)
+    assert state["content_metadata"] == {"singleton_local_shards": False}
