@@ -65,8 +65,8 @@ def measure_position_loss(
     config.check()
     if config.document_mask == "block" and not separator_ids:
         raise InputError(
-            "document_mask 'block' needs the separator ids, and the checkpoint states none: "
-            "use --document-mask none, or a checkpoint trained on rows from `ultralong prepare`"
+            "document_mask 'block' needs the ids that separate documents, and the rows state none: "
+            "use --document-mask none, or rows from `ultralong prepare`"
         )
     rows = PackedRows(Path(config.data_path) / config.split)
     seq_length, num_rows = _extent(config, rows)

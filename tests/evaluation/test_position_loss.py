@@ -78,7 +78,7 @@ def test_block_leaves_out_the_first_token_of_every_document(config, scorer, rows
     assert part.num_predictions == 61
     assert part.loss == pytest.approx(loss.mean(), abs=1e-5)  # float32 forward
     assert part.standard_error is None
-    with pytest.raises(InputError, match="'block' needs the separator ids"):
+    with pytest.raises(InputError, match="'block' needs the ids that separate documents"):
         measure_position_loss(config, [scorer])
 
 
