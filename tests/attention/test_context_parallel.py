@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +21,7 @@ from megatron_ultralong.context_parallel import (
 )
 from megatron_ultralong.errors import InputError
 from tests.attention.whole_sequence import assignments, boundaries
+from tools.benchmark_attention import recipe_lengths
 
 
 @given(st.integers(1, 8), st.integers(1, 3), st.integers(1, 4), st.integers(0, 1), st.data())
@@ -85,21 +85,11 @@ def _busiest(assignment: Assignment, edges: list[int]) -> float:
     return max(areas) / (sum(areas) / len(areas))
 
 
-def mixed_lengths(seq_length: int, seed: int) -> list[int]:
-    """Documents with the spread of web text, books and code: log-normal, 30 to 500,000 tokens."""
-    generator = np.random.default_rng(seed)
-    edges = [0]
-    while edges[-1] < seq_length:
-        length = int(np.exp(generator.normal(8.5, 1.7)))
-        edges.append(min(seq_length, edges[-1] + max(30, length)))
-    return edges
-
-
 @pytest.mark.parametrize("cp_size", [4, 8, 16])
 @pytest.mark.parametrize("seed", range(3))
-def test_balanced_shares_the_work_of_mixed_lengths(cp_size, seed):
+def test_balanced_shares_the_work_of_the_recipes_lengths(cp_size, seed):
     seq_length = 262_144 * cp_size  # the budget of every published run
-    edges = mixed_lengths(seq_length, seed)
+    edges = recipe_lengths(seq_length, seed)
     # The figure that the project promises: the busiest rank at most 1.10 x the mean.
     assert _busiest(balanced(edges, cp_size), edges) <= 1.10
     # The work done is the mask's own area: rectangles cover nothing that is hidden.
