@@ -6,7 +6,7 @@ import dataclasses
 import json as json_format
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tyro.conf import Positional
@@ -23,12 +23,20 @@ from megatron_ultralong.checkpoint.hugging_face_config import (
 )
 from megatron_ultralong.checkpoint.hugging_face_writer import SafetensorsWriter
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.meta import (
+    PARAMS_FILE,
+    MetaFolder,
+    hugging_face_defaults,
+    read_params,
+)
+from megatron_ultralong.checkpoint.meta_writer import MetaWriter, write_params
 from megatron_ultralong.checkpoint.metadata import (
     SOURCE_FOLDER,
     CheckpointMetadata,
     save_metadata,
 )
-from megatron_ultralong.checkpoint.report import ConversionReport, WeightsSummary, show
+from megatron_ultralong.checkpoint.open_model import open_model, summarise
+from megatron_ultralong.checkpoint.report import ConversionReport, show
 from megatron_ultralong.checkpoint.staging import new_folder
 from megatron_ultralong.checkpoint.tensor_file import TensorInfo
 from megatron_ultralong.checkpoint.torch_dist_writer import write_torch_dist
@@ -41,6 +49,7 @@ from megatron_ultralong.checkpoint.verification import (
     num_bytes,
 )
 from megatron_ultralong.checkpoint.weight_map import weight_map
+from megatron_ultralong.errors import InputError
 from megatron_ultralong.progress import progress
 
 DtypeName = Literal["keep", "bf16", "fp16", "fp32"]
@@ -49,10 +58,11 @@ _DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": 
 
 @dataclasses.dataclass(frozen=True)
 class ImportConfig:
-    """Convert a Hugging Face model to a Megatron checkpoint."""
+    """Convert a Hugging Face or Meta model to a Megatron checkpoint."""
 
     src: Positional[Path]
-    """Hugging Face folder: config.json, safetensors (or pytorch_model.bin), tokenizer."""
+    """Hugging Face folder (config.json, safetensors or pytorch_model.bin, tokenizer), or Meta's
+    (params.json, consolidated.*.pth, tokenizer.model)."""
     dst: Positional[Path]
     """New folder for the Megatron checkpoint."""
     verify: bool = True
@@ -65,18 +75,22 @@ class ImportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Convert a Megatron checkpoint to a Hugging Face model."""
+    """Convert a Megatron checkpoint to a Hugging Face or Meta model."""
 
     src: Positional[Path]
     """Megatron checkpoint: a folder with latest_checkpointed_iteration.txt, or one iteration."""
     dst: Positional[Path]
-    """New folder for the Hugging Face model."""
+    """New folder for the model."""
+    format: Literal["huggingface", "meta"] = "huggingface"
+    """Format to write."""
     iteration: int | None = None
     """Iteration to export; the latest by default, 0 for release."""
     dtype: DtypeName = "keep"
     """Dtype of the exported weights."""
     max_shard_size_gb: float = 5.0
     """Largest safetensors file, in 10^9 bytes."""
+    num_shards: int = 1
+    """Files of a Meta model; Meta's own have 1 (8B) or 8 (70B)."""
     verify: bool = True
     """Read all tensors back and compare them bit for bit."""
     json: bool = False
@@ -85,7 +99,7 @@ class ExportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VerifyConfig:
-    """Compare all weights of two models bit for bit, each Hugging Face or Megatron."""
+    """Compare all weights of two models bit for bit, each Hugging Face, Meta or Megatron."""
 
     a: Positional[Path]
     """Model that is right."""
@@ -100,12 +114,14 @@ class VerifyConfig:
 
 
 def import_checkpoint(config: ImportConfig) -> ConversionReport:
-    """Hugging Face folder -> Megatron torch_dist checkpoint (``release``), any layout can load it.
+    """Hugging Face or Meta folder -> Megatron torch_dist checkpoint, which any layout can load.
 
     Raises:
         InputError: the source is incomplete or not a plain Llama, or the output is in use.
     """
-    source = HuggingFaceFolder(config.src)
+    source = open_model(config.src)
+    if isinstance(source, MegatronCheckpoint):
+        raise InputError(f"{config.src} is a Megatron checkpoint already: use it as it is")
     if config.tokenizer:
         small_files.check_tokenizer(config.src)
     metadata = CheckpointMetadata(
@@ -119,7 +135,7 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
         start = time.monotonic()
         with progress("import", size, "B") as bar:
             write_torch_dist(folder / RELEASE, source, bar.advance)
-        small_files.keep(config.src, folder / SOURCE_FOLDER)
+        _keep_small_files(source, folder / SOURCE_FOLDER, metadata)
         save_metadata(folder, metadata)
         write_latest(folder, RELEASE)
         written = time.monotonic()
@@ -135,7 +151,7 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
         seconds=written - start,
         verify_seconds=verified - written,
         verified=config.verify,
-        rope=dataclasses.asdict(source.rope_scaling) if source.rope_scaling else None,
+        rope=_rope(source),
         max_position_embeddings=source.model.max_position_embeddings,
         tokenizer_sha256=metadata.tokenizer_sha256,
     )
@@ -144,27 +160,24 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
 
 
 def export_checkpoint(config: ExportConfig) -> ConversionReport:
-    """Megatron checkpoint -> Hugging Face folder that transformers and vLLM load.
+    """Megatron checkpoint -> Hugging Face folder that transformers and vLLM load, or Meta's.
 
     Raises:
-        InputError: no such checkpoint, its rotary embedding has no Hugging Face form, or the
-            output is in use.
+        InputError: no such checkpoint, its rotary embedding has no form in that format, or
+            the output is in use.
     """
     source = MegatronCheckpoint(config.src, config.iteration)
     dtype = _DTYPES[config.dtype]
-    metadata = source.metadata
-    main_dtype = converted_dtype(source.dtype(weight_map(source.model)[0]), dtype)
-    values = export_config(read_config(source.source_folder), metadata, main_dtype)
     size = num_bytes(source, dtype)
     with new_folder(config.dst, size) as folder:
         start = time.monotonic()
-        _write_weights(source, folder, dtype, int(config.max_shard_size_gb * 1e9))
-        small_files.restore(source.source_folder, folder, source.model.max_position_embeddings)
-        text = json_format.dumps(values, indent=2) + "\n"
-        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        if config.format == "meta":
+            _write_meta(source, folder, dtype, config.num_shards)
+        else:
+            _write_hugging_face(source, folder, dtype, int(config.max_shard_size_gb * 1e9))
         written = time.monotonic()
         if config.verify:
-            _compare(source, HuggingFaceFolder(folder), dtype)
+            _compare(source, open_model(folder), dtype)
         verified = time.monotonic()
     report = ConversionReport(
         action="export",
@@ -175,10 +188,10 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         seconds=written - start,
         verify_seconds=verified - written,
         verified=config.verify,
-        rope=values["rope_scaling"],
+        rope=_rope(source),
         max_position_embeddings=source.model.max_position_embeddings,
-        tokenizer_sha256=metadata.tokenizer_sha256,
-        good_for=good_for(metadata),
+        tokenizer_sha256=source.metadata.tokenizer_sha256,
+        good_for=good_for(source.metadata) if config.format == "huggingface" else {},
     )
     show(dataclasses.asdict(report), config.json)
     return report
@@ -197,35 +210,59 @@ def verify(config: VerifyConfig) -> Comparison:
     return comparison
 
 
-def open_model(path: Path, iteration: int | None = None) -> HuggingFaceFolder | MegatronCheckpoint:
-    """The model at ``path``, in whichever format it is.
-
-    Raises:
-        InputError: it is in none.
-    """
-    if (path / CONFIG_FILE).is_file():
-        return HuggingFaceFolder(path)
-    return MegatronCheckpoint(path, iteration)
-
-
 def _compare(source: Model, output: Model, dtype: torch.dtype | None) -> Comparison:
     with progress("verify", num_bytes(output), "B") as bar:
         return compare(source, output, dtype, bar.advance)
 
 
-def _write_weights(
+def _keep_small_files(
+    source: HuggingFaceFolder | MetaFolder, folder: Path, metadata: CheckpointMetadata
+) -> None:
+    small_files.keep(source.folder, folder)
+    if isinstance(source, MetaFolder):
+        dtype = source.dtype(weight_map(source.model)[0])
+        values = export_config(hugging_face_defaults(source.model), metadata, dtype)
+        _write_json(folder / CONFIG_FILE, values)
+
+
+def _write_hugging_face(
     source: MegatronCheckpoint, folder: Path, dtype: torch.dtype | None, max_shard_size: int
 ) -> None:
-    weights = weight_map(source.model)
-    tensors = [
+    main_dtype = converted_dtype(source.dtype(weight_map(source.model)[0]), dtype)
+    values = export_config(read_config(source.source_folder), source.metadata, main_dtype)
+    _write_weights(
+        source, SafetensorsWriter(folder, _tensors(source, dtype), max_shard_size), dtype
+    )
+    small_files.restore(source.source_folder, folder, source.model.max_position_embeddings)
+    _write_json(folder / CONFIG_FILE, values)
+
+
+def _write_meta(
+    source: MegatronCheckpoint, folder: Path, dtype: torch.dtype | None, num_shards: int
+) -> None:
+    kept = source.source_folder / PARAMS_FILE
+    params = read_params(source.source_folder) if kept.is_file() else {}
+    write_params(folder, source.metadata, params)
+    tensors = _tensors(source, dtype)
+    _write_weights(source, MetaWriter(folder, tensors, source.model, num_shards), dtype)
+    small_files.restore_meta(source.source_folder, folder)
+
+
+def _tensors(source: Model, dtype: torch.dtype | None) -> list[tuple[str, TensorInfo]]:
+    """Hugging Face names of all weights in the order of writing."""
+    return [
         (name, TensorInfo(converted_dtype(source.dtype(weight), dtype), shape))
-        for weight in weights
+        for weight in weight_map(source.model)
         for name, shape in zip(weight.names, weight.shapes, strict=True)
     ]
-    writer = SafetensorsWriter(folder, tensors, max_shard_size)
+
+
+def _write_weights(
+    source: Model, writer: SafetensorsWriter | MetaWriter, dtype: torch.dtype | None
+) -> None:
     try:
         with progress("export", num_bytes(source, dtype), "B") as bar:
-            for weight in weights:
+            for weight in weight_map(source.model):
                 for name, part in zip(weight.names, source.read(weight), strict=True):
                     tensor = convert_tensor(name, part, dtype)
                     writer.write(name, tensor)
@@ -235,13 +272,9 @@ def _write_weights(
         writer.close()
 
 
-def summarise(source: Model, dtype: torch.dtype | None = None) -> WeightsSummary:
-    """Count the weights of ``source``, converted to ``dtype``."""
-    weights = weight_map(source.model)
-    dtypes = {converted_dtype(source.dtype(weight), dtype) for weight in weights}
-    return WeightsSummary(
-        num_tensors=sum(len(weight.names) for weight in weights),
-        num_parameters=sum(weight.numel for weight in weights),
-        num_bytes=num_bytes(source, dtype),
-        dtype=", ".join(sorted(str(each).removeprefix("torch.") for each in dtypes)),
-    )
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json_format.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _rope(model: Model) -> dict[str, Any] | None:
+    return dataclasses.asdict(model.rope_scaling) if model.rope_scaling else None

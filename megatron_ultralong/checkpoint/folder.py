@@ -10,7 +10,7 @@ from megatron_ultralong.errors import InputError
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 RELEASE: Final = "release"
-_FORMAT_FILE = "metadata.json"
+FORMAT_FILE = "metadata.json"
 
 
 def iteration_folder(folder: Path, iteration: int) -> Path:
@@ -20,7 +20,7 @@ def iteration_folder(folder: Path, iteration: int) -> Path:
 
 def iterations(folder: Path) -> list[int]:
     """Iterations that a folder holds, in order; 0 is ``release``."""
-    found = [path.parent.name for path in Path(folder).glob(f"*/{_FORMAT_FILE}")]
+    found = [path.parent.name for path in Path(folder).glob(f"*/{FORMAT_FILE}")]
     numbers = [_number(name) for name in found]
     return sorted(number for number in numbers if number is not None)
 
@@ -36,7 +36,7 @@ def resolve(folder: str | Path, iteration: int | None = None) -> tuple[Path, int
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"checkpoint folder {folder} does not exist")
-    if (folder / _FORMAT_FILE).is_file():
+    if (folder / FORMAT_FILE).is_file():
         return _resolve_itself(folder, iteration)
     found = iterations(folder)
     wanted = _latest(folder) if iteration is None else iteration

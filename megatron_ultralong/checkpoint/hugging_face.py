@@ -20,7 +20,13 @@ from megatron_ultralong.checkpoint.tensor_file import (
     TensorFile,
     TensorInfo,
 )
-from megatron_ultralong.checkpoint.weight_map import EMBEDDING, LM_HEAD, Weight, weight_map
+from megatron_ultralong.checkpoint.weight_map import (
+    EMBEDDING,
+    HUGGING_FACE,
+    LM_HEAD,
+    Weight,
+    weight_map,
+)
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
 
@@ -37,7 +43,7 @@ _BUFFER_SUFFIX = ".rotary_emb.inv_freq"
 class HuggingFaceFolder:
     """Weights and configuration of a Llama in Hugging Face's format."""
 
-    format = "Hugging Face"
+    format = HUGGING_FACE
 
     def __init__(self, folder: str | Path) -> None:
         """Read configuration and headers, and check every tensor's name and shape.

@@ -10,12 +10,14 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from megatron_ultralong.checkpoint.convert import open_model, summarise
 from megatron_ultralong.checkpoint.folder import iterations
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.hugging_face_config import tokenizer_sha256
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.meta import MetaFolder
+from megatron_ultralong.checkpoint.open_model import open_model, summarise
 from megatron_ultralong.checkpoint.report import show, show_rows
+from megatron_ultralong.checkpoint.verification import Model
 from megatron_ultralong.checkpoint.weight_map import weight_map
 
 _QKV = "self_attention.linear_qkv.weight"
@@ -24,7 +26,7 @@ _OPTIMIZER = "optimizer."
 
 @dataclasses.dataclass(frozen=True)
 class InspectConfig:
-    """Show what a Hugging Face folder or Megatron checkpoint holds; nothing is written."""
+    """Show what a Hugging Face, Meta or Megatron model holds; nothing is written."""
 
     src: Positional[Path]
     """Folder to look into."""
@@ -44,7 +46,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     values: dict[str, Any] = {
         "format": model.format,
         "path": str(config.src),
-        **(_megatron(model) if isinstance(model, MegatronCheckpoint) else _hugging_face(model)),
+        **(_megatron(model) if isinstance(model, MegatronCheckpoint) else _folder(model)),
         **dataclasses.asdict(summarise(model)),
         "model": dataclasses.asdict(model.model),
         "rope": dataclasses.asdict(model.rope_scaling) if model.rope_scaling else None,
@@ -59,7 +61,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     return {**values, "tensors": tensors}
 
 
-def _hugging_face(model: HuggingFaceFolder) -> dict[str, Any]:
+def _folder(model: HuggingFaceFolder | MetaFolder) -> dict[str, Any]:
     return {
         "source_model": model.name,
         "files": [file.path.name for file in model.files],
@@ -84,7 +86,7 @@ def _megatron(model: MegatronCheckpoint) -> dict[str, Any]:
     }
 
 
-def _tensors(model: HuggingFaceFolder | MegatronCheckpoint) -> list[dict[str, Any]]:
+def _tensors(model: Model) -> list[dict[str, Any]]:
     """One row for each weight, the layers of a weight together, without their common prefix."""
     rows: dict[str, dict[str, Any]] = {}
     for weight in weight_map(model.model):

@@ -9,7 +9,7 @@ import torch
 from megatron_ultralong.checkpoint.folder import resolve
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.torch_dist import TorchDistReader
-from megatron_ultralong.checkpoint.weight_map import Weight, unstacked_key, weight_map
+from megatron_ultralong.checkpoint.weight_map import MEGATRON, Weight, unstacked_key, weight_map
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.yarn import RopeScaling
@@ -18,7 +18,7 @@ from megatron_ultralong.yarn import RopeScaling
 class MegatronCheckpoint:
     """One iteration of a checkpoint folder that carries ``ultralong.json``."""
 
-    format = "Megatron torch_dist"
+    format = MEGATRON
 
     def __init__(self, folder: str | Path, iteration: int | None = None) -> None:
         """Read metadata and check every weight's key and shape.

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from megatron_ultralong.checkpoint.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.checkpoint.meta import PARAMS_FILE
 from megatron_ultralong.errors import InputError
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
@@ -35,6 +36,13 @@ def keep(source: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
+def restore_meta(kept: Path, folder: Path) -> None:
+    """Copy into a model in Meta's format the files that such a model has."""
+    for path in small_files(kept):
+        if path.name == "tokenizer.model" or path.suffix not in (".json", ".jinja"):
+            shutil.copyfile(path, folder / path.name)
+
+
 def restore(kept: Path, folder: Path, max_position_embeddings: int) -> None:
     """Copy kept files into an exported model, all but ``config.json``.
 
@@ -42,7 +50,7 @@ def restore(kept: Path, folder: Path, max_position_embeddings: int) -> None:
     to it: transformers warns of, and some servers cut, longer texts.
     """
     for path in small_files(kept):
-        if path.name != CONFIG_FILE:
+        if path.name not in (CONFIG_FILE, PARAMS_FILE):
             shutil.copyfile(path, folder / path.name)
     path = folder / "tokenizer_config.json"
     if path.is_file():

@@ -89,19 +89,23 @@ class PickleFile:
             InputError: the file is damaged, or holds something else than tensors.
         """
         self.path = path
+        # an old file without a zip directory cannot be mapped: it is read once, and kept
+        self._can_map = zipfile.is_zipfile(path)
         tensors = self._load()
+        self._kept = None if self._can_map else tensors
         self.tensors = {
             name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
         }
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor ``name``; of the others nothing is read where the file can be mapped."""
-        return self._load()[name].contiguous()
+        tensors = self._load() if self._kept is None else self._kept
+        return tensors[name].contiguous()
 
     def _load(self) -> dict[str, torch.Tensor]:
         try:
             values = torch.load(
-                self.path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(self.path)
+                self.path, map_location="cpu", weights_only=True, mmap=self._can_map
             )
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]

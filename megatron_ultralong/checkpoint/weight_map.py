@@ -19,6 +19,11 @@ from megatron_ultralong.config import ModelConfig
 Layout = Literal["whole", "qkv", "gate_up"]
 Shape = tuple[int, ...]
 
+HUGGING_FACE = "Hugging Face"
+MEGATRON = "Megatron torch_dist"
+META = "Meta"
+"""Formats of models on disk."""
+
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 _LAYERS = "decoder.layers."

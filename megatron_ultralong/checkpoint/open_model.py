@@ -1,0 +1,49 @@
+"""A model on disk, opened in whichever format it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from megatron_ultralong.checkpoint.folder import FORMAT_FILE, LATEST_FILE
+from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.meta import PARAMS_FILE, MetaFolder
+from megatron_ultralong.checkpoint.report import WeightsSummary
+from megatron_ultralong.checkpoint.verification import Model, converted_dtype, num_bytes
+from megatron_ultralong.checkpoint.weight_map import weight_map
+from megatron_ultralong.errors import InputError
+
+
+def open_model(
+    path: Path, iteration: int | None = None
+) -> HuggingFaceFolder | MetaFolder | MegatronCheckpoint:
+    """The model at ``path``, in whichever format it is.
+
+    Raises:
+        InputError: it is in none.
+    """
+    if (path / CONFIG_FILE).is_file():
+        return HuggingFaceFolder(path)
+    if (path / PARAMS_FILE).is_file():
+        return MetaFolder(path)
+    if path.is_dir() and not (path / LATEST_FILE).is_file() and not (path / FORMAT_FILE).is_file():
+        raise InputError(
+            f"{path} is no model: it has no {CONFIG_FILE} (Hugging Face), no {PARAMS_FILE} (Meta) "
+            f"and no {LATEST_FILE} (Megatron)"
+        )
+    return MegatronCheckpoint(path, iteration)
+
+
+def summarise(source: Model, dtype: torch.dtype | None = None) -> WeightsSummary:
+    """Count the weights of ``source``, converted to ``dtype``."""
+    weights = weight_map(source.model)
+    dtypes = {converted_dtype(source.dtype(weight), dtype) for weight in weights}
+    return WeightsSummary(
+        num_tensors=sum(len(weight.names) for weight in weights),
+        num_parameters=sum(weight.numel for weight in weights),
+        num_bytes=num_bytes(source, dtype),
+        dtype=", ".join(sorted(str(each).removeprefix("torch.") for each in dtypes)),
+    )
