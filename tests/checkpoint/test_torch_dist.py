@@ -24,8 +24,9 @@ from megatron_ultralong.checkpoint.convert import (
 from megatron_ultralong.checkpoint.folder import iteration_folder, write_latest
 from megatron_ultralong.checkpoint.inspection import InspectConfig, inspect
 from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.config import OptimizerConfig, ParallelConfig
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.training.optimizer import build_optimizer, wrap_model
 from tests.checkpoint.llama import save_llama
 from tests.ranks import run_on_ranks
 
@@ -34,7 +35,12 @@ PADDED = 144
 TOKENS = torch.arange(48).reshape(1, -1) * 11 % 130
 
 
-def build(checkpoint: Path, parallel: ParallelConfig, vocab_size: int) -> GPTModel:
+def build(
+    checkpoint: Path,
+    parallel: ParallelConfig,
+    vocab_size: int,
+    dtype: torch.dtype = torch.float32,
+) -> GPTModel:
     """Megatron's own model, with its own attention and rotary embedding."""
     model = load_metadata(checkpoint).model
     config = TransformerConfig(
@@ -53,7 +59,9 @@ def build(checkpoint: Path, parallel: ParallelConfig, vocab_size: int) -> GPTMod
         attention_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        pipeline_dtype=torch.float32,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
         use_cpu_initialization=True,
         apply_rope_fusion=False,
     )
@@ -105,6 +113,27 @@ def resave(source: Path, folder: Path, parallel: ParallelConfig, one_by_one: boo
         )
 
 
+def save_training(source: Path, folder: Path) -> None:
+    """A bf16 training checkpoint: the optimizer's states are spread over two replicas."""
+    metadata = {"distrib_optim_sharding_type": "fully_reshardable", "singleton_local_shards": False}
+    with parallel_groups(ParallelConfig(), seed=1):
+        model = build(source, ParallelConfig(), PADDED, torch.bfloat16)
+        load(model, source / "release", "log_unexpected")
+        # Megatron's torch norms leave their weights in float32
+        wrapped = wrap_model(model.bfloat16())
+        config = OptimizerConfig(lr=0.0, weight_decay=0.0)  # a step that changes no weight
+        optimizer = build_optimizer(wrapped, config, torch.bfloat16)
+        wrapped.zero_grad_buffer()
+        optimizer.step()
+        weights = model.sharded_state_dict(metadata={**metadata})
+        states = optimizer.sharded_state_dict(weights, metadata={**metadata})
+        dist_checkpointing.save(
+            sharded_state_dict={"model": weights, "optimizer": states, "iteration": 40},
+            checkpoint_dir=str(folder),
+            content_metadata={**metadata},
+        )
+
+
 def on_two_ranks(folder: Path) -> torch.Tensor:
     """All that two ranks have to show, in one start of them; rank results are equal."""
     tensor = ParallelConfig(tensor_model_parallel_size=2)
@@ -113,6 +142,7 @@ def on_two_ranks(folder: Path) -> torch.Tensor:
     resave(untied, iteration_folder(folder / "untied-run", 10), tensor)
     resave(untied, iteration_folder(folder / "untied-run", 20), pipeline)
     resave(untied, iteration_folder(folder / "untied-run", 30), tensor, one_by_one=True)
+    save_training(untied, iteration_folder(folder / "untied-run", 40))
     # the last stage has a copy of the embedding
     resave(tied, iteration_folder(folder / "tied-run", 20), pipeline)
     return logits(folder / "untied", tensor, "log_unexpected")
@@ -126,7 +156,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         import_checkpoint(ImportConfig(folder / f"{name}-hf", folder / name))
         run = folder / f"{name}-run"
         shutil.copytree(folder / name, run, ignore=shutil.ignore_patterns("release"))
-        for iteration in (10, 20, 30):
+        for iteration in (10, 20, 30, 40):
             iteration_folder(run, iteration).mkdir()
         write_latest(run, 20)
     return folder
@@ -177,10 +207,21 @@ def test_any_layout_is_exported_bit_for_bit(
     verify(VerifyConfig(folder / f"{name}-hf", tmp_path / "out"))
 
 
+def test_a_training_checkpoint_is_exported(
+    folder: Path, tmp_path: Path, two_ranks: list[torch.Tensor]
+) -> None:
+    run = folder / "untied-run"
+    values = inspect(InspectConfig(run, 40))
+    assert values["optimizer_state"]
+    assert values["dtype"] == "bfloat16"
+    export_checkpoint(ExportConfig(run, tmp_path / "out", iteration=40))
+    verify(VerifyConfig(folder / "untied-hf", tmp_path / "out", dtype="bf16"))
+
+
 def test_inspect_tells_the_layout(folder: Path, two_ranks: list[torch.Tensor]) -> None:
     run = folder / "untied-run"
     latest = inspect(InspectConfig(run))
-    assert (latest["iteration"], latest["iterations"]) == (20, [10, 20, 30])
+    assert (latest["iteration"], latest["iterations"]) == (20, [10, 20, 30, 40])
     sizes = {
         iteration: inspect(InspectConfig(run, iteration))["written_at_tensor_model_parallel_size"]
         for iteration in (10, 20, 30)
