@@ -89,6 +89,18 @@ def _run_prepare(verb: str, words: list[str]) -> None:
     prepare(_parse(PrepareConfig, verb, words))
 
 
+def _run_convert(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.checkpoint import convert, inspection
+
+    config_class, run = {
+        "convert import": (convert.ImportConfig, convert.import_checkpoint),
+        "convert export": (convert.ExportConfig, convert.export_checkpoint),
+        "convert verify": (convert.VerifyConfig, convert.verify),
+        "convert inspect": (inspection.InspectConfig, inspection.inspect),
+    }[verb]
+    run(_parse(config_class, verb, words))
+
+
 def _run_pretrain(verb: str, words: list[str]) -> None:
     from megatron_ultralong.recipes import PRETRAIN_RECIPES
 

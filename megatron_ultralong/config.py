@@ -227,8 +227,6 @@ class OptimizerConfig:
     adam_eps: float = 1e-8
     clip_grad: float = 1.0
     """Largest gradient norm; 0 does not clip."""
-    use_distributed_optimizer: bool = True
-    """Spread optimizer states over data x context parallel ranks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +280,11 @@ class PretrainConfig:
         ):
             if getattr(self, field) < least:
                 raise InputError(f"{field} must be at least {least}, not {getattr(self, field)}")
+        if not 0 <= self.optimizer.lr_warmup_iters < self.train_iters:
+            raise InputError(
+                f"lr_warmup_iters ({self.optimizer.lr_warmup_iters}) must be below train_iters "
+                f"({self.train_iters}): the warm-up is part of the run"
+            )
         if self.data.document_mask == "block" and self.micro_batch_size != 1:
             raise InputError(
                 f"document_mask 'block' needs micro_batch_size 1, not {self.micro_batch_size}: "

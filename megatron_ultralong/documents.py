@@ -90,7 +90,7 @@ def loss_mask(
 def unit_hash(seed: int, key: str) -> float:
     """Uniform number in [0, 1) that depends on ``(seed, key)`` alone, on every machine."""
     digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2.0**64
+    return (int.from_bytes(digest, "big") >> 11) / 2.0**53  # 53 bits: never rounds up to 1
 
 
 def document_id(text: str) -> str:

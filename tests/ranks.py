@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,9 @@ def _rank(
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     try:
         result = function(*args)
-    finally:
-        dist.destroy_process_group()
+    except BaseException:  # the other ranks fail too, on a lost peer: say which one was first
+        sys.stderr.write(f"rank {rank}:\n{traceback.format_exc()}")
+        sys.stderr.flush()
+        raise
+    dist.destroy_process_group()
     (Path(folder) / f"result-{rank}").write_bytes(pickle.dumps(result))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from megatron_ultralong.config import (
     DataConfig,
     ModelConfig,
+    OptimizerConfig,
     ParallelConfig,
     PretrainConfig,
     RopeConfig,
@@ -86,6 +87,11 @@ def test_model_must_divide(parallel: ParallelConfig, message: str) -> None:
         (dataclasses.replace(RUN, load=""), 1, "--load is needed"),
         (dataclasses.replace(RUN, data=DataConfig()), 1, "--data-path is needed"),
         (dataclasses.replace(RUN, train_iters=0), 1, "train_iters must be at least 1, not 0"),
+        (
+            dataclasses.replace(RUN, optimizer=OptimizerConfig(lr_warmup_iters=1)),
+            1,
+            r"lr_warmup_iters \(1\) must be below train_iters \(1\)",
+        ),
         (
             dataclasses.replace(RUN, parallel=ParallelConfig(2, 1, 2)),
             6,

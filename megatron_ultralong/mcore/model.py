@@ -15,6 +15,10 @@ from megatron_ultralong.mcore.layer_spec import ring_block_local_spec
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
 
 
+def _leave_uninitialized(weight: torch.Tensor) -> None:
+    """Stands for an initialisation where the weights are loaded next."""
+
+
 def transformer_config(
     model: ModelConfig,
     parallel: ParallelConfig,
@@ -61,8 +65,12 @@ def transformer_config(
         recompute_granularity="full" if recompute else None,
         recompute_method="uniform" if recompute else None,
         recompute_num_layers=1 if recompute else None,
-        # All weights come from a checkpoint.
-        perform_initialization=False,
+        # All weights come from a checkpoint. `perform_initialization=False` would say so, but
+        # Megatron then leaves out the marks of tensor-parallel weights too, and without them the
+        # gradient norm counts the first rank's part alone.
+        init_method=_leave_uninitialized,
+        output_layer_init_method=_leave_uninitialized,
+        embedding_init_method=_leave_uninitialized,
         # Fusions need Apex, Transformer Engine or a compiler; those that round differently on
         # different machines stay off.
         apply_rope_fusion=False,

@@ -16,13 +16,16 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_ultralong.config import OptimizerConfig
 
 
-def wrap_model(model: GPTModel, *, use_distributed_optimizer: bool) -> DistributedDataParallel:
-    """The model, with float32 gradient buffers summed over data x context parallel ranks."""
+def wrap_model(model: GPTModel) -> DistributedDataParallel:
+    """The model, with float32 gradient buffers summed over data x context parallel ranks.
+
+    The optimizer's states are spread over those ranks too (the distributed optimizer).
+    """
     wrapped = DistributedDataParallel(
         config=model.config,
         ddp_config=DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
-            use_distributed_optimizer=use_distributed_optimizer,
+            use_distributed_optimizer=True,
         ),
         module=model,
     )
@@ -46,7 +49,7 @@ def build_optimizer(
             clip_grad=config.clip_grad,
             bf16=params_dtype is torch.bfloat16,
             params_dtype=params_dtype,
-            use_distributed_optimizer=config.use_distributed_optimizer,
+            use_distributed_optimizer=True,
         ),
         [model],
         use_gloo_process_groups=False,

@@ -168,9 +168,7 @@ class _Run:
         if resumed is None:
             # Before the optimizer is built: it copies the weights into its float32 masters.
             load_weights(gpt, resolve(config.load)[0])
-        self.model = wrap_model(
-            gpt, use_distributed_optimizer=config.optimizer.use_distributed_optimizer
-        )
+        self.model = wrap_model(gpt)
         self.optimizer = build_optimizer(self.model, config.optimizer, dtype)
         self.scheduler = build_scheduler(self.optimizer, config.optimizer, config.train_iters)
         self.iteration = 0

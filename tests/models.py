@@ -1,0 +1,53 @@
+"""Small random Llamas in Hugging Face format, and rows for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+TEXT = "def f(x):\n    return x + 1\n\n\nclass A:\n    pass\n"
+
+
+def write_tokenizer(folder: Path, vocab_size: int = 320) -> None:
+    """A byte-level BPE tokenizer, in which ``<s>`` is several plain ids."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT * 50], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def write_llama(folder: Path, *, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    """A random Llama (4 layers, 4 query heads, 2 key heads) with tokenizer, in float32."""
+    values: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "initializer_range": 0.15,  # so that attention and logits are far from uniform
+        **changes,
+    }
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**values)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):  # all ones would hide a norm that is left out
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return model
