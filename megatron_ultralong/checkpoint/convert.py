@@ -44,6 +44,7 @@ from megatron_ultralong.checkpoint.verification import (
     Comparison,
     Model,
     compare,
+    compared_bytes,
     convert_tensor,
     converted_dtype,
     num_bytes,
@@ -211,7 +212,7 @@ def verify(config: VerifyConfig) -> Comparison:
 
 
 def _compare(source: Model, output: Model, dtype: torch.dtype | None) -> Comparison:
-    with progress("verify", num_bytes(output), "B") as bar:
+    with progress("verify", compared_bytes(source, output), "B") as bar:
         return compare(source, output, dtype, bar.advance)
 
 

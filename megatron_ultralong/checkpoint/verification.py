@@ -68,6 +68,11 @@ def num_bytes(source: WeightSource, dtype: torch.dtype | None = None) -> int:
     )
 
 
+def compared_bytes(source: WeightSource, output: WeightSource) -> int:
+    """Bytes of ``output`` that :func:`compare` reads."""
+    return sum(_weight_bytes(weight, output) for weight in weight_map(source.model))
+
+
 def compare(
     source: Model,
     output: Model,
@@ -129,6 +134,9 @@ def _check_shapes(source: Model, output: Model) -> None:
     ignored: dict[str, Any] = {"rotary_base": 0.0}
     if META in (source.format, output.format):  # its files do not state their positions
         ignored["max_position_embeddings"] = 0
+        if source.model.untie_embeddings_and_output_weights:
+            # an output that equals the embedding looks tied there; both are compared below
+            ignored["untie_embeddings_and_output_weights"] = True
     wanted, got = (dataclasses.replace(model.model, **ignored) for model in (source, output))
     if wanted != got:
         differing = [

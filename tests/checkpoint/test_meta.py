@@ -196,6 +196,16 @@ def test_a_hugging_face_model_leaves_for_meta(tmp_path: Path) -> None:
     assert not (tmp_path / "seven").exists()
 
 
+def test_equal_but_untied_weights_leave_for_meta(tmp_path: Path) -> None:
+    model = save_llama(tmp_path / "hf", hidden_size=96)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight)
+    model.save_pretrained(tmp_path / "hf")
+    import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "megatron"))
+    export(tmp_path, "meta", format="meta")
+    verify(VerifyConfig(tmp_path / "hf", tmp_path / "meta"))
+
+
 def test_a_rope_that_meta_does_not_have_is_refused(tmp_path: Path) -> None:
     save_llama(tmp_path / "hf", hidden_size=96, rope="yarn")
     import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "megatron"))
