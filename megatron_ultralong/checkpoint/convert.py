@@ -6,10 +6,10 @@ import dataclasses
 import json as json_format
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from megatron_ultralong.checkpoint import small_files
 from megatron_ultralong.checkpoint.folder import RELEASE, write_latest
@@ -61,10 +61,10 @@ _DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": 
 class ImportConfig:
     """Convert a Hugging Face or Meta model to a Megatron checkpoint."""
 
-    src: Positional[Path]
+    src: Annotated[Positional[Path], arg(metavar="SRC")]
     """Hugging Face folder (config.json, safetensors or pytorch_model.bin, tokenizer), or Meta's
     (params.json, consolidated.*.pth, tokenizer.model)."""
-    dst: Positional[Path]
+    dst: Annotated[Positional[Path], arg(metavar="DST")]
     """New folder for the Megatron checkpoint."""
     verify: bool = True
     """Read all tensors back and compare them bit for bit."""
@@ -78,9 +78,9 @@ class ImportConfig:
 class ExportConfig:
     """Convert a Megatron checkpoint to a Hugging Face or Meta model."""
 
-    src: Positional[Path]
+    src: Annotated[Positional[Path], arg(metavar="SRC")]
     """Megatron checkpoint: a folder with latest_checkpointed_iteration.txt, or one iteration."""
-    dst: Positional[Path]
+    dst: Annotated[Positional[Path], arg(metavar="DST")]
     """New folder for the model."""
     format: Literal["huggingface", "meta"] = "huggingface"
     """Format to write."""
@@ -102,9 +102,9 @@ class ExportConfig:
 class VerifyConfig:
     """Compare all weights of two models bit for bit, each Hugging Face, Meta or Megatron."""
 
-    a: Positional[Path]
+    a: Annotated[Positional[Path], arg(metavar="A")]
     """Model that is right."""
-    b: Positional[Path]
+    b: Annotated[Positional[Path], arg(metavar="B")]
     """Model to compare with it."""
     iteration: int | None = None
     """Iteration of the Megatron checkpoints; the latest by default."""

@@ -192,5 +192,4 @@ def tokenizer_sha256(folder: Path) -> str | None:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

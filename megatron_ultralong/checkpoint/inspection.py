@@ -6,9 +6,9 @@ import dataclasses
 import json as json_format
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from megatron_ultralong.checkpoint.folder import iterations
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
@@ -28,7 +28,7 @@ _OPTIMIZER = "optimizer."
 class InspectConfig:
     """Show what a Hugging Face, Meta or Megatron model holds; nothing is written."""
 
-    src: Positional[Path]
+    src: Annotated[Positional[Path], arg(metavar="SRC")]
     """Folder to look into."""
     iteration: int | None = None
     """Iteration of a Megatron checkpoint; the latest by default."""
