@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; bad input ends with one message and exit status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=os.environ.get("ULTRALONG_LOG", "WARNING"), format="%(message)s")
+    _quiet_upstream()
     try:
         _run(words)
     except InputError as error:
         if int(os.environ.get("RANK", "0")) == 0:
             sys.stderr.write(f"{PROGRAM}: error: {error}\n")
         sys.exit(2)
+
+
+def _quiet_upstream() -> None:
+    """Leave out what libraries warn of and no user of this program can act on.
+
+    Megatron-Core warns at import, on every rank, that Apex and Transformer Engine are absent, and
+    calls functions that torch has deprecated. ``ULTRALONG_LOG=DEBUG`` or ``PYTHONWARNINGS`` shows
+    them.
+    """
+    if sys.warnoptions or os.environ.get("ULTRALONG_LOG") == "DEBUG":
+        return
+    warnings.filterwarnings("ignore", module=r"megatron\.core|torch\.distributed")
+    warnings.filterwarnings("ignore", module=r"megatron_ultralong\.mcore\.cpu")  # their calls
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _run(words: list[str]) -> None:

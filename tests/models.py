@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 TEXT = "def f(x):\n    return x + 1\n\n\nclass A:\n    pass\n"
 
 
-def write_tokenizer(folder: Path, vocab_size: int = 320) -> None:
+def write_tokenizer(folder: Path, text: str = TEXT, vocab_size: int = 320) -> None:
     """A byte-level BPE tokenizer, in which ``<s>`` is several plain ids."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
@@ -23,7 +23,7 @@ def write_tokenizer(folder: Path, vocab_size: int = 320) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([TEXT * 50], trainer)
+    tokenizer.train_from_iterator([text * 50], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
 
 

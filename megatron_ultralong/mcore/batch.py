@@ -57,7 +57,7 @@ def local_batch(
         whole = torch.from_numpy(np.ascontiguousarray(values))
         return zigzag_shard(whole, size, rank, 1).contiguous().to(device)
 
-    positions = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
+    positions = np.tile(np.arange(rows.shape[1]), (rows.shape[0], 1))
     return Batch(
         shard(rows), shard(np.stack(labels)), shard(np.stack(masks)), shard(positions), packed
     )

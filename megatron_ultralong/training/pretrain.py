@@ -87,6 +87,8 @@ def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     config.parallel.check_seq_length(length)
     config.check_positions(source.model.max_position_embeddings)
     _check_tokenizer(config, source, manifest)
+    rope_scaling = config.rope.scaling(source.rope_scaling)
+    yarn.hf_rope_scaling(rope_scaling)  # what could not be exported is not trained for hours
     if config.data.document_mask == "block" and not manifest.separator_ids:
         raise InputError(
             f"document_mask 'block' needs a separator, but {data} was prepared without one: "
@@ -96,7 +98,7 @@ def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
         config=config,
         source=source,
         manifest=manifest,
-        rope_scaling=config.rope.scaling(source.rope_scaling),
+        rope_scaling=rope_scaling,
         train_rows=train_rows,
         valid_rows=PackedRows(data / "valid") if config.eval_interval else None,
     )
@@ -120,8 +122,8 @@ def _check_tokenizer(
         )
 
 
-def pretrain(config: PretrainConfig) -> IterationRecord | None:
-    """Train; returns the record of the last iteration, or None if there was none left to do.
+def pretrain(config: PretrainConfig) -> list[IterationRecord]:
+    """Train; returns the records of the iterations done, none if the run was complete.
 
     Raises:
         InputError: bad input; see :func:`check_run`.
@@ -185,19 +187,20 @@ class _Run:
             micro_batch_size=config.micro_batch_size,
         )
 
-    def train(self) -> IterationRecord | None:
+    def train(self) -> list[IterationRecord]:
         """Iterate to ``train_iters``, saving as asked."""
-        record = None
+        records = []
         with self._log() as (log, bar):
             while self.iteration < self.config.train_iters:
                 record = self._iterate()
+                records.append(record)
                 if log and bar:
                     last = self.iteration == self.config.train_iters
                     due = self.iteration % self.config.log_interval == 0 or last
                     log.write(record, to_terminal=due)
                     bar.advance()
                 self._save_if_due()
-        return record
+        return records
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[tuple[RunLog | None, Any]]:

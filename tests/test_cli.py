@@ -1,0 +1,290 @@
+"""Bad input on the command line: one message with both values and the way out, exit status 2."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong import cli
+from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.data.prepare import PrepareConfig, prepare
+from megatron_ultralong.data.sampling import LengthSampling
+from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from tests.models import TEXT, write_llama, write_tokenizer
+from tests.ranks import run_on_ranks
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A converted model with 64 positions, and rows of 128 tokens."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_llama(folder / "hf", num_hidden_layers=2)
+    import_checkpoint(ImportConfig(folder / "hf", folder / "megatron"))
+    lines = [json.dumps({"text": TEXT * 3 + str(n)}) for n in range(200)]
+    (folder / "documents.jsonl").write_text("\n".join(lines))
+    prepare_rows(folder, folder / "hf", "rows", 128)
+    return folder
+
+
+def prepare_rows(folder: Path, tokenizer: Path, name: str, seq_length: int) -> None:
+    prepare(
+        PrepareConfig(
+            source=(f"code={folder / 'documents.jsonl'}",),
+            tokenizer=tokenizer,
+            output=folder / name,
+            seq_length=seq_length,
+            sampling=LengthSampling("none"),
+        )
+    )
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The message of a command that must be refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ultralong: error: ")
+    assert error.count("\n") == 1, "one message, no traceback"
+    return error
+
+
+def pretrain_words(inputs: Path, *more: str) -> tuple[str, ...]:
+    return (
+        *("pretrain", "demo-cpu", "--load", str(inputs / "megatron"), "--train-iters", "10"),
+        *("--data-path", str(inputs / "rows"), "--save", str(inputs / "saved")),
+        *("--seq-length", "128", "--original-max-position-embeddings", "64", *more),
+    )
+
+
+@pytest.mark.parametrize(
+    ("world_size", "more", "parts"),
+    [
+        (
+            3,
+            ("--context-parallel-size", "3"),
+            ("seq_length (128)", "2 * context_parallel_size (6)", "use 126 or 132"),
+        ),
+        (
+            8,
+            ("--tensor-model-parallel-size", "8", "--context-parallel-size", "1"),
+            ("num_attention_heads (4)", "tensor_model_parallel_size (8)", "can be 1, 2, 4"),
+        ),
+        (
+            2,
+            ("--rope-scaling-factor", "1.5"),
+            ("seq_length (128) is beyond the 96 positions", "rope_scaling_factor of at least 2"),
+        ),
+        (
+            2,
+            ("--ramp", "rotations", "--attention-factor", "1.2"),
+            ("no Hugging Face rope block expresses", "attention_factor 1.2", "ramp 'dimensions'"),
+        ),
+        (2, ("--seq-length", "64"), ("seq_length (64)", "length of the rows", "(128)")),
+        (3, (), ("world_size (3)", "(1 x 1 x 2 = 2)", "multiple of 2 ranks")),
+        (2, ("--load", "nowhere"), ("nowhere does not exist", "ultralong convert import")),
+        (2, ("--data-path", "nowhere"), ("nowhere/manifest.json", "output folder of `prepare`")),
+    ],
+)
+def test_pretrain_refuses(
+    inputs: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    world_size: int,
+    more: tuple[str, ...],
+    parts: tuple[str, ...],
+) -> None:
+    # Every rank checks before it meets the others: one rank shows what all of them say.
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    error = refusal(capsys, *pretrain_words(inputs, *more))
+    for part in parts:
+        assert part in error
+    assert not (inputs / "saved").exists()
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(
+    inputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    write_tokenizer(inputs / "other", text="other words make other merges")
+    prepare_rows(inputs, inputs / "other", "other-rows", 128)
+    error = refusal(capsys, *pretrain_words(inputs, "--data-path", str(inputs / "other-rows")))
+    assert "sha256" in error
+    assert "prepare the data with the model's own tokenizer" in error
+
+
+def test_a_truncated_file_is_refused(
+    inputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shutil.copytree(inputs / "rows", inputs / "cut")
+    data = (inputs / "cut" / "train.bin").read_bytes()
+    (inputs / "cut" / "train.bin").write_bytes(data[:-100])
+    error = refusal(capsys, *pretrain_words(inputs, "--data-path", str(inputs / "cut")))
+    assert "train.bin" in error
+    assert str(len(data)) in error
+    assert str(len(data) - 100) in error
+
+
+def test_a_folder_in_use_is_not_written_to(
+    inputs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    words = pretrain_words(inputs, "--save", str(tmp_path), "--context-parallel-size", "1")
+    assert "is not empty" in refusal(capsys, *words)
+    assert "not empty" in refusal(capsys, "convert", "import", str(inputs / "hf"), str(tmp_path))
+    assert "nothing is overwritten" in refusal(
+        *(capsys, "prepare", "--source", f"code={inputs / 'documents.jsonl'}"),
+        *("--tokenizer", str(inputs / "hf"), "--seq-length", "128", "--output", str(tmp_path)),
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_source_without_text_is_refused(
+    inputs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
+    error = refusal(
+        *(capsys, "prepare", "--source", f"nothing={tmp_path / 'empty.jsonl'}"),
+        *("--tokenizer", str(inputs / "hf"), "--seq-length", "128"),
+        *("--output", str(tmp_path / "rows")),
+    )
+    assert "nothing" in error
+    assert "empty.jsonl" in error
+    assert not (tmp_path / "rows").exists()
+
+
+def test_evaluating_beyond_the_trained_positions_has_to_be_asked_for(
+    inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refusal(
+        *(capsys, "evaluate", "loss", "--load", str(inputs / "megatron")),
+        *("--data-path", str(inputs / "rows"), "--precision", "fp32"),
+    )
+    assert "length 128 is beyond the 64 positions" in error
+    assert "--beyond-trained-positions" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("train",), "verb 'train' is not known; known: prepare, convert import"),
+        (("convert", "merge"), "convert 'merge' is not known; known: convert import"),
+        (("pretrain", "llama"), "recipe 'llama' is not known"),
+        (("pretrain", "--config", "nowhere.yaml"), "configuration nowhere.yaml does not exist"),
+    ],
+)
+def test_unknown_words_are_refused(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], part: str
+) -> None:
+    assert part in refusal(capsys, *words)
+
+
+def disagree(inputs: Path, rank_flag: str) -> str:
+    """Run on every rank: rank 1 asks for something else."""
+    import os
+
+    more = (rank_flag, "2e-4") if os.environ["RANK"] == "1" else ()
+    try:
+        cli.main(pretrain_words(inputs, *more))
+    except SystemExit as stop:
+        return f"exit {stop.code}"
+    return "trained"
+
+
+def test_ranks_that_disagree_all_stop(inputs: Path) -> None:
+    assert run_on_ranks(2, disagree, inputs, "--lr") == ["exit 2", "exit 2"]
+    assert not (inputs / "saved").exists()
+
+
+def test_the_message_of_ranks_that_disagree(inputs: Path) -> None:
+    messages = run_on_ranks(2, disagreement)
+    assert "optimizer.lr: rank 0 has 0.1, rank 1 has 0.2" in messages[0]
+    assert messages[0] == messages[1]
+
+
+def disagreement() -> str:
+    """Run on every rank."""
+    import torch.distributed as dist
+
+    from megatron_ultralong.errors import InputError
+    from megatron_ultralong.mcore.parallel import check_agreement
+
+    try:
+        check_agreement({"seed": 1, "optimizer.lr": 0.1 + 0.1 * dist.get_rank()})
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_a_dry_run_prints_the_resolved_configuration(
+    inputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cli.main(pretrain_words(inputs, "--dry-run"))
+    assert "rope_scaling_factor: 8.0" in capsys.readouterr().out
+    assert not (inputs / "saved").exists()
+
+
+PRETRAIN_FLAGS = {
+    "--adam-beta1",
+    "--adam-beta2",
+    "--adam-eps",
+    "--angle-precision",
+    "--attention-factor",
+    "--beta-fast",
+    "--beta-slow",
+    "--clip-grad",
+    "--context-parallel-size",
+    "--data-path",
+    "--distributed-timeout-minutes",
+    "--document-mask",
+    "--eval-interval",
+    "--eval-iters",
+    "--global-batch-size",
+    "--load",
+    "--log-interval",
+    "--lr",
+    "--lr-decay-style",
+    "--lr-warmup-iters",
+    "--micro-batch-size",
+    "--min-lr",
+    "--original-max-position-embeddings",
+    "--pipeline-model-parallel-size",
+    "--precision",
+    "--ramp",
+    "--recompute-granularity",
+    "--rope-scaling",
+    "--rope-scaling-factor",
+    "--save",
+    "--save-interval",
+    "--seed",
+    "--seq-length",
+    "--sequence-parallel",
+    "--tensor-model-parallel-size",
+    "--train-iters",
+    "--weight-decay",
+}
+
+
+def test_the_flags_of_pretrain_are_these(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", next(iter(PRETRAIN_RECIPES)), "--help"])
+    shown = {word.strip(",│|[]()") for word in capsys.readouterr().out.split()}
+    flags = {word for word in shown if re.fullmatch("--(?!no-)[a-z0-9-]*[a-z0-9]", word)}
+    assert flags - {"--help"} == PRETRAIN_FLAGS
+
+
+def test_the_module_and_the_tools_are_the_same_program() -> None:
+    for command in (["-m", "megatron_ultralong"], ["tools/evaluate.py", "--help"]):
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, timeout=120, check=True
+        )
+        assert "usage: ultralong" in done.stdout
