@@ -114,13 +114,15 @@ def run_steps(output: Path) -> Steps:
     steps = Steps()
     steps.run(
         "prepare",
-        f"prepare --tokenizer {BASE} --output {rows} --seq-length {SEQ_LENGTH} --skip-bad {sampling}",
+        f"prepare --tokenizer {BASE} --output {rows} --seq-length {SEQ_LENGTH} --skip-bad "
+        f"{sampling}",
         extra=corpus(),
     )
     steps.run("import", f"convert import {BASE} {before}")
     steps.run(
         "passkey before",
-        f"evaluate passkey --load before={before} {passkey} {beyond} --output {output_path}/passkey-before",
+        f"evaluate passkey --load before={before} {passkey} {beyond} "
+        f"--output {output_path}/passkey-before",
         num_ranks=2,
     )
     steps.run(
@@ -143,7 +145,8 @@ def run_steps(output: Path) -> Steps:
     )
     steps.run(
         "transformers",
-        f"evaluate loss --load transformers={exported} {loss} --output {output_path}/loss-transformers",
+        f"evaluate loss --load transformers={exported} {loss} "
+        f"--output {output_path}/loss-transformers",
     )
     return steps
 
