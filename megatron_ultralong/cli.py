@@ -109,12 +109,13 @@ def _run_prepare(verb: str, words: list[str]) -> None:
 def _run_convert(verb: str, words: list[str]) -> None:
     from megatron_ultralong.checkpoint import convert, inspection
 
-    config_class, run = {
+    programs: dict[str, tuple[Any, Callable[[Any], Any]]] = {
         "convert import": (convert.ImportConfig, convert.import_checkpoint),
         "convert export": (convert.ExportConfig, convert.export_checkpoint),
         "convert verify": (convert.VerifyConfig, convert.verify),
         "convert inspect": (inspection.InspectConfig, inspection.inspect),
-    }[verb]
+    }
+    config_class, run = programs[verb]
     run(_parse(config_class, verb, words))
 
 
@@ -188,8 +189,8 @@ def _run_evaluate_passkey(verb: str, words: list[str]) -> None:
 
 _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "prepare": ("documents to packed rows of exactly --seq-length tokens", _run_prepare),
-    "convert import": ("a Hugging Face folder to a Megatron checkpoint", _run_convert),
-    "convert export": ("a Megatron checkpoint to a Hugging Face folder", _run_convert),
+    "convert import": ("a Hugging Face or Meta folder to a Megatron checkpoint", _run_convert),
+    "convert export": ("a Megatron checkpoint to a Hugging Face or Meta folder", _run_convert),
     "convert verify": ("compare two models bit by bit", _run_convert),
     "convert inspect": ("what a folder or checkpoint holds", _run_convert),
     "pretrain": ("extend the context; under torchrun for several ranks", _run_pretrain),

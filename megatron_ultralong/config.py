@@ -109,6 +109,12 @@ class ParallelConfig:
     """Ranks that split the layers."""
     context_parallel_size: int = 1
     """Ranks that split every row of tokens."""
+    cp_comm_type: Literal["p2p", "all_gather"] = "p2p"
+    """How keys and values travel: p2p, a ring hidden behind the kernels; all_gather, one gather a
+    layer, which document_mask block with cp_assignment balanced prefers."""
+    cp_assignment: Literal["zigzag", "balanced"] = "zigzag"
+    """Which rank holds which chunks of a row: zigzag is even under document_mask none; balanced is
+    computed from each row's documents, and is even under block."""
     sequence_parallel: bool = False
     """Split norms and residuals over the tensor-parallel ranks, along the sequence."""
     distributed_timeout_minutes: float = 10.0
@@ -253,6 +259,8 @@ class PretrainConfig:
     """Iterations between log lines."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Weights and activations; master weights, sums and gradients are float32 in both."""
+    deterministic_mode: bool = False
+    """Two runs are bit-equal on GPUs too, at a cost in attention's backward pass."""
     recompute_granularity: Literal["none", "full"] = "full"
     """full: keep layer inputs only, and recompute the rest in backward."""
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
@@ -289,6 +297,12 @@ class PretrainConfig:
             raise InputError(
                 f"document_mask 'block' needs micro_batch_size 1, not {self.micro_batch_size}: "
                 "every row has documents of its own; raise global_batch_size instead"
+            )
+        if self.parallel.cp_assignment == "balanced" and self.data.document_mask != "block":
+            raise InputError(
+                f"cp_assignment 'balanced' needs document_mask 'block', not "
+                f"'{self.data.document_mask}': without it every row has one area, and zigzag "
+                "shares it evenly"
             )
         self.num_microbatches(world_size)
 

@@ -40,7 +40,7 @@ RUN = PretrainConfig(load="model", train_iters=1, data=DataConfig(data_path="row
 def test_sequence_lengths_offered_in_a_refusal_are_accepted(
     seq_length: int, cp: int, tp: int, sequence_parallel: bool
 ) -> None:
-    parallel = ParallelConfig(tp, 1, cp, sequence_parallel)
+    parallel = ParallelConfig(tp, 1, cp, sequence_parallel=sequence_parallel)
     try:
         parallel.check_seq_length(seq_length)
     except InputError as error:
@@ -87,6 +87,11 @@ def test_model_must_divide(parallel: ParallelConfig, message: str) -> None:
         (dataclasses.replace(RUN, load=""), 1, "--load is needed"),
         (dataclasses.replace(RUN, data=DataConfig()), 1, "--data-path is needed"),
         (dataclasses.replace(RUN, train_iters=0), 1, "train_iters must be at least 1, not 0"),
+        (
+            dataclasses.replace(RUN, parallel=ParallelConfig(cp_assignment="balanced")),
+            1,
+            "cp_assignment 'balanced' needs document_mask 'block', not 'none'",
+        ),
         (
             dataclasses.replace(RUN, optimizer=OptimizerConfig(lr_warmup_iters=1)),
             1,

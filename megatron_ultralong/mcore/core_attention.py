@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,6 +13,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ultralong.attention import ring_attention
+from megatron_ultralong.attention.function import Backend
+from megatron_ultralong.context_parallel import Assignment
 
 
 class RingCoreAttention(MegatronModule):
@@ -28,6 +31,7 @@ class RingCoreAttention(MegatronModule):
         attn_mask_type: Any = None,
         attention_type: str = "self",
         softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
         pg_collection: Any = None,
         **_: Any,
     ) -> None:
@@ -35,6 +39,9 @@ class RingCoreAttention(MegatronModule):
         assert attention_type == "self", f"only self attention, not {attention_type}"
         assert not config.attention_dropout, "attention dropout is not supported: set it to 0"
         self.layer_number = layer_number
+        assert cp_comm_type in (None, "p2p", "all_gather"), f"cp_comm_type {cp_comm_type!r}"
+        self.backend: Backend = "all_gather" if cp_comm_type == "all_gather" else "p2p"
+        self.deterministic = bool(config.deterministic_mode)
         head_dim = config.kv_channels
         self.softmax_scale = 1.0 / math.sqrt(head_dim) if softmax_scale is None else softmax_scale
         if pg_collection is not None:
@@ -66,12 +73,13 @@ class RingCoreAttention(MegatronModule):
         """
         assert attention_mask is None, "an S x S mask is never built: pass attention_mask=None"
         assert attention_bias is None, "attention bias is not supported"
-        cu_seqlens = None
+        cu_seqlens, assignment = None, None
         if packed_seq_params is not None:
             assert packed_seq_params.qkv_format == "sbhd", (
                 f"documents come with qkv_format 'sbhd', not {packed_seq_params.qkv_format!r}"
             )
             cu_seqlens = packed_seq_params.cu_seqlens_q
+            assignment = getattr(packed_seq_params, "assignment", None)
         out_SBHD = ring_attention(
             query,
             key,
@@ -79,21 +87,35 @@ class RingCoreAttention(MegatronModule):
             group=self.cp_group,
             cu_seqlens=cu_seqlens,
             softmax_scale=self.softmax_scale,
+            assignment=assignment,
+            backend=self.backend,
+            deterministic=self.deterministic,
         )
         return out_SBHD.flatten(2)
 
 
-def document_params(cu_seqlens: torch.Tensor, seq_length: int) -> PackedSeqParams:
+@dataclasses.dataclass
+class DocumentParams(PackedSeqParams):
+    """The documents of one row, and which rank holds which chunks of it (zigzag if None)."""
+
+    assignment: Assignment | None = None
+
+
+def document_params(
+    cu_seqlens: torch.Tensor, seq_length: int, assignment: Assignment | None = None
+) -> DocumentParams:
     """The documents of one row, in the form that Megatron carries to ``core_attention``.
 
     Args:
         cu_seqlens: boundaries over the whole row, int32 [num_documents + 1].
         seq_length: tokens of the whole row.
+        assignment: chunks of the context-parallel ranks.
     """
-    return PackedSeqParams(
+    return DocumentParams(
         qkv_format="sbhd",
         cu_seqlens_q=cu_seqlens,
         cu_seqlens_kv=cu_seqlens,
         max_seqlen_q=seq_length,
         max_seqlen_kv=seq_length,
+        assignment=assignment,
     )

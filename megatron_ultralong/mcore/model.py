@@ -26,6 +26,7 @@ def transformer_config(
     params_dtype: torch.dtype,
     rope_scaling: yarn.RopeScaling = None,
     recompute: bool = False,
+    deterministic: bool = False,
 ) -> TransformerConfig:
     """Megatron's configuration of a Llama.
 
@@ -35,6 +36,7 @@ def transformer_config(
         params_dtype: of weights and activations.
         rope_scaling: its temperature becomes part of the softmax scale.
         recompute: keep only layer inputs for backward.
+        deterministic: sum in a fixed order on GPUs too.
     """
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -54,7 +56,9 @@ def transformer_config(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         context_parallel_size=parallel.context_parallel_size,
+        cp_comm_type=parallel.cp_comm_type,
         sequence_parallel=parallel.sequence_parallel,
+        deterministic_mode=deterministic,
         params_dtype=params_dtype,
         pipeline_dtype=params_dtype,
         bf16=params_dtype is torch.bfloat16,

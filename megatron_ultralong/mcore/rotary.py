@@ -11,7 +11,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 
 from megatron_ultralong import yarn
 from megatron_ultralong.config import AnglePrecision
-from megatron_ultralong.context_parallel import zigzag_shard
+from megatron_ultralong.context_parallel import Assignment, zigzag
 
 
 class LocalRotaryEmbedding(RotaryEmbedding):
@@ -38,7 +38,9 @@ class LocalRotaryEmbedding(RotaryEmbedding):
         self.inv_freq_float64 = yarn.inv_freq(scaling, head_dim, rotary_base)
         self.device = device
         self.angle_precision = angle_precision
-        self._key: tuple[int, int, bool, int] | None = None
+        self.assignment: Assignment | None = None
+        """Chunks of the context-parallel ranks in the next forward pass; zigzag if None."""
+        self._key: tuple[object, ...] | None = None
         self._angles: torch.Tensor | None = None
 
     def forward(
@@ -59,14 +61,17 @@ class LocalRotaryEmbedding(RotaryEmbedding):
         group = cp_group if cp_group is not None else self.cp_group
         size = 1 if group is None or packed_seq else group.size()
         rank = 0 if size == 1 else group.rank()
-        key = (max_seq_len, offset, packed_seq, rank)
+        assignment = self.assignment or zigzag(size)
+        key = (max_seq_len, offset, rank, assignment)
         if self._key != key or self._angles is None:
             # One row length is in use at a time: a larger cache would hold stale tables.
-            self._key, self._angles = key, self._local_angles(max_seq_len, offset, size, rank)
+            self._key, self._angles = (
+                key,
+                self._local_angles(assignment.positions(rank, max_seq_len) + offset),
+            )
         return self._angles
 
-    def _local_angles(self, length: int, offset: int, cp_size: int, cp_rank: int) -> torch.Tensor:
-        positions_S = zigzag_shard(torch.arange(length), cp_size, cp_rank, 0) + offset
+    def _local_angles(self, positions_S: torch.Tensor) -> torch.Tensor:
         if self.angle_precision == "exact":
             angles_SF = yarn.wrapped_angles(positions_S.numpy(), self.inv_freq_float64)
             local_SF = torch.from_numpy(angles_SF.astype(np.float32))

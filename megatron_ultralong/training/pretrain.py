@@ -158,6 +158,7 @@ class _Run:
             params_dtype=dtype,
             rope_scaling=inputs.rope_scaling,
             recompute=config.recompute_granularity == "full",
+            deterministic=config.deterministic_mode,
         )
         gpt = build_model(
             inputs.source.model,
@@ -185,6 +186,7 @@ class _Run:
             separator_ids=inputs.manifest.separator_ids,
             seq_length=config.data.seq_length,
             micro_batch_size=config.micro_batch_size,
+            cp_assignment=config.parallel.cp_assignment,
         )
 
     def train(self) -> list[IterationRecord]:

@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.utils import get_attr_wrapped_model
 
 from megatron_ultralong.documents import DocumentMask
-from megatron_ultralong.mcore.batch import Batch, local_batch
+from megatron_ultralong.mcore.batch import Batch, CpAssignment, local_batch
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.loss import LossTerms, token_loss
 
@@ -33,6 +34,7 @@ class LanguageModelStep:
         separator_ids: Sequence[int],
         seq_length: int,
         micro_batch_size: int,
+        cp_assignment: CpAssignment = "zigzag",
     ) -> None:
         self.model = model
         self.groups = groups
@@ -40,6 +42,7 @@ class LanguageModelStep:
         self.separator_ids = tuple(separator_ids)
         self.seq_length = seq_length
         self.micro_batch_size = micro_batch_size
+        self.cp_assignment = cp_assignment
         self._schedule = get_forward_backward_func()
 
     def __call__(self, rows: Rows, num_microbatches: int, *, forward_only: bool) -> float:
@@ -57,6 +60,7 @@ class LanguageModelStep:
                 separator_ids=self.separator_ids,
                 cp_group=self.groups.cp,
                 device=device(),
+                cp_assignment=self.cp_assignment,
             )
             for micro_batch in rows
         )
@@ -89,6 +93,8 @@ def _forward_step(
     batches: Iterator[Batch], model: Any
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], LossTerms]]:
     batch = next(batches)
+    # The angles of this pass are made at its start; a recomputation is handed the same ones.
+    get_attr_wrapped_model(model, "rotary_pos_emb").assignment = batch.assignment
     output = model(
         batch.tokens,
         batch.position_ids,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,21 +27,34 @@ from tests.ranks import run_on_ranks
 
 STEPS = 5
 SEQ_LENGTH = 256
-LAYOUTS = {  # name: (TP, CP, DP, PP, sequence parallel); tied: the embedding is the output layer
-    "tp1": (1, 1, 1, 1, False),
-    "cp2": (1, 2, 1, 1, False),
-    "tp2": (2, 1, 1, 1, False),
-    "dp2": (1, 1, 2, 1, False),
-    "pp2": (1, 1, 1, 2, False),
-    "tp2-sp": (2, 1, 1, 1, True),
-    "tp2-cp2": (2, 2, 1, 1, False),
-    "tp2-cp2-sp": (2, 2, 1, 1, True),
-    "cp2-pp2": (1, 2, 1, 2, False),
-    "tied-tp1": (1, 1, 1, 1, False),
-    "tied-pp2": (1, 1, 1, 2, False),
-    "tied-tp2": (2, 1, 1, 1, False),
+TP2, CP2, PP2 = (
+    {f"{kind}_parallel_size": 2} for kind in ("tensor_model", "context", "pipeline_model")
+)
+SP: dict[str, Any] = {"sequence_parallel": True}
+LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {  # name: (ranks, layout)
+    "one": (1, ParallelConfig()),
+    "cp2": (2, ParallelConfig(**CP2)),
+    "cp2-gather": (2, ParallelConfig(**CP2, cp_comm_type="all_gather")),
+    "cp2-balanced": (2, ParallelConfig(**CP2, cp_assignment="balanced")),
+    "tp2": (2, ParallelConfig(**TP2)),
+    "dp2": (2, ParallelConfig()),
+    "pp2": (2, ParallelConfig(**PP2)),
+    "tp2-sp": (2, ParallelConfig(**TP2, **SP)),
+    "tp2-cp2": (4, ParallelConfig(**TP2, **CP2)),
+    "tp2-cp2-sp": (4, ParallelConfig(**TP2, **CP2, **SP)),
+    "cp2-pp2": (4, ParallelConfig(**CP2, **PP2)),
+    # tied: the embedding is the output layer
+    "tied-one": (1, ParallelConfig()),
+    "tied-pp2": (2, ParallelConfig(**PP2)),
+    "tied-tp2": (2, ParallelConfig(**TP2)),
 }
 MASKS: tuple[DocumentMask, ...] = ("none", "block")
+RUNS = [
+    (layout, mask)
+    for layout in LAYOUTS
+    for mask in MASKS
+    if mask == "block" or layout != "cp2-balanced"
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,52 +81,50 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_config(
     inputs: Path, layout: str, mask: DocumentMask, save: Path | None = None
 ) -> PretrainConfig:
-    tp, cp, _, pp, sequence_parallel = LAYOUTS[layout]
     return PretrainConfig(
         load=str(inputs / ("tied" if layout.startswith("tied") else "untied")),
         save=str(save or ""),
         train_iters=STEPS,
         global_batch_size=4,
         precision="fp32",
-        recompute_granularity="none" if layout.endswith("tp1") else "full",
+        recompute_granularity="none" if layout.endswith("one") else "full",
         rope=RopeConfig(rope_scaling_factor=4.0, original_max_position_embeddings=64),
-        parallel=ParallelConfig(tp, pp, cp, sequence_parallel),
+        parallel=LAYOUTS[layout][1],
         data=DataConfig(str(inputs / "rows"), document_mask=mask),
         optimizer=OptimizerConfig(lr=1e-3, lr_warmup_iters=2),
     )
 
 
-def train_all(inputs: Path, layouts: list[str]) -> dict[str, list[IterationRecord]]:
-    """Run on every rank: all these layouts, with both masks."""
-    return {
-        f"{layout}-{mask}": pretrain(run_config(inputs, layout, mask))
-        for layout in layouts
-        for mask in MASKS
-    }
+def train_all(
+    inputs: Path, runs: list[tuple[str, DocumentMask]]
+) -> dict[tuple[str, DocumentMask], list[IterationRecord]]:
+    """Run on every rank: all these layouts and masks."""
+    return {(layout, mask): pretrain(run_config(inputs, layout, mask)) for layout, mask in runs}
+
+
+Logs = dict[tuple[str, DocumentMask], list[IterationRecord]]
 
 
 @pytest.fixture(scope="module")
-def logs(inputs: Path) -> dict[str, list[IterationRecord]]:
+def logs(inputs: Path) -> Logs:
     """Records of every layout and mask, the same on every rank."""
-    sizes = {name: tp * cp * dp * pp for name, (tp, cp, dp, pp, _) in LAYOUTS.items()}
-    logs: dict[str, list[IterationRecord]] = {}
+    logs: Logs = {}
     for ranks in (1, 2, 4):
-        layouts = [name for name, size in sizes.items() if size == ranks]
-        results = run_on_ranks(ranks, train_all, inputs, layouts)
-        for name, records in results[0].items():
+        runs = [run for run in RUNS if LAYOUTS[run[0]][0] == ranks]
+        results = run_on_ranks(ranks, train_all, inputs, runs)
+        for run, records in results[0].items():
             losses = [record.lm_loss for record in records]
-            assert all([r.lm_loss for r in other[name]] == losses for other in results)
-            logs[name] = records
+            assert all([r.lm_loss for r in other[run]] == losses for other in results)
+            logs[run] = records
     return logs
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if not name.endswith("tp1")])
+@pytest.mark.parametrize(("layout", "mask"), [run for run in RUNS if LAYOUTS[run[0]][0] > 1])
 def test_losses_and_gradient_norms_are_those_of_one_rank(
-    logs: dict[str, list[IterationRecord]], layout: str, mask: str
+    logs: Logs, layout: str, mask: DocumentMask
 ) -> None:
-    one_rank = "tied-tp1" if layout.startswith("tied") else "tp1"
-    reference, ours = logs[f"{one_rank}-{mask}"], logs[f"{layout}-{mask}"]
+    one_rank = "tied-one" if layout.startswith("tied") else "one"
+    reference, ours = logs[one_rank, mask], logs[layout, mask]
     assert len(ours) == STEPS
     for figure in ("lm_loss", "grad_norm"):
         # float32 sums in another order; five steps of Adam must not let the difference grow.
@@ -121,8 +133,8 @@ def test_losses_and_gradient_norms_are_those_of_one_rank(
         )
 
 
-def test_the_masks_differ_and_the_loss_falls(logs: dict[str, list[IterationRecord]]) -> None:
-    none, block = (logs[f"tp1-{mask}"] for mask in MASKS)
+def test_the_masks_differ_and_the_loss_falls(logs: Logs) -> None:
+    none, block = logs["one", "none"], logs["one", "block"]
     assert abs(none[0].lm_loss - block[0].lm_loss) > 1e-3
     for log in (none, block):
         assert log[-1].lm_loss < log[0].lm_loss - 0.1
@@ -135,13 +147,11 @@ def resume(inputs: Path) -> None:
     pretrain(config)
 
 
-def test_a_resumed_run_repeats_the_uninterrupted_one(
-    inputs: Path, logs: dict[str, list[IterationRecord]]
-) -> None:
+def test_a_resumed_run_repeats_the_uninterrupted_one(inputs: Path, logs: Logs) -> None:
     run_on_ranks(2, resume, inputs)
     lines = (inputs / "resumed" / "log.jsonl").read_text().splitlines()
     resumed = [json.loads(line) for line in lines]
     for figure in ("iteration", "lm_loss", "grad_norm", "learning_rate"):
         assert [record[figure] for record in resumed] == [
-            getattr(record, figure) for record in logs["cp2-block"]
+            getattr(record, figure) for record in logs["cp2", "block"]
         ]
