@@ -1,0 +1,78 @@
+"""Scores of a Megatron checkpoint are those of transformers, on every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.models import ModelsConfig, open_scorers
+from megatron_ultralong.evaluation.scorer import Scores
+from tests.models import write_llama
+from tests.ranks import run_on_ranks
+
+ROPES = {
+    "default": {"rope_type": "default", "rope_theta": 10_000.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "beta_fast": 4.0,
+        "beta_slow": 1.0,
+        "attention_factor": 1.2,
+        "original_max_position_embeddings": 64,
+    },
+}
+LAYOUTS = {
+    1: [ParallelConfig()],
+    2: [
+        ParallelConfig(tensor_model_parallel_size=2),
+        ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),
+        ParallelConfig(pipeline_model_parallel_size=2),
+        ParallelConfig(context_parallel_size=2),
+    ],
+}
+ROWS = np.random.default_rng(0).integers(0, 320, (2, 301))  # a length that no layout divides
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scorer")
+    for name, rope in ROPES.items():
+        write_llama(folder / f"hf-{name}", rope_parameters=rope, max_position_embeddings=512)
+        import_checkpoint(ImportConfig(folder / f"hf-{name}", folder / name))
+    return folder
+
+
+def score_all(folder: Path, layouts: list[ParallelConfig]) -> list[list[Scores]]:
+    """Run on every rank: scores by layout and checkpoint."""
+    results = []
+    for parallel in layouts:
+        config = ModelsConfig(tuple(str(folder / name) for name in ROPES), "fp32", parallel)
+        with open_scorers(config) as scorers:
+            results.append([scorer.score(ROWS) for scorer in scorers])
+    return results
+
+
+@pytest.mark.parametrize("ranks", LAYOUTS)
+def test_scores_are_those_of_transformers(folder: Path, ranks: int) -> None:
+    expected = [HuggingFaceScorer(folder / f"hf-{name}").score(ROWS) for name in ROPES]
+    for of_rank in run_on_ranks(ranks, score_all, folder, LAYOUTS[ranks]):
+        for of_layout in of_rank:
+            for ours, theirs in zip(of_layout, expected, strict=True):
+                assert ours.loss.shape == theirs.loss.shape == (2, 300)
+                # float32 on both sides, and angles that transformers rounds at every position.
+                np.testing.assert_allclose(ours.loss, theirs.loss, atol=2e-4, rtol=0)
+                assert (ours.correct == theirs.correct).mean() > 0.998
