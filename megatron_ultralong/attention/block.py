@@ -42,13 +42,24 @@ class Block:
         """Rank that many hops further."""
         return (self.rank + hops) % self.plan.size
 
+    def exact(self, *tensors: Tensor) -> list[Tensor]:
+        """The tensors in the dtype of sums, if the kernel can compute in it and the block is one
+        of several: its results are then rounded once, at the end, at any size of the ring.
+
+        The kernels of GPUs return bfloat16.
+        """
+        if self.plan.size == 1 or not self.kernel.can_widen:
+            return list(tensors)
+        return [x.to(accumulation_dtype(x.dtype)) for x in tensors]
+
     def forward_own(self, edges: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Causal attention inside the documents of the rank's own tokens.
 
         Returns:
             The running sums out [s, b, heads, d] and lse [b, heads, s], float32 or float64.
         """
-        out, lse = kernels.documents_forward(self.kernel, self.q, self.k, self.v, edges, self.scale)
+        q, k, v = self.exact(self.q, self.k, self.v)
+        out, lse = kernels.documents_forward(self.kernel, q, k, v, edges, self.scale)
         wide = accumulation_dtype(out.dtype)
         return out.to(wide).contiguous(), lse.to(wide).contiguous()
 
@@ -57,21 +68,15 @@ class Block:
     ) -> None:
         """Add to the running sums what some queries see of keys ``k``, the rectangle's alone."""
         rows = slice(rectangle.query_start, rectangle.query_stop)
-        part, part_lse = kernels.forward(self.kernel, self.q[rows], k, v, False, self.scale)
+        q, k, v = self.exact(self.q[rows], k, v)
+        part, part_lse = kernels.forward(self.kernel, q, k, v, False, self.scale)
         merge_(out[rows], lse[..., rows], part, part_lse)
 
     def backward_own(self, saved: Saved, edges: tuple[int, ...]) -> Gradients:
         """Gradients through the mask of :meth:`forward_own`."""
+        dout, q, k, v, out = self.exact(saved.dout, self.q, self.k, self.v, saved.out)
         return kernels.documents_backward(
-            self.kernel,
-            saved.dout,
-            self.q,
-            self.k,
-            self.v,
-            saved.out,
-            saved.lse,
-            edges,
-            self.scale,
+            self.kernel, dout, q, k, v, out, saved.lse, edges, self.scale
         )
 
     def backward_rectangle(
@@ -79,14 +84,6 @@ class Block:
     ) -> Gradients:
         """Gradients through one rectangle, of its queries and its keys alone."""
         rows = slice(rectangle.query_start, rectangle.query_stop)
-        return kernels.backward(
-            self.kernel,
-            saved.dout[rows],
-            self.q[rows],
-            k,
-            v,
-            saved.out[rows],
-            saved.lse[..., rows],
-            False,
-            self.scale,
-        )
+        dout, q, k, v, out = self.exact(saved.dout[rows], self.q[rows], k, v, saved.out[rows])
+        lse = saved.lse[..., rows]
+        return kernels.backward(self.kernel, dout, q, k, v, out, lse, False, self.scale)

@@ -46,4 +46,4 @@ def _refusal(dtype: torch.dtype, head_dim: int, device: torch.device) -> str | N
     return None if device.type == "cpu" else f"it runs on the CPU, not on {device.type}"
 
 
-CPU = Kernel("cpu", _forward, _backward, _refusal)
+CPU = Kernel("cpu", _forward, _backward, _refusal, can_widen=True)

@@ -43,6 +43,8 @@ class Kernel:
         ]
         | None
     ) = None
+    # It can compute bfloat16 blocks in float32, so that parts of a sum are not rounded.
+    can_widen: bool = False
 
 
 def heads_first(*tensors: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from megatron_ultralong.attention.cpu_kernel import CPU
-from megatron_ultralong.attention.cuda_kernels import CUDNN, FA2, FA3, FA4
+from megatron_ultralong.attention.cudnn_kernel import CUDNN
+from megatron_ultralong.attention.flash4_kernel import FA4
+from megatron_ultralong.attention.flash_kernels import FA2, FA3
 from megatron_ultralong.attention.kernel import Gradients, Kernel
 from megatron_ultralong.attention.math_kernel import MATH
 from megatron_ultralong.attention.online_softmax import accumulation_dtype
@@ -75,14 +78,7 @@ def forward(
     kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of one block (:mod:`~megatron_ultralong.attention.kernel`)."""
-    parts = _head_groups(q, k)
-    if len(parts) == 1:
-        return kernel.forward(q, k, v, causal, scale)
-    results = [
-        kernel.forward(q[:, :, heads], k[:, :, kv], v[:, :, kv], causal, scale)
-        for heads, kv in parts
-    ]
-    return torch.cat([out for out, _ in results], 2), torch.cat([lse for _, lse in results], 1)
+    return _forward_by_heads(lambda q, k, v: kernel.forward(q, k, v, causal, scale), q, k, v)
 
 
 def backward(
@@ -97,19 +93,52 @@ def backward(
     scale: float,
 ) -> Gradients:
     """Gradients of one block, given out and lse over all keys."""
+    return _backward_by_heads(
+        lambda dout, q, k, v, out, lse: kernel.backward(dout, q, k, v, out, lse, causal, scale),
+        dout,
+        q,
+        k,
+        v,
+        out,
+        lse,
+    )
+
+
+def _forward_by_heads(
+    call: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One call, or one for each group of heads."""
     parts = _head_groups(q, k)
     if len(parts) == 1:
-        return kernel.backward(dout, q, k, v, out, lse, causal, scale)
+        return call(q, k, v)
+    results = [call(q[:, :, heads], k[:, :, kv], v[:, :, kv]) for heads, kv in parts]
+    return torch.cat([out for out, _ in results], 2), torch.cat([lse for _, lse in results], 1)
+
+
+def _backward_by_heads(
+    call: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Gradients],
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+) -> Gradients:
+    """One call, or one for each group of heads."""
+    parts = _head_groups(q, k)
+    if len(parts) == 1:
+        return call(dout, q, k, v, out, lse)
     results = [
-        kernel.backward(
+        call(
             dout[:, :, heads],
             q[:, :, heads],
             k[:, :, kv],
             v[:, :, kv],
             out[:, :, heads],
             lse[:, heads],
-            causal,
-            scale,
         )
         for heads, kv in parts
     ]
@@ -143,8 +172,9 @@ def documents_forward(
     """Causal attention inside every document of one block, s = t = ``cu_seqlens[-1]``."""
     if len(cu_seqlens) == 2:
         return forward(kernel, q, k, v, True, scale)
-    if kernel.documents_forward is not None:
-        return kernel.documents_forward(q, k, v, cu_seqlens, scale)
+    call = kernel.documents_forward
+    if call is not None:
+        return _forward_by_heads(lambda q, k, v: call(q, k, v, cu_seqlens, scale), q, k, v)
     s, b, heads, _ = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty((b, heads, s), dtype=accumulation_dtype(q.dtype))
@@ -170,8 +200,17 @@ def documents_backward(
     """Gradients of :func:`documents_forward`."""
     if len(cu_seqlens) == 2:
         return backward(kernel, dout, q, k, v, out, lse, True, scale)
-    if kernel.documents_backward is not None:
-        return kernel.documents_backward(dout, q, k, v, out, lse, cu_seqlens, scale)
+    call = kernel.documents_backward
+    if call is not None:
+        return _backward_by_heads(
+            lambda dout, q, k, v, out, lse: call(dout, q, k, v, out, lse, cu_seqlens, scale),
+            dout,
+            q,
+            k,
+            v,
+            out,
+            lse,
+        )
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     for start, stop in pairwise(cu_seqlens):
         inside = slice(start, stop)

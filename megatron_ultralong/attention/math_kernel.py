@@ -60,4 +60,4 @@ def _refusal(dtype: torch.dtype, head_dim: int, device: torch.device) -> str | N
     return None
 
 
-MATH = Kernel("math", _forward, _backward, _refusal)
+MATH = Kernel("math", _forward, _backward, _refusal, can_widen=True)

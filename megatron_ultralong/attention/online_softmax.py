@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_ROWS = 16_384  # merged at a time: the float32 copy of a part is of these alone
+
 
 def merge_(out_SBHD: Tensor, lse_BHS: Tensor, part_SBHD: Tensor, part_lse_BHS: Tensor) -> None:
     """Add a partial result to the running one, in place.
@@ -27,7 +29,10 @@ def merge_(out_SBHD: Tensor, lse_BHS: Tensor, part_SBHD: Tensor, part_lse_BHS: T
     part_lse_BHS = part_lse_BHS.to(lse_BHS.dtype)
     # nan: -inf - (-inf), neither side has a key; the output stays.
     share_BHS = torch.sigmoid(part_lse_BHS - lse_BHS).nan_to_num_(nan=0.0)
-    out_SBHD.lerp_(part_SBHD.to(out_SBHD.dtype), share_BHS.permute(2, 0, 1).unsqueeze(-1))
+    share_SBH1 = share_BHS.permute(2, 0, 1).unsqueeze(-1)
+    for start in range(0, len(out_SBHD), _ROWS):
+        rows = slice(start, start + _ROWS)
+        out_SBHD[rows].lerp_(part_SBHD[rows].to(out_SBHD.dtype), share_SBH1[rows])
     torch.logaddexp(lse_BHS, part_lse_BHS, out=lse_BHS)
 
 

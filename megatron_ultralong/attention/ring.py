@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from megatron_ultralong.attention.block import Block, Saved
+from megatron_ultralong.attention.gradient_sum import GradientSum, SumSpace
 from megatron_ultralong.attention.kernel import Gradients
 from megatron_ultralong.attention.online_softmax import accumulation_dtype
 from megatron_ultralong.context_parallel import Transfer, Transport
@@ -137,29 +138,29 @@ class BackwardPass:
         self.dq = torch.zeros_like(block.q, dtype=wide)
         self.dk: Tensor  # [s, b, kv_heads, d], set by the last phase
         self.dv: Tensor
-        # Sums of dk and dv, [2, tokens, b, kv_heads, d], over the range of keys that travelled.
-        self._sum: Tensor | None = None  # of the keys held; to be passed on in the next phase
-        self._arriving: Tensor | None = None
-        self._home: Tensor | None = None  # of the rank's own keys
+        self._space = SumSpace(block.plan, block.k)
+        # Sums of dk and dv over the range of keys that travelled.
+        self._sum: GradientSum | None = None  # of the keys held; passed on in the next phase
+        self._arriving: GradientSum | None = None
+        self._home: GradientSum | None = None  # of the rank's own keys
         self._parts: list[tuple[int, int, Tensor, Tensor]] = []  # this hop's dk, dv by key range
 
     def transfers(self, phase: int) -> list[Transfer]:
         """Keys of the next hop, then the sums of gradients, one hop behind."""
         block, plan = self.block, self.block.plan
-        found = self.keys.transfers(phase)
-        if self._sum is not None:
-            source = block.source(phase - 1)
-            ended = plan.last_hop(source) == phase - 1
-            found.append(Transfer("send", source if ended else block.peer(1), self._sum))
-        self._arriving = None
+        sent, self._arriving = self._sum, None
+        received: list[tuple[int, GradientSum]] = []
         if 2 <= phase <= plan.last_hop(block.source(phase)):
-            self._arriving = self._space(block.source(phase))
-            found.append(Transfer("receive", block.peer(-1), self._arriving))
+            self._arriving = self._space.sum_of(block.source(phase))
+            received.append((block.peer(-1), self._arriving))
         last = plan.last_hop(block.rank)
         if last and phase == last + 1:
-            self._home = self._space(block.rank)
-            found.append(Transfer("receive", block.peer(last), self._home))
-        return found
+            self._home = self._space.sum_of(block.rank)
+            received.append((block.peer(last), self._home))
+        source = block.source(phase - 1)
+        ended = plan.last_hop(source) == phase - 1
+        to = source if ended else block.peer(1)
+        return self.keys.transfers(phase) + self._space.transfers(sent, to, received)
 
     def compute(self, phase: int) -> None:
         """Gradients through the mask of one hop."""
@@ -182,12 +183,10 @@ class BackwardPass:
             return
         self._sum = self._arriving
         if phase == 1 and plan.last_hop(source):
-            self._sum = self._space(source).zero_()
-        first = plan.needed[source][1][0] if phase else 0
+            self._sum = self._space.sum_of(source, zero=True)
         for low, high, dk, dv in self._parts:
             assert self._sum is not None
-            self._sum[0, low - first : high - first] += dk
-            self._sum[1, low - first : high - first] += dv
+            self._sum.add_(low, high, dk, dv)
         self._parts.clear()
 
     def _compute_own(self) -> None:
@@ -200,17 +199,9 @@ class BackwardPass:
         """Own keys: the sums that came home, and what the rank's own queries add."""
         if self._home is None:
             return
-        low, high = self.block.plan.needed[self.block.rank][1]
-        self._home[0] += self.dk[low:high]
-        self._home[1] += self.dv[low:high]
-        for gradient, total in zip((self.dk, self.dv), self._home, strict=True):
-            gradient[low:high] = total  # rounded once, to the dtype of the inputs
-
-    def _space(self, source: int) -> Tensor:
-        """Space for the sums of a rank's dk and dv."""
-        low, high = self.block.plan.needed[source][1]
-        k = self.block.k
-        return k.new_empty((2, high - low, *k.shape[1:]), dtype=accumulation_dtype(k.dtype))
+        low, high = self._home.first, self._home.last
+        self._home.add_(low, high, self.dk[low:high], self.dv[low:high])
+        self._home.copy_to(self.dk, self.dv)  # rounded once, to the dtype of the inputs
 
 
 def forward(blocks: Sequence[Block], transport: Transport) -> list[tuple[Tensor, Tensor]]:

@@ -20,12 +20,14 @@ from torch import Tensor
 class Transfer(NamedTuple):
     """One tensor, contiguous, sent to or received from a peer (a rank in the group).
 
-    Transfers between two ranks are matched in the order in which both list them.
+    Transfers between two ranks are matched in the order in which both list them, turn by turn.
+    Those of a turn start when this rank's earlier turns are over, and may use their space again.
     """
 
     kind: Literal["send", "receive"]
     peer: int
     tensor: Tensor
+    turn: int = 0
 
 
 class Pending(Protocol):
@@ -65,12 +67,13 @@ class ProcessGroupRing:
         """Start the transfers. NCCL runs them on its own stream, beside the kernels to come.
 
         That stream first waits for the kernels launched so far: they fill what is sent and read
-        what is overwritten.
+        what is overwritten. It also keeps turns in order, so that all start at once; over gloo
+        the later ones start in ``wait``.
         """
-        operations = []
+        turns: dict[int, list[dist.P2POp]] = defaultdict(list)
         order: dict[tuple[str, int], int] = defaultdict(int)
-        for kind, peer, tensor in transfers[0]:
-            operations.append(
+        for kind, peer, tensor, turn in transfers[0]:
+            turns[turn].append(
                 dist.P2POp(
                     dist.isend if kind == "send" else dist.irecv,
                     tensor,
@@ -81,7 +84,7 @@ class ProcessGroupRing:
             )
             order[kind, peer] += 1
             self.bytes_sent += tensor.nbytes if kind == "send" else 0
-        return _Works(dist.batch_isend_irecv(operations) if operations else [])
+        return _Works([turns[turn] for turn in sorted(turns)])
 
     def all_gather(self, shards: Sequence[Tensor]) -> list[list[Tensor]]:
         """Gather by one collective."""
@@ -103,13 +106,19 @@ class ProcessGroupRing:
 class _Works:
     """Transfers of a process group in flight."""
 
-    def __init__(self, works: list[dist.Work]):
-        self.works = works
+    def __init__(self, turns: list[list[dist.P2POp]]):
+        self.works: list[dist.Work] = []
+        self.later = deque(turns)
+        in_order = bool(turns) and turns[0][0].tensor.is_cuda
+        while self.later and (in_order or not self.works):
+            self.works += dist.batch_isend_irecv(self.later.popleft())
 
     def wait(self) -> None:
         """Block the thread for gloo, the current stream for NCCL."""
-        for work in self.works:
-            work.wait()
+        while self.works:
+            for work in self.works:
+                work.wait()
+            self.works = dist.batch_isend_irecv(self.later.popleft()) if self.later else []
 
 
 class LocalRing:
@@ -125,21 +134,26 @@ class LocalRing:
 
     def exchange(self, transfers: Sequence[Sequence[Transfer]]) -> Pending:
         """Copy at once: in the ring's order, nothing received is still in use."""
+        for turn in sorted({each.turn for its in transfers for each in its}):
+            self._exchange([[each for each in its if each.turn == turn] for its in transfers])
+        return _Works([])
+
+    def _exchange(self, transfers: Sequence[Sequence[Transfer]]) -> None:
+        """Transfers of one turn."""
         in_flight: dict[tuple[int, int], deque[Tensor]] = defaultdict(deque)
         for rank, its_transfers in zip(self.ranks, transfers, strict=True):
-            for kind, peer, tensor in its_transfers:
+            for kind, peer, tensor, _ in its_transfers:
                 if kind == "send":
                     in_flight[rank, peer].append(tensor)
                     self.bytes_sent += tensor.nbytes
         for rank, its_transfers in zip(self.ranks, transfers, strict=True):
-            for kind, peer, tensor in its_transfers:
+            for kind, peer, tensor, _ in its_transfers:
                 if kind == "receive":
                     sent = in_flight[peer, rank].popleft()
                     assert sent.shape == tensor.shape, f"{sent.shape} to {tensor.shape}"
                     assert sent.dtype == tensor.dtype, f"{sent.dtype} to {tensor.dtype}"
                     tensor.copy_(sent)
         assert not any(in_flight.values()), "a tensor was sent that nobody receives"
-        return _Works([])
 
     def all_gather(self, shards: Sequence[Tensor]) -> list[list[Tensor]]:
         """All ranks see the same shards: nothing is copied."""

@@ -21,7 +21,7 @@ from megatron_ultralong.context_parallel import (
 )
 from megatron_ultralong.errors import InputError
 from tests.attention.whole_sequence import assignments, boundaries
-from tools.benchmark_attention import recipe_lengths
+from tools.attention_benchmark.recipe_lengths import recipe_lengths
 
 
 @given(st.integers(1, 8), st.integers(1, 3), st.integers(1, 4), st.integers(0, 1), st.data())

@@ -1,0 +1,107 @@
+"""Kernels of a GPU against the plain formulas, and the ring on them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_ultralong.attention import cudnn_kernel, kernels
+from megatron_ultralong.attention.kernel import Kernel
+from megatron_ultralong.attention.math_kernel import MATH
+from megatron_ultralong.errors import InputError
+from tests.attention.whole_sequence import dense, inputs, ring
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+DEVICE = torch.device("cuda", 0)
+# Eight bits of mantissa; three roundings.
+ROUNDING = 3 * 2**-8
+
+
+@pytest.fixture(params=["fa2", "cudnn", "fa3", "fa4"])
+def kernel(request, monkeypatch) -> Kernel:
+    # Small blocks go to cuDNN and FA2 both, as large ones do.
+    monkeypatch.setattr(cudnn_kernel, "MIN_AREA", 100**2)
+    try:
+        return kernels.resolve(torch.bfloat16, 128, DEVICE, request.param)
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def _inputs(length: int) -> list[torch.Tensor]:
+    return [x.to(DEVICE) for x in inputs(length, 4, 1, 128, torch.bfloat16)]
+
+
+@pytest.mark.parametrize("length", [1, 64, 192, 1024, 1088])
+def test_kernels_equal_the_formulas(kernel, length):
+    q, k, v, dout = _inputs(length)
+    wide = [x.double() for x in (dout, q, k, v)]
+    for causal in (False, True):
+        exact, exact_lse = MATH.forward(*wide[1:], causal, 0.1)
+        out, lse = kernels.forward(kernel, q, k, v, causal, 0.1)
+        assert (out - exact).abs().max() <= ROUNDING * exact.abs().max()
+        assert (lse - exact_lse).abs().max() <= 1e-3
+        expected = MATH.backward(*wide, exact, exact_lse, causal, 0.1)
+        found = kernels.backward(kernel, dout, q, k, v, out, lse, causal, 0.1)
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).norm() <= ROUNDING * b.norm() + 1e-3
+
+
+@pytest.mark.parametrize("length", [5, 192, 1088])
+def test_documents_equal_the_formulas(kernel, length):
+    q, k, v, dout = _inputs(length)
+    wide = [x.double() for x in (dout, q, k, v)]
+    edges = tuple(sorted({0, length // 5, length // 3, length // 3 + 1, length // 2, length}))
+    out, lse = kernels.documents_forward(kernel, q, k, v, edges, 0.1)
+    exact, exact_lse = kernels.documents_forward(MATH, *wide[1:], edges, 0.1)
+    assert (out - exact).abs().max() <= ROUNDING * exact.abs().max()
+    assert (lse - exact_lse).abs().max() <= 1e-3
+    expected = kernels.documents_backward(MATH, *wide, exact, exact_lse, edges, 0.1)
+    found = kernels.documents_backward(kernel, dout, q, k, v, out, lse, edges, 0.1)
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() <= ROUNDING * b.norm() + 1e-3
+
+
+def test_empty_blocks_add_nothing(kernel):
+    q, k, v, dout = _inputs(4)
+    out, lse = kernel.forward(q, k[:0], v[:0], False, 1.0)
+    assert not out.any()
+    assert torch.isneginf(lse).all()
+    assert not kernel.backward(dout, q, k[:0], v[:0], out, lse, False, 1.0)[0].any()
+
+
+def test_heads_are_split_where_a_tensor_cannot_be_indexed(kernel, monkeypatch):
+    q, k, v, dout = (x.to(DEVICE) for x in inputs(256, 8, 2, 128, torch.bfloat16))
+    edges = (0, 30, 200, 256)
+    whole = kernels.documents_forward(kernel, q, k, v, edges, 0.1)
+    expected = kernels.documents_backward(kernel, dout, q, k, v, *whole, edges, 0.1)
+    monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // 2)
+    split = kernels.documents_forward(kernel, q, k, v, edges, 0.1)
+    found = kernels.documents_backward(kernel, dout, q, k, v, *whole, edges, 0.1)
+    for a, b in zip((*split, *found), (*whole, *expected), strict=True):
+        assert (a.double() - b.double()).norm() <= ROUNDING * b.double().norm()
+
+
+@pytest.mark.parametrize("backend", ["p2p", "all_gather"])
+@pytest.mark.parametrize("edges", [None, [0, 1, 300, 1030, 2048]])
+def test_the_ring_errs_at_most_twice_as_much_as_one_kernel(kernel, backend, edges):
+    tensors = _inputs(2048)
+    cu_seqlens = None if edges is None else torch.tensor(edges)
+    exact = dense(tensors, cu_seqlens)
+    options = {"backend": backend, "kernel": kernel.name}
+    errors = []
+    for cp_size in (1, 2, 16):
+        found = ring(tensors, cp_size, cu_seqlens, **options)
+        assert not any(x.isnan().any() for x in found)
+        errors.append([(a.double() - b).norm() for a, b in zip(found, exact, strict=True)])
+    plain, *others = errors
+    assert all(x <= 2 * y for its in others for x, y in zip(its, plain, strict=True))
+
+
+def test_deterministic_runs_are_bit_equal(kernel):
+    tensors = _inputs(2048)
+    cu_seqlens = torch.tensor([0, 300, 1030, 2048])
+    runs = [ring(tensors, 4, cu_seqlens, kernel=kernel.name, deterministic=True) for _ in range(3)]
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
