@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_format
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,41 +11,32 @@ import torch
 from tyro.conf import Positional, arg
 
 from megatron_ultralong.checkpoint import small_files
+from megatron_ultralong.checkpoint.conversion import describe
 from megatron_ultralong.checkpoint.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.hugging_face_config import (
     CONFIG_FILE,
     export_config,
     good_for,
-    read_config,
     tokenizer_sha256,
 )
-from megatron_ultralong.checkpoint.hugging_face_writer import SafetensorsWriter
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.meta import (
-    PARAMS_FILE,
-    MetaFolder,
-    hugging_face_defaults,
-    read_params,
-)
-from megatron_ultralong.checkpoint.meta_writer import MetaWriter, write_params
+from megatron_ultralong.checkpoint.meta import MetaFolder, hugging_face_defaults
 from megatron_ultralong.checkpoint.metadata import (
     SOURCE_FOLDER,
     CheckpointMetadata,
     save_metadata,
 )
+from megatron_ultralong.checkpoint.model_writer import write_hugging_face, write_json, write_meta
 from megatron_ultralong.checkpoint.open_model import open_model, summarise
 from megatron_ultralong.checkpoint.report import ConversionReport, show
 from megatron_ultralong.checkpoint.staging import new_folder
-from megatron_ultralong.checkpoint.tensor_file import TensorInfo
 from megatron_ultralong.checkpoint.torch_dist_writer import write_torch_dist
 from megatron_ultralong.checkpoint.verification import (
     Comparison,
     Model,
     compare,
     compared_bytes,
-    convert_tensor,
-    converted_dtype,
     num_bytes,
 )
 from megatron_ultralong.checkpoint.weight_map import weight_map
@@ -68,6 +58,8 @@ class ImportConfig:
     """New folder for the Megatron checkpoint."""
     verify: bool = True
     """Read all tensors back and compare them bit for bit."""
+    resume: bool = False
+    """Continue what a killed conversion to DST left; its finished tensors are not done again."""
     tokenizer: bool = True
     """Refuse a source without tokenizer files."""
     json: bool = False
@@ -94,6 +86,8 @@ class ExportConfig:
     """Files of a Meta model; Meta's own have 1 (8B) or 8 (70B)."""
     verify: bool = True
     """Read all tensors back and compare them bit for bit."""
+    resume: bool = False
+    """Continue what a killed conversion to DST left; its finished tensors are not done again."""
     json: bool = False
     """Print the report as JSON."""
 
@@ -132,10 +126,11 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
         tokenizer_sha256=tokenizer_sha256(config.src),
     )
     size = num_bytes(source)
-    with new_folder(config.dst, size) as folder:
+    conversion = describe("import", source)
+    with new_folder(config.dst, size, conversion, resume=config.resume) as (folder, manifest):
         start = time.monotonic()
-        with progress("import", size, "B") as bar:
-            write_torch_dist(folder / RELEASE, source, bar.advance)
+        with progress("import", size - manifest.num_bytes, "B") as bar:
+            write_torch_dist(folder / RELEASE, source, manifest, bar.advance)
         _keep_small_files(source, folder / SOURCE_FOLDER, metadata)
         save_metadata(folder, metadata)
         write_latest(folder, RELEASE)
@@ -152,6 +147,7 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
         seconds=written - start,
         verify_seconds=verified - written,
         verified=config.verify,
+        num_resumed_tensors=manifest.num_resumed,
         rope=_rope(source),
         max_position_embeddings=source.model.max_position_embeddings,
         tokenizer_sha256=metadata.tokenizer_sha256,
@@ -170,12 +166,20 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
     source = MegatronCheckpoint(config.src, config.iteration)
     dtype = _DTYPES[config.dtype]
     size = num_bytes(source, dtype)
-    with new_folder(config.dst, size) as folder:
+    shard_size = int(config.max_shard_size_gb * 1e9)
+    conversion = describe(
+        "export",
+        source,
+        format=config.format,
+        dtype=config.dtype,
+        **({"shards": config.num_shards} if config.format == "meta" else {"shard": shard_size}),
+    )
+    with new_folder(config.dst, size, conversion, resume=config.resume) as (folder, manifest):
         start = time.monotonic()
         if config.format == "meta":
-            _write_meta(source, folder, dtype, config.num_shards)
+            write_meta(source, folder, manifest, dtype, config.num_shards)
         else:
-            _write_hugging_face(source, folder, dtype, int(config.max_shard_size_gb * 1e9))
+            write_hugging_face(source, folder, manifest, dtype, shard_size)
         written = time.monotonic()
         if config.verify:
             _compare(source, open_model(folder), dtype)
@@ -189,6 +193,7 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         seconds=written - start,
         verify_seconds=verified - written,
         verified=config.verify,
+        num_resumed_tensors=manifest.num_resumed,
         rope=_rope(source),
         max_position_embeddings=source.model.max_position_embeddings,
         tokenizer_sha256=source.metadata.tokenizer_sha256,
@@ -223,58 +228,7 @@ def _keep_small_files(
     if isinstance(source, MetaFolder):
         dtype = source.dtype(weight_map(source.model)[0])
         values = export_config(hugging_face_defaults(source.model), metadata, dtype)
-        _write_json(folder / CONFIG_FILE, values)
-
-
-def _write_hugging_face(
-    source: MegatronCheckpoint, folder: Path, dtype: torch.dtype | None, max_shard_size: int
-) -> None:
-    main_dtype = converted_dtype(source.dtype(weight_map(source.model)[0]), dtype)
-    values = export_config(read_config(source.source_folder), source.metadata, main_dtype)
-    _write_weights(
-        source, SafetensorsWriter(folder, _tensors(source, dtype), max_shard_size), dtype
-    )
-    small_files.restore(source.source_folder, folder, source.model.max_position_embeddings)
-    _write_json(folder / CONFIG_FILE, values)
-
-
-def _write_meta(
-    source: MegatronCheckpoint, folder: Path, dtype: torch.dtype | None, num_shards: int
-) -> None:
-    kept = source.source_folder / PARAMS_FILE
-    params = read_params(source.source_folder) if kept.is_file() else {}
-    write_params(folder, source.metadata, params)
-    tensors = _tensors(source, dtype)
-    _write_weights(source, MetaWriter(folder, tensors, source.model, num_shards), dtype)
-    small_files.restore_meta(source.source_folder, folder)
-
-
-def _tensors(source: Model, dtype: torch.dtype | None) -> list[tuple[str, TensorInfo]]:
-    """Hugging Face names of all weights in the order of writing."""
-    return [
-        (name, TensorInfo(converted_dtype(source.dtype(weight), dtype), shape))
-        for weight in weight_map(source.model)
-        for name, shape in zip(weight.names, weight.shapes, strict=True)
-    ]
-
-
-def _write_weights(
-    source: Model, writer: SafetensorsWriter | MetaWriter, dtype: torch.dtype | None
-) -> None:
-    try:
-        with progress("export", num_bytes(source, dtype), "B") as bar:
-            for weight in weight_map(source.model):
-                for name, part in zip(weight.names, source.read(weight), strict=True):
-                    tensor = convert_tensor(name, part, dtype)
-                    writer.write(name, tensor)
-                    bar.advance(tensor.nbytes)
-        writer.finish()
-    finally:
-        writer.close()
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json_format.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, values)
 
 
 def _rope(model: Model) -> dict[str, Any] | None:

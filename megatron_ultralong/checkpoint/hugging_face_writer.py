@@ -15,6 +15,7 @@ from typing import IO
 
 import torch
 
+from megatron_ultralong.checkpoint.chunked_write import write_tensor
 from megatron_ultralong.checkpoint.hugging_face import INDEX_FILE, SINGLE_FILE
 from megatron_ultralong.checkpoint.tensor_file import DTYPES, TensorInfo
 
@@ -23,7 +24,7 @@ _ALIGNMENT = 8
 
 
 class SafetensorsWriter:
-    """Writes the tensors that were announced, in their order, into one file or several."""
+    """Writes the tensors that were announced, each to its place in one file or several."""
 
     def __init__(
         self, folder: Path, tensors: Sequence[tuple[str, TensorInfo]], max_shard_size: int
@@ -31,37 +32,39 @@ class SafetensorsWriter:
         """Plan the shards.
 
         ``tensors`` are all names in the order of writing; a shard is at most ``max_shard_size``
-        bytes, or one tensor.
+        bytes, or one tensor. Files that are there already are continued: the same plan made them.
         """
         self._folder = folder
         self._shards = _shards(tensors, max_shard_size)
-        self._order = [name for shard in self._shards for name, _ in shard]
         self._infos = dict(tensors)
-        self._written = 0
+        self._places: dict[str, tuple[int, int]] = {}
+        """Shard and offset of each tensor."""
+        for number, shard in enumerate(self._shards):
+            offset = len(_header(shard))
+            for name, info in shard:
+                self._places[name] = (number, offset)
+                offset += _num_bytes(info)
         self._file: IO[bytes] | None = None
-        self._starts: dict[str, int] = {shard[0][0]: i for i, shard in enumerate(self._shards)}
+        self._open = -1
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Append tensor ``name``, the next in order."""
+        """Write tensor ``name``."""
         info = self._infos[name]
-        assert name == self._order[self._written], f"{name} is out of order"
         assert (tensor.dtype, tuple(tensor.shape)) == (info.dtype, info.shape), name
-        if name in self._starts:
-            self._open_shard(self._starts[name])
-        assert self._file is not None
-        self._file.write(tensor.contiguous().view(torch.uint8).numpy().data)
-        self._written += 1
+        number, offset = self._places[name]
+        write_tensor(self._open_shard(number), offset, tensor)
+
+    def sync(self) -> None:
+        """Wait until the disk has everything."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def finish(self) -> None:
         """Close the last shard and write the index, where there are several."""
-        assert self._written == len(self._order), "not every tensor was written"
-        self._close_shard()
+        self.close()
         if len(self._shards) > 1:
-            places = {
-                name: self._shard_name(i)
-                for i, shard in enumerate(self._shards)
-                for name, _ in shard
-            }
+            places = {name: self._shard_name(number) for name, (number, _) in self._places.items()}
             size = sum(_num_bytes(info) for info in self._infos.values())
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
             text = json.dumps(index, indent=2) + "\n"
@@ -70,19 +73,19 @@ class SafetensorsWriter:
     def close(self) -> None:
         """Close the open shard, complete or not."""
         if self._file is not None:
-            self._file.close()
-
-    def _open_shard(self, number: int) -> None:
-        self._close_shard()
-        self._file = (self._folder / self._shard_name(number)).open("wb")
-        self._file.write(_header(self._shards[number]))
-
-    def _close_shard(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self.sync()
             self._file.close()
             self._file = None
+            self._open = -1
+
+    def _open_shard(self, number: int) -> IO[bytes]:
+        if self._file is None or number != self._open:
+            self.close()
+            path = self._folder / self._shard_name(number)
+            path.touch()
+            self._file, self._open = path.open("r+b"), number
+            self._file.write(_header(self._shards[number]))
+        return self._file
 
     def _shard_name(self, number: int) -> str:
         count = len(self._shards)

@@ -68,10 +68,20 @@ class MetaFolder:
         if axis is None or len(self.files) == 1:
             whole = self.files[0].read(tensor.name)
         else:
-            whole = torch.cat([file.read(tensor.name) for file in self.files], dim=axis)
+            whole = self._joined(tensor.name, axis)
         if tensor.heads == "none":
             return whole
         return to_halves(whole, num_heads(self._model, tensor.heads))
+
+    def _joined(self, name: str, axis: int) -> torch.Tensor:
+        """The shards' parts side by side; one part at a time is in memory besides."""
+        info = self.files[0].tensors[name]
+        shape = list(info.shape)
+        shape[axis] *= len(self.files)
+        whole = torch.empty(shape, dtype=info.dtype)
+        for file, part in zip(self.files, whole.chunk(len(self.files), axis), strict=True):
+            part.copy_(file.read(name))
+        return whole
 
     def _axis(self, tensor: MetaTensor) -> int | None:
         """Llama 2 divides the embedding by columns, Llama 3 by rows."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import zipfile
 from collections.abc import Mapping, Sequence
-from mmap import MAP_SHARED
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from megatron_ultralong.checkpoint.chunked_write import write_tensor
 from megatron_ultralong.checkpoint.meta import PARAMS_FILE, needs_factor
 from megatron_ultralong.checkpoint.meta_names import MetaTensor, meta_tensor, num_heads, to_pairs
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
@@ -19,6 +21,9 @@ from megatron_ultralong.checkpoint.weight_map import EMBEDDING, LM_HEAD
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.yarn import NtkConfig, YarnConfig, effective_rotary_base
+
+_ZIP_LENGTHS = 26
+"""Offset, in a record's local header, of the lengths of the name and the extra field."""
 
 
 class MetaWriter:
@@ -30,8 +35,10 @@ class MetaWriter:
         tensors: Sequence[tuple[str, TensorInfo]],
         model: ModelConfig,
         num_shards: int,
+        *,
+        laid_out: bool = False,
     ) -> None:
-        """Lay the files out.
+        """Lay the files out, or open those that were ``laid_out`` already.
 
         ``tensors`` are Hugging Face names.
 
@@ -49,10 +56,14 @@ class MetaWriter:
             layout[meta_tensor(LM_HEAD).name] = torch.empty_like(
                 layout[meta_tensor(EMBEDDING).name]
             )
-        self._paths = [folder / f"consolidated.{number:02d}.pth" for number in range(num_shards)]
-        for path in self._paths:
-            with torch.serialization.skip_data():
-                torch.save(layout, path)
+        paths = [folder / f"consolidated.{number:02d}.pth" for number in range(num_shards)]
+        if not laid_out:
+            for path in paths:
+                with torch.serialization.skip_data():
+                    torch.save(layout, path)
+        # every shard has the same layout
+        self._offsets = dict(zip(layout, _record_offsets(paths[0]), strict=True))
+        self._files = [path.open("r+b") for path in paths]
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Fill Hugging Face tensor ``name`` in."""
@@ -63,14 +74,21 @@ class MetaWriter:
         if name == EMBEDDING and self._tied:
             self._fill(meta_tensor(LM_HEAD), tensor)
 
-    def finish(self) -> None:
+    def sync(self) -> None:
         """Wait until the disk has everything."""
-        for path in self._paths:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Close the files."""
+        self.sync()
+        self.close()
 
     def close(self) -> None:
-        """Nothing is open between two tensors."""
+        """Close the files, complete or not."""
+        for file in self._files:
+            file.close()
 
     def _part(self, tensor: MetaTensor, shape: Sequence[int]) -> list[int]:
         part = list(shape)
@@ -89,11 +107,27 @@ class MetaWriter:
             if place.axis is None
             else tensor.chunk(self._num_shards, dim=place.axis)
         )
-        for path, part in zip(self._paths, parts, strict=True):
-            # mapped for this tensor only: what was written counts as the process's memory until
-            # it is unmapped
-            with torch.serialization.set_default_mmap_options(MAP_SHARED):
-                torch.load(path, mmap=True, weights_only=True)[place.name].copy_(part)
+        for file, part in zip(self._files, parts, strict=True):
+            write_tensor(file, self._offsets[place.name], part)
+
+
+def _record_offsets(path: Path) -> list[int]:
+    """Where the bytes of each tensor begin in a file of ``torch.save``, in the order of saving.
+
+    The file is a zip archive without compression, with one record ``archive/data/N`` a tensor.
+    """
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        headers = {
+            int(record.filename.rsplit("/", 1)[1]): record.header_offset
+            for record in archive.infolist()
+            if "/data/" in record.filename
+        }
+        offsets = []
+        for _, start in sorted(headers.items()):
+            file.seek(start + _ZIP_LENGTHS)
+            name_length, extra_length = struct.unpack("<HH", file.read(4))
+            offsets.append(start + _ZIP_LENGTHS + 4 + name_length + extra_length)
+    return offsets
 
 
 def write_params(folder: Path, metadata: CheckpointMetadata, kept: Mapping[str, Any]) -> None:

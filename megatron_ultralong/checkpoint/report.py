@@ -39,6 +39,8 @@ class ConversionReport:
     verify_seconds: float
     verified: bool
     """Every tensor was read back and is equal to the source, bit for bit."""
+    num_resumed_tensors: int
+    """Megatron's tensors that an earlier, killed conversion had finished."""
     rope: Mapping[str, Any] | None
     """Rotary scaling; of an export the block in its config.json."""
     max_position_embeddings: int

@@ -30,8 +30,8 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def keep(source: Path, folder: Path) -> None:
-    """Copy the small files of ``source`` into the new folder ``folder``."""
-    folder.mkdir()
+    """Copy the small files of ``source`` into the folder ``folder``."""
+    folder.mkdir(exist_ok=True)
     for path in small_files(source):
         shutil.copyfile(path, folder / path.name)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from megatron_ultralong.checkpoint.manifest import Manifest
 from megatron_ultralong.errors import InputError
 
 SUFFIX = ".partial"
@@ -16,31 +19,44 @@ _MARGIN = 16 * 2**20
 
 
 @contextlib.contextmanager
-def new_folder(final: Path, num_bytes: int) -> Iterator[Path]:
+def new_folder(
+    final: Path, num_bytes: int, conversion: Mapping[str, Any], *, resume: bool = False
+) -> Iterator[tuple[Path, Manifest]]:
     """A folder beside ``final`` to write ``num_bytes`` into, renamed to ``final`` at the end.
 
     It is removed when the body raises: nothing stands under the final name unless it is complete.
+    A killed process leaves it, with a manifest of finished tensors; ``resume`` takes it up.
 
     Raises:
-        InputError: ``final`` is in use, or the disk has too little room.
+        InputError: ``final`` is in use, its conversion is running, was killed and is not resumed,
+            or was another one; or the disk has too little room.
     """
     partial = final.with_name(final.name + SUFFIX)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise InputError(f"output {final} exists and is not empty: choose another, or remove it")
-    if partial.exists():
+    if partial.exists() and not resume:
         raise InputError(
-            f"{partial} exists: a conversion to {final} is running or was killed; wait for it, or "
-            "remove that folder"
+            f"{partial} exists: a conversion to {final} is running or was killed; wait for it, "
+            "continue it with --resume, or remove that folder"
         )
     final.parent.mkdir(parents=True, exist_ok=True)
-    check_free(final.parent, num_bytes + _MARGIN)
-    partial.mkdir()
-    try:
-        yield partial
-        os.rename(partial, final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    if not partial.exists():
+        check_free(final.parent, num_bytes + _MARGIN)
+        partial.mkdir()
+    with Manifest(partial, conversion) as manifest:
+        check_free(partial, num_bytes - manifest.num_bytes + _MARGIN)
+        try:
+            yield partial, manifest
+            manifest.remove()
+            os.rename(partial, final)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise InputError(
+                    f"the disk of {final.parent} became full: others write there too; make room "
+                    f"for {num_bytes / 2**30:.2f} GiB, or write to another disk"
+                ) from error
+            raise
 
 
 def check_free(folder: Path, num_bytes: int) -> None:

@@ -6,14 +6,14 @@ process group that wrote it nor Megatron-Core.
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_ultralong.errors import InputError
 
@@ -68,22 +69,42 @@ class TorchDistReader:
             InputError: the bytes of it are damaged.
         """
         entry = self.tensors[key]
-        target = torch.empty(tuple(shape), dtype=entry.properties.dtype)
         items = [item for chunk in entry.chunks for item in _overlap(key, chunk, start, shape)]
         covered = sum(torch.Size(item.lengths).numel() for item in items)
-        if covered != target.numel():
+        if covered != torch.Size(shape).numel():
             raise InputError(
-                f"{self.folder}: tensor {key} holds {covered} of the {target.numel()} elements "
-                f"from {list(start)} of shape {list(shape)}: the checkpoint is not complete"
+                f"{self.folder}: tensor {key} holds {covered} of the {torch.Size(shape).numel()} "
+                f"elements from {list(start)} of shape {list(shape)}: the checkpoint is not "
+                "complete"
             )
+        if len(items) == 1:  # not copied: the largest tensor of a model decides on the memory
+            return self._load(items[0])
+        target = torch.empty(tuple(shape), dtype=entry.properties.dtype)
+        for item in items:
+            target[_slices(item.dest_offsets, item.lengths)] = self._load(item)
+        return target
+
+    def _load(self, item: ReadItem) -> torch.Tensor:
+        """The wanted part of one record."""
+        place = self.metadata.storage_data[item.storage_index]
         try:
-            self._reader.read_data(LoadPlan(items), _CopyPlanner(target)).wait()
+            with (self.folder / place.relative_path).open("rb") as file:
+                # a window over the record, or a decoder where a torch extension compressed it
+                stream = self._reader.transforms.transform_load_stream(
+                    item,
+                    getattr(place, "transform_descriptors", None) or (),
+                    cast(IO[bytes], _create_file_view(file, place.offset, place.length)),
+                )
+                if not stream.seekable():
+                    stream = io.BytesIO(stream.read())
+                record = torch.load(stream, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             raise InputError(
-                f"{self.folder}: tensor {key} cannot be read ({error}): a file is truncated or "
-                "damaged; write the checkpoint again"
+                f"{self.folder}: tensor {item.storage_index.fqn} cannot be read ({error}): a file "
+                "is truncated or damaged; write the checkpoint again"
             ) from error
-        return target
+        part: torch.Tensor = record[_slices(item.storage_offsets, item.lengths)]
+        return part
 
     def _check_files(self) -> None:
         ends: dict[str, int] = {}
@@ -101,22 +122,10 @@ class TorchDistReader:
                 )
 
 
-class _CopyPlanner(DefaultLoadPlanner):
-    """Says where in ``target`` every piece goes."""
-
-    def __init__(self, target: torch.Tensor) -> None:
-        super().__init__()
-        self._target = target
-
-    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        region = tuple(
-            slice(begin, begin + length)
-            for begin, length in zip(read_item.dest_offsets, read_item.lengths, strict=True)
-        )
-        return self._target[region]
-
-    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        """Nothing: the piece was copied in place."""
+def _slices(begins: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(
+        slice(begin, begin + length) for begin, length in zip(begins, lengths, strict=True)
+    )
 
 
 def _overlap(

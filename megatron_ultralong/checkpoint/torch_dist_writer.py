@@ -1,27 +1,27 @@
 """Writer of Megatron torch_dist checkpoints: no model, no process group, one weight in memory.
 
-torch.distributed.checkpoint's own file writer writes the bytes; the planner here says what stands
-where and makes every tensor at the moment it is written. Megatron-Core's ``dist_checkpointing``
-reads the result at any parallel layout.
+The records are those of torch.distributed.checkpoint's own file writer, ``torch.save`` of one
+weight each, but made one at a time and in a fixed order, so that a killed writer can go on behind
+the last one. Megatron-Core's ``dist_checkpointing`` reads the result at any parallel layout.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
+import os
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO, cast
 
 import torch
-from torch.distributed.checkpoint.default_planner import (
-    DefaultSavePlanner,
-    create_default_global_save_plan,
-)
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
+    StorageMeta,
     TensorProperties,
 )
 from torch.distributed.checkpoint.planner import (
@@ -32,6 +32,9 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
+from megatron_ultralong.checkpoint.chunked_write import ChunkedFile
+from megatron_ultralong.checkpoint.manifest import Manifest
+from megatron_ultralong.checkpoint.read_ahead import read_ahead
 from megatron_ultralong.checkpoint.weight_map import (
     Weight,
     WeightSource,
@@ -41,70 +44,100 @@ from megatron_ultralong.checkpoint.weight_map import (
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
 
+_DATA_FILE = "__0_0.distcp"
+
 
 def write_torch_dist(
-    folder: Path, source: WeightSource, advance: Callable[[int], None] = lambda num_bytes: None
+    folder: Path,
+    source: WeightSource,
+    manifest: Manifest,
+    advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
     """Write all weights of ``source`` into ``folder`` as a torch_dist checkpoint.
 
-    ``advance`` is told the bytes of every finished weight.
+    Weights that ``manifest`` has are left as they are. ``advance`` is told the bytes of every
+    other one.
 
     Raises:
         InputError: the layers of ``source`` have different dtypes, or it cannot be read.
     """
-    folder.mkdir()
-    planner = _StreamPlanner(source, advance)
-    writer = FileSystemWriter(folder)
-    writer.set_up_storage_writer(True)
-    local = writer.prepare_local_plan(planner.create_local_plan())
-    plans, metadata = create_default_global_save_plan([local])
-    plans = writer.prepare_global_plan(plans)
-    results = writer.write_data(plans[0], planner).wait()
-    writer.finish(metadata, [results])
+    weights = weight_map(source.model)
+    _check_dtypes(weights, source)
+    folder.mkdir(exist_ok=True)
+    items = [_tensor_item(weight, source) for weight in weights]
+    objects = [
+        WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO, BytesIOWriteData(0))
+        for key in extra_state_keys(source.model)
+    ]
+    plans, metadata = create_default_global_save_plan([SavePlan([*items, *objects])])
+    path = folder / _DATA_FILE
+    path.touch()
+    with path.open("r+b") as file:
+        places = _write_weights(file, weights, source, manifest, advance)
+        places += [_append([None], file, sum(places[-1]))]
+        # all the empty objects are one
+        places += places[-1:] * (len(objects) - 1)
+        file.truncate(sum(places[-1]))
+        _sync(file)
+    metadata.storage_data = {
+        item.index: _StorageInfo(_DATA_FILE, offset, length)
+        for item, (offset, length) in zip(plans[0].items, places, strict=True)
+    }
+    metadata.version = CURRENT_DCP_VERSION
+    metadata.storage_meta = StorageMeta()
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     torch.save(_common_state(source.model), folder / "common.pt")
     _write_format(folder)
 
 
-class _StreamPlanner(DefaultSavePlanner):
-    """Plans from shapes, and reads a weight when its turn to be written has come."""
-
-    def __init__(self, source: WeightSource, advance: Callable[[int], None]) -> None:
-        super().__init__()
-        self._source = source
-        self._advance = advance
-        self._weights: dict[MetadataIndex, Weight] = {}
-
-    def create_local_plan(self) -> SavePlan:
-        weights = weight_map(self._source.model)
-        _check_dtypes(weights, self._source)
-        tensors = [self._tensor_item(weight) for weight in weights]
-        objects = [
-            WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO, BytesIOWriteData(0))
-            for key in extra_state_keys(self._source.model)
-        ]
-        return SavePlan([*tensors, *objects])
-
-    def _tensor_item(self, weight: Weight) -> WriteItem:
-        offset, shape, size = _position(weight, self._source.model.num_layers)
-        index = MetadataIndex(weight.key, offset)
-        self._weights[index] = weight
-        data = TensorWriteData(
-            ChunkStorageMetadata(torch.Size(offset), torch.Size(shape)),
-            TensorProperties(dtype=self._source.dtype(weight)),
-            torch.Size(size),
-        )
-        return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
-
-    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
-        if write_item.type == WriteItemType.BYTE_IO:
-            empty = io.BytesIO()
-            torch.save([None], empty)
-            return empty
-        weight = self._weights[write_item.index]
-        tensor = weight.fuse(self._source.read(weight))
-        self._advance(tensor.nbytes)
+def _write_weights(
+    file: IO[bytes],
+    weights: Sequence[Weight],
+    source: WeightSource,
+    manifest: Manifest,
+    advance: Callable[[int], None],
+) -> list[tuple[int, int]]:
+    """Offset and length of every weight in ``file``, one behind the other."""
+    done = [weight for weight in weights if weight.label in manifest.finished]
+    assert done == weights[: len(done)], "weights are written in their order"
+    notes = [manifest.finished[weight.label] for weight in done]
+    places = [(offset, length) for offset, length in notes]
+    end = sum(places[-1]) if places else 0
+    left = weights[len(done) :]
+    for weight, tensor in read_ahead(left, lambda weight: weight.fuse(source.read(weight))):
         # a layer's tensor has the axis of the layers before its own: [1, ...]
-        return tensor if weight.layer is None else tensor.unsqueeze(0)
+        shaped = tensor if weight.layer is None else tensor.unsqueeze(0)
+        places.append(_append(shaped, file, end))
+        end = sum(places[-1])
+        advance(tensor.nbytes)
+        manifest.add(weight.label, tensor.nbytes, lambda: _sync(file), list(places[-1]))
+        del tensor, shaped
+    manifest.flush(lambda: _sync(file))
+    return places
+
+
+def _append(value: object, file: IO[bytes], offset: int) -> tuple[int, int]:
+    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() != value.nbytes:
+        value = value.clone()  # torch.save would write all of the storage that it is a view of
+    file.seek(offset)
+    torch.save(value, cast(IO[bytes], ChunkedFile(file)))
+    return offset, file.tell() - offset
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _tensor_item(weight: Weight, source: WeightSource) -> WriteItem:
+    offset, shape, size = _position(weight, source.model.num_layers)
+    data = TensorWriteData(
+        ChunkStorageMetadata(torch.Size(offset), torch.Size(shape)),
+        TensorProperties(dtype=source.dtype(weight)),
+        torch.Size(size),
+    )
+    index = MetadataIndex(weight.key, torch.Size(offset))
+    return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
 
 
 def _position(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from megatron_ultralong.checkpoint.read_ahead import read_ahead
 from megatron_ultralong.checkpoint.weight_map import META, Weight, WeightSource, weight_map
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
@@ -87,13 +88,14 @@ def compare(
     _check_shapes(source, output)
     differences = _rope_differences(source, output)
     weights = weight_map(source.model)
-    for weight in weights:
-        expected_parts, found_parts = source.read(weight), output.read(weight)
+    pairs = read_ahead(weights, lambda weight: (source.read(weight), output.read(weight)))
+    for weight, (expected_parts, found_parts) in pairs:
         for name, expected, found in zip(weight.names, expected_parts, found_parts, strict=True):
             expected = convert_tensor(name, expected, dtype)
             difference = _difference(expected, found)
             if difference:
                 differences.append(f"{name}: {difference}")
+        del expected_parts, found_parts, expected, found
         advance(_weight_bytes(weight, output))
     if differences:
         more = len(differences) - _NAMED
