@@ -261,8 +261,9 @@ class PretrainConfig:
     """Weights and activations; master weights, sums and gradients are float32 in both."""
     deterministic_mode: bool = False
     """Two runs are bit-equal on GPUs too, at a cost in attention's backward pass."""
-    recompute_granularity: Literal["none", "full"] = "full"
-    """full: keep layer inputs only, and recompute the rest in backward."""
+    recompute_granularity: Literal["none", "full", "keep_attention"] = "keep_attention"
+    """full: keep layer inputs only, and recompute the rest in backward; keep_attention: keep
+    attention's output too, which at 1M tokens and more is nearly all of the work."""
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

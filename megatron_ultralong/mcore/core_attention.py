@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import deque
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_ultralong.attention import ring_attention
+from megatron_ultralong.attention import KeptOutput, ring_attention
 from megatron_ultralong.attention.function import Backend
 from megatron_ultralong.context_parallel import Assignment
 
@@ -39,6 +40,9 @@ class RingCoreAttention(MegatronModule):
         assert attention_type == "self", f"only self attention, not {attention_type}"
         assert not config.attention_dropout, "attention dropout is not supported: set it to 0"
         self.layer_number = layer_number
+        self.keeps_output = False
+        """Whether a recomputation of the layer takes the output of its first pass."""
+        self._kept: deque[KeptOutput] = deque()
         assert cp_comm_type in (None, "p2p", "all_gather"), f"cp_comm_type {cp_comm_type!r}"
         self.backend: Backend = "all_gather" if cp_comm_type == "all_gather" else "p2p"
         self.deterministic = bool(config.deterministic_mode)
@@ -90,8 +94,22 @@ class RingCoreAttention(MegatronModule):
             assignment=assignment,
             backend=self.backend,
             deterministic=self.deterministic,
+            keep=self._keep(),
         )
         return out_SBHD.flatten(2)
+
+    def _keep(self) -> KeptOutput | None:
+        """Where this pass leaves its output for the recomputation, or finds it there.
+
+        A recomputed layer runs without gradients first. Pipeline schedules recompute the
+        micro-batches in the order in which they ran.
+        """
+        if not (self.keeps_output and self.training):
+            return None
+        if torch.is_grad_enabled():
+            return self._kept.popleft() if self._kept else None
+        self._kept.append(KeptOutput())
+        return self._kept[-1]
 
 
 @dataclasses.dataclass

@@ -94,6 +94,7 @@ def build_model(
     seq_length: int,
     rope_scaling: yarn.RopeScaling,
     angle_precision: AnglePrecision = "exact",
+    keep_attention: bool = False,
 ) -> GPTModel:
     """The part of the model of this rank, with weights that still have to be loaded.
 
@@ -104,6 +105,7 @@ def build_model(
         seq_length: tokens of a row.
         rope_scaling: scaling of the rotary frequencies.
         angle_precision: precision of the rotary angles.
+        keep_attention: recomputed layers keep the output of their attention.
     """
     stage, num_stages = groups.pp.rank(), groups.pp.size()
     gpt = GPTModel(
@@ -118,6 +120,8 @@ def build_model(
         position_embedding_type="rope",
         pg_collection=groups,
     )
+    for layer in gpt.decoder.layers:
+        layer.self_attention.core_attention.keeps_output = keep_attention
     gpt.rotary_pos_emb = LocalRotaryEmbedding(
         rope_scaling,
         model.kv_channels,

@@ -157,7 +157,7 @@ class _Run:
             config.parallel,
             params_dtype=dtype,
             rope_scaling=inputs.rope_scaling,
-            recompute=config.recompute_granularity == "full",
+            recompute=config.recompute_granularity != "none",
             deterministic=config.deterministic_mode,
         )
         gpt = build_model(
@@ -167,6 +167,7 @@ class _Run:
             seq_length=config.data.seq_length,
             rope_scaling=inputs.rope_scaling,
             angle_precision=config.rope.angle_precision,
+            keep_attention=config.recompute_granularity == "keep_attention",
         ).to(dtype)
         if resumed is None:
             # Before the optimizer is built: it copies the weights into its float32 masters.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from megatron_ultralong.attention import function
 from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
 from megatron_ultralong.config import (
     DataConfig,
@@ -49,6 +50,7 @@ LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {  # name: (ranks, layout)
     "tied-tp2": (2, ParallelConfig(**TP2)),
 }
 MASKS: tuple[DocumentMask, ...] = ("none", "block")
+Recompute = Literal["none", "full", "keep_attention"]
 RUNS = [
     (layout, mask)
     for layout in LAYOUTS
@@ -81,13 +83,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_config(
     inputs: Path, layout: str, mask: DocumentMask, save: Path | None = None
 ) -> PretrainConfig:
+    # Every kind of recomputation, on layouts of every kind.
+    recompute: Recompute = "none" if layout.endswith("one") else "keep_attention"
+    if layout in ("tp2", "cp2-gather", "tp2-cp2"):
+        recompute = "full"
     return PretrainConfig(
         load=str(inputs / ("tied" if layout.startswith("tied") else "untied")),
         save=str(save or ""),
         train_iters=STEPS,
         global_batch_size=4,
         precision="fp32",
-        recompute_granularity="none" if layout.endswith("one") else "full",
+        recompute_granularity=recompute,
         rope=RopeConfig(rope_scaling_factor=4.0, original_max_position_embeddings=64),
         parallel=LAYOUTS[layout][1],
         data=DataConfig(str(inputs / "rows"), document_mask=mask),
@@ -138,6 +144,35 @@ def test_the_masks_differ_and_the_loss_falls(logs: Logs) -> None:
     assert abs(none[0].lm_loss - block[0].lm_loss) > 1e-3
     for log in (none, block):
         assert log[-1].lm_loss < log[0].lm_loss - 0.1
+
+
+def count_attention(inputs: Path, recomputes: list[Recompute]) -> list[int]:
+    """Forward passes of attention in three iterations, by kind of recomputation."""
+    return [_count_attention(inputs, recompute) for recompute in recomputes]
+
+
+def _count_attention(inputs: Path, recompute: Recompute) -> int:
+    config = dataclasses.replace(run_config(inputs, "one", "none"), train_iters=3)
+    passes = 0
+    forward = function._forward
+
+    def counting(*args: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return forward(*args)
+
+    function._forward = counting
+    try:
+        pretrain(dataclasses.replace(config, recompute_granularity=recompute))
+    finally:
+        function._forward = forward
+    return passes
+
+
+def test_attention_that_is_kept_is_not_computed_again(inputs: Path) -> None:
+    passes = 3 * 4 * 4  # iterations, rows, layers
+    kinds: list[Recompute] = ["none", "keep_attention", "full"]
+    assert run_on_ranks(1, count_attention, inputs, kinds) == [[passes, passes, 2 * passes]]
 
 
 def train_bf16(inputs: Path) -> list[IterationRecord]:
