@@ -20,6 +20,7 @@ from megatron_ultralong.checkpoint.hugging_face_config import (
     good_for,
     tokenizer_sha256,
 )
+from megatron_ultralong.checkpoint.logits import check_logits
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.meta import MetaFolder, hugging_face_defaults
 from megatron_ultralong.checkpoint.metadata import (
@@ -94,7 +95,7 @@ class ExportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VerifyConfig:
-    """Compare all weights of two models bit for bit, each Hugging Face, Meta or Megatron."""
+    """Compare all weights of two models, and their logits if asked, whatever their formats."""
 
     a: Annotated[Positional[Path], arg(metavar="A")]
     """Model that is right."""
@@ -104,6 +105,10 @@ class VerifyConfig:
     """Iteration of the Megatron checkpoints; the latest by default."""
     dtype: DtypeName = "keep"
     """Convert the first model to this dtype before comparing."""
+    logits: bool = False
+    """Compute both models too, in float32 by transformers and Megatron-Core, and compare logits."""
+    logits_seq_length: int = 9216
+    """Tokens of the prompt of --logits."""
     json: bool = False
     """Print the report as JSON."""
 
@@ -204,13 +209,18 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
 
 
 def verify(config: VerifyConfig) -> Comparison:
-    """Compare two models bit for bit.
+    """Compare two models bit for bit, and what they compute.
 
     Raises:
-        InputError: they differ; the message names the tensors.
+        InputError: they differ; the message names the tensors, or says by how much.
     """
     models = [open_model(path, config.iteration) for path in (config.a, config.b)]
+    if config.logits and config.dtype != "keep":
+        raise InputError("--logits compares models of one dtype: leave --dtype out")
     comparison = _compare(models[0], models[1], _DTYPES[config.dtype])
+    if config.logits:
+        logits = check_logits(models[0], models[1], config.logits_seq_length)
+        comparison = dataclasses.replace(comparison, logits=logits)
     values = {"action": "verify", "a": str(config.a), "b": str(config.b), "equal": True}
     show({**values, **dataclasses.asdict(comparison)}, config.json)
     return comparison

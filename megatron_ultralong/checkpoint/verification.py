@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from megatron_ultralong.checkpoint.logits import LogitsComparison
 from megatron_ultralong.checkpoint.read_ahead import read_ahead
 from megatron_ultralong.checkpoint.weight_map import META, Weight, WeightSource, weight_map
 from megatron_ultralong.config import ModelConfig
@@ -37,6 +38,8 @@ class Comparison:
 
     num_tensors: int
     num_parameters: int
+    logits: LogitsComparison | None = None
+    """Of what both models compute, where that was asked for."""
 
 
 def converted_dtype(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:

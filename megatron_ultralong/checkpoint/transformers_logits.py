@@ -1,0 +1,75 @@
+"""Logits of a Hugging Face or Meta folder through transformers, in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.hugging_face_config import export_config
+from megatron_ultralong.checkpoint.meta import MetaFolder, hugging_face_defaults
+from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
+from megatron_ultralong.checkpoint.weight_map import EMBEDDING, LM_HEAD, weight_map
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.yarn import attention_factor, inv_freq
+
+_ROUNDING = 1e-6
+"""Relative error of a power and two products in float32, 2^-24 each."""
+
+
+@torch.no_grad()
+def transformers_logits(
+    folder: HuggingFaceFolder | MetaFolder, tokens_S: torch.Tensor
+) -> torch.Tensor:
+    """Logits [S, vocabulary] of one row.
+
+    transformers reads a Hugging Face folder itself; of Meta's it is given the tensors.
+
+    Raises:
+        InputError: it makes other rotary frequencies of config.json than this project.
+    """
+    from transformers import LlamaForCausalLM
+
+    if isinstance(folder, HuggingFaceFolder):
+        model = LlamaForCausalLM.from_pretrained(folder.folder)
+    else:
+        model = _from_meta(folder)
+    _round_frequencies(model.model.rotary_emb, folder)
+    logits: torch.Tensor = model.float().eval()(tokens_S[None], use_cache=False).logits[0]
+    return logits
+
+
+def _round_frequencies(rotary: Any, folder: HuggingFaceFolder | MetaFolder) -> None:
+    """Check transformers' rotary frequencies, and round them to float32 as Megatron's are.
+
+    It computes them in float32, wrong by two units in the last place. At position 8,192 that turns
+    q and k by 1e-3 rad and moves logits by as much: rounding, which would hide real differences.
+    """
+    model = folder.model
+    expected = torch.from_numpy(inv_freq(folder.rope_scaling, model.kv_channels, model.rotary_base))
+    deviation = (rotary.inv_freq.double() / expected - 1).abs().max().item()
+    factor = attention_factor(folder.rope_scaling)
+    if deviation > _ROUNDING or abs(rotary.attention_scaling / factor - 1) > _ROUNDING:
+        raise InputError(
+            f"{folder.folder}: this version of transformers reads the rope block in another way: "
+            f"frequencies differ by {deviation:.2g}, attention factors are "
+            f"{rotary.attention_scaling:.6g} and {factor:.6g}; see the versions in the export's "
+            "report"
+        )
+    rotary.inv_freq = expected.float()
+
+
+def _from_meta(folder: MetaFolder) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    metadata = CheckpointMetadata(folder.model, folder.rope_scaling, folder.name)
+    values = export_config(hugging_face_defaults(folder.model), metadata, torch.float32)
+    model = LlamaForCausalLM(LlamaConfig.from_dict(values))
+    state = {
+        name: part
+        for weight in weight_map(folder.model)
+        for name, part in zip(weight.names, folder.read(weight), strict=True)
+    }
+    model.load_state_dict({LM_HEAD: state[EMBEDDING], **state})
+    return model
