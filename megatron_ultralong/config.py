@@ -147,6 +147,11 @@ class ParallelConfig:
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise InputError where ``model`` cannot be split this way."""
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            raise InputError(
+                "sequence_parallel splits the sequence over tensor-parallel ranks, and "
+                "tensor_model_parallel_size is 1: use --no-sequence-parallel, or more ranks"
+            )
         for name, heads in (
             ("num_attention_heads", model.num_attention_heads),
             ("num_query_groups", model.num_query_groups),
@@ -158,13 +163,17 @@ class ParallelConfig:
                 self.tensor_model_parallel_size,
                 "every rank holds whole heads",
             )
-        _check_divisible(
-            "ffn_hidden_size",
-            model.ffn_hidden_size,
-            "tensor_model_parallel_size",
-            self.tensor_model_parallel_size,
-            "every rank holds an equal part of the MLP",
-        )
+        for name, size, part in (
+            ("ffn_hidden_size", model.ffn_hidden_size, "MLP"),
+            ("vocab_size", model.vocab_size, "vocabulary"),
+        ):
+            _check_divisible(
+                name,
+                size,
+                "tensor_model_parallel_size",
+                self.tensor_model_parallel_size,
+                f"every rank holds an equal part of the {part}",
+            )
         _check_divisible(
             "num_layers",
             model.num_layers,
@@ -194,7 +203,7 @@ class ParallelConfig:
 
 def _check_divisible(name: str, value: int, by_name: str, by: int, rule: str) -> None:
     if value % by:
-        options = ", ".join(str(n) for n in range(1, value + 1) if value % n == 0)
+        options = ", ".join(str(n) for n in range(1, min(value, 64) + 1) if value % n == 0)
         raise InputError(
             f"{name} ({value}) must be divisible by {by_name} ({by}): {rule}; "
             f"{by_name} can be {options}"
