@@ -46,22 +46,61 @@ class Record(NamedTuple):
     is_text_file: bool = False
     """The record is a whole text file, which has no key but that of its text."""
 
+    counted_from: int = 0
+    """Byte of the file where the counting of lines began, see :func:`absolute_place`."""
 
-def read_records(path: Path, keys: tuple[str, ...], file_format: FileFormat) -> Iterator[Record]:
+
+def read_records(
+    path: Path,
+    keys: tuple[str, ...],
+    file_format: FileFormat,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[Record]:
     """Records of a file; a text file is one record, whose text stands under ``keys[0]``.
 
     Args:
         path: the file; ``.gz`` and ``.zst`` are decompressed on the way.
         keys: top-level keys that are wanted; only these columns of a parquet file are read.
         file_format: ``auto`` goes by the name, see :data:`FORMATS`.
+        start: the first byte wanted, of plain JSONL alone: lines that begin before it are left out.
+        stop: the byte after the last one wanted; a line that begins before it is read to its end.
     """
-    if file_format == "auto":
-        file_format = FORMATS.get(Path(uncompressed_name(path)).suffix.lower(), "text")
+    file_format = format_of(path, file_format)
+    assert is_plain_jsonl(path, file_format) or (start == 0 and stop is None), (path, start, stop)
     if file_format == "parquet":
         return _read_parquet(path, keys)
     if file_format == "jsonl":
-        return _read_jsonl(path)
+        return _read_jsonl(path, start, stop)
     return _read_text(path, keys[0])
+
+
+def format_of(path: Path, file_format: FileFormat) -> FileFormat:
+    """The format itself, or under ``auto`` the one that the file's name stands for."""
+    if file_format != "auto":
+        return file_format
+    return FORMATS.get(Path(uncompressed_name(path)).suffix.lower(), "text")
+
+
+def is_plain_jsonl(path: Path, file_format: FileFormat) -> bool:
+    """Whether parts of the file can be read without what stands before them."""
+    return format_of(path, file_format) == "jsonl" and path.suffix.lower() not in COMPRESSIONS
+
+
+def absolute_place(record: Record) -> str:
+    """``FILE:LINE`` counted from the file's start; reads what stands before the part, for messages.
+
+    The lines before a part are only counted when there is something to say about one in it.
+    """
+    if not record.counted_from:
+        return record.place
+    path, _, number = record.place.rpartition(":")
+    lines, left = int(number), record.counted_from
+    with open(path, "rb") as file:
+        while left and (block := file.read(min(left, 1 << 20))):
+            lines += block.count(b"\n")
+            left -= len(block)
+    return f"{path}:{lines}"
 
 
 def uncompressed_name(path: Path) -> str:
@@ -84,13 +123,22 @@ def _read_text(path: Path, key: str) -> Iterator[Record]:
         yield Record(f"{path}:{line}", size, {}, f"not UTF-8 ({error.reason})")
 
 
-def _read_jsonl(path: Path) -> Iterator[Record]:
+def _read_jsonl(path: Path, start: int, stop: int | None) -> Iterator[Record]:
     number = 0
     try:
         with open(path, "rb") as raw:
+            first = start
+            if start:  # the line that this byte is in belongs to the part before, unless it begins
+                raw.seek(start - 1)
+                first = start - 1 + len(raw.readline())
+            position = first
             for number, line in enumerate(_decompressed(raw, path), start=1):
+                if stop is not None and position >= stop:
+                    return
+                position += len(line)
                 if line.strip():
-                    yield _json_record(f"{path}:{number}", raw.tell(), line)
+                    at = raw.tell() if stop is None else position
+                    yield _json_record(f"{path}:{number}", at, line)._replace(counted_from=first)
     except (OSError, pa.ArrowInvalid) as error:
         yield _unreadable(f"{path}:{number + 1}", error)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_ultralong.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -74,6 +74,29 @@ class BinSummary:
 
 
 @dataclass(frozen=True)
+class LengthCount:
+    """The documents of one source of ``min_length`` up to twice as many tokens."""
+
+    source: str
+    """Name of the source."""
+
+    min_length: int
+    """Smallest length counted here, a power of two."""
+
+    num_documents: int
+    """Distinct documents found."""
+
+    num_tokens: int
+    """Their tokens."""
+
+    num_documents_sampled: int
+    """Documents packed, each copy counted."""
+
+    num_tokens_sampled: int
+    """Their tokens."""
+
+
+@dataclass(frozen=True)
 class SplitSummary:
     """One pair of ``.bin`` and ``.idx``."""
 
@@ -91,6 +114,12 @@ class SplitSummary:
 
     num_dropped_tokens: int
     """Tokens of the incomplete row at the end."""
+
+    num_documents_cut: int
+    """Copies that stand in more than one row."""
+
+    num_padding_tokens: int
+    """Tokens that only fill rows up, the waste of packing ``whole``."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +141,12 @@ class Manifest:
     tokenizer_sha256: str
     """SHA-256 of the file that defines the ids; the tokenizer lies in ``tokenizer/``."""
 
+    tokenizer_engine: str
+    """Package that found the ids of the documents."""
+
+    tokenizer_engine_reason: str
+    """Why it was not gigatoken; empty if it was."""
+
     vocab_size: int
     """Largest id + 1."""
 
@@ -120,6 +155,12 @@ class Manifest:
 
     valid_fraction: float
     """Expected share of the documents in ``valid``."""
+
+    test_fraction: float
+    """Expected share of the documents in ``test``."""
+
+    packing: str
+    """``stream``, ``row-start`` or ``whole``."""
 
     max_tokens: int | None
     """Budget asked for."""
@@ -136,8 +177,11 @@ class Manifest:
     bins: list[BinSummary]
     """One for each source and length bin."""
 
+    lengths: list[LengthCount]
+    """One for each source and doubling of the length that has documents."""
+
     splits: dict[str, SplitSummary]
-    """``train`` and, unless the fraction is 0, ``valid``."""
+    """``train`` and, unless their fraction is 0, ``valid`` and ``test``."""
 
     versions: dict[str, str]
     """Versions of Python and of the packages that the ids and rows depend on."""
@@ -176,6 +220,7 @@ def load_manifest(folder: str | Path) -> Manifest:
                 **data,
                 "inputs": [InputSummary(**item) for item in data["inputs"]],
                 "bins": [BinSummary(**item) for item in data["bins"]],
+                "lengths": [LengthCount(**item) for item in data["lengths"]],
                 "splits": {name: SplitSummary(**item) for name, item in data["splits"].items()},
             }
         )

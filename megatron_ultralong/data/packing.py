@@ -1,74 +1,204 @@
-"""Documents joined by the separator and cut to rows of equal length.
+"""Plans of rows: which tokens of which documents stand in each, exactly ``seq_length`` of them.
 
-The stream is ``d0 sep d1 sep ... dn sep``; row ``i`` holds its tokens ``[i S, (i + 1) S)``. A long
-document goes on in the next row. The incomplete row at the end is dropped and counted.
+A document counts with the separator that closes it. A plan is a list of rows; a row is an int64
+array [num_segments, 3] of ``(document, start, stop)``, which together are ``seq_length`` tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import bisect
+import itertools
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
+Packing = Literal["stream", "row-start", "whole"]
+
+PADDING = -1
+"""Document number of a segment that only fills its row up."""
 
 
-class RowPacker:
-    """Rows of exactly ``seq_length`` tokens from documents; iterate once.
+@dataclass
+class RowPlan:
+    """Rows, and what did not get into one."""
 
-    With separator ``[9]`` and ``seq_length=3``: ``[1, 2], [3, 4, 5] -> [1, 2, 9], [3, 4, 5]`` and
-    one dropped token (the last separator).
-    """
+    rows: list[Int64Array] = field(default_factory=list)
+    """Segments of each row, int64 [num_segments, 3]."""
 
-    def __init__(
-        self, documents: Iterable[Int32Array], separator_ids: Sequence[int], seq_length: int
-    ) -> None:
-        assert seq_length > 0, seq_length
-        self.documents = documents
-        self.separator = np.asarray(separator_ids, dtype=np.int32)
-        self.seq_length = seq_length
-        self.num_rows = 0
-        self.num_dropped_tokens = 0
+    kept: list[int] = field(default_factory=list)
+    """Documents packed, each copy, in the order of packing."""
 
-    def __iter__(self) -> Iterator[Int32Array]:
-        row = np.empty(self.seq_length, dtype=np.int32)
-        filled = 0
-        for document in self.documents:
-            for piece in (document, self.separator):
-                start = 0
-                while start < piece.size:
-                    count = min(piece.size - start, self.seq_length - filled)
-                    row[filled : filled + count] = piece[start : start + count]
-                    start += count
-                    filled += count
-                    if filled == self.seq_length:
-                        self.num_rows += 1
-                        yield row
-                        row = np.empty_like(row)
-                        filled = 0
-        self.num_dropped_tokens = filled
+    num_repeats_dropped: int = 0
+    """Copies left out because they would have shared a row with another copy."""
+
+    num_dropped_tokens: int = 0
+    """Tokens of the incomplete row at the end."""
+
+    num_padding_tokens: int = 0
+    """Tokens that only fill rows up (``whole``)."""
+
+    num_documents_cut: int = 0
+    """Copies that stand in more than one row."""
 
 
-def without_repeats_in_a_row(order: Int64Array, lengths: Int64Array, seq_length: int) -> Int64Array:
-    """The order without the copies that would share a row with the copy before them.
+def plan_rows(
+    order: Int64Array, lengths: Int64Array, separator_width: int, seq_length: int, packing: Packing
+) -> RowPlan:
+    """Rows of the documents in this order.
 
-    ``order=[0, 0, 1, 0], lengths=[3, 4], seq_length=5``: the second 0 would start in the first
-    row, where the first one ends; the last 0 starts in the second row: ``-> [0, 1, 0]``.
+    * ``stream``: one after the other, a document that does not fit goes on in the next row.
+      ``order=[0, 1], lengths=[3, 5], seq_length=4 -> [[0 0:3, 1 0:1], [1 1:5]]``.
+    * ``row-start``: the same, but a document of a row or more begins its row; shorter ones fill up
+      what it leaves of its last row.
+    * ``whole``: no document is cut unless it is longer than a row; best fit, the rest is padding.
 
     Args:
-        order: documents by index, shape [num_copies].
-        lengths: tokens of every document in the stream, separator included, shape [num_documents].
+        order: documents by index, one entry a copy, shape [num_copies].
+        lengths: tokens of every document, separator included, shape [num_documents].
+        separator_width: tokens of the separator.
         seq_length: tokens of a row.
+        packing: the mode.
     """
-    last_row = np.full(lengths.size, -1, dtype=np.int64)
-    kept: list[int] = []
-    position = 0
-    for document in order.tolist():
-        if last_row[document] == position // seq_length:
-            continue
-        kept.append(document)
-        position += int(lengths[document])
-        last_row[document] = (position - 1) // seq_length
-    return np.asarray(kept, dtype=np.int64)
+    if packing == "whole":
+        return _BestFit(lengths, separator_width, seq_length).plan(order)
+    return _Stream(lengths, seq_length, packing == "row-start").plan(order)
+
+
+class _Stream:
+    """Rows filled one after the other."""
+
+    def __init__(self, lengths: Int64Array, seq_length: int, long_ones_start_rows: bool) -> None:
+        self.lengths = lengths
+        self.seq_length = seq_length
+        # longer than any document: none waits for the start of a row
+        self.long = seq_length if long_ones_start_rows else int(lengths.max(initial=0)) + 1
+        self.result = RowPlan()
+        self._row: list[tuple[int, int, int]] = []
+        self._filled = 0
+        self._in_row: set[int] = set()
+        self._waiting: deque[int] = deque()
+
+    def plan(self, order: Int64Array) -> RowPlan:
+        for document in order.tolist():
+            if self.lengths[document] >= self.long:
+                self._waiting.append(document)
+                self._place_waiting()
+            else:
+                self._place(document)
+        while self._waiting:  # nothing is left to fill the row before them
+            self._place(self._waiting.popleft())
+        self.result.num_dropped_tokens = self._filled
+        return self.result
+
+    def _place_waiting(self) -> None:
+        while self._waiting and not self._filled:
+            self._place(self._waiting.popleft())
+
+    def _place(self, document: int) -> None:
+        if document in self._in_row:
+            self.result.num_repeats_dropped += 1
+            return
+        self.result.kept.append(document)
+        length = int(self.lengths[document])
+        start = num_rows = 0
+        while start < length:
+            count = min(length - start, self.seq_length - self._filled)
+            self._row.append((document, start, start + count))
+            self._in_row.add(document)
+            self._filled += count
+            start += count
+            num_rows += 1
+            if self._filled == self.seq_length:
+                self._close_row()
+                if length < self.long:
+                    # the rest of a short document comes after the long ones that wait for a row:
+                    # rows are read one by one, no row sees that its halves are far apart
+                    self._place_waiting()
+        self.result.num_documents_cut += num_rows > 1
+
+    def _close_row(self) -> None:
+        self.result.rows.append(np.asarray(self._row, dtype=np.int64))
+        self._row, self._filled, self._in_row = [], 0, set()
+
+
+class _BestFit:
+    """Best fit, longest first: a document goes where the least room stays free."""
+
+    def __init__(self, lengths: Int64Array, separator_width: int, seq_length: int) -> None:
+        self.lengths = lengths
+        self.separator_width = separator_width
+        self.seq_length = seq_length
+        self._rows: list[list[tuple[int, int, int]]] = []
+        self._first: list[int] = []
+        self._free: list[tuple[int, int]] = []  # (tokens, row), sorted
+
+    def plan(self, order: Int64Array) -> RowPlan:
+        result = RowPlan(kept=order.tolist())
+        pieces = []
+        for place, document in enumerate(order.tolist()):
+            cuts = self._cuts(int(self.lengths[document]))
+            result.num_documents_cut += len(cuts) > 2
+            pieces += [(b - a, place, document, a) for a, b in itertools.pairwise(cuts)]
+        for size, place, document, start in sorted(pieces, key=lambda p: (-p[0], p[1], p[3])):
+            self._put((document, start, start + size), size, place)
+        for number in sorted(range(len(self._rows)), key=self._first.__getitem__):
+            row = self._rows[number]
+            padding = self.seq_length - sum(stop - start for _, start, stop in row)
+            if padding:
+                row.append((PADDING, 0, padding))
+            result.num_padding_tokens += padding
+            result.rows.append(np.asarray(row, dtype=np.int64))
+        return result
+
+    def _cuts(self, length: int) -> list[int]:
+        """Where a document is cut; a separator that alone passes the row's end is left out."""
+        size = self.seq_length
+        whole, rest = divmod(length, size)
+        if whole and rest <= self.separator_width:
+            rest = 0
+        return [*range(0, whole * size + 1, size), *([whole * size + rest] if rest else [])]
+
+    def _put(self, segment: tuple[int, int, int], size: int, place: int) -> None:
+        at = bisect.bisect_left(self._free, (size, 0))
+        while at < len(self._free):
+            if all(segment[0] != other for other, _, _ in self._rows[self._free[at][1]]):
+                break
+            at += 1  # another copy is in that row
+        if at < len(self._free):
+            free, row = self._free.pop(at)
+        else:
+            free, row = self.seq_length, len(self._rows)
+            self._rows.append([])
+            self._first.append(place)
+        self._rows[row].append(segment)
+        self._first[row] = min(self._first[row], place)
+        if free > size:
+            bisect.insort(self._free, (free - size, row))
+
+
+def row_boundaries(
+    row: Int64Array, lengths: Int64Array, separator_width: int
+) -> npt.NDArray[np.int32]:
+    """``cu_seqlens`` of a planned row, int32 [num_documents + 1], without a search.
+
+    Equal to what :func:`~megatron_ultralong.documents.document_boundaries` finds in the tokens,
+    except where these mislead it: where a document holds the separator's ids itself, where there is
+    no separator to find, and in padding. As there, a separator that the row's start cuts closes
+    nothing.
+    """
+    sizes = row[:, 2] - row[:, 1]
+    ends = np.cumsum(sizes)
+    document, start = row[:-1, 0], row[:-1, 1]
+    whole_separator = start <= lengths[document] - separator_width
+    inner = ends[:-1][whole_separator]
+    return np.concatenate([[0], inner, ends[-1:]]).astype(np.int32)
+
+
+def num_real_tokens(row: Int64Array) -> int:
+    """Tokens of a planned row before its padding."""
+    real = row[row[:, 0] != PADDING]
+    return int((real[:, 2] - real[:, 1]).sum())

@@ -1,208 +1,238 @@
 """Prepare a corpus: documents -> sampled by length, tokenised, joined, packed to equal rows.
 
 ``ultralong prepare --source code='/data/*.jsonl' --tokenizer Llama-3.1-8B-Instruct --output rows
---seq-length 1048576`` writes ``train`` and ``valid`` (``.bin`` and ``.idx``), ``tokenizer/`` and
-``manifest.json``. Equal input, options and versions give equal bytes.
+--seq-length 1048576`` writes ``train`` and ``valid`` (``.bin`` and ``.idx``, with the boundaries of
+the documents beside them), ``tokenizer/`` and ``manifest.json``. Equal input, options and versions
+give equal bytes, with any number of workers, and after any number of interruptions.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import sys
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tyro
 
 import megatron_ultralong
 from megatron_ultralong.data import manifest as manifests
-from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
-from megatron_ultralong.data.manifest import BinSummary, Manifest, SplitSummary
-from megatron_ultralong.data.packing import RowPacker, without_repeats_in_a_row
-from megatron_ultralong.data.reading import ReadOptions, parse_source
-from megatron_ultralong.data.sampling import (
-    LengthSampling,
-    document_weights,
-    mixed_order,
-    num_copies,
-)
-from megatron_ultralong.data.store import DocumentStore, tokenise_sources
+from megatron_ultralong.data.counts import bin_summaries, length_counts
+from megatron_ultralong.data.engines import choose_tokenizer, open_reference, require_fallback
+from megatron_ultralong.data.fast_tokenizer import FastPathError, fast_version
+from megatron_ultralong.data.indexed import token_dtype
+from megatron_ultralong.data.inspection import inspect_rows
+from megatron_ultralong.data.manifest import Manifest, SplitSummary, load_manifest
+from megatron_ultralong.data.packing import RowPlan, plan_rows
+from megatron_ultralong.data.prepare_config import PrepareConfig
+from megatron_ultralong.data.reading import Source, parse_source
+from megatron_ultralong.data.row_writer import RowWriter
+from megatron_ultralong.data.sampling import document_weights, mixed_order, num_copies
+from megatron_ultralong.data.shards import Shard, plan_shards
+from megatron_ultralong.data.splits import split_of
+from megatron_ultralong.data.store import DocumentStore, merge_shards
 from megatron_ultralong.data.summary import print_summary
-from megatron_ultralong.data.tokenising import (
-    HuggingFaceTokenizer,
-    copy_tokenizer,
-    separator_ids,
-)
-from megatron_ultralong.documents import document_split
+from megatron_ultralong.data.tokenising import DocumentTokenizer, copy_tokenizer, separator_ids
+from megatron_ultralong.data.work_folder import WorkFolder, work_folder
+from megatron_ultralong.data.workers import ShardJob, WorkerLostError, tokenise_shards
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.progress import ProgressBar, progress
+from megatron_ultralong.progress import progress
 
-Int64Array = npt.NDArray[np.int64]
+__all__ = ["PrepareConfig", "prepare"]
+
 Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
-    """Documents to packed rows of exactly seq_length tokens, in Megatron's format."""
+class _Tokenised:
+    """Finished shards and the tokenizer that made them."""
 
-    source: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=PATH")
-    ]
-    """Documents: a file, a folder or a quoted glob pattern, under a name. JSONL, parquet, any other
-    file as one document; .gz and .zst too. Repeatable."""
-
-    tokenizer: Path
-    """Folder with a tokenizer.json, or that file."""
-
-    output: Path
-    """Folder to write; it must not exist, or be empty."""
-
-    seq_length: int
-    """Tokens of a row."""
-
-    separator: str = "<s>"
-    """Text between documents, encoded alone; eos: the tokenizer's own; none: nothing."""
-
-    valid_fraction: float = 0.05
-    """Expected share of the documents held out in valid, each at most once; 0: no valid."""
-
-    seed: int = 1234
-    """Seed of the split, the sample and the order, each a hash of the document."""
-
-    max_tokens: int | None = None
-    """Expected tokens of the sample at most; every source keeps its share."""
-
-    sampling: Annotated[LengthSampling, tyro.conf.arg(name="")] = field(
-        default_factory=LengthSampling
-    )
-    """Weights by length."""
-
-    reading: Annotated[ReadOptions, tyro.conf.arg(name="")] = field(default_factory=ReadOptions)
-    """How the files are read."""
-
-    def __post_init__(self) -> None:
-        if self.seq_length < 2:
-            raise InputError(f"seq_length ({self.seq_length}) must be at least 2: a token, a label")
-        if not 0 <= self.valid_fraction < 1:
-            raise InputError(
-                f"valid_fraction ({self.valid_fraction}) must be at least 0 and under 1: the rest "
-                "is the training split"
-            )
-        if self.max_tokens is not None and self.max_tokens < self.seq_length:
-            raise InputError(
-                f"max_tokens ({self.max_tokens}) must be at least seq_length ({self.seq_length}), "
-                "one row; raise the first or shorten the second"
-            )
+    store: DocumentStore
+    tokenizer: DocumentTokenizer
+    reason: str
+    separator: list[int]
 
 
 def prepare(config: PrepareConfig) -> Manifest:
     """Prepare the rows, print a summary table, and return the manifest that was written.
 
+    A run that was killed goes on from its finished shards when the same command is given again.
+
     Raises:
         InputError: for documents that cannot be read, a source without text, a split of less than
-            one row, an output folder that is not empty, a full disk. Nothing is left behind.
+            one row, an output folder that is not empty or that another run writes, a full disk.
+            Nothing is left behind.
     """
-    sources = [parse_source(argument) for argument in config.source]
+    if config.inspect and (config.output / manifests.FILE_NAME).is_file():
+        manifest = load_manifest(config.output)
+        inspect_rows(config.output, manifest, open_reference(_own_tokenizer(config.output)))
+        return manifest
+    sources = tuple(parse_source(argument) for argument in config.source)
     if not sources:
         raise InputError("no --source: give at least one NAME=PATH")
-    tokenizer = HuggingFaceTokenizer(config.tokenizer)
-    separator = separator_ids(tokenizer, config.separator)
-    with _folder_written_aside(config.output) as folder:
-        store_prefix = folder / "documents"
-        store = tokenise_sources(sources, config.reading, tokenizer, separator, store_prefix)
-        weights = document_weights(
-            store.lengths, store.sources, store.source_names, config.sampling, config.max_tokens
-        )
-        orders = _split_orders(config, store, weights, len(separator))
-        packed = np.concatenate([order for order, _ in orders.values()])
-        splits: dict[str, SplitSummary] = {}
-        num_tokens = int(store.lengths[packed].sum()) + packed.size * len(separator)
-        with progress("Packing", num_tokens / 1e6, "Mtokens") as bar:
-            for split, (order, dropped) in orders.items():
-                rows = RowPacker(store.documents(order), separator, config.seq_length)
-                splits[split] = _write_split(
-                    folder / split, rows, tokenizer.vocab_size, order.size, dropped, bar
-                )
-        copy_tokenizer(tokenizer, folder / manifests.TOKENIZER_FOLDER)
-        manifest = Manifest(
-            format_version=manifests.FORMAT_VERSION,
-            seq_length=config.seq_length,
-            separator=config.separator,
-            separator_ids=separator,
-            tokenizer_sha256=tokenizer.sha256,
-            vocab_size=tokenizer.vocab_size,
-            seed=config.seed,
-            valid_fraction=config.valid_fraction,
-            max_tokens=config.max_tokens,
-            length_sampling=asdict(config.sampling),
-            num_documents_with_separator=store.num_with_separator,
-            inputs=store.inputs,
-            bins=_bin_summaries(store, config.sampling, weights, packed),
-            splits=splits,
-            versions=_versions(),
-        )
-        manifest.save(folder)
-        for suffix in ("bin", "idx"):
-            Path(f"{store_prefix}.{suffix}").unlink()
+    with work_folder(config.output) as work:
+        tokenised = _tokenise(config, sources, work)
+        folder = work.new_folder("rows")
+        manifest = _write_rows(config, tokenised, folder)
+        # an empty folder may stand there: it is replaced
+        os.replace(folder, config.output)
     print_summary(manifest, config.output)
+    if config.inspect:
+        inspect_rows(config.output, manifest, tokenised.tokenizer)
     return manifest
 
 
-def _split_orders(
-    config: PrepareConfig, store: DocumentStore, weights: Float64Array, num_separator_ids: int
-) -> dict[str, tuple[Int64Array, int]]:
-    """Documents of every split (by index, in the order of packing) and the repeats dropped."""
-    in_valid = np.asarray(
-        [document_split(i, config.valid_fraction, config.seed) == "valid" for i in store.ids]
+def _own_tokenizer(output: Path) -> Path:
+    return output / manifests.TOKENIZER_FOLDER
+
+
+def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFolder) -> _Tokenised:
+    """Every document of the sources, by the fast engine or, where it fails, by the reference."""
+    tokenizer, reason = choose_tokenizer(config.tokenizer, config.tokenizer_engine)
+    separator = separator_ids(tokenizer, config.separator)
+    shards = plan_shards(sources, config.reading)
+    key = _key(config, sources, shards, tokenizer, separator)
+    if work.resume(key) and any(work.path.glob("shards-*/shard-*")):
+        _say(f"going on from the shards in {work.path}")
+    try:
+        _tokenise_with(config, sources, shards, tokenizer, separator, work)
+    except FastPathError as error:
+        require_fallback(config.tokenizer_engine, error)
+        reason = str(error)
+        tokenizer = open_reference(config.tokenizer)
+        _tokenise_with(config, sources, shards, tokenizer, separator, work)
+    except WorkerLostError:
+        work.keep = True
+        raise
+    if reason:
+        _say(f"documents were tokenised by {tokenizer.engine}: {reason}")
+    folder = _shard_folder(work, tokenizer)
+    store = merge_shards(shards, sources, folder, token_dtype(tokenizer.vocab_size))
+    return _Tokenised(store, tokenizer, reason, separator)
+
+
+def _shard_folder(work: WorkFolder, tokenizer: DocumentTokenizer) -> Path:
+    """Shards of two engines are never mixed."""
+    return work.path / f"shards-{tokenizer.engine}"
+
+
+def _tokenise_with(
+    config: PrepareConfig,
+    sources: tuple[Source, ...],
+    shards: list[Shard],
+    tokenizer: DocumentTokenizer,
+    separator: list[int],
+    work: WorkFolder,
+) -> None:
+    folder = _shard_folder(work, tokenizer)
+    folder.mkdir(exist_ok=True)
+    job = ShardJob(
+        sources=sources,
+        options=config.reading,
+        tokenizer_path=config.tokenizer,
+        engine="gigatoken" if tokenizer.engine == "gigatoken" else "reference",
+        separator_ids=tuple(separator),
+        folder=folder,
+    )
+    megabytes = sum(shard.num_bytes for shard in shards) / 1e6
+    with progress("Tokenising", megabytes, "MB") as bar:
+        tokenise_shards(
+            shards, job, tokenizer, config.workers, lambda count: bar.advance(count / 1e6)
+        )
+
+
+def _key(
+    config: PrepareConfig,
+    sources: tuple[Source, ...],
+    shards: list[Shard],
+    tokenizer: DocumentTokenizer,
+    separator: list[int],
+) -> dict[str, Any]:
+    """All that the shards depend on: what has changed makes a run begin anew."""
+    files = {str(part.path): part.path.stat() for shard in shards for part in shard.parts}
+    return {
+        "sources": [[source.name, source.pattern] for source in sources],
+        "reading": asdict(config.reading),
+        "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in files.items()],
+        "shards": [[len(s.parts), s.parts[0].start, s.num_bytes] for s in shards],
+        "tokenizer": tokenizer.sha256,
+        "engine": [config.tokenizer_engine, tokenizer.engine],
+        "separator": separator,
+        "versions": _versions(tokenizer),
+    }
+
+
+def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> Manifest:
+    """Everything that the output holds, into ``folder``."""
+    store, tokenizer, separator = tokenised.store, tokenised.tokenizer, tokenised.separator
+    weights = document_weights(
+        store.lengths, store.sources, store.source_names, config.sampling, config.max_tokens
+    )
+    plans = _plans(config, store, weights, len(separator))
+    num_rows = sum(len(plan.rows) for plan in plans.values())
+    writer = RowWriter(store, separator, config.seq_length, tokenizer.vocab_size)
+    splits: dict[str, SplitSummary] = {}
+    with progress("Packing", num_rows * config.seq_length / 1e6, "Mtokens") as bar:
+        for split, plan in plans.items():
+            splits[split] = writer.write(folder / split, plan, bar)
+    copy_tokenizer(tokenizer, _own_tokenizer(folder))
+    packed = np.concatenate([np.asarray(plan.kept, dtype=np.int64) for plan in plans.values()])
+    manifest = Manifest(
+        format_version=manifests.FORMAT_VERSION,
+        seq_length=config.seq_length,
+        separator=config.separator,
+        separator_ids=separator,
+        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_engine=tokenizer.engine,
+        tokenizer_engine_reason=tokenised.reason,
+        vocab_size=tokenizer.vocab_size,
+        seed=config.seed,
+        valid_fraction=config.valid_fraction,
+        test_fraction=config.test_fraction,
+        packing=config.packing,
+        max_tokens=config.max_tokens,
+        length_sampling=asdict(config.sampling),
+        num_documents_with_separator=store.num_with_separator,
+        inputs=store.inputs,
+        bins=bin_summaries(store, config.sampling, weights, packed),
+        lengths=length_counts(store, packed),
+        splits=splits,
+        versions=_versions(tokenizer),
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def _plans(
+    config: PrepareConfig, store: DocumentStore, weights: Float64Array, separator_width: int
+) -> dict[str, RowPlan]:
+    """Rows of every split."""
+    fractions = {"train": 1.0, "valid": config.valid_fraction, "test": config.test_fraction}
+    split = np.asarray(
+        [split_of(i, fractions["valid"], fractions["test"], config.seed) for i in store.ids]
     )
     # a held-out document tells nothing more the second time
-    copies = num_copies(np.where(in_valid, np.minimum(weights, 1), weights), store.ids, config.seed)
-    lengths = store.lengths + num_separator_ids
-    members = {"train": ~in_valid, "valid": in_valid}
-    if config.valid_fraction == 0:
-        del members["valid"]
-    orders: dict[str, tuple[Int64Array, int]] = {}
-    for split, chosen in members.items():
-        mixed = mixed_order(np.where(chosen, copies, 0), store.ids, config.seed)
-        order = without_repeats_in_a_row(mixed, lengths, config.seq_length)
-        _require_one_row(config, split, int(lengths[order].sum()))
-        orders[split] = order, mixed.size - order.size
-    return orders
+    weights = np.where(split == "train", weights, np.minimum(weights, 1))
+    copies = num_copies(weights, store.ids, config.seed)
+    lengths = store.lengths + separator_width
+    plans: dict[str, RowPlan] = {}
+    for name, fraction in fractions.items():
+        if fraction:
+            order = mixed_order(np.where(split == name, copies, 0), store.ids, config.seed)
+            plan = plan_rows(order, lengths, separator_width, config.seq_length, config.packing)
+            _require_one_row(config, name, plan, int(lengths[plan.kept].sum()) if plan.kept else 0)
+            plans[name] = plan
+    return plans
 
 
-def _write_split(
-    prefix: Path,
-    rows: RowPacker,
-    vocab_size: int,
-    num_documents: int,
-    num_repeats_dropped: int,
-    bar: ProgressBar,
-) -> SplitSummary:
-    """Pack one split."""
-    with IndexedWriter(prefix, token_dtype(vocab_size)) as writer:
-        for row in rows:
-            writer.add(row)
-            bar.advance(row.size / 1e6)
-    bar.advance(rows.num_dropped_tokens / 1e6)
-    return SplitSummary(
-        num_documents=num_documents,
-        num_repeats_dropped=num_repeats_dropped,
-        num_rows=rows.num_rows,
-        num_tokens=rows.num_rows * rows.seq_length,
-        num_dropped_tokens=rows.num_dropped_tokens,
-    )
-
-
-def _require_one_row(config: PrepareConfig, split: str, num_tokens: int) -> None:
-    if num_tokens < config.seq_length:
-        fraction = f"--valid-fraction ({config.valid_fraction})"
+def _require_one_row(config: PrepareConfig, split: str, plan: RowPlan, num_tokens: int) -> None:
+    if not plan.rows:
+        held_out = "valid" if split == "train" else split
+        fraction = f"--{held_out}-fraction ({getattr(config, f'{held_out}_fraction')})"
         way_out = f"lower {fraction}" if split == "train" else f"raise {fraction}, set it to 0"
         raise InputError(
             f"split {split!r} has {num_tokens} tokens after sampling, under one row of seq_length "
@@ -212,67 +242,17 @@ def _require_one_row(config: PrepareConfig, split: str, num_tokens: int) -> None
         )
 
 
-def _bin_summaries(
-    store: DocumentStore, sampling: LengthSampling, weights: Float64Array, order: Int64Array
-) -> list[BinSummary]:
-    """Counts by source and length bin, before and after sampling."""
-    lengths = store.lengths
-    names = sampling.bin_names()
-    cells = store.sources * len(names) + sampling.bins(lengths)
-    num_cells = len(store.source_names) * len(names)
-    count = np.bincount(cells, minlength=num_cells)
-    tokens = np.bincount(cells, lengths, num_cells)
-    sampled = np.bincount(cells[order], minlength=num_cells)
-    sampled_tokens = np.bincount(cells[order], lengths[order], num_cells)
-    weight = np.zeros(num_cells)
-    weight[cells] = weights  # one value in each cell
-    return [
-        BinSummary(
-            source=store.source_names[cell // len(names)],
-            length_bin=names[cell % len(names)],
-            weight=float(weight[cell]),
-            num_documents=int(count[cell]),
-            num_tokens=int(tokens[cell]),
-            num_documents_sampled=int(sampled[cell]),
-            num_tokens_sampled=int(sampled_tokens[cell]),
-        )
-        for cell in range(num_cells)
-    ]
-
-
-def _versions() -> dict[str, str]:
+def _versions(tokenizer: DocumentTokenizer) -> dict[str, str]:
+    engines = {"tokenizers": version("tokenizers"), "gigatoken": fast_version()}
+    if tokenizer.engine not in engines:
+        engines[tokenizer.engine] = version(tokenizer.engine)
     return {
         "megatron_ultralong": megatron_ultralong.__version__,
         "python": platform.python_version(),
-        **{package: version(package) for package in ("numpy", "pyarrow", "tokenizers")},
+        **{package: version(package) for package in ("numpy", "pyarrow")},
+        **engines,
     }
 
 
-@contextlib.contextmanager
-def _folder_written_aside(output: Path) -> Iterator[Path]:
-    """A new folder beside ``output`` that takes its name when the block ends without error."""
-    _require_empty(output)
-    output = output.absolute()
-    aside = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir()
-        yield aside
-        _require_empty(output)  # another run may have finished meanwhile
-        os.replace(aside, output)
-    except OSError as error:
-        # of the files that are read, all errors are InputError already
-        raise InputError(
-            f"cannot write {output} ({error.strerror}: {error.filename}); make room on the disk, "
-            "or give another --output"
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _require_empty(output: Path) -> None:
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        what = f"has {len(list(output.iterdir()))} entries" if output.is_dir() else "is a file"
-        raise InputError(
-            f"--output {output} {what}: nothing is overwritten; give a new folder or empty this one"
-        )
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -14,6 +14,7 @@ import tyro
 from megatron_ultralong.data.formats import (
     FileFormat,
     Record,
+    absolute_place,
     file_size,
     read_records,
     uncompressed_name,
@@ -120,21 +121,50 @@ def _ends_with(path: Path, suffixes: tuple[str, ...]) -> bool:
     return path.name.endswith(suffixes) or uncompressed_name(path).endswith(suffixes)
 
 
+@dataclass(frozen=True)
+class FilePart:
+    """A file, or bytes ``[start, stop)`` of a plain JSONL file."""
+
+    path: Path
+    """The file."""
+
+    size: int
+    """Bytes of the part."""
+
+    start: int = 0
+    """First byte."""
+
+    stop: int | None = None
+    """The byte after the last; None: the end of the file."""
+
+
+def whole_files(source: Source, options: ReadOptions) -> list[FilePart]:
+    """All files of a source."""
+    return [FilePart(path, file_size(path)) for path in source_files(source, options.suffixes)]
+
+
 class DocumentReader:
     """The documents of one source, in the order of its files; iterate once.
 
     Empty texts are dropped and counted, and so are bad records under ``skip_bad``.
 
+    Args:
+        source: the source; all its files are read.
+        options: how.
+        parts: only these parts of it.
+
     Raises:
         InputError: at a bad record (file, line and reason), or where no document has any text.
     """
 
-    def __init__(self, source: Source, options: ReadOptions) -> None:
+    def __init__(
+        self, source: Source, options: ReadOptions, parts: Sequence[FilePart] | None = None
+    ) -> None:
         self.source = source
         self.options = options
-        self.files = source_files(source, options.suffixes)
-        self.sizes = [file_size(path) for path in self.files]
-        self.num_bytes = sum(self.sizes)
+        self.parts = whole_files(source, options) if parts is None else parts
+        self.is_whole = parts is None
+        self.num_bytes = sum(part.size for part in self.parts)
         self.bytes_read = 0
         self.num_documents = self.num_empty = self.num_bad = 0
 
@@ -143,21 +173,19 @@ class DocumentReader:
         keys = [options.text_key] + ([options.source_key] if options.source_key else [])
         columns = tuple(dict.fromkeys(k for key in keys for k in (key, key.partition(".")[0])))
         before = 0
-        for path, size in zip(self.files, self.sizes, strict=True):
-            for record in read_records(path, columns, options.file_format):
-                self.bytes_read = before + min(record.position, size)
+        for part in self.parts:
+            records = read_records(part.path, columns, options.file_format, part.start, part.stop)
+            for record in records:
+                self.bytes_read = before + min(record.position - part.start, part.size)
                 document = self._document(record)
                 if document is not None:
                     self.num_documents += 1
                     yield document
-            before += size
+            before += part.size
             self.bytes_read = before
-        if self.num_documents == 0:
-            raise InputError(
-                f"source {self.source.name!r} has no text: {self.source.pattern} "
-                f"({len(self.files)} files, {self.num_empty} empty documents, {self.num_bad} bad "
-                "ones skipped); leave this --source out or check its path and --text-key"
-            )
+        if self.is_whole:
+            num_files, empty, bad = len(self.parts), self.num_empty, self.num_bad
+            require_text(self.source, self.num_documents, num_files, empty, bad)
 
     def _document(self, record: Record) -> Document | None:
         """The document of a record; None for one that is counted and skipped."""
@@ -168,8 +196,8 @@ class DocumentReader:
         error = record.error or self._what_is_wrong(record, text, name)
         if error and not self.options.skip_bad:
             raise InputError(
-                f"source {self.source.name!r}: {record.place}: {error}; mend it, or skip and "
-                "count such documents with --skip-bad"
+                f"source {self.source.name!r}: {absolute_place(record)}: {error}; mend it, or "
+                "skip and count such documents with --skip-bad"
             )
         if error:
             self.num_bad += 1
@@ -191,6 +219,18 @@ class DocumentReader:
         except UnicodeEncodeError as error:
             return f"a lone surrogate at character {error.start}, which no UTF-8 text can hold"
         return ""
+
+
+def require_text(
+    source: Source, num_documents: int, num_files: int, num_empty: int, num_bad: int
+) -> None:
+    """Refuse a source in which no document has any text."""
+    if num_documents == 0:
+        raise InputError(
+            f"source {source.name!r} has no text: {source.pattern} ({num_files} files, {num_empty} "
+            f"empty documents, {num_bad} bad ones skipped); leave this --source out or check its "
+            "path and --text-key"
+        )
 
 
 def _value(fields: Mapping[str, Any], key: str) -> Any:

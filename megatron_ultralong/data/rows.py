@@ -14,6 +14,11 @@ from megatron_ultralong.errors import InputError
 Int64Array = npt.NDArray[np.int64]
 
 
+def boundaries_prefix(path_prefix: str | Path) -> Path:
+    """Where the boundaries of the documents stand: ``out/train -> out/train.boundaries``."""
+    return Path(f"{path_prefix}.boundaries")
+
+
 class PackedRows:
     """Rows of equal length: ``PackedRows("out/train")[i] -> tokens``, int64, shape [S].
 
@@ -31,6 +36,16 @@ class PackedRows:
                 "this is no output of `prepare`; prepare the documents first"
             )
         self.seq_length = int(lengths[0])
+        self.path_prefix = path_prefix
+        self._boundaries: IndexedReader | None = None
+        beside = boundaries_prefix(path_prefix)
+        if Path(f"{beside}.idx").exists():
+            self._boundaries = IndexedReader(beside)
+            if len(self._boundaries) != len(self):
+                raise InputError(
+                    f"{beside}.idx is of {len(self._boundaries)} rows, where {path_prefix}.idx has "
+                    f"{len(self)}: files of two runs; copy all of one again or prepare anew"
+                )
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -44,6 +59,40 @@ class PackedRows:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         return self._sequences.read(row, start, stop).astype(np.int64)
+
+    @property
+    def has_boundaries(self) -> bool:
+        """Whether the boundaries of the documents stand beside the rows."""
+        return self._boundaries is not None
+
+    def boundaries(self, row: int) -> npt.NDArray[np.int32]:
+        """``cu_seqlens`` of the documents of a row, int32 [num_documents + 1], without a search.
+
+        See :func:`~megatron_ultralong.data.packing.row_boundaries`. Padding is the last document.
+
+        Raises:
+            InputError: where they were not kept.
+        """
+        return self._boundary_record(row)[1:]
+
+    def num_real_tokens(self, row: int) -> int:
+        """Tokens of a row before its padding: ``seq_length`` but for ``--packing whole``.
+
+        Raises:
+            InputError: where it was not kept.
+        """
+        return int(self._boundary_record(row)[0])
+
+    def _boundary_record(self, row: int) -> npt.NDArray[np.int32]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        if self._boundaries is None:
+            raise InputError(
+                f"{boundaries_prefix(self.path_prefix)}.idx is not there: these rows came without "
+                "the boundaries of their documents; copy that file and its .bin too, or find them "
+                "by the separator (documents.document_boundaries)"
+            )
+        return self._boundaries[row].astype(np.int32)
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,156 +2,193 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.indexed import IndexedReader, IndexedWriter, token_dtype
 from megatron_ultralong.data.manifest import InputSummary
-from megatron_ultralong.data.reading import Document, DocumentReader, ReadOptions, Source
-from megatron_ultralong.data.tokenising import DocumentTokenizer
-from megatron_ultralong.documents import document_boundaries
-from megatron_ultralong.progress import ProgressBar, progress
+from megatron_ultralong.data.reading import Source, require_text
+from megatron_ultralong.data.shards import Shard
 
-BATCH_CHARACTERS = 1 << 20
-"""Text tokenised at a time: the library takes up to a hundred bytes a character while it works."""
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class DocumentStore:
-    """Distinct documents with their tokens."""
+    """Distinct documents; their tokens stay in the files of their shards."""
+
+    folder: Path
+    """Where the shards lie."""
+
+    shard_names: list[str]
+    """Their folders."""
+
+    dtype: np.dtype[np.integer]
+    """Of a token on disk."""
 
     ids: list[str]
     """Identity of every document."""
 
-    sources: npt.NDArray[np.int64]
+    sources: Int64Array
     """Index of its source, shape [num_documents]."""
 
     source_names: list[str]
     """Names of the sources, in the order in which they were met."""
 
-    tokens: IndexedReader
-    """Its tokens, on disk."""
+    lengths: Int64Array
+    """Tokens of every document, shape [num_documents]."""
+
+    shards: Int64Array
+    """Index of its shard, shape [num_documents]."""
+
+    offsets: Int64Array
+    """Its first token there, shape [num_documents]."""
 
     inputs: list[InputSummary]
     """What was found where."""
 
     num_with_separator: int
-    """Documents with the separator among their own tokens, where it will read as a boundary."""
+    """Documents with the separator among their own tokens, where it reads as a boundary."""
 
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of every document, shape [num_documents]."""
-        return self.tokens.lengths.astype(np.int64)
+    def read(self, document: int, start: int, stop: int) -> npt.NDArray[np.integer]:
+        """Tokens ``[start, stop)`` of a document.
 
-    def documents(self, order: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int32]]:
-        """Tokens of the documents with these indices, one after the other."""
-        return (self.tokens[index].astype(np.int32) for index in order.tolist())
+        Read, not mapped: pages of a map that was walked through count as this process's memory.
+        """
+        file = _open(self.folder / self.shard_names[int(self.shards[document])] / "tokens.bin")
+        size = self.dtype.itemsize
+        data = os.pread(file, (stop - start) * size, (int(self.offsets[document]) + start) * size)
+        assert len(data) == (stop - start) * size, (document, start, stop)
+        return np.frombuffer(data, dtype=self.dtype)
 
 
-def tokenise_sources(
+class _Opened:
+    """A file descriptor that is closed when it is forgotten."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+@functools.lru_cache(maxsize=256)  # shards may be more than the files that a process may open
+def _opened(path: Path) -> _Opened:
+    return _Opened(path)
+
+
+def _open(path: Path) -> int:
+    return _opened(path).number
+
+
+def merge_shards(
+    shards: Sequence[Shard],
     sources: Sequence[Source],
-    options: ReadOptions,
-    tokenizer: DocumentTokenizer,
-    separator_ids: Sequence[int],
-    prefix: Path,
+    folder: Path,
+    dtype: np.dtype[np.integer],
 ) -> DocumentStore:
-    """Read and tokenise all sources; the tokens go to ``PREFIX.bin`` and ``PREFIX.idx``.
+    """The documents of finished shards, in the order of reading, the first of equal ones alone.
 
     Raises:
-        InputError: for a source without text and for documents that cannot be read.
+        InputError: for a source without text.
     """
-    readers = [DocumentReader(source, options) for source in sources]
-    megabytes = sum(reader.num_bytes for reader in readers) / 1e6
-    with (
-        IndexedWriter(prefix, token_dtype(tokenizer.vocab_size)) as writer,
-        progress("Tokenising", megabytes, "MB") as bar,
-    ):
-        builder = _StoreBuilder(tokenizer, separator_ids, writer)
-        inputs = [builder.add_input(reader, bar) for reader in readers]
+    merge = _Merge(folder)
+    inputs = []
+    for index, source in enumerate(sources):
+        own = [shard for shard in shards if shard.input == index]
+        inputs.append(merge.add_input(source, own))
+    columns = [np.concatenate(column) for column in zip(*merge.columns, strict=True)]
+    lengths, offsets, numbers, shard_numbers = columns
+    _opened.cache_clear()  # an earlier run in this process may have had files of these names
     return DocumentStore(
-        ids=builder.ids,
-        sources=np.asarray(builder.sources, dtype=np.int64),
-        source_names=list(builder.source_numbers),
-        tokens=IndexedReader(prefix),
+        folder=folder,
+        shard_names=merge.shard_names,
+        dtype=dtype,
+        ids=merge.ids,
+        sources=numbers,
+        source_names=list(merge.source_numbers),
+        lengths=lengths,
+        shards=shard_numbers,
+        offsets=offsets,
         inputs=inputs,
-        num_with_separator=builder.num_with_separator,
+        num_with_separator=merge.num_with_separator,
     )
 
 
-class _StoreBuilder:
-    """Collects the documents of one input after the other."""
+class _Merge:
+    """Collects the tables of the shards, one after the other."""
 
-    def __init__(
-        self, tokenizer: DocumentTokenizer, separator_ids: Sequence[int], writer: IndexedWriter
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.separator_ids = separator_ids
-        self.writer = writer
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.seen: set[str] = set()
         self.ids: list[str] = []
-        self.sources: list[int] = []
+        self.columns: list[tuple[Int64Array, Int64Array, Int64Array, Int64Array]] = []
+        self.shard_names: list[str] = []
         self.source_numbers: dict[str, int] = {}
         self.num_with_separator = 0
-        self._num_duplicates = 0
-        self._hash = hashlib.sha256()
 
-    def add_input(self, reader: DocumentReader, bar: ProgressBar) -> InputSummary:
-        """Tokenise the documents of one input."""
-        self._num_duplicates, self._hash = 0, hashlib.sha256()
-        num_without_tokens = bytes_done = 0
-        for batch in _batches(self._distinct(reader)):
-            arrays = self.tokenizer.encode_documents([document.text for document in batch])
-            for document, tokens in zip(batch, arrays, strict=True):
-                if tokens.size:
-                    self._add(document, tokens)
-                else:
-                    num_without_tokens += 1
-            bar.advance((reader.bytes_read - bytes_done) / 1e6)
-            bytes_done = reader.bytes_read
-        bar.advance((reader.num_bytes - bytes_done) / 1e6)
+    def add_input(self, source: Source, shards: Sequence[Shard]) -> InputSummary:
+        """The shards of one ``--source``."""
+        digest = hashlib.sha256()
+        num_documents = num_duplicates = num_empty = num_bad = 0
+        for shard in shards:
+            table = np.load(self.folder / shard.name / "table.npy")
+            counts = json.loads((self.folder / shard.name / "counts.json").read_text())
+            digest.update(np.ascontiguousarray(table["id"]).tobytes())
+            is_new = self._is_first(table["id"].tobytes().hex())
+            num_documents += table.size
+            num_duplicates += table.size - int(is_new.sum())
+            num_empty += counts["num_empty"] + int((is_new & (table["num_tokens"] == 0)).sum())
+            num_bad += counts["num_bad"]
+            self._add(shard, table, is_new & (table["num_tokens"] > 0), counts["sources"])
+        paths = {part.path for shard in shards for part in shard.parts}
+        require_text(source, num_documents, len(paths), num_empty, num_bad)
         return InputSummary(
-            name=reader.source.name,
-            path=reader.source.pattern,
-            num_files=len(reader.files),
-            num_bytes=reader.num_bytes,
-            num_documents=reader.num_documents,
-            num_duplicates=self._num_duplicates,
-            num_empty=reader.num_empty + num_without_tokens,
-            num_bad=reader.num_bad,
-            ids_sha256=self._hash.hexdigest(),
+            name=source.name,
+            path=source.pattern,
+            num_files=len(paths),
+            num_bytes=sum(shard.num_bytes for shard in shards),
+            num_documents=num_documents,
+            num_duplicates=num_duplicates,
+            num_empty=num_empty,
+            num_bad=num_bad,
+            ids_sha256=digest.hexdigest(),
         )
 
-    def _distinct(self, documents: Iterable[Document]) -> Iterator[Document]:
-        for document in documents:
-            self._hash.update(bytes.fromhex(document.id))
-            if document.id in self.seen:
-                self._num_duplicates += 1
-                continue
-            self.seen.add(document.id)
-            yield document
+    def _is_first(self, hexadecimal: str) -> npt.NDArray[np.bool_]:
+        """Whether no document before was equal, for each of a shard's."""
+        first = []
+        for start in range(0, len(hexadecimal), 32):
+            identity = hexadecimal[start : start + 32]
+            first.append(identity not in self.seen)
+            self.seen.add(identity)
+        return np.asarray(first, dtype=bool)
 
-    def _add(self, document: Document, tokens: npt.NDArray[np.int32]) -> None:
-        self.writer.add(tokens)
-        self.ids.append(document.id)
-        number = self.source_numbers.setdefault(document.source, len(self.source_numbers))
-        self.sources.append(number)
-        self.num_with_separator += document_boundaries(tokens, self.separator_ids).size > 2
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Consecutive documents of about :data:`BATCH_CHARACTERS` in all; a longer one stands alone."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        if batch and size + len(document.text) > BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += len(document.text)
-    if batch:
-        yield batch
+    def _add(
+        self,
+        shard: Shard,
+        table: npt.NDArray[np.void],
+        chosen: npt.NDArray[np.bool_],
+        names: Sequence[str],
+    ) -> None:
+        lengths = np.maximum(table["num_tokens"], 0)
+        offsets = np.cumsum(lengths) - lengths
+        kept = table[chosen]
+        self.ids += [identity.tobytes().hex() for identity in kept["id"]]
+        # names count from the documents that are kept, in their order: as if read one by one
+        for number in kept["source"].tolist():
+            self.source_numbers.setdefault(names[number], len(self.source_numbers))
+        numbers = [self.source_numbers[names[number]] for number in kept["source"].tolist()]
+        where = np.full(kept.size, len(self.shard_names), dtype=np.int64)
+        self.columns.append(
+            (lengths[chosen], offsets[chosen], np.asarray(numbers, dtype=np.int64), where)
+        )
+        self.shard_names.append(shard.name)
+        self.num_with_separator += int(kept["with_separator"].sum())

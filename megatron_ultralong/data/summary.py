@@ -23,6 +23,13 @@ def print_summary(manifest: Manifest, output: Path) -> None:
             f"the incomplete last row and {split.num_repeats_dropped:,} repeats dropped",
             highlight=False,
         )
+        if split.num_padding_tokens:
+            share = split.num_padding_tokens / max(split.num_tokens, 1)
+            console.print(
+                f"{name}: {split.num_padding_tokens:,} tokens ({share:.2%}) are padding: "
+                "predictions there must not count in the loss",
+                highlight=False,
+            )
     notes = {
         "equal to an earlier one": sum(i.num_duplicates for i in manifest.inputs),
         "empty": sum(i.num_empty for i in manifest.inputs),

@@ -27,20 +27,32 @@ TOKENIZER_FILES = (
 class DocumentTokenizer(Protocol):
     """What an engine offers; its ids must be those of the reference tokenizer."""
 
-    folder: Path
-    """Where its files lie."""
+    engine: str
+    """Package that finds the ids."""
+
+    file: Path
+    """The file that defines the ids."""
 
     sha256: str
-    """Hash of the file that defines its ids."""
+    """Its hash."""
 
     vocab_size: int
     """Largest id + 1, added tokens included."""
+
+    special_texts: list[str]
+    """Texts of the special tokens."""
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text: no BOS, no EOS, the text of a special token in ordinary ids."""
 
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text that stands alone; the text of a special token gives that token's id."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+
+    def eos_text(self) -> str:
+        """Text of the end-of-sequence token; InputError where none is named."""
 
 
 class HuggingFaceTokenizer:
@@ -52,6 +64,8 @@ class HuggingFaceTokenizer:
     Raises:
         InputError: where the file is missing or not a tokenizer.
     """
+
+    engine = "tokenizers"
 
     def __init__(self, path: Path) -> None:
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -66,14 +80,18 @@ class HuggingFaceTokenizer:
             raise InputError(f"{file} is not a tokenizer: {error}; is it cut short?") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self.file = file
         self.folder = file.parent
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self.special_texts = [token.content for token in added if token.special]
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text, see :class:`DocumentTokenizer`."""
         self._tokenizer.encode_special_tokens = True  # as text, says the library's flag
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        whole = [well_formed(text) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(whole, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_separator(self, text: str) -> list[int]:
@@ -81,20 +99,40 @@ class HuggingFaceTokenizer:
         self._tokenizer.encode_special_tokens = False
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def eos_text(self) -> str:
+        """The ``eos_token`` that the folder names."""
+        return eos_token(self.folder)
+
+
+def well_formed(text: str) -> str:
+    """The text as UTF-8 can hold it, by tiktoken's rule: a lone surrogate becomes U+FFFD.
+
+    The engines' libraries refuse such a text, each in its own way; the reader counts it as bad.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
 
 def separator_ids(tokenizer: DocumentTokenizer, separator: str) -> list[int]:
     """Ids between documents: of a text, of the tokenizer's EOS (``eos``), or none (``none``, "").
 
     Raises:
-        InputError: where the text has no ids, or the folder names no EOS.
+        InputError: where the text has no ids, or the tokenizer names no EOS.
     """
     if separator in ("", "none"):
         return []
-    text = eos_token(tokenizer.folder) if separator == "eos" else separator
+    text = tokenizer.eos_text() if separator == "eos" else separator
     ids = tokenizer.encode_separator(text)
     if not ids:
         raise InputError(
-            f"--separator {text!r} encodes to no token with {tokenizer.folder}; use another text, "
+            f"--separator {text!r} encodes to no token with {tokenizer.file}; use another text, "
             "or none for no separator"
         )
     return ids
@@ -121,6 +159,12 @@ def eos_token(folder: Path) -> str:
 def copy_tokenizer(tokenizer: DocumentTokenizer, folder: Path) -> None:
     """Copy the tokenizer's files into a new folder."""
     folder.mkdir()
-    for name in TOKENIZER_FILES:
-        if (tokenizer.folder / name).is_file():
-            shutil.copyfile(tokenizer.folder / name, folder / name)
+    shutil.copyfile(tokenizer.file, folder / canonical_name(tokenizer.file))
+    for name in TOKENIZER_FILES[1:]:
+        if (tokenizer.file.parent / name).is_file():
+            shutil.copyfile(tokenizer.file.parent / name, folder / name)
+
+
+def canonical_name(file: Path) -> str:
+    """Name under which a folder's reader looks for the file: ``my.model -> tokenizer.model``."""
+    return "tokenizer.json" if file.suffix == ".json" else "tokenizer.model"

@@ -15,7 +15,12 @@ def test_manifest_adds_up(config: PrepareConfig, manifest: Manifest) -> None:
     assert set(os.listdir(config.output)) == {
         "manifest.json",
         "tokenizer",
-        *(f"{split}.{suffix}" for split in ("train", "valid") for suffix in ("bin", "idx")),
+        *(
+            f"{split}{kind}.{suffix}"
+            for split in ("train", "valid")
+            for kind in ("", ".boundaries")
+            for suffix in ("bin", "idx")
+        ),
     }
     lines, files = manifest.inputs
     assert (lines.num_documents, lines.num_duplicates, lines.num_empty) == (31, 1, 0)
@@ -37,7 +42,12 @@ def test_manifest_adds_up(config: PrepareConfig, manifest: Manifest) -> None:
         "numpy",
         "pyarrow",
         "tokenizers",
+        "gigatoken",
     }
+    for columns in (manifest.bins, manifest.lengths):
+        for source in ("lines", "files"):
+            assert sum(c.num_documents for c in columns if c.source == source) == 30
+    assert sum(c.num_tokens for c in manifest.lengths) == sum(b.num_tokens for b in manifest.bins)
 
 
 def test_broken_manifests(config: PrepareConfig, manifest: Manifest, tmp_path: Path) -> None:
@@ -46,7 +56,7 @@ def test_broken_manifests(config: PrepareConfig, manifest: Manifest, tmp_path: P
     good = json.loads((config.output / "manifest.json").read_text())
     for text, message in (
         ("{", "is not JSON"),
-        ("[]", "has format_version None, where this program reads 1"),
+        ("[]", "has format_version None, where this program reads 2"),
         (json.dumps({**good, "format_version": 9}), "has format_version 9"),
         (json.dumps({k: v for k, v in good.items() if k != "seed"}), "lacks a field .*seed"),
         (json.dumps({k: v for k, v in good.items() if k != "bins"}), "lacks a field .*bins"),

@@ -12,7 +12,6 @@ import pytest
 import tyro
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data import prepare as module
 from megatron_ultralong.data.manifest import Manifest, load_manifest
 from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.reading import ReadOptions
@@ -182,7 +181,7 @@ def test_bad_input_leaves_nothing_behind(
     refuse(config, "'none' must be NAME=PATH", source=("none",))
     refuse(config, "no --source", source=())
     refuse(config, r"source 'x': no file", source=(f"x={tmp_path}/missing",))
-    refuse(config, r"has no tokenizer\.json", tokenizer=tmp_path)
+    refuse(config, r"has no tokenizer\.json or tokenizer\.model", tokenizer=tmp_path)
     refuse(config, r"seq_length \(1\) must be at least 2", seq_length=1)
     refuse(config, r"valid_fraction \(1.0\) must be", valid_fraction=1.0)
     refuse(config, r"max_tokens \(5\) must be at least seq_length \(512\)", max_tokens=5)
@@ -207,20 +206,9 @@ def test_an_output_that_is_not_empty_is_refused(config: PrepareConfig, tmp_path:
     assert prepare(dataclasses.replace(config, output=output)) == load_manifest(output)
 
 
-def test_an_interrupted_run_leaves_nothing(
-    config: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "copy_tokenizer", interrupt)  # the last step but one
-    with pytest.raises(KeyboardInterrupt):
-        prepare(dataclasses.replace(config, output=tmp_path / "rows"))
-    assert list(tmp_path.iterdir()) == []
-
-
 FLAGS = """
-    --source --tokenizer --output --seq-length --separator --valid-fraction --seed --max-tokens
+    --source --tokenizer --output --seq-length --separator --valid-fraction --test-fraction
+    --packing --seed --max-tokens --workers --tokenizer-engine --inspect --no-inspect
     --length-sampling --short-length --long-length --short-weight --long-weight
     --text-key --source-key --suffix --file-format --skip-bad --no-skip-bad
 """

@@ -61,7 +61,7 @@ def test_documents_carry_source_and_identity(tmp_path: Path) -> None:
     documents = list(reader)
     assert [d.source for d in documents] == ["web", "code", "web", "code", "mixed"]
     assert all(d.id == document_id(d.text) for d in documents)
-    assert reader.bytes_read == reader.num_bytes == sum(p.stat().st_size for p in reader.files)
+    assert reader.bytes_read == reader.num_bytes == sum(p.size for p in reader.parts)
 
 
 def test_files_of_folders_and_patterns(tmp_path: Path) -> None:

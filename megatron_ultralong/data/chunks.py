@@ -1,0 +1,49 @@
+"""The parts of a row that one context-parallel rank reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.rows import PackedRows
+from megatron_ultralong.errors import InputError
+
+Int64Array = npt.NDArray[np.int64]
+Chunk = tuple[int, int]
+
+
+def zigzag_chunks(seq_length: int, context_parallel_size: int, rank: int) -> list[Chunk]:
+    """Token ranges ``[start, stop)`` of a rank: one early and one late chunk of ``2 CP``.
+
+    ``(16, 2, 0) -> [(0, 4), (12, 16)]`` and ``(16, 2, 1) -> [(4, 8), (8, 12)]``.
+
+    Raises:
+        InputError: where the row does not divide.
+    """
+    count = 2 * context_parallel_size
+    if seq_length % count:
+        raise InputError(
+            f"seq_length ({seq_length}) must be divisible by 2 * context_parallel_size "
+            f"({context_parallel_size}): zigzag gives each rank one early and one late chunk; use "
+            f"a seq_length of {max(seq_length // count, 1) * count}"
+        )
+    assert 0 <= rank < context_parallel_size, (rank, context_parallel_size)
+    size = seq_length // count
+    return [(number * size, (number + 1) * size) for number in (rank, count - 1 - rank)]
+
+
+def read_chunks(rows: PackedRows, row: int, chunks: Sequence[Chunk]) -> tuple[Int64Array, ...]:
+    """Tokens and labels of the chunks of a row, each int64 [sum of the chunks' sizes].
+
+    Each chunk is read with the one token after it, its last label; nothing else of the row is
+    touched. The last label of a row is 0 and never counts
+    (:func:`~megatron_ultralong.documents.next_token_labels`).
+    """
+    tokens, labels = [], []
+    for start, stop in chunks:
+        read = rows.read(row, start, min(stop + 1, rows.seq_length))
+        tokens.append(read[: stop - start])
+        labels.append(np.append(read[1:], 0) if stop == rows.seq_length else read[1:])
+    return np.concatenate(tokens), np.concatenate(labels)

@@ -1,0 +1,98 @@
+"""Options of `ultralong prepare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from megatron_ultralong.data.engines import TokenizerEngine
+from megatron_ultralong.data.packing import Packing
+from megatron_ultralong.data.reading import ReadOptions
+from megatron_ultralong.data.sampling import LengthSampling
+from megatron_ultralong.errors import InputError
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Documents to packed rows of exactly seq_length tokens, in Megatron's format."""
+
+    source: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=PATH")
+    ]
+    """Documents: a file, a folder or a quoted glob pattern, under a name. JSONL, parquet, any other
+    file as one document; .gz and .zst too. Repeatable."""
+
+    tokenizer: Path
+    """Folder with a tokenizer.json or a tokenizer.model (Llama 3's, or sentencepiece), or that
+    file."""
+
+    output: Path
+    """Folder to write; it must not exist, or be empty."""
+
+    seq_length: int
+    """Tokens of a row."""
+
+    separator: str = "<s>"
+    """Text between documents, encoded alone; eos: the tokenizer's own; none: nothing."""
+
+    valid_fraction: float = 0.05
+    """Expected share of the documents held out in valid, each at most once; 0: no valid."""
+
+    test_fraction: float = 0.0
+    """The same in test; 0: no test."""
+
+    packing: Packing = "stream"
+    """stream: documents one after the other, cut where a row ends. row-start: the same, but those
+    of a row or more begin one. whole: none is cut unless longer than a row; rows are padded, and
+    the manifest states by how much."""
+
+    seed: int = 1234
+    """Seed of the split, the sample and the order, each a hash of the document."""
+
+    max_tokens: int | None = None
+    """Expected tokens of the sample at most; every source keeps its share."""
+
+    workers: int = 1
+    """Processes that read and tokenise; the output is the same with any number."""
+
+    tokenizer_engine: TokenizerEngine = "auto"
+    """auto: gigatoken where its ids equal the reference's, checked on a sample of every run, else
+    the reference, with a note. reference: tokenizers, tiktoken or sentencepiece."""
+
+    inspect: bool = False
+    """Show the rows: lengths before and after as a table and in OUTPUT/lengths.png, and one row
+    decoded. Of an output that is there already, without making it again."""
+
+    sampling: Annotated[LengthSampling, tyro.conf.arg(name="")] = field(
+        default_factory=LengthSampling
+    )
+    """Weights by length."""
+
+    reading: Annotated[ReadOptions, tyro.conf.arg(name="")] = field(default_factory=ReadOptions)
+    """How the files are read."""
+
+    def __post_init__(self) -> None:
+        if self.seq_length < 2:
+            raise InputError(f"seq_length ({self.seq_length}) must be at least 2: a token, a label")
+        if not 0 <= self.valid_fraction < 1:
+            raise InputError(
+                f"valid_fraction ({self.valid_fraction}) must be at least 0 and under 1: the rest "
+                "is the training split"
+            )
+        if not 0 <= self.test_fraction < 1 - self.valid_fraction:
+            raise InputError(
+                f"test_fraction ({self.test_fraction}) must be at least 0 and under 1 less "
+                f"valid_fraction ({self.valid_fraction}): the rest is the training split"
+            )
+        if self.workers < 1:
+            raise InputError(
+                f"workers ({self.workers}) must be at least 1: 1 is this process alone"
+            )
+        if self.max_tokens is not None and self.max_tokens < self.seq_length:
+            raise InputError(
+                f"max_tokens ({self.max_tokens}) must be at least seq_length ({self.seq_length}), "
+                "one row; raise the first or shorten the second"
+            )

@@ -1,0 +1,191 @@
+"""Which engine reads what; all of them give the ids of the reference, for hostile texts too."""
+
+import base64
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer
+
+from megatron_ultralong.data.engines import choose_tokenizer, open_reference
+from megatron_ultralong.data.fast_tokenizer import FastPathError, FastTokenizer
+from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
+from megatron_ultralong.data.tokenising import HuggingFaceTokenizer, copy_tokenizer, separator_ids
+from megatron_ultralong.errors import InputError
+
+HOSTILE = [
+    "<|begin_of_text|>a<|end_of_text|>",
+    " " * 1_000_000,
+    "a" * 1_000_000,
+    "\n" * 100_000 + "=" * 100_000,
+    "\x00\x00a\x00",
+    "a lone \ud800 surrogate, and \udfff\ud83d\ude00",
+    "\u202e🙂\u0301\r\n\ufeff",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def llama3_folder() -> Path:
+    """Llama 3's own tokenizer.model, out of the package llama-models, which has its licence."""
+    reason = "the real Llama 3 vocabulary is in the optional package: pip install llama-models"
+    package = pytest.importorskip("llama_models", reason=reason)
+    return Path(package.__file__).parent / "llama3"
+
+
+@pytest.fixture(scope="module")
+def llama3(llama3_folder: Path) -> Llama3Tokenizer:
+    tokenizer = open_reference(llama3_folder)
+    assert isinstance(tokenizer, Llama3Tokenizer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def llama3_fast(llama3: Llama3Tokenizer) -> FastTokenizer:
+    pytest.importorskip("gigatoken", reason="the fast path is gigatoken: pip install gigatoken")
+    return FastTokenizer(llama3)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory, library_files) -> Path:
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    (folder / "text").write_text("\n".join(path.read_text() for path in library_files[:4]))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=600,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return folder / "tokenizer.model"
+
+
+def test_llama3_is_as_meta_reads_it(llama3: Llama3Tokenizer) -> None:
+    from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
+
+    meta = MetaTokenizer(llama3.file)
+    assert llama3.sha256.startswith("82e9d319")
+    assert llama3.vocab_size == meta.n_words == 128_256
+    assert llama3.encode_separator("<s>") == [45147, 29]
+    assert separator_ids(llama3, "eos") == [meta.eos_id] == [128_001]
+    assert llama3.encode_separator("<|eot_id|>") == [meta.eot_id]
+    text = Path(__file__).read_text()
+    ids = llama3.encode_documents([text])[0].tolist()
+    assert ids == meta.encode(text, bos=False, eos=False)
+    assert llama3.decode(ids) == text
+
+
+def test_llama3_hostile_texts_alike_in_both_engines(
+    llama3: Llama3Tokenizer, llama3_fast: FastTokenizer
+) -> None:
+    texts = [*HOSTILE, "".join(llama3.special_texts), *llama3.special_texts]
+    slow, fast = llama3.encode_documents(texts), llama3_fast.encode_documents(texts)
+    for text, a, b in zip(texts, slow, fast, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=repr(text[:40]))
+        assert a.dtype == b.dtype == np.int32
+        assert a.max(initial=0) < 128_000  # never a special token
+    for text, ids in zip(HOSTILE, slow[: len(HOSTILE)], strict=True):
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        assert llama3.decode(ids.tolist()) == whole
+
+
+def test_llama3_equals_the_reference_on_real_documents(
+    llama3: Llama3Tokenizer, llama3_fast: FastTokenizer, library_files: list[Path]
+) -> None:
+    texts = [path.read_text() for path in library_files]
+    for a, b in zip(
+        llama3.encode_documents(texts), llama3_fast.encode_documents(texts), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_llama3_as_a_tokenizer_json_gives_the_same_ids(
+    llama3: Llama3Tokenizer, library_files: list[Path]
+) -> None:
+    # tokenizers is a third judge of the conversion that gigatoken is given
+    third = Tokenizer.from_str(llama3.tokenizer_json())
+    texts = [path.read_text()[:20_000] for path in library_files[:10]]
+    for text, ids in zip(texts, llama3.encode_documents(texts), strict=True):
+        assert third.encode(text).ids == ids.tolist()
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_hugging_face_hostile_texts(
+    tokenizer_folder: Path, reference: Tokenizer, engine: str
+) -> None:
+    tokenizer, reason = choose_tokenizer(tokenizer_folder, engine)  # type: ignore[arg-type]
+    assert reason == ("asked for" if engine == "reference" else "") or "gigatoken" in reason
+    for text, ids in zip(HOSTILE, tokenizer.encode_documents(HOSTILE), strict=True):
+        whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        assert ids.tolist() == reference.encode(whole).ids
+    assert separator_ids(tokenizer, "eos") == [1001]
+    assert tokenizer.decode([1000]) == "<|begin_of_text|>"
+
+
+def test_sentencepiece(sentencepiece_model: Path, tmp_path: Path) -> None:
+    chosen = choose_tokenizer(sentencepiece_model.parent, "auto")
+    tokenizer = chosen.tokenizer
+    assert tokenizer.engine == "sentencepiece"
+    assert "gigatoken is not" in chosen.reason
+    plain = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
+    texts = ["def f(x): return 1", "<s>a</s>", "漢字 \x00", " " * 50_000, ""]
+    for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
+        assert ids.tolist() == plain.encode(text)
+        assert not {1, 2} & set(ids.tolist())  # control pieces in the text are text
+    assert separator_ids(tokenizer, "eos") == tokenizer.encode_separator("</s>") == [2]
+    assert tokenizer.decode([*plain.encode("a b"), 2, *plain.encode("c")]) == "a b</s>c"
+    copy_tokenizer(tokenizer, tmp_path / "copy")
+    assert open_reference(tmp_path / "copy").sha256 == tokenizer.sha256
+    with pytest.raises(InputError, match="--tokenizer-engine gigatoken: gigatoken is not"):
+        choose_tokenizer(sentencepiece_model, "gigatoken")
+
+
+def test_the_folder_decides(
+    tokenizer_folder: Path, sentencepiece_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"has no tokenizer\.json or tokenizer\.model"):
+        open_reference(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model.read_bytes())
+    assert open_reference(tmp_path).engine == "sentencepiece"
+    (tmp_path / "tokenizer.json").write_bytes((tokenizer_folder / "tokenizer.json").read_bytes())
+    assert isinstance(open_reference(tmp_path), HuggingFaceTokenizer)
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model.read_bytes()[:500])
+    with pytest.raises(InputError, match="neither tiktoken ranks nor a sentencepiece model"):
+        open_reference(tmp_path / "tokenizer.model")
+    ranks = [base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256)]
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(ranks))
+    with pytest.raises(InputError, match=r"has 256 ranks, where Llama 3's has 128000"):
+        open_reference(tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(ranks) + b"IQ== x\n")
+    with pytest.raises(InputError, match=r"is no tokenizer\.model of tiktoken"):
+        open_reference(tmp_path / "tokenizer.model")
+
+
+def test_without_gigatoken_the_reference_says_why(
+    tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    chosen = choose_tokenizer(tokenizer_folder, "auto")
+    assert chosen.tokenizer.engine == "tokenizers"
+    assert "gigatoken is not installed" in chosen.reason
+    with pytest.raises(InputError, match=r"gigatoken is not installed .*use auto"):
+        choose_tokenizer(tokenizer_folder, "gigatoken")
+
+
+def test_a_vocabulary_that_differs_is_found(tokenizer_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gigatoken", reason="the fast path is gigatoken: pip install gigatoken")
+    data = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**data, "post_processor": None}))
+    fast = FastTokenizer(HuggingFaceTokenizer(tmp_path))
+    data["model"]["merges"] = data["model"]["merges"][:-50]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    fast.reference = HuggingFaceTokenizer(tmp_path)
+    text = (Path(json.__file__)).read_text()
+    with pytest.raises(FastPathError, match="differ from those of tokenizers at token"):
+        fast.check([text])

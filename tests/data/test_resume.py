@@ -1,0 +1,201 @@
+"""Killed runs, several workers, two runs at once: the same bytes or a message."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.data import prepare as module
+from megatron_ultralong.data import shards
+from megatron_ultralong.data.manifest import Manifest
+from megatron_ultralong.data.prepare import PrepareConfig, prepare
+from megatron_ultralong.data.reading import ReadOptions, Source
+from megatron_ultralong.errors import InputError
+
+# a process that works in small shards: the corpus has one of the usual size
+PROGRAM = """
+import sys, tyro
+from megatron_ultralong.data import prepare, shards, workers
+if __name__ == "__main__":
+    plan = shards.plan_shards
+    prepare.plan_shards = lambda sources, options: plan(sources, options, 20_000)
+    prepare.prepare(tyro.cli(prepare.PrepareConfig))
+"""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+@pytest.fixture
+def plain_config(config: PrepareConfig, library_files: list[Path], tmp_path: Path) -> PrepareConfig:
+    """Plain JSONL, which is cut into shards, and a folder of files."""
+    lines = [json.dumps({"text": path.read_text()}) for path in library_files[:30]]
+    (tmp_path / "lines.jsonl").write_text("\n".join([*lines, lines[0]]))
+    sources = (f"lines={tmp_path}/lines.jsonl", config.source[1])
+    return dataclasses.replace(config, source=sources, output=tmp_path / "rows")
+
+
+def start(config: PrepareConfig, folder: Path, workers: int) -> subprocess.Popen[str]:
+    (folder / "program.py").write_text(PROGRAM)
+    words = [f"--source={source}" for source in config.source]
+    words += ["--suffix=.py", "--suffix=.jsonl", "--seq-length=512", "--valid-fraction=0.2"]
+    words += ["--length-sampling=none", f"--tokenizer={config.tokenizer}", f"--workers={workers}"]
+    return subprocess.Popen(
+        [sys.executable, str(folder / "program.py"), *words, f"--output={config.output}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+
+
+@pytest.mark.parametrize(("workers", "num_kills"), [(1, 3), (2, 1)])  # starting two takes long
+def test_killed_and_continued_the_bytes_are_the_same(
+    plain_config: PrepareConfig, tmp_path: Path, workers: int, num_kills: int
+) -> None:
+    reading = ReadOptions(suffixes=(".py", ".jsonl"))
+    plain_config = dataclasses.replace(plain_config, reading=reading)
+    prepare(dataclasses.replace(plain_config, output=tmp_path / "undisturbed"))
+    partial = tmp_path / ".rows.partial"
+    moment = random.Random(workers)
+    finished = 0
+    for _ in range(num_kills):
+        process = start(plain_config, tmp_path, workers)
+        # killed when some more shards are in place, at no particular point of the next one
+        wanted = finished + moment.randint(1, 6)
+        while process.poll() is None and finished < wanted:
+            finished = len([p for p in partial.glob("shards-*/*") if "partial" not in p.name])
+        time.sleep(moment.random() * 0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not plain_config.output.exists()
+    process = start(plain_config, tmp_path, workers)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "going on from the shards in" in errors
+    assert digests(plain_config.output) == digests(tmp_path / "undisturbed")
+    assert not partial.exists()
+
+
+def test_shards_cut_lines_nowhere_and_count_from_the_start(tmp_path: Path) -> None:
+    texts = [f"{i} " * (i % 7 + 1) for i in range(50)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source, options = Source("a", str(file)), ReadOptions()
+
+    def read_all(plan: list[shards.Shard]) -> list[str]:
+        readers = [shards.DocumentReader(source, options, shard.parts) for shard in plan]
+        return [document.text for reader in readers for document in reader]
+
+    for shard_bytes in (1, 7, 40, 10_000):
+        plan = shards.plan_shards([source], options, shard_bytes)
+        assert read_all(plan) == texts
+        assert sum(shard.num_bytes for shard in plan) == file.stat().st_size
+    file.write_text(file.read_text().replace('"49 ', '49 "'))
+    plan = shards.plan_shards([source], options, 40)
+    with pytest.raises(InputError, match=r"a\.jsonl:50: not JSON"):
+        read_all(plan)
+
+
+def test_small_files_share_a_shard(corpus: Path) -> None:
+    source = Source("files", f"{corpus}/files")
+    plan = shards.plan_shards([source, source], ReadOptions(suffixes=(".py",)), 100_000)
+    assert [shard.number for shard in plan] == list(range(len(plan)))
+    assert {shard.input for shard in plan} == {0, 1}
+    assert 3 < len(plan) < 30
+    assert all(shard.num_bytes <= 100_000 for shard in plan)
+
+
+def test_two_runs_in_one_output_folder(
+    config: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, output=tmp_path / "rows")
+    copy = module.copy_tokenizer
+    messages = []
+
+    def second_run(*arguments: object) -> None:
+        with pytest.raises(InputError) as caught:
+            prepare(config)
+        messages.append(str(caught.value))
+        copy(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "copy_tokenizer", second_run)
+    prepare(config)
+    (message,) = messages
+    assert re.search(rf"rows: another run writes it \(process {os.getpid()} on", message)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+def test_an_interrupted_run_goes_on_and_other_options_begin_anew(
+    config: PrepareConfig,
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = dataclasses.replace(config, output=tmp_path / "rows")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "copy_tokenizer", interrupt)  # the last step but one
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    assert not config.output.exists()
+    assert (tmp_path / ".rows.partial").is_dir()
+    capsys.readouterr()
+    # another separator is counted while tokenising
+    other = dataclasses.replace(config, separator="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "copy_tokenizer", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(other)
+    assert "going on" not in capsys.readouterr().err
+    prepare(dataclasses.replace(other, seq_length=256))
+    assert "going on from the shards" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+def test_the_reference_takes_over_where_the_fast_engine_differs(
+    config: PrepareConfig,
+    manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if manifest.tokenizer_engine != "gigatoken":
+        pytest.skip("the fast path is gigatoken: pip install gigatoken")
+    encode = shards.FastTokenizer.encode_documents
+    # exact on the probes of the start, wrong on the documents
+    monkeypatch.setattr(
+        shards.FastTokenizer,
+        "encode_documents",
+        lambda self, texts: [
+            ids[:-1] if "import" in text else ids
+            for text, ids in zip(texts, encode(self, texts), strict=True)
+        ],
+    )
+    result = prepare(dataclasses.replace(config, output=tmp_path / "rows"))
+    assert result.tokenizer_engine == "tokenizers"
+    assert "gigatoken's ids differ from those of tokenizers" in result.tokenizer_engine_reason
+    assert "documents were tokenised by tokenizers: gigatoken's ids" in capsys.readouterr().err
+    for name in ("train.bin", "valid.bin", "train.boundaries.bin"):
+        assert digests(tmp_path / "rows")[name] == digests(config.output)[name]
+    with pytest.raises(InputError, match="--tokenizer-engine gigatoken: gigatoken's ids differ"):
+        prepare(dataclasses.replace(config, output=tmp_path / "b", tokenizer_engine="gigatoken"))
