@@ -268,6 +268,9 @@ class PretrainConfig:
     """Iterations between log lines."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Weights and activations; master weights, sums and gradients are float32 in both."""
+    loss_tile_size: int = 4096
+    """Tokens that go through the output layer and the loss at a time, so that full logits never
+    exist; 0 leaves both to Megatron-Core."""
     deterministic_mode: bool = False
     """Two runs are bit-equal on GPUs too, at a cost in attention's backward pass."""
     recompute_granularity: Literal["none", "full", "keep_attention"] = "keep_attention"
@@ -295,6 +298,7 @@ class PretrainConfig:
             ("eval_interval", 0),
             ("eval_iters", 1),
             ("log_interval", 1),
+            ("loss_tile_size", 0),
         ):
             if getattr(self, field) < least:
                 raise InputError(f"{field} must be at least {least}, not {getattr(self, field)}")

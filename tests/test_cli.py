@@ -254,6 +254,7 @@ PRETRAIN_FLAGS = {
     "--global-batch-size",
     "--load",
     "--log-interval",
+    "--loss-tile-size",
     "--lr",
     "--lr-decay-style",
     "--lr-warmup-iters",

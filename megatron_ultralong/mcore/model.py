@@ -13,6 +13,7 @@ from megatron_ultralong.config import AnglePrecision, ModelConfig, ParallelConfi
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.layer_spec import ring_block_local_spec
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
+from megatron_ultralong.mcore.tiled_loss import TiledLoss
 
 
 def _leave_uninitialized(weight: torch.Tensor) -> None:
@@ -95,6 +96,7 @@ def build_model(
     rope_scaling: yarn.RopeScaling,
     angle_precision: AnglePrecision = "exact",
     keep_attention: bool = False,
+    loss_tile_size: int = 0,
 ) -> GPTModel:
     """The part of the model of this rank, with weights that still have to be loaded.
 
@@ -106,6 +108,8 @@ def build_model(
         rope_scaling: scaling of the rotary frequencies.
         angle_precision: precision of the rotary angles.
         keep_attention: recomputed layers keep the output of their attention.
+        loss_tile_size: tokens that go through the output layer and the loss at a time; such a
+            model returns losses only. 0 leaves both to Megatron.
     """
     stage, num_stages = groups.pp.rank(), groups.pp.size()
     gpt = GPTModel(
@@ -120,6 +124,8 @@ def build_model(
         position_embedding_type="rope",
         pg_collection=groups,
     )
+    if loss_tile_size and gpt.post_process:
+        TiledLoss(gpt, loss_tile_size).install(gpt)
     for layer in gpt.decoder.layers:
         layer.self_attention.core_attention.keeps_output = keep_attention
     gpt.rotary_pos_emb = LocalRotaryEmbedding(

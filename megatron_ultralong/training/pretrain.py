@@ -168,6 +168,7 @@ class _Run:
             rope_scaling=inputs.rope_scaling,
             angle_precision=config.rope.angle_precision,
             keep_attention=config.recompute_granularity == "keep_attention",
+            loss_tile_size=config.loss_tile_size,
         ).to(dtype)
         if resumed is None:
             # Before the optimizer is built: it copies the weights into its float32 masters.
