@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--cp", type=int, default=16)
         each.add_argument("--lengths", type=int, nargs="+", default=[16_384, 32_768])
         each.add_argument("--kernels", nargs="+", default=["fa3", "fa4", "cudnn", "fa2"])
+        each.add_argument("--parts", nargs="+", default=["rank", "documents", "none", "accuracy"])
+        each.add_argument("--seconds", type=float, default=3.0, help="of each single kernel")
         each.add_argument("--repeat", type=int, default=repeat)
         each.add_argument("--seeds", type=int, default=3)
         each.add_argument("--device", default="cuda")

@@ -5,6 +5,7 @@ Short documents of one block go through ``fa2`` together, a long one is a causal
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 
 import torch
@@ -23,6 +24,10 @@ from megatron_ultralong.attention.kernel import (
 # Queries x keys of a block that cuDNN does so much faster than FA2 that in one step of some 32
 # layers it gains what it takes to build the plan.
 MIN_AREA = 2**29
+MAX_SHAPES = 256
+_shapes: set[tuple[torch.Size, torch.Size]] = set()
+
+logger = logging.getLogger(__name__)
 
 
 def _cudnn_forward(
@@ -73,10 +78,24 @@ def _cudnn_backward(
 def _falls_to_fa2(q: Tensor, k: Tensor) -> bool:
     """Blocks that are no work for cuDNN.
 
-    It builds a plan for every new shape (45 ms, and keeps it), which small documents of any
-    length would make it do for ever.
+    It builds a plan for every new shape and never forgets it (45 ms, 1.5 MiB of host memory, for
+    forward and for backward). So of the shapes that documents make it gets large ones alone, the
+    first :data:`MAX_SHAPES` of them; and none where a run must not depend on what ran before.
     """
-    return len(q) * len(k) < MIN_AREA and bool(len(q) % 1024 or len(k) % 1024)
+    if len(q) % 1024 == 0 and len(k) % 1024 == 0:  # chunks without documents: few shapes
+        return False
+    if len(q) * len(k) < MIN_AREA or torch.are_deterministic_algorithms_enabled():
+        return True
+    shape = (q.shape, k.shape)
+    if shape not in _shapes and len(_shapes) < MAX_SHAPES:
+        _shapes.add(shape)
+        if len(_shapes) == MAX_SHAPES:
+            logger.warning(
+                "cuDNN has plans for %d shapes of documents; attention over other shapes goes to "
+                "fa2, about half as fast (flash-attn-4 has no such limit)",
+                MAX_SHAPES,
+            )
+    return shape not in _shapes
 
 
 def _runs(cu_seqlens: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:

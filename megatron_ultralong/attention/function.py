@@ -87,7 +87,8 @@ class _RingAttention(torch.autograd.Function):
 def _forward(call: _Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Output [s, b, heads, d] and log-sum-exp [b, heads, s]."""
     run = gather.forward if call.backend == "all_gather" else ring.forward
-    results = run(call.blocks(q, k, v), call.transport)
+    with _determinism(call.deterministic):
+        results = run(call.blocks(q, k, v), call.transport)
     out = _join([out.to(q.dtype) for out, _ in results])
     return out, _join([lse for _, lse in results], dim=2)
 
@@ -152,8 +153,9 @@ def ring_attention(
         assignment: which rank holds which chunks; zigzag if None.
         backend: ``p2p``, a ring of hops hidden behind the kernels, or ``all_gather``, one gather
             of all keys. The same results, but for the order of the float32 sums.
-        deterministic: two runs are bit-equal on a GPU too, at a cost in the backward pass; on
-            the CPU they always are.
+        deterministic: two runs are bit-equal on a GPU too; the backward pass then takes 1.6 times
+            as long with fa4, and cuDNN leaves it to fa2 (benchmarks/attention.md). On the CPU they
+            always are.
         kernel: name of the kernel, for tests; None: the fastest valid one.
         keep: where (out, lse) are kept for a recomputation of the surrounding layer.
 

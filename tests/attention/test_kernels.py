@@ -105,6 +105,23 @@ def test_cudnn_takes_long_documents_alone_and_short_ones_together(lengths):
     assert all(a or b for a, b in pairwise(is_long)), "neighbours are not together"
 
 
+def test_cudnn_takes_so_many_shapes_and_no_more(monkeypatch, caplog):
+    monkeypatch.setattr(cudnn_kernel, "MIN_AREA", 100)
+    monkeypatch.setattr(cudnn_kernel, "MAX_SHAPES", 2)
+    monkeypatch.setattr(cudnn_kernel, "_shapes", set())
+
+    def falls(length: int) -> bool:
+        return cudnn_kernel._falls_to_fa2(torch.empty(length, 1), torch.empty(length, 1))
+
+    assert [falls(n) for n in (9, 10, 11, 12, 10, 1024)] == [True, False, False, True, False, False]
+    assert "cuDNN has plans for 2 shapes of documents" in caplog.text
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert falls(10), "it would depend on what ran before"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_the_choice_is_named_in_the_log_and_can_be_overridden(monkeypatch, caplog):
     kernels._resolve.cache_clear()
     with caplog.at_level(logging.INFO):

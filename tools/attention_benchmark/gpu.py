@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from statistics import median
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,28 +26,56 @@ def gpu(arguments: argparse.Namespace) -> None:
     """Every rank's work of a CP group on one device, against the best single kernel."""
     device = torch.device(arguments.device)
     best = _single_kernels(arguments, device)
-    edges = recipe_lengths(arguments.local_tokens * arguments.cp, 0)
-    shares = balanced(edges, arguments.cp)
-    first = kernels.resolve(torch.bfloat16, arguments.head_dim, device).name
-    names = [name for name in arguments.kernels if name in best]
+    parts = {
+        "rank": _ranks,
+        "documents": _documents,
+        "none": _no_documents,
+        "accuracy": lambda *_: accuracy(arguments),
+    }
+    for part in arguments.parts:
+        parts[part](arguments, device, best)
 
+
+def _ranks(arguments: argparse.Namespace, device: torch.device, best: dict[str, Speed]) -> None:
+    """One rank of the group."""
     print("\nOne rank alone (rank 0; the keys and sums that it would receive are random). Memory:")
     print("GiB at the peak beyond inputs and outputs, the kernel's own workspace included.")
     header(*_COLUMNS, "GiB forward", "GiB backward")
+    first, *_ = best
+    edges, shares = _recipe(arguments)
     how = zigzag(arguments.cp)
-    for name in names:
+    for name in best:
         _one_rank(arguments, device, best, None, how, "p2p", name)
     _one_rank(arguments, device, best, None, how, "p2p", first, deterministic=True)
     _one_rank(arguments, device, best, edges, shares, "p2p", first)
     _one_rank(arguments, device, best, edges, shares, "all_gather", first)
 
+
+def _documents(arguments: argparse.Namespace, device: torch.device, best: dict[str, Speed]) -> None:
+    """All ranks in one process, with documents."""
+    print("\nAll ranks of the group in one process, documents of the recipe's lengths.")
+    header(*_COLUMNS)
+    first, *_ = best
+    edges, shares = _recipe(arguments)
+    _whole_group(arguments, device, best, edges, zigzag(arguments.cp), first)
+    for name in best:
+        _whole_group(arguments, device, best, edges, shares, name)
+
+
+def _no_documents(
+    arguments: argparse.Namespace, device: torch.device, best: dict[str, Speed]
+) -> None:
+    """All ranks in one process, without documents."""
     print("\nAll ranks of the group in one process.")
     header(*_COLUMNS)
-    _whole_group(arguments, device, best, edges, zigzag(arguments.cp), first)
-    for name in names:
-        _whole_group(arguments, device, best, edges, shares, name)
+    first, *_ = best
     _whole_group(arguments, device, best, None, zigzag(arguments.cp), first)
-    accuracy(arguments)
+
+
+def _recipe(arguments: argparse.Namespace) -> tuple[list[int], Assignment]:
+    """Documents of the whole row, and their balanced assignment."""
+    edges = recipe_lengths(arguments.local_tokens * arguments.cp, 0)
+    return edges, balanced(edges, arguments.cp)
 
 
 _COLUMNS = [
@@ -65,19 +93,17 @@ def _single_kernels(arguments: argparse.Namespace, device: torch.device) -> dict
     # A rank's step of the ring is one of the two rectangles; all three have the same area.
     blocks = [("causal", n, n), ("late queries", n // 2, n), ("early keys", n, n // 2)]
     for kernel in kernels.candidates(device):
+        if kernel.name not in arguments.kernels:
+            continue
         refusal = kernel.refusal(torch.bfloat16, arguments.head_dim, device)
-        if refusal or (kernel.name == "math" and n > 4096):
-            print(f"({kernel.name}: {refusal or 'it holds all scores'})")
+        if refusal:
+            print(f"({kernel.name}: {refusal})")
             continue
         for name, rows, keys in blocks:
             tensors = (q[:rows], k[:keys], v[:keys], dout[:rows])
             *speed, memory = _kernel_speed(arguments, kernel, tensors, name == "causal")
-            row(
-                kernel.name,
-                f"{name} {rows} x {keys}",
-                *(f"{x:.0f}" for x in speed),
-                f"{memory:.2f}",
-            )
+            cells = [f"{x:.0f}" for x in speed]
+            row(kernel.name, f"{name} {rows} x {keys}", *cells, f"{memory:.2f}")
             before = best.get(kernel.name, (0.0, 0.0))
             best[kernel.name] = (max(before[0], speed[0]), max(before[1], speed[1]))
     return best
@@ -89,20 +115,34 @@ def _kernel_speed(
     block: tuple[Tensor, Tensor, Tensor, Tensor],
     causal: bool,
 ) -> tuple[float, float, float]:
-    """TFLOP/s of forward and backward, the median of a few, after one to warm up; GiB."""
+    """TFLOP/s of forward and backward, and GiB of backward beyond inputs and results.
+
+    Each is called again and again for ``--seconds``: a GPU that draws all its power slows down
+    after some tenths of a second, and a rank's work takes seconds.
+    """
     q, k, v, dout = block
     units = work(causal_area((0, len(q))) if causal else len(q) * len(k), arguments)
-    forward, backward, memory = [], [], 0.0
     scale = arguments.head_dim**-0.5
-    for _ in range(arguments.repeat + 1):
-        (out, lse), seconds = timed(lambda: kernels.forward(kernel, q, k, v, causal, scale))
-        forward.append(seconds)
-        saved = (dout, q, k, v, out, lse)
-        _, seconds, memory = measured(
-            q.device, lambda its=saved: kernels.backward(kernel, *its, causal, scale)
-        )
-        backward.append(seconds)
-    return FORWARD * units / median(forward[1:]), BACKWARD * units / median(backward[1:]), memory
+    out, lse = kernels.forward(kernel, q, k, v, causal, scale)
+    saved = (dout, q, k, v, out, lse)
+    kernels.backward(kernel, *saved, causal, scale)
+    _, once, _ = measured(q.device, lambda: kernels.forward(kernel, q, k, v, causal, scale))
+    times = max(1, int(arguments.seconds / once))
+    _, forward = timed(
+        lambda: _repeat(times, lambda: kernels.forward(kernel, q, k, v, causal, scale))
+    )
+    forward_speed = FORWARD * units * times / forward
+    _, once, memory = measured(q.device, lambda: kernels.backward(kernel, *saved, causal, scale))
+    times = max(1, int(arguments.seconds / once))
+    _, backward = timed(
+        lambda: _repeat(times, lambda: kernels.backward(kernel, *saved, causal, scale))
+    )
+    return forward_speed, BACKWARD * units * times / backward, memory
+
+
+def _repeat(times: int, call: Callable[[], Any]) -> None:
+    for _ in range(times):
+        call()
 
 
 def _one_rank(
@@ -143,12 +183,16 @@ def _whole_group(
     units = work(causal_area(edges or (0, length)), arguments)
     options = _options(LocalRing(arguments.cp), edges, assignment, "p2p", kernel)
     tensors = inputs(length, arguments, torch.bfloat16, device)
-    if edges is not None and kernel == "cudnn":  # its plans for new shapes: not counted
-        q, k, v = (x.detach().requires_grad_() for x in tensors[:3])
-        torch.autograd.grad(ring_attention(q, k, v, **options), (q, k, v), tensors[3])
-        del q, k, v
+    if edges is not None and kernel == "cudnn":
+        _warm_up(tensors, options)
     _row(device, best, tensors, units, options)
     print(flush=True)
+
+
+def _warm_up(tensors: list[Tensor], options: dict[str, Any]) -> None:
+    """Compile kernels and build plans for new shapes: done once for all layers, not counted."""
+    q, k, v = (x.detach().requires_grad_() for x in tensors[:3])
+    torch.autograd.grad(ring_attention(q, k, v, **options), (q, k, v), tensors[3])
 
 
 def _options(
