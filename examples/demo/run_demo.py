@@ -38,7 +38,7 @@ BASE = shlex.quote(str(Path(__file__).parent / "base"))
 CONTEXT = 512  # of the base
 SEQ_LENGTH = demo_cpu().data.seq_length
 LENGTHS = ("256", "512", "1024", "2048", str(SEQ_LENGTH))
-NUM_LOSS_ROWS = 16
+NUM_LOSS_ROWS = 32
 NUM_PROMPTS = 3
 """Prompts at every length and depth of the passkey maps: 30 at each length."""
 PACKAGES = ("numpy", "rich", "huggingface_hub")
@@ -56,16 +56,17 @@ class Steps:
         self, name: str, arguments: str, *, extra: Sequence[str] = (), num_ranks: int = 1
     ) -> None:
         """Run ``ultralong ARGUMENTS``; a step that fails ends the demo with its exit status."""
-        launch = ["-m"]
+        words = [*shlex.split(arguments), *extra]
+        command, shown = [sys.executable, "-m"], ["ultralong", *words]
         if num_ranks > 1:
             torchrun = ["--standalone", "--nproc-per-node", str(num_ranks), "-m"]
-            launch = ["-m", "torch.distributed.run", *torchrun]
-        words = ["megatron_ultralong", *shlex.split(arguments), *extra]
-        command = [sys.executable, *launch, *words]
-        shown = ["torchrun", *torchrun, *words] if num_ranks > 1 else ["ultralong", *words[1:]]
+            command += ["torch.distributed.run", *torchrun]
+            shown = ["torchrun", *torchrun, "megatron_ultralong", *words]
+        command += ["megatron_ultralong", *words]
         print(f"\n[{name}] $ {shlex.join(shown)}", flush=True)
         start = time.monotonic()
-        process = subprocess.Popen(command)
+        threads = max(1, (os.cpu_count() or 1) // num_ranks)
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
         watched = psutil.Process(process.pid)
         while process.poll() is None:
             self.peak_memory = max(self.peak_memory, _memory(watched))
@@ -215,7 +216,6 @@ def main() -> None:
         check_output_folder(output)
     except InputError as error:
         sys.exit(f"run_demo: {error}")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     output.mkdir(parents=True, exist_ok=True)
     steps = run_steps(output)
     report = build_report(output, steps)
