@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,12 @@ from megatron_ultralong.checkpoint.chunked_write import write_tensor
 from megatron_ultralong.checkpoint.meta import PARAMS_FILE, needs_factor
 from megatron_ultralong.checkpoint.meta_names import MetaTensor, meta_tensor, num_heads, to_pairs
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
+from megatron_ultralong.checkpoint.pickle_layout import record_offsets
 from megatron_ultralong.checkpoint.tensor_file import TensorInfo
 from megatron_ultralong.checkpoint.weight_map import EMBEDDING, LM_HEAD
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.yarn import NtkConfig, YarnConfig, effective_rotary_base
-
-_ZIP_LENGTHS = 26
-"""Offset, in a record's local header, of the lengths of the name and the extra field."""
 
 
 class MetaWriter:
@@ -62,7 +58,7 @@ class MetaWriter:
                 with torch.serialization.skip_data():
                     torch.save(layout, path)
         # every shard has the same layout
-        self._offsets = dict(zip(layout, _record_offsets(paths[0]), strict=True))
+        self._offsets = dict(zip(layout, record_offsets(paths[0]), strict=True))
         self._files = [path.open("r+b") for path in paths]
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
@@ -109,25 +105,6 @@ class MetaWriter:
         )
         for file, part in zip(self._files, parts, strict=True):
             write_tensor(file, self._offsets[place.name], part)
-
-
-def _record_offsets(path: Path) -> list[int]:
-    """Where the bytes of each tensor begin in a file of ``torch.save``, in the order of saving.
-
-    The file is a zip archive without compression, with one record ``archive/data/N`` a tensor.
-    """
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        headers = {
-            int(record.filename.rsplit("/", 1)[1]): record.header_offset
-            for record in archive.infolist()
-            if "/data/" in record.filename
-        }
-        offsets = []
-        for _, start in sorted(headers.items()):
-            file.seek(start + _ZIP_LENGTHS)
-            name_length, extra_length = struct.unpack("<HH", file.read(4))
-            offsets.append(start + _ZIP_LENGTHS + 4 + name_length + extra_length)
-    return offsets
 
 
 def write_params(folder: Path, metadata: CheckpointMetadata, kept: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import pickle
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from megatron_ultralong.checkpoint.pickle_layout import record_offsets
 from megatron_ultralong.errors import InputError
 
 DTYPES = {
@@ -96,11 +98,23 @@ class PickleFile:
         self.tensors = {
             name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
         }
+        self._places = _places(path, tensors) if self._can_map else {}
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor ``name``; of the others nothing is read where the file can be mapped."""
-        tensors = self._load() if self._kept is None else self._kept
-        return tensors[name].contiguous()
+        if self._kept is not None:
+            return self._kept[name].contiguous()
+        info, (offset, stride) = self.tensors[name], self._places[name]
+        if 0 in info.shape:
+            return torch.empty(info.shape, dtype=info.dtype)
+        span = 1 + sum((size - 1) * step for size, step in zip(info.shape, stride, strict=True))
+        begin = offset - offset % mmap.ALLOCATIONGRANULARITY
+        length = offset - begin + span * info.dtype.itemsize
+        with self.path.open("rb") as file:
+            # mapped for as long as the tensor lives: what was read counts as memory until then
+            window = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)
+        flat = torch.frombuffer(window, dtype=info.dtype, count=span, offset=offset - begin)
+        return flat.as_strided(info.shape, stride).contiguous()
 
     def _load(self) -> dict[str, torch.Tensor]:
         try:
@@ -118,3 +132,15 @@ class PickleFile:
         ):
             raise InputError(f"{self.path} must hold a dict of tensors: it is not a model's file")
         return values
+
+
+def _places(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Offset in the file and strides of each of the mapped ``tensors`` of a whole file.
+
+    torch maps the file in one piece, so its addresses are offsets but for a constant. To unpickle
+    the file for every tensor takes longer than to read the tensor.
+    """
+    storages = [t.untyped_storage() for t in tensors.values()]
+    addresses = [storage.data_ptr() for storage in storages if storage.nbytes()]
+    begin = min(addresses) - min(record_offsets(path)) if addresses else 0
+    return {name: (t.data_ptr() - begin, t.stride()) for name, t in tensors.items()}

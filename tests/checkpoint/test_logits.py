@@ -124,7 +124,7 @@ def test_other_logits_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch)
         InputError, match=r"largest difference \d.* \(at most 0\.0001\), largest KL"
     ):
         logits.check_logits(*models, 64)
-    memory = logits.psutil.virtual_memory()._replace(available=2**20)
+    memory = logits.psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(logits.psutil, "virtual_memory", lambda: memory)
     with pytest.raises(InputError, match=r"needs about 0\.0 GiB .* 64 tokens, 0\.0 GiB are"):
         logits.check_logits(*models, 64)

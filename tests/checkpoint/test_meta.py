@@ -1,5 +1,6 @@
 """Meta's format: bit-equal round trips, and an independent forward pass in its rotary form."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -22,79 +23,26 @@ from megatron_ultralong.checkpoint.convert import (
 from megatron_ultralong.checkpoint.inspection import InspectConfig, inspect
 from megatron_ultralong.errors import InputError
 from tests.checkpoint.llama import save_llama
+from tests.checkpoint.meta_files import MetaShape, Tensors, load_meta, random_tensors, save_files
 
-DIM, HEADS, GROUPS, FFN, LAYERS, VOCABULARY = 64, 8, 8, 160, 3, 256
-PARAMS = {
-    "dim": DIM,
-    "n_heads": HEADS,
-    "n_kv_heads": GROUPS,
-    "n_layers": LAYERS,
-    "norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "vocab_size": VOCABULARY,
-    "multiple_of": 32,
-}
+SMALL = MetaShape(dim=64, heads=8, groups=8, ffn=160, layers=3, vocabulary=256)
+PARAMS = SMALL.params(rope_theta=500000.0, multiple_of=32)
+DIM, HEADS, FFN, LAYERS, VOCABULARY = (
+    SMALL.dim,
+    SMALL.heads,
+    SMALL.ffn,
+    SMALL.layers,
+    SMALL.vocabulary,
+)
 SCALED = {"use_scaled_rope": True, "rope_scaling_factor": 32.0}
-Tensors = dict[str, torch.Tensor]
 
 
-def random_tensors(tied: bool = False, groups: int = GROUPS) -> Tensors:
-    generator = torch.Generator().manual_seed(5)
-
-    def weight(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
-
-    tensors = {
-        "tok_embeddings.weight": weight(VOCABULARY, DIM),
-        "norm.weight": 1 + weight(DIM),
-        "output.weight": weight(VOCABULARY, DIM),
-        "rope.freqs": torch.ones(4),
-    }
-    for layer in range(LAYERS):
-        shapes = {
-            "attention.wq": (DIM, DIM),
-            "attention.wk": (DIM * groups // HEADS, DIM),
-            "attention.wv": (DIM * groups // HEADS, DIM),
-            "attention.wo": (DIM, DIM),
-            "feed_forward.w1": (FFN, DIM),
-            "feed_forward.w2": (DIM, FFN),
-            "feed_forward.w3": (FFN, DIM),
-        }
-        for name, shape in shapes.items():
-            tensors[f"layers.{layer}.{name}.weight"] = weight(*shape)
-        for name in ("attention_norm", "ffn_norm"):
-            tensors[f"layers.{layer}.{name}.weight"] = 1 + weight(DIM)
-    if tied:
-        tensors["output.weight"] = tensors["tok_embeddings.weight"].clone()
-    return tensors
+def small_tensors(tied: bool = False, groups: int = SMALL.groups) -> Tensors:
+    return random_tensors(dataclasses.replace(SMALL, groups=groups), tied)
 
 
-def axis(name: str, embedding_axis: int) -> int | None:
-    """As Meta's model-parallel layers cut: columns of wo and w2, rows of the others."""
-    if "norm" in name or "rope" in name:
-        return None
-    if "tok_embeddings" in name:
-        return embedding_axis
-    return 1 if ".wo." in name or ".w2." in name else 0
-
-
-def save_meta(
-    folder: Path, tensors: Tensors, num_shards: int = 1, embedding_axis: int = 0, **params: Any
-) -> None:
-    folder.mkdir()
-    (folder / "params.json").write_text(json.dumps({**PARAMS, **params}))
-    (folder / "tokenizer.model").write_bytes(b"IQ== 0\n")
-    for shard in range(num_shards):
-        part = {}
-        for name, tensor in tensors.items():
-            cut = axis(name, embedding_axis)
-            part[name] = tensor if cut is None else tensor.chunk(num_shards, cut)[shard].clone()
-        torch.save(part, folder / f"consolidated.{shard:02d}.pth")
-
-
-def load_meta(folder: Path, number: int = 0) -> Tensors:
-    tensors: Tensors = torch.load(folder / f"consolidated.{number:02d}.pth", weights_only=True)
-    return tensors
+def save_meta(folder: Path, tensors: Tensors, num_shards: int = 1, **flags: Any) -> None:
+    save_files(folder, tensors, {**PARAMS, **flags}, num_shards)
 
 
 def meta_forward(t: Tensors, tokens: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
@@ -137,7 +85,7 @@ def export(tmp_path: Path, name: str, **flags: Any) -> Path:
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_transformers_computes_what_meta_computes(tmp_path: Path, scaled: bool) -> None:
-    tensors = random_tensors(groups=2)
+    tensors = small_tensors(groups=2)
     save_meta(tmp_path / "meta", tensors, n_kv_heads=2, **(SCALED if scaled else {}))
     import_checkpoint(ImportConfig(tmp_path / "meta", tmp_path / "megatron"))
     model = LlamaForCausalLM.from_pretrained(export(tmp_path, "hf")).eval()
@@ -157,7 +105,7 @@ def test_transformers_computes_what_meta_computes(tmp_path: Path, scaled: bool) 
 def test_meta_to_megatron_to_hugging_face_and_back(
     tmp_path: Path, num_shards: int, tied: bool
 ) -> None:
-    tensors = random_tensors(tied)
+    tensors = small_tensors(tied)
     save_meta(tmp_path / "meta", tensors, num_shards)
     import_checkpoint(ImportConfig(tmp_path / "meta", tmp_path / "megatron"))
     hugging_face = export(tmp_path, "hf")
@@ -178,10 +126,10 @@ def test_meta_to_megatron_to_hugging_face_and_back(
 
 
 def test_llama_2_cuts_the_embedding_by_columns(tmp_path: Path) -> None:
-    tensors = random_tensors()
+    tensors = small_tensors()
     params = {"rope_theta": 10000.0, "vocab_size": -1}
     save_meta(tmp_path / "one", tensors, **params)
-    save_meta(tmp_path / "two", tensors, num_shards=2, embedding_axis=1, **params)
+    save_files(tmp_path / "two", tensors, {**PARAMS, **params}, 2, embedding_axis=1)
     verify(VerifyConfig(tmp_path / "one", tmp_path / "two"))
     assert inspect(InspectConfig(tmp_path / "two"))["model"]["max_position_embeddings"] == 4096
 
@@ -214,7 +162,7 @@ def test_a_rope_that_meta_does_not_have_is_refused(tmp_path: Path) -> None:
 
 
 def test_bad_meta_folders_are_refused(tmp_path: Path) -> None:
-    tensors = random_tensors()
+    tensors = small_tensors()
     save_meta(tmp_path / "meta", tensors, num_shards=4)
     (tmp_path / "meta" / "consolidated.01.pth").unlink()
     with pytest.raises(InputError, match="download the missing shards"):
