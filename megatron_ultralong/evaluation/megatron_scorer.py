@@ -18,6 +18,9 @@ from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import is_main_rank
 from megatron_ultralong.mcore.scoring import score_rows
 
+_TILE_SIZE = 4096
+"""Tokens whose logits exist at a time."""
+
 
 class MegatronScorer:
     """Scores rows with a checkpoint folder that :mod:`megatron_ultralong` wrote.
@@ -58,6 +61,7 @@ class MegatronScorer:
             seq_length=self.max_positions,
             rope_scaling=metadata.rope_scaling,
             angle_precision=metadata.angle_precision,
+            loss_tile_size=_TILE_SIZE,
         ).to(dtype)
         load_weights(self._model, weights)
         self._model.eval()

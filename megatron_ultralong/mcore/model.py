@@ -109,7 +109,7 @@ def build_model(
         angle_precision: precision of the rotary angles.
         keep_attention: recomputed layers keep the output of their attention.
         loss_tile_size: tokens that go through the output layer and the loss at a time; such a
-            model returns losses only. 0 leaves both to Megatron.
+            model makes no logits (:class:`TiledLoss`). 0 leaves both to Megatron.
     """
     stage, num_stages = groups.pp.rank(), groups.pp.size()
     gpt = GPTModel(

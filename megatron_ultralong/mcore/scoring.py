@@ -16,7 +16,6 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_ultralong.context_parallel import zigzag_unshard
 from megatron_ultralong.mcore.batch import Batch, local_batch
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.mcore.loss import token_scores
 
 
 @torch.no_grad()
@@ -28,7 +27,7 @@ def score_rows(
     Position ``i`` speaks of the token at ``i + 1``; the last one of a row has no meaning.
 
     Args:
-        model: this rank's part, in evaluation mode.
+        model: this rank's part, in evaluation mode, built with a ``loss_tile_size``.
         rows: token ids [b, S], the same on every rank.
         groups: Megatron's process groups.
     """
@@ -42,8 +41,8 @@ def score_rows(
         local = next(batches)
         output = model(local.tokens, local.position_ids, None)
 
-        def scores(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
-            loss, correct = token_scores(logits, local.labels, groups.tp)
+        def scores(hidden_BSH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
+            loss, correct = model.tiled_loss.scores(local.labels, hidden_BSH)
             zero = loss.new_zeros(())
             return zero, zero.int(), torch.stack((loss.float(), correct.float()))
 

@@ -24,6 +24,8 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch.autograd.function import once_differentiable
 
+from megatron_ultralong.mcore.loss import token_scores
+
 
 class _TiledCrossEntropy(torch.autograd.Function):
     """Losses of this rank's part ``weight_VH`` of the vocabulary, summed over ``group``."""
@@ -94,7 +96,8 @@ def _labels_here(
 class TiledLoss:
     """Stands where GPTModel has its output layer's forward and ``compute_language_model_loss``.
 
-    A model that was given one makes losses only; it cannot return logits.
+    A model that was given one makes losses where it is given labels, and without them returns
+    hidden states, for :meth:`scores`; it makes no logits.
     """
 
     def __init__(self, model: GPTModel, tile_size: int) -> None:
@@ -106,6 +109,7 @@ class TiledLoss:
 
     def install(self, model: GPTModel) -> None:
         """Put it into its places in ``model``."""
+        model.tiled_loss = self
         model.output_layer.forward = self.pass_hidden
         model.compute_language_model_loss = self.losses
 
@@ -122,16 +126,42 @@ class TiledLoss:
 
     def losses(self, labels: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """Losses in nats, [b, s], from labels [b, s] and hidden states [s, b, h]."""
-        weight = self._layer.weight if self._weight is None else self._weight
         if self._layer.sequence_parallel:
             hidden_SBH = gather_from_sequence_parallel_region(hidden_states, group=self._group)
         else:
             hidden_SBH = copy_to_tensor_model_parallel_region(hidden_states, group=self._group)
         losses_T: torch.Tensor = _TiledCrossEntropy.apply(
             hidden_SBH.flatten(0, 1),
-            weight,
+            self._output_weight(),
             labels.transpose(0, 1).flatten(),
             self._group,
             self._tile_size,
         )
         return losses_T.view(hidden_SBH.shape[:2]).transpose(0, 1)
+
+    @torch.no_grad()
+    def scores(
+        self, labels: torch.Tensor, hidden_BSH: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss in nats, and whether the label has the largest logit; both [b, s].
+
+        Args:
+            labels: token ids, [b, s].
+            hidden_BSH: what the model returned without labels.
+        """
+        if self._layer.sequence_parallel:
+            hidden_SBH = hidden_BSH.transpose(0, 1).contiguous()
+            hidden_SBH = gather_from_sequence_parallel_region(hidden_SBH, group=self._group)
+            hidden_BSH = hidden_SBH.transpose(0, 1)
+        weight_VH = self._output_weight()
+        tiles = [
+            token_scores(hidden_BSH[:, tile] @ weight_VH.t(), labels[:, tile], self._group)
+            for tile in _tiles(labels.shape[1], self._tile_size)
+        ]
+        losses, correct = zip(*tiles, strict=True)
+        return torch.cat(losses, dim=1), torch.cat(correct, dim=1)
+
+    def _output_weight(self) -> torch.Tensor:
+        weight = self._layer.weight if self._weight is None else self._weight
+        assert weight is not None, "the weight of a tied output layer comes with its call"
+        return weight
