@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import mmap
 import pickle
 import zipfile
@@ -12,6 +13,7 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from megatron_ultralong.checkpoint.announce import announce
 from megatron_ultralong.checkpoint.pickle_layout import record_offsets
 from megatron_ultralong.errors import InputError
 
@@ -69,6 +71,7 @@ class SafetensorsFile:
                     entry = file.get_slice(name)
                     dtype = DTYPES[entry.get_dtype()]
                     self.tensors[name] = TensorInfo(dtype, tuple(entry.get_shape()))
+            self._places = _safetensors_places(path)
         except (SafetensorError, OSError, KeyError) as error:
             raise InputError(
                 f"{path} is not a complete safetensors file ({error}): download it again"
@@ -76,6 +79,8 @@ class SafetensorsFile:
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor ``name``; the file is mapped for as long as the tensor lives, and no longer."""
+        with self.path.open("rb") as plain:
+            announce(plain, *self._places[name])
         with safe_open(self.path, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
@@ -111,6 +116,7 @@ class PickleFile:
         begin = offset - offset % mmap.ALLOCATIONGRANULARITY
         length = offset - begin + span * info.dtype.itemsize
         with self.path.open("rb") as file:
+            announce(file, begin, length)
             # mapped for as long as the tensor lives: what was read counts as memory until then
             window = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)
         flat = torch.frombuffer(window, dtype=info.dtype, count=span, offset=offset - begin)
@@ -132,6 +138,15 @@ class PickleFile:
         ):
             raise InputError(f"{self.path} must hold a dict of tensors: it is not a model's file")
         return values
+
+
+def _safetensors_places(path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and length of every tensor in a file, which starts with its header's length."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    ranges = {name: e["data_offsets"] for name, e in header.items() if name != "__metadata__"}
+    return {name: (8 + length + begin, end - begin) for name, (begin, end) in ranges.items()}
 
 
 def _places(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, tuple[int, ...]]]:

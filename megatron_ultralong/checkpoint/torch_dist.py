@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 from torch.distributed.checkpoint.utils import _create_file_view
 
+from megatron_ultralong.checkpoint.announce import announce
 from megatron_ultralong.errors import InputError
 
 _CLASS_MODULES = {
@@ -89,6 +90,7 @@ class TorchDistReader:
         place = self.metadata.storage_data[item.storage_index]
         try:
             with (self.folder / place.relative_path).open("rb") as file:
+                announce(file, place.offset, place.length)
                 # a window over the record, or a decoder where a torch extension compressed it
                 stream = self._reader.transforms.transform_load_stream(
                     item,

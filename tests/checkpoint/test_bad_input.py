@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_ultralong.checkpoint import staging
 from megatron_ultralong.checkpoint.convert import (
     ExportConfig,
     ImportConfig,
@@ -260,47 +259,3 @@ def test_damage_that_no_size_shows_is_found_by_verify(originals: Path, tmp_path:
         InputError, match=r"model\.norm\.weight: 1 of 72|final_layernorm\.weight can"
     ):
         verify(VerifyConfig(originals / "single", tmp_path / "in"))
-
-
-def test_an_output_in_use_is_refused(originals: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine").write_text("precious")
-    with pytest.raises(InputError, match=r"out exists and is not empty: choose another"):
-        import_checkpoint(ImportConfig(originals / "single", out))
-    with pytest.raises(InputError, match=r"out exists and is not empty"):
-        export_checkpoint(ExportConfig(originals / "megatron", out))
-    assert (out / "mine").read_text() == "precious"
-
-
-def test_an_empty_output_folder_is_used(originals: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    import_checkpoint(ImportConfig(originals / "single", tmp_path / "out"))
-    assert (tmp_path / "out" / "ultralong.json").is_file()
-
-
-def test_a_conversion_that_was_killed_is_not_overwritten(originals: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.partial").mkdir()
-    with pytest.raises(InputError, match=r"out\.partial exists: .* was killed; .* --resume"):
-        import_checkpoint(ImportConfig(originals / "single", tmp_path / "out"))
-
-
-def test_too_little_room_is_said_first(
-    originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=3 * 2**20)
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InputError, match=r"has 0\.00 GiB free, 0\.02 GiB are needed"):
-        import_checkpoint(ImportConfig(originals / "single", tmp_path / "out"))
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
-    def interrupted() -> None:
-        with staging.new_folder(tmp_path / "out", 10, {}) as (partial, _):
-            (partial / "half").write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert not list(tmp_path.iterdir())
