@@ -84,7 +84,9 @@ class ProcessGroupRing:
             )
             order[kind, peer] += 1
             self.bytes_sent += tensor.nbytes if kind == "send" else 0
-        return _Works([turns[turn] for turn in sorted(turns)])
+        # Only NCCL's one stream keeps operations in order.
+        in_order = "nccl" in str(dist.get_backend(self.group))
+        return _Works([turns[turn] for turn in sorted(turns)], in_order)
 
     def all_gather(self, shards: Sequence[Tensor]) -> list[list[Tensor]]:
         """Gather by one collective."""
@@ -106,10 +108,9 @@ class ProcessGroupRing:
 class _Works:
     """Transfers of a process group in flight."""
 
-    def __init__(self, turns: list[list[dist.P2POp]]):
+    def __init__(self, turns: list[list[dist.P2POp]], in_order: bool):
         self.works: list[dist.Work] = []
         self.later = deque(turns)
-        in_order = bool(turns) and turns[0][0].tensor.is_cuda
         while self.later and (in_order or not self.works):
             self.works += dist.batch_isend_irecv(self.later.popleft())
 
@@ -136,7 +137,7 @@ class LocalRing:
         """Copy at once: in the ring's order, nothing received is still in use."""
         for turn in sorted({each.turn for its in transfers for each in its}):
             self._exchange([[each for each in its if each.turn == turn] for its in transfers])
-        return _Works([])
+        return _Works([], in_order=True)
 
     def _exchange(self, transfers: Sequence[Sequence[Transfer]]) -> None:
         """Transfers of one turn."""
