@@ -76,6 +76,7 @@ def draw_lengths(file: Path, manifest: Manifest) -> None:
         own = [count for count in manifest.lengths if count.source == source]
         _draw_source(panel, source, own)
     panels[0].legend(frameon=False)
+    ticks = ticks[:: 1 + ticks.size // 14]  # room for their labels
     panels[-1].set_xticks(ticks, [_short(1 << int(tick)) for tick in ticks])
     panels[-1].set_xlabel("tokens of a document, from")
     aside = file.with_suffix(".partial")

@@ -27,6 +27,7 @@ from megatron_ultralong.data.reading import (
     FilePart,
     ReadOptions,
     Source,
+    require_text,
     whole_files,
 )
 from megatron_ultralong.data.tokenising import DocumentTokenizer
@@ -55,6 +56,9 @@ class Shard:
     parts: tuple[FilePart, ...]
     """Files, or a range of one."""
 
+    is_whole_input: bool = False
+    """No other shard is of this ``--source``: that it has no text is known at its end."""
+
     @property
     def name(self) -> str:
         """Name of its result."""
@@ -79,8 +83,9 @@ def plan_shards(
         pieces = (
             p for part in whole_files(source, options) for p in _cut(part, options, shard_bytes)
         )
-        for parts in _groups(pieces, shard_bytes):
-            shards.append(Shard(len(shards), index, tuple(parts)))
+        groups = list(_groups(pieces, shard_bytes))
+        for parts in groups:
+            shards.append(Shard(len(shards), index, tuple(parts), len(groups) == 1))
     return shards
 
 
@@ -133,6 +138,9 @@ def tokenise_shard(
                 file.write(tokens.data)
             advance(reader.bytes_read - done)
             done = reader.bytes_read
+        if shard.is_whole_input:
+            num_files, empty, bad = len(shard.parts), reader.num_empty, reader.num_bad
+            require_text(source, reader.num_documents, num_files, empty, bad)
         file.flush()
         os.fsync(file.fileno())
     advance(shard.num_bytes - done)

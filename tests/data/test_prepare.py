@@ -17,7 +17,8 @@ from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.reading import ReadOptions
 from megatron_ultralong.data.rows import PackedRows
 from megatron_ultralong.data.sampling import LengthSampling
-from megatron_ultralong.documents import document_id, document_split
+from megatron_ultralong.data.splits import split_of
+from megatron_ultralong.documents import document_boundaries, document_id, document_split
 from megatron_ultralong.errors import InputError
 
 DEMO = LengthSampling("ultralong", short_length=3500, long_length=6000, long_weight=2.5)
@@ -184,6 +185,9 @@ def test_bad_input_leaves_nothing_behind(
     refuse(config, r"has no tokenizer\.json or tokenizer\.model", tokenizer=tmp_path)
     refuse(config, r"seq_length \(1\) must be at least 2", seq_length=1)
     refuse(config, r"valid_fraction \(1.0\) must be", valid_fraction=1.0)
+    refuse(config, r"test_fraction \(0.9\) must be .* valid_fraction \(0.2\)", test_fraction=0.9)
+    refuse(config, r"workers \(0\) must be at least 1", workers=0)
+    refuse(config, r"split 'test' has \d+ .*raise --test-fraction \(0.001\)", test_fraction=0.001)
     refuse(config, r"max_tokens \(5\) must be at least seq_length \(512\)", max_tokens=5)
     refuse(config, r"split 'train' has \d+ tokens after sampling, under one", seq_length=10**8)
     few = r"split 'valid' has \d+ tokens .*raise --valid-fraction \(0.001\), set it to 0"
@@ -204,6 +208,79 @@ def test_an_output_that_is_not_empty_is_refused(config: PrepareConfig, tmp_path:
     assert (output / "notes").read_text() == "mine"
     (output / "notes").unlink()
     assert prepare(dataclasses.replace(config, output=output)) == load_manifest(output)
+
+
+def test_boundaries_beside_the_rows_are_those_of_the_documents(
+    config: PrepareConfig, manifest: Manifest
+) -> None:
+    # no file of the corpus holds "<s>" as ids: a search finds the same
+    assert manifest.num_documents_with_separator == 0
+    for split in ("train", "valid"):
+        rows = PackedRows(config.output / split)
+        for row in range(len(rows)):
+            found = document_boundaries(rows[row], manifest.separator_ids)
+            np.testing.assert_array_equal(rows.boundaries(row), found)
+
+
+@pytest.mark.parametrize("packing", ["row-start", "whole"])
+def test_packing_is_one_option(
+    config: PrepareConfig, manifest: Manifest, tmp_path: Path, packing: str
+) -> None:
+    changed = dataclasses.replace(
+        config, output=tmp_path / "rows", packing=packing, seq_length=8192
+    )
+    result = prepare(changed)
+    tokens = {}
+    for output, made in ((tmp_path / "rows", result), (config.output, manifest)):
+        rows = PackedRows(output / "train")
+        real = [rows[i][: rows.num_real_tokens(i)] for i in range(len(rows))]
+        tokens[made.packing] = np.bincount(np.concatenate(real), minlength=1002)
+    train = result.splits["train"]
+    dropped = train.num_dropped_tokens + manifest.splits["train"].num_dropped_tokens
+    # the same tokens, but for the ends; of a document cut at its separator that part is left out
+    cut = len(manifest.separator_ids) * train.num_documents
+    assert abs(tokens[packing] - tokens["stream"]).sum() <= dropped + cut
+    rows = PackedRows(tmp_path / "rows" / "train")
+    if packing == "whole":
+        padding = sum(8192 - rows.num_real_tokens(row) for row in range(len(rows)))
+        assert 0 < padding == train.num_padding_tokens
+        assert train.num_dropped_tokens == 0
+        starts = sum(rows.boundaries(row).size - 1 for row in range(len(rows)))
+        assert starts >= train.num_documents
+    else:
+        assert train.num_padding_tokens == 0
+
+
+def test_three_splits_share_no_document(
+    config: PrepareConfig, manifest: Manifest, library_files: list[Path], tmp_path: Path
+) -> None:
+    result = prepare(dataclasses.replace(config, output=tmp_path / "rows", test_fraction=0.3))
+    assert set(result.splits) == {"train", "valid", "test"}
+    ids = [document_id(path.read_text()) for path in library_files]
+    for split, summary in result.splits.items():
+        mine = [i for i in ids if split_of(i, 0.2, 0.3, config.seed) == split]
+        assert summary.num_documents == len(mine) > 0
+    # a test split takes nothing from the valid one
+    assert digests(tmp_path / "rows")["valid.bin"] == digests(config.output)["valid.bin"]
+
+
+def test_inspect(config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = dataclasses.replace(config, output=tmp_path / "rows", inspect=True, seq_length=60_000)
+    made = prepare(config)
+    first = capsys.readouterr().out
+    assert "lengths before and after sampling" in first
+    assert "train, row 0 of" in first
+    assert "<s> [" in " ".join(first.split())  # the separator, decoded and as ids
+    picture = tmp_path / "rows" / "lengths.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    picture.unlink()
+    before = digests(tmp_path / "rows")
+    assert prepare(config) == made  # of rows that are there already: nothing is made again
+    again = capsys.readouterr().out
+    assert "Tokenising" not in again
+    assert again in first or first.endswith(again)
+    picture.unlink()
+    assert digests(tmp_path / "rows") == before
 
 
 FLAGS = """
