@@ -80,8 +80,9 @@ def work_folder(output: Path) -> Iterator[WorkFolder]:
             shutil.rmtree(work.path, ignore_errors=True)
     except OSError as error:
         # of the files that are read, all errors are InputError already
+        at = f": {error.filename}" if error.filename else ""
         raise InputError(
-            f"cannot write {output} ({error.strerror}: {error.filename}); make room on the disk, "
+            f"cannot write {output} ({error.strerror}{at}); make room on the disk, "
             "or give another --output"
         ) from error
 

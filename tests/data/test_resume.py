@@ -49,8 +49,10 @@ def plain_config(config: PrepareConfig, library_files: list[Path], tmp_path: Pat
     return dataclasses.replace(config, source=sources, output=tmp_path / "rows")
 
 
-def start(config: PrepareConfig, folder: Path, workers: int) -> subprocess.Popen[str]:
-    (folder / "program.py").write_text(PROGRAM)
+def start(
+    config: PrepareConfig, folder: Path, workers: int, first: str = ""
+) -> subprocess.Popen[str]:
+    (folder / "program.py").write_text(first + PROGRAM)
     words = [f"--source={source}" for source in config.source]
     words += ["--suffix=.py", "--suffix=.jsonl", "--seq-length=512", "--valid-fraction=0.2"]
     words += ["--length-sampling=none", f"--tokenizer={config.tokenizer}", f"--workers={workers}"]
@@ -199,3 +201,17 @@ def test_the_reference_takes_over_where_the_fast_engine_differs(
         assert digests(tmp_path / "rows")[name] == digests(config.output)[name]
     with pytest.raises(InputError, match="--tokenizer-engine gigatoken: gigatoken's ids differ"):
         prepare(dataclasses.replace(config, output=tmp_path / "b", tokenizer_engine="gigatoken"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_ends_with_a_message_and_leaves_nothing(
+    plain_config: PrepareConfig, tmp_path: Path, workers: int
+) -> None:
+    # a file that may not grow fails as one on a full disk does
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+    process = start(plain_config, tmp_path, workers, limit)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"cannot write .*rows \(File too large.*make room on the disk", errors)
+    assert not plain_config.output.exists()
+    assert not (tmp_path / ".rows.partial").exists()

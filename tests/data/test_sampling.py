@@ -65,6 +65,27 @@ def test_copies_follow_the_weight(weight: float) -> None:
     assert abs(copies.mean() - weight) <= 5 * np.sqrt(fraction * (1 - fraction) / 4000)
 
 
+def test_counts_of_source_and_bin_pass_a_chi_square_test() -> None:
+    lengths = np.exp(np.random.default_rng(5).uniform(np.log(500), np.log(60_000), 12_000))
+    lengths = lengths.astype(np.int64)
+    sources = np.arange(12_000) % 3
+    sampling = LengthSampling("ultralong", long_weight=2.5)
+    weights = document_weights(lengths, sources, "abc", sampling)
+    copies = num_copies(weights, names(12_000), seed=7)
+    chi_square = 0.0
+    for source in range(3):
+        for length_bin in range(3):
+            mine = (sources == source) & (sampling.bins(lengths) == length_bin)
+            fraction = weights[mine][0] % 1
+            expected, variance = weights[mine].sum(), mine.sum() * fraction * (1 - fraction)
+            chi_square += (copies[mine].sum() - expected) ** 2 / variance
+        share = (copies * lengths)[sources == source].sum() / (copies * lengths).sum()
+        target = lengths[sources == source].sum() / lengths.sum()
+        assert abs(share - target) < 0.01
+    # with 9 degrees of freedom it is above 33.7 once in 10,000 choices of the keys
+    assert chi_square < 33.7
+
+
 def test_a_copy_depends_on_the_document_alone() -> None:
     weights = np.linspace(0, 3, 200)
     copies = num_copies(weights, names(200), seed=1)
