@@ -65,7 +65,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     Raises:
         InputError: for documents that cannot be read, a source without text, a split of less than
             one row, an output folder that is not empty or that another run writes, a full disk.
-            Nothing is left behind.
+            Nothing is left behind, unless many documents were tokenised already.
     """
     if config.inspect and (config.output / manifests.FILE_NAME).is_file():
         manifest = load_manifest(config.output)
@@ -77,7 +77,16 @@ def prepare(config: PrepareConfig) -> Manifest:
     with work_folder(config.output) as work:
         tokenised = _tokenise(config, sources, work)
         folder = work.new_folder("rows")
-        manifest = _write_rows(config, tokenised, folder)
+        try:
+            manifest = _write_rows(config, tokenised, folder)
+        except InputError as error:
+            if len(tokenised.store.shard_names) == 1:
+                raise  # made again in seconds
+            work.keep = True
+            raise InputError(
+                f"{error}. The tokenised shards stay in {work.path}: other options of sampling and "
+                "packing go on from there; remove it if you give up"
+            ) from error
         # an empty folder may stand there: it is replaced
         os.replace(folder, config.output)
     print_summary(manifest, config.output)

@@ -174,6 +174,25 @@ def test_an_interrupted_run_goes_on_and_other_options_begin_anew(
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
 
 
+def test_shards_are_kept_where_only_the_packing_must_change(
+    plain_config: PrepareConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = shards.plan_shards
+    monkeypatch.setattr(module, "plan_shards", lambda *arguments: plan(*arguments, 20_000))
+    config = dataclasses.replace(
+        plain_config, reading=ReadOptions(suffixes=(".py", ".jsonl")), valid_fraction=0.001
+    )
+    with pytest.raises(InputError, match=r"split 'valid' .* The tokenised shards stay in .*rows"):
+        prepare(config)
+    assert not config.output.exists()
+    prepare(dataclasses.replace(config, valid_fraction=0.2))
+    assert "going on from the shards" in capsys.readouterr().err
+    assert not (tmp_path / ".rows.partial").exists()
+
+
 def test_the_reference_takes_over_where_the_fast_engine_differs(
     config: PrepareConfig,
     manifest: Manifest,
