@@ -32,7 +32,7 @@ from megatron_ultralong.data.prepare_config import PrepareConfig
 from megatron_ultralong.data.reading import Source, parse_source
 from megatron_ultralong.data.row_writer import RowWriter
 from megatron_ultralong.data.sampling import document_weights, mixed_order, num_copies
-from megatron_ultralong.data.shards import Shard, plan_shards
+from megatron_ultralong.data.shards import SHARD_BYTES, Shard, plan_shards
 from megatron_ultralong.data.splits import split_of
 from megatron_ultralong.data.store import DocumentStore, merge_shards
 from megatron_ultralong.data.summary import print_summary
@@ -80,7 +80,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         try:
             manifest = _write_rows(config, tokenised, folder)
         except InputError as error:
-            if len(tokenised.store.shard_names) == 1:
+            if sum(found.num_bytes for found in tokenised.store.inputs) <= SHARD_BYTES:
                 raise  # made again in seconds
             work.keep = True
             raise InputError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.indexed import IndexedReader
+from megatron_ultralong.documents import Row, document_boundaries
 from megatron_ultralong.errors import InputError
 
 Int64Array = npt.NDArray[np.int64]
@@ -59,6 +61,22 @@ class PackedRows:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         return self._sequences.read(row, start, stop).astype(np.int64)
+
+    def row(self, row: int, separator_ids: Sequence[int], length: int = 0) -> Row:
+        """A row with its documents: those kept beside it, else those its separators tell.
+
+        Args:
+            row: number of the row.
+            separator_ids: ids between documents, for rows that came without boundaries.
+            length: tokens from the start of the row to take; 0 for all.
+        """
+        length = length or self.seq_length
+        tokens = self.read(row, 0, length)
+        if not self.has_boundaries:
+            return Row(tokens, document_boundaries(tokens, separator_ids), length)
+        edges = self.boundaries(row)
+        cut = np.append(edges[edges < length], np.int32(length)).astype(np.int32)
+        return Row(tokens, cut, min(self.num_real_tokens(row), length))
 
     @property
     def has_boundaries(self) -> bool:

@@ -182,6 +182,7 @@ def test_shards_are_kept_where_only_the_packing_must_change(
 ) -> None:
     plan = shards.plan_shards
     monkeypatch.setattr(module, "plan_shards", lambda *arguments: plan(*arguments, 20_000))
+    monkeypatch.setattr(module, "SHARD_BYTES", 20_000)
     config = dataclasses.replace(
         plain_config, reading=ReadOptions(suffixes=(".py", ".jsonl")), valid_fraction=0.001
     )
