@@ -70,7 +70,9 @@ class FastTokenizer:
             ids = self._encode(data)
         except BaseException as error:
             if isinstance(error, Exception) or is_panic(error):
-                raise FastPathError(f"gigatoken fails on a document ({error})") from error
+                raise FastPathError(
+                    f"gigatoken fails on a document ({_first_line(error)})"
+                ) from error
             raise
         return np.asarray(ids).astype(np.int32, copy=False)
 
@@ -122,8 +124,15 @@ def _backend(reference: DocumentTokenizer) -> Any:
         return gigatoken.Tokenizer.from_json(description)
     except BaseException as error:
         if isinstance(error, Exception) or is_panic(error):
-            raise FastPathError(f"gigatoken cannot hold this vocabulary ({error})") from error
+            raise FastPathError(
+                f"gigatoken cannot hold this vocabulary ({_first_line(error)})"
+            ) from error
         raise
+
+
+def _first_line(error: BaseException) -> str:
+    """What a message says before its stack trace."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _without_special_tokens(text: str) -> str:

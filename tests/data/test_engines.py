@@ -2,13 +2,14 @@
 
 import base64
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from megatron_ultralong.data.engines import choose_tokenizer, open_reference
 from megatron_ultralong.data.fast_tokenizer import FastPathError, FastTokenizer
@@ -189,3 +190,13 @@ def test_a_vocabulary_that_differs_is_found(tokenizer_folder: Path, tmp_path: Pa
     text = (Path(json.__file__)).read_text()
     with pytest.raises(FastPathError, match="differ from those of tokenizers at token"):
         fast.check([text])
+
+
+def test_a_vocabulary_that_gigatoken_cannot_hold_goes_to_the_reference(tmp_path: Path) -> None:
+    pytest.importorskip("gigatoken", reason="the fast path is gigatoken: pip install gigatoken")
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    words.save(str(tmp_path / "tokenizer.json"))
+    chosen = choose_tokenizer(tmp_path, "auto")
+    assert chosen.tokenizer.engine == "tokenizers"
+    assert re.match(r"gigatoken cannot hold this vocabulary \(.*WordLevel", chosen.reason)
+    assert "\n" not in chosen.reason

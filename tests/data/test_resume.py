@@ -223,6 +223,22 @@ def test_the_reference_takes_over_where_the_fast_engine_differs(
         prepare(dataclasses.replace(config, output=tmp_path / "b", tokenizer_engine="gigatoken"))
 
 
+def test_the_first_bad_document_is_named_whichever_worker_finds_one(
+    plain_config: PrepareConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "lines.jsonl"
+    lines = file.read_text().split("\n")
+    lines[9] = lines[9][:-1]
+    lines[29] = lines[29][:-1]
+    file.write_text("\n".join(lines))
+    process = start(plain_config, tmp_path, 2)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"InputError: source 'lines': .*lines\.jsonl:10: not JSON", errors)
+    assert "jsonl:30" not in errors
+    assert not (tmp_path / ".rows.partial").exists()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_ends_with_a_message_and_leaves_nothing(
     plain_config: PrepareConfig, tmp_path: Path, workers: int
