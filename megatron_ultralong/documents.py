@@ -14,6 +14,7 @@ A row is many documents joined by a fixed run of *separator ids* (arXiv 2504.062
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Literal
@@ -23,6 +24,28 @@ import numpy.typing as npt
 
 DocumentMask = Literal["none", "block"]
 IntArray = npt.NDArray[np.integer]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of tokens and what is known of its documents."""
+
+    tokens: npt.NDArray[np.int64]
+    """Token ids, shape [S]."""
+    cu_seqlens: npt.NDArray[np.int32]
+    """Boundaries of the documents, shape [num_documents + 1]; padding is the last one."""
+    num_real_tokens: int
+    """Tokens before the padding; S without padding."""
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """See :func:`next_token_labels`."""
+        return next_token_labels(self.tokens)
+
+    def loss_mask(self, document_mask: DocumentMask) -> npt.NDArray[np.float32]:
+        """See :func:`loss_mask`; padding is not predicted and predicts nothing."""
+        mask = loss_mask(len(self.tokens), self.cu_seqlens, document_mask)
+        mask[max(self.num_real_tokens - 1, 0) :] = 0.0
+        return mask
 
 
 def document_boundaries(tokens: IntArray, separator_ids: Sequence[int]) -> npt.NDArray[np.int32]:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from rich.console import Console
 
 from megatron_ultralong.data.rows import PackedRows
-from megatron_ultralong.documents import document_boundaries, loss_mask
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.config import LossConfig
@@ -115,13 +114,13 @@ def _row_sums(
     with scoring_progress(scorer, f"Loss of {scorer.name}", num_rows * seq_length) as advance:
         for start in range(0, num_rows, config.micro_batch_size):
             stop = min(start + config.micro_batch_size, num_rows)
-            tokens = np.stack([rows.read(row, 0, seq_length) for row in range(start, stop)])
+            batch = [rows.row(row, separator_ids, seq_length) for row in range(start, stop)]
+            tokens = np.stack([row.tokens for row in batch])
             check_ids(scorer, tokens, f"{config.data_path} ({config.split})")
             scores = scorer.score(tokens)
             _check_finite(scorer, scores.loss, start)
             for b, row in enumerate(range(start, stop)):
-                cu_seqlens = document_boundaries(tokens[b], separator_ids)
-                weight = loss_mask(seq_length, cu_seqlens, config.document_mask)[:-1]
+                weight = batch[b].loss_mask(config.document_mask)[:-1]
                 sums[0, row] = bin_sums(weight, edges)
                 sums[1, row] = bin_sums(weight * scores.loss[b], edges)
                 sums[2, row] = bin_sums(weight * scores.correct[b], edges)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_ultralong import documents
 from megatron_ultralong.context_parallel import Assignment, balanced, zigzag
+from megatron_ultralong.documents import DocumentMask, Row
 from megatron_ultralong.mcore.core_attention import document_params
 
 CpAssignment = Literal["zigzag", "balanced"]
@@ -34,42 +34,35 @@ class Batch:
 
 
 def local_batch(
-    rows: npt.NDArray[np.int64],
+    rows: Sequence[Row],
     *,
-    document_mask: documents.DocumentMask,
-    separator_ids: Sequence[int],
+    document_mask: DocumentMask,
     cp_group: dist.ProcessGroup,
     device: torch.device,
     cp_assignment: CpAssignment = "zigzag",
 ) -> Batch:
-    """The shard of this rank of whole rows [b, S]: labels and masks are made before the cut.
+    """The shard of this rank of whole rows: labels and masks are made before the cut.
 
     A label made after it would be wrong at every chunk's end.
     """
-    labels, masks, boundaries = [], [], []
-    for row in rows:
-        labels.append(documents.next_token_labels(row))
-        cu_seqlens = documents.document_boundaries(row, separator_ids)
-        boundaries.append(cu_seqlens)
-        masks.append(documents.loss_mask(len(row), cu_seqlens, document_mask))
     size, rank = cp_group.size(), cp_group.rank()
     packed, assignment = None, zigzag(size)
     if document_mask == "block":
         assert len(rows) == 1, "documents differ from row to row: one row at a time"
         if cp_assignment == "balanced":
-            assignment = balanced(boundaries[0].tolist(), size)
-        packed = document_params(torch.from_numpy(boundaries[0]), rows.shape[1], assignment)
+            assignment = balanced(rows[0].cu_seqlens.tolist(), size)
+        cu_seqlens = torch.from_numpy(rows[0].cu_seqlens)
+        packed = document_params(cu_seqlens, len(rows[0].tokens), assignment)
 
-    def shard(values: npt.NDArray[np.generic]) -> torch.Tensor:
-        whole = torch.from_numpy(np.ascontiguousarray(values))
+    def shard(values: Sequence[npt.NDArray[Any]]) -> torch.Tensor:
+        whole = torch.from_numpy(np.stack(values))
         return assignment.shard(whole, rank, 1).contiguous().to(device)
 
-    positions = np.tile(np.arange(rows.shape[1]), (rows.shape[0], 1))
     return Batch(
-        shard(rows),
-        shard(np.stack(labels)),
-        shard(np.stack(masks)),
-        shard(positions),
-        packed,
-        assignment,
+        tokens=shard([row.tokens for row in rows]),
+        labels=shard([row.labels() for row in rows]),
+        loss_mask=shard([row.loss_mask(document_mask) for row in rows]),
+        position_ids=shard([np.arange(len(row.tokens)) for row in rows]),
+        packed_seq_params=packed,
+        assignment=assignment,
     )

@@ -14,6 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ultralong.context_parallel import zigzag_unshard
+from megatron_ultralong.documents import Row
 from megatron_ultralong.mcore.batch import Batch, local_batch
 from megatron_ultralong.mcore.cpu import device
 
@@ -31,8 +32,12 @@ def score_rows(
         rows: token ids [b, S], the same on every rank.
         groups: Megatron's process groups.
     """
+    whole_row = np.asarray([0, rows.shape[1]], dtype=np.int32)
     batch = local_batch(
-        rows, document_mask="none", separator_ids=(), cp_group=groups.cp, device=device()
+        [Row(row, whole_row, row.size) for row in rows],
+        document_mask="none",
+        cp_group=groups.cp,
+        device=device(),
     )
 
     def forward_step(

@@ -185,7 +185,6 @@ class _Run:
             self.model,
             groups,
             document_mask=config.data.document_mask,
-            separator_ids=inputs.manifest.separator_ids,
             seq_length=config.data.seq_length,
             micro_batch_size=config.micro_batch_size,
             cp_assignment=config.parallel.cp_assignment,
@@ -260,6 +259,7 @@ class _Run:
             dp_rank=self.groups.dp.rank(),
             dp_size=self.groups.dp.size(),
             seed=self.config.data.seed,
+            separator_ids=self.inputs.manifest.separator_ids,
         )
 
     def _validate(self) -> float:

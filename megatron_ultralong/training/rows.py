@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Iterator, Sequence
 
 from megatron_ultralong.data.rows import PackedRows, global_row_index
+from megatron_ultralong.documents import Row
 
 
 def microbatch_rows(
@@ -19,8 +17,9 @@ def microbatch_rows(
     dp_rank: int,
     dp_size: int,
     seed: int,
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Micro-batches [micro_batch_size, S] of one replica in one iteration.
+    separator_ids: Sequence[int],
+) -> Iterator[list[Row]]:
+    """Micro-batches of one replica in one iteration, ``micro_batch_size`` rows each.
 
     The global batch of an iteration is the same rows whatever the layout; a replica takes its
     rows from every stride of ``micro_batch_size * dp_size``.
@@ -29,4 +28,4 @@ def microbatch_rows(
     stride = micro_batch_size * dp_size
     for start in range(first + dp_rank * micro_batch_size, first + global_batch_size, stride):
         numbers = range(start, start + micro_batch_size)
-        yield np.stack([rows[global_row_index(n, len(rows), seed)] for n in numbers])
+        yield [rows.row(global_row_index(n, len(rows), seed), separator_ids) for n in numbers]

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import get_attr_wrapped_model
 
-from megatron_ultralong.documents import DocumentMask
+from megatron_ultralong.documents import DocumentMask, Row
 from megatron_ultralong.mcore.batch import Batch, CpAssignment, local_batch
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.loss import LossTerms, token_loss
 
-Rows = Iterator[npt.NDArray[np.int64]]
+Rows = Iterator[list[Row]]
 
 
 class LanguageModelStep:
@@ -31,7 +29,6 @@ class LanguageModelStep:
         groups: ProcessGroupCollection,
         *,
         document_mask: DocumentMask,
-        separator_ids: Sequence[int],
         seq_length: int,
         micro_batch_size: int,
         cp_assignment: CpAssignment = "zigzag",
@@ -39,7 +36,6 @@ class LanguageModelStep:
         self.model = model
         self.groups = groups
         self.document_mask = document_mask
-        self.separator_ids = tuple(separator_ids)
         self.seq_length = seq_length
         self.micro_batch_size = micro_batch_size
         self.cp_assignment = cp_assignment
@@ -49,7 +45,7 @@ class LanguageModelStep:
         """Mean loss in nats over the tokens of the global batch that count; on every rank.
 
         Args:
-            rows: micro-batches [micro_batch_size, S] of this replica.
+            rows: micro-batches of this replica, micro_batch_size rows each.
             num_microbatches: how many.
             forward_only: leave the gradients alone.
         """
@@ -57,7 +53,6 @@ class LanguageModelStep:
             local_batch(
                 micro_batch,
                 document_mask=self.document_mask,
-                separator_ids=self.separator_ids,
                 cp_group=self.groups.cp,
                 device=device(),
                 cp_assignment=self.cp_assignment,

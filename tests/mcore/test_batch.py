@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_ultralong.documents import Row, document_boundaries
 from megatron_ultralong.mcore.batch import Batch, local_batch
 from tests.mcore.test_rotary import FakeGroup
 
@@ -14,8 +15,7 @@ SEPARATOR = (7, 8)
 def shards(row: np.ndarray, cp_size: int, **options: object) -> list[Batch]:
     return [
         local_batch(
-            row[None],
-            separator_ids=SEPARATOR,
+            [Row(row, document_boundaries(row, SEPARATOR), row.size)],
             cp_group=FakeGroup(cp_size, rank),  # type: ignore[arg-type]
             device=torch.device("cpu"),
             **options,  # type: ignore[arg-type]
@@ -59,3 +59,9 @@ def test_a_documents_first_token_is_not_counted_under_block() -> None:
     assert batch.loss_mask.tolist() == [[1, 1, 1, 0, 1, 1, 0, 0]]
     assert batch.packed_seq_params is not None
     assert batch.packed_seq_params.cu_seqlens_q.tolist() == [0, 4, 7, 8]
+
+
+def test_padding_is_not_predicted_and_predicts_nothing() -> None:
+    row = Row(np.asarray([1, 2, 7, 8, 0, 0]), np.asarray([0, 4, 6], dtype=np.int32), 4)
+    assert row.loss_mask("none").tolist() == [1, 1, 1, 0, 0, 0]
+    assert row.loss_mask("block").tolist() == [1, 1, 1, 0, 0, 0]
