@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer, is_panic
+from megatron_ultralong.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_ultralong.data.tokenising import (
     DocumentTokenizer,
     HuggingFaceTokenizer,
@@ -53,6 +54,9 @@ class FastTokenizer:
     def __init__(self, reference: DocumentTokenizer) -> None:
         self.reference = reference
         self._encode = _backend(reference).encode
+        # the one vocabulary whose special tokens gigatoken cannot be kept from knowing
+        is_model = isinstance(reference, SentencePieceTokenizer)
+        self._not_in_text = reference.special_texts if is_model else []
         self.file = reference.file
         self.sha256 = reference.sha256
         self.vocab_size = reference.vocab_size
@@ -65,6 +69,8 @@ class FastTokenizer:
         return [self._encode_one(text) for text in texts]
 
     def _encode_one(self, text: str) -> npt.NDArray[np.int32]:
+        if any(special in text for special in self._not_in_text):
+            return self.reference.encode_documents([text])[0]
         data = well_formed(text).encode()  # as bytes: half the memory of a str inside the library
         try:
             ids = self._encode(data)
@@ -108,19 +114,23 @@ class FastTokenizer:
 def _backend(reference: DocumentTokenizer) -> Any:
     """A tokenizer of gigatoken with the reference's vocabulary, but none of its special tokens.
 
-    gigatoken has no switch that reads special tokens as text: it must not know them.
+    gigatoken has no switch that reads special tokens as text: it must not know them. Of a
+    sentencepiece model it does; documents that hold the text of one go to the reference.
     """
     try:
         import gigatoken
     except ImportError as error:
         raise FastPathError(f"gigatoken is not installed ({error})") from error
+    description: str | None
     if isinstance(reference, Llama3Tokenizer):
         description = reference.tokenizer_json()
     elif isinstance(reference, HuggingFaceTokenizer):
         description = _without_special_tokens(reference.file.read_text(encoding="utf-8"))
     else:
-        raise FastPathError(f"gigatoken is not exact for models of {reference.engine}")
+        description = None
     try:
+        if description is None:
+            return gigatoken.Tokenizer.from_sentencepiece(reference.file.read_bytes())
         return gigatoken.Tokenizer.from_json(description)
     except BaseException as error:
         if isinstance(error, Exception) or is_panic(error):

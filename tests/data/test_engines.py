@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer, models
 
-from megatron_ultralong.data.engines import choose_tokenizer, open_reference
+from megatron_ultralong.data.engines import TokenizerEngine, choose_tokenizer, open_reference
 from megatron_ultralong.data.fast_tokenizer import FastPathError, FastTokenizer
 from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
 from megatron_ultralong.data.tokenising import HuggingFaceTokenizer, copy_tokenizer, separator_ids
@@ -129,13 +129,15 @@ def test_hugging_face_hostile_texts(
     assert tokenizer.decode([1000]) == "<|begin_of_text|>"
 
 
-def test_sentencepiece(sentencepiece_model: Path, tmp_path: Path) -> None:
-    chosen = choose_tokenizer(sentencepiece_model.parent, "auto")
-    tokenizer = chosen.tokenizer
-    assert tokenizer.engine == "sentencepiece"
-    assert "gigatoken is not" in chosen.reason
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_sentencepiece(
+    sentencepiece_model: Path, library_files: list[Path], tmp_path: Path, engine: TokenizerEngine
+) -> None:
+    tokenizer, reason = choose_tokenizer(sentencepiece_model.parent, engine)
+    assert tokenizer.engine == "sentencepiece" or (engine == "auto" and not reason)
     plain = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
-    texts = ["def f(x): return 1", "<s>a</s>", "漢字 \x00", " " * 50_000, ""]
+    texts = [path.read_text() for path in library_files[:20]]
+    texts += ["def f(x): return 1", "<s>a</s>", "漢字 \x00", " " * 50_000, ""]
     for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
         assert ids.tolist() == plain.encode(text)
         assert not {1, 2} & set(ids.tolist())  # control pieces in the text are text
@@ -143,8 +145,6 @@ def test_sentencepiece(sentencepiece_model: Path, tmp_path: Path) -> None:
     assert tokenizer.decode([*plain.encode("a b"), 2, *plain.encode("c")]) == "a b</s>c"
     copy_tokenizer(tokenizer, tmp_path / "copy")
     assert open_reference(tmp_path / "copy").sha256 == tokenizer.sha256
-    with pytest.raises(InputError, match="--tokenizer-engine gigatoken: gigatoken is not"):
-        choose_tokenizer(sentencepiece_model, "gigatoken")
 
 
 def test_the_folder_decides(
@@ -200,3 +200,23 @@ def test_a_vocabulary_that_gigatoken_cannot_hold_goes_to_the_reference(tmp_path:
     assert chosen.tokenizer.engine == "tokenizers"
     assert re.match(r"gigatoken cannot hold this vocabulary \(.*WordLevel", chosen.reason)
     assert "\n" not in chosen.reason
+
+
+def test_a_sentencepiece_model_that_normalises_goes_to_the_reference(
+    tmp_path: Path, library_files: list[Path]
+) -> None:
+    pytest.importorskip("gigatoken", reason="the fast path is gigatoken: pip install gigatoken")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(library_files[0]),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
+    )
+    chosen = choose_tokenizer(tmp_path, "auto")
+    assert chosen.tokenizer.engine == "sentencepiece"
+    assert "gigatoken's ids differ from those of sentencepiece" in chosen.reason
+    with pytest.raises(InputError, match="--tokenizer-engine gigatoken: gigatoken's ids differ"):
+        choose_tokenizer(tmp_path, "gigatoken")
