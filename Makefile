@@ -29,6 +29,10 @@ lint: install  ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: install  ## attention's balance and speed, as ratios; leave the machine alone meanwhile
+	$(BIN)/python tools/benchmark_attention.py balance
+	$(BIN)/python tools/benchmark_attention.py cpu
+
 format: install  ## rewrite the files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -191,7 +191,7 @@ _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "prepare": ("documents to packed rows of exactly --seq-length tokens", _run_prepare),
     "convert import": ("a Hugging Face or Meta folder to a Megatron checkpoint", _run_convert),
     "convert export": ("a Megatron checkpoint to a Hugging Face or Meta folder", _run_convert),
-    "convert verify": ("compare two models bit by bit", _run_convert),
+    "convert verify": ("compare two models bit by bit, and by logits", _run_convert),
     "convert inspect": ("what a folder or checkpoint holds", _run_convert),
     "pretrain": ("extend the context; under torchrun for several ranks", _run_pretrain),
     "evaluate loss": ("loss by position on held-out rows", _run_evaluate_loss),
