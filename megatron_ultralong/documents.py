@@ -37,15 +37,26 @@ class Row:
     num_real_tokens: int
     """Tokens before the padding; S without padding."""
 
-    def labels(self) -> npt.NDArray[np.int64]:
-        """See :func:`next_token_labels`."""
-        return next_token_labels(self.tokens)
+    @property
+    def seq_length(self) -> int:
+        """Tokens of the row."""
+        return len(self.tokens)
 
     def loss_mask(self, document_mask: DocumentMask) -> npt.NDArray[np.float32]:
-        """See :func:`loss_mask`; padding is not predicted and predicts nothing."""
-        mask = loss_mask(len(self.tokens), self.cu_seqlens, document_mask)
-        mask[max(self.num_real_tokens - 1, 0) :] = 0.0
-        return mask
+        """See :func:`loss_mask`."""
+        return loss_mask(
+            self.seq_length, self.cu_seqlens, document_mask, num_real_tokens=self.num_real_tokens
+        )
+
+    def read_chunks(
+        self, chunks: Sequence[tuple[int, int]]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Tokens and labels of the ranges ``[start, stop)``, end to end."""
+        labels = next_token_labels(self.tokens)
+        return (
+            np.concatenate([self.tokens[start:stop] for start, stop in chunks]),
+            np.concatenate([labels[start:stop] for start, stop in chunks]),
+        )
 
 
 def document_boundaries(tokens: IntArray, separator_ids: Sequence[int]) -> npt.NDArray[np.int32]:
@@ -97,9 +108,15 @@ def next_token_labels(tokens: IntArray) -> npt.NDArray[np.int64]:
 
 
 def loss_mask(
-    length: int, cu_seqlens: IntArray, document_mask: DocumentMask
+    length: int,
+    cu_seqlens: IntArray,
+    document_mask: DocumentMask,
+    *,
+    num_real_tokens: int | None = None,
 ) -> npt.NDArray[np.float32]:
     """Weight (1 or 0) of the prediction made at every position, shape [length].
+
+    Padding, the tokens from ``num_real_tokens`` on, is not predicted and predicts nothing.
 
     ``length=5, cu_seqlens=[0, 3, 5]``: ``none -> [1, 1, 1, 1, 0]``, ``block -> [1, 1, 0, 1, 0]``.
     """
@@ -107,6 +124,8 @@ def loss_mask(
     mask[-1:] = 0.0
     if document_mask == "block":
         mask[np.asarray(cu_seqlens[1:-1], dtype=np.int64) - 1] = 0.0
+    if num_real_tokens is not None:
+        mask[max(num_real_tokens - 1, 0) :] = 0.0
     return mask
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.rows import PackedRows
+from megatron_ultralong.documents import DocumentMask, loss_mask
 from megatron_ultralong.errors import InputError
 
 Int64Array = npt.NDArray[np.int64]
+Int32Array = npt.NDArray[np.int32]
 Chunk = tuple[int, int]
 
 
@@ -34,7 +37,9 @@ def zigzag_chunks(seq_length: int, context_parallel_size: int, rank: int) -> lis
     return [(number * size, (number + 1) * size) for number in (rank, count - 1 - rank)]
 
 
-def read_chunks(rows: PackedRows, row: int, chunks: Sequence[Chunk]) -> tuple[Int64Array, ...]:
+def read_chunks(
+    rows: PackedRows, row: int, chunks: Sequence[Chunk]
+) -> tuple[Int64Array, Int64Array]:
     """Tokens and labels of the chunks of a row, each int64 [sum of the chunks' sizes].
 
     Each chunk is read with the one token after it, its last label; nothing else of the row is
@@ -47,3 +52,40 @@ def read_chunks(rows: PackedRows, row: int, chunks: Sequence[Chunk]) -> tuple[In
         tokens.append(read[: stop - start])
         labels.append(np.append(read[1:], 0) if stop == rows.seq_length else read[1:])
     return np.concatenate(tokens), np.concatenate(labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredRow:
+    """One row of :class:`PackedRows`, of which only what is asked for is read from disk.
+
+    Rows that came without boundaries are read whole when their documents are asked for.
+    """
+
+    rows: PackedRows
+    number: int
+    separator_ids: tuple[int, ...]
+    """Ids between documents, for rows that came without boundaries."""
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of the row."""
+        return self.rows.seq_length
+
+    @property
+    def cu_seqlens(self) -> Int32Array:
+        """Boundaries of the documents, int32 [num_documents + 1]; padding is the last one."""
+        if self.rows.has_boundaries:
+            return self.rows.boundaries(self.number)
+        return self.rows.row(self.number, self.separator_ids).cu_seqlens
+
+    def loss_mask(self, document_mask: DocumentMask) -> npt.NDArray[np.float32]:
+        """Weight of every prediction: :func:`~megatron_ultralong.documents.loss_mask`."""
+        length, real = self.seq_length, self.seq_length
+        if self.rows.has_boundaries:
+            real = self.rows.num_real_tokens(self.number)
+        edges = self.cu_seqlens if document_mask == "block" else np.asarray([0, length])
+        return loss_mask(length, edges, document_mask, num_real_tokens=real)
+
+    def read_chunks(self, chunks: Sequence[Chunk]) -> tuple[Int64Array, Int64Array]:
+        """Tokens and labels of the chunks: :func:`read_chunks`."""
+        return read_chunks(self.rows, self.number, chunks)

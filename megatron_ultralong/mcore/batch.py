@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_ultralong.context_parallel import Assignment, balanced, zigzag
-from megatron_ultralong.documents import DocumentMask, Row
+from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.mcore.core_attention import document_params
 
 CpAssignment = Literal["zigzag", "balanced"]
@@ -33,17 +33,37 @@ class Batch:
     """Chunks of the row that each context-parallel rank holds."""
 
 
+class DocumentRow(Protocol):
+    """A row of tokens: :class:`~megatron_ultralong.documents.Row`, or one that is on disk."""
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of the row."""
+
+    @property
+    def cu_seqlens(self) -> npt.NDArray[np.int32]:
+        """Boundaries of its documents."""
+
+    def loss_mask(self, document_mask: DocumentMask) -> npt.NDArray[np.float32]:
+        """Weight of every prediction of the row, shape [S]."""
+
+    def read_chunks(
+        self, chunks: Sequence[tuple[int, int]]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Tokens and labels of ranges of the row."""
+
+
 def local_batch(
-    rows: Sequence[Row],
+    rows: Sequence[DocumentRow],
     *,
     document_mask: DocumentMask,
     cp_group: dist.ProcessGroup,
     device: torch.device,
     cp_assignment: CpAssignment = "zigzag",
 ) -> Batch:
-    """The shard of this rank of whole rows: labels and masks are made before the cut.
+    """The shard of rows that this rank works on; of a row on disk nothing else is read.
 
-    A label made after it would be wrong at every chunk's end.
+    A chunk's last label is the token after it, the first one of another chunk.
     """
     size, rank = cp_group.size(), cp_group.rank()
     packed, assignment = None, zigzag(size)
@@ -52,17 +72,22 @@ def local_batch(
         if cp_assignment == "balanced":
             assignment = balanced(rows[0].cu_seqlens.tolist(), size)
         cu_seqlens = torch.from_numpy(rows[0].cu_seqlens)
-        packed = document_params(cu_seqlens, len(rows[0].tokens), assignment)
+        packed = document_params(cu_seqlens, rows[0].seq_length, assignment)
 
-    def shard(values: Sequence[npt.NDArray[Any]]) -> torch.Tensor:
-        whole = torch.from_numpy(np.stack(values))
-        return assignment.shard(whole, rank, 1).contiguous().to(device)
+    length = rows[0].seq_length
+    size_of_chunk = assignment.chunk_length(length)
+    chunks = [(c * size_of_chunk, (c + 1) * size_of_chunk) for c in assignment.chunks[rank]]
+    tokens, labels = zip(*(row.read_chunks(chunks) for row in rows), strict=True)
+    masks = [row.loss_mask(document_mask) for row in rows]
+
+    def tensor(values: Sequence[npt.NDArray[Any]]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(values)).to(device)
 
     return Batch(
-        tokens=shard([row.tokens for row in rows]),
-        labels=shard([row.labels() for row in rows]),
-        loss_mask=shard([row.loss_mask(document_mask) for row in rows]),
-        position_ids=shard([np.arange(len(row.tokens)) for row in rows]),
+        tokens=tensor(tokens),
+        labels=tensor(labels),
+        loss_mask=assignment.shard(tensor(masks), rank, 1).contiguous(),
+        position_ids=assignment.positions(rank, length).repeat(len(rows), 1).to(device),
         packed_seq_params=packed,
         assignment=assignment,
     )

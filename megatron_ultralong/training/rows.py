@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from megatron_ultralong.data.chunks import StoredRow
 from megatron_ultralong.data.rows import PackedRows, global_row_index
-from megatron_ultralong.documents import Row
 
 
 def microbatch_rows(
@@ -18,14 +18,15 @@ def microbatch_rows(
     dp_size: int,
     seed: int,
     separator_ids: Sequence[int],
-) -> Iterator[list[Row]]:
+) -> Iterator[list[StoredRow]]:
     """Micro-batches of one replica in one iteration, ``micro_batch_size`` rows each.
 
     The global batch of an iteration is the same rows whatever the layout; a replica takes its
     rows from every stride of ``micro_batch_size * dp_size``.
     """
+    separators = tuple(separator_ids)
     first = iteration * global_batch_size
     stride = micro_batch_size * dp_size
     for start in range(first + dp_rank * micro_batch_size, first + global_batch_size, stride):
         numbers = range(start, start + micro_batch_size)
-        yield [rows.row(global_row_index(n, len(rows), seed), separator_ids) for n in numbers]
+        yield [StoredRow(rows, global_row_index(n, len(rows), seed), separators) for n in numbers]

@@ -12,12 +12,13 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import get_attr_wrapped_model
 
-from megatron_ultralong.documents import DocumentMask, Row
+from megatron_ultralong.data.chunks import StoredRow
+from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.mcore.batch import Batch, CpAssignment, local_batch
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.loss import LossTerms, token_loss
 
-Rows = Iterator[list[Row]]
+Rows = Iterator[list[StoredRow]]
 
 
 class LanguageModelStep:

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_ultralong.data.chunks import StoredRow
+from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.data.rows import PackedRows, boundaries_prefix
 from megatron_ultralong.documents import Row, document_boundaries
 from megatron_ultralong.mcore.batch import Batch, local_batch
 from tests.mcore.test_rotary import FakeGroup
@@ -65,3 +71,52 @@ def test_padding_is_not_predicted_and_predicts_nothing() -> None:
     row = Row(np.asarray([1, 2, 7, 8, 0, 0]), np.asarray([0, 4, 6], dtype=np.int32), 4)
     assert row.loss_mask("none").tolist() == [1, 1, 1, 0, 0, 0]
     assert row.loss_mask("block").tolist() == [1, 1, 1, 0, 0, 0]
+
+
+SEQ_LENGTH = 48
+DOCUMENTS = [[0, 11, 30, 48], [0, 48], [0, 1, 2, 40, 48]]
+REAL = [48, 48, 40]
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> PackedRows:
+    """Three rows on disk with their documents; the last one is padded from token 40 on."""
+    tokens = np.random.default_rng(0).integers(0, 100, (3, SEQ_LENGTH))
+    with IndexedWriter(tmp_path / "train", token_dtype(100)) as writer:
+        for row in tokens:
+            writer.add(row)
+    with IndexedWriter(boundaries_prefix(tmp_path / "train"), np.dtype(np.int32)) as writer:
+        for real, edges in zip(REAL, DOCUMENTS, strict=True):
+            writer.add(np.asarray([real, *edges], dtype=np.int32))
+    return PackedRows(tmp_path / "train")
+
+
+@pytest.mark.parametrize("mask", ["none", "block"])
+@pytest.mark.parametrize("assignment", ["zigzag", "balanced"])
+@pytest.mark.parametrize("number", range(3))
+def test_a_rank_reads_its_own_chunks_and_no_more(
+    stored: PackedRows,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    mask: str,
+    assignment: str,
+) -> None:
+    whole = stored.row(number, ())
+    assert whole.cu_seqlens.tolist() == DOCUMENTS[number]
+    read, touched = PackedRows.read, []
+    monkeypatch.setattr(PackedRows, "read", lambda *args: touched.append(args[2:]) or read(*args))
+    for rank in range(2):
+        options = {
+            "document_mask": mask,
+            "cp_group": FakeGroup(2, rank),
+            "device": torch.device("cpu"),
+            "cp_assignment": assignment,
+        }
+        touched.clear()
+        ours = local_batch([StoredRow(stored, number, ())], **options)  # type: ignore[arg-type]
+        # Every chunk with the one token after it: its last label.
+        assert sum(stop - start for start, stop in touched) <= SEQ_LENGTH // 2 + len(touched)
+        theirs = local_batch([whole], **options)  # type: ignore[arg-type]
+        assert ours.assignment == theirs.assignment
+        for name in ("tokens", "labels", "loss_mask", "position_ids"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
