@@ -40,6 +40,7 @@ def _rank(rank: int, store: str, arguments: argparse.Namespace) -> None:
             if rank == 0:
                 mask = "none" if edges is None else f"{len(edges) - 1} documents"
                 _print(length, mask, repetitions)
+    dist.barrier()  # no rank leaves while another still works
     dist.destroy_process_group()
 
 
