@@ -1,5 +1,5 @@
 # make demo and make test are all a newcomer needs; each makes .venv first.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # One thread a process: the tests and the demo start several ranks on the same cores.
