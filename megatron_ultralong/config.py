@@ -141,7 +141,7 @@ class ParallelConfig:
                 f"parallel size ({self.tensor_model_parallel_size} x "
                 f"{self.pipeline_model_parallel_size} x {self.context_parallel_size} = "
                 f"{self.model_parallel_size}): start a multiple of {self.model_parallel_size} "
-                "ranks, or change the sizes"
+                "ranks (torchrun --nproc-per-node), or change the sizes"
             )
         return world_size // self.model_parallel_size
 
