@@ -120,7 +120,9 @@ def test_verify_computes_both_models(folder: Path, capsys: pytest.CaptureFixture
 
 def test_other_logits_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = HuggingFaceFolder(folder / "yarn-hf"), MegatronCheckpoint(folder / "default")
-    with pytest.raises(InputError, match=r"largest difference \d.* \(at most 0\.0001\), mean KL"):
+    with pytest.raises(
+        InputError, match=r"largest difference \d.* \(at most 0\.0001\), largest KL"
+    ):
         logits.check_logits(*models, 64)
     memory = logits.psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(logits.psutil, "virtual_memory", lambda: memory)
