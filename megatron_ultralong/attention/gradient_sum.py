@@ -15,7 +15,15 @@ from megatron_ultralong.attention.online_softmax import accumulation_dtype
 from megatron_ultralong.attention.plan import Plan
 from megatron_ultralong.context_parallel import Transfer
 
-NUM_PIECES = 8
+# Of a sum: many, so that the spare one is small; but none below a size that links carry at full
+# speed, as long as there are a few.
+MIN_PIECES, MAX_PIECES = 8, 64
+PIECE_BYTES = 4 << 20
+
+
+def num_pieces(sum_bytes: int) -> int:
+    """Pieces of a sum of so many bytes: 1 KiB -> 8, 256 MiB -> 64."""
+    return max(MIN_PIECES, min(MAX_PIECES, sum_bytes // PIECE_BYTES))
 
 
 @dataclass
@@ -63,7 +71,10 @@ class SumSpace:
         self._plan = plan
         self._k = k
         longest = max(hops[1][1] - hops[1][0] for hops in plan.needed) if plan.size > 1 else 0
-        self._tokens = max(1, -(-longest // NUM_PIECES))  # of a piece
+        self._dtype = accumulation_dtype(k.dtype)
+        sum_bytes = longest * 2 * k[0].numel() * self._dtype.itemsize
+        self._most = num_pieces(sum_bytes)
+        self._tokens = max(1, -(-longest // self._most))  # of a piece
         self._free: list[Tensor] = []
 
     def sum_of(self, source: int, zero: bool = False) -> GradientSum:
@@ -78,7 +89,7 @@ class SumSpace:
     ) -> list[Transfer]:
         """Pass a sum on, piece by piece, and give those that arrive, each from a peer, space."""
         found = []
-        for turn in range(NUM_PIECES):
+        for turn in range(self._most):
             if sent is not None and turn < len(sent.slots):
                 found.append(Transfer("send", to, sent.piece(turn), turn))
             for peer, each in received:
@@ -97,5 +108,4 @@ class SumSpace:
             return self._free.pop()
         self.num_slots += 1
         _, b, kv_heads, d = self._k.shape
-        dtype = accumulation_dtype(self._k.dtype)
-        return self._k.new_empty((self._tokens, 2, b, kv_heads, d), dtype=dtype)
+        return self._k.new_empty((self._tokens, 2, b, kv_heads, d), dtype=self._dtype)

@@ -80,6 +80,10 @@ class TravellingKeys:
         k, v = self._buffer(hop)[:, low - first : high - first]
         return k, v
 
+    def release(self) -> None:
+        """Give the buffers back: no further hop is held."""
+        self._buffers.clear()
+
     def _needed(self, source: int, hop: int) -> tuple[int, int]:
         return self.block.plan.needed[source][hop]
 
@@ -191,6 +195,7 @@ class BackwardPass:
 
     def _compute_own(self) -> None:
         block = self.block
+        self.keys.release()
         edges = block.plan.local_cu_seqlens[block.rank]
         dq, self.dk, self.dv = block.backward_own(self.saved, edges)
         self.dq += dq

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_ultralong.attention import KeptOutput, function, ring_attention
 from megatron_ultralong.attention import ring as ring_module
-from megatron_ultralong.attention.gradient_sum import NUM_PIECES, SumSpace
+from megatron_ultralong.attention.gradient_sum import MAX_PIECES, MIN_PIECES, SumSpace, num_pieces
 from megatron_ultralong.attention.plan import make_plan
 from megatron_ultralong.context_parallel import LocalRing, balanced, zigzag
 from tests.attention.whole_sequence import (
@@ -127,7 +127,12 @@ def test_backward_has_space_for_one_sum_and_a_piece(monkeypatch):
 
     monkeypatch.setattr(ring_module, "SumSpace", Recorded)
     ring(inputs(256, 4, 2, 64, torch.float32), 4, None)
-    assert max(space.num_slots for space in spaces) == NUM_PIECES + 1
+    assert max(space.num_slots for space in spaces) == MIN_PIECES + 1
+
+
+def test_pieces_of_a_large_sum_are_small():
+    assert num_pieces(2**10) == MIN_PIECES
+    assert num_pieces(2**28) == MAX_PIECES  # 4 MiB each, 1.6 % of the sum
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -160,6 +160,8 @@ def _one_rank(
     plan = make_plan(assignment, length, None if edges is None else tuple(edges))
     options = _options(LoneRank(arguments.cp, 0), edges, assignment, backend, kernel)
     tensors = inputs(arguments.local_tokens, arguments, torch.bfloat16, device)
+    if edges is not None:
+        _warm_up(tensors, options)
     memory = _row(
         device,
         best,
@@ -183,7 +185,7 @@ def _whole_group(
     units = work(causal_area(edges or (0, length)), arguments)
     options = _options(LocalRing(arguments.cp), edges, assignment, "p2p", kernel)
     tensors = inputs(length, arguments, torch.bfloat16, device)
-    if edges is not None and kernel == "cudnn":
+    if edges is not None:
         _warm_up(tensors, options)
     _row(device, best, tensors, units, options)
     print(flush=True)
