@@ -1,32 +1,68 @@
-"""The rows that this rank trains on: a function of the iteration and the layout alone."""
+"""Where a run's rows come from, and which of them this rank works on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator
+from typing import Protocol
 
 from megatron_ultralong.data.chunks import StoredRow
 from megatron_ultralong.data.rows import PackedRows, global_row_index
+from megatron_ultralong.mcore.batch import DocumentRow
 
 
-def microbatch_rows(
-    rows: PackedRows,
-    *,
-    iteration: int,
-    global_batch_size: int,
-    micro_batch_size: int,
-    dp_rank: int,
-    dp_size: int,
-    seed: int,
-    separator_ids: Sequence[int],
-) -> Iterator[list[StoredRow]]:
-    """Micro-batches of one replica in one iteration, ``micro_batch_size`` rows each.
+class RowSource(Protocol):
+    """Rows by the number of the sample, counted from the start of the run.
 
-    The global batch of an iteration is the same rows whatever the layout; a replica takes its
-    rows from every stride of ``micro_batch_size * dp_size``.
+    A function of that number alone, on every rank and after every restart. A row brings its own
+    documents and its own loss mask.
     """
-    separators = tuple(separator_ids)
+
+    def row(self, sample: int) -> DocumentRow:
+        """The row of sample number ``sample``."""
+
+    def name(self, sample: int) -> str:
+        """What a message calls that row, so that a user finds it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRowSource:
+    """Rows that ``ultralong prepare`` wrote, in another order every epoch."""
+
+    rows: PackedRows
+    seed: int
+    """Of the order."""
+    separator_ids: tuple[int, ...]
+    """Ids between documents, for rows that came without boundaries."""
+
+    def row(self, sample: int) -> StoredRow:
+        """See :class:`RowSource`."""
+        return StoredRow(self.rows, self._number(sample), self.separator_ids)
+
+    def name(self, sample: int) -> str:
+        """Path and number of the row: ``rows/train[17]``."""
+        return f"{self.rows.path_prefix}[{self._number(sample)}]"
+
+    def _number(self, sample: int) -> int:
+        return global_row_index(sample, len(self.rows), self.seed)
+
+
+def replica_samples(
+    *, iteration: int, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int
+) -> list[range]:
+    """Sample numbers of the micro-batches of one replica in one iteration.
+
+    The global batch of an iteration is the same samples whatever the layout; a replica takes its
+    own from every stride of ``micro_batch_size * dp_size``:
+    ``(1, 8, 2, 1, 2) -> [range(10, 12), range(14, 16)]``.
+    """
     first = iteration * global_batch_size
     stride = micro_batch_size * dp_size
-    for start in range(first + dp_rank * micro_batch_size, first + global_batch_size, stride):
-        numbers = range(start, start + micro_batch_size)
-        yield [StoredRow(rows, global_row_index(n, len(rows), seed), separators) for n in numbers]
+    starts = range(first + dp_rank * micro_batch_size, first + global_batch_size, stride)
+    return [range(start, start + micro_batch_size) for start in starts]
+
+
+def microbatches(source: RowSource, samples: list[range]) -> Iterator[list[DocumentRow]]:
+    """The rows of :func:`replica_samples`, micro-batch by micro-batch."""
+    for numbers in samples:
+        yield [source.row(number) for number in numbers]

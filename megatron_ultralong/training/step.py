@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,13 +13,21 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import get_attr_wrapped_model
 
-from megatron_ultralong.data.chunks import StoredRow
 from megatron_ultralong.documents import DocumentMask
-from megatron_ultralong.mcore.batch import Batch, CpAssignment, local_batch
+from megatron_ultralong.flops import attention_area
+from megatron_ultralong.mcore.batch import Batch, CpAssignment, DocumentRow, local_batch
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.loss import LossTerms, token_loss
 
-Rows = Iterator[list[StoredRow]]
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """Figures of one global batch, the same on every rank."""
+
+    loss: float
+    """Mean nats over the tokens that count."""
+    attention_area: float
+    """Pairs of query and key, summed over the rows."""
 
 
 class LanguageModelStep:
@@ -42,27 +51,20 @@ class LanguageModelStep:
         self.cp_assignment = cp_assignment
         self._schedule = get_forward_backward_func()
 
-    def __call__(self, rows: Rows, num_microbatches: int, *, forward_only: bool) -> float:
-        """Mean loss in nats over the tokens of the global batch that count; on every rank.
+    def __call__(
+        self, rows: Iterator[list[DocumentRow]], num_microbatches: int, *, forward_only: bool
+    ) -> StepResult:
+        """Run the rows through the model.
 
         Args:
             rows: micro-batches of this replica, micro_batch_size rows each.
             num_microbatches: how many.
             forward_only: leave the gradients alone.
         """
-        batches = (
-            local_batch(
-                micro_batch,
-                document_mask=self.document_mask,
-                cp_group=self.groups.cp,
-                device=device(),
-                cp_assignment=self.cp_assignment,
-            )
-            for micro_batch in rows
-        )
+        self._area = 0
         reports = self._schedule(
             forward_step_func=_forward_step,
-            data_iterator=batches,
+            data_iterator=self._batches(rows),
             model=self.model,
             num_microbatches=num_microbatches,
             # Megatron divides by the context and, under sequence parallelism, tensor parallel
@@ -71,18 +73,35 @@ class LanguageModelStep:
             micro_batch_size=self.micro_batch_size,
             forward_only=forward_only,
         )
-        return self._mean_loss(reports)
+        return self._result(reports)
 
-    def _mean_loss(self, reports: list[dict[str, torch.Tensor]]) -> float:
-        total_and_count = torch.zeros(2, dtype=torch.float64, device=device())
+    def _batches(self, rows: Iterator[list[DocumentRow]]) -> Iterator[Batch]:
+        for micro_batch in rows:
+            self._area += sum(self._row_area(row) for row in micro_batch)
+            yield local_batch(
+                micro_batch,
+                document_mask=self.document_mask,
+                cp_group=self.groups.cp,
+                device=device(),
+                cp_assignment=self.cp_assignment,
+            )
+
+    def _row_area(self, row: DocumentRow) -> int:
+        whole = self.document_mask == "none"
+        return attention_area([0, row.seq_length] if whole else row.cu_seqlens)
+
+    def _result(self, reports: list[dict[str, torch.Tensor]]) -> StepResult:
+        sums = torch.zeros(3, dtype=torch.float64, device=device())
         for report in reports:  # empty but on the last pipeline stage
-            total_and_count += report["lm loss"]
-        dist.all_reduce(total_and_count, group=self.groups.dp_cp)
+            sums[:2] += report["lm loss"]
+        if self.groups.cp.rank() == 0:  # the other ranks of the group read the same rows
+            sums[2] = self._area
+        dist.all_reduce(sums, group=self.groups.dp_cp)
         if self.groups.pp.size() > 1:
             last = dist.get_global_rank(self.groups.pp, self.groups.pp.size() - 1)
-            dist.broadcast(total_and_count, src=last, group=self.groups.pp)
-        total, count = total_and_count.tolist()
-        return float(total / max(count, 1.0))
+            dist.broadcast(sums, src=last, group=self.groups.pp)
+        total, count, area = sums.tolist()
+        return StepResult(total / max(count, 1.0), area)
 
 
 def _forward_step(

@@ -1,0 +1,31 @@
+"""What a run works with, once it has been checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
+from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong.training.rows import RowSource
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInputs:
+    """A run that has been checked: what it reads, and what its checkpoints will say.
+
+    Pretraining makes one (:func:`~megatron_ultralong.training.pretrain.check_run`); whatever else
+    trains makes its own, with rows of its own.
+    """
+
+    config: PretrainConfig
+    """With every default resolved."""
+    source: CheckpointMetadata
+    """Of the checkpoint that the run starts from."""
+    result: CheckpointMetadata
+    """Of the checkpoints that it writes."""
+    train_rows: RowSource
+    valid_rows: RowSource | None
+    """None: no validation."""
+    agreed: Mapping[str, object]
+    """What else all ranks must have the same of, by name."""

@@ -1,0 +1,63 @@
+"""Model, optimizer and learning-rate schedule of a run, on this rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_ultralong.checkpoint.folder import resolve
+from megatron_ultralong.checkpoint.model_state import load_weights
+from megatron_ultralong.mcore.model import build_model, transformer_config
+from megatron_ultralong.training.checkpointing import load_checkpoint
+from megatron_ultralong.training.inputs import RunInputs
+from megatron_ultralong.training.optimizer import build_optimizer, build_scheduler, wrap_model
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class TrainingState:
+    """Everything that an iteration changes and a checkpoint keeps."""
+
+    def __init__(
+        self, inputs: RunInputs, groups: ProcessGroupCollection, resumed: Path | None
+    ) -> None:
+        """Build it all, and load the weights, or the checkpoint ``resumed`` with its position."""
+        config = inputs.config
+        dtype = _DTYPES[config.precision]
+        megatron_config = transformer_config(
+            inputs.source.model,
+            config.parallel,
+            params_dtype=dtype,
+            rope_scaling=inputs.result.rope_scaling,
+            recompute=config.recompute_granularity != "none",
+            deterministic=config.deterministic_mode,
+        )
+        model = build_model(
+            inputs.source.model,
+            megatron_config,
+            groups,
+            seq_length=config.data.seq_length,
+            rope_scaling=inputs.result.rope_scaling,
+            angle_precision=config.rope.angle_precision,
+            keep_attention=config.recompute_granularity == "keep_attention",
+            loss_tile_size=config.loss_tile_size,
+        ).to(dtype)
+        if resumed is None:
+            # Before the optimizer is built: it copies the weights into its float32 masters.
+            load_weights(model, resolve(config.load)[0])
+        self.model: DistributedDataParallel = wrap_model(model)
+        self.optimizer: MegatronOptimizer = build_optimizer(self.model, config.optimizer, dtype)
+        self.scheduler: OptimizerParamScheduler = build_scheduler(
+            self.optimizer, config.optimizer, config.train_iters
+        )
+        self.iteration = 0
+        """Iterations done."""
+        if resumed is not None:
+            position = load_checkpoint(resumed, self.model, self.optimizer, self.scheduler)
+            self.iteration = int(position["iteration"])
+        self.scheduler.step(increment=0)
