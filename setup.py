@@ -42,14 +42,13 @@ setup(
         # package of that name on the index is not NVIDIA's.
         "te": ["transformer-engine[pytorch]>=2.0"],
         "hf": ["transformers>=4.45"],  # evaluate a Hugging Face folder
-        # The real Llama 3 vocabulary, under Meta's licence, for the tests that ask for it.
-        "llama": ["llama-models>=0.3"],
         "test": [
             "transformers>=4.45",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
             "mpmath>=1.3",
+            "llama-models>=0.3",  # the real Llama 3 vocabulary, under Meta's licence
         ],
         "dev": ["ruff", "mypy", "import-linter", "types-PyYAML", "types-psutil"],
     },

@@ -160,7 +160,8 @@ def _read_parquet(path: Path, keys: tuple[str, ...]) -> Iterator[Record]:
     row = 0
     try:
         size = path.stat().st_size
-        with pq.ParquetFile(path) as file:
+        # small reads: by default a whole row group, it may be gigabytes, is held at once
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             num_rows = file.metadata.num_rows
             columns = [key for key in keys if key in file.schema_arrow.names]
             for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=columns):

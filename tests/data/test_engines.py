@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import llama_models
 import numpy as np
 import pytest
 import sentencepiece
@@ -30,23 +31,15 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def llama3_folder() -> Path:
+def llama3() -> Llama3Tokenizer:
     """Llama 3's own tokenizer.model, out of the package llama-models, which has its licence."""
-    reason = "the real Llama 3 vocabulary is in the optional package: pip install llama-models"
-    package = pytest.importorskip("llama_models", reason=reason)
-    return Path(package.__file__).parent / "llama3"
-
-
-@pytest.fixture(scope="module")
-def llama3(llama3_folder: Path) -> Llama3Tokenizer:
-    tokenizer = open_reference(llama3_folder)
+    tokenizer = open_reference(Path(llama_models.__file__).parent / "llama3")
     assert isinstance(tokenizer, Llama3Tokenizer)
     return tokenizer
 
 
 @pytest.fixture(scope="module")
 def llama3_fast(llama3: Llama3Tokenizer) -> FastTokenizer:
-    pytest.importorskip("gigatoken", reason="the fast path is gigatoken: pip install gigatoken")
     return FastTokenizer(llama3)
 
 
@@ -80,6 +73,15 @@ def test_llama3_is_as_meta_reads_it(llama3: Llama3Tokenizer) -> None:
     ids = llama3.encode_documents([text])[0].tolist()
     assert ids == meta.encode(text, bos=False, eos=False)
     assert llama3.decode(ids) == text
+
+
+def test_llama3_golden_vectors(llama3: Llama3Tokenizer, llama3_fast: FastTokenizer) -> None:
+    golden = json.loads((Path(__file__).parent / "golden" / "llama3.json").read_text())
+    texts, expected = zip(*golden["texts_and_ids"], strict=True)
+    assert len(texts) == 46
+    for tokenizer in (llama3, llama3_fast):
+        found = [ids.tolist() for ids in tokenizer.encode_documents(texts)]
+        assert found == list(expected), tokenizer.engine
 
 
 def test_llama3_hostile_texts_alike_in_both_engines(
@@ -180,7 +182,6 @@ def test_without_gigatoken_the_reference_says_why(
 
 
 def test_a_vocabulary_that_differs_is_found(tokenizer_folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("gigatoken", reason="the fast path is gigatoken: pip install gigatoken")
     data = json.loads((tokenizer_folder / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps({**data, "post_processor": None}))
     fast = FastTokenizer(HuggingFaceTokenizer(tmp_path))
@@ -193,7 +194,6 @@ def test_a_vocabulary_that_differs_is_found(tokenizer_folder: Path, tmp_path: Pa
 
 
 def test_a_vocabulary_that_gigatoken_cannot_hold_goes_to_the_reference(tmp_path: Path) -> None:
-    pytest.importorskip("gigatoken", reason="the fast path is gigatoken: pip install gigatoken")
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     words.save(str(tmp_path / "tokenizer.json"))
     chosen = choose_tokenizer(tmp_path, "auto")
@@ -205,7 +205,6 @@ def test_a_vocabulary_that_gigatoken_cannot_hold_goes_to_the_reference(tmp_path:
 def test_a_sentencepiece_model_that_normalises_goes_to_the_reference(
     tmp_path: Path, library_files: list[Path]
 ) -> None:
-    pytest.importorskip("gigatoken", reason="the fast path is gigatoken: pip install gigatoken")
     sentencepiece.SentencePieceTrainer.train(
         input=str(library_files[0]),
         model_prefix=str(tmp_path / "tokenizer"),

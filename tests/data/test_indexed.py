@@ -1,15 +1,18 @@
-"""Judges: Megatron-Core's own IndexedDataset and GPTDataset."""
+"""Judges: Megatron-Core's own IndexedDataset and GPTDataset, built as Megatron-LM builds it."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
-from megatron.core.datasets.utils import Split
 from megatron.core.tokenizers.text.libraries.null_tokenizer import NullTokenizer
 
 from megatron_ultralong.data.indexed import IndexedReader, IndexedWriter, token_dtype
+from megatron_ultralong.data.manifest import Manifest
+from megatron_ultralong.data.prepare import PrepareConfig
+from megatron_ultralong.data.rows import PackedRows
 
 SEQUENCES = [np.array([5]), np.arange(1000) * 3, np.array([0, 2999])]
 
@@ -51,27 +54,39 @@ def test_read_back_by_megatron_and_by_us(tmp_path: Path, vocab_size: int) -> Non
     np.testing.assert_array_equal(ours.read(1, 10, 13), [30, 33, 36])
 
 
-def test_gpt_dataset_gives_every_row_back_over_two_epochs(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).integers(0, 128_000, (7, 32))
-    prefix = write(tmp_path / "train", list(rows), 128_256)
-    config = GPTDatasetConfig(
+def test_gpt_dataset_gives_every_row_of_prepare_over_two_epochs(
+    config: PrepareConfig, manifest: Manifest, tmp_path: Path
+) -> None:
+    prefix, num_rows = config.output / "train", manifest.splits["train"].num_rows
+    rows = PackedRows(prefix)
+    theirs = IndexedDataset(str(prefix))
+    assert len(theirs) == len(rows) == num_rows > 100
+    for row in range(num_rows):
+        np.testing.assert_array_equal(theirs[row], rows[row])
+    stock = GPTDatasetConfig(
         random_seed=1,
-        sequence_length=32,
+        sequence_length=config.seq_length,
         blend=([str(prefix)], None),
         split="1",
         path_to_cache=str(tmp_path / "cache"),
-        tokenizer=NullTokenizer(128_256),
+        tokenizer=NullTokenizer(manifest.vocab_size),
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
         create_attention_mask=False,
         add_extra_token_to_sequence=False,
     )
-    indexed = GPTDataset.build_low_level_dataset(str(prefix), config)
-    every = np.arange(len(rows), dtype=np.int32)
-    dataset = GPTDataset(indexed, str(prefix), every, 2 * len(rows), Split.train, config)
-    read = sorted(tuple(dataset[i]["tokens"].tolist()) for i in range(len(dataset)))
-    assert read == sorted(tuple(row) for row in rows.tolist() * 2)
+    builder = BlendedMegatronDatasetBuilder(GPTDataset, [2 * num_rows, 0, 0], lambda: True, stock)
+    dataset = builder.build()[0]
+    assert len(dataset) == 2 * num_rows
+    row_of = {row.tobytes(): number for number, row in enumerate(rows)}
+    assert len(row_of) == num_rows
+    read = []
+    for sample in (dataset[number] for number in range(2 * num_rows)):
+        read.append(row_of[sample["tokens"].numpy().tobytes()])
+        np.testing.assert_array_equal(sample["labels"][:-1], sample["tokens"][1:])
+    # it mixes the two epochs
+    assert np.bincount(read).tolist() == [2] * num_rows
 
 
 def test_nothing_under_the_final_name_after_an_error(tmp_path: Path) -> None:
