@@ -25,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ultralong.data.chunks import read_chunks, zigzag_chunks
+from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.data.chunks import read_chunks
 from megatron_ultralong.data.engines import open_reference
 from megatron_ultralong.data.fast_tokenizer import FastTokenizer
 from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
@@ -276,7 +277,7 @@ def rank(arguments: argparse.Namespace) -> None:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             rows = PackedRows(prefix)
             start = time.perf_counter()
-            tokens, labels = read_chunks(rows, 1, zigzag_chunks(seq_length, size, number))
+            tokens, labels = read_chunks(rows, 1, zigzag(size).ranges(number, seq_length))
             times.append(1e3 * (time.perf_counter() - start))
             touched = max(touched, mapped_bytes(f"{prefix}.bin"))
             assert tokens.size == labels.size == seq_length // size

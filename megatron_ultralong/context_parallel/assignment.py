@@ -64,11 +64,14 @@ class Assignment:
             )
         return seq_length // self.num_chunks
 
+    def ranges(self, cp_rank: int, seq_length: int) -> list[tuple[int, int]]:
+        """Tokens ``[start, stop)`` of a rank's chunks: zigzag, 2 ranks, rank 0, 8 -> 0:2, 6:8."""
+        length = self.chunk_length(seq_length)
+        return [(chunk * length, (chunk + 1) * length) for chunk in self.chunks[cp_rank]]
+
     def positions(self, cp_rank: int, seq_length: int) -> Tensor:
         """Positions of a rank's tokens, int64 [s_local]: zigzag, 2 ranks, rank 0, 8 -> 0 1 6 7."""
-        length = self.chunk_length(seq_length)
-        starts = torch.tensor(self.chunks[cp_rank], dtype=torch.int64) * length
-        return (starts[:, None] + torch.arange(length)).flatten()
+        return torch.cat([torch.arange(*part) for part in self.ranges(cp_rank, seq_length)])
 
     def shard(self, x: Tensor, cp_rank: int, dim: int) -> Tensor:
         """Tokens of one rank: dimension ``dim`` goes from seq_length to s_local."""

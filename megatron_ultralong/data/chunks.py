@@ -10,31 +10,10 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.rows import PackedRows
 from megatron_ultralong.documents import DocumentMask, loss_mask
-from megatron_ultralong.errors import InputError
 
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]
 Chunk = tuple[int, int]
-
-
-def zigzag_chunks(seq_length: int, context_parallel_size: int, rank: int) -> list[Chunk]:
-    """Token ranges ``[start, stop)`` of a rank: one early and one late chunk of ``2 CP``.
-
-    ``(16, 2, 0) -> [(0, 4), (12, 16)]`` and ``(16, 2, 1) -> [(4, 8), (8, 12)]``.
-
-    Raises:
-        InputError: where the row does not divide.
-    """
-    count = 2 * context_parallel_size
-    if seq_length % count:
-        raise InputError(
-            f"seq_length ({seq_length}) must be divisible by 2 * context_parallel_size "
-            f"({context_parallel_size}): zigzag gives each rank one early and one late chunk; use "
-            f"a seq_length of {max(seq_length // count, 1) * count}"
-        )
-    assert 0 <= rank < context_parallel_size, (rank, context_parallel_size)
-    size = seq_length // count
-    return [(number * size, (number + 1) * size) for number in (rank, count - 1 - rank)]
 
 
 def read_chunks(

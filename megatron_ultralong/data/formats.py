@@ -35,7 +35,7 @@ class Record(NamedTuple):
     """``FILE`` or ``FILE:LINE``, for messages."""
 
     position: int
-    """Bytes of the file (as it lies on disk) read so far."""
+    """Bytes (as they lie on disk) read so far, of what was asked for."""
 
     fields: Mapping[str, Any]
     """Values by key."""
@@ -63,13 +63,15 @@ def read_records(
         path: the file; ``.gz`` and ``.zst`` are decompressed on the way.
         keys: top-level keys that are wanted; only these columns of a parquet file are read.
         file_format: ``auto`` goes by the name, see :data:`FORMATS`.
-        start: the first byte wanted, of plain JSONL alone: lines that begin before it are left out.
-        stop: the byte after the last one wanted; a line that begins before it is read to its end.
+        start: of plain JSONL the first byte wanted: lines that begin before it are left out; of
+            parquet the first row group wanted; 0 for any other file.
+        stop: the byte or row group after the last one wanted; a line that begins before it is read
+            to its end.
     """
     file_format = format_of(path, file_format)
-    assert is_plain_jsonl(path, file_format) or (start == 0 and stop is None), (path, start, stop)
     if file_format == "parquet":
-        return _read_parquet(path, keys)
+        return _read_parquet(path, keys, start, stop)
+    assert is_plain_jsonl(path, file_format) or (start == 0 and stop is None), (path, start, stop)
     if file_format == "jsonl":
         return _read_jsonl(path, start, stop)
     return _read_text(path, keys[0])
@@ -137,7 +139,7 @@ def _read_jsonl(path: Path, start: int, stop: int | None) -> Iterator[Record]:
                     return
                 position += len(line)
                 if line.strip():
-                    at = raw.tell() if stop is None else position
+                    at = (raw.tell() if stop is None else position) - start
                     yield _json_record(f"{path}:{number}", at, line)._replace(counted_from=first)
     except (OSError, pa.ArrowInvalid) as error:
         yield _unreadable(f"{path}:{number + 1}", error)
@@ -156,20 +158,41 @@ def _json_record(place: str, position: int, line: bytes) -> Record:
     return Record(place, position, fields)
 
 
-def _read_parquet(path: Path, keys: tuple[str, ...]) -> Iterator[Record]:
+def _read_parquet(
+    path: Path, keys: tuple[str, ...], start: int, stop: int | None
+) -> Iterator[Record]:
     row = 0
     try:
-        size = path.stat().st_size
         # small reads: by default a whole row group, it may be gigabytes, is held at once
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            num_rows = file.metadata.num_rows
+            sizes, rows = _row_groups(file.metadata)
+            groups = range(start, len(sizes) if stop is None else stop)
+            before = row = sum(rows[:start])
+            size, num_rows = sum(sizes[i] for i in groups), sum(rows[i] for i in groups)
             columns = [key for key in keys if key in file.schema_arrow.names]
-            for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=columns):
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS, list(groups), columns):
                 for fields in batch.to_pylist():
                     row += 1
-                    yield Record(f"{path}:{row}", size * row // num_rows, fields)
+                    yield Record(f"{path}:{row}", size * (row - before) // num_rows, fields)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         yield _unreadable(f"{path}:{row + 1}", error)
+
+
+def row_group_sizes(path: Path) -> list[int]:
+    """Bytes on disk of a parquet file's row groups, each readable without those before it.
+
+    None where the file cannot be read: reading it says why.
+    """
+    with contextlib.suppress(OSError, pa.ArrowException):
+        return _row_groups(pq.read_metadata(path))[0]
+    return []
+
+
+def _row_groups(metadata: Any) -> tuple[list[int], list[int]]:
+    """Bytes on disk and rows of every row group."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    sizes = [sum(g.column(i).total_compressed_size for i in range(g.num_columns)) for g in groups]
+    return sizes, [group.num_rows for group in groups]
 
 
 def _decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedReader:

@@ -10,9 +10,23 @@ from typing import Any
 
 from megatron_ultralong.errors import InputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """One file that was read."""
+
+    path: str
+    """Its path, as the pattern found it."""
+
+    num_bytes: int
+    """Its size on disk."""
+
+    sha256: str
+    """Its hash; empty where it could not be read, under ``--skip-bad``."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +39,8 @@ class InputSummary:
     path: str
     """Path or pattern given there."""
 
-    num_files: int
-    """Files read."""
-
-    num_bytes: int
-    """Their size on disk."""
+    files: list[FileSummary]
+    """Files read, in this order."""
 
     num_documents: int
     """Documents with text, duplicates included."""
@@ -218,7 +229,7 @@ def load_manifest(folder: str | Path) -> Manifest:
         return Manifest(
             **{
                 **data,
-                "inputs": [InputSummary(**item) for item in data["inputs"]],
+                "inputs": [_input_summary(**item) for item in data["inputs"]],
                 "bins": [BinSummary(**item) for item in data["bins"]],
                 "lengths": [LengthCount(**item) for item in data["lengths"]],
                 "splits": {name: SplitSummary(**item) for name, item in data["splits"].items()},
@@ -228,3 +239,7 @@ def load_manifest(folder: str | Path) -> Manifest:
         raise InputError(
             f"{file} lacks a field or has an unknown one ({error}); prepare the rows again"
         ) from error
+
+
+def _input_summary(files: list[dict[str, Any]], **others: Any) -> InputSummary:
+    return InputSummary(files=[FileSummary(**file) for file in files], **others)

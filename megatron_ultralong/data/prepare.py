@@ -80,7 +80,8 @@ def prepare(config: PrepareConfig) -> Manifest:
         try:
             manifest = _write_rows(config, tokenised, folder)
         except InputError as error:
-            if sum(found.num_bytes for found in tokenised.store.inputs) <= SHARD_BYTES:
+            files = [file for found in tokenised.store.inputs for file in found.files]
+            if sum(file.num_bytes for file in files) <= SHARD_BYTES:
                 raise  # made again in seconds
             work.keep = True
             raise InputError(

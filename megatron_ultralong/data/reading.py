@@ -123,19 +123,19 @@ def _ends_with(path: Path, suffixes: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class FilePart:
-    """A file, or bytes ``[start, stop)`` of a plain JSONL file."""
+    """A file, or a part of one: bytes of plain JSONL, row groups of parquet."""
 
     path: Path
     """The file."""
 
     size: int
-    """Bytes of the part."""
+    """Bytes of the part on disk."""
 
     start: int = 0
-    """First byte."""
+    """First byte or row group."""
 
     stop: int | None = None
-    """The byte after the last; None: the end of the file."""
+    """The one after the last; None: the end of the file."""
 
 
 def whole_files(source: Source, options: ReadOptions) -> list[FilePart]:
@@ -176,7 +176,7 @@ class DocumentReader:
         for part in self.parts:
             records = read_records(part.path, columns, options.file_format, part.start, part.stop)
             for record in records:
-                self.bytes_read = before + min(record.position - part.start, part.size)
+                self.bytes_read = before + min(record.position, part.size)
                 document = self._document(record)
                 if document is not None:
                     self.num_documents += 1

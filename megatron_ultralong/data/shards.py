@@ -8,19 +8,21 @@ on the input alone: any number of workers gives the same shards.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.fast_tokenizer import SAMPLE_CHARACTERS, FastTokenizer
-from megatron_ultralong.data.formats import is_plain_jsonl
+from megatron_ultralong.data.formats import format_of, is_plain_jsonl, row_group_sizes
 from megatron_ultralong.data.indexed import token_dtype
+from megatron_ultralong.data.manifest import FileSummary
 from megatron_ultralong.data.reading import (
     Document,
     DocumentReader,
@@ -75,8 +77,8 @@ def plan_shards(
 ) -> list[Shard]:
     """Shards of about ``shard_bytes``, in the order of reading.
 
-    Small files share one, plain JSONL is cut at lines; a larger file of another kind is one shard,
-    because its middle cannot be read without what stands before it.
+    Small files share one, plain JSONL is cut at lines and parquet between row groups; a larger file
+    of another kind is one shard, because its middle cannot be read without what stands before it.
     """
     shards: list[Shard] = []
     for index, source in enumerate(sources):
@@ -90,15 +92,23 @@ def plan_shards(
 
 
 def _cut(part: FilePart, options: ReadOptions, shard_bytes: int) -> Iterator[FilePart]:
-    if part.size <= shard_bytes or not is_plain_jsonl(part.path, options.file_format):
+    path, size = part.path, part.size
+    if size > shard_bytes and is_plain_jsonl(path, options.file_format):
+        for start in range(0, size, shard_bytes):
+            stop = min(start + shard_bytes, size)
+            yield FilePart(path, stop - start, start, stop)
+    elif size > shard_bytes and format_of(path, options.file_format) == "parquet":
+        row_groups = [FilePart(path, n, i, i + 1) for i, n in enumerate(row_group_sizes(path))]
+        for run in _groups(row_groups, shard_bytes):
+            yield FilePart(path, sum(p.size for p in run), run[0].start, run[-1].stop)
+        if not row_groups:
+            yield part
+    else:
         yield part
-        return
-    for start in range(0, part.size, shard_bytes):
-        stop = min(start + shard_bytes, part.size)
-        yield FilePart(part.path, stop - start, start, stop)
 
 
 def _groups(parts: Iterable[FilePart], shard_bytes: int) -> Iterator[list[FilePart]]:
+    """Consecutive parts of about ``shard_bytes`` in all; a larger one stands alone."""
     group: list[FilePart] = []
     size = 0
     for part in parts:
@@ -144,10 +154,29 @@ def tokenise_shard(
         file.flush()
         os.fsync(file.fileno())
     advance(shard.num_bytes - done)
-    counts = {"sources": list(result.sources), "num_empty": reader.num_empty}
-    (aside / "counts.json").write_text(json.dumps({**counts, "num_bad": reader.num_bad}))
+    counts = {
+        "sources": list(result.sources),
+        "num_empty": reader.num_empty,
+        "num_bad": reader.num_bad,
+        # of a file in several shards, the first one has it
+        "files": [asdict(summarise(part.path)) for part in shard.parts if part.start == 0],
+    }
+    (aside / "counts.json").write_text(json.dumps(counts))
     np.save(aside / "table.npy", np.array(result.table, dtype=TABLE))
     os.replace(aside, folder / shard.name)
+
+
+def summarise(path: Path) -> FileSummary:
+    """Size and hash of a file, read once more: all but a large file comes from the page cache."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    except OSError:  # the reader has named it, or counted it as bad
+        return FileSummary(str(path), 0, "")
+    return FileSummary(str(path), size, digest.hexdigest())
 
 
 class _ShardResult:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.manifest import InputSummary
+from megatron_ultralong.data.manifest import FileSummary, InputSummary
 from megatron_ultralong.data.reading import Source, require_text
 from megatron_ultralong.data.shards import Shard
 
@@ -137,6 +137,7 @@ class _Merge:
     def add_input(self, source: Source, shards: Sequence[Shard]) -> InputSummary:
         """The shards of one ``--source``."""
         digest = hashlib.sha256()
+        files: list[FileSummary] = []
         num_documents = num_duplicates = num_empty = num_bad = 0
         for shard in shards:
             table = np.load(self.folder / shard.name / "table.npy")
@@ -147,14 +148,13 @@ class _Merge:
             num_duplicates += table.size - int(is_new.sum())
             num_empty += counts["num_empty"] + int((is_new & (table["num_tokens"] == 0)).sum())
             num_bad += counts["num_bad"]
+            files += [FileSummary(**file) for file in counts["files"]]
             self._add(shard, table, is_new & (table["num_tokens"] > 0), counts["sources"])
-        paths = {part.path for shard in shards for part in shard.parts}
-        require_text(source, num_documents, len(paths), num_empty, num_bad)
+        require_text(source, num_documents, len(files), num_empty, num_bad)
         return InputSummary(
             name=source.name,
             path=source.pattern,
-            num_files=len(paths),
-            num_bytes=sum(shard.num_bytes for shard in shards),
+            files=files,
             num_documents=num_documents,
             num_duplicates=num_duplicates,
             num_empty=num_empty,

@@ -75,8 +75,7 @@ def local_batch(
         packed = document_params(cu_seqlens, rows[0].seq_length, assignment)
 
     length = rows[0].seq_length
-    size_of_chunk = assignment.chunk_length(length)
-    chunks = [(c * size_of_chunk, (c + 1) * size_of_chunk) for c in assignment.chunks[rank]]
+    chunks = assignment.ranges(rank, length)
     tokens, labels = zip(*(row.read_chunks(chunks) for row in rows), strict=True)
     masks = [row.loss_mask(document_mask) for row in rows]
 

@@ -25,7 +25,13 @@ def test_manifest_adds_up(config: PrepareConfig, manifest: Manifest) -> None:
     lines, files = manifest.inputs
     assert (lines.num_documents, lines.num_duplicates, lines.num_empty) == (31, 1, 0)
     assert (files.num_documents, files.num_duplicates, files.num_empty) == (30, 0, 1)
-    assert (lines.num_files, files.num_files) == (1, 31)
+    for summary, count in ((lines, 1), (files, 31)):
+        paths = sorted(Path(summary.path).glob("*.py")) or [Path(summary.path)]
+        assert len(paths) == count
+        for path, file in zip(paths, summary.files, strict=True):
+            data = path.read_bytes()
+            assert (file.path, file.num_bytes) == (str(path), len(data))
+            assert file.sha256 == hashlib.sha256(data).hexdigest()
     assert len({lines.ids_sha256, files.ids_sha256}) == 2
     tokenizer = (config.output / "tokenizer" / "tokenizer.json").read_bytes()
     assert manifest.tokenizer_sha256 == hashlib.sha256(tokenizer).hexdigest()
@@ -56,7 +62,7 @@ def test_broken_manifests(config: PrepareConfig, manifest: Manifest, tmp_path: P
     good = json.loads((config.output / "manifest.json").read_text())
     for text, message in (
         ("{", "is not JSON"),
-        ("[]", "has format_version None, where this program reads 2"),
+        ("[]", "has format_version None, where this program reads 3"),
         (json.dumps({**good, "format_version": 9}), "has format_version 9"),
         (json.dumps({k: v for k, v in good.items() if k != "seed"}), "lacks a field .*seed"),
         (json.dumps({k: v for k, v in good.items() if k != "bins"}), "lacks a field .*bins"),

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from megatron_ultralong.data import prepare as module
@@ -112,6 +114,30 @@ def test_shards_cut_lines_nowhere_and_count_from_the_start(tmp_path: Path) -> No
     plan = shards.plan_shards([source], options, 40)
     with pytest.raises(InputError, match=r"a\.jsonl:50: not JSON"):
         read_all(plan)
+
+
+def test_shards_of_parquet_are_row_groups_and_count_from_the_start(tmp_path: Path) -> None:
+    texts = [f"{i} " * (i % 7 + 1) for i in range(50)]
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": texts}), file, row_group_size=4)
+    source, options = Source("a", str(file)), ReadOptions()
+    for shard_bytes, num_shards in ((1, 13), (700, None), (10**6, 1)):
+        plan = shards.plan_shards([source], options, shard_bytes)
+        readers = [shards.DocumentReader(source, options, shard.parts) for shard in plan]
+        assert [document.text for reader in readers for document in reader] == texts
+        assert len(plan) == num_shards or (num_shards is None and 1 < len(plan) < 13)
+        assert all(reader.bytes_read == reader.num_bytes for reader in readers)
+    texts[45] = None  # type: ignore[call-overload]
+    pq.write_table(pa.table({"text": texts}), file, row_group_size=4)
+    reader = shards.DocumentReader(
+        source, options, shards.plan_shards([source], options, 1)[11].parts
+    )
+    with pytest.raises(InputError, match=r"a\.parquet:46: key 'text' has no value"):
+        list(reader)
+    file.write_bytes(file.read_bytes()[:-100])
+    (whole,) = shards.plan_shards([source], options, 1)
+    with pytest.raises(InputError, match=r"a\.parquet:1: cannot be read .* cut short"):
+        list(shards.DocumentReader(source, options, whole.parts))
 
 
 def test_small_files_share_a_shard(corpus: Path) -> None:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.data.chunks import read_chunks, zigzag_chunks
+from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.data.chunks import read_chunks
 from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows import (
     PackedRows,
@@ -64,31 +65,19 @@ def test_boundaries(prefix: Path) -> None:
         rows.boundaries(5)
 
 
-@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 5))
-def test_zigzag_gives_every_position_to_one_rank(size: int, chunk: int, rank: int) -> None:
-    seq_length = 2 * size * chunk
-    chunks = [zigzag_chunks(seq_length, size, r) for r in range(size)]
-    positions = [p for own in chunks for start, stop in own for p in range(start, stop)]
-    assert sorted(positions) == list(range(seq_length))
-    # the causal work of the ranks is equal: an early chunk goes with a late one
-    assert len({sum(start + stop for start, stop in own) for own in chunks}) == 1
-
-
 def test_chunks_are_cut_from_the_row(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = PackedRows(prefix)
     touched = []
     read = PackedRows.read
     monkeypatch.setattr(PackedRows, "read", lambda *args: touched.append(args[2:]) or read(*args))
     for rank in range(3):
-        chunks = zigzag_chunks(12, 3, rank)
+        chunks = zigzag(3).ranges(rank, 12)
         tokens, labels = read_chunks(rows, 2, chunks)
         wanted = [p for start, stop in chunks for p in range(start, stop)]
         np.testing.assert_array_equal(tokens, ROWS[2][wanted])
         np.testing.assert_array_equal(labels, next_token_labels(ROWS[2])[wanted])
     # two chunks of two tokens each, with one label after them
     assert touched == [(0, 3), (10, 12), (2, 5), (8, 11), (4, 7), (6, 9)]
-    with pytest.raises(InputError, match=r"seq_length \(10\) must be divisible by 2 \* context_"):
-        zigzag_chunks(10, 4, 0)
 
 
 @given(st.integers(1, 50), st.integers(0, 4), st.integers(0, 2**40))
