@@ -35,6 +35,7 @@ setup(
         "pyyaml>=6",  # a run's configuration
         "tyro>=0.9",  # command line from dataclasses
         "rich>=13",  # progress and tables
+        "tensorboard>=2.16",  # event files of training
         "matplotlib>=3.8",  # pictures
     ],
     extras_require={
@@ -42,6 +43,7 @@ setup(
         # package of that name on the index is not NVIDIA's.
         "te": ["transformer-engine[pytorch]>=2.0"],
         "hf": ["transformers>=4.45"],  # evaluate a Hugging Face folder
+        "wandb": ["wandb>=0.17"],  # --wandb-project
         "test": [
             "transformers>=4.45",
             "pytest>=8",

@@ -14,22 +14,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.errors import InputError, RunStopped
 
 PROGRAM = "ultralong"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb; bad input ends with one message and exit status 2."""
+    """Run a verb; bad input ends with one message and exit status 2, docs/running.md has more."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=os.environ.get("ULTRALONG_LOG", "WARNING"), format="%(message)s")
     _quiet_upstream()
     try:
         _run(words)
     except InputError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            sys.stderr.write(f"{PROGRAM}: error: {error}\n")
+        _tell(f"error: {error}")
         sys.exit(2)
+    except RunStopped as end:
+        _tell(f"stopped: {end}")
+        sys.exit(end.status)
+
+
+def _tell(message: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        sys.stderr.write(f"{PROGRAM}: {message}\n")
 
 
 def _quiet_upstream() -> None:
@@ -138,19 +145,13 @@ def _run_pretrain(verb: str, words: list[str]) -> None:
         default, rest = PRETRAIN_RECIPES[words[0]](), words[1:]
     else:
         raise InputError(f"recipe {words[0]!r} is not known; {usage}")
-    dry_run = "--dry-run" in rest
+    is_dry_run = "--dry-run" in rest
     rest = [word for word in rest if word != "--dry-run"]
     config = _parse(type(default), verb, rest, default)
-    from megatron_ultralong.training.pretrain import check_run, pretrain
+    from megatron_ultralong.training.pretrain import dry_run, pretrain
 
-    if dry_run:
-        import yaml
-
-        from megatron_ultralong.config import to_dict
-        from megatron_ultralong.mcore.parallel import world_size
-
-        inputs = check_run(config, world_size())
-        sys.stdout.write(yaml.safe_dump(to_dict(inputs.config), sort_keys=False))
+    if is_dry_run:
+        sys.stdout.write(dry_run(config))
         return
     pretrain(config)
 

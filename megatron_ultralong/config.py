@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.run_config import CheckpointConfig, FaultConfig, LogConfig
 from megatron_ultralong.yarn import (
     LinearConfig,
     NtkConfig,
@@ -280,6 +281,9 @@ class PretrainConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    faults: FaultConfig = dataclasses.field(default_factory=FaultConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     def check(self, world_size: int) -> None:
         """Check the rules that need neither checkpoint nor data.
@@ -318,6 +322,8 @@ class PretrainConfig:
                 f"'{self.data.document_mask}': without it every row has one area, and zigzag "
                 "shares it evenly"
             )
+        for part in (self.checkpoint, self.faults, self.log):
+            part.check()
         self.num_microbatches(world_size)
 
     def num_microbatches(self, world_size: int) -> int:

@@ -1,4 +1,4 @@
-"""The one exception for bad input."""
+"""Exceptions that end a program with a message instead of a traceback."""
 
 
 class InputError(ValueError):
@@ -8,3 +8,14 @@ class InputError(ValueError):
     and the way out. The command line prints it without a traceback and exits with status 2.
     Mistakes of the programmer are ``assert`` statements instead.
     """
+
+
+class RunStopped(Exception):  # noqa: N818 - not an error
+    """A run that ended in order before its last iteration.
+
+    Its message says why, and ``status`` is what its process exits with; docs/running.md lists them.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status

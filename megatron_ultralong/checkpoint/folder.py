@@ -25,6 +25,12 @@ def iterations(folder: Path) -> list[int]:
     return sorted(number for number in numbers if number is not None)
 
 
+def iteration_folders(folder: Path) -> list[int]:
+    """Iterations with a folder of their name, whatever is in it, in order; 0 is ``release``."""
+    numbers = [_number(path.name) for path in Path(folder).iterdir() if path.is_dir()]
+    return sorted(number for number in numbers if number is not None)
+
+
 def resolve(folder: str | Path, iteration: int | None = None) -> tuple[Path, int]:
     """The torch_dist folder in a checkpoint ``folder``, and its iteration.
 
@@ -51,7 +57,10 @@ def resolve(folder: str | Path, iteration: int | None = None) -> tuple[Path, int
 def write_latest(folder: Path, iteration: int | Literal["release"]) -> None:
     """Name the latest checkpoint of ``folder``, in one step: readers see the old or the new."""
     aside = folder / (LATEST_FILE + ".partial")
-    aside.write_text(f"{iteration}", encoding="utf-8")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(f"{iteration}")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(aside, folder / LATEST_FILE)
 
 

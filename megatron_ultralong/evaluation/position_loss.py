@@ -15,9 +15,9 @@ from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.config import LossConfig
 from megatron_ultralong.evaluation.loss_result import CheckpointLoss, LossResult, PositionBin
 from megatron_ultralong.evaluation.output_folder import check_output_folder, new_output_folder
-from megatron_ultralong.evaluation.position_bins import bin_edges, bin_sums
 from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
 from megatron_ultralong.evaluation.tables import loss_table
+from megatron_ultralong.position_bins import bin_edges, bin_sums
 
 FloatArray = npt.NDArray[np.float64]
 

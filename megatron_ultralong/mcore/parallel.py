@@ -7,7 +7,7 @@ import dataclasses
 import datetime
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
+
+Value = TypeVar("Value")
 
 
 def world_size() -> int:
@@ -75,6 +77,15 @@ def _initialize_process_group(timeout_minutes: float) -> None:
         )
 
 
+def every_rank(value: Value) -> list[Value]:
+    """The values that all ranks gave, by rank, on every rank; before ranks meet, this one's."""
+    if not dist.is_initialized():
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def check_agreement(values: Mapping[str, object]) -> None:
     """Check that all ranks hold the same ``values``.
 
@@ -82,8 +93,7 @@ def check_agreement(values: Mapping[str, object]) -> None:
         InputError: on every rank, naming the first difference and the ranks that differ.
     """
     mine = {name: str(value) for name, value in values.items()}
-    everyone: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, mine)
+    everyone = every_rank(mine)
     for name, value in everyone[0].items():
         differing = [rank for rank, other in enumerate(everyone) if other.get(name) != value]
         if differing:

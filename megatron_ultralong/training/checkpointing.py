@@ -1,22 +1,21 @@
-"""Checkpoints of a run: model, optimizer, schedule and position, written aside and renamed."""
+"""What a checkpoint of a run holds: model, optimizer, schedule, random states and position."""
 
 from __future__ import annotations
 
 import functools
-import os
-import shutil
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-
-from megatron_ultralong.checkpoint.folder import iteration_folder, write_latest
 
 _SHARDING = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -88,49 +87,28 @@ def _separate_steps(optimizer: MegatronOptimizer) -> None:
                 states["step"] = states["step"].clone()
 
 
-def save_checkpoint(
-    root: Path,
-    iteration: int,
+def checkpoint_state(
     model: DistributedDataParallel,
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
     position: dict[str, Any],
-) -> Path:
-    """Write ``root/iter_NNNNNNN`` and make it the latest; every rank calls it.
+) -> dict[str, Any]:
+    """The sharded state of a checkpoint, for :class:`Snapshot`; every rank calls it.
 
     Args:
-        root: the run's checkpoint folder.
-        iteration: iterations done.
         model: wrapped model.
         optimizer: its optimizer.
         scheduler: its learning-rate schedule.
-        position: what else a resumed run needs to know; plain values.
+        position: where the run is; plain values, ``iteration`` among them.
     """
-    final = iteration_folder(root, iteration)
-    aside = final.with_name(final.name + ".partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    dist.barrier()
-    state = _sharded_state(model, optimizer, scheduler, is_loading=False)
-    dist_checkpointing.save(
-        sharded_state_dict={
-            **state,
-            "iteration": iteration,
-            "checkpoint_version": 3.0,
-            "ultralong": position,
-        },
-        checkpoint_dir=str(aside),
-        content_metadata=dict(_SHARDING),
-    )
-    dist.barrier()
-    if dist.get_rank() == 0:
-        if final.exists():  # written before, but a crash kept it from becoming the latest
-            shutil.rmtree(final)
-        os.replace(aside, final)
-        write_latest(root, iteration)
-    dist.barrier()
-    return final
+    return {
+        **_sharded_state(model, optimizer, scheduler, is_loading=False),
+        "rng_state": _rng_shard(_rng_state()),
+        "iteration": position["iteration"],
+        "checkpoint_version": 3.0,
+        "ultralong": {**position, "world_size": dist.get_world_size()},
+        "content_metadata": dict(_SHARDING),
+    }
 
 
 def load_checkpoint(
@@ -141,13 +119,44 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Restore everything from ``folder`` (an ``iter_NNNNNNN``); returns the saved position.
 
-    Any tensor, pipeline, context and data parallel sizes can read it.
+    Any tensor, pipeline, context and data parallel sizes can read it. The random states are each
+    rank's own, and restored where as many ranks read as have written.
     """
     _prepare_torch_adam(optimizer)
     state = _sharded_state(model, optimizer, scheduler, is_loading=True)
+    position = dist_checkpointing.load_common_state_dict(str(folder))["ultralong"]
+    as_many_ranks = position["world_size"] == dist.get_world_size()
+    if as_many_ranks:
+        state["rng_state"] = _rng_shard(None)
     state = dist_checkpointing.load(sharded_state_dict=state, checkpoint_dir=str(folder))
     model.module.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     _separate_steps(optimizer)
     scheduler.load_state_dict(state["opt_param_scheduler"])
-    return {"iteration": state["iteration"], **state["ultralong"]}
+    if as_many_ranks:
+        _set_rng_state(state["rng_state"])
+    return dict(position)
+
+
+def _rng_shard(state: dict[str, Any] | None) -> ShardedObject:
+    return ShardedObject("rng_state", state, (dist.get_world_size(),), (dist.get_rank(),))
+
+
+def _rng_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "random": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).copy()), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    kind, keys, *rest = state["numpy"]
+    random.setstate(state["random"])
+    np.random.set_state((kind, keys.numpy(), *rest))
+    torch.set_rng_state(state["torch"])
+    torch.cuda.set_rng_state(state["cuda"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])

@@ -5,27 +5,40 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_ultralong.flops import training_flops
 from megatron_ultralong.mcore.parallel import (
     check_agreement,
     flat_fields,
     is_main_rank,
     parallel_groups,
 )
-from megatron_ultralong.progress import progress
-from megatron_ultralong.training import run_folder
-from megatron_ultralong.training.checkpointing import save_checkpoint
+from megatron_ultralong.progress import ProgressBar, progress
+from megatron_ultralong.training.agreement import check_weights, code_version
+from megatron_ultralong.training.anomalies import (
+    NOT_FINITE,
+    FiniteGuard,
+    NotFiniteError,
+    SpikeDetector,
+)
+from megatron_ultralong.training.heartbeat import Heartbeat
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.log import IterationRecord, RunLog, peak_memory_gib
-from megatron_ultralong.training.rows import RowSource, microbatches, replica_samples
+from megatron_ultralong.training.phases import PhaseTimers
+from megatron_ultralong.training.profile import Profile
+from megatron_ultralong.training.rows import microbatches, replica_samples
+from megatron_ultralong.training.run_folder import RunFolder
+from megatron_ultralong.training.saving import Saving
+from megatron_ultralong.training.sinks import open_sinks
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep, StepResult
+from megatron_ultralong.training.stop import StopRequests
+from megatron_ultralong.training.summary import RunSummary
+from megatron_ultralong.training.throughput import Throughput
+from megatron_ultralong.training.validation import Validation
 
 
 def train(inputs: RunInputs) -> list[IterationRecord]:
@@ -35,43 +48,73 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
 
     Raises:
         InputError: the ranks disagree, or the folder of the run does not fit.
+        RunStopped: the run was told to end, or cannot go on; every rank raises it.
     """
     config = inputs.config
-    with parallel_groups(config.parallel, config.data.seed) as groups:
-        check_agreement(
-            {
-                **flat_fields(config),
-                **flat_fields(inputs.source, "checkpoint"),
-                **inputs.agreed,
-            }
-        )
-        return _Run(inputs, groups).train()
+    stop = StopRequests(config.faults.exit_duration_in_mins)
+    with stop.listen(), parallel_groups(config.parallel, config.data.seed) as groups:
+        timers = PhaseTimers()
+        place = {"iteration": 0}
+        timeout = 60.0 * config.parallel.distributed_timeout_minutes
+        with Heartbeat(timeout, lambda: (place["iteration"], timers.current)).beat():
+            check_agreement(
+                {
+                    **code_version(),
+                    **flat_fields(config),
+                    **flat_fields(inputs.source, "checkpoint"),
+                    **inputs.agreed,
+                }
+            )
+            return _Run(inputs, groups, stop, timers, place).train()
 
 
 class _Run:
     """A run between its start and its end, on this rank."""
 
-    def __init__(self, inputs: RunInputs, groups: ProcessGroupCollection) -> None:
+    def __init__(
+        self,
+        inputs: RunInputs,
+        groups: ProcessGroupCollection,
+        stop: StopRequests,
+        timers: PhaseTimers,
+        place: dict[str, int],
+    ) -> None:
         self.inputs = inputs
         self.config = config = inputs.config
         self.groups = groups
-        self.num_microbatches = config.num_microbatches(dist.get_world_size())
-        self.save_root = Path(config.save) if config.save else None
-        resumed = run_folder.open_run(self.save_root, config, inputs.result)
-        self.state = TrainingState(inputs, groups, resumed)
+        self.timers = timers
+        self.place = place
+        self.folder = RunFolder(config, inputs.result)
+        resumed = self.folder.open(dist.get_rank(), dist.get_world_size())
+        self.state = state = TrainingState(inputs, groups, resumed.folder, timers)
+        check_weights(state.model, groups)
         self.step = LanguageModelStep(
-            self.state.model,
+            state.model,
             groups,
+            timers,
             document_mask=config.data.document_mask,
             seq_length=config.data.seq_length,
             micro_batch_size=config.micro_batch_size,
+            num_microbatches=config.num_microbatches(dist.get_world_size()),
             cp_assignment=config.parallel.cp_assignment,
         )
+        self.guard = FiniteGuard(state.model, state.optimizer)
+        self.spikes = SpikeDetector(config.faults.loss_spike_deviations)
+        self.saving = Saving(config, self.folder, state, stop, timers, resumed.damaged)
+        self.profile = Profile(config.log, self.folder.root, dist.get_rank())
+        self.validation = Validation(inputs, self.step, groups)
+        self.throughput = Throughput(
+            inputs.source.model, config.log.peak_tflops, dist.get_world_size()
+        )
+        self.summary = RunSummary()
+        self.mark = time.perf_counter()
 
     def train(self) -> list[IterationRecord]:
         """Iterate to ``train_iters``, saving as asked."""
         records = []
         with self._log() as (log, bar):
+            self.mark = time.perf_counter()
+            self.timers.take()
             while self.state.iteration < self.config.train_iters:
                 record = self._iterate()
                 records.append(record)
@@ -80,88 +123,102 @@ class _Run:
                     due = self.state.iteration % self.config.log_interval == 0 or last
                     log.write(record, to_terminal=due)
                     bar.advance()
-                self._save_if_due()
+                self.saving.at_boundary()
+            self.profile.finish()
+            self.saving.finish_run()
         return records
 
     @contextlib.contextmanager
-    def _log(self) -> Iterator[tuple[RunLog | None, Any]]:
+    def _log(self) -> Iterator[tuple[RunLog | None, ProgressBar | None]]:
+        """The log and the progress bar, on the main rank; the summary at the end, come what may."""
         if not is_main_rank():
             yield None, None
             return
-        remaining = self.config.train_iters - self.state.iteration
-        with progress("pretrain", remaining) as bar:
-            log = RunLog(self.save_root, self.config.train_iters, bar)
+        done = self.state.iteration
+        with progress("training", self.config.train_iters - done) as bar:
+            sinks = open_sinks(self.config, done)
+            log = RunLog(self.folder.root, self.config.train_iters, bar, sinks)
+            if done:
+                bar.print(f"resumed at iteration {done} of {self.config.train_iters}")
             try:
                 yield log, bar
             finally:
                 log.close()
+                bar.print(self.summary.text(dist.get_world_size(), *self.saving.figures()))
 
     def _iterate(self) -> IterationRecord:
-        start = time.monotonic()
-        state = self.state
+        state, config = self.state, self.config
+        iteration = state.iteration + 1
+        self.place["iteration"] = iteration
+        self.profile.before(iteration)
         learning_rate = state.optimizer.param_groups[0]["lr"]
-        state.model.train()
-        state.model.zero_grad_buffer()
-        state.optimizer.zero_grad()
-        result = self._pass(self.inputs.train_rows, state.iteration, forward_only=False)
-        succeeded, grad_norm, _ = state.optimizer.step()
-        if succeeded:
-            state.scheduler.step(increment=1)
-        state.iteration += 1
-        validation_loss = None
-        if self.config.eval_interval and state.iteration % self.config.eval_interval == 0:
-            validation_loss = self._validate()
-        elapsed = time.monotonic() - start
-        samples = state.iteration * self.config.global_batch_size
-        batch_tokens = self.config.global_batch_size * self.config.data.seq_length
-        return IterationRecord(
-            iteration=state.iteration,
-            consumed_samples=samples,
-            consumed_tokens=samples * self.config.data.seq_length,
-            lm_loss=result.loss,
-            grad_norm=float(grad_norm) if grad_norm is not None else float("nan"),
-            learning_rate=learning_rate,
-            elapsed_ms=1000.0 * elapsed,
-            tokens_per_second_per_rank=batch_tokens / elapsed / dist.get_world_size(),
-            peak_memory_gib=peak_memory_gib(),
-            skipped=not succeeded,
-            validation_loss=validation_loss,
-        )
-
-    def _pass(self, source: RowSource, iteration: int, *, forward_only: bool) -> StepResult:
         samples = replica_samples(
-            iteration=iteration,
-            global_batch_size=self.config.global_batch_size,
-            micro_batch_size=self.config.micro_batch_size,
+            iteration=state.iteration,
+            global_batch_size=config.global_batch_size,
+            micro_batch_size=config.micro_batch_size,
             dp_rank=self.groups.dp.rank(),
             dp_size=self.groups.dp.size(),
         )
-        rows = microbatches(source, samples)
-        return self.step(rows, self.num_microbatches, forward_only=forward_only)
+        state.model.train()
+        state.model.zero_grad_buffer()
+        state.optimizer.zero_grad()
+        result = self.step(microbatches(self.inputs.train_rows, samples), forward_only=False)
+        grad_norm, warning = self._update(result, samples)
+        skipped = grad_norm is None
+        state.iteration = iteration
+        now = time.perf_counter()
+        seconds, phases = now - self.mark, self.timers.take()
+        bins = self.validation.run(iteration, state.model)
+        if bins:
+            self.timers.take()
+        self.mark += seconds + (time.perf_counter() - now if bins else 0.0)
+        num_tokens = config.global_batch_size * config.data.seq_length
+        flops = training_flops(self.inputs.source.model, num_tokens, result.attention_area)
+        tflops, mfu = self.throughput.of(flops.total, seconds)
+        record = IterationRecord(
+            iteration=iteration,
+            consumed_samples=iteration * config.global_batch_size,
+            consumed_tokens=iteration * num_tokens,
+            lm_loss=result.loss,
+            grad_norm=float("nan") if grad_norm is None else grad_norm,
+            learning_rate=learning_rate,
+            elapsed_ms=1000.0 * seconds,
+            tokens_per_second_per_rank=num_tokens / seconds / dist.get_world_size(),
+            tflops_per_rank=tflops,
+            mfu=mfu,
+            peak_memory_gib=peak_memory_gib(),
+            phases_ms=phases,
+            skipped=skipped,
+            num_skipped=self.summary.num_skipped + skipped,
+            warning=warning,
+            validation_loss=bins.loss if bins else None,
+            validation_bins=bins.bins if bins else (),
+        )
+        self.summary.add(record, num_tokens)
+        return record
 
-    def _validate(self) -> float:
-        """Mean loss over the same held-out rows every time."""
-        rows = self.inputs.valid_rows
-        assert rows is not None
-        self.state.model.eval()
-        with torch.no_grad():
-            losses = [
-                self._pass(rows, batch, forward_only=True).loss
-                for batch in range(self.config.eval_iters)
-            ]
-        return sum(losses) / len(losses)
+    def _update(self, result: StepResult, samples: list[range]) -> tuple[float | None, str | None]:
+        """Take the optimizer's step; returns the gradients' norm, None if it was left out.
 
-    def _save_if_due(self) -> None:
-        if self.save_root is None:
-            return
-        state, interval = self.state, self.config.save_interval
-        last = state.iteration == self.config.train_iters
-        if last or (interval and state.iteration % interval == 0):
-            save_checkpoint(
-                self.save_root,
-                state.iteration,
-                state.model,
-                state.optimizer,
-                state.scheduler,
-                {"consumed_samples": state.iteration * self.config.global_batch_size},
-            )
+        Raises:
+            RunStopped: the numbers are not finite, and ``on_nan`` is stop.
+        """
+        state = self.state
+        with self.timers.phase("optimizer"):
+            try:
+                if not result.is_finite:
+                    raise NotFiniteError(f"the loss is {result.loss}")
+                norm = self.guard.step()
+            except NotFiniteError as error:
+                rows = self.inputs.train_rows
+                found = self.guard.describe(result.bad_microbatches, samples, rows)
+                text = f"iteration {state.iteration + 1}: {error}; {found}"
+                if self.config.faults.on_nan == "stop":
+                    self.saving.save_and_stop(
+                        NOT_FINITE,
+                        f"{text}; go on without this step by --on-nan skip, after a look at the "
+                        "rows",
+                    )
+                return None, f"skipped {text}"
+            state.scheduler.step(increment=1)
+        return norm, self.spikes.check(result.loss)

@@ -17,6 +17,8 @@ from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.loop import train
 from megatron_ultralong.training.rows import PackedRowSource
+from megatron_ultralong.training.run_folder import RunFolder, config_text
+from megatron_ultralong.training.sinks import check_sinks
 
 
 def pretrain(config: PretrainConfig) -> list[IterationRecord]:
@@ -28,6 +30,18 @@ def pretrain(config: PretrainConfig) -> list[IterationRecord]:
     return train(check_run(config, world_size()))
 
 
+def dry_run(config: PretrainConfig) -> str:
+    """Check all that a run would check before its weights are loaded; the resolved configuration.
+
+    Raises:
+        InputError: bad input; see :func:`check_run` and :meth:`RunFolder.check`.
+    """
+    inputs = check_run(config, world_size())
+    resumed = RunFolder(inputs.config, inputs.result).check()
+    start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {config.load}"
+    return f"# a dry run: this one {start}\n{config_text(inputs.config)}"
+
+
 def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     """Check everything that can be known before a rank is started.
 
@@ -35,6 +49,7 @@ def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
         InputError: a rule between configuration, checkpoint and data is broken.
     """
     config.check(num_ranks)
+    check_sinks(config)
     source = load_metadata(Path(config.load))
     resolve(config.load)
     config.parallel.check_model(source.model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import shutil
 from pathlib import Path
@@ -9,17 +11,27 @@ from pathlib import Path
 import torch.distributed as dist
 import yaml
 
-from megatron_ultralong.checkpoint.folder import LATEST_FILE, resolve
+from megatron_ultralong.checkpoint.folder import (
+    LATEST_FILE,
+    iteration_folders,
+    resolve,
+    write_latest,
+)
 from megatron_ultralong.checkpoint.metadata import (
     FILE_NAME,
     SOURCE_FOLDER,
     CheckpointMetadata,
+    load_metadata,
     save_metadata,
 )
+from megatron_ultralong.checkpoint.staging import check_free
+from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.config import PretrainConfig, from_dict, to_dict
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.errors import InputError, RunStopped
+from megatron_ultralong.training.resume import Resumed, newest_good
 
 CONFIG_FILE = "config.yaml"
+STATUS_FILE = "exit_status"
 
 _FIXED = (
     ("global_batch_size", lambda config: config.global_batch_size),
@@ -34,8 +46,14 @@ _FIXED = (
 def save_config(path: Path, config: PretrainConfig) -> None:
     """Write a resolved configuration as YAML, aside first."""
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    aside.write_text(config_text(config), encoding="utf-8")
     os.replace(aside, path)
+
+
+def config_text(config: PretrainConfig) -> str:
+    """A configuration as YAML."""
+    text: str = yaml.safe_dump(to_dict(config), sort_keys=False)
+    return text
 
 
 def load_config(path: Path) -> PretrainConfig:
@@ -55,51 +73,119 @@ def load_config(path: Path) -> PretrainConfig:
     return from_dict(PretrainConfig, values, str(path))
 
 
-def open_run(
-    root: Path | None, config: PretrainConfig, metadata: CheckpointMetadata
-) -> Path | None:
-    """Make the folder of a new run, or find the checkpoint that this run goes on from.
+class RunFolder:
+    """``--save``: the configuration of a run, what its weights mean, and its checkpoints."""
 
-    Every rank calls it; rank 0 writes. Returns the checkpoint to resume, or None.
+    def __init__(self, config: PretrainConfig, metadata: CheckpointMetadata) -> None:
+        self.root = Path(config.save) if config.save else None
+        self.resumed_iteration = 0
+        """Of the checkpoint that this start went on from."""
+        self._config = config
+        self._metadata = metadata
 
-    Raises:
-        InputError: the folder is in use by something else, or by a run that differs.
-    """
-    if root is None:
-        return None
-    resumed = None
-    if (root / LATEST_FILE).is_file():
-        _check_same_run(root, config)
-        resumed = resolve(root)[0]
-    elif root.is_dir() and any(root.iterdir()) and not (root / CONFIG_FILE).is_file():
-        raise InputError(
-            f"--save {root} is not empty and holds no checkpoints of a run: name an empty or "
-            "new folder, so that nothing in it is lost"
-        )
-    dist.barrier()  # every rank has looked before anything is written
-    if dist.get_rank() == 0:
-        root.mkdir(parents=True, exist_ok=True)
-        save_config(root / CONFIG_FILE, config)
-        if not (root / FILE_NAME).is_file():
-            save_metadata(root, metadata)
-            _copy_source_files(Path(config.load) / SOURCE_FOLDER, root / SOURCE_FOLDER)
-    dist.barrier()
-    return resumed
+    def check(self, rank: int = 0, world_size: int = 1) -> Resumed:
+        """Look at the folder, and find the checkpoint to go on from; nothing is written.
 
+        Every rank calls it and reads its share of the newest checkpoint.
 
-def _check_same_run(root: Path, config: PretrainConfig) -> None:
-    if not (root / CONFIG_FILE).is_file():
-        raise InputError(
-            f"--save {root} holds checkpoints but no {CONFIG_FILE}: it is no run's folder, so it "
-            "is not written to; name an empty or new folder"
-        )
-    before = load_config(root / CONFIG_FILE)
-    for name, value_of in _FIXED:
-        old, new = value_of(before), value_of(config)
-        if old != new:
+        Raises:
+            InputError: the folder is in use by something else, or by a run that differs, or none
+                of its checkpoints is whole.
+        """
+        root = self.root
+        if root is None or not root.is_dir():
+            return Resumed(None, frozenset())
+        if any(iteration_folders(root)) or (root / LATEST_FILE).is_file():
+            self._check_same_run(root)
+            return newest_good(root, rank, world_size)
+        if any(root.iterdir()) and not (root / CONFIG_FILE).is_file():
             raise InputError(
-                f"--save {root} holds a run with {name} {old}, this one has {new}: a resumed run "
-                f"keeps its {name}; use {old}, or another --save for a new run"
+                f"--save {root} is not empty and holds no checkpoints of a run: name an empty or "
+                "new folder, so that nothing in it is lost"
+            )
+        return Resumed(None, frozenset())
+
+    def open(self, rank: int, world_size: int) -> Resumed:
+        """:meth:`check`, then make the folder ready; every rank calls it, rank 0 writes.
+
+        Raises:
+            InputError: see :meth:`check`; or the disk has no room for one checkpoint.
+            RunStopped: torchrun restarts a run that was told to end.
+        """
+        if self.root is None:
+            return Resumed(None, frozenset())
+        self._check_not_ended(self.root)
+        resumed = self.check(rank, world_size)
+        if resumed.folder is not None:
+            self.resumed_iteration = resolve(resumed.folder)[1]
+        check_free(_existing(self.root), self._checkpoint_bytes())
+        dist.barrier()  # every rank has looked before anything is written
+        if rank == 0:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / STATUS_FILE).unlink(missing_ok=True)
+            save_config(self.root / CONFIG_FILE, self._config)
+            self.write_identity()
+            if self.resumed_iteration:
+                write_latest(self.root, self.resumed_iteration)  # not one that was refused
+        dist.barrier()
+        return resumed
+
+    def write_identity(self) -> None:
+        """Write what belongs to the run and is not there; on rank 0.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        root = self.root
+        assert root is not None
+        if not (root / CONFIG_FILE).is_file():
+            save_config(root / CONFIG_FILE, self._config)
+        if not (root / FILE_NAME).is_file():
+            save_metadata(root, self._metadata)
+            _copy_source_files(Path(self._config.load) / SOURCE_FOLDER, root / SOURCE_FOLDER)
+
+    def write_status(self, status: int) -> None:
+        """Leave the exit status for batch scripts: torchrun makes 1 of every failure."""
+        if self.root is not None and dist.get_rank() == 0:
+            with contextlib.suppress(OSError):
+                aside = self.root / (STATUS_FILE + ".partial")
+                aside.write_text(f"{status}\n", encoding="utf-8")
+                os.replace(aside, self.root / STATUS_FILE)
+
+    def _check_not_ended(self, root: Path) -> None:
+        """A run that was told to end is not taken up by the same torchrun."""
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
+            return
+        with contextlib.suppress(OSError):
+            status = int((root / STATUS_FILE).read_text(encoding="utf-8"))
+            if status:
+                raise RunStopped(status, "the run has ended in order: torchrun does not restart it")
+
+    def _checkpoint_bytes(self) -> int:
+        """Bytes of one checkpoint: weights, and three float32 numbers of the optimizer."""
+        each = 16 if self._config.precision == "fp32" else 14
+        return each * sum(math.prod(weight.shape) for weight in weight_map(self._metadata.model))
+
+    def _check_same_run(self, root: Path) -> None:
+        if not (root / CONFIG_FILE).is_file():
+            raise InputError(
+                f"--save {root} holds checkpoints but no {CONFIG_FILE}: it is no run's folder, so "
+                "it is not written to; name an empty or new folder"
+            )
+        before = load_config(root / CONFIG_FILE)
+        for name, value_of in _FIXED:
+            old, new = value_of(before), value_of(self._config)
+            if old != new:
+                raise InputError(
+                    f"--save {root} holds a run with {name} {old}, this one has {new}: a resumed "
+                    f"run keeps its {name}; use {old}, or another --save for a new run"
+                )
+        metadata = load_metadata(root)
+        if metadata != self._metadata:
+            raise InputError(
+                f"{root / FILE_NAME} does not say what this run's checkpoints are: it was changed, "
+                f"or --load is another checkpoint than before; it holds {metadata}, this run "
+                f"makes {self._metadata}"
             )
 
 
@@ -109,3 +195,8 @@ def _copy_source_files(source: Path, target: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(source, aside)
         os.replace(aside, target)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())

@@ -16,6 +16,7 @@ from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.training.checkpointing import load_checkpoint
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.optimizer import build_optimizer, build_scheduler, wrap_model
+from megatron_ultralong.training.phases import PhaseTimers
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -24,9 +25,16 @@ class TrainingState:
     """Everything that an iteration changes and a checkpoint keeps."""
 
     def __init__(
-        self, inputs: RunInputs, groups: ProcessGroupCollection, resumed: Path | None
+        self,
+        inputs: RunInputs,
+        groups: ProcessGroupCollection,
+        resumed: Path | None,
+        timers: PhaseTimers,
     ) -> None:
-        """Build it all, and load the weights, or the checkpoint ``resumed`` with its position."""
+        """Build it all, and load the weights, or the checkpoint ``resumed`` with its position.
+
+        Megatron's schedules report to ``timers``.
+        """
         config = inputs.config
         dtype = _DTYPES[config.precision]
         megatron_config = transformer_config(
@@ -37,6 +45,7 @@ class TrainingState:
             recompute=config.recompute_granularity != "none",
             deterministic=config.deterministic_mode,
         )
+        megatron_config.timers = timers
         model = build_model(
             inputs.source.model,
             megatron_config,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,16 +19,26 @@ from megatron_ultralong.flops import attention_area
 from megatron_ultralong.mcore.batch import Batch, CpAssignment, DocumentRow, local_batch
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.loss import LossTerms, token_loss
+from megatron_ultralong.training.phases import PhaseTimers
+
+LossFunction = Callable[[Batch, torch.Tensor], LossTerms]
 
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """Figures of one global batch, the same on every rank."""
+    """Figures of one global batch; all but the last are the same on every rank."""
 
     loss: float
     """Mean nats over the tokens that count."""
     attention_area: float
     """Pairs of query and key, summed over the rows."""
+    bad_microbatches: tuple[int, ...]
+    """Micro-batches of this rank whose own loss is not finite."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss is a number."""
+        return math.isfinite(self.loss)
 
 
 class LanguageModelStep:
@@ -37,75 +48,110 @@ class LanguageModelStep:
         self,
         model: Any,
         groups: ProcessGroupCollection,
+        timers: PhaseTimers,
         *,
         document_mask: DocumentMask,
         seq_length: int,
         micro_batch_size: int,
+        num_microbatches: int,
         cp_assignment: CpAssignment = "zigzag",
     ) -> None:
         self.model = model
         self.groups = groups
+        self.timers = timers
         self.document_mask = document_mask
         self.seq_length = seq_length
         self.micro_batch_size = micro_batch_size
+        self.num_microbatches = num_microbatches
         self.cp_assignment = cp_assignment
         self._schedule = get_forward_backward_func()
+        self._area = 0
 
-    def __call__(
-        self, rows: Iterator[list[DocumentRow]], num_microbatches: int, *, forward_only: bool
-    ) -> StepResult:
+    def __call__(self, rows: Iterator[list[DocumentRow]], *, forward_only: bool) -> StepResult:
         """Run the rows through the model.
 
         Args:
             rows: micro-batches of this replica, micro_batch_size rows each.
-            num_microbatches: how many.
             forward_only: leave the gradients alone.
         """
         self._area = 0
-        reports = self._schedule(
-            forward_step_func=_forward_step,
+        reports = self._run(rows, _mean_terms, forward_only)
+        totals = [report["lm loss"] for report in reports]  # empty but on the last stage
+        sums = torch.zeros(3, dtype=torch.float64, device=device())
+        for total in totals:
+            sums[:2] += total
+        if self.groups.cp.rank() == 0:  # the other ranks of the group read the same rows
+            sums[2] = self._area
+        total, count, area = self._everywhere(sums).tolist()
+        bad: tuple[int, ...] = ()
+        if not math.isfinite(total):
+            bad = tuple(i for i, own in enumerate(totals) if not math.isfinite(own[0].item()))
+        return StepResult(total / max(count, 1.0), area, bad)
+
+    def position_sums(
+        self, rows: Iterator[list[DocumentRow]], edges: Sequence[int]
+    ) -> torch.Tensor:
+        """Sums of the losses and their number by position, [2, num_bins] in float64 on the CPU.
+
+        Args:
+            rows: as for a step; no gradients are made.
+            edges: of the bins, from :func:`megatron_ultralong.position_bins.bin_edges`.
+        """
+        terms = functools.partial(_position_terms, torch.tensor(edges[1:-1], device=device()))
+        reports = self._run(rows, terms, True)
+        sums = torch.zeros(2, len(edges) - 1, dtype=torch.float64, device=device())
+        for report in reports:
+            sums += report["bins"]
+        return self._everywhere(sums).cpu()
+
+    def _run(
+        self, rows: Iterator[list[DocumentRow]], loss: LossFunction, forward_only: bool
+    ) -> list[dict[str, torch.Tensor]]:
+        reports: list[dict[str, torch.Tensor]] = self._schedule(
+            forward_step_func=functools.partial(_forward_step, loss),
             data_iterator=self._batches(rows),
             model=self.model,
-            num_microbatches=num_microbatches,
+            num_microbatches=self.num_microbatches,
             # Megatron divides by the context and, under sequence parallelism, tensor parallel
             # size itself.
             seq_length=self.seq_length,
             micro_batch_size=self.micro_batch_size,
             forward_only=forward_only,
         )
-        return self._result(reports)
+        return reports
 
     def _batches(self, rows: Iterator[list[DocumentRow]]) -> Iterator[Batch]:
-        for micro_batch in rows:
-            self._area += sum(self._row_area(row) for row in micro_batch)
-            yield local_batch(
-                micro_batch,
-                document_mask=self.document_mask,
-                cp_group=self.groups.cp,
-                device=device(),
-                cp_assignment=self.cp_assignment,
-            )
+        while True:
+            with self.timers.phase("data"):
+                micro_batch = next(rows, None)
+                if micro_batch is None:
+                    return
+                self._area += sum(self._row_area(row) for row in micro_batch)
+                batch = local_batch(
+                    micro_batch,
+                    document_mask=self.document_mask,
+                    cp_group=self.groups.cp,
+                    device=device(),
+                    cp_assignment=self.cp_assignment,
+                )
+            yield batch
 
     def _row_area(self, row: DocumentRow) -> int:
         whole = self.document_mask == "none"
         return attention_area([0, row.seq_length] if whole else row.cu_seqlens)
 
-    def _result(self, reports: list[dict[str, torch.Tensor]]) -> StepResult:
-        sums = torch.zeros(3, dtype=torch.float64, device=device())
-        for report in reports:  # empty but on the last pipeline stage
-            sums[:2] += report["lm loss"]
-        if self.groups.cp.rank() == 0:  # the other ranks of the group read the same rows
-            sums[2] = self._area
-        dist.all_reduce(sums, group=self.groups.dp_cp)
-        if self.groups.pp.size() > 1:
-            last = dist.get_global_rank(self.groups.pp, self.groups.pp.size() - 1)
-            dist.broadcast(sums, src=last, group=self.groups.pp)
-        total, count, area = sums.tolist()
-        return StepResult(total / max(count, 1.0), area)
+    def _everywhere(self, sums: torch.Tensor) -> torch.Tensor:
+        """Sums over data and context parallel ranks of the last stage, on every rank."""
+        with self.timers.phase("communication"):
+            dist.all_reduce(sums, group=self.groups.dp_cp)
+            if self.groups.pp.size() > 1:
+                last = dist.get_global_rank(self.groups.pp, self.groups.pp.size() - 1)
+                dist.broadcast(sums, src=last, group=self.groups.pp)
+        return sums
 
 
 def _forward_step(
-    batches: Iterator[Batch], model: Any
+    loss: LossFunction, batches: Iterator[Batch], model: Any
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], LossTerms]]:
     batch = next(batches)
     # The angles of this pass are made at its start; a recomputation is handed the same ones.
@@ -117,4 +163,17 @@ def _forward_step(
         labels=batch.labels,
         packed_seq_params=batch.packed_seq_params,
     )
-    return output, functools.partial(token_loss, batch.loss_mask)
+    return output, functools.partial(loss, batch)
+
+
+def _mean_terms(batch: Batch, losses: torch.Tensor) -> LossTerms:
+    return token_loss(batch.loss_mask, losses)
+
+
+def _position_terms(inner_edges: torch.Tensor, batch: Batch, losses: torch.Tensor) -> LossTerms:
+    total, count, report = token_loss(batch.loss_mask, losses)
+    place = torch.bucketize(batch.position_ids, inner_edges, right=True).flatten()
+    values = torch.stack(((losses * batch.loss_mask).double(), batch.loss_mask.double()))
+    sums = torch.zeros(2, len(inner_edges) + 1, dtype=torch.float64, device=losses.device)
+    sums.index_add_(1, place, values.flatten(1))
+    return total, count, {**report, "bins": sums}

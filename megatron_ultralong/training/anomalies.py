@@ -1,0 +1,125 @@
+"""Numbers gone bad: losses and gradients that are not finite, and losses that jump."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from megatron_ultralong.mcore.parallel import every_rank
+from megatron_ultralong.training.rows import RowSource
+
+NOT_FINITE = 65
+"""Exit status of a run that stopped at such a number (EX_DATAERR)."""
+
+
+class NotFiniteError(Exception):
+    """The norm of the gradients is not finite; raised before any weight is changed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finding:
+    """What one rank knows of a step that went bad."""
+
+    rows: list[str]
+    """Rows of its micro-batches whose loss is not finite."""
+    has_bad_gradient: bool
+
+
+class FiniteGuard:
+    """Keeps a step whose numbers are not finite from the weights, and finds where they came from.
+
+    Gradients are looked at twice: on every rank before they are summed, to tell whose they are,
+    and as their norm, which all ranks share, before the optimizer takes them.
+    """
+
+    def __init__(self, model: DistributedDataParallel, optimizer: MegatronOptimizer) -> None:
+        self._model = model
+        self._has_bad_gradient = False
+        self._finalize = model.config.finalize_model_grads_func
+        self._norm = optimizer.get_grad_norm
+        self._optimizer = optimizer
+        model.config.finalize_model_grads_func = self._look_and_finalize
+        optimizer.get_grad_norm = self._finite_norm
+
+    def step(self) -> float:
+        """The optimizer's step; returns the norm of the gradients.
+
+        Raises:
+            NotFiniteError: on every rank.
+        """
+        succeeded, norm, _ = self._optimizer.step()
+        if not succeeded:
+            raise NotFiniteError("the optimizer found gradients that are not finite")
+        return float(norm)
+
+    def describe(
+        self, bad_microbatches: Sequence[int], samples: Sequence[range], source: RowSource
+    ) -> str:
+        """Ranks and rows of the last step's bad numbers; every rank calls it."""
+        rows = [source.name(n) for index in bad_microbatches for n in samples[index]]
+        batch = [source.name(n) for numbers in samples for n in numbers]
+        findings = every_rank((_Finding(rows, self._has_bad_gradient), batch))
+        losses = [
+            f"rank {rank} (rows {', '.join(finding.rows)})"
+            for rank, (finding, _) in enumerate(findings)
+            if finding.rows
+        ]
+        if losses:
+            return f"loss not finite on {'; '.join(losses)}"
+        gradients = [
+            f"rank {rank} (rows {', '.join(names)})"
+            for rank, (finding, names) in enumerate(findings)
+            if finding.has_bad_gradient
+        ]
+        if gradients:
+            return f"gradients not finite on {'; '.join(gradients)}"
+        every_row = sorted({name for _, names in findings for name in names})
+        return (
+            "the sum over ranks is not finite, though every rank's own loss and gradients are "
+            f"(rows {', '.join(every_row)})"
+        )
+
+    def _look_and_finalize(self, *args: Any, **kwargs: Any) -> Any:
+        buffers = [*self._model.buffers, *self._model.expert_parallel_buffers]
+        sums = [buffer.grad_data.sum() for buffer in buffers]
+        self._has_bad_gradient = not all(bool(torch.isfinite(total)) for total in sums)
+        return self._finalize(*args, **kwargs)
+
+    def _finite_norm(self) -> Any:
+        norm = self._norm()
+        if norm is not None and not math.isfinite(norm):
+            raise NotFiniteError(f"the norm of the gradients is {float(norm)}")
+        return norm
+
+
+class SpikeDetector:
+    """Tells a loss that lies far above the ones before it."""
+
+    def __init__(self, deviations: float, window: int = 32, fewest: int = 8) -> None:
+        """Compare with the last ``window`` losses, once there are ``fewest``."""
+        self._deviations = deviations
+        self._fewest = fewest
+        self._losses: collections.deque[float] = collections.deque(maxlen=window)
+
+    def check(self, loss: float) -> str | None:
+        """A sentence about ``loss`` if it is a spike; it counts for the next ones in any case."""
+        text = None
+        if self._deviations and len(self._losses) >= self._fewest:
+            mean, deviation = statistics.mean(self._losses), statistics.pstdev(self._losses)
+            # Losses that are all but equal make no scale: at least a thousandth of the loss.
+            limit = mean + self._deviations * max(deviation, 1e-3 * abs(mean))
+            if loss > limit:
+                text = (
+                    f"loss {loss:.4f} is above {limit:.4f}, {self._deviations:g} standard "
+                    f"deviations over the last {len(self._losses)} (mean {mean:.4f})"
+                )
+        self._losses.append(loss)
+        return text

@@ -1,0 +1,177 @@
+"""Signs of life between ranks, so that a job whose rank died or hangs ends and says which one.
+
+Every rank writes into the job's key-value store now and then where its main thread is, and looks at
+the next rank. Where that one has been silent for the time-out, or where a collective fails, this
+process reports the place of every rank, kills silent ranks of its own machine, and ends. torchrun
+then ends the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import psutil
+import torch.distributed as dist
+
+PEER_LOST = 69
+"""Exit status of a rank that lost another one (EX_UNAVAILABLE)."""
+_SHOWN = 8
+
+
+class Heartbeat:
+    """Signs of life of this rank, and its eyes on the others."""
+
+    def __init__(self, timeout_seconds: float, position: Callable[[], tuple[int, str]]) -> None:
+        """Make it; it beats inside :meth:`beat`.
+
+        Args:
+            timeout_seconds: a rank that is silent for longer is lost.
+            position: the iteration that the main thread is in, and the phase of it.
+        """
+        self._timeout = timeout_seconds
+        self._interval = min(max(timeout_seconds / 30.0, 0.25), 10.0)
+        self._position = position
+        self._rank, self._size = dist.get_rank(), dist.get_world_size()
+        self._main_thread = threading.get_ident()
+        self._stopped = threading.Event()
+        self._is_ending = False
+        self._count = 0
+        world = dist.group.WORLD
+        assert world is not None, "ranks meet first"
+        self._store = world.get_group_store()
+
+    @contextlib.contextmanager
+    def beat(self) -> Iterator[None]:
+        """Beat while the body runs; a collective that fails in it ends the process with 69."""
+        if self._size == 1:
+            yield
+            return
+        self._send()
+        thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        except (dist.DistBackendError, RuntimeError) as error:
+            if not _is_lost_peer(error):
+                raise
+            place = _place_of(error)
+            self._end(f"{place} failed: {str(error).splitlines()[0]}")
+        finally:
+            self._stopped.set()
+            thread.join(timeout=2 * self._interval)
+
+    def _run(self) -> None:
+        watched = (self._rank + 1) % self._size
+        last_seen, last_count = time.monotonic(), -1
+        while not self._stopped.wait(self._interval):
+            try:
+                self._send()
+                count = self._read(watched)["count"]
+            except Exception:  # the store is gone: torchrun is ending the job
+                return
+            now = time.monotonic()
+            if count != last_count:
+                last_seen, last_count = now, count
+            elif now - last_seen > self._timeout:
+                self._end(f"rank {watched} has been silent for {now - last_seen:.0f} s")
+
+    def _send(self) -> None:
+        iteration, phase = self._position()
+        self._count += 1
+        frame = sys._current_frames().get(self._main_thread)
+        values = {
+            "count": self._count,
+            "iteration": iteration,
+            "phase": phase,
+            "place": _place(frame),
+            "is_ending": self._is_ending,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        self._store.set(f"heartbeat/{self._rank}", json.dumps(values))
+
+    def _read(self, rank: int) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(self._store.get(f"heartbeat/{rank}"))
+        return values
+
+    def _end(self, reason: str) -> None:
+        """Report, kill silent ranks of this machine, and end this process."""
+        self._is_ending = True
+        iteration, phase = self._position()
+        lines = [f"rank {self._rank}: iteration {iteration}, {phase}: {reason}"]
+        try:
+            lines += self._survey()
+        except Exception as error:  # the store went with its host
+            lines.append(f"the other ranks cannot be asked ({type(error).__name__})")
+        sys.stderr.write("".join(f"LOST RANK: {line}\n" for line in lines))
+        sys.stderr.flush()
+        os._exit(PEER_LOST)
+
+    def _survey(self) -> list[str]:
+        """Where every rank is, after a wait that tells which ones are silent."""
+        self._send()  # the others' surveys see that this rank lives, and ends like them
+        before = {rank: self._read(rank) for rank in range(self._size) if rank != self._rank}
+        time.sleep(4 * self._interval)
+        lines, waiting = [], defaultdict(list)
+        for rank, old in before.items():
+            new = self._read(rank)
+            where = f"iteration {new['iteration']}, {new['phase']}, {new['place']}"
+            if new["count"] != old["count"] or new["is_ending"]:
+                waiting[where].append(rank)
+                continue
+            lines.append(
+                f"rank {rank} (process {new['pid']} on {new['host']}) is silent; its last sign "
+                f"came from {where}"
+            )
+            if new["host"] == socket.gethostname():
+                _kill_sibling(new["pid"])
+        for where, ranks in list(waiting.items())[:_SHOWN]:
+            lines.append(f"ranks {ranks} are at {where}")
+        return lines
+
+
+def _kill_sibling(pid: int) -> None:
+    """Kill a rank of the same torchrun: one that is stopped cannot take torchrun's SIGTERM."""
+    with contextlib.suppress(psutil.Error, OSError):
+        if psutil.Process(pid).ppid() == os.getppid():
+            os.kill(pid, signal.SIGKILL)
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
+        return True
+    return any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection", "Timed out"))
+
+
+def _place_of(error: BaseException) -> str:
+    frame, trace = None, error.__traceback__
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+    return _place(frame)
+
+
+def _place(frame: FrameType | None) -> str:
+    """The collective and who called it: ``all_reduce of _result (training/step.py:96)``."""
+    collective = ""
+    while frame is not None:
+        code = frame.f_code
+        file = code.co_filename.replace(os.sep, "/")
+        if "/torch/" not in file and not file.endswith(("contextlib.py", "threading.py")):
+            short = "/".join(file.split("/")[-2:])
+            caller = f"{code.co_name} ({short}:{frame.f_lineno})"
+            return f"{collective} of {caller}" if collective else caller
+        if "/torch/distributed/" in file and code.co_name != "wrapper":
+            collective = code.co_name
+        frame = frame.f_back
+    return collective or "unknown"

@@ -1,0 +1,85 @@
+"""Requests to end a run in order: SIGTERM, SIGUSR1, and the time that it may take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SAME_SIGNAL_SECONDS = 3.0
+"""A signal this soon after the first is the same one: a scheduler signals torchrun and the ranks,
+and torchrun hands its own on to the ranks."""
+
+
+class StopRequests:
+    """What this rank was asked to do; every rank has one, and they agree at a step's end."""
+
+    def __init__(self, exit_duration_in_mins: float) -> None:
+        self.signal_number = 0
+        """The first signal that came; 0: none."""
+        self._deadline = (
+            time.monotonic() + 60.0 * exit_duration_in_mins if exit_duration_in_mins else None
+        )
+        self._first_time = 0.0
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the run has had its time."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[None]:
+        """Catch the signals inside this context; only a process's main thread can.
+
+        A thread reads them, so that a second one ends the process though its main thread waits in
+        a collective, where Python runs no handler.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        handlers = {number: signal.signal(number, _noted) for number in SIGNALS}
+        wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._read, args=(reader,), name="signals", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            writer.close()
+            thread.join()
+            reader.close()
+
+    def _read(self, reader: socket.socket) -> None:
+        while received := reader.recv(64):
+            for number in received:
+                if number in SIGNALS:
+                    self._take(number)
+
+    def _take(self, number: int) -> None:
+        now = time.monotonic()
+        name = signal.Signals(number).name
+        if not self.signal_number:
+            self.signal_number, self._first_time = number, now
+            _tell(f"{name}: saving a checkpoint at the end of this step; again ends at once")
+        elif now - self._first_time > SAME_SIGNAL_SECONDS:
+            _tell(f"second signal ({name}): ending at once")
+            os._exit(128 + number)
+
+
+def _noted(number: int, frame: object) -> None:
+    """The signal's number is on its way through the socket."""
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"rank {os.environ.get('RANK', '0')}: {text}\n")
+    sys.stderr.flush()
