@@ -4,7 +4,8 @@ Megatron-Core names the device ``cuda`` in its own code. Where there is no CUDA 
 :func:`cpu_backend` changes what those words mean, in this process and until it is left:
 
 * ``torch.cuda.current_device()`` answers ``"cpu"``, so tensors made "on the current device" are CPU
-  tensors; ``torch.cuda.synchronize`` and ``empty_cache`` do nothing (a CPU has no queue).
+  tensors; ``torch.cuda.synchronize`` and ``empty_cache`` do nothing (a CPU has no queue), and
+  ``current_stream`` is ``torch.cpu``'s, whose waits do nothing either.
 * ``torch.cuda.manual_seed`` and the get and set of the CUDA generator's state, also under the two
   names that ``megatron.core.tensor_parallel.random`` gives them, act on the CPU generator: Megatron
   forks that state to draw different weights on every tensor-parallel rank.
@@ -73,6 +74,10 @@ def _set_cpu_rng_state(new_state: torch.Tensor, *args: Any, **kwargs: Any) -> No
     torch.set_rng_state(new_state)
 
 
+def _cpu_stream(*args: Any, **kwargs: Any) -> Any:
+    return torch.cpu.current_stream()
+
+
 def _nothing(*args: Any, **kwargs: Any) -> None:
     return None
 
@@ -90,6 +95,7 @@ def cpu_backend() -> Iterator[None]:
             (torch.cuda, "current_device", lambda: "cpu"),
             (torch.cuda, "synchronize", _nothing),
             (torch.cuda, "empty_cache", _nothing),
+            (torch.cuda, "current_stream", _cpu_stream),
             (torch.cuda, "manual_seed", torch.manual_seed),
             (torch.cuda, "get_rng_state", _cpu_rng_state),
             (torch.cuda, "set_rng_state", _set_cpu_rng_state),
