@@ -85,6 +85,23 @@ class BinSummary:
 
 
 @dataclass(frozen=True)
+class SourceShare:
+    """What part of the training tokens one source has."""
+
+    source: str
+    """Name of the source."""
+
+    share_asked: float
+    """Its share of all tokens found, which sampling keeps (under ``none``: by its weights)."""
+
+    share: float
+    """Its share of the tokens packed in ``train``, separators not counted."""
+
+    warning: str
+    """Why it is not met, and what can be done; empty where it is met to 1 in 100."""
+
+
+@dataclass(frozen=True)
 class LengthCount:
     """The documents of one source of ``min_length`` up to twice as many tokens."""
 
@@ -174,7 +191,7 @@ class Manifest:
     """``stream``, ``row-start`` or ``whole``."""
 
     max_tokens: int | None
-    """Budget asked for."""
+    """Budget of the training split asked for."""
 
     length_sampling: dict[str, Any]
     """Fields of :class:`~megatron_ultralong.data.sampling.LengthSampling`."""
@@ -187,6 +204,9 @@ class Manifest:
 
     bins: list[BinSummary]
     """One for each source and length bin."""
+
+    shares: list[SourceShare]
+    """One for each source."""
 
     lengths: list[LengthCount]
     """One for each source and doubling of the length that has documents."""
@@ -231,6 +251,7 @@ def load_manifest(folder: str | Path) -> Manifest:
                 **data,
                 "inputs": [_input_summary(**item) for item in data["inputs"]],
                 "bins": [BinSummary(**item) for item in data["bins"]],
+                "shares": [SourceShare(**item) for item in data["shares"]],
                 "lengths": [LengthCount(**item) for item in data["lengths"]],
                 "splits": {name: SplitSummary(**item) for name, item in data["splits"].items()},
             }

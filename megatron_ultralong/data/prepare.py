@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import megatron_ultralong
 from megatron_ultralong.data import manifest as manifests
@@ -31,9 +30,9 @@ from megatron_ultralong.data.packing import RowPlan, plan_rows
 from megatron_ultralong.data.prepare_config import PrepareConfig
 from megatron_ultralong.data.reading import Source, parse_source
 from megatron_ultralong.data.row_writer import RowWriter
-from megatron_ultralong.data.sampling import document_weights, mixed_order, num_copies
+from megatron_ultralong.data.sampling import mixed_order
+from megatron_ultralong.data.selection import Selection, select_documents, source_shares
 from megatron_ultralong.data.shards import SHARD_BYTES, Shard, plan_shards
-from megatron_ultralong.data.splits import split_of
 from megatron_ultralong.data.store import DocumentStore, merge_shards
 from megatron_ultralong.data.summary import print_summary
 from megatron_ultralong.data.tokenising import DocumentTokenizer, copy_tokenizer, separator_ids
@@ -43,8 +42,6 @@ from megatron_ultralong.errors import InputError
 from megatron_ultralong.progress import progress
 
 __all__ = ["PrepareConfig", "prepare"]
-
-Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,9 @@ def prepare(config: PrepareConfig) -> Manifest:
         # an empty folder may stand there: it is replaced
         os.replace(folder, config.output)
     print_summary(manifest, config.output)
+    for share in manifest.shares:
+        if share.warning:
+            _say(f"warning: {share.warning}")
     if config.inspect:
         inspect_rows(config.output, manifest, tokenised.tokenizer)
     return manifest
@@ -179,10 +179,9 @@ def _key(
 def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> Manifest:
     """Everything that the output holds, into ``folder``."""
     store, tokenizer, separator = tokenised.store, tokenised.tokenizer, tokenised.separator
-    weights = document_weights(
-        store.lengths, store.sources, store.source_names, config.sampling, config.max_tokens
-    )
-    plans = _plans(config, store, weights, len(separator))
+    selection = select_documents(config, store)
+    plans = _plans(config, store, selection, len(separator))
+    shares = source_shares(config, store, selection, plans["train"])
     num_rows = sum(len(plan.rows) for plan in plans.values())
     writer = RowWriter(store, separator, config.seq_length, tokenizer.vocab_size)
     splits: dict[str, SplitSummary] = {}
@@ -208,7 +207,8 @@ def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> M
         length_sampling=asdict(config.sampling),
         num_documents_with_separator=store.num_with_separator,
         inputs=store.inputs,
-        bins=bin_summaries(store, config.sampling, weights, packed),
+        bins=bin_summaries(store, config.sampling, selection.weights, packed),
+        shares=shares,
         lengths=length_counts(store, packed),
         splits=splits,
         versions=_versions(tokenizer),
@@ -218,21 +218,16 @@ def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> M
 
 
 def _plans(
-    config: PrepareConfig, store: DocumentStore, weights: Float64Array, separator_width: int
+    config: PrepareConfig, store: DocumentStore, selection: Selection, separator_width: int
 ) -> dict[str, RowPlan]:
     """Rows of every split."""
     fractions = {"train": 1.0, "valid": config.valid_fraction, "test": config.test_fraction}
-    split = np.asarray(
-        [split_of(i, fractions["valid"], fractions["test"], config.seed) for i in store.ids]
-    )
-    # a held-out document tells nothing more the second time
-    weights = np.where(split == "train", weights, np.minimum(weights, 1))
-    copies = num_copies(weights, store.ids, config.seed)
     lengths = store.lengths + separator_width
     plans: dict[str, RowPlan] = {}
     for name, fraction in fractions.items():
         if fraction:
-            order = mixed_order(np.where(split == name, copies, 0), store.ids, config.seed)
+            copies = np.where(selection.splits == name, selection.copies, 0)
+            order = mixed_order(copies, store.ids, config.seed)
             plan = plan_rows(order, lengths, separator_width, config.seq_length, config.packing)
             _require_one_row(config, name, plan, int(lengths[plan.kept].sum()) if plan.kept else 0)
             plans[name] = plan

@@ -53,7 +53,7 @@ class PrepareConfig:
     """Seed of the split, the sample and the order, each a hash of the document."""
 
     max_tokens: int | None = None
-    """Expected tokens of the sample at most; every source keeps its share."""
+    """Tokens of the training split at most, to 1 in 1,000; every source keeps its share."""
 
     workers: int = 1
     """Processes that read and tokenise; the output is the same with any number."""

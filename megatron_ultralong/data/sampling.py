@@ -1,8 +1,9 @@
 """Which documents a corpus keeps, and how often: by length, reproducible by construction.
 
-Every document has a weight ``w(source, length bin)``, its expected number of copies:
-``copies = floor(w) + [u < frac(w)]`` with ``u = hash(seed, document)``. Neither the order of the
-input nor other documents of the same weight change what happens to one.
+Every document has a weight ``w(source, length bin)``, its expected number of copies. A hash of the
+document decides, ``copies = floor(w) + [u < frac(w)]`` with ``u = hash(seed, document)``; then the
+copies of a few documents are changed, so that each source has the tokens that its weights stand
+for. The order of the input changes nothing.
 
 The paper (arXiv 2504.06214, section 3.1) takes fewer documents under 4K tokens and more over 8K,
 after Fu et al. (arXiv 2402.10171), and keeps the mix of the sources. Its factors are not published.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,13 @@ import tyro
 from megatron_ultralong.documents import unit_hash
 from megatron_ultralong.errors import InputError
 
+MAX_MAKE_UP = 2.0
+"""Most that a source's weights are raised by because more of it than of others is held out."""
+
 SamplingName = Literal["ultralong", "fu", "none"]
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class LengthSampling:
             return 1.0, 1.0, 1.0
         return self.short_weight, 1.0, self.long_weight if self.name == "ultralong" else 1.0
 
+    @property
+    def keeps_mix(self) -> bool:
+        """Whether every source keeps its share of the tokens."""
+        return self.name != "none"
+
     def bins(self, lengths: Int64Array) -> Int64Array:
         """Length bin (0, 1, 2) of every document, shape [num_documents]."""
         return np.digitize(lengths, [self.short_length, self.long_length]).astype(np.int64)
@@ -84,27 +94,34 @@ def document_weights(
     sources: Int64Array,
     source_names: Sequence[str],
     sampling: LengthSampling,
+    in_training: BoolArray,
     max_tokens: int | None = None,
 ) -> Float64Array:
-    """Expected copies of every document, shape [num_documents].
+    """Expected copies of every document in the training split, shape [num_documents].
 
-    The weights of a source's bins are scaled by one factor, so that its expected share of the
-    tokens is its share of the input: a source that has fewer long documents keeps more of the
-    others. ``max_tokens`` scales all sources down alike.
+    The weights of a source's bins are scaled by one factor, so that the source's share of the
+    training tokens is its share of all tokens found: a source that has fewer long documents keeps
+    more of the others. ``max_tokens`` scales all sources down alike.
 
     Args:
         lengths: tokens of every document, shape [num_documents].
         sources: index of its source, shape [num_documents].
         source_names: names of the sources, for messages.
         sampling: the weights by length.
-        max_tokens: expected tokens of the whole sample at most.
+        in_training: whether it is in the training split; others have the weight that they would
+            have there, shape [num_documents].
+        max_tokens: tokens of the training split at most.
 
     Raises:
         InputError: where a source would lose all its documents.
     """
     weights = np.asarray(sampling.bin_weights())[sampling.bins(lengths)]
-    tokens = np.bincount(sources, lengths, len(source_names))
-    expected = np.bincount(sources, weights * lengths, len(source_names))
+    count = len(source_names)
+
+    def by_source(values: npt.NDArray[Any]) -> Float64Array:
+        return np.bincount(sources, values, count).astype(np.float64)
+
+    tokens, expected = by_source(lengths), by_source(weights * lengths)
     for name, before, after in zip(source_names, tokens, expected, strict=True):
         if before and not after:
             raise InputError(
@@ -112,16 +129,31 @@ def document_weights(
                 f"--length-sampling {sampling.name} (short_length {sampling.short_length}, "
                 f"short_weight {sampling.short_weight}); raise that weight or leave the source out"
             )
-    total = min(expected.sum(), np.inf if max_tokens is None else max_tokens)
-    target = tokens / max(tokens.sum(), 1) * total
-    scale = np.divide(target, expected, out=np.ones_like(target), where=expected > 0)
+    trained = by_source(weights * lengths * in_training)
+    asked = np.where(trained > 0, tokens if sampling.keeps_mix else trained, 0)
+    scale = _ratio(asked / max(asked.sum(), 1) * trained.sum(), trained)
+    # what is held out is made up for, but not by ever more copies of the little that is left
+    usual = _ratio(tokens / max(tokens.sum(), 1) * expected.sum(), expected)
+    scale = np.minimum(scale, MAX_MAKE_UP * usual)
+    total = (scale * trained).sum()
+    if max_tokens is not None and total > max_tokens:
+        scale *= max_tokens / total
     return np.asarray(weights * scale[sources])
 
 
-def num_copies(weights: Float64Array, ids: Sequence[str], seed: int) -> Int64Array:
+def _ratio(wanted: Float64Array, found: Float64Array) -> Float64Array:
+    """Wanted over found, 1 where nothing is found."""
+    return np.divide(wanted, found, out=np.ones_like(wanted), where=found > 0)
+
+
+def sample_units(ids: Sequence[str], seed: int) -> Float64Array:
+    """The hash of every document that decides on its copies, in [0, 1), shape [num_documents]."""
+    return np.fromiter((unit_hash(seed, f"sample:{i}") for i in ids), np.float64, len(ids))
+
+
+def num_copies(weights: Float64Array, units: Float64Array) -> Int64Array:
     """Copies of every document, shape [num_documents]: ``floor(w) + [u < frac(w)]``."""
     weights = np.round(weights, 9)  # 0.1 * 10 is one copy, not 0.999... of one
-    units = np.fromiter((unit_hash(seed, f"sample:{i}") for i in ids), np.float64, len(ids))
     whole = np.floor(weights)
     return (whole + (units < weights - whole)).astype(np.int64)
 

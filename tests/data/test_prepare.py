@@ -116,16 +116,16 @@ def test_sampling_by_length(config: PrepareConfig, tmp_path: Path) -> None:
     assert len(set(valid)) == len(valid)  # held-out documents are not repeated
 
 
-def test_budget(
-    config: PrepareConfig, reference: Tokenizer, library_files: list[Path], tmp_path: Path
-) -> None:
+def test_budget(config: PrepareConfig, manifest: Manifest, tmp_path: Path) -> None:
     sampled = prepare(dataclasses.replace(config, output=tmp_path / "rows", max_tokens=100_000))
-    lengths = np.array([len(reference.encode(path.read_text()).ids) for path in library_files])
-    weight = 100_000 / lengths.sum()
-    assert all(line.weight == pytest.approx(weight) for line in sampled.bins if line.num_documents)
-    kept = sum(line.num_tokens_sampled for line in sampled.bins)
-    # every document is kept or not with this probability: three standard deviations of the sum
-    assert abs(kept - 100_000) < 3 * np.sqrt((weight * (1 - weight) * lengths**2).sum())
+    train, all_of_it = sampled.splits["train"], manifest.splits["train"]
+    separators = len(sampled.separator_ids) * train.num_documents
+    kept = train.num_tokens + train.num_dropped_tokens - separators
+    assert kept == pytest.approx(100_000, rel=0.01)
+    whole = all_of_it.num_tokens + all_of_it.num_dropped_tokens
+    whole -= len(sampled.separator_ids) * all_of_it.num_documents
+    for line in sampled.bins:
+        assert line.weight == pytest.approx(100_000 / whole) or not line.num_documents
 
 
 @pytest.mark.parametrize(
