@@ -6,10 +6,17 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help install test lint format demo bench clean
+# The newer releases of Megatron-Core need Python 3.12. One environment holds everything; each release
+# stands in a folder of its own, first on the path.
+MATRIX := .venv-matrix
+MATRIX_PYTHON ?= python3.12
+MATRIX_VERSIONS ?= 0.17.1 0.18.2 0.19.2
+MATRIX_TESTS ?= tests/checkpoint/test_torch_dist.py tests/checkpoint/test_megatron_lm.py tests/checkpoint/test_logits.py
+
+.PHONY: help install test test-matrix lint format demo bench clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 $(VENV)/installed: setup.py requirements/constraints.txt
 	command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: name a Python 3.10-3.13 with make PYTHON=..."; exit 2; }
@@ -22,6 +29,23 @@ install: $(VENV)/installed  ## make .venv and install everything into it
 
 test: install  ## the tests, at most ten minutes on two cores
 	timeout 900 $(BIN)/python -m pytest -q
+
+$(MATRIX)/installed: setup.py requirements/constraints.txt
+	command -v $(MATRIX_PYTHON) >/dev/null || { echo "$(MATRIX_PYTHON) is not there: name a Python 3.12 or 3.13 with make test-matrix MATRIX_PYTHON=..."; exit 2; }
+	$(MATRIX_PYTHON) -m venv $(MATRIX)
+	$(MATRIX)/bin/python -m pip install --quiet --constraint requirements/constraints.txt torch
+	$(MATRIX)/bin/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[test]"
+	touch $@
+
+$(MATRIX)/megatron-core-%: $(MATRIX)/installed
+	$(MATRIX)/bin/python -m pip install --quiet --upgrade --no-deps --target $@ megatron-core==$*
+	touch $@
+
+test-matrix: $(MATRIX_VERSIONS:%=$(MATRIX)/megatron-core-%)  ## checkpoints with Megatron-Core 0.17-0.19; downloads 3 GB
+	set -e; for release in $^; do export PYTHONPATH=$$(realpath $$release):$(CURDIR); \
+	    $(MATRIX)/bin/python -c "import megatron.core as m; print('Megatron-Core', m.__version__, flush=True)"; \
+	    timeout 900 $(MATRIX)/bin/python -m pytest -q $(MATRIX_TESTS); \
+	done
 
 lint: install  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -41,4 +65,4 @@ demo: install  ## extend the small model 8x on two CPU ranks, and show that it w
 	$(BIN)/python examples/demo/run_demo.py --output demo-output
 
 clean:  ## remove what make made
-	rm -rf $(VENV) demo-output build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(MATRIX) demo-output build *.egg-info .mypy_cache .ruff_cache .pytest_cache
