@@ -188,6 +188,13 @@ def _run_evaluate_passkey(verb: str, words: list[str]) -> None:
         )
 
 
+def _run_doctor(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.doctor.diagnosis import DoctorConfig, diagnose
+
+    if status := diagnose(_parse(DoctorConfig, verb, words)):
+        sys.exit(status)
+
+
 _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "prepare": ("documents to packed rows of exactly --seq-length tokens", _run_prepare),
     "convert import": ("a Hugging Face or Meta folder to a Megatron checkpoint", _run_convert),
@@ -197,5 +204,6 @@ _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "pretrain": ("extend the context; under torchrun for several ranks", _run_pretrain),
     "evaluate loss": ("loss by position on held-out rows", _run_evaluate_loss),
     "evaluate passkey": ("passkey retrieval by length and depth", _run_evaluate_passkey),
+    "doctor": ("whether this machine and job can run the rest, and what to mend", _run_doctor),
 }
 """What users type, what it does, and what runs."""

@@ -1,0 +1,126 @@
+"""What the system grants: shared memory, pinned memory, files, network, clock."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from megatron_ultralong.doctor.finding import Finding
+
+INFINIBAND = Path("/sys/class/infiniband")
+SHARED_MEMORY = Path("/dev/shm")
+LEAST_SHARED_MEMORY = 2**30
+"""Bytes: NCCL and the checkpoint writers of eight ranks share theirs here."""
+LEAST_OPEN_FILES = 4096
+_TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
+_TIMEX_BYTES = 208  # sizeof(struct timex) on 64-bit Linux
+
+
+def machine_findings(*, has_gpu: bool) -> Iterator[Finding]:
+    """Limits of this process and devices of this host."""
+    yield _shared_memory()
+    yield _pinned_memory(has_gpu)
+    yield _open_files()
+    yield from _interfaces()
+    yield _host_name()
+    yield _clock()
+
+
+def _shared_memory() -> Finding:
+    if not SHARED_MEMORY.is_dir():
+        return Finding("problem", "/dev/shm", "is not there", "mount a tmpfs there")
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    text = f"{usage.free / 2**30:.2f} of {usage.total / 2**30:.2f} GiB free"
+    if usage.free < LEAST_SHARED_MEMORY:
+        return Finding("warning", "/dev/shm", text, "docker run --ipc=host, or --shm-size=16g")
+    return Finding("ok", "/dev/shm", text)
+
+
+def _pinned_memory(has_gpu: bool) -> Finding:
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if limit == resource.RLIM_INFINITY:
+        return Finding("ok", "pinned memory", "unlimited (ulimit -l)")
+    text = f"at most {limit / 2**20:.0f} MiB (ulimit -l)"
+    if has_gpu and INFINIBAND.is_dir():
+        mend = "docker run --ulimit memlock=-1; on a host, memlock in /etc/security/limits.conf"
+        return Finding("problem", "pinned memory", f"{text}: InfiniBand registers more", mend)
+    return Finding("note", "pinned memory", f"{text}: enough without InfiniBand")
+
+
+def _open_files() -> Finding:
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    text = f"at most {limit} (ulimit -n)"
+    if limit != resource.RLIM_INFINITY and limit < LEAST_OPEN_FILES:
+        return Finding("warning", "open files", text, f"ulimit -n {max(hard, LEAST_OPEN_FILES)}")
+    return Finding("ok", "open files", text)
+
+
+def _interfaces() -> Iterator[Finding]:
+    addresses = psutil.net_if_addrs()
+    parts = []
+    for name, stats in sorted(psutil.net_if_stats().items()):
+        ips = [a.address for a in addresses.get(name, ()) if a.family == socket.AF_INET]
+        if stats.isup and ips:
+            speed = f" {stats.speed / 1000:g} Gbit/s" if stats.speed else ""
+            parts.append(f"{name} {', '.join(ips)}{speed}")
+    if INFINIBAND.is_dir():
+        devices = ", ".join(sorted(entry.name for entry in INFINIBAND.iterdir()))
+        parts.append(f"InfiniBand {devices}")
+    if not parts:
+        yield Finding("problem", "network", "no interface is up", "bring up at least lo")
+    else:
+        yield Finding("ok", "network", "; ".join(parts))
+    for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        yield from _named_interfaces(variable, list(addresses))
+
+
+def _named_interfaces(variable: str, known: list[str]) -> Iterator[Finding]:
+    value = os.environ.get(variable, "")
+    if not value or value.startswith("^"):  # NCCL: all but these
+        return
+    exact = value.startswith("=") or variable.startswith("GLOO")
+    for name in value.lstrip("=").split(","):
+        if name in known or (not exact and any(other.startswith(name) for other in known)):
+            yield Finding("ok", variable, name)
+        else:
+            yield Finding(
+                "problem",
+                variable,
+                f"names {name!r}, and the interfaces here are {', '.join(sorted(known))}",
+                f"set {variable} to one of them, or unset it",
+            )
+
+
+def _host_name() -> Finding:
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError as error:
+        mend = f"add {name} to /etc/hosts, or set GLOO_SOCKET_IFNAME"
+        return Finding("warning", "host name", f"{name} has no address ({error})", mend)
+    if address.startswith("127."):
+        text = f"{name} is {address}: ranks on other hosts cannot reach it"
+        mend = "for several hosts set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to an interface"
+        return Finding("note", "host name", text, mend)
+    return Finding("ok", "host name", f"{name} is {address}")
+
+
+def _clock() -> Finding:
+    buffer = ctypes.create_string_buffer(_TIMEX_BYTES)  # zeros: read, change nothing
+    try:
+        state = ctypes.CDLL(None, use_errno=True).adjtimex(buffer)
+    except (AttributeError, OSError) as error:  # not Linux
+        return Finding("note", "clock", f"whether it is synchronised cannot be read ({error})")
+    if state == _TIME_ERROR:
+        mend = "start chrony or systemd-timesyncd on the host: logs of hosts are compared by time"
+        return Finding("note", "clock", "is not synchronised", mend)
+    if state < 0:
+        return Finding("note", "clock", "whether it is synchronised may not be read here")
+    return Finding("ok", "clock", "is synchronised")

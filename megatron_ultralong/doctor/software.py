@@ -1,0 +1,166 @@
+"""Python and the libraries that a run imports."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from megatron_ultralong.attention import kernels
+from megatron_ultralong.doctor.finding import Finding
+from megatron_ultralong.errors import InputError
+
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
+OLDEST_TORCH = (2, 6)
+HEAD_DIM = 128
+"""Of every Llama 3.1."""
+
+
+def software_findings() -> Iterator[Finding]:
+    """Python, torch, the GPUs, the kernels and the libraries around Megatron-Core."""
+    yield _python()
+    yield _torch()
+    yield from _gpus()
+    yield _kernels()
+    yield _megatron_core()
+    yield _transformer_engine()
+    yield _apex()
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed distribution, None if it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> Finding:
+    text = f"{platform.python_version()} in {sys.prefix}"
+    if OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
+        return Finding("ok", "python", text)
+    return Finding("problem", "python", text, "install a Python of 3.10 to 3.13")
+
+
+def _torch() -> Finding:
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+    text = f"{torch.__version__}, {build}"
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    if (major, minor) < OLDEST_TORCH:
+        return Finding("problem", "torch", text, "install torch 2.6 or later")
+    if not torch.distributed.is_available():
+        return Finding("problem", "torch", f"{text}, without distributed", "install another build")
+    return Finding("ok", "torch", text)
+
+
+def _gpus() -> Iterator[Finding]:
+    if not torch.cuda.is_available():
+        driver = Path("/proc/driver/nvidia/version")
+        if not driver.exists():
+            yield Finding("note", "GPU", "none: everything runs on the CPU, over gloo")
+        elif torch.version.cuda is None:
+            yield Finding("problem", "GPU", "there is an NVIDIA driver, and torch is a CPU build",
+                          "install a CUDA build of torch")  # fmt: skip
+        else:
+            yield Finding(
+                "problem",
+                "GPU",
+                f"torch's CUDA {torch.version.cuda} finds no device, though there is a driver",
+                "compare `nvidia-smi` with torch's CUDA version, and in a container start it "
+                "with its GPUs (docker run --gpus all; srun --gpus-per-node)",
+            )
+        return
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        text = (
+            f"{properties.name}, capability {properties.major}.{properties.minor}, "
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        )
+        busy = free < 0.9 * total
+        mend = "see with `nvidia-smi` what holds the rest" if busy else ""
+        yield Finding("warning" if busy else "ok", f"GPU {index}", text, mend)
+    if not torch.distributed.is_nccl_available():
+        yield Finding("problem", "NCCL", "torch has none", "install a build of torch with NCCL")
+    else:
+        version = ".".join(str(part) for part in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
+        yield Finding("ok", "NCCL", version)
+
+
+def _kernels() -> Finding:
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    dtype = torch.bfloat16
+    try:
+        picked = kernels.resolve(dtype, HEAD_DIM, device)
+    except InputError as error:
+        return Finding("problem", "attention", str(error), f"unset {kernels.OVERRIDE}")
+    others = "; ".join(
+        f"{kernel.name}: {kernel.refusal(dtype, HEAD_DIM, device) or 'there, not needed'}"
+        for kernel in kernels.candidates(device)
+        if kernel is not picked
+    )
+    text = f"kernel {picked.name} for {dtype} of head size {HEAD_DIM} on {device.type} ({others})"
+    if device.type == "cuda" and picked.name == "math":
+        return Finding("warning", "attention", text, "install flash-attn: math is far slower")
+    return Finding("ok", "attention", text)
+
+
+def _megatron_core() -> Finding:
+    version = installed_version("megatron-core")
+    try:
+        importlib.import_module("megatron.core")
+        importlib.import_module("megatron_ultralong.mcore.model")
+    except Exception as error:
+        return Finding(
+            "problem",
+            "megatron-core",
+            f"{version or 'not installed'}; importing it fails: {type(error).__name__}: {error}",
+            "pip install 'megatron-core>=0.16.1,<0.20' (0.17 and later need Python 3.12; "
+            "0.19 needs triton)",
+        )
+    found = Path(str(importlib.import_module("megatron.core").__file__)).parent
+    has_training = importlib.util.find_spec("megatron.training") is not None
+    return Finding(
+        "ok",
+        "megatron-core",
+        f"{version or 'a source tree'} in {found}, "
+        f"{'with' if has_training else 'without'} megatron.training",
+    )
+
+
+def _transformer_engine() -> Finding:
+    version = installed_version("transformer-engine")
+    if importlib.util.find_spec("transformer_engine") is None:
+        return Finding("note", "TE", "no Transformer Engine: the local layer spec is used")
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except Exception as error:
+        return Finding(
+            "problem",
+            "TE",
+            f"{version} does not import: {type(error).__name__}: {error}",
+            "install the one that was built for this torch, or none; NVIDIA's PyTorch image "
+            "brings its own",
+        )
+    return Finding("ok", "TE", f"Transformer Engine {version}")
+
+
+def _apex() -> Finding:
+    if importlib.util.find_spec("apex") is None:
+        return Finding("note", "Apex", "none: the optimizer is Transformer Engine's or torch's")
+    try:
+        importlib.import_module("apex.optimizers").FusedAdam  # noqa: B018
+    except Exception as error:
+        return Finding(
+            "problem",
+            "Apex",
+            f"this apex is not NVIDIA's, or is broken: {type(error).__name__}: {error}",
+            "pip uninstall apex: the package of that name on the index is another one",
+        )
+    return Finding("ok", "Apex", f"NVIDIA's, {installed_version('apex')}")
