@@ -121,7 +121,6 @@ class CheckpointWriter:
         if error:
             self._failed(job.iteration, error, job.folder)
             return False
-        self._damaged.discard(job.iteration)
         self.num_failures = 0
         self.num_written += 1
         self.last_iteration = job.iteration
@@ -151,6 +150,7 @@ class CheckpointWriter:
             _sync_folder(self._root)
         except Exception as error:
             return f"{type(error).__name__}: {error}"
+        self._damaged.discard(job.iteration)
         self._remove_expired(job.iteration)
         return None
 

@@ -27,6 +27,7 @@ import torch.distributed as dist
 PEER_LOST = 69
 """Exit status of a rank that lost another one (EX_UNAVAILABLE)."""
 _SHOWN = 8
+_PASSED_THROUGH = ("mcore/cpu.py", "/contextlib.py", "/threading.py")
 
 
 class Heartbeat:
@@ -65,8 +66,8 @@ class Heartbeat:
         except (dist.DistBackendError, RuntimeError) as error:
             if not _is_lost_peer(error):
                 raise
-            place = _place_of(error)
-            self._end(f"{place} failed: {str(error).splitlines()[0]}")
+            reason = str(error).splitlines()[0][:200]
+            self._end(f"{_place(_trace(error))} failed: {reason}")
         finally:
             self._stopped.set()
             thread.join(timeout=2 * self._interval)
@@ -84,22 +85,26 @@ class Heartbeat:
             if count != last_count:
                 last_seen, last_count = now, count
             elif now - last_seen > self._timeout:
-                self._end(f"rank {watched} has been silent for {now - last_seen:.0f} s")
+                seconds = now - last_seen
+                self._end(f"in {self._place()}; rank {watched} is silent for {seconds:.0f} s")
 
     def _send(self) -> None:
         iteration, phase = self._position()
         self._count += 1
-        frame = sys._current_frames().get(self._main_thread)
         values = {
             "count": self._count,
             "iteration": iteration,
             "phase": phase,
-            "place": _place(frame),
+            "place": self._place(),
             "is_ending": self._is_ending,
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
         self._store.set(f"heartbeat/{self._rank}", json.dumps(values))
+
+    def _place(self) -> str:
+        """Where the main thread is."""
+        return _place(_stack(sys._current_frames().get(self._main_thread)))
 
     def _read(self, rank: int) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(self._store.get(f"heartbeat/{rank}"))
@@ -154,24 +159,33 @@ def _is_lost_peer(error: BaseException) -> bool:
     return any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection", "Timed out"))
 
 
-def _place_of(error: BaseException) -> str:
-    frame, trace = None, error.__traceback__
-    while trace is not None:
-        frame, trace = trace.tb_frame, trace.tb_next
-    return _place(frame)
-
-
-def _place(frame: FrameType | None) -> str:
-    """The collective and who called it: ``all_reduce of _result (training/step.py:96)``."""
-    collective = ""
+def _stack(frame: FrameType | None) -> list[FrameType]:
+    """Frames of a thread, the innermost first."""
+    frames = []
     while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def _trace(error: BaseException) -> list[FrameType]:
+    """Frames that an exception went through, the innermost first."""
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append(trace.tb_frame)
+        trace = trace.tb_next
+    return frames[::-1]
+
+
+def _place(frames: list[FrameType]) -> str:
+    """The collective, and who called it: ``all_reduce of _everywhere (training/step.py:96)``."""
+    collective = ""
+    for frame in frames:
         code = frame.f_code
         file = code.co_filename.replace(os.sep, "/")
-        if "/torch/" not in file and not file.endswith(("contextlib.py", "threading.py")):
-            short = "/".join(file.split("/")[-2:])
-            caller = f"{code.co_name} ({short}:{frame.f_lineno})"
+        if "/torch/distributed/" in file:
+            collective = collective if code.co_name == "wrapper" else code.co_name
+        elif not file.endswith(_PASSED_THROUGH) and "/torch/" not in file:
+            caller = f"{code.co_name} ({'/'.join(file.split('/')[-2:])}:{frame.f_lineno})"
             return f"{collective} of {caller}" if collective else caller
-        if "/torch/distributed/" in file and code.co_name != "wrapper":
-            collective = code.co_name
-        frame = frame.f_back
     return collective or "unknown"

@@ -1,0 +1,82 @@
+"""A tiny converted model, rows for it, and the configuration of a run over them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.config import (
+    DataConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PretrainConfig,
+    RopeConfig,
+)
+from megatron_ultralong.data.prepare import PrepareConfig, prepare
+from megatron_ultralong.data.sampling import LengthSampling
+from megatron_ultralong.documents import DocumentMask
+from megatron_ultralong.run_config import CheckpointConfig, LogConfig
+from tests.models import TEXT, write_llama
+
+MakeConfig = Callable[..., PretrainConfig]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``base``, a model of four key heads, and ``rows`` of several documents each."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_llama(folder / "hf", num_key_value_heads=4)
+    import_checkpoint(ImportConfig(folder / "hf", folder / "base"))
+    lines = [json.dumps({"text": TEXT * (1 + n % 7) + str(n)}) for n in range(300)]
+    (folder / "documents.jsonl").write_text("\n".join(lines))
+    prepare(
+        PrepareConfig(
+            source=(f"code={folder / 'documents.jsonl'}",),
+            tokenizer=folder / "hf",
+            output=folder / "rows",
+            seq_length=128,
+            sampling=LengthSampling("none"),
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_config(tiny: Path) -> MakeConfig:
+    """A configuration over that model, by layout and mask."""
+
+    def make(
+        save: Path | None,
+        layout: tuple[int, int] = (1, 1),
+        mask: DocumentMask = "none",
+        *,
+        train_iters: int = 20,
+        save_interval: int = 3,
+        timeout_seconds: float = 60.0,
+    ) -> PretrainConfig:
+        return PretrainConfig(
+            load=str(tiny / "base"),
+            save=str(save or ""),
+            save_interval=save_interval,
+            train_iters=train_iters,
+            global_batch_size=2,
+            precision="fp32",
+            loss_tile_size=0,
+            recompute_granularity="none",
+            rope=RopeConfig(rope_scaling_factor=2.0, original_max_position_embeddings=64),
+            parallel=ParallelConfig(
+                tensor_model_parallel_size=layout[0],
+                context_parallel_size=layout[1],
+                distributed_timeout_minutes=timeout_seconds / 60.0,
+            ),
+            data=DataConfig(str(tiny / "rows"), document_mask=mask),
+            optimizer=OptimizerConfig(lr=1e-3, lr_warmup_iters=2),
+            checkpoint=CheckpointConfig(max_save_failures=2),
+            log=LogConfig(tensorboard=False),
+        )
+
+    return make

@@ -1,0 +1,221 @@
+"""A run on real gloo ranks that a test can watch, signal and kill."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from megatron_ultralong.cli import main
+from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong.training.run_folder import save_config
+from tests.ranks import _PRELOADED
+
+START_SECONDS = 60.0
+"""Time for a loaded machine to bring ranks to their first step."""
+
+
+class Job:
+    """``ultralong pretrain --config`` on every rank; all ranks are dead when it is left."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        world_size: int,
+        prepare: Callable[[int], None] | None = None,
+        restart: int = 0,
+    ) -> None:
+        """Start it; ``prepare(rank)`` runs on every rank before."""
+        self.config = config
+        self.folder = Path(tempfile.mkdtemp())
+        save_config(self.folder / "config.yaml", config)
+        multiprocessing.set_forkserver_preload(_PRELOADED)
+        context: Any = multiprocessing.get_context("forkserver")
+        environment = {**os.environ, "TORCHELASTIC_RESTART_COUNT": str(restart)}
+        self.ranks: list[ForkServerProcess] = [
+            context.Process(
+                target=_rank, args=(rank, world_size, self.folder, environment, config, prepare)
+            )
+            for rank in range(world_size)
+        ]
+        for rank in self.ranks:
+            rank.start()
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to every rank."""
+        for rank in self.ranks:
+            if rank.is_alive():
+                rank.kill()
+            rank.join()
+
+    def signal(self, rank: int, number: int) -> None:
+        """Send a signal to one rank."""
+        pid = self.ranks[rank].pid
+        assert pid is not None
+        os.kill(pid, number)
+
+    def wait(self, seconds: float = 120.0) -> list[int]:
+        """Exit statuses of all ranks; fails where one is still there after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        for number, rank in enumerate(self.ranks):
+            rank.join(max(deadline - time.monotonic(), 0.01))
+            assert rank.exitcode is not None, f"rank {number} still runs:\n{self.text(number)}"
+        return [int(rank.exitcode or 0) for rank in self.ranks]
+
+    def text(self, rank: int) -> str:
+        """What a rank has said."""
+        path = self.folder / f"said-{rank}"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def until(self, condition: Callable[[], bool], seconds: float = START_SECONDS) -> bool:
+        """Wait until ``condition`` holds; False where the ranks ended before it did."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if not any(rank.is_alive() for rank in self.ranks):
+                return condition()
+            assert time.monotonic() < deadline, f"waited {seconds} s in vain:\n{self.text(0)}"
+            time.sleep(0.002)
+        return True
+
+    def until_iteration(self, iteration: int) -> bool:
+        """Wait until the log has that iteration."""
+        return self.until(lambda: iteration in losses(Path(self.config.save)))
+
+
+def _rank(
+    rank: int,
+    world_size: int,
+    folder: Path,
+    environment: dict[str, str],
+    config: PretrainConfig,
+    prepare: Callable[[int], None] | None,
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
+    said = os.open(folder / f"said-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(1), "w", buffering=1) for _ in range(2))
+    minutes = config.parallel.distributed_timeout_minutes
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(str(folder / "store"), world_size),
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(minutes=minutes),
+    )
+    if prepare is not None:
+        prepare(rank)
+    main(["pretrain", "--config", str(folder / "config.yaml")])
+
+
+def losses(root: Path) -> dict[int, tuple[float, float]]:
+    """Loss and gradient norm by iteration, as the log has them; the last line of each counts."""
+    path = root / "log.jsonl"
+    if not path.exists():
+        return {}
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    records = [json.loads(line) for line in lines]
+    return {record["iteration"]: (record["lm_loss"], record["grad_norm"]) for record in records}
+
+
+def every_loss(root: Path) -> dict[int, set[tuple[float, float]]]:
+    """All that the log has of every iteration: one value each, where restarts repeat exactly."""
+    found: dict[int, set[tuple[float, float]]] = {}
+    for line in (root / "log.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        found.setdefault(record["iteration"], set()).add((record["lm_loss"], record["grad_norm"]))
+    return found
+
+
+@dataclasses.dataclass
+class TorchrunJob:
+    """``ultralong pretrain`` under torchrun itself."""
+
+    process: subprocess.Popen[bytes]
+    said: Path
+
+    @classmethod
+    def start(
+        cls, config: PretrainConfig, folder: Path, num_ranks: int, *options: str
+    ) -> TorchrunJob:
+        """Start it, with ``options`` for torchrun."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(folder / "config.yaml", config)
+        said = folder / "said"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(num_ranks), *options, "-m", "megatron_ultralong"]
+        command += ["pretrain", "--config", str(folder / "config.yaml")]
+        with said.open("wb") as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        return cls(process, said)
+
+    @property
+    def text(self) -> str:
+        """What torchrun and the ranks have said."""
+        return self.said.read_text(errors="replace")
+
+    def ranks(self) -> list[int]:
+        """Process ids of the ranks, by rank."""
+        found = {}
+        for child in psutil.Process(self.process.pid).children():
+            environment = child.environ()
+            if "RANK" in environment:
+                found[int(environment["RANK"])] = child.pid
+        return [found[rank] for rank in sorted(found)]
+
+    def until_iteration(self, root: Path, iteration: int, seconds: float = 120.0) -> None:
+        """Wait until the log has that iteration."""
+        deadline = time.monotonic() + seconds
+        while iteration not in losses(root):
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.01)
+
+    def group(self) -> list[int]:
+        """Processes of the job's session that are still there, zombies left out."""
+        found = []
+        for process in psutil.process_iter(["status"]):
+            with contextlib.suppress(OSError):
+                if os.getsid(process.pid) == self.process.pid:
+                    found.append(process)
+        return [p.pid for p in found if p.info["status"] != psutil.STATUS_ZOMBIE]
+
+    def kill(self) -> None:
+        """End whatever is left of it."""
+        for pid in self.group():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()

@@ -1,0 +1,120 @@
+"""Damaged checkpoints are refused by name, and the last good one is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.checkpoint.checksums import DamagedError, read_checksums
+from megatron_ultralong.checkpoint.folder import LATEST_FILE
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.training.pretrain import check_run, dry_run
+from megatron_ultralong.training.resume import newest_good
+from tests.training.conftest import MakeConfig
+from tests.training.job import Job, every_loss, losses
+
+CASES = 50
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, make_config: MakeConfig) -> Path:
+    """A run of six iterations on two ranks, with checkpoints at 4 and 6."""
+    root = tmp_path_factory.mktemp("damage") / "run"
+    with Job(make_config(root, (1, 2), train_iters=6, save_interval=2), 2) as job:
+        assert set(job.wait()) == {0}, job.text(0)
+    assert sorted(path.name for path in root.glob("iter_*")) == ["iter_0000004", "iter_0000006"]
+    return root
+
+
+def damage(folder: Path, kind: str, choice: random.Random) -> Path:
+    """Flip a byte of a file of ``folder``, cut it, or remove it; returns the file."""
+    path = choice.choice(sorted(path for path in folder.iterdir() if path.is_file()))
+    if kind == "missing":
+        path.unlink()
+        return path
+    content = bytearray(path.read_bytes())
+    place = choice.randrange(len(content))
+    if kind == "cut":
+        path.write_bytes(content[:place])
+    else:
+        content[place] ^= choice.randrange(1, 256)
+        path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_damage_is_refused_by_name(
+    run: Path, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    choice = random.Random(seed)
+    root = tmp_path / "run"
+    shutil.copytree(run, root)
+    path = damage(root / "iter_0000006", ("flip", "cut", "missing")[seed % 3], choice)
+    with caplog.at_level(logging.WARNING):
+        resumed = newest_good(root, 0, 1)
+    assert resumed.folder == root / "iter_0000004"
+    assert resumed.damaged == {6}
+    assert f"checkpoint of iteration 6 is refused: {path}" in caplog.text
+
+
+def test_every_byte_of_the_small_files_counts(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "iter_0000006"
+    shutil.copytree(run / "iter_0000006", folder)
+    path = folder / "checksums.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(DamagedError, match=r"checksums\.json is damaged"):
+            read_checksums(folder)
+
+
+@pytest.mark.parametrize("content", ["", "6x", "99", "1", "000", "\u0666"])
+def test_a_damaged_name_of_the_latest_takes_the_newest(
+    run: Path, tmp_path: Path, content: str
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(run, root)
+    (root / LATEST_FILE).write_text(content)
+    assert newest_good(root, 0, 1).folder == root / "iter_0000006"
+
+
+def test_a_run_can_be_set_back(run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(run, root)
+    (root / LATEST_FILE).write_text("4")
+    assert newest_good(root, 0, 1).folder == root / "iter_0000004"
+
+
+def test_without_a_good_one_nothing_is_begun_in_silence(
+    run: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(run, root)
+    for iteration in (4, 6):
+        damage(root / f"iter_{iteration:07d}", "flip", random.Random(iteration))
+    config = make_config(root, train_iters=6)
+    with pytest.raises(InputError, match=r"holds no checkpoint that is whole: .*begin a new run"):
+        dry_run(config)
+    assert check_run(config, 1).config.data.seq_length == 128
+
+
+def test_a_damaged_run_goes_on_from_the_good_one(
+    run: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(run, root)
+    bad = damage(root / "iter_0000006", "flip", random.Random(1))
+    config = make_config(root, (1, 2), train_iters=6, save_interval=2)
+    assert "goes on from" in dry_run(dataclasses.replace(config, parallel=type(config.parallel)()))
+    with Job(config, 2) as job:
+        assert set(job.wait()) == {0}, job.text(0)
+        assert f"refused: {bad}" in job.text(0)
+        assert "resumed at iteration 4 of 6" in job.text(0)
+    assert all(len(values) == 1 for values in every_loss(root).values())
+    assert losses(root) == losses(run)
+    assert newest_good(root, 0, 1).folder == root / "iter_0000006"

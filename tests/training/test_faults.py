@@ -1,0 +1,220 @@
+"""Signals, ranks that die or hang, disks that fill up, numbers gone bad: what a run does then."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from megatron_ultralong.checkpoint.folder import LATEST_FILE
+from megatron_ultralong.data.chunks import StoredRow
+from megatron_ultralong.training.resume import newest_good
+from megatron_ultralong.training.run_folder import STATUS_FILE
+from tests.training.conftest import MakeConfig
+from tests.training.job import Job, TorchrunJob, every_loss, losses
+
+LIMIT = 30.0
+"""Seconds that a run may take to be down, with a time-out of 6 seconds for collectives."""
+TIMEOUT = 6.0
+ENDLESS = 100_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(
+    tmp_path: Path, make_config: MakeConfig, number: int
+) -> None:
+    root = tmp_path / "run"
+    config = make_config(root, (1, 2), train_iters=ENDLESS, save_interval=0)
+    with Job(config, 2) as job:
+        assert job.until_iteration(3)
+        job.signal(1, number)
+        assert job.wait(LIMIT) == [75, 75]
+        assert f"{signal.Signals(number).name} came" in job.text(0)
+        last = max(losses(root))
+        assert f"the checkpoint of iteration {last} is written" in job.text(0)
+    assert (root / STATUS_FILE).read_text() == "75\n"
+    assert newest_good(root, 0, 1).folder == root / f"iter_{last:07d}"
+    with Job(config, 2, restart=1) as job:  # the same torchrun does not take it up again
+        assert job.wait() == [75, 75]
+        assert "torchrun does not restart it" in job.text(0)
+    finished = dataclasses.replace(config, train_iters=last + 1)
+    with Job(finished, 2) as job:  # a new one does
+        assert job.wait() == [0, 0]
+        assert f"resumed at iteration {last}" in job.text(0)
+    assert (root / STATUS_FILE).read_text() == "0\n"
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(tmp_path / "run", (1, 2), train_iters=ENDLESS)
+    with Job(config, 2) as job:
+        assert job.until_iteration(1)
+        job.signal(1, signal.SIGSTOP)  # rank 0 waits in a collective, where no handler runs
+        job.signal(0, signal.SIGTERM)
+        time.sleep(3.5)
+        assert job.ranks[0].is_alive()
+        job.signal(0, signal.SIGTERM)
+        job.ranks[0].join(5.0)
+        assert job.ranks[0].exitcode == 128 + signal.SIGTERM
+        assert "ending at once" in job.text(0)
+
+
+def test_the_time_of_a_run_can_be_over(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(tmp_path / "run", (1, 2), train_iters=ENDLESS, save_interval=0)
+    faults = dataclasses.replace(config.faults, exit_duration_in_mins=2.0 / 60.0)
+    with Job(dataclasses.replace(config, faults=faults), 2) as job:
+        assert job.wait(LIMIT + 30.0) == [75, 75]
+        assert "exit_duration_in_mins (0.0333333) is over" in job.text(0)
+    assert (tmp_path / "run" / LATEST_FILE).is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_rank_that_hangs_or_dies_takes_the_job_down_by_name(
+    tmp_path: Path, make_config: MakeConfig, number: int
+) -> None:
+    root = tmp_path / "run"
+    config = make_config(root, (1, 2), train_iters=ENDLESS, timeout_seconds=TIMEOUT)
+    with Job(config, 2) as job:
+        assert job.until_iteration(3)
+        job.signal(1, number)
+        start = time.monotonic()
+        statuses = job.wait(LIMIT)
+        assert time.monotonic() - start < LIMIT
+        assert statuses == [69, -signal.SIGKILL]
+        said = job.text(0)
+    assert f"rank 1 (process {job.ranks[1].pid}" in said
+    assert "is silent; its last sign came from iteration" in said
+    lines = [line for line in said.splitlines() if line.startswith("LOST RANK: rank 0: iteration")]
+    # Step, phase, collective and caller: "rank 0: iteration 5, forward: batch_isend_irecv of ..."
+    assert lines, said
+    assert int(lines[0].split("iteration ")[1].split(",")[0]) >= 3
+    assert "failed: " in lines[0] or "silent" in lines[0]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_run(
+    small_disk: Path, make_config: MakeConfig
+) -> None:
+    root = small_disk / "run"
+    config = make_config(root, (1, 2), train_iters=ENDLESS, save_interval=2)
+    config = dataclasses.replace(
+        config, checkpoint=dataclasses.replace(config.checkpoint, max_save_failures=3)
+    )
+    with Job(config, 2) as job:
+        assert job.until(lambda: (root / LATEST_FILE).exists())
+        ballast = small_disk / "ballast"
+        with ballast.open("wb") as file:
+            while True:
+                try:
+                    file.write(bytes(2**16))
+                    file.flush()
+                except OSError:
+                    break
+        assert job.until(lambda: "could not be written" in job.text(0))
+        assert "No space left on device" in job.text(0) or "failure 1 of 3" in job.text(0)
+        good = newest_good(root, 0, 1)
+        assert good.folder is not None
+        assert not good.damaged
+        ballast.unlink()  # there is room again
+        before = (root / LATEST_FILE).read_text()
+        assert job.until(lambda: (root / LATEST_FILE).read_text() != before)
+        shutil.rmtree(root)
+        start = time.monotonic()
+        assert job.wait(LIMIT) == [74, 74]
+        assert time.monotonic() - start < LIMIT
+        assert "3 checkpoints in a row could not be written" in job.text(0)
+        assert "No such file or directory" in job.text(0)
+
+
+class _Poisoned(StoredRow):
+    """A row one of whose predictions has no number for a weight."""
+
+    def loss_mask(self, document_mask: Any) -> npt.NDArray[np.float32]:
+        mask = super().loss_mask(document_mask)
+        mask[5] = np.nan
+        return mask
+
+
+def poison(sample: int, rank: int) -> None:
+    """Run on every rank before the job: the row of one sample is bad."""
+    from megatron_ultralong.training.rows import PackedRowSource
+
+    plain = PackedRowSource.row
+
+    def row(self: PackedRowSource, number: int) -> StoredRow:
+        found = plain(self, number)
+        if number != sample:
+            return found
+        return _Poisoned(found.rows, found.number, found.separator_ids)
+
+    PackedRowSource.row = row  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_nan_in_a_batch_is_named(
+    tmp_path: Path, make_config: MakeConfig, policy: Literal["stop", "skip"]
+) -> None:
+    root = tmp_path / "run"
+    config = make_config(root, train_iters=6, save_interval=0)
+    config = dataclasses.replace(config, faults=dataclasses.replace(config.faults, on_nan=policy))
+    bad = 2 * 3 + 1  # iteration 4, of two samples each; the second one is rank 1's
+    with Job(config, 2, functools.partial(poison, bad)) as job:
+        statuses = job.wait()
+        said = job.text(0)
+    from megatron_ultralong.training.pretrain import check_run
+
+    name = check_run(config, 2).train_rows.name(bad)
+    assert f"iteration 4: the loss is nan; loss not finite on rank 1 (rows {name})" in said
+    if policy == "stop":
+        assert statuses == [65, 65]
+        assert newest_good(root, 0, 1).folder == root / "iter_0000003"  # before that step
+        with Job(dataclasses.replace(config, faults=type(config.faults)(on_nan="skip")), 2) as job:
+            assert job.wait() == [0, 0]
+        assert sorted(losses(root)) == [1, 2, 3, 4, 5, 6]
+    else:
+        assert statuses == [0, 0]
+        assert "number of skipped iterations:   1" in said
+        found = losses(root)
+        assert np.isnan(found[4][0])
+        assert np.isfinite([found[n] for n in (5, 6)]).all()
+
+
+def test_sigterm_to_torchrun_saves(tmp_path: Path, make_config: MakeConfig) -> None:
+    root = tmp_path / "run"
+    config = make_config(root, (1, 2), train_iters=ENDLESS, save_interval=0)
+    job = TorchrunJob.start(config, tmp_path / "job", 2)
+    try:
+        job.until_iteration(root, 2)
+        ranks = job.ranks()
+        assert len(ranks) == 2
+        os.killpg(job.process.pid, signal.SIGTERM)  # as a scheduler does: torchrun and ranks
+        start = time.monotonic()
+        assert job.process.wait(LIMIT) != 0
+        assert time.monotonic() - start < LIMIT
+        assert not job.group()
+    finally:
+        job.kill()
+    assert (root / STATUS_FILE).read_text() == "75\n"
+    assert newest_good(root, 0, 1).folder is not None
+    assert all(len(values) == 1 for values in every_loss(root).values())
