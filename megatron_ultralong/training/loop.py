@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Iterator
 
@@ -68,6 +69,20 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
             return _Run(inputs, groups, stop, timers, place).train()
 
 
+@contextlib.contextmanager
+def _few_objects_to_collect() -> Iterator[None]:
+    """Megatron collects garbage twice in a save: let it not visit all that imports have made.
+
+    That is 0.2 s each time on a CPU.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 class _Run:
     """A run between its start and its end, on this rank."""
 
@@ -112,7 +127,7 @@ class _Run:
     def train(self) -> list[IterationRecord]:
         """Iterate to ``train_iters``, saving as asked."""
         records = []
-        with self._log() as (log, bar):
+        with _few_objects_to_collect(), self._log() as (log, bar):
             self.mark = time.perf_counter()
             self.timers.take()
             while self.state.iteration < self.config.train_iters:
