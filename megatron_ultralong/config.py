@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.run_config import CheckpointConfig, FaultConfig, LogConfig
+from megatron_ultralong.run_config import CheckpointConfig, FaultConfig, LogConfig, MemoryConfig
 from megatron_ultralong.yarn import (
     LinearConfig,
     NtkConfig,
@@ -269,18 +269,13 @@ class PretrainConfig:
     """Iterations between log lines."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Weights and activations; master weights, sums and gradients are float32 in both."""
-    loss_tile_size: int = 4096
-    """Tokens that go through the output layer and the loss at a time, so that full logits never
-    exist; 0 leaves both to Megatron-Core."""
     deterministic_mode: bool = False
     """Two runs are bit-equal on GPUs too, at a cost in attention's backward pass."""
-    recompute_granularity: Literal["none", "full", "keep_attention"] = "keep_attention"
-    """full: keep layer inputs only, and recompute the rest in backward; keep_attention: keep
-    attention's output too, which at 1M tokens and more is nearly all of the work."""
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     faults: FaultConfig = dataclasses.field(default_factory=FaultConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
@@ -302,7 +297,6 @@ class PretrainConfig:
             ("eval_interval", 0),
             ("eval_iters", 1),
             ("log_interval", 1),
-            ("loss_tile_size", 0),
         ):
             if getattr(self, field) < least:
                 raise InputError(f"{field} must be at least {least}, not {getattr(self, field)}")
@@ -322,7 +316,7 @@ class PretrainConfig:
                 f"'{self.data.document_mask}': without it every row has one area, and zigzag "
                 "shares it evenly"
             )
-        for part in (self.checkpoint, self.faults, self.log):
+        for part in (self.memory, self.checkpoint, self.faults, self.log):
             part.check()
         self.num_microbatches(world_size)
 

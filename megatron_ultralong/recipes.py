@@ -14,6 +14,7 @@ from megatron_ultralong.config import (
     PretrainConfig,
     RopeConfig,
 )
+from megatron_ultralong.run_config import MemoryConfig
 
 _ORIGINAL = 8192
 
@@ -70,8 +71,8 @@ def demo_cpu() -> PretrainConfig:
         global_batch_size=1,
         log_interval=10,
         precision="fp32",
-        recompute_granularity="none",
-        loss_tile_size=0,  # 2,048 local tokens of 4,096 logits are small, and two cores slow
+        # 2,048 local tokens of 4,096 logits are small, and two cores slow.
+        memory=MemoryConfig(recompute_granularity="none", loss_tile_size=0),
         rope=RopeConfig(
             rope_scaling="yarn",
             rope_scaling_factor=8.0,

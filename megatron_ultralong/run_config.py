@@ -1,4 +1,4 @@
-"""Options of a run that do not change what it computes: saving, stopping, telling."""
+"""Options of a run that do not change what it computes: memory, saving, stopping, telling."""
 
 from __future__ import annotations
 
@@ -6,6 +6,41 @@ import dataclasses
 from typing import Literal
 
 from megatron_ultralong.errors import InputError
+
+RecomputeGranularity = Literal["none", "full", "keep_attention"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+    """What a run keeps in memory, where, and how much of a row is worked on at a time."""
+
+    recompute_granularity: RecomputeGranularity = "keep_attention"
+    """full: keep layer inputs only, and recompute the rest in backward; keep_attention: keep
+    attention's output too, which at 1M tokens and more is nearly all of the work; none: keep
+    everything."""
+    sequence_tile_size: int = 16384
+    """Tokens that go through embedding, projections and MLP of a recomputed layer at a time, so
+    that the MLP's wide tensors never are as long as the row; 0: all tokens."""
+    loss_tile_size: int = 4096
+    """Tokens that go through the output layer and the loss at a time, so that full logits never
+    exist; 0 leaves both to Megatron-Core."""
+    offload_activations: bool = False
+    """Keep what recomputed layers keep in pinned host memory; copied while others compute."""
+    max_host_memory_gib: float = 0.0
+    """Host memory that one rank may take for it; 0: 80 % of what the machine has available,
+    shared by its ranks."""
+
+    def check(self) -> None:
+        """Raise InputError where the fields do not fit together."""
+        for field in ("sequence_tile_size", "loss_tile_size", "max_host_memory_gib"):
+            if not getattr(self, field) >= 0:
+                raise InputError(f"{field} must be at least 0, not {getattr(self, field)}")
+        if self.offload_activations and self.recompute_granularity == "none":
+            raise InputError(
+                "offload_activations needs recompute_granularity 'keep_attention' or 'full', not "
+                "'none': what recomputed layers keep is off-loaded, and none keeps every tensor "
+                "inside the layers"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

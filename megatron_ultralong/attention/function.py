@@ -49,6 +49,11 @@ class _Call:
     backend: Backend
     deterministic: bool
 
+    @property
+    def gathers(self) -> bool:
+        """Whether there are other ranks, whose keys are gathered."""
+        return self.backend == "all_gather" and self.plan.size > 1
+
     def blocks(self, q: Tensor, k: Tensor, v: Tensor) -> list[Block]:
         """Inputs of the ranks in this process."""
         n = len(self.transport.ranks)
@@ -86,7 +91,7 @@ class _RingAttention(torch.autograd.Function):
 
 def _forward(call: _Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Output [s, b, heads, d] and log-sum-exp [b, heads, s]."""
-    run = gather.forward if call.backend == "all_gather" else ring.forward
+    run = gather.forward if call.gathers else ring.forward
     with _determinism(call.deterministic):
         results = run(call.blocks(q, k, v), call.transport)
     out = _join([out.to(q.dtype) for out, _ in results])
@@ -100,7 +105,7 @@ def _backward(
     n = len(call.transport.ranks)
     shards = zip(dout.chunk(n), out.chunk(n), lse.chunk(n, dim=2), strict=True)
     saved = [Saved(*its) for its in shards]
-    run = gather.backward if call.backend == "all_gather" else ring.backward
+    run = gather.backward if call.gathers else ring.backward
     with _determinism(call.deterministic):
         results = run(call.blocks(q, k, v), call.transport, saved)
     dq, dk, dv = (

@@ -114,8 +114,12 @@ def _forward_by_heads(
     parts = _head_groups(q, k)
     if len(parts) == 1:
         return call(q, k, v)
-    results = [call(q[:, :, heads], k[:, :, kv], v[:, :, kv]) for heads, kv in parts]
-    return torch.cat([out for out, _ in results], 2), torch.cat([lse for _, lse in results], 1)
+    s, b, num_heads, _ = q.shape
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = q.new_empty((b, num_heads, s), dtype=accumulation_dtype(q.dtype))
+    for heads, kv in parts:
+        out[:, :, heads], lse[:, heads] = call(q[:, :, heads], k[:, :, kv], v[:, :, kv])
+    return out, lse
 
 
 def _backward_by_heads(
@@ -131,8 +135,13 @@ def _backward_by_heads(
     parts = _head_groups(q, k)
     if len(parts) == 1:
         return call(dout, q, k, v, out, lse)
-    results = [
-        call(
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    # Groups that share a key head add to its gradient.
+    shared = len(parts) > k.shape[2]
+    dtype = accumulation_dtype(k.dtype) if shared else k.dtype
+    dk, dv = (k.new_zeros(k.shape, dtype=dtype) for _ in range(2))
+    for heads, kv in parts:
+        dq[:, :, heads], dk_part, dv_part = call(
             dout[:, :, heads],
             q[:, :, heads],
             k[:, :, kv],
@@ -140,28 +149,35 @@ def _backward_by_heads(
             out[:, :, heads],
             lse[:, heads],
         )
-        for heads, kv in parts
-    ]
-    dq, dk, dv = (torch.cat(gradients, dim=2) for gradients in zip(*results, strict=True))
-    return dq, dk, dv
+        dk[:, :, kv] += dk_part
+        dv[:, :, kv] += dv_part
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
 def _head_groups(q: Tensor, k: Tensor) -> list[tuple[slice, slice]]:
-    """Fewest equal groups of (heads, kv_heads) whose tensors a kernel can index."""
+    """Fewest equal groups of (heads, kv_heads) whose tensors a kernel can index.
+
+    Where one key head is still too much, its query heads are split: 4 heads over 1 become
+    ``[(0:2, 0:1), (2:4, 0:1)]``.
+    """
     heads, kv_heads = q.shape[2], k.shape[2]
-    size = max(q.numel(), k.numel())
-    for num_groups in range(1, kv_heads + 1):
-        if kv_heads % num_groups == 0 and size // num_groups <= MAX_ELEMENTS:
+    for num_groups in range(1, heads + 1):
+        if heads % num_groups or (kv_heads % num_groups and num_groups % kv_heads):
+            continue
+        key_groups = min(num_groups, kv_heads)
+        if max(q.numel() // num_groups, k.numel() // key_groups) <= MAX_ELEMENTS:
+            size = kv_heads // key_groups
+            first = [i * kv_heads // num_groups for i in range(num_groups)]
             return [
                 (
                     slice(i * heads // num_groups, (i + 1) * heads // num_groups),
-                    slice(i * kv_heads // num_groups, (i + 1) * kv_heads // num_groups),
+                    slice(first[i], first[i] + size),
                 )
                 for i in range(num_groups)
             ]
     raise InputError(
-        f"attention over {tuple(q.shape)} queries and {tuple(k.shape)} keys: with one key head at "
-        f"a time a tensor still has more than {MAX_ELEMENTS} elements, the most that a kernel can "
+        f"attention over {tuple(q.shape)} queries and {tuple(k.shape)} keys: with one head at a "
+        f"time a tensor still has more than {MAX_ELEMENTS} elements, the most that a kernel can "
         "index; raise context_parallel_size"
     )
 

@@ -138,8 +138,9 @@ class BackwardPass:
         self.num_phases = block.plan.size + 1
         self.keys = TravellingKeys(block)
         self.saved = saved
-        wide = accumulation_dtype(block.q.dtype)
-        self.dq = torch.zeros_like(block.q, dtype=wide)
+        self.dq: Tensor  # [s, b, heads, d], a float32 sum unless the rank's own keys are all
+        if block.plan.size > 1:
+            self.dq = torch.zeros_like(block.q, dtype=accumulation_dtype(block.q.dtype))
         self.dk: Tensor  # [s, b, kv_heads, d], set by the last phase
         self.dv: Tensor
         self._space = SumSpace(block.plan, block.k)
@@ -198,7 +199,10 @@ class BackwardPass:
         self.keys.release()
         edges = block.plan.local_cu_seqlens[block.rank]
         dq, self.dk, self.dv = block.backward_own(self.saved, edges)
-        self.dq += dq
+        if block.plan.size == 1:
+            self.dq = dq
+        else:
+            self.dq += dq
 
     def _finish_own(self) -> None:
         """Own keys: the sums that came home, and what the rank's own queries add."""

@@ -16,10 +16,11 @@ from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.evaluation.scorer import Scores
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import is_main_rank
+from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.mcore.scoring import score_rows
 
 _TILE_SIZE = 4096
-"""Tokens whose logits exist at a time."""
+"""Tokens that go through projections, MLP and output layer at a time."""
 
 
 class MegatronScorer:
@@ -61,6 +62,7 @@ class MegatronScorer:
             seq_length=self.max_positions,
             rope_scaling=metadata.rope_scaling,
             angle_precision=metadata.angle_precision,
+            recomputation=Recomputation(tile_size=_TILE_SIZE),
             loss_tile_size=_TILE_SIZE,
         ).to(dtype)
         load_weights(self._model, weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import deque
 from typing import Any
 
 import torch
@@ -40,9 +39,6 @@ class RingCoreAttention(MegatronModule):
         assert attention_type == "self", f"only self attention, not {attention_type}"
         assert not config.attention_dropout, "attention dropout is not supported: set it to 0"
         self.layer_number = layer_number
-        self.keeps_output = False
-        """Whether a recomputation of the layer takes the output of its first pass."""
-        self._kept: deque[KeptOutput] = deque()
         assert cp_comm_type in (None, "p2p", "all_gather"), f"cp_comm_type {cp_comm_type!r}"
         self.backend: Backend = "all_gather" if cp_comm_type == "all_gather" else "p2p"
         self.deterministic = bool(config.deterministic_mode)
@@ -62,6 +58,7 @@ class RingCoreAttention(MegatronModule):
         attn_mask_type: Any = None,
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
+        keep: KeptOutput | None = None,
         **_: Any,
     ) -> torch.Tensor:
         """Attention output, shape [s_local, b, heads * head_dim].
@@ -74,6 +71,7 @@ class RingCoreAttention(MegatronModule):
             attn_mask_type: ignored; always causal.
             attention_bias: must be None.
             packed_seq_params: documents of the whole row.
+            keep: where (out, lse) are left, or taken from by a recomputation of the layer.
         """
         assert attention_mask is None, "an S x S mask is never built: pass attention_mask=None"
         assert attention_bias is None, "attention bias is not supported"
@@ -94,22 +92,9 @@ class RingCoreAttention(MegatronModule):
             assignment=assignment,
             backend=self.backend,
             deterministic=self.deterministic,
-            keep=self._keep(),
+            keep=keep,
         )
         return out_SBHD.flatten(2)
-
-    def _keep(self) -> KeptOutput | None:
-        """Where this pass leaves its output for the recomputation, or finds it there.
-
-        A recomputed layer runs without gradients first. Pipeline schedules recompute the
-        micro-batches in the order in which they ran.
-        """
-        if not (self.keeps_output and self.training):
-            return None
-        if torch.is_grad_enabled():
-            return self._kept.popleft() if self._kept else None
-        self._kept.append(KeptOutput())
-        return self._kept[-1]
 
 
 @dataclasses.dataclass

@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
+from megatron_ultralong.mcore.recomputed_layer import RecomputedLayer
 
 
 class RMSNorm(nn.RMSNorm):
@@ -42,6 +43,7 @@ class RMSNorm(nn.RMSNorm):
 def ring_layer_local_spec() -> ModuleSpec:
     """Llama's layer from Megatron's own modules, without Transformer Engine."""
     spec = copy.deepcopy(get_gpt_layer_local_spec(normalization="RMSNorm"))
+    spec.module = RecomputedLayer
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
     spec.submodules.self_attention.submodules.core_attention = RingCoreAttention
@@ -55,6 +57,7 @@ def ring_layer_te_spec() -> ModuleSpec:
         AssertionError: Megatron-Core finds no Transformer Engine.
     """
     spec = copy.deepcopy(get_gpt_layer_with_transformer_engine_spec())
+    spec.module = RecomputedLayer
     spec.submodules.self_attention.submodules.core_attention = RingCoreAttention
     return spec
 

@@ -12,7 +12,9 @@ from megatron_ultralong import yarn
 from megatron_ultralong.config import AnglePrecision, ModelConfig, ParallelConfig
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.layer_spec import ring_block_local_spec
+from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
+from megatron_ultralong.mcore.tiled_embedding import TiledEmbedding
 from megatron_ultralong.mcore.tiled_loss import TiledLoss
 
 
@@ -26,7 +28,6 @@ def transformer_config(
     *,
     params_dtype: torch.dtype,
     rope_scaling: yarn.RopeScaling = None,
-    recompute: bool = False,
     deterministic: bool = False,
 ) -> TransformerConfig:
     """Megatron's configuration of a Llama.
@@ -36,7 +37,6 @@ def transformer_config(
         parallel: how it is spread over ranks.
         params_dtype: of weights and activations.
         rope_scaling: its temperature becomes part of the softmax scale.
-        recompute: keep only layer inputs for backward.
         deterministic: sum in a fixed order on GPUs too.
     """
     return TransformerConfig(
@@ -67,9 +67,6 @@ def transformer_config(
         # tokens whatever the layout and the masks.
         calculate_per_token_loss=True,
         deallocate_pipeline_outputs=True,
-        recompute_granularity="full" if recompute else None,
-        recompute_method="uniform" if recompute else None,
-        recompute_num_layers=1 if recompute else None,
         # All weights come from a checkpoint. `perform_initialization=False` would say so, but
         # Megatron then leaves out the marks of tensor-parallel weights too, and without them the
         # gradient norm counts the first rank's part alone.
@@ -95,7 +92,7 @@ def build_model(
     seq_length: int,
     rope_scaling: yarn.RopeScaling,
     angle_precision: AnglePrecision = "exact",
-    keep_attention: bool = False,
+    recomputation: Recomputation | None = None,
     loss_tile_size: int = 0,
 ) -> GPTModel:
     """The part of the model of this rank, with weights that still have to be loaded.
@@ -107,7 +104,8 @@ def build_model(
         seq_length: tokens of a row.
         rope_scaling: scaling of the rotary frequencies.
         angle_precision: precision of the rotary angles.
-        keep_attention: recomputed layers keep the output of their attention.
+        recomputation: what layers keep for backward, and how many tokens go through projections,
+            MLP and embedding at a time; None keeps everything, and has no tiles.
         loss_tile_size: tokens that go through the output layer and the loss at a time; such a
             model makes no logits (:class:`TiledLoss`). 0 leaves both to Megatron.
     """
@@ -126,8 +124,11 @@ def build_model(
     )
     if loss_tile_size and gpt.post_process:
         TiledLoss(gpt, loss_tile_size).install(gpt)
-    for layer in gpt.decoder.layers:
-        layer.self_attention.core_attention.keeps_output = keep_attention
+    if recomputation is not None:
+        for layer in gpt.decoder.layers:
+            layer.recomputation = recomputation
+        if recomputation.tile_size and gpt.pre_process:
+            TiledEmbedding(gpt, recomputation.tile_size).install(gpt)
     gpt.rotary_pos_emb = LocalRotaryEmbedding(
         rope_scaling,
         model.kv_channels,

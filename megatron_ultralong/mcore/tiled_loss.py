@@ -13,84 +13,115 @@ The plain formula, with ``z = h W^T`` over the vocabulary::
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
 )
 from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.mcore.loss import token_scores
+from megatron_ultralong.mcore.sequence_tiles import SequenceTiles
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tiling:
+    """How hidden states are cut, and where their parts and those of the vocabulary are."""
+
+    tiles: SequenceTiles
+    group: dist.ProcessGroup
+    """Ranks that hold the parts of the vocabulary, and of the sequence if that is split."""
+
+    def gather(self, hidden_NBH: torch.Tensor, tile: slice) -> torch.Tensor:
+        """All hidden states of a tile, [T, b, h]; under ``no_grad``."""
+        if self.tiles.num_runs == 1:
+            return hidden_NBH[tile]
+        whole: torch.Tensor = gather_from_sequence_parallel_region(
+            hidden_NBH[tile].contiguous(), group=self.group
+        )
+        return whole
+
+    def reduce(self, dhidden_TBH: torch.Tensor) -> torch.Tensor:
+        """Sum of all ranks' gradients of a tile, this rank's run of it; under ``no_grad``."""
+        reduce = (
+            reduce_from_tensor_model_parallel_region
+            if self.tiles.num_runs == 1
+            else reduce_scatter_to_sequence_parallel_region
+        )
+        total: torch.Tensor = reduce(dhidden_TBH, group=self.group)
+        return total
 
 
 class _TiledCrossEntropy(torch.autograd.Function):
-    """Losses of this rank's part ``weight_VH`` of the vocabulary, summed over ``group``."""
+    """Losses [s, b] of hidden states [n, b, h] and labels [s, b], summed over the vocabulary.
+
+    ``weight_VH`` is this rank's part of it.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        hidden_TH: torch.Tensor,
+        hidden_NBH: torch.Tensor,
         weight_VH: torch.Tensor,
-        labels_T: torch.Tensor,
-        group: dist.ProcessGroup,
-        tile_size: int,
+        labels_SB: torch.Tensor,
+        tiling: _Tiling,
     ) -> torch.Tensor:
-        lse_T = torch.empty(labels_T.shape, dtype=torch.float32, device=hidden_TH.device)
-        label_logit_T = torch.empty_like(lse_T)
+        lse_SB = torch.empty(labels_SB.shape, dtype=torch.float32, device=hidden_NBH.device)
+        label_logit_SB = torch.empty_like(lse_SB)
+        group, tiles = tiling.group, tiling.tiles
         first, size = group.rank() * weight_VH.shape[0], weight_VH.shape[0]
-        for tile in _tiles(labels_T.numel(), tile_size):
-            logits_TV = (hidden_TH[tile] @ weight_VH.t()).float()
-            largest_T = logits_TV.amax(dim=-1)
-            dist.all_reduce(largest_T, op=dist.ReduceOp.MAX, group=group)
-            here_T, index_T = _labels_here(labels_T[tile], first, size)
-            picked_T = logits_TV.gather(-1, index_T[:, None]).squeeze(-1)
+        for tile in tiles.of(len(hidden_NBH)):
+            logits_TBV = (tiling.gather(hidden_NBH, tile) @ weight_VH.t()).float()
+            largest_TB = logits_TBV.amax(dim=-1)
+            dist.all_reduce(largest_TB, op=dist.ReduceOp.MAX, group=group)
+            here_TB, index_TB = _labels_here(tiles.take(labels_SB, tile), first, size)
+            picked_TB = logits_TBV.gather(-1, index_TB[..., None]).squeeze(-1)
             # Both sums over the vocabulary in one message; the label is in one rank's part.
-            sums_2T = torch.stack(
+            sums_2TB = torch.stack(
                 (
-                    torch.exp(logits_TV - largest_T[:, None]).sum(dim=-1),
-                    torch.where(here_T, picked_T, torch.zeros_like(picked_T)),
+                    logits_TBV.sub_(largest_TB[..., None]).exp_().sum(dim=-1),
+                    torch.where(here_TB, picked_TB, torch.zeros_like(picked_TB)),
                 )
             )
-            dist.all_reduce(sums_2T, group=group)
-            lse_T[tile] = sums_2T[0].log() + largest_T
-            label_logit_T[tile] = sums_2T[1]
-        ctx.save_for_backward(hidden_TH, weight_VH, labels_T, lse_T)
-        ctx.first, ctx.tile_size = first, tile_size
-        return lse_T - label_logit_T
+            dist.all_reduce(sums_2TB, group=group)
+            tiles.put(lse_SB, tile, sums_2TB[0].log() + largest_TB)
+            tiles.put(label_logit_SB, tile, sums_2TB[1])
+        ctx.save_for_backward(hidden_NBH, weight_VH, labels_SB, lse_SB)
+        ctx.first, ctx.tiling = first, tiling
+        return lse_SB - label_logit_SB
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dloss_T: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_TH, weight_VH, labels_T, lse_T = ctx.saved_tensors
-        dhidden_TH = torch.empty_like(hidden_TH)
+    def backward(ctx: Any, dloss_SB: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden_NBH, weight_VH, labels_SB, lse_SB = ctx.saved_tensors
+        tiling: _Tiling = ctx.tiling
+        tiles = tiling.tiles
+        dhidden_NBH = torch.empty_like(hidden_NBH)
         dweight_VH = torch.zeros(weight_VH.shape, dtype=torch.float32, device=weight_VH.device)
-        for tile in _tiles(labels_T.numel(), ctx.tile_size):
-            logits_TV = (hidden_TH[tile] @ weight_VH.t()).float()
-            dlogits_TV = torch.exp(logits_TV - lse_T[tile][:, None])
-            here_T, index_T = _labels_here(labels_T[tile], ctx.first, weight_VH.shape[0])
-            dlogits_TV.scatter_add_(-1, index_T[:, None], -here_T.float()[:, None])
-            dlogits_TV *= dloss_T[tile][:, None]
-            dlogits_TV = dlogits_TV.to(weight_VH.dtype)
-            dhidden_TH[tile] = dlogits_TV @ weight_VH
-            dweight_VH += dlogits_TV.t() @ hidden_TH[tile]
-        return dhidden_TH, dweight_VH.to(weight_VH.dtype), None, None, None
+        for tile in tiles.of(len(hidden_NBH)):
+            hidden_TBH = tiling.gather(hidden_NBH, tile)
+            logits_TBV = (hidden_TBH @ weight_VH.t()).float()
+            dlogits_TBV = logits_TBV.sub_(tiles.take(lse_SB, tile)[..., None]).exp_()
+            labels_TB = tiles.take(labels_SB, tile)
+            here_TB, index_TB = _labels_here(labels_TB, ctx.first, weight_VH.shape[0])
+            dlogits_TBV.scatter_add_(-1, index_TB[..., None], -here_TB.float()[..., None])
+            dlogits_TBV *= tiles.take(dloss_SB, tile)[..., None]
+            dlogits_TBV = dlogits_TBV.to(weight_VH.dtype)
+            dweight_VH += dlogits_TBV.flatten(0, 1).t() @ hidden_TBH.flatten(0, 1)
+            dhidden_NBH[tile] = tiling.reduce(dlogits_TBV @ weight_VH)
+        return dhidden_NBH, dweight_VH.to(weight_VH.dtype), None, None
 
 
-def _tiles(length: int, tile_size: int) -> list[slice]:
-    """Tiles of a sequence: ``5, 2 -> [0:2, 2:4, 4:5]``."""
-    return [slice(start, min(start + tile_size, length)) for start in range(0, length, tile_size)]
-
-
-def _labels_here(
-    labels_T: torch.Tensor, first: int, size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _labels_here(labels: torch.Tensor, first: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Whether labels lie in the part ``[first, first + size)``, and their row there (else 0)."""
-    here_T = (labels_T >= first) & (labels_T < first + size)
-    return here_T, torch.where(here_T, labels_T - first, torch.zeros_like(labels_T))
+    here = (labels >= first) & (labels < first + size)
+    return here, torch.where(here, labels - first, torch.zeros_like(labels))
 
 
 class TiledLoss:
@@ -103,8 +134,9 @@ class TiledLoss:
     def __init__(self, model: GPTModel, tile_size: int) -> None:
         assert model.post_process, "the loss belongs to the last pipeline stage"
         self._layer = model.output_layer
-        self._group = model.pg_collection.tp
-        self._tile_size = tile_size
+        group = model.pg_collection.tp
+        runs = group.size() if self._layer.sequence_parallel else 1
+        self._tiling = _Tiling(SequenceTiles(runs, tile_size), group)
         self._weight: torch.Tensor | None = None
 
     def install(self, model: GPTModel) -> None:
@@ -125,41 +157,39 @@ class TiledLoss:
         return hidden_states, None
 
     def losses(self, labels: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Losses in nats, [b, s], from labels [b, s] and hidden states [s, b, h]."""
-        if self._layer.sequence_parallel:
-            hidden_SBH = gather_from_sequence_parallel_region(hidden_states, group=self._group)
-        else:
-            hidden_SBH = copy_to_tensor_model_parallel_region(hidden_states, group=self._group)
-        losses_T: torch.Tensor = _TiledCrossEntropy.apply(
-            hidden_SBH.flatten(0, 1),
-            self._output_weight(),
-            labels.transpose(0, 1).flatten(),
-            self._group,
-            self._tile_size,
+        """Losses in nats, [b, s].
+
+        Args:
+            labels: token ids, [b, s].
+            hidden_states: [s, b, h], or this rank's run of them under sequence parallelism.
+        """
+        losses_SB: torch.Tensor = _TiledCrossEntropy.apply(
+            hidden_states, self._output_weight(), labels.t(), self._tiling
         )
-        return losses_T.view(hidden_SBH.shape[:2]).transpose(0, 1)
+        return losses_SB.t()
 
     @torch.no_grad()
     def scores(
-        self, labels: torch.Tensor, hidden_BSH: torch.Tensor
+        self, labels: torch.Tensor, hidden_BNH: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss in nats, and whether the label has the largest logit; both [b, s].
 
         Args:
             labels: token ids, [b, s].
-            hidden_BSH: what the model returned without labels.
+            hidden_BNH: what the model returned without labels.
         """
-        if self._layer.sequence_parallel:
-            hidden_SBH = hidden_BSH.transpose(0, 1).contiguous()
-            hidden_SBH = gather_from_sequence_parallel_region(hidden_SBH, group=self._group)
-            hidden_BSH = hidden_SBH.transpose(0, 1)
+        hidden_NBH, labels_SB = hidden_BNH.transpose(0, 1), labels.t()
         weight_VH = self._output_weight()
-        tiles = [
-            token_scores(hidden_BSH[:, tile] @ weight_VH.t(), labels[:, tile], self._group)
-            for tile in _tiles(labels.shape[1], self._tile_size)
-        ]
-        losses, correct = zip(*tiles, strict=True)
-        return torch.cat(losses, dim=1), torch.cat(correct, dim=1)
+        losses_SB = torch.empty(labels_SB.shape, dtype=torch.float32, device=labels.device)
+        correct_SB = torch.empty(labels_SB.shape, dtype=torch.bool, device=labels.device)
+        tiles, group = self._tiling.tiles, self._tiling.group
+        for tile in tiles.of(len(hidden_NBH)):
+            logits_TBV = self._tiling.gather(hidden_NBH, tile) @ weight_VH.t()
+            labels_BT = tiles.take(labels_SB, tile).t()
+            losses_BT, correct_BT = token_scores(logits_TBV.transpose(0, 1), labels_BT, group)
+            tiles.put(losses_SB, tile, losses_BT.t())
+            tiles.put(correct_SB, tile, correct_BT.t())
+        return losses_SB.t(), correct_SB.t()
 
     def _output_weight(self) -> torch.Tensor:
         weight = self._layer.weight if self._weight is None else self._weight

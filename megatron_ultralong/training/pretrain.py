@@ -16,6 +16,7 @@ from megatron_ultralong.mcore.parallel import flat_fields, world_size
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.loop import train
+from megatron_ultralong.training.offloading import check_offloading
 from megatron_ultralong.training.rows import PackedRowSource
 from megatron_ultralong.training.run_folder import RunFolder, config_text
 from megatron_ultralong.training.sinks import check_sinks
@@ -65,6 +66,7 @@ def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_length=length))
     config.parallel.check_seq_length(length)
     config.check_positions(source.model.max_position_embeddings)
+    check_offloading(config, source.model, num_ranks)
     _check_tokenizer(config, source, manifest)
     rope_scaling = config.rope.scaling(source.rope_scaling)
     yarn.hf_rope_scaling(rope_scaling)  # what could not be exported is not trained for hours

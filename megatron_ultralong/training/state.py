@@ -6,15 +6,20 @@ from pathlib import Path
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ultralong.checkpoint.folder import resolve
 from megatron_ultralong.checkpoint.model_state import load_weights
+from megatron_ultralong.mcore.host_memory import Device, HostMemory, Store
 from megatron_ultralong.mcore.model import build_model, transformer_config
+from megatron_ultralong.mcore.parallel import world_size
+from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.training.checkpointing import load_checkpoint
 from megatron_ultralong.training.inputs import RunInputs
+from megatron_ultralong.training.offloading import check_offloading
 from megatron_ultralong.training.optimizer import build_optimizer, build_scheduler, wrap_model
 from megatron_ultralong.training.phases import PhaseTimers
 
@@ -36,13 +41,14 @@ class TrainingState:
         Megatron's schedules report to ``timers``.
         """
         config = inputs.config
+        self.inputs = inputs
+        self.recomputation = _recomputation(inputs)
         dtype = _DTYPES[config.precision]
         megatron_config = transformer_config(
             inputs.source.model,
             config.parallel,
             params_dtype=dtype,
             rope_scaling=inputs.result.rope_scaling,
-            recompute=config.recompute_granularity != "none",
             deterministic=config.deterministic_mode,
         )
         megatron_config.timers = timers
@@ -53,12 +59,12 @@ class TrainingState:
             seq_length=config.data.seq_length,
             rope_scaling=inputs.result.rope_scaling,
             angle_precision=config.rope.angle_precision,
-            keep_attention=config.recompute_granularity == "keep_attention",
-            loss_tile_size=config.loss_tile_size,
+            recomputation=self.recomputation,
+            loss_tile_size=config.memory.loss_tile_size,
         ).to(dtype)
         if resumed is None:
             # Before the optimizer is built: it copies the weights into its float32 masters.
-            load_weights(model, resolve(config.load)[0])
+            self.load_weights(model)
         self.model: DistributedDataParallel = wrap_model(model)
         self.optimizer: MegatronOptimizer = build_optimizer(self.model, config.optimizer, dtype)
         self.scheduler: OptimizerParamScheduler = build_scheduler(
@@ -70,3 +76,21 @@ class TrainingState:
             position = load_checkpoint(resumed, self.model, self.optimizer, self.scheduler)
             self.iteration = int(position["iteration"])
         self.scheduler.step(increment=0)
+
+    def load_weights(self, model: GPTModel) -> None:
+        """Load the weights that a run begins with."""
+        load_weights(model, resolve(self.inputs.config.load)[0])
+
+
+def _recomputation(inputs: RunInputs) -> Recomputation | None:
+    memory = inputs.config.memory
+    if memory.recompute_granularity == "none":
+        return None
+    store: Store = Device()
+    if memory.offload_activations:
+        store = HostMemory(check_offloading(inputs.config, inputs.source.model, world_size()))
+    return Recomputation(
+        keep_attention=memory.recompute_granularity == "keep_attention",
+        tile_size=memory.sequence_tile_size,
+        store=store,
+    )

@@ -86,7 +86,17 @@ def test_heads_are_split_where_a_tensor_cannot_be_indexed(monkeypatch):
     found = kernels.documents_forward(together, q, k, v, edges, 0.1)
     assert calls == [4, 4]
     assert torch.equal(found[0], kernels.documents_forward(CPU, q, k, v, edges, 0.1)[0])
-    monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // 5)
+    # Query heads of one key head are split last: its gradient is then a sum of parts.
+    for num_groups in (4, 8):
+        monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // num_groups)
+        assert len(kernels._head_groups(q, k)) == num_groups
+        split_out, split_lse = kernels.forward(CPU, q, k, v, True, 0.1)
+        assert torch.equal(split_out, out)
+        assert torch.equal(split_lse, lse)
+        split = kernels.backward(CPU, dout, q, k, v, out, lse, True, 0.1)
+        for part, exact in zip(split, whole, strict=True):
+            torch.testing.assert_close(part, exact, rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // 9)
     with pytest.raises(InputError, match="raise context_parallel_size"):
         kernels.forward(CPU, q, k, v, True, 0.1)
 

@@ -19,7 +19,7 @@ from megatron_ultralong.config import (
 from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.sampling import LengthSampling
 from megatron_ultralong.documents import DocumentMask
-from megatron_ultralong.run_config import CheckpointConfig, LogConfig
+from megatron_ultralong.run_config import CheckpointConfig, LogConfig, MemoryConfig
 from tests.models import TEXT, write_llama
 
 MakeConfig = Callable[..., PretrainConfig]
@@ -65,8 +65,7 @@ def make_config(tiny: Path) -> MakeConfig:
             train_iters=train_iters,
             global_batch_size=2,
             precision="fp32",
-            loss_tile_size=0,
-            recompute_granularity="none",
+            memory=MemoryConfig(recompute_granularity="none", loss_tile_size=0),
             rope=RopeConfig(rope_scaling_factor=2.0, original_max_position_embeddings=64),
             parallel=ParallelConfig(
                 tensor_model_parallel_size=layout[0],

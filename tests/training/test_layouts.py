@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -21,6 +21,7 @@ from megatron_ultralong.config import (
 from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.sampling import LengthSampling
 from megatron_ultralong.documents import DocumentMask
+from megatron_ultralong.run_config import MemoryConfig, RecomputeGranularity
 from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.pretrain import pretrain
 from tests.models import TEXT, write_llama
@@ -50,7 +51,6 @@ LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {  # name: (ranks, layout)
     "tied-tp2": (2, ParallelConfig(**TP2)),
 }
 MASKS: tuple[DocumentMask, ...] = ("none", "block")
-Recompute = Literal["none", "full", "keep_attention"]
 RUNS = [
     (layout, mask)
     for layout in LAYOUTS
@@ -84,7 +84,7 @@ def run_config(
     inputs: Path, layout: str, mask: DocumentMask, save: Path | None = None
 ) -> PretrainConfig:
     # Every kind of recomputation, on layouts of every kind.
-    recompute: Recompute = "none" if layout.endswith("one") else "keep_attention"
+    recompute: RecomputeGranularity = "none" if layout.endswith("one") else "keep_attention"
     if layout in ("tp2", "cp2-gather", "tp2-cp2"):
         recompute = "full"
     return PretrainConfig(
@@ -93,9 +93,14 @@ def run_config(
         train_iters=STEPS,
         global_batch_size=4,
         precision="fp32",
-        recompute_granularity=recompute,
-        # One rank takes Megatron's own loss; all others ours, in tiles that nothing divides.
-        loss_tile_size=0 if layout.endswith("one") else 48,
+        # One rank takes Megatron's own layers and loss; all others ours, in tiles that nothing
+        # divides.
+        memory=MemoryConfig(
+            recompute_granularity=recompute,
+            sequence_tile_size=40,
+            loss_tile_size=0 if layout.endswith("one") else 48,
+            offload_activations=layout in ("tp2-cp2-sp", "cp2-pp2"),
+        ),
         rope=RopeConfig(rope_scaling_factor=4.0, original_max_position_embeddings=64),
         parallel=LAYOUTS[layout][1],
         data=DataConfig(str(inputs / "rows"), document_mask=mask),
@@ -148,12 +153,12 @@ def test_the_masks_differ_and_the_loss_falls(logs: Logs) -> None:
         assert log[-1].lm_loss < log[0].lm_loss - 0.1
 
 
-def count_attention(inputs: Path, recomputes: list[Recompute]) -> list[int]:
+def count_attention(inputs: Path, recomputes: list[RecomputeGranularity]) -> list[int]:
     """Forward passes of attention in three iterations, by kind of recomputation."""
     return [_count_attention(inputs, recompute) for recompute in recomputes]
 
 
-def _count_attention(inputs: Path, recompute: Recompute) -> int:
+def _count_attention(inputs: Path, recompute: RecomputeGranularity) -> int:
     config = dataclasses.replace(run_config(inputs, "one", "none"), train_iters=3)
     passes = 0
     forward = function._forward
@@ -165,7 +170,8 @@ def _count_attention(inputs: Path, recompute: Recompute) -> int:
 
     function._forward = counting
     try:
-        pretrain(dataclasses.replace(config, recompute_granularity=recompute))
+        memory = dataclasses.replace(config.memory, recompute_granularity=recompute)
+        pretrain(dataclasses.replace(config, memory=memory))
     finally:
         function._forward = forward
     return passes
@@ -173,7 +179,7 @@ def _count_attention(inputs: Path, recompute: Recompute) -> int:
 
 def test_attention_that_is_kept_is_not_computed_again(inputs: Path) -> None:
     passes = 3 * 4 * 4  # iterations, rows, layers
-    kinds: list[Recompute] = ["none", "keep_attention", "full"]
+    kinds: list[RecomputeGranularity] = ["none", "keep_attention", "full"]
     assert run_on_ranks(1, count_attention, inputs, kinds) == [[passes, passes, 2 * passes]]
 
 

@@ -1,0 +1,160 @@
+"""Where the tensors that a layer keeps for backward stay meanwhile: the device, or host memory.
+
+Off-loaded tensors are copied to pinned host memory on a stream of their own while the next layer
+computes, and fetched back near the end of the backward pass of the layer after: one layer's tensors
+are on the device ahead of their use, and not while attention is there too. On a CPU the same code
+makes plain copies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megatron_ultralong.activations import pinned_bytes
+
+
+class Kept(Protocol):
+    """Tensors of one forward pass of a layer, for its backward pass."""
+
+    def take(self) -> Sequence[Tensor]:
+        """The tensors, on the device; once."""
+
+    def prefetch_previous(self) -> None:
+        """Start bringing the tensors of the layer before to the device."""
+
+
+class Store(Protocol):
+    """Keeps the tensors of layers, which backward takes in reverse order."""
+
+    def keep(self, tensors: Sequence[Tensor]) -> Kept:
+        """Keep the tensors of the layer that has just run."""
+
+
+class Device:
+    """Leaves tensors where they are."""
+
+    def keep(self, tensors: Sequence[Tensor]) -> Kept:
+        """Keep references."""
+        return _OnDevice(tensors)
+
+
+class _OnDevice:
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors: Sequence[Tensor] = tensors
+
+    def take(self) -> Sequence[Tensor]:
+        """The tensors themselves."""
+        tensors, self._tensors = self._tensors, ()
+        return tensors
+
+    def prefetch_previous(self) -> None:
+        """Nothing: they are there."""
+
+
+class HostMemory:
+    """Off-loads tensors. Buffers are used again from step to step, for pinning is slow."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """``max_bytes``: of host memory, which were found to be enough before the start."""
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        """Bytes of all buffers made so far."""
+        self._free: defaultdict[tuple[torch.Size, torch.dtype], list[Tensor]] = defaultdict(list)
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._last: _OnHost | None = None
+
+    def keep(self, tensors: Sequence[Tensor]) -> Kept:
+        """Start copying to the host."""
+        self._last = _OnHost(self, tensors, self._last)
+        return self._last
+
+    def take_buffer(self, tensor: Tensor) -> Tensor:
+        """A buffer of the shape of ``tensor``, pinned if that is on a CUDA device."""
+        free = self._free[tensor.shape, tensor.dtype]
+        if free:
+            return free.pop()
+        self.num_bytes += pinned_bytes(tensor.nbytes) if tensor.is_cuda else tensor.nbytes
+        assert self.num_bytes <= self.max_bytes, (
+            f"off-loaded tensors need more than the {self.max_bytes} bytes that were planned"
+        )
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+
+    def give_back(self, kept: _OnHost) -> None:
+        """Take the buffers of a layer back; later copies into them come after those out of them."""
+        for buffer in kept.buffers:
+            self._free[buffer.shape, buffer.dtype].append(buffer)
+        if self._last is kept:
+            self._last = None
+
+    def stream(self, device: torch.device) -> torch.cuda.Stream | None:
+        """Stream of all copies to and from a CUDA device; None on a CPU."""
+        if device.type != "cuda":
+            return None
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
+
+class _OnHost:
+    """Tensors of one layer on the host; those of the layer before it are fetched ahead."""
+
+    def __init__(
+        self, store: HostMemory, tensors: Sequence[Tensor], previous: _OnHost | None
+    ) -> None:
+        self.buffers = [store.take_buffer(x) for x in tensors]
+        self._store = store
+        self._previous = previous
+        self._device = tensors[0].device
+        self._stream = store.stream(self._device)
+        self._fetched: list[Tensor] | None = None
+        self._taken = False
+        with self._copies():
+            for buffer, tensor in zip(self.buffers, tensors, strict=True):
+                buffer.copy_(tensor, non_blocking=True)
+                if self._stream is not None:
+                    tensor.record_stream(self._stream)  # memory that stays until it is copied
+
+    def take(self) -> Sequence[Tensor]:
+        """The tensors, fetched if they were not yet."""
+        assert not self._taken, "a layer's tensors are taken once"
+        self._taken = True
+        self._fetch()
+        tensors, self._fetched = self._fetched, None
+        assert tensors is not None
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        self._store.give_back(self)
+        return tensors
+
+    def prefetch_previous(self) -> None:
+        """Start fetching those of the layer before."""
+        previous, self._previous = self._previous, None
+        if previous is not None and not previous._taken:
+            previous._fetch()
+
+    def _fetch(self) -> None:
+        """Start copying back to the device, into memory of the stream that uses them."""
+        if self._fetched is not None:
+            return
+        self._fetched = [
+            torch.empty_like(x, device=self._device, pin_memory=False) for x in self.buffers
+        ]
+        with self._copies():
+            for tensor, buffer in zip(self._fetched, self.buffers, strict=True):
+                tensor.copy_(buffer, non_blocking=True)
+
+    @contextlib.contextmanager
+    def _copies(self) -> Iterator[None]:
+        """Copies on the stream for them, after all that the current stream was given so far."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield

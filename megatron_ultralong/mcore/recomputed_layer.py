@@ -1,0 +1,218 @@
+"""A transformer layer that keeps its input and its attention's output, and works in tiles.
+
+Backward makes everything else of the layer again, but never the attention (unless asked): at 1M
+tokens and more that is nearly all of the work. Projections, norms, rotary embedding and MLP see one
+tile of the sequence at a time, in both directions, so that of the tensors as long as the sequence
+only these exist, [s, b, h] each, with h the part of a tensor-parallel rank:
+
+    forward:  input, q, k, v, out, result (q, k, v until out is there)
+    backward: input, out, q, k, v (made again); gradients of result, input, out, and of q, k, v
+
+Under sequence parallelism the input is gathered tile by tile too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron_ultralong.attention import KeptOutput
+from megatron_ultralong.mcore.host_memory import Device, Kept, Store
+from megatron_ultralong.mcore.sequence_tiles import SequenceTiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Recomputation:
+    """What a layer keeps for its backward pass, and how."""
+
+    keep_attention: bool = True
+    """Keep (out, lse) of attention; without, backward computes attention once more."""
+    tile_size: int = 0
+    """Tokens that go through projections and MLP at a time; 0: all."""
+    store: Store = dataclasses.field(default_factory=Device)
+    """Where kept tensors stay meanwhile."""
+
+
+QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
+
+
+class RecomputedLayer(TransformerLayer):
+    """Megatron's layer with its own parameters and modules, run by :class:`_Recomputed`.
+
+    Without a :class:`Recomputation` it is Megatron's layer.
+    """
+
+    recomputation: Recomputation | None = None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **others: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states after the layer, [s, b, h], and ``context`` as it came.
+
+        Args:
+            hidden_states: [s, b, h], or this rank's run of them under sequence parallelism.
+            attention_mask: None; the mask is causal, within documents.
+            context: of cross attention, which a Llama has not.
+            rotary_pos_emb: angles, [s, 1, 1, head_dim].
+            packed_seq_params: documents of the whole row.
+            others: Megatron's arguments for inference and cross attention.
+        """
+        if self.recomputation is None:
+            result: tuple[Tensor, Tensor | None] = super().forward(
+                hidden_states=hidden_states,
+                attention_mask=attention_mask,
+                context=context,
+                rotary_pos_emb=rotary_pos_emb,
+                packed_seq_params=packed_seq_params,
+                **others,
+            )
+            return result
+        assert attention_mask is None, "an S x S mask is never built: pass attention_mask=None"
+        assert rotary_pos_emb is not None
+        work = _LayerWork(self, self.recomputation, rotary_pos_emb, packed_seq_params)
+        if not torch.is_grad_enabled():
+            return work.forward(hidden_states)[0], context
+        return _Recomputed.apply(hidden_states, work), context
+
+
+class _LayerWork:
+    """The two parts of a layer, before and after attention, in tiles."""
+
+    def __init__(
+        self,
+        layer: RecomputedLayer,
+        recomputation: Recomputation,
+        angles: Tensor,
+        packed_seq_params: PackedSeqParams | None,
+    ) -> None:
+        assert not layer.hidden_dropout, "dropout is not supported: set it to 0"
+        config = layer.config
+        self.layer = layer
+        self.recomputation = recomputation
+        self.angles = angles
+        self.packed_seq_params = packed_seq_params
+        runs = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        self.tiles = SequenceTiles(runs, recomputation.tile_size)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, KeptOutput]:
+        """Result, attention's output and what attention keeps."""
+        kept = KeptOutput()
+        with torch.no_grad():
+            out = self._attention(*self.queries_keys_values(hidden), kept)
+            result = torch.empty_like(hidden)
+            for tile in self.tiles.of(len(hidden)):
+                result[tile] = self.after_attention(hidden[tile], self.tiles.take(out, tile))
+        return result, out, kept
+
+    def backward(self, kept: Kept, dresult: Tensor) -> Tensor:
+        """Gradient of the input; those of the parameters are added where they belong."""
+        hidden, *out_lse = kept.take()
+        attention = KeptOutput()
+        if out_lse:
+            attention.out_lse = (out_lse[0], out_lse[1])
+        del out_lse
+        with torch.no_grad():
+            q_k_v = self.queries_keys_values(hidden)
+        for x in q_k_v:
+            x.requires_grad_()
+        with torch.enable_grad():
+            out = self._attention(*q_k_v, attention)  # takes (out, lse), if there are any
+        dhidden, dout = torch.empty_like(hidden), torch.empty_like(out)
+        for tile in self.tiles.of(len(hidden)):
+            residual = hidden[tile].detach().requires_grad_()
+            attended = self.tiles.take(out.detach(), tile).requires_grad_()
+            with torch.enable_grad():
+                result = self.after_attention(residual, attended)
+            torch.autograd.backward(result, dresult[tile])
+            assert residual.grad is not None
+            assert attended.grad is not None
+            dhidden[tile] = residual.grad
+            self.tiles.put(dout, tile, attended.grad)
+        gradients = torch.autograd.grad(out, q_k_v, dout)
+        del out, dout, q_k_v
+        kept.prefetch_previous()
+        for tile in self.tiles.of(len(hidden)):
+            source = hidden[tile].detach().requires_grad_()
+            with torch.enable_grad():
+                made = self.before_attention(source, self.tiles.take(self.angles, tile))
+            # The residual's gradient is a root too: autograd then adds up as without recomputation.
+            roots = [self.tiles.take(x, tile) for x in gradients]
+            torch.autograd.backward([*made, source], [*roots, dhidden[tile]])
+            assert source.grad is not None
+            dhidden[tile] = source.grad
+        return dhidden
+
+    def queries_keys_values(self, hidden: Tensor) -> QueriesKeysValues:
+        """Queries [s, b, heads, d], keys and values [s, b, kv_heads, d], of all tokens."""
+        whole: QueriesKeysValues | None = None
+        for tile in self.tiles.of(len(hidden)):
+            made = self.before_attention(hidden[tile], self.tiles.take(self.angles, tile))
+            if whole is None:
+                if tile.stop == len(hidden):
+                    return made  # the only tile
+                length = self.tiles.num_runs * len(hidden)
+                q, k, v = (x.new_empty((length, *x.shape[1:])) for x in made)
+                whole = q, k, v
+            for x, part in zip(whole, made, strict=True):
+                self.tiles.put(x, tile, part)
+        assert whole is not None
+        return whole
+
+    def before_attention(self, hidden: Tensor, angles: Tensor) -> QueriesKeysValues:
+        """Norm, gather, projection and rotary embedding of a tile."""
+        attention = self.layer.self_attention
+        normed = self.layer.input_layernorm(hidden)
+        q, k, v = attention.get_query_key_value_tensors(normed, None)
+        q, k = (
+            apply_rotary_pos_emb(x, angles, self.layer.config, cp_group=attention.pg_collection.cp)
+            for x in (q, k)
+        )
+        return q, k, v
+
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """Projection, residual, norm, MLP and residual of a tile."""
+        layer = self.layer
+        projected = layer.self_attention.linear_proj(attended)
+        hidden = layer.self_attn_bda(layer.training, False)(projected, hidden, 0.0)
+        made = layer.mlp(layer.pre_mlp_layernorm(hidden))
+        result: Tensor = layer.mlp_bda(layer.training, False)(made, hidden, 0.0)
+        return result
+
+    def _attention(self, q: Tensor, k: Tensor, v: Tensor, kept: KeptOutput) -> Tensor:
+        out: Tensor = self.layer.self_attention.core_attention(
+            q, k, v, packed_seq_params=self.packed_seq_params, keep=kept
+        )
+        return out
+
+
+class _Recomputed(torch.autograd.Function):
+    """The layer as one differentiable step."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, work: _LayerWork) -> Tensor:
+        result, _, attention = work.forward(hidden)
+        ctx.work = work
+        tensors = [hidden.detach()]
+        if work.recomputation.keep_attention:
+            assert attention.out_lse is not None
+            tensors += attention.out_lse
+        ctx.kept = work.recomputation.store.keep(tensors)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dresult: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.work.backward(ctx.kept, dresult), None

@@ -1,0 +1,62 @@
+"""Host memory for off-loaded activations: what a run needs of it, and what a rank may take."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+import torch
+
+from megatron_ultralong.activations import kept_tensors
+from megatron_ultralong.config import ModelConfig, PretrainConfig
+from megatron_ultralong.errors import InputError
+
+AVAILABLE_SHARE = 0.8
+"""Of the host memory that is available at the start; checkpoints are staged in the rest."""
+
+
+def host_bytes(config: PretrainConfig, model: ModelConfig, num_ranks: int) -> int:
+    """Host memory that the first pipeline stage's ranks fill, which keep the most."""
+    kept = kept_tensors(
+        model,
+        config.parallel,
+        seq_length=config.data.seq_length,
+        micro_batch_size=config.micro_batch_size,
+        bytes_per_element=4 if config.precision == "fp32" else 2,
+        keep_attention=config.memory.recompute_granularity == "keep_attention",
+    )
+    stages = config.parallel.pipeline_model_parallel_size
+    # One forward, one backward: the first stage has this many micro-batches under way.
+    under_way = min(stages, config.num_microbatches(num_ranks))
+    layers = model.num_layers // stages
+    return layers * under_way * (kept.on_host if torch.cuda.is_available() else kept.on_device)
+
+
+def check_offloading(config: PretrainConfig, model: ModelConfig, num_ranks: int) -> int:
+    """Bytes of host memory that this rank may take for off-loaded activations; 0: it needs none.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    if not config.memory.offload_activations:
+        return 0
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    limit = int(config.memory.max_host_memory_gib * 2**30)
+    rule = f"max_host_memory_gib is {config.memory.max_host_memory_gib:g}"
+    if not limit:
+        available = psutil.virtual_memory().available
+        limit = int(AVAILABLE_SHARE * available / local_ranks)
+        rule = (
+            f"{AVAILABLE_SHARE:.0%} of the {available / 2**30:.1f} GiB available here, shared by "
+            f"{local_ranks} ranks, is {limit / 2**30:.1f} GiB"
+        )
+    needed = host_bytes(config, model, num_ranks)
+    if needed > limit:
+        ways = ["raise context_parallel_size (more ranks)"]
+        if config.memory.recompute_granularity == "keep_attention":
+            ways.append("use recompute_granularity 'full', which keeps layer inputs alone")
+        raise InputError(
+            f"offload_activations needs {needed / 2**30:.1f} GiB of host memory on each rank, and "
+            f"{rule}: {', or '.join(ways)}"
+        )
+    return limit

@@ -1,0 +1,198 @@
+"""What one rank of a big job runs, on a single device: its step time and its peak memory.
+
+    python tools/benchmark_rank.py --recipe llama3.1-8b-4m --tensor-model-parallel-size 8 \
+        --context-parallel-size 16 --world-size 256
+
+The program's own model, optimizer and step run with the shards, the local tokens and all
+collectives of rank 0; what other ranks would send are local copies. Only the time on the wires is
+missing: it is added from the bytes that were counted and the bandwidths given, as if nothing of it
+were hidden but the ring's, which travels beside the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import platform
+import sys
+from pathlib import Path
+
+import megatron.core
+import torch
+from rank_benchmark import lone_group
+from rank_benchmark.job import Measurement, RankJob
+
+from megatron_ultralong.config import ModelConfig, PretrainConfig
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.flops import attention_area, peak_tflops, training_flops
+from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.run_config import MemoryConfig
+
+LLAMA_3_1_8B = ModelConfig(
+    num_layers=32,
+    hidden_size=4096,
+    ffn_hidden_size=14336,
+    num_attention_heads=32,
+    num_query_groups=8,
+    kv_channels=128,
+    vocab_size=128256,
+    norm_epsilon=1e-5,
+    rotary_base=500000.0,
+    max_position_embeddings=131072,
+    untie_embeddings_and_output_weights=True,
+)
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = _parser().parse_args()
+    recipe = PRETRAIN_RECIPES[arguments.recipe]()
+    parallel = dataclasses.replace(
+        recipe.parallel,
+        tensor_model_parallel_size=arguments.tensor_model_parallel_size,
+        context_parallel_size=arguments.context_parallel_size,
+        sequence_parallel=arguments.tensor_model_parallel_size > 1,
+    )
+    replicas = parallel.data_parallel_size(arguments.world_size)
+    config = dataclasses.replace(
+        recipe,
+        parallel=parallel,
+        # One row for each replica is what a global batch comes to; more rows repeat the same work.
+        global_batch_size=replicas,
+        data=dataclasses.replace(
+            recipe.data, seq_length=arguments.seq_length or recipe.data.seq_length
+        ),
+        memory=MemoryConfig(
+            recompute_granularity=arguments.recompute_granularity,
+            sequence_tile_size=arguments.sequence_tile_size,
+            loss_tile_size=arguments.loss_tile_size,
+            offload_activations=arguments.offload_activations,
+        ),
+        precision="bf16",
+    )
+    parallel.check_seq_length(config.data.seq_length)
+    model = dataclasses.replace(LLAMA_3_1_8B, num_layers=arguments.num_layers)
+    lone_group.start(0, arguments.world_size)
+    with parallel_groups(parallel, seed=1) as groups:
+        job = RankJob(config, model, groups)
+        ballast = _other_layers(job, arguments.held_layers)
+        for length in arguments.warm_up:  # compiles kernels
+            job.iteration(length)
+        measured = job.iteration(config.data.seq_length)
+    _report(arguments, config, model, measured, sum(x.nbytes for x in ballast))
+
+
+def _other_layers(job: RankJob, num_layers: int) -> list[torch.Tensor]:
+    """Memory that further layers would hold: weights, float32 gradients, optimizer's states."""
+    layers = job.state.model.module.decoder.layers
+    elements = sum(x.numel() for x in layers[0].parameters()) * num_layers
+    shards = job.groups.dp_cp.size()
+    sizes = (2 * elements, 4 * elements, 12 * elements // shards)
+    device = next(layers[0].parameters()).device
+    return [torch.zeros(size, dtype=torch.uint8, device=device) for size in sizes if size]
+
+
+def _report(
+    arguments: argparse.Namespace,
+    config: PretrainConfig,
+    model: ModelConfig,
+    measured: Measurement,
+    ballast: int,
+) -> None:
+    parallel, length = config.parallel, config.data.seq_length
+    area = attention_area([0, length])
+    flops = training_flops(model, length, area)
+    ranks = parallel.tensor_model_parallel_size * parallel.context_parallel_size
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    peak = arguments.peak_tflops or peak_tflops(device) or 989.4
+    gigabytes = {
+        f"{operation} over {size}": count / 1e9
+        for (operation, size), count in sorted(measured.sent_bytes.items())
+        if size > 1
+    }
+    # Tensor parallelism stays inside a node; data and context parallelism leave it.
+    tp = parallel.tensor_model_parallel_size
+    wire = sum(
+        count
+        / (arguments.nvlink_gbps if size == tp and size <= 8 else arguments.network_gbps)
+        / 1e9
+        for (operation, size), count in measured.sent_bytes.items()
+        if size > 1 and operation != "send"
+    )
+    hidden = sum(
+        count / arguments.network_gbps / 1e9
+        for (operation, _), count in measured.sent_bytes.items()
+        if operation == "send"
+    )
+    job = measured.seconds + wire
+
+    def mfu(seconds: float) -> float:
+        return flops.total / ranks / seconds / 1e12 / peak
+
+    figures = {
+        "device": device,
+        "torch": torch.__version__,
+        "megatron-core": megatron.core.__version__,
+        "tokens of a row": length,
+        "layers": model.num_layers,
+        "layout": f"TP {tp}, CP {parallel.context_parallel_size}, {arguments.world_size} ranks",
+        "memory": dataclasses.asdict(config.memory),
+        "measured: step, s": round(measured.seconds, 3),
+        "measured: by phase, s": {k: round(v, 3) for k, v in measured.phases.items()},
+        "measured: loss": round(measured.loss, 4),
+        "measured: peak allocated, GiB": round(measured.peak_allocated_gib, 2),
+        "measured: peak reserved, GiB": round(measured.peak_reserved_gib, 2),
+        "measured: held before the step, GiB": round(measured.start_gib, 2),
+        "of that, held for other layers, GiB": round(ballast / 2**30, 2),
+        "measured: pinned on the host, GiB": round(measured.host_gib, 2),
+        "measured: GB that leave the rank": {k: round(v, 2) for k, v in gigabytes.items()},
+        "computed: model TFLOP of the rank": round(flops.total / ranks / 1e12, 1),
+        "computed: share of attention": round(flops.attention / flops.total, 4),
+        "computed: ring on the wire, hidden behind kernels, s": round(hidden, 3),
+        "computed: other communication, not hidden, s": round(wire, 3),
+        "MFU of the measured step": round(mfu(measured.seconds), 4),
+        "MFU with communication": round(mfu(job), 4),
+        "job: step, s": round(job, 3),
+        "peak TFLOP/s": peak,
+    }
+    print(f"`python {' '.join(sys.argv)}`, {datetime.date.today().isoformat()}\n")
+    width = max(map(len, figures))
+    for name, value in figures.items():
+        print(f"{name:{width}}  {value}", flush=True)
+    if arguments.json:
+        with arguments.json.open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--recipe", choices=sorted(PRETRAIN_RECIPES), default="llama3.1-8b-1m")
+    add("--seq-length", type=int, default=0, help="tokens of a row; 0: the recipe's")
+    add("--tensor-model-parallel-size", type=int, default=8)
+    add("--context-parallel-size", type=int, default=4)
+    add("--world-size", type=int, default=256, help="ranks of the job")
+    add("--num-layers", type=int, default=32, help="layers that run")
+    add("--held-layers", type=int, default=0, help="layers whose memory is held, not run")
+    add("--recompute-granularity", default="keep_attention", choices=["keep_attention", "full"])
+    add("--sequence-tile-size", type=int, default=MemoryConfig.sequence_tile_size)
+    add("--loss-tile-size", type=int, default=MemoryConfig.loss_tile_size)
+    add("--offload-activations", action="store_true")
+    add("--warm-up", type=int, nargs="*", default=[65536], help="lengths of rows before")
+    add("--nvlink-gbps", type=float, default=370.0, help="GB/s of a collective inside a node")
+    add("--network-gbps", type=float, default=45.0, help="GB/s a rank between nodes")
+    add("--peak-tflops", type=float, default=0.0, help="0: the device's dense bf16 peak")
+    add("--json", type=Path, default=None, help="append the figures to this file")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

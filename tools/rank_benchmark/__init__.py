@@ -1,0 +1,1 @@
+"""One rank of a big job on one device, for ``tools/benchmark_rank.py``."""
