@@ -20,7 +20,7 @@ from megatron_ultralong.checkpoint.hugging_face_config import (
     good_for,
     tokenizer_sha256,
 )
-from megatron_ultralong.checkpoint.logits import check_logits
+from megatron_ultralong.checkpoint.logits import Dtype, Method, check_logits
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.meta import MetaFolder, hugging_face_defaults
 from megatron_ultralong.checkpoint.metadata import (
@@ -106,9 +106,13 @@ class VerifyConfig:
     dtype: DtypeName = "keep"
     """Convert the first model to this dtype before comparing."""
     logits: bool = False
-    """Compute both models too, in float32 by transformers and Megatron-Core, and compare logits."""
+    """Compute both models too, by transformers and Megatron-Core, and compare logits."""
     logits_seq_length: int = 9216
     """Tokens of the prompt of --logits."""
+    logits_dtype: Dtype = "fp32"
+    """What --logits computes in. In fp64 rounding plays no part, and the bounds are far closer."""
+    logits_method: Method = "auto"
+    """Hold the models whole in memory, or one layer of each; auto takes what fits."""
     json: bool = False
     """Print the report as JSON."""
 
@@ -219,7 +223,13 @@ def verify(config: VerifyConfig) -> Comparison:
         raise InputError("--logits compares models of one dtype: leave --dtype out")
     comparison = _compare(models[0], models[1], _DTYPES[config.dtype])
     if config.logits:
-        logits = check_logits(models[0], models[1], config.logits_seq_length)
+        logits = check_logits(
+            models[0],
+            models[1],
+            config.logits_seq_length,
+            config.logits_dtype,
+            config.logits_method,
+        )
         comparison = dataclasses.replace(comparison, logits=logits)
     values = {"action": "verify", "a": str(config.a), "b": str(config.b), "equal": True}
     show({**values, **dataclasses.asdict(comparison)}, config.json)

@@ -51,9 +51,13 @@ class MegatronCheckpoint:
 
     def read(self, weight: Weight) -> tuple[torch.Tensor, ...]:
         """The Hugging Face parts of ``weight``."""
+        return weight.split(self.read_fused(weight))
+
+    def read_fused(self, weight: Weight) -> torch.Tensor:
+        """Megatron's tensor ``weight``, of one layer."""
         regions = [self.tensors.read(*region) for region in self._locations[weight]]
         tensor = regions[0] if len(regions) == 1 else torch.cat(regions)
-        return weight.split(tensor.reshape(weight.shape))
+        return tensor.reshape(weight.shape)
 
     def _locate(self, weight: Weight) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
         """Key, start and shape of the regions that hold ``weight``, one below the other.

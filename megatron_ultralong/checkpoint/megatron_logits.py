@@ -1,4 +1,4 @@
-"""Logits of a Megatron checkpoint through Megatron-Core's GPTModel, in float32."""
+"""Logits of a Megatron checkpoint through Megatron-Core's GPTModel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_ultralong.checkpoint.float64_mode import arithmetic
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.model_state import load_weights
 from megatron_ultralong.config import ParallelConfig
@@ -23,11 +24,13 @@ def megatron_logits(
     checkpoint: MegatronCheckpoint,
     tokens_S: torch.Tensor,
     parallel: ParallelConfig | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Logits [S, vocabulary] of one row, on the CPU of every rank of ``parallel``.
 
-    Rotary angles are made in float32, as transformers makes them: its tables are off by up to
-    5e-4 rad at position 8,192, and the exact ones of training would be compared with that error.
+    It computes in ``dtype``, float32 or float64. Rotary angles are made in it too, as transformers
+    makes them: float32 tables are off by up to 5e-4 rad at position 8,192, and the exact ones of
+    training would be compared with that error.
     """
     parallel = parallel or ParallelConfig()
     parallel.check_model(checkpoint.model)
@@ -38,7 +41,7 @@ def megatron_logits(
             transformer_config(
                 checkpoint.model,
                 parallel,
-                params_dtype=torch.float32,
+                params_dtype=dtype,
                 rope_scaling=checkpoint.rope_scaling,
             ),
             groups,
@@ -47,7 +50,8 @@ def megatron_logits(
             angle_precision="float32",
         )
         load_weights(model, checkpoint.path)
-        return _forward(model.eval(), tokens_S, groups).cpu()
+        with arithmetic(dtype):
+            return _forward(model.eval(), tokens_S, groups).cpu()
 
 
 def _forward(model: Any, tokens_S: torch.Tensor, groups: ProcessGroupCollection) -> torch.Tensor:
@@ -77,7 +81,11 @@ def _forward(model: Any, tokens_S: torch.Tensor, groups: ProcessGroupCollection)
     size = groups.tp.size()
     columns = model.vocab_size // size
     # [S, vocabulary / tensor parallel size]; only the last stage has it
-    local = reports[0].contiguous() if reports else torch.empty(length, columns, device=device())
+    local = (
+        reports[0].contiguous()
+        if reports
+        else torch.empty(length, columns, dtype=model.config.params_dtype, device=device())
+    )
     if groups.pp.size() > 1:
         last = dist.get_global_rank(groups.pp, groups.pp.size() - 1)
         dist.broadcast(local, src=last, group=groups.pp)

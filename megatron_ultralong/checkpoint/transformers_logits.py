@@ -1,4 +1,4 @@
-"""Logits of a Hugging Face or Meta folder through transformers, in float32."""
+"""Logits of a Hugging Face or Meta folder through transformers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from megatron_ultralong.checkpoint.float64_mode import arithmetic
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.hugging_face_config import export_config
 from megatron_ultralong.checkpoint.meta import MetaFolder, hugging_face_defaults
@@ -20,9 +21,11 @@ _ROUNDING = 1e-6
 
 @torch.no_grad()
 def transformers_logits(
-    folder: HuggingFaceFolder | MetaFolder, tokens_S: torch.Tensor
+    folder: HuggingFaceFolder | MetaFolder,
+    tokens_S: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Logits [S, vocabulary] of one row.
+    """Logits [S, vocabulary] of one row, in ``dtype``, float32 or float64.
 
     transformers reads a Hugging Face folder itself; of Meta's it is given the tensors.
 
@@ -35,13 +38,17 @@ def transformers_logits(
         model = LlamaForCausalLM.from_pretrained(folder.folder)
     else:
         model = _from_meta(folder)
-    _round_frequencies(model.model.rotary_emb, folder)
-    logits: torch.Tensor = model.float().eval()(tokens_S[None], use_cache=False).logits[0]
+    model.to(dtype).eval()
+    round_frequencies(model.model.rotary_emb, folder, dtype)
+    with arithmetic(dtype):
+        logits: torch.Tensor = model(tokens_S[None], use_cache=False).logits[0]
     return logits
 
 
-def _round_frequencies(rotary: Any, folder: HuggingFaceFolder | MetaFolder) -> None:
-    """Check transformers' rotary frequencies, and round them to float32 as Megatron's are.
+def round_frequencies(
+    rotary: Any, folder: HuggingFaceFolder | MetaFolder, dtype: torch.dtype
+) -> None:
+    """Check transformers' rotary frequencies, and round them to ``dtype`` as Megatron's are.
 
     It computes them in float32, wrong by two units in the last place. At position 8,192 that turns
     q and k by 1e-3 rad and moves logits by as much: rounding, which would hide real differences.
@@ -57,15 +64,24 @@ def _round_frequencies(rotary: Any, folder: HuggingFaceFolder | MetaFolder) -> N
             f"{rotary.attention_scaling:.6g} and {factor:.6g}; see the versions in the export's "
             "report"
         )
-    rotary.inv_freq = expected.float()
+    rotary.inv_freq = expected.to(dtype)
+
+
+def llama_config(folder: HuggingFaceFolder | MetaFolder) -> Any:
+    """The LlamaConfig of ``folder``."""
+    from transformers import LlamaConfig
+
+    if isinstance(folder, HuggingFaceFolder):
+        return LlamaConfig.from_pretrained(folder.folder)
+    metadata = CheckpointMetadata(folder.model, folder.rope_scaling, folder.name)
+    values = export_config(hugging_face_defaults(folder.model), metadata, torch.float32)
+    return LlamaConfig.from_dict(values)
 
 
 def _from_meta(folder: MetaFolder) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
-    metadata = CheckpointMetadata(folder.model, folder.rope_scaling, folder.name)
-    values = export_config(hugging_face_defaults(folder.model), metadata, torch.float32)
-    model = LlamaForCausalLM(LlamaConfig.from_dict(values))
+    model = LlamaForCausalLM(llama_config(folder))
     state = {
         name: part
         for weight in weight_map(folder.model)

@@ -1,11 +1,13 @@
 """Megatron-Core computes of an import what transformers computes of the source and the export."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megatron_ultralong.checkpoint import logits
 from megatron_ultralong.checkpoint.convert import (
@@ -17,9 +19,11 @@ from megatron_ultralong.checkpoint.convert import (
     verify,
 )
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.logits import compare_logits, prompt
+from megatron_ultralong.checkpoint.layered_logits import LayeredLogits
+from megatron_ultralong.checkpoint.logits import compare_logits, compare_tiles, prompt
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.megatron_logits import megatron_logits
+from megatron_ultralong.checkpoint.meta import MetaFolder
 from megatron_ultralong.checkpoint.transformers_logits import transformers_logits
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import InputError
@@ -112,21 +116,89 @@ def test_verify_computes_both_models(folder: Path, capsys: pytest.CaptureFixture
     flags: dict[str, Any] = {"logits": True, "logits_seq_length": 64, "json": True}
     verify(VerifyConfig(folder / "yarn-hf", folder / "yarn", **flags))
     values = json.loads(capsys.readouterr().out)["logits"]
-    assert values["seq_length"] == 64
+    assert (values["seq_length"], values["dtype"]) == (64, "fp32")
     assert 0 < values["max_difference"] < 1e-4
+    assert not values["layer_differences"]
+    flags = {**flags, "logits_method": "layers", "logits_dtype": "fp64"}
+    verify(VerifyConfig(folder / "yarn", folder / "yarn-export", **flags))
+    values = json.loads(capsys.readouterr().out)["logits"]
+    assert len(values["layer_differences"]) == SHAPE["num_hidden_layers"]
     with pytest.raises(InputError, match="leave --dtype out"):
         verify(VerifyConfig(folder / "yarn-hf", folder / "yarn", dtype="bf16", **flags))
 
 
-def test_other_logits_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layer_by_layer_gives_the_logits_of_the_whole_models(folder: Path, tmp_path: Path) -> None:
+    save_llama(tmp_path / "hf", tied=True, hidden_size=96, dtype=torch.bfloat16)
+    import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "megatron"))
+    flags: dict[str, Any] = {"format": "meta", "num_shards": 2}
+    export_checkpoint(ExportConfig(tmp_path / "megatron", tmp_path / "meta", **flags))
+    tokens = prompt(130, 700)  # the last tile is not a whole one
+    for a, b in (
+        (HuggingFaceFolder(folder / "yarn-hf"), MegatronCheckpoint(folder / "yarn")),
+        (MetaFolder(tmp_path / "meta"), MegatronCheckpoint(tmp_path / "megatron")),
+        (MegatronCheckpoint(tmp_path / "megatron"), MegatronCheckpoint(tmp_path / "megatron")),
+    ):
+        layered = LayeredLogits(a, b, tokens, torch.float32)
+        found = [torch.cat(tiles) for tiles in zip(*layered.tiles(), strict=True)]
+        for model, values in zip((a, b), found, strict=True):
+            assert torch.equal(values, logits.model_logits(model, tokens, torch.float32))
+        assert len(layered.layer_differences) == a.model.num_layers
+    # yarn's temperature is in cos and sin there, in the softmax's scale here
+    yarn = LayeredLogits(
+        HuggingFaceFolder(folder / "yarn-hf"),
+        MegatronCheckpoint(folder / "yarn"),
+        tokens,
+        torch.float64,
+    )
+    assert compare_tiles(yarn.tiles()).max_difference < 1e-12
+    assert 0 < max(yarn.layer_differences) < 1e-12
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_in_float64_nothing_is_left_of_the_difference(folder: Path, rope: str) -> None:
+    models = HuggingFaceFolder(folder / f"{rope}-hf"), MegatronCheckpoint(folder / rope)
+    comparison = logits.check_logits(*models, LENGTH, "fp64", "whole")
+    # sums of up to 9,216 products in float64, of size 1: 1e-14 is usual
+    assert comparison.max_difference < 1e-12
+    assert comparison.max_kl < 1e-14
+
+
+def test_the_layer_that_is_wrong_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "llama3-hf", tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(path)
+    rows = tensors["model.layers.1.self_attn.q_proj.weight"]
+    tensors["model.layers.1.self_attn.q_proj.weight"] = rows.roll(1, 0).contiguous()
+    save_file(tensors, path, metadata={"format": "pt"})
+    models = HuggingFaceFolder(tmp_path / "hf"), MegatronCheckpoint(folder / "llama3")
+    with pytest.raises(InputError, match=r"hidden states part in layer 1, by 0\.\d+ of their norm"):
+        logits.check_logits(*models, 64, method="layers")
+
+
+def test_other_logits_are_refused(folder: Path) -> None:
     models = HuggingFaceFolder(folder / "yarn-hf"), MegatronCheckpoint(folder / "default")
     with pytest.raises(
         InputError, match=r"largest difference \d.* \(at most 0\.0001\), largest KL"
     ):
         logits.check_logits(*models, 64)
-    memory = logits.psutil.virtual_memory()._replace(available=1000)
-    monkeypatch.setattr(logits.psutil, "virtual_memory", lambda: memory)
-    with pytest.raises(InputError, match=r"needs about 0\.0 GiB .* 64 tokens, 0\.0 GiB are"):
+
+
+def test_the_method_is_that_which_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = HuggingFaceFolder(folder / "yarn-hf"), MegatronCheckpoint(folder / "yarn")
+
+    def leave(num_bytes: int) -> None:
+        memory = logits.psutil.virtual_memory()._replace(available=num_bytes)
+        monkeypatch.setattr(logits.psutil, "virtual_memory", lambda: memory)
+
+    assert not logits.check_logits(*models, 2048).layer_differences
+    leave(7_000_000)  # 7.7 MB are needed for the whole models, 6.6 MB for one layer of each
+    assert logits.check_logits(*models, 2048).layer_differences
+    with pytest.raises(
+        InputError, match=r"needs about 0\.0 GiB .* 2048 tokens \(whole; 0\.0 GiB layer by layer"
+    ):
+        logits.check_logits(*models, 2048, method="whole")
+    leave(1000)
+    with pytest.raises(InputError, match=r"64 tokens \(layers; .*, 0\.0 GiB are available"):
         logits.check_logits(*models, 64)
 
 
