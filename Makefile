@@ -13,7 +13,7 @@ MATRIX_PYTHON ?= python3.12
 MATRIX_VERSIONS ?= 0.17.1 0.18.2 0.19.2
 MATRIX_TESTS ?= tests/checkpoint/test_torch_dist.py tests/checkpoint/test_megatron_lm.py tests/checkpoint/test_logits.py
 
-.PHONY: help install test test-matrix lint format demo bench clean
+.PHONY: help install test test-faults test-matrix lint format demo bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,6 +29,10 @@ install: $(VENV)/installed  ## make .venv and install everything into it
 
 test: install  ## the tests, at most ten minutes on two cores
 	timeout 900 $(BIN)/python -m pytest -q
+
+test-faults: install  ## kills, signals, hangs, full disks, damage at full length; says how long each took
+	timeout 1800 $(BIN)/python -m pytest -m "faults or not faults" --timeout 600 --log-cli-level INFO \
+	    $(addprefix tests/training/test_,kills.py torchrun.py faults.py damage.py resharding.py)
 
 $(MATRIX)/installed: setup.py requirements/constraints.txt
 	command -v $(MATRIX_PYTHON) >/dev/null || { echo "$(MATRIX_PYTHON) is not there: name a Python 3.12 or 3.13 with make test-matrix MATRIX_PYTHON=..."; exit 2; }

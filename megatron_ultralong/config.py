@@ -371,6 +371,8 @@ def from_dict(config_class: type[Config], values: Mapping[str, Any], where: str 
     arguments = {
         key: from_dict(hints[key], value, f"{where}.{key}".lstrip("."))
         if dataclasses.is_dataclass(hints[key])
+        else tuple(value)  # YAML and JSON have lists alone
+        if isinstance(value, list)
         else value
         for key, value in values.items()
     }

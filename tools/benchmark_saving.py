@@ -6,9 +6,10 @@
 
 The demo's model and rows like the demo's (4,096 tokens, CP 2, two gloo ranks). A run saves at every
 tenth iteration: the five iterations after that hold the whole cost of one checkpoint (copying, its
-writing in the background, making it current, removing an old one), the five after those nothing of
-it. Their ratio is the cost of saving at every fifth iteration, and both halves see the same machine:
-the median over all such pairs is stated, with the quartiles. A second run waits for each checkpoint.
+writing in the background, making it current, removing an old one), the five after those nothing
+of it. Their ratio is the cost of saving at every fifth iteration, and both halves see the same
+machine. The median over all such pairs is stated, and the quartiles. A second run waits for each
+checkpoint.
 """
 
 from __future__ import annotations

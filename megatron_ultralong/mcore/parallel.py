@@ -39,9 +39,11 @@ def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGrou
     everything that was started here is stopped again.
 
     Raises:
-        InputError: the number of ranks does not divide into replicas.
+        InputError: the number of ranks does not divide into replicas, or torchrun is to restart
+            ranks and cannot.
     """
     parallel.data_parallel_size(world_size())
+    _check_restarts()
     with contextlib.ExitStack() as stack:
         stack.enter_context(cpu_backend())
         if not dist.is_initialized():
@@ -57,6 +59,21 @@ def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGrou
         stack.callback(parallel_state.destroy_model_parallel)
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
         yield ProcessGroupCollection.use_mpu_process_groups()
+
+
+def _check_restarts() -> None:
+    """Refuse a torchrun whose restarts fail: ranks would meet in the store of those before them.
+
+    They would read addresses of processes that are gone (pytorch issues 135712 and 167288).
+    """
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise InputError(
+            f"torchrun is to restart ranks (--max-restarts {restarts}) and shares one store "
+            "between starts, where restarted ranks find addresses of dead ones: export "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun, and start it with --standalone "
+            "or --rdzv-backend c10d"
+        )
 
 
 def _initialize_process_group(timeout_minutes: float) -> None:

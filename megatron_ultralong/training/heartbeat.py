@@ -48,6 +48,8 @@ class Heartbeat:
         self._stopped = threading.Event()
         self._is_ending = False
         self._count = 0
+        self._rank_0: dict[str, Any] = {}
+        """Its first sign of life: it may hold the store, and cannot be asked when it is lost."""
         world = dist.group.WORLD
         assert world is not None, "ranks meet first"
         self._store = world.get_group_store()
@@ -78,6 +80,7 @@ class Heartbeat:
         while not self._stopped.wait(self._interval):
             try:
                 self._send()
+                self._rank_0 = self._rank_0 or self._read(0)
                 count = self._read(watched)["count"]
             except Exception:  # the store is gone: torchrun is ending the job
                 return
@@ -118,7 +121,14 @@ class Heartbeat:
         try:
             lines += self._survey()
         except Exception as error:  # the store went with its host
-            lines.append(f"the other ranks cannot be asked ({type(error).__name__})")
+            holder = "torchrun"
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "False":
+                holder = f"rank 0 (process {self._rank_0.get('pid')})"
+                self._kill_if_here(self._rank_0)
+            lines.append(
+                f"{holder} holds the job's store and does not answer: it is lost "
+                f"({type(error).__name__}), and the other ranks cannot be asked"
+            )
         sys.stderr.write("".join(f"LOST RANK: {line}\n" for line in lines))
         sys.stderr.flush()
         os._exit(PEER_LOST)
@@ -139,18 +149,20 @@ class Heartbeat:
                 f"rank {rank} (process {new['pid']} on {new['host']}) is silent; its last sign "
                 f"came from {where}"
             )
-            if new["host"] == socket.gethostname():
-                _kill_sibling(new["pid"])
+            self._kill_if_here(new)
         for where, ranks in list(waiting.items())[:_SHOWN]:
             lines.append(f"ranks {ranks} are at {where}")
         return lines
 
-
-def _kill_sibling(pid: int) -> None:
-    """Kill a rank of the same torchrun: one that is stopped cannot take torchrun's SIGTERM."""
-    with contextlib.suppress(psutil.Error, OSError):
-        if psutil.Process(pid).ppid() == os.getppid():
-            os.kill(pid, signal.SIGKILL)
+    def _kill_if_here(self, lost: dict[str, Any]) -> None:
+        """Kill a rank of the same torchrun: one that is stopped cannot take torchrun's SIGTERM."""
+        if lost.get("host") == socket.gethostname():
+            with contextlib.suppress(psutil.Error, OSError):
+                if (
+                    psutil.Process(lost["pid"]).ppid() == os.getppid()
+                    and lost["pid"] != os.getpid()
+                ):
+                    os.kill(lost["pid"], signal.SIGKILL)
 
 
 def _is_lost_peer(error: BaseException) -> bool:

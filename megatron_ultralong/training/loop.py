@@ -97,6 +97,7 @@ class _Run:
         self.inputs = inputs
         self.config = config = inputs.config
         self.groups = groups
+        self.stop = stop
         self.timers = timers
         self.place = place
         self.folder = RunFolder(config, inputs.result)
@@ -130,6 +131,7 @@ class _Run:
         with _few_objects_to_collect(), self._log() as (log, bar):
             self.mark = time.perf_counter()
             self.timers.take()
+            self.stop.is_training = True
             while self.state.iteration < self.config.train_iters:
                 record = self._iterate()
                 records.append(record)

@@ -17,10 +17,8 @@ from megatron_ultralong.training.checkpointing import checkpoint_state
 from megatron_ultralong.training.phases import PhaseTimers
 from megatron_ultralong.training.run_folder import CONFIG_FILE, RunFolder, config_text
 from megatron_ultralong.training.state import TrainingState
-from megatron_ultralong.training.stop import StopRequests
+from megatron_ultralong.training.stop import STOPPED, StopRequests
 
-STOPPED = 75
-"""Exit status of a run that saved and ended as it was told to (EX_TEMPFAIL): start it again."""
 CANNOT_SAVE = 74
 """Exit status of a run that cannot write checkpoints (EX_IOERR)."""
 _TRIES_AT_THE_END = 5

@@ -1,4 +1,4 @@
-"""Requests to end a run in order: SIGTERM, SIGUSR1, and the time that it may take."""
+"""Requests to end a run in order: SIGTERM, SIGUSR1, a torchrun that died, a time that is over."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 
+STOPPED = 75
+"""Exit status of a run that saved and ended as it was told to (EX_TEMPFAIL): start it again."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SAME_SIGNAL_SECONDS = 3.0
 """A signal this soon after the first is the same one: a scheduler signals torchrun and the ranks,
 and torchrun hands its own on to the ranks."""
+_LOOK_SECONDS = 1.0
 
 
 class StopRequests:
@@ -22,7 +25,9 @@ class StopRequests:
 
     def __init__(self, exit_duration_in_mins: float) -> None:
         self.signal_number = 0
-        """The first signal that came; 0: none."""
+        """The first signal that came; 0: none. SIGHUP stands for a torchrun that is gone."""
+        self.is_training = False
+        """Before its first iteration a run has nothing to save, and a signal ends it at once."""
         self._deadline = (
             time.monotonic() + 60.0 * exit_duration_in_mins if exit_duration_in_mins else None
         )
@@ -60,14 +65,33 @@ class StopRequests:
             reader.close()
 
     def _read(self, reader: socket.socket) -> None:
-        while received := reader.recv(64):
+        parent = os.getppid()
+        reader.settimeout(_LOOK_SECONDS)
+        while True:
+            try:
+                received = reader.recv(64)
+            except TimeoutError:
+                if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != parent:
+                    self._take_hangup()
+                continue
+            if not received:
+                return
             for number in received:
                 if number in SIGNALS:
                     self._take(number)
 
+    def _take_hangup(self) -> None:
+        """What started the ranks was killed, and nothing is there to end this one later."""
+        if not self.signal_number:
+            self.signal_number, self._first_time = signal.SIGHUP, time.monotonic()
+            _tell("torchrun is gone: saving a checkpoint at the end of this step")
+
     def _take(self, number: int) -> None:
         now = time.monotonic()
         name = signal.Signals(number).name
+        if not self.is_training:
+            _tell(f"{name}: ending at once, nothing is to be saved yet")
+            os._exit(STOPPED)
         if not self.signal_number:
             self.signal_number, self._first_time = number, now
             _tell(f"{name}: saving a checkpoint at the end of this step; again ends at once")

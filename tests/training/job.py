@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -28,6 +29,8 @@ from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.training.run_folder import save_config
 from tests.ranks import _PRELOADED
 
+_log = logging.getLogger(__name__)
+_MARK = "ULTRALONG_TEST_JOB"
 START_SECONDS = 60.0
 """Time for a loaded machine to bring ranks to their first step."""
 
@@ -84,11 +87,14 @@ class Job:
 
     def wait(self, seconds: float = 120.0) -> list[int]:
         """Exit statuses of all ranks; fails where one is still there after ``seconds``."""
-        deadline = time.monotonic() + seconds
+        start = time.monotonic()
+        deadline = start + seconds
         for number, rank in enumerate(self.ranks):
             rank.join(max(deadline - time.monotonic(), 0.01))
             assert rank.exitcode is not None, f"rank {number} still runs:\n{self.text(number)}"
-        return [int(rank.exitcode or 0) for rank in self.ranks]
+        statuses = [int(rank.exitcode or 0) for rank in self.ranks]
+        _log.info("all ranks ended after %.1f s: %s", time.monotonic() - start, statuses)
+        return statuses
 
     def text(self, rank: int) -> str:
         """What a rank has said."""
@@ -158,6 +164,12 @@ def every_loss(root: Path) -> dict[int, set[tuple[float, float]]]:
     return found
 
 
+def num_lines(root: Path) -> int:
+    """Lines in the log of a run, those of all its starts."""
+    path = root / "log.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 @dataclasses.dataclass
 class TorchrunJob:
     """``ultralong pretrain`` under torchrun itself."""
@@ -167,9 +179,9 @@ class TorchrunJob:
 
     @classmethod
     def start(
-        cls, config: PretrainConfig, folder: Path, num_ranks: int, *options: str
+        cls, config: PretrainConfig, folder: Path, num_ranks: int, *options: str, **environment: str
     ) -> TorchrunJob:
-        """Start it, with ``options`` for torchrun."""
+        """Start it, with ``options`` for torchrun, and more ``environment``."""
         folder.mkdir(parents=True, exist_ok=True)
         save_config(folder / "config.yaml", config)
         said = folder / "said"
@@ -178,7 +190,11 @@ class TorchrunJob:
         command += ["pretrain", "--config", str(folder / "config.yaml")]
         with said.open("wb") as output:
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **environment, _MARK: str(said)},
             )
         return cls(process, said)
 
@@ -196,26 +212,35 @@ class TorchrunJob:
                 found[int(environment["RANK"])] = child.pid
         return [found[rank] for rank in sorted(found)]
 
-    def until_iteration(self, root: Path, iteration: int, seconds: float = 120.0) -> None:
-        """Wait until the log has that iteration."""
-        deadline = time.monotonic() + seconds
-        while iteration not in losses(root):
+    def until_more(self, root: Path, lines: int = 3, seconds: float = 200.0) -> None:
+        """Wait until the log has so many lines more than now."""
+        before, deadline = num_lines(root), time.monotonic() + seconds
+        while num_lines(root) < before + lines:
             assert self.process.poll() is None, self.text
             assert time.monotonic() < deadline, self.text
             time.sleep(0.01)
 
-    def group(self) -> list[int]:
-        """Processes of the job's session that are still there, zombies left out."""
+    def until_gone(self, seconds: float) -> None:
+        """Wait until nothing of the job is left; fails where something is after ``seconds``."""
+        start = time.monotonic()
+        while self.process.poll() is None or self.processes():
+            assert time.monotonic() < start + seconds, self.text
+            time.sleep(0.05)
+        _log.info("torchrun and its ranks were gone after %.1f s", time.monotonic() - start)
+
+    def processes(self) -> list[int]:
+        """What is left of torchrun, its ranks (each in a session of its own) and theirs."""
         found = []
-        for process in psutil.process_iter(["status"]):
-            with contextlib.suppress(OSError):
-                if os.getsid(process.pid) == self.process.pid:
-                    found.append(process)
-        return [p.pid for p in found if p.info["status"] != psutil.STATUS_ZOMBIE]
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                is_zombie = process.status() == psutil.STATUS_ZOMBIE
+                if not is_zombie and process.environ().get(_MARK) == str(self.said):
+                    found.append(process.pid)
+        return found
 
     def kill(self) -> None:
         """End whatever is left of it."""
-        for pid in self.group():
+        for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()

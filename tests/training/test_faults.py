@@ -22,7 +22,7 @@ from megatron_ultralong.data.chunks import StoredRow
 from megatron_ultralong.training.resume import newest_good
 from megatron_ultralong.training.run_folder import STATUS_FILE
 from tests.training.conftest import MakeConfig
-from tests.training.job import Job, TorchrunJob, every_loss, losses
+from tests.training.job import Job, losses
 
 LIMIT = 30.0
 """Seconds that a run may take to be down, with a time-out of 6 seconds for collectives."""
@@ -198,23 +198,3 @@ def test_nan_in_a_batch_is_named(
         found = losses(root)
         assert np.isnan(found[4][0])
         assert np.isfinite([found[n] for n in (5, 6)]).all()
-
-
-def test_sigterm_to_torchrun_saves(tmp_path: Path, make_config: MakeConfig) -> None:
-    root = tmp_path / "run"
-    config = make_config(root, (1, 2), train_iters=ENDLESS, save_interval=0)
-    job = TorchrunJob.start(config, tmp_path / "job", 2)
-    try:
-        job.until_iteration(root, 2)
-        ranks = job.ranks()
-        assert len(ranks) == 2
-        os.killpg(job.process.pid, signal.SIGTERM)  # as a scheduler does: torchrun and ranks
-        start = time.monotonic()
-        assert job.process.wait(LIMIT) != 0
-        assert time.monotonic() - start < LIMIT
-        assert not job.group()
-    finally:
-        job.kill()
-    assert (root / STATUS_FILE).read_text() == "75\n"
-    assert newest_good(root, 0, 1).folder is not None
-    assert all(len(values) == 1 for values in every_loss(root).values())

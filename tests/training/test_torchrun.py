@@ -1,0 +1,138 @@
+"""Runs under torchrun itself: its signals, its restarts, and its death."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.config import ParallelConfig, PretrainConfig
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.training.resume import newest_good
+from megatron_ultralong.training.run_folder import STATUS_FILE
+from tests.training.conftest import MakeConfig
+from tests.training.job import TorchrunJob, every_loss, losses
+
+LIMIT = 30.0
+"""Seconds that a run may take to be down, with a time-out of 10 seconds for collectives."""
+TIMEOUT = 10.0
+ENDLESS = 100_000
+RESTARTS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""What torchrun needs for restarts: see docs/running.md."""
+
+
+@contextmanager
+def torchrun(
+    config: PretrainConfig, folder: Path, *options: str, **environment: str
+) -> Iterator[TorchrunJob]:
+    """Two ranks under torchrun; nothing of it is left after."""
+    job = TorchrunJob.start(config, folder, 2, *options, **environment)
+    try:
+        yield job
+    finally:
+        job.kill()
+
+
+def assert_saved(root: Path, status: int) -> None:
+    """The run has left that status, and a checkpoint of its last iteration."""
+    assert (root / STATUS_FILE).read_text() == f"{status}\n"
+    assert newest_good(root, 0, 1).folder == root / f"iter_{max(losses(root)):07d}"
+    assert all(len(values) == 1 for values in every_loss(root).values())
+
+
+def test_torchrun_restarts_after_a_lost_rank_and_saves_on_sigterm(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    root = tmp_path / "run"
+    config = make_config(root, (1, 2), train_iters=ENDLESS, timeout_seconds=TIMEOUT)
+    with torchrun(config, tmp_path / "job", "--max-restarts", "1", **RESTARTS) as job:
+        job.until_more(root, 5)
+        lost = job.ranks()[1]
+        os.kill(lost, signal.SIGKILL)
+        job.until_more(root, 5)
+        assert f"rank 1 (process {lost}" in job.text
+        assert "resumed at iteration" in job.text
+        os.kill(job.process.pid, signal.SIGTERM)  # torchrun alone: it tells the ranks
+        job.until_gone(LIMIT)
+    assert_saved(root, 75)
+
+
+def test_a_torchrun_whose_restarts_fail_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with (
+        pytest.raises(InputError, match=r"max-restarts 3.*export TORCH_DISABLE_SHARE_RDZV_TCP"),
+        parallel_groups(ParallelConfig(), 1),
+    ):
+        pass
+
+
+@pytest.mark.faults
+def test_torchrun_restarts_after_a_hung_rank_and_the_losses_are_those_of_one_run(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    names = ("hung", "plain")
+    hung, plain = (
+        make_config(tmp_path / name, (1, 2), train_iters=120, timeout_seconds=TIMEOUT)
+        for name in names
+    )
+    root = Path(hung.save)
+    with torchrun(hung, tmp_path / "job-hung", "--max-restarts", "2", **RESTARTS) as job:
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            job.until_more(root, 10)
+            os.kill(job.ranks()[1], number)
+        job.until_gone(300.0)
+        assert job.process.returncode == 0, job.text
+    assert_saved(root, 0)
+    with torchrun(plain, tmp_path / "job-plain") as job:
+        job.until_gone(300.0)
+    assert losses(root) == losses(Path(plain.save))
+    assert len(losses(root)) == 120
+
+
+@pytest.mark.faults
+def test_sigusr1_to_a_whole_job_saves(tmp_path: Path, make_config: MakeConfig) -> None:
+    root = tmp_path / "run"
+    config = make_config(root, (1, 2), train_iters=ENDLESS, save_interval=0)
+    signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    with torchrun(config, tmp_path / "job", f"--signals-to-handle={signals}") as job:
+        job.until_more(root)
+        for process in (job.process.pid, *job.ranks()):  # as a scheduler does
+            os.kill(process, signal.SIGUSR1)
+        job.until_gone(LIMIT)
+    assert_saved(root, 75)
+
+
+@pytest.mark.faults
+def test_ranks_whose_torchrun_is_killed_save_and_end(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    root = tmp_path / "run"
+    config = make_config(root, (1, 2), train_iters=ENDLESS, save_interval=0)
+    with torchrun(config, tmp_path / "job") as job:
+        job.until_more(root)
+        job.process.kill()
+        job.until_gone(LIMIT)
+        assert "torchrun is gone" in job.text
+    assert_saved(root, 75)
+
+
+@pytest.mark.faults
+def test_without_restarts_a_hung_rank_ends_the_job(tmp_path: Path, make_config: MakeConfig) -> None:
+    root = tmp_path / "run"
+    config = make_config(root, (2, 1), train_iters=ENDLESS, timeout_seconds=TIMEOUT)
+    config = dataclasses.replace(config, save_interval=50)
+    with torchrun(config, tmp_path / "job") as job:
+        job.until_more(root, 60)
+        os.kill(job.ranks()[1], signal.SIGSTOP)
+        job.until_gone(LIMIT)
+        assert job.process.returncode == 1
+        assert "LOST RANK: rank 0: iteration" in job.text
+        assert "is silent; its last sign came from iteration" in job.text
+    assert not newest_good(root, 0, 1).damaged
