@@ -41,6 +41,7 @@ class ProgressBar:
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
+                redirect_stdout=sys.stdout.isatty(),  # a file gets what is printed, not the bar
             )
             self._task = self._bar.add_task(description, total=total, rate="")
             self._bar.start()
@@ -56,8 +57,8 @@ class ProgressBar:
             self._print(now)
 
     def print(self, line: str) -> None:
-        """Print a line to standard output, above the bar where one is drawn."""
-        if self._bar is not None:
+        """Print a line to standard output, above the bar where both are on the terminal."""
+        if self._bar is not None and sys.stdout.isatty():
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, flush=True)  # noqa: T201

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 from megatron_ultralong.config import PretrainConfig, to_dict
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.training.log import IterationRecord, Sink
+
+_WANDB_FILE = "wandb_run_id"
 
 
 def check_sinks(config: PretrainConfig) -> None:
@@ -81,15 +85,28 @@ def _add(writer: Any, values: Mapping[str, float], iteration: int) -> None:
         writer.add_scalar(name, value, iteration)
 
 
+def _identity(path: Path) -> str:
+    """Of the run at Weights & Biases: made once, and kept in the run's folder."""
+    if not path.is_file():
+        aside = path.with_name(path.name + ".partial")
+        aside.write_text(secrets.token_hex(8), encoding="utf-8")
+        os.replace(aside, path)
+    return path.read_text(encoding="utf-8")
+
+
 class WandbSink:
     """A run of Weights & Biases; one that is resumed goes on."""
 
     def __init__(self, project: str, config: PretrainConfig) -> None:
         import wandb  # optional
 
-        identity = Path(config.save).name or None
+        folder = Path(config.save) if config.save else None
         self._run: Any = wandb.init(
-            project=project, name=identity, id=identity, resume="allow", config=to_dict(config)
+            project=project,
+            name=folder.name if folder else None,
+            id=_identity(folder / _WANDB_FILE) if folder else None,
+            resume="allow",
+            config=to_dict(config),
         )
 
     def write(self, record: IterationRecord) -> None:

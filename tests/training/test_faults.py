@@ -147,6 +147,59 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
         assert "No such file or directory" in job.text(0)
 
 
+def other_weights(rank: int) -> None:
+    """Run on every rank before the job: rank 1 reads one weight wrongly."""
+    from megatron_ultralong.training import state
+
+    load = state.load_weights
+
+    def load_wrongly(model: Any, folder: Path) -> None:
+        load(model, folder)
+        if rank == 1:
+            model.decoder.final_layernorm.weight.data[3] += 2.0**-20
+
+    state.load_weights = load_wrongly
+
+
+def other_manifest(rank: int) -> None:
+    """Run on every rank before the job: rank 1 has rows of another preparation."""
+    from megatron_ultralong.training import pretrain
+
+    load = pretrain.load_manifest
+
+    def load_other(folder: Path) -> Any:
+        manifest = load(folder)
+        return dataclasses.replace(manifest, seed=manifest.seed + 1) if rank else manifest
+
+    pretrain.load_manifest = load_other
+
+
+def other_code(rank: int) -> None:
+    """Run on every rank before the job: rank 1 runs another version."""
+    from megatron_ultralong.training import loop
+
+    version = loop.code_version()
+    loop.code_version = lambda: {**version, "torch": "2.0.0"} if rank else version  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "part"),
+    [
+        (other_weights, "ranks 0 and 1 hold different weights (pipeline stage 0, all tensor-par"),
+        (other_manifest, "ranks disagree on data manifest.seed: rank 0 has"),
+        (other_code, "ranks disagree on torch: rank 0 has 2."),
+    ],
+    ids=["weights", "manifest", "code"],
+)
+def test_ranks_that_differ_are_found_before_the_first_step(
+    tmp_path: Path, make_config: MakeConfig, prepare: Any, part: str
+) -> None:
+    with Job(make_config(tmp_path / "run", (1, 2)), 2, prepare) as job:
+        assert job.wait() == [2, 2]
+        assert part in job.text(0)
+    assert not losses(tmp_path / "run")
+
+
 class _Poisoned(StoredRow):
     """A row one of whose predictions has no number for a weight."""
 

@@ -1,0 +1,215 @@
+"""What a run tells: its lines, JSON, TensorBoard, Weights & Biases, validation, traces, summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import math
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ultralong.evaluation.config import LossConfig
+from megatron_ultralong.evaluation.loss_result import CheckpointLoss
+from megatron_ultralong.evaluation.models import ModelsConfig, open_scorers
+from megatron_ultralong.evaluation.position_loss import measure_position_loss
+from megatron_ultralong.flops import training_flops
+from megatron_ultralong.run_config import LogConfig
+from megatron_ultralong.training.anomalies import SpikeDetector
+from megatron_ultralong.training.phases import PHASES
+from megatron_ultralong.training.pretrain import check_run
+from megatron_ultralong.training.retention import expired
+from megatron_ultralong.training.run_folder import save_config
+from tests.ranks import run_on_ranks
+from tests.training.conftest import MakeConfig
+from tests.training.job import Job
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def told(
+    tmp_path_factory: pytest.TempPathFactory, make_config: MakeConfig
+) -> tuple[Path, str, list[dict[str, Any]]]:
+    """A run on two ranks that tells everything it can."""
+    root = tmp_path_factory.mktemp("telling") / "run"
+    config = make_config(root, (1, 2), train_iters=STEPS, save_interval=2)
+    log = LogConfig(
+        profile=True,
+        profile_step_start=2,
+        profile_step_end=4,
+        profile_ranks=(1,),
+        peak_tflops=0.001,
+    )
+    config = dataclasses.replace(config, eval_interval=2, eval_iters=3, log=log)
+    with Job(config, 2) as job:
+        assert job.wait() == [0, 0], job.text(0)
+        said = job.text(0)
+    lines = (root / "log.jsonl").read_text().splitlines()
+    return root, said, [json.loads(line) for line in lines]
+
+
+def test_a_line_an_iteration_and_a_summary(told: tuple[Path, str, list[dict[str, Any]]]) -> None:
+    _, said, records = told
+    lines = [line for line in said.splitlines() if " iteration " in line and " | " in line]
+    assert len(lines) == STEPS
+    for line, record in zip(lines, records, strict=True):
+        for part in (
+            f"iteration {record['iteration']:8d}/{STEPS:8d}",
+            f"consumed samples: {record['consumed_samples']:12d}",
+            f"consumed tokens: {record['consumed_tokens']:14d}",
+            f"elapsed time per iteration (ms): {record['elapsed_ms']:.1f}",
+            f"MFU: {100 * record['mfu']:.1f} %",
+            f"lm loss: {record['lm_loss']:.6E}",
+            f"grad norm: {record['grad_norm']:.3f}",
+            "number of skipped iterations:   0",
+        ):
+            assert part in line
+    assert "by position: <32:" in lines[1]
+    assert f"done: iterations 1 to {STEPS} in" in said
+    assert f"validation {records[-1]['validation_loss']:.4f}" in said
+    assert "checkpoints: 2 written, 0 failed; the last is iteration 4" in said
+
+
+def test_speed_counts_the_true_attention_area(
+    told: tuple[Path, str, list[dict[str, Any]]], make_config: MakeConfig
+) -> None:
+    model = check_run(make_config(None), 1).source.model
+    num_tokens, area = 2 * 128, 2 * 128 * 129 / 2
+    for record in told[2]:
+        seconds = record["elapsed_ms"] / 1000.0
+        assert record["consumed_tokens"] == record["iteration"] * num_tokens
+        tflops = training_flops(model, num_tokens, area).total / seconds / 2 / 1e12
+        assert record["tflops_per_rank"] == pytest.approx(tflops)
+        assert record["mfu"] == pytest.approx(tflops / 0.001)
+        assert record["tokens_per_second_per_rank"] == pytest.approx(num_tokens / seconds / 2)
+
+
+def test_phases_are_told_apart(told: tuple[Path, str, list[dict[str, Any]]]) -> None:
+    for record in told[2]:
+        phases = record["phases_ms"]
+        assert set(phases) == set(PHASES)
+        # Both are read at the same places, one after the other: another process may come between.
+        assert sum(phases.values()) == pytest.approx(record["elapsed_ms"], rel=0.1, abs=20)
+        for phase in ("data", "forward", "backward", "communication", "optimizer"):
+            assert phases[phase] > 0
+    # The checkpoint of iteration 2 is begun after its record, and counts in the next one.
+    assert told[2][2]["phases_ms"]["checkpoint"] > told[2][1]["phases_ms"]["checkpoint"]
+
+
+def test_tensorboard_has_the_same_figures(told: tuple[Path, str, list[dict[str, Any]]]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(told[0] / "tensorboard"))
+    events.Reload()
+    for name, field in (("train/lm loss", "lm_loss"), ("speed/MFU", "mfu")):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [
+            (record["iteration"], pytest.approx(record[field], rel=1e-6))  # stored as float32
+            for record in told[2]
+        ]
+    assert [event.step for event in events.Scalars("validation/lm loss")] == [2, 4]
+    assert "validation by position/0-32" in events.Tags()["scalars"]
+    assert "time (ms)/optimizer" in events.Tags()["scalars"]
+
+
+def test_a_trace_of_the_ranks_and_steps_asked_for(
+    told: tuple[Path, str, list[dict[str, Any]]],
+) -> None:
+    (path,) = (told[0] / "profile").iterdir()
+    assert path.name == "rank1-steps2-3.json.gz"
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    names = {event.get("name") for event in events}
+    assert "aten::mm" in names
+
+
+def score(root: Path, data: str) -> list[CheckpointLoss]:
+    """Run on one rank: every held-out row, through the evaluation."""
+    with open_scorers(ModelsConfig(load=(str(root),), precision="fp32")) as scorers:
+        config = LossConfig(data_path=data, smallest_bin=32)
+        return list(measure_position_loss(config, scorers).checkpoints)
+
+
+def test_validation_is_what_the_evaluation_finds(
+    told: tuple[Path, str, list[dict[str, Any]]], make_config: MakeConfig
+) -> None:
+    root, _, records = told
+    assert [record["validation_loss"] is None for record in records] == [True, False] * 2
+    data = make_config(None).data.data_path
+    found = run_on_ranks(1, score, root, data)[0][0].bins
+    ours = {
+        (part["start"], part["stop"]): part["lm_loss"] for part in records[-1]["validation_bins"]
+    }
+    assert list(ours) == [(0, 32), (32, 64), (64, 128)]
+    theirs = {(part.start, part.stop): part.loss for part in found}
+    assert ours == pytest.approx(theirs, rel=1e-5)  # float32 sums over other splits
+
+
+def test_a_bar_on_a_terminal(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(None, train_iters=6)
+    save_config(tmp_path / "config.yaml", config)
+    command = [sys.executable, "-m", "megatron_ultralong", "pretrain", "--config"]
+    terminal, end = pty.openpty()
+    with subprocess.Popen(
+        [*command, str(tmp_path / "config.yaml")],
+        stdout=subprocess.PIPE,
+        stderr=end,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    ) as process:
+        os.close(end)
+        assert process.stdout is not None
+        lines = process.stdout.read().decode()
+        shown = b""
+        while True:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:  # the other end is closed
+                break
+        os.close(terminal)
+    assert process.returncode == 0, shown
+    assert lines.count("] iteration ") == 6  # to standard output, though the bar is drawn
+    assert "done: iterations 1 to 6" in lines
+    for part in ("training", "100%", "ETA", "it/s"):
+        assert part in shown.decode()
+
+
+def test_weights_and_biases_go_on_with_a_run(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="pip install megatron-ultralong[wandb]")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    root = tmp_path / "run"
+    config = make_config(root, save_interval=0)
+    config = dataclasses.replace(config, log=LogConfig(tensorboard=False, wandb_project="tiny"))
+    for train_iters in (3, 4):
+        with Job(dataclasses.replace(config, train_iters=train_iters), 2) as job:
+            assert job.wait() == [0, 0], job.text(0)
+    written = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(written) == 2
+    assert len({path.name for path in written}) == 1  # one identity, that of this folder
+    assert b"train/lm loss" in written[1].read_bytes()
+
+
+def test_a_spike_is_told_and_noise_is_not() -> None:
+    spikes = SpikeDetector(6.0)
+    losses = [3.0 + 0.01 * math.sin(n) for n in range(20)]
+    assert [spikes.check(loss) for loss in losses] == [None] * 20
+    told = spikes.check(4.0)
+    assert told is not None
+    assert told.startswith("loss 4.0000 is above 3.04")
+    assert SpikeDetector(0.0).check(1e9) is None
+
+
+def test_the_newest_and_every_so_many_stay() -> None:
+    known = [5, 10, 15, 20, 25]
+    assert expired(known, retain_last=2, retain_interval=10) == [5, 15]
+    assert expired(known, retain_last=1, retain_interval=0) == [5, 10, 15, 20]
+    assert expired(known, retain_last=0, retain_interval=0) == []
+    assert expired([5], retain_last=1, retain_interval=0) == []
