@@ -120,6 +120,11 @@ class ParallelConfig:
     """Split norms and residuals over the tensor-parallel ranks, along the sequence."""
     distributed_timeout_minutes: float = 10.0
     """A collective that takes longer ends the run."""
+    num_layers_in_first_pipeline_stage: int = 0
+    """Layers of the first stage, which has the embedding too; 0: as many as the others."""
+    num_layers_in_last_pipeline_stage: int = 0
+    """Layers of the last stage, which has the output layer and the loss too; 0: as many as the
+    others."""
 
     @property
     def model_parallel_size(self) -> int:
@@ -175,13 +180,45 @@ class ParallelConfig:
                 self.tensor_model_parallel_size,
                 f"every rank holds an equal part of the {part}",
             )
-        _check_divisible(
-            "num_layers",
-            model.num_layers,
-            "pipeline_model_parallel_size",
-            self.pipeline_model_parallel_size,
-            "every stage holds as many layers",
-        )
+        self.stage_layers(model.num_layers)
+
+    def stage_layers(self, num_layers: int) -> list[int]:
+        """Layers of every pipeline stage: 32 over 4, with 6 in the first and 8 in the last,
+        ``[6, 9, 9, 8]``.
+
+        Raises:
+            InputError: the stages in between do not hold as many layers each.
+        """
+        stages = self.pipeline_model_parallel_size
+        ends = (self.num_layers_in_first_pipeline_stage, self.num_layers_in_last_pipeline_stage)
+        if min(ends) < 0 or (stages == 1 and any(ends)):
+            raise InputError(
+                f"num_layers_in_first_pipeline_stage ({ends[0]}) and "
+                f"num_layers_in_last_pipeline_stage ({ends[1]}) are layers of the stages of a "
+                f"pipeline, and pipeline_model_parallel_size is {stages}: leave them 0, or raise it"
+            )
+        between = stages - sum(end > 0 for end in ends)
+        rest = num_layers - sum(ends)
+        if rest < between or (between == 0 and rest) or (between and rest % between):
+            if not any(ends):
+                _check_divisible(
+                    "num_layers",
+                    num_layers,
+                    "pipeline_model_parallel_size",
+                    stages,
+                    "every stage holds as many layers, but for the first and the last with "
+                    "num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage",
+                )
+            raise InputError(
+                f"num_layers ({num_layers}) less num_layers_in_first_pipeline_stage ({ends[0]}) "
+                f"and num_layers_in_last_pipeline_stage ({ends[1]}) leaves {rest} layers for "
+                f"{between} stages: every stage in between holds as many, at least one"
+            )
+        middle = rest // between if between else 0
+        layers = [middle] * stages
+        layers[0] = ends[0] or middle
+        layers[-1] = ends[1] or middle
+        return layers
 
     def check_seq_length(self, seq_length: int) -> None:
         """Raise InputError where rows of ``seq_length`` tokens cannot be split this way."""

@@ -268,6 +268,8 @@ PRETRAIN_FLAGS = {
     "--original-max-position-embeddings",
     "--peak-tflops",
     "--pipeline-model-parallel-size",
+    "--num-layers-in-first-pipeline-stage",
+    "--num-layers-in-last-pipeline-stage",
     "--precision",
     "--profile",
     "--profile-ranks",

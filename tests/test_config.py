@@ -18,6 +18,7 @@ from megatron_ultralong.config import (
 )
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.run_config import MemoryConfig
 from megatron_ultralong.yarn import LinearConfig, NtkConfig, YarnConfig
 
 MODEL = ModelConfig(
@@ -118,6 +119,11 @@ def test_model_must_divide(parallel: ParallelConfig, message: str) -> None:
             1,
             "document_mask 'block' needs micro_batch_size 1, not 2",
         ),
+        (
+            dataclasses.replace(RUN, memory=MemoryConfig("none", offload_activations=True)),
+            1,
+            "offload_activations needs recompute_granularity 'keep_attention' or 'full'",
+        ),
     ],
 )
 def test_rules_between_fields(config: PretrainConfig, world_size: int, message: str) -> None:
@@ -169,3 +175,26 @@ def test_recipes_survive_yaml_and_hold_their_own_rules(name: str) -> None:
 def test_an_unknown_key_is_named() -> None:
     with pytest.raises(InputError, match=r"unknown keys \['seq_lenght'\]"):
         from_dict(PretrainConfig, {"data": {"seq_lenght": 1}})
+
+
+def test_pipeline_stages_hold_these_layers() -> None:
+    first, last = "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"
+
+    def stages(num_layers: int, size: int, **ends: int) -> list[int]:
+        parallel = ParallelConfig(pipeline_model_parallel_size=size, **ends)
+        return parallel.stage_layers(num_layers)
+
+    assert stages(32, 4) == [8, 8, 8, 8]
+    assert stages(32, 4, **{first: 6, last: 8}) == [6, 9, 9, 8]
+    assert stages(4, 2, **{first: 1}) == [1, 3]
+    assert stages(4, 2, **{first: 1, last: 3}) == [1, 3]
+    assert stages(4, 1) == [4]
+    for ends, message in (
+        ({first: 7}, "leaves 25 layers for 3 stages"),
+        ({first: 16, last: 16}, "leaves 0 layers for 2 stages"),
+        ({last: -1}, "pipeline_model_parallel_size is 4"),
+    ):
+        with pytest.raises(InputError, match=message):
+            stages(32, 4, **ends)
+    with pytest.raises(InputError, match="pipeline_model_parallel_size is 1"):
+        stages(32, 1, **{last: 8})

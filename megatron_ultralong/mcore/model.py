@@ -56,6 +56,8 @@ def transformer_config(
         softmax_scale=softmax_scale(rope_scaling, model.kv_channels),
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage or None,
+        num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage or None,
         context_parallel_size=parallel.context_parallel_size,
         cp_comm_type=parallel.cp_comm_type,
         sequence_parallel=parallel.sequence_parallel,

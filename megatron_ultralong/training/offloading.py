@@ -16,7 +16,7 @@ AVAILABLE_SHARE = 0.8
 
 
 def host_bytes(config: PretrainConfig, model: ModelConfig, num_ranks: int) -> int:
-    """Host memory that the first pipeline stage's ranks fill, which keep the most."""
+    """Host memory that the ranks of the pipeline stage fill which keeps the most."""
     kept = kept_tensors(
         model,
         config.parallel,
@@ -25,11 +25,13 @@ def host_bytes(config: PretrainConfig, model: ModelConfig, num_ranks: int) -> in
         bytes_per_element=4 if config.precision == "fp32" else 2,
         keep_attention=config.memory.recompute_granularity == "keep_attention",
     )
-    stages = config.parallel.pipeline_model_parallel_size
-    # One forward, one backward: the first stage has this many micro-batches under way.
-    under_way = min(stages, config.num_microbatches(num_ranks))
-    layers = model.num_layers // stages
-    return layers * under_way * (kept.on_host if torch.cuda.is_available() else kept.on_device)
+    size = kept.on_host if torch.cuda.is_available() else kept.on_device
+    microbatches = config.num_microbatches(num_ranks)
+    # One forward, one backward: stage n has this many micro-batches under way.
+    return max(
+        layers * min(config.parallel.pipeline_model_parallel_size - stage, microbatches) * size
+        for stage, layers in enumerate(config.parallel.stage_layers(model.num_layers))
+    )
 
 
 def check_offloading(config: PretrainConfig, model: ModelConfig, num_ranks: int) -> int:

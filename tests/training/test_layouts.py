@@ -45,6 +45,7 @@ LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {  # name: (ranks, layout)
     "tp2-cp2": (4, ParallelConfig(**TP2, **CP2)),
     "tp2-cp2-sp": (4, ParallelConfig(**TP2, **CP2, **SP)),
     "cp2-pp2": (4, ParallelConfig(**CP2, **PP2)),
+    "pp2-uneven": (2, ParallelConfig(**PP2, num_layers_in_first_pipeline_stage=1)),
     # tied: the embedding is the output layer
     "tied-one": (1, ParallelConfig()),
     "tied-pp2": (2, ParallelConfig(**PP2)),

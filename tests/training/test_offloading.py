@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from megatron_ultralong.activations import pinned_bytes
+from megatron_ultralong.config import DataConfig, ModelConfig, ParallelConfig, PretrainConfig
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.run_config import MemoryConfig
+from megatron_ultralong.training.offloading import check_offloading, host_bytes
+
+MODEL = ModelConfig(
+    num_layers=32,
+    hidden_size=4096,
+    ffn_hidden_size=14336,
+    num_attention_heads=32,
+    num_query_groups=8,
+    kv_channels=128,
+    vocab_size=128256,
+    norm_epsilon=1e-5,
+    rotary_base=500000.0,
+    max_position_embeddings=131072,
+    untie_embeddings_and_output_weights=True,
+)
+RUN = PretrainConfig(
+    global_batch_size=8,
+    parallel=ParallelConfig(tensor_model_parallel_size=8, sequence_parallel=True),
+    data=DataConfig(seq_length=2**22),
+    memory=MemoryConfig(offload_activations=True, max_host_memory_gib=257.0),
+)
+
+
+def test_four_million_tokens_on_eight_ranks_fill_the_host() -> None:
+    # A layer's input and output of attention are 4 GiB each, the log-sum-exps 1/16 GiB.
+    whole = 32 * (4 + 4 + 1 / 16) * 2**30
+    assert host_bytes(RUN, MODEL, 8) == whole
+    with pytest.raises(InputError, match=r"needs 258.0 GiB .* max_host_memory_gib is 257: raise"):
+        check_offloading(RUN, MODEL, 8)
+    inputs_only = dataclasses.replace(RUN.memory, recompute_granularity="full")
+    run = dataclasses.replace(RUN, memory=inputs_only)
+    assert host_bytes(run, MODEL, 8) == 32 * 4 * 2**30
+    assert check_offloading(run, MODEL, 8) == 257 * 2**30
+
+
+def test_the_stage_with_most_under_way_counts() -> None:
+    layer = (4 + 4 + 1 / 16) * 2**30
+    stages = dataclasses.replace(RUN.parallel, pipeline_model_parallel_size=4)
+    # Of 8 micro-batches the first stage has 4 under way, the last one.
+    assert host_bytes(dataclasses.replace(RUN, parallel=stages), MODEL, 32) == 8 * 4 * layer
+    uneven = dataclasses.replace(stages, num_layers_in_first_pipeline_stage=2)
+    assert host_bytes(dataclasses.replace(RUN, parallel=uneven), MODEL, 32) == 10 * 3 * layer
+
+
+def test_the_machine_is_the_limit_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    run = dataclasses.replace(
+        RUN, memory=MemoryConfig(offload_activations=True), data=DataConfig(seq_length=2**30)
+    )
+    with pytest.raises(InputError, match=r"80% of the .* available here, shared by 8 ranks"):
+        check_offloading(run, MODEL, 8)
+
+
+def test_pinned_buffers_are_powers_of_two() -> None:
+    assert [pinned_bytes(n) for n in (1, 2, 3, 4096, 4097)] == [1, 2, 4, 4096, 8192]
