@@ -21,7 +21,7 @@ class MemoryConfig:
     sequence_tile_size: int = 16384
     """Tokens that go through embedding, projections and MLP of a recomputed layer at a time, so
     that the MLP's wide tensors never are as long as the row; 0: all tokens."""
-    loss_tile_size: int = 4096
+    loss_tile_size: int = 2048
     """Tokens that go through the output layer and the loss at a time, so that full logits never
     exist; 0 leaves both to Megatron-Core."""
     offload_activations: bool = False

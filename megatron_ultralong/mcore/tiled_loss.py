@@ -74,26 +74,14 @@ class _TiledCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         lse_SB = torch.empty(labels_SB.shape, dtype=torch.float32, device=hidden_NBH.device)
         label_logit_SB = torch.empty_like(lse_SB)
-        group, tiles = tiling.group, tiling.tiles
-        first, size = group.rank() * weight_VH.shape[0], weight_VH.shape[0]
+        tiles = tiling.tiles
         for tile in tiles.of(len(hidden_NBH)):
-            logits_TBV = (tiling.gather(hidden_NBH, tile) @ weight_VH.t()).float()
-            largest_TB = logits_TBV.amax(dim=-1)
-            dist.all_reduce(largest_TB, op=dist.ReduceOp.MAX, group=group)
-            here_TB, index_TB = _labels_here(tiles.take(labels_SB, tile), first, size)
-            picked_TB = logits_TBV.gather(-1, index_TB[..., None]).squeeze(-1)
-            # Both sums over the vocabulary in one message; the label is in one rank's part.
-            sums_2TB = torch.stack(
-                (
-                    logits_TBV.sub_(largest_TB[..., None]).exp_().sum(dim=-1),
-                    torch.where(here_TB, picked_TB, torch.zeros_like(picked_TB)),
-                )
-            )
-            dist.all_reduce(sums_2TB, group=group)
-            tiles.put(lse_SB, tile, sums_2TB[0].log() + largest_TB)
-            tiles.put(label_logit_SB, tile, sums_2TB[1])
+            hidden_TBH, labels_TB = tiling.gather(hidden_NBH, tile), tiles.take(labels_SB, tile)
+            lse_TB, label_logit_TB = _tile_terms(hidden_TBH, weight_VH, labels_TB, tiling.group)
+            tiles.put(lse_SB, tile, lse_TB)
+            tiles.put(label_logit_SB, tile, label_logit_TB)
         ctx.save_for_backward(hidden_NBH, weight_VH, labels_SB, lse_SB)
-        ctx.first, ctx.tiling = first, tiling
+        ctx.tiling = tiling
         return lse_SB - label_logit_SB
 
     @staticmethod
@@ -106,20 +94,67 @@ class _TiledCrossEntropy(torch.autograd.Function):
         dweight_VH = torch.zeros(weight_VH.shape, dtype=torch.float32, device=weight_VH.device)
         for tile in tiles.of(len(hidden_NBH)):
             hidden_TBH = tiling.gather(hidden_NBH, tile)
-            logits_TBV = (hidden_TBH @ weight_VH.t()).float()
-            dlogits_TBV = logits_TBV.sub_(tiles.take(lse_SB, tile)[..., None]).exp_()
-            labels_TB = tiles.take(labels_SB, tile)
-            here_TB, index_TB = _labels_here(labels_TB, ctx.first, weight_VH.shape[0])
-            dlogits_TBV.scatter_add_(-1, index_TB[..., None], -here_TB.float()[..., None])
-            dlogits_TBV *= tiles.take(dloss_SB, tile)[..., None]
-            dlogits_TBV = dlogits_TBV.to(weight_VH.dtype)
-            dweight_VH += dlogits_TBV.flatten(0, 1).t() @ hidden_TBH.flatten(0, 1)
-            dhidden_NBH[tile] = tiling.reduce(dlogits_TBV @ weight_VH)
+            dhidden_TBH = _tile_gradients(
+                hidden_TBH,
+                weight_VH,
+                tiles.take(labels_SB, tile),
+                tiles.take(lse_SB, tile),
+                tiles.take(dloss_SB, tile),
+                dweight_VH,
+                tiling.group,
+            )
+            dhidden_NBH[tile] = tiling.reduce(dhidden_TBH)
         return dhidden_NBH, dweight_VH.to(weight_VH.dtype), None, None
 
 
-def _labels_here(labels: torch.Tensor, first: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether labels lie in the part ``[first, first + size)``, and their row there (else 0)."""
+def _tile_terms(
+    hidden_TBH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    labels_TB: torch.Tensor,
+    group: dist.ProcessGroup,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-sum-exp and logit of the label of every token, over the whole vocabulary."""
+    logits_TBV = (hidden_TBH @ weight_VH.t()).float()
+    largest_TB = logits_TBV.amax(dim=-1)
+    dist.all_reduce(largest_TB, op=dist.ReduceOp.MAX, group=group)
+    here_TB, index_TB = _labels_here(labels_TB, weight_VH, group)
+    picked_TB = logits_TBV.gather(-1, index_TB[..., None]).squeeze(-1)
+    # Both sums over the vocabulary in one message; the label is in one rank's part.
+    sums_2TB = torch.stack(
+        (
+            logits_TBV.sub_(largest_TB[..., None]).exp_().sum(dim=-1),
+            torch.where(here_TB, picked_TB, torch.zeros_like(picked_TB)),
+        )
+    )
+    dist.all_reduce(sums_2TB, group=group)
+    return sums_2TB[0].log() + largest_TB, sums_2TB[1]
+
+
+def _tile_gradients(
+    hidden_TBH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    labels_TB: torch.Tensor,
+    lse_TB: torch.Tensor,
+    dloss_TB: torch.Tensor,
+    dweight_VH: torch.Tensor,
+    group: dist.ProcessGroup,
+) -> torch.Tensor:
+    """Gradient of hidden states through this rank's part; that of the weight is added."""
+    dlogits_TBV = (hidden_TBH @ weight_VH.t()).float().sub_(lse_TB[..., None]).exp_()
+    here_TB, index_TB = _labels_here(labels_TB, weight_VH, group)
+    dlogits_TBV.scatter_add_(-1, index_TB[..., None], -here_TB.float()[..., None])
+    dlogits_TBV *= dloss_TB[..., None]
+    dlogits_TBV = dlogits_TBV.to(weight_VH.dtype)
+    dweight_VH += dlogits_TBV.flatten(0, 1).t() @ hidden_TBH.flatten(0, 1)
+    return dlogits_TBV @ weight_VH
+
+
+def _labels_here(
+    labels: torch.Tensor, weight_VH: torch.Tensor, group: dist.ProcessGroup
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether labels lie in this rank's part of the vocabulary, and their row there (else 0)."""
+    size = weight_VH.shape[0]
+    first = group.rank() * size
     here = (labels >= first) & (labels < first + size)
     return here, torch.where(here, labels - first, torch.zeros_like(labels))
 

@@ -1,0 +1,1 @@
+"""Live bytes of tensors in a real training step."""
