@@ -6,6 +6,8 @@ from typing import IO
 
 import torch
 
+from megatron_ultralong.checkpoint.page_cache import let_go
+
 CHUNK_BYTES = 256 * 2**10
 """Linux (6.x, ext4 and xfs) takes page-cache folios as large as the piece that is written. Where
 it has to put 2 MB together for each, writes of 128 MB ran at a fifth of the rate of these."""
@@ -33,3 +35,4 @@ def write_tensor(file: IO[bytes], offset: int, tensor: torch.Tensor) -> None:
     """Write the elements of ``tensor``, in order, from ``offset`` on."""
     file.seek(offset)
     ChunkedFile(file).write(tensor.contiguous().view(torch.uint8).numpy().data)
+    let_go(file)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_ultralong.checkpoint.announce import announce
+from megatron_ultralong.checkpoint.page_cache import announce
 from megatron_ultralong.checkpoint.pickle_layout import record_offsets
 from megatron_ultralong.errors import InputError
 

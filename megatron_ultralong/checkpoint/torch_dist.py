@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from megatron_ultralong.checkpoint.announce import announce
+from megatron_ultralong.checkpoint.page_cache import announce
 from megatron_ultralong.errors import InputError
 
 _CLASS_MODULES = {
