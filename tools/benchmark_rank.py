@@ -24,9 +24,12 @@ import torch
 from rank_benchmark import lone_group
 from rank_benchmark.job import Measurement, RankJob
 
+from megatron_ultralong.attention import kernels
+from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.config import ModelConfig, PretrainConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area, peak_tflops, training_flops
+from megatron_ultralong.mcore.cpu import device as mcore_device
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.run_config import MemoryConfig
@@ -74,7 +77,9 @@ def main() -> None:
         precision="bf16",
     )
     parallel.check_seq_length(config.data.seq_length)
-    model = dataclasses.replace(LLAMA_3_1_8B, num_layers=arguments.num_layers)
+    model = load_metadata(arguments.load).model if arguments.load else LLAMA_3_1_8B
+    model = dataclasses.replace(model, num_layers=arguments.num_layers or model.num_layers)
+    parallel.check_model(model)
     lone_group.start(0, arguments.world_size)
     with parallel_groups(parallel, seed=1) as groups:
         job = RankJob(config, model, groups)
@@ -106,7 +111,8 @@ def _report(
     area = attention_area([0, length])
     flops = training_flops(model, length, area)
     ranks = parallel.tensor_model_parallel_size * parallel.context_parallel_size
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    place = mcore_device()
+    device = torch.cuda.get_device_name() if place.type == "cuda" else platform.machine()
     peak = arguments.peak_tflops or peak_tflops(device) or 989.4
     gigabytes = {
         f"{operation} over {size}": count / 1e9
@@ -136,6 +142,7 @@ def _report(
         "device": device,
         "torch": torch.__version__,
         "megatron-core": megatron.core.__version__,
+        "attention kernel": kernels.resolve(torch.bfloat16, model.kv_channels, place).name,
         "tokens of a row": length,
         "layers": model.num_layers,
         "layout": f"TP {tp}, CP {parallel.context_parallel_size}, {arguments.world_size} ranks",
@@ -177,7 +184,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--tensor-model-parallel-size", type=int, default=8)
     add("--context-parallel-size", type=int, default=4)
     add("--world-size", type=int, default=256, help="ranks of the job")
-    add("--num-layers", type=int, default=32, help="layers that run")
+    add("--load", type=Path, default=None, help="checkpoint whose shape to take, not Llama 3.1 8B")
+    add("--num-layers", type=int, default=0, help="layers that run; 0: all")
     add("--held-layers", type=int, default=0, help="layers whose memory is held, not run")
     add("--recompute-granularity", default="keep_attention", choices=["keep_attention", "full"])
     add("--sequence-tile-size", type=int, default=MemoryConfig.sequence_tile_size)
