@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
@@ -118,6 +119,19 @@ def test_a_tokenizer_that_does_not_fit_is_refused(
     error = refusal(capsys, *pretrain_words(inputs, "--data-path", str(inputs / "other-rows")))
     assert "sha256" in error
     assert "prepare the data with the model's own tokenizer" in error
+
+
+def test_a_tokenizer_of_more_ids_than_the_model_is_refused(
+    inputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    larger = Tokenizer.from_file(str(inputs / "hf" / "tokenizer.json"))
+    larger.add_tokens([f"<more{i}>" for i in range(500)])
+    (inputs / "larger").mkdir()
+    larger.save(str(inputs / "larger" / "tokenizer.json"))
+    prepare_rows(inputs, inputs / "larger", "larger-rows", 128)
+    error = refusal(capsys, *pretrain_words(inputs, "--data-path", str(inputs / "larger-rows")))
+    assert re.search(r"larger-rows has \d+ ids, the model in .* has \d+ embeddings", error), error
 
 
 def test_a_truncated_file_is_refused(

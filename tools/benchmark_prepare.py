@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -147,25 +148,33 @@ def ids(arguments: argparse.Namespace) -> None:
 
 
 def sampling(arguments: argparse.Namespace) -> None:
-    """Shares of the sources and counts of the bins, under the paper's rule."""
-    remove(arguments.work / "sampling")
-    flags = ("--seq-length", "131072", "--length-sampling", "ultralong", "--valid-fraction", "0")
-    run(command(arguments.work, "sampling", *flags))
-    bins = load_manifest(arguments.work / "sampling").bins
-    before = sum(b.num_tokens for b in bins)
-    after = sum(b.num_tokens_sampled for b in bins)
+    """Shares of the sources, counts of the bins by the paper's rule; then the warning's way out."""
+    way_out: list[str] = []
+    while True:
+        remove(arguments.work / "sampling")
+        flags = ["--seq-length", "131072", "--length-sampling", "ultralong", *way_out]
+        run(command(arguments.work, "sampling", *flags, "--valid-fraction", "0"))
+        manifest = load_manifest(arguments.work / "sampling")
+        for share in manifest.shares:
+            print(f"{share.source}: share asked {share.share_asked:.3%}, found {share.share:.3%}")
+        print_chi_square(manifest)
+        offers = [re.search(r"--max-tokens \d+", share.warning) for share in manifest.shares]
+        found = [offer.group().split() for offer in offers if offer]
+        if way_out or not found:
+            return
+        way_out = found[0]
+        print(f"again, with {' '.join(way_out)}, as the warning says:")
+
+
+def print_chi_square(manifest: Manifest) -> None:
+    """Documents of each source and bin against their expectation, where it can vary."""
     chi_square = cells = 0.0
-    for source in dict.fromkeys(b.source for b in bins):
-        own = [b for b in bins if b.source == source]
-        target = sum(b.num_tokens for b in own) / before
-        found = sum(b.num_tokens_sampled for b in own) / after
-        print(f"{source}: share {target:.3%} before, {found:.3%} after")
-        for b in own:
-            fraction = b.weight % 1
-            variance = b.num_documents * fraction * (1 - fraction)
-            if variance > 5:
-                chi_square += (b.num_documents_sampled - b.num_documents * b.weight) ** 2 / variance
-                cells += 1
+    for b in manifest.bins:
+        fraction = b.weight % 1
+        variance = b.num_documents * fraction * (1 - fraction)
+        if variance > 5:
+            chi_square += (b.num_documents_sampled - b.num_documents * b.weight) ** 2 / variance
+            cells += 1
     print(f"bins: chi-square {chi_square:.1f} with {cells:.0f} degrees of freedom")
 
 

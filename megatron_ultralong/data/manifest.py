@@ -92,7 +92,7 @@ class SourceShare:
     """Name of the source."""
 
     share_asked: float
-    """Its share of all tokens found, which sampling keeps (under ``none``: by its weights)."""
+    """Its share of all tokens found, which sampling keeps but under ``none``."""
 
     share: float
     """Its share of the tokens packed in ``train``, separators not counted."""

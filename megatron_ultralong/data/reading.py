@@ -144,27 +144,23 @@ def whole_files(source: Source, options: ReadOptions) -> list[FilePart]:
 
 
 class DocumentReader:
-    """The documents of one source, in the order of its files; iterate once.
+    """The documents of parts of one source, in their order; iterate once.
 
     Empty texts are dropped and counted, and so are bad records under ``skip_bad``.
 
     Args:
-        source: the source; all its files are read.
-        options: how.
-        parts: only these parts of it.
+        source: the source.
+        options: how it is read.
+        parts: what is read of it, see :func:`whole_files`.
 
     Raises:
-        InputError: at a bad record (file, line and reason), or where no document has any text.
+        InputError: at a bad record (file, line and reason).
     """
 
-    def __init__(
-        self, source: Source, options: ReadOptions, parts: Sequence[FilePart] | None = None
-    ) -> None:
+    def __init__(self, source: Source, options: ReadOptions, parts: Sequence[FilePart]) -> None:
         self.source = source
         self.options = options
-        self.parts = whole_files(source, options) if parts is None else parts
-        self.is_whole = parts is None
-        self.num_bytes = sum(part.size for part in self.parts)
+        self.parts = parts
         self.bytes_read = 0
         self.num_documents = self.num_empty = self.num_bad = 0
 
@@ -183,9 +179,6 @@ class DocumentReader:
                     yield document
             before += part.size
             self.bytes_read = before
-        if self.is_whole:
-            num_files, empty, bad = len(self.parts), self.num_empty, self.num_bad
-            require_text(self.source, self.num_documents, num_files, empty, bad)
 
     def _document(self, record: Record) -> Document | None:
         """The document of a record; None for one that is counted and skipped."""

@@ -73,14 +73,14 @@ def source_shares(
     wanted = np.bincount(store.sources, selection.weights * tokens, count)
     kept = np.bincount(plan.kept, minlength=store.lengths.size)
     got = np.bincount(store.sources, kept * tokens, count)
-    asked = found if config.sampling.keeps_mix else wanted
-    asked, share = asked / max(asked.sum(), 1), got / max(got.sum(), 1)
+    asked, share = found / max(found.sum(), 1), got / max(got.sum(), 1)
     shares = []
     for source, name in enumerate(store.source_names):
         misses = abs(got[source] - wanted[source]) > SHARE_TOLERANCE * wanted[source]
+        # More of it is held out for validation than sampling makes up for.
         lacks = wanted[source] < (1 - SHARE_TOLERANCE) * asked[source] * wanted.sum()
         warning = ""
-        if misses or lacks or not got[source]:
+        if misses or (lacks and config.sampling.keeps_mix) or not got[source]:
             cause = _cause(config, store, selection, kept, source)
             warning = (
                 f"source {name!r} has {share[source]:.2%} of the training tokens, where "

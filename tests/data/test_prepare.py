@@ -194,7 +194,11 @@ def test_bad_input_leaves_nothing_behind(
     refuse(config, few, valid_fraction=0.001)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.py").touch()
-    refuse(config, r"source 'e' has no text: .*/empty", source=(f"e={tmp_path}/empty",))
+    refuse(
+        config,
+        r"source 'e' has no text: .*/empty \(1 files, 1 empty",
+        source=(f"e={tmp_path}/empty",),
+    )
     file = config.tokenizer / "tokenizer.json"
     refuse(config, "cannot write .*make room on the disk", output=file / "rows")
 
