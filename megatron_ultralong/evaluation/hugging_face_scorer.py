@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.hugging_face_model import load_llama
 from megatron_ultralong.evaluation.scorer import Scores
 
 
@@ -38,16 +37,12 @@ class HuggingFaceScorer:
         logits_chunk_size: int = 4096,
     ) -> None:
         folder = Path(folder)
-        _check_folder(folder)
-        from transformers import LlamaForCausalLM  # a second to import; only here it is needed
-
-        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self._model = model.to(device).eval()
         self._device = torch.device(device)
+        self._model = load_llama(folder, self._device)
         self._logits_chunk_size = logits_chunk_size
         self.name = name or folder.resolve().name
-        self.max_positions: int = model.config.max_position_embeddings
-        self.vocab_size: int = model.config.vocab_size
+        self.max_positions: int = self._model.config.max_position_embeddings
+        self.vocab_size: int = self._model.config.vocab_size
         self.is_main = True
 
     @torch.inference_mode()
@@ -64,18 +59,3 @@ class HuggingFaceScorer:
             losses.append((logits_bcv.logsumexp(2) - label_logits_bc).cpu())
             hits.append((logits_bcv.argmax(2) == labels_bc).cpu())
         return Scores(torch.cat(losses, dim=1).numpy(), torch.cat(hits, dim=1).numpy())
-
-
-def _check_folder(folder: Path) -> None:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise InputError(
-            f"{folder} has no config.json: it is not a Hugging Face folder; name the folder that "
-            "`ultralong convert export` wrote"
-        )
-    try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}): export the checkpoint again") from error
-    if model_type != "llama":
-        raise InputError(f"{path} has model_type {model_type!r}: only 'llama' can be evaluated")

@@ -13,6 +13,8 @@ import torch
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.generator import Generator
+from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
 from megatron_ultralong.evaluation.megatron_scorer import MegatronScorer
 from megatron_ultralong.evaluation.scorer import Scorer
@@ -38,6 +40,40 @@ def open_scorers(config: ModelsConfig) -> Iterator[Sequence[Scorer]]:
     Raises:
         InputError: a folder is missing or of no known kind.
     """
+    models = _models(config)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    with contextlib.ExitStack() as stack:
+        groups = None
+        if not all(_is_hugging_face(folder) for _, folder in models):
+            groups = stack.enter_context(parallel_groups(config.parallel, seed=0))
+        scorers: list[Scorer] = [
+            HuggingFaceScorer(folder, name=name)
+            if _is_hugging_face(folder)
+            else MegatronScorer(folder, config.parallel, groups, dtype=dtype, name=name)
+            for name, folder in models
+        ]
+        yield scorers
+
+
+@contextlib.contextmanager
+def open_generators(config: ModelsConfig) -> Iterator[Sequence[Generator]]:
+    """Load the models of ``config.load`` to write with; every rank of the job enters it.
+
+    Raises:
+        InputError: a folder is missing or of no known kind.
+    """
+    models = _models(config)
+    megatron = [str(folder) for _, folder in models if not _is_hugging_face(folder)]
+    if megatron:
+        raise InputError(
+            f"{megatron[0]} is a Megatron checkpoint, and only Hugging Face folders can write so "
+            "far: export it with `ultralong convert export`"
+        )
+    yield [HuggingFaceGenerator(folder, name=name) for name, folder in models]
+
+
+def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
+    """Names and folders of ``config.load``, which the layout can hold."""
     if not config.load:
         raise InputError("--load is needed: a Megatron checkpoint or a Hugging Face folder")
     models = [_name_and_folder(argument) for argument in config.load]
@@ -49,18 +85,7 @@ def open_scorers(config: ModelsConfig) -> Iterator[Sequence[Scorer]]:
             f"Hugging Face folders are evaluated in one process, not {world_size()}: start "
             "without torchrun, or convert the folder with `ultralong convert import`"
         )
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    with contextlib.ExitStack() as stack:
-        groups = None
-        if megatron:
-            groups = stack.enter_context(parallel_groups(config.parallel, seed=0))
-        scorers: list[Scorer] = [
-            HuggingFaceScorer(folder, name=name)
-            if _is_hugging_face(folder)
-            else MegatronScorer(folder, config.parallel, groups, dtype=dtype, name=name)
-            for name, folder in models
-        ]
-        yield scorers
+    return models
 
 
 def tokenizer_folder(argument: str) -> Path:
