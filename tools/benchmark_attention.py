@@ -3,6 +3,7 @@
     python tools/benchmark_attention.py balance   # areas alone: seconds, no attention is computed
     python tools/benchmark_attention.py cpu       # two gloo ranks against one process
     python tools/benchmark_attention.py gpu       # a whole group's work on one GPU, minutes
+    torchrun --nproc-per-node 2 tools/benchmark_attention.py ranks   # real ranks, over NCCL
 
 Each prints a Markdown table under its conditions; benchmarks/attention.md holds the results.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
 import sys
 
@@ -19,6 +21,7 @@ from attention_benchmark.accuracy import accuracy
 from attention_benchmark.balance import balance
 from attention_benchmark.cpu import cpu
 from attention_benchmark.gpu import gpu
+from attention_benchmark.ranks import ranks
 
 from megatron_ultralong.errors import InputError
 
@@ -30,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         (balance, 128, 1),
         (cpu, 64, 5),
         (gpu, 128, 3),
+        (ranks, 128, 5),
         (accuracy, 128, 1),
     ):
         text = (verb.__doc__ or "").strip().splitlines()[0]
@@ -53,10 +57,11 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     arguments = _parser().parse_args()
     where = platform.processor() or platform.machine()
-    if arguments.verb == "gpu" and torch.cuda.is_available():
+    if arguments.verb in ("gpu", "ranks") and torch.cuda.is_available():
         where = torch.cuda.get_device_name()
     today = datetime.date.today().isoformat()
-    print(f"`python {' '.join(sys.argv)}`, {today}, torch {torch.__version__}, {where}\n")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"`python {' '.join(sys.argv)}`, {today}, torch {torch.__version__}, {where}\n")
     try:
         arguments.run(arguments)
     except InputError as error:
