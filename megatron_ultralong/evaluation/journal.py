@@ -1,0 +1,219 @@
+"""Journal of an evaluation: one line for every finished sample, from which a killed one goes on.
+
+While an evaluation with ``--output NAME`` runs, ``NAME.partial`` holds ``evaluation.json`` (what
+decides its figures) and ``samples.jsonl`` (a line for every finished sample, under a key that
+hashes all that decides the sample). When it is complete, pictures and results are written beside
+them, and the folder is renamed to ``NAME``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.output_folder import check_output_folder
+from megatron_ultralong.mcore.parallel import every_rank
+
+IDENTITY_FILE = "evaluation.json"
+SAMPLES_FILE = "samples.jsonl"
+SUFFIX = ".partial"
+
+
+def sample_key(**parts: Any) -> str:
+    """Hash of all that decides a sample: ``sample_key(task="vt", prompt=ids, max_new_tokens=30)``.
+
+    Parts are JSON values or arrays of numbers; the order of their names does not matter, a list
+    and an array of the same numbers are different parts.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(parts):
+        value = parts[name]
+        if isinstance(value, np.ndarray):
+            text = f"array:{value.dtype.str}:{value.shape}:"
+            data = text.encode() + np.ascontiguousarray(value).tobytes()
+        else:
+            data = _canonical(value).encode()
+        digest.update(f"{name}:{len(data)}:".encode() + data)
+    return digest.hexdigest()[:32]
+
+
+class Journal:
+    """Finished samples of one evaluation; made by :func:`open_journal`.
+
+    Every rank of a job holds the same entries; the main one writes them.
+    """
+
+    def __init__(self, entries: dict[str, dict[str, Any]], file: _SamplesFile | None) -> None:
+        self._entries = entries
+        self._file = file
+        self.num_resumed = len(entries)
+        """Samples that an earlier process finished."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the main rank writes results and pictures; None on others and without output."""
+        return self._file.folder if self._file else None
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """What was noted of the sample ``key``; None: it is still to be done."""
+        return self._entries.get(key)
+
+    def add(self, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Note a finished sample, on the disk when this returns; JSON's reading of ``values``."""
+        entry: dict[str, Any] = json.loads(json.dumps(dict(values), allow_nan=False))
+        self._entries[key] = entry
+        if self._file:
+            self._file.append({"key": key, **entry})
+        return entry
+
+
+@contextlib.contextmanager
+def open_journal(
+    output: str | Path, kind: str, identity: Mapping[str, Any], *, is_main: bool
+) -> Iterator[Journal]:
+    """The journal of an evaluation into the new folder ``output``; every rank enters it.
+
+    A folder ``output``.partial of the same evaluation is taken up. When the block ends without an
+    exception the folder gets its name; otherwise it stays as it is, for the next try.
+
+    Args:
+        output: the folder to be; empty keeps the journal in memory alone.
+        kind: the evaluation's verb, such as ``ruler``.
+        identity: JSON values that decide the figures of every sample, the checkpoint's among
+            them; not the number of samples, which a later try may raise.
+        is_main: whether this rank writes.
+
+    Raises:
+        InputError: ``output`` holds something, its partial folder belongs to another evaluation
+            or to one that runs, or the disk refuses.
+    """
+    if not output:
+        yield Journal({}, None)
+        return
+    final = Path(os.path.abspath(output))
+    file: _SamplesFile | None = None
+    problem: str | None = None
+    entries: dict[str, dict[str, Any]] = {}
+    if is_main:
+        try:
+            check_output_folder(final)
+            file = _SamplesFile(final.with_name(final.name + SUFFIX), {"kind": kind, **identity})
+            entries = file.entries
+        except InputError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"cannot write --output {final} ({error}): name another folder"
+    # One rank reads; the others follow it, so that all skip the same samples.
+    problem, entries = every_rank((problem, entries))[0]
+    if problem is not None:
+        raise InputError(problem)
+    try:
+        yield Journal(entries, file)
+        if file:
+            file.close()
+            if final.is_dir():
+                final.rmdir()  # an empty one, made by the user
+            os.rename(file.folder, final)
+    finally:
+        if file:
+            file.close()
+
+
+class _SamplesFile:
+    """The main rank's files of a journal."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.entries: dict[str, dict[str, Any]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / SAMPLES_FILE).open("a+b")
+        try:
+            self._lock()
+            self._check_identity(json.loads(json.dumps(dict(identity))))
+            self._read()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        """Write a line and wait for the disk: minutes of work may stand behind it."""
+        self._file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file, which ends the lock."""
+        self._file.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another evaluation is writing to {self.folder}: wait for its end, or name "
+                "another --output"
+            ) from None
+        except OSError:  # a network file system without locks
+            sys.stderr.write(
+                f"ultralong: {self.folder} cannot be locked: start one job at a time\n"
+            )
+
+    def _check_identity(self, identity: dict[str, Any]) -> None:
+        path = self.folder / IDENTITY_FILE
+        if not path.is_file():
+            if any(entry.name != SAMPLES_FILE for entry in self.folder.iterdir()):
+                raise InputError(
+                    f"{self.folder} exists and is no evaluation of ours (no {IDENTITY_FILE}): "
+                    "remove it, or name another --output"
+                )
+            aside = path.with_name(IDENTITY_FILE + ".aside")
+            aside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+            os.replace(aside, path)
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"{path} is damaged ({error}): remove {self.folder} to begin again"
+            ) from error
+        for name in ("kind", *sorted({*found, *identity} - {"kind"})):
+            theirs, ours = found.get(name), identity.get(name)
+            if theirs != ours:
+                raise InputError(
+                    f"{self.folder} was begun by another evaluation: its {name} was {theirs!r}, "
+                    f"now it is {ours!r}; repeat the first command to go on with it, remove that "
+                    "folder, or name another --output"
+                )
+
+    def _read(self) -> None:
+        """Take up the lines; what a kill tore at the end is cut off."""
+        self._file.seek(0)
+        data = self._file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._file.truncate(len(complete))
+        damaged = 0
+        for line in complete.splitlines():
+            try:
+                values = json.loads(line)
+                self.entries[values.pop("key")] = values
+            except (ValueError, KeyError, AttributeError, TypeError):
+                damaged += 1  # its sample is done again
+        if damaged:
+            sys.stderr.write(
+                f"ultralong: {damaged} of {len(complete.splitlines())} lines of "
+                f"{self.folder / SAMPLES_FILE} are damaged; their samples are evaluated again\n"
+            )
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
