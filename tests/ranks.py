@@ -1,4 +1,4 @@
-"""Start a function on several real gloo ranks, each a process of its own."""
+"""Start a function on several real ranks, over gloo or NCCL, each a process of its own."""
 
 from __future__ import annotations
 
@@ -25,13 +25,28 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> l
 
     The ranks meet in a file, so that test runs side by side do not collide on a port.
     """
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    return _run(world_size, "forkserver", "gloo", function, args)
+
+
+def run_on_gpus(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """The same over NCCL, a GPU each; started anew, since CUDA does not survive a fork."""
+    return _run(world_size, "spawn", "nccl", function, args)
+
+
+def _run(
+    world_size: int,
+    start_method: str,
+    backend: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.set_forkserver_preload(_PRELOADED)
         multiprocessing.start_processes(
             _rank,
-            args=(world_size, folder, dict(os.environ), function, args),
+            args=(world_size, folder, backend, dict(os.environ), function, args),
             nprocs=world_size,
-            start_method="forkserver",
+            start_method=start_method,
         )
         return [
             pickle.loads((Path(folder) / f"result-{rank}").read_bytes())
@@ -43,6 +58,7 @@ def _rank(
     rank: int,
     world_size: int,
     folder: str,
+    backend: str,
     environment: dict[str, str],
     function: Callable[..., Any],
     args: tuple[Any, ...],
@@ -52,7 +68,9 @@ def _rank(
     os.environ.update(environment)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         result = function(*args)
     except BaseException:  # the other ranks fail too, on a lost peer: say which one was first

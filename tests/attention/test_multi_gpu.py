@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron_ultralong.attention import ring_attention
 from megatron_ultralong.context_parallel import LocalRing, zigzag
 from tests.attention.whole_sequence import inputs
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_gpus
 
 pytestmark = [
     pytest.mark.multi_gpu,
@@ -22,8 +22,7 @@ def _shards(backend: str, edges: list[int] | None, on_ranks: bool) -> list[torch
     """out, dq, dk and dv: of this rank over NCCL, or of all ranks end to end."""
     rank = dist.get_rank() if on_ranks else 0
     device = torch.device("cuda", rank)
-    torch.cuda.set_device(device)
-    group = dist.new_group(backend="nccl") if on_ranks else LocalRing(SIZE)
+    group = dist.group.WORLD if on_ranks else LocalRing(SIZE)
     ranks = [rank] if on_ranks else range(SIZE)
     whole = inputs(4096, 4, 1, 128, torch.bfloat16)
     tensors = [torch.cat([zigzag(SIZE).shard(x, r, 0) for r in ranks]).to(device) for x in whole]
@@ -37,7 +36,7 @@ def _shards(backend: str, edges: list[int] | None, on_ranks: bool) -> list[torch
 @pytest.mark.parametrize("backend", ["p2p", "all_gather"])
 @pytest.mark.parametrize("edges", [None, [0, 1, 1500, 2050, 4096]])
 def test_nccl_equals_the_local_ring(backend, edges):
-    by_rank = run_on_ranks(SIZE, _shards, backend, edges, True)
+    by_rank = run_on_gpus(SIZE, _shards, backend, edges, True)
     expected = _shards(backend, edges, False)
     for shards, whole in zip(zip(*by_rank, strict=True), expected, strict=True):
         # The same kernel on the same blocks; NCCL's sums of float32 have an order of their own.

@@ -1,4 +1,4 @@
-"""Runs over NCCL, two GPUs under torchrun, against one GPU and against their own resume."""
+"""Training over NCCL on two GPUs, against one GPU and against its own resume."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import torch
 from megatron_ultralong.config import ParallelConfig, PretrainConfig
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.run_config import MemoryConfig
+from megatron_ultralong.training.pretrain import pretrain
+from tests.ranks import run_on_gpus
 from tests.training.conftest import MakeConfig
-from tests.training.job import TorchrunJob, losses
+from tests.training.job import losses
 
 pytestmark = [
     pytest.mark.multi_gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two CUDA devices"),
 ]
 STEPS = 5
+MASKS: tuple[DocumentMask, ...] = ("none", "block")
 LAYOUTS = {
     "cp2": ParallelConfig(context_parallel_size=2),
     "cp2-gather": ParallelConfig(context_parallel_size=2, cp_comm_type="all_gather"),
@@ -26,59 +29,51 @@ LAYOUTS = {
     "pp2": ParallelConfig(pipeline_model_parallel_size=2),
     "dp2": ParallelConfig(),
 }
-Losses = dict[int, tuple[float, float]]
+Log = list[tuple[float, float]]
+"""Loss and gradient norm of every iteration."""
 
 
-def run(config: PretrainConfig, folder: Path, num_ranks: int) -> Losses:
-    """Losses and gradient norms of a run under torchrun."""
-    job = TorchrunJob.start(config, folder, num_ranks)
-    try:
-        job.until_gone(200.0)
-        assert job.process.returncode == 0, job.text
-    finally:
-        job.kill()
-    return losses(Path(config.save))
-
-
-@pytest.fixture(scope="module")
-def one_gpu(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Losses]:
-    """Losses of one GPU by mask."""
-    folder = tmp_path_factory.mktemp("one")
-    masks: tuple[DocumentMask, ...] = ("none", "block")
+def train_all(configs: dict[str, PretrainConfig]) -> dict[str, Log]:
+    """Run on every rank: one run after the other."""
     return {
-        mask: run(
-            make_config(folder / mask / "run", (1, 1), mask, train_iters=STEPS, save_interval=0),
-            folder / mask,
-            1,
-        )
-        for mask in masks
+        name: [(record.lm_loss, record.grad_norm) for record in pretrain(config)]
+        for name, config in configs.items()
     }
 
 
-@pytest.mark.parametrize("mask", ["none", "block"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_gpus_train_as_one(
-    layout: str,
-    mask: DocumentMask,
-    one_gpu: dict[str, Losses],
-    make_config: MakeConfig,
-    tmp_path: Path,
-) -> None:
-    config = make_config(tmp_path / "run", (1, 1), mask, train_iters=STEPS, save_interval=0)
-    # Tiles, kept attention and off-loading to pinned memory on every second layout.
-    memory = MemoryConfig(
-        recompute_granularity="keep_attention",
-        sequence_tile_size=24,
-        loss_tile_size=40,
-        offload_activations=layout in ("cp2", "tp2-sp", "dp2"),
-    )
-    ours = run(
-        dataclasses.replace(config, parallel=LAYOUTS[layout], memory=memory), tmp_path / "job", 2
-    )
-    assert list(ours) == list(one_gpu[mask]) == list(range(1, STEPS + 1))
-    for iteration, figures in ours.items():
-        # float32 kernels, sums in another order.
-        assert figures == pytest.approx(one_gpu[mask][iteration], rel=1e-4)
+def configs_of(
+    make_config: MakeConfig, layouts: dict[str, ParallelConfig]
+) -> dict[str, PretrainConfig]:
+    """Runs by layout and mask."""
+    return {
+        f"{name} {mask}": dataclasses.replace(
+            make_config(None, (1, 1), mask, train_iters=STEPS, save_interval=0),
+            parallel=parallel,
+            # Tiles, kept attention and off-loading to pinned memory on two GPUs.
+            memory=MemoryConfig(
+                recompute_granularity="keep_attention",
+                sequence_tile_size=24,
+                loss_tile_size=40,
+                offload_activations=name in ("cp2", "tp2-sp", "dp2"),
+            )
+            if name != "one"
+            else MemoryConfig(recompute_granularity="none", loss_tile_size=0),
+        )
+        for name, parallel in layouts.items()
+        for mask in MASKS
+    }
+
+
+def test_two_gpus_train_as_one(make_config: MakeConfig) -> None:
+    one = run_on_gpus(1, train_all, configs_of(make_config, {"one": ParallelConfig()}))[0]
+    two = run_on_gpus(2, train_all, configs_of(make_config, LAYOUTS))[0]
+    for layout in LAYOUTS:
+        for mask in MASKS:
+            ours, theirs = two[f"{layout} {mask}"], one[f"one {mask}"]
+            assert len(ours) == STEPS
+            for each, expected in zip(ours, theirs, strict=True):
+                # float32 kernels, sums in another order.
+                assert each == pytest.approx(expected, rel=1e-4), (layout, mask)
 
 
 def test_a_resumed_run_over_nccl_is_bit_equal(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -89,6 +84,7 @@ def test_a_resumed_run_over_nccl_is_bit_equal(make_config: MakeConfig, tmp_path:
             deterministic_mode=True,
         )
 
-    whole = run(config("whole", 6), tmp_path / "job-0", 2)
-    run(config("parts", 3), tmp_path / "job-1", 2)
-    assert run(config("parts", 6), tmp_path / "job-2", 2) == whole
+    runs = {"whole": config("whole", 6), "first": config("parts", 3), "then": config("parts", 6)}
+    log = run_on_gpus(2, train_all, runs)[0]
+    assert log["first"] + log["then"] == log["whole"]
+    assert len(log["whole"]) == len(losses(tmp_path / "parts")) == 6
