@@ -159,6 +159,25 @@ def _run_pretrain(verb: str, words: list[str]) -> None:
     pretrain(config)
 
 
+def _run_plan(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.plan.command import PlanConfig, plan_run
+    from megatron_ultralong.plan_inputs import default_run, rows_area, shape_of
+
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(
+            f"usage: {PROGRAM} {verb} RECIPE --gpus N --gpu NAME [flags, also those of pretrain]\n"
+            f"`{PROGRAM} {verb} RECIPE --help` lists the flags.\n"
+        )
+        return
+    recipe, rest = words[0], words[1:]
+    command = _parse(PlanConfig, verb, rest, PlanConfig(default_run(recipe)))
+    command, own_area = rows_area(command)
+    model, name = shape_of(command, recipe)
+    typed = {word[2:].split("=")[0].replace("-", "_") for word in rest if word.startswith("--")}
+    typed |= {name.removeprefix("no_") for name in typed}
+    plan_run(command, recipe, model, name, typed=typed, own_area=own_area)
+
+
 def _run_evaluate_loss(verb: str, words: list[str]) -> None:
     from megatron_ultralong.data.manifest import load_manifest
     from megatron_ultralong.evaluation.commands import LossCommand
@@ -205,6 +224,7 @@ _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "convert verify": ("compare two models bit by bit, and by logits", _run_convert),
     "convert inspect": ("what a folder or checkpoint holds", _run_convert),
     "pretrain": ("extend the context; under torchrun for several ranks", _run_pretrain),
+    "plan": ("memory, time and the layout of a run, before a GPU is taken", _run_plan),
     "evaluate loss": ("loss by position on held-out rows", _run_evaluate_loss),
     "evaluate passkey": ("passkey retrieval by length and depth", _run_evaluate_passkey),
     "doctor": ("whether this machine and job can run the rest, and what to mend", _run_doctor),

@@ -6,9 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
 from megatron_ultralong.config import ModelConfig
@@ -21,6 +19,9 @@ from megatron_ultralong.yarn import (
     hf_rope_scaling,
     yarn_attention_factor,
 )
+
+if TYPE_CHECKING:  # reading a shape needs no torch
+    import torch
 
 CONFIG_FILE = "config.json"
 ARCHITECTURE = "LlamaForCausalLM"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from megatron_ultralong import yarn
 from megatron_ultralong.checkpoint.folder import resolve
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata, load_metadata
@@ -13,6 +15,7 @@ from megatron_ultralong.data.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows import PackedRows
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.parallel import flat_fields, world_size
+from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.loop import train
@@ -32,7 +35,9 @@ def pretrain(config: PretrainConfig) -> list[IterationRecord]:
 
 
 def dry_run(config: PretrainConfig) -> str:
-    """Check all that a run would check before its weights are loaded; the resolved configuration.
+    """Check all that a run would check before its weights are loaded; its configuration and plan.
+
+    The plan stands in comments, so that the text is a configuration file.
 
     Raises:
         InputError: bad input; see :func:`check_run` and :meth:`RunFolder.check`.
@@ -40,7 +45,13 @@ def dry_run(config: PretrainConfig) -> str:
     inputs = check_run(config, world_size())
     resumed = RunFolder(inputs.config, inputs.result).check()
     start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {config.load}"
-    return f"# a dry run: this one {start}\n{config_text(inputs.config)}"
+    plan = plan_text(inputs.config, inputs.source.model, world_size(), _device_name())
+    comments = "".join(f"# {line}".rstrip() + "\n" for line in plan.splitlines())
+    return f"# a dry run: this one {start}\n{config_text(inputs.config)}{comments}"
+
+
+def _device_name() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:

@@ -1,0 +1,131 @@
+"""Bytes that leave a rank in one step, by group and link, as the program sends them.
+
+``tools/benchmark_rank.py`` counts the same while one rank runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from megatron_ultralong.plan.hardware import Hardware
+from megatron_ultralong.plan.job import Job, stage_parameters
+
+Link = Literal["NVLink", "network"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What one kind of communication sends from a rank in a step."""
+
+    name: str
+    num_bytes: float
+    """All micro-batches and layers."""
+    link: Link
+    seconds: float
+    """On that link, alone."""
+    hidden_seconds: float = 0.0
+    """Of them, beside kernels."""
+
+    @property
+    def exposed_seconds(self) -> float:
+        """What the step gets longer by."""
+        return self.seconds - self.hidden_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorParallelBytes:
+    """Bytes that leave a rank in its tensor-parallel group, one micro-batch."""
+
+    gathered: float
+    scattered: float
+    reduced: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.gathered + self.scattered + self.reduced
+
+
+def tensor_parallel_bytes(job: Job, stage: int = 0) -> TensorParallelBytes:
+    """All-gathers, reduce-scatters and all-reduces of a stage, one micro-batch.
+
+    With sequence parallelism and recomputation a layer gathers 9 times (2 forward; 2 again for
+    queries, keys and values; 1 again and 4 in backward for the rest) and scatters 6 times; without
+    recomputation 6 and 4 times.
+    """
+    its, parallel = job.sizes, job.parallel
+    tp = parallel.tensor_model_parallel_size
+    if tp == 1:
+        return TensorParallelBytes(0.0, 0.0, 0.0)
+    layers = parallel.stage_layers(job.model.num_layers)[stage]
+    again = job.memory.recompute_granularity != "none"
+    is_first, is_last = stage == 0, stage == parallel.pipeline_model_parallel_size - 1
+    whole = its.tokens * its.hidden_size * its.element
+    part = whole * (tp - 1) / tp
+    tiled = job.memory.loss_tile_size > 0
+    # Three float32 numbers a token forward, summed over the vocabulary's parts.
+    sums = is_last * 3 * its.tokens * 4 * 2 * (tp - 1) / tp
+    if its.runs > 1:
+        tiled_embedding = again and job.memory.sequence_tile_size > 0
+        gathers = layers * (9 if again else 6) + is_last * (2 if tiled else 3) + is_first
+        scatters = layers * (6 if again else 4) + is_last + is_first * (1 + tiled_embedding)
+        return TensorParallelBytes(gathers * part, scatters * part, sums)
+    reduces = layers * (6 if again else 4) + is_first + is_last
+    return TensorParallelBytes(0.0, 0.0, reduces * 2 * part + sums)
+
+
+def ring_bytes(job: Job, rank: int | None = None) -> tuple[float, float]:
+    """Bytes that one rank passes on in the rings of one layer and micro-batch: forward, backward.
+
+    Keys and values go round forward and backward, float32 sums of their gradients backward.
+    Without documents nobody needs rank 0's late keys, so half of its keys travel. ``rank`` None:
+    the busiest.
+    """
+    cp = job.parallel.context_parallel_size
+    if cp == 1:
+        return 0.0, 0.0
+    pair = 2.0 * job.sizes.keys
+    sums = pair * 4 / job.sizes.element
+    if job.parallel.cp_comm_type == "all_gather":
+        return (cp - 1) * pair, (cp - 1) * (pair + sums)
+    if rank is None:
+        return max((ring_bytes(job, each) for each in range(cp)), key=sum)
+    passed_on = {(rank - hop) % cp for hop in range(cp - 1)}
+    added_to = {(rank - hop) % cp for hop in range(1, cp)}
+    key_hops = len(passed_on) - 0.5 * (0 in passed_on)
+    sum_hops = len(added_to) - 0.5 * (0 in added_to)
+    return key_hops * pair, key_hops * pair + sum_hops * sums
+
+
+def links(job: Job, hardware: Hardware) -> dict[str, Link]:
+    """The link of every group: ranks are numbered tensor, context, data, pipeline parallel."""
+    tp, cp = job.parallel.tensor_model_parallel_size, job.parallel.context_parallel_size
+    node = hardware.gpus_per_node
+
+    def inside(size: int) -> Link:
+        return "NVLink" if size <= node else "network"
+
+    dp = job.data_parallel_size
+    return {
+        "tensor": inside(tp),
+        "context": inside(tp * cp),
+        "data": inside(tp * cp * dp),
+        "pipeline": inside(job.num_gpus),
+    }
+
+
+def rate(hardware: Hardware, link: Link) -> float:
+    """Bytes a second of a link."""
+    gigabytes = (
+        hardware.nvlink_gb_per_second if link == "NVLink" else hardware.network_gb_per_second
+    )
+    return gigabytes * 1e9
+
+
+def data_parallel_bytes(job: Job, stage: int) -> tuple[float, float]:
+    """Float32 gradients scattered, weights gathered, over data x context parallel ranks; a step."""
+    shards = job.data_parallel_size * job.parallel.context_parallel_size
+    parameters = stage_parameters(job.model, job.parallel, stage)
+    part = parameters * (shards - 1) / shards
+    return 4.0 * part, job.sizes.element * part

@@ -1,0 +1,179 @@
+"""A job as its plan sees it: a model, a configuration, a number of GPUs, and their sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from megatron_ultralong.activations import KeptTensors, kept_tensors
+from megatron_ultralong.config import ModelConfig, ParallelConfig, PretrainConfig
+from megatron_ultralong.run_config import MemoryConfig
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is planned. Nothing in it has been checked: :func:`check` does."""
+
+    model: ModelConfig
+    config: PretrainConfig
+    num_gpus: int
+    mean_area: float
+    """Pairs of query and key that attend, of a mean row."""
+    busiest_over_mean: float = 1.0
+    """Attention of the busiest context-parallel rank over the mean; 1 without a document mask."""
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """How it is spread over ranks."""
+        return self.config.parallel
+
+    @property
+    def memory(self) -> MemoryConfig:
+        """What is kept, and where."""
+        return self.config.memory
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of a row."""
+        return self.config.data.seq_length
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Replicas."""
+        return self.parallel.data_parallel_size(self.num_gpus)
+
+    @property
+    def num_microbatches(self) -> int:
+        """Forward passes of a replica in an iteration."""
+        return self.config.num_microbatches(self.num_gpus)
+
+    @property
+    def tokens_per_iteration(self) -> int:
+        """Of the global batch."""
+        return self.config.global_batch_size * self.seq_length
+
+    def check(self) -> None:
+        """Raise InputError where the layout cannot run, whatever the memory."""
+        self.parallel.check_model(self.model)
+        self.parallel.check_seq_length(self.seq_length)
+        self.memory.check()
+        self.config.num_microbatches(self.num_gpus)
+
+    def kept(self) -> KeptTensors:
+        """What one recomputed layer keeps of one micro-batch."""
+        return kept_tensors(
+            self.model,
+            self.parallel,
+            seq_length=self.seq_length,
+            micro_batch_size=self.config.micro_batch_size,
+            bytes_per_element=self.sizes.element,
+            keep_attention=self.memory.recompute_granularity == "keep_attention",
+        )
+
+    @property
+    def sizes(self) -> RankSizes:
+        """Sizes of one rank's tensors."""
+        return RankSizes.of(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class RankSizes:
+    """Sizes of a rank's tensors of one micro-batch; in bytes unless they say otherwise."""
+
+    element: int
+    """Of an activation or weight."""
+    tokens: int
+    """Local tokens, of all rows of the micro-batch."""
+    row_tokens: int
+    """Local tokens of one row."""
+    runs: int
+    """Tensor-parallel ranks that split hidden states along the sequence, or 1."""
+    hidden_size: int
+    ffn: int
+    """Channels of the MLP on this rank."""
+    vocab: int
+    """Words on this rank."""
+    queries: int
+    """A tensor of all queries; attention's output is as large."""
+    keys: int
+    """A tensor of all keys; values are as large."""
+    lse: int
+    head_dim: int
+    tile: int
+    """Tokens that go through projections and MLP at a time, all runs and rows."""
+    loss_tile: int
+
+    @classmethod
+    def of(cls, job: Job) -> RankSizes:
+        """Sizes by the configuration."""
+        model, parallel, config = job.model, job.parallel, job.config
+        tp, rows = parallel.tensor_model_parallel_size, config.micro_batch_size
+        element = 4 if config.precision == "fp32" else 2
+        row_tokens = job.seq_length // parallel.context_parallel_size
+        runs = tp if parallel.sequence_parallel else 1
+        tokens = row_tokens * rows
+        heads, kv_heads = model.num_attention_heads // tp, model.num_query_groups // tp
+
+        def tile(size: int) -> int:
+            most = max(1, size // runs) * runs if size else row_tokens
+            return rows * min(row_tokens, most)
+
+        recomputes = config.memory.recompute_granularity != "none"
+        return cls(
+            element=element,
+            tokens=tokens,
+            row_tokens=row_tokens,
+            runs=runs,
+            hidden_size=model.hidden_size,
+            ffn=model.ffn_hidden_size // tp,
+            vocab=model.vocab_size // tp,
+            queries=tokens * heads * model.kv_channels * element,
+            keys=tokens * kv_heads * model.kv_channels * element,
+            lse=tokens * heads * 4,
+            head_dim=model.kv_channels,
+            tile=tile(config.memory.sequence_tile_size if recomputes else 0),
+            loss_tile=tile(config.memory.loss_tile_size),
+        )
+
+    @property
+    def hidden(self) -> int:
+        """Hidden states of this rank: its run of them under sequence parallelism."""
+        return self.tokens // self.runs * self.hidden_size * self.element
+
+    @property
+    def angles(self) -> int:
+        """Rotary angles of the local positions, float32."""
+        return self.row_tokens * self.head_dim * 4
+
+    @property
+    def queries_keys_values(self) -> int:
+        """All three."""
+        return self.queries + 2 * self.keys
+
+    def of_tile(self, size: int) -> int:
+        """Part of a tensor over all tokens that one tile has."""
+        return size * self.tile // self.tokens
+
+
+def layer_parameters(model: ModelConfig, tensor_parallel_size: int) -> int:
+    """Weights of one layer on a rank."""
+    heads = 2 * model.num_attention_heads + 2 * model.num_query_groups
+    matrices = model.hidden_size * (heads * model.kv_channels + 3 * model.ffn_hidden_size)
+    return matrices // tensor_parallel_size + 2 * model.hidden_size
+
+
+def stage_parameters(model: ModelConfig, parallel: ParallelConfig, stage: int) -> int:
+    """Weights of a rank of pipeline stage ``stage``, its part of the vocabulary included."""
+    layers = parallel.stage_layers(model.num_layers)[stage]
+    tp = parallel.tensor_model_parallel_size
+    words = model.vocab_size // tp * model.hidden_size
+    is_first, is_last = stage == 0, stage == parallel.pipeline_model_parallel_size - 1
+    count = layers * layer_parameters(model, tp)
+    if is_first:
+        count += words
+    if is_last:
+        count += model.hidden_size  # the final norm
+        if model.untie_embeddings_and_output_weights or not is_first:
+            count += words
+    return count

@@ -1,0 +1,281 @@
+"""Memory of a rank's training step, walked through tensor by tensor.
+
+The walk follows ``mcore/`` and ``training/``: what is alive at every moment of forward, backward
+and optimizer, in the order in which the program makes and drops it. A stage's last layer counts:
+everything the others keep is there, too. ``tools/benchmark_plan.py`` holds it against live tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from megatron_ultralong.activations import LSE_BYTES
+from megatron_ultralong.plan.attention_memory import AttentionMemory
+from megatron_ultralong.plan.job import Job, stage_parameters
+from megatron_ultralong.plan.ledger import Ledger, Peak
+
+TOKEN_BYTES = 8 + 8 + 4 + 8
+"""Of one token of a batch: id, label, weight of its loss, position."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageMemory:
+    """One pipeline stage's rank."""
+
+    stage: int
+    peaks: dict[str, Peak]
+    """By moment of the step."""
+    host: int
+    """Bytes of pinned host memory."""
+
+    @property
+    def peak(self) -> Peak:
+        """The largest."""
+        return max(self.peaks.values(), key=lambda peak: peak.total)
+
+
+def step_memory(job: Job, kernel: str) -> list[StageMemory]:
+    """Every pipeline stage of a job; ``kernel`` computes its attention."""
+    stages = job.parallel.pipeline_model_parallel_size
+    return [_StageWalk(job, stage, kernel).run() for stage in range(stages)]
+
+
+class _StageWalk:
+    """One step of one rank."""
+
+    def __init__(self, job: Job, stage: int, kernel: str) -> None:
+        self.job, self.stage, self.kernel = job, stage, kernel
+        self.sizes = job.sizes
+        self.kept = job.kept()
+        stages = job.parallel.pipeline_model_parallel_size
+        self.layers = job.parallel.stage_layers(job.model.num_layers)[stage]
+        self.is_first, self.is_last = stage == 0, stage == stages - 1
+        # One forward, one backward: so many micro-batches are under way at once.
+        self.under_way = min(stages - stage, job.num_microbatches)
+        self.parameters = stage_parameters(job.model, job.parallel, stage)
+        self.attention = AttentionMemory(
+            self.sizes,
+            job.parallel,
+            kernel,
+            job.model.num_attention_heads > job.model.num_query_groups,
+        )
+        self.ledger = Ledger()
+
+    def run(self) -> StageMemory:
+        """Walk, and give the peaks."""
+        its, ledger, offload = self.sizes, self.ledger, self.job.memory.offload_activations
+        self._static()
+        with ledger.moment("between steps"):
+            ledger.touch("weights", 0)
+        ledger.take("tokens and angles", its.angles + self.under_way * its.tokens * TOKEN_BYTES)
+        on_device = 0 if offload else self._layer_keeps()
+        ledger.take("saved activations", (self.under_way - 1) * self.layers * on_device)
+        if self.is_first:
+            with ledger.moment("embedding"):
+                self._embedding()
+        ledger.take("saved activations", (self.layers - 1) * on_device)
+        if offload:
+            pinned = self.kept.on_device if self.kernel == "cpu" else self.kept.on_host
+            ledger.host = self.under_way * self.layers * pinned
+        if self.job.memory.recompute_granularity == "none":
+            self._plain_layer()
+        else:
+            self._layer_forward()
+            ledger.take("saved activations", on_device)
+            if self.is_last:
+                self._loss()
+            self._layer_backward(on_device)
+        with ledger.moment("optimizer step"):
+            self._optimizer()
+        return StageMemory(self.stage, ledger.peaks, ledger.host)
+
+    def _static(self) -> None:
+        its, job = self.sizes, self.job
+        shards = job.data_parallel_size * job.parallel.context_parallel_size
+        states = 8 if job.config.precision == "fp32" else 12
+        self.ledger.take("weights", self.parameters * its.element)
+        self.ledger.take("gradients", self.parameters * 4)
+        self.ledger.take("optimizer", self.parameters * states // shards)
+        if its.runs > 1:  # Megatron's buffer for gathered tiles, made once
+            self.ledger.take("projection and MLP tile", self._tile_hidden())
+
+    def _layer_keeps(self) -> int:
+        """Bytes that one layer keeps on the device from forward to backward."""
+        if self.job.memory.recompute_granularity == "none":
+            return self._plain_layer_keeps()
+        return self.kept.on_device
+
+    def _tile_hidden(self) -> int:
+        """Hidden states of all tokens of a tile."""
+        return self.sizes.tile * self.sizes.hidden_size * self.sizes.element
+
+    def _embedding(self) -> None:
+        """Vectors of one tile, and all of this rank."""
+        its, ledger = self.sizes, self.ledger
+        with ledger.hold("embedding", its.hidden):
+            copies = 2 if self.job.parallel.tensor_model_parallel_size > 1 else 1
+            ledger.touch("embedding", copies * self._tile_hidden())
+            if its.runs == 1:  # [b, s, h] to [s, b, h]
+                ledger.touch("embedding", its.hidden)
+
+    def _layer_forward(self) -> None:
+        its, ledger = self.sizes, self.ledger
+        with ledger.hold("hidden states", its.hidden):
+            with (
+                ledger.moment("attention, forward"),
+                ledger.hold("queries, keys, values", its.queries_keys_values),
+            ):
+                self._projection_tile()
+                self.attention.forward(ledger)
+            with (
+                ledger.moment("MLP, forward"),
+                ledger.hold("attention", its.queries, its.lse),
+                ledger.hold("hidden states", its.hidden),
+            ):
+                self._mlp_tile()
+
+    def _layer_backward(self, on_device: int) -> None:
+        its, ledger, memory = self.sizes, self.ledger, self.job.memory
+        fetched = self.kept.on_device if memory.offload_activations else 0
+        attends_again = memory.recompute_granularity == "full"
+        ledger.take("hidden states", its.hidden)  # the gradient of the result
+        ledger.take("saved activations", fetched)
+        with ledger.hold("queries, keys, values", its.queries_keys_values):
+            with ledger.moment("queries, keys, values again"):
+                self._projection_tile()
+            if attends_again:
+                with ledger.moment("attention again"):
+                    self.attention.forward(ledger)
+            with (
+                ledger.hold("attention", its.queries + its.lse if attends_again else 0),
+                ledger.hold("hidden states", its.hidden),  # gradient of the input
+                ledger.hold("attention", its.queries),  # gradient of attention's output
+            ):
+                with ledger.moment("MLP, backward"):
+                    self._mlp_tile(backward=True)
+                with ledger.moment("attention, backward"):
+                    self.attention.backward(ledger)
+        # Attention's output is gone, its gradients are there; the layer before is fetched.
+        ledger.give("saved activations", (fetched or on_device) - its.hidden)
+        with (
+            ledger.moment("projections, backward"),
+            ledger.hold("hidden states", its.hidden),
+            ledger.hold("queries, keys, values", its.queries_keys_values),
+            ledger.hold("saved activations", fetched),
+        ):
+            self._projection_tile(backward=True)
+        ledger.give("saved activations", its.hidden)
+        ledger.give("hidden states", its.hidden)
+
+    def _projection_tile(self, *, backward: bool = False) -> None:
+        """Norm, gather, projection and rotary embedding of a tile."""
+        its = self.sizes
+        local = self._tile_hidden() // its.runs
+        whole = self._tile_hidden() if its.runs > 1 else 0
+        mixed = its.of_tile(its.queries_keys_values)
+        queries = its.of_tile(its.queries)
+        weight = self.job.model.hidden_size * its.element
+        weight *= (its.queries_keys_values // its.tokens) // its.element
+        sizes = local + mixed + 4 * queries
+        if backward:
+            sizes = 2 * local + whole + 2 * mixed + 3 * queries + weight
+        self.ledger.touch("projection and MLP tile", sizes)
+
+    def _mlp_tile(self, *, backward: bool = False) -> None:
+        """Projection, residual, norm and MLP of a tile."""
+        its = self.sizes
+        local, whole = self._tile_hidden() // its.runs, self._tile_hidden()
+        wide = its.tile * its.ffn * its.element
+        attended = its.of_tile(its.queries) if its.runs > 1 else 0
+        weight = self.job.model.hidden_size * its.ffn * its.element
+        if backward:
+            gathered = whole if its.runs > 1 else 0
+            sizes = attended + 2 * local + gathered + max(6 * wide, 4 * wide + weight)
+        else:
+            sizes = attended + 2 * local + max(4 * wide, wide + whole + local)
+        self.ledger.touch("projection and MLP tile", sizes)
+
+    def _loss(self) -> None:
+        its, ledger = self.sizes, self.ledger
+        with ledger.hold("hidden states", 2 * its.hidden):  # input and result of the final norm
+            if self.job.memory.loss_tile_size:
+                self._tiled_loss()
+            else:
+                self._plain_loss()
+            with ledger.moment("final norm, backward"):
+                ledger.touch("hidden states", its.hidden)
+
+    def _tiled_loss(self) -> None:
+        its, ledger, tile = self.sizes, self.ledger, self.sizes.loss_tile
+        gathered = tile * its.hidden_size * its.element if its.runs > 1 else 0
+        logits = tile * its.vocab * (4 + (its.element if its.element < 4 else 0))
+        weight = its.vocab * its.hidden_size
+        losses = its.tokens * LSE_BYTES * 3
+        ledger.take("loss", losses)
+        with ledger.moment("loss, forward"):
+            ledger.touch("loss", gathered, logits)
+        with (
+            ledger.moment("loss, backward"),
+            ledger.hold("hidden states", its.hidden),
+            ledger.hold("loss", weight * 4),
+        ):
+            narrow = tile * its.vocab * its.element + weight * its.element
+            ledger.touch("loss", gathered, max(logits, narrow))
+            if its.element < 4:
+                ledger.touch("loss", weight * its.element)
+        ledger.give("loss", losses)
+
+    def _plain_loss(self) -> None:
+        """Megatron's cross entropy: logits, and their softmax in float32 until backward."""
+        its, ledger = self.sizes, self.ledger
+        logits = its.tokens * its.vocab * its.element
+        softmax = its.tokens * its.vocab * 4
+        gathered = its.tokens * its.hidden_size * its.element if its.runs > 1 else 0
+        with ledger.moment("loss"):
+            ledger.touch("loss", gathered, logits, softmax)
+
+    def _plain_layer_keeps(self) -> int:
+        """What autograd saves of Megatron's own layer, nothing recomputed."""
+        its = self.sizes
+        wide = its.tokens * its.ffn * its.element
+        # Inputs of both norms and of the projections behind them; q, k, v; out and lse; cos and
+        # sin of queries and keys; gate and up, silu, their product.
+        return (
+            4 * its.hidden
+            + its.queries_keys_values
+            + its.queries
+            + its.lse
+            + 4 * its.row_tokens * its.head_dim * its.element
+            + 4 * wide
+        )
+
+    def _plain_layer(self) -> None:
+        its, ledger = self.sizes, self.ledger
+        wide = its.tokens * its.ffn * its.element
+        keeps = self._plain_layer_keeps()
+        ledger.take("saved activations", keeps)
+        with ledger.moment("attention, forward"):
+            ledger.touch("hidden states", its.hidden)
+        if self.is_last:
+            self._loss()
+        with ledger.moment("MLP, backward"), ledger.hold("hidden states", 2 * its.hidden):
+            ledger.touch("projection and MLP tile", 2 * wide)
+        ledger.give("saved activations", 4 * wide)
+        with ledger.moment("attention, backward"), ledger.hold("hidden states", 3 * its.hidden):
+            self.attention.backward(ledger)
+        ledger.give("saved activations", keeps - 4 * wide)
+
+    def _optimizer(self) -> None:
+        """Adam's temporary tensors."""
+        job, ledger = self.job, self.ledger
+        shards = job.data_parallel_size * job.parallel.context_parallel_size
+        if self.kernel == "cpu":  # parameter by parameter
+            largest = max(
+                self.sizes.vocab * self.sizes.hidden_size,
+                2 * self.sizes.ffn * self.sizes.hidden_size,
+            )
+            temporary = 2 * 4 * min(largest, -(-self.parameters // shards))
+        else:
+            temporary = 2 * 4 * self.parameters // shards
+        ledger.give("saved activations", ledger.now("saved activations"))
+        ledger.touch("optimizer", temporary)

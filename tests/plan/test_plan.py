@@ -1,0 +1,194 @@
+"""``ultralong plan``: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_ultralong import cli
+from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.flops import attention_area
+from megatron_ultralong.plan.documents_area import expected_area
+from megatron_ultralong.plan.shapes import MODELS
+from tests.models import write_llama
+
+FOUR_MILLION = ("plan", "llama3.1-8b-4m", "--gpus", "8")
+
+
+def planned(tmp_path: Path, *words: str) -> dict[str, Any]:
+    """What the command writes."""
+    path = tmp_path / "plan.json"
+    cli.main([*words, "--json", str(path)])
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The message of a command that must be refused."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, "one message, no traceback"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpus", "hours"),
+    [
+        ("llama3.1-8b-1m", 256, 5),
+        ("llama3.1-8b-2m", 256, 6),
+        ("llama3.1-8b-4m", 256, 13),
+        ("llama3.1-8b-4m", 8, 13),
+    ],
+)
+def test_every_recipe_has_a_layout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, gpus: int, hours: float
+) -> None:
+    plan = planned(tmp_path, "plan", recipe, "--gpus", str(gpus), "--gpu", "h100-80gb")
+    chosen = plan["chosen"]
+    parallel = ParallelConfig(**chosen["parallel"])
+    parallel.check_model(MODELS["llama3.1-8b"])
+    assert gpus % parallel.model_parallel_size == 0
+    assert chosen["needed_bytes"] <= plan["hardware"]["memory_gib"] * 2**30
+    assert chosen["host_bytes_per_node"] <= 0.8 * plan["hardware"]["host_memory_gib"] * 2**30
+    # What is planned is what is trained: the tokens of the recipe at the speed of the step.
+    rate = chosen["tokens_per_second_per_gpu"] * gpus
+    assert chosen["hours"] == pytest.approx(plan["train_tokens"] / rate / 3600)
+    assert plan["train_tokens"] == 150 * 2**23
+    shown = capsys.readouterr().out
+    assert f"{chosen['hours']:,.1f}" in shown
+    assert f"about {hours}" in shown
+    assert "host memory of a node" in shown or gpus == 256
+    if gpus == 8:  # 2 TiB of host memory do not hold attention's output too
+        assert chosen["memory"]["offload_activations"]
+        assert chosen["memory"]["recompute_granularity"] == "full"
+
+
+def test_the_ranked_layouts_go_from_fast_to_slow(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "plan", "llama3.1-8b-1m", "--gpus", "64")
+    steps = [each["step_seconds"] for each in plan["feasible"]]
+    assert len(steps) > 10
+    # Steps that differ by a hundredth are ranked by memory.
+    assert all(later > 0.98 * before for before, later in itertools.pairwise(steps))
+    assert all("GiB" in each["why"] for each in plan["refused"])
+
+
+def test_flags_that_are_typed_stay(tmp_path: Path) -> None:
+    words = ("plan", "llama3.1-8b-1m", "--gpus", "64", "--context-parallel-size", "4")
+    plan = planned(tmp_path, *words, "--recompute-granularity=full")
+    assert len(plan["feasible"]) > 1
+    for each in plan["feasible"]:
+        assert each["parallel"]["context_parallel_size"] == 4
+        assert each["memory"]["recompute_granularity"] == "full"
+    one = planned(tmp_path, *words, "--no-search")
+    assert one["chosen"]["parallel"]["tensor_model_parallel_size"] == 8
+    assert "feasible" not in one
+
+
+def test_what_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refusal(capsys, *FOUR_MILLION, "--no-search", "--context-parallel-size", "1")
+    for part in ("TP 8, CP 1, DP 1", "more than the 79.1 GiB of h100-80gb", "saved activations"):
+        assert part in message
+    assert "--offload-activations" in message
+    message = refusal(
+        capsys, *FOUR_MILLION, "--no-search", "--context-parallel-size", "1",
+        "--offload-activations",
+    )  # fmt: skip
+    for part in (
+        "off-loads 2,064 GiB",
+        "426 more than the 1,638 GiB",
+        "recompute_granularity full",
+    ):
+        assert part in message
+    message = refusal(capsys, "plan", "llama3.1-8b-4m", "--gpus", "2")
+    for part in ("none of", "layouts of 2 GPUs fits; 8 GPUs would be enough", "the nearest: TP 2"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("llama3.1-8b-1m",), ("--gpus must be at least 1",)),
+        (("llama3.1-8b-1m", "--gpus", "8", "--gpu", "v100"), ("'v100'", "h100-80gb, ")),
+        (("llama3.1-8b-9m", "--gpus", "8"), ("'llama3.1-8b-9m'", "llama3.1-8b-1m")),
+        (("llama3.1-8b-1m", "--gpus", "8", "--model", "gpt"), ("'gpt'", "llama3.1-70b")),
+        (
+            ("llama3.1-8b-1m", "--gpus", "8", "--document-mask", "block"),
+            ("--data-path", "--mean-document-length"),
+        ),
+        (
+            ("llama3.1-8b-1m", "--gpus", "8", "--mean-document-length", "4000"),
+            ("(4000)", "--document-mask block"),
+        ),
+        (
+            ("llama3.1-8b-1m", "--gpus", "8", "--network-gb-per-second", "-1"),
+            ("network_gb_per_second", "-1"),
+        ),
+        (
+            ("llama3.1-8b-1m", "--gpus", "7", "--tensor-model-parallel-size", "4"),
+            ("no layout of 7 GPUs is possible",),
+        ),
+    ],
+)
+def test_bad_input(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    message = refusal(capsys, "plan", *words)
+    for part in parts:
+        assert part in message
+
+
+def test_one_s_own_hardware_and_model(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.yaml"
+    file.write_text("like: h100-80gb\nname: h100-94gb\nmemory_gib: 93.1\nhost_memory_gib: 4096\n")
+    write_llama(tmp_path / "hf")
+    words = ("plan", "llama3.1-8b-1m", "--gpus", "4", "--hardware", str(file))
+    plan = planned(
+        tmp_path, *words, "--model", str(tmp_path / "hf"), "--seq-length", "65536",
+        "--matmul-tflops", "100", "--png", str(tmp_path / "plan.png"),
+    )  # fmt: skip
+    assert plan["hardware"]["name"] == "h100-94gb"
+    assert plan["hardware"]["matmul_tflops"] == 100
+    assert plan["hardware"]["peak_tflops"] == 989.4
+    assert plan["chosen"]["parallel"]["tensor_model_parallel_size"] in (1, 2)  # it has 2 key heads
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_documents_make_the_step_shorter(tmp_path: Path) -> None:
+    words = ("plan", "llama3.1-8b-1m", "--gpus", "64", "--no-search")
+    whole = planned(tmp_path, *words)["chosen"]["seconds"]
+    masked = planned(
+        tmp_path, *words, "--document-mask", "block", "--mean-document-length", "16384"
+    )["chosen"]["seconds"]
+    share = expected_area(2**20, 16384) / (2**19 * (2**20 + 1))
+    assert masked["attention"] == pytest.approx(share * whole["attention"])
+    for part in ("projections, MLP, output layer", "elementwise"):
+        assert masked[part] == whole[part]
+
+
+@pytest.mark.parametrize(("length", "mean"), [(1000, 10.0), (1000, 300.0), (50, 5000.0), (7, 1.0)])
+def test_the_expected_area_is_the_mean_of_drawn_rows(length: int, mean: float) -> None:
+    generator = np.random.default_rng(0)
+    areas = []
+    for _ in range(2000):
+        ends = np.flatnonzero(generator.random(length - 1) < 1 / mean) + 1
+        areas.append(attention_area([0, *ends.tolist(), length]))
+    # The mean of 2,000 rows has a standard error of its own.
+    error = 4 * np.std(areas) / np.sqrt(len(areas))
+    assert abs(np.mean(areas) - expected_area(length, mean)) <= error + 1e-6 * length
+
+
+def test_a_plan_needs_no_torch() -> None:
+    code = (
+        "import sys; from megatron_ultralong.cli import main; "
+        f"main({list(FOUR_MILLION)!r}); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
