@@ -43,6 +43,7 @@ setup(
         # package of that name on the index is not NVIDIA's.
         "te": ["transformer-engine[pytorch]>=2.0"],
         "hf": ["transformers>=4.45"],  # evaluate a Hugging Face folder
+        "ruler": ["wonderwords>=2.2"],  # the words of RULER's keys and lists, as upstream has them
         "wandb": ["wandb>=0.17"],  # --wandb-project
         "test": [
             "transformers>=4.45",
@@ -50,6 +51,7 @@ setup(
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
             "mpmath>=1.3",
+            "wonderwords>=2.2",
             "llama-models>=0.3",  # the real Llama 3 vocabulary, under Meta's licence
         ],
         "dev": ["ruff", "mypy", "import-linter", "types-PyYAML", "types-psutil"],

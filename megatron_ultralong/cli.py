@@ -210,6 +210,32 @@ def _run_evaluate_passkey(verb: str, words: list[str]) -> None:
         )
 
 
+def _run_evaluate_ruler(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.evaluation.commands import RulerCommand
+    from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
+
+    _run_written(verb, words, RulerCommand, "ruler", evaluate_ruler)
+
+
+def _run_written(
+    verb: str, words: list[str], command_class: Any, part: str, run: Callable[..., Any]
+) -> None:
+    """A benchmark of one model that writes its answers."""
+    from megatron_ultralong.evaluation.models import model_facts, open_generators, tokenizer_folder
+    from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+
+    command = _parse(command_class, verb, words)
+    config = getattr(command, part)
+    config.check()
+    command.cost.check()
+    if len(command.models.load) != 1:
+        raise InputError(f"{verb} takes one --load, not {len(command.models.load)}")
+    facts = model_facts(command.models.load[0], command.models.precision)
+    tokenizer = PromptTokenizer(tokenizer_folder(command.models.load[0]))
+    with open_generators(command.models) as generators:
+        run(config, generators[0], facts, tokenizer, command.cost)
+
+
 def _run_doctor(verb: str, words: list[str]) -> None:
     from megatron_ultralong.doctor.diagnosis import DoctorConfig, diagnose
 
@@ -227,6 +253,7 @@ _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "plan": ("memory, time and the layout of a run, before a GPU is taken", _run_plan),
     "evaluate loss": ("loss by position on held-out rows", _run_evaluate_loss),
     "evaluate passkey": ("passkey retrieval by length and depth", _run_evaluate_passkey),
+    "evaluate ruler": ("RULER's tasks by length", _run_evaluate_ruler),
     "doctor": ("whether this machine and job can run the rest, and what to mend", _run_doctor),
 }
 """What users type, what it does, and what runs."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from megatron_ultralong.evaluation.config import LossConfig, PasskeyConfig
+from megatron_ultralong.evaluation.cost import CostConfig
 from megatron_ultralong.evaluation.models import ModelsConfig
+from megatron_ultralong.evaluation.ruler.config import RulerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,3 +24,12 @@ class PasskeyCommand:
 
     models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
     passkey: PasskeyConfig = dataclasses.field(default_factory=PasskeyConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class RulerCommand:
+    """RULER's thirteen synthetic tasks at any length."""
+
+    models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
+    ruler: RulerConfig = dataclasses.field(default_factory=RulerConfig)
+    cost: CostConfig = dataclasses.field(default_factory=CostConfig)

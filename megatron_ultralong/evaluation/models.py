@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from megatron_ultralong.checkpoint.folder import resolve
+from megatron_ultralong.checkpoint.hugging_face_config import model_config, read_config
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.config import ModelConfig, ParallelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
@@ -104,3 +108,38 @@ def _name_and_folder(argument: str) -> tuple[str, Path]:
 
 def _is_hugging_face(folder: Path) -> bool:
     return (folder / "config.json").is_file()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before it is loaded."""
+
+    name: str
+    folder: Path
+    model: ModelConfig
+    identity: Mapping[str, object]
+    """JSON that tells its weights from others, and how they are run: part of what decides every
+    figure."""
+
+
+def model_facts(argument: str, precision: str) -> ModelFacts:
+    """Facts of a model given as ``[NAME=]FOLDER``.
+
+    Weights are told from others by the names, sizes and times of their files.
+
+    Raises:
+        InputError: the folder is missing or of no known kind.
+    """
+    name, folder = _name_and_folder(argument)
+    if _is_hugging_face(folder):
+        model = model_config(read_config(folder), str(folder))
+        weights, engine, precision = folder, "transformers", "fp32"
+    else:
+        model = load_metadata(folder).model
+        (weights, _), engine = resolve(folder), "megatron"
+    files = sorted(path for path in weights.rglob("*") if path.is_file())
+    stats = [(str(path.relative_to(weights)), path.stat()) for path in files]
+    listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+    identity = {"checkpoint": name, "engine": engine, "precision": precision, "weights": digest}
+    return ModelFacts(name, folder, model, identity)

@@ -1,0 +1,104 @@
+"""A benchmark from its questions to its table: asked, scored, printed and written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.generator import Generator
+from megatron_ultralong.evaluation.journal import Journal, open_journal
+from megatron_ultralong.evaluation.models import ModelFacts
+from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.questions import Question, ask
+from megatron_ultralong.evaluation.task_result import TaskResult, task_result
+from megatron_ultralong.evaluation.task_tables import TITLES, task_picture, task_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """What is asked."""
+
+    kind: str
+    config: Any
+    """The verb's configuration, with ``output``, ``micro_batch_size`` and
+    ``beyond_trained_positions``."""
+    questions: Sequence[Question]
+    lengths: Mapping[int, str]
+    """Greatest tokens of prompt and answer together, and what they belong to."""
+    metrics: Mapping[str, str]
+    notes: Sequence[str]
+    material: Mapping[str, str]
+
+
+def run_benchmark(
+    benchmark: Benchmark,
+    generator: Generator,
+    facts: ModelFacts,
+    tokenizer: PromptTokenizer,
+    cost: CostConfig,
+) -> TaskResult:
+    """Ask all questions, print a table and write ``KIND.json``, ``KIND.png`` and every answer.
+
+    Raises:
+        InputError: a length beyond the trained positions, an output folder in use, or a cost
+            above the limit.
+    """
+    config = benchmark.config
+    for length, what in benchmark.lengths.items():
+        if length > facts.model.max_position_embeddings and not config.beyond_trained_positions:
+            raise InputError(
+                f"{what} ({length} tokens) is beyond the {facts.model.max_position_embeddings} "
+                f"positions that checkpoint '{facts.name}' was trained for: answers there say "
+                "little about it; use less, or give --beyond-trained-positions to see how it breaks"
+            )
+    identity = {**facts.identity, **_decisive(benchmark)}
+    with open_journal(
+        config.output, benchmark.kind, identity, is_main=generator.is_main
+    ) as journal:
+        answers = ask(
+            benchmark.questions,
+            generator,
+            tokenizer,
+            journal,
+            facts.model,
+            cost=cost,
+            micro_batch_size=config.micro_batch_size,
+            description=f"{TITLES[benchmark.kind]} of {facts.name}",
+        )
+        result = task_result(
+            benchmark.kind,
+            answers,
+            config=config,
+            checkpoint=facts.name,
+            max_positions=facts.model.max_position_embeddings,
+            metrics=benchmark.metrics,
+            notes=benchmark.notes,
+            material=benchmark.material,
+        )
+        if generator.is_main:
+            show(result, journal)
+    return result
+
+
+def show(result: TaskResult, journal: Journal) -> None:
+    """Print the table, and write the files where there is a folder for them."""
+    Console().print(task_table(result))
+    if journal.folder is not None:
+        task_picture(result, journal.folder / f"{result.kind}.png")
+        result.save(journal.folder / f"{result.kind}.json")
+
+
+def _decisive(benchmark: Benchmark) -> dict[str, Any]:
+    """Of the configuration, what decides each figure and may not differ when going on."""
+    free = {
+        "output", "num_samples", "tasks", "lengths", "length_levels", "micro_batch_size",
+        "beyond_trained_positions",
+    }  # fmt: skip
+    values = dataclasses.asdict(benchmark.config)
+    kept = {name: value for name, value in values.items() if name not in free}
+    return {**kept, "material": dict(benchmark.material)}

@@ -1,0 +1,94 @@
+"""Essays as a haystack: words that are repeated as often as a length needs, cut into sentences."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
+
+_OPENING, _CLOSING = "[(\\[\"'\u201c\u2018]*", "[)\\]\"'\u201d\u2019]*"
+_SENTENCE_END = re.compile(rf"[.!?]{_CLOSING}$")
+_SENTENCE_START = re.compile(rf"{_OPENING}[A-Z0-9]")
+_ABBREVIATION = re.compile(
+    rf"{_OPENING}(?:[A-Z]\.)+$|(?:Mr|Mrs|Ms|Dr|Prof|St|vs|etc|e\.g|i\.e|Inc|Co|No)\.$"
+)
+
+
+class Essays:
+    """The words of essays without end: they begin anew where they are used up, as upstream does.
+
+    Upstream cuts sentences by nltk's model; here a rule does: a word ends a sentence if it ends
+    in a full stop, question or exclamation mark (quotes and brackets after it), is no abbreviation
+    and the next one begins with a capital, a digit or a quote.
+    """
+
+    def __init__(self, text: str, tokenizer: PromptTokenizer) -> None:
+        self.words = re.sub(r"\s+", " ", text).split(" ")
+        self._costs = UnitCosts(tokenizer, lambda k: f" {self.words[k % len(self.words)]}")
+        ends = [
+            bool(_SENTENCE_END.search(word))
+            and not _ABBREVIATION.match(word)
+            and bool(_SENTENCE_START.match(after))
+            for word, after in zip(self.words, [*self.words[1:], self.words[0]], strict=True)
+        ]
+        ends[-1] = True
+        self._ends = np.flatnonzero(ends) + 1
+        self._period_cost = self._costs.total(len(self.words))
+
+    def cost(self, num_words: int) -> float:
+        """Tokens of the first ``num_words`` words, each counted alone."""
+        periods, rest = divmod(num_words, len(self.words))
+        return periods * self._period_cost + self._costs.total(rest)
+
+    def context(self, num_words: int, depths: Sequence[int], needles: Sequence[str]) -> str:
+        """The first ``num_words`` words with needle ``k`` before the sentence at depth ``k``.
+
+        Args:
+            num_words: length of the haystack.
+            depths: per cent of its sentences, ascending, one for each needle.
+            needles: sentences to put in.
+        """
+        size = len(self.words)
+        periods, rest = divmod(num_words, size)
+        num_whole = int(np.searchsorted(self._ends, rest, side="right"))
+        num_sentences = periods * self._ends.size + num_whole
+        num_sentences += rest > (self._ends[num_whole - 1] if num_whole else 0)
+        words = (self.words * (periods + 1))[:num_words]
+        pieces, start = [], 0
+        for depth, needle in zip(depths, needles, strict=True):
+            stop = min(self._word(int(num_sentences * (depth / 100))), num_words)
+            pieces += [" ".join(words[start:stop]), needle]
+            start = stop
+        return " ".join([*pieces, " ".join(words[start:])])
+
+    def _word(self, sentence: int) -> int:
+        """Number of words before sentence ``sentence``."""
+        periods, rest = divmod(sentence, self._ends.size)
+        return periods * len(self.words) + (int(self._ends[rest - 1]) if rest else 0)
+
+
+def read_essays(file: str) -> str:
+    """The text of upstream's ``PaulGrahamEssays.json``, or of a plain text file.
+
+    Raises:
+        InputError: no such file, or one without text.
+    """
+    path = Path(file)
+    try:
+        data = path.read_text(encoding="utf-8")
+        text = json.loads(data)["text"] if path.suffix == ".json" else data
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"--essays {path} cannot be read ({error!r}): give a JSON file with the key 'text', as "
+            "upstream's PaulGrahamEssays.json, or a text file in UTF-8"
+        ) from error
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"--essays {path} holds no text")
+    return text.strip()

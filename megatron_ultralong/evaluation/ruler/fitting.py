@@ -1,0 +1,132 @@
+"""As many units of haystack as a length holds, found in a few passes of the tokenizer.
+
+Units (a line of noise, a word, a document) are tokenised once and their lengths summed. Tokens
+merge across units, so the sum is a little off: what it says is corrected by exact counts of whole
+prompts, a small one first. Secant steps between brackets end where the next unit does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, Parts, PromptTokenizer
+
+_PROBE_TOKENS = 8192
+_MOST_SECANT_STEPS = 6
+_BLOCK = 4096
+
+
+class Builder(Protocol):
+    """A sample that can be made with any number of units."""
+
+    @property
+    def least_units(self) -> int:
+        """Units without which there is no sample."""
+
+    def parts(self, num_units: int) -> Parts:
+        """The prompt with ``num_units`` units: a function of its argument."""
+
+    def references(self, num_units: int) -> Sequence[str]:
+        """What the answer to that prompt has to hold."""
+
+    def estimate(self, num_units: int) -> float:
+        """Tokens of the units, each counted alone; grows with ``num_units``."""
+
+
+class UnitCosts:
+    """Tokens of a growing list of units, each counted once: ``total(3)`` is of the first three."""
+
+    def __init__(self, tokenizer: PromptTokenizer, text: Callable[[int], str]) -> None:
+        """``text(k)`` is unit ``k`` with what joins it to the one before."""
+        self._tokenizer = tokenizer
+        self._text = text
+        self._cumulative: npt.NDArray[np.int64] = np.zeros(1, np.int64)
+
+    def total(self, num_units: int) -> int:
+        """Tokens of the first ``num_units`` units."""
+        done = self._cumulative.size - 1
+        if num_units > done:
+            stop = -(-num_units // _BLOCK) * _BLOCK
+            counts = self._tokenizer.count([self._text(k) for k in range(done, stop)])
+            more = self._cumulative[-1] + np.cumsum(counts)
+            self._cumulative = np.concatenate([self._cumulative, more])
+        return int(self._cumulative[num_units])
+
+
+def fit(
+    builder: Builder, tokenizer: PromptTokenizer, room: int, begin_ids: Sequence[int], what: str
+) -> tuple[int, IdArray]:
+    """Number of units and ids of the longest prompt within ``room`` tokens.
+
+    Args:
+        builder: the sample.
+        tokenizer: the model's.
+        room: tokens that the prompt may have, ``begin_ids`` included.
+        begin_ids: ids before the prompt.
+        what: names the sample in messages.
+
+    Raises:
+        InputError: not even the least prompt fits.
+    """
+
+    def prompt(num_units: int) -> IdArray:
+        ids = tokenizer.encode_parts(builder.parts(num_units))
+        return np.concatenate([np.asarray(begin_ids, np.int64), ids])
+
+    least = builder.least_units
+    low, best = least, prompt(least)
+    if best.size > room:
+        raise InputError(
+            f"{what}: {room} tokens are too few for a prompt, whose fixed parts and {least} units "
+            f"of haystack alone take {best.size}; ask for a length of at least "
+            f"{best.size - room} more"
+        )
+    high: int | None = None
+    last = (builder.estimate(least), float(best.size))
+    slope = 1.0
+    limit = float(min(room, _PROBE_TOKENS))  # the first step is a small one: it finds the slope
+    steps = 0
+    while high is None or high > low + 1:
+        remaining = room - best.size
+        if limit == room and remaining < builder.estimate(low + 1) - builder.estimate(low):
+            break
+        target = last[0] + (limit - last[1]) / slope
+        guess = _largest(builder.estimate, target, low)
+        if high is not None:
+            guess = min(guess, high - 1)
+            if steps > _MOST_SECANT_STEPS:
+                guess = (low + high) // 2
+        guess = max(guess, low + 1)
+        ids = prompt(guess)
+        estimate, count = builder.estimate(guess), float(ids.size)
+        if estimate != last[0] and count != last[1]:
+            slope = max((count - last[1]) / (estimate - last[0]), 0.05)
+        last = (estimate, count)
+        if count <= room:
+            low, best = guess, ids
+        else:
+            high = guess
+        limit = float(room)
+        steps += 1
+    return low, best
+
+
+def _largest(estimate: Callable[[int], float], target: float, low: int) -> int:
+    """Greatest number of units, at least ``low``, that are estimated at ``target`` or less."""
+    step = 1
+    while estimate(low + step) <= target:
+        step *= 2
+    high = low + step
+    low += step // 2
+    while high > low + 1:
+        middle = (low + high) // 2
+        if estimate(middle) <= target:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,174 @@
+"""RULER's thirteen tasks: parameters, prompts and metrics as upstream states them.
+
+Facts from NVIDIA/RULER (Apache-2.0, github.com/NVIDIA/RULER): ``scripts/synthetic.yaml``,
+``scripts/data/synthetic/constants.py``, ``scripts/data/template.py`` and
+``scripts/eval/synthetic/constants.py``. The prompts are upstream's to the letter, its misspelling
+"assgined" among them: figures are comparable only so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from megatron_ultralong.evaluation.prompt_tokenizer import Parts, Special
+
+Metric = Literal["string_match_all", "string_match_part"]
+NeedleType = Literal["words", "numbers", "uuids"]
+PromptTemplate = Literal["base", "chat"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What tasks of one kind have in common."""
+
+    tokens_to_generate: int
+    template: str
+    answer_prefix: str
+    metric: Metric = "string_match_all"
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleTask:
+    """Sentences that name a value for a key, hidden in a haystack; ``niah_*``."""
+
+    haystack: Literal["noise", "essay", "needle"]
+    key: NeedleType
+    value: NeedleType
+    num_keys: int = 1
+    num_values: int = 1
+    num_queries: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableTask:
+    """Chains of assignments hidden in noise; ``vt``."""
+
+    num_chains: int = 1
+    num_hops: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class CommonWordsTask:
+    """A numbered list in which some words stand more often than others; ``cwe``."""
+
+    frequency: int = 30
+    uncommon_frequency: int = 3
+    num_common: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class FrequentWordsTask:
+    """Coded words whose frequencies follow a zeta distribution; ``fwe``."""
+
+    alpha: float = 2.0
+    word_length: int = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionTask:
+    """A question whose documents stand among others; ``qa_*``."""
+
+    dataset: Literal["squad", "hotpotqa"]
+
+
+Task = NeedleTask | VariableTask | CommonWordsTask | FrequentWordsTask | QuestionTask
+
+TASKS: dict[str, Task] = {
+    "niah_single_1": NeedleTask("noise", "words", "numbers"),
+    "niah_single_2": NeedleTask("essay", "words", "numbers"),
+    "niah_single_3": NeedleTask("essay", "words", "uuids"),
+    "niah_multikey_1": NeedleTask("essay", "words", "numbers", num_keys=4),
+    "niah_multikey_2": NeedleTask("needle", "words", "numbers"),
+    "niah_multikey_3": NeedleTask("needle", "uuids", "uuids"),
+    "niah_multivalue": NeedleTask("essay", "words", "numbers", num_values=4),
+    "niah_multiquery": NeedleTask("essay", "words", "numbers", num_queries=4),
+    "vt": VariableTask(),
+    "cwe": CommonWordsTask(),
+    "fwe": FrequentWordsTask(),
+    "qa_1": QuestionTask("squad"),
+    "qa_2": QuestionTask("hotpotqa"),
+}
+
+FAMILIES: dict[type, Family] = {
+    NeedleTask: Family(
+        128,
+        "Some special magic {type_needle_v} are hidden within the following text. Make sure to "
+        "memorize it. I will quiz you about the {type_needle_v} afterwards.\n{context}\nWhat are "
+        "all the special magic {type_needle_v} for {query} mentioned in the provided text?",
+        " The special magic {type_needle_v} for {query} mentioned in the provided text are",
+    ),
+    VariableTask: Family(
+        30,
+        "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
+        "{context}\nQuestion: Find all variables that are assigned the value {query} in the text "
+        "above.",
+        " Answer: According to the chain(s) of variable assignment in the text above, {num_v} "
+        "variables are assgined the value {query}, they are: ",
+    ),
+    CommonWordsTask: Family(
+        120,
+        "Below is a numbered list of words. In these words, some appear more often than others. "
+        "Memorize the ones that appear most often.\n{context}\nQuestion: What are the 10 most "
+        "common words in the above list?",
+        " Answer: The top 10 words that appear most often in the list are:",
+    ),
+    FrequentWordsTask: Family(
+        50,
+        "Read the following coded text and track the frequency of each coded word. Find the three "
+        "most frequently appeared coded words. {context}\nQuestion: Do not provide any "
+        "explanation. Please ignore the dots '....'. What are the three most frequently appeared "
+        "words in the above coded text?",
+        " Answer: According to the coded text above, the three most frequently appeared words are:",
+    ),
+    QuestionTask: Family(
+        32,
+        "Answer the question based on the given documents. Only give me the answer and do not "
+        "output any other words.\n\nThe following are given documents.\n\n{context}\n\nAnswer the "
+        "question based on the given documents. Only give me the answer and do not output any "
+        "other words.\n\nQuestion: {query}",
+        " Answer:",
+        "string_match_part",
+    ),
+}
+
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NEEDLE = "One of the special magic {type_needle_v} for {key} is: {value}."
+DOCUMENT = "Document {i}:\n{document}"
+DEPTHS = tuple(round(100 * k / 39) for k in range(40))
+"""Forty even depths in per cent, of which needles in essays take theirs without repetition."""
+SHORT_LENGTH = 4096
+"""Below it upstream makes ``cwe`` with fewer repetitions."""
+
+
+def family(task: str) -> Family:
+    """What the kind of ``task`` has in common: ``family("vt").tokens_to_generate -> 30``."""
+    return FAMILIES[type(TASKS[task])]
+
+
+def prompt_parts(template: PromptTemplate, text: str, answer_prefix: str) -> Parts:
+    """A task's text and the beginning of its answer, in the form that a model was trained on.
+
+    ``chat`` is upstream's ``meta-llama3``: one user turn, and the assistant's turn begun.
+    """
+    if template == "base":
+        return [text, answer_prefix]
+    return [
+        Special("<|begin_of_text|>"),
+        *chat_turn(text),
+        Special("<|start_header_id|>"),
+        "assistant",
+        Special("<|end_header_id|>"),
+        "\n\n" + answer_prefix,
+    ]
+
+
+def chat_turn(text: str) -> Parts:
+    """A user turn of Llama 3."""
+    return [
+        Special("<|start_header_id|>"),
+        "user",
+        Special("<|end_header_id|>"),
+        "\n\n" + text,
+        Special("<|eot_id|>"),
+    ]

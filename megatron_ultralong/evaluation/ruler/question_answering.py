@@ -1,0 +1,154 @@
+"""``qa_1`` and ``qa_2``: questions of SQuAD and HotpotQA, their documents among others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.prompt_tokenizer import Parts, PromptTokenizer
+from megatron_ultralong.evaluation.ruler.parameters import (
+    DOCUMENT,
+    FAMILIES,
+    PromptTemplate,
+    QuestionTask,
+    prompt_parts,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenQuestion:
+    """A question, its answers, and which documents it is about."""
+
+    query: str
+    answers: tuple[str, ...]
+    documents: tuple[int, ...]
+    """Those that hold the answer."""
+    related: tuple[int, ...] = ()
+    """Others of the same article, which upstream takes first as distraction."""
+
+
+class Documents:
+    """A data set's questions and documents, each document counted once."""
+
+    def __init__(
+        self,
+        documents: Sequence[str],
+        questions: Sequence[OpenQuestion],
+        tokenizer: PromptTokenizer,
+    ) -> None:
+        self.texts = documents
+        self.questions = questions
+        self.costs = tokenizer.count([f"Document 1000:\n{text}\n\n" for text in documents])
+
+
+class QuestionBuilder:
+    """A sample of question answering; a unit is a document."""
+
+    def __init__(
+        self, documents: Documents, index: int, seed: str, template: PromptTemplate
+    ) -> None:
+        self._documents, self._template, self._seed = documents, template, seed
+        self._question = documents.questions[index]
+        self.least_units = len(self._question.documents)
+        rng = random.Random(seed)
+        gold, related = self._question.documents, list(self._question.related)
+        rng.shuffle(related)
+        near = {*gold, *related}
+        others = [k for k in range(len(documents.texts)) if k not in near]
+        rng.shuffle(others)
+        self._order = np.asarray([*gold, *related, *others], np.int64)
+        self._totals = np.concatenate([[0], np.cumsum(documents.costs[self._order])])
+
+    def estimate(self, num_units: int) -> float:
+        """Tokens of the documents, each counted alone."""
+        rounds, rest = divmod(num_units, self._order.size)
+        return float(rounds * self._totals[-1] + self._totals[rest])
+
+    def references(self, num_units: int) -> Sequence[str]:
+        """The answers, any of which will do."""
+        return self._question.answers
+
+    def parts(self, num_units: int) -> Parts:
+        """The prompt with so many documents; all of them over again if there are not as many."""
+        chosen = np.resize(self._order, num_units)
+        random.Random(f"{self._seed}/order").shuffle(order := chosen.tolist())
+        context = "\n\n".join(
+            DOCUMENT.format(i=k, document=self._documents.texts[number])
+            for k, number in enumerate(order, 1)
+        )
+        family = FAMILIES[QuestionTask]
+        text = family.template.format(context=context, query=self._question.query)
+        return prompt_parts(self._template, text, family.answer_prefix)
+
+
+def read_documents(task: QuestionTask, file: str, tokenizer: PromptTokenizer) -> Documents:
+    """SQuAD 2.0's or HotpotQA's development file, in its own format.
+
+    Raises:
+        InputError: no such file, or not of that format.
+    """
+    readers: dict[str, Callable[[Any], tuple[list[str], list[OpenQuestion]]]] = {
+        "squad": _squad,
+        "hotpotqa": _hotpotqa,
+    }
+    try:
+        documents, questions = readers[task.dataset](
+            json.loads(Path(file).read_text(encoding="utf-8"))
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = {"squad": "dev-v2.0.json", "hotpotqa": "hotpot_dev_distractor_v1.json"}
+        raise InputError(
+            f"--{task.dataset} {file} cannot be read ({error!r}): give the file "
+            f"{names[task.dataset]}, or one in its format"
+        ) from error
+    if not questions:
+        raise InputError(f"--{task.dataset} {file} holds no question that can be answered")
+    return Documents(documents, questions, tokenizer)
+
+
+def _squad(data: Any) -> tuple[list[str], list[OpenQuestion]]:
+    paragraphs = [part["context"] for article in data["data"] for part in article["paragraphs"]]
+    documents = sorted(set(paragraphs))
+    number = {text: k for k, text in enumerate(documents)}
+    questions = []
+    for article in data["data"]:
+        article_documents = [number[part["context"]] for part in article["paragraphs"]]
+        for part in article["paragraphs"]:
+            own = number[part["context"]]
+            related = tuple(dict.fromkeys(k for k in article_documents if k != own))
+            questions += [
+                OpenQuestion(
+                    entry["question"],
+                    tuple(answer["text"] for answer in entry["answers"]),
+                    (own,),
+                    related,
+                )
+                for entry in part["qas"]
+                if not entry.get("is_impossible", False)
+            ]
+    return documents, questions
+
+
+def _hotpotqa(data: Any) -> tuple[list[str], list[OpenQuestion]]:
+    def text(entry: Any) -> str:
+        title, sentences = entry
+        return f"{title}\n{''.join(sentences)}"
+
+    documents = sorted({text(entry) for example in data for entry in example["context"]})
+    number = {document: k for k, document in enumerate(documents)}
+    questions = [
+        OpenQuestion(
+            example["question"],
+            (example["answer"],),
+            tuple(dict.fromkeys(number[text(entry)] for entry in example["context"])),
+        )
+        for example in data
+    ]
+    return documents, questions

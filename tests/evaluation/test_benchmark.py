@@ -1,0 +1,167 @@
+"""A benchmark put to a real model: answers, files, and going on after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models import ModelFacts, model_facts
+from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.ruler.config import RulerConfig
+from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
+from megatron_ultralong.evaluation.ruler.samples import RulerSamples
+from megatron_ultralong.evaluation.task_result import TaskResult
+from tests.models import write_llama
+
+CONFIG = RulerConfig(
+    lengths=(1024, 1536), tasks=("niah_single_1", "fwe"), num_samples=3, micro_batch_size=2
+)
+COST = CostConfig(estimated_tflops=0.01)
+
+
+class Mortal:
+    """A real model that is killed when it has been asked so often."""
+
+    def __init__(self, generator: HuggingFaceGenerator, lives: int = 1000) -> None:
+        self.generator, self.lives = generator, lives
+        self.name, self.is_main = generator.name, True
+        self.max_positions, self.vocab_size = generator.max_positions, generator.vocab_size
+        self.prompts: list[list[int]] = []
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+    ) -> list[list[int]]:
+        if self.lives == 0:
+            raise KeyboardInterrupt
+        self.lives -= 1
+        self.prompts += [list(prompt) for prompt in prompts]
+        return self.generator.generate(prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("benchmark") / "tiny"
+    write_llama(folder, num_hidden_layers=1, max_position_embeddings=1536)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def facts(folder: Path) -> ModelFacts:
+    return model_facts(f"tiny={folder}", "bf16")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> PromptTokenizer:
+    return PromptTokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def generator(folder: Path) -> HuggingFaceGenerator:
+    return HuggingFaceGenerator(folder, name="tiny")
+
+
+def test_an_evaluation_goes_on_after_a_kill(generator, facts, tokenizer, tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, output=str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_ruler(config, Mortal(generator, 2), facts, tokenizer, COST)
+    assert not (tmp_path / "out").exists()
+    assert "estimate: 12 samples" in capsys.readouterr().err
+    second = Mortal(generator)
+    result = evaluate_ruler(config, second, facts, tokenizer, COST)
+    output = capsys.readouterr()
+    assert "estimate: 9 samples" in output.err
+    assert "RULER of tiny, trained for 1,536 positions" in output.out
+    assert len(second.prompts) == 9
+    whole = Mortal(generator)
+    other = dataclasses.replace(config, output=str(tmp_path / "whole"))
+    at_once = evaluate_ruler(other, whole, facts, tokenizer, COST)
+    assert at_once.cells == result.cells
+    lines = [
+        sorted((tmp_path / name / "samples.jsonl").read_text().splitlines())
+        for name in ("out", "whole")
+    ]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 12
+    names = ["evaluation.json", "ruler.json", "ruler.png", "samples.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    loaded = TaskResult.load(tmp_path / "out" / "ruler.json", "ruler")
+    assert loaded.cells == result.cells
+    assert loaded.notes == result.notes
+    assert (tmp_path / "out" / "ruler.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    samples = RulerSamples(config, tokenizer)
+    expected = [
+        samples.sample(task, length, index).tokens.tolist()
+        for length in (1024, 1536)
+        for task in ("niah_single_1", "fwe")
+        for index in range(3)
+    ]
+    assert sorted(whole.prompts) == sorted(expected)
+
+
+def test_the_same_output_is_refused_to_other_flags_and_models(
+    generator, facts, tokenizer, tmp_path, folder
+):
+    config = dataclasses.replace(CONFIG, output=str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_ruler(config, Mortal(generator, 1), facts, tokenizer, COST)
+    for changes, message in (
+        ({"seed": 7}, "its seed was 42, now it is 7"),
+        ({"prompt_template": "chat"}, "chat needs Llama 3's"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate_ruler(
+                dataclasses.replace(config, **changes), Mortal(generator), facts, tokenizer, COST
+            )
+    (folder / "notes.txt").write_text("other weights, to all appearances")
+    with pytest.raises(InputError, match="its weights was '"):
+        evaluate_ruler(
+            config, Mortal(generator), model_facts(f"tiny={folder}", "bf16"), tokenizer, COST
+        )
+    (folder / "notes.txt").unlink()
+    # More samples and lengths are the same evaluation, and what is done is not done again.
+    more = dataclasses.replace(config, num_samples=4, lengths=(1024,))
+    asked = Mortal(generator)
+    evaluate_ruler(more, asked, facts, tokenizer, COST)
+    assert len(asked.prompts) == 8 - 2
+
+
+def test_what_costs_too_much_or_is_too_long_is_refused(generator, facts, tokenizer, tmp_path):
+    untouched = Mortal(generator)
+    dear = CostConfig(max_cost=1e-9, estimated_tflops=0.01)
+    config = dataclasses.replace(CONFIG, output=str(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"above --max-cost 1e-09: .* lower --num-samples"):
+        evaluate_ruler(config, untouched, facts, tokenizer, dear)
+    with pytest.raises(
+        InputError, match=r"length 2048 \(2048 tokens\) is beyond the 1536 positions .*--beyond"
+    ):
+        evaluate_ruler(
+            dataclasses.replace(CONFIG, lengths=(2048,)), untouched, facts, tokenizer, COST
+        )
+    assert untouched.prompts == []
+    beyond = dataclasses.replace(
+        CONFIG, lengths=(2048,), tasks=("fwe",), num_samples=1, beyond_trained_positions=True
+    )
+    result = evaluate_ruler(beyond, untouched, facts, tokenizer, COST)
+    assert result.columns == ("2048",)
+    assert "1 of RULER's 13 tasks" in result.notes[1]
+
+
+@pytest.mark.parametrize("damage", ["{", '{"kind": "ruler", "format_version": 1}'])
+def test_a_damaged_result_is_refused(tmp_path, damage):
+    (tmp_path / "ruler.json").write_text(damage)
+    with pytest.raises(InputError, match="is damaged"):
+        TaskResult.load(tmp_path / "ruler.json", "ruler")
+    (tmp_path / "ruler.json").write_text(json.dumps({"kind": "passkey", "format_version": 1}))
+    with pytest.raises(InputError, match=r"holds 'passkey' .* not 'ruler'"):
+        TaskResult.load(tmp_path / "ruler.json", "ruler")
