@@ -113,6 +113,12 @@ def _run_prepare(verb: str, words: list[str]) -> None:
     prepare(_parse(PrepareConfig, verb, words))
 
 
+def _run_prepare_chat(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.data.prepare_chat import PrepareChatConfig, prepare_chat
+
+    prepare_chat(_parse(PrepareChatConfig, verb, words))
+
+
 def _run_convert(verb: str, words: list[str]) -> None:
     # torch reads it once. Huge pages for its large tensors: a third of a conversion's processor
     # time went into finding and clearing small ones.
@@ -245,6 +251,7 @@ def _run_doctor(verb: str, words: list[str]) -> None:
 
 _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "prepare": ("documents to packed rows of exactly --seq-length tokens", _run_prepare),
+    "prepare chat": ("conversations to packed rows, and what of them is learnt", _run_prepare_chat),
     "convert import": ("a Hugging Face or Meta folder to a Megatron checkpoint", _run_convert),
     "convert export": ("a Megatron checkpoint to a Hugging Face or Meta folder", _run_convert),
     "convert verify": ("compare two models bit by bit, and by logits", _run_convert),

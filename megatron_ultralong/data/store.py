@@ -88,6 +88,40 @@ def _open(path: Path) -> int:
     return _opened(path).number
 
 
+def one_file_store(
+    folder: Path,
+    dtype: np.dtype[np.integer],
+    ids: list[str],
+    source_names: list[str],
+    sources: Int64Array,
+    lengths: Int64Array,
+) -> DocumentStore:
+    """Documents whose tokens lie one after the other in ``FOLDER/tokens.bin``.
+
+    Args:
+        folder: where the file is.
+        dtype: of a token in it.
+        ids: identity of every document.
+        source_names: names of the sources.
+        sources: index of each document's, shape [num_documents].
+        lengths: tokens of each, shape [num_documents].
+    """
+    _opened.cache_clear()  # an earlier run in this process may have had a file of this name
+    return DocumentStore(
+        folder=folder.parent,
+        shard_names=[folder.name],
+        dtype=dtype,
+        ids=ids,
+        sources=sources,
+        source_names=source_names,
+        lengths=lengths,
+        shards=np.zeros_like(lengths),
+        offsets=np.cumsum(lengths) - lengths,
+        inputs=[],
+        num_with_separator=0,
+    )
+
+
 def merge_shards(
     shards: Sequence[Shard],
     sources: Sequence[Source],

@@ -1,0 +1,152 @@
+"""Conversations to token ids and the runs of them that are to be learnt."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.chat_template import END, ChatTemplate, Piece
+from megatron_ultralong.data.tokenising import DocumentTokenizer
+from megatron_ultralong.errors import InputError
+
+Int32Array = npt.NDArray[np.int32]
+
+
+class Example(NamedTuple):
+    """A tokenised conversation."""
+
+    tokens: Int32Array
+    """Token ids, shape [T]."""
+    targets: Int32Array
+    """Tokens ``[start, stop)`` to be learnt, ascending, shape [num_targets, 2]."""
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Tokens to be learnt."""
+        return int((self.targets[:, 1] - self.targets[:, 0]).sum())
+
+    def cut(self, length: int) -> Example:
+        """Its first ``length`` tokens."""
+        targets = np.minimum(self.targets, length)
+        return Example(self.tokens[:length], targets[targets[:, 0] < targets[:, 1]])
+
+
+class ChatEncoder:
+    """Writes conversations in a template with a tokenizer.
+
+    Special tokens are put in by their ids; what looks like one inside a conversation is text, so
+    that no user's words can end a turn. Text between two special tokens is tokenised as one.
+
+    Raises:
+        InputError: where the tokenizer lacks a special token of the template.
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: DocumentTokenizer) -> None:
+        self.template = template
+        self.tokenizer = tokenizer
+        missing = [name for name in template.special if not self._is_known(name)]
+        if missing:
+            raise InputError(
+                f"--chat-template {template.name} needs the special tokens {', '.join(missing)}, "
+                f"which {tokenizer.file} has not: give the tokenizer of a Llama 3.1 Instruct "
+                "model, or take --chat-template plain, which needs an EOS alone"
+            )
+        self._ids = {name: self._special_id(name) for name in template.special}
+
+    def encode(self, conversations: Sequence[Sequence[Piece]]) -> list[Example]:
+        """Examples of conversations as their template has rendered them.
+
+        Raises:
+            InputError: where a token reaches over the beginning or end of what is to be learnt.
+        """
+        runs = [_runs(pieces) for pieces in conversations]
+        texts = dict.fromkeys(
+            run.text for some in runs for run in some if not run.is_special and run.text
+        )
+        ids_of = dict(zip(texts, self.tokenizer.encode_documents(list(texts)), strict=True))
+        return [self._example(some, ids_of) for some in runs]
+
+    def _example(self, runs: Sequence[_Run], ids_of: dict[str, Int32Array]) -> Example:
+        parts: list[Int32Array] = []
+        targets: list[list[int]] = []
+        length = 0
+        for run in runs:
+            if run.is_special:
+                ids, first = np.asarray([self._ids[run.text]], dtype=np.int32), 0
+            else:
+                ids = ids_of[run.text] if run.text else np.empty(0, dtype=np.int32)
+                first = self._first_target(run, ids) if run.is_target else 0
+            if run.is_target and first < ids.size:
+                if targets and targets[-1][1] == length + first:
+                    targets[-1][1] = length + ids.size
+                else:
+                    targets.append([length + first, length + ids.size])
+            parts.append(ids)
+            length += ids.size
+        return Example(
+            np.concatenate(parts).astype(np.int32),
+            np.asarray(targets, dtype=np.int32).reshape(-1, 2),
+        )
+
+    def _first_target(self, run: _Run, ids: Int32Array) -> int:
+        """Index of the first token of a run that is to be learnt: those of its prefix come first.
+
+        A vocabulary that joins the two would blur what is learnt: it is refused, not guessed.
+        """
+        prefix = self._prefix_ids(run.text[: run.target_start])
+        if ids[: len(prefix)].tolist() != prefix:
+            raise InputError(
+                f"template {self.template.name} and tokenizer {self.tokenizer.file} do not fit: "
+                f"the text before an answer, {run.text[: run.target_start]!r}, and the answer "
+                f"{run.text[run.target_start :][:20]!r} share a token, so that what is learnt has "
+                "no clear beginning; use the model's own template"
+            )
+        return len(prefix)
+
+    @functools.cache  # noqa: B019 - a handful of texts, as long as the encoder lives
+    def _prefix_ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode_documents([text])[0].tolist() if text else []
+
+    def _is_known(self, name: str) -> bool:
+        return name == END or name in self.tokenizer.special_texts
+
+    def _special_id(self, name: str) -> int:
+        text = self.tokenizer.eos_text() if name == END else name
+        ids = self.tokenizer.encode_separator(text)
+        if len(ids) != 1:
+            raise InputError(
+                f"--chat-template {self.template.name}: {text!r} is {len(ids)} tokens in "
+                f"{self.tokenizer.file}, where a special token is one; use the model's own "
+                "tokenizer"
+            )
+        return ids[0]
+
+
+class _Run(NamedTuple):
+    """One special token, or text that is tokenised as one."""
+
+    text: str
+    is_special: bool
+    is_target: bool
+    target_start: int
+    """Character from which on a text is to be learnt."""
+
+
+def _runs(pieces: Sequence[Piece]) -> list[_Run]:
+    """Neighbouring texts joined; what is to be learnt is the end of a run."""
+    runs = []
+    for is_special, group in itertools.groupby(pieces, lambda piece: piece.is_special):
+        if is_special:
+            runs += [_Run(piece.text, True, piece.is_target, 0) for piece in group]
+            continue
+        some = list(group)
+        before = [piece.text for piece in itertools.takewhile(lambda p: not p.is_target, some)]
+        assert all(piece.is_target for piece in some[len(before) :]), some
+        text = "".join(piece.text for piece in some)
+        runs.append(_Run(text, False, len(before) < len(some), len("".join(before))))
+    return runs

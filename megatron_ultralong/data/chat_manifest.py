@@ -1,0 +1,159 @@
+"""``chat_manifest.json`` beside rows of conversations: what they are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.data.manifest import FILE_NAME as DOCUMENTS_MANIFEST
+from megatron_ultralong.data.manifest import FileSummary
+from megatron_ultralong.errors import InputError
+
+FORMAT_VERSION = 1
+FILE_NAME = "chat_manifest.json"
+
+
+@dataclass(frozen=True)
+class ChatSource:
+    """What was found at one ``--source``."""
+
+    name: str
+    path: str
+    files: list[FileSummary]
+    num_conversations: int
+    """Conversations that can be trained on, duplicates and too long ones included."""
+    num_bad: dict[str, int]
+    """Conversations skipped under ``--skip-bad``, by what is wrong with them."""
+    num_duplicates: int
+    """Dropped: an equal one came before, in this source or an earlier one."""
+    num_too_long: int
+    """Dropped under ``too_long: drop``."""
+    num_truncated: int
+    """Cut under ``too_long: truncate``."""
+    num_nothing_left: int
+    """Dropped: cut so short that no token to be learnt was left."""
+    num_examples: int
+    """Conversations in the rows."""
+    num_tokens: int
+    """Their tokens."""
+    num_target_tokens: int
+    """Of these, tokens to be learnt."""
+    longest: int
+    """Tokens of the longest conversation found, before any was dropped or cut."""
+    unread_keys: dict[str, int]
+    """Keys of records that are not read, and how many records have them."""
+
+
+@dataclass(frozen=True)
+class ChatLengths:
+    """Conversations of one source of ``min_length`` up to twice as many tokens, as found."""
+
+    source: str
+    min_length: int
+    """A power of two."""
+    num_conversations: int
+    num_tokens: int
+    num_too_long: int
+    """Of them, above the limit: dropped or cut."""
+
+
+@dataclass(frozen=True)
+class ChatSplit:
+    """One pair of ``.bin`` and ``.idx``."""
+
+    num_examples: int
+    num_rows: int
+    num_tokens: int
+    """Without padding."""
+    num_target_tokens: int
+    num_padding_tokens: int
+    longest: int
+    """Tokens of its longest conversation."""
+
+
+@dataclass(frozen=True)
+class ChatManifest:
+    """Everything that determined the rows; equal input gives an equal manifest and equal rows."""
+
+    format_version: int
+    seq_length: int
+    max_length: int
+    too_long: str
+    packing: str
+    chat_template: str
+    date_string: str
+    folder_template_checked: bool
+    """The tokenizer's folder has a template, and it writes the same."""
+    valid_fraction: float
+    seed: int
+    tokenizer_sha256: str
+    tokenizer_engine: str
+    tokenizer_engine_reason: str
+    """Why it was not gigatoken; empty if it was."""
+    vocab_size: int
+    """Largest id + 1."""
+    sources: list[ChatSource]
+    lengths: list[ChatLengths]
+    splits: dict[str, ChatSplit]
+    versions: dict[str, str]
+
+    def save(self, folder: Path) -> None:
+        """Write ``FOLDER/chat_manifest.json``."""
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def load_chat_manifest(folder: str | Path) -> ChatManifest:
+    """Read ``FOLDER/chat_manifest.json``.
+
+    Raises:
+        InputError: where it is missing, broken or of another format version.
+    """
+    file = Path(folder) / FILE_NAME
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {file} ({error.strerror}): {_way_out(file)}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}); prepare the rows again") from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{file} has format_version {version}, where this program reads {FORMAT_VERSION}: "
+            "prepare the rows again, or use the program that made them"
+        )
+    try:
+        return ChatManifest(
+            **{
+                **data,
+                "sources": [_source(**item) for item in data["sources"]],
+                "lengths": [ChatLengths(**item) for item in data["lengths"]],
+                "splits": {name: ChatSplit(**item) for name, item in data["splits"].items()},
+            }
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{file} lacks a field or has an unknown one ({error}); prepare the rows again"
+        ) from error
+
+
+def _source(files: list[dict[str, Any]], **others: Any) -> ChatSource:
+    return ChatSource(files=[FileSummary(**file) for file in files], **others)
+
+
+def _way_out(file: Path) -> str:
+    folder = file.parent
+    if folder.is_file():
+        return (
+            "that is a file, not a folder of rows; make one with `ultralong prepare chat --source "
+            f"NAME={folder}`"
+        )
+    if (folder / DOCUMENTS_MANIFEST).is_file():
+        return (
+            "these are rows of documents; conversations are made into rows by `ultralong prepare "
+            "chat`"
+        )
+    return "give the output folder of `ultralong prepare chat`"

@@ -1,0 +1,101 @@
+"""Conversations of the sources ``NAME=PATH`` on the command line, streamed."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_ultralong.data.conversation import Conversation, ConversationError, Problem
+from megatron_ultralong.data.conversation_formats import KEYS, parse_conversation
+from megatron_ultralong.data.formats import (
+    Record,
+    absolute_place,
+    file_size,
+    format_of,
+    read_records,
+)
+from megatron_ultralong.data.prepare_chat_config import ChatReadOptions
+from megatron_ultralong.data.reading import Source, source_files
+from megatron_ultralong.errors import InputError
+
+_COLUMNS = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))
+
+
+class ConversationReader:
+    """The conversations of one source, in their order; iterate once.
+
+    Args:
+        source: the source.
+        options: how it is read.
+
+    Raises:
+        InputError: where there is no file, or one of another format; while iterating at a
+            conversation that cannot be trained on (file, line and reason), unless ``skip_bad``.
+    """
+
+    def __init__(self, source: Source, options: ChatReadOptions) -> None:
+        self.source = source
+        self.options = options
+        self.files = source_files(source, options.suffixes)
+        self.bytes_read = 0
+        self.num_conversations = 0
+        self.num_bad: collections.Counter[Problem] = collections.Counter()
+        self.unread_keys: collections.Counter[str] = collections.Counter()
+        """Keys of records that are not read, and how many records have them (of JSONL)."""
+        for path in self.files:
+            _require_records(source, path)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file_size(path) for path in self.files)
+
+    def __iter__(self) -> Iterator[tuple[Record, Conversation]]:
+        before = 0
+        for path in self.files:
+            size = file_size(path)
+            for record in read_records(path, _COLUMNS, "auto"):
+                self.bytes_read = before + min(record.position, size)
+                conversation = self._conversation(record)
+                if conversation is not None:
+                    self.num_conversations += 1
+                    yield record, conversation
+            before += size
+            self.bytes_read = before
+
+    def reject(self, record: Record, error: ConversationError) -> None:
+        """Count a bad conversation.
+
+        Raises:
+            InputError: it is not to be skipped.
+        """
+        if not self.options.skip_bad:
+            raise InputError(
+                f"source {self.source.name!r}: {absolute_place(record)}: {error.problem}: {error}; "
+                "mend it, or skip and count such conversations with --skip-bad"
+            ) from error
+        self.num_bad[error.problem] += 1
+
+    def _conversation(self, record: Record) -> Conversation | None:
+        """The conversation of a record; None for one that is counted and skipped."""
+        try:
+            if record.error:
+                raise ConversationError("unreadable", record.error)
+            self.unread_keys.update(key for key in record.fields if key not in _COLUMNS)
+            options = self.options
+            return parse_conversation(record.fields, options.chat_format, options.ignore_keys)
+        except ConversationError as error:
+            self.reject(record, error)
+            return None
+
+
+def _require_records(source: Source, path: Path) -> None:
+    if format_of(path, "auto") in ("jsonl", "parquet"):
+        return
+    way_out = "give JSONL or parquet, or name the files wanted with --suffix"
+    if path.name.removesuffix(".gz").endswith(".json"):
+        way_out = f"if it is one list, write a line for each: jq -c '.[]' {path.name} > new.jsonl"
+    raise InputError(
+        f"source {source.name!r}: {path} is neither JSONL (.jsonl, .ndjson) nor parquet: {way_out}"
+    )

@@ -1,0 +1,116 @@
+"""Rows of conversations as training reads them: tokens, boundaries, and what is to be learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.chunks import Chunk, read_chunks
+from megatron_ultralong.data.indexed import IndexedReader
+from megatron_ultralong.data.rows import PackedRows
+from megatron_ultralong.documents import DocumentMask
+from megatron_ultralong.errors import InputError
+
+Int64Array = npt.NDArray[np.int64]
+
+
+def targets_prefix(path_prefix: str | Path) -> Path:
+    """Where the tokens to be learnt stand: ``out/train -> out/train.targets``."""
+    return Path(f"{path_prefix}.targets")
+
+
+class ChatRows:
+    """Rows of ``ultralong prepare chat``: ``ChatRows("out/train").row(i)``.
+
+    Raises:
+        InputError: where a file is missing, cut short, empty or of another run.
+    """
+
+    def __init__(self, path_prefix: str | Path) -> None:
+        self.rows = PackedRows(path_prefix)
+        beside = targets_prefix(path_prefix)
+        self._targets = IndexedReader(beside)
+        if len(self._targets) != len(self.rows) or not self.rows.has_boundaries:
+            raise InputError(
+                f"{beside}.idx is of {len(self._targets)} rows, where {path_prefix}.idx has "
+                f"{len(self.rows)}, and {path_prefix}.boundaries.idx belongs to them: files of two "
+                "runs, or some are missing; copy all of one again or prepare anew"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of a row."""
+        return self.rows.seq_length
+
+    @property
+    def path_prefix(self) -> str | Path:
+        """Where they lie."""
+        return self.rows.path_prefix
+
+    def row(self, number: int) -> ChatRow:
+        """A row, of which nothing has been read."""
+        return ChatRow(self, number)
+
+    def targets(self, number: int) -> Int64Array:
+        """Tokens ``[start, stop)`` of a row to be learnt, shape [num_targets, 2]."""
+        record = self._targets[number].astype(np.int64)
+        return record[1:].reshape(-1, 2)  # the first number is how many there are
+
+    def examples(self, number: int) -> list[tuple[Int64Array, Int64Array]]:
+        """Conversations of a row: their tokens [T], and their targets counted from its start."""
+        tokens, targets = self.rows[number], self.targets(number)
+        real = self.rows.num_real_tokens(number)
+        edges = self.rows.boundaries(number).tolist()
+        found = []
+        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+            if start < real:
+                own = targets[(targets[:, 0] >= start) & (targets[:, 1] <= stop)]
+                found.append((tokens[start:stop], own - start))
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatRow:
+    """One row of :class:`ChatRows`, of which only what is asked for is read from disk."""
+
+    rows: ChatRows
+    number: int
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of the row."""
+        return self.rows.seq_length
+
+    @property
+    def cu_seqlens(self) -> npt.NDArray[np.int32]:
+        """Boundaries of the conversations, int32 [num + 1]; padding is the last one."""
+        return self.rows.rows.boundaries(self.number)
+
+    def loss_mask(self, document_mask: DocumentMask) -> npt.NDArray[np.float32]:
+        """Weight of every prediction, shape [S]: 1 where the next token is to be learnt."""
+        del document_mask  # a conversation's first token is never to be learnt
+        return target_mask(self.seq_length, self.rows.targets(self.number))
+
+    def read_chunks(self, chunks: Sequence[Chunk]) -> tuple[Int64Array, Int64Array]:
+        """Tokens and labels of the chunks: :func:`~megatron_ultralong.data.chunks.read_chunks`."""
+        return read_chunks(self.rows.rows, self.number, chunks)
+
+
+def target_mask(length: int, targets: Int64Array) -> npt.NDArray[np.float32]:
+    """Weight of the prediction made at every position, shape [length].
+
+    ``length=6, targets=[[2, 4], [5, 6]] -> [0, 1, 1, 0, 1, 0]``: tokens 2, 3 and 5 are predicted
+    one position before.
+    """
+    mask = np.zeros(length, dtype=np.float32)
+    for start, stop in targets.tolist():
+        assert start > 0, "nothing predicts a row's first token"
+        mask[start - 1 : stop - 1] = 1.0
+    return mask

@@ -1,0 +1,201 @@
+"""Prepare conversations: read, rendered, tokenised, packed whole to equal rows with their targets.
+
+``ultralong prepare chat --source tulu='tulu/*.parquet' --tokenizer Llama-3.1-8B-Instruct --output
+chats`` writes ``train`` and ``valid`` (``.bin`` and ``.idx``; beside them ``.boundaries``, the
+conversations of every row, and ``.targets``, the tokens to be learnt), ``tokenizer/``,
+``lengths.png`` and ``chat_manifest.json``. Equal input and options give equal bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import megatron_ultralong
+from megatron_ultralong.data import chat_manifest as manifests
+from megatron_ultralong.data.chat_manifest import ChatManifest, ChatSplit
+from megatron_ultralong.data.chat_reading import ConversationReader
+from megatron_ultralong.data.chat_report import PICTURE, draw_chat_lengths, print_chat_summary
+from megatron_ultralong.data.chat_rows import targets_prefix
+from megatron_ultralong.data.chat_store import ChatStore, tokenise_chats
+from megatron_ultralong.data.chat_template import TEMPLATES
+from megatron_ultralong.data.engines import choose_tokenizer, open_reference, require_fallback
+from megatron_ultralong.data.fast_tokenizer import FastPathError, fast_version
+from megatron_ultralong.data.indexed import IndexedWriter
+from megatron_ultralong.data.manifest import TOKENIZER_FOLDER
+from megatron_ultralong.data.packing import PADDING, Int64Array, RowPlan, plan_rows
+from megatron_ultralong.data.prepare_chat_config import PrepareChatConfig
+from megatron_ultralong.data.reading import parse_source
+from megatron_ultralong.data.row_writer import RowWriter
+from megatron_ultralong.data.sampling import mixed_order
+from megatron_ultralong.data.template_check import check_template, folder_template
+from megatron_ultralong.data.tokenising import DocumentTokenizer, copy_tokenizer
+from megatron_ultralong.data.work_folder import WorkFolder, work_folder
+from megatron_ultralong.documents import document_split
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.progress import progress
+
+__all__ = ["PrepareChatConfig", "prepare_chat"]
+
+
+@dataclass(frozen=True)
+class _Tokenised:
+    store: ChatStore
+    tokenizer: DocumentTokenizer
+    reason: str
+    """Why the reference tokenised; empty for the fast engine."""
+    is_checked: bool
+
+
+def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
+    """Prepare the rows, print tables, and return the manifest that was written.
+
+    Raises:
+        InputError: for conversations that cannot be trained on, a tokenizer that does not fit the
+            template, a split without any, an output folder that is not empty, a full disk.
+    """
+    sources = tuple(parse_source(argument) for argument in config.source)
+    if not sources:
+        raise InputError("no --source: give at least one NAME=PATH")
+    with work_folder(config.output) as work:
+        tokenised = _tokenise(config, work)
+        folder = work.new_folder("rows")
+        manifest = _write(config, tokenised, folder)
+        draw_chat_lengths(folder / PICTURE, manifest)
+        os.replace(folder, config.output)
+    print_chat_summary(manifest, config.output, tokenised.tokenizer)
+    return manifest
+
+
+def _tokenise(config: PrepareChatConfig, work: WorkFolder) -> _Tokenised:
+    tokenizer, reason = choose_tokenizer(config.tokenizer, config.tokenizer_engine)
+    is_checked = config.check_template and check_template(
+        TEMPLATES[config.chat_template], tokenizer
+    )
+    try:
+        store = _tokenise_with(config, tokenizer, work)
+    except FastPathError as error:
+        require_fallback(config.tokenizer_engine, error)
+        reason = str(error)
+        tokenizer = open_reference(config.tokenizer)
+        store = _tokenise_with(config, tokenizer, work)
+    return _Tokenised(store, tokenizer, reason, is_checked)
+
+
+def _tokenise_with(
+    config: PrepareChatConfig, tokenizer: DocumentTokenizer, work: WorkFolder
+) -> ChatStore:
+    readers = [ConversationReader(parse_source(s), config.reading) for s in config.source]
+    megabytes = sum(reader.num_bytes for reader in readers) / 1e6
+    with progress("Tokenising", megabytes, "MB") as bar:
+        return tokenise_chats(
+            config,
+            readers,
+            tokenizer,
+            work.new_folder("tokens"),
+            lambda count: bar.advance(count / 1e6),
+        )
+
+
+def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> ChatManifest:
+    store, tokenizer = tokenised.store, tokenised.tokenizer
+    documents = store.documents
+    names = ("train", "valid") if config.valid_fraction else ("train",)
+    splits = np.array(
+        [document_split(i, config.valid_fraction, config.seed) for i in documents.ids]
+    )
+    writer = RowWriter(documents, (), config.seq_length, tokenizer.vocab_size)
+    found: dict[str, ChatSplit] = {}
+    with progress("Packing", float(documents.lengths.sum()) / 1e6, "Mtokens") as bar:
+        for name in names:
+            order = mixed_order((splits == name).astype(np.int64), documents.ids, config.seed)
+            _require_examples(config, name, order, len(documents.ids))
+            plan = _plan(config, order, documents.lengths)
+            written = writer.write(folder / name, plan, bar)
+            num_targets = _write_targets(folder / name, plan, store)
+            found[name] = ChatSplit(
+                num_examples=written.num_documents,
+                num_rows=written.num_rows,
+                num_tokens=written.num_tokens - written.num_padding_tokens,
+                num_target_tokens=num_targets,
+                num_padding_tokens=written.num_padding_tokens,
+                longest=int(documents.lengths[order].max()),
+            )
+    copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+    jinja = TEMPLATES[config.chat_template].jinja
+    if jinja and folder_template(tokenizer.file.parent) is None:
+        (folder / TOKENIZER_FOLDER / "chat_template.jinja").write_text(jinja, encoding="utf-8")
+    manifest = ChatManifest(
+        format_version=manifests.FORMAT_VERSION,
+        seq_length=config.seq_length,
+        max_length=config.max_length,
+        too_long=config.too_long,
+        packing=config.packing,
+        chat_template=config.chat_template,
+        date_string=config.date_string,
+        folder_template_checked=tokenised.is_checked,
+        valid_fraction=config.valid_fraction,
+        seed=config.seed,
+        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_engine=tokenizer.engine,
+        tokenizer_engine_reason=tokenised.reason,
+        vocab_size=tokenizer.vocab_size,
+        sources=store.sources,
+        lengths=store.lengths,
+        splits=found,
+        versions={
+            "megatron_ultralong": megatron_ultralong.__version__,
+            "python": platform.python_version(),
+            "gigatoken": fast_version(),
+            **{package: version(package) for package in ("numpy", "pyarrow", "tokenizers")},
+        },
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def _require_examples(config: PrepareChatConfig, split: str, order: Int64Array, total: int) -> None:
+    if not order.size:
+        way_out = "raise it, or set it to 0" if split == "valid" else "lower it"
+        raise InputError(
+            f"split {split!r} has none of the {total} conversations at --valid-fraction "
+            f"({config.valid_fraction}): {way_out}, or add conversations"
+        )
+
+
+def _plan(config: PrepareChatConfig, order: Int64Array, lengths: Int64Array) -> RowPlan:
+    """Rows of whole conversations: best fit, or one in each."""
+    size = config.seq_length
+    if config.packing == "whole":
+        return plan_rows(order, lengths, 0, size, "whole")
+    plan = RowPlan(kept=order.tolist())
+    for example in plan.kept:
+        length = int(lengths[example])
+        row = [(example, 0, length)] + ([(PADDING, 0, size - length)] if length < size else [])
+        plan.rows.append(np.asarray(row, dtype=np.int64))
+        plan.num_padding_tokens += size - length
+    return plan
+
+
+def _write_targets(prefix: Path, plan: RowPlan, store: ChatStore) -> int:
+    """``PREFIX.targets.bin/.idx``: a row's number of targets, then their starts and stops.
+
+    Returns the number of tokens to be learnt.
+    """
+    total = 0
+    with IndexedWriter(targets_prefix(prefix), np.dtype("<i4")) as writer:
+        for row in plan.rows:
+            parts, filled = [], 0
+            for example, start, stop in row.tolist():
+                if example != PADDING:
+                    parts.append(store.targets(example) + filled)
+                filled += stop - start
+            targets = np.concatenate(parts)
+            total += int((targets[:, 1] - targets[:, 0]).sum())
+            writer.add(np.concatenate([[len(targets)], targets.ravel()]).astype(np.int32))
+    return total

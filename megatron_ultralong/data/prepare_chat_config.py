@@ -1,0 +1,111 @@
+"""Options of `ultralong prepare chat`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from megatron_ultralong.data.chat_template import DATE, TemplateName
+from megatron_ultralong.data.conversation_formats import ChatFormat
+from megatron_ultralong.data.engines import TokenizerEngine
+from megatron_ultralong.errors import InputError
+
+ChatPacking = Literal["whole", "none"]
+TooLong = Literal["drop", "truncate"]
+
+
+@dataclass(frozen=True)
+class ChatReadOptions:
+    """How files of conversations are read."""
+
+    chat_format: ChatFormat = "auto"
+    """messages, sharegpt or alpaca; auto goes by the keys of every record."""
+
+    ignore_keys: tuple[str, ...] = ()
+    """Keys inside a turn that mean nothing here; any other unknown key is an error."""
+
+    suffixes: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
+    ] = ()
+    """Ending of the files wanted in a folder or pattern, such as .jsonl; repeatable, all if
+    none."""
+
+    skip_bad: bool = False
+    """Count and skip conversations that cannot be trained on, instead of stopping there."""
+
+
+@dataclass(frozen=True)
+class PrepareChatConfig:
+    """Conversations to packed rows of exactly seq_length tokens, and what of them is learnt."""
+
+    source: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=PATH")
+    ]
+    """Conversations: a file, a folder or a quoted glob pattern, under a name. JSONL or parquet;
+    .gz and .zst too. Repeatable."""
+
+    tokenizer: Path
+    """Folder with a tokenizer.json or Llama 3's tokenizer.model, or that file."""
+
+    output: Path
+    """Folder to write; it must not exist, or be empty."""
+
+    seq_length: int = 8192
+    """Tokens of a row."""
+
+    max_length: int = 0
+    """Tokens of a conversation at most; 0: those of a row."""
+
+    too_long: TooLong = "drop"
+    """Longer conversations: drop, or truncate (their beginning is kept); counted in both."""
+
+    packing: ChatPacking = "whole"
+    """whole: as many conversations in a row as fit, none is cut; none: one in each. Rows are filled
+    up with padding."""
+
+    chat_template: TemplateName = "llama3.1"
+    """llama3.1; llama3: without dates, system turn of its own and tools; plain: roles in words, for
+    tokenizers without Llama 3's special tokens."""
+
+    date_string: str = DATE
+    """Today's date in llama3.1's system turn; this default is what engines write that are given
+    none."""
+
+    check_template: bool = True
+    """Compare with the chat template in the tokenizer's folder, where there is one."""
+
+    valid_fraction: float = 0.02
+    """Expected share of the conversations held out in valid; 0: no valid."""
+
+    seed: int = 1234
+    """Seed of the split and the order, each a hash of the conversation."""
+
+    tokenizer_engine: TokenizerEngine = "auto"
+    """auto: gigatoken where its ids equal the reference's, else the reference, with a note."""
+
+    reading: Annotated[ChatReadOptions, tyro.conf.arg(name="")] = field(
+        default_factory=ChatReadOptions
+    )
+    """How the files are read."""
+
+    def __post_init__(self) -> None:
+        if self.seq_length < 2:
+            raise InputError(f"seq_length ({self.seq_length}) must be at least 2: a token, a label")
+        if not 0 <= self.max_length <= self.seq_length:
+            raise InputError(
+                f"max_length ({self.max_length}) must be at most seq_length ({self.seq_length}): a "
+                "conversation stands whole in one row; lower the first or raise the second"
+            )
+        if not 0 <= self.valid_fraction < 1:
+            raise InputError(
+                f"valid_fraction ({self.valid_fraction}) must be at least 0 and under 1: the rest "
+                "is the training split"
+            )
+
+    @property
+    def limit(self) -> int:
+        """Tokens that a conversation may have."""
+        return self.max_length or self.seq_length
