@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +136,51 @@ def _run_convert(verb: str, words: list[str]) -> None:
 
 
 def _run_pretrain(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.config import PretrainConfig
     from megatron_ultralong.recipes import PRETRAIN_RECIPES
 
-    usage = f"usage: {PROGRAM} {verb} RECIPE|--config FILE [flags]; recipes: " + ", ".join(
-        PRETRAIN_RECIPES
-    )
+    def run(config: PretrainConfig) -> None:
+        from megatron_ultralong.training.pretrain import pretrain
+
+        pretrain(config)
+
+    def check(config: PretrainConfig) -> Any:
+        from megatron_ultralong.mcore.parallel import world_size
+        from megatron_ultralong.training.pretrain import check_run
+
+        return check_run(config, world_size())
+
+    _run_training(verb, words, PretrainConfig, PRETRAIN_RECIPES, check, run)
+
+
+def _run_sft(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.recipes import SFT_RECIPES
+    from megatron_ultralong.sft_config import SftConfig
+
+    def run(config: SftConfig) -> None:
+        from megatron_ultralong.training.sft import sft
+
+        sft(config)
+
+    def check(config: SftConfig) -> Any:
+        from megatron_ultralong.mcore.parallel import world_size
+        from megatron_ultralong.training.sft import check_sft
+
+        return check_sft(config, world_size())
+
+    _run_training(verb, words, SftConfig, SFT_RECIPES, check, run)
+
+
+def _run_training(
+    verb: str,
+    words: list[str],
+    config_class: Any,
+    recipes: Mapping[str, Callable[[], Any]],
+    check: Callable[[Any], Any],
+    run: Callable[[Any], None],
+) -> None:
+    """Take a recipe or a file of an earlier run, its flags, and run it or show what it would do."""
+    usage = f"usage: {PROGRAM} {verb} RECIPE|--config FILE [flags]; recipes: " + ", ".join(recipes)
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(f"{usage}\n`{PROGRAM} {verb} RECIPE --help` lists the flags.\n")
         return
@@ -149,20 +189,18 @@ def _run_pretrain(verb: str, words: list[str]) -> None:
 
         if len(words) < 2:
             raise InputError(f"--config needs a file; {usage}")
-        default, rest = load_config(Path(words[1])), words[2:]
-    elif words[0] in PRETRAIN_RECIPES:
-        default, rest = PRETRAIN_RECIPES[words[0]](), words[1:]
+        default, rest = load_config(Path(words[1]), config_class), words[2:]
+    elif words[0] in recipes:
+        default, rest = recipes[words[0]](), words[1:]
     else:
         raise InputError(f"recipe {words[0]!r} is not known; {usage}")
-    is_dry_run = "--dry-run" in rest
-    rest = [word for word in rest if word != "--dry-run"]
-    config = _parse(type(default), verb, rest, default)
-    from megatron_ultralong.training.pretrain import dry_run, pretrain
+    config = _parse(config_class, verb, [word for word in rest if word != "--dry-run"], default)
+    if "--dry-run" in rest:
+        from megatron_ultralong.training.dry_run import dry_run
 
-    if is_dry_run:
-        sys.stdout.write(dry_run(config))
+        sys.stdout.write(dry_run(check(config)))
         return
-    pretrain(config)
+    run(config)
 
 
 def _run_plan(verb: str, words: list[str]) -> None:
@@ -257,6 +295,7 @@ _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "convert verify": ("compare two models bit by bit, and by logits", _run_convert),
     "convert inspect": ("what a folder or checkpoint holds", _run_convert),
     "pretrain": ("extend the context; under torchrun for several ranks", _run_pretrain),
+    "sft": ("instruction tuning on conversations; under torchrun for several ranks", _run_sft),
     "plan": ("memory, time and the layout of a run, before a GPU is taken", _run_plan),
     "evaluate loss": ("loss by position on held-out rows", _run_evaluate_loss),
     "evaluate passkey": ("passkey retrieval by length and depth", _run_evaluate_passkey),

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
@@ -253,11 +253,13 @@ class DataConfig:
     """What is trained on."""
 
     data_path: str = ""
-    """Folder written by `ultralong prepare`."""
+    """Folder written by `ultralong prepare`; for sft, by `ultralong prepare chat`."""
     seq_length: int = 0
     """Tokens in a row; 0 takes the folder's own."""
     document_mask: DocumentMask = "none"
     """none: documents of a row attend to each other (the paper's recipe); block: they do not."""
+    reset_position_ids: bool = False
+    """Positions start again at 0 with every document; needs document_mask block."""
     seed: int = 1234
     """Order of the rows."""
 
@@ -283,8 +285,11 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
-    """Continued pretraining at an extended context."""
+class TrainingConfig:
+    """What all training has in common."""
+
+    verb: ClassVar[str]
+    """Of the command line."""
 
     load: str = ""
     """Megatron checkpoint to start from (`ultralong convert import`)."""
@@ -325,7 +330,7 @@ class PretrainConfig:
         """
         for name, value in (("--load", self.load), ("--data-path", self.data.data_path)):
             if not value:
-                raise InputError(f"{name} is needed: see `ultralong pretrain --help`")
+                raise InputError(f"{name} is needed: see `ultralong {self.verb} --help`")
         for field, least in (
             ("train_iters", 1),
             ("micro_batch_size", 1),
@@ -346,6 +351,11 @@ class PretrainConfig:
             raise InputError(
                 f"document_mask 'block' needs micro_batch_size 1, not {self.micro_batch_size}: "
                 "every row has documents of its own; raise global_batch_size instead"
+            )
+        if self.data.reset_position_ids and self.data.document_mask != "block":
+            raise InputError(
+                f"reset_position_ids needs document_mask 'block', not '{self.data.document_mask}': "
+                "tokens that see other documents would stand at one position with theirs"
             )
         if self.parallel.cp_assignment == "balanced" and self.data.document_mask != "block":
             raise InputError(
@@ -385,6 +395,13 @@ class PretrainConfig:
                 f"least {math.ceil(self.data.seq_length / original)} over "
                 f"original_max_position_embeddings {original}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(TrainingConfig):
+    """Continued pretraining at an extended context."""
+
+    verb = "pretrain"
 
 
 def to_dict(config: Any) -> dict[str, Any]:

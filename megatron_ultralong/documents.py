@@ -100,6 +100,13 @@ def document_numbers(cu_seqlens: IntArray) -> npt.NDArray[np.int32]:
     return np.repeat(np.arange(lengths.size, dtype=np.int32), lengths)
 
 
+def document_positions(positions: IntArray, cu_seqlens: IntArray) -> npt.NDArray[np.int64]:
+    """Positions in a row counted from their document's start: ``[0, 3, 5]``, 2 3 4 -> 2 0 1."""
+    starts = np.asarray(cu_seqlens[:-1], dtype=np.int64)
+    document = np.searchsorted(starts, positions, side="right") - 1
+    return np.asarray(positions, dtype=np.int64) - starts[document]
+
+
 def next_token_labels(tokens: IntArray) -> npt.NDArray[np.int64]:
     """Labels of a row, shape [S]: ``[5, 6, 7] -> [6, 7, 0]``; the last one is never counted."""
     labels = np.zeros(len(tokens), dtype=np.int64)

@@ -16,7 +16,7 @@ from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
 from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.sampling import LengthSampling
-from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from tests.models import TEXT, write_llama, write_tokenizer
 from tests.ranks import run_on_ranks
 
@@ -189,7 +189,7 @@ def test_evaluating_beyond_the_trained_positions_has_to_be_asked_for(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (("train",), "verb 'train' is not known; known: prepare, convert import"),
+        (("train",), "verb 'train' is not known; known: prepare, prepare chat, convert import"),
         (("convert", "merge"), "convert 'merge' is not known; known: convert import"),
         (("pretrain", "llama"), "recipe 'llama' is not known"),
         (("pretrain", "--config", "nowhere.yaml"), "configuration nowhere.yaml does not exist"),
@@ -291,6 +291,7 @@ PRETRAIN_FLAGS = {
     "--profile-step-start",
     "--ramp",
     "--recompute-granularity",
+    "--reset-position-ids",
     "--sequence-tile-size",
     "--offload-activations",
     "--max-host-memory-gib",
@@ -311,12 +312,21 @@ PRETRAIN_FLAGS = {
 }
 
 
-def test_the_flags_of_pretrain_are_these(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("verb", "recipe", "flags"),
+    [
+        ("pretrain", next(iter(PRETRAIN_RECIPES)), PRETRAIN_FLAGS),
+        ("sft", next(iter(SFT_RECIPES)), PRETRAIN_FLAGS | {"--num-epochs"}),
+    ],
+)
+def test_the_flags_of_training_are_these(
+    capsys: pytest.CaptureFixture[str], verb: str, recipe: str, flags: set[str]
+) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["pretrain", next(iter(PRETRAIN_RECIPES)), "--help"])
+        cli.main([verb, recipe, "--help"])
     shown = {word.strip(",│|[]()") for word in capsys.readouterr().out.split()}
-    flags = {word for word in shown if re.fullmatch("--(?!no-)[a-z0-9-]*[a-z0-9]", word)}
-    assert flags - {"--help"} == PRETRAIN_FLAGS
+    found = {word for word in shown if re.fullmatch("--(?!no-)[a-z0-9-]*[a-z0-9]", word)}
+    assert found - {"--help"} == flags
 
 
 def test_the_module_and_the_tools_are_the_same_program() -> None:

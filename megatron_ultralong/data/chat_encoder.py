@@ -96,21 +96,26 @@ class ChatEncoder:
     def _first_target(self, run: _Run, ids: Int32Array) -> int:
         """Index of the first token of a run that is to be learnt: those of its prefix come first.
 
-        A vocabulary that joins the two would blur what is learnt: it is refused, not guessed.
+        A token that is part of both would blur what is learnt: it is refused, not guessed.
         """
-        prefix = self._prefix_ids(run.text[: run.target_start])
-        if ids[: len(prefix)].tolist() != prefix:
+        prefix = run.text[: run.target_start]
+        if not prefix:
+            return 0
+        size = self._prefix_size(prefix, tuple(ids[: len(prefix.encode())].tolist()))
+        if size is None:
             raise InputError(
                 f"template {self.template.name} and tokenizer {self.tokenizer.file} do not fit: "
-                f"the text before an answer, {run.text[: run.target_start]!r}, and the answer "
+                f"the text before an answer, {prefix!r}, and the answer "
                 f"{run.text[run.target_start :][:20]!r} share a token, so that what is learnt has "
                 "no clear beginning; use the model's own template"
             )
-        return len(prefix)
+        return size
 
-    @functools.cache  # noqa: B019 - a handful of texts, as long as the encoder lives
-    def _prefix_ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode_documents([text])[0].tolist() if text else []
+    @functools.cache  # noqa: B019 - a handful of prefixes, as long as the encoder lives
+    def _prefix_size(self, prefix: str, ids: tuple[int, ...]) -> int | None:
+        """How many of the first ids are the prefix and nothing else."""
+        sizes = range(1, len(ids) + 1)
+        return next((n for n in sizes if self.tokenizer.decode(ids[:n]) == prefix), None)
 
     def _is_known(self, name: str) -> bool:
         return name == END or name in self.tokenizer.special_texts

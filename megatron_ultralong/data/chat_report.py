@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def print_chat_summary(
     for line in _notes(manifest):
         console.print(line, highlight=False)
     if tokenizer is not None:
-        console.print("the first conversation; what is learnt is [bold green]green[/]:")
+        console.print("the first conversation; what is learnt is in [bold green]\u27e6 \u27e7[/]:")
         rows = ChatRows(output / next(iter(manifest.splits)))
         console.print(decoded_example(*rows.examples(0)[0], tokenizer), highlight=False)
     console.print(f"written: {output} (lengths: {output / PICTURE})", highlight=False)
@@ -114,15 +115,18 @@ def _notes(manifest: ChatManifest) -> list[str]:
 def decoded_example(tokens: Any, targets: Any, tokenizer: DocumentTokenizer) -> Text:
     """A conversation as text, what is learnt in green; tokens [T], targets [num, 2]."""
     edges = [0, *np.asarray(targets).ravel().tolist(), len(tokens)]
-    text = Text()
-    for number, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    text = Text()  # the brackets are for terminals and files without colours
+    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
         run = np.asarray(tokens)[start:stop].tolist()
         half = _EXCERPT_TOKENS // 2
         shown = tokenizer.decode(run)
         if len(run) > _EXCERPT_TOKENS:
             left, right = tokenizer.decode(run[:half]), tokenizer.decode(run[-half:])
             shown = f"{left} ... [{len(run) - _EXCERPT_TOKENS:,} tokens] ... {right}"
-        text.append(shown, style="bold green" if number % 2 else "")
+        if number % 2:
+            text.append(f"\u27e6{shown}\u27e7", style="bold green")
+        else:
+            text.append(shown)
     return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class ChatRows:
         real = self.rows.num_real_tokens(number)
         edges = self.rows.boundaries(number).tolist()
         found = []
-        for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        for start, stop in itertools.pairwise(edges):
             if start < real:
                 own = targets[(targets[:, 0] >= start) & (targets[:, 1] <= stop)]
                 found.append((tokens[start:stop], own - start))

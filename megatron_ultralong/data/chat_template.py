@@ -8,7 +8,7 @@ The first turn is always a system turn, which names two dates before the system 
 one: the template writes "Cutting Knowledge Date: December 2023" and "Today Date: 26 Jul 2024", and
 engines that are given no ``date_string`` write the same at inference. Learnt are the assistant's
 contents and the token that ends them, ``<|eot_id|>``, or ``<|eom_id|>`` after a tool call in
-ipython mode. Our pieces are compared with transformers' rendering in ``tests/data/test_chat_template.py``.
+ipython mode. ``tests/data/test_chat_template.py`` compares our pieces with transformers'.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ TEMPLATES: dict[TemplateName, ChatTemplate] = {
 """Templates by the name that ``--chat-template`` takes.
 
 ``llama3`` is Llama 3.0's: no dates, no system turn of its own, no tools. ``plain`` is for
-tokenizers without Llama 3's special tokens: roles in words, every turn ended by the tokenizer's EOS.
+tokenizers without Llama 3's special tokens: roles in words, every turn ended by its EOS.
 """
 
 

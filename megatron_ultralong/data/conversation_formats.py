@@ -165,7 +165,7 @@ _PARSERS: dict[str, Callable[[Fields, frozenset[str]], Conversation]] = {
 
 def _turns(fields: Fields, key: str, known: Collection[str]) -> list[tuple[int, Fields]]:
     """Turns by number, their null values left out."""
-    turns = []
+    turns: list[tuple[int, Fields]] = []
     for number, turn in enumerate(_list(fields[key], key)):
         if not isinstance(turn, Mapping):
             kind = type(turn).__name__

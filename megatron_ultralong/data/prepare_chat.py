@@ -111,11 +111,14 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
     )
     writer = RowWriter(documents, (), config.seq_length, tokenizer.vocab_size)
     found: dict[str, ChatSplit] = {}
-    with progress("Packing", float(documents.lengths.sum()) / 1e6, "Mtokens") as bar:
-        for name in names:
-            order = mixed_order((splits == name).astype(np.int64), documents.ids, config.seed)
-            _require_examples(config, name, order, len(documents.ids))
-            plan = _plan(config, order, documents.lengths)
+    plans: dict[str, RowPlan] = {}
+    for name in names:
+        order = mixed_order((splits == name).astype(np.int64), documents.ids, config.seed)
+        _require_examples(config, name, order, len(documents.ids))
+        plans[name] = _plan(config, order, documents.lengths)
+    num_rows = sum(len(plan.rows) for plan in plans.values())
+    with progress("Packing", num_rows * config.seq_length / 1e6, "Mtokens") as bar:
+        for name, plan in plans.items():
             written = writer.write(folder / name, plan, bar)
             num_targets = _write_targets(folder / name, plan, store)
             found[name] = ChatSplit(
@@ -124,7 +127,7 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
                 num_tokens=written.num_tokens - written.num_padding_tokens,
                 num_target_tokens=num_targets,
                 num_padding_tokens=written.num_padding_tokens,
-                longest=int(documents.lengths[order].max()),
+                longest=int(documents.lengths[plan.kept].max()),
             )
     copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
     jinja = TEMPLATES[config.chat_template].jinja

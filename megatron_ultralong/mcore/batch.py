@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from megatron_ultralong.context_parallel import Assignment, balanced, zigzag
-from megatron_ultralong.documents import DocumentMask
+from megatron_ultralong.documents import DocumentMask, document_positions
 from megatron_ultralong.mcore.core_attention import document_params
 
 CpAssignment = Literal["zigzag", "balanced"]
@@ -31,6 +31,8 @@ class Batch:
     """Documents of the whole row under ``document_mask: block``, else None."""
     assignment: Assignment
     """Chunks of the row that each context-parallel rank holds."""
+    restarts: tuple[int, ...] | None = None
+    """Boundaries of the row at which positions start again; None: they do not."""
 
 
 class DocumentRow(Protocol):
@@ -60,13 +62,14 @@ def local_batch(
     cp_group: dist.ProcessGroup,
     device: torch.device,
     cp_assignment: CpAssignment = "zigzag",
+    reset_position_ids: bool = False,
 ) -> Batch:
     """The shard of rows that this rank works on; of a row on disk nothing else is read.
 
     A chunk's last label is the token after it, the first one of another chunk.
     """
     size, rank = cp_group.size(), cp_group.rank()
-    packed, assignment = None, zigzag(size)
+    packed, assignment, restarts = None, zigzag(size), None
     if document_mask == "block":
         assert len(rows) == 1, "documents differ from row to row: one row at a time"
         if cp_assignment == "balanced":
@@ -75,6 +78,11 @@ def local_batch(
         packed = document_params(cu_seqlens, rows[0].seq_length, assignment)
 
     length = rows[0].seq_length
+    positions = assignment.positions(rank, length)
+    if reset_position_ids:
+        assert document_mask == "block", "positions start again where documents are apart"
+        restarts = tuple(rows[0].cu_seqlens.tolist())
+        positions = torch.from_numpy(document_positions(positions.numpy(), rows[0].cu_seqlens))
     chunks = assignment.ranges(rank, length)
     tokens, labels = zip(*(row.read_chunks(chunks) for row in rows), strict=True)
     masks = [row.loss_mask(document_mask) for row in rows]
@@ -86,7 +94,8 @@ def local_batch(
         tokens=tensor(tokens),
         labels=tensor(labels),
         loss_mask=assignment.shard(tensor(masks), rank, 1).contiguous(),
-        position_ids=assignment.positions(rank, length).repeat(len(rows), 1).to(device),
+        position_ids=positions.repeat(len(rows), 1).to(device),
         packed_seq_params=packed,
         assignment=assignment,
+        restarts=restarts,
     )

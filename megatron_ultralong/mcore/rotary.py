@@ -12,6 +12,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron_ultralong import yarn
 from megatron_ultralong.config import AnglePrecision
 from megatron_ultralong.context_parallel import Assignment, zigzag
+from megatron_ultralong.documents import document_positions
 
 
 class LocalRotaryEmbedding(RotaryEmbedding):
@@ -40,6 +41,8 @@ class LocalRotaryEmbedding(RotaryEmbedding):
         self.angle_precision = angle_precision
         self.assignment: Assignment | None = None
         """Chunks of the context-parallel ranks in the next forward pass; zigzag if None."""
+        self.restarts: tuple[int, ...] | None = None
+        """Boundaries of the row at which its positions start again in the next forward pass."""
         self._key: tuple[object, ...] | None = None
         self._angles: torch.Tensor | None = None
 
@@ -62,13 +65,14 @@ class LocalRotaryEmbedding(RotaryEmbedding):
         size = 1 if group is None or packed_seq else group.size()
         rank = 0 if size == 1 else group.rank()
         assignment = self.assignment or zigzag(size)
-        key = (max_seq_len, offset, rank, assignment)
+        key = (max_seq_len, offset, rank, assignment, self.restarts)
         if self._key != key or self._angles is None:
+            positions = assignment.positions(rank, max_seq_len)
+            if self.restarts is not None:
+                edges = np.asarray(self.restarts)
+                positions = torch.from_numpy(document_positions(positions.numpy(), edges))
             # One row length is in use at a time: a larger cache would hold stale tables.
-            self._key, self._angles = (
-                key,
-                self._local_angles(assignment.positions(rank, max_seq_len) + offset),
-            )
+            self._key, self._angles = key, self._local_angles(positions + offset)
         return self._angles
 
     def _local_angles(self, positions_S: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from megatron_ultralong.config import ModelConfig, PretrainConfig
+from megatron_ultralong.config import ModelConfig, TrainingConfig
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import hardware_of_device
 from megatron_ultralong.plan.job import GIB, Job
@@ -14,7 +14,7 @@ from megatron_ultralong.plan.report import memory_table, time_rows
 
 
 def plan_text(
-    config: PretrainConfig,
+    config: TrainingConfig,
     model: ModelConfig,
     num_gpus: int,
     device_name: str | None,

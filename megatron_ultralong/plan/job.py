@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from megatron_ultralong.activations import KeptTensors, kept_tensors
-from megatron_ultralong.config import ModelConfig, ParallelConfig, PretrainConfig
+from megatron_ultralong.config import ModelConfig, ParallelConfig, TrainingConfig
 from megatron_ultralong.run_config import MemoryConfig
 
 GIB = 2**30
@@ -16,7 +16,7 @@ class Job:
     """What is planned. Nothing in it has been checked: :func:`check` does."""
 
     model: ModelConfig
-    config: PretrainConfig
+    config: TrainingConfig
     num_gpus: int
     mean_area: float
     """Pairs of query and key that attend, of a mean row."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
-from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.training.rows import RowSource
 
 
@@ -18,7 +18,7 @@ class RunInputs:
     trains makes its own, with rows of its own.
     """
 
-    config: PretrainConfig
+    config: TrainingConfig
     """With every default resolved."""
     source: CheckpointMetadata
     """Of the checkpoint that the run starts from."""

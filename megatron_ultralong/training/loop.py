@@ -113,6 +113,7 @@ class _Run:
             micro_batch_size=config.micro_batch_size,
             num_microbatches=config.num_microbatches(dist.get_world_size()),
             cp_assignment=config.parallel.cp_assignment,
+            reset_position_ids=config.data.reset_position_ids,
         )
         self.guard = FiniteGuard(state.model, state.optimizer)
         self.spikes = SpikeDetector(config.faults.loss_spike_deviations)

@@ -8,14 +8,14 @@ import psutil
 import torch
 
 from megatron_ultralong.activations import kept_tensors
-from megatron_ultralong.config import ModelConfig, PretrainConfig
+from megatron_ultralong.config import ModelConfig, TrainingConfig
 from megatron_ultralong.errors import InputError
 
 AVAILABLE_SHARE = 0.8
 """Of the host memory that is available at the start; checkpoints are staged in the rest."""
 
 
-def host_bytes(config: PretrainConfig, model: ModelConfig, num_ranks: int) -> int:
+def host_bytes(config: TrainingConfig, model: ModelConfig, num_ranks: int) -> int:
     """Host memory that the ranks of the pipeline stage fill which keeps the most."""
     kept = kept_tensors(
         model,
@@ -34,7 +34,7 @@ def host_bytes(config: PretrainConfig, model: ModelConfig, num_ranks: int) -> in
     )
 
 
-def check_offloading(config: PretrainConfig, model: ModelConfig, num_ranks: int) -> int:
+def check_offloading(config: TrainingConfig, model: ModelConfig, num_ranks: int) -> int:
     """Bytes of host memory that this rank may take for off-loaded activations; 0: it needs none.
 
     Raises:

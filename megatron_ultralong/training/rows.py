@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Protocol
 
+from megatron_ultralong.data.chat_rows import ChatRow, ChatRows
 from megatron_ultralong.data.chunks import StoredRow
 from megatron_ultralong.data.rows import PackedRows, global_row_index
 from megatron_ultralong.mcore.batch import DocumentRow
@@ -41,6 +42,26 @@ class PackedRowSource:
 
     def name(self, sample: int) -> str:
         """Path and number of the row: ``rows/train[17]``."""
+        return f"{self.rows.path_prefix}[{self._number(sample)}]"
+
+    def _number(self, sample: int) -> int:
+        return global_row_index(sample, len(self.rows), self.seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatRowSource:
+    """Rows that ``ultralong prepare chat`` wrote, in another order every epoch."""
+
+    rows: ChatRows
+    seed: int
+    """Of the order."""
+
+    def row(self, sample: int) -> ChatRow:
+        """See :class:`RowSource`."""
+        return self.rows.row(self._number(sample))
+
+    def name(self, sample: int) -> str:
+        """Path and number of the row: ``chats/train[17]``."""
         return f"{self.rows.path_prefix}[{self._number(sample)}]"
 
     def _number(self, sample: int) -> int:

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 import torch.distributed as dist
 import yaml
@@ -26,9 +27,12 @@ from megatron_ultralong.checkpoint.metadata import (
 )
 from megatron_ultralong.checkpoint.staging import check_free
 from megatron_ultralong.checkpoint.weight_map import weight_map
-from megatron_ultralong.config import PretrainConfig, from_dict, to_dict
+from megatron_ultralong.config import PretrainConfig, TrainingConfig, from_dict, to_dict
 from megatron_ultralong.errors import InputError, RunStopped
+from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.training.resume import Resumed, newest_good
+
+Config = TypeVar("Config", bound=TrainingConfig)
 
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "exit_status"
@@ -38,29 +42,30 @@ _FIXED = (
     ("seed", lambda config: config.data.seed),
     ("seq_length", lambda config: config.data.seq_length),
     ("document_mask", lambda config: config.data.document_mask),
+    ("reset_position_ids", lambda config: config.data.reset_position_ids),
     ("rope", lambda config: config.rope),
 )
 """What a resumed run cannot change: the rows it has consumed, and what its weights mean."""
 
 
-def save_config(path: Path, config: PretrainConfig) -> None:
+def save_config(path: Path, config: TrainingConfig) -> None:
     """Write a resolved configuration as YAML, aside first."""
     aside = path.with_name(path.name + ".partial")
     aside.write_text(config_text(config), encoding="utf-8")
     os.replace(aside, path)
 
 
-def config_text(config: PretrainConfig) -> str:
+def config_text(config: TrainingConfig) -> str:
     """A configuration as YAML."""
     text: str = yaml.safe_dump(to_dict(config), sort_keys=False)
     return text
 
 
-def load_config(path: Path) -> PretrainConfig:
+def load_config(path: Path, kind: type[Config]) -> Config:
     """Read a configuration that :func:`save_config` wrote.
 
     Raises:
-        InputError: no such file, or not such a configuration.
+        InputError: no such file, or not a configuration of this kind.
     """
     if not path.is_file():
         raise InputError(f"configuration {path} does not exist")
@@ -70,13 +75,19 @@ def load_config(path: Path) -> PretrainConfig:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a configuration: it holds {type(values).__name__}")
-    return from_dict(PretrainConfig, values, str(path))
+    # The one key that every configuration of instruction tuning has, and no other.
+    verb = SftConfig.verb if "num_epochs" in values else PretrainConfig.verb
+    if verb != kind.verb:
+        raise InputError(
+            f"{path} is the configuration of a {verb} run, where one of {kind.verb} belongs"
+        )
+    return from_dict(kind, values, str(path))
 
 
 class RunFolder:
     """``--save``: the configuration of a run, what its weights mean, and its checkpoints."""
 
-    def __init__(self, config: PretrainConfig, metadata: CheckpointMetadata) -> None:
+    def __init__(self, config: TrainingConfig, metadata: CheckpointMetadata) -> None:
         self.root = Path(config.save) if config.save else None
         self.resumed_iteration = 0
         """Of the checkpoint that this start went on from."""
@@ -172,7 +183,7 @@ class RunFolder:
                 f"--save {root} holds checkpoints but no {CONFIG_FILE}: it is no run's folder, so "
                 "it is not written to; name an empty or new folder"
             )
-        before = load_config(root / CONFIG_FILE)
+        before = load_config(root / CONFIG_FILE, type(self._config))
         for name, value_of in _FIXED:
             old, new = value_of(before), value_of(self._config)
             if old != new:

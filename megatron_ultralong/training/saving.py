@@ -8,7 +8,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.errors import RunStopped
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import is_main_rank
@@ -29,7 +29,7 @@ class Saving:
 
     def __init__(
         self,
-        config: PretrainConfig,
+        config: TrainingConfig,
         folder: RunFolder,
         state: TrainingState,
         stop: StopRequests,

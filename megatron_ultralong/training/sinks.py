@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.config import PretrainConfig, to_dict
+from megatron_ultralong.config import TrainingConfig, to_dict
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.training.log import IterationRecord, Sink
 
 _WANDB_FILE = "wandb_run_id"
 
 
-def check_sinks(config: PretrainConfig) -> None:
+def check_sinks(config: TrainingConfig) -> None:
     """Raise InputError where a package that was asked for is not installed."""
     if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
         raise InputError(
@@ -25,7 +25,7 @@ def check_sinks(config: PretrainConfig) -> None:
         )
 
 
-def open_sinks(config: PretrainConfig, iteration: int) -> list[Sink]:
+def open_sinks(config: TrainingConfig, iteration: int) -> list[Sink]:
     """The sinks that were asked for; on the main rank only.
 
     Args:
@@ -97,7 +97,7 @@ def _identity(path: Path) -> str:
 class WandbSink:
     """A run of Weights & Biases; one that is resumed goes on."""
 
-    def __init__(self, project: str, config: PretrainConfig) -> None:
+    def __init__(self, project: str, config: TrainingConfig) -> None:
         import wandb  # optional
 
         folder = Path(config.save) if config.save else None

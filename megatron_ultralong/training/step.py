@@ -55,6 +55,7 @@ class LanguageModelStep:
         micro_batch_size: int,
         num_microbatches: int,
         cp_assignment: CpAssignment = "zigzag",
+        reset_position_ids: bool = False,
     ) -> None:
         self.model = model
         self.groups = groups
@@ -64,6 +65,7 @@ class LanguageModelStep:
         self.micro_batch_size = micro_batch_size
         self.num_microbatches = num_microbatches
         self.cp_assignment = cp_assignment
+        self.reset_position_ids = reset_position_ids
         self._schedule = get_forward_backward_func()
         self._area = 0
 
@@ -133,6 +135,7 @@ class LanguageModelStep:
                     cp_group=self.groups.cp,
                     device=device(),
                     cp_assignment=self.cp_assignment,
+                    reset_position_ids=self.reset_position_ids,
                 )
             yield batch
 
@@ -155,7 +158,8 @@ def _forward_step(
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], LossTerms]]:
     batch = next(batches)
     # The angles of this pass are made at its start; a recomputation is handed the same ones.
-    get_attr_wrapped_model(model, "rotary_pos_emb").assignment = batch.assignment
+    rotary = get_attr_wrapped_model(model, "rotary_pos_emb")
+    rotary.assignment, rotary.restarts = batch.assignment, batch.restarts
     output = model(
         batch.tokens,
         batch.position_ids,

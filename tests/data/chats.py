@@ -11,10 +11,47 @@ from typing import Any
 TEMPLATE = (Path(__file__).parent / "golden" / "llama3_1.jinja").read_text(encoding="utf-8")
 SHA256 = "e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65"
 
-_WORDS = (
-    "the of and long context 1,048,576 x=1; def f(x): return \n \n\n \t   a\u0301 naïve 漢字 🙂 👩‍👩‍👧 "
-    "' \" \\ {} [] <s> </s> 3.14 don't I'LL \u00a0 … ½ --- ``` http://a.b/?c=d& <b> \r\n ZWJ\u200d"
-).split(" ")
+_WORDS = [
+    "the",
+    "of",
+    "and",
+    "long",
+    "context",
+    "1,048,576",
+    "x=1;",
+    "def",
+    "f(x):",
+    "return",
+    "\n",
+    "\n\n",
+    "\t",
+    "",
+    "",
+    "a\u0301",
+    "na\xefve",
+    "\u6f22\u5b57",
+    "\U0001f642",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467",
+    "'",
+    '"',
+    "\\",
+    "{}",
+    "[]",
+    "<s>",
+    "</s>",
+    "3.14",
+    "don't",
+    "I'LL",
+    "\xa0",
+    "\u2026",
+    "\xbd",
+    "---",
+    "```",
+    "http://a.b/?c=d&",
+    "<b>",
+    "\r\n",
+    "ZWJ\u200d",
+]
 
 
 def marked_template() -> str:

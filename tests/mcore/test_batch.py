@@ -13,7 +13,7 @@ from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows import PackedRows, boundaries_prefix
 from megatron_ultralong.documents import Row, document_boundaries
 from megatron_ultralong.mcore.batch import Batch, local_batch
-from tests.mcore.test_rotary import FakeGroup
+from tests.mcore.test_rotary import FakeGroup, rotary
 
 SEPARATOR = (7, 8)
 
@@ -58,6 +58,25 @@ def test_every_prediction_of_a_row_is_made_once_and_with_its_label(case: tuple) 
     np.testing.assert_array_equal(joined("labels")[counted], row[1:][counted[:-1]])
     if mask == "none":
         assert counted[:-1].all()
+
+
+@given(rows)
+def test_positions_start_again_with_every_document(case: tuple) -> None:
+    cp_size, tokens, _, assignment = case
+    row = np.asarray(tokens)
+    batches = shards(
+        row, cp_size, document_mask="block", cp_assignment=assignment, reset_position_ids=True
+    )
+    edges = document_boundaries(row, SEPARATOR)
+    positions = [batch.position_ids for batch in batches]
+    expected = np.concatenate([np.arange(length) for length in np.diff(edges)])
+    np.testing.assert_array_equal(batches[0].assignment.unshard(positions, 1)[0], expected)
+    for rank, batch in enumerate(batches):
+        module = rotary()
+        module.assignment, module.restarts = batch.assignment, batch.restarts
+        angles = module(row.size, cp_group=FakeGroup(cp_size, rank))
+        table = rotary()(row.size)
+        assert torch.equal(angles, table[batch.position_ids[0]])
 
 
 def test_a_documents_first_token_is_not_counted_under_block() -> None:

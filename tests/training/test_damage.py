@@ -13,7 +13,8 @@ import pytest
 from megatron_ultralong.checkpoint.checksums import DamagedError, read_checksums
 from megatron_ultralong.checkpoint.folder import LATEST_FILE
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.training.pretrain import check_run, dry_run
+from megatron_ultralong.training.dry_run import dry_run
+from megatron_ultralong.training.pretrain import check_run
 from megatron_ultralong.training.resume import newest_good
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job, every_loss, losses
@@ -99,7 +100,7 @@ def test_without_a_good_one_nothing_is_begun_in_silence(
         damage(root / f"iter_{iteration:07d}", "flip", random.Random(iteration))
     config = make_config(root, train_iters=6)
     with pytest.raises(InputError, match=r"holds no checkpoint that is whole: .*begin a new run"):
-        dry_run(config)
+        dry_run(check_run(config, 1))
     assert check_run(config, 1).config.data.seq_length == 128
 
 
@@ -110,7 +111,8 @@ def test_a_damaged_run_goes_on_from_the_good_one(
     shutil.copytree(run, root)
     bad = damage(root / "iter_0000006", "flip", random.Random(1))
     config = make_config(root, (1, 2), train_iters=6, save_interval=2)
-    assert "goes on from" in dry_run(dataclasses.replace(config, parallel=type(config.parallel)()))
+    alone = dataclasses.replace(config, parallel=type(config.parallel)())
+    assert "goes on from" in dry_run(check_run(alone, 1))
     with Job(config, 2) as job:
         assert set(job.wait()) == {0}, job.text(0)
         assert f"refused: {bad}" in job.text(0)

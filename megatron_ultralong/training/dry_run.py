@@ -1,0 +1,30 @@
+"""Look at a run without starting it."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_ultralong.mcore.parallel import world_size
+from megatron_ultralong.plan.given import plan_text
+from megatron_ultralong.training.inputs import RunInputs
+from megatron_ultralong.training.run_folder import RunFolder, config_text
+
+
+def dry_run(inputs: RunInputs) -> str:
+    """The resolved configuration of a run that has been checked, where it would begin, its plan.
+
+    The plan stands in comments, so that the text is a configuration file.
+
+    Raises:
+        InputError: the run's folder does not fit; see :meth:`RunFolder.check`.
+    """
+    resumed = RunFolder(inputs.config, inputs.result).check()
+    load = inputs.config.load
+    start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {load}"
+    plan = plan_text(inputs.config, inputs.source.model, world_size(), _device_name())
+    comments = "".join(f"# {line}".rstrip() + "\n" for line in plan.splitlines())
+    return f"# a dry run: this one {start}\n{config_text(inputs.config)}{comments}"
+
+
+def _device_name() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -1,0 +1,199 @@
+"""Conversations out of records: three formats that mean one thing, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from megatron_ultralong.data.chat_reading import ConversationReader
+from megatron_ultralong.data.conversation import ConversationError, Message, ToolCall
+from megatron_ultralong.data.conversation_formats import parse_conversation
+from megatron_ultralong.data.prepare_chat_config import ChatReadOptions
+from megatron_ultralong.data.reading import Source
+from megatron_ultralong.errors import InputError
+from tests.data.chats import random_record, write_jsonl
+
+
+def chat(*turns: tuple[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def test_three_formats_mean_one_conversation() -> None:
+    turns = [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    names = {"user": "human", "assistant": "gpt"}
+    sharegpt = {
+        "conversations": [{"from": names[role], "value": text} for role, text in turns[1:]],
+        "system": "S",
+    }
+    alpaca = {
+        "instruction": "c",
+        "input": "",
+        "output": "d",
+        "system": "S",
+        "history": [["a", "b"]],
+    }
+    expected = parse_conversation(chat(*turns), "auto")
+    assert expected.messages == tuple(Message(role, text) for role, text in turns)  # type: ignore[arg-type]
+    assert parse_conversation(sharegpt, "auto") == expected
+    assert parse_conversation(alpaca, "auto") == expected
+    with_input = parse_conversation({**alpaca, "input": " 1 2\n"}, "alpaca")
+    assert with_input.messages[-2].content == "c\n\n1 2"
+
+
+def test_a_call_is_the_same_however_it_is_written() -> None:
+    function = {"name": "f", "arguments": {"x": 1}}
+    call = {"id": "1", "type": "function", "function": function}
+    text = {"function": {"name": "f", "arguments": json.dumps({"x": 1})}}
+    result, answer = {"role": "tool", "content": {"y": 2}}, {"role": "assistant", "content": "b"}
+    for calls in ([call], [text], json.dumps([call])):
+        record = chat(("user", "a"))
+        record["messages"] += [{"role": "assistant", "tool_calls": calls}, result, answer]
+        messages = parse_conversation(record, "auto").messages
+        assert messages[1] == Message("assistant", "", ToolCall("f", {"x": 1}))
+        assert messages[2] == Message("tool", {"y": 2})
+    sharegpt = [
+        {"from": "human", "value": "a"},
+        {"from": "function_call", "value": json.dumps(function)},
+        {"from": "observation", "value": "2"},
+        {"from": "gpt", "value": "b"},
+    ]
+    parsed = parse_conversation({"conversations": sharegpt, "tools": "[]"}, "auto")
+    assert parsed.messages[1] == Message("assistant", "", ToolCall("f", {"x": 1}))
+    assert parsed.tools is None
+
+
+USER, ANSWER = ("user", "a"), ("assistant", "b")
+CALL = [{"function": {"name": "f", "arguments": {}}}]
+BAD: list[tuple[dict[str, Any], str, str]] = [
+    (chat(ANSWER, USER), "roles out of order", "turn 0 is 'assistant' at the beginning, where"),
+    (chat(USER, USER, ANSWER), "roles out of order", "turn 1 is 'user' after 'user', where 'assis"),
+    (chat(USER, ("system", "s"), ANSWER), "roles out of order", "turn 1 is 'system' after 'user'"),
+    (chat(USER, ANSWER, ANSWER), "roles out of order", "turn 2 is 'assistant' after 'assistant'"),
+    (chat(USER, ("tool", "x"), ANSWER), "roles out of order", "turn 1 is 'tool' after 'user'"),
+    (chat(USER, ANSWER, USER), "roles out of order", "the last turn is 'user'"),
+    (chat(USER, ("bot", "b")), "roles out of order", "turn 1 has role 'bot'; known are system"),
+    (chat(USER), "no assistant turn", "no turn is the assistant's"),
+    ({"messages": []}, "no assistant turn", "messages is empty"),
+    (chat(("system", "s")), "no assistant turn", "no turn is the assistant's"),
+    (chat(USER, ("assistant", " \n")), "empty turn", r"turn 1 \(assistant\) is empty"),
+    (chat(USER, ("assistant", None)), "empty turn", r"turn 1 \(assistant\) is empty"),
+    (chat(("user", ""), ANSWER), "empty turn", r"turn 0 \(user\) is empty"),
+    (chat(USER, ("assistant", ["b"])), "wrong type", "content of type list, not a text"),
+    (chat(USER, ("assistant", "\ud800")), "unreadable", "a lone surrogate at character 0"),
+    ({"messages": "a"}, "wrong type", "messages is a str, not a list"),
+    ({"messages": ["a"]}, "wrong type", "turn 0 is a str, not an object"),
+    (
+        {"messages": [{"role": "user", "content": "a", "wieght": 0}]},
+        "unknown keys",
+        r"turn 0 has unknown keys \['wieght'\], known are .*--ignore-keys",
+    ),
+    ({"conversations": [{"from": "bird", "value": "a"}]}, "roles out of order", "from 'bird'"),
+    (
+        {"conversations": [{"from": "human", "text": "a"}]},
+        "unknown keys",
+        r"unknown keys \['text'\]",
+    ),
+    ({"text": "a"}, "unknown format", "no format has these keys; keys here: text; known are"),
+    (
+        {"instruction": "a", "output": ""},
+        "empty turn",
+        r"turn 1 \(assistant\) is empty",
+    ),
+    ({"instruction": "a", "output": "b", "history": [["c"]]}, "wrong type", "history 0 has 1 text"),
+    (
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": "["}]},
+        "bad tool call",
+        "tool_calls is not JSON",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "a", "tool_calls": CALL}]},
+        "bad tool call",
+        r"turn 0 \(user\) has tool_calls",
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "tool_calls": CALL * 2},
+            ]
+        },
+        "bad tool call",
+        "turn 1 has 2 tool calls: Llama 3.1 makes one",
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "lost", "tool_calls": CALL},
+            ]
+        },
+        "bad tool call",
+        "a text beside its tool call, which the template leaves out: 'lost'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("record", "problem", "message"), BAD)
+def test_bad_conversations_say_why(record: dict[str, Any], problem: str, message: str) -> None:
+    with pytest.raises(ConversationError, match=message) as found:
+        parse_conversation(record, "auto")
+    assert found.value.problem == problem
+
+
+def test_an_empty_system_turn_and_ignored_keys_say_nothing() -> None:
+    record = chat(("system", "  "), USER, ANSWER)
+    record["messages"][1]["token_count"] = 3
+    parsed = parse_conversation(record, "messages", ["token_count"])
+    assert [message.role for message in parsed.messages] == ["user", "assistant"]
+
+
+def test_a_file_stops_at_a_bad_line_or_counts_it(tmp_path: Path) -> None:
+    good = chat(USER, ANSWER)
+    path = write_jsonl(tmp_path / "a.jsonl", [good, {**good, "id": 7}, BAD[0][0], BAD[10][0]])
+    with path.open("a") as file:
+        file.write('{"messages": \n')
+    source = Source("web", str(path))
+    with pytest.raises(
+        InputError, match=r"'web': .*a.jsonl:3: roles out of order: turn 0 .*--skip"
+    ):
+        list(ConversationReader(source, ChatReadOptions()))
+    reader = ConversationReader(source, ChatReadOptions(skip_bad=True))
+    assert len(list(reader)) == reader.num_conversations == 2
+    assert reader.num_bad == {"roles out of order": 1, "empty turn": 1, "unreadable": 1}
+    assert reader.unread_keys == {"id": 1}
+    assert reader.bytes_read == path.stat().st_size
+
+
+def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
+    generator = random.Random(3)
+    records = [random_record(generator) for _ in range(20)]
+    for record in records:  # parquet has no free keys: mappings are texts there
+        record["tools"] = json.dumps(record["tools"]) if "tools" in record else None
+        for message in record["messages"]:
+            if "tool_calls" in message:
+                message["tool_calls"] = json.dumps(message["tool_calls"])
+            if not isinstance(message.get("content", ""), str):
+                message["content"] = json.dumps(message["content"])
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    write_jsonl(tmp_path / "a.jsonl", records)
+    parquet, jsonl = (
+        [c for _, c in ConversationReader(Source("x", str(tmp_path / name)), ChatReadOptions())]
+        for name in ("a.parquet", "a.jsonl")
+    )
+    assert parquet == jsonl
+    assert len(jsonl) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("a.json", r"jq -c '\.\[\]' a.json"), ("a.txt", "neither JSONL")]
+)
+def test_other_files_are_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_text("[]")
+    with pytest.raises(InputError, match=message):
+        ConversationReader(Source("x", str(tmp_path / name)), ChatReadOptions())

@@ -1,0 +1,264 @@
+"""Rows of conversations: whole, with their targets, the same every time; what is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from megatron_ultralong.data.chat_manifest import FILE_NAME, ChatManifest, load_chat_manifest
+from megatron_ultralong.data.chat_rows import ChatRows, target_mask
+from megatron_ultralong.data.chat_template import TEMPLATES
+from megatron_ultralong.data.prepare_chat import PrepareChatConfig, prepare_chat
+from megatron_ultralong.data.prepare_chat_config import ChatReadOptions
+from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
+from megatron_ultralong.errors import InputError
+from tests.data.chats import TEMPLATE, random_record, write_jsonl
+from tests.models import write_tokenizer
+
+SEQ_LENGTH = 1024
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small vocabulary with the template's tokens, and the template beside it."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found.add_special_tokens([*TEMPLATES["llama3.1"].special, "<|end_of_text|>"])
+    found.save(str(folder / "tokenizer.json"))
+    settings = {
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": {"content": "<|end_of_text|>"},
+        "chat_template": TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareChatConfig:
+    folder = tmp_path_factory.mktemp("chats")
+    generator = random.Random(5)
+    records = [random_record(generator) for _ in range(120)]
+    write_jsonl(folder / "a.jsonl", [*records[:80], records[0]])
+    write_jsonl(folder / "b.jsonl", records[80:])
+    return PrepareChatConfig(
+        source=(f"a={folder / 'a.jsonl'}", f"b={folder / 'b.jsonl'}"),
+        tokenizer=tokenizer,
+        output=folder / "rows",
+        seq_length=SEQ_LENGTH,
+        valid_fraction=0.2,
+    )
+
+
+@pytest.fixture(scope="module")
+def manifest(config: PrepareChatConfig) -> ChatManifest:
+    return prepare_chat(config)
+
+
+def again(config: PrepareChatConfig, name: str, **changes: Any) -> ChatManifest:
+    return prepare_chat(
+        dataclasses.replace(config, output=config.output.with_name(name), **changes)
+    )
+
+
+def test_every_conversation_that_fits_stands_whole_in_one_row(
+    config: PrepareChatConfig, manifest: ChatManifest, tokenizer: Path
+) -> None:
+    assert load_chat_manifest(config.output) == manifest
+    assert manifest.folder_template_checked
+    decode = HuggingFaceTokenizer(tokenizer).decode
+    total = 0
+    texts: dict[str, set[str]] = {}
+    for split, summary in manifest.splits.items():
+        rows = ChatRows(config.output / split)
+        assert len(rows) == summary.num_rows
+        texts[split] = set()
+        num_tokens = 0
+        for number in range(len(rows)):
+            row = rows.row(number)
+            real = rows.rows.num_real_tokens(number)
+            examples = rows.examples(number)
+            assert sum(tokens.size for tokens, _ in examples) == real
+            mask = row.loss_mask("block")
+            assert mask[max(real - 1, 0) :].sum() == 0
+            start = 0
+            for tokens, targets in examples:
+                text = decode(tokens.tolist())
+                assert text.startswith("<|begin_of_text|><|start_header_id|>system")
+                texts[split].add(text)
+                for first, stop in targets.tolist():
+                    assert decode(tokens[:first].tolist()).endswith(
+                        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+                    )
+                    assert decode(tokens[first:stop].tolist()).endswith(
+                        ("<|eot_id|>", "<|eom_id|>")
+                    )
+                own = target_mask(tokens.size, targets)
+                np.testing.assert_array_equal(mask[start : start + tokens.size], own)
+                num_tokens += int(own.sum())
+                start += tokens.size
+            chunks = row.read_chunks([(0, 8), (SEQ_LENGTH - 8, SEQ_LENGTH)])
+            np.testing.assert_array_equal(chunks[0][:8], rows.rows[number][:8])
+        assert len(texts[split]) == summary.num_examples
+        assert num_tokens == summary.num_target_tokens
+        total += summary.num_examples
+    assert not texts["train"] & texts["valid"]
+    first, second = manifest.sources
+    assert total == first.num_examples + second.num_examples
+    assert (first.num_conversations, first.num_duplicates) == (81, 1)
+    assert second.num_duplicates == 0
+    long = sum(count.num_too_long for count in manifest.lengths)
+    assert long == first.num_too_long + second.num_too_long > 0
+    assert total + long == 120
+    assert (config.output / "lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_equal_input_gives_equal_bytes(config: PrepareChatConfig, manifest: ChatManifest) -> None:
+    assert again(config, "again") == manifest
+    for path in config.output.iterdir():
+        if path.suffix in (".bin", ".idx"):
+            other = config.output.with_name("again") / path.name
+            assert path.read_bytes() == other.read_bytes(), path.name
+
+
+def test_too_long_ones_are_cut_if_asked_and_counted(
+    config: PrepareChatConfig, manifest: ChatManifest
+) -> None:
+    cut = again(config, "cut", too_long="truncate")
+    for before, after in zip(manifest.sources, cut.sources, strict=True):
+        assert after.num_too_long == 0
+        assert after.num_truncated + after.num_nothing_left == before.num_too_long
+    assert sum(source.num_nothing_left for source in cut.sources) > 0
+    assert max(split.longest for split in cut.splits.values()) == SEQ_LENGTH
+    for number in range(len(rows := ChatRows(config.output.with_name("cut") / "train"))):
+        for _, targets in rows.examples(number):
+            assert len(targets), "nothing to learn is left out"
+            assert (targets[:, 0] < targets[:, 1]).all()
+
+
+def test_one_conversation_a_row_has_the_same_conversations(
+    config: PrepareChatConfig, manifest: ChatManifest
+) -> None:
+    alone = again(config, "alone", packing="none")
+    for split, summary in alone.splits.items():
+        packed = manifest.splits[split]
+        assert summary.num_rows == summary.num_examples == packed.num_examples
+        assert summary.num_target_tokens == packed.num_target_tokens
+        found = [
+            {tokens.tobytes() for n in range(len(rows)) for tokens, _ in rows.examples(n)}
+            for rows in (
+                ChatRows(config.output / split),
+                ChatRows(config.output.with_name("alone") / split),
+            )
+        ]
+        assert found[0] == found[1]
+    assert manifest.splits["train"].num_rows < alone.splits["train"].num_rows
+
+
+def test_a_maximum_below_the_row(config: PrepareChatConfig) -> None:
+    short = again(config, "short", max_length=400)
+    assert max(split.longest for split in short.splits.values()) <= 400
+
+
+def test_bad_conversations_are_counted(config: PrepareChatConfig, tmp_path: Path) -> None:
+    good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    number = {"function": {"name": "brave_search", "arguments": {"query": 3}}}
+    call = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": [number]},
+        {"role": "tool", "content": "x"},
+        {"role": "assistant", "content": "b"},
+    ]
+    bad = {"messages": call, "builtin_tools": ["brave_search"]}
+    write_jsonl(
+        tmp_path / "bad.jsonl", [good, bad, {"text": ""}, {"messages": good["messages"][:1]}]
+    )
+    changes: dict[str, Any] = {
+        "source": (f"bad={tmp_path / 'bad.jsonl'}",),
+        "output": tmp_path / "rows",
+        "valid_fraction": 0.0,
+    }
+    wanted = dataclasses.replace(config, **changes)
+    with pytest.raises(
+        InputError, match=r"bad.jsonl:2: bad tool call: argument 'query' of built-in"
+    ):
+        prepare_chat(wanted)
+    assert not (tmp_path / "rows").exists()
+    assert not list(tmp_path.glob(".*partial")), "nothing is left behind"
+    manifest = prepare_chat(dataclasses.replace(wanted, reading=ChatReadOptions(skip_bad=True)))
+    (source,) = manifest.sources
+    assert source.num_bad == {"bad tool call": 1, "no assistant turn": 1, "unknown format": 1}
+    assert (source.num_conversations, source.num_examples) == (1, 1)
+
+
+def test_a_source_without_anything_to_train_on_is_refused(
+    config: PrepareChatConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        InputError, match=r"'a' has nothing to train on: 81 .* longer than 8 tokens"
+    ):
+        again(config, "nothing", max_length=8)
+    with pytest.raises(InputError, match=r"max_length .2000. must be at most seq_length .1024."):
+        again(config, "longer", max_length=2000)
+    with pytest.raises(InputError, match="split 'valid' has none of the"):
+        again(config, "none held out", valid_fraction=1e-9)
+
+
+def test_templates_that_do_not_fit_are_refused(config: PrepareChatConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"llama3 is not the template in .* at character 36 one"):
+        again(config, "other template", chat_template="llama3")
+    write_tokenizer(tmp_path)
+    with pytest.raises(
+        InputError, match=r"llama3\.1 needs the special tokens .*--chat-template plain"
+    ):
+        again(config, "no special tokens", tokenizer=tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    with pytest.raises(InputError, match=r"cannot be rendered .*--no-check-template"):
+        again(config, "broken", tokenizer=tmp_path, chat_template="plain")
+
+
+def test_a_plain_template_goes_with_its_rows(config: PrepareChatConfig, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    found = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    found.add_special_tokens(["</s>"])
+    found.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    manifest = again(
+        config,
+        "plain",
+        tokenizer=tmp_path,
+        chat_template="plain",
+        reading=ChatReadOptions(skip_bad=True),
+    )
+    assert manifest.sources[0].num_bad["beyond the template"] > 0
+    folder = config.output.with_name("plain")
+    assert (folder / "tokenizer" / "chat_template.jinja").read_text() == TEMPLATES["plain"].jinja
+    tokens, targets = ChatRows(folder / "train").examples(0)[0]
+    text = HuggingFaceTokenizer(tmp_path).decode(tokens[: targets[0, 0]].tolist())
+    assert text.endswith("</s>assistant:\n")
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    file.write_text("")
+    with pytest.raises(InputError, match=r"`ultralong prepare chat --source NAME=.*chats.jsonl`"):
+        load_chat_manifest(file)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="these are rows of documents"):
+        load_chat_manifest(tmp_path)
+    (tmp_path / FILE_NAME).write_text('{"format_version": 0}')
+    with pytest.raises(InputError, match="format_version 0, where this program reads 1"):
+        load_chat_manifest(tmp_path)
+
+
+def test_target_mask() -> None:
+    targets = np.asarray([[2, 4], [5, 6]])
+    assert target_mask(6, targets).tolist() == [0, 1, 1, 0, 1, 0]
