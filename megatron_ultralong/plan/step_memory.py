@@ -13,6 +13,7 @@ from megatron_ultralong.activations import LSE_BYTES
 from megatron_ultralong.plan.attention_memory import AttentionMemory
 from megatron_ultralong.plan.job import Job, stage_parameters
 from megatron_ultralong.plan.ledger import Ledger, Peak
+from megatron_ultralong.plan.tile_memory import TileMemory
 
 TOKEN_BYTES = 8 + 8 + 4 + 8
 """Of one token of a batch: id, label, weight of its loss, position."""
@@ -59,6 +60,7 @@ class _StageWalk:
             kernel,
             job.model.num_attention_heads > job.model.num_query_groups,
         )
+        self.tile = TileMemory(job.model, self.sizes, kernel == "cpu")
         self.ledger = Ledger()
 
     def run(self) -> StageMemory:
@@ -97,42 +99,42 @@ class _StageWalk:
         self.ledger.take("gradients", self.parameters * 4)
         self.ledger.take("optimizer", self.parameters * states // shards)
         if its.runs > 1:  # Megatron's buffer for gathered tiles, made once
-            self.ledger.take("projection and MLP tile", self._tile_hidden())
+            self.ledger.take("projection and MLP tile", self.tile.hidden)
 
     def _layer_keeps(self) -> int:
         """Bytes that one layer keeps on the device from forward to backward."""
         if self.job.memory.recompute_granularity == "none":
-            return self._plain_layer_keeps()
+            return self.tile.layer_saves()
         return self.kept.on_device
 
-    def _tile_hidden(self) -> int:
-        """Hidden states of all tokens of a tile."""
-        return self.sizes.tile * self.sizes.hidden_size * self.sizes.element
+    def _tile(self, size: int) -> None:
+        self.ledger.touch("projection and MLP tile", size)
 
     def _embedding(self) -> None:
         """Vectors of one tile, and all of this rank."""
         its, ledger = self.sizes, self.ledger
         with ledger.hold("embedding", its.hidden):
             copies = 2 if self.job.parallel.tensor_model_parallel_size > 1 else 1
-            ledger.touch("embedding", copies * self._tile_hidden())
-            if its.runs == 1:  # [b, s, h] to [s, b, h]
+            ledger.touch("embedding", copies * self.tile.hidden)
+            if its.runs == 1 and its.tokens > its.row_tokens:  # [b, s, h] to [s, b, h]
                 ledger.touch("embedding", its.hidden)
 
     def _layer_forward(self) -> None:
         its, ledger = self.sizes, self.ledger
         with ledger.hold("hidden states", its.hidden):
+            whole = its.queries_keys_values if its.tile == its.tokens else 0
             with (
                 ledger.moment("attention, forward"),
-                ledger.hold("queries, keys, values", its.queries_keys_values),
+                ledger.hold("queries, keys, values", its.queries_keys_values, whole),
             ):
-                self._projection_tile()
+                self._tile(self.tile.projection_forward())
                 self.attention.forward(ledger)
             with (
                 ledger.moment("MLP, forward"),
                 ledger.hold("attention", its.queries, its.lse),
                 ledger.hold("hidden states", its.hidden),
             ):
-                self._mlp_tile()
+                self._tile(self.tile.mlp_forward())
 
     def _layer_backward(self, on_device: int) -> None:
         its, ledger, memory = self.sizes, self.ledger, self.job.memory
@@ -140,9 +142,11 @@ class _StageWalk:
         attends_again = memory.recompute_granularity == "full"
         ledger.take("hidden states", its.hidden)  # the gradient of the result
         ledger.take("saved activations", fetched)
-        with ledger.hold("queries, keys, values", its.queries_keys_values):
+        # Of one tile, values are a view of all three in one tensor; attention copies them.
+        whole = its.queries_keys_values if its.tile == its.tokens else 0
+        with ledger.hold("queries, keys, values", its.queries_keys_values, whole):
             with ledger.moment("queries, keys, values again"):
-                self._projection_tile()
+                self._tile(self.tile.projection_forward())
             if attends_again:
                 with ledger.moment("attention again"):
                     self.attention.forward(ledger)
@@ -152,7 +156,7 @@ class _StageWalk:
                 ledger.hold("attention", its.queries),  # gradient of attention's output
             ):
                 with ledger.moment("MLP, backward"):
-                    self._mlp_tile(backward=True)
+                    self._tile(self.tile.mlp_backward())
                 with ledger.moment("attention, backward"):
                     self.attention.backward(ledger)
         # Attention's output is gone, its gradients are there; the layer before is fetched.
@@ -163,47 +167,22 @@ class _StageWalk:
             ledger.hold("queries, keys, values", its.queries_keys_values),
             ledger.hold("saved activations", fetched),
         ):
-            self._projection_tile(backward=True)
+            self._tile(self.tile.projection_backward())
         ledger.give("saved activations", its.hidden)
         ledger.give("hidden states", its.hidden)
 
-    def _projection_tile(self, *, backward: bool = False) -> None:
-        """Norm, gather, projection and rotary embedding of a tile."""
-        its = self.sizes
-        local = self._tile_hidden() // its.runs
-        whole = self._tile_hidden() if its.runs > 1 else 0
-        mixed = its.of_tile(its.queries_keys_values)
-        queries = its.of_tile(its.queries)
-        weight = self.job.model.hidden_size * its.element
-        weight *= (its.queries_keys_values // its.tokens) // its.element
-        sizes = local + mixed + 4 * queries
-        if backward:
-            sizes = 2 * local + whole + 2 * mixed + 3 * queries + weight
-        self.ledger.touch("projection and MLP tile", sizes)
-
-    def _mlp_tile(self, *, backward: bool = False) -> None:
-        """Projection, residual, norm and MLP of a tile."""
-        its = self.sizes
-        local, whole = self._tile_hidden() // its.runs, self._tile_hidden()
-        wide = its.tile * its.ffn * its.element
-        attended = its.of_tile(its.queries) if its.runs > 1 else 0
-        weight = self.job.model.hidden_size * its.ffn * its.element
-        if backward:
-            gathered = whole if its.runs > 1 else 0
-            sizes = attended + 2 * local + gathered + max(6 * wide, 4 * wide + weight)
-        else:
-            sizes = attended + 2 * local + max(4 * wide, wide + whole + local)
-        self.ledger.touch("projection and MLP tile", sizes)
-
     def _loss(self) -> None:
         its, ledger = self.sizes, self.ledger
-        with ledger.hold("hidden states", 2 * its.hidden):  # input and result of the final norm
-            if self.job.memory.loss_tile_size:
-                self._tiled_loss()
-            else:
-                self._plain_loss()
+        # What the final norm saves, and its result, which the output layer saves.
+        with ledger.hold("hidden states", self.tile.norm_saves(its.hidden)):
+            with ledger.hold("hidden states", its.hidden):
+                if self.job.memory.loss_tile_size:
+                    self._tiled_loss()
+                else:
+                    self._plain_loss()
             with ledger.moment("final norm, backward"):
-                ledger.touch("hidden states", its.hidden)
+                gradients = self.tile.norm_backward(its.hidden) - self.tile.norm_saves(its.hidden)
+                ledger.touch("hidden states", gradients)
 
     def _tiled_loss(self) -> None:
         its, ledger, tile = self.sizes, self.ledger, self.sizes.loss_tile
@@ -234,36 +213,19 @@ class _StageWalk:
         with ledger.moment("loss"):
             ledger.touch("loss", gathered, logits, softmax)
 
-    def _plain_layer_keeps(self) -> int:
-        """What autograd saves of Megatron's own layer, nothing recomputed."""
-        its = self.sizes
-        wide = its.tokens * its.ffn * its.element
-        # Inputs of both norms and of the projections behind them; q, k, v; out and lse; cos and
-        # sin of queries and keys; gate and up, silu, their product.
-        return (
-            4 * its.hidden
-            + its.queries_keys_values
-            + its.queries
-            + its.lse
-            + 4 * its.row_tokens * its.head_dim * its.element
-            + 4 * wide
-        )
-
     def _plain_layer(self) -> None:
         its, ledger = self.sizes, self.ledger
         wide = its.tokens * its.ffn * its.element
-        keeps = self._plain_layer_keeps()
+        keeps = self.tile.layer_saves()
         ledger.take("saved activations", keeps)
-        with ledger.moment("attention, forward"):
-            ledger.touch("hidden states", its.hidden)
         if self.is_last:
             self._loss()
         with ledger.moment("MLP, backward"), ledger.hold("hidden states", 2 * its.hidden):
             ledger.touch("projection and MLP tile", 2 * wide)
-        ledger.give("saved activations", 4 * wide)
+        ledger.give("saved activations", 5 * wide)
         with ledger.moment("attention, backward"), ledger.hold("hidden states", 3 * its.hidden):
             self.attention.backward(ledger)
-        ledger.give("saved activations", keeps - 4 * wide)
+        ledger.give("saved activations", keeps - 5 * wide)
 
     def _optimizer(self) -> None:
         """Adam's temporary tensors."""

@@ -105,6 +105,7 @@ class LoneGroup(dist.ProcessGroup):
             sent["send", self._size] += x.nbytes
         return _done(tensors)
 
+    @torch.no_grad()  # as a transport: what it fills may be a leaf
     def recv(self, tensors: list[Tensor], *_: Any) -> dist.Work:
         """Receive what was last sent in that shape; else zeros."""
         for x in tensors:
@@ -139,5 +140,6 @@ def _create(store: dist.Store, rank: int, size: int, timeout: Any) -> LoneGroup:
 def start(rank: int, world_size: int) -> None:
     """Make this process rank ``rank`` of a job of ``world_size``."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
-    dist.Backend.register_backend(NAME, _create, devices=["cpu", "cuda"])
+    if NAME not in dist.Backend.backend_list:
+        dist.Backend.register_backend(NAME, _create, devices=["cpu", "cuda"])
     dist.init_process_group(NAME, store=dist.HashStore(), rank=rank, world_size=world_size)

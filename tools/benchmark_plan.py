@@ -1,0 +1,159 @@
+"""The plan's memory beside live tensors of real training steps on this CPU.
+
+    python tools/benchmark_plan.py layouts
+    python tools/benchmark_plan.py slope
+
+``layouts`` runs six small layouts on gloo ranks, ``slope`` one model on rows of 8K to 64K tokens.
+Every step is the program's own; live tensors are counted operation by operation, so what kernels
+take inside is not seen, and off-loaded tensors count where they are: in host memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from memory_measurement.training_step import emulated_peak_bytes, peak_bytes
+
+from megatron_ultralong.config import DataConfig, ModelConfig, ParallelConfig, PretrainConfig
+from megatron_ultralong.plan.job import Job
+from megatron_ultralong.plan.step_memory import StageMemory, step_memory
+from megatron_ultralong.run_config import MemoryConfig
+
+MODEL = ModelConfig(
+    num_layers=4,
+    hidden_size=256,
+    ffn_hidden_size=704,
+    num_attention_heads=8,
+    num_query_groups=4,
+    kv_channels=32,
+    vocab_size=4096,
+    norm_epsilon=1e-5,
+    rotary_base=10000.0,
+    max_position_embeddings=65536,
+    untie_embeddings_and_output_weights=True,
+)
+TP2, CP2, PP2 = (
+    {f"{kind}_parallel_size": 2} for kind in ("tensor_model", "context", "pipeline_model")
+)
+SP: dict[str, Any] = {"sequence_parallel": True}
+
+
+def run(
+    parallel: ParallelConfig,
+    precision: str,
+    *,
+    seq_length: int = 4096,
+    global_batch_size: int = 1,
+    sequence_tile_size: int = 512,
+    loss_tile_size: int = 256,
+    **memory: Any,
+) -> PretrainConfig:
+    """A configuration by layout and memory flags."""
+    return PretrainConfig(
+        train_iters=2,
+        global_batch_size=global_batch_size,
+        precision=precision,  # type: ignore[arg-type]
+        parallel=parallel,
+        data=DataConfig(seq_length=seq_length),
+        memory=MemoryConfig(
+            sequence_tile_size=sequence_tile_size, loss_tile_size=loss_tile_size, **memory
+        ),
+    )
+
+
+LAYOUTS: dict[str, tuple[int, PretrainConfig]] = {  # name: (ranks, configuration)
+    "TP 2, sequence parallel": (2, run(ParallelConfig(**TP2, **SP), "bf16")),
+    "CP 2": (2, run(ParallelConfig(**CP2), "fp32", recompute_granularity="full")),
+    "PP 2": (2, run(ParallelConfig(**PP2), "bf16", global_batch_size=3, loss_tile_size=0)),
+    "DP 2, nothing recomputed": (
+        2,
+        run(
+            ParallelConfig(),
+            "fp32",
+            seq_length=2048,
+            global_batch_size=2,
+            recompute_granularity="none",
+        ),
+    ),
+    "TP 2, CP 2, sequence parallel, off-loading": (
+        4,
+        run(ParallelConfig(**TP2, **CP2, **SP), "bf16", seq_length=8192, offload_activations=True),
+    ),
+    "one rank, no tiles": (1, run(ParallelConfig(), "fp32", sequence_tile_size=0)),
+}
+LENGTHS = (8192, 16384, 32768, 65536)
+
+
+def planned(model: ModelConfig, config: PretrainConfig, num_ranks: int) -> list[StageMemory]:
+    """The plan's memory of every stage, for a CPU."""
+    length = config.data.seq_length
+    return step_memory(Job(model, config, num_ranks, length * (length + 1) / 2), "cpu")
+
+
+def total(stage: StageMemory) -> int:
+    """Bytes of tensors, those in host memory included."""
+    return stage.peak.total + stage.host
+
+
+def compare(
+    name: str, num_ranks: int, config: PretrainConfig, *, emulate: bool, details: bool
+) -> dict[str, Any]:
+    """One layout, planned and run: the rank with the largest peak."""
+    worst = max(planned(MODEL, config, num_ranks), key=total)
+    if emulate:
+        ranks_of_stage = num_ranks // config.parallel.pipeline_model_parallel_size
+        measured = emulated_peak_bytes(
+            MODEL, config, num_ranks, rank=worst.stage * ranks_of_stage, details=details
+        )
+    else:
+        measured = max(peak_bytes(MODEL, config, num_ranks, details=details))
+    if details:
+        for part, size in worst.peak.parts.items():
+            print(f"    {part:26} {size / 2**20:8.2f}")
+        print({name: round(peak.total / 2**20, 1) for name, peak in worst.peaks.items()})
+    return {
+        "layout": name,
+        "precision": config.precision,
+        "memory": dataclasses.asdict(config.memory),
+        "planned": total(worst),
+        "moment": worst.peak.moment,
+        "measured": measured,
+        "ratio": total(worst) / measured,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["layouts", "slope"])
+    parser.add_argument("--only", nargs="*", default=None, help="beginnings of layouts' names")
+    parser.add_argument(
+        "--emulate",
+        action="store_true",
+        help="one rank of each alone in this process, with copies of what others would send",
+    )
+    parser.add_argument("--details", action="store_true", help="the largest tensors at the peak")
+    parser.add_argument("--json", type=Path, default=None)
+    arguments = parser.parse_args()
+    rows = []
+    for name, (num_ranks, config) in LAYOUTS.items():
+        if arguments.only and not any(name.startswith(only) for only in arguments.only):
+            continue
+        row = compare(name, num_ranks, config, emulate=arguments.emulate, details=arguments.details)
+        rows.append(row)
+        print(
+            f"| {name} | {row['precision']} | {row['moment']} | {row['planned'] / 2**20:.2f} | "
+            f"{row['measured'] / 2**20:.2f} | {row['ratio']:.3f} |",
+            flush=True,
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
