@@ -43,7 +43,12 @@ setup(
         # package of that name on the index is not NVIDIA's.
         "te": ["transformer-engine[pytorch]>=2.0"],
         "hf": ["transformers>=4.45"],  # evaluate a Hugging Face folder
-        "ruler": ["wonderwords>=2.2"],  # the words of RULER's keys and lists, as upstream has them
+        "benchmarks": [
+            "wonderwords>=2.2",  # the words of RULER's keys and lists, as upstream has them
+            "jieba>=0.42",  # words of Chinese answers
+            "rouge>=1.0",  # LV-Eval's ROUGE
+            "rouge-score>=0.1",  # InfiniteBench's
+        ],
         "wandb": ["wandb>=0.17"],  # --wandb-project
         "test": [
             "transformers>=4.45",
@@ -52,6 +57,9 @@ setup(
             "hypothesis>=6.100",
             "mpmath>=1.3",
             "wonderwords>=2.2",
+            "jieba>=0.42",
+            "rouge>=1.0",
+            "rouge-score>=0.1",
             "llama-models>=0.3",  # the real Llama 3 vocabulary, under Meta's licence
         ],
         "dev": ["ruff", "mypy", "import-linter", "types-PyYAML", "types-psutil"],

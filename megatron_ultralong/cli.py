@@ -261,6 +261,20 @@ def _run_evaluate_ruler(verb: str, words: list[str]) -> None:
     _run_written(verb, words, RulerCommand, "ruler", evaluate_ruler)
 
 
+def _run_evaluate_lv_eval(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.evaluation.commands import LvEvalCommand
+    from megatron_ultralong.evaluation.local_benchmarks import evaluate_lv_eval
+
+    _run_written(verb, words, LvEvalCommand, "lv_eval", evaluate_lv_eval)
+
+
+def _run_evaluate_infinitebench(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.evaluation.commands import InfiniteBenchCommand
+    from megatron_ultralong.evaluation.local_benchmarks import evaluate_infinitebench
+
+    _run_written(verb, words, InfiniteBenchCommand, "infinitebench", evaluate_infinitebench)
+
+
 def _run_written(
     verb: str, words: list[str], command_class: Any, part: str, run: Callable[..., Any]
 ) -> None:
@@ -300,6 +314,11 @@ _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "evaluate loss": ("loss by position on held-out rows", _run_evaluate_loss),
     "evaluate passkey": ("passkey retrieval by length and depth", _run_evaluate_passkey),
     "evaluate ruler": ("RULER's tasks by length", _run_evaluate_ruler),
+    "evaluate lv-eval": ("LV-Eval's sets from a local copy", _run_evaluate_lv_eval),
+    "evaluate infinitebench": (
+        "InfiniteBench's tasks from a local copy",
+        _run_evaluate_infinitebench,
+    ),
     "doctor": ("whether this machine and job can run the rest, and what to mend", _run_doctor),
 }
 """What users type, what it does, and what runs."""

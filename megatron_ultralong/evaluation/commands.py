@@ -6,6 +6,7 @@ import dataclasses
 
 from megatron_ultralong.evaluation.config import LossConfig, PasskeyConfig
 from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.local_config import InfiniteBenchConfig, LvEvalConfig
 from megatron_ultralong.evaluation.models import ModelsConfig
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 
@@ -32,4 +33,22 @@ class RulerCommand:
 
     models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
     ruler: RulerConfig = dataclasses.field(default_factory=RulerConfig)
+    cost: CostConfig = dataclasses.field(default_factory=CostConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class LvEvalCommand:
+    """LV-Eval's eleven sets from a local copy."""
+
+    models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
+    lv_eval: LvEvalConfig = dataclasses.field(default_factory=LvEvalConfig)
+    cost: CostConfig = dataclasses.field(default_factory=CostConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class InfiniteBenchCommand:
+    """InfiniteBench's twelve tasks from a local copy."""
+
+    models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
+    infinitebench: InfiniteBenchConfig = dataclasses.field(default_factory=InfiniteBenchConfig)
     cost: CostConfig = dataclasses.field(default_factory=CostConfig)

@@ -1,0 +1,305 @@
+"""LV-Eval and InfiniteBench: upstream's scores by hand, prompts, files, and bad ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.infinitebench import parameters as infinitebench
+from megatron_ultralong.evaluation.infinitebench.scores import infinitebench_score
+from megatron_ultralong.evaluation.local_benchmarks import (
+    evaluate_infinitebench,
+    evaluate_lv_eval,
+)
+from megatron_ultralong.evaluation.local_config import InfiniteBenchConfig, LvEvalConfig
+from megatron_ultralong.evaluation.local_data import cut_prompt
+from megatron_ultralong.evaluation.lv_eval.parameters import DATA_SETS
+from megatron_ultralong.evaluation.lv_eval.scores import lv_eval_score
+from megatron_ultralong.evaluation.models import model_facts
+from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.text_scores import normalised, normalised_chinese
+from tests.models import write_llama
+
+COST = CostConfig(estimated_tflops=0.01)
+
+# Metric, what was written, first answer, keywords, score.
+LV_EVAL: list[tuple[Any, str, str, str | None, float]] = [
+    # 2 words of 3 written are among the answer's 2: precision 2/3, recall 1.
+    ("f1", "Paris, in France.", "paris france", None, 0.8),
+    ("f1", "The Paris", "paris", None, 1.0),
+    ("f1", "London", "paris", None, 0.0),
+    ("f1", "", "paris", None, 0.0),
+    ("f1", "paris paris", "paris", None, 2 / 3),
+    # Keywords: at least a fifth of them, stop words not counted as found.
+    ("f1_keywords", "paris", "paris in france", "paris", 0.5),
+    ("f1_keywords", "in france", "paris in france", "rome", 0.0),
+    ("f1_keywords", "in france", "paris in france", None, 0.8),
+    ("f1_keywords", "in france", "paris in france", "", 0.8),
+    ("f1_keywords", "in", "in the city", "in one two three", 0.0),
+    ("f1_keywords", "one", "one two", "one two three four five", 2 / 3),
+    ("f1_keywords", "one", "one two", "one two three four five six", 0.0),
+    ("f1_keywords", "one in", "one two in", "one two in it", 0.8),
+    # Chinese, in jieba's words: 北京 | 是 | 首都.
+    ("f1_zh", "北京", "北京", None, 1.0),
+    ("f1_zh", "北京。", "北京是首都", None, 0.5),
+    ("f1_zh", "上海", "北京", None, 0.0),
+    # Keywords there: two fifths; without any, the answer's own words.
+    ("f1_keywords_zh", "北京", "北京是首都", "北京", 0.5),
+    ("f1_keywords_zh", "上海", "上海是城市", "北京", 0.0),
+    ("f1_keywords_zh", "北京", "北京是首都", None, 0.0),
+    ("f1_keywords_zh", "北京首都", "北京是首都", None, 0.8),
+    # ROUGE-L of what is left without stop words and punctuation.
+    ("rouge_l_zh", "北京是首都", "北京是首都", None, 1.0),
+    ("rouge_l_zh", "北京的首都", "北京是首都", None, 1.0),
+    ("rouge_l_zh", "北京", "上海", None, 0.0),
+    ("rouge_l_zh", "", "上海", None, 0.0),
+]
+
+# Task, what was written, label, score.
+INFINITE: list[tuple[str, str, Any, float]] = [
+    ("passkey", " 71432.", ["71432"], 1),
+    ("passkey", "7 1432", ["71432"], 0),
+    ("passkey", "key 71432 or 5", "71432", 1),
+    ("passkey", "none", ["71432"], 0),
+    ("number_string", "2288448844", ["2288448844"], 1),
+    ("number_string", "228844884", ["2288448844"], 0),
+    ("kv_retrieval", '"ab-1": "cd-2"}', ["cd-2"], 1),
+    ("kv_retrieval", "the value is cd-2.", "cd-2", 1),
+    ("kv_retrieval", "cd-23", ["cd-2"], 0),
+    ("longdialogue_qa_eng", "Rick: says", ["RICK"], 1),
+    ("longdialogue_qa_eng", "Ricky", ["RICK"], 0),
+    ("code_run", " The value is 42.", [42], 1),
+    ("code_run", "42 is it", [42], 0),
+    ("code_run", "-42", [-42], 1),
+    ("code_run", "", [42], 0),
+    ("math_find", "12", [12], 1),
+    ("math_find", "it is 12, not 7", [12], 1),
+    ("math_find", "7 or 12", [12], 0),
+    ("math_find", "12.5", [12], 0),
+    ("math_find", "12.50", [12.5], 1),
+    ("math_find", "12", [12.0], 1),
+    ("math_find", "none", [12], 0),
+    ("math_calc", "[1, 3, 5, 9]", [1, 3, 5, 7], 0.75),
+    ("math_calc", "[2, 3, 5, 7]", [1, 3, 5, 7], 0),
+    ("math_calc", "1 3 5 7 9", [[1, 3, 5, 7]], 1),
+    ("math_calc", "", [1, 3], 0),
+    ("code_debug", "B. parse", ["parse", "B"], 1),
+    ("code_debug", " B: parse", ["parse", "B"], 1),
+    ("code_debug", "The answer is: B", ["parse", "B"], 1),
+    ("code_debug", "The correct option is: parse", ["parse", "B"], 1),
+    ("code_debug", "The answer is: C", ["parse", "B"], 0),
+    ("code_debug", "The answer is:", ["parse", "B"], 0),
+    ("code_debug", "B", ["parse", "B"], 0),
+    ("longbook_choice_eng", "B", ["Mr. Hill", "B"], 1),
+    ("longbook_choice_eng", "Because of C", ["Mr. Hill", "B"], 1),
+    ("longbook_choice_eng", "it is: the answer is C", ["Mr. Hill", "B"], 0),
+    ("longbook_choice_eng", "the answer is B", ["Mr. Hill", "B"], 1),
+    ("longbook_choice_eng", "maybe C or B", ["Mr. Hill", "B"], 0),
+    ("longbook_choice_eng", "", ["Mr. Hill", "B"], 0),
+    ("longbook_choice_eng", "nothing", ["Mr. Hill", "B"], 0),
+    ("longbook_qa_eng", "a house in town", ["the house", "in town"], 0.8),
+    ("longbook_qa_eng", "nothing", ["the house"], 0),
+    # Characters: 2 of 3 written are among the label's 2.
+    ("longbook_qa_chn", "北京市", ["北京"], 0.8),
+    ("longbook_qa_chn", "上海", ["北京"], 0),
+    ("longbook_sum_eng", "the cat sat", "the cat sat", 1),
+    ("longbook_sum_eng", "the cat sat", ["the cat ran"], 2 / 3),
+    ("longbook_sum_eng", "", ["the cat ran"], 0),
+]
+
+
+def test_lv_evals_scores_are_upstreams():
+    for metric, prediction, answer, keywords, expected in LV_EVAL:
+        score = lv_eval_score(metric, prediction, {"answer": answer, "keywords": keywords})
+        assert score == pytest.approx(expected, abs=1e-6), (metric, prediction, answer, keywords)
+    assert normalised("The cat,  a Dog! an THEN") == "cat dog then"
+    assert normalised_chinese(" 北京\uff0c 是。A ") == "北京是a"
+
+
+def test_infinitebenchs_scores_are_upstreams():
+    assert {task for task, *_ in INFINITE} == set(infinitebench.TASKS)
+    for task, prediction, label, expected in INFINITE:
+        score = infinitebench_score(task, prediction, label)
+        assert score == pytest.approx(expected, abs=1e-9), (task, prediction, label)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("local") / "tiny"
+    write_llama(folder, num_hidden_layers=1, max_position_embeddings=512)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(model: Path) -> tuple[Any, ...]:
+    """Generator, facts, tokenizer and cost, as every benchmark takes them."""
+    generator = HuggingFaceGenerator(model, name="tiny")
+    return generator, model_facts(f"tiny={model}", "fp32"), PromptTokenizer(model), COST
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def lv_eval_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lv_eval")
+    for task in DATA_SETS:
+        for level in ("16k", "32k"):
+            record = {
+                "input": "谁" if DATA_SETS[task].metric.endswith("zh") else "Who?",
+                "context": "class A: pass\n" * (10 if level == "16k" else 200),
+                "answers": ["x1", "not looked at"],
+                "answer_keywords": "x1",
+                "length": 100,
+            }
+            name = f"{task}_{level}.jsonl"
+            write(folder / (name if level == "16k" else f"{task}/{name}"), [record, record])
+    return folder
+
+
+def test_lv_eval_runs_over_upstreams_files(parts, lv_eval_data, tmp_path, capsys):
+    config = LvEvalConfig(
+        data=str(lv_eval_data),
+        length_levels=("16k", "32k"),
+        micro_batch_size=3,
+        num_samples=1,
+        output=str(tmp_path / "out"),
+    )
+    result = evaluate_lv_eval(config, *parts)
+    assert result.tasks == tuple(DATA_SETS)
+    assert result.columns == ("16k", "32k")
+    assert [cell.num_truncated for cell in result.cells if cell.column == "32k"] == [1] * 11
+    short = result.cell("factrecall_en", "16k")
+    assert short is not None
+    assert (short.num_samples, short.num_truncated) == (1, 0)
+    assert len(result.material) == 22
+    assert "prompts beyond 512 tokens" in result.notes[0]
+    assert "the first 1 questions" in result.notes[1]
+    names = ["evaluation.json", "lv_eval.json", "lv_eval.png", "samples.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    lines = (tmp_path / "out" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 22
+    assert json.loads(lines[0])["references"] == {"answer": "x1", "keywords": "x1"}
+    assert max(json.loads(line)["num_prompt_tokens"] for line in lines) == 512 - 16
+    assert "LV-Eval of tiny" in capsys.readouterr().out
+
+
+def infinite_records(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = {"id": 0, "context": "def f(x): return x\n", "input": "Say it."}
+    record["answer"] = {"math_find": [5], "math_calc": [1, 2], "code_run": [3]}.get(name, ["abc"])
+    if name == "math_find":
+        record["input"] = "Answer with one number. The second largest number of the list is:"
+    if name == "code_run":
+        record["input"] = "Please give me the exact number of the return value of func_1(-3)."
+    if name in ("code_debug", "longbook_choice_eng"):
+        record["options"] = ["xyz", "abc", "def", "ghi"]
+    return record
+
+
+@pytest.fixture(scope="module")
+def infinite_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("infinite")
+    for name in infinitebench.TASKS:
+        write(folder / f"{name}.jsonl", [infinite_records(name)])
+    return folder
+
+
+def test_infinitebench_runs_over_upstreams_files(parts, infinite_data, tmp_path):
+    tasks = tuple(name for name, task in infinitebench.TASKS.items() if task.max_new_tokens < 100)
+    config = InfiniteBenchConfig(
+        data=str(infinite_data), tasks=tasks, output=str(tmp_path / "out"), micro_batch_size=4
+    )
+    result = evaluate_infinitebench(config, *parts)
+    assert result.tasks == tasks
+    assert result.columns == ("512",)
+    with pytest.raises(
+        InputError, match=r"longbook_sum_eng takes answers of 1200 tokens, and --max"
+    ):
+        evaluate_infinitebench(InfiniteBenchConfig(data=str(infinite_data)), *parts)
+
+
+def test_prompts_of_infinitebench_are_upstreams(infinite_data):
+    def prompt(name: str, template: str) -> str:
+        return infinitebench.prompt_text(name, template, infinite_records(name), "here")
+
+    assert prompt("math_find", "base").startswith(
+        "What is the second largest number in the following list?\n\ndef f(x): return x\n\n\nAnswer"
+    )
+    assert prompt("code_run", "base").startswith("There is a function called func_1 in the")
+    assert prompt("code_run", "base").endswith("The value of func_1(-3) is")
+    assert "return value of func_1(-3). Be concise." in prompt("code_run", "chat")
+    assert prompt("longbook_choice_eng", "base") == (
+        "Read the book and answer the question.\n\ndef f(x): return x\n\n\nQuestion: Say it.\n"
+        "A. xyz\nB. abc\nC. def\nD. ghi\n\nThe letter of the correct answer is"
+    )
+    assert prompt("passkey", "base").endswith("\n\nSay it.\n\nThe pass key is")
+    assert prompt("longdialogue_qa_eng", "chat").startswith(
+        "Below is a dialogue script where one random occurrence of a character name is replaced "
+        'with "$$MASK$$", and you should try to guess who that character is.\n\nThe dialogue:\n\n'
+    )
+    record = infinite_records("code_debug")
+    assert infinitebench.labels("code_debug", record, "here") == ["abc", "B"]
+    assert infinitebench.labels("code_debug", {**record, "answer": ["abc", "B"]}, "") == [
+        "abc",
+        "B",
+    ]
+    assert infinitebench.labels("code_debug", {**record, "answer": "ghi"}, "here") == ["ghi", "D"]
+    for task in infinitebench.TASKS:
+        for template in ("base", "chat"):
+            assert "{" not in prompt(task, template)
+
+
+def test_the_middle_of_a_long_prompt_is_left_out(parts):
+    tokenizer = parts[2]
+    text = "".join(f"x{number} = {number}\n" for number in range(300))
+    whole, was_cut = cut_prompt(tokenizer, "base", text, 10_000)
+    assert not was_cut
+    assert tokenizer.decode(whole) == text
+    for room in (101, 100, whole.size - 1):
+        ids, was_cut = cut_prompt(tokenizer, "base", text, room)
+        assert was_cut
+        half = room // 2
+        np.testing.assert_array_equal(ids, np.concatenate([whole[:half], whole[-half:]]))
+    exact, was_cut = cut_prompt(tokenizer, "base", text, whole.size)
+    assert not was_cut
+    assert exact.size == whole.size
+
+
+def test_bad_local_copies_are_refused(parts, lv_eval_data, infinite_data, tmp_path):
+    lv_eval = LvEvalConfig(data=str(lv_eval_data), tasks=("cmrc_mixup",), length_levels=("16k",))
+    infinite = InfiniteBenchConfig(data=str(tmp_path), tasks=("code_run",))
+    for changes, message in (
+        ({"data": ""}, "--data is needed"),
+        ({"tasks": ("cmrc",)}, "task 'cmrc' is not known; known: hotpotwikiqa_mixup"),
+        ({"length_levels": ("1m",)}, r"length_levels \['1m'\] must be among 16k"),
+        ({"length_levels": ("64k",)}, r"has no cmrc_mixup_64k\.jsonl and no cmrc_mixup/cmrc"),
+        ({"max_length": 4096}, r"--max-length \(4096 tokens\) is beyond the 512 positions"),
+        ({"num_samples": -1}, "num_samples must be at least 0, not -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate_lv_eval(dataclasses.replace(lv_eval, **changes), *parts)
+    file = tmp_path / "code_run.jsonl"
+    good = infinite_records("code_run")
+    for text, message in (
+        ("", "holds no records"),
+        ("{", "line 1 is not JSON"),
+        (json.dumps(good) + '\n{"input": ""}', r"line 2 has no 'context', only \['input'\]"),
+        (json.dumps({**good, "input": "f(1)"}), r"record 1 calls no func_N\(number\)"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            evaluate_infinitebench(infinite, *parts)
+    options = {**infinite_records("code_debug"), "options": ["a"]}
+    (tmp_path / "code_debug.jsonl").write_text(json.dumps(options))
+    with pytest.raises(InputError, match="record 1 has 1 options, and code_debug asks for four"):
+        evaluate_infinitebench(dataclasses.replace(infinite, tasks=("code_debug",)), *parts)
