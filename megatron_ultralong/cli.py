@@ -6,11 +6,12 @@ needs nothing of the trainer.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=os.environ.get("ULTRALONG_LOG", "WARNING"), format="%(message)s")
     _quiet_upstream()
-    try:
+    with ends_with_message():
         _run(words)
+
+
+@contextlib.contextmanager
+def ends_with_message() -> Iterator[None]:
+    """End the program as a user should see it end: one message, and the exit status."""
+    try:
+        yield
     except InputError as error:
         _tell(f"error: {error}")
         sys.exit(2)

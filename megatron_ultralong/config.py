@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.layer_config import LayerConfig
 from megatron_ultralong.run_config import CheckpointConfig, FaultConfig, LogConfig, MemoryConfig
 from megatron_ultralong.yarn import (
     LinearConfig,
@@ -317,6 +318,7 @@ class TrainingConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    layers: LayerConfig = dataclasses.field(default_factory=LayerConfig)
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     faults: FaultConfig = dataclasses.field(default_factory=FaultConfig)
@@ -365,7 +367,21 @@ class TrainingConfig:
             )
         for part in (self.memory, self.checkpoint, self.faults, self.log):
             part.check()
+        self.check_layers()
         self.num_microbatches(world_size)
+
+    def check_layers(self) -> None:
+        """Raise InputError where layers of that kind cannot work on such a row."""
+        parallel, memory = self.parallel, self.memory
+        runs = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
+        tiled = memory.recompute_granularity != "none"
+        self.layers.check(
+            document_mask=self.data.document_mask,
+            precision=self.precision,
+            recompute_granularity=memory.recompute_granularity,
+            local_tokens=self.data.seq_length // parallel.context_parallel_size // runs,
+            tile_size=memory.sequence_tile_size // runs if tiled else 0,
+        )
 
     def num_microbatches(self, world_size: int) -> int:
         """Forward passes of one replica in an iteration.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def keep(source: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for path in small_files(source):
         shutil.copyfile(path, folder / path.name)
+
+
+def copy_once(source: Path, folder: Path) -> None:
+    """Copy the whole folder ``source`` to ``folder``, aside first; nothing if that is there."""
+    if source.is_dir() and not folder.exists():
+        aside = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(source, aside)
+        os.replace(aside, folder)
 
 
 def restore_meta(kept: Path, folder: Path) -> None:

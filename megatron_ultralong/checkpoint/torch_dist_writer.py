@@ -206,6 +206,8 @@ def _common_state(model: ModelConfig) -> dict[str, object]:
         swiglu=True,
         add_bias_linear=False,
         add_qkv_bias=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
         untie_embeddings_and_output_weights=model.untie_embeddings_and_output_weights,
     )
     return {

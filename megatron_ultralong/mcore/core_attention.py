@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_ultralong.attention import KeptOutput, ring_attention
 from megatron_ultralong.attention.function import Backend
 from megatron_ultralong.context_parallel import Assignment
+from megatron_ultralong.errors import InputError
 
 
 class RingCoreAttention(MegatronModule):
@@ -37,7 +38,11 @@ class RingCoreAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         assert attention_type == "self", f"only self attention, not {attention_type}"
-        assert not config.attention_dropout, "attention dropout is not supported: set it to 0"
+        if config.attention_dropout:
+            raise InputError(
+                f"attention_dropout is {config.attention_dropout}, and our attention has none: "
+                "pass --attention-dropout 0 (Megatron-LM's default is 0.1)"
+            )
         self.layer_number = layer_number
         assert cp_comm_type in (None, "p2p", "all_gather"), f"cp_comm_type {cp_comm_type!r}"
         self.backend: Backend = "all_gather" if cp_comm_type == "all_gather" else "p2p"

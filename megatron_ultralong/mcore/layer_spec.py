@@ -1,4 +1,9 @@
-"""Megatron's own layer specs, with ring attention for ``core_attention``."""
+"""Megatron's own layer specs, with ring attention for ``core_attention``.
+
+Checkpoints do not tell the two apart: Transformer Engine's linear layers hold the norm before them
+(``self_attention.linear_qkv.layer_norm_weight``), and the local spec stores its own norms under
+those keys.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,12 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
+from megatron_ultralong.layer_config import AttentionImpl, LayerConfig
+from megatron_ultralong.mcore.compat import (
+    has_transformer_engine,
+    require_transformer_engine,
+    transformer_engine_norm,
+)
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
 from megatron_ultralong.mcore.recomputed_layer import RecomputedLayer
 
@@ -50,21 +61,49 @@ def ring_layer_local_spec() -> ModuleSpec:
     return spec
 
 
-def ring_layer_te_spec() -> ModuleSpec:
-    """Llama's layer from Transformer Engine's modules.
+def layer_te_spec(attention: AttentionImpl = "ring") -> ModuleSpec:
+    """Llama's layer from Transformer Engine's modules, with our attention or its own.
 
     Raises:
-        AssertionError: Megatron-Core finds no Transformer Engine.
+        InputError: there is no Transformer Engine.
     """
+    require_transformer_engine("a layer of Transformer Engine's modules (ring_te_spec)")
     spec = copy.deepcopy(get_gpt_layer_with_transformer_engine_spec())
     spec.module = RecomputedLayer
-    spec.submodules.self_attention.submodules.core_attention = RingCoreAttention
+    if attention == "ring":
+        spec.submodules.self_attention.submodules.core_attention = RingCoreAttention
     return spec
 
 
-def ring_block_local_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage, with our norm behind the last one."""
+class MissingTransformerEngine(RecomputedLayer):
+    """Stands for a layer of Transformer Engine's where there is none: it cannot be built."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        require_transformer_engine("ring_te_spec")
+
+
+def ring_layer_te_spec() -> ModuleSpec:
+    """:func:`layer_te_spec`, or without Transformer Engine a spec whose layers say so when built.
+
+    Megatron-LM imports specs by name: a name that is missing would be a ``KeyError``.
+    """
+    if has_transformer_engine():
+        return layer_te_spec()
+    spec = ring_layer_local_spec()
+    spec.module = MissingTransformerEngine
+    return spec
+
+
+def block_spec(config: TransformerConfig, layers: LayerConfig) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage, with the norm behind the last one.
+
+    Raises:
+        InputError: ``layers`` are Transformer Engine's, and there is none.
+    """
+    if layers.needs_transformer_engine:
+        spec, norm = layer_te_spec(layers.attention), transformer_engine_norm()
+    else:
+        spec, norm = ring_layer_local_spec(), RMSNorm
     return TransformerBlockSubmodules(
-        layer_specs=[ring_layer_local_spec()] * get_num_layers_to_build(config),
-        layer_norm=RMSNorm,
+        layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=norm
     )

@@ -10,8 +10,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ultralong import yarn
 from megatron_ultralong.config import AnglePrecision, ModelConfig, ParallelConfig
+from megatron_ultralong.layer_config import LOCAL_LAYERS, LayerConfig
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.mcore.layer_spec import ring_block_local_spec
+from megatron_ultralong.mcore.layer_spec import block_spec
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
 from megatron_ultralong.mcore.tiled_embedding import TiledEmbedding
@@ -29,6 +30,7 @@ def transformer_config(
     params_dtype: torch.dtype,
     rope_scaling: yarn.RopeScaling = None,
     deterministic: bool = False,
+    layers: LayerConfig = LOCAL_LAYERS,
 ) -> TransformerConfig:
     """Megatron's configuration of a Llama.
 
@@ -38,6 +40,7 @@ def transformer_config(
         params_dtype: of weights and activations.
         rope_scaling: its temperature becomes part of the softmax scale.
         deterministic: sum in a fixed order on GPUs too.
+        layers: whose modules they are made of, and their precision.
     """
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -77,12 +80,15 @@ def transformer_config(
         embedding_init_method=_leave_uninitialized,
         # Fusions need Apex, Transformer Engine or a compiler; those that round differently on
         # different machines stay off.
-        apply_rope_fusion=False,
+        apply_rope_fusion=layers.apply_rope_fusion,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
+        transformer_impl=layers.transformer_impl,
+        fp8=None if layers.fp8_format == "none" else layers.fp8_format,
+        fp8_recipe=layers.fp8_recipe,
     )
 
 
@@ -96,6 +102,7 @@ def build_model(
     angle_precision: AnglePrecision = "exact",
     recomputation: Recomputation | None = None,
     loss_tile_size: int = 0,
+    layers: LayerConfig = LOCAL_LAYERS,
 ) -> GPTModel:
     """The part of the model of this rank, with weights that still have to be loaded.
 
@@ -110,11 +117,15 @@ def build_model(
             MLP and embedding at a time; None keeps everything, and has no tiles.
         loss_tile_size: tokens that go through the output layer and the loss at a time; such a
             model makes no logits (:class:`TiledLoss`). 0 leaves both to Megatron.
+        layers: whose modules they are made of.
+
+    Raises:
+        InputError: ``layers`` are Transformer Engine's, and there is none.
     """
     stage, num_stages = groups.pp.rank(), groups.pp.size()
     gpt = GPTModel(
         config=config,
-        transformer_layer_spec=ring_block_local_spec(config),
+        transformer_layer_spec=block_spec(config, layers),
         vocab_size=model.vocab_size,
         max_sequence_length=seq_length,
         pre_process=stage == 0,

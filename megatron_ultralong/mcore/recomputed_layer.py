@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.attention import KeptOutput
+from megatron_ultralong.mcore.compat import fp8_context
+from megatron_ultralong.mcore.core_attention import RingCoreAttention
 from megatron_ultralong.mcore.host_memory import Device, Kept, Store
 from megatron_ultralong.mcore.sequence_tiles import SequenceTiles
 
@@ -108,7 +110,10 @@ class _LayerWork:
         self.tiles = SequenceTiles(runs, recomputation.tile_size)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, KeptOutput]:
-        """Result, attention's output and what attention keeps."""
+        """Result, attention's output and what attention keeps.
+
+        Megatron-Core's block has entered the FP8 region of this layer, if there is one.
+        """
         kept = KeptOutput()
         with torch.no_grad():
             out = self._attention(*self.queries_keys_values(hidden), kept)
@@ -119,6 +124,10 @@ class _LayerWork:
 
     def backward(self, kept: Kept, dresult: Tensor) -> Tensor:
         """Gradient of the input; those of the parameters are added where they belong."""
+        with fp8_context(self.layer.config, self.layer.layer_number):
+            return self._backward(kept, dresult)
+
+    def _backward(self, kept: Kept, dresult: Tensor) -> Tensor:
         hidden, *out_lse = kept.take()
         attention = KeptOutput()
         if out_lse:
@@ -192,10 +201,16 @@ class _LayerWork:
         return result
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, kept: KeptOutput) -> Tensor:
-        out: Tensor = self.layer.self_attention.core_attention(
-            q, k, v, packed_seq_params=self.packed_seq_params, keep=kept
-        )
-        return out
+        attention = self.layer.self_attention
+        if isinstance(attention.core_attention, RingCoreAttention):
+            out: Tensor = attention.core_attention(
+                q, k, v, packed_seq_params=self.packed_seq_params, keep=kept
+            )
+            return out
+        assert self.packed_seq_params is None, "Transformer Engine's attention has no documents"
+        assert not self.recomputation.keep_attention, "Transformer Engine keeps its own output"
+        theirs: Tensor = attention.core_attention(q, k, v, None, attention.attn_mask_type)
+        return theirs
 
 
 class _Recomputed(torch.autograd.Function):

@@ -11,6 +11,7 @@ from megatron_ultralong.checkpoint.folder import resolve
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata, load_metadata
 from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.mcore.compat import require_transformer_engine
 from megatron_ultralong.training.offloading import check_offloading
 from megatron_ultralong.training.sinks import check_sinks
 
@@ -26,6 +27,8 @@ def check_source(config: TrainingConfig, num_ranks: int) -> CheckpointMetadata:
     """
     config.check(num_ranks)
     check_sinks(config)
+    if config.layers.needs_transformer_engine:
+        require_transformer_engine(f"transformer_impl {config.layers.transformer_impl!r}")
     source = load_metadata(Path(config.load))
     resolve(config.load)
     config.parallel.check_model(source.model)
@@ -46,7 +49,9 @@ def with_row_length(config: Config, row_length: int) -> Config:
             f"({row_length}): leave --seq-length out, or prepare rows of {length}"
         )
     config.parallel.check_seq_length(length)
-    return dataclasses.replace(config, data=dataclasses.replace(data, seq_length=length))
+    config = dataclasses.replace(config, data=dataclasses.replace(data, seq_length=length))
+    config.check_layers()
+    return config
 
 
 def check_result(
@@ -70,7 +75,7 @@ def check_result(
 
 
 def check_tokenizer(
-    config: TrainingConfig, source: CheckpointMetadata, vocab_size: int, sha256: str
+    data_path: str, load: str, source: CheckpointMetadata, vocab_size: int, sha256: str
 ) -> None:
     """Check that ids of the rows' tokenizer mean to the model what they mean to the rows.
 
@@ -79,14 +84,14 @@ def check_tokenizer(
     """
     if vocab_size > source.model.vocab_size:
         raise InputError(
-            f"the tokenizer of {config.data.data_path} has {vocab_size} ids, the model "
-            f"in {config.load} has {source.model.vocab_size} embeddings: prepare the data with "
-            f"the model's own tokenizer ({config.load}/huggingface)"
+            f"the tokenizer of {data_path} has {vocab_size} ids, the model "
+            f"in {load} has {source.model.vocab_size} embeddings: prepare the data with "
+            f"the model's own tokenizer ({load}/huggingface)"
         )
     if source.tokenizer_sha256 and sha256 != source.tokenizer_sha256:
         raise InputError(
-            f"the tokenizer of {config.data.data_path} (sha256 {sha256[:12]}) "
-            f"is not that of {config.load} (sha256 {source.tokenizer_sha256[:12]}): the same "
+            f"the tokenizer of {data_path} (sha256 {sha256[:12]}) "
+            f"is not that of {load} (sha256 {source.tokenizer_sha256[:12]}): the same "
             "ids would mean other text; prepare the data with the model's own tokenizer "
-            f"({config.load}/huggingface)"
+            f"({load}/huggingface)"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +24,7 @@ from megatron_ultralong.checkpoint.metadata import (
     load_metadata,
     save_metadata,
 )
+from megatron_ultralong.checkpoint.small_files import copy_once
 from megatron_ultralong.checkpoint.staging import check_free
 from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.config import PretrainConfig, TrainingConfig, from_dict, to_dict
@@ -153,7 +153,7 @@ class RunFolder:
             save_config(root / CONFIG_FILE, self._config)
         if not (root / FILE_NAME).is_file():
             save_metadata(root, self._metadata)
-            _copy_source_files(Path(self._config.load) / SOURCE_FOLDER, root / SOURCE_FOLDER)
+            copy_once(Path(self._config.load) / SOURCE_FOLDER, root / SOURCE_FOLDER)
 
     def write_status(self, status: int) -> None:
         """Leave the exit status for batch scripts: torchrun makes 1 of every failure."""
@@ -198,14 +198,6 @@ class RunFolder:
                 f"or --load is another checkpoint than before; it holds {metadata}, this run "
                 f"makes {self._metadata}"
             )
-
-
-def _copy_source_files(source: Path, target: Path) -> None:
-    if source.is_dir() and not target.exists():
-        aside = target.with_name(target.name + ".partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(source, aside)
-        os.replace(aside, target)
 
 
 def _existing(folder: Path) -> Path:

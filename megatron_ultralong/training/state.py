@@ -50,6 +50,7 @@ class TrainingState:
             params_dtype=dtype,
             rope_scaling=inputs.result.rope_scaling,
             deterministic=config.deterministic_mode,
+            layers=config.layers,
         )
         megatron_config.timers = timers
         model = build_model(
@@ -61,6 +62,7 @@ class TrainingState:
             angle_precision=config.rope.angle_precision,
             recomputation=self.recomputation,
             loss_tile_size=config.memory.loss_tile_size,
+            layers=config.layers,
         ).to(dtype)
         if resumed is None:
             # Before the optimizer is built: it copies the weights into its float32 masters.

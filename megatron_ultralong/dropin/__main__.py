@@ -1,0 +1,48 @@
+"""Run a Megatron-LM script as it is, with our arguments known to it.
+
+``torchrun ... -m megatron_ultralong.dropin pretrain_gpt.py --spec megatron_ultralong.spec
+ring_te_spec --ultralong-rope-scaling yarn ...`` in place of ``torchrun ... pretrain_gpt.py ...``:
+the script is not edited. On a machine without a GPU it runs on the CPU, over gloo.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+from megatron_ultralong.cli import ends_with_message
+from megatron_ultralong.errors import InputError
+
+
+def main() -> None:
+    """Run the script named by the first argument; it sees the others."""
+    with ends_with_message():
+        if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
+            named = sys.argv[1] if len(sys.argv) > 1 else "nothing"
+            raise InputError(
+                f"the script to run comes first, and {named} is no file: python -m "
+                "megatron_ultralong.dropin pretrain_gpt.py --spec ..."
+            )
+        sys.argv = sys.argv[1:]
+        sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+        from megatron_ultralong.dropin.cpu import training_on_cpu
+
+        with training_on_cpu():
+            _extend()
+            runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _extend() -> None:
+    """Put the extended ``pretrain`` where scripts import it from."""
+    import megatron.training
+    from megatron.training import training
+
+    from megatron_ultralong.dropin.entry import extended, register_arguments
+
+    register_arguments()
+    training.pretrain = megatron.training.pretrain = extended(training.pretrain)
+
+
+if __name__ == "__main__":
+    main()

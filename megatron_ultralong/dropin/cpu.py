@@ -1,0 +1,52 @@
+"""Megatron-LM's training loop on a CPU over gloo: what it asks of CUDA beyond Megatron-Core.
+
+Megatron-LM's ``pretrain`` refuses to start without CUDA. Where there is none,
+:func:`training_on_cpu` adds to :func:`~megatron_ultralong.mcore.cpu.cpu_backend`, in this process
+and until it is left:
+
+* ``initialize_megatron`` is called with its own ``allow_no_cuda``; one device is counted, so that
+  the process groups are made, and setting it does nothing.
+* The process group is gloo's, whatever ``--distributed-backend`` says.
+* Compiling warm-ups are left out: fused activations are for GPUs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+@contextlib.contextmanager
+def training_on_cpu() -> Iterator[None]:
+    """Run Megatron-LM on the CPU inside this context; where there is CUDA it does nothing."""
+    if not needs_cpu_backend():
+        yield
+        return
+    from megatron.training import arguments, training
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cpu_backend())
+        for target, name, replacement in (
+            (torch.cuda, "device_count", lambda: 1),
+            (torch.cuda, "set_device", _nothing),
+            (training, "set_jit_fusion_options", _nothing),
+            (arguments, "get_device_arch_version", lambda: 10),
+            (
+                training,
+                "initialize_megatron",
+                functools.partial(training.initialize_megatron, allow_no_cuda=True),
+            ),
+        ):
+            stack.callback(setattr, target, name, getattr(target, name))
+            setattr(target, name, replacement)
+        yield

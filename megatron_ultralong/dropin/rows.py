@@ -1,0 +1,112 @@
+"""Rows of ``ultralong prepare`` as the iterators of a Megatron-LM run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_ultralong.data.rows import PackedRows
+from megatron_ultralong.documents import DocumentMask
+from megatron_ultralong.dropin.extension import Extension
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.mcore.batch import Batch, CpAssignment, local_batch
+from megatron_ultralong.mcore.cpu import device
+from megatron_ultralong.training.checks import check_tokenizer
+from megatron_ultralong.training.rows import PackedRowSource, RowSource
+
+
+class LocalBatches(Iterator[Batch]):
+    """Micro-batch after micro-batch, from a sample on: the chunks of them that this rank works on.
+
+    A data-parallel rank takes ``micro_batch_size`` samples of every ``micro_batch_size * dp_size``,
+    as Megatron-LM's own sampler and our own loop do. There is no end: rows come again, in another
+    order.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        first_sample: int,
+        *,
+        micro_batch_size: int,
+        document_mask: DocumentMask,
+        cp_assignment: CpAssignment,
+        dp_group: dist.ProcessGroup,
+        cp_group: dist.ProcessGroup,
+    ) -> None:
+        self._source = source
+        self._sample = first_sample + dp_group.rank() * micro_batch_size
+        self._stride = micro_batch_size * dp_group.size()
+        self._micro_batch_size = micro_batch_size
+        self._document_mask = document_mask
+        self._cp_assignment = cp_assignment
+        self._cp_group = cp_group
+
+    def __next__(self) -> Batch:
+        """The next micro-batch."""
+        samples = range(self._sample, self._sample + self._micro_batch_size)
+        self._sample += self._stride
+        return local_batch(
+            [self._source.row(sample) for sample in samples],
+            document_mask=self._document_mask,
+            cp_group=self._cp_group,
+            device=device(),
+            cp_assignment=self._cp_assignment,
+        )
+
+
+def local_batches(
+    extension: Extension, num_samples: list[int]
+) -> tuple[LocalBatches | None, LocalBatches | None, None]:
+    """Iterators for training, validation and (none) test; every rank makes its own.
+
+    Args:
+        extension: of a run with ``--ultralong-data-path``.
+        num_samples: rows that Megatron-LM asks for, of each.
+
+    Raises:
+        InputError: the rows do not fit the model or the arguments.
+    """
+    args, config, manifest = extension.args, extension.config, extension.manifest
+    assert manifest is not None
+    if extension.identity is not None:
+        source = extension.identity.source
+        check_tokenizer(
+            *(config.data_path, args.load, source), manifest.vocab_size, manifest.tokenizer_sha256
+        )
+    if config.document_mask == "block" and not manifest.separator_ids:
+        raise InputError(
+            f"--ultralong-document-mask block needs a separator, but {config.data_path} was "
+            "prepared without one: its documents cannot be told apart; prepare it again with "
+            "--separator"
+        )
+
+    def batches(split: str, first_sample: int) -> LocalBatches:
+        rows = PackedRows(Path(config.data_path) / split)
+        if rows.seq_length != args.seq_length:
+            raise InputError(
+                f"--seq-length ({args.seq_length}) is not the length of the rows in "
+                f"{config.data_path} ({rows.seq_length}): pass --seq-length {rows.seq_length}, or "
+                f"prepare rows of {args.seq_length}"
+            )
+        return LocalBatches(
+            PackedRowSource(rows, args.seed, tuple(manifest.separator_ids)),
+            first_sample,
+            micro_batch_size=args.micro_batch_size,
+            document_mask=config.document_mask,
+            cp_assignment=config.cp_assignment,
+            dp_group=parallel_state.get_data_parallel_group(),
+            cp_group=parallel_state.get_context_parallel_group(),
+        )
+
+    train = batches("train", _consumed(args)) if num_samples[0] and not args.skip_train else None
+    valid = batches("valid", args.consumed_valid_samples) if num_samples[1] else None
+    return train, valid, None
+
+
+def _consumed(args: Any) -> int:
+    return int(args.consumed_train_samples)
