@@ -6,7 +6,7 @@ and until it is left:
 
 * ``initialize_megatron`` is called with its own ``allow_no_cuda``; one device is counted, so that
   the process groups are made, and setting it does nothing.
-* The process group is gloo's, whatever ``--distributed-backend`` says.
+* Streams are ``torch.cpu``'s, which do nothing: a CPU has no queue.
 * Compiling warm-ups are left out: fused activations are for GPUs.
 """
 
@@ -28,8 +28,11 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 @contextlib.contextmanager
 def training_on_cpu() -> Iterator[None]:
-    """Run Megatron-LM on the CPU inside this context; where there is CUDA it does nothing."""
-    if not needs_cpu_backend():
+    """Run Megatron-LM on the CPU inside this context.
+
+    Where there is CUDA, and inside another such context, it does nothing.
+    """
+    if not needs_cpu_backend() or torch.cuda.set_device is _nothing:
         yield
         return
     from megatron.training import arguments, training
@@ -39,6 +42,8 @@ def training_on_cpu() -> Iterator[None]:
         for target, name, replacement in (
             (torch.cuda, "device_count", lambda: 1),
             (torch.cuda, "set_device", _nothing),
+            (torch.cuda, "Stream", torch.cpu.Stream),
+            (torch.cuda, "stream", torch.cpu.stream),
             (training, "set_jit_fusion_options", _nothing),
             (arguments, "get_device_arch_version", lambda: 10),
             (

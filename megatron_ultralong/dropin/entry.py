@@ -17,7 +17,9 @@ from typing import Any
 
 from megatron_ultralong.dropin.arguments import add_ultralong_args, with_ultralong_args
 from megatron_ultralong.dropin.extension import Extension
+from megatron_ultralong.dropin.wheel import keep_compiled_helpers
 
+_MARK = "extended_by_ultralong"
 ArgsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 
 
@@ -78,10 +80,13 @@ def pretrain(
 
 def extended(theirs: Callable[..., None]) -> Callable[..., None]:
     """``megatron.training.pretrain`` itself, called as before; its run is extended by ours."""
+    if hasattr(theirs, _MARK):
+        return theirs
     signature = inspect.signature(theirs)
 
     @functools.wraps(theirs)
     def run(*arguments: Any, **keywords: Any) -> None:
+        keep_compiled_helpers()
         call = signature.bind(*arguments, **keywords).arguments
         once = _Once()
         call["train_valid_test_dataset_provider"] = _Datasets(
@@ -95,6 +100,7 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
             call["model_provider"] = _model_provider(once, call["model_provider"])
         theirs(**call)
 
+    setattr(run, _MARK, True)
     return run
 
 
@@ -103,10 +109,12 @@ def register_arguments() -> None:
     from megatron.training import arguments
 
     theirs = arguments.add_megatron_arguments
-    if not hasattr(theirs, "__wrapped__"):
-        arguments.add_megatron_arguments = functools.wraps(theirs)(
-            lambda parser: add_ultralong_args(theirs(parser))
-        )
+
+    @functools.wraps(theirs)
+    def add(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return add_ultralong_args(theirs(parser))
+
+    arguments.add_megatron_arguments = add
 
 
 class _Once:

@@ -84,8 +84,11 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 @contextlib.contextmanager
 def cpu_backend() -> Iterator[None]:
-    """Run Megatron-Core on the CPU inside this context; where there is CUDA it does nothing."""
-    if not needs_cpu_backend():
+    """Run Megatron-Core on the CPU inside this context.
+
+    Where there is CUDA, and inside another such context, it does nothing.
+    """
+    if not needs_cpu_backend() or torch.cuda.synchronize is _nothing:
         yield
         return
     from megatron.core.tensor_parallel import random as megatron_random

@@ -1,0 +1,78 @@
+"""Megatron-LM runs on real gloo ranks: its arguments, and what its loop finds."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.config import PretrainConfig
+
+_FLAGS = """
+    --use-checkpoint-args --auto-detect-ckpt-format --transformer-impl local
+    --spec megatron_ultralong.spec ring_local_spec
+    --tokenizer-type NullTokenizer --vocab-size 319
+    --no-gradient-accumulation-fusion --no-persist-layer-norm --no-masked-softmax-fusion
+    --no-rope-fusion --no-bias-swiglu-fusion --no-bias-dropout-fusion
+    --distributed-backend gloo --log-interval 1 --eval-iters 0 --eval-interval 1000
+    --use-distributed-optimizer --ckpt-format torch_dist --norm-epsilon 1e-6
+"""
+
+
+def flags(config: PretrainConfig) -> list[str]:
+    """Megatron-LM's words for a run of ours, our rows and rotary embedding included."""
+    optimizer, parallel, rope = config.optimizer, config.parallel, config.rope
+    values = {
+        "load": config.load,
+        "train-iters": config.train_iters,
+        "micro-batch-size": config.micro_batch_size,
+        "global-batch-size": config.global_batch_size,
+        "seq-length": 128,
+        "max-position-embeddings": 128,
+        "seed": config.data.seed,
+        "tensor-model-parallel-size": parallel.tensor_model_parallel_size,
+        "context-parallel-size": parallel.context_parallel_size,
+        "lr": optimizer.lr,
+        "min-lr": optimizer.min_lr,
+        "lr-decay-style": optimizer.lr_decay_style,
+        "lr-warmup-iters": optimizer.lr_warmup_iters,
+        "weight-decay": optimizer.weight_decay,
+        "adam-beta1": optimizer.adam_beta1,
+        "adam-beta2": optimizer.adam_beta2,
+        "adam-eps": optimizer.adam_eps,
+        "clip-grad": optimizer.clip_grad,
+        "ultralong-rope-scaling": rope.rope_scaling,
+        "ultralong-rope-scaling-factor": rope.rope_scaling_factor,
+        "ultralong-original-max-position-embeddings": rope.original_max_position_embeddings,
+        "ultralong-data-path": config.data.data_path,
+        "ultralong-document-mask": config.data.document_mask,
+        "ultralong-cp-assignment": parallel.cp_assignment,
+    }
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    saving = ["--save", config.save, "--save-interval", str(config.train_iters)]
+    return [*_FLAGS.split(), *words, *(saving if config.save else [])]
+
+
+def run(script: Path, words: list[str], output: Path) -> list[float]:
+    """Run a script on this rank, by our launcher; losses of its iterations, as its loop has them.
+
+    What it prints goes to ``output``; there the loss of the second iteration is the mean of two.
+    """
+    from megatron.training import training
+
+    from megatron_ultralong.dropin import __main__ as launcher
+
+    found: list[float] = []
+    train_step = training.train_step
+
+    def noting(*args: Any, **keywords: Any) -> Any:
+        result = train_step(*args, **keywords)
+        found.append(float(result[0]["lm loss"]))
+        return result
+
+    training.train_step = noting
+    sys.argv = ["dropin", str(script), *words]
+    with output.open("w") as file, contextlib.redirect_stdout(file):
+        launcher.main()
+    return found
