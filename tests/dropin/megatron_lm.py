@@ -45,10 +45,11 @@ def flags(config: PretrainConfig) -> list[str]:
         "ultralong-rope-scaling": rope.rope_scaling,
         "ultralong-rope-scaling-factor": rope.rope_scaling_factor,
         "ultralong-original-max-position-embeddings": rope.original_max_position_embeddings,
-        "ultralong-data-path": config.data.data_path,
-        "ultralong-document-mask": config.data.document_mask,
-        "ultralong-cp-assignment": parallel.cp_assignment,
     }
+    if config.data.data_path:
+        values["ultralong-data-path"] = config.data.data_path
+        values["ultralong-document-mask"] = config.data.document_mask
+        values["ultralong-cp-assignment"] = parallel.cp_assignment
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     saving = ["--save", config.save, "--save-interval", str(config.train_iters)]
     return [*_FLAGS.split(), *words, *(saving if config.save else [])]
