@@ -7,7 +7,6 @@ the last one. Megatron-Core's ``dist_checkpointing`` reads the result at any par
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -35,6 +34,7 @@ from torch.distributed.checkpoint.planner import (
 
 from megatron_ultralong.checkpoint.chunked_write import ChunkedFile
 from megatron_ultralong.checkpoint.manifest import Manifest
+from megatron_ultralong.checkpoint.megatron_args import megatron_args
 from megatron_ultralong.checkpoint.page_cache import let_go
 from megatron_ultralong.checkpoint.read_ahead import read_ahead
 from megatron_ultralong.checkpoint.weight_map import (
@@ -178,40 +178,9 @@ def _check_dtypes(weights: Sequence[Weight], source: WeightSource) -> None:
 
 
 def _common_state(model: ModelConfig) -> dict[str, object]:
-    """``common.pt``: what Megatron-Core and Megatron-LM look for beside the tensors.
-
-    Megatron-LM reads the parallel sizes of ``args`` without asking whether they are there, and
-    takes the model's shape from it under ``--use-checkpoint-args``.
-    """
-    args = argparse.Namespace(
-        tensor_model_parallel_size=1,
-        pipeline_model_parallel_size=1,
-        context_parallel_size=1,
-        data_parallel_size=1,
-        world_size=1,
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        ffn_hidden_size=model.ffn_hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        group_query_attention=model.num_query_groups != model.num_attention_heads,
-        num_query_groups=model.num_query_groups,
-        kv_channels=model.kv_channels,
-        max_position_embeddings=model.max_position_embeddings,
-        padded_vocab_size=model.vocab_size,
-        position_embedding_type="rope",
-        rotary_base=model.rotary_base,
-        rotary_percent=1.0,
-        normalization="RMSNorm",
-        norm_epsilon=model.norm_epsilon,
-        swiglu=True,
-        add_bias_linear=False,
-        add_qkv_bias=False,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
-        untie_embeddings_and_output_weights=model.untie_embeddings_and_output_weights,
-    )
+    """``common.pt``: what Megatron-Core and Megatron-LM look for beside the tensors."""
     return {
-        "args": args,
+        "args": megatron_args(model),
         "checkpoint_version": 3.0,
         "iteration": 0,
         # how the layers are keyed: stacked, not one by one

@@ -17,6 +17,9 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_ultralong.checkpoint.megatron_args import megatron_args
+from megatron_ultralong.config import ModelConfig
+
 _SHARDING = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "chained_optim_avoid_prefix": True,
@@ -92,6 +95,7 @@ def checkpoint_state(
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
     position: dict[str, Any],
+    source: ModelConfig,
 ) -> dict[str, Any]:
     """The sharded state of a checkpoint, for :class:`Snapshot`; every rank calls it.
 
@@ -100,10 +104,12 @@ def checkpoint_state(
         optimizer: its optimizer.
         scheduler: its learning-rate schedule.
         position: where the run is; plain values, ``iteration`` among them.
+        source: shape of the model, for Megatron-LM's ``--use-checkpoint-args``.
     """
     return {
         **_sharded_state(model, optimizer, scheduler, is_loading=False),
         "rng_state": _rng_shard(_rng_state()),
+        "args": megatron_args(source),
         "iteration": position["iteration"],
         "checkpoint_version": 3.0,
         "ultralong": {**position, "world_size": dist.get_world_size()},

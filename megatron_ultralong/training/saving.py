@@ -118,7 +118,10 @@ class Saving:
         }
         writer.start(
             state.iteration,
-            lambda: checkpoint_state(state.model, state.optimizer, state.scheduler, position),
+            lambda: checkpoint_state(
+                *(state.model, state.optimizer, state.scheduler, position),
+                state.inputs.result.model,
+            ),
             {CONFIG_FILE: config_text(config)},
         )
 

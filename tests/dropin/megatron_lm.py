@@ -75,5 +75,9 @@ def run(script: Path, words: list[str], output: Path) -> list[float]:
     training.train_step = noting
     sys.argv = ["dropin", str(script), *words]
     with output.open("w") as file, contextlib.redirect_stdout(file):
-        launcher.main()
+        try:
+            launcher.main()
+        except SystemExit as end:  # --exit-interval
+            if end.code:
+                raise
     return found
