@@ -44,7 +44,9 @@ def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     config = with_row_length(config, train_rows.seq_length)
     config.check_positions(source.model.max_position_embeddings)
     check_tokenizer(
-        *(config.data.data_path, config.load, source), manifest.vocab_size, manifest.tokenizer_sha256
+        *(config.data.data_path, config.load, source),
+        manifest.vocab_size,
+        manifest.tokenizer_sha256,
     )
     result = check_result(config, source, num_ranks)
     if config.data.document_mask == "block" and not manifest.separator_ids:

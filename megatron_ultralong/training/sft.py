@@ -55,7 +55,9 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
     longest = max(split.longest for split in manifest.splits.values())
     config.check_conversations(source.model.max_position_embeddings, longest)
     check_tokenizer(
-        *(config.data.data_path, config.load, source), manifest.vocab_size, manifest.tokenizer_sha256
+        *(config.data.data_path, config.load, source),
+        manifest.vocab_size,
+        manifest.tokenizer_sha256,
     )
     valid_rows = None
     if config.eval_interval:
