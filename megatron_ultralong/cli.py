@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 from megatron_ultralong.errors import InputError, RunStopped
 
 PROGRAM = "ultralong"
+_OTHERS_WAIT_SECONDS = 1.0
+"""torchrun looks at its ranks ten times a second."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +39,7 @@ def ends_with_message() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        _tell(f"error: {error}")
+        _tell_from_any_rank(f"error: {error}")
         sys.exit(2)
     except RunStopped as end:
         _tell(f"stopped: {end}")
@@ -45,6 +49,19 @@ def ends_with_message() -> Iterator[None]:
 def _tell(message: str) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         sys.stderr.write(f"{PROGRAM}: {message}\n")
+
+
+def _tell_from_any_rank(message: str) -> None:
+    """As :func:`_tell`, from a rank that may be the only one with that error too.
+
+    Where the first rank of its machine has the same error, torchrun ends this one meanwhile.
+    """
+    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    if rank == 0:
+        _tell(message)
+        return
+    time.sleep(_OTHERS_WAIT_SECONDS * (2 if local_rank else 1))
+    sys.stderr.write(f"{PROGRAM}: rank {rank} on {socket.gethostname()}: {message}\n")
 
 
 def _quiet_upstream() -> None:

@@ -15,6 +15,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.layer_config import LayerConfig
+from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.optimizer_config import OptimizerConfig
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.run_config import CheckpointConfig, FaultConfig, LogConfig, MemoryConfig
 from megatron_ultralong.yarn import (
     LinearConfig,
@@ -25,29 +28,20 @@ from megatron_ultralong.yarn import (
     yarn_attention_factor,
 )
 
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "PretrainConfig",
+    "RopeConfig",
+    "TrainingConfig",
+    "from_dict",
+    "to_dict",
+]
+
 AnglePrecision = Literal["exact", "float32"]
 Config = TypeVar("Config")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Shape of a Llama model, in Megatron-LM's words; read from a checkpoint, never typed."""
-
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    """Key and value heads."""
-    kv_channels: int
-    """Size of one head."""
-    vocab_size: int
-    """Rows of the embedding, not padded."""
-    norm_epsilon: float
-    rotary_base: float
-    max_position_embeddings: int
-    """Positions that the weights were trained for."""
-    untie_embeddings_and_output_weights: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,154 +96,6 @@ class RopeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ParallelConfig:
-    """How the work is spread over ranks."""
-
-    tensor_model_parallel_size: int = 1
-    """Ranks that split every weight matrix and the heads."""
-    pipeline_model_parallel_size: int = 1
-    """Ranks that split the layers."""
-    context_parallel_size: int = 1
-    """Ranks that split every row of tokens."""
-    cp_comm_type: Literal["p2p", "all_gather"] = "p2p"
-    """How keys and values travel: p2p, a ring hidden behind the kernels; all_gather, one gather a
-    layer, which document_mask block with cp_assignment balanced prefers."""
-    cp_assignment: Literal["zigzag", "balanced"] = "zigzag"
-    """Which rank holds which chunks of a row: zigzag is even under document_mask none; balanced is
-    computed from each row's documents, and is even under block."""
-    sequence_parallel: bool = False
-    """Split norms and residuals over the tensor-parallel ranks, along the sequence."""
-    distributed_timeout_minutes: float = 10.0
-    """A collective that takes longer ends the run."""
-    num_layers_in_first_pipeline_stage: int = 0
-    """Layers of the first stage, which has the embedding too; 0: as many as the others."""
-    num_layers_in_last_pipeline_stage: int = 0
-    """Layers of the last stage, which has the output layer and the loss too; 0: as many as the
-    others."""
-
-    @property
-    def model_parallel_size(self) -> int:
-        """Ranks that hold one replica of the model and one row."""
-        return (
-            self.tensor_model_parallel_size
-            * self.pipeline_model_parallel_size
-            * self.context_parallel_size
-        )
-
-    def data_parallel_size(self, world_size: int) -> int:
-        """Replicas in ``world_size`` ranks.
-
-        Raises:
-            InputError: the ranks do not divide into replicas.
-        """
-        if world_size % self.model_parallel_size:
-            raise InputError(
-                f"world_size ({world_size}) must be divisible by tensor x pipeline x context "
-                f"parallel size ({self.tensor_model_parallel_size} x "
-                f"{self.pipeline_model_parallel_size} x {self.context_parallel_size} = "
-                f"{self.model_parallel_size}): start a multiple of {self.model_parallel_size} "
-                "ranks (torchrun --nproc-per-node), or change the sizes"
-            )
-        return world_size // self.model_parallel_size
-
-    def check_model(self, model: ModelConfig) -> None:
-        """Raise InputError where ``model`` cannot be split this way."""
-        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
-            raise InputError(
-                "sequence_parallel splits the sequence over tensor-parallel ranks, and "
-                "tensor_model_parallel_size is 1: use --no-sequence-parallel, or more ranks"
-            )
-        for name, heads in (
-            ("num_attention_heads", model.num_attention_heads),
-            ("num_query_groups", model.num_query_groups),
-        ):
-            _check_divisible(
-                name,
-                heads,
-                "tensor_model_parallel_size",
-                self.tensor_model_parallel_size,
-                "every rank holds whole heads",
-            )
-        for name, size, part in (
-            ("ffn_hidden_size", model.ffn_hidden_size, "MLP"),
-            ("vocab_size", model.vocab_size, "vocabulary"),
-        ):
-            _check_divisible(
-                name,
-                size,
-                "tensor_model_parallel_size",
-                self.tensor_model_parallel_size,
-                f"every rank holds an equal part of the {part}",
-            )
-        self.stage_layers(model.num_layers)
-
-    def stage_layers(self, num_layers: int) -> list[int]:
-        """Layers of every pipeline stage: 32 over 4, with 6 in the first and 8 in the last,
-        ``[6, 9, 9, 8]``.
-
-        Raises:
-            InputError: the stages in between do not hold as many layers each.
-        """
-        stages = self.pipeline_model_parallel_size
-        ends = (self.num_layers_in_first_pipeline_stage, self.num_layers_in_last_pipeline_stage)
-        if min(ends) < 0 or (stages == 1 and any(ends)):
-            raise InputError(
-                f"num_layers_in_first_pipeline_stage ({ends[0]}) and "
-                f"num_layers_in_last_pipeline_stage ({ends[1]}) are layers of the stages of a "
-                f"pipeline, and pipeline_model_parallel_size is {stages}: leave them 0, or raise it"
-            )
-        between = stages - sum(end > 0 for end in ends)
-        rest = num_layers - sum(ends)
-        if rest < between or (between == 0 and rest) or (between and rest % between):
-            if not any(ends):
-                _check_divisible(
-                    "num_layers",
-                    num_layers,
-                    "pipeline_model_parallel_size",
-                    stages,
-                    "every stage holds as many layers, but for the first and the last with "
-                    "num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage",
-                )
-            raise InputError(
-                f"num_layers ({num_layers}) less num_layers_in_first_pipeline_stage ({ends[0]}) "
-                f"and num_layers_in_last_pipeline_stage ({ends[1]}) leaves {rest} layers for "
-                f"{between} stages: every stage in between holds as many, at least one"
-            )
-        middle = rest // between if between else 0
-        layers = [middle] * stages
-        layers[0] = ends[0] or middle
-        layers[-1] = ends[1] or middle
-        return layers
-
-    def check_seq_length(self, seq_length: int) -> None:
-        """Raise InputError where rows of ``seq_length`` tokens cannot be split this way."""
-        unit = 2 * self.context_parallel_size
-        rule = "zigzag gives each rank one early and one late chunk"
-        if self.sequence_parallel:
-            unit *= self.tensor_model_parallel_size
-            rule += ", and sequence parallelism splits them over tensor-parallel ranks"
-        if seq_length < unit or seq_length % unit:
-            below = seq_length // unit * unit
-            nearest = f"{below} or {below + unit}" if below else f"{unit}"
-            factors = "2 * context_parallel_size" + (
-                " * tensor_model_parallel_size" if self.sequence_parallel else ""
-            )
-            raise InputError(
-                f"seq_length ({seq_length}) must be divisible by {factors} ({unit}): "
-                f"{rule}; use {nearest}"
-            )
-
-
-def _check_divisible(name: str, value: int, by_name: str, by: int, rule: str) -> None:
-    if value % by:
-        options = ", ".join(str(n) for n in range(1, min(value, 64) + 1) if value % n == 0)
-        raise InputError(
-            f"{name} ({value}) must be divisible by {by_name} ({by}): {rule}; "
-            f"{by_name} can be {options}"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is trained on."""
 
@@ -263,26 +109,6 @@ class DataConfig:
     """Positions start again at 0 with every document; needs document_mask block."""
     seed: int = 1234
     """Order of the rows."""
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """Adam, its schedule and gradient clipping."""
-
-    lr: float = 3e-5
-    """Peak learning rate (the paper's 3e-5)."""
-    min_lr: float = 0.0
-    """The rate that a decaying schedule ends at."""
-    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
-    """Schedule after the warm-up; the paper does not state its own."""
-    lr_warmup_iters: int = 0
-    """Iterations of linear warm-up."""
-    weight_decay: float = 0.1
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_eps: float = 1e-8
-    clip_grad: float = 1.0
-    """Largest gradient norm; 0 does not clip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,6 +194,7 @@ class TrainingConfig:
         for part in (self.memory, self.checkpoint, self.faults, self.log):
             part.check()
         self.check_layers()
+        self.optimizer.check(self.precision)
         self.num_microbatches(world_size)
 
     def check_layers(self) -> None:
@@ -397,7 +224,9 @@ class TrainingConfig:
                 f"micro_batch_size x data-parallel size ({self.micro_batch_size} x {replicas} = "
                 f"{rows}): use {math.ceil(self.global_batch_size / rows) * rows}"
             )
-        return self.global_batch_size // rows
+        num_microbatches = self.global_batch_size // rows
+        self.parallel.check_microbatches(num_microbatches)
+        return num_microbatches
 
     def check_positions(self, checkpoint_positions: int) -> None:
         """Raise InputError where rows are longer than the positions the model is made for."""

@@ -103,7 +103,7 @@ def main() -> None:
 
 def _other_layers(job: RankJob, num_layers: int) -> list[torch.Tensor]:
     """Memory that further layers would hold: weights, float32 gradients, optimizer's states."""
-    layers = job.state.model.module.decoder.layers
+    layers = job.state.chunks[0].module.decoder.layers
     elements = sum(x.numel() for x in layers[0].parameters()) * num_layers
     shards = job.groups.dp_cp.size()
     sizes = (2 * elements, 4 * elements, 12 * elements // shards)

@@ -65,7 +65,7 @@ class MegatronScorer:
             recomputation=Recomputation(tile_size=_TILE_SIZE),
             loss_tile_size=_TILE_SIZE,
         ).to(dtype)
-        load_weights(self._model, weights)
+        load_weights([self._model], weights)
         self._model.eval()
         self._unit = 2 * parallel.context_parallel_size
         if parallel.sequence_parallel:

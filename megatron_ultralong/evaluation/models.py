@@ -42,7 +42,7 @@ def open_scorers(config: ModelsConfig) -> Iterator[Sequence[Scorer]]:
     """Load the models of ``config.load``; every rank of the job enters it.
 
     Raises:
-        InputError: a folder is missing or of no known kind.
+        InputError: a folder is missing or of no known kind, or the layout is none for evaluations.
     """
     models = _models(config)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -88,6 +88,12 @@ def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
         raise InputError(
             f"Hugging Face folders are evaluated in one process, not {world_size()}: start "
             "without torchrun, or convert the folder with `ultralong convert import`"
+        )
+    chunks = config.parallel.num_virtual_stages_per_pipeline_rank
+    if megatron and chunks > 1:
+        raise InputError(
+            f"an evaluation has no backward pass, and does not run the interleaved schedule: leave "
+            f"num_virtual_stages_per_pipeline_rank 1, not {chunks}; the checkpoint does not mind"
         )
     return models
 

@@ -5,15 +5,17 @@ Megatron-Core names the device ``cuda`` in its own code. Where there is no CUDA 
 
 * ``torch.cuda.current_device()`` answers ``"cpu"``, so tensors made "on the current device" are CPU
   tensors; ``torch.cuda.synchronize`` and ``empty_cache`` do nothing (a CPU has no queue), and
-  ``current_stream`` is ``torch.cpu``'s, whose waits do nothing either.
+  streams are ``torch.cpu``'s, whose waits do nothing either.
 * ``torch.cuda.manual_seed`` and the get and set of the CUDA generator's state, also under the two
   names that ``megatron.core.tensor_parallel.random`` gives them, act on the CPU generator: Megatron
   forks that state to draw different weights on every tensor-parallel rank.
 * A ``TorchFunctionMode`` reads ``device="cuda"`` (or an integer) as ``"cpu"``, makes
   ``Tensor.cuda()`` the identity, and lets ``Tensor.type()`` answer ``torch.cuda.FloatTensor``: the
   optimizers check that string and nothing else.
+* The optimizer that keeps states in host memory asks of every tensor whether it is on the GPU, to
+  share them out; :func:`_share_out` does it by their number alone.
 
-Nothing of Megatron-Core is replaced: model, schedules, optimizer and checkpoints are its own.
+Nothing else of Megatron-Core is replaced: model, schedules, optimizer and checkpoints are its own.
 """
 
 from __future__ import annotations
@@ -74,8 +76,37 @@ def _set_cpu_rng_state(new_state: torch.Tensor, *args: Any, **kwargs: Any) -> No
     torch.set_rng_state(new_state)
 
 
+class _CpuStream(torch.cpu.Stream):
+    def record_event(self) -> torch.cpu.Event:  # type: ignore[override]
+        """An event that has come already."""
+        return torch.cpu.Event()
+
+
+def _share_out(optimizer: Any, offload_fraction: float) -> tuple[Any, ...]:
+    """``HybridDeviceOptimizer._get_sub_optimizer_param_groups``, with the host for a GPU too."""
+    rest = offload_fraction * sum(p.numel() for g in optimizer.param_groups for p in g["params"])
+    host_groups, device_groups, to_host, to_device, to_float32 = [], [], {}, {}, {}
+    for group in optimizer.param_groups:
+        host, device = [], []
+        for parameter in group["params"]:
+            inner = parameter
+            if rest > 0 or parameter.dtype != torch.float32:
+                inner = parameter.detach().clone().float()
+            if parameter.dtype != torch.float32:
+                to_float32[parameter] = inner
+            if rest > 0:
+                to_host[parameter], to_device[inner] = inner, parameter
+                rest -= parameter.numel()
+                host.append(inner)
+            else:
+                device.append(inner)
+        host_groups += [{**group, "params": host}] if host else []
+        device_groups += [{**group, "params": device}] if device else []
+    return host_groups, device_groups, to_host, to_device, to_float32
+
+
 def _cpu_stream(*args: Any, **kwargs: Any) -> Any:
-    return torch.cpu.current_stream()
+    return _CpuStream()
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -91,6 +122,7 @@ def cpu_backend() -> Iterator[None]:
     if not needs_cpu_backend() or torch.cuda.synchronize is _nothing:
         yield
         return
+    from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
     from megatron.core.tensor_parallel import random as megatron_random
 
     with contextlib.ExitStack() as stack:
@@ -99,6 +131,9 @@ def cpu_backend() -> Iterator[None]:
             (torch.cuda, "synchronize", _nothing),
             (torch.cuda, "empty_cache", _nothing),
             (torch.cuda, "current_stream", _cpu_stream),
+            (torch.cuda, "stream", torch.cpu.stream),
+            (torch.cuda, "Stream", _CpuStream),
+            (HybridDeviceOptimizer, "_get_sub_optimizer_param_groups", _share_out),
             (torch.cuda, "manual_seed", torch.manual_seed),
             (torch.cuda, "get_rng_state", _cpu_rng_state),
             (torch.cuda, "set_rng_state", _set_cpu_rng_state),

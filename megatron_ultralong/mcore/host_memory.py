@@ -32,14 +32,14 @@ class Kept(Protocol):
 class Store(Protocol):
     """Keeps the tensors of layers, which backward takes in reverse order."""
 
-    def keep(self, tensors: Sequence[Tensor]) -> Kept:
-        """Keep the tensors of the layer that has just run."""
+    def keep(self, tensors: Sequence[Tensor], *, begins_pass: bool = False) -> Kept:
+        """Keep the tensors of the layer that has just run, which may be the first of its pass."""
 
 
 class Device:
     """Leaves tensors where they are."""
 
-    def keep(self, tensors: Sequence[Tensor]) -> Kept:
+    def keep(self, tensors: Sequence[Tensor], *, begins_pass: bool = False) -> Kept:
         """Keep references."""
         return _OnDevice(tensors)
 
@@ -69,9 +69,9 @@ class HostMemory:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._last: _OnHost | None = None
 
-    def keep(self, tensors: Sequence[Tensor]) -> Kept:
+    def keep(self, tensors: Sequence[Tensor], *, begins_pass: bool = False) -> Kept:
         """Start copying to the host."""
-        self._last = _OnHost(self, tensors, self._last)
+        self._last = _OnHost(self, tensors, None if begins_pass else self._last)
         return self._last
 
     def take_buffer(self, tensor: Tensor) -> Tensor:

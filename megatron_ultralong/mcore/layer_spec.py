@@ -94,8 +94,10 @@ def ring_layer_te_spec() -> ModuleSpec:
     return spec
 
 
-def block_spec(config: TransformerConfig, layers: LayerConfig) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage, with the norm behind the last one.
+def block_spec(
+    config: TransformerConfig, layers: LayerConfig, vp_stage: int | None = None
+) -> TransformerBlockSubmodules:
+    """The layers of this pipeline stage, or of its chunk ``vp_stage``; a norm behind the last one.
 
     Raises:
         InputError: ``layers`` are Transformer Engine's, and there is none.
@@ -105,5 +107,5 @@ def block_spec(config: TransformerConfig, layers: LayerConfig) -> TransformerBlo
     else:
         spec, norm = ring_layer_local_spec(), RMSNorm
     return TransformerBlockSubmodules(
-        layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=norm
+        layer_specs=[spec] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=norm
     )

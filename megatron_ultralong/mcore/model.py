@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
+from megatron.core.pipeline_parallel.utils import is_vp_first_stage, is_vp_last_stage
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ultralong import yarn
 from megatron_ultralong.config import AnglePrecision, ModelConfig, ParallelConfig
 from megatron_ultralong.layer_config import LOCAL_LAYERS, LayerConfig
-from megatron_ultralong.mcore.cpu import device
+from megatron_ultralong.mcore.cpu import device, needs_cpu_backend
 from megatron_ultralong.mcore.layer_spec import block_spec
+from megatron_ultralong.mcore.parallel import virtual_pipeline_size
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
 from megatron_ultralong.mcore.tiled_embedding import TiledEmbedding
@@ -42,6 +47,7 @@ def transformer_config(
         deterministic: sum in a fixed order on GPUs too.
         layers: whose modules they are made of, and their precision.
     """
+    is_interleaved = virtual_pipeline_size(parallel) is not None
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -61,6 +67,12 @@ def transformer_config(
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage or None,
         num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage or None,
+        virtual_pipeline_model_parallel_size=virtual_pipeline_size(parallel),
+        microbatch_group_size_per_vp_stage=parallel.microbatch_group_size,
+        # Interleaved stages send to both neighbours at once, which are one rank in a pipeline of
+        # two: a batch of messages then pairs them wrongly.
+        overlap_p2p_comm=is_interleaved,
+        batch_p2p_comm=not is_interleaved,
         context_parallel_size=parallel.context_parallel_size,
         cp_comm_type=parallel.cp_comm_type,
         sequence_parallel=parallel.sequence_parallel,
@@ -71,7 +83,9 @@ def transformer_config(
         # Sum, then divide once by the tokens of the global batch: the loss is the same mean over
         # tokens whatever the layout and the masks.
         calculate_per_token_loss=True,
-        deallocate_pipeline_outputs=True,
+        # An interleaved stage frees what it sent when the next pass begins. NCCL's streams keep that
+        # in order; gloo may be sending it still, and would send what is written there next.
+        deallocate_pipeline_outputs=not (is_interleaved and needs_cpu_backend()),
         # All weights come from a checkpoint. `perform_initialization=False` would say so, but
         # Megatron then leaves out the marks of tensor-parallel weights too, and without them the
         # gradient norm counts the first rank's part alone.
@@ -103,6 +117,7 @@ def build_model(
     recomputation: Recomputation | None = None,
     loss_tile_size: int = 0,
     layers: LayerConfig = LOCAL_LAYERS,
+    vp_stage: int | None = None,
 ) -> GPTModel:
     """The part of the model of this rank, with weights that still have to be loaded.
 
@@ -118,28 +133,32 @@ def build_model(
         loss_tile_size: tokens that go through the output layer and the loss at a time; such a
             model makes no logits (:class:`TiledLoss`). 0 leaves both to Megatron.
         layers: whose modules they are made of.
+        vp_stage: number of a chunk of this rank's part, where it has several.
 
     Raises:
         InputError: ``layers`` are Transformer Engine's, and there is none.
     """
-    stage, num_stages = groups.pp.rank(), groups.pp.size()
+    num_chunks = config.virtual_pipeline_model_parallel_size
+    stage, last = groups.pp.rank(), groups.pp.size() - 1
     gpt = GPTModel(
         config=config,
-        transformer_layer_spec=block_spec(config, layers),
+        transformer_layer_spec=block_spec(config, layers, vp_stage),
         vocab_size=model.vocab_size,
         max_sequence_length=seq_length,
-        pre_process=stage == 0,
-        post_process=stage == num_stages - 1,
+        pre_process=stage == 0 and is_vp_first_stage(vp_stage, num_chunks),
+        post_process=stage == last and is_vp_last_stage(vp_stage, num_chunks),
         parallel_output=True,
         share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
         position_embedding_type="rope",
         pg_collection=groups,
+        vp_stage=vp_stage,
     )
     if loss_tile_size and gpt.post_process:
         TiledLoss(gpt, loss_tile_size).install(gpt)
     if recomputation is not None:
-        for layer in gpt.decoder.layers:
+        for place, layer in enumerate(gpt.decoder.layers):
             layer.recomputation = recomputation
+            layer.begins_pass = place == 0
         if recomputation.tile_size and gpt.pre_process:
             TiledEmbedding(gpt, recomputation.tile_size).install(gpt)
     gpt.rotary_pos_emb = LocalRotaryEmbedding(
@@ -151,3 +170,14 @@ def build_model(
         angle_precision,
     )
     return gpt.to(device())
+
+
+def build_model_chunks(
+    model: ModelConfig, config: TransformerConfig, *arguments: Any, **options: Any
+) -> list[GPTModel]:
+    """The chunks of this rank's part of the model; see :func:`build_model`."""
+    num_chunks = config.virtual_pipeline_model_parallel_size
+    stages: Iterable[int | None] = range(num_chunks) if num_chunks else (None,)
+    return [
+        build_model(model, config, *arguments, vp_stage=vp_stage, **options) for vp_stage in stages
+    ]

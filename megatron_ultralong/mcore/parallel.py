@@ -31,6 +31,12 @@ def is_main_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def virtual_pipeline_size(parallel: ParallelConfig) -> int | None:
+    """Model chunks on every pipeline rank, None for one: Megatron then takes another schedule."""
+    chunks = parallel.num_virtual_stages_per_pipeline_rank
+    return chunks if chunks > 1 else None
+
+
 @contextlib.contextmanager
 def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGroupCollection]:
     """Start this rank's part of the job, and yield Megatron's process groups.
@@ -52,6 +58,7 @@ def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGrou
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor_model_parallel_size,
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=virtual_pipeline_size(parallel),
             context_parallel_size=parallel.context_parallel_size,
             distributed_timeout_minutes=parallel.distributed_timeout_minutes,
             create_gloo_process_groups=False,

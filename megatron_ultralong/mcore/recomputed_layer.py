@@ -52,6 +52,9 @@ class RecomputedLayer(TransformerLayer):
     """
 
     recomputation: Recomputation | None = None
+    begins_pass = False
+    """Whether it is the first layer of a model chunk: what ran before it, another pass, is not
+    what backward takes after it."""
 
     def forward(
         self,
@@ -224,7 +227,7 @@ class _Recomputed(torch.autograd.Function):
         if work.recomputation.keep_attention:
             assert attention.out_lse is not None
             tensors += attention.out_lse
-        ctx.kept = work.recomputation.store.keep(tensors)
+        ctx.kept = work.recomputation.store.keep(tensors, begins_pass=work.layer.begins_pass)
         return result
 
     @staticmethod

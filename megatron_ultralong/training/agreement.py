@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import megatron.core
@@ -14,6 +14,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 import megatron_ultralong
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.parallel import every_rank
+from megatron_ultralong.training.optimizer import adam_name
 
 
 @functools.cache
@@ -27,10 +28,11 @@ def code_version() -> dict[str, str]:
         "megatron_ultralong": f"{megatron_ultralong.__version__} {digest.hexdigest()[:12]}",
         "megatron.core": str(megatron.core.__version__),
         "torch": str(torch.__version__),
+        "optimizer": adam_name(),
     }
 
 
-def check_weights(model: torch.nn.Module, groups: ProcessGroupCollection) -> None:
+def check_weights(chunks: Sequence[torch.nn.Module], groups: ProcessGroupCollection) -> None:
     """Check that ranks which hold the same weights hold the same bits of them.
 
     Weights are the same on all data and context parallel ranks; those that are not split by tensor
@@ -41,7 +43,7 @@ def check_weights(model: torch.nn.Module, groups: ProcessGroupCollection) -> Non
     """
     whole: list[torch.Tensor] = []
     parts: list[torch.Tensor] = []
-    for parameter in model.parameters():
+    for parameter in (p for chunk in chunks for p in chunk.parameters()):
         is_split = getattr(parameter, "tensor_model_parallel", False)
         (parts if is_split else whole).append(parameter)
     tp, pp = groups.tp.rank(), groups.pp.rank()

@@ -40,13 +40,16 @@ class FiniteGuard:
     and as their norm, which all ranks share, before the optimizer takes them.
     """
 
-    def __init__(self, model: DistributedDataParallel, optimizer: MegatronOptimizer) -> None:
-        self._model = model
+    def __init__(
+        self, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer
+    ) -> None:
+        config = chunks[0].config  # the schedule takes the first chunk's for all of them
+        self._chunks = chunks
         self._has_bad_gradient = False
-        self._finalize = model.config.finalize_model_grads_func
+        self._finalize = config.finalize_model_grads_func
         self._norm = optimizer.get_grad_norm
         self._optimizer = optimizer
-        model.config.finalize_model_grads_func = self._look_and_finalize
+        config.finalize_model_grads_func = self._look_and_finalize
         optimizer.get_grad_norm = self._finite_norm
 
     def step(self) -> float:
@@ -88,8 +91,11 @@ class FiniteGuard:
         )
 
     def _look_and_finalize(self, *args: Any, **kwargs: Any) -> Any:
-        buffers = [*self._model.buffers, *self._model.expert_parallel_buffers]
-        sums = [buffer.grad_data.sum() for buffer in buffers]
+        sums = [
+            buffer.grad_data.sum()
+            for chunk in self._chunks
+            for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
+        ]
         self._has_bad_gradient = not all(bool(torch.isfinite(total)) for total in sums)
         return self._finalize(*args, **kwargs)
 

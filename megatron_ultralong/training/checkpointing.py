@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ultralong.checkpoint.megatron_args import megatron_args
@@ -28,17 +29,25 @@ _SHARDING = {
 """The optimizer's states are stored in the shapes of the weights: any layout can read them."""
 
 
+def _names(chunks: Sequence[DistributedDataParallel]) -> list[str]:
+    """Megatron-LM's names for the parts of a model on a rank; no tensor is stored by them."""
+    return ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
+
+
 def _sharded_state(
-    model: DistributedDataParallel,
+    chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
     *,
     is_loading: bool,
 ) -> dict[str, Any]:
     # A copy each: Megatron adds process groups to the dictionary it is given.
-    weights = model.module.sharded_state_dict(metadata=dict(_SHARDING))
+    weights = {
+        name: chunk.module.sharded_state_dict(metadata=dict(_SHARDING))
+        for name, chunk in zip(_names(chunks), chunks, strict=True)
+    }
     return {
-        "model": weights,
+        **weights,
         "optimizer": optimizer.sharded_state_dict(
             weights, is_loading=is_loading, metadata=dict(_SHARDING)
         ),
@@ -54,6 +63,8 @@ def _prepare_torch_adam(optimizer: MegatronOptimizer) -> None:
     """
     for part in optimizer.chained_optimizers:
         inner = part.optimizer
+        if isinstance(inner, HybridDeviceOptimizer) and not inner.state:
+            inner.dummy_step()  # what it does to the weights is loaded over
         if not isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
             continue
         for parameter in (p for group in inner.param_groups for p in group["params"]):
@@ -86,12 +97,20 @@ def _separate_steps(optimizer: MegatronOptimizer) -> None:
     """
     for part in optimizer.chained_optimizers:
         for states in part.optimizer.state.values():
-            if isinstance(states.get("step"), torch.Tensor):
-                states["step"] = states["step"].clone()
+            for name, value in states.items():
+                if isinstance(value, torch.Tensor) and _is_shared(name, value):
+                    states[name] = value.clone()
+        if isinstance(part.optimizer, HybridDeviceOptimizer):
+            part.optimizer._sync_sub_optimizers_state_to_hdo()
+
+
+def _is_shared(name: str, value: torch.Tensor) -> bool:
+    """Whether it is one step for all, or a part of a tensor that is kept for its sake."""
+    return name == "step" or value.untyped_storage().nbytes() > value.nbytes
 
 
 def checkpoint_state(
-    model: DistributedDataParallel,
+    chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
     position: dict[str, Any],
@@ -100,14 +119,14 @@ def checkpoint_state(
     """The sharded state of a checkpoint, for :class:`Snapshot`; every rank calls it.
 
     Args:
-        model: wrapped model.
+        chunks: wrapped model.
         optimizer: its optimizer.
         scheduler: its learning-rate schedule.
         position: where the run is; plain values, ``iteration`` among them.
         source: shape of the model, for Megatron-LM's ``--use-checkpoint-args``.
     """
     return {
-        **_sharded_state(model, optimizer, scheduler, is_loading=False),
+        **_sharded_state(chunks, optimizer, scheduler, is_loading=False),
         "rng_state": _rng_shard(_rng_state()),
         "args": megatron_args(source),
         "iteration": position["iteration"],
@@ -119,29 +138,39 @@ def checkpoint_state(
 
 def load_checkpoint(
     folder: Path,
-    model: DistributedDataParallel,
+    chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     scheduler: OptimizerParamScheduler,
 ) -> dict[str, Any]:
     """Restore everything from ``folder`` (an ``iter_NNNNNNN``); returns the saved position.
 
-    Any tensor, pipeline, context and data parallel sizes can read it. The random states are each
+    Any tensor, pipeline (virtual stages too), context and data parallel sizes can read it. The
+    random states are each
     rank's own, and restored where as many ranks read as have written.
     """
     _prepare_torch_adam(optimizer)
-    state = _sharded_state(model, optimizer, scheduler, is_loading=True)
+    asked = [_hyperparameters(group) for group in optimizer.param_groups]
+    state = _sharded_state(chunks, optimizer, scheduler, is_loading=True)
     position = dist_checkpointing.load_common_state_dict(str(folder))["ultralong"]
     as_many_ranks = position["world_size"] == dist.get_world_size()
     if as_many_ranks:
         state["rng_state"] = _rng_shard(None)
     state = dist_checkpointing.load(sharded_state_dict=state, checkpoint_dir=str(folder))
-    model.module.load_state_dict(state["model"])
+    for name, chunk in zip(_names(chunks), chunks, strict=True):
+        chunk.module.load_state_dict(state[name])
     optimizer.load_state_dict(state["optimizer"])
     _separate_steps(optimizer)
+    for group, values in zip(optimizer.param_groups, asked, strict=True):
+        group.update(values)
     scheduler.load_state_dict(state["opt_param_scheduler"])
     if as_many_ranks:
         _set_rng_state(state["rng_state"])
     return dict(position)
+
+
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    """What the configuration says of a group of parameters; a checkpoint brings the old values."""
+    return {name: value for name, value in group.items() if name not in ("params", "step")}
 
 
 def _rng_shard(state: dict[str, Any] | None) -> ShardedObject:

@@ -13,6 +13,7 @@ from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.compat import require_transformer_engine
 from megatron_ultralong.training.offloading import check_offloading
+from megatron_ultralong.training.optimizer import check_optimizer
 from megatron_ultralong.training.sinks import check_sinks
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -29,6 +30,7 @@ def check_source(config: TrainingConfig, num_ranks: int) -> CheckpointMetadata:
     check_sinks(config)
     if config.layers.needs_transformer_engine:
         require_transformer_engine(f"transformer_impl {config.layers.transformer_impl!r}")
+    check_optimizer(config.optimizer)
     source = load_metadata(Path(config.load))
     resolve(config.load)
     config.parallel.check_model(source.model)

@@ -18,7 +18,7 @@ def dry_run(inputs: RunInputs) -> str:
     Raises:
         InputError: the run's folder does not fit; see :meth:`RunFolder.check`.
     """
-    resumed = RunFolder(inputs.config, inputs.result).check()
+    resumed = RunFolder(inputs.config, inputs.result, inputs.agreed).check()
     load = inputs.config.load
     start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {load}"
     plan = plan_text(inputs.config, inputs.source.model, world_size(), _device_name())

@@ -28,6 +28,7 @@ from megatron_ultralong.training.anomalies import (
 from megatron_ultralong.training.heartbeat import Heartbeat
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.log import IterationRecord, RunLog, peak_memory_gib
+from megatron_ultralong.training.optimizer import describe_optimizer
 from megatron_ultralong.training.phases import PhaseTimers
 from megatron_ultralong.training.profile import Profile
 from megatron_ultralong.training.rows import microbatches, replica_samples
@@ -100,12 +101,12 @@ class _Run:
         self.stop = stop
         self.timers = timers
         self.place = place
-        self.folder = RunFolder(config, inputs.result)
+        self.folder = RunFolder(config, inputs.result, inputs.agreed)
         resumed = self.folder.open(dist.get_rank(), dist.get_world_size())
         self.state = state = TrainingState(inputs, groups, resumed.folder, timers)
-        check_weights(state.model, groups)
+        check_weights(state.chunks, groups)
         self.step = LanguageModelStep(
-            state.model,
+            state.chunks,
             groups,
             timers,
             document_mask=config.data.document_mask,
@@ -115,7 +116,7 @@ class _Run:
             cp_assignment=config.parallel.cp_assignment,
             reset_position_ids=config.data.reset_position_ids,
         )
-        self.guard = FiniteGuard(state.model, state.optimizer)
+        self.guard = FiniteGuard(state.chunks, state.optimizer)
         self.spikes = SpikeDetector(config.faults.loss_spike_deviations)
         self.saving = Saving(config, self.folder, state, stop, timers, resumed.damaged)
         self.profile = Profile(config.log, self.folder.root, dist.get_rank())
@@ -156,8 +157,11 @@ class _Run:
         with progress("training", self.config.train_iters - done) as bar:
             sinks = open_sinks(self.config, done)
             log = RunLog(self.folder.root, self.config.train_iters, bar, sinks)
+            bar.print(describe_optimizer(self.config.optimizer, self.groups.dp_cp.size()))
             if done:
                 bar.print(f"resumed at iteration {done} of {self.config.train_iters}")
+            for change in self.folder.changes:
+                bar.print(f"changed since the start before: {change}")
             try:
                 yield log, bar
             finally:
@@ -177,8 +181,9 @@ class _Run:
             dp_rank=self.groups.dp.rank(),
             dp_size=self.groups.dp.size(),
         )
-        state.model.train()
-        state.model.zero_grad_buffer()
+        for chunk in state.chunks:
+            chunk.train()
+            chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
         result = self.step(microbatches(self.inputs.train_rows, samples), forward_only=False)
         grad_norm, warning = self._update(result, samples)
@@ -186,7 +191,7 @@ class _Run:
         state.iteration = iteration
         now = time.perf_counter()
         seconds, phases = now - self.mark, self.timers.take()
-        bins = self.validation.run(iteration, state.model)
+        bins = self.validation.run(iteration, state.chunks)
         if bins:
             self.timers.take()
         self.mark += seconds + (time.perf_counter() - now if bins else 0.0)

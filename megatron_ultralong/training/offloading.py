@@ -26,11 +26,11 @@ def host_bytes(config: TrainingConfig, model: ModelConfig, num_ranks: int) -> in
         keep_attention=config.memory.recompute_granularity == "keep_attention",
     )
     size = kept.on_host if torch.cuda.is_available() else kept.on_device
-    microbatches = config.num_microbatches(num_ranks)
-    # One forward, one backward: stage n has this many micro-batches under way.
+    parallel, microbatches = config.parallel, config.num_microbatches(num_ranks)
+    chunks = parallel.num_virtual_stages_per_pipeline_rank
     return max(
-        layers * min(config.parallel.pipeline_model_parallel_size - stage, microbatches) * size
-        for stage, layers in enumerate(config.parallel.stage_layers(model.num_layers))
+        layers // chunks * parallel.passes_under_way(stage, microbatches) * size
+        for stage, layers in enumerate(parallel.stage_layers(model.num_layers))
     )
 
 

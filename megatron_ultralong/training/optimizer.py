@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
 import torch
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -9,34 +13,90 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import Adam, MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ultralong.config import OptimizerConfig
+from megatron_ultralong.errors import InputError
+
+_DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.uint8,  # Transformer Engine's own scaled numbers in bytes
+}
+_PRECISION_AWARE = (
+    "master_weight_dtype",
+    "exp_avg_dtype",
+    "exp_avg_sq_dtype",
+    "use_decoupled_grad",
+)
 
 
-def wrap_model(model: GPTModel) -> DistributedDataParallel:
-    """The model, with float32 gradient buffers summed over data x context parallel ranks.
+def adam_name() -> str:
+    """The Adam that Megatron-Core has picked: Transformer Engine's, Apex's or torch's."""
+    package = Adam.__module__.split(".")[0]
+    try:
+        number = version(package)
+    except PackageNotFoundError:  # Apex from its sources
+        number = ""
+    return f"{Adam.__name__} of {package} {number}".strip()
 
-    The optimizer's states are spread over those ranks too (the distributed optimizer).
+
+def describe_optimizer(config: OptimizerConfig, num_shards: int) -> str:
+    """One line for a run's log: which Adam, and where and how its states are kept."""
+    parts = [f"optimizer: {adam_name()}, states spread over {num_shards} ranks"]
+    if config.use_precision_aware_optimizer:
+        parts.append(
+            f"gradients {config.main_grads_dtype}, master weights {config.main_params_dtype}, "
+            f"means {config.exp_avg_dtype}, squares {config.exp_avg_sq_dtype}"
+        )
+    if config.optimizer_cpu_offload:
+        parts.append(f"{config.optimizer_offload_fraction:.0%} of them on the host")
+    return "; ".join(parts)
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Raise InputError where this machine lacks the optimizer that is asked for."""
+    if not config.use_precision_aware_optimizer:
+        return
+    arguments = inspect.signature(Adam).parameters
+    lacking = [name for name in _PRECISION_AWARE if name not in arguments]
+    if not Adam.__module__.startswith("transformer_engine") or lacking:
+        raise InputError(
+            "use_precision_aware_optimizer needs a FusedAdam of Transformer Engine that takes "
+            f"{', '.join(_PRECISION_AWARE)}, and Megatron-Core found {adam_name()}: install "
+            "transformer-engine[pytorch], take NVIDIA's PyTorch image, or leave the flag out"
+        )
+
+
+def wrap_model(
+    chunks: Sequence[GPTModel], config: OptimizerConfig | None = None
+) -> list[DistributedDataParallel]:
+    """The model, with gradient buffers summed over data x context parallel ranks.
+
+    They are float32, unless ``config`` says otherwise. The optimizer's states are spread over those
+    ranks too (the distributed optimizer).
     """
-    wrapped = DistributedDataParallel(
-        config=model.config,
-        ddp_config=DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            use_distributed_optimizer=True,
-        ),
-        module=model,
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=config is None or config.main_grads_dtype == "fp32",
+        use_distributed_optimizer=True,
     )
-    model.config.finalize_model_grads_func = finalize_model_grads
+    wrapped = [
+        DistributedDataParallel(config=chunk.config, ddp_config=ddp_config, module=chunk)
+        for chunk in chunks
+    ]
+    for chunk in chunks:
+        chunk.config.finalize_model_grads_func = finalize_model_grads
     return wrapped
 
 
 def build_optimizer(
-    model: DistributedDataParallel, config: OptimizerConfig, params_dtype: torch.dtype
+    chunks: Sequence[DistributedDataParallel], config: OptimizerConfig, params_dtype: torch.dtype
 ) -> MegatronOptimizer:
-    """Adam with float32 master weights; norms and other vectors are not decayed."""
+    """Adam with master weights; norms and other vectors are not decayed."""
+    pins = torch.cuda.is_available()
     optimizer = get_megatron_optimizer(
         MegatronOptimizerConfig(
             optimizer="adam",
@@ -50,11 +110,24 @@ def build_optimizer(
             bf16=params_dtype is torch.bfloat16,
             params_dtype=params_dtype,
             use_distributed_optimizer=True,
+            # Megatron-Core's off-loading goes the way of its precision-aware optimizer.
+            use_precision_aware_optimizer=config.use_precision_aware_optimizer
+            or config.optimizer_cpu_offload,
+            main_grads_dtype=_DTYPES[config.main_grads_dtype],
+            main_params_dtype=_DTYPES[config.main_params_dtype],
+            exp_avg_dtype=_DTYPES[config.exp_avg_dtype],
+            exp_avg_sq_dtype=_DTYPES[config.exp_avg_sq_dtype],
+            optimizer_cpu_offload=config.optimizer_cpu_offload,
+            optimizer_offload_fraction=config.optimizer_offload_fraction,
+            overlap_cpu_optimizer_d2h_h2d=config.overlap_cpu_optimizer_d2h_h2d,
+            pin_cpu_grads=pins,
+            pin_cpu_params=pins,
         ),
-        [model],
+        list(chunks),
         use_gloo_process_groups=False,
     )
-    model.config.grad_scale_func = optimizer.scale_loss
+    for chunk in chunks:
+        chunk.config.grad_scale_func = optimizer.scale_loss
     return optimizer
 
 
@@ -74,4 +147,7 @@ def build_scheduler(
         end_wd=config.weight_decay,
         wd_incr_steps=train_iters,
         wd_incr_style="constant",
+        # A resumed run takes from its checkpoint where it is in the schedule, and nothing else.
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
     )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import math
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +33,7 @@ from megatron_ultralong.checkpoint.staging import check_free
 from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.config import PretrainConfig, TrainingConfig, from_dict, to_dict
 from megatron_ultralong.errors import InputError, RunStopped
+from megatron_ultralong.mcore.parallel import flat_fields
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.training.resume import Resumed, newest_good
 
@@ -36,6 +41,9 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 CONFIG_FILE = "config.yaml"
 STATUS_FILE = "exit_status"
+DATA_FILE = "data.json"
+"""What the rows are, as :attr:`RunInputs.agreed` has it."""
+_UNKNOWN = "nothing"
 
 _FIXED = (
     ("global_batch_size", lambda config: config.global_batch_size),
@@ -50,9 +58,7 @@ _FIXED = (
 
 def save_config(path: Path, config: TrainingConfig) -> None:
     """Write a resolved configuration as YAML, aside first."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(config_text(config), encoding="utf-8")
-    os.replace(aside, path)
+    _write_aside(path, config_text(config))
 
 
 def config_text(config: TrainingConfig) -> str:
@@ -87,12 +93,27 @@ def load_config(path: Path, kind: type[Config]) -> Config:
 class RunFolder:
     """``--save``: the configuration of a run, what its weights mean, and its checkpoints."""
 
-    def __init__(self, config: TrainingConfig, metadata: CheckpointMetadata) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        metadata: CheckpointMetadata,
+        data: Mapping[str, object] | None = None,
+    ) -> None:
+        """Describe it.
+
+        Args:
+            config: of the run.
+            metadata: of its checkpoints.
+            data: what its rows are, by name; a resumed run keeps them.
+        """
         self.root = Path(config.save) if config.save else None
         self.resumed_iteration = 0
         """Of the checkpoint that this start went on from."""
+        self.changes: list[str] = []
+        """What the start before was configured otherwise, one sentence each."""
         self._config = config
         self._metadata = metadata
+        self._data = {name: str(value) for name, value in (data or {}).items()}
 
     def check(self, rank: int = 0, world_size: int = 1) -> Resumed:
         """Look at the folder, and find the checkpoint to go on from; nothing is written.
@@ -129,11 +150,14 @@ class RunFolder:
         resumed = self.check(rank, world_size)
         if resumed.folder is not None:
             self.resumed_iteration = resolve(resumed.folder)[1]
+            self.changes = _changes(load_config(self.root / CONFIG_FILE, type(self._config)), self._config)
         check_free(_existing(self.root), self._checkpoint_bytes())
         dist.barrier()  # every rank has looked before anything is written
         if rank == 0:
             self.root.mkdir(parents=True, exist_ok=True)
             (self.root / STATUS_FILE).unlink(missing_ok=True)
+            if not self.resumed_iteration:  # what a start left that came to no checkpoint
+                self._remove_identity(self.root)
             save_config(self.root / CONFIG_FILE, self._config)
             self.write_identity()
             if self.resumed_iteration:
@@ -151,17 +175,22 @@ class RunFolder:
         assert root is not None
         if not (root / CONFIG_FILE).is_file():
             save_config(root / CONFIG_FILE, self._config)
+        if not (root / DATA_FILE).is_file():
+            _write_aside(root / DATA_FILE, json.dumps(self._data, indent=1) + "\n")
         if not (root / FILE_NAME).is_file():
             save_metadata(root, self._metadata)
             copy_once(Path(self._config.load) / SOURCE_FOLDER, root / SOURCE_FOLDER)
+
+    def _remove_identity(self, root: Path) -> None:
+        for name in (DATA_FILE, FILE_NAME):
+            (root / name).unlink(missing_ok=True)
+        shutil.rmtree(root / SOURCE_FOLDER, ignore_errors=True)
 
     def write_status(self, status: int) -> None:
         """Leave the exit status for batch scripts: torchrun makes 1 of every failure."""
         if self.root is not None and dist.get_rank() == 0:
             with contextlib.suppress(OSError):
-                aside = self.root / (STATUS_FILE + ".partial")
-                aside.write_text(f"{status}\n", encoding="utf-8")
-                os.replace(aside, self.root / STATUS_FILE)
+                _write_aside(self.root / STATUS_FILE, f"{status}\n")
 
     def _check_not_ended(self, root: Path) -> None:
         """A run that was told to end is not taken up by the same torchrun."""
@@ -191,6 +220,7 @@ class RunFolder:
                     f"--save {root} holds a run with {name} {old}, this one has {new}: a resumed "
                     f"run keeps its {name}; use {old}, or another --save for a new run"
                 )
+        self._check_same_rows(root / DATA_FILE)
         metadata = load_metadata(root)
         if metadata != self._metadata:
             raise InputError(
@@ -198,6 +228,43 @@ class RunFolder:
                 f"or --load is another checkpoint than before; it holds {metadata}, this run "
                 f"makes {self._metadata}"
             )
+
+    def _check_same_rows(self, path: Path) -> None:
+        if not path.is_file():  # of a run that began before there was such a file
+            return
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged ({error}): remove it if the rows are those of the run"
+            ) from error
+        for name in [*before, *(name for name in self._data if name not in before)]:
+            old, new = before.get(name, _UNKNOWN), self._data.get(name, _UNKNOWN)
+            if old != new:
+                raise InputError(
+                    f"--save {path.parent} holds a run over other rows: {name} was {_short(old)}, "
+                    f"is {_short(new)}; a resumed run goes on in the rows that it began with: name "
+                    f"them by --data-path, or another --save for a new run with --load "
+                    f"{path.parent}"
+                )
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 200 else value[:200] + "..."
+
+
+def _changes(before: TrainingConfig, now: TrainingConfig) -> list[str]:
+    """Fields that differ: ``optimizer.lr was 3e-05, is 1e-05``."""
+    old, new = flat_fields(dataclasses.replace(before, save=now.save)), flat_fields(now)
+    return [
+        f"{name} was {old[name]}, is {value}" for name, value in new.items() if old[name] != value
+    ]
+
+
+def _write_aside(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
 
 
 def _existing(folder: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from megatron_ultralong.checkpoint.folder import iteration_folders
 from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.errors import RunStopped
 from megatron_ultralong.mcore.cpu import device
@@ -44,7 +45,9 @@ class Saving:
         self._writer: CheckpointWriter | None = None
         if folder.root is not None:
             self._writer = CheckpointWriter(folder.root, config.checkpoint, folder.write_identity)
-            self._writer.distrust(set(damaged))
+            # Later ones are of a run that was set back: this one goes another way.
+            later = {i for i in iteration_folders(folder.root) if i > folder.resumed_iteration}
+            self._writer.distrust(set(damaged) | later)
 
     def at_boundary(self) -> None:
         """After an iteration: take up what was written, save if it is time, end if told to.
@@ -119,7 +122,7 @@ class Saving:
         writer.start(
             state.iteration,
             lambda: checkpoint_state(
-                *(state.model, state.optimizer, state.scheduler, position),
+                *(state.chunks, state.optimizer, state.scheduler, position),
                 state.inputs.result.model,
             ),
             {CONFIG_FILE: config_text(config)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_ultralong.checkpoint.folder import resolve
 from megatron_ultralong.checkpoint.model_state import load_weights
 from megatron_ultralong.mcore.host_memory import Device, HostMemory, Store
-from megatron_ultralong.mcore.model import build_model, transformer_config
+from megatron_ultralong.mcore.model import build_model_chunks, transformer_config
 from megatron_ultralong.mcore.parallel import world_size
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.training.checkpointing import load_checkpoint
@@ -53,7 +54,7 @@ class TrainingState:
             layers=config.layers,
         )
         megatron_config.timers = timers
-        model = build_model(
+        chunks = build_model_chunks(
             inputs.source.model,
             megatron_config,
             groups,
@@ -63,25 +64,28 @@ class TrainingState:
             recomputation=self.recomputation,
             loss_tile_size=config.memory.loss_tile_size,
             layers=config.layers,
-        ).to(dtype)
+        )
+        for chunk in chunks:
+            chunk.to(dtype)
         if resumed is None:
             # Before the optimizer is built: it copies the weights into its float32 masters.
-            self.load_weights(model)
-        self.model: DistributedDataParallel = wrap_model(model)
-        self.optimizer: MegatronOptimizer = build_optimizer(self.model, config.optimizer, dtype)
+            self.load_weights(chunks)
+        self.chunks: list[DistributedDataParallel] = wrap_model(chunks, config.optimizer)
+        """This rank's part of the model: one module, or one for each of its virtual stages."""
+        self.optimizer: MegatronOptimizer = build_optimizer(self.chunks, config.optimizer, dtype)
         self.scheduler: OptimizerParamScheduler = build_scheduler(
             self.optimizer, config.optimizer, config.train_iters
         )
         self.iteration = 0
         """Iterations done."""
         if resumed is not None:
-            position = load_checkpoint(resumed, self.model, self.optimizer, self.scheduler)
+            position = load_checkpoint(resumed, self.chunks, self.optimizer, self.scheduler)
             self.iteration = int(position["iteration"])
         self.scheduler.step(increment=0)
 
-    def load_weights(self, model: GPTModel) -> None:
+    def load_weights(self, chunks: Sequence[GPTModel]) -> None:
         """Load the weights that a run begins with."""
-        load_weights(model, resolve(self.inputs.config.load)[0])
+        load_weights(chunks, resolve(self.inputs.config.load)[0])
 
 
 def _recomputation(inputs: RunInputs) -> Recomputation | None:

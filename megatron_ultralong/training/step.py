@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -46,7 +47,7 @@ class LanguageModelStep:
 
     def __init__(
         self,
-        model: Any,
+        chunks: Sequence[Any],
         groups: ProcessGroupCollection,
         timers: PhaseTimers,
         *,
@@ -57,7 +58,7 @@ class LanguageModelStep:
         cp_assignment: CpAssignment = "zigzag",
         reset_position_ids: bool = False,
     ) -> None:
-        self.model = model
+        self.chunks = list(chunks)
         self.groups = groups
         self.timers = timers
         self.document_mask = document_mask
@@ -111,8 +112,9 @@ class LanguageModelStep:
     ) -> list[dict[str, torch.Tensor]]:
         reports: list[dict[str, torch.Tensor]] = self._schedule(
             forward_step_func=functools.partial(_forward_step, loss),
-            data_iterator=self._batches(rows),
-            model=self.model,
+            # Every chunk of the model sees every micro-batch, each in its turn.
+            data_iterator=list(itertools.tee(self._batches(rows), len(self.chunks))),
+            model=self.chunks,
             num_microbatches=self.num_microbatches,
             # Megatron divides by the context and, under sequence parallelism, tensor parallel
             # size itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -39,12 +40,13 @@ class Validation:
         trained = inputs.source.model.max_position_embeddings
         self._edges = bin_edges(length, min(_SMALLEST_BIN, max(length // 4, 1)), (trained,))
 
-    def run(self, iteration: int, model: torch.nn.Module) -> ValidationResult | None:
+    def run(self, iteration: int, chunks: Sequence[torch.nn.Module]) -> ValidationResult | None:
         """Validate, if it is time after ``iteration``."""
         config, rows = self._config, self._inputs.valid_rows
         if rows is None or not config.eval_interval or iteration % config.eval_interval:
             return None
-        model.eval()
+        for chunk in chunks:
+            chunk.eval()
         sums = torch.zeros(2, len(self._edges) - 1, dtype=torch.float64)
         with torch.no_grad():
             for batch in range(config.eval_iters):

@@ -120,7 +120,7 @@ def save_training(source: Path, folder: Path) -> None:
         model = build(source, ParallelConfig(), PADDED, torch.bfloat16)
         load(model, source / "release", "log_unexpected")
         # Megatron's torch norms leave their weights in float32
-        wrapped = wrap_model(model.bfloat16())
+        wrapped = wrap_model([model.bfloat16()])
         config = OptimizerConfig(lr=0.0, weight_decay=0.0)  # a step that changes no weight
         optimizer = build_optimizer(wrapped, config, torch.bfloat16)
         wrapped.zero_grad_buffer()

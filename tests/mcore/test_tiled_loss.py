@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+import logging
+
 import pytest
 import torch
 import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch.nn import functional
 
+from megatron_ultralong.config import ModelConfig, ParallelConfig
+from megatron_ultralong.mcore.loss import token_loss
+from megatron_ultralong.mcore.model import build_model, transformer_config
+from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.sequence_tiles import SequenceTiles
 from megatron_ultralong.mcore.tiled_loss import _TiledCrossEntropy, _Tiling
 from tests.ranks import run_on_ranks
@@ -46,3 +54,86 @@ def test_losses_and_gradients_are_those_of_the_full_logits(ranks: int, tile_size
     for mine, exact in zip(ours, (losses, hidden.grad, weight.grad), strict=True):
         # float32 sums of 24 to 60 products of size one.
         torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+MODEL = ModelConfig(
+    num_layers=1,
+    hidden_size=32,
+    ffn_hidden_size=48,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=8,
+    vocab_size=64,
+    norm_epsilon=1e-5,
+    rotary_base=10000.0,
+    max_position_embeddings=96,
+    untie_embeddings_and_output_weights=True,
+)
+ROWS, LENGTH = 2, 96
+MASKS = {
+    "all": torch.ones(ROWS, LENGTH),
+    "some": (torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(1)) > 0.6).float(),
+    "one token": torch.zeros(ROWS, LENGTH).index_put_(
+        (torch.tensor(1), torch.tensor(70)), torch.tensor(1.0)
+    ),
+    "one row": torch.stack((torch.zeros(LENGTH), torch.ones(LENGTH))),
+}
+Tensors = dict[str, torch.Tensor]
+
+
+def mean_loss(
+    groups: ProcessGroupCollection, parallel: ParallelConfig, tied: bool, mask: str, tile_size: int
+) -> Tensors:
+    """Losses that count, their mean, and its gradients, through Megatron's path or the tiles."""
+    shape = dataclasses.replace(MODEL, untie_embeddings_and_output_weights=not tied)
+    model = build_model(
+        shape,
+        transformer_config(shape, parallel, params_dtype=torch.float32),
+        groups,
+        seq_length=LENGTH,
+        rope_scaling=None,
+        loss_tile_size=tile_size,
+    )
+    generator = torch.Generator().manual_seed(groups.tp.rank())
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0 if parameter.ndim > 1 else 1.0, 0.2, generator)
+    tokens = torch.randint(64, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(9))
+    losses = model(tokens[:, :-1], None, None, labels=tokens[:, 1:])
+    total, count, _ = token_loss(MASKS[mask], losses)
+    (total / count).backward()
+    found = {name: x.grad for name, x in model.named_parameters() if x.grad is not None}
+    return {"losses": losses.detach() * MASKS[mask], "mean": total.detach() / count, **found}
+
+
+def differences(parallel: ParallelConfig) -> dict[tuple[bool, str], float]:
+    """Run on every rank: the largest relative difference of a tensor, by tying and mask."""
+    worst = {}
+    with parallel_groups(parallel, seed=1) as groups:
+        for tied in (False, True):
+            for mask in MASKS:
+                plain, ours = (
+                    mean_loss(groups, parallel, tied, mask, tile_size) for tile_size in (0, 28)
+                )
+                assert len(plain) == 2 + (2 if tied else 3) + 6, sorted(plain)
+                worst[tied, mask] = max(
+                    float((ours[name] - x).norm() / x.norm())
+                    for name, x in plain.items()
+                    if x.any()
+                )
+    return worst
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        ParallelConfig(),
+        ParallelConfig(tensor_model_parallel_size=2),
+        ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),
+    ],
+    ids=["tp1", "tp2", "tp2-sp"],
+)
+def test_it_is_megatrons_loss(parallel: ParallelConfig) -> None:
+    for found in run_on_ranks(parallel.tensor_model_parallel_size, differences, parallel):
+        for case, difference in found.items():
+            logging.info("%s: %.1e", case, difference)
+            assert difference <= 1e-6, case  # float32 sums in another order

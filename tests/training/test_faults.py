@@ -153,10 +153,10 @@ def other_weights(rank: int) -> None:
 
     load = state.load_weights
 
-    def load_wrongly(model: Any, folder: Path) -> None:
-        load(model, folder)
+    def load_wrongly(chunks: Any, folder: Path) -> None:
+        load(chunks, folder)
         if rank == 1:
-            model.decoder.final_layernorm.weight.data[3] += 2.0**-20
+            chunks[0].decoder.final_layernorm.weight.data[3] += 2.0**-20
 
     state.load_weights = load_wrongly
 

@@ -32,6 +32,7 @@ SEQ_LENGTH = 256
 TP2, CP2, PP2 = (
     {f"{kind}_parallel_size": 2} for kind in ("tensor_model", "context", "pipeline_model")
 )
+VPP2: dict[str, Any] = {"num_virtual_stages_per_pipeline_rank": 2}
 SP: dict[str, Any] = {"sequence_parallel": True}
 LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {  # name: (ranks, layout)
     "one": (1, ParallelConfig()),
@@ -46,9 +47,18 @@ LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {  # name: (ranks, layout)
     "tp2-cp2-sp": (4, ParallelConfig(**TP2, **CP2, **SP)),
     "cp2-pp2": (4, ParallelConfig(**CP2, **PP2)),
     "pp2-uneven": (2, ParallelConfig(**PP2, num_layers_in_first_pipeline_stage=1)),
+    "vpp2": (2, ParallelConfig(**PP2, **VPP2)),
+    "cp2-vpp2": (4, ParallelConfig(**CP2, **PP2, **VPP2)),
+    "tp2-vpp2-sp": (
+        4,
+        ParallelConfig(
+            **TP2, **PP2, **VPP2, **SP, microbatch_group_size_per_virtual_pipeline_stage=4
+        ),
+    ),
     # tied: the embedding is the output layer
     "tied-one": (1, ParallelConfig()),
     "tied-pp2": (2, ParallelConfig(**PP2)),
+    "tied-vpp2": (2, ParallelConfig(**PP2, **VPP2)),
     "tied-tp2": (2, ParallelConfig(**TP2)),
 }
 MASKS: tuple[DocumentMask, ...] = ("none", "block")
@@ -100,7 +110,7 @@ def run_config(
             recompute_granularity=recompute,
             sequence_tile_size=40,
             loss_tile_size=0 if layout.endswith("one") else 48,
-            offload_activations=layout in ("tp2-cp2-sp", "cp2-pp2"),
+            offload_activations=layout in ("tp2-cp2-sp", "cp2-pp2", "cp2-vpp2"),
         ),
         rope=RopeConfig(rope_scaling_factor=4.0, original_max_position_embeddings=64),
         parallel=LAYOUTS[layout][1],

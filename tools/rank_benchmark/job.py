@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -43,9 +44,10 @@ class Measurement:
 class _RandomState(TrainingState):
     """Weights are drawn, not loaded."""
 
-    def load_weights(self, model: GPTModel) -> None:
-        generator = torch.Generator(next(model.parameters()).device).manual_seed(0)
-        for parameter in model.parameters():
+    def load_weights(self, chunks: Sequence[GPTModel]) -> None:
+        parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
+        generator = torch.Generator(parameters[0].device).manual_seed(0)
+        for parameter in parameters:
             if parameter.ndim == 1:  # of a norm
                 torch.nn.init.ones_(parameter)
             else:
@@ -70,7 +72,7 @@ class RankJob:
         """One iteration over rows of ``seq_length``: forward, backward, optimizer."""
         config = self.config
         step = LanguageModelStep(
-            self.state.model,
+            self.state.chunks,
             self.groups,
             self.timers,
             document_mask=config.data.document_mask,
@@ -98,7 +100,8 @@ class RankJob:
         _synchronize()
         self.timers.take()
         start = time.perf_counter()
-        self.state.model.zero_grad_buffer()
+        for chunk in self.state.chunks:
+            chunk.zero_grad_buffer()
         self.state.optimizer.zero_grad()
         result = step(rows, forward_only=False)
         _synchronize()
