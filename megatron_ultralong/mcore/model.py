@@ -83,8 +83,8 @@ def transformer_config(
         # Sum, then divide once by the tokens of the global batch: the loss is the same mean over
         # tokens whatever the layout and the masks.
         calculate_per_token_loss=True,
-        # An interleaved stage frees what it sent when the next pass begins. NCCL's streams keep that
-        # in order; gloo may be sending it still, and would send what is written there next.
+        # An interleaved stage frees what it sent when the next pass begins. NCCL's streams keep
+        # that in order; gloo may be sending it still, and would send what is written there next.
         deallocate_pipeline_outputs=not (is_interleaved and needs_cpu_backend()),
         # All weights come from a checkpoint. `perform_initialization=False` would say so, but
         # Megatron then leaves out the marks of tensor-parallel weights too, and without them the

@@ -46,13 +46,12 @@ def _sharded_state(
         name: chunk.module.sharded_state_dict(metadata=dict(_SHARDING))
         for name, chunk in zip(_names(chunks), chunks, strict=True)
     }
-    return {
-        **weights,
-        "optimizer": optimizer.sharded_state_dict(
-            weights, is_loading=is_loading, metadata=dict(_SHARDING)
-        ),
-        "opt_param_scheduler": scheduler.state_dict(),
-    }
+    states = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(_SHARDING))
+    for group in states["optimizer"]["param_groups"]:
+        # The off-loading optimizer names its classes there, and torch reads no file with classes.
+        for name in [name for name, value in group.items() if isinstance(value, type)]:
+            del group[name]
+    return {**weights, "optimizer": states, "opt_param_scheduler": scheduler.state_dict()}
 
 
 def _prepare_torch_adam(optimizer: MegatronOptimizer) -> None:

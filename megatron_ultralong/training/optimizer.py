@@ -96,39 +96,46 @@ def build_optimizer(
     chunks: Sequence[DistributedDataParallel], config: OptimizerConfig, params_dtype: torch.dtype
 ) -> MegatronOptimizer:
     """Adam with master weights; norms and other vectors are not decayed."""
-    pins = torch.cuda.is_available()
     optimizer = get_megatron_optimizer(
-        MegatronOptimizerConfig(
-            optimizer="adam",
-            lr=config.lr,
-            min_lr=config.min_lr,
-            weight_decay=config.weight_decay,
-            adam_beta1=config.adam_beta1,
-            adam_beta2=config.adam_beta2,
-            adam_eps=config.adam_eps,
-            clip_grad=config.clip_grad,
-            bf16=params_dtype is torch.bfloat16,
-            params_dtype=params_dtype,
-            use_distributed_optimizer=True,
-            # Megatron-Core's off-loading goes the way of its precision-aware optimizer.
-            use_precision_aware_optimizer=config.use_precision_aware_optimizer
-            or config.optimizer_cpu_offload,
-            main_grads_dtype=_DTYPES[config.main_grads_dtype],
-            main_params_dtype=_DTYPES[config.main_params_dtype],
-            exp_avg_dtype=_DTYPES[config.exp_avg_dtype],
-            exp_avg_sq_dtype=_DTYPES[config.exp_avg_sq_dtype],
-            optimizer_cpu_offload=config.optimizer_cpu_offload,
-            optimizer_offload_fraction=config.optimizer_offload_fraction,
-            overlap_cpu_optimizer_d2h_h2d=config.overlap_cpu_optimizer_d2h_h2d,
-            pin_cpu_grads=pins,
-            pin_cpu_params=pins,
-        ),
-        list(chunks),
-        use_gloo_process_groups=False,
+        _megatron_config(config, params_dtype), list(chunks), use_gloo_process_groups=False
     )
     for chunk in chunks:
         chunk.config.grad_scale_func = optimizer.scale_loss
     return optimizer
+
+
+def _megatron_config(config: OptimizerConfig, params_dtype: torch.dtype) -> MegatronOptimizerConfig:
+    pins = torch.cuda.is_available()
+    megatron = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_eps=config.adam_eps,
+        clip_grad=config.clip_grad,
+        bf16=params_dtype is torch.bfloat16,
+        params_dtype=params_dtype,
+        use_distributed_optimizer=True,
+        use_precision_aware_optimizer=config.use_precision_aware_optimizer,
+        main_grads_dtype=_DTYPES[config.main_grads_dtype],
+        main_params_dtype=_DTYPES[config.main_params_dtype],
+        exp_avg_dtype=_DTYPES[config.exp_avg_dtype],
+        exp_avg_sq_dtype=_DTYPES[config.exp_avg_sq_dtype],
+        optimizer_cpu_offload=config.optimizer_cpu_offload,
+        optimizer_offload_fraction=config.optimizer_offload_fraction,
+        overlap_cpu_optimizer_d2h_h2d=config.overlap_cpu_optimizer_d2h_h2d,
+        pin_cpu_grads=pins,
+        pin_cpu_params=pins,
+    )
+    if config.optimizer_cpu_offload:
+        # Off-loading goes the way of the precision-aware optimizer. Megatron-Core 0.16 says so by
+        # comparing the version of a Transformer Engine that need not be there.
+        megatron.use_precision_aware_optimizer = True
+        megatron.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
+        megatron.store_param_remainders = False
+    return megatron
 
 
 def build_scheduler(

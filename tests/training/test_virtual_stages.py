@@ -89,7 +89,7 @@ def test_other_layouts_read_its_checkpoints(records: Records, name: str) -> None
 
 
 def score(root: str, data: str, parallel: ParallelConfig) -> float:
-    """Run on every rank: the loss of four held-out rows at their last positions, by the evaluation."""
+    """Run on every rank: the evaluation's loss at the end of four held-out rows."""
     models = ModelsConfig(load=(root,), precision="fp32", parallel=parallel)
     with open_scorers(models) as scorers:
         config = LossConfig(data_path=data, num_samples=4)

@@ -1,0 +1,62 @@
+"""A run keeps to its rows, and a folder holds what belongs to the run that is in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.checkpoint.folder import iterations, write_latest
+from megatron_ultralong.checkpoint.metadata import load_metadata
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.training.pretrain import dry_run, pretrain
+from megatron_ultralong.training.run_folder import DATA_FILE
+from tests.ranks import run_on_ranks
+from tests.training.conftest import MakeConfig
+from tests.training.job import Job
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, make_config: MakeConfig) -> Path:
+    """A run that began with other positions and came to no checkpoint, then began again."""
+    root = tmp_path_factory.mktemp("folder") / "run"
+    config = make_config(root, train_iters=4, save_interval=1)
+    rope = dataclasses.replace(config.rope, rope_scaling_factor=8.0)
+    with Job(dataclasses.replace(config, rope=rope, save_interval=0), 1) as job:
+        assert job.until_iteration(1)
+        job.kill()
+    assert load_metadata(root).model.max_position_embeddings == 512
+    run_on_ranks(1, pretrain, config)
+    return root
+
+
+def test_a_start_without_checkpoints_leaves_no_identity(run: Path) -> None:
+    assert load_metadata(run).model.max_position_embeddings == 128
+
+
+def test_other_rows_are_refused(run: Path, make_config: MakeConfig) -> None:
+    config = make_config(run, train_iters=4)
+    assert "goes on from" in dry_run(config)
+    text = (run / DATA_FILE).read_text()
+    values = json.loads(text)
+    values["data manifest.seed"] = "99"
+    (run / DATA_FILE).write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"over other rows: data manifest.seed was 99, is \d+;"):
+        dry_run(config)
+    (run / DATA_FILE).write_text("{")
+    with pytest.raises(InputError, match=r"data\.json is damaged"):
+        dry_run(config)
+    (run / DATA_FILE).write_text(text)
+
+
+def test_a_run_that_was_set_back_leaves_nothing_of_its_other_way(
+    run: Path, make_config: MakeConfig
+) -> None:
+    assert iterations(run) == [3, 4]
+    write_latest(run, 3)
+    # No checkpoint at iteration 4, which stands there from before the run was set back.
+    config = make_config(run, train_iters=5, save_interval=0)
+    run_on_ranks(1, pretrain, config)
+    assert iterations(run) == [3, 5]
