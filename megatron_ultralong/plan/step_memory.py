@@ -8,6 +8,7 @@ everything the others keep is there, too. ``tools/benchmark_plan.py`` holds it a
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from megatron_ultralong.activations import LSE_BYTES
 from megatron_ultralong.plan.attention_memory import AttentionMemory
@@ -51,8 +52,9 @@ class _StageWalk:
         stages = job.parallel.pipeline_model_parallel_size
         self.layers = job.parallel.stage_layers(job.model.num_layers)[stage]
         self.is_first, self.is_last = stage == 0, stage == stages - 1
-        # One forward, one backward: so many micro-batches are under way at once.
-        self.under_way = min(stages - stage, job.num_microbatches)
+        # So many micro-batches are under way at once, counted by their layers: in chunks, in part.
+        passes = job.parallel.passes_under_way(stage, job.num_microbatches)
+        self.under_way = math.ceil(passes / job.parallel.num_virtual_stages_per_pipeline_rank)
         self.parameters = stage_parameters(job.model, job.parallel, stage)
         self.attention = AttentionMemory(
             self.sizes,

@@ -75,7 +75,7 @@ def step_time(job: Job, hardware: Hardware) -> StepTime:
         elementwise=microbatches * slowest.elementwise,
         offloading=microbatches * slowest.offloading,
         optimizer=max(stage.optimizer for stage in stages),
-        bubble=waited,
+        bubble=waited / job.parallel.num_virtual_stages_per_pipeline_rank,
         traffic=slowest.traffic(microbatches),
         model_tflop=total_flops / job.num_gpus / 1e12,
     )
@@ -181,5 +181,6 @@ class _Stage:
         add("data x context parallel: gradients", gradients, "data")
         add("data x context parallel: weights", weights, "data")
         if job.parallel.pipeline_model_parallel_size > 1:
-            add("pipeline parallel", 2.0 * microbatches * job.sizes.hidden, "pipeline")
+            passes = microbatches * job.parallel.num_virtual_stages_per_pipeline_rank
+            add("pipeline parallel", 2.0 * passes * job.sizes.hidden, "pipeline")
         return tuple(found)

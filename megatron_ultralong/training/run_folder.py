@@ -150,7 +150,9 @@ class RunFolder:
         resumed = self.check(rank, world_size)
         if resumed.folder is not None:
             self.resumed_iteration = resolve(resumed.folder)[1]
-            self.changes = _changes(load_config(self.root / CONFIG_FILE, type(self._config)), self._config)
+            self.changes = _changes(
+                load_config(self.root / CONFIG_FILE, type(self._config)), self._config
+            )
         check_free(_existing(self.root), self._checkpoint_bytes())
         dist.barrier()  # every rank has looked before anything is written
         if rank == 0:

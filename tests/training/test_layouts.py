@@ -66,7 +66,7 @@ RUNS = [
     (layout, mask)
     for layout in LAYOUTS
     for mask in MASKS
-    if mask == "block" or layout != "cp2-balanced"
+    if mask == "block" or layout not in ("cp2-balanced", "cp2-vpp2", "tp2-vpp2-sp", "tied-vpp2")
 ]
 
 

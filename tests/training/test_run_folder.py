@@ -11,7 +11,8 @@ import pytest
 from megatron_ultralong.checkpoint.folder import iterations, write_latest
 from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.training.pretrain import dry_run, pretrain
+from megatron_ultralong.training.dry_run import dry_run
+from megatron_ultralong.training.pretrain import check_run, pretrain
 from megatron_ultralong.training.run_folder import DATA_FILE
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
@@ -38,16 +39,16 @@ def test_a_start_without_checkpoints_leaves_no_identity(run: Path) -> None:
 
 def test_other_rows_are_refused(run: Path, make_config: MakeConfig) -> None:
     config = make_config(run, train_iters=4)
-    assert "goes on from" in dry_run(config)
+    assert "goes on from" in dry_run(check_run(config, 1))
     text = (run / DATA_FILE).read_text()
     values = json.loads(text)
     values["data manifest.seed"] = "99"
     (run / DATA_FILE).write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"over other rows: data manifest.seed was 99, is \d+;"):
-        dry_run(config)
+        dry_run(check_run(config, 1))
     (run / DATA_FILE).write_text("{")
     with pytest.raises(InputError, match=r"data\.json is damaged"):
-        dry_run(config)
+        dry_run(check_run(config, 1))
     (run / DATA_FILE).write_text(text)
 
 

@@ -29,7 +29,6 @@ LAYOUTS = {  # of two ranks
     "whole": CHUNKS,
     "again": CHUNKS,
     "pipeline": ParallelConfig(pipeline_model_parallel_size=2),
-    "replicas": ParallelConfig(),
     "context": ParallelConfig(context_parallel_size=2),
 }
 Configs = dict[str, PretrainConfig]
