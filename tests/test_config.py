@@ -198,3 +198,27 @@ def test_pipeline_stages_hold_these_layers() -> None:
             stages(32, 4, **ends)
     with pytest.raises(InputError, match="pipeline_model_parallel_size is 1"):
         stages(32, 1, **{last: 8})
+
+
+def test_interleaved_stages_hold_chunks_of_as_many_layers() -> None:
+    parallel = ParallelConfig(
+        pipeline_model_parallel_size=4, num_virtual_stages_per_pipeline_rank=2
+    )
+    assert parallel.stage_layers(32) == [8, 8, 8, 8]
+    # As Megatron-Core's schedule: 2 * 3 + 4 passes to warm up, and the one that runs.
+    assert [parallel.passes_under_way(stage, 8) for stage in range(4)] == [11, 9, 7, 5]
+    assert parallel.passes_under_way(0, 4) == 8  # all there are
+    plain = dataclasses.replace(parallel, num_virtual_stages_per_pipeline_rank=1)
+    assert [plain.passes_under_way(stage, 8) for stage in range(4)] == [4, 3, 2, 1]
+    parallel.check_microbatches(8)
+    for num_microbatches in (3, 5, 6):
+        with pytest.raises(InputError, match=r"groups of 4 .* at least pipeline_model_parallel"):
+            parallel.check_microbatches(num_microbatches)
+    with pytest.raises(InputError, match=r"\(7, 7, 7, 7\) must be divisible by num_virtual_stages"):
+        parallel.stage_layers(28)
+    with pytest.raises(InputError, match="pipeline_model_parallel_size is 1: leave it 1"):
+        ParallelConfig(num_virtual_stages_per_pipeline_rank=2).stage_layers(32)
+    with pytest.raises(
+        InputError, match="needs num_virtual_stages_per_pipeline_rank of at least 2"
+    ):
+        ParallelConfig(microbatch_group_size_per_virtual_pipeline_stage=4).check_microbatches(8)
