@@ -83,9 +83,9 @@ def gradients(config: SftConfig) -> tuple[float, dict[str, np.ndarray]]:
     with parallel_groups(config.parallel, 0) as groups:
         timers = PhaseTimers()
         state = TrainingState(inputs, groups, None, timers)
-        model = state.model.module
+        model = state.chunks[0].module
         step = LanguageModelStep(
-            model,
+            [model],
             groups,
             timers,
             document_mask=config.data.document_mask,
@@ -192,7 +192,7 @@ def without_targets(config: SftConfig) -> tuple[float, float, float]:
         timers = PhaseTimers()
         state = TrainingState(inputs, groups, None, timers)
         step = LanguageModelStep(
-            state.model,
+            state.chunks,
             groups,
             timers,
             document_mask="block",
@@ -204,8 +204,8 @@ def without_targets(config: SftConfig) -> tuple[float, float, float]:
         row = inputs.train_rows.row(0)
         empty = NoTargets(row)
         result = step(iter([[empty]]), forward_only=False)
-        buffers = [buffer.grad_data.abs().max().item() for buffer in state.model.buffers]
-        state.model.zero_grad_buffer()
+        buffers = [buffer.grad_data.abs().max().item() for buffer in state.chunks[0].buffers]
+        state.chunks[0].zero_grad_buffer()
         half = step(iter([[row if dist.get_rank() == 0 else empty]]), forward_only=False)
         return result.loss, max(buffers), half.loss
 
