@@ -1,0 +1,37 @@
+# The GPU image: NVIDIA's PyTorch image with this project in it.
+#
+#   docker build --tag ultralong:gpu .
+#   docker run --gpus all --ipc=host --ulimit memlock=-1 ultralong:gpu ultralong doctor
+#
+# torch, CUDA, NCCL, Transformer Engine, Apex and FlashAttention are the image's own: what pip may
+# install is bound to the versions that are there, and the build fails if one of them changes.
+ARG BASE=nvcr.io/nvidia/pytorch:25.10-py3
+# hadolint ignore=DL3006
+FROM ${BASE}
+
+ARG MEGATRON_CORE=0.19.2
+# NVIDIA's image binds pip to its own list, which would refuse ours.
+ENV PIP_CONSTRAINT= \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONUNBUFFERED=1 \
+    CUDA_DEVICE_MAX_CONNECTIONS=1
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+
+# Requirements first: a change of our code does not install them again.
+WORKDIR /opt/ultralong
+COPY docker/install.sh docker/constraints.py docker/
+COPY requirements requirements
+COPY setup.py pyproject.toml README.md ./
+COPY megatron_ultralong/__init__.py megatron_ultralong/
+RUN MEGATRON_CORE=${MEGATRON_CORE} docker/install.sh requirements
+COPY . .
+# Where a site maps users into the container (pyxis, apptainer) theirs is taken instead of this one.
+RUN docker/install.sh package && useradd --create-home --shell /bin/bash --uid 10001 ultralong
+USER 10001
+WORKDIR /home/ultralong
+
+# Does not start ranks: a run may have the GPUs.
+HEALTHCHECK --interval=5m --timeout=2m --start-period=1m --retries=2 \
+    CMD ["ultralong", "doctor", "--no-communication"]
+CMD ["ultralong", "doctor"]

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Step 1: the weights and the tokenizer. Meta's licence has to be accepted at huggingface.co first, and
+# `hf auth login` called once. README.md beside this file has the times.
+set -euo pipefail
+# shellcheck source=examples/llama3.1-8b/settings.sh
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+hf download "$MODEL_ID" --local-dir "$WORK/hf" --exclude "original/*"
+ultralong convert inspect "$WORK/hf"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Step 2: rows of exactly the target's length out of documents (SOURCES in settings.sh). The paper: those
+# under 4K tokens seldom, those over 8K often, 1B tokens in all, joined by <s>.
+set -euo pipefail
+# shellcheck source=examples/llama3.1-8b/settings.sh
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+set -f # prepare expands the patterns itself
+sources=()
+for source in $SOURCES; do sources+=(--source "$source"); done
+ultralong prepare "${sources[@]}" --tokenizer "$WORK/hf" --output "$WORK/rows-$TARGET" \
+    --seq-length "$SEQ_LENGTH" --length-sampling ultralong --short-length "$SHORT_LENGTH" \
+    --long-length "$LONG_LENGTH" --max-tokens "$MAX_TOKENS" --workers "$WORKERS" --skip-bad

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Small values for the numbered scripts: the demo's model instead of Llama 3.1 8B, Python's own library
+# instead of a corpus, two ranks over gloo instead of GPUs, stand-ins for the Hub and for vLLM. Five
+# minutes become half a minute; nothing in the scripts themselves is left out.
+# shellcheck disable=SC2034,SC2154 # settings.sh sources it, and the scripts use what it sets
+mock=$here/mock
+WORK=${WORK:-$PWD/mock-llama3.1-8b}
+mkdir -p "$WORK"
+case "$TARGET" in
+    1m) SEQ_LENGTH=1024 factor=2 ;;
+    2m) SEQ_LENGTH=2048 factor=4 ;;
+    4m) SEQ_LENGTH=4096 factor=8 ;;
+esac
+RECIPE=demo-cpu
+RANKS=2
+WORKERS=1
+MAX_TOKENS=200000 SHORT_LENGTH=256 LONG_LENGTH=512
+SOURCES="library=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')/[a-m]*.py"
+PRETRAIN_FLAGS="--seq-length $SEQ_LENGTH --rope-scaling-factor $factor --train-iters 2"
+PRETRAIN_FLAGS="$PRETRAIN_FLAGS --lr-warmup-iters 1"
+LAYOUT_FLAGS="--context-parallel-size 2 --precision fp32"
+LENGTHS="256 $SEQ_LENGTH" DEPTHS="0 50 100" PROMPTS=1 LOSS_ROWS=2
+PORT=${PORT:-$((20000 + $$ % 10000))} SERVE_SECONDS=0.1
+export PET_STANDALONE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export PATH=$mock/bin:$PATH
+
+# The Hub: `hf download` asks the address in HF_ENDPOINT.
+if [ "$(basename "$0")" = 01_get_weights.sh ]; then
+    python3 "$mock/hub.py" "$here/../demo/base" "$WORK/hub-port" &
+    hub=$!
+    trap 'kill "$hub" 2>/dev/null || true' EXIT
+    until [ -s "$WORK/hub-port" ]; do kill -0 "$hub"; sleep 0.05; done
+    HF_ENDPOINT=http://127.0.0.1:$(cat "$WORK/hub-port")
+    rm "$WORK/hub-port"
+    export HF_ENDPOINT HF_HOME=$WORK/hf-home HF_HUB_DISABLE_XET=1
+fi

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# All steps to one target, one after the other: run_all.sh [--mock] [1m|2m|4m]. What is there is kept.
+set -euo pipefail
+scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+for script in "$scripts"/0*.sh; do
+    echo "== $(basename "$script") $*"
+    bash "$script" "$@"
+done

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Settings of the numbered scripts, which source this file with their own arguments:
+#
+#   bash examples/llama3.1-8b/04_pretrain.sh [--mock] [1m|2m|4m]
+#
+# Each is a variable of the environment, and what is set there already stays. `--mock` sets small values
+# and starts small stand-ins for the Hugging Face Hub and vLLM; the commands in the scripts are the same.
+
+TARGET=1m
+for word; do
+    case "$word" in
+        --mock) MOCK=1 ;;
+        1m | 2m | 4m) TARGET=$word ;;
+        *) echo "$0: '$word' is not known; known: --mock, 1m, 2m, 4m" >&2; exit 2 ;;
+    esac
+done
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [ -n "${MOCK:-}" ]; then
+    # shellcheck source=examples/llama3.1-8b/mock/settings.sh
+    source "$here/mock/settings.sh"
+fi
+
+MODEL_ID=${MODEL_ID:-meta-llama/Llama-3.1-8B-Instruct}
+WORK=${WORK:-$PWD/llama3.1-8b} # on a disk that all nodes share
+case "$TARGET" in
+    1m) SEQ_LENGTH=${SEQ_LENGTH:-1048576} ;;
+    2m) SEQ_LENGTH=${SEQ_LENGTH:-2097152} ;;
+    4m) SEQ_LENGTH=${SEQ_LENGTH:-4194304} ;;
+esac
+RECIPE=${RECIPE:-llama3.1-8b-$TARGET}
+# Words for `prepare --source`: NAME=PATTERN for each source of documents.
+SOURCES=${SOURCES:-web=$WORK/corpus/web/*.jsonl.zst books=$WORK/corpus/books/*.parquet}
+MAX_TOKENS=${MAX_TOKENS:-1300000000} # the paper's 1B; 150 iterations of 8.4M tokens take 1.26B
+WORKERS=${WORKERS:-$(nproc)}
+RANKS=${RANKS:-8}                    # of this node; several nodes: docs/clusters.md
+PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-}   # more flags, such as --context-parallel-size 1 --offload-activations
+LAYOUT_FLAGS=${LAYOUT_FLAGS:---tensor-model-parallel-size 8 --sequence-parallel} # of evaluations
+LENGTHS=${LENGTHS:-131072 $((SEQ_LENGTH / 4)) $((SEQ_LENGTH / 2)) $SEQ_LENGTH}
+DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}
+PROMPTS=${PROMPTS:-10} # at every length and depth
+LOSS_ROWS=${LOSS_ROWS:-8}
+SHORT_LENGTH=${SHORT_LENGTH:-4096} # the paper: documents below are taken seldom, those above LONG_LENGTH often
+LONG_LENGTH=${LONG_LENGTH:-8192}
+PORT=${PORT:-8000}
+SERVE_SECONDS=${SERVE_SECONDS:-0} # 0: until it is interrupted
+export CUDA_DEVICE_MAX_CONNECTIONS=1 # Megatron's overlap of tensor-parallel communication

@@ -1,0 +1,107 @@
+"""Every block of commands in README and docs is executed here, or says what it needs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from tests.docs.blocks import NEEDS, ROOT, Block, blocks, pages
+from tests.models import TEXT, write_llama
+from tests.warm.programs import warm_programs
+
+SECONDS = 120
+
+
+def all_blocks() -> list[Block]:
+    return [block for page in pages() for block in blocks(page)]
+
+
+def test_every_block_of_commands_is_marked() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    wrong = []
+    for block in all_blocks():
+        if not block.is_commands:
+            continue
+        if not block.mark:
+            wrong.append(f"{block.where}: no mark above it: <!-- run -->, <!-- run by: make X -->, "
+                         f"or <!-- needs: X --> with X of {', '.join(sorted(NEEDS))} "
+                         "(CONTRIBUTING.md)")  # fmt: skip
+        if block.mark == "needs":
+            unknown = set(re.split(r",\s*", block.words)) - NEEDS
+            wrong += [f"{block.where}: needs {need!r}" for need in sorted(unknown)]
+        if block.mark == "run by" and block.words.removeprefix("make ") not in targets:
+            wrong.append(f"{block.where}: the Makefile has no target for {block.words!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_blocks_are_what_they_say() -> None:
+    """Shell that parses, Python that compiles, JSON that reads."""
+    for block in all_blocks():
+        if block.is_commands:
+            done = subprocess.run(
+                ["bash", "-n"], input=block.text, text=True, capture_output=True, check=False
+            )
+            assert not done.returncode, f"{block.where}: {done.stderr}"
+        elif block.language == "python":
+            ast.parse(block.text, block.where)
+        elif block.language == "json":
+            json.loads(block.text)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with warm_programs(tmp_path_factory.mktemp("programs")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages' commands find: a model under its real name, documents, a converted model."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_llama(folder / "Llama-3.1-8B-Instruct", num_hidden_layers=2, num_key_value_heads=4)
+    import_checkpoint(ImportConfig(folder / "Llama-3.1-8B-Instruct", folder / "base"))
+    for name in ("web", "code"):
+        (folder / "data" / name).mkdir(parents=True)
+        for n in range(2):
+            lines = [json.dumps({"text": TEXT * (1 + i % 7) + f"{name}{n}{i}"}) for i in range(150)]
+            (folder / "data" / name / f"{n}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def runnable_pages() -> list[Path]:
+    return [page for page in pages() if any(block.mark == "run" for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", runnable_pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_run(
+    page: Path, inputs: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    for name in inputs.iterdir():
+        (tmp_path / name.name).symlink_to(name)
+    for block in blocks(page):
+        if block.mark != "run":
+            continue
+        if block.language == "python":
+            command = ["python", "-c", block.commands]
+        else:
+            command = ["bash", "-euo", "pipefail", "-c", block.commands]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, (
+            f"{block.where}: exit status {done.returncode}\n{block.commands}\n"
+            f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )

@@ -1,0 +1,1 @@
+"""A cluster of this machine alone, with SLURM's commands, so that its scripts run for real."""

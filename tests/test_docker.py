@@ -1,0 +1,99 @@
+"""The images' steps, without Docker: what a build copies, installs and checks."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from docker.constraints import check, constraints, own_versions
+from tests.models import write_llama
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILES = ("Dockerfile", "Dockerfile.cpu")
+
+
+def context() -> list[str]:
+    """Names at the root of the repository that `.dockerignore` lets into a build."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    return [line[1:] for line in lines if line.startswith("!")]
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_an_image_takes_its_steps_from_the_script(name: str) -> None:
+    text = re.sub(r"\\\n\s*", " ", (ROOT / name).read_text())
+    ran = re.findall(r"^RUN (?:\w+=\S+ )*(\S+) (\S+)", text, flags=re.MULTILINE)
+    assert ran == [
+        ("docker/install.sh", "requirements"),
+        ("docker/install.sh", "package"),
+    ]
+    sources = re.findall(r"^COPY (.+) \S+$", text, flags=re.MULTILINE)
+    for source in " ".join(sources).split():
+        assert (ROOT / source).exists()
+        top = source.split("/")[0]
+        assert top == "." or any(fnmatch.fnmatch(top, kept) for kept in context()), source
+    assert re.search(r"^USER \d+$", text, flags=re.MULTILINE)
+    assert re.search(r"^HEALTHCHECK .*CMD \[\"ultralong\", \"doctor\"", text, flags=re.MULTILINE)
+
+
+def test_what_an_image_brings_is_kept(tmp_path: Path) -> None:
+    own = {"torch": "2.9.0a0+50eac811a6.nv25.9", "transformer-engine": "2.8.0+123"}
+    lines = constraints(own, megatron_core="0.19.2")
+    assert "torch==2.9.0a0+50eac811a6.nv25.9" in lines
+    assert "transformer-engine==2.8.0+123" in lines
+    assert [line for line in lines if line.startswith(("torch==", "megatron"))] == [
+        "torch==2.9.0a0+50eac811a6.nv25.9",
+        "megatron-core==0.19.2",
+    ]
+    assert "tyro==" in " ".join(lines)
+    here = own_versions()
+    assert "torch" in here
+    check(here)
+    with pytest.raises(SystemExit, match=r"torch was 1\.0, is .*Take a base image"):
+        check({**here, "torch": "1.0"})
+
+
+def test_the_steps_of_the_cpu_image_install_a_program_that_works(tmp_path: Path) -> None:
+    """In a new environment that sees this one's libraries, so that none is downloaded."""
+    copied = tmp_path / "context"
+    for name in context():
+        source = ROOT / name
+        ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+        if source.is_dir():
+            shutil.copytree(source, copied / name, ignore=ignore)
+        else:
+            shutil.copy(source, copied / name)
+    image = tmp_path / "image"
+    venv.create(image, with_pip=False, symlinks=True)
+    purelib = sysconfig.get_path("purelib", vars={"base": str(image)})
+    (Path(purelib) / "image.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "PATH": f"{image}/bin:{os.environ['PATH']}",
+        "PYTHON": str(image / "bin" / "python"),
+    }
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    out = run("bash", str(copied / "docker" / "install.sh"), "requirements", "package")
+    assert "0 problems" in out
+    assert (image / "bin" / "ultralong").exists()
+    assert (Path(purelib) / "megatron_ultralong" / "cli.py").exists()
+    write_llama(tmp_path / "hf", num_hidden_layers=1)
+    run("ultralong", "convert", "import", "hf", "megatron")
+    assert "release" in run("ultralong", "convert", "inspect", "megatron")
+    assert sys.prefix not in run("which", "ultralong")

@@ -1,0 +1,62 @@
+"""The folder of programs, and the server behind them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+_CLIENT = Path(__file__).with_name("client.py")
+_START_SECONDS = 120.0
+_MODULES = {
+    "ultralong": "megatron_ultralong",
+    "torchrun": "torch.distributed.run",
+    "python": "python",
+    "python3": "python",
+}
+
+
+@contextmanager
+def warm_programs(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment of scripts whose ``ultralong``, ``torchrun`` and ``python -m`` start warm."""
+    path = folder / "server"
+    programs = folder / "bin"
+    programs.mkdir(parents=True)
+    for name, module in _MODULES.items():
+        program = programs / name
+        words = [sys.executable, "-ISu", str(_CLIENT), str(path), module]
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        program.chmod(0o755)
+    environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC", "PET_"))},
+        "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "PYTHON_EXEC": str(programs / "python"),  # what torchrun starts its ranks with
+        "WARM_PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm.server", str(path)],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not path.exists():
+            assert server.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline, "the server of warm programs did not start"
+            time.sleep(0.05)
+        yield environment
+    finally:
+        server.kill()
+        server.wait()
