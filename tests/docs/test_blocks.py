@@ -85,6 +85,7 @@ def test_the_commands_of_a_page_run(
 ) -> None:
     for name in inputs.iterdir():
         (tmp_path / name.name).symlink_to(name)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     for block in blocks(page):
         if block.mark != "run":
             continue

@@ -15,7 +15,7 @@ COMMIT = "0" * 40
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The two addresses that ``hf download`` asks: the list of files, and each of them."""
+    """The addresses that ``hf download`` asks: the repository, its files, and each of them."""
 
     protocol_version = "HTTP/1.1"
 
@@ -33,7 +33,18 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         path = self.path.split("?")[0]
         found = re.fullmatch(r"/[^/]+/[^/]+/resolve/[^/]+/(.+)", path)
-        if path.startswith("/api/models/"):
+        if re.fullmatch(r"/api/models/[^/]+/[^/]+/tree/.+", path):
+            entries = [
+                {
+                    "type": "file",
+                    "path": file.name,
+                    "size": file.stat().st_size,
+                    "oid": _git_hash(file.read_bytes()),
+                }
+                for file in sorted(FOLDER.iterdir())
+            ]
+            self._send(json.dumps(entries).encode(), "application/json", with_body=with_body)
+        elif path.startswith("/api/models/"):
             names = sorted(file.name for file in FOLDER.iterdir())
             files = [{"rfilename": name} for name in names]
             repository = "/".join(path.split("/")[3:5])
@@ -49,11 +60,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("ETag", f'"{_git_hash(body)}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
         if with_body:
             self.wfile.write(body)
+
+
+def _git_hash(content: bytes) -> str:
+    """Git's name of a file of that content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def main() -> None:
