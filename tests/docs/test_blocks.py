@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
-from tests.docs.blocks import NEEDS, ROOT, Block, blocks, pages
+from tests.docs.blocks import NEEDS, ROOT, Block, blocks, pages, prose
 from tests.models import TEXT, write_llama
 from tests.warm.programs import warm_programs
 
@@ -41,6 +42,17 @@ def test_every_block_of_commands_is_marked() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_stand_in_fences(page: Path) -> None:
+    """Where they stand indented, no mark and no test sees them."""
+    wrong = [
+        f"{page.relative_to(ROOT)}:{number}: {line.strip()}"
+        for number, line in prose(page)
+        if re.match(r"^    (ultralong|torchrun|python3?|make|sbatch|pip) ", line)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_blocks_are_what_they_say() -> None:
     """Shell that parses, Python that compiles, JSON that reads."""
     for block in all_blocks():
@@ -66,12 +78,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the pages' commands find: a model under its real name, documents, a converted model."""
     folder = tmp_path_factory.mktemp("inputs")
     write_llama(folder / "Llama-3.1-8B-Instruct", num_hidden_layers=2, num_key_value_heads=4)
+    (folder / "Llama-3.1-8B").symlink_to(folder / "Llama-3.1-8B-Instruct")
     import_checkpoint(ImportConfig(folder / "Llama-3.1-8B-Instruct", folder / "base"))
-    for name in ("web", "code"):
-        (folder / "data" / name).mkdir(parents=True)
-        for n in range(2):
-            lines = [json.dumps({"text": TEXT * (1 + i % 7) + f"{name}{n}{i}"}) for i in range(150)]
-            (folder / "data" / name / f"{n}.jsonl").write_text("\n".join(lines))
+    (folder / "data" / "web").mkdir(parents=True)
+    lines = [json.dumps({"text": TEXT * (1 + i % 7) + f"{i}"}) + "\n" for i in range(300)]
+    (folder / "data" / "code.jsonl").write_text("".join(lines[:150]))
+    with gzip.open(folder / "data" / "web" / "0.jsonl.gz", "wt") as web:
+        web.writelines(lines[150:])
     return folder
 
 

@@ -14,6 +14,8 @@ OTHERS = {
     "--spec": "Megatron-LM",
     "--use-checkpoint-args": "Megatron-LM",
     "--untie-embeddings-and-output-weights": "Megatron-LM",
+    "--mock": "examples/llama3.1-8b",
+    "--json": "plan, convert",
     "--signal": "sbatch",
     "--dependency": "sbatch",
     "--requeue": "sbatch",

@@ -14,8 +14,8 @@ esac
 RECIPE=demo-cpu
 RANKS=2
 WORKERS=1
-MAX_TOKENS=200000 SHORT_LENGTH=256 LONG_LENGTH=512
-SOURCES="library=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')/[a-m]*.py"
+MAX_TOKENS=2000000 SHORT_LENGTH=256 LONG_LENGTH=512
+SOURCES="library=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')/*.py"
 PRETRAIN_FLAGS="--seq-length $SEQ_LENGTH --rope-scaling-factor $factor --train-iters 2"
 PRETRAIN_FLAGS="$PRETRAIN_FLAGS --lr-warmup-iters 1"
 LAYOUT_FLAGS="--context-parallel-size 2 --precision fp32"
