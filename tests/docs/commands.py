@@ -114,7 +114,8 @@ def known_flags(verb: str) -> frozenset[str]:
     return frozenset(FLAG.findall(shown.getvalue())) | {"--help", *_OF_THE_COMMAND_LINE.get(verb, ())}
 
 
-_RECIPES = {"pretrain": [next(iter(PRETRAIN_RECIPES))]}
+_RECIPES = {verb: [next(iter(PRETRAIN_RECIPES))] for verb in ("pretrain", "plan")}
+"""Verbs whose flags are shown once a recipe is named."""
 _OF_THE_COMMAND_LINE = {"pretrain": ("--config", "--dry-run")}
 """Flags that ``cli`` takes before the configuration's."""
 

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import NoReturn
@@ -44,7 +45,7 @@ def parse(words: list[str], known: set[str]) -> tuple[dict[str, str], list[str]]
 def ask(**request: object) -> None:
     """Hand a request to the controller."""
     folder = Path(os.environ["FAKE_SLURM"]) / "requests"
-    aside = folder / f".{uuid.uuid4().hex}"
+    aside = folder / f".{time.time_ns():020}-{uuid.uuid4().hex}"  # taken in this order
     aside.write_text(json.dumps(request))
     aside.rename(folder / f"{aside.name[1:]}.json")
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.ranks import run_on_ranks
 from tests.slurm.cluster import Cluster, Job
-from tests.training.conftest import MakeConfig, make_config, tiny  # noqa: F401 - fixtures
+from tests.training.conftest import tiny  # noqa: F401 - a fixture
 from tests.training.job import every_loss, losses, num_lines
 from tests.warm.programs import ROOT, warm_programs
 
@@ -21,7 +21,7 @@ TRAIN_ITERS = 40
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with warm_programs(tmp_path_factory.mktemp("programs")) as environment:
+    with warm_programs(tmp_path_factory.mktemp("programs"), warm_torchrun=False) as environment:
         yield environment
 
 
@@ -91,17 +91,15 @@ def test_a_requeued_job_goes_on_to_the_last_step(cluster: Cluster, tmp_path: Pat
     cluster.wait(lambda: job.restarts == 1)
     first = max(losses(root))
     assert 4 <= first < TRAIN_ITERS
-    until_more(cluster, root)
-    cluster.preempt(job)
     cluster.wait_for_all()
-    assert (job.exit_status, job.restarts) == (0, 2), job.text
+    assert (job.exit_status, job.restarts) == (0, 1), job.text
     assert "saved: requeue" in job.text
     assert f"resumed at iteration {first} of {TRAIN_ITERS}" in job.text
     assert all(len(values) == 1 for values in every_loss(root).values())
     words = ["pretrain", "demo-cpu", "--load", cluster.environment["LOAD"]]
     words += ["--data-path", cluster.environment["DATA"], *flags()]
     assert losses(root) == undisturbed(tmp_path / "plain", words)
-    for start in range(3):
+    for start in range(2):
         logs = tmp_path / "run-logs" / f"job-{job.number}-{start}"
         assert len(list(logs.glob("node-*/*/attempt_0/*/stderr.log"))) == 2, "one a rank"
 
@@ -115,7 +113,7 @@ def test_the_next_job_of_a_chain_goes_on_and_the_rest_is_cancelled(
     first, second, third = cluster.jobs.values()
     until_more(cluster, root)
     assert (second.state, third.state) == ("PENDING", "PENDING")
-    cluster.near_limit(first)
+    cluster.preempt(first)
     cluster.wait_for_all()
     assert (first.exit_status, first.restarts) == (75, 0), first.text
     assert second.exit_status == 0, second.text
@@ -133,6 +131,7 @@ def test_bad_input_ends_the_job_before_ranks_start(cluster: Cluster, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.faults
 def test_numbers_that_are_not_finite_end_a_chain(cluster: Cluster) -> None:
     words = [script("submit_chain.sh"), "2", "--nodes=2", script("pretrain_pyxis.sbatch")]
     cluster.run("bash", *words, *flags(), "--lr", "1e30")
@@ -142,6 +141,7 @@ def test_numbers_that_are_not_finite_end_a_chain(cluster: Cluster) -> None:
     assert "a person has to look" in first.text
 
 
+@pytest.mark.faults
 def test_a_lost_rank_is_tried_again_until_nothing_comes_of_it(
     cluster: Cluster, tmp_path: Path
 ) -> None:

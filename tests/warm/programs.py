@@ -23,14 +23,20 @@ _MODULES = {
 
 
 @contextmanager
-def warm_programs(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment of scripts whose ``ultralong``, ``torchrun`` and ``python -m`` start warm."""
+def warm_programs(folder: Path, *, warm_torchrun: bool = True) -> Iterator[dict[str, str]]:
+    """The environment of scripts whose ``ultralong``, ``torchrun`` and ``python -m`` start warm.
+
+    A warm torchrun is no parent of its ranks: where a script looks for them, it starts cold, and its
+    ranks warm.
+    """
     path = folder / "server"
     programs = folder / "bin"
     programs.mkdir(parents=True)
     for name, module in _MODULES.items():
         program = programs / name
         words = [sys.executable, "-ISu", str(_CLIENT), str(path), module]
+        if name == "torchrun" and not warm_torchrun:
+            words = [sys.executable, "-m", module]
         program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
         program.chmod(0o755)
     environment = {
