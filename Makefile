@@ -32,7 +32,7 @@ test: install  ## the tests, at most ten minutes on two cores
 
 test-faults: install  ## kills, signals, hangs, full disks, damage at full length; says how long each took
 	timeout 1800 $(BIN)/python -m pytest -m "faults or not faults" --timeout 600 --log-cli-level INFO \
-	    $(addprefix tests/training/test_,kills.py torchrun.py faults.py damage.py resharding.py)
+	    $(addprefix tests/training/test_,kills.py torchrun.py faults.py damage.py resharding.py) tests/slurm
 
 $(MATRIX)/installed: setup.py requirements/constraints.txt
 	command -v $(MATRIX_PYTHON) >/dev/null || { echo "$(MATRIX_PYTHON) is not there: name a Python 3.12 or 3.13 with make test-matrix MATRIX_PYTHON=..."; exit 2; }

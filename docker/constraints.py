@@ -71,8 +71,8 @@ def check(before: dict[str, str]) -> None:
     ]
     if changed:
         sys.exit(
-            f"pip has replaced what the image brings: {'; '.join(changed)}. Take a base image whose "
-            "versions the requirements accept"
+            f"pip has replaced what the image brings: {'; '.join(changed)}. Take a base image "
+            "whose versions the requirements accept"
         )
 
 

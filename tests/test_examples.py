@@ -1,23 +1,23 @@
-"""The numbered scripts of examples/llama3.1-8b, every command of them, on the demo's small model."""
+"""Every command of examples/llama3.1-8b, on the demo's small model."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.warm.programs import ROOT, warm_programs
+from tests.warm.programs import ROOT
 
 SCRIPTS = ROOT / "examples" / "llama3.1-8b"
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with warm_programs(tmp_path_factory.mktemp("programs")) as found:
-        yield {**found, "WORK": str(tmp_path_factory.mktemp("work"))}
+def environment(
+    warm_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    return {**warm_environment, "WORK": str(tmp_path_factory.mktemp("work"))}
 
 
 def run(environment: dict[str, str], script: str, *words: str) -> str:
@@ -50,9 +50,7 @@ def test_the_whole_way_runs(environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(("target", "positions"), [("2m", 2048), ("4m", 4096)])
-def test_the_longer_targets_train(
-    environment: dict[str, str], target: str, positions: int
-) -> None:
+def test_the_longer_targets_train(environment: dict[str, str], target: str, positions: int) -> None:
     """From the weights and the checkpoint of the whole way to the first."""
     run(environment, "02_prepare.sh", "--mock", target)
     run(environment, "04_pretrain.sh", "--mock", target)

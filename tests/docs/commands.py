@@ -111,7 +111,10 @@ def known_flags(verb: str) -> frozenset[str]:
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         cli.main(words)
-    return frozenset(FLAG.findall(shown.getvalue())) | {"--help", *_OF_THE_COMMAND_LINE.get(verb, ())}
+    return frozenset(FLAG.findall(shown.getvalue())) | {
+        "--help",
+        *_OF_THE_COMMAND_LINE.get(verb, ()),
+    }
 
 
 _RECIPES = {verb: [next(iter(PRETRAIN_RECIPES))] for verb in ("pretrain", "plan")}

@@ -7,7 +7,6 @@ import gzip
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ import pytest
 from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
 from tests.docs.blocks import NEEDS, ROOT, Block, blocks, pages, prose
 from tests.models import TEXT, write_llama
-from tests.warm.programs import warm_programs
 
 SECONDS = 120
 
@@ -68,12 +66,6 @@ def test_blocks_are_what_they_say() -> None:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with warm_programs(tmp_path_factory.mktemp("programs")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the pages' commands find: a model under its real name, documents, a converted model."""
     folder = tmp_path_factory.mktemp("inputs")
@@ -94,7 +86,7 @@ def runnable_pages() -> list[Path]:
 
 @pytest.mark.parametrize("page", runnable_pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_a_page_run(
-    page: Path, inputs: Path, environment: dict[str, str], tmp_path: Path
+    page: Path, inputs: Path, warm_environment: dict[str, str], tmp_path: Path
 ) -> None:
     for name in inputs.iterdir():
         (tmp_path / name.name).symlink_to(name)
@@ -109,7 +101,7 @@ def test_the_commands_of_a_page_run(
         done = subprocess.run(
             command,
             cwd=tmp_path,
-            env=environment,
+            env=warm_environment,
             capture_output=True,
             text=True,
             timeout=SECONDS,

@@ -34,9 +34,7 @@ OTHERS = {
 
 def scripts() -> list[Path]:
     """Shell scripts that users start."""
-    return sorted(
-        path for kind in ("*.sh", "*.sbatch") for path in (ROOT / "examples").rglob(kind)
-    )
+    return sorted(path for kind in ("*.sh", "*.sbatch") for path in (ROOT / "examples").rglob(kind))
 
 
 def unknown(text: str, where: str) -> list[str]:
@@ -91,7 +89,9 @@ def test_flags_in_scripts_exist(script: Path) -> None:
 
 
 def test_a_flag_that_does_not_exist_is_found() -> None:
-    text = "torchrun --nproc-per-node 2 -m megatron_ultralong pretrain demo-cpu \\\n  --seq-len 4 -x"
+    text = (
+        "torchrun --nproc-per-node 2 -m megatron_ultralong pretrain demo-cpu \\\n  --seq-len 4 -x"
+    )
     assert unknown(text, "here") == ["here: pretrain has no --seq-len"]
     assert unknown("ultralong convert export a b --no-verify | tee --log", "here") == []
     assert unknown("torchrun --nodes 2 -m megatron_ultralong doctor", "here") == [

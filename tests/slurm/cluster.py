@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from tests.slurm.programs import PROGRAMS, signal_tasks
+from tests.warm.programs import write_program
 
 _ROOT = Path(__file__).parent.parent.parent
 NUM_NODES = 2
@@ -85,8 +85,9 @@ class Cluster:
         (root / "first").write_text(str(os.getpid() % 15000))
         for name in PROGRAMS:
             words = [sys.executable, "-m", "tests.slurm.programs", name]
-            (root / "bin" / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
-            (root / "bin" / name).chmod(0o755)
+            write_program(root / "bin" / name, words)
+        # A warm torchrun is no parent of its ranks, and node.sh looks for them there.
+        write_program(root / "bin" / "torchrun", [sys.executable, "-m", "torch.distributed.run"])
         self.environment = {
             **environment,
             "PATH": f"{root / 'bin'}:{environment['PATH']}",
@@ -121,7 +122,9 @@ class Cluster:
 
     def wait_for_all(self) -> None:
         """Until no job is pending or running."""
-        self.wait(lambda: all(job.state not in ("PENDING", "RUNNING") for job in self.jobs.values()))
+        self.wait(
+            lambda: all(job.state not in ("PENDING", "RUNNING") for job in self.jobs.values())
+        )
 
     def near_limit(self, job: Job) -> None:
         """The time is nearly over: signal as ``--signal`` says."""

@@ -1,7 +1,8 @@
 """sbatch, srun, scontrol, scancel, squeue and apptainer, as far as our scripts use them.
 
 ``python -m tests.slurm.programs NAME ARGUMENTS...``, with ``FAKE_SLURM`` the folder that
-:class:`tests.slurm.cluster.Cluster` watches. An option that is not known here is an error, as it is there.
+:class:`tests.slurm.cluster.Cluster` watches. An option that is not known here is an error, as it is
+there.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def sbatch(words: list[str]) -> int:
         environment=dict(os.environ),
         folder=os.getcwd(),
     )
-    print(f"Submitted batch job {number}")
+    sys.stdout.write(f"Submitted batch job {number}\n")
     return 0
 
 
@@ -114,7 +115,7 @@ def signal_tasks(tasks: list[int], number: int) -> None:
 def scontrol(words: list[str]) -> int:
     if words[:2] == ["show", "hostnames"]:
         assert words[2] == os.environ["SLURM_JOB_NODELIST"]
-        print("localhost\n" * int(os.environ["SLURM_JOB_NUM_NODES"]), end="")
+        sys.stdout.write("localhost\n" * int(os.environ["SLURM_JOB_NUM_NODES"]))
         return 0
     assert words[0] == "requeue", words
     ask(verb="requeue", job=int(words[1]))
@@ -125,7 +126,9 @@ def scontrol(words: list[str]) -> int:
 def squeue(words: list[str]) -> int:
     options, _ = parse(words, {"noheader", "jobs", "format"})
     assert options["format"] == "%T", options
-    print((Path(os.environ["FAKE_SLURM"]) / "jobs" / options["jobs"] / "state").read_text())
+    sys.stdout.write(
+        (Path(os.environ["FAKE_SLURM"]) / "jobs" / options["jobs"] / "state").read_text()
+    )
     return 0
 
 

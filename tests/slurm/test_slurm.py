@@ -14,23 +14,17 @@ from tests.ranks import run_on_ranks
 from tests.slurm.cluster import Cluster, Job
 from tests.training.conftest import tiny  # noqa: F401 - a fixture
 from tests.training.job import every_loss, losses, num_lines
-from tests.warm.programs import ROOT, warm_programs
+from tests.warm.programs import ROOT
 
 TRAIN_ITERS = 40
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with warm_programs(tmp_path_factory.mktemp("programs"), warm_torchrun=False) as environment:
-        yield environment
-
-
 @pytest.fixture
-def cluster(tmp_path: Path, programs: dict[str, str], tiny: Path) -> Iterator[Cluster]:  # noqa: F811
+def cluster(tmp_path: Path, warm_environment: dict[str, str], tiny: Path) -> Iterator[Cluster]:  # noqa: F811
     image = tmp_path / "image"
     image.touch()
     environment = {
-        **programs,
+        **warm_environment,
         "RECIPE": "demo-cpu",
         "LOAD": str(tiny / "base"),
         "DATA": str(tiny / "rows"),
@@ -104,6 +98,7 @@ def test_a_requeued_job_goes_on_to_the_last_step(cluster: Cluster, tmp_path: Pat
         assert len(list(logs.glob("node-*/*/attempt_0/*/stderr.log"))) == 2, "one a rank"
 
 
+@pytest.mark.faults
 def test_the_next_job_of_a_chain_goes_on_and_the_rest_is_cancelled(
     cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -2,5 +2,5 @@
 
 A server imports torch, Megatron-Core and transformers once, and forks itself for every program that
 a script starts. What runs in the fork is the program itself: its command line, its environment, its
-output, its exit status and its signals. A start costs hundredths of a second instead of five seconds.
+output, its exit status and its signals. A start costs hundredths of a second instead of seconds.
 """

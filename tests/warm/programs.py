@@ -22,23 +22,21 @@ _MODULES = {
 }
 
 
-@contextmanager
-def warm_programs(folder: Path, *, warm_torchrun: bool = True) -> Iterator[dict[str, str]]:
-    """The environment of scripts whose ``ultralong``, ``torchrun`` and ``python -m`` start warm.
+def write_program(path: Path, words: list[str]) -> None:
+    """A program that is ``words``, followed by its own arguments."""
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    path.chmod(0o755)
 
-    A warm torchrun is no parent of its ranks: where a script looks for them, it starts cold, and its
-    ranks warm.
-    """
+
+@contextmanager
+def warm_programs(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment of scripts whose ``ultralong``, ``torchrun`` and ``python -m`` start warm."""
     path = folder / "server"
     programs = folder / "bin"
     programs.mkdir(parents=True)
     for name, module in _MODULES.items():
-        program = programs / name
         words = [sys.executable, "-ISu", str(_CLIENT), str(path), module]
-        if name == "torchrun" and not warm_torchrun:
-            words = [sys.executable, "-m", module]
-        program.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
-        program.chmod(0o755)
+        write_program(programs / name, words)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC", "PET_"))},
         "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -1,4 +1,4 @@
-"""In place of ``vllm serve``, with the flags that step 8 uses: transformers behind vLLM's addresses."""
+"""In place of ``vllm serve``, with the flags that step 8 uses: transformers."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def main() -> None:
         )
 
     class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self._send({})
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert asked["model"] == options.served_model_name
             ids = tokenizer(asked["prompt"], return_tensors="pt").input_ids
