@@ -11,5 +11,5 @@ torchrun --nproc-per-node "$RANKS" -m megatron_ultralong evaluate loss \
     --output "$WORK/loss-$TARGET"
 # shellcheck disable=SC2086
 torchrun --nproc-per-node "$RANKS" -m megatron_ultralong evaluate passkey \
-    --load "extended=$WORK/run-$TARGET" --lengths $LENGTHS --depths $DEPTHS --num-samples "$PROMPTS" \
+    --load "tuned=$WORK/tuned-$TARGET" --lengths $LENGTHS --depths $DEPTHS --num-samples "$PROMPTS" \
     $LAYOUT_FLAGS --output "$WORK/passkey-$TARGET"

@@ -4,5 +4,5 @@ set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-ultralong convert export "$WORK/run-$TARGET" "$WORK/Llama-3.1-8B-UltraLong-$TARGET"
-ultralong convert verify "$WORK/run-$TARGET" "$WORK/Llama-3.1-8B-UltraLong-$TARGET"
+ultralong convert export "$WORK/tuned-$TARGET" "$WORK/Llama-3.1-8B-UltraLong-$TARGET"
+ultralong convert verify "$WORK/tuned-$TARGET" "$WORK/Llama-3.1-8B-UltraLong-$TARGET"

@@ -34,6 +34,10 @@ MAX_TOKENS=${MAX_TOKENS:-1300000000} # the paper's 1B; 150 iterations of 8.4M to
 WORKERS=${WORKERS:-$(nproc)}
 RANKS=${RANKS:-8}                    # of this node; several nodes: docs/clusters.md
 PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-}   # more flags, such as --context-parallel-size 1 --offload-activations
+CHATS=${CHATS:-chats=$WORK/chats/*.jsonl} # NAME=PATTERN, for `prepare chat --source`
+CHAT_TEMPLATE=${CHAT_TEMPLATE:-llama3.1}
+SFT_RECIPE=${SFT_RECIPE:-llama3.1-8b-sft}
+SFT_FLAGS=${SFT_FLAGS:-}
 LAYOUT_FLAGS=${LAYOUT_FLAGS:---tensor-model-parallel-size 8 --sequence-parallel} # of evaluations
 LENGTHS=${LENGTHS:-131072 $((SEQ_LENGTH / 4)) $((SEQ_LENGTH / 2)) $SEQ_LENGTH}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}

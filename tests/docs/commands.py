@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass
 
 from megatron_ultralong import cli
-from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from tests.docs.blocks import ROOT
 
 FLAG = re.compile(r"--[a-z][a-z0-9_-]*[a-z0-9]")
@@ -118,8 +118,9 @@ def known_flags(verb: str) -> frozenset[str]:
 
 
 _RECIPES = {verb: [next(iter(PRETRAIN_RECIPES))] for verb in ("pretrain", "plan")}
+_RECIPES["sft"] = [next(iter(SFT_RECIPES))]
 """Verbs whose flags are shown once a recipe is named."""
-_OF_THE_COMMAND_LINE = {"pretrain": ("--config", "--dry-run")}
+_OF_THE_COMMAND_LINE = {verb: ("--config", "--dry-run") for verb in ("pretrain", "sft")}
 """Flags that ``cli`` takes before the configuration's."""
 
 

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Step 5: instruction tuning on conversations (CHATS in settings.sh), from the extended checkpoint.
+set -euo pipefail
+# shellcheck source=examples/llama3.1-8b/settings.sh
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+set -f # prepare expands the pattern itself
+ultralong prepare chat --source "$CHATS" --tokenizer "$WORK/hf" --chat-template "$CHAT_TEMPLATE" \
+    --output "$WORK/chats-$TARGET"
+# shellcheck disable=SC2086 # several words
+torchrun --nproc-per-node "$RANKS" -m megatron_ultralong sft "$SFT_RECIPE" --load "$WORK/run-$TARGET" \
+    --data-path "$WORK/chats-$TARGET" --save "$WORK/tuned-$TARGET" $SFT_FLAGS
