@@ -36,6 +36,16 @@ def merge_(out_SBHD: Tensor, lse_BHS: Tensor, part_SBHD: Tensor, part_lse_BHS: T
     torch.logaddexp(lse_BHS, part_lse_BHS, out=lse_BHS)
 
 
+def merge_all(outs_RSBHD: Tensor, lses_RBHS: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of R partial results over disjoint keys, float32 or float64.
+
+    A part without a key has lse -inf; where no part has one, the output is 0 and lse is -inf.
+    """
+    lse_BHS = lses_RBHS.logsumexp(dim=0)
+    shares_RBHS = torch.exp(lses_RBHS - lse_BHS).nan_to_num_(nan=0.0)
+    return (shares_RBHS.permute(0, 3, 1, 2).unsqueeze(-1) * outs_RSBHD).sum(dim=0), lse_BHS
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of sums: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_ultralong.evaluation.generator import before_stop, check_prompts
+from megatron_ultralong.evaluation.generator import before_stop
 from megatron_ultralong.evaluation.hugging_face_model import load_llama
+from megatron_ultralong.generation.prompts import check_prompts
 
 
 class HuggingFaceGenerator:

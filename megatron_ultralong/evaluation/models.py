@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,6 +20,7 @@ from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.megatron_generator import MegatronGenerator
 from megatron_ultralong.evaluation.megatron_scorer import MegatronScorer
 from megatron_ultralong.evaluation.scorer import Scorer
 from megatron_ultralong.mcore.parallel import parallel_groups, world_size
@@ -45,18 +46,13 @@ def open_scorers(config: ModelsConfig) -> Iterator[Sequence[Scorer]]:
         InputError: a folder is missing or of no known kind, or the layout is none for evaluations.
     """
     models = _models(config)
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    with contextlib.ExitStack() as stack:
-        groups = None
-        if not all(_is_hugging_face(folder) for _, folder in models):
-            groups = stack.enter_context(parallel_groups(config.parallel, seed=0))
-        scorers: list[Scorer] = [
+    with _layout(config, models) as (groups, dtype):
+        yield [
             HuggingFaceScorer(folder, name=name)
             if _is_hugging_face(folder)
             else MegatronScorer(folder, config.parallel, groups, dtype=dtype, name=name)
             for name, folder in models
         ]
-        yield scorers
 
 
 @contextlib.contextmanager
@@ -67,13 +63,26 @@ def open_generators(config: ModelsConfig) -> Iterator[Sequence[Generator]]:
         InputError: a folder is missing or of no known kind.
     """
     models = _models(config)
-    megatron = [str(folder) for _, folder in models if not _is_hugging_face(folder)]
-    if megatron:
-        raise InputError(
-            f"{megatron[0]} is a Megatron checkpoint, and only Hugging Face folders can write so "
-            "far: export it with `ultralong convert export`"
-        )
-    yield [HuggingFaceGenerator(folder, name=name) for name, folder in models]
+    with _layout(config, models) as (groups, dtype):
+        yield [
+            HuggingFaceGenerator(folder, name=name)
+            if _is_hugging_face(folder)
+            else MegatronGenerator(folder, config.parallel, groups, dtype=dtype, name=name)
+            for name, folder in models
+        ]
+
+
+@contextlib.contextmanager
+def _layout(
+    config: ModelsConfig, models: Sequence[tuple[str, Path]]
+) -> Iterator[tuple[Any, torch.dtype]]:
+    """Process groups and dtype of the Megatron checkpoints among ``models``."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    if all(_is_hugging_face(folder) for _, folder in models):
+        yield None, dtype
+        return
+    with parallel_groups(config.parallel, seed=0) as groups:
+        yield groups, dtype
 
 
 def _models(config: ModelsConfig) -> list[tuple[str, Path]]:

@@ -75,6 +75,11 @@ class LocalRotaryEmbedding(RotaryEmbedding):
             self._key, self._angles = key, self._local_angles(positions + offset)
         return self._angles
 
+    def angles_at(self, positions: torch.Tensor) -> torch.Tensor:
+        """Angles of tokens at any positions: int64 [s, b] -> float32 [s, b, 1, head_dim]."""
+        angles_N11D = self._local_angles(positions.flatten())
+        return angles_N11D.reshape(*positions.shape, 1, angles_N11D.shape[-1])
+
     def _local_angles(self, positions_S: torch.Tensor) -> torch.Tensor:
         if self.angle_precision == "exact":
             angles_SF = yarn.wrapped_angles(positions_S.numpy(), self.inv_freq_float64)

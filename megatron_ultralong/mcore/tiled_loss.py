@@ -226,7 +226,28 @@ class TiledLoss:
             tiles.put(correct_SB, tile, correct_BT.t())
         return losses_SB.t(), correct_SB.t()
 
+    @torch.no_grad()
+    def logits(self, hidden_BSH: torch.Tensor) -> torch.Tensor:
+        """Logits over the whole vocabulary on every tensor-parallel rank, float32 [b, s, V].
+
+        Args:
+            hidden_BSH: of the few tokens that need them, from what the model returned without
+                labels and without sequence parallelism.
+        """
+        tiles, group = self._tiling.tiles, self._tiling.group
+        assert tiles.num_runs == 1, "under sequence parallelism no rank has all tokens"
+        local = (hidden_BSH @ self._output_weight().t()).contiguous()
+        if group.size() == 1:
+            return _at_least_float32(local)
+        parts = [torch.empty_like(local) for _ in range(group.size())]
+        dist.all_gather(parts, local, group=group)
+        return _at_least_float32(torch.cat(parts, dim=-1))
+
     def _output_weight(self) -> torch.Tensor:
         weight = self._layer.weight if self._weight is None else self._weight
         assert weight is not None, "the weight of a tied output layer comes with its call"
         return weight
+
+
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,1 @@
+"""Continuing prompts with a Megatron checkpoint, in the layout that trained it."""

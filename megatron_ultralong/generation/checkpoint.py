@@ -1,0 +1,66 @@
+"""A Megatron checkpoint, opened to continue rows in a layout of one's choice."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_ultralong.checkpoint.folder import resolve
+from megatron_ultralong.checkpoint.metadata import load_metadata
+from megatron_ultralong.checkpoint.model_state import load_weights
+from megatron_ultralong.config import AnglePrecision, ParallelConfig
+from megatron_ultralong.mcore.decoding import Decoder
+from megatron_ultralong.mcore.model import build_model, transformer_config
+from megatron_ultralong.mcore.recomputed_layer import Recomputation
+
+_TILE_SIZE = 4096
+"""Tokens that go through projections and MLP at a time."""
+
+
+def open_decoder(
+    folder: Path,
+    parallel: ParallelConfig,
+    groups: Any,
+    *,
+    dtype: torch.dtype,
+    iteration: int | None = None,
+    angle_precision: AnglePrecision | None = None,
+) -> Decoder:
+    """The checkpoint's weights in ``parallel``; every rank calls it inside ``parallel_groups``.
+
+    ``sequence_parallel`` is left out: it splits the tokens of a pass over tensor-parallel ranks,
+    and a step of decoding has one. The weights are the same with and without.
+
+    Args:
+        folder: the checkpoint.
+        parallel: the layout.
+        groups: Megatron's process groups.
+        dtype: of weights, activations, keys and values.
+        iteration: which checkpoint of the folder; None: the newest.
+        angle_precision: precision of the rotary angles; None: the checkpoint's own. ``float32`` is
+            as transformers has them, off by up to 5e-4 rad at position 8,192.
+
+    Raises:
+        InputError: ``folder`` is no checkpoint of ours, or cannot be split this way.
+    """
+    metadata = load_metadata(folder)
+    parallel = dataclasses.replace(parallel, sequence_parallel=False)
+    parallel.check_model(metadata.model)
+    weights, _ = resolve(folder, iteration)
+    model = build_model(
+        metadata.model,
+        transformer_config(
+            metadata.model, parallel, params_dtype=dtype, rope_scaling=metadata.rope_scaling
+        ),
+        groups,
+        seq_length=metadata.model.max_position_embeddings,
+        rope_scaling=metadata.rope_scaling,
+        angle_precision=angle_precision or metadata.angle_precision,
+        recomputation=Recomputation(tile_size=_TILE_SIZE),
+        loss_tile_size=_TILE_SIZE,
+    ).to(dtype)
+    load_weights(model, weights)
+    return Decoder(model, groups)

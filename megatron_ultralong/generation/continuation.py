@@ -1,0 +1,163 @@
+"""Continuations of prompts: batches, the loop of steps, and rows that end before the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.generation.config import DecodingConfig, SamplingConfig
+from megatron_ultralong.generation.sampling import choose
+from megatron_ultralong.mcore.decoding import Decoder, Tokens
+
+OnToken = Callable[[int, int], None]
+
+
+@dataclasses.dataclass
+class Speed:
+    """Tokens and seconds of reading prompts and of writing behind them, of all batches."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    """Without the first token of each row, which comes with its prompt."""
+    decode_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """``prefill 8,192 tokens at 4,096 tokens/s, decode 63 tokens at 21.0 tokens/s``."""
+        prefill = self.prefill_tokens / max(self.prefill_seconds, 1e-9)
+        text = f"prefill {self.prefill_tokens:,} tokens at {prefill:,.0f} tokens/s"
+        if self.decode_tokens:
+            decode = self.decode_tokens / max(self.decode_seconds, 1e-9)
+            text += f", decode {self.decode_tokens:,} tokens at {decode:,.1f} tokens/s"
+        return text
+
+
+@dataclasses.dataclass
+class Continuation:
+    """Writes behind prompts with one model.
+
+    Every rank calls it with the same arguments and gets the same tokens.
+    """
+
+    decoder: Decoder
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    config: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
+    speed: Speed = dataclasses.field(default_factory=Speed)
+    """Of all calls so far."""
+
+    def generate(
+        self,
+        prompts: Sequence[Tokens],
+        max_new_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+        *,
+        on_token: OnToken = lambda prompt, token: None,
+        advance: Callable[[float], None] = lambda amount: None,
+    ) -> list[list[int]]:
+        """Ids behind every prompt, at most ``max_new_tokens``, ended before a stop id.
+
+        Args:
+            prompts: token ids, at least one each.
+            max_new_tokens: tokens to write behind each.
+            stop_ids: ids that end a row; it leaves the batch, and the others go on.
+            on_token: is told the number of the prompt and each id as it is written.
+            advance: is told how many tokens of prompts were read.
+
+        Raises:
+            InputError: keys and values of a single prompt do not fit into the device's memory.
+        """
+        lengths = [(len(prompt), max_new_tokens) for prompt in prompts]
+        written: list[list[int]] = [[] for _ in prompts]
+        most_tokens = self.decoder.most_cached_tokens()
+        for batch in make_batches(
+            [sum(each) for each in lengths], self.config.max_batch_size, most_tokens
+        ):
+            self.decoder.start([lengths[number] for number in batch])
+            first = self._read([prompts[number] for number in batch], advance)
+            self._write(batch, first, max_new_tokens, stop_ids, written, on_token)
+        return written
+
+    def _read(self, prompts: Sequence[Tokens], advance: Callable[[float], None]) -> Tensor:
+        """Logits behind every prompt, [b, vocabulary]."""
+        start = _clock()
+        logits = [
+            self.decoder.read(row, prompt, self.config.prefill_chunk_size, advance)
+            for row, prompt in enumerate(prompts)
+        ]
+        self.speed.prefill_tokens += sum(map(len, prompts))
+        self.speed.prefill_seconds += _clock() - start
+        return torch.stack(logits)
+
+    def _write(
+        self,
+        batch: Sequence[int],
+        logits: Tensor,
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+        written: list[list[int]],
+        on_token: OnToken,
+    ) -> None:
+        """Steps until every row of the batch has ended; ``logits`` are those behind the prompts."""
+        start = _clock()
+        rows = list(range(len(batch)))
+        for number in range(max_new_tokens):
+            prompts = [batch[row] for row in rows]
+            chosen = choose(logits, self.sampling, prompts, number)
+            tokens: list[int] = self.decoder.agree(chosen).tolist()
+            going_on = [
+                (row, token)
+                for row, token in zip(rows, tokens, strict=True)
+                if token not in stop_ids
+            ]
+            for row, token in going_on:
+                written[batch[row]].append(token)
+                on_token(batch[row], token)
+            self.speed.decode_tokens += len(rows) if number else 0
+            if not going_on or number == max_new_tokens - 1:
+                break
+            rows = [row for row, _ in going_on]
+            logits = self.decoder.step(rows, [token for _, token in going_on])
+        self.speed.decode_seconds += _clock() - start
+
+
+def make_batches(
+    lengths: Sequence[int], max_batch_size: int, most_tokens: int | None
+) -> list[list[int]]:
+    """Numbers of rows that are continued together, those of like length: a cache row is as long as
+    the longest of its batch.
+
+    ``[5, 90, 6, 100], 2, None -> [[3, 1], [2, 0]]``; with ``most_tokens`` 150, ``[[3], [1], [2,
+    0]]``.
+
+    Raises:
+        InputError: a row is longer than ``most_tokens``.
+    """
+    if most_tokens is not None and max(lengths, default=0) > most_tokens:
+        raise InputError(
+            f"a prompt with its continuation has {max(lengths)} tokens, and the free memory of a "
+            f"rank holds keys and values of {most_tokens}: raise --context-parallel-size or "
+            "--tensor-model-parallel-size, which share them"
+        )
+    batches: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        batch = batches[-1] if batches else []
+        has_room = 0 < len(batch) < max_batch_size and (
+            most_tokens is None or (len(batch) + 1) * lengths[batch[0]] <= most_tokens
+        )
+        if has_room:
+            batch.append(number)
+        else:
+            batches.append([number])
+    return batches
+
+
+def _clock() -> float:
+    """Seconds, when the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,192 @@
+"""Greedy decoding in every layout writes what transformers writes on the exported folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GenerationConfig, LlamaForCausalLM
+
+from megatron_ultralong import yarn
+from megatron_ultralong.checkpoint.convert import (
+    ExportConfig,
+    ImportConfig,
+    export_checkpoint,
+    import_checkpoint,
+)
+from megatron_ultralong.checkpoint.metadata import load_metadata
+from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.generator import before_stop
+from megatron_ultralong.generation.checkpoint import open_decoder
+from megatron_ultralong.generation.config import DecodingConfig
+from megatron_ultralong.generation.continuation import Continuation, make_batches
+from megatron_ultralong.mcore.parallel import parallel_groups
+from tests.models import write_llama
+from tests.ranks import run_on_ranks
+
+ROPES: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "beta_fast": 4.0,
+        "beta_slow": 1.0,
+        "attention_factor": 1.2,
+        "original_max_position_embeddings": 64,
+    },
+}
+CONTEXT_PARALLEL = {
+    size: ParallelConfig(context_parallel_size=size, cp_comm_type="all_gather")
+    for size in (1, 2, 4)
+}
+LAYOUTS = {
+    1: [("llama3", CONTEXT_PARALLEL[1]), ("yarn", CONTEXT_PARALLEL[1])],
+    2: [
+        ("llama3", CONTEXT_PARALLEL[2]),
+        ("yarn", ParallelConfig(context_parallel_size=2)),
+        ("llama3", ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)),
+        ("yarn", ParallelConfig(pipeline_model_parallel_size=2)),
+    ],
+    4: [
+        ("llama3", CONTEXT_PARALLEL[4]),
+        ("yarn", ParallelConfig(context_parallel_size=2, tensor_model_parallel_size=2)),
+    ],
+}
+NUM_TOKENS = {"llama3": 64, "yarn": 20}
+RANDOM = np.random.default_rng(0)
+# One token, fewer than 2 * cp, one more than a chunk, lengths that no layout divides, and long.
+SIZES = (1, 3, 97, 301, 301, 8000)
+PROMPTS = [RANDOM.integers(0, 320, size).tolist() for size in SIZES]
+CHUNKS = (96, 96, 96, 96, 96, 2000)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("decoding")
+    for name, rope in ROPES.items():
+        write_llama(
+            folder / f"source-{name}",
+            num_hidden_layers=2,
+            rope_parameters=rope,
+            max_position_embeddings=8192,
+        )
+        import_checkpoint(ImportConfig(folder / f"source-{name}", folder / name))
+        export_checkpoint(ExportConfig(folder / name, folder / f"hf-{name}"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, list[Any]]:
+    models = {}
+    for name in ROPES:
+        model = LlamaForCausalLM.from_pretrained(folder / f"hf-{name}", dtype=torch.float32).eval()
+        # Transformers makes the frequencies in float32: a last bit of theirs is 5e-4 rad at 8,000.
+        scaling = load_metadata(folder / name).rope_scaling
+        exact = yarn.inv_freq(scaling, 16, 10_000.0)
+        model.model.rotary_emb.inv_freq.copy_(torch.from_numpy(exact))
+        models[name] = model
+    return {
+        name: [reference(model, prompt, NUM_TOKENS[name]) for prompt in PROMPTS]
+        for name, model in models.items()
+    }
+
+
+def reference(model: LlamaForCausalLM, prompt: list[int], num_tokens: int) -> Any:
+    """What transformers' ``generate`` writes, and the logits of every step."""
+    model.generation_config = GenerationConfig()
+    ids = torch.tensor([prompt])
+    made = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=num_tokens,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return made.sequences[0, len(prompt) :].tolist(), torch.cat(made.logits)
+
+
+def decode_all(folder: Path, cases: list[tuple[str, ParallelConfig]]) -> list[Any]:
+    """Run on every rank: what is written, and the logits behind two of the prompts."""
+    results: list[Any] = []
+    for name, parallel in cases:
+        with parallel_groups(parallel, seed=0) as groups:
+            decoder = open_decoder(folder / name, parallel, groups, dtype=torch.float32)
+            short = Continuation(decoder, config=DecodingConfig(CHUNKS[0]))
+            long = Continuation(decoder, config=DecodingConfig(CHUNKS[-1]))
+            written = short.generate(PROMPTS[:-1], NUM_TOKENS[name])
+            written += long.generate(PROMPTS[-1:], NUM_TOKENS[name])
+            logits = {}
+            decoder = open_decoder(
+                folder / name, parallel, groups, dtype=torch.float32, angle_precision="float32"
+            )
+            for k in (2, 5):
+                decoder.start([(len(PROMPTS[k]), 7)])
+                made = [decoder.read(0, PROMPTS[k], CHUNKS[k])]
+                made += [decoder.step([0], [token])[0] for token in written[k][:7]]
+                logits[k] = torch.stack(made)
+            results.append((written, logits))
+    return results
+
+
+@pytest.mark.parametrize("ranks", LAYOUTS)
+def test_every_layout_writes_what_transformers_writes(
+    folder: Path, expected: dict[str, list[Any]], ranks: int
+) -> None:
+    for of_rank in run_on_ranks(ranks, decode_all, folder, LAYOUTS[ranks]):
+        for (name, layout), (written, logits) in zip(LAYOUTS[ranks], of_rank, strict=True):
+            theirs = expected[name]
+            for k, ids in enumerate(written):
+                assert ids == theirs[k][0], (name, layout, SIZES[k])
+            for k, made in logits.items():
+                # float32 on both sides, rotary angles too, from equal frequencies.
+                torch.testing.assert_close(made, theirs[k][1][:8], atol=1e-4, rtol=0)
+
+
+def test_rows_that_end_leave_the_others_alone(folder: Path, expected: dict[str, list[Any]]) -> None:
+    written = [ids for ids, _ in expected["yarn"][:5]]
+    # Ids at which rows end at different steps, one of them at its first token.
+    stops = frozenset({written[0][0], written[2][7], written[3][12]})
+    with parallel_groups(ParallelConfig(), seed=0) as groups:
+        decoder = open_decoder(folder / "yarn", ParallelConfig(), groups, dtype=torch.float32)
+        told: list[list[int]] = [[] for _ in written]
+        found = Continuation(decoder, config=DecodingConfig(64, 4)).generate(
+            PROMPTS[:5], 20, stops, on_token=lambda prompt, token: told[prompt].append(token)
+        )
+    assert found == told == [before_stop(ids, stops) for ids in written]
+    assert found[0] == []
+    assert len({len(ids) for ids in found}) > 2
+
+
+@given(
+    st.lists(st.integers(1, 100), max_size=20),
+    st.integers(1, 6),
+    st.one_of(st.none(), st.integers(100, 400)),
+)
+def test_batches_hold_every_row_once_and_fit(
+    lengths: list[int], size: int, most: int | None
+) -> None:
+    batches = make_batches(lengths, size, most)
+    assert sorted(number for batch in batches for number in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert 1 <= len(batch) <= size
+        assert most is None or len(batch) * max(lengths[number] for number in batch) <= most
+
+
+def test_a_row_without_room_is_refused() -> None:
+    with pytest.raises(InputError, match=r"has 90 tokens, .* holds keys and values of 80: raise"):
+        make_batches([3, 90], 4, 80)
