@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import megatron.core
+import numpy as np
+import torch
 from memory_measurement.training_step import emulated_peak_bytes, peak_bytes
 
 from megatron_ultralong.config import DataConfig, ModelConfig, ParallelConfig, PretrainConfig
@@ -127,11 +132,38 @@ def compare(
     }
 
 
+def slope(lengths: Sequence[int]) -> dict[str, Any]:
+    """Peaks of one rank by the length of the row, planned and run; and what a token adds."""
+    model = dataclasses.replace(MODEL, num_layers=3, hidden_size=128, ffn_hidden_size=384,
+                                num_attention_heads=4, num_query_groups=2)  # fmt: skip
+    plans, peaks = [], []
+    for length in lengths:
+        config = run(ParallelConfig(), "bf16", seq_length=length)
+        plans.append(total(planned(model, config, 1)[0]))
+        peaks.append(emulated_peak_bytes(model, config, 1, rank=0, warm_up=1024))
+        print(
+            f"| {length:,} | {plans[-1] / 2**20:.2f} | {peaks[-1] / 2**20:.2f} |",
+            flush=True,
+        )
+    fits = [np.polyfit(lengths, values, 1) for values in (plans, peaks)]
+    off = np.abs(np.polyval(fits[1], lengths) / np.asarray(peaks) - 1).max()
+    return {
+        "lengths": list(lengths),
+        "planned": plans,
+        "measured": peaks,
+        "planned bytes a token": fits[0][0],
+        "measured bytes a token": fits[1][0],
+        "ratio": fits[0][0] / fits[1][0],
+        "largest distance from the line": off,
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["layouts", "slope"])
     parser.add_argument("--only", nargs="*", default=None, help="beginnings of layouts' names")
+    parser.add_argument("--lengths", type=int, nargs="*", default=LENGTHS, help="of slope's rows")
     parser.add_argument(
         "--emulate",
         action="store_true",
@@ -140,20 +172,41 @@ def main() -> None:
     parser.add_argument("--details", action="store_true", help="the largest tensors at the peak")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
-    rows = []
-    for name, (num_ranks, config) in LAYOUTS.items():
-        if arguments.only and not any(name.startswith(only) for only in arguments.only):
-            continue
-        row = compare(name, num_ranks, config, emulate=arguments.emulate, details=arguments.details)
-        rows.append(row)
+    print(
+        f"`python {' '.join(sys.argv)}`, {datetime.date.today().isoformat()}, torch "
+        f"{torch.__version__}, Megatron-Core {megatron.core.__version__}; MiB\n"
+    )
+    found: Any
+    if arguments.what == "slope":
+        print("| tokens | planned | measured |\n| --- | --- | --- |")
+        found = slope(arguments.lengths)
         print(
-            f"| {name} | {row['precision']} | {row['moment']} | {row['planned'] / 2**20:.2f} | "
-            f"{row['measured'] / 2**20:.2f} | {row['ratio']:.3f} |",
-            flush=True,
+            f"\na token adds {found['measured bytes a token']:.0f} bytes, planned "
+            f"{found['planned bytes a token']:.0f} ({found['ratio']:.3f}); peaks are within "
+            f"{found['largest distance from the line']:.2%} of a line"
         )
+    else:
+        print("| layout | precision | moment of the peak | planned | measured | ratio |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        found = [_row(name, arguments) for name in LAYOUTS if _is_wanted(name, arguments.only)]
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _is_wanted(name: str, only: Sequence[str] | None) -> bool:
+    return not only or any(name.startswith(beginning) for beginning in only)
+
+
+def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    num_ranks, config = LAYOUTS[name]
+    row = compare(name, num_ranks, config, emulate=arguments.emulate, details=arguments.details)
+    print(
+        f"| {name} | {row['precision']} | {row['moment']} | {row['planned'] / 2**20:.2f} | "
+        f"{row['measured'] / 2**20:.2f} | {row['ratio']:.3f} |",
+        flush=True,
+    )
+    return row
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -41,21 +41,32 @@ def peak_bytes(
 
 
 def emulated_peak_bytes(
-    model: ModelConfig, config: PretrainConfig, num_ranks: int, *, rank: int, details: bool = False
+    model: ModelConfig,
+    config: PretrainConfig,
+    num_ranks: int,
+    *,
+    rank: int,
+    warm_up: int = 0,
+    details: bool = False,
 ) -> int:
-    """The same of one rank that runs alone in this process, with copies of what others send."""
+    """The same of one rank that runs alone in this process, with copies of what others send.
+
+    ``warm_up``: tokens of the first step's row; 0: as many as in the one that counts.
+    """
     lone_group.start(rank, num_ranks)
     try:
-        return _measure(model, config, rank, details)
+        return _measure(model, config, rank, details, warm_up)
     finally:
         dist.destroy_process_group()
 
 
-def _measure(model: ModelConfig, config: PretrainConfig, rank: int, details: bool) -> int:
+def _measure(
+    model: ModelConfig, config: PretrainConfig, rank: int, details: bool, warm_up: int = 0
+) -> int:
     """Peak of the second step; the first makes what stays: optimizer states, angles, buffers."""
     with parallel_groups(config.parallel, seed=1) as groups, LiveBytes() as live:
         job = RankJob(config, model, groups)
-        job.iteration(config.data.seq_length)
+        job.iteration(warm_up or config.data.seq_length)
         live.reset_peak()
         job.iteration(config.data.seq_length)
         if details:
