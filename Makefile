@@ -13,7 +13,7 @@ MATRIX_PYTHON ?= python3.12
 MATRIX_VERSIONS ?= 0.17.1 0.18.2 0.19.2
 MATRIX_TESTS ?= tests/checkpoint/test_torch_dist.py tests/checkpoint/test_megatron_lm.py tests/checkpoint/test_logits.py
 
-.PHONY: help install test test-faults test-matrix lint docs format demo mock bench clean
+.PHONY: help install test test-faults test-matrix lint docs format demo mock bench bench-plan clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -66,6 +66,10 @@ docs: install  ## the site, at http://127.0.0.1:8000
 bench: install  ## attention's balance and speed, as ratios; leave the machine alone meanwhile
 	$(BIN)/python tools/benchmark_attention.py balance
 	$(BIN)/python tools/benchmark_attention.py cpu
+
+bench-plan: install  ## the plan's memory beside live tensors of real training steps, in ten minutes or so
+	$(BIN)/python -W ignore tools/benchmark_plan.py layouts
+	$(BIN)/python -W ignore tools/benchmark_plan.py slope
 
 format: install  ## rewrite the files in the project's format
 	$(BIN)/ruff format .

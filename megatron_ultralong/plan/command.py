@@ -162,7 +162,8 @@ def area_of(
             "document_mask block needs the documents: name a prepared folder by --data-path, or "
             "their mean length by --mean-document-length"
         )
-    return Area(area, f"{text}, {area / whole:.1%} of the causal area")
+    share = f"{area / whole:.1%} of the causal area"
+    return Area(area, f"{text}, {share}, as if ranks shared it evenly")
 
 
 def plan_run(
