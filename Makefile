@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= true
 MATRIX := .venv-matrix
 MATRIX_PYTHON ?= python3.12
 MATRIX_VERSIONS ?= 0.17.1 0.18.2 0.19.2
-MATRIX_TESTS ?= tests/checkpoint/test_torch_dist.py tests/checkpoint/test_megatron_lm.py tests/checkpoint/test_logits.py
+MATRIX_TESTS ?= tests/checkpoint/test_torch_dist.py tests/checkpoint/test_megatron_lm.py tests/checkpoint/test_logits.py tests/dropin
 
 .PHONY: help install test test-faults test-matrix lint docs format demo mock bench bench-plan clean
 
@@ -28,7 +28,7 @@ $(VENV)/installed: setup.py requirements/constraints.txt
 install: $(VENV)/installed  ## make .venv and install everything into it
 
 test: install  ## the tests, at most ten minutes on two cores
-	timeout 900 $(BIN)/python -m pytest -q
+	timeout 900 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 test-faults: install  ## kills, signals, hangs, full disks, damage at full length; says how long each took
 	timeout 1800 $(BIN)/python -m pytest -m "faults or not faults" --timeout 600 --log-cli-level INFO \
@@ -45,7 +45,7 @@ $(MATRIX)/megatron-core-%: $(MATRIX)/installed
 	$(MATRIX)/bin/python -m pip install --quiet --upgrade --no-deps --target $@ megatron-core==$*
 	touch $@
 
-test-matrix: $(MATRIX_VERSIONS:%=$(MATRIX)/megatron-core-%)  ## checkpoints with Megatron-Core 0.17-0.19; downloads 3 GB
+test-matrix: $(MATRIX_VERSIONS:%=$(MATRIX)/megatron-core-%)  ## checkpoints and Megatron-LM's own loop with Megatron-Core 0.17-0.19; downloads 3 GB
 	set -e; for release in $^; do export PYTHONPATH=$$(realpath $$release):$(CURDIR); \
 	    $(MATRIX)/bin/python -c "import megatron.core as m; print('Megatron-Core', m.__version__, flush=True)"; \
 	    timeout 900 $(MATRIX)/bin/python -m pytest -q $(MATRIX_TESTS); \

@@ -54,6 +54,7 @@ setup(
             "transformers>=4.45",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",  # two files of tests at a time
             "hypothesis>=6.100",
             "mpmath>=1.3",
             "wonderwords>=2.2",
