@@ -27,6 +27,8 @@ from megatron_ultralong.training.pretrain import pretrain
 from tests.models import TEXT, write_llama
 from tests.ranks import run_on_ranks
 
+# All layouts train in one fixture, which takes minutes where ranks share cores with other tests.
+pytestmark = pytest.mark.timeout(800)
 STEPS = 5
 SEQ_LENGTH = 256
 TP2, CP2, PP2 = (
