@@ -261,22 +261,43 @@ def _run_evaluate_loss(verb: str, words: list[str]) -> None:
 
 
 def _run_evaluate_passkey(verb: str, words: list[str]) -> None:
-    from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
     from megatron_ultralong.evaluation.commands import PasskeyCommand
-    from megatron_ultralong.evaluation.models import open_scorers, tokenizer_folder
     from megatron_ultralong.evaluation.passkey import evaluate_passkey
 
-    command = _parse(PasskeyCommand, verb, words)
-    command.passkey.check()
+    _run_retrieval(verb, words, PasskeyCommand, "passkey", evaluate_passkey)
+
+
+def _run_evaluate_needle(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.evaluation.commands import NeedleCommand
+    from megatron_ultralong.evaluation.needle import evaluate_needle
+
+    _run_retrieval(verb, words, NeedleCommand, "needle", evaluate_needle)
+
+
+def _run_retrieval(
+    verb: str, words: list[str], command_class: Any, part: str, run: Callable[..., Any]
+) -> None:
+    """A grid of prompts put to one model, which scores them or writes the answers."""
+    from megatron_ultralong.evaluation import models
+    from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+
+    command = _parse(command_class, verb, words)
+    config = getattr(command, part)
+    config.check()
+    command.cost.check()
     if len(command.models.load) != 1:
-        raise InputError(f"evaluate passkey takes one --load, not {len(command.models.load)}")
-    tokenizer = HuggingFaceTokenizer(tokenizer_folder(command.models.load[0]))
-    with open_scorers(command.models) as scorers:
-        evaluate_passkey(
-            command.passkey,
-            scorers[0],
-            lambda text: [int(token) for token in tokenizer.encode_documents([text])[0]],
-        )
+        raise InputError(f"{verb} takes one --load, not {len(command.models.load)}")
+    (load,) = command.models.load
+    facts = models.model_facts(load, command.models.precision)
+    tokenizer = PromptTokenizer(models.tokenizer_folder(load))
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text).tolist()
+        return ids
+
+    opened: Any = models.open_scorers if config.by == "argmax" else models.open_generators
+    with opened(command.models) as (model,):
+        run(config, model, facts, encode, tokenizer.sha256, command.cost)
 
 
 def _run_evaluate_ruler(verb: str, words: list[str]) -> None:
@@ -319,6 +340,13 @@ def _run_written(
         run(config, generators[0], facts, tokenizer, command.cost)
 
 
+def _run_generate(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.evaluation.generate import generate
+    from megatron_ultralong.generation.config import GenerateConfig
+
+    generate(_parse(GenerateConfig, verb, words))
+
+
 def _run_doctor(verb: str, words: list[str]) -> None:
     from megatron_ultralong.doctor.diagnosis import DoctorConfig, diagnose
 
@@ -338,12 +366,14 @@ _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "plan": ("memory, time and the layout of a run, before a GPU is taken", _run_plan),
     "evaluate loss": ("loss by position on held-out rows", _run_evaluate_loss),
     "evaluate passkey": ("passkey retrieval by length and depth", _run_evaluate_passkey),
+    "evaluate needle": ("a sentence in running text, by length and depth", _run_evaluate_needle),
     "evaluate ruler": ("RULER's tasks by length", _run_evaluate_ruler),
     "evaluate lv-eval": ("LV-Eval's sets from a local copy", _run_evaluate_lv_eval),
     "evaluate infinitebench": (
         "InfiniteBench's tasks from a local copy",
         _run_evaluate_infinitebench,
     ),
+    "generate": ("continue prompts with a checkpoint, in any layout", _run_generate),
     "doctor": ("whether this machine and job can run the rest, and what to mend", _run_doctor),
 }
 """What users type, what it does, and what runs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.evaluation.config import LossConfig, PasskeyConfig
+from megatron_ultralong.evaluation.config import LossConfig, NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.cost import CostConfig
 from megatron_ultralong.evaluation.local_config import InfiniteBenchConfig, LvEvalConfig
 from megatron_ultralong.evaluation.models import ModelsConfig
@@ -25,6 +25,16 @@ class PasskeyCommand:
 
     models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
     passkey: PasskeyConfig = dataclasses.field(default_factory=PasskeyConfig)
+    cost: CostConfig = dataclasses.field(default_factory=CostConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleCommand:
+    """Retrieval of a sentence hidden in running text, by length and depth."""
+
+    models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
+    needle: NeedleConfig = dataclasses.field(default_factory=NeedleConfig)
+    cost: CostConfig = dataclasses.field(default_factory=CostConfig)
 
 
 @dataclasses.dataclass(frozen=True)

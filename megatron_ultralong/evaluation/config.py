@@ -8,6 +8,9 @@ from typing import Any, Literal
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
 
+MOST_DISTRACTORS = 20
+"""Sentences of a needle's form beside it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
@@ -53,24 +56,71 @@ class PasskeyConfig:
     """Determines the hidden numbers."""
     haystack: str = ""
     """Text file to hide the number in; empty: InfiniteBench's noise line."""
+    by: Literal["argmax", "decoding"] = "argmax"
+    """argmax: one forward pass over prompt and answer; decoding: the answer is written token by
+    token. Both find the same."""
     micro_batch_size: int = 1
     """Prompts in one forward pass."""
     beyond_trained_positions: bool = False
     """Allow lengths beyond those the checkpoint was trained for, to see how it breaks."""
     output: str = ""
-    """New folder for passkey.json and passkey.png; empty: print only."""
+    """New folder for passkey.json and passkey.png; empty: print only. A killed evaluation goes on
+    from OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.lengths:
-            raise InputError("--lengths is needed: token counts, such as --lengths 512 1024 2048")
-        for name, values in (("lengths", self.lengths), ("depths", self.depths)):
-            if not values or len(set(values)) != len(values):
-                raise InputError(f"{name} must be different numbers, not {list(values)}")
-        wrong = [depth for depth in self.depths if not 0 <= depth <= 100]
-        if wrong:
-            raise InputError(f"depths are per cent, between 0 and 100: {wrong[0]} is not")
-        _check_at_least(self, num_samples=1, micro_batch_size=1)
+        check_grid(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleConfig:
+    """Retrieval of a sentence hidden in running text, by length and depth."""
+
+    lengths: tuple[int, ...] = ()
+    """Tokens of prompt and answer together; one column of the map each."""
+    depths: tuple[float, ...] = (0, 11, 22, 33, 44, 56, 67, 78, 89, 100)
+    """Where the needle stands, in per cent of the text; one line of the map each."""
+    num_samples: int = 10
+    """Prompts at every length and depth."""
+    seed: int = 1234
+    """Determines needles and haystacks."""
+    haystack: tuple[str, ...] = ()
+    """Text files to hide the needle in, from a different place each time; empty: sentences made
+    up at random."""
+    num_distractors: int = 3
+    """Sentences of the needle's form about other cities, at random places."""
+    by: Literal["argmax", "decoding"] = "argmax"
+    """argmax: one forward pass over prompt and answer; decoding: the answer is written token by
+    token. Both find the same."""
+    micro_batch_size: int = 1
+    """Prompts in one forward pass."""
+    beyond_trained_positions: bool = False
+    """Allow lengths beyond those the checkpoint was trained for, to see how it breaks."""
+    output: str = ""
+    """New folder for needle.json and needle.png; empty: print only. A killed evaluation goes on
+    from OUTPUT.partial."""
+
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range."""
+        check_grid(self)
+        if not 0 <= self.num_distractors <= MOST_DISTRACTORS:
+            raise InputError(
+                f"num_distractors must be between 0 and {MOST_DISTRACTORS}, not "
+                f"{self.num_distractors}: every one is about a city of its own"
+            )
+
+
+def check_grid(config: PasskeyConfig | NeedleConfig) -> None:
+    """Raise InputError where a grid of lengths and depths is missing or out of range."""
+    if not config.lengths:
+        raise InputError("--lengths is needed: token counts, such as --lengths 512 1024 2048")
+    for name, values in (("lengths", config.lengths), ("depths", config.depths)):
+        if not values or len(set(values)) != len(values):
+            raise InputError(f"{name} must be different numbers, not {list(values)}")
+    wrong = [depth for depth in config.depths if not 0 <= depth <= 100]
+    if wrong:
+        raise InputError(f"depths are per cent, between 0 and 100: {wrong[0]} is not")
+    _check_at_least(config, num_samples=1, micro_batch_size=1)
 
 
 def _check_at_least(config: Any, **least: int) -> None:

@@ -100,7 +100,7 @@ def passkey_prompt(
         raise InputError(f"depth must be between 0 and 1, not {depth}")
     key = passkey(seed, index, num_digits)
     introduction, needle = encode(INTRODUCTION), encode(NEEDLE.format(key=key))
-    question, answer = _question_with_answer(encode, key)
+    question, answer = question_with_answer(encode, QUESTION, key)
     room = length - len(introduction) - len(needle) - len(question) - len(answer)
     if room < 0:
         raise InputError(
@@ -127,13 +127,13 @@ def passkey(seed: int, index: int, num_digits: int = 5) -> str:
     return str(low + int(unit_hash(seed, f"passkey:{index}") * (high - low)))
 
 
-def _question_with_answer(encode: Encode, key: str) -> tuple[list[int], list[int]]:
-    """Ids of the question and of the answer, split where the key begins to show.
+def question_with_answer(encode: Encode, question: str, key: str) -> tuple[list[int], list[int]]:
+    """Ids of a question and of its answer, split where the key begins to show.
 
     Tokenizers differ in whether the space before a digit is a token of its own; what the question
     with a bare space after it has in common with the question answered is the question.
     """
-    whole, bare = encode(f"{QUESTION} {key}"), encode(f"{QUESTION} ")
+    whole, bare = encode(f"{question} {key}"), encode(f"{question} ")
     common = takewhile(lambda pair: pair[0] == pair[1], zip(whole, bare, strict=False))
     num_common = sum(1 for _ in common)
     return whole[:num_common], whole[num_common:]

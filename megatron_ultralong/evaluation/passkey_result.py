@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_ultralong.config import from_dict
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.config import PasskeyConfig
+from megatron_ultralong.evaluation.config import NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.result_file import read_json, write_json
-
-_KIND = "passkey"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +36,13 @@ class PasskeyCell:
 class PasskeyResult:
     """Passkey retrieval of one checkpoint."""
 
-    config: PasskeyConfig
+    kind: ClassVar[str] = "passkey"
+    config_class: ClassVar[type[PasskeyConfig] | type[NeedleConfig]] = PasskeyConfig
+    title: ClassVar[str] = "Passkey retrieval"
+    form: ClassVar[str] = "InfiniteBench's form"
+    """Of the prompts, beside every figure."""
+
+    config: PasskeyConfig | NeedleConfig
     checkpoint: str
     max_positions: int
     """Positions the checkpoint was trained for."""
@@ -71,7 +75,7 @@ class PasskeyResult:
         values = dataclasses.asdict(self)
         for cell, entry in zip(self.cells, values["cells"], strict=True):
             entry["accuracy"] = cell.accuracy
-        write_json(path, _KIND, values)
+        write_json(path, self.kind, values)
 
     @classmethod
     def load(cls, path: str | Path) -> PasskeyResult:
@@ -80,16 +84,24 @@ class PasskeyResult:
         Raises:
             InputError: the file is absent, damaged or of another kind.
         """
-        values = read_json(path, _KIND)
+        values = read_json(path, cls.kind)
         try:
-            config = from_dict(PasskeyConfig, values["config"], f"{path}: config")
-            values["config"] = dataclasses.replace(
-                config, lengths=tuple(config.lengths), depths=tuple(config.depths)
-            )
+            config = from_dict(cls.config_class, values["config"], f"{path}: config")
+            values["config"] = config
             values["cells"] = tuple(map(_cell, values["cells"]))
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error!r}): evaluate again") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleResult(PasskeyResult):
+    """Retrieval of a sentence in running text: the same figures, of other prompts."""
+
+    kind: ClassVar[str] = "needle"
+    config_class: ClassVar[type[PasskeyConfig] | type[NeedleConfig]] = NeedleConfig
+    title: ClassVar[str] = "Needle retrieval"
+    form: ClassVar[str] = "a code in running text"
 
 
 def _cell(values: dict[str, Any]) -> PasskeyCell:

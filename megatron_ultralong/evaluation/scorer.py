@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -51,8 +52,30 @@ class Scorer(Protocol):
         """Scores of rows ``tokens``, shape [b, S], from one forward in the training layout."""
 
 
-def check_length(scorer: Scorer, length: int, beyond_trained_positions: bool) -> None:
+class Model(Protocol):
+    """What scorers and generators have in common."""
+
+    @property
+    def name(self) -> str:
+        """Name in tables and pictures."""
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that the model was trained for."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model knows."""
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that prints and writes files."""
+
+
+def check_length(scorer: Model, length: int, beyond_trained_positions: bool) -> None:
     """Check that rows of ``length`` tokens lie within the trained positions.
+
+    Where somebody asked to go beyond, the main rank says what to expect.
 
     Raises:
         InputError: they do not, and nobody asked for it.
@@ -63,9 +86,15 @@ def check_length(scorer: Scorer, length: int, beyond_trained_positions: bool) ->
             f"'{scorer.name}' was trained for: figures there say little about it; use lengths up "
             f"to {scorer.max_positions}, or give --beyond-trained-positions to see how it breaks"
         )
+    if length > scorer.max_positions and scorer.is_main:
+        sys.stderr.write(
+            f"warning: length {length} is beyond the {scorer.max_positions} positions that "
+            f"checkpoint '{scorer.name}' was trained for: expect the loss to rise and retrieval "
+            "to fall to chance from there on\n"
+        )
 
 
-def check_ids(scorer: Scorer, tokens: npt.NDArray[np.int64], source: str) -> None:
+def check_ids(scorer: Model, tokens: npt.NDArray[np.int64], source: str) -> None:
     """Check that the model knows every id of ``tokens``, which came from ``source``.
 
     Raises:
@@ -83,7 +112,7 @@ def check_ids(scorer: Scorer, tokens: npt.NDArray[np.int64], source: str) -> Non
 
 @contextlib.contextmanager
 def scoring_progress(
-    scorer: Scorer, description: str, num_tokens: int
+    scorer: Model, description: str, num_tokens: int
 ) -> Iterator[Callable[[float], None]]:
     """A function that counts scored tokens; the main rank shows them in a progress bar."""
     if not scorer.is_main:

@@ -42,10 +42,11 @@ def loss_table(result: LossResult) -> Table:
 def passkey_table(result: PasskeyResult) -> Table:
     """Accuracy by depth and length; lengths beyond the trained positions in red."""
     table = Table(
-        title=f"Passkey retrieval of {result.checkpoint}, "
+        title=f"{result.title} of {result.checkpoint}, "
         f"trained for {result.max_positions:,} positions",
         min_width=60,  # of the title: a narrow table would break it
-        caption=f"per cent of {result.config.num_samples} prompts a cell, InfiniteBench's form",
+        caption=f"per cent of {result.config.num_samples} prompts a cell, {result.form}, "
+        f"by {result.config.by}",
     )
     table.add_column("depth", justify="right")
     for length in result.lengths:

@@ -3,14 +3,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.config import PasskeyConfig
+from megatron_ultralong.evaluation.cost import CostConfig
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.journal import Journal
+from megatron_ultralong.evaluation.models import (
+    ModelsConfig,
+    model_facts,
+    open_generators,
+    open_scorers,
+)
 from megatron_ultralong.evaluation.passkey import evaluate_passkey, measure_passkey
 from megatron_ultralong.evaluation.passkey_result import PasskeyResult
 from megatron_ultralong.evaluation.scorer import Scores
@@ -42,7 +52,13 @@ class Recorder:
 def scorer(tmp_path_factory) -> HuggingFaceScorer:
     folder = tmp_path_factory.mktemp("llama") / "untrained"
     make_llama(max_positions=192).save_pretrained(folder)
-    return HuggingFaceScorer(folder)
+    return scorer_of(folder)
+
+
+def scorer_of(folder: Path) -> HuggingFaceScorer:
+    scorer = HuggingFaceScorer(folder)
+    scorer.folder = folder
+    return scorer
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +81,7 @@ def half_trained(scorer, encode, tmp_path_factory) -> HuggingFaceScorer:
             optimizer.step()
     folder = tmp_path_factory.mktemp("llama") / "half-trained"
     model.save_pretrained(folder)
-    return HuggingFaceScorer(folder)
+    return scorer_of(folder)
 
 
 def test_argmax_of_one_forward_equals_greedy_decoding(half_trained, encode):
@@ -113,20 +129,81 @@ def test_another_seed_gives_other_keys_and_a_haystack_other_text(scorer, encode,
     assert not np.array_equal(plain.rows[0], own.rows[0])
 
 
+def test_decoding_in_the_training_layout_finds_what_argmax_finds(half_trained, encode, tmp_path):
+    import_checkpoint(ImportConfig(half_trained.folder, tmp_path / "megatron", tokenizer=False))
+    models = ModelsConfig((str(tmp_path / "megatron"),), "fp32")
+    found = {}
+    for by, opened in (("argmax", open_scorers), ("decoding", open_generators)):
+        journal = Journal({}, None)
+        with opened(models) as (model,):
+            measure_passkey(dataclasses.replace(MANY, by=by), model, encode, journal)
+        lines = sorted(
+            journal._entries.values(), key=lambda x: (x["length"], x["depth"], x["number"])
+        )
+        found[by] = [line["is_retrieved"] for line in lines]
+    assert len(found["argmax"]) == 200
+    assert found["argmax"] == found["decoding"]
+    # Otherwise the comparison would not see hits and misses.
+    assert 20 <= sum(found["argmax"]) <= 180
+
+
+def evaluate(config: PasskeyConfig, model, encode, **limits: float) -> PasskeyResult:
+    facts = model_facts(str(model.folder), "fp32")
+    cost = CostConfig(estimated_tflops=0.01, **limits)
+    return evaluate_passkey(config, model, facts, encode, "sha", cost)
+
+
 def test_files_are_written_and_read_back(scorer, encode, tmp_path, capsys):
     output = tmp_path / "passkey"
     config = dataclasses.replace(CONFIG, output=str(output))
-    result = evaluate_passkey(config, scorer, encode)
-    assert sorted(path.name for path in output.iterdir()) == ["passkey.json", "passkey.png"]
+    result = evaluate(config, scorer, encode)
+    names = ["evaluation.json", "passkey.json", "passkey.png", "samples.jsonl"]
+    assert sorted(path.name for path in output.iterdir()) == names
     assert PasskeyResult.load(output / "passkey.json") == result
     values = json.loads((output / "passkey.json").read_text())
     assert [cell["accuracy"] for cell in values["cells"]] == [c.accuracy for c in result.cells]
     png = (output / "passkey.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">2I", png[16:24]) == (800, 512)
-    assert "Passkey retrieval of untrained" in capsys.readouterr().out
-    with pytest.raises(InputError, match="holds 2 entries"):
-        evaluate_passkey(config, scorer, encode)
+    captured = capsys.readouterr()
+    assert "Passkey retrieval of untrained" in captured.out
+    assert "20 samples, 2,960 tokens" in captured.err
+    with pytest.raises(InputError, match="holds 4 entries"):
+        evaluate(config, scorer, encode)
+
+
+def test_a_killed_evaluation_goes_on(half_trained, encode, tmp_path):
+    class Mortal(Recorder):
+        folder, lives = half_trained.folder, 3
+
+        def score(self, tokens: np.ndarray) -> Scores:
+            if self.lives == 0:
+                raise KeyboardInterrupt
+            self.lives -= 1
+            return super().score(tokens)
+
+    config = dataclasses.replace(CONFIG, output=str(tmp_path / "passkey"))
+    mortal = Mortal(half_trained)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, mortal, encode)
+    assert len(mortal.rows) == 10  # of the 10 of 136 tokens: 4, 4 and 2
+    mortal.lives = 100
+    more = dataclasses.replace(config, num_samples=6)
+    resumed = evaluate(more, mortal, encode)
+    assert len(mortal.rows) == 24
+    whole = measure_passkey(dataclasses.replace(more, output=""), half_trained, encode)
+    assert resumed.cells == whole.cells
+    mortal.lives = 0
+    config = dataclasses.replace(config, output=str(tmp_path / "other"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config, mortal, encode)
+    with pytest.raises(InputError, match="its seed was 1234, now it is 5"):
+        evaluate(dataclasses.replace(config, seed=5), mortal, encode)
+
+
+def test_what_costs_too_much_is_refused(scorer, encode):
+    with pytest.raises(InputError, match=r"above --max-cost 1e-09: .* lower --num-samples"):
+        evaluate(CONFIG, scorer, encode, max_cost=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +223,14 @@ def test_bad_input_is_refused(scorer, encode, changes, message):
         measure_passkey(dataclasses.replace(CONFIG, **changes), scorer, encode)
 
 
-def test_lengths_beyond_the_trained_positions_run_when_asked_for(scorer, encode):
+def test_lengths_beyond_the_trained_positions_run_when_asked_for(scorer, encode, capsys):
     config = PasskeyConfig(
         lengths=(200,), depths=(50.0,), num_samples=1, beyond_trained_positions=True
     )
     assert measure_passkey(config, scorer, encode).lengths == (200,)
+    told = capsys.readouterr().err
+    assert "length 200 is beyond the 192 positions that checkpoint 'untrained'" in told
+    assert "retrieval to fall to chance" in told
 
 
 def test_a_haystack_that_is_too_short_is_refused(scorer, encode, tmp_path):

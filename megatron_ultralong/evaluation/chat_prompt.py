@@ -1,0 +1,58 @@
+"""A user's message in the chat template that a tokenizer's folder carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.errors import InputError
+
+_ANSWER = "ultralong"
+"""Stands for the assistant's answer where the template is asked what follows one."""
+
+
+class ChatPrompt:
+    """Renders messages as transformers does, from the template in ``folder``.
+
+    Raises:
+        InputError: transformers is not installed, or the folder has no chat template.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise InputError(
+                "--chat renders the tokenizer's template with transformers, which is not "
+                "installed: pip install 'megatron-ultralong[hf]', or give a prompt without --chat"
+            ) from error
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        if not self._tokenizer.chat_template:
+            raise InputError(
+                f"{folder} has no chat template: the checkpoint was imported from a base model; "
+                "import an instruction-tuned one, or give a prompt without --chat"
+            )
+
+    def encode(self, message: str, system: str = "") -> list[int]:
+        """Ids up to where the assistant's answer begins."""
+        return self._ids(self._render(message, system, is_answered=False))
+
+    def end_ids(self) -> frozenset[int]:
+        """The special token that the template puts behind an answer: ``<|eot_id|>``; or nothing."""
+        whole = self._render("?", "", is_answered=True)
+        ids = self._ids(whole[whole.rindex(_ANSWER) + len(_ANSWER) :])
+        added = self._tokenizer.added_tokens_decoder
+        return frozenset(token for token in ids[:1] if token in added and added[token].special)
+
+    def _render(self, message: str, system: str, *, is_answered: bool) -> str:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": message})
+        if is_answered:
+            messages.append({"role": "assistant", "content": _ANSWER})
+        text: str = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=not is_answered
+        )
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]

@@ -1,0 +1,93 @@
+"""Needle retrieval over a grid of lengths and depths."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_ultralong.evaluation.conditions import now, versions
+from megatron_ultralong.evaluation.config import NeedleConfig
+from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.generator import Generator
+from megatron_ultralong.evaluation.journal import Journal
+from megatron_ultralong.evaluation.models import ModelFacts
+from megatron_ultralong.evaluation.needle_haystack import made_up, of_files
+from megatron_ultralong.evaluation.needle_prompt import PROMPT_VERSION, needle_prompt
+from megatron_ultralong.evaluation.passkey_prompt import Encode, PasskeyPrompt
+from megatron_ultralong.evaluation.passkey_result import NeedleResult, PasskeyCell
+from megatron_ultralong.evaluation.retrieval import Grid, check_grid, evaluate_grid, measure_grid
+from megatron_ultralong.evaluation.scorer import Scorer
+
+
+def evaluate_needle(
+    config: NeedleConfig,
+    model: Scorer | Generator,
+    facts: ModelFacts,
+    encode: Encode,
+    tokenizer_sha256: str,
+    cost: CostConfig,
+) -> NeedleResult:
+    """Measure needle retrieval, print a table, write JSON, a picture and every sample.
+
+    Every rank calls this; the main one prints and writes. Arguments and errors are those of
+    :func:`~megatron_ultralong.evaluation.passkey.evaluate_passkey`.
+    """
+    config.check()
+    grid = _grid(config, encode, tokenizer_sha256)
+    result = evaluate_grid(
+        grid, model, facts, cost, NeedleResult, lambda cells: _result(config, model, cells)
+    )
+    assert isinstance(result, NeedleResult)
+    return result
+
+
+def measure_needle(
+    config: NeedleConfig,
+    model: Scorer | Generator,
+    encode: Encode,
+    journal: Journal | None = None,
+) -> NeedleResult:
+    """Needle retrieval at every length and depth.
+
+    Raises:
+        InputError: as :func:`~megatron_ultralong.evaluation.passkey.measure_passkey` does.
+    """
+    config.check()
+    grid = _grid(config, encode, "")
+    check_grid(grid, model)
+    cells = measure_grid(grid, model, journal or Journal({}, None), NeedleResult.title)
+    return _result(config, model, cells)
+
+
+def _result(
+    config: NeedleConfig, model: Scorer | Generator, cells: Sequence[PasskeyCell]
+) -> NeedleResult:
+    return NeedleResult(config, model.name, model.max_positions, tuple(cells), now(), versions())
+
+
+def _grid(config: NeedleConfig, encode: Encode, tokenizer_sha256: str) -> Grid:
+    haystack = (
+        of_files(encode, config.haystack) if config.haystack else made_up(encode, config.seed)
+    )
+
+    def make(length: int, depth: float, index: int) -> PasskeyPrompt:
+        return needle_prompt(
+            encode,
+            length,
+            depth,
+            seed=config.seed,
+            index=index,
+            haystack=haystack,
+            num_distractors=config.num_distractors,
+        )
+
+    decides = {
+        "version": PROMPT_VERSION,
+        "seed": config.seed,
+        "num_distractors": config.num_distractors,
+        "haystack": [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in config.haystack],
+        "by": config.by,
+        "tokenizer": tokenizer_sha256,
+    }
+    return Grid("needle", config, make, decides)

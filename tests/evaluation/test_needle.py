@@ -1,0 +1,187 @@
+"""The needle prompt, its haystacks, and retrieval from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.config import NeedleConfig
+from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.models import model_facts
+from megatron_ultralong.evaluation.needle import evaluate_needle, measure_needle
+from megatron_ultralong.evaluation.needle_haystack import made_up, of_files
+from megatron_ultralong.evaluation.needle_prompt import (
+    CITIES,
+    INTRODUCTION,
+    NEEDLE,
+    QUESTION,
+    needle_prompt,
+)
+from megatron_ultralong.evaluation.passkey_result import NeedleResult
+from tests.models import write_llama
+
+CONFIG = NeedleConfig(lengths=(700, 900), depths=(0.0, 50.0), num_samples=3, micro_batch_size=4)
+COST = CostConfig(estimated_tflops=0.01)
+STORY = "".join(f"Line {n} of the story is about {n * n}. Then came rain!\n" for n in range(300))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("needle") / "tiny"
+    write_llama(folder, num_hidden_layers=1, max_position_embeddings=1024)
+    (folder.parent / "story.txt").write_text(STORY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def encode(tokenizer: Tokenizer):
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.fixture(scope="module")
+def haystacks(folder: Path, encode):
+    return made_up(encode, 1), of_files(encode, [str(folder.parent / "story.txt")])
+
+
+@given(
+    length=st.integers(560, 2000),
+    depth=st.floats(0, 1),
+    index=st.integers(0, 10_000),
+    own=st.booleans(),
+    num_distractors=st.integers(0, 4),
+)
+def test_a_prompt_is_exact_and_says_what_it_asks(
+    encode, tokenizer, haystacks, length, depth, index, own, num_distractors
+):
+    def prompt():
+        return needle_prompt(
+            encode,
+            length,
+            depth,
+            seed=7,
+            index=index,
+            haystack=haystacks[own],
+            num_distractors=num_distractors,
+        )
+
+    made = prompt()
+    np.testing.assert_array_equal(made.tokens, prompt().tokens)
+    assert made.tokens.shape == (length,)
+    text = tokenizer.decode(made.tokens.tolist())
+    assert text.startswith(INTRODUCTION)
+    assert text.endswith(made.key)
+    (city,) = [c for c in CITIES if text.endswith(QUESTION.format(city=c) + f" {made.key}")]
+    needle = NEEDLE.format(city=city, code=made.key)
+    assert text.count(needle) == 1
+    assert tokenizer.decode(made.tokens[made.needle_start :].tolist()).startswith(needle)
+    assert text.count(f"The door code of the city hall in {city} is") == 2
+    assert text.count("The door code of the city hall in") == num_distractors + 2
+    assert text.count(made.key) == 2, "only the needle and the answer have the code"
+    # Whole sentences stand around the needle, and it is near its depth.
+    before = text[: text.index(needle)]
+    assert before == INTRODUCTION or before[-1] in "\n "
+    body = length - len(encode(INTRODUCTION)) - len(encode(QUESTION.format(city=city)))
+    others = (num_distractors + 1) * 60
+    place = made.needle_start - len(encode(INTRODUCTION))
+    assert abs(place - depth * body) <= others + 120
+
+
+def test_depth_moves_the_needle_alone(encode, haystacks):
+    starts = [
+        needle_prompt(encode, 1500, depth, seed=7, index=3, haystack=haystacks[0]).needle_start
+        for depth in (0.0, 0.3, 0.6, 1.0)
+    ]
+    assert starts == sorted(starts)
+    assert len(set(starts)) == 4
+
+
+def test_haystacks_differ_from_sample_to_sample(haystacks, encode, tokenizer):
+    for haystack in haystacks:
+        stretches = [haystack.stretch(300, np.random.default_rng(n)).tokens for n in range(6)]
+        assert len({stretch.tobytes() for stretch in stretches}) == 6
+    # Text of one's own goes on in its order, and from the first sentence after the last.
+    text = tokenizer.decode(haystacks[1].stretch(2000, np.random.default_rng(0)).tokens.tolist())
+    assert text in STORY + STORY
+
+
+def test_argmax_and_decoding_agree_on_a_model_that_knows_some(folder, encode, tmp_path):
+    """A model that has learnt every second prompt by heart."""
+    from transformers import LlamaForCausalLM
+
+    config = dataclasses.replace(CONFIG, lengths=(560,), num_samples=4, num_distractors=1)
+    rows = []
+
+    class Recorder(HuggingFaceScorer):
+        def score(self, tokens):
+            rows.extend(tokens)
+            return super().score(tokens)
+
+    measure_needle(config, Recorder(folder), encode)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    tokens = torch.from_numpy(np.stack(rows[::2]))
+    size = len(encode(" 12345"))
+    for _ in range(20):
+        logits = model(input_ids=tokens).logits[:, -size - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, -size:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path / "learnt")
+    by_argmax = measure_needle(config, HuggingFaceScorer(tmp_path / "learnt"), encode)
+    by_decoding = measure_needle(
+        dataclasses.replace(config, by="decoding"),
+        HuggingFaceGenerator(tmp_path / "learnt"),
+        encode,
+    )
+    found = [cell.num_retrieved for cell in by_argmax.cells]
+    assert found == [cell.num_retrieved for cell in by_decoding.cells]
+    assert 0 < sum(found) < 8
+
+
+def test_files_are_written_and_read_back(folder, encode, tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, output=str(tmp_path / "needle"))
+    facts = model_facts(str(folder), "fp32")
+    result = evaluate_needle(config, HuggingFaceScorer(folder), facts, encode, "sha", COST)
+    assert NeedleResult.load(tmp_path / "needle" / "needle.json") == result
+    names = sorted(path.name for path in (tmp_path / "needle").iterdir())
+    assert names == ["evaluation.json", "needle.json", "needle.png", "samples.jsonl"]
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Needle retrieval of tiny" in out
+    assert "a code in running text, by argmax" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lengths": (50, 700)}, r"length \(50\) is too short for a needle prompt"),
+        ({"lengths": (700, 2048)}, r"length 2048 is beyond the 1024 .*--beyond-trained-positions"),
+        ({"num_distractors": 21}, "num_distractors must be between 0 and 20, not 21"),
+        ({"haystack": ("absent.txt",)}, r"haystack absent\.txt cannot be read"),
+        ({"haystack": ("SHORT",)}, r"has \d+ tokens, and a prompt leaves \d+"),
+        ({"haystack": ("EMPTY",)}, "has no text"),
+        ({"lengths": ()}, "--lengths is needed"),
+    ],
+)
+def test_bad_input_is_refused(folder, encode, tmp_path, changes, message):
+    for name, text in (("SHORT", "One sentence. Another."), ("EMPTY", "")):
+        (tmp_path / name).write_text(text)
+        if changes.get("haystack") == (name,):
+            changes = {"haystack": (str(tmp_path / name),)}
+    with pytest.raises(InputError, match=message):
+        measure_needle(dataclasses.replace(CONFIG, **changes), HuggingFaceScorer(folder), encode)
