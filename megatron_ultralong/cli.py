@@ -325,7 +325,20 @@ def _run_written(
     verb: str, words: list[str], command_class: Any, part: str, run: Callable[..., Any]
 ) -> None:
     """A benchmark of one model that writes its answers."""
-    from megatron_ultralong.evaluation.models import model_facts, open_generators, tokenizer_folder
+    from megatron_ultralong.evaluation.models import open_generators
+
+    _run_benchmark(verb, words, command_class, part, open_generators, run)
+
+
+def _run_benchmark(
+    verb: str,
+    words: list[str],
+    command_class: Any,
+    part: str,
+    open_models: Callable[[Any], Any],
+    run: Callable[..., Any],
+) -> None:
+    from megatron_ultralong.evaluation.models import model_facts, tokenizer_folder
     from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 
     command = _parse(command_class, verb, words)
@@ -336,8 +349,16 @@ def _run_written(
         raise InputError(f"{verb} takes one --load, not {len(command.models.load)}")
     facts = model_facts(command.models.load[0], command.models.precision)
     tokenizer = PromptTokenizer(tokenizer_folder(command.models.load[0]))
-    with open_generators(command.models) as generators:
-        run(config, generators[0], facts, tokenizer, command.cost)
+    with open_models(command.models) as models:
+        run(config, models[0], facts, tokenizer, command.cost)
+
+
+def _run_evaluate_choices(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.evaluation.choices.evaluation import evaluate_choices
+    from megatron_ultralong.evaluation.commands import ChoicesCommand
+    from megatron_ultralong.evaluation.models import open_scorers
+
+    _run_benchmark(verb, words, ChoicesCommand, "choices", open_scorers, evaluate_choices)
 
 
 def _run_generate(verb: str, words: list[str]) -> None:
@@ -368,6 +389,7 @@ _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "evaluate passkey": ("passkey retrieval by length and depth", _run_evaluate_passkey),
     "evaluate needle": ("a sentence in running text, by length and depth", _run_evaluate_needle),
     "evaluate ruler": ("RULER's tasks by length", _run_evaluate_ruler),
+    "evaluate choices": ("multiple-choice questions by likelihood", _run_evaluate_choices),
     "evaluate lv-eval": ("LV-Eval's sets from a local copy", _run_evaluate_lv_eval),
     "evaluate infinitebench": (
         "InfiniteBench's tasks from a local copy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from megatron_ultralong.evaluation.choices.config import ChoicesConfig
 from megatron_ultralong.evaluation.config import LossConfig, NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.cost import CostConfig
 from megatron_ultralong.evaluation.local_config import InfiniteBenchConfig, LvEvalConfig
@@ -61,4 +62,13 @@ class InfiniteBenchCommand:
 
     models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
     infinitebench: InfiniteBenchConfig = dataclasses.field(default_factory=InfiniteBenchConfig)
+    cost: CostConfig = dataclasses.field(default_factory=CostConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoicesCommand:
+    """Multiple-choice questions answered by likelihood: whether short-context skill stayed."""
+
+    models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
+    choices: ChoicesConfig = dataclasses.field(default_factory=ChoicesConfig)
     cost: CostConfig = dataclasses.field(default_factory=CostConfig)
