@@ -62,5 +62,5 @@ def open_decoder(
         recomputation=Recomputation(tile_size=_TILE_SIZE),
         loss_tile_size=_TILE_SIZE,
     ).to(dtype)
-    load_weights(model, weights)
+    load_weights([model], weights)
     return Decoder(model, groups)

@@ -123,7 +123,8 @@ def save_training(source: Path, folder: Path) -> None:
         wrapped = wrap_model([model.bfloat16()])
         config = OptimizerConfig(lr=0.0, weight_decay=0.0)  # a step that changes no weight
         optimizer = build_optimizer(wrapped, config, torch.bfloat16)
-        wrapped.zero_grad_buffer()
+        for chunk in wrapped:
+            chunk.zero_grad_buffer()
         optimizer.step()
         weights = model.sharded_state_dict(metadata={**metadata})
         states = optimizer.sharded_state_dict(weights, metadata={**metadata})

@@ -54,7 +54,8 @@ def _line_commands(words: list[str]) -> list[Command]:
         ):
             found.append(_verb_command(rest))
         elif word.split("/")[-1] == "torchrun":
-            stop = rest.index("-m") if "-m" in rest else len(rest)
+            program = (at for at, its in enumerate(rest) if its == "-m" or its.endswith(".py"))
+            stop = next(program, len(rest))
             found.append(Command("torchrun", _flags(rest[:stop])))
         elif re.fullmatch(r"(tools|examples|benchmarks)/[\w/.-]+\.py", word):
             arguments = _until_end(rest)

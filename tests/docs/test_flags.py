@@ -27,6 +27,7 @@ OTHERS = {
     "--max-restarts": "torchrun",
     "--standalone": "torchrun",
     "--rdzv-backend": "torchrun",
+    "--signals-to-handle": "torchrun",
     "--nproc-per-node": "torchrun",
 }
 """Flags of other programs that our pages name."""
