@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.attention import KeptOutput
+from megatron_ultralong.mcore.cached_core_attention import CachedCoreAttention
 from megatron_ultralong.mcore.compat import fp8_context
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
 from megatron_ultralong.mcore.host_memory import Device, Kept, Store
@@ -205,7 +206,7 @@ class _LayerWork:
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, kept: KeptOutput) -> Tensor:
         attention = self.layer.self_attention
-        if isinstance(attention.core_attention, RingCoreAttention):
+        if isinstance(attention.core_attention, RingCoreAttention | CachedCoreAttention):
             out: Tensor = attention.core_attention(
                 q, k, v, packed_seq_params=self.packed_seq_params, keep=kept
             )
