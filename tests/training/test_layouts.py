@@ -110,8 +110,9 @@ def run_config(
         # divides.
         memory=MemoryConfig(
             recompute_granularity=recompute,
-            sequence_tile_size=40,
-            loss_tile_size=0 if layout.endswith("one") else 48,
+            # Fewer where four ranks wait for each other on two cores.
+            sequence_tile_size=40 if LAYOUTS[layout][0] < 4 else 72,
+            loss_tile_size=0 if layout.endswith("one") else 48 if LAYOUTS[layout][0] < 4 else 80,
             offload_activations=layout in ("tp2-cp2-sp", "cp2-pp2", "cp2-vpp2"),
         ),
         rope=RopeConfig(rope_scaling_factor=4.0, original_max_position_embeddings=64),
