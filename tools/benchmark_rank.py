@@ -37,22 +37,9 @@ from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area, peak_tflops, training_flops
 from megatron_ultralong.mcore.cpu import device as mcore_device
 from megatron_ultralong.mcore.parallel import is_main_rank, parallel_groups, world_size
+from megatron_ultralong.plan.shapes import MODELS
 from megatron_ultralong.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.run_config import MemoryConfig
-
-LLAMA_3_1_8B = ModelConfig(
-    num_layers=32,
-    hidden_size=4096,
-    ffn_hidden_size=14336,
-    num_attention_heads=32,
-    num_query_groups=8,
-    kv_channels=128,
-    vocab_size=128256,
-    norm_epsilon=1e-5,
-    rotary_base=500000.0,
-    max_position_embeddings=131072,
-    untie_embeddings_and_output_weights=True,
-)
 
 
 def main() -> None:
@@ -86,7 +73,7 @@ def main() -> None:
         precision="bf16",
     )
     parallel.check_seq_length(config.data.seq_length)
-    model = load_metadata(arguments.load).model if arguments.load else LLAMA_3_1_8B
+    model = load_metadata(arguments.load).model if arguments.load else MODELS["llama3.1-8b"]
     model = dataclasses.replace(model, num_layers=arguments.num_layers or model.num_layers)
     parallel.check_model(model)
     if not is_real:
