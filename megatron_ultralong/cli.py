@@ -278,6 +278,42 @@ def _run_retrieval(
     verb: str, words: list[str], command_class: Any, part: str, run: Callable[..., Any]
 ) -> None:
     """A grid of prompts put to one model, which scores them or writes the answers."""
+
+    def run_grid(config: Any, model: Any, facts: Any, tokenizer: Any, cost: Any) -> None:
+        def encode(text: str) -> list[int]:
+            ids: list[int] = tokenizer.encode(text).tolist()
+            return ids
+
+        run(config, model, facts, encode, tokenizer.sha256, cost)
+
+    _run_benchmark(verb, words, command_class, part, run_grid)
+
+
+def _run_evaluate_ruler(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.evaluation.commands import RulerCommand
+    from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
+
+    _run_benchmark(verb, words, RulerCommand, "ruler", evaluate_ruler)
+
+
+def _run_evaluate_lv_eval(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.evaluation.commands import LvEvalCommand
+    from megatron_ultralong.evaluation.local_benchmarks import evaluate_lv_eval
+
+    _run_benchmark(verb, words, LvEvalCommand, "lv_eval", evaluate_lv_eval)
+
+
+def _run_evaluate_infinitebench(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.evaluation.commands import InfiniteBenchCommand
+    from megatron_ultralong.evaluation.local_benchmarks import evaluate_infinitebench
+
+    _run_benchmark(verb, words, InfiniteBenchCommand, "infinitebench", evaluate_infinitebench)
+
+
+def _run_benchmark(
+    verb: str, words: list[str], command_class: Any, part: str, run: Callable[..., Any]
+) -> None:
+    """A benchmark of one model, which scores rows or writes its answers."""
     from megatron_ultralong.evaluation import models
     from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 
@@ -290,75 +326,17 @@ def _run_retrieval(
     (load,) = command.models.load
     facts = models.model_facts(load, command.models.precision)
     tokenizer = PromptTokenizer(models.tokenizer_folder(load))
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text).tolist()
-        return ids
-
-    opened: Any = models.open_scorers if config.by == "argmax" else models.open_generators
+    is_scored = part == "choices" or getattr(config, "by", "decoding") == "argmax"
+    opened: Any = models.open_scorers if is_scored else models.open_generators
     with opened(command.models) as (model,):
-        run(config, model, facts, encode, tokenizer.sha256, command.cost)
-
-
-def _run_evaluate_ruler(verb: str, words: list[str]) -> None:
-    from megatron_ultralong.evaluation.commands import RulerCommand
-    from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
-
-    _run_written(verb, words, RulerCommand, "ruler", evaluate_ruler)
-
-
-def _run_evaluate_lv_eval(verb: str, words: list[str]) -> None:
-    from megatron_ultralong.evaluation.commands import LvEvalCommand
-    from megatron_ultralong.evaluation.local_benchmarks import evaluate_lv_eval
-
-    _run_written(verb, words, LvEvalCommand, "lv_eval", evaluate_lv_eval)
-
-
-def _run_evaluate_infinitebench(verb: str, words: list[str]) -> None:
-    from megatron_ultralong.evaluation.commands import InfiniteBenchCommand
-    from megatron_ultralong.evaluation.local_benchmarks import evaluate_infinitebench
-
-    _run_written(verb, words, InfiniteBenchCommand, "infinitebench", evaluate_infinitebench)
-
-
-def _run_written(
-    verb: str, words: list[str], command_class: Any, part: str, run: Callable[..., Any]
-) -> None:
-    """A benchmark of one model that writes its answers."""
-    from megatron_ultralong.evaluation.models import open_generators
-
-    _run_benchmark(verb, words, command_class, part, open_generators, run)
-
-
-def _run_benchmark(
-    verb: str,
-    words: list[str],
-    command_class: Any,
-    part: str,
-    open_models: Callable[[Any], Any],
-    run: Callable[..., Any],
-) -> None:
-    from megatron_ultralong.evaluation.models import model_facts, tokenizer_folder
-    from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-
-    command = _parse(command_class, verb, words)
-    config = getattr(command, part)
-    config.check()
-    command.cost.check()
-    if len(command.models.load) != 1:
-        raise InputError(f"{verb} takes one --load, not {len(command.models.load)}")
-    facts = model_facts(command.models.load[0], command.models.precision)
-    tokenizer = PromptTokenizer(tokenizer_folder(command.models.load[0]))
-    with open_models(command.models) as models:
-        run(config, models[0], facts, tokenizer, command.cost)
+        run(config, model, facts, tokenizer, command.cost)
 
 
 def _run_evaluate_choices(verb: str, words: list[str]) -> None:
     from megatron_ultralong.evaluation.choices.evaluation import evaluate_choices
     from megatron_ultralong.evaluation.commands import ChoicesCommand
-    from megatron_ultralong.evaluation.models import open_scorers
 
-    _run_benchmark(verb, words, ChoicesCommand, "choices", open_scorers, evaluate_choices)
+    _run_benchmark(verb, words, ChoicesCommand, "choices", evaluate_choices)
 
 
 def _run_generate(verb: str, words: list[str]) -> None:

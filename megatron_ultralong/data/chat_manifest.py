@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.data.manifest import FILE_NAME as DOCUMENTS_MANIFEST
-from megatron_ultralong.data.manifest import FileSummary
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.manifest import FileSummary, read_manifest
 
 FORMAT_VERSION = 1
 FILE_NAME = "chat_manifest.json"
@@ -112,20 +111,8 @@ def load_chat_manifest(folder: str | Path) -> ChatManifest:
     Raises:
         InputError: where it is missing, broken or of another format version.
     """
-    file = Path(folder) / FILE_NAME
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {file} ({error.strerror}): {_way_out(file)}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}); prepare the rows again") from error
-    version = data.get("format_version") if isinstance(data, dict) else None
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{file} has format_version {version}, where this program reads {FORMAT_VERSION}: "
-            "prepare the rows again, or use the program that made them"
-        )
-    try:
+
+    def make(data: dict[str, Any]) -> ChatManifest:
         return ChatManifest(
             **{
                 **data,
@@ -134,10 +121,9 @@ def load_chat_manifest(folder: str | Path) -> ChatManifest:
                 "splits": {name: ChatSplit(**item) for name, item in data["splits"].items()},
             }
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{file} lacks a field or has an unknown one ({error}); prepare the rows again"
-        ) from error
+
+    file = Path(folder) / FILE_NAME
+    return read_manifest(file, FORMAT_VERSION, make, _way_out(file))
 
 
 def _source(files: list[dict[str, Any]], **others: Any) -> ChatSource:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron_ultralong.errors import InputError
+
+Contents = TypeVar("Contents")
 
 FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
@@ -229,23 +232,8 @@ def load_manifest(folder: str | Path) -> Manifest:
     Raises:
         InputError: where it is missing, broken or of another format version.
     """
-    file = Path(folder) / FILE_NAME
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"cannot read {file} ({error.strerror}): give the output folder of `prepare`, which "
-            f"holds train.bin, train.idx and {FILE_NAME}"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}); prepare the rows again") from error
-    version = data.get("format_version") if isinstance(data, dict) else None
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{file} has format_version {version}, where this program reads {FORMAT_VERSION}: "
-            "prepare the rows again, or use the program that made them"
-        )
-    try:
+
+    def make(data: dict[str, Any]) -> Manifest:
         return Manifest(
             **{
                 **data,
@@ -256,6 +244,35 @@ def load_manifest(folder: str | Path) -> Manifest:
                 "splits": {name: SplitSummary(**item) for name, item in data["splits"].items()},
             }
         )
+
+    way_out = (
+        f"give the output folder of `prepare`, which holds train.bin, train.idx and {FILE_NAME}"
+    )
+    return read_manifest(Path(folder) / FILE_NAME, FORMAT_VERSION, make, way_out)
+
+
+def read_manifest(
+    file: Path, format_version: int, make: Callable[[dict[str, Any]], Contents], way_out: str
+) -> Contents:
+    """What ``make`` makes of the JSON object in ``file``; ``way_out``: from a file that is absent.
+
+    Raises:
+        InputError: where it is missing, broken or of another format version.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {file} ({error.strerror}): {way_out}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}); prepare the rows again") from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != format_version:
+        raise InputError(
+            f"{file} has format_version {version}, where this program reads {format_version}: "
+            "prepare the rows again, or use the program that made them"
+        )
+    try:
+        return make(data)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{file} lacks a field or has an unknown one ({error}); prepare the rows again"

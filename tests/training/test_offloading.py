@@ -5,24 +5,13 @@ import dataclasses
 import pytest
 
 from megatron_ultralong.activations import pinned_bytes
-from megatron_ultralong.config import DataConfig, ModelConfig, ParallelConfig, PretrainConfig
+from megatron_ultralong.config import DataConfig, ParallelConfig, PretrainConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.plan.shapes import MODELS
 from megatron_ultralong.run_config import MemoryConfig
 from megatron_ultralong.training.offloading import check_offloading, host_bytes
 
-MODEL = ModelConfig(
-    num_layers=32,
-    hidden_size=4096,
-    ffn_hidden_size=14336,
-    num_attention_heads=32,
-    num_query_groups=8,
-    kv_channels=128,
-    vocab_size=128256,
-    norm_epsilon=1e-5,
-    rotary_base=500000.0,
-    max_position_embeddings=131072,
-    untie_embeddings_and_output_weights=True,
-)
+MODEL = MODELS["llama3.1-8b"]
 RUN = PretrainConfig(
     global_batch_size=8,
     parallel=ParallelConfig(tensor_model_parallel_size=8, sequence_parallel=True),
