@@ -44,6 +44,14 @@ def ends_with_message() -> Iterator[None]:
     except RunStopped as end:
         _tell(f"stopped: {end}")
         sys.exit(end.status)
+    except ImportError as error:
+        if os.environ.get("ULTRALONG_LOG") == "DEBUG":
+            raise
+        _tell_from_any_rank(
+            f"error: {type(error).__name__}: {error}; a library is missing or broken: "
+            f"`{PROGRAM} doctor` says which and what to do, ULTRALONG_LOG=DEBUG where"
+        )
+        sys.exit(2)
 
 
 def _tell(message: str) -> None:
@@ -347,9 +355,9 @@ def _run_generate(verb: str, words: list[str]) -> None:
 
 
 def _run_doctor(verb: str, words: list[str]) -> None:
-    from megatron_ultralong.doctor.diagnosis import DoctorConfig, diagnose
+    from megatron_ultralong.doctor.diagnosis import diagnose, parse
 
-    if status := diagnose(_parse(DoctorConfig, verb, words)):
+    if status := diagnose(parse(words)):
         sys.exit(status)
 
 

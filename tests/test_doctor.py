@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from megatron_ultralong.cli import main
+from megatron_ultralong.doctor import machine
 from megatron_ultralong.doctor.finding import Finding
+from megatron_ultralong.doctor.libraries import LIBRARIES, release
 from megatron_ultralong.doctor.machine import machine_findings
 from megatron_ultralong.doctor.software import software_findings
+
+ROOT = Path(__file__).parent.parent
 
 
 def problems(findings: list[Finding]) -> dict[str, Finding]:
@@ -20,7 +30,10 @@ def test_this_machine_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", "--megabytes", "1"])
     lines = capsys.readouterr().out.splitlines()
     levels = {line[9:25].strip(): line[:8].strip() for line in lines[:-1]}
-    for subject in ("python", "torch", "attention", "megatron-core", "all-reduce", "ring step"):
+    for subject in (
+        *("python", "libraries", "torch", "attention", "megatron-core", "/dev/shm", "network"),
+        *("all-reduce", "ring step"),
+    ):
         assert levels[subject] == "ok", lines
     assert levels["ring attention"] == "ok", lines
     assert lines[-1].startswith("0 problems")
@@ -35,7 +48,8 @@ def test_an_interface_that_is_not_there_is_named_and_stops_the_ranks(
     assert end.value.code == 1
     out = capsys.readouterr().out
     assert "problem  GLOO_SOCKET_IFNAME names 'nosuch0', and the interfaces here are" in out
-    assert "problem  communication    ranks cannot work together" in out
+    assert "problem  communication    ranks cannot work together: RuntimeError" in out
+    assert "Traceback" not in out
     assert out.splitlines()[-1].startswith("2 problems")
 
 
@@ -65,6 +79,11 @@ def test_another_apex_and_a_broken_transformer_engine_are_problems(
     assert "pip uninstall apex" in found["Apex"].mend
     assert "undefined symbol" in found["TE"].text
     assert "none of that name" in found["attention"].text
+    # In an image that is being built there is no driver, which some builds ask at import.
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("megatron_ultralong.doctor.software.DRIVER", tmp_path / "none")
+    levels = {finding.subject: finding.level for finding in software_findings()}
+    assert levels["TE"] == levels["Apex"] == "warning"
 
 
 def test_nothing_to_exchange_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,3 +91,81 @@ def test_nothing_to_exchange_is_refused(capsys: pytest.CaptureFixture[str]) -> N
         main(["doctor", "--megabytes", "0"])
     assert end.value.code == 2
     assert "megabytes must be at least 1, not 0" in capsys.readouterr().err
+
+
+def broken(folder: Path, *modules: str) -> dict[str, str]:
+    """An environment in which those modules do not import."""
+    for name in modules:
+        (folder / name).mkdir()
+        text = f"raise ImportError('lib{name}.so: cannot open shared object file')"
+        (folder / name / "__init__.py").write_text(text)
+    return {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}
+
+
+def test_libraries_that_do_not_import_are_named_by_a_doctor_that_needs_none(
+    tmp_path: Path,
+) -> None:
+    environment = broken(tmp_path, "torch", "tyro", "psutil")
+    program = [sys.executable, "-m", "megatron_ultralong"]
+    done = subprocess.run(
+        [*program, "doctor"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    levels = dict(re.findall(r"^(\w+ +\S.{15})(.*)", done.stdout, flags=re.MULTILINE))
+    found = {" ".join(key.split()): text for key, text in levels.items()}
+    for name in ("torch", "tyro", "psutil"):
+        assert f"ImportError: lib{name}.so: cannot open" in found[f"problem {name}"]
+    assert "-> pip install 'tyro>=0.9'" in done.stdout
+    assert "ok /dev/shm" in found
+    assert "not tried" in found["note communication"]
+    assert done.stdout.splitlines()[-1].startswith("3 problems")
+    done = subprocess.run(
+        [*program, "convert", "inspect", "x"], env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "cannot open shared object file" in line
+    assert "`ultralong doctor` says which" in line
+
+
+def test_the_libraries_are_those_of_the_package() -> None:
+    text = (ROOT / "setup.py").read_text()
+    required = text[text.index("install_requires") : text.index("extras_require")]
+    found = set(re.findall(r'^ +"([\w.>=-]+)"', required, flags=re.MULTILINE))
+    assert found - {"torch>=2.6"} == set(LIBRARIES.values())
+    assert release("2.10.0a0+nv25.9") == (2, 10, 0) > release("2.9")
+
+
+@pytest.fixture
+def limits() -> Iterator[None]:
+    kinds = (resource.RLIMIT_NOFILE, resource.RLIMIT_MEMLOCK)
+    before = [resource.getrlimit(kind) for kind in kinds]
+    yield
+    for kind, limit in zip(kinds, before, strict=True):
+        resource.setrlimit(kind, limit)
+
+
+def test_limits_that_are_too_small_are_named(
+    limits: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for kind, soft in ((resource.RLIMIT_NOFILE, 1024), (resource.RLIMIT_MEMLOCK, 2**16)):
+        resource.setrlimit(kind, (soft, resource.getrlimit(kind)[1]))
+    monkeypatch.setattr(machine, "INFINIBAND", tmp_path)
+    found = {finding.subject: finding for finding in machine_findings(has_gpu=True)}
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert found["open files"].level == "warning"
+    assert f"at most 1024 (ulimit -n) -> ulimit -n {hard}" in " ".join(
+        found["open files"].line().split()[3:]
+    )
+    assert found["pinned memory"].level == "problem"
+    assert "at most 0.0625 MiB (ulimit -l): InfiniBand" in found["pinned memory"].text
+
+
+def test_shared_memory_that_is_missing_or_cannot_be_written_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for folder, text in ((tmp_path / "none", "is not there"), (Path("/proc"), "cannot be written")):
+        monkeypatch.setattr(machine, "SHARED_MEMORY", folder)
+        found = problems(list(machine_findings(has_gpu=False)))
+        assert text in found["/dev/shm"].text

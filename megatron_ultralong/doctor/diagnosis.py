@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
+import socket
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-import torch
-
-from megatron_ultralong.doctor.communication import communication_findings
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
-from megatron_ultralong.doctor.software import software_findings
+from megatron_ultralong.doctor.software import DRIVER, software_findings
 from megatron_ultralong.errors import InputError
 
 SICK = 1
@@ -34,6 +33,24 @@ class DoctorConfig:
     """Size of the all-reduce, in MiB."""
 
 
+def parse(words: Sequence[str]) -> DoctorConfig:
+    """The configuration of a command line, by the standard library: the others may be broken."""
+    parser = argparse.ArgumentParser("ultralong doctor", description=DoctorConfig.__doc__)
+    parser.add_argument(
+        "--communication",
+        action=argparse.BooleanOptionalAction,
+        default=DoctorConfig.communication,
+        help="start ranks, and measure an all-reduce and a step of ring attention",
+    )
+    parser.add_argument(
+        "--megabytes",
+        type=int,
+        default=DoctorConfig.megabytes,
+        help=f"size of the all-reduce, in MiB (default: {DoctorConfig.megabytes})",
+    )
+    return DoctorConfig(**vars(parser.parse_args(words)))
+
+
 def diagnose(config: DoctorConfig) -> int:
     """Print every finding as soon as it is there; returns the exit status.
 
@@ -42,21 +59,39 @@ def diagnose(config: DoctorConfig) -> int:
     """
     if config.megabytes < 1:
         raise InputError(f"megabytes must be at least 1, not {config.megabytes}")
-    is_main = int(os.environ.get("RANK", "0")) == 0
+    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     levels: Counter[str] = Counter()
     for finding in _findings(config):
         levels[finding.level] += 1
-        if is_main or finding.level == "problem":
-            sys.stdout.write(finding.line() + "\n")
-            sys.stdout.flush()
-    if is_main:
-        counts = ", ".join(f"{levels[level]} {level}s" for level in ("problem", "warning", "note"))
-        sys.stdout.write(f"{counts}\n")
+        # Of the other ranks what is wrong: all problems, and warnings from one of each host.
+        if rank == 0:
+            _print(finding.line())
+        elif finding.level == "problem" or (finding.level == "warning" and local_rank == 0):
+            _print(f"rank {rank} on {socket.gethostname()}: {finding.line()}")
+    if rank == 0:
+        _print(", ".join(f"{levels[level]} {level}s" for level in ("problem", "warning", "note")))
     return SICK if levels["problem"] else 0
 
 
 def _findings(config: DoctorConfig) -> Iterator[Finding]:
-    yield from software_findings()
-    yield from machine_findings(has_gpu=torch.cuda.is_available())
-    if config.communication:
-        yield from communication_findings(config.megabytes)
+    has_problem = False
+    for finding in software_findings():
+        has_problem |= finding.level == "problem"
+        yield finding
+    yield from machine_findings(has_gpu=DRIVER.exists())
+    if not config.communication:
+        return
+    try:
+        from megatron_ultralong.doctor.communication import communication_findings
+    except Exception as error:  # of a library that has a line above
+        if not has_problem:
+            raise
+        text = f"not tried: {type(error).__name__}: {error}"
+        yield Finding("note", "communication", text, "mend the problems above first")
+        return
+    yield from communication_findings(config.megabytes)
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

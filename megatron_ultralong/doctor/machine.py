@@ -7,10 +7,9 @@ import os
 import resource
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-
-import psutil
 
 from megatron_ultralong.doctor.finding import Finding
 
@@ -36,6 +35,11 @@ def machine_findings(*, has_gpu: bool) -> Iterator[Finding]:
 def _shared_memory() -> Finding:
     if not SHARED_MEMORY.is_dir():
         return Finding("problem", "/dev/shm", "is not there", "mount a tmpfs there")
+    try:
+        tempfile.TemporaryFile(dir=SHARED_MEMORY).close()
+    except OSError as error:
+        mend = "mount a tmpfs there, which all users may write to"
+        return Finding("problem", "/dev/shm", f"cannot be written to: {error}", mend)
     usage = shutil.disk_usage(SHARED_MEMORY)
     text = f"{usage.free / 2**30:.2f} of {usage.total / 2**30:.2f} GiB free"
     if usage.free < LEAST_SHARED_MEMORY:
@@ -47,7 +51,7 @@ def _pinned_memory(has_gpu: bool) -> Finding:
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if limit == resource.RLIM_INFINITY:
         return Finding("ok", "pinned memory", "unlimited (ulimit -l)")
-    text = f"at most {limit / 2**20:.0f} MiB (ulimit -l)"
+    text = f"at most {limit / 2**20:g} MiB (ulimit -l)"
     if has_gpu and INFINIBAND.is_dir():
         mend = "docker run --ulimit memlock=-1; on a host, memlock in /etc/security/limits.conf"
         return Finding("problem", "pinned memory", f"{text}: InfiniBand registers more", mend)
@@ -58,11 +62,21 @@ def _open_files() -> Finding:
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = f"at most {limit} (ulimit -n)"
     if limit != resource.RLIM_INFINITY and limit < LEAST_OPEN_FILES:
-        return Finding("warning", "open files", text, f"ulimit -n {max(hard, LEAST_OPEN_FILES)}")
+        mend = f"ulimit -n {65536 if hard == resource.RLIM_INFINITY else hard}"
+        if resource.RLIM_INFINITY != hard < LEAST_OPEN_FILES:
+            mend = (
+                "docker run --ulimit nofile=65536; on a host, nofile in /etc/security/limits.conf"
+            )
+        return Finding("warning", "open files", text, mend)
     return Finding("ok", "open files", text)
 
 
 def _interfaces() -> Iterator[Finding]:
+    try:
+        import psutil
+    except Exception as error:  # it has a line of its own among the libraries
+        yield Finding("note", "network", f"cannot be looked at ({type(error).__name__}: {error})")
+        return
     addresses = psutil.net_if_addrs()
     parts = []
     for name, stats in sorted(psutil.net_if_stats().items()):
@@ -74,7 +88,7 @@ def _interfaces() -> Iterator[Finding]:
         devices = ", ".join(sorted(entry.name for entry in INFINIBAND.iterdir()))
         parts.append(f"InfiniBand {devices}")
     if not parts:
-        yield Finding("problem", "network", "no interface is up", "bring up at least lo")
+        yield Finding("problem", "network", "no interface is up", "ip link set lo up")
     else:
         yield Finding("ok", "network", "; ".join(parts))
     for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):

@@ -1,44 +1,44 @@
-"""Python and the libraries that a run imports."""
+"""Python and the libraries that a run imports.
+
+Nothing outside the standard library is imported with this module: what is missing or broken is
+what it is there to say.
+"""
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
-from megatron_ultralong.attention import kernels
-from megatron_ultralong.doctor.finding import Finding
+from megatron_ultralong.doctor.finding import Finding, Level
+from megatron_ultralong.doctor.libraries import installed_version, library_findings, release
 from megatron_ultralong.errors import InputError
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 OLDEST_TORCH = (2, 6)
 HEAD_DIM = 128
 """Of every Llama 3.1."""
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def software_findings() -> Iterator[Finding]:
     """Python, torch, the GPUs, the kernels and the libraries around Megatron-Core."""
     yield _python()
-    yield _torch()
+    yield from library_findings()
+    torch = _torch()
+    yield torch
+    if torch.level == "problem":
+        text = "not looked at without torch: GPUs, NCCL, kernels, megatron-core, TE, Apex"
+        yield Finding("note", "the rest", text)
+        return
     yield from _gpus()
     yield _kernels()
     yield _megatron_core()
     yield _transformer_engine()
     yield _apex()
-
-
-def installed_version(distribution: str) -> str | None:
-    """Version of an installed distribution, None if it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _python() -> Finding:
@@ -49,10 +49,17 @@ def _python() -> Finding:
 
 
 def _torch() -> Finding:
+    version = installed_version("torch")
+    try:
+        import torch
+        import torch.distributed
+    except Exception as error:  # a broken library raises anything
+        text = f"{version or 'not installed'}: {type(error).__name__}: {error}"
+        mend = "install torch 2.6 or later, a build for this Python and this driver (pytorch.org)"
+        return Finding("problem", "torch", text, mend)
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
     text = f"{torch.__version__}, {build}"
-    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
-    if (major, minor) < OLDEST_TORCH:
+    if release(torch.__version__)[:2] < OLDEST_TORCH:
         return Finding("problem", "torch", text, "install torch 2.6 or later")
     if not torch.distributed.is_available():
         return Finding("problem", "torch", f"{text}, without distributed", "install another build")
@@ -60,9 +67,10 @@ def _torch() -> Finding:
 
 
 def _gpus() -> Iterator[Finding]:
+    import torch
+
     if not torch.cuda.is_available():
-        driver = Path("/proc/driver/nvidia/version")
-        if not driver.exists():
+        if not DRIVER.exists():
             yield Finding("note", "GPU", "none: everything runs on the CPU, over gloo")
         elif torch.version.cuda is None:
             yield Finding("problem", "GPU", "there is an NVIDIA driver, and torch is a CPU build",
@@ -75,6 +83,7 @@ def _gpus() -> Iterator[Finding]:
                 "compare `nvidia-smi` with torch's CUDA version, and in a container start it "
                 "with its GPUs (docker run --gpus all; srun --gpus-per-node)",
             )
+        yield Finding("note", "NCCL", "not needed without a GPU")
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -94,6 +103,13 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _kernels() -> Finding:
+    import torch
+
+    try:
+        from megatron_ultralong.attention import kernels
+    except Exception as error:  # what it needs has a line of its own above
+        text = f"cannot be looked at: {type(error).__name__}: {error}"
+        return Finding("problem", "attention", text, "mend the libraries above first")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = torch.bfloat16
     try:
@@ -142,13 +158,24 @@ def _transformer_engine() -> Finding:
         importlib.import_module("transformer_engine.pytorch")
     except Exception as error:
         return Finding(
-            "problem",
+            _level_of_cuda_library(),
             "TE",
             f"{version} does not import: {type(error).__name__}: {error}",
             "install the one that was built for this torch, or none; NVIDIA's PyTorch image "
             "brings its own",
         )
     return Finding("ok", "TE", f"Transformer Engine {version}")
+
+
+def _level_of_cuda_library() -> Level:
+    """How bad a library that does not import is.
+
+    Some builds ask the driver while they are imported: where there is none (an image that is being
+    built, a login node) nothing runs on a GPU either.
+    """
+    import torch
+
+    return "warning" if torch.version.cuda and not DRIVER.exists() else "problem"
 
 
 def _apex() -> Finding:
@@ -158,7 +185,7 @@ def _apex() -> Finding:
         importlib.import_module("apex.optimizers").FusedAdam  # noqa: B018
     except Exception as error:
         return Finding(
-            "problem",
+            _level_of_cuda_library(),
             "Apex",
             f"this apex is not NVIDIA's, or is broken: {type(error).__name__}: {error}",
             "pip uninstall apex: the package of that name on the index is another one",
