@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import resource
@@ -65,6 +66,7 @@ def test_interfaces_may_be_named_by_their_beginning_for_nccl_alone(
 def test_another_apex_and_a_broken_transformer_engine_are_problems(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    importlib.import_module("megatron_ultralong.mcore.model")  # would meet the broken ones below
     for package, text in (
         ("apex", ""),
         ("transformer_engine", "raise OSError('undefined symbol')"),
