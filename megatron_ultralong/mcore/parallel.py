@@ -63,9 +63,18 @@ def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGrou
             distributed_timeout_minutes=parallel.distributed_timeout_minutes,
             create_gloo_process_groups=False,
         )
-        stack.callback(parallel_state.destroy_model_parallel)
+        stack.callback(_destroy_model_parallel)
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
         yield ProcessGroupCollection.use_mpu_process_groups()
+
+
+def _destroy_model_parallel() -> None:
+    """Megatron's function forgets its groups; each keeps threads that wake 100 times a second."""
+    groups = list(parallel_state._global_process_group_list or [])
+    parallel_state.destroy_model_parallel()
+    for group in groups:
+        if group is not None:  # the default group, which is not Megatron's
+            dist.destroy_process_group(group)
 
 
 def _check_restarts() -> None:
