@@ -258,14 +258,17 @@ def _run_plan(verb: str, words: list[str]) -> None:
 def _run_evaluate_loss(verb: str, words: list[str]) -> None:
     from megatron_ultralong.data.manifest import load_manifest
     from megatron_ultralong.evaluation.commands import LossCommand
-    from megatron_ultralong.evaluation.models import open_scorers
+    from megatron_ultralong.evaluation.models import model_facts, open_scorers
     from megatron_ultralong.evaluation.position_loss import evaluate_loss
 
     command = _parse(LossCommand, verb, words)
     command.loss.check()
     separator_ids = load_manifest(command.loss.data_path).separator_ids
     with open_scorers(command.models) as scorers:
-        evaluate_loss(command.loss, scorers, separator_ids)
+        records = [
+            model_facts(load, command.models.precision).record for load in command.models.load
+        ]
+        evaluate_loss(command.loss, scorers, separator_ids, records)
 
 
 def _run_evaluate_passkey(verb: str, words: list[str]) -> None:
@@ -347,6 +350,12 @@ def _run_evaluate_choices(verb: str, words: list[str]) -> None:
     _run_benchmark(verb, words, ChoicesCommand, "choices", evaluate_choices)
 
 
+def _run_evaluate_report(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.evaluation.report.command import ReportConfig, evaluate_report
+
+    evaluate_report(_parse(ReportConfig, verb, words))
+
+
 def _run_generate(verb: str, words: list[str]) -> None:
     from megatron_ultralong.evaluation.generate import generate
     from megatron_ultralong.generation.config import GenerateConfig
@@ -380,6 +389,10 @@ _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "evaluate infinitebench": (
         "InfiniteBench's tasks from a local copy",
         _run_evaluate_infinitebench,
+    ),
+    "evaluate report": (
+        "results of several checkpoints on one page, beside the paper's",
+        _run_evaluate_report,
     ),
     "generate": ("continue prompts with a checkpoint, in any layout", _run_generate),
     "doctor": ("whether this machine and job can run the rest, and what to mend", _run_doctor),

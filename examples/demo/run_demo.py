@@ -26,12 +26,18 @@ from pathlib import Path
 import psutil
 
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.loss_result import LossResult
 from megatron_ultralong.evaluation.output_folder import check_output_folder
 from megatron_ultralong.evaluation.passkey_result import PasskeyResult
-from megatron_ultralong.evaluation.report import Report, print_report, write_report
-from megatron_ultralong.evaluation.verdicts import Check
+from megatron_ultralong.evaluation.report.report import Report, gather_report, write_report
+from megatron_ultralong.evaluation.report.terminal import print_report
+from megatron_ultralong.evaluation.verdicts import (
+    Bounds,
+    Check,
+    cost_checks,
+    loss_checks,
+    passkey_checks,
+)
 from megatron_ultralong.recipes import demo_cpu
 
 BASE = shlex.quote(str(Path(__file__).parent / "base"))
@@ -41,6 +47,8 @@ LENGTHS = ("256", "512", "1024", "2048", str(SEQ_LENGTH))
 NUM_LOSS_ROWS = 32
 NUM_PROMPTS = 3
 """Prompts at every length and depth of the passkey maps: 30 at each length."""
+RESULTS = ("loss", "passkey-before", "passkey-after")
+"""Folders whose results stand in the report."""
 PACKAGES = ("numpy", "rich", "huggingface_hub")
 """Installed packages whose source files are the second source of the corpus."""
 
@@ -171,11 +179,28 @@ def export_check(output: Path) -> Check:
     )
 
 
+def checks(output: Path, steps: Steps) -> tuple[Check, ...]:
+    """Every figure against its bound."""
+    bounds = Bounds()
+    before, after = (
+        PasskeyResult.load(output / f"passkey-{when}" / "passkey.json")
+        for when in ("before", "after")
+    )
+    wall_time, memory = sum(steps.wall_times.values()), steps.peak_memory / 2**30
+    return (
+        *loss_checks(LossResult.load(output / "loss" / "loss.json"), bounds),
+        *passkey_checks(before, after, bounds),
+        export_check(output),
+        *cost_checks(wall_time, memory, bounds),
+    )
+
+
 def build_report(output: Path, steps: Steps) -> Report:
     """Figures and verdicts."""
     recipe = demo_cpu()
     memory = psutil.virtual_memory().total / 2**30
-    return Report(
+    return gather_report(
+        [output / folder for folder in RESULTS],
         title=f"A small Llama from {CONTEXT} to {SEQ_LENGTH:,} tokens on two CPU ranks",
         summary=(
             "The committed base model was extended in one step by the UltraLong recipe, on Python "
@@ -193,15 +218,10 @@ def build_report(output: Path, steps: Steps) -> Report:
             f"lr {recipe.optimizer.lr:g} ({recipe.optimizer.lr_decay_style}), {recipe.precision}",
             "layout": "TP 1, CP 2, DP 1, PP 1 over gloo",
         },
-        loss=LossResult.load(output / "loss" / "loss.json"),
-        passkey_before=PasskeyResult.load(output / "passkey-before" / "passkey.json"),
-        passkey_after=PasskeyResult.load(output / "passkey-after" / "passkey.json"),
+        checks=checks(output, steps),
         wall_times=steps.wall_times,
         peak_memory_gib=steps.peak_memory / 2**30,
         machine=f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB",
-        versions=versions(),
-        date=now(),
-        extra_checks=(export_check(output),),
     )
 
 

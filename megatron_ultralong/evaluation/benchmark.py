@@ -15,8 +15,8 @@ from megatron_ultralong.evaluation.journal import Journal, open_journal
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.questions import Question, ask
-from megatron_ultralong.evaluation.task_result import TaskResult, task_result
-from megatron_ultralong.evaluation.task_tables import TITLES, task_picture, task_table
+from megatron_ultralong.evaluation.task_result import TASK_KINDS, TaskResult, task_result
+from megatron_ultralong.evaluation.task_tables import task_picture, task_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def run_benchmark(
             facts.model,
             cost=cost,
             micro_batch_size=config.micro_batch_size,
-            description=f"{TITLES[benchmark.kind]} of {facts.name}",
+            description=f"{TASK_KINDS[benchmark.kind].title} of {facts.name}",
         )
         result = task_result(
             benchmark.kind,
@@ -79,6 +79,7 @@ def run_benchmark(
             metrics=benchmark.metrics,
             notes=benchmark.notes,
             material=benchmark.material,
+            model=facts.record,
         )
         if generator.is_main:
             show(result, journal)

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.output_folder import check_output_folder
+from megatron_ultralong.evaluation.output_folder import (
+    IDENTITY_FILE,
+    SAMPLES_FILE,
+    SUFFIX,
+    check_output_folder,
+)
 from megatron_ultralong.mcore.parallel import every_rank
-
-IDENTITY_FILE = "evaluation.json"
-SAMPLES_FILE = "samples.jsonl"
-SUFFIX = ".partial"
 
 
 def sample_key(**parts: Any) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.config import from_dict
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.config import LossConfig
+from megatron_ultralong.evaluation.model_record import ModelRecord, model_record
 from megatron_ultralong.evaluation.result_file import read_json, write_json
 
 _KIND = "position_loss"
@@ -45,6 +46,8 @@ class CheckpointLoss:
     max_positions: int
     """Positions it was trained for."""
     bins: tuple[PositionBin, ...]
+    model: ModelRecord | None = None
+    """None: measured before results stated it."""
 
     def mean_loss(self, start: int = 0, stop: int | None = None) -> float | None:
         """Mean over all predictions of the bins that lie within ``start`` to ``stop``."""
@@ -67,6 +70,8 @@ class LossResult:
     checkpoints: tuple[CheckpointLoss, ...]
     date: str
     versions: dict[str, str]
+    material: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What the rows are: their manifest by its SHA-256."""
 
     @property
     def edges(self) -> tuple[int, ...]:
@@ -101,7 +106,8 @@ def _checkpoint(values: dict[str, Any]) -> CheckpointLoss:
     for entry in values["bins"]:
         del entry["perplexity"]
     bins = tuple(PositionBin(**entry) for entry in values["bins"])
-    return CheckpointLoss(values["name"], values["max_positions"], bins)
+    model = model_record(values.get("model"))
+    return CheckpointLoss(values["name"], values["max_positions"], bins, model)
 
 
 def join_loss_results(results: Sequence[LossResult]) -> LossResult:

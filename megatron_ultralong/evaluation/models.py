@@ -22,8 +22,10 @@ from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGene
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
 from megatron_ultralong.evaluation.megatron_generator import MegatronGenerator
 from megatron_ultralong.evaluation.megatron_scorer import MegatronScorer
+from megatron_ultralong.evaluation.model_record import ModelRecord
 from megatron_ultralong.evaluation.scorer import Scorer
 from megatron_ultralong.mcore.parallel import parallel_groups, world_size
+from megatron_ultralong.plan.job import stage_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +137,17 @@ class ModelFacts:
     identity: Mapping[str, object]
     """JSON that tells its weights from others, and how they are run: part of what decides every
     figure."""
+
+    @property
+    def record(self) -> ModelRecord:
+        """What a result states of it."""
+        return ModelRecord(
+            folder=str(self.folder),
+            engine=str(self.identity["engine"]),
+            precision=str(self.identity["precision"]),
+            weights=str(self.identity["weights"]),
+            num_parameters=stage_parameters(self.model, ParallelConfig(), 0),
+        )
 
 
 def model_facts(argument: str, precision: str) -> ModelFacts:

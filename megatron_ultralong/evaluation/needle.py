@@ -82,12 +82,14 @@ def _grid(config: NeedleConfig, encode: Encode, tokenizer_sha256: str) -> Grid:
             num_distractors=config.num_distractors,
         )
 
+    digests = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in config.haystack}
     decides = {
         "version": PROMPT_VERSION,
         "seed": config.seed,
         "num_distractors": config.num_distractors,
-        "haystack": [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in config.haystack],
+        "haystack": list(digests.values()),
         "by": config.by,
         "tokenizer": tokenizer_sha256,
     }
-    return Grid("needle", config, make, decides)
+    material = {f"haystack {k}": digest for k, digest in enumerate(digests.values(), 1)}
+    return Grid("needle", config, make, decides, material)

@@ -10,6 +10,11 @@ from pathlib import Path
 
 from megatron_ultralong.errors import InputError
 
+SUFFIX = ".partial"
+"""Of the folder in which the work goes on."""
+IDENTITY_FILE, SAMPLES_FILE = "evaluation.json", "samples.jsonl"
+"""What a journal keeps there."""
+
 
 def check_output_folder(folder: str | Path) -> None:
     """Check, before the work starts, that ``folder`` can be made.
@@ -38,7 +43,7 @@ def new_output_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(os.path.abspath(folder))
     check_output_folder(folder)
-    aside = folder.with_name(f".{folder.name}.partial")
+    aside = folder.with_name(f".{folder.name}{SUFFIX}")
     if aside.exists():  # left by a run that was killed
         shutil.rmtree(aside)
     aside.mkdir(parents=True)

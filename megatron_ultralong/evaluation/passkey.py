@@ -100,7 +100,8 @@ def _grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str) -> Grid:
         "by": config.by,
         "tokenizer": tokenizer_sha256,
     }
-    return Grid("passkey", config, make, decides)
+    material = {"haystack": digest} if digest else {}
+    return Grid("passkey", config, make, decides, material)
 
 
 def _haystack(config: PasskeyConfig, encode: Encode) -> tuple[npt.NDArray[np.int64] | None, str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_ultralong.config import from_dict
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.config import NeedleConfig, PasskeyConfig
+from megatron_ultralong.evaluation.model_record import ModelRecord, model_record
 from megatron_ultralong.evaluation.result_file import read_json, write_json
 
 
@@ -49,6 +50,10 @@ class PasskeyResult:
     cells: tuple[PasskeyCell, ...]
     date: str
     versions: dict[str, str]
+    model: ModelRecord | None = None
+    """None: measured before results stated it."""
+    material: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Texts that the needles were hidden in, files by their SHA-256."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -88,6 +93,7 @@ class PasskeyResult:
         try:
             config = from_dict(cls.config_class, values["config"], f"{path}: config")
             values["config"] = config
+            values["model"] = model_record(values.get("model"))
             values["cells"] = tuple(map(_cell, values["cells"]))
             return cls(**values)
         except (KeyError, TypeError) as error:

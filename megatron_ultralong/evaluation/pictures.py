@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -15,19 +16,29 @@ from megatron_ultralong.evaluation.loss_result import CheckpointLoss, LossResult
 from megatron_ultralong.evaluation.passkey_result import PasskeyResult
 
 LINE_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
+_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
 INK, FAINT, SHADE = "#1f2937", "#9ca3af", "#f3f4f6"
+NOT_MEASURED = "#d1d5db"
 MOST_LABELLED_CELLS = 150
 """Maps with more cells than this carry no numbers in them."""
-_DPI = 160
+_MAPS_IN_A_ROW = 3
+DPI = 160
 
 
-def loss_picture(result: LossResult, path: Path) -> None:
+def line_style(number: int) -> tuple[str, Any]:
+    """Colour and dashes of line ``number``; they repeat after eighteen."""
+    turn, place = divmod(number, len(LINE_COLOURS))
+    return LINE_COLOURS[place], _DASHES[turn % len(_DASHES)]
+
+
+def loss_picture(result: LossResult, path: Path | BinaryIO) -> None:
     """Loss by position as PNG: a line for every checkpoint, the first one being the base."""
     base = result.checkpoints[0]
-    figure = Figure(figsize=(8.0, 4.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(8.0, 4.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    _finish_axes(axes)
-    _position_axis(axes, result.edges)
+    finish_axes(axes)
+    edges = {0, *(part.stop for one in result.checkpoints for part in one.bins)}
+    _position_axis(axes, sorted(edges))
     if base.max_positions < result.seq_length:
         axes.axvspan(base.max_positions, result.seq_length, color=SHADE, zorder=0)
         axes.axvline(base.max_positions, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
@@ -49,7 +60,14 @@ def loss_picture(result: LossResult, path: Path) -> None:
             label=f"{base.name}, mean inside its context: {reference:.3f}",
         )
     for k, checkpoint in enumerate(result.checkpoints):
-        _loss_line(axes, checkpoint, LINE_COLOURS[k % len(LINE_COLOURS)])
+        _loss_line(axes, checkpoint, *line_style(k))
+        if base.max_positions < checkpoint.max_positions < result.seq_length:
+            axes.axvline(
+                checkpoint.max_positions,
+                color=line_style(k)[0],
+                linewidth=1.0,
+                linestyle=(0, (1, 2)),
+            )
     axes.set_ylabel("loss (nats per token)", fontsize=10, color=INK)
     axes.set_xlabel("position in the row (tokens of context)", fontsize=10, color=INK)
     axes.set_title(
@@ -64,7 +82,7 @@ def loss_picture(result: LossResult, path: Path) -> None:
     figure.savefig(path, format="png", facecolor="white")
 
 
-def _loss_line(axes: Any, checkpoint: CheckpointLoss, colour: str) -> None:
+def _loss_line(axes: Any, checkpoint: CheckpointLoss, colour: str, dashes: Any) -> None:
     """Mean and two standard errors at the geometric centre of every bin."""
     bins = [part for part in checkpoint.bins if part.loss is not None]
     centres = [math.sqrt(max(part.start, part.stop / 2) * part.stop) for part in bins]
@@ -77,6 +95,7 @@ def _loss_line(axes: Any, checkpoint: CheckpointLoss, colour: str) -> None:
         centres,
         losses,
         color=colour,
+        linestyle=dashes,
         linewidth=2.0,
         marker="o",
         markersize=5,
@@ -96,40 +115,54 @@ def _position_axis(axes: Any, edges: Sequence[int]) -> None:
     axes.set_xticks(list(shown), [token_count(edge) for edge in shown])
 
 
-def passkey_picture(
-    results: Sequence[PasskeyResult], path: Path, original_positions: int | None = None
-) -> None:
+def passkey_picture(results: Sequence[PasskeyResult], path: Path | BinaryIO) -> None:
     """Passkey maps side by side as PNG: x context length, y depth, red 0 % to green 100 %.
 
-    Args:
-        results: one map each.
-        path: file to write.
-        original_positions: where to draw the line; by default the shortest trained context.
+    All maps have the lengths of all, so that columns stand alike; grey is where nothing was asked.
+    A thick line stands at the length that a map's checkpoint was trained for, a dashed one at the
+    shortest of all, the original context.
     """
-    line_at = original_positions or min(result.max_positions for result in results)
-    columns = max(len(result.lengths) for result in results)
-    rows = max(len(result.depths) for result in results)
-    width = min(max((0.62 if len(results) == 1 else 0.5) * columns + 0.9, 4.2), 12.0)
-    height = min(max(0.36 * rows + 1.4, 3.2), 8.0)
-    size = (width * len(results) + 0.8, height)
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
-    grid = figure.subplots(1, len(results), squeeze=False)[0]
-    images = [_passkey_map(*pair, line_at) for pair in zip(grid, results, strict=True)]
-    grid[0].set_ylabel("depth of the key (%)", fontsize=10, color=INK)
-    bar = figure.colorbar(images[0], ax=list(grid), fraction=0.03, pad=0.02, aspect=30)
+    lengths = sorted({length for result in results for length in result.lengths})
+    shortest = min(results, key=lambda result: result.max_positions)
+    num_columns = min(len(results), _MAPS_IN_A_ROW)
+    num_rows = -(-len(results) // num_columns)
+    deepest = max(len(result.depths) for result in results)
+    width = min(max((0.62 if num_columns == 1 else 0.5) * len(lengths) + 0.9, 4.2), 12.0)
+    height = min(max(0.36 * deepest + 1.4, 3.2), 8.0)
+    size = (width * num_columns + 0.8, height * num_rows)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    grid = figure.subplots(num_rows, num_columns, squeeze=False)
+    images = [
+        _passkey_map(axes, result, lengths, shortest, width)
+        for axes, result in zip(grid.flat, results, strict=False)
+    ]
+    for axes in grid.flat[len(results) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("depth of the key (%)", fontsize=10, color=INK)
+    bar = figure.colorbar(images[0], ax=list(grid.flat), fraction=0.03, pad=0.02, aspect=30)
     bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
     bar.ax.tick_params(labelsize=8, length=0, labelcolor=INK)
     bar.outline.set_visible(False)
     figure.savefig(path, format="png", facecolor="white")
 
 
-def _passkey_map(axes: Any, result: PasskeyResult, line_at: int) -> Any:
-    lengths, depths = result.lengths, result.depths
+def _passkey_map(
+    axes: Any,
+    result: PasskeyResult,
+    lengths: Sequence[int],
+    shortest: PasskeyResult,
+    width: float,
+) -> Any:
+    """One map, ``width`` inches wide."""
+    depths = result.depths
     shares = [[result.accuracy([length], depth) for length in lengths] for depth in depths]
+    values = [[math.nan if share is None else share for share in line] for line in shares]
+    axes.set_facecolor(NOT_MEASURED)
     colours = matplotlib.colormaps["RdYlGn"]
-    image = axes.pcolormesh(shares, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.0)
+    image = axes.pcolormesh(values, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.0)
     axes.invert_yaxis()
-    _finish_axes(axes)
+    finish_axes(axes)
     axes.spines[:].set_visible(False)
     step = -(-len(lengths) // 16)
     shown = range(0, len(lengths), step)
@@ -141,31 +174,51 @@ def _passkey_map(axes: Any, result: PasskeyResult, line_at: int) -> Any:
     axes.set_yticks([k + 0.5 for k in range(len(depths))], [f"{depth:g}" for depth in depths])
     axes.set_xlabel("context length (tokens)", fontsize=10, color=INK)
     axes.set_title(
-        f"{result.checkpoint}: trained for {result.max_positions:,} positions",
+        textwrap.fill(
+            f"{result.checkpoint}: trained for {result.max_positions:,} positions",
+            width=max(int(10.5 * width), 30),
+        ),
         fontsize=11,
         fontweight="bold",
         color=INK,
         loc="left",
-        pad=20,
+        pad=32 if shortest.max_positions < result.max_positions < lengths[-1] else 20,
     )
     if len(lengths) * len(depths) <= MOST_LABELLED_CELLS:
         for y, line in enumerate(shares):
             for x, share in enumerate(line):
                 _cell_label(axes, x + 0.5, y + 0.5, share)
-    inside = sum(length <= line_at for length in lengths)
+    height = 4
+    if shortest.max_positions < result.max_positions:
+        text = f"original context: {shortest.max_positions:,}"
+        _context_line(axes, lengths, shortest.max_positions, text, height, thin=True)
+        height = 16
+    text = f"trained for {result.max_positions:,}"
+    _context_line(axes, lengths, result.max_positions, text, height)
+    return image
+
+
+def _context_line(
+    axes: Any, lengths: Sequence[int], positions: int, text: str, height: int, thin: bool = False
+) -> None:
+    """A line between the lengths within ``positions`` and those beyond, where there are both.
+
+    Its text stands ``height`` points above the map.
+    """
+    inside = sum(length <= positions for length in lengths)
     if 0 < inside < len(lengths):
-        axes.axvline(inside, color="black", linewidth=2.5)
+        style = {"linewidth": 1.5, "linestyle": (0, (4, 2))} if thin else {"linewidth": 2.5}
+        axes.axvline(inside, color="black", **style)
         axes.annotate(
-            f"original context: {line_at:,}",
+            text,
             (inside, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
+            xytext=(0, height),
             textcoords="offset points",
             fontsize=8.5,
             color=INK,
             ha="center" if inside > 1 else "left",
         )
-    return image
 
 
 def _cell_label(axes: Any, x: float, y: float, share: float | None) -> None:
@@ -182,12 +235,13 @@ def _cell_label(axes: Any, x: float, y: float, share: float | None) -> None:
         )
 
 
-def _finish_axes(axes: Any) -> None:
+def finish_axes(axes: Any, grid: str = "y") -> None:
+    """The style of all pictures, with lines across ``grid``."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(labelsize=9, length=0, labelcolor=INK)
     axes.set_axisbelow(True)
-    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.grid(axis=grid, color="#e5e7eb", linewidth=0.8)
 
 
 def token_count(tokens: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
+from megatron_ultralong.data.manifest import FILE_NAME
 from megatron_ultralong.data.rows import PackedRows
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.config import LossConfig
+from megatron_ultralong.evaluation.local_data import file_sha256
 from megatron_ultralong.evaluation.loss_result import CheckpointLoss, LossResult, PositionBin
+from megatron_ultralong.evaluation.model_record import ModelRecord
 from megatron_ultralong.evaluation.output_folder import check_output_folder, new_output_folder
 from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
 from megatron_ultralong.evaluation.tables import loss_table
@@ -23,7 +27,10 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def evaluate_loss(
-    config: LossConfig, scorers: Sequence[Scorer], separator_ids: Sequence[int] = ()
+    config: LossConfig,
+    scorers: Sequence[Scorer],
+    separator_ids: Sequence[int] = (),
+    records: Sequence[ModelRecord] = (),
 ) -> LossResult:
     """Measure the loss of ``scorers`` by position, print a table, write JSON and a picture.
 
@@ -33,6 +40,7 @@ def evaluate_loss(
         config: rows, bins and output folder.
         scorers: checkpoints to compare, the base first.
         separator_ids: ids between documents, which ``document_mask: block`` needs.
+        records: what the result is to state of every one of ``scorers``.
 
     Raises:
         InputError: the output folder holds something, or as :func:`measure_position_loss`.
@@ -40,6 +48,10 @@ def evaluate_loss(
     if config.output:
         check_output_folder(config.output)
     result = measure_position_loss(config, scorers, separator_ids)
+    if records:
+        pairs = zip(result.checkpoints, records, strict=True)
+        checkpoints = tuple(dataclasses.replace(c, model=record) for c, record in pairs)
+        result = dataclasses.replace(result, checkpoints=checkpoints)
     if scorers[0].is_main:
         Console().print(loss_table(result))
         if config.output:
@@ -80,7 +92,17 @@ def measure_position_loss(
             _position_bin(edges[k], edges[k + 1], *sums[:, :, k]) for k in range(len(edges) - 1)
         )
         checkpoints.append(CheckpointLoss(scorer.name, scorer.max_positions, bins))
-    return LossResult(config, seq_length, num_rows, tuple(checkpoints), now(), versions())
+    manifest = Path(config.data_path) / FILE_NAME
+    return LossResult(
+        config=config,
+        seq_length=seq_length,
+        num_rows=num_rows,
+        checkpoints=tuple(checkpoints),
+        date=now(),
+        versions=versions(),
+        # Equal manifests are of equal rows; rows from elsewhere have none.
+        material={FILE_NAME: file_sha256(manifest)} if manifest.is_file() else {},
+    )
 
 
 def _extent(config: LossConfig, rows: PackedRows) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from megatron_ultralong.errors import InputError
 
 FORMAT_VERSION = 1
+_BEGINNING = re.compile(rb'\s*\{\s*"kind":\s*"(\w+)",\s*"format_version":')
 
 
 def write_json(path: Path, kind: str, values: Mapping[str, Any]) -> None:
@@ -21,6 +23,28 @@ def write_json(path: Path, kind: str, values: Mapping[str, Any]) -> None:
     aside = path.with_name(path.name + ".partial")
     aside.write_text(text + "\n", encoding="utf-8")
     os.replace(aside, path)
+
+
+def kind_of(path: str | Path) -> str | None:
+    """The kind that a file of :func:`write_json` states; None for other JSON.
+
+    Its beginning is read alone: files of a checkpoint may be large.
+
+    Raises:
+        InputError: no such file, or one that is neither.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: name a file that `ultralong evaluate` wrote")
+    with path.open("rb") as file:
+        found = _BEGINNING.match(file.read(200))
+    if found:
+        return found.group(1).decode()
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): evaluate again, or remove it") from error
+    return None
 
 
 def read_json(path: str | Path, kind: str) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Grid:
     """The prompt of a length, a depth in per cent, and an index that decides the rest."""
     decides: Mapping[str, Any]
     """JSON of all that a prompt depends on beside those three, and how it is judged."""
+    material: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Texts that needles are hidden in, files by their SHA-256."""
 
     @property
     def samples(self) -> list[tuple[int, float, int]]:
@@ -76,7 +78,11 @@ def evaluate_grid(
     identity = {**facts.identity, **grid.decides}
     with open_journal(grid.config.output, grid.kind, identity, is_main=model.is_main) as journal:
         check_grid_cost(grid, journal, facts.model, cost, is_main=model.is_main)
-        result = finish(measure_grid(grid, model, journal, result_class.title))
+        result = dataclasses.replace(
+            finish(measure_grid(grid, model, journal, result_class.title)),
+            model=facts.record,
+            material=grid.material,
+        )
         if model.is_main:
             Console().print(passkey_table(result))
             if journal.folder is not None:

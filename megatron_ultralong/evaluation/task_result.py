@@ -5,14 +5,36 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.conditions import now, versions
-from megatron_ultralong.evaluation.questions import Answer
+from megatron_ultralong.evaluation.model_record import ModelRecord, model_record
 from megatron_ultralong.evaluation.result_file import read_json, write_json
 
-TASK_KINDS = ("ruler", "lv_eval", "infinitebench", "choices")
+if TYPE_CHECKING:  # reading results needs no model
+    from megatron_ultralong.evaluation.questions import Answer
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskKind:
+    """A benchmark of tasks."""
+
+    title: str
+    columns: Literal["lengths", "limit", "scores"] = "scores"
+    """What a column is: a length; the limit at which prompts are cut, one for a checkpoint; or
+    another score of the same questions."""
+
+
+TASK_KINDS = {
+    "ruler": TaskKind("RULER", "lengths"),
+    "lv_eval": TaskKind("LV-Eval", "lengths"),
+    "infinitebench": TaskKind("InfiniteBench", "limit"),
+    "choices": TaskKind("Multiple choice by likelihood"),
+}
+"""By the name that result files have."""
+LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+"""Columns whose scores are better when lower, and not of 100."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +43,7 @@ class TaskCell:
 
     task: str
     column: str
-    """A length, such as ``131072`` or ``16k``."""
+    """A length, such as ``131072`` or ``16k``, or the name of a score."""
     num_samples: int
     score: float
     """Mean over the questions, 0 to 100."""
@@ -50,6 +72,8 @@ class TaskResult:
     """What the questions were made of, files by their SHA-256."""
     date: str
     versions: dict[str, str]
+    model: ModelRecord | None = None
+    """None: measured before results stated it."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -92,6 +116,7 @@ class TaskResult:
             del values["means"]
             values["cells"] = tuple(TaskCell(**cell) for cell in values["cells"])
             values["notes"] = tuple(values["notes"])
+            values["model"] = model_record(values.get("model"))
             return cls(kind=kind, **values)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error!r}): evaluate again") from error
@@ -107,6 +132,7 @@ def task_result(
     metrics: Mapping[str, str],
     notes: Sequence[str] = (),
     material: Mapping[str, str] | None = None,
+    model: ModelRecord | None = None,
 ) -> TaskResult:
     """Means of ``answers`` by task and column."""
     groups: dict[tuple[str, str], list[Answer]] = {}
@@ -134,4 +160,5 @@ def task_result(
         material=dict(material or {}),
         date=now(),
         versions=versions(),
+        model=model,
     )

@@ -10,14 +10,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from megatron_ultralong.evaluation.pictures import INK, token_count
-from megatron_ultralong.evaluation.task_result import TaskResult
+from megatron_ultralong.evaluation.task_result import TASK_KINDS, TaskResult
 
-TITLES = {
-    "ruler": "RULER",
-    "lv_eval": "LV-Eval",
-    "infinitebench": "InfiniteBench",
-    "choices": "Multiple choice by likelihood",
-}
 _DPI = 160
 
 
@@ -36,7 +30,7 @@ def task_table(result: TaskResult) -> Table:
     counts = sorted({cell.num_samples for cell in result.cells})
     samples = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     table = Table(
-        title=f"{TITLES[result.kind]} of {result.checkpoint}, "
+        title=f"{TASK_KINDS[result.kind].title} of {result.checkpoint}, "
         f"trained for {result.max_positions:,} positions",
         caption=f"score of 100, {samples} questions a cell",
         min_width=60,  # of the title: a narrow table would break it
@@ -102,7 +96,7 @@ def task_picture(result: TaskResult, path: Path) -> None:
     inside = sum(not is_beyond(result, column) for column in columns)
     if 0 < inside < len(columns):
         axes.axvline(inside, color="black", linewidth=2.5)
-    title = f"{TITLES[result.kind]} of {result.checkpoint}"
+    title = f"{TASK_KINDS[result.kind].title} of {result.checkpoint}"
     if 0 < inside < len(columns):
         title += f"; line: trained for {result.max_positions:,} positions"
     axes.set_title(title, fontsize=11, fontweight="bold", color=INK, loc="left", pad=12)

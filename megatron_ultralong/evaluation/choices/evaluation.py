@@ -259,4 +259,5 @@ def _result(
         material=material,
         date=now(),
         versions=versions(),
+        model=facts.record,
     )

@@ -1,0 +1,1 @@
+"""Results of several checkpoints on one page."""

@@ -1,0 +1,114 @@
+"""The report: one folder with a page, its pictures and every figure as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.evaluation.conditions import now, versions
+from megatron_ultralong.evaluation.output_folder import new_output_folder
+from megatron_ultralong.evaluation.report.gathering import Gathered, gather
+from megatron_ultralong.evaluation.report.page import report_page
+from megatron_ultralong.evaluation.report.section import Section
+from megatron_ultralong.evaluation.report.sections import sections
+from megatron_ultralong.evaluation.result_file import write_json
+from megatron_ultralong.evaluation.verdicts import Check
+
+_KIND = "report"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything that stands in a report. Results alone are needed."""
+
+    title: str
+    command: str
+    """What a reader types to get the same."""
+    gathered: Gathered
+    summary: str = ""
+    """One or two sentences on what was done."""
+    checks: tuple[Check, ...] = ()
+    """Figures against what was asked of them."""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """The recipe: name of a setting and its value."""
+    wall_times: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds of every step, in the order they ran."""
+    peak_memory_gib: float | None = None
+    """Of all processes together."""
+    machine: str = ""
+    """Processors and memory the run had."""
+    versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
+    """Of what made the page; those of the results stand with them."""
+    date: str = dataclasses.field(default_factory=now)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    @functools.cached_property
+    def sections(self) -> tuple[Section, ...]:
+        """Pictures and tables, drawn once."""
+        return sections(self.gathered.measurements)
+
+
+def gather_report(runs: Sequence[str | Path], *, title: str = "", **others: Any) -> Report:
+    """A report of the results of ``runs``; ``others`` are further fields of :class:`Report`.
+
+    Raises:
+        InputError: as :func:`~megatron_ultralong.evaluation.report.gathering.gather`.
+    """
+    gathered = gather(runs)
+    names = list(dict.fromkeys(one.checkpoint for one in gathered.measurements))
+    shown = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    if len(names) > 4:
+        shown = f"{len(names)} checkpoints"
+    return Report(title=title or f"Evaluation of {shown}", gathered=gathered, **others)
+
+
+def write_report(report: Report, folder: str | Path) -> Path:
+    """Write the report folder, whole or not at all, and return its page.
+
+    The folder holds ``index.html`` (which needs no other file), the pictures as PNG, and
+    ``report.json`` with every result.
+
+    Raises:
+        InputError: the folder holds something.
+    """
+    with new_output_folder(folder) as aside:
+        for section in report.sections:
+            for picture in section.pictures:
+                (aside / f"{picture.name}.png").write_bytes(picture.png)
+        (aside / "index.html").write_text(report_page(report), encoding="utf-8")
+        write_json(aside / "report.json", _KIND, _values(report))
+    return Path(folder) / "index.html"
+
+
+def _values(report: Report) -> dict[str, Any]:
+    plain = ("title", "command", "summary", "machine", "date", "peak_memory_gib")
+    values = {name: getattr(report, name) for name in plain}
+    for name in ("settings", "wall_times", "versions"):
+        values[name] = dict(getattr(report, name))
+    return {
+        **values,
+        "passed": report.passed,
+        "checks": [dataclasses.asdict(check) for check in report.checks],
+        "notices": list(report.gathered.notices),
+        "results": [
+            {
+                "label": one.label,
+                "benchmark": one.kind,
+                "file": str(one.source),
+                "result": dataclasses.asdict(one.result),
+            }
+            for one in report.gathered.measurements
+        ],
+        "paper": {
+            section.title: [[cell.text for cell in row] for row in section.paper.rows]
+            for section in report.sections
+            if section.paper
+        },
+    }

@@ -1,0 +1,62 @@
+"""Tables of the report, as the page and the terminal both show them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One cell."""
+
+    text: str
+    is_best: bool = False
+    """Whether it is the best of its line."""
+    is_beyond: bool = False
+    """Whether it is beyond the positions that its checkpoint was trained for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportTable:
+    """Lines of cells under a header, checkpoints side by side."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    """Where a line is short, its last cell stands for all columns to the right."""
+    figures: tuple[int, int] | None = None
+    """First column that holds figures, and the first after them; None: all but the first."""
+    footer: tuple[tuple[Cell, ...], ...] = ()
+    title: str = ""
+    note: str = ""
+    """How the figures are to be read."""
+
+    def holds_figures(self, column: int) -> bool:
+        """Whether a column holds figures, not words."""
+        start, stop = self.figures or (1, len(self.header))
+        return start <= column < stop
+
+
+NOTHING = Cell("–")  # noqa: RUF001 - a dash where there is no figure
+
+
+def words(*texts: str) -> tuple[Cell, ...]:
+    """Cells of plain text."""
+    return tuple(map(Cell, texts))
+
+
+def with_best(
+    cells: Sequence[Cell], figures: Sequence[float | None], *, lower_is_better: bool = False
+) -> tuple[Cell, ...]:
+    """A line whose best figures are marked: ``figures=[1, 3, None, 3]`` marks the second and last.
+
+    Nothing is marked where all figures are equal, or there is but one.
+    """
+    known = [figure for figure in figures if figure is not None]
+    if len(known) < 2 or min(known) == max(known):
+        return tuple(cells)
+    best = min(known) if lower_is_better else max(known)
+    return tuple(
+        dataclasses.replace(cell, is_best=figure == best)
+        for cell, figure in zip(cells, figures, strict=True)
+    )
