@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,28 +108,3 @@ def _checkpoint(values: dict[str, Any]) -> CheckpointLoss:
     bins = tuple(PositionBin(**entry) for entry in values["bins"])
     model = model_record(values.get("model"))
     return CheckpointLoss(values["name"], values["max_positions"], bins, model)
-
-
-def join_loss_results(results: Sequence[LossResult]) -> LossResult:
-    """One result from several, measured one after the other on the same rows.
-
-    Raises:
-        InputError: they were measured on different rows, or in different bins.
-    """
-    first = results[0]
-    for other in results[1:]:
-        for what, ours, theirs in (
-            ("data_path", first.config.data_path, other.config.data_path),
-            ("split", first.config.split, other.config.split),
-            ("document_mask", first.config.document_mask, other.config.document_mask),
-            ("number of rows", first.num_rows, other.num_rows),
-            ("edges of the bins", first.edges, other.edges),
-        ):
-            if ours != theirs:
-                raise InputError(
-                    f"losses of '{first.checkpoints[0].name}' and '{other.checkpoints[0].name}' "
-                    f"cannot stand side by side: their {what} differ ({ours} and {theirs}); "
-                    "evaluate both with the same flags"
-                )
-    checkpoints = tuple(checkpoint for result in results for checkpoint in result.checkpoints)
-    return dataclasses.replace(first, checkpoints=checkpoints)

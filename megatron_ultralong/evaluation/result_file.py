@@ -36,12 +36,14 @@ def kind_of(path: str | Path) -> str | None:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist: name a file that `ultralong evaluate` wrote")
-    with path.open("rb") as file:
-        found = _BEGINNING.match(file.read(200))
-    if found:
-        return found.group(1).decode()
     try:
+        with path.open("rb") as file:
+            found = _BEGINNING.match(file.read(200))
+        if found:
+            return found.group(1).decode()
         json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): evaluate again, or remove it") from error
     return None

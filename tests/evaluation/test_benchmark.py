@@ -98,6 +98,7 @@ def test_an_evaluation_goes_on_after_a_kill(generator, facts, tokenizer, tmp_pat
     loaded = TaskResult.load(tmp_path / "out" / "ruler.json", "ruler")
     assert loaded.cells == result.cells
     assert loaded.notes == result.notes
+    assert loaded.model == facts.record
     assert (tmp_path / "out" / "ruler.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     samples = RulerSamples(config, tokenizer)
     expected = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -155,10 +156,15 @@ def test_argmax_and_decoding_agree_on_a_model_that_knows_some(folder, encode, tm
 
 
 def test_files_are_written_and_read_back(folder, encode, tmp_path, capsys):
-    config = dataclasses.replace(CONFIG, output=str(tmp_path / "needle"))
+    text = tmp_path / "text.txt"
+    text.write_text("Tea is made of leaves and of water. Leaves grow on bushes. " * 100)
+    output = str(tmp_path / "needle")
+    config = dataclasses.replace(CONFIG, output=output, haystack=(str(text),))
     facts = model_facts(str(folder), "fp32")
     result = evaluate_needle(config, HuggingFaceScorer(folder), facts, encode, "sha", COST)
     assert NeedleResult.load(tmp_path / "needle" / "needle.json") == result
+    assert result.material == {"haystack 1": hashlib.sha256(text.read_bytes()).hexdigest()}
+    assert result.model == facts.record
     names = sorted(path.name for path in (tmp_path / "needle").iterdir())
     assert names == ["evaluation.json", "needle.json", "needle.png", "samples.jsonl"]
     out = " ".join(capsys.readouterr().out.split())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
 from megatron_ultralong.errors import InputError
@@ -160,6 +161,10 @@ def test_files_are_written_and_read_back(scorer, encode, tmp_path, capsys):
     names = ["evaluation.json", "passkey.json", "passkey.png", "samples.jsonl"]
     assert sorted(path.name for path in output.iterdir()) == names
     assert PasskeyResult.load(output / "passkey.json") == result
+    weights = LlamaForCausalLM.from_pretrained(scorer.folder).parameters()
+    assert result.model is not None
+    assert result.model.num_parameters == sum(weight.numel() for weight in weights)
+    assert (result.model.engine, result.model.precision) == ("transformers", "fp32")
     values = json.loads((output / "passkey.json").read_text())
     assert [cell["accuracy"] for cell in values["cells"]] == [c.accuracy for c in result.cells]
     png = (output / "passkey.png").read_bytes()

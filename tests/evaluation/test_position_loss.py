@@ -13,8 +13,9 @@ from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.config import LossConfig
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
-from megatron_ultralong.evaluation.loss_result import LossResult, join_loss_results
+from megatron_ultralong.evaluation.loss_result import LossResult
 from megatron_ultralong.evaluation.position_loss import evaluate_loss, measure_position_loss
+from tests.evaluation.results import record
 
 from .conftest import SEPARATOR, VOCAB_SIZE, make_llama
 
@@ -94,7 +95,9 @@ def test_truncated_rows_give_the_same_loss_where_they_are(config, scorer):
 def test_files_are_written_and_read_back(config, scorer, other, tmp_path, capsys):
     output = tmp_path / "new" / "loss"
     config = dataclasses.replace(config, output=str(output), beyond_trained_positions=True)
-    result = evaluate_loss(config, [other, scorer])
+    records = [record("other"), record("base")]
+    result = evaluate_loss(config, [other, scorer], records=records)
+    assert [checkpoint.model for checkpoint in result.checkpoints] == records
     assert sorted(path.name for path in output.iterdir()) == ["loss.json", "loss.png"]
     assert [path.name for path in output.parent.iterdir()] == ["loss"]
     assert LossResult.load(output / "loss.json") == result
@@ -121,16 +124,6 @@ def test_only_the_main_rank_prints_and_writes(config, llama_folder, tmp_path, ca
     evaluate_loss(dataclasses.replace(config, output=str(tmp_path / "loss")), [scorer])
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr() == ("", "")
-
-
-def test_results_measured_one_after_the_other_are_joined(config, scorer, other):
-    config = dataclasses.replace(config, beyond_trained_positions=True, smallest_bin=24)
-    first, second = (measure_position_loss(config, [one]) for one in (other, scorer))
-    together = measure_position_loss(config, [other, scorer])
-    assert join_loss_results([first, second]).checkpoints == together.checkpoints
-    fewer = measure_position_loss(dataclasses.replace(config, num_samples=3), [scorer])
-    with pytest.raises(InputError, match=r"number of rows differ \(5 and 3\)"):
-        join_loss_results([first, fewer])
 
 
 @pytest.mark.parametrize(

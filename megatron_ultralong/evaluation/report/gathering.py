@@ -82,8 +82,9 @@ def load_result(path: str | Path) -> Result:
     path = Path(path)
     kind = kind_of(path)
     if kind not in _LOADERS:
+        found = "other JSON" if kind is None else f"'{kind}'"
         raise InputError(
-            f"{path} holds '{kind}', which is no result of an evaluation; those are of "
+            f"{path} holds {found}, not a result of an evaluation: name a file that holds one of "
             f"{', '.join(KINDS)}"
         )
     return _LOADERS[kind](path)
@@ -100,7 +101,7 @@ def _result_files(run: Path, notices: list[str]) -> Iterator[Path]:
         return
     if not run.is_dir():
         raise InputError(f"RUN {run} does not exist: name a folder or a file with results")
-    for folder, folders, files in os.walk(run):
+    for folder, folders, files in os.walk(run, onerror=_refuse):
         folders.sort()
         for name in [name for name in folders if name.endswith(SUFFIX)]:
             folders.remove(name)
@@ -109,6 +110,10 @@ def _result_files(run: Path, notices: list[str]) -> Iterator[Path]:
             path = Path(folder) / name
             if name.endswith(".json") and _is_result(path, notices):
                 yield path
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"cannot search {error.filename} ({error.strerror}): name other folders")
 
 
 def _is_result(path: Path, notices: list[str]) -> bool:

@@ -15,6 +15,8 @@ from megatron_ultralong.evaluation.verdicts import Check
 if TYPE_CHECKING:
     from megatron_ultralong.evaluation.report.report import Report
 
+_PIXELS_A_DOT = 0.8
+"""A picture's letters are then as large as the page's."""
 _BEST = "The best figure of a line is set off; that is no claim that the difference is certain."
 
 
@@ -141,10 +143,12 @@ def _times(report: Report) -> str:
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    return _table(ReportTable(("", ""), tuple(words(*pair) for pair in pairs)))
+    return _table(ReportTable(("", ""), tuple(words(*pair) for pair in pairs), figures=(0, 0)))
 
 
 def _figure(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode("ascii")
     alt = escape(picture.description)
-    return f'<figure><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+    pixels = int.from_bytes(picture.png[16:20], "big")  # the width in a PNG's header
+    width = round(_PIXELS_A_DOT * pixels)
+    return f'<figure><img alt="{alt}" width="{width}" src="data:image/png;base64,{data}"></figure>'

@@ -81,7 +81,7 @@ def paper_table(measurements: Sequence[Measurement]) -> ReportTable | None:
             continue
         mine = published.ours(one)
         figure = "–" if mine.figure is None else f"{mine.figure:.2f}"  # noqa: RUF001
-        verdict = f"no: {'; '.join(mine.against)}" if mine.against else "as far as is known"
+        verdict = f"no: {'; '.join(mine.against)}" if mine.against else "yes, as far as is known"
         rows.append(words(one.label, figure, "ours", f"{verdict}; {mine.what}"))
     return _titled(
         rows,

@@ -44,7 +44,7 @@ summary { cursor: pointer; color: var(--faint); font-size: .925rem; }
 .two { display: grid; gap: 0 2.5rem; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); }
 figure { margin: 0 0 1.25rem; padding: .75rem; background: #ffffff; border-radius: .5rem;
   border: 1px solid var(--line); }
-img { display: block; width: 100%; height: auto; }
+img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 code { padding: .1rem .35rem; border-radius: .25rem; background: var(--card);
   font: .9em ui-monospace, "DejaVu Sans Mono", monospace; }
 """
