@@ -2,11 +2,12 @@
 
 ::
 
-    python tools/slurm_sizes.py          # write it into the page
+    python -m tools.slurm_sizes          # write it into the page
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,51 +15,67 @@ from pathlib import Path
 from megatron_ultralong.plan.hardware import hardware_by_name
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.report import Plan
-from megatron_ultralong.plan.search import best
+from megatron_ultralong.plan.search import Found, best
 from megatron_ultralong.plan.shapes import model_by_name
 from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from tools.page_tables import page_with, table
 
 PAGE = Path(__file__).parent.parent / "docs" / "clusters.md"
-GPU = "h100-80gb"
+HARDWARE = hardware_by_name("h100-80gb")
 NUM_GPUS = (8, 64, 256)
 ROW_LENGTHS = {"1m": 2**20, "2m": 2**21, "4m": 2**22}
 SAVE_SECONDS = 300
 """Allowed for writing one checkpoint, beside the step that a signal waits for."""
-BEGIN, END = "<!-- tools/slurm_sizes.py: begin -->", "<!-- end -->"
 
 
-def lines() -> Iterator[str]:
-    """Lines of the table, one for every length and number of GPUs."""
-    names = "row, nodes, layout, a step (s), 150 steps (hours), GiB a GPU, host GiB a node, signal"
-    yield "| " + " | ".join(names.split(", ")) + " |"
-    yield "|" + " --- |" * len(names.split(", "))
+def recipe_job(target: str, num_gpus: int) -> Job:
+    """The recipe of a target on so many GPUs, in its own layout."""
+    length = ROW_LENGTHS[target]
+    config = PRETRAIN_RECIPES[f"llama3.1-8b-{target}"]()
+    return Job(model_by_name("llama3.1-8b"), config, num_gpus, length * (length + 1) / 2)
+
+
+@functools.cache
+def best_layouts(target: str, num_gpus: int) -> Found:
+    """What the plan finds for it."""
+    return best(recipe_job(target, num_gpus), HARDWARE)
+
+
+HEADER = (
+    *("row", "nodes", "layout", "a step (s)", "150 steps (hours)", "GiB a GPU"),
+    *("host GiB a node", "signal"),
+)
+
+
+def rows() -> Iterator[tuple[str, ...]]:
+    """Of the table, one for every length and number of GPUs."""
     for target in ROW_LENGTHS:
         for num_gpus in NUM_GPUS:
-            yield _line(target, num_gpus)
+            yield _row(target, num_gpus)
 
 
-def _line(target: str, num_gpus: int) -> str:
+def _row(target: str, num_gpus: int) -> tuple[str, ...]:
+    job, found = recipe_job(target, num_gpus), best_layouts(target, num_gpus)
+    tokens = float(job.config.train_iters * job.tokens_per_iteration)
     recipe = f"llama3.1-8b-{target}"
-    config, length = PRETRAIN_RECIPES[recipe](), ROW_LENGTHS[target]
-    job = Job(model_by_name("llama3.1-8b"), config, num_gpus, length * (length + 1) / 2)
-    found = best(job, hardware_by_name(GPU))
-    tokens = float(config.train_iters * job.tokens_per_iteration)
     plan = Plan(recipe, "llama3.1-8b", "no document mask", tokens, found.feasible[0], found, None)
     step = plan.chosen.time.total
     lead = math.ceil((step + SAVE_SECONDS) / 60) * 60
     return (
-        f"| {target.upper()} | {num_gpus // 8} | `{plan.flags()}` | {step:,.0f} "
-        f"| {plan.chosen.hours(tokens):,.1f} | {plan.chosen.needed / 2**30:.0f} "
-        f"| {plan.chosen.host_per_node / 2**30:,.0f} | `B:USR1@{lead}` |"
+        target.upper(),
+        f"{num_gpus // 8}",
+        f"`{plan.flags()}`",
+        f"{step:,.0f}",
+        f"{plan.chosen.hours(tokens):,.1f}",
+        f"{plan.chosen.needed / 2**30:.0f}",
+        f"{plan.chosen.host_per_node / 2**30:,.0f}",
+        f"`B:USR1@{lead}`",
     )
 
 
 def page(text: str) -> str:
     """The page with the table of today's plan in it."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    table = "\n".join(lines())
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    return page_with(text, "slurm_sizes", table(HEADER, rows()))
 
 
 def main() -> None:
