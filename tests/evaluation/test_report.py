@@ -210,10 +210,11 @@ def test_the_better_figure_is_marked(written):
 
 def test_equal_figures_and_single_ones_are_not_marked():
     cells = (Cell("a"), Cell("b"), Cell("c"))
-    assert with_best(cells, (1.0, 1.0, None)) == cells
-    assert with_best(cells, (None, 2.0, None)) == cells
-    assert [c.is_best for c in with_best(cells, (1.0, 3.0, 3.0))] == [False, True, True]
-    assert with_best(cells, (1.0, 3.0, 2.0), lower_is_better=True)[0].is_best
+    assert with_best(cells, (1.0, 1.0, None), 1) == cells
+    assert with_best(cells, (2.04, 1.96, None), 1) == cells  # both are shown as 2.0
+    assert with_best(cells, (None, 2.0, None), 1) == cells
+    assert [c.is_best for c in with_best(cells, (1.0, 2.96, 3.0), 1)] == [False, True, True]
+    assert with_best(cells, (1.0, 3.0, 2.0), 1, lower_is_better=True)[0].is_best
 
 
 def test_conditions_stand_under_every_figure(written):
@@ -234,6 +235,7 @@ def test_conditions_stand_under_every_figure(written):
     assert ["notes", "prompt template base, seed 42"] in ruler
     assert ["samples", "100 questions a cell, 3,900 in all"] in ruler
     assert ["truncated prompts", "14 of 200"] in infinitebench
+    assert ["samples", "100 questions a cell, 100 in all"] in tables[5]  # two scores of each
 
 
 def test_the_report_holds_all_results_as_json(written):

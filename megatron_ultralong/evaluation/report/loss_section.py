@@ -56,7 +56,7 @@ def _table(result: LossResult) -> ReportTable:
         losses = [part.loss if part else None for part in parts]
         start, stop = place
         label = Cell(f"{start:,} – {stop:,}")  # noqa: RUF001
-        rows.append((label, *with_best(cells, losses, lower_is_better=True)))
+        rows.append((label, *with_best(cells, losses, 3, lower_is_better=True)))
     means = [one.mean_loss() for one in result.checkpoints]
     return ReportTable(
         header=(

@@ -9,8 +9,8 @@ from typing import Any
 
 from megatron_ultralong.evaluation.loss_result import LossResult
 from megatron_ultralong.evaluation.model_record import ModelRecord
-from megatron_ultralong.evaluation.passkey_result import PasskeyResult
-from megatron_ultralong.evaluation.task_result import TaskResult
+from megatron_ultralong.evaluation.passkey_result import PasskeyCell, PasskeyResult
+from megatron_ultralong.evaluation.task_result import TASK_KINDS, TaskCell, TaskResult
 
 Result = LossResult | PasskeyResult | TaskResult
 
@@ -139,8 +139,9 @@ def conditions(measurement: Measurement) -> dict[str, str]:
     found["trained positions"] = f"{measurement.max_positions:,}"
     found["samples"] = _samples(result)
     if isinstance(result, TaskResult):
-        cut = sum(cell.num_truncated for cell in result.cells)
-        found["truncated prompts"] = f"{cut:,} of {sum(c.num_samples for c in result.cells):,}"
+        asked = [cell for cell in _asked(result) if isinstance(cell, TaskCell)]
+        cut = sum(cell.num_truncated for cell in asked)
+        found["truncated prompts"] = f"{cut:,} of {sum(cell.num_samples for cell in asked):,}"
     for name, value in measurement.flags.items():
         if name not in _OF_THE_RUN:
             found[f"--{name.replace('_', '-')}"] = _shown(value)
@@ -158,7 +159,16 @@ def _samples(result: Result) -> str:
     if isinstance(result, LossResult):
         return f"{result.num_rows} rows of {result.seq_length:,} tokens"
     what = "prompts" if isinstance(result, PasskeyResult) else "questions"
-    return f"{counts(result)} {what} a cell, {sum(c.num_samples for c in result.cells):,} in all"
+    total = sum(cell.num_samples for cell in _asked(result))
+    return f"{counts(result)} {what} a cell, {total:,} in all"
+
+
+def _asked(result: PasskeyResult | TaskResult) -> list[PasskeyCell | TaskCell]:
+    """Cells of questions of their own: not a second score of the same ones."""
+    if isinstance(result, PasskeyResult):
+        return [*result.cells]
+    has_scores = TASK_KINDS[result.kind].columns == "scores"
+    return [c for c in result.cells if not has_scores or c.column == result.columns[0]]
 
 
 def counts(result: PasskeyResult | TaskResult) -> str:

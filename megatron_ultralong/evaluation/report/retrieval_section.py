@@ -38,7 +38,7 @@ def _table(results: Sequence[PasskeyResult]) -> ReportTable:
         cells = [
             _cell(result, length, share) for result, share in zip(results, shares, strict=True)
         ]
-        rows.append((Cell(f"{length:,} tokens"), *with_best(cells, shares)))
+        rows.append((Cell(f"{length:,} tokens"), *with_best(cells, shares, 2)))
     form, by = results[0].form, " or ".join(sorted({result.config.by for result in results}))
     samples = " or ".join(dict.fromkeys(map(counts, results)))
     return ReportTable(

@@ -35,6 +35,7 @@ tfoot td { font-weight: 600; }
 .beyond { color: var(--beyond); }
 .best { padding: .05rem .3rem; border-radius: .25rem; background: var(--best-back);
   font-weight: 700; }
+.conditions td:first-child { white-space: nowrap; }
 .conditions td { overflow-wrap: anywhere; min-width: 8rem; }
 summary { cursor: pointer; color: var(--faint); font-size: .925rem; }
 .verdict { display: inline-block; padding: 0 .6rem; border-radius: 1rem; font-size: .8rem;

@@ -46,17 +46,23 @@ def words(*texts: str) -> tuple[Cell, ...]:
 
 
 def with_best(
-    cells: Sequence[Cell], figures: Sequence[float | None], *, lower_is_better: bool = False
+    cells: Sequence[Cell],
+    figures: Sequence[float | None],
+    digits: int,
+    *,
+    lower_is_better: bool = False,
 ) -> tuple[Cell, ...]:
     """A line whose best figures are marked: ``figures=[1, 3, None, 3]`` marks the second and last.
 
-    Nothing is marked where all figures are equal, or there is but one.
+    Figures count as they are shown, with ``digits`` after the point. Nothing is marked where all
+    are equal, or there is but one.
     """
-    known = [figure for figure in figures if figure is not None]
+    shown = [None if figure is None else round(figure, digits) for figure in figures]
+    known = [figure for figure in shown if figure is not None]
     if len(known) < 2 or min(known) == max(known):
         return tuple(cells)
     best = min(known) if lower_is_better else max(known)
     return tuple(
         dataclasses.replace(cell, is_best=figure == best)
-        for cell, figure in zip(cells, figures, strict=True)
+        for cell, figure in zip(cells, shown, strict=True)
     )

@@ -56,6 +56,8 @@ def lines_picture(title: str, ticks: Sequence[str], lines: Sequence[Line], file:
                 markersize=6,
                 color=colour,
                 markerfacecolor="white" if line.are_beyond[x] else colour,
+                clip_on=False,
+                zorder=3,
             )
     axes.set_ylim(0, 104)
     axes.set_xticks(range(len(ticks)), ticks)

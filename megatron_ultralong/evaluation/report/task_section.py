@@ -29,7 +29,8 @@ _LIMIT = "all"
 def task_section(measurements: Sequence[Measurement], name: str) -> Section:
     """The section of measurements with the same questions; ``name`` begins its pictures' names."""
     columns = _Columns(measurements)
-    by_length = [_means(measurements, columns)] if len(columns.names) > 1 else []
+    has_means = len(columns.names) > 1 and any(len(r.tasks) > 1 for r in task_results(measurements))
+    by_length = [_means(measurements, columns)] if has_means else []
     return Section(
         title=TASK_KINDS[measurements[0].kind].title,
         pictures=_pictures(measurements, columns, name),
@@ -90,7 +91,9 @@ def _mean_cells(
     results = task_results(measurements)
     means = [result.mean(columns.of(result, name)) for result in results]
     cells = [
-        NOTHING if mean is None else Cell(f"{mean:.1f}", is_beyond=is_beyond(result, name))
+        NOTHING
+        if mean is None
+        else Cell(f"{mean:.1f}", is_beyond=is_beyond(result, columns.of(result, name)))
         for mean, result in zip(means, results, strict=True)
     ]
     asked = {
@@ -100,7 +103,7 @@ def _mean_cells(
     }
     if len(asked) > 1:
         return tuple(cells)
-    return with_best(cells, means, lower_is_better=name in LOWER_IS_BETTER)
+    return with_best(cells, means, 1, lower_is_better=name in LOWER_IS_BETTER)
 
 
 def _tasks_note(results: Sequence[TaskResult]) -> str:
@@ -124,15 +127,19 @@ def _by_task(measurements: Sequence[Measurement], columns: _Columns) -> ReportTa
             if not any(found):
                 continue
             cells = [
-                Cell(f"{cell.score:.1f}", is_beyond=is_beyond(result, name)) if cell else NOTHING
+                Cell(f"{cell.score:.1f}", is_beyond=is_beyond(result, columns.of(result, name)))
+                if cell
+                else NOTHING
                 for cell, result in zip(found, results, strict=True)
             ]
             scores = [cell.score if cell else None for cell in found]
             left = (Cell(task), Cell(metric))
             if not is_one:
                 left = (*left, Cell(column_title(name)))  # type: ignore[assignment]
-            rows.append((*left, *with_best(cells, scores, lower_is_better=name in LOWER_IS_BETTER)))
-    if is_one:
+            rows.append(
+                (*left, *with_best(cells, scores, 1, lower_is_better=name in LOWER_IS_BETTER))
+            )
+    if is_one and len(rows) > 1:
         means = _mean_cells(measurements, columns, _LIMIT)
         footer: tuple[tuple[Cell, ...], ...] = ((Cell("mean"), Cell(""), *means),)
     else:
@@ -163,7 +170,9 @@ def _note(results: Sequence[TaskResult], columns: _Columns) -> str:
     ]
     if set(columns.names) & LOWER_IS_BETTER:
         parts.append("A loss is in nats per token, and better when lower.")
-    if any(is_beyond(result, name) for result in results for name in columns.names):
+    if any(
+        is_beyond(result, columns.of(result, name)) for result in results for name in columns.names
+    ):
         parts.append("Red: beyond the trained positions.")
     return " ".join(parts)
 
