@@ -6,6 +6,11 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= true
 
+# lm-evaluation-harness in an environment of its own, which sees the packages of the other one:
+# transformers imports scikit-learn and accelerate wherever they are, and every rank of every test
+# would wait for that. --no-compile: of its 300 MB few files are ever imported.
+HARNESS := $(VENV)/harness
+
 # The newer releases of Megatron-Core need Python 3.12. One environment holds everything; each release
 # stands in a folder of its own, first on the path.
 MATRIX := .venv-matrix
@@ -13,7 +18,7 @@ MATRIX_PYTHON ?= python3.12
 MATRIX_VERSIONS ?= 0.17.1 0.18.2 0.19.2
 MATRIX_TESTS ?= tests/checkpoint/test_torch_dist.py tests/checkpoint/test_megatron_lm.py tests/checkpoint/test_logits.py tests/dropin
 
-.PHONY: help install test test-faults test-matrix lint docs format demo mock bench bench-plan clean
+.PHONY: help install harness test test-faults test-matrix lint docs format demo mock bench bench-plan clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,7 +32,18 @@ $(VENV)/installed: setup.py requirements/constraints.txt
 
 install: $(VENV)/installed  ## make .venv and install everything into it
 
-test: install  ## the tests, at most ten minutes on two cores
+$(HARNESS)/installed: $(VENV)/installed
+	rm -rf $(HARNESS)
+	$(BIN)/python -m venv --without-pip $(HARNESS)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	    >$$($(HARNESS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/parent.pth
+	$(BIN)/python -m pip --python $(HARNESS)/bin/python install --quiet --no-compile \
+	    --constraint requirements/constraints.txt "megatron-ultralong[harness]"
+	touch $@
+
+harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of its own
+
+test: install harness  ## the tests, at most ten minutes on two cores
 	timeout 900 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 test-faults: install  ## kills, signals, hangs, full disks, damage at full length; says how long each took

@@ -49,6 +49,9 @@ setup(
             "rouge>=1.0",  # LV-Eval's ROUGE
             "rouge-score>=0.1",  # InfiniteBench's
         ],
+        # Benchmarks of lm-evaluation-harness on an exported model. Its "hf" extra would bring peft,
+        # which only adapters need.
+        "harness": ["lm_eval>=0.4.13", "accelerate>=1.0", "transformers>=4.45"],
         "wandb": ["wandb>=0.17"],  # --wandb-project
         "test": [
             "transformers>=4.45",
