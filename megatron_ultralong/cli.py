@@ -337,7 +337,7 @@ def _run_benchmark(
     (load,) = command.models.load
     facts = models.model_facts(load, command.models.precision)
     tokenizer = PromptTokenizer(models.tokenizer_folder(load))
-    is_scored = part == "choices" or getattr(config, "by", "decoding") == "argmax"
+    is_scored = part in ("choices", "chat") or getattr(config, "by", "decoding") == "argmax"
     opened: Any = models.open_scorers if is_scored else models.open_generators
     with opened(command.models) as (model,):
         run(config, model, facts, tokenizer, command.cost)
@@ -354,6 +354,13 @@ def _run_evaluate_report(verb: str, words: list[str]) -> None:
     from megatron_ultralong.evaluation.report.command import ReportConfig, evaluate_report
 
     evaluate_report(_parse(ReportConfig, verb, words))
+
+
+def _run_evaluate_chat(verb: str, words: list[str]) -> None:
+    from megatron_ultralong.evaluation.chat.evaluation import evaluate_chat
+    from megatron_ultralong.evaluation.commands import ChatCommand
+
+    _run_benchmark(verb, words, ChatCommand, "chat", evaluate_chat)
 
 
 def _run_generate(verb: str, words: list[str]) -> None:
@@ -385,6 +392,7 @@ _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
     "evaluate needle": ("a sentence in running text, by length and depth", _run_evaluate_needle),
     "evaluate ruler": ("RULER's tasks by length", _run_evaluate_ruler),
     "evaluate choices": ("multiple-choice questions by likelihood", _run_evaluate_choices),
+    "evaluate chat": ("assistant's turns of held-out conversations", _run_evaluate_chat),
     "evaluate lv-eval": ("LV-Eval's sets from a local copy", _run_evaluate_lv_eval),
     "evaluate infinitebench": (
         "InfiniteBench's tasks from a local copy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from megatron_ultralong.evaluation.chat.config import ChatConfig
 from megatron_ultralong.evaluation.choices.config import ChoicesConfig
 from megatron_ultralong.evaluation.config import LossConfig, NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.cost import CostConfig
@@ -71,4 +72,13 @@ class ChoicesCommand:
 
     models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
     choices: ChoicesConfig = dataclasses.field(default_factory=ChoicesConfig)
+    cost: CostConfig = dataclasses.field(default_factory=CostConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatCommand:
+    """Held-out conversations: the assistant's turns that the model would write word for word."""
+
+    models: ModelsConfig = dataclasses.field(default_factory=ModelsConfig)
+    chat: ChatConfig = dataclasses.field(default_factory=ChatConfig)
     cost: CostConfig = dataclasses.field(default_factory=CostConfig)

@@ -31,6 +31,7 @@ TASK_KINDS = {
     "lv_eval": TaskKind("LV-Eval", "lengths"),
     "infinitebench": TaskKind("InfiniteBench", "limit"),
     "choices": TaskKind("Multiple choice by likelihood"),
+    "chat": TaskKind("Assistant's turns word for word", "lengths"),
 }
 """By the name that result files have."""
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})

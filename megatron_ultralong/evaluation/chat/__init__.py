@@ -1,0 +1,1 @@
+"""Held-out conversations: how well a model writes the assistant's turns."""
