@@ -18,12 +18,14 @@ stay within 8K."""
 
 
 def write_conversations(library: Path, file: Path) -> int:
-    """Write the conversations about a folder of modules as JSONL; return how many.
+    """Write the conversations about a folder's modules as JSONL; return how many.
 
-    The folder's own modules and those one folder below are read, as the demo's corpus does.
+    Modules one folder below are read too, but for those of tests: many, and much alike.
     """
     lines = []
     for module in sorted([*library.glob("*.py"), *library.glob("*/*.py")]):
+        if module.parent.name == "test":
+            continue
         try:
             text = module.read_text(encoding="utf-8")
             tree = ast.parse(text)

@@ -1,4 +1,4 @@
-"""The whole recipe on one CPU machine: prepare, convert, extend 8 times, export, evaluate.
+"""The whole recipe on one CPU machine: prepare, convert, extend 8 times, tune, export, evaluate.
 
 ::
 
@@ -20,10 +20,11 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+from conversations import write_conversations
 
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.loss_result import LossResult
@@ -31,23 +32,25 @@ from megatron_ultralong.evaluation.output_folder import check_output_folder
 from megatron_ultralong.evaluation.passkey_result import PasskeyResult
 from megatron_ultralong.evaluation.report.report import Report, gather_report, write_report
 from megatron_ultralong.evaluation.report.terminal import print_report
+from megatron_ultralong.evaluation.task_result import TaskResult
 from megatron_ultralong.evaluation.verdicts import (
     Bounds,
     Check,
+    chat_checks,
     cost_checks,
     loss_checks,
     passkey_checks,
 )
-from megatron_ultralong.recipes import demo_cpu
+from megatron_ultralong.recipes import demo_cpu, demo_sft_cpu
 
 BASE = shlex.quote(str(Path(__file__).parent / "base"))
 CONTEXT = 512  # of the base
 SEQ_LENGTH = demo_cpu().data.seq_length
 LENGTHS = ("256", "512", "1024", "2048", str(SEQ_LENGTH))
 NUM_LOSS_ROWS = 32
-NUM_PROMPTS = 3
-"""Prompts at every length and depth of the passkey maps: 30 at each length."""
-RESULTS = ("loss", "passkey-before", "passkey-after")
+NUM_PROMPTS = 2
+"""Prompts at every length and depth of the passkey maps: 20 at each length."""
+RESULTS = ("loss", "passkey-before", "passkey-after", "passkey-tuned", "chat-after", "chat-tuned")
 """Folders whose results stand in the report."""
 PACKAGES = ("numpy", "rich", "huggingface_hub")
 """Installed packages whose source files are the second source of the corpus."""
@@ -59,6 +62,14 @@ class Steps:
     def __init__(self) -> None:
         self.wall_times: dict[str, float] = {}
         self.peak_memory = 0
+
+    def write(self, name: str, function: Callable[..., int], *arguments: Path) -> None:
+        """Run ``function(*arguments)``, which writes the last argument and returns a count."""
+        print(f"\n[{name}]", flush=True)
+        start = time.monotonic()
+        count = function(*arguments)
+        self.wall_times[name] = time.monotonic() - start
+        print(f"{count:,} written: {arguments[-1]}")
 
     def run(
         self, name: str, arguments: str, *, extra: Sequence[str] = (), num_ranks: int = 1
@@ -110,8 +121,9 @@ def corpus() -> list[str]:
 
 def run_steps(output: Path) -> Steps:
     """All steps, from documents to figures."""
-    rows, before, after, exported = (
-        shlex.quote(str(output / name)) for name in ("rows", "before", "after", "exported")
+    rows, before, after, exported, chats, tuned = (
+        shlex.quote(str(output / name))
+        for name in ("rows", "before", "after", "exported", "chats", "tuned")
     )
     # The paper's thresholds of 4K and 8K, at the scale of a base of 512 tokens instead of 8,192.
     sampling = f"--length-sampling ultralong --short-length {CONTEXT // 2} --long-length {CONTEXT}"
@@ -157,6 +169,32 @@ def run_steps(output: Path) -> Steps:
         f"evaluate loss --load transformers={exported} {loss} "
         f"--output {output_path}/loss-transformers",
     )
+    conversations = output / "conversations.jsonl"
+    library = Path(sysconfig.get_paths()["stdlib"])
+    steps.write("conversations", write_conversations, library, conversations)
+    steps.run(
+        "prepare chat",
+        f"prepare chat --source functions={shlex.quote(str(conversations))} --tokenizer {BASE} "
+        f"--output {chats} --seq-length {SEQ_LENGTH} --max-length {CONTEXT} --chat-template plain",
+    )
+    steps.run(
+        "sft",
+        f"sft demo-sft-cpu --load {after} --data-path {chats} --save {tuned}",
+        num_ranks=2,
+    )
+    for name, folder in (("after", after), ("tuned", tuned)):
+        steps.run(
+            f"chat {name}",
+            f"evaluate chat --load {name}={folder} --data-path {chats} --precision fp32 "
+            f"--micro-batch-size 8 --output {output_path}/chat-{name}",
+        )
+    steps.run(
+        "passkey tuned",
+        f"evaluate passkey --load tuned={tuned} --lengths {CONTEXT} {SEQ_LENGTH} --num-samples "
+        f"{NUM_PROMPTS} --precision fp32 --context-parallel-size 2 "
+        f"--output {output_path}/passkey-tuned",
+        num_ranks=2,
+    )
     return steps
 
 
@@ -182,30 +220,36 @@ def export_check(output: Path) -> Check:
 def checks(output: Path, steps: Steps) -> tuple[Check, ...]:
     """Every figure against its bound."""
     bounds = Bounds()
-    before, after = (
+    before, after, tuned = (
         PasskeyResult.load(output / f"passkey-{when}" / "passkey.json")
-        for when in ("before", "after")
+        for when in ("before", "after", "tuned")
     )
+    chats = [
+        TaskResult.load(output / f"chat-{when}" / "chat.json", "chat")
+        for when in ("after", "tuned")
+    ]
     wall_time, memory = sum(steps.wall_times.values()), steps.peak_memory / 2**30
     return (
         *loss_checks(LossResult.load(output / "loss" / "loss.json"), bounds),
         *passkey_checks(before, after, bounds),
         export_check(output),
+        *chat_checks(*chats, tuned, bounds),
         *cost_checks(wall_time, memory, bounds),
     )
 
 
 def build_report(output: Path, steps: Steps) -> Report:
     """Figures and verdicts."""
-    recipe = demo_cpu()
+    recipe, second = demo_cpu(), demo_sft_cpu()
     memory = psutil.virtual_memory().total / 2**30
     return gather_report(
         [output / folder for folder in RESULTS],
         title=f"A small Llama from {CONTEXT} to {SEQ_LENGTH:,} tokens on two CPU ranks",
         summary=(
             "The committed base model was extended in one step by the UltraLong recipe, on Python "
-            "source code that holds no retrieval examples, and evaluated before and after on "
-            "held-out documents and on passkey retrieval."
+            "source code that holds no retrieval examples, then tuned on conversations of at most "
+            f"{CONTEXT} tokens about functions, and evaluated on held-out documents, on passkey "
+            "retrieval and on held-out conversations."
         ),
         command="make demo",
         settings={
@@ -216,6 +260,10 @@ def build_report(output: Path, steps: Steps) -> Report:
             f"document mask {recipe.data.document_mask}",
             "training": f"{recipe.train_iters} iterations of {recipe.global_batch_size} rows, "
             f"lr {recipe.optimizer.lr:g} ({recipe.optimizer.lr_decay_style}), {recipe.precision}",
+            "conversations": f"packed whole to rows of {SEQ_LENGTH} tokens, document mask "
+            f"{second.data.document_mask}, positions restart in each",
+            "tuning": f"{second.train_iters} iterations of {second.global_batch_size} rows, "
+            f"lr {second.optimizer.lr:g} ({second.optimizer.lr_decay_style}), {second.precision}",
             "layout": "TP 1, CP 2, DP 1, PP 1 over gloo",
         },
         checks=checks(output, steps),

@@ -6,6 +6,7 @@ import dataclasses
 
 from megatron_ultralong.evaluation.loss_result import CheckpointLoss, LossResult
 from megatron_ultralong.evaluation.passkey_result import PasskeyResult
+from megatron_ultralong.evaluation.task_result import TaskResult
 
 NOT_MEASURED = "not measured"
 
@@ -24,7 +25,13 @@ class Bounds:
     """Greatest share that the base retrieves at any length beyond its context."""
     passkey_after: float = 0.8
     """Least share that the extended model retrieves at the greatest length."""
-    wall_time_s: float = 300.0
+    turns_before: float = 0.1
+    """Greatest share of the assistant's turns that the model writes word for word untuned."""
+    turns_tuned: float = 0.4
+    """Least share that the tuned model writes."""
+    passkey_tuned: float = 0.8
+    """Least share that the tuned model retrieves at the greatest length."""
+    wall_time_s: float = 360.0
     """Seconds for the whole run, after installation."""
     memory_gib: float = 6.0
     """Peak memory of all processes together."""
@@ -120,6 +127,33 @@ def passkey_checks(before: PasskeyResult, after: PasskeyResult, bounds: Bounds) 
         _at_least(f"passkey inside {context:,}, before", before, inside, bounds.passkey_inside),
         _near_zero(f"passkey beyond {context:,}, before", before, beyond, bounds),
         _at_least(f"passkey at {full:,}, after", after, [full], bounds.passkey_after),
+    ]
+
+
+def chat_checks(
+    before: TaskResult, tuned: TaskResult, passkey_tuned: PasskeyResult, bounds: Bounds
+) -> list[Check]:
+    """Checks of instruction tuning: held-out turns before and after, and the context kept."""
+    full = passkey_tuned.lengths[-1]
+    shares = [
+        sum(cell.num_samples * cell.score for cell in result.cells)
+        / (100 * max(sum(cell.num_samples for cell in result.cells), 1))
+        for result in (before, tuned)
+    ]
+    return [
+        Check(
+            "held-out turns of the assistant word for word, untuned",
+            f"{100 * shares[0]:.1f} %",
+            f"at most {100 * bounds.turns_before:.0f} %",
+            shares[0] <= bounds.turns_before,
+        ),
+        Check(
+            "held-out turns of the assistant word for word, tuned",
+            f"{100 * shares[1]:.1f} %",
+            f"at least {100 * bounds.turns_tuned:.0f} %",
+            shares[1] >= bounds.turns_tuned,
+        ),
+        _at_least(f"passkey at {full:,}, tuned", passkey_tuned, [full], bounds.passkey_tuned),
     ]
 
 

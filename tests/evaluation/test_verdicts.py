@@ -5,8 +5,13 @@ import dataclasses
 import pytest
 
 from megatron_ultralong.evaluation.passkey_result import PasskeyResult
-from megatron_ultralong.evaluation.verdicts import Bounds, loss_checks, passkey_checks
-from tests.evaluation.results import AFTER, BEFORE, loss_result, passkey_result
+from megatron_ultralong.evaluation.verdicts import (
+    Bounds,
+    chat_checks,
+    loss_checks,
+    passkey_checks,
+)
+from tests.evaluation.results import AFTER, BEFORE, loss_result, passkey_result, task_result
 
 
 def passkeys(inside=9, beyond=1, full=8) -> tuple[PasskeyResult, PasskeyResult]:
@@ -63,3 +68,23 @@ def test_what_was_not_measured_does_not_pass():
     checks = loss_checks(dataclasses.replace(whole, checkpoints=trained_longer), Bounds())
     assert [check.figure for check in checks[:2]] == ["not measured", "not measured"]
     assert not any(check.passed for check in checks[:2])
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "verdicts"),
+    [
+        ((10, 40), 8, [True, True, True]),
+        ((11, 40), 8, [False, True, True]),
+        ((10, 39), 8, [True, False, True]),
+        ((10, 40), 7, [True, True, False]),
+    ],
+)
+def test_tuning_is_held_against_the_untuned_model(scores, kept, verdicts):
+    before, tuned = (
+        task_result("chat", name, 2048, {("turn 1", "128"): score, ("turn 2", "256"): score})
+        for name, score in zip(("after", "tuned"), scores, strict=True)
+    )
+    passkey = passkey_result("tuned", 2048, {512: 0, 2048: kept})
+    checks = chat_checks(before, tuned, passkey, Bounds())
+    assert [check.passed for check in checks] == verdicts
+    assert checks[1].figure == f"{scores[1]:.1f} %"

@@ -17,6 +17,7 @@ from megatron_ultralong.evaluation.chat.config import ChatConfig
 from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.cost import CostConfig, check_cost, estimate_cost
 from megatron_ultralong.evaluation.journal import Journal, open_journal, sample_key
+from megatron_ultralong.evaluation.local_data import file_sha256
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.scorer import Scorer, check_ids, scoring_progress
@@ -76,11 +77,7 @@ def evaluate_chat(
     with open_journal(config.output, "chat", identity, is_main=scorer.is_main) as journal:
         _score(config, scorer, facts, cost, asked, journal)
         entries = [journal.get(one.key) for one in asked]
-        material = {
-            "chat template": manifest.chat_template,
-            **{f"source {source.name}": source.path for source in manifest.sources},
-        }
-        result = _result(config, facts, asked, entries, material)
+        result = _result(config, facts, asked, entries, manifest.chat_template)
         if scorer.is_main:
             show(result, journal)
     return result
@@ -155,8 +152,9 @@ def _result(
     facts: ModelFacts,
     asked: Sequence[_Conversation],
     entries: Sequence[Any],
-    material: dict[str, str],
+    chat_template: str,
 ) -> TaskResult:
+    prefix = Path(config.data_path) / config.split
     groups: dict[tuple[int, int], list[tuple[bool, int]]] = {}
     num_tokens, num_right, total = 0, 0, 0.0
     for entry in entries:
@@ -181,8 +179,8 @@ def _result(
         for (turn, length), group in sorted(groups.items(), key=lambda item: item[0][::-1])
     )
     notes = (
-        f"{len(asked)} conversations of split '{config.split}'; column: tokens up to the turn's "
-        "end, at most",
+        f"{len(asked)} conversations of split '{config.split}', template {chat_template}; column: "
+        "tokens up to the turn's end, at most",
         f"loss {total / num_tokens:.4f} nats a token over the {num_tokens} tokens to be learnt, "
         f"{100 * num_right / num_tokens:.1f} % of which are the likeliest",
     )
@@ -194,7 +192,10 @@ def _result(
         cells=cells,
         metrics={cell.task: METRIC for cell in sorted(cells, key=lambda cell: cell.task)},
         notes=notes,
-        material=material,
+        material={
+            file.name: file_sha256(file)
+            for file in (prefix.with_name(f"{prefix.name}{end}.bin") for end in ("", ".targets"))
+        },
         date=now(),
         versions=versions(),
         model=facts.record,
