@@ -6,22 +6,17 @@ needs nothing of the trainer.
 
 from __future__ import annotations
 
-import contextlib
+import difflib
 import logging
 import os
-import socket
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.errors import InputError, RunStopped
-
-PROGRAM = "ultralong"
-_OTHERS_WAIT_SECONDS = 1.0
-"""torchrun looks at its ranks ten times a second."""
+from megatron_ultralong.ending import PROGRAM, ends_with_message
+from megatron_ultralong.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,46 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=os.environ.get("ULTRALONG_LOG", "WARNING"), format="%(message)s")
     _quiet_upstream()
     with ends_with_message():
-        _run(words)
-
-
-@contextlib.contextmanager
-def ends_with_message() -> Iterator[None]:
-    """End the program as a user should see it end: one message, and the exit status."""
-    try:
-        yield
-    except InputError as error:
-        _tell_from_any_rank(f"error: {error}")
-        sys.exit(2)
-    except RunStopped as end:
-        _tell(f"stopped: {end}")
-        sys.exit(end.status)
-    except ImportError as error:
-        if os.environ.get("ULTRALONG_LOG") == "DEBUG":
-            raise
-        _tell_from_any_rank(
-            f"error: {type(error).__name__}: {error}; a library is missing or broken: "
-            f"`{PROGRAM} doctor` says which and what to do, ULTRALONG_LOG=DEBUG where"
-        )
-        sys.exit(2)
-
-
-def _tell(message: str) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
-        sys.stderr.write(f"{PROGRAM}: {message}\n")
-
-
-def _tell_from_any_rank(message: str) -> None:
-    """As :func:`_tell`, from a rank that may be the only one with that error too.
-
-    Where the first rank of its machine has the same error, torchrun ends this one meanwhile.
-    """
-    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
-    if rank == 0:
-        _tell(message)
-        return
-    time.sleep(_OTHERS_WAIT_SECONDS * (2 if local_rank else 1))
-    sys.stderr.write(f"{PROGRAM}: rank {rank} on {socket.gethostname()}: {message}\n")
+        try:
+            _run(words)
+        except ImportError as error:
+            if os.environ.get("ULTRALONG_LOG") == "DEBUG":
+                raise
+            raise InputError(
+                f"{type(error).__name__}: {error}; a library is missing or broken: `{PROGRAM} "
+                "doctor` says which and what to do, ULTRALONG_LOG=DEBUG where"
+            ) from error
 
 
 def _quiet_upstream() -> None:
@@ -109,8 +73,10 @@ def _run(words: list[str]) -> None:
             sys.stdout.write(_usage(verb))
             return
         raise InputError(f"{verb} {rest[0]!r} is not known; known: {', '.join(known)}")
+    near = difflib.get_close_matches(verb, [name.split()[0] for name in _VERBS], n=1)
+    perhaps = f"; perhaps `{PROGRAM} {near[0]}`" if near else ""
     raise InputError(
-        f"verb {verb!r} is not known; known: {', '.join(dict.fromkeys(_VERBS))}; "
+        f"verb {verb!r} is not known; known: {', '.join(dict.fromkeys(_VERBS))}{perhaps}; "
         f"see `{PROGRAM} --help`"
     )
 
@@ -119,7 +85,7 @@ def _usage(only: str | None = None) -> str:
     lines = [f"usage: {PROGRAM} VERB ...", ""]
     lines += ["Extend Llama 3.1 models to contexts of 1M-4M tokens.", ""]
     lines += [
-        f"  {verb:18} {text}"
+        f"  {verb:22} {text}"
         for verb, (text, _) in _VERBS.items()
         if only is None or verb.split()[0] == only
     ]

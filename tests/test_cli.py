@@ -190,6 +190,9 @@ def test_evaluating_beyond_the_trained_positions_has_to_be_asked_for(
     ("words", "part"),
     [
         (("train",), "verb 'train' is not known; known: prepare, prepare chat, convert import"),
+        (("pretrian",), "perhaps `ultralong pretrain`"),
+        (("convert", "import", "meta-llama/Llama-3.1-8B", "x"), "Hub is not downloaded: `hf downl"),
+        (("convert", "import", "./nowhere", "x"), "checkpoint folder nowhere does not exist"),
         (("convert", "merge"), "convert 'merge' is not known; known: convert import"),
         (("pretrain", "llama"), "recipe 'llama' is not known"),
         (("pretrain", "--config", "nowhere.yaml"), "configuration nowhere.yaml does not exist"),
@@ -199,6 +202,19 @@ def test_unknown_words_are_refused(
     capsys: pytest.CaptureFixture[str], words: tuple[str, ...], part: str
 ) -> None:
     assert part in refusal(capsys, *words)
+
+
+def test_torchrun_says_the_message_last(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    message = refusal(capsys, "pretrian")
+    failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))
+    told = str(ChildFailedError("megatron_ultralong", {0: failure}))
+    assert message.strip() in told.split("Root Cause")[1]
+    assert "pytorch.org" not in told
 
 
 def disagree(inputs: Path, rank_flag: str) -> str:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final, Literal
 
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.errors import InputError, missing
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 RELEASE: Final = "release"
@@ -41,7 +41,7 @@ def resolve(folder: str | Path, iteration: int | None = None) -> tuple[Path, int
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"checkpoint folder {folder} does not exist")
+        raise InputError(f"checkpoint folder {missing(folder)}")
     if (folder / FORMAT_FILE).is_file():
         return _resolve_itself(folder, iteration)
     found = iterations(folder)

@@ -28,7 +28,7 @@ from megatron_ultralong.checkpoint.weight_map import (
     weight_map,
 )
 from megatron_ultralong.config import ModelConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.errors import InputError, missing
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -53,7 +53,7 @@ class HuggingFaceFolder:
         """
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise InputError(f"model folder {self.folder} does not exist")
+            raise InputError(f"model folder {missing(self.folder)}")
         where = str(self.folder / CONFIG_FILE)
         self.config = read_config(self.folder)
         self._model = model_config(self.config, where)

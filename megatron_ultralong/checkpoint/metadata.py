@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong import config, yarn
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.errors import InputError, missing
 
 FILE_NAME = "ultralong.json"
 SOURCE_FOLDER = "huggingface"
@@ -61,9 +61,13 @@ def load_metadata(checkpoint: Path) -> CheckpointMetadata:
     """
     path = Path(checkpoint) / FILE_NAME
     if not path.is_file():
-        state = "has no" if path.parent.is_dir() else "does not exist, so there is no"
+        if not path.parent.is_dir():
+            raise InputError(
+                f"checkpoint folder {missing(checkpoint)}: name one that `ultralong convert import "
+                "SRC DST` made, or the --save of a run"
+            )
         raise InputError(
-            f"{checkpoint} {state} {FILE_NAME}: it is not a Megatron checkpoint of "
+            f"{checkpoint} has no {FILE_NAME}: it is not a Megatron checkpoint of "
             "this project; make one with `ultralong convert import SRC DST`"
         )
     try:

@@ -10,7 +10,7 @@ from megatron_ultralong.data.fast_tokenizer import FastPathError, FastTokenizer
 from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
 from megatron_ultralong.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_ultralong.data.tokenising import DocumentTokenizer, HuggingFaceTokenizer
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.errors import InputError, missing
 
 TokenizerEngine = Literal["auto", "gigatoken", "reference"]
 
@@ -43,6 +43,8 @@ def open_reference(path: Path) -> DocumentTokenizer:
     if path.is_dir():
         found = [path / name for name in NAMES if (path / name).is_file()]
         file = found[0] if found else path
+    if not path.exists():
+        raise InputError(f"--tokenizer {missing(path)}")
     if not file.is_file():
         raise InputError(
             f"--tokenizer {path} has no {' or '.join(NAMES)}; give such a file or its folder"

@@ -11,7 +11,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from megatron_ultralong.cli import ends_with_message
+from megatron_ultralong.ending import ends_with_message
 from megatron_ultralong.errors import InputError
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from megatron_ultralong.cli import ends_with_message
 from megatron_ultralong.dropin.cpu import training_on_cpu
 from megatron_ultralong.dropin.entry import pretrain
+from megatron_ultralong.ending import ends_with_message
 from megatron_ultralong.errors import InputError
 
 

@@ -16,7 +16,7 @@ from megatron_ultralong.checkpoint.folder import resolve
 from megatron_ultralong.checkpoint.hugging_face_config import model_config, read_config
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.config import ModelConfig, ParallelConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.errors import InputError, missing
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
@@ -100,6 +100,18 @@ def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
             f"Hugging Face folders are evaluated in one process, not {world_size()}: start "
             "without torchrun, or convert the folder with `ultralong convert import`"
         )
+    default = ParallelConfig()
+    layout = [
+        f"--{field.name.replace('_', '-')} {getattr(config.parallel, field.name)}"
+        for field in dataclasses.fields(ParallelConfig)
+        if getattr(config.parallel, field.name) != getattr(default, field.name)
+    ]
+    if layout and not megatron:
+        raise InputError(
+            f"{', '.join(layout)}: a layout is for Megatron checkpoints, and transformers reads a "
+            "Hugging Face folder in one process; leave it out, or convert the folder with "
+            "`ultralong convert import`"
+        )
     chunks = config.parallel.num_virtual_stages_per_pipeline_rank
     if megatron and chunks > 1:
         raise InputError(
@@ -119,7 +131,7 @@ def _name_and_folder(argument: str) -> tuple[str, Path]:
     name, found, folder = argument.partition("=")
     path = Path(folder if found else argument)
     if not path.is_dir():
-        raise InputError(f"--load {argument}: folder {path} does not exist")
+        raise InputError(f"--load {argument}: folder {missing(path)}")
     return (name if found else path.resolve().name), path
 
 

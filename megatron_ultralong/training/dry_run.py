@@ -7,7 +7,7 @@ import torch
 from megatron_ultralong.mcore.parallel import world_size
 from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.run_folder import RunFolder, config_text
+from megatron_ultralong.training.run_folder import NOTHING_SAVED, RunFolder, config_text
 
 
 def dry_run(inputs: RunInputs) -> str:
@@ -18,11 +18,16 @@ def dry_run(inputs: RunInputs) -> str:
     Raises:
         InputError: the run's folder does not fit; see :meth:`RunFolder.check`.
     """
-    resumed = RunFolder(inputs.config, inputs.result, inputs.agreed).check()
+    folder = RunFolder(inputs.config, inputs.result, inputs.agreed)
+    resumed = folder.check()
     load = inputs.config.load
     start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {load}"
     plan = plan_text(inputs.config, inputs.source.model, world_size(), _device_name())
     comments = "".join(f"# {line}".rstrip() + "\n" for line in plan.splitlines())
+    notes = [f"changed since the start before: {change}" for change in folder.changes]
+    if folder.root is None:
+        notes.append(NOTHING_SAVED)
+    comments = "".join(f"# {note}\n" for note in notes) + comments
     return f"# a dry run: this one {start}\n{config_text(inputs.config)}{comments}"
 
 

@@ -32,7 +32,7 @@ from megatron_ultralong.training.optimizer import describe_optimizer
 from megatron_ultralong.training.phases import PhaseTimers
 from megatron_ultralong.training.profile import Profile
 from megatron_ultralong.training.rows import microbatches, replica_samples
-from megatron_ultralong.training.run_folder import RunFolder
+from megatron_ultralong.training.run_folder import NOTHING_SAVED, RunFolder
 from megatron_ultralong.training.saving import Saving
 from megatron_ultralong.training.sinks import open_sinks
 from megatron_ultralong.training.state import TrainingState
@@ -160,6 +160,8 @@ class _Run:
             bar.print(describe_optimizer(self.config.optimizer, self.groups.dp_cp.size()))
             if done:
                 bar.print(f"resumed at iteration {done} of {self.config.train_iters}")
+            if self.folder.root is None:
+                bar.print(NOTHING_SAVED)
             for change in self.folder.changes:
                 bar.print(f"changed since the start before: {change}")
             try:

@@ -31,9 +31,15 @@ from megatron_ultralong.checkpoint.metadata import (
 from megatron_ultralong.checkpoint.small_files import copy_once
 from megatron_ultralong.checkpoint.staging import check_free
 from megatron_ultralong.checkpoint.weight_map import weight_map
-from megatron_ultralong.config import PretrainConfig, TrainingConfig, from_dict, to_dict
+from megatron_ultralong.config import (
+    PretrainConfig,
+    RopeConfig,
+    TrainingConfig,
+    from_dict,
+    to_dict,
+)
 from megatron_ultralong.errors import InputError, RunStopped
-from megatron_ultralong.mcore.parallel import flat_fields
+from megatron_ultralong.mcore.parallel import every_rank, flat_fields
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.training.resume import Resumed, newest_good
 
@@ -43,6 +49,7 @@ CONFIG_FILE = "config.yaml"
 STATUS_FILE = "exit_status"
 DATA_FILE = "data.json"
 """What the rows are, as :attr:`RunInputs.agreed` has it."""
+NOTHING_SAVED = "WARNING: no --save: nothing of this run is kept, and it cannot be resumed"
 _UNKNOWN = "nothing"
 
 _FIXED = (
@@ -51,7 +58,10 @@ _FIXED = (
     ("seq_length", lambda config: config.data.seq_length),
     ("document_mask", lambda config: config.data.document_mask),
     ("reset_position_ids", lambda config: config.data.reset_position_ids),
-    ("rope", lambda config: config.rope),
+    *(
+        (field.name, lambda config, name=field.name: getattr(config.rope, name))
+        for field in dataclasses.fields(RopeConfig)
+    ),
 )
 """What a resumed run cannot change: the rows it has consumed, and what its weights mean."""
 
@@ -128,8 +138,12 @@ class RunFolder:
         if root is None or not root.is_dir():
             return Resumed(None, frozenset())
         if any(iteration_folders(root)) or (root / LATEST_FILE).is_file():
-            self._check_same_run(root)
-            return newest_good(root, rank, world_size)
+            before = self._check_same_run(root)
+            resumed = newest_good(root, rank, world_size)
+            if resumed.folder is not None:
+                self.resumed_iteration = resolve(resumed.folder)[1]
+                self.changes = _changes(before, self._config)
+            return resumed
         if any(root.iterdir()) and not (root / CONFIG_FILE).is_file():
             raise InputError(
                 f"--save {root} is not empty and holds no checkpoints of a run: name an empty or "
@@ -148,24 +162,31 @@ class RunFolder:
             return Resumed(None, frozenset())
         self._check_not_ended(self.root)
         resumed = self.check(rank, world_size)
-        if resumed.folder is not None:
-            self.resumed_iteration = resolve(resumed.folder)[1]
-            self.changes = _changes(
-                load_config(self.root / CONFIG_FILE, type(self._config)), self._config
-            )
         check_free(_existing(self.root), self._checkpoint_bytes())
         dist.barrier()  # every rank has looked before anything is written
+        problem = ""
         if rank == 0:
-            self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / STATUS_FILE).unlink(missing_ok=True)
-            if not self.resumed_iteration:  # what a start left that came to no checkpoint
-                self._remove_identity(self.root)
-            save_config(self.root / CONFIG_FILE, self._config)
-            self.write_identity()
-            if self.resumed_iteration:
-                write_latest(self.root, self.resumed_iteration)  # not one that was refused
-        dist.barrier()
+            try:
+                self._make_ready(self.root)
+            except OSError as error:
+                problem = str(error)
+        problem = every_rank(problem)[0]
+        if problem:
+            raise InputError(
+                f"--save {self.root} cannot be written to: {problem}; make it writable, or name "
+                "another folder"
+            )
         return resumed
+
+    def _make_ready(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / STATUS_FILE).unlink(missing_ok=True)
+        if not self.resumed_iteration:  # what a start left that came to no checkpoint
+            self._remove_identity(root)
+        save_config(root / CONFIG_FILE, self._config)
+        self.write_identity()
+        if self.resumed_iteration:
+            write_latest(root, self.resumed_iteration)  # not one that was refused
 
     def write_identity(self) -> None:
         """Write what belongs to the run and is not there; on rank 0.
@@ -208,7 +229,8 @@ class RunFolder:
         each = 16 if self._config.precision == "fp32" else 14
         return each * sum(math.prod(weight.shape) for weight in weight_map(self._metadata.model))
 
-    def _check_same_run(self, root: Path) -> None:
+    def _check_same_run(self, root: Path) -> TrainingConfig:
+        """Returns the configuration of the start before."""
         if not (root / CONFIG_FILE).is_file():
             raise InputError(
                 f"--save {root} holds checkpoints but no {CONFIG_FILE}: it is no run's folder, so "
@@ -223,13 +245,16 @@ class RunFolder:
                     f"run keeps its {name}; use {old}, or another --save for a new run"
                 )
         self._check_same_rows(root / DATA_FILE)
-        metadata = load_metadata(root)
-        if metadata != self._metadata:
-            raise InputError(
-                f"{root / FILE_NAME} does not say what this run's checkpoints are: it was changed, "
-                f"or --load is another checkpoint than before; it holds {metadata}, this run "
-                f"makes {self._metadata}"
-            )
+        found, ours = flat_fields(load_metadata(root)), flat_fields(self._metadata)
+        for name in {**found, **ours}:
+            if found.get(name) != ours.get(name):
+                raise InputError(
+                    f"--save {root} holds checkpoints of another model: {name} is "
+                    f"{_short(str(found.get(name)))} in {root / FILE_NAME}, and "
+                    f"{_short(str(ours.get(name)))} in what --load {self._config.load} makes; name "
+                    "the --load of before, or another --save for a new run"
+                )
+        return before
 
     def _check_same_rows(self, path: Path) -> None:
         if not path.is_file():  # of a run that began before there was such a file

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.models import ModelsConfig, open_scorers
 from megatron_ultralong.evaluation.scorer import Scorer
 
 from .conftest import make_llama
@@ -37,6 +39,15 @@ def test_the_chunk_of_logits_does_not_matter(llama_folder, scorer: Scorer, rows,
     # Matrix products of other shapes sum in another order.
     np.testing.assert_allclose(chunked.loss, whole.loss, atol=1e-5)
     np.testing.assert_array_equal(chunked.correct, whole.correct)
+
+
+def test_a_layout_for_a_folder_of_one_process_is_refused(llama_folder):
+    parallel = ParallelConfig(context_parallel_size=2)
+    with (
+        pytest.raises(InputError, match=r"--context-parallel-size 2: a layout is for Megatron"),
+        open_scorers(ModelsConfig(load=(str(llama_folder),), parallel=parallel)),
+    ):
+        pass
 
 
 def test_a_folder_without_a_llama_is_refused(tmp_path):

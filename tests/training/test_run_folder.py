@@ -52,6 +52,28 @@ def test_other_rows_are_refused(run: Path, make_config: MakeConfig) -> None:
     (run / DATA_FILE).write_text(text)
 
 
+def test_what_differs_from_the_start_before_is_named_by_its_flag(
+    run: Path, make_config: MakeConfig
+) -> None:
+    config = make_config(run, train_iters=4)
+    rope = dataclasses.replace(config.rope, rope_scaling_factor=4.0)
+    with pytest.raises(InputError, match=r"rope_scaling_factor 2.0, this one has 4.0: .* use 2.0"):
+        dry_run(check_run(dataclasses.replace(config, rope=rope), 1))
+    inputs = check_run(config, 1)
+    model = dataclasses.replace(inputs.result.model, ffn_hidden_size=8)
+    other = dataclasses.replace(inputs, result=dataclasses.replace(inputs.result, model=model))
+    with pytest.raises(
+        InputError, match=r"of another model: model.ffn_hidden_size is \d+ in .* 8 in"
+    ):
+        dry_run(other)
+    optimizer = dataclasses.replace(config.optimizer, lr=5e-4)
+    text = dry_run(check_run(dataclasses.replace(config, optimizer=optimizer), 1))
+    assert "# changed since the start before: optimizer.lr was 0.001, is 0.0005\n" in text
+    assert "no --save: nothing of this run is kept" in dry_run(
+        check_run(make_config(None, train_iters=4), 1)
+    )
+
+
 def test_a_run_that_was_set_back_leaves_nothing_of_its_other_way(
     run: Path, make_config: MakeConfig
 ) -> None:
