@@ -1,4 +1,4 @@
-"""Requests to end a run in order: SIGTERM, SIGUSR1, a torchrun that died, a time that is over."""
+"""Requests to end a run in order: signals, Ctrl-C, a torchrun that died, a time that is over."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 STOPPED = 75
 """Exit status of a run that saved and ended as it was told to (EX_TEMPFAIL): start it again."""
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_SIGNAL_SECONDS = 3.0
 """A signal this soon after the first is the same one: a scheduler signals torchrun and the ranks,
 and torchrun hands its own on to the ranks."""

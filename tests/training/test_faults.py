@@ -31,7 +31,7 @@ TIMEOUT = 6.0
 ENDLESS = 100_000
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(
     tmp_path: Path, make_config: MakeConfig, number: int
 ) -> None:

@@ -97,14 +97,17 @@ def test_torchrun_restarts_after_a_hung_rank_and_the_losses_are_those_of_one_run
 
 
 @pytest.mark.faults
-def test_sigusr1_to_a_whole_job_saves(tmp_path: Path, make_config: MakeConfig) -> None:
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_to_a_whole_job_saves(
+    tmp_path: Path, make_config: MakeConfig, number: int
+) -> None:
     root = tmp_path / "run"
     config = make_config(root, (1, 2), train_iters=ENDLESS, save_interval=0)
     signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     with torchrun(config, tmp_path / "job", f"--signals-to-handle={signals}") as job:
         job.until_more(root)
-        for process in (job.process.pid, *job.ranks()):  # as a scheduler does
-            os.kill(process, signal.SIGUSR1)
+        for process in (job.process.pid, *job.ranks()):  # as a scheduler or Ctrl-C does
+            os.kill(process, number)
         job.until_gone(LIMIT)
     assert_saved(root, 75)
 
