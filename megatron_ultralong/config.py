@@ -173,7 +173,8 @@ class TrainingConfig:
         if not 0 <= self.optimizer.lr_warmup_iters < self.train_iters:
             raise InputError(
                 f"lr_warmup_iters ({self.optimizer.lr_warmup_iters}) must be below train_iters "
-                f"({self.train_iters}): the warm-up is part of the run"
+                f"({self.train_iters}): the warm-up is part of the run; use --lr-warmup-iters "
+                f"{max(self.train_iters - 1, 0)} or less, or more --train-iters"
             )
         if self.data.document_mask == "block" and self.micro_batch_size != 1:
             raise InputError(

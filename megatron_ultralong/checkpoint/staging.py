@@ -39,10 +39,15 @@ def new_folder(
             f"{partial} exists: a conversion to {final} is running or was killed; wait for it, "
             "continue it with --resume, or remove that folder"
         )
-    final.parent.mkdir(parents=True, exist_ok=True)
-    if not partial.exists():
-        check_free(final.parent, num_bytes + _MARGIN)
-        partial.mkdir()
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if not partial.exists():
+            check_free(final.parent, num_bytes + _MARGIN)
+            partial.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"output {final} cannot be written: {error}; make its folder writable, or name another"
+        ) from error
     with Manifest(partial, conversion) as manifest:
         check_free(partial, num_bytes - manifest.num_bytes + _MARGIN)
         try:

@@ -99,7 +99,10 @@ class CheckpointWriter:
         self._was_validated = True
         outcome: list[Written | str] = []
         thread = threading.Thread(
-            target=_write, args=(snapshot, texts, outcome), name="checkpoint", daemon=True
+            target=_write,
+            args=(snapshot, texts, outcome, self._root),
+            name="checkpoint",
+            daemon=True,
         )
         self._job = _Job(iteration, folder, snapshot, thread, outcome)
         thread.start()
@@ -149,7 +152,7 @@ class CheckpointWriter:
             write_latest(self._root, job.iteration)
             _sync_folder(self._root)
         except Exception as error:
-            return f"{type(error).__name__}: {error}"
+            return _reason(error, self._root)
         self._damaged.discard(job.iteration)
         self._remove_expired(job.iteration)
         return None
@@ -187,11 +190,22 @@ class CheckpointWriter:
         )
 
 
-def _write(snapshot: Snapshot, texts: Mapping[str, str], outcome: list[Written | str]) -> None:
+def _write(
+    snapshot: Snapshot, texts: Mapping[str, str], outcome: list[Written | str], root: Path
+) -> None:
     try:
         outcome.append(snapshot.write(texts))
     except Exception as error:  # whatever it is, it is told on the main thread
-        outcome.append(f"rank {dist.get_rank()}: {type(error).__name__}: {error}")
+        outcome.append(f"rank {dist.get_rank()}: {_reason(error, root)}")
+
+
+def _reason(error: Exception, root: Path) -> str:
+    """The error, and the room on the disk: torch's writer does not say that it is full."""
+    try:
+        room = f"the disk has {shutil.disk_usage(root).free / 2**30:.2f} GiB free"
+    except OSError:
+        room = "the folder is gone"
+    return f"{type(error).__name__}: {error} ({room})"
 
 
 def _first(errors: list[str | None]) -> str | None:

@@ -68,6 +68,15 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_to_is_said() -> None:
+    # Nobody may make folders there, not even root.
+    with (
+        pytest.raises(InputError, match=r"output /proc/self/out cannot be written: .*name another"),
+        staging.new_folder(Path("/proc/self/out"), -(2**40), {}),
+    ):
+        pass
+
+
 def test_a_disk_that_becomes_full_is_said(tmp_path: Path) -> None:
     def fill() -> None:
         with (
