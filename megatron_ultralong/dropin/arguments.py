@@ -12,14 +12,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from megatron_ultralong.dropin.config import DropInConfig
+from megatron_ultralong.dropin.cpu import set_cpu_defaults
 
 PREFIX = "ultralong_"
 
 
 def add_ultralong_args(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add our arguments; an ``extra_args_provider`` of Megatron-LM. Twice is as once."""
+    """Add our arguments; an ``extra_args_provider`` of Megatron-LM. Twice is as once.
+
+    Two defaults of Megatron-LM's own change: no attention mask of S x S is made, and on a machine
+    without CUDA nothing is asked for that a CPU lacks.
+    """
     if any(action.dest.startswith(PREFIX) for action in parser._actions):
         return parser
+    parser.set_defaults(create_attention_mask_in_dataloader=False)
+    set_cpu_defaults(parser)
     group = parser.add_argument_group("ultralong", "Long context by megatron-ultralong.")
     hints = typing.get_type_hints(DropInConfig)
     helps = field_docstrings(DropInConfig)

@@ -8,10 +8,14 @@ and until it is left:
   the process groups are made, and setting it does nothing.
 * Streams are ``torch.cpu``'s, which do nothing: a CPU has no queue.
 * Compiling warm-ups are left out: fused activations are for GPUs.
+
+:func:`set_cpu_defaults` changes the defaults of arguments that ask for NCCL, Transformer Engine
+and fused kernels; what a command line says still counts.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 from collections.abc import Iterator
@@ -20,6 +24,26 @@ from typing import Any
 import torch
 
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
+
+_DEFAULTS = {
+    "distributed_backend": "gloo",
+    "transformer_impl": "local",
+    "apply_rope_fusion": False,
+    "bias_dropout_fusion": False,
+    "bias_gelu_fusion": False,
+    "bias_swiglu_fusion": False,
+    "gradient_accumulation_fusion": False,
+    "masked_softmax_fusion": False,
+    "no_persist_layer_norm": True,
+}
+"""Of Megatron-LM's arguments, where there is no CUDA."""
+
+
+def set_cpu_defaults(parser: argparse.ArgumentParser) -> None:
+    """Let Megatron-LM's parser ask for nothing that a CPU lacks; with CUDA, leave it as it is."""
+    if needs_cpu_backend():
+        known = {action.dest for action in parser._actions}
+        parser.set_defaults(**{name: _DEFAULTS[name] for name in _DEFAULTS if name in known})
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_ultralong.dropin.arguments import add_ultralong_args, with_ultralong_args
+from megatron_ultralong.dropin.cpu import training_on_cpu
 from megatron_ultralong.dropin.extension import Extension
 from megatron_ultralong.dropin.wheel import keep_compiled_helpers
 
@@ -23,6 +24,7 @@ _MARK = "extended_by_ultralong"
 ArgsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 
 
+@training_on_cpu()
 def pretrain(
     train_valid_test_dataset_provider: Any,
     model_provider: Any,
@@ -34,6 +36,8 @@ def pretrain(
     **others: Any,
 ) -> None:
     """Megatron-LM's ``pretrain`` with our arguments, called as up to 0.17 whatever is installed.
+
+    Without a GPU it runs on the CPU, over gloo.
 
     Args:
         train_valid_test_dataset_provider: the script's own, used without ``--ultralong-data-path``.

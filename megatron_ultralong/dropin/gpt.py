@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from megatron_ultralong.dropin.cpu import training_on_cpu
 from megatron_ultralong.dropin.entry import pretrain
 from megatron_ultralong.ending import ends_with_message
 from megatron_ultralong.errors import InputError
@@ -18,7 +17,7 @@ def pretrain_gpt() -> None:
     """
     from megatron.core.enums import ModelType
 
-    with ends_with_message(), training_on_cpu():
+    with ends_with_message():
         pretrain(_no_datasets, gpt_model_provider, ModelType.encoder_or_decoder, _no_step)
 
 

@@ -18,6 +18,21 @@ from megatron_ultralong.context_parallel import Assignment
 from megatron_ultralong.errors import InputError
 
 
+def refuse_mask(attention_mask: torch.Tensor | None) -> None:
+    """Check that no mask of S x S came with the batch.
+
+    Raises:
+        InputError: one did; with how to leave it out.
+    """
+    if attention_mask is not None:
+        raise InputError(
+            f"an attention_mask of shape {tuple(attention_mask.shape)} came with the batch; our "
+            "attention takes none, since it grows with the square of the row and says no more than "
+            "'causal': pass --no-create-attention-mask-in-dataloader, or None from your "
+            "forward_step; documents are kept apart by --ultralong-document-mask block"
+        )
+
+
 class RingCoreAttention(MegatronModule):
     """Causal attention over a row that is spread over the context-parallel group.
 
@@ -77,8 +92,11 @@ class RingCoreAttention(MegatronModule):
             attention_bias: must be None.
             packed_seq_params: documents of the whole row.
             keep: where (out, lse) are left, or taken from by a recomputation of the layer.
+
+        Raises:
+            InputError: a mask was given.
         """
-        assert attention_mask is None, "an S x S mask is never built: pass attention_mask=None"
+        refuse_mask(attention_mask)
         assert attention_bias is None, "attention bias is not supported"
         cu_seqlens, assignment = None, None
         if packed_seq_params is not None:

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from megatron_ultralong.attention import KeptOutput
 from megatron_ultralong.mcore.cached_core_attention import CachedCoreAttention
 from megatron_ultralong.mcore.compat import fp8_context
-from megatron_ultralong.mcore.core_attention import RingCoreAttention
+from megatron_ultralong.mcore.core_attention import RingCoreAttention, refuse_mask
 from megatron_ultralong.mcore.host_memory import Device, Kept, Store
 from megatron_ultralong.mcore.sequence_tiles import SequenceTiles
 
@@ -86,7 +86,7 @@ class RecomputedLayer(TransformerLayer):
                 **others,
             )
             return result
-        assert attention_mask is None, "an S x S mask is never built: pass attention_mask=None"
+        refuse_mask(attention_mask)
         assert rotary_pos_emb is not None
         work = _LayerWork(self, self.recomputation, rotary_pos_emb, packed_seq_params)
         if not torch.is_grad_enabled():

@@ -13,6 +13,7 @@ from tests.docs.commands import FLAG, commands, known_flags
 OTHERS = {
     "--spec": "Megatron-LM",
     "--use-checkpoint-args": "Megatron-LM",
+    "--no-create-attention-mask-in-dataloader": "Megatron-LM",
     "--untie-embeddings-and-output-weights": "Megatron-LM",
     "--mock": "examples/llama3.1-8b",
     "--json": "plan, convert",

@@ -10,12 +10,10 @@ from typing import Any
 from megatron_ultralong.config import PretrainConfig
 
 _FLAGS = """
-    --use-checkpoint-args --auto-detect-ckpt-format --transformer-impl local
+    --use-checkpoint-args --auto-detect-ckpt-format
     --spec megatron_ultralong.spec ring_local_spec
     --tokenizer-type NullTokenizer --vocab-size 319
-    --no-gradient-accumulation-fusion --no-persist-layer-norm --no-masked-softmax-fusion
-    --no-rope-fusion --no-bias-swiglu-fusion --no-bias-dropout-fusion
-    --distributed-backend gloo --log-interval 1 --eval-iters 0 --eval-interval 1000
+    --log-interval 1 --eval-iters 0 --eval-interval 1000
     --use-distributed-optimizer --ckpt-format torch_dist --norm-epsilon 1e-6
 """
 

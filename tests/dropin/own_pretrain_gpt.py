@@ -16,24 +16,26 @@ from megatron.core.transformer.spec_utils import import_module
 from megatron.training import get_args, pretrain
 from megatron.training.arguments import core_transformer_config_from_args
 
-SEQ_LENGTH = 128
-
 
 class Repeating(torch.utils.data.Dataset):
-    """Rows that a model learns at once: 0, 1, 2, ... from another start each."""
+    """Rows that a model learns at once: multiples of 1, 2, ... 7."""
+
+    def __init__(self, seq_length):
+        self.seq_length = seq_length
 
     def __len__(self):
         return 1000
 
     def __getitem__(self, index):
-        row = (torch.arange(SEQ_LENGTH + 1) * (1 + index % 7)) % 300
-        mask = torch.ones(SEQ_LENGTH)
-        positions = torch.arange(SEQ_LENGTH)
+        row = (torch.arange(self.seq_length + 1) * (1 + index % 7)) % 300
+        mask = torch.ones(self.seq_length)
+        positions = torch.arange(self.seq_length)
         return {"tokens": row[:-1], "labels": row[1:], "mask": mask, "positions": positions}
 
 
 def datasets(num_samples, vp_stage=None):
-    return Repeating(), Repeating(), None
+    rows = Repeating(get_args().seq_length)
+    return rows, rows, None
 
 
 datasets.is_distributed = True
@@ -67,7 +69,11 @@ def forward_step(iterator, model):
     for name, whole in batch.items():
         chunks = whole.chunk(2 * size, dim=1)
         local[name] = torch.cat((chunks[rank], chunks[2 * size - 1 - rank]), dim=1)
-    losses = model(local["tokens"], local["positions"], None, labels=local["labels"])
+    attention_mask = None
+    if get_args().create_attention_mask_in_dataloader:
+        whole = batch["tokens"].shape[1]
+        attention_mask = torch.ones(1, 1, whole, whole).tril() < 0.5
+    losses = model(local["tokens"], local["positions"], attention_mask, labels=local["labels"])
     return losses, partial(loss_of, local["mask"])
 
 
