@@ -43,10 +43,18 @@ def test_the_whole_way_runs(environment: dict[str, str]) -> None:
     exported = json.loads((work / "Llama-3.1-8B-UltraLong-1m" / "config.json").read_text())
     assert source["max_position_embeddings"] == 512
     assert exported["max_position_embeddings"] == 1024
-    losses = json.loads((work / "loss-1m" / "loss.json").read_text())
+    results = work / "results-1m"
+    losses = json.loads((results / "loss" / "loss.json").read_text())
     assert [found["name"] for found in losses["checkpoints"]] == ["base", "extended"]
+    for name in ("passkey", "needle", "ruler"):
+        assert (results / name / f"{name}.json").is_file()
+    page = (work / "report-1m" / "index.html").read_text()
+    for name in ("extended", "tuned", "niah_single_1"):
+        assert name in page
     answer = next(line for line in out.splitlines() if line.startswith('{"model"'))
     assert json.loads(answer)["choices"][0]["text"]
+    for script, folder in (("02_prepare.sh", "rows-1m"), ("03_import.sh", "base")):
+        assert f"{work / folder} is there: kept" in run(environment, script, "--mock", "1m")
 
 
 @pytest.mark.parametrize(("target", "positions"), [("2m", 2048), ("4m", 4096)])

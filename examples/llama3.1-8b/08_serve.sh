@@ -1,5 +1,10 @@
 #!/usr/bin/env bash
 # Step 8: serve the export with vLLM, and ask it one question.
+#
+# time:   not run; as long as vLLM takes to start
+# memory: computed: keys and values of one row 128 GiB on all GPUs (1m), 256 (2m), 512 (4m), beside 16 GB of weights
+# disk:   none
+# see:    an answer in JSON
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"

@@ -3,8 +3,9 @@
 #
 #   bash examples/llama3.1-8b/04_pretrain.sh [--mock] [1m|2m|4m]
 #
-# Each is a variable of the environment, and what is set there already stays. `--mock` sets small values
-# and starts small stand-ins for the Hugging Face Hub and vLLM; the commands in the scripts are the same.
+# The first lines of each say what it takes, measured or computed from `ultralong plan`. Each setting is a
+# variable of the environment, and what is set there already stays. `--mock` sets small values and starts
+# small stand-ins for the Hugging Face Hub and vLLM; the commands in the scripts are the same.
 
 TARGET=1m
 for word; do
@@ -22,10 +23,10 @@ fi
 
 MODEL_ID=${MODEL_ID:-meta-llama/Llama-3.1-8B-Instruct}
 WORK=${WORK:-$PWD/llama3.1-8b} # on a disk that all nodes share
-case "$TARGET" in
-    1m) SEQ_LENGTH=${SEQ_LENGTH:-1048576} ;;
-    2m) SEQ_LENGTH=${SEQ_LENGTH:-2097152} ;;
-    4m) SEQ_LENGTH=${SEQ_LENGTH:-4194304} ;;
+case "$TARGET" in # longer rows cost more: fewer of them in evaluations
+    1m) SEQ_LENGTH=${SEQ_LENGTH:-1048576} PROMPTS=${PROMPTS:-5} LOSS_ROWS=${LOSS_ROWS:-8} ;;
+    2m) SEQ_LENGTH=${SEQ_LENGTH:-2097152} PROMPTS=${PROMPTS:-2} LOSS_ROWS=${LOSS_ROWS:-4} ;;
+    4m) SEQ_LENGTH=${SEQ_LENGTH:-4194304} PROMPTS=${PROMPTS:-1} LOSS_ROWS=${LOSS_ROWS:-2} ;;
 esac
 RECIPE=${RECIPE:-llama3.1-8b-$TARGET}
 # Words for `prepare --source`: NAME=PATTERN for each source of documents.
@@ -40,11 +41,20 @@ SFT_RECIPE=${SFT_RECIPE:-llama3.1-8b-sft}
 SFT_FLAGS=${SFT_FLAGS:-}
 LAYOUT_FLAGS=${LAYOUT_FLAGS:---tensor-model-parallel-size 8 --sequence-parallel} # of evaluations
 LENGTHS=${LENGTHS:-131072 $((SEQ_LENGTH / 4)) $((SEQ_LENGTH / 2)) $SEQ_LENGTH}
-DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}
-PROMPTS=${PROMPTS:-10} # at every length and depth
-LOSS_ROWS=${LOSS_ROWS:-8}
+DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100} # PROMPTS are at every length and depth
+RULER_LENGTHS=${RULER_LENGTHS:-131072}
+RULER_SAMPLES=${RULER_SAMPLES:-25} # of every task
+# The tasks that need no files; docs/evaluation.md has those of the others.
+RULER_FLAGS=${RULER_FLAGS:---prompt-template chat
+    --tasks niah_single_1 niah_multikey_2 niah_multikey_3 vt cwe fwe}
+QUESTION=${QUESTION:-Why is it hard for a language model to read a million tokens?}
+ANSWER_TOKENS=${ANSWER_TOKENS:-256}
 SHORT_LENGTH=${SHORT_LENGTH:-4096} # the paper: documents below are taken seldom, those above LONG_LENGTH often
 LONG_LENGTH=${LONG_LENGTH:-8192}
 PORT=${PORT:-8000}
 SERVE_SECONDS=${SERVE_SECONDS:-0} # 0: until it is interrupted
 export CUDA_DEVICE_MAX_CONNECTIONS=1 # Megatron's overlap of tensor-parallel communication
+
+kept() { # FOLDER: whether a step has finished it before; nothing half-written has that name
+    [ -e "$1" ] && echo "$1 is there: kept"
+}

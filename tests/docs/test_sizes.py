@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools import parallel_sizes, slurm_sizes
+from tools import parallel_sizes, slurm_sizes, whole_way
 
 
 def test_the_sizes_for_slurm_are_those_of_the_plan() -> None:
@@ -28,3 +28,29 @@ def test_the_ring_is_hidden_from_where_the_page_says() -> None:
         found = parallel_sizes.estimate("1m", 8 * cp, cp, "keep_attention", offload=False)
         (ring,) = (each for each in found.time.traffic if each.name.startswith("context"))
         assert (ring.exposed_seconds == 0) == is_hidden == (length / cp > least)
+
+
+def test_the_whole_way_takes_what_its_scripts_say() -> None:
+    text = whole_way.PAGE.read_text(encoding="utf-8")
+    assert whole_way.page(text) == text, "python -m tools.whole_way"
+    for script in whole_way.SCRIPTS.glob("0*.sh"):
+        its = whole_way.facts(script)
+        assert set(its) == set(whole_way.FACTS), script.name
+        for name in ("time", "memory"):
+            assert any(mark in its[name] for mark in ("measured:", "computed", "not run", "the ne",
+                                                      "little", "below")), its  # fmt: skip
+    for number, name, figure in whole_way.computed():
+        (script,) = whole_way.SCRIPTS.glob(f"{number}_*.sh")
+        assert figure in whole_way.facts(script)[name], f"{script.name}: {figure}"
+
+
+def test_the_whole_way_is_computed_with_its_own_settings() -> None:
+    settings = (whole_way.SCRIPTS / "settings.sh").read_text(encoding="utf-8")
+    for target, prompts in whole_way.PROMPTS.items():
+        line = next(line for line in settings.splitlines() if line.startswith(f"    {target})"))
+        assert f"SEQ_LENGTH:-{slurm_sizes.ROW_LENGTHS[target]}}}" in line
+        assert f"PROMPTS:-{prompts}}}" in line
+        assert f"LOSS_ROWS:-{whole_way.LOSS_ROWS[target]}}}" in line
+    depths = settings.split("DEPTHS:-")[1].split("}")[0].split()
+    assert len(depths) == whole_way.NUM_DEPTHS
+    assert f"LENGTHS:-{whole_way.SHORTEST} " in settings

@@ -28,6 +28,7 @@ _PRELOADED = [
     "megatron_ultralong.data.prepare",
     "megatron_ultralong.evaluation.models",
     "megatron_ultralong.evaluation.megatron_scorer",
+    "megatron_ultralong.evaluation.ruler.evaluation",
     "torch.distributed.run",
     "transformers.models.llama.modeling_llama",
     "tyro",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Small values for the numbered scripts: the demo's model instead of Llama 3.1 8B, Python's own library
-# instead of a corpus, two ranks over gloo instead of GPUs, stand-ins for the Hub and for vLLM. Five
-# minutes become half a minute; nothing in the scripts themselves is left out.
+# instead of a corpus, two ranks over gloo instead of GPUs, stand-ins for the Hub and for vLLM. Days
+# become two minutes; nothing in the scripts themselves is left out.
 # shellcheck disable=SC2034,SC2154 # settings.sh sources it, and the scripts use what it sets
 mock=$here/mock
 WORK=${WORK:-$PWD/mock-llama3.1-8b}
@@ -22,6 +22,7 @@ CHATS="chats=$mock/chats.jsonl" CHAT_TEMPLATE=plain SFT_RECIPE=demo-sft-cpu
 SFT_FLAGS="--context-parallel-size 2 --train-iters 2 --lr-warmup-iters 1 --global-batch-size 1"
 LAYOUT_FLAGS="--context-parallel-size 2 --precision fp32"
 LENGTHS="256 $SEQ_LENGTH" DEPTHS="0 50 100" PROMPTS=1 LOSS_ROWS=2
+RULER_LENGTHS=$SEQ_LENGTH RULER_SAMPLES=1 RULER_FLAGS="--tasks niah_single_1 vt" ANSWER_TOKENS=8
 PORT=${PORT:-$((20000 + $$ % 10000))} SERVE_SECONDS=0.1
 export PET_STANDALONE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PATH=$mock/bin:$PATH
