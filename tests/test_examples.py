@@ -27,7 +27,7 @@ def run(environment: dict[str, str], script: str, *words: str) -> str:
         cwd=environment["WORK"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, f"{script} {words}\n{done.stdout}\n{done.stderr}"

@@ -37,6 +37,7 @@ RANKS=${RANKS:-8}                    # of this node; several nodes: docs/cluster
 PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-}   # more flags, such as --context-parallel-size 1 --offload-activations
 CHATS=${CHATS:-chats=$WORK/chats/*.jsonl} # NAME=PATTERN, for `prepare chat --source`
 CHAT_TEMPLATE=${CHAT_TEMPLATE:-llama3.1}
+CHAT_LENGTH=${CHAT_LENGTH:-8192} # tokens of a row of conversations
 SFT_RECIPE=${SFT_RECIPE:-llama3.1-8b-sft}
 SFT_FLAGS=${SFT_FLAGS:-}
 LAYOUT_FLAGS=${LAYOUT_FLAGS:---tensor-model-parallel-size 8 --sequence-parallel} # of evaluations

@@ -18,7 +18,7 @@ MAX_TOKENS=2000000 SHORT_LENGTH=256 LONG_LENGTH=512
 SOURCES="library=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')/*.py"
 PRETRAIN_FLAGS="--seq-length $SEQ_LENGTH --rope-scaling-factor $factor --train-iters 2"
 PRETRAIN_FLAGS="$PRETRAIN_FLAGS --lr-warmup-iters 1"
-CHATS="chats=$mock/chats.jsonl" CHAT_TEMPLATE=plain SFT_RECIPE=demo-sft-cpu
+CHATS="chats=$mock/chats.jsonl" CHAT_TEMPLATE=plain CHAT_LENGTH=1024 SFT_RECIPE=demo-sft-cpu
 SFT_FLAGS="--context-parallel-size 2 --train-iters 2 --lr-warmup-iters 1 --global-batch-size 1"
 LAYOUT_FLAGS="--context-parallel-size 2 --precision fp32"
 LENGTHS="256 $SEQ_LENGTH" DEPTHS="0 50 100" PROMPTS=1 LOSS_ROWS=2
