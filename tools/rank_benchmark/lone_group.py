@@ -37,6 +37,14 @@ class LoneGroup(dist.ProcessGroup):
         """Number of this rank."""
         return self._rank
 
+    def _set_group_name(self, name: str) -> None:
+        self._name = name  # torch's own keeps it in a backend below, and there is none
+
+    @property
+    def group_name(self) -> str:
+        """Name that torch unregisters."""
+        return self._name
+
     def getBackendName(self) -> str:  # noqa: N802
         """Name that torch shows."""
         return NAME
