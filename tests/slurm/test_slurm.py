@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -76,12 +76,17 @@ def _pretrain(words: list[str]) -> None:
     main(words)
 
 
-def test_a_requeued_job_goes_on_to_the_last_step(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "interrupt", [Cluster.preempt, pytest.param(Cluster.near_limit, marks=pytest.mark.faults)]
+)
+def test_an_interrupted_job_is_requeued_and_goes_on_to_the_last_step(
+    cluster: Cluster, tmp_path: Path, interrupt: Callable[[Cluster, Job], None]
+) -> None:
     root = tmp_path / "run"
     cluster.run("sbatch", "--nodes=2", script("pretrain_pyxis.sbatch"), *flags())
     job = only_job(cluster)
     until_more(cluster, root)
-    cluster.near_limit(job)
+    interrupt(cluster, job)
     cluster.wait(lambda: job.restarts == 1)
     first = max(losses(root))
     assert 4 <= first < TRAIN_ITERS
