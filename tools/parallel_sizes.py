@@ -54,29 +54,33 @@ def rows() -> Iterator[tuple[str, ...]]:
             found = best_layouts(target, num_gpus).feasible[0]
             parallel = ours.job.parallel
             tokens = length // (TENSOR_PARALLEL * parallel.context_parallel_size)
+            host = f" and {ours.host_per_node / GIB:,.0f} of a node" if ours.host_per_node else ""
             yield (
-                target.upper(),
-                f"{num_gpus}",
-                layout_text(ours.job),
+                f"{target.upper()} on {num_gpus}",
+                _short(ours),
                 f"{tokens:,}",
-                f"{ours.needed / GIB:.0f}",
-                f"{ours.host_per_node / GIB:,.0f}",
+                f"{ours.needed / GIB:.0f}{host}",
                 f"{ours.time.total:,.0f}",
-                layout_text(found.job),
+                _short(found),
                 f"{found.time.total:,.0f}",
                 f"{ours.time.total / found.time.total:.2f}",
             )
 
 
 HEADER = (
-    *("row", "GPUs", "by the rule", "tokens a GPU", "GiB a GPU", "host GiB a node", "step, s"),
-    *("the plan's best", "step, s", "the rule's over it"),
+    *("row, GPUs", "by the rule", "tokens a GPU", "GiB a GPU", "step, s"),
+    *("the plan's best", "step, s", "ratio"),
 )
 
 
 def page(text: str) -> str:
     """The page with the table of today's plan in it."""
     return page_with(text, "parallel_sizes", table(HEADER, rows()))
+
+
+def _short(estimate: Estimate) -> str:
+    """Its layout; keep_attention, the default, is left out."""
+    return layout_text(estimate.job).replace(", keep_attention", "")
 
 
 def hidden_from(hardware: Hardware, gb_per_second: float) -> int:

@@ -59,7 +59,8 @@ def rows() -> Iterator[tuple[str, ...]]:
     """Of the table, one for every script."""
     for script in sorted(SCRIPTS.glob("0*.sh")):
         its = facts(script)
-        yield (f"`{script.name}`", *(its[name] for name in FACTS))
+        number, words = script.stem.split("_", 1)
+        yield (f"{int(number)} {words.replace('_', ' ')}", *(its[name] for name in FACTS))
 
 
 def page(text: str) -> str:
