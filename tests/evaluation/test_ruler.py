@@ -10,8 +10,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import llama_models
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_ultralong.data.engines import open_reference
 from megatron_ultralong.errors import InputError
@@ -89,22 +92,50 @@ def text_of(samples: RulerSamples, task: str, length: int, index: int) -> str:
     return "".join(parts)
 
 
-@pytest.mark.parametrize("length", [6000, 20_011])
+@pytest.fixture(scope="module")
+def by_tokenizer(
+    config: RulerConfig, tokenizer: PromptTokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[RulerSamples, PromptTokenizer]]:
+    """Makers of samples: code's vocabulary, one of little more than bytes, Llama 3's own."""
+    folder = tmp_path_factory.mktemp("bytes")
+    write_tokenizer(folder)
+    llama3 = Path(llama_models.__file__).parent / "llama3"
+    found = {"code": tokenizer, "bytes": PromptTokenizer(folder), "llama3": PromptTokenizer(llama3)}
+    return {name: (RulerSamples(config, one), one) for name, one in found.items()}
+
+
 @pytest.mark.parametrize("task", TASKS)
-def test_a_prompt_is_as_long_as_it_can_be_and_never_longer(samples, tokenizer, task, length):
+@given(
+    vocabulary=st.sampled_from(["code", "bytes", "llama3"]),
+    length=st.integers(8_000, 40_000),  # a solved example of cwe has 3,200 bytes
+    index=st.integers(0, 11),
+)
+@settings(max_examples=12, derandomize=True, deadline=None)
+def test_a_prompt_is_as_long_as_it_can_be_and_never_longer(
+    by_tokenizer, task, vocabulary, length, index
+):
+    samples, tokenizer = by_tokenizer[vocabulary]
     room = length - family(task).tokens_to_generate
-    for index in range(2):
-        sample = samples.sample(task, length, index)
-        assert sample.tokens.size <= room
-        builder = samples.builder(task, length, index)
-        longer = tokenizer.encode_parts(builder.parts(sample.num_units + 1))
-        if longer.size <= room:  # the estimate says that the next does not fit: within one unit
-            unit = builder.estimate(sample.num_units + 1) - builder.estimate(sample.num_units)
-            assert room - sample.tokens.size < unit
-        again = samples.sample(task, length, index)
-        np.testing.assert_array_equal(again.tokens, sample.tokens)
-    other = samples.sample(task, length, 1)
-    assert not np.array_equal(other.tokens, samples.sample(task, length, 0).tokens)
+    sample = samples.sample(task, length, index)
+    begin = len(tokenizer.begin_ids)
+    assert sample.tokens[:begin].tolist() == list(tokenizer.begin_ids)
+    builder = samples.builder(task, length, index)
+    exact = [
+        begin + tokenizer.encode_parts(builder.parts(units)).size
+        for units in (sample.num_units, sample.num_units + 1)
+    ]
+    assert exact[0] == sample.tokens.size <= room
+    if exact[1] <= room:  # the estimate says that the next does not fit: within one unit
+        unit = builder.estimate(sample.num_units + 1) - builder.estimate(sample.num_units)
+        assert room - sample.tokens.size < unit
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_sample_is_a_function_of_its_number(samples, task):
+    first, again, other = (samples.sample(task, 6000, index) for index in (0, 0, 1))
+    np.testing.assert_array_equal(again.tokens, first.tokens)
+    assert again.references == first.references
+    assert not np.array_equal(other.tokens, first.tokens)
 
 
 @pytest.mark.parametrize("task", ["niah_single_2", "niah_multikey_3", "cwe", "qa_2"])
