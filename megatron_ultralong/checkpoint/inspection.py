@@ -78,6 +78,7 @@ def _megatron(model: MegatronCheckpoint) -> dict[str, Any]:
         "iterations": iterations(model.root),
         "source_model": model.metadata.source_model,
         "tokenizer_sha256": model.metadata.tokenizer_sha256,
+        "trained_positions": model.metadata.trained_positions,
         "separator_ids": list(model.metadata.separator_ids or ()),
         "optimizer_state": any(key.startswith(_OPTIMIZER) for key in tensors),
         # files are named __RANK_NUMBER.distcp

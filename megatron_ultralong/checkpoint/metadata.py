@@ -36,6 +36,24 @@ class CheckpointMetadata:
     separator_ids: tuple[int, ...] | None = None
     """Ids between documents in the rows it was trained on."""
     angle_precision: config.AnglePrecision = "exact"
+    trained_seq_length: int | None = None
+    """Tokens of the longest rows that it was trained on under its rotary scaling; None: never
+    trained since its import, which is taken to have been made for all its positions."""
+
+    @property
+    def trained_positions(self) -> int:
+        """Positions that it was trained at: those of its rotary scaling, or fewer."""
+        return self.trained_seq_length or self.model.max_position_embeddings
+
+    def after_training(self, source: CheckpointMetadata, seq_length: int) -> CheckpointMetadata:
+        """The same, trained from ``source`` on rows of ``seq_length`` tokens.
+
+        What ``source`` was trained at counts as long as the rotary scaling stays what it was.
+        """
+        trained = min(seq_length, self.model.max_position_embeddings)
+        if (self.rope_scaling, self.model) == (source.rope_scaling, source.model):
+            trained = max(trained, source.trained_positions)
+        return dataclasses.replace(self, trained_seq_length=trained)
 
 
 def save_metadata(checkpoint: Path, metadata: CheckpointMetadata) -> None:

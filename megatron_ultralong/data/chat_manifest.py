@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.data.manifest import CHAT_FILE_NAME, FileSummary, read_manifest
 from megatron_ultralong.data.manifest import FILE_NAME as DOCUMENTS_MANIFEST
-from megatron_ultralong.data.manifest import FileSummary, read_manifest
 
 FORMAT_VERSION = 1
-FILE_NAME = "chat_manifest.json"
+FILE_NAME = CHAT_FILE_NAME
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ Contents = TypeVar("Contents")
 
 FORMAT_VERSION = 3
 FILE_NAME = "manifest.json"
+CHAT_FILE_NAME = "chat_manifest.json"
+"""Of rows of conversations (``chat_manifest.py``)."""
 TOKENIZER_FOLDER = "tokenizer"
 
 
@@ -248,6 +250,8 @@ def load_manifest(folder: str | Path) -> Manifest:
     way_out = (
         f"give the output folder of `prepare`, which holds train.bin, train.idx and {FILE_NAME}"
     )
+    if (Path(folder) / CHAT_FILE_NAME).is_file():
+        way_out = "these are rows of conversations, which `sft` trains on; " + way_out
     return read_manifest(Path(folder) / FILE_NAME, FORMAT_VERSION, make, way_out)
 
 

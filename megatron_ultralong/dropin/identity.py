@@ -78,14 +78,11 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
     positions = source.model.max_position_embeddings
     if scaling != source.rope_scaling:  # else the source is extended already
         positions = rope.max_positions(positions)
-    return Identity(
+    result = dataclasses.replace(
         source,
-        dataclasses.replace(
-            source,
-            model=dataclasses.replace(source.model, max_position_embeddings=positions),
-            rope_scaling=scaling,
-            separator_ids=tuple(manifest.separator_ids) if manifest else source.separator_ids,
-            angle_precision=config.angle_precision,
-        ),
-        folders[0],
+        model=dataclasses.replace(source.model, max_position_embeddings=positions),
+        rope_scaling=scaling,
+        separator_ids=tuple(manifest.separator_ids) if manifest else source.separator_ids,
+        angle_precision=config.angle_precision,
     )
+    return Identity(source, result.after_training(source, args.seq_length), folders[0])

@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.cost import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal, open_journal
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.questions import Question, ask
+from megatron_ultralong.evaluation.scorer import check_length
 from megatron_ultralong.evaluation.task_result import TASK_KINDS, TaskResult, task_result
 from megatron_ultralong.evaluation.task_tables import task_picture, task_table
 
@@ -49,13 +49,9 @@ def run_benchmark(
             above the limit.
     """
     config = benchmark.config
-    for length, what in benchmark.lengths.items():
-        if length > facts.model.max_position_embeddings and not config.beyond_trained_positions:
-            raise InputError(
-                f"{what} ({length} tokens) is beyond the {facts.model.max_position_embeddings} "
-                f"positions that checkpoint '{facts.name}' was trained for: answers there say "
-                "little about it; use less, or give --beyond-trained-positions to see how it breaks"
-            )
+    longest, what = max(benchmark.lengths.items())
+    what = f"{what} ({longest} tokens)"
+    check_length(generator, longest, config.beyond_trained_positions, what=what)
     identity = {**facts.identity, **_decisive(benchmark)}
     with open_journal(
         config.output, benchmark.kind, identity, is_main=generator.is_main
@@ -75,7 +71,7 @@ def run_benchmark(
             answers,
             config=config,
             checkpoint=facts.name,
-            max_positions=facts.model.max_position_embeddings,
+            max_positions=facts.max_positions,
             metrics=benchmark.metrics,
             notes=benchmark.notes,
             material=benchmark.material,

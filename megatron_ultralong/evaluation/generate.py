@@ -36,7 +36,8 @@ def generate(config: GenerateConfig) -> list[str]:
     """
     config.check()
     folder = Path(config.load)
-    model = load_metadata(folder).model
+    metadata = load_metadata(folder)
+    model = metadata.model
     config.parallel.check_model(model)
     tokenizer = PromptTokenizer(folder / SOURCE_FOLDER)
     stop_ids = frozenset() if config.ignore_eos else tokenizer.stop_ids()
@@ -49,10 +50,10 @@ def generate(config: GenerateConfig) -> list[str]:
         prompts = [[*begin, *tokenizer.encode(text).tolist()] for text in _texts(config)]
     check_prompts(prompts, config.max_new_tokens, model.vocab_size, folder.name)
     longest = max(map(len, prompts))
-    if longest + config.max_new_tokens > model.max_position_embeddings and is_main_rank():
+    if longest + config.max_new_tokens > metadata.trained_positions and is_main_rank():
         _tell(
             f"warning: a prompt of {longest} tokens with {config.max_new_tokens} new ones is "
-            f"beyond the {model.max_position_embeddings} positions that {folder.name} was trained "
+            f"beyond the {metadata.trained_positions} positions that {folder.name} was trained "
             "for: expect the text to degrade from there on"
         )
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32

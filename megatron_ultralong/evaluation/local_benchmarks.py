@@ -134,7 +134,7 @@ def _lv_eval_references(record: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def _max_length(config: LvEvalConfig | InfiniteBenchConfig, facts: ModelFacts) -> int:
-    return config.max_length or facts.model.max_position_embeddings
+    return config.max_length or facts.max_positions
 
 
 def _evaluate(

@@ -40,10 +40,10 @@ class MegatronGenerator:
         Raises:
             InputError: ``folder`` is no checkpoint of ours, or cannot be split this way.
         """
-        model = load_metadata(folder).model
+        metadata = load_metadata(folder)
         self.name = name or folder.name
-        self.max_positions = model.max_position_embeddings
-        self.vocab_size = model.vocab_size
+        self.max_positions = metadata.trained_positions
+        self.vocab_size = metadata.model.vocab_size
         self.is_main = is_main_rank()
         decoder = open_decoder(folder, parallel, groups, dtype=dtype, iteration=iteration)
         self._continuation = Continuation(decoder, config=decoding or DecodingConfig())

@@ -49,7 +49,7 @@ class MegatronScorer:
         parallel.check_model(metadata.model)
         weights, self.iteration = resolve(folder, iteration)
         self.name = name or folder.name
-        self.max_positions = metadata.model.max_position_embeddings
+        self.max_positions = metadata.trained_positions
         self.vocab_size = metadata.model.vocab_size
         self.is_main = is_main_rank()
         self._groups = groups
@@ -59,7 +59,7 @@ class MegatronScorer:
                 metadata.model, parallel, params_dtype=dtype, rope_scaling=metadata.rope_scaling
             ),
             groups,
-            seq_length=self.max_positions,
+            seq_length=metadata.model.max_position_embeddings,
             rope_scaling=metadata.rope_scaling,
             angle_precision=metadata.angle_precision,
             recomputation=Recomputation(tile_size=_TILE_SIZE),

@@ -149,6 +149,8 @@ class ModelFacts:
     identity: Mapping[str, object]
     """JSON that tells its weights from others, and how they are run: part of what decides every
     figure."""
+    max_positions: int
+    """Positions that it was trained for; its rotary embedding may be made for more."""
 
     @property
     def record(self) -> ModelRecord:
@@ -173,13 +175,15 @@ def model_facts(argument: str, precision: str) -> ModelFacts:
     name, folder = _name_and_folder(argument)
     if _is_hugging_face(folder):
         model = model_config(read_config(folder), str(folder))
+        positions = model.max_position_embeddings
         weights, engine, precision = folder, "transformers", "fp32"
     else:
-        model = load_metadata(folder).model
+        metadata = load_metadata(folder)
+        model, positions = metadata.model, metadata.trained_positions
         (weights, _), engine = resolve(folder), "megatron"
     files = sorted(path for path in weights.rglob("*") if path.is_file())
     stats = [(str(path.relative_to(weights)), path.stat()) for path in files]
     listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
     identity = {"checkpoint": name, "engine": engine, "precision": precision, "weights": digest}
-    return ModelFacts(name, folder, model, identity)
+    return ModelFacts(name, folder, model, identity, positions)

@@ -38,7 +38,7 @@ class Scorer(Protocol):
 
     @property
     def max_positions(self) -> int:
-        """Positions that the model was trained for."""
+        """Positions that the model was trained for; its embedding may be made for more."""
 
     @property
     def vocab_size(self) -> int:
@@ -61,7 +61,7 @@ class Model(Protocol):
 
     @property
     def max_positions(self) -> int:
-        """Positions that the model was trained for."""
+        """Positions that the model was trained for; its embedding may be made for more."""
 
     @property
     def vocab_size(self) -> int:
@@ -72,25 +72,44 @@ class Model(Protocol):
         """True on the one rank that prints and writes files."""
 
 
-def check_length(scorer: Model, length: int, beyond_trained_positions: bool) -> None:
+def check_length(
+    model: Model,
+    length: int,
+    beyond_trained_positions: bool,
+    *,
+    what: str = "",
+    way_out: str = "",
+) -> None:
     """Check that rows of ``length`` tokens lie within the trained positions.
 
     Where somebody asked to go beyond, the main rank says what to expect.
 
+    Args:
+        model: what is evaluated.
+        length: tokens of the longest row.
+        beyond_trained_positions: whether somebody asked for it.
+        what: names the row; by default its length.
+        way_out: how to stay within; by default to use shorter lengths.
+
     Raises:
         InputError: they do not, and nobody asked for it.
     """
-    if length > scorer.max_positions and not beyond_trained_positions:
+    if length <= model.max_positions:
+        return
+    where = (
+        f"{what or f'length {length}'} is beyond the {model.max_positions} positions that "
+        f"checkpoint '{model.name}' was trained for"
+    )
+    if not beyond_trained_positions:
         raise InputError(
-            f"length {length} is beyond the {scorer.max_positions} positions that checkpoint "
-            f"'{scorer.name}' was trained for: figures there say little about it; use lengths up "
-            f"to {scorer.max_positions}, or give --beyond-trained-positions to see how it breaks"
+            f"{where}: figures there say little about it; "
+            f"{way_out or f'use lengths up to {model.max_positions}'}, or give "
+            "--beyond-trained-positions to see how it breaks"
         )
-    if length > scorer.max_positions and scorer.is_main:
+    if model.is_main:
         sys.stderr.write(
-            f"warning: length {length} is beyond the {scorer.max_positions} positions that "
-            f"checkpoint '{scorer.name}' was trained for: expect the loss to rise and retrieval "
-            "to fall to chance from there on\n"
+            f"warning: {where}: expect the loss to rise and retrieval to fall to chance from there "
+            "on\n"
         )
 
 

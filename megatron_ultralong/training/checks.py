@@ -68,12 +68,13 @@ def check_result(
     rope_scaling = config.rope.scaling(source.rope_scaling)
     yarn.hf_rope_scaling(rope_scaling)  # what could not be exported is not trained for hours
     positions = config.rope.max_positions(source.model.max_position_embeddings)
-    return dataclasses.replace(
+    result = dataclasses.replace(
         source,
         model=dataclasses.replace(source.model, max_position_embeddings=positions),
         rope_scaling=rope_scaling,
         angle_precision=config.rope.angle_precision,
     )
+    return result.after_training(source, config.data.seq_length)
 
 
 def check_tokenizer(

@@ -23,7 +23,8 @@ def dry_run(inputs: RunInputs) -> str:
     load = inputs.config.load
     start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {load}"
     plan = plan_text(inputs.config, inputs.source.model, world_size(), _device_name())
-    comments = "".join(f"# {line}".rstrip() + "\n" for line in plan.splitlines())
+    lines = [*inputs.notes, *plan.splitlines()]
+    comments = "".join(f"# {line}".rstrip() + "\n" for line in lines)
     notes = [f"changed since the start before: {change}" for change in folder.changes]
     if folder.root is None:
         notes.append(NOTHING_SAVED)

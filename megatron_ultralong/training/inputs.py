@@ -29,3 +29,18 @@ class RunInputs:
     """None: no validation."""
     agreed: Mapping[str, object]
     """What else all ranks must have the same of, by name."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user may not have meant, a line each."""
+        trained, positions = (
+            self.result.trained_positions,
+            self.result.model.max_position_embeddings,
+        )
+        if trained == positions:
+            return ()
+        return (
+            f"warning: the rotary embedding is made for {positions:,} positions, and rows of "
+            f"{trained:,} tokens train the first {trained:,} alone: expect little beyond them; "
+            f"prepare rows of {positions:,} for all",
+        )

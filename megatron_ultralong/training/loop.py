@@ -158,6 +158,8 @@ class _Run:
             sinks = open_sinks(self.config, done)
             log = RunLog(self.folder.root, self.config.train_iters, bar, sinks)
             bar.print(describe_optimizer(self.config.optimizer, self.groups.dp_cp.size()))
+            for note in self.inputs.notes:
+                bar.print(note)
             if done:
                 bar.print(f"resumed at iteration {done} of {self.config.train_iters}")
             if self.folder.root is None:

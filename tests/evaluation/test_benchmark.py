@@ -137,7 +137,9 @@ def test_the_same_output_is_refused_to_other_flags_and_models(
     assert len(asked.prompts) == 8 - 2
 
 
-def test_what_costs_too_much_or_is_too_long_is_refused(generator, facts, tokenizer, tmp_path):
+def test_what_costs_too_much_or_is_too_long_is_refused(
+    generator, facts, tokenizer, tmp_path, capsys
+):
     untouched = Mortal(generator)
     dear = CostConfig(max_cost=1e-9, estimated_tflops=0.01)
     config = dataclasses.replace(CONFIG, output=str(tmp_path / "out"))
@@ -155,6 +157,9 @@ def test_what_costs_too_much_or_is_too_long_is_refused(generator, facts, tokeniz
     )
     result = evaluate_ruler(beyond, untouched, facts, tokenizer, COST)
     assert result.columns == ("2048",)
+    told = capsys.readouterr().err
+    assert "warning: length 2048 (2048 tokens) is beyond the 1536 positions" in told
+    assert "retrieval to fall to chance" in told
     assert "1 of RULER's 13 tasks" in result.notes[1]
 
 

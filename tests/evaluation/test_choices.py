@@ -189,7 +189,9 @@ def test_bad_files_are_refused(folder: Path, tmp_path: Path, name, text, message
         run(str(folder / "hf"), ChoicesConfig(data=(str(tmp_path),)))
 
 
-def test_bad_flags_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_bad_flags_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = ChoicesConfig(data=(str(folder / "code_test.jsonl"),))
     (tmp_path / "code_val.jsonl").write_text(GOOD)
     for changes, message in (
@@ -206,3 +208,9 @@ def test_bad_flags_are_refused(folder: Path, tmp_path: Path) -> None:
         changed = dataclasses.replace(config, **changes)
         with pytest.raises(InputError, match=message):
             run(str(folder / "hf"), changed)
+    capsys.readouterr()
+    run(
+        str(folder / "hf"),
+        dataclasses.replace(changed, num_samples=2, beyond_trained_positions=True),
+    )
+    assert "warning: a question of" in capsys.readouterr().err

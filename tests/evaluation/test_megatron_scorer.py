@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
-from megatron_ultralong.evaluation.models import ModelsConfig, open_scorers
+from megatron_ultralong.evaluation.models import (
+    ModelsConfig,
+    model_facts,
+    open_generators,
+    open_scorers,
+)
 from megatron_ultralong.evaluation.scorer import Scores
 from tests.models import write_llama
 from tests.ranks import run_on_ranks
@@ -76,3 +84,22 @@ def test_scores_are_those_of_transformers(folder: Path, ranks: int) -> None:
                 # float32 on both sides, and angles that transformers rounds at every position.
                 np.testing.assert_allclose(ours.loss, theirs.loss, atol=2e-4, rtol=0)
                 assert (ours.correct == theirs.correct).mean() > 0.998
+
+
+def positions(load: str) -> list[int]:
+    """What scorer, generator and facts of a checkpoint say that it was trained for."""
+    config = ModelsConfig((load,), "fp32")
+    with open_scorers(config) as [scorer]:
+        found = [scorer.max_positions]
+    with open_generators(config) as [generator]:
+        found.append(generator.max_positions)
+    return [*found, model_facts(load, "fp32").max_positions]
+
+
+def test_a_checkpoint_is_trained_for_no_more_than_its_rows(folder: Path, tmp_path: Path) -> None:
+    """Whatever its rotary embedding was made for."""
+    shutil.copytree(folder / "yarn", tmp_path / "run")
+    metadata = load_metadata(tmp_path / "run")
+    assert metadata.trained_positions == 512
+    save_metadata(tmp_path / "run", dataclasses.replace(metadata, trained_seq_length=128))
+    assert run_on_ranks(1, positions, str(tmp_path / "run")) == [[128] * 3]

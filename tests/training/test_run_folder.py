@@ -34,7 +34,27 @@ def run(tmp_path_factory: pytest.TempPathFactory, make_config: MakeConfig) -> Pa
 
 
 def test_a_start_without_checkpoints_leaves_no_identity(run: Path) -> None:
-    assert load_metadata(run).model.max_position_embeddings == 128
+    found = load_metadata(run)
+    assert found.model.max_position_embeddings == found.trained_positions == 128
+
+
+def test_rows_shorter_than_the_positions_are_told_of(make_config: MakeConfig) -> None:
+    """And what the run's checkpoints call themselves trained for is the rows' length."""
+    config = make_config(None, train_iters=4)
+    assert "warning" not in dry_run(check_run(config, 1))
+    rope = dataclasses.replace(config.rope, rope_scaling_factor=8.0)
+    inputs = check_run(dataclasses.replace(config, rope=rope), 1)
+    assert (
+        "# warning: the rotary embedding is made for 512 positions, and rows of 128 tokens train "
+        "the first 128 alone: expect little beyond them; prepare rows of 512 for all\n"
+    ) in dry_run(inputs)
+    extended = inputs.result
+    assert (extended.trained_positions, inputs.source.trained_positions) == (128, 64)
+    # Under the same rotary scaling the longest rows so far count; under another one the last.
+    assert extended.after_training(extended, 32).trained_positions == 128
+    assert extended.after_training(extended, 256).trained_positions == 256
+    assert extended.after_training(inputs.source, 32).trained_positions == 32
+    assert inputs.source.after_training(inputs.source, 32).trained_positions == 64
 
 
 def test_other_rows_are_refused(run: Path, make_config: MakeConfig) -> None:

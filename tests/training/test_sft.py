@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from megatron_ultralong.run_config import CheckpointConfig, LogConfig, MemoryCon
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.phases import PhaseTimers
+from megatron_ultralong.training.pretrain import check_run
 from megatron_ultralong.training.run_folder import RunFolder, save_config
 from megatron_ultralong.training.sft import check_sft, sft
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep
 from tests.data.chats import write_jsonl
+from tests.models import write_tokenizer
 from tests.ranks import run_on_ranks
 from tests.training.chats import conversations, write_chat_model
 
@@ -259,6 +262,20 @@ def test_bad_input(
     error = capsys.readouterr().err
     assert error.startswith("ultralong: error: ")
     assert message.format(inputs=inputs) in error
+
+
+def test_rows_of_another_tokenizer_or_kind_are_refused(inputs: Path, tmp_path: Path) -> None:
+    write_chat_model(tmp_path, max_position_embeddings=SEQ_LENGTH)
+    write_tokenizer(tmp_path / "hf", text="other words", vocab_size=300)
+    settings = {"eos_token": "e"}
+    (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(settings))
+    prepare(inputs, "other", tokenizer=tmp_path / "hf", chat_template="plain")
+    config = make_config(inputs, "other", ParallelConfig())
+    with pytest.raises(InputError, match=r"other \(sha256 \w+\) is not that of .* other text"):
+        check_sft(config, 1)
+    data = DataConfig(str(inputs / "packed"))
+    with pytest.raises(InputError, match="rows of conversations, which `sft` trains on"):
+        check_run(PretrainConfig(load=config.load, data=data, train_iters=1), 1)
 
 
 def test_conversations_beyond_the_models_positions_are_refused(inputs: Path) -> None:

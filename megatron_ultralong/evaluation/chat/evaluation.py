@@ -20,7 +20,7 @@ from megatron_ultralong.evaluation.journal import Journal, open_journal, sample_
 from megatron_ultralong.evaluation.local_data import file_sha256
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.scorer import Scorer, check_ids, scoring_progress
+from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
 from megatron_ultralong.evaluation.task_result import TaskCell, TaskResult
 from megatron_ultralong.mcore.parallel import world_size
 
@@ -72,7 +72,14 @@ def evaluate_chat(
             f"({tokenizer.sha256[:12]}...): prepare them with {tokenizer.folder}"
         )
     asked = _conversations(config)
-    _check_length(config, facts, max(one.tokens.size for one in asked))
+    longest = max(one.tokens.size for one in asked)
+    check_length(
+        scorer,
+        longest,
+        config.beyond_trained_positions,
+        what=f"a conversation of {longest} tokens",
+        way_out=f"prepare conversations with --max-length {scorer.max_positions}",
+    )
     identity = {**facts.identity, "chat_template": manifest.chat_template}
     with open_journal(config.output, "chat", identity, is_main=scorer.is_main) as journal:
         _score(config, scorer, facts, cost, asked, journal)
@@ -98,16 +105,6 @@ def _conversations(config: ChatConfig) -> list[_Conversation]:
             f"{config.data_path} ({config.split}): ask for at most {len(found)}"
         )
     return found
-
-
-def _check_length(config: ChatConfig, facts: ModelFacts, longest: int) -> None:
-    positions = facts.model.max_position_embeddings
-    if longest > positions and not config.beyond_trained_positions:
-        raise InputError(
-            f"a conversation of {longest} tokens is beyond the {positions} positions that "
-            f"checkpoint '{facts.name}' was trained for: prepare conversations with --max-length "
-            f"{positions}, or give --beyond-trained-positions to see how it breaks"
-        )
 
 
 def _score(
@@ -188,7 +185,7 @@ def _result(
         kind="chat",
         config=dataclasses.asdict(config),
         checkpoint=facts.name,
-        max_positions=facts.model.max_position_embeddings,
+        max_positions=facts.max_positions,
         cells=cells,
         metrics={cell.task: METRIC for cell in sorted(cells, key=lambda cell: cell.task)},
         notes=notes,

@@ -26,7 +26,7 @@ from megatron_ultralong.evaluation.journal import Journal, open_journal, sample_
 from megatron_ultralong.evaluation.local_data import file_sha256
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
-from megatron_ultralong.evaluation.scorer import Scorer, check_ids
+from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length
 from megatron_ultralong.evaluation.task_result import TaskCell, TaskResult
 from megatron_ultralong.mcore.parallel import world_size
 from megatron_ultralong.progress import ProgressBar, progress
@@ -82,7 +82,14 @@ def evaluate_choices(
         before = fewshot_text(task, _solved(config, task, material), config.choice_style)
         for index, question in enumerate(questions[: config.num_samples or None]):
             asked.append(_ask(config, tokenizer, task, index, question, before))
-    _check_length(config, facts, asked)
+    longest = max(row.tokens.size for one in asked for row in one.rows)
+    check_length(
+        scorer,
+        longest,
+        config.beyond_trained_positions,
+        what=f"a question of {longest} tokens",
+        way_out="use fewer --num-fewshot",
+    )
     identity = {
         **facts.identity,
         "choice_style": config.choice_style,
@@ -137,17 +144,6 @@ def _ask(
         for choice, whole in enumerate(wholes)
     )
     return _Asked(task, index, key, question, rows)
-
-
-def _check_length(config: ChoicesConfig, facts: ModelFacts, asked: Sequence[_Asked]) -> None:
-    longest = max((row for one in asked for row in one.rows), key=lambda row: row.tokens.size)
-    positions = facts.model.max_position_embeddings
-    if longest.tokens.size > positions and not config.beyond_trained_positions:
-        raise InputError(
-            f"a question of {longest.tokens.size} tokens is beyond the {positions} positions that "
-            f"checkpoint '{facts.name}' was trained for: use fewer --num-fewshot, or give "
-            "--beyond-trained-positions to see how it breaks"
-        )
 
 
 def _score(
@@ -252,7 +248,7 @@ def _result(
         kind="choices",
         config=dataclasses.asdict(config),
         checkpoint=facts.name,
-        max_positions=facts.model.max_position_embeddings,
+        max_positions=facts.max_positions,
         cells=cells,
         metrics=dict.fromkeys(right, "accuracy"),
         notes=tuple(notes),
