@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,34 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 # The same sums on every machine, and no fight over cores with the ranks that tests start.
 torch.set_num_threads(1)
+
+
+# The files that take longest, longest first.
+SLOWEST = (
+    "training/test_layouts.py",
+    "generation/test_continuation.py",
+    "training/test_faults.py",
+    "test_examples.py",
+    "slurm/test_slurm.py",
+    "docs/test_blocks.py",
+    "evaluation/test_passkey.py",
+    "checkpoint/test_shape_families.py",
+    "checkpoint/test_logits.py",
+    "plan/test_live_bytes.py",
+    "test_docker.py",
+    "training/test_torchrun.py",
+    "training/test_resharding.py",
+    "training/test_kills.py",
+    "training/test_sft.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first: the last one to begin is then a short one, and no core waits for it."""
+    paths = [Path(__file__).parent / name for name in SLOWEST]
+    assert all(path.exists() for path in paths), "a slow file has another name"
+    place = {path: number for number, path in enumerate(paths)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")

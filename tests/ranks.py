@@ -1,9 +1,13 @@
-"""Start a function on several real ranks, over gloo or NCCL, each a process of its own."""
+"""Start a function on several real ranks, over gloo or NCCL, each a process of its own.
+
+Programs of this repository start the same way, without their imports' seconds.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
+import runpy
 import sys
 import tempfile
 import traceback
@@ -32,6 +36,23 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> l
 def run_on_gpus(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """The same over NCCL, a GPU each; started anew, since CUDA does not survive a fork."""
     return _run(world_size, "spawn", "nccl", function, args)
+
+
+def run_program(path: Path, *words: str) -> None:
+    """Run a program of this repository as ``python path words...`` would, its imports done."""
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    multiprocessing.start_processes(
+        _program, args=(path, words, dict(os.environ)), nprocs=1, start_method="forkserver"
+    )
+
+
+def _program(_: int, path: Path, words: tuple[str, ...], environment: dict[str, str]) -> None:
+    torch.set_num_threads(1)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [str(path), *words]
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
 
 
 def _run(

@@ -68,10 +68,12 @@ LAYOUTS = {
 }
 NUM_TOKENS = {"llama3": 64, "yarn": 20}
 RANDOM = np.random.default_rng(0)
-# One token, fewer than 2 * cp, one more than a chunk, lengths that no layout divides, and long.
-SIZES = (1, 3, 97, 301, 301, 8000)
-PROMPTS = [RANDOM.integers(0, 320, size).tolist() for size in SIZES]
-CHUNKS = (96, 96, 96, 96, 96, 2000)
+# One token, fewer than 2 * cp, one more than a chunk, lengths that no layout divides, and long:
+# 8,000 under the first rope, on every size of CP and TP; 1,500 under the other one.
+SIZES = {name: (1, 3, 97, 301, 301, long) for name, long in (("llama3", 8000), ("yarn", 1500))}
+PROMPTS = {name: [RANDOM.integers(0, 320, n).tolist() for n in SIZES[name]] for name in ROPES}
+CHUNK = {"llama3": 2000, "yarn": 400}
+"""Tokens of a long prompt that are read at a time; 96 of the others."""
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def expected(folder: Path) -> dict[str, list[Any]]:
         model.model.rotary_emb.inv_freq.copy_(torch.from_numpy(exact))
         models[name] = model
     return {
-        name: [reference(model, prompt, NUM_TOKENS[name]) for prompt in PROMPTS]
+        name: [reference(model, prompt, NUM_TOKENS[name]) for prompt in PROMPTS[name]]
         for name, model in models.items()
     }
 
@@ -126,17 +128,18 @@ def decode_all(folder: Path, cases: list[tuple[str, ParallelConfig]]) -> list[An
     for name, parallel in cases:
         with parallel_groups(parallel, seed=0) as groups:
             decoder = open_decoder(folder / name, parallel, groups, dtype=torch.float32)
-            short = Continuation(decoder, config=DecodingConfig(CHUNKS[0]))
-            long = Continuation(decoder, config=DecodingConfig(CHUNKS[-1]))
-            written = short.generate(PROMPTS[:-1], NUM_TOKENS[name])
-            written += long.generate(PROMPTS[-1:], NUM_TOKENS[name])
+            prompts, chunk = PROMPTS[name], CHUNK[name]
+            short = Continuation(decoder, config=DecodingConfig(96))
+            long = Continuation(decoder, config=DecodingConfig(chunk))
+            written = short.generate(prompts[:-1], NUM_TOKENS[name])
+            written += long.generate(prompts[-1:], NUM_TOKENS[name])
             logits = {}
             decoder = open_decoder(
                 folder / name, parallel, groups, dtype=torch.float32, angle_precision="float32"
             )
-            for k in (2, 5):
-                decoder.start([(len(PROMPTS[k]), 7)])
-                made = [decoder.read(0, PROMPTS[k], CHUNKS[k])]
+            for k, tokens in ((2, 96), (5, chunk)):
+                decoder.start([(len(prompts[k]), 7)])
+                made = [decoder.read(0, prompts[k], tokens)]
                 made += [decoder.step([0], [token])[0] for token in written[k][:7]]
                 logits[k] = torch.stack(made)
             results.append((written, logits))
@@ -151,7 +154,7 @@ def test_every_layout_writes_what_transformers_writes(
         for (name, layout), (written, logits) in zip(LAYOUTS[ranks], of_rank, strict=True):
             theirs = expected[name]
             for k, ids in enumerate(written):
-                assert ids == theirs[k][0], (name, layout, SIZES[k])
+                assert ids == theirs[k][0], (name, layout, SIZES[name][k])
             for k, made in logits.items():
                 # float32 on both sides, rotary angles too, from equal frequencies.
                 torch.testing.assert_close(made, theirs[k][1][:8], atol=1e-4, rtol=0)
@@ -165,7 +168,10 @@ def test_rows_that_end_leave_the_others_alone(folder: Path, expected: dict[str, 
         decoder = open_decoder(folder / "yarn", ParallelConfig(), groups, dtype=torch.float32)
         told: list[list[int]] = [[] for _ in written]
         found = Continuation(decoder, config=DecodingConfig(64, 4)).generate(
-            PROMPTS[:5], 20, stops, on_token=lambda prompt, token: told[prompt].append(token)
+            PROMPTS["yarn"][:5],
+            20,
+            stops,
+            on_token=lambda prompt, token: told[prompt].append(token),
         )
     assert found == told == [before_stop(ids, stops) for ids in written]
     assert found[0] == []
