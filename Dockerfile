@@ -14,8 +14,7 @@ ARG MEGATRON_CORE=0.19.2
 ENV PIP_CONSTRAINT= \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    PYTHONUNBUFFERED=1 \
-    CUDA_DEVICE_MAX_CONNECTIONS=1
+    PYTHONUNBUFFERED=1
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 
 # Requirements first: a change of our code does not install them again.

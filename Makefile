@@ -18,7 +18,7 @@ MATRIX_PYTHON ?= python3.12
 MATRIX_VERSIONS ?= 0.17.1 0.18.2 0.19.2
 MATRIX_TESTS ?= tests/checkpoint/test_torch_dist.py tests/checkpoint/test_megatron_lm.py tests/checkpoint/test_logits.py tests/dropin
 
-.PHONY: help install harness test test-faults test-matrix lint docs format demo mock bench bench-plan clean
+.PHONY: help install harness test test-gpu test-faults test-matrix lint docs format demo mock bench bench-plan clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,6 +45,9 @@ harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of it
 
 test: install harness  ## the tests, at most ten minutes on two cores
 	timeout 900 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+
+test-gpu:  ## tests on one and on two GPUs, by $(PYTHON) as it is: a torch with CUDA, Transformer Engine if it is there
+	timeout 1800 $(PYTHON) -m pytest -q -m "gpu or multi_gpu" --timeout 600
 
 test-faults: install  ## kills, signals, hangs, full disks, damage at full length; says how long each took
 	timeout 1800 $(BIN)/python -m pytest -m "faults or not faults" --timeout 600 --log-cli-level INFO \

@@ -153,6 +153,7 @@ def test_limits_that_are_too_small_are_named(
 ) -> None:
     for kind, soft in ((resource.RLIMIT_NOFILE, 1024), (resource.RLIMIT_MEMLOCK, 2**16)):
         resource.setrlimit(kind, (soft, resource.getrlimit(kind)[1]))
+    (tmp_path / "mlx5_0").touch()
     monkeypatch.setattr(machine, "INFINIBAND", tmp_path)
     found = {finding.subject: finding for finding in machine_findings(has_gpu=True)}
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -171,3 +172,10 @@ def test_shared_memory_that_is_missing_or_cannot_be_written_is_a_problem(
         monkeypatch.setattr(machine, "SHARED_MEMORY", folder)
         found = problems(list(machine_findings(has_gpu=False)))
         assert text in found["/dev/shm"].text
+
+
+def test_one_work_queue_is_named_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    levels = {found.subject: found.level for found in machine_findings(has_gpu=True)}
+    assert levels["CUDA queues"] == "note"
+    assert "CUDA queues" not in {found.subject for found in machine_findings(has_gpu=False)}

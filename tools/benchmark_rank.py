@@ -35,6 +35,8 @@ from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.config import ModelConfig, PretrainConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area, peak_tflops, training_flops
+from megatron_ultralong.layer_config import LayerConfig
+from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.mcore.cpu import device as mcore_device
 from megatron_ultralong.mcore.parallel import is_main_rank, parallel_groups, world_size
 from megatron_ultralong.plan.shapes import MODELS
@@ -70,8 +72,17 @@ def main() -> None:
             loss_tile_size=arguments.loss_tile_size,
             offload_activations=arguments.offload_activations,
         ),
+        layers=LayerConfig(
+            transformer_impl=arguments.transformer_impl,
+            attention=arguments.attention,
+            fp8_format=arguments.fp8_format,
+            fp8_recipe=arguments.fp8_recipe,
+            apply_rope_fusion=arguments.apply_rope_fusion,
+        ),
         precision="bf16",
     )
+    config.check_layers()
+    check_layers(config.layers, deterministic=False, is_saved=False)
     parallel.check_seq_length(config.data.seq_length)
     model = load_metadata(arguments.load).model if arguments.load else MODELS["llama3.1-8b"]
     model = dataclasses.replace(model, num_layers=arguments.num_layers or model.num_layers)
@@ -146,6 +157,7 @@ def _report(
         "layers": model.num_layers,
         "layout": f"TP {tp}, CP {parallel.context_parallel_size}, {arguments.world_size} "
         + ("real ranks" if is_real else "ranks, of which one runs"),
+        "modules": dataclasses.asdict(config.layers),
         "memory": dataclasses.asdict(config.memory),
         "measured: step, s": round(measured.seconds, 3),
         "measured: by phase, s": {k: round(v, 3) for k, v in measured.phases.items()},
@@ -191,6 +203,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--num-layers", type=int, default=0, help="layers that run; 0: all")
     add("--held-layers", type=int, default=0, help="layers whose memory is held, not run")
     add("--recompute-granularity", default="keep_attention", choices=["keep_attention", "full"])
+    add("--transformer-impl", default="local", choices=["local", "transformer_engine"])
+    add("--attention", default="ring", choices=["ring", "te"])
+    add("--fp8-format", default="none", choices=["none", "e4m3", "hybrid"])
+    add("--fp8-recipe", default="tensorwise", choices=["tensorwise", "blockwise", "mxfp8"])
+    add("--apply-rope-fusion", action="store_true")
     add("--sequence-tile-size", type=int, default=MemoryConfig.sequence_tile_size)
     add("--loss-tile-size", type=int, default=MemoryConfig.loss_tile_size)
     add("--offload-activations", action="store_true")

@@ -54,7 +54,6 @@ SHORT_LENGTH=${SHORT_LENGTH:-4096} # the paper: documents below are taken seldom
 LONG_LENGTH=${LONG_LENGTH:-8192}
 PORT=${PORT:-8000}
 SERVE_SECONDS=${SERVE_SECONDS:-0} # 0: until it is interrupted
-export CUDA_DEVICE_MAX_CONNECTIONS=1 # Megatron's overlap of tensor-parallel communication
 
 kept() { # FOLDER: whether a step has finished it before; nothing half-written has that name
     [ -e "$1" ] && echo "$1 is there: kept"

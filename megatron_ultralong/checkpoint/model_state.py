@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,23 @@ def load_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
         checkpoint_dir=str(folder),
     )
     for index, chunk in enumerate(chunks):
-        result = chunk.load_state_dict(state[f"model{index}"], strict=False)
-        missing = [key for key in result.missing_keys if not key.endswith("_extra_state")]
-        assert not missing, f"weights not in the checkpoint: {missing}"
+        take_state(chunk, state[f"model{index}"])
+
+
+def take_state(chunk: GPTModel, state: dict[str, Any]) -> None:
+    """Hand a loaded state to a model; only ``_extra_state`` entries may be missing in it.
+
+    Layers of Transformer Engine and of Megatron-Core have them in other places. They hold what
+    FP8 with delayed scaling has learnt, and are empty otherwise.
+    """
+    result = chunk.load_state_dict(state, strict=False)
+    missing = without_extra_states(result.missing_keys)
+    assert not missing, f"weights not in the checkpoint: {missing}"
+
+
+def without_extra_states(keys: Iterable[str]) -> list[str]:
+    """The keys of weights and states, sorted."""
+    return sorted(key for key in keys if "_extra_state" not in key)
 
 
 def _weights(chunk: GPTModel) -> dict[str, Any]:

@@ -104,10 +104,10 @@ def _on_two_ranks(megabytes: int) -> dict[str, float | str]:
 
 
 def _rank(rank: int, folder: str, megabytes: int, use_gpus: bool) -> None:
-    if use_gpus:
-        torch.cuda.set_device(rank)
+    device = _own_gpu(rank) if use_gpus else None
     dist.init_process_group(
         "nccl" if use_gpus else "gloo",
+        device_id=device,
         store=dist.FileStore(f"{folder}/store", NUM_RANKS),  # type: ignore[attr-defined]
         rank=rank,
         world_size=NUM_RANKS,
@@ -123,15 +123,22 @@ def _rank(rank: int, folder: str, megabytes: int, use_gpus: bool) -> None:
 
 def _on_the_job(megabytes: int) -> dict[str, float | str]:
     use_gpus = torch.cuda.is_available()
-    if use_gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    device = _own_gpu(int(os.environ.get("LOCAL_RANK", "0"))) if use_gpus else None
     dist.init_process_group(
-        "nccl" if use_gpus else "gloo", timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS)
+        "nccl" if use_gpus else "gloo",
+        device_id=device,
+        timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS),
     )
     try:
         return _measure(megabytes)
     finally:
         dist.destroy_process_group()
+
+
+def _own_gpu(number: int) -> torch.device:
+    """The device of this rank, made current: named to NCCL, which would have to guess it."""
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def _measure(megabytes: int) -> dict[str, float | str]:

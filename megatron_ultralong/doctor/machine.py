@@ -27,6 +27,8 @@ def machine_findings(*, has_gpu: bool) -> Iterator[Finding]:
     yield _shared_memory()
     yield _pinned_memory(has_gpu)
     yield _open_files()
+    if has_gpu:
+        yield from _work_queues()
     yield from _interfaces()
     yield _host_name()
     yield _clock()
@@ -52,10 +54,15 @@ def _pinned_memory(has_gpu: bool) -> Finding:
     if limit == resource.RLIM_INFINITY:
         return Finding("ok", "pinned memory", "unlimited (ulimit -l)")
     text = f"at most {limit / 2**20:g} MiB (ulimit -l)"
-    if has_gpu and INFINIBAND.is_dir():
+    if has_gpu and _infiniband():
         mend = "docker run --ulimit memlock=-1; on a host, memlock in /etc/security/limits.conf"
         return Finding("problem", "pinned memory", f"{text}: InfiniBand registers more", mend)
     return Finding("note", "pinned memory", f"{text}: enough without InfiniBand")
+
+
+def _infiniband() -> list[str]:
+    """Devices of this host; the folder is there with the driver, and may be empty."""
+    return sorted(entry.name for entry in INFINIBAND.iterdir()) if INFINIBAND.is_dir() else []
 
 
 def _open_files() -> Finding:
@@ -71,6 +78,18 @@ def _open_files() -> Finding:
     return Finding("ok", "open files", text)
 
 
+def _work_queues() -> Iterator[Finding]:
+    """What a habit of Megatron-LM costs here (benchmarks/attention.md)."""
+    if os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == "1":
+        yield Finding(
+            "note",
+            "CUDA queues",
+            "CUDA_DEVICE_MAX_CONNECTIONS is 1: communication waits for kernels of other streams, "
+            "and the backward pass of a ring of documents takes up to 1.5 times as long",
+            "unset it, unless Megatron-LM's own loop asks for it",
+        )
+
+
 def _interfaces() -> Iterator[Finding]:
     try:
         import psutil
@@ -84,9 +103,8 @@ def _interfaces() -> Iterator[Finding]:
         if stats.isup and ips:
             speed = f" {stats.speed / 1000:g} Gbit/s" if stats.speed else ""
             parts.append(f"{name} {', '.join(ips)}{speed}")
-    if INFINIBAND.is_dir():
-        devices = ", ".join(sorted(entry.name for entry in INFINIBAND.iterdir()))
-        parts.append(f"InfiniBand {devices}")
+    if devices := _infiniband():
+        parts.append(f"InfiniBand {', '.join(devices)}")
     if not parts:
         yield Finding("problem", "network", "no interface is up", "ip link set lo up")
     else:

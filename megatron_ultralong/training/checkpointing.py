@@ -13,12 +13,14 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ultralong.checkpoint.megatron_args import megatron_args
+from megatron_ultralong.checkpoint.model_state import take_state, without_extra_states
 from megatron_ultralong.config import ModelConfig
 
 _SHARDING = {
@@ -154,9 +156,15 @@ def load_checkpoint(
     as_many_ranks = position["world_size"] == dist.get_world_size()
     if as_many_ranks:
         state["rng_state"] = _rng_shard(None)
-    state = dist_checkpointing.load(sharded_state_dict=state, checkpoint_dir=str(folder))
+    state, _, lacking = dist_checkpointing.load(
+        sharded_state_dict=state,
+        checkpoint_dir=str(folder),
+        strict=StrictHandling.RETURN_UNEXPECTED,
+    )
+    lacking = without_extra_states(lacking)
+    assert not lacking, f"not in the checkpoint: {lacking}"
     for name, chunk in zip(_names(chunks), chunks, strict=True):
-        chunk.module.load_state_dict(state[name])
+        take_state(chunk.module, state[name])
     optimizer.load_state_dict(state["optimizer"])
     _separate_steps(optimizer)
     for group, values in zip(optimizer.param_groups, asked, strict=True):

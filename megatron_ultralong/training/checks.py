@@ -11,7 +11,7 @@ from megatron_ultralong.checkpoint.folder import resolve
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata, load_metadata
 from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.mcore.compat import require_transformer_engine
+from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.training.offloading import check_offloading
 from megatron_ultralong.training.optimizer import check_optimizer
 from megatron_ultralong.training.sinks import check_sinks
@@ -28,8 +28,7 @@ def check_source(config: TrainingConfig, num_ranks: int) -> CheckpointMetadata:
     """
     config.check(num_ranks)
     check_sinks(config)
-    if config.layers.needs_transformer_engine:
-        require_transformer_engine(f"transformer_impl {config.layers.transformer_impl!r}")
+    check_layers(config.layers, deterministic=config.deterministic_mode, is_saved=bool(config.save))
     check_optimizer(config.optimizer)
     source = load_metadata(Path(config.load))
     resolve(config.load)

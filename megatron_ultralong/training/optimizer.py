@@ -128,13 +128,15 @@ def _megatron_config(config: OptimizerConfig, params_dtype: torch.dtype) -> Mega
         overlap_cpu_optimizer_d2h_h2d=config.overlap_cpu_optimizer_d2h_h2d,
         pin_cpu_grads=pins,
         pin_cpu_params=pins,
+        # Master weights whole, not as the halves that bf16 weights lack: checkpoints would hold the
+        # halves as if they were weights, and no run could be resumed from them.
+        store_param_remainders=False,
     )
     if config.optimizer_cpu_offload:
         # Off-loading goes the way of the precision-aware optimizer. Megatron-Core 0.16 says so by
         # comparing the version of a Transformer Engine that need not be there.
         megatron.use_precision_aware_optimizer = True
         megatron.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
-        megatron.store_param_remainders = False
     return megatron
 
 

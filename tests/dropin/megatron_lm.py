@@ -11,15 +11,24 @@ from megatron_ultralong.config import PretrainConfig
 
 _FLAGS = """
     --use-checkpoint-args --auto-detect-ckpt-format
-    --spec megatron_ultralong.spec ring_local_spec
     --tokenizer-type NullTokenizer --vocab-size 319
     --log-interval 1 --eval-iters 0 --eval-interval 1000
     --use-distributed-optimizer --ckpt-format torch_dist --norm-epsilon 1e-6
 """
 
 
-def flags(config: PretrainConfig) -> list[str]:
-    """Megatron-LM's words for a run of ours, our rows and rotary embedding included."""
+LOCAL = "--spec megatron_ultralong.spec ring_local_spec"
+# Its fusions as they are by default, but for the one that needs Apex.
+TRANSFORMER_ENGINE = "--spec megatron_ultralong.spec ring_te_spec --no-gradient-accumulation-fusion"
+
+
+def flags(config: PretrainConfig, layers: str = LOCAL) -> list[str]:
+    """Megatron-LM's words for a run of ours, our rows and rotary embedding included.
+
+    Args:
+        config: our run.
+        layers: words that choose them.
+    """
     optimizer, parallel, rope = config.optimizer, config.parallel, config.rope
     values = {
         "load": config.load,
@@ -50,7 +59,7 @@ def flags(config: PretrainConfig) -> list[str]:
         values["ultralong-cp-assignment"] = parallel.cp_assignment
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     saving = ["--save", config.save, "--save-interval", str(config.train_iters)]
-    return [*_FLAGS.split(), *words, *(saving if config.save else [])]
+    return [*_FLAGS.split(), *layers.split(), *words, *(saving if config.save else [])]
 
 
 def run(script: Path, words: list[str], output: Path) -> list[float]:
