@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_ultralong.config import PretrainConfig
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_gpt_ultralong.py"
 _FLAGS = """
     --use-checkpoint-args --auto-detect-ckpt-format
     --tokenizer-type NullTokenizer --vocab-size 319

@@ -13,8 +13,7 @@ from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.layer_config import LayerConfig
 from megatron_ultralong.mcore.compat import has_transformer_engine
 from megatron_ultralong.training.pretrain import pretrain
-from tests.dropin.megatron_lm import TRANSFORMER_ENGINE, flags, run
-from tests.dropin.test_pretrain import EXAMPLE
+from tests.dropin.megatron_lm import EXAMPLE, TRANSFORMER_ENGINE, flags, run
 from tests.ranks import run_on_gpus
 from tests.training.conftest import MakeConfig
 
