@@ -15,6 +15,7 @@ OTHERS = {
     "--use-checkpoint-args": "Megatron-LM",
     "--no-create-attention-mask-in-dataloader": "Megatron-LM",
     "--untie-embeddings-and-output-weights": "Megatron-LM",
+    "--no-gradient-accumulation-fusion": "Megatron-LM",
     "--mock": "examples/llama3.1-8b",
     "--json": "plan, convert",
     "--signal": "sbatch",

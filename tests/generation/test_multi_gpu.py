@@ -16,7 +16,7 @@ from megatron_ultralong.generation.config import DecodingConfig
 from megatron_ultralong.generation.continuation import Continuation
 from megatron_ultralong.mcore.parallel import parallel_groups
 from tests.generation.test_continuation import (
-    CHUNKS,
+    CHUNK,
     LAYOUTS,
     PROMPTS,
     SIZES,
@@ -49,7 +49,7 @@ def test_float32_writes_what_transformers_writes(
     for of_rank in run_on_gpus(ranks, decode_all, folder, LAYOUTS[ranks]):
         for (name, layout), (written, logits) in zip(LAYOUTS[ranks], of_rank, strict=True):
             for k, ids in enumerate(written):
-                assert ids == expected[name][k][0], (name, layout, SIZES[k])
+                assert ids == expected[name][k][0], (name, layout, SIZES[name][k])
             for k, made in logits.items():
                 # float32 on both sides, rotary angles too, from equal frequencies.
                 theirs = expected[name][k][1][:8]
@@ -63,8 +63,8 @@ def write(folder: Path, layouts: list[ParallelConfig]) -> list[list[list[int]]]:
         with parallel_groups(parallel, seed=0) as groups:
             decoder = open_decoder(folder / "llama3", parallel, groups, dtype=torch.bfloat16)
             results.append(
-                Continuation(decoder, config=DecodingConfig(CHUNKS[-1])).generate(
-                    PROMPTS, NUM_TOKENS
+                Continuation(decoder, config=DecodingConfig(CHUNK["llama3"])).generate(
+                    PROMPTS["llama3"], NUM_TOKENS
                 )
             )
     return results
@@ -81,7 +81,7 @@ def test_bf16_writes_likely_tokens(folder: Path) -> None:
         assert of_rank == two[0]
     for name, written in zip(BF16_LAYOUTS, [*one[0], *two[0]], strict=True):
         same = total = 0
-        for prompt, ids in zip(PROMPTS, written, strict=True):
+        for prompt, ids in zip(PROMPTS["llama3"], written, strict=True):
             assert len(ids) == NUM_TOKENS
             row = torch.tensor([prompt + ids], device="cuda")
             with torch.no_grad():
