@@ -96,9 +96,12 @@ def build_optimizer(
     chunks: Sequence[DistributedDataParallel], config: OptimizerConfig, params_dtype: torch.dtype
 ) -> MegatronOptimizer:
     """Adam with master weights; norms and other vectors are not decayed."""
-    optimizer = get_megatron_optimizer(
-        _megatron_config(config, params_dtype), list(chunks), use_gloo_process_groups=False
-    )
+    # no_grad: in float32 its parts of the weights would be nodes of a graph that holds the hooks of
+    # their gradients, and those the model, in a cycle that Python's collector cannot see.
+    with torch.no_grad():
+        optimizer = get_megatron_optimizer(
+            _megatron_config(config, params_dtype), list(chunks), use_gloo_process_groups=False
+        )
     for chunk in chunks:
         chunk.config.grad_scale_func = optimizer.scale_loss
     return optimizer
