@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# Files of tests go to whichever process is free, in the order of tests/conftest.py.
+PYTEST := pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # One thread a process: the tests and the demo start several ranks on the same cores.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= true
@@ -11,12 +13,9 @@ export TOKENIZERS_PARALLELISM ?= true
 # would wait for that. --no-compile: of its 300 MB few files are ever imported.
 HARNESS := $(VENV)/harness
 
-# The newer releases of Megatron-Core need Python 3.12. One environment holds everything; each release
-# stands in a folder of its own, first on the path.
-MATRIX := .venv-matrix
-MATRIX_PYTHON ?= python3.12
-MATRIX_VERSIONS ?= 0.17.1 0.18.2 0.19.2
-MATRIX_TESTS ?= tests/checkpoint/test_torch_dist.py tests/checkpoint/test_megatron_lm.py tests/checkpoint/test_logits.py tests/dropin
+# Legs of tools/version_matrix/leg.py; empty: all. Interpreters to try before python3.10 ... of the path.
+LEGS ?=
+MATRIX_PYTHON ?=
 
 .PHONY: help install harness test test-gpu test-faults test-matrix lint docs format demo mock bench bench-plan clean
 
@@ -44,7 +43,7 @@ $(HARNESS)/installed: $(VENV)/installed
 harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of its own
 
 test: install harness  ## the tests, at most ten minutes on two cores
-	timeout 900 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
+	timeout 900 $(BIN)/python -m $(PYTEST)
 
 test-gpu:  ## tests on one and on two GPUs, by $(PYTHON) as it is: a torch with CUDA, Transformer Engine if it is there
 	timeout 1800 $(PYTHON) -m pytest -q -m "gpu or multi_gpu" --timeout 600
@@ -53,22 +52,8 @@ test-faults: install  ## kills, signals, hangs, full disks, damage at full lengt
 	timeout 1800 $(BIN)/python -m pytest -m "faults or not faults" --timeout 600 --log-cli-level INFO \
 	    $(addprefix tests/training/test_,kills.py torchrun.py faults.py damage.py resharding.py) tests/slurm
 
-$(MATRIX)/installed: setup.py requirements/constraints.txt
-	command -v $(MATRIX_PYTHON) >/dev/null || { echo "$(MATRIX_PYTHON) is not there: name a Python 3.12 or 3.13 with make test-matrix MATRIX_PYTHON=..."; exit 2; }
-	$(MATRIX_PYTHON) -m venv $(MATRIX)
-	$(MATRIX)/bin/python -m pip install --quiet --constraint requirements/constraints.txt torch
-	$(MATRIX)/bin/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[test]"
-	touch $@
-
-$(MATRIX)/megatron-core-%: $(MATRIX)/installed
-	$(MATRIX)/bin/python -m pip install --quiet --upgrade --no-deps --target $@ megatron-core==$*
-	touch $@
-
-test-matrix: $(MATRIX_VERSIONS:%=$(MATRIX)/megatron-core-%)  ## checkpoints and Megatron-LM's own loop with Megatron-Core 0.17-0.19; downloads 3 GB
-	set -e; for release in $^; do export PYTHONPATH=$$(realpath $$release):$(CURDIR); \
-	    $(MATRIX)/bin/python -c "import megatron.core as m; print('Megatron-Core', m.__version__, flush=True)"; \
-	    timeout 900 $(MATRIX)/bin/python -m pytest -q $(MATRIX_TESTS); \
-	done
+test-matrix:  ## the tests on Python 3.10-3.13 with Megatron-Core 0.16-0.19; an hour, downloads 3 GB
+	$(PYTHON) tools/run_matrix.py $(LEGS) $(MATRIX_PYTHON:%=--python %)
 
 lint: install  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -101,4 +86,4 @@ mock: install  ## examples/llama3.1-8b from weights to an answer, on the demo's 
 	PATH=$(abspath $(BIN)):$$PATH WORK=$(CURDIR)/mock-output bash examples/llama3.1-8b/run_all.sh --mock 1m
 
 clean:  ## remove what make made
-	rm -rf $(VENV) $(MATRIX) demo-output mock-output build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-matrix demo-output mock-output build *.egg-info .mypy_cache .ruff_cache .pytest_cache

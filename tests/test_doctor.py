@@ -75,6 +75,7 @@ def test_another_apex_and_a_broken_transformer_engine_are_problems(
         (tmp_path / package / "__init__.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("ULTRALONG_ATTENTION_KERNEL", "fastest")
+    monkeypatch.setattr("torch.version.cuda", None)
     found = problems(list(software_findings()))
     assert set(found) == {"Apex", "TE", "attention"}
     assert "not NVIDIA's" in found["Apex"].text

@@ -56,6 +56,11 @@ def _sharded_state(
     return {**weights, "optimizer": states, "opt_param_scheduler": scheduler.state_dict()}
 
 
+_IDENTITY = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
+"""What tells groups of parameters apart in every release."""
+_RATES = ("max_lr", "min_lr")
+
+
 def _prepare_torch_adam(optimizer: MegatronOptimizer) -> None:
     """Make states that can be loaded into, where Megatron runs torch's Adam (no Apex, no TE).
 
@@ -165,6 +170,7 @@ def load_checkpoint(
     assert not lacking, f"not in the checkpoint: {lacking}"
     for name, chunk in zip(_names(chunks), chunks, strict=True):
         take_state(chunk.module, state[name])
+    _take_rates(state["optimizer"]["optimizer"]["param_groups"], asked)
     optimizer.load_state_dict(state["optimizer"])
     _separate_steps(optimizer)
     for group, values in zip(optimizer.param_groups, asked, strict=True):
@@ -178,6 +184,17 @@ def load_checkpoint(
 def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
     """What the configuration says of a group of parameters; a checkpoint brings the old values."""
     return {name: value for name, value in group.items() if name not in ("params", "step")}
+
+
+def _take_rates(saved: list[dict[str, Any]], asked: list[dict[str, Any]]) -> None:
+    """Give saved groups of parameters the rates of the groups that are to take their place.
+
+    Megatron-Core 0.19 finds a saved group by its rates too, and would find none under another one.
+    """
+    for group in saved:
+        for other in asked:
+            if all(group.get(name) == other.get(name) for name in _IDENTITY):
+                group.update({name: other[name] for name in _RATES if name in other})
 
 
 def _rng_shard(state: dict[str, Any] | None) -> ShardedObject:

@@ -1,4 +1,4 @@
-"""Training over NCCL on two GPUs, against one GPU and against its own resume."""
+"""Training over NCCL on two and four GPUs, against one GPU and against its own resume."""
 
 from __future__ import annotations
 
@@ -22,13 +22,26 @@ pytestmark = [
 ]
 STEPS = 5
 MASKS: tuple[DocumentMask, ...] = ("none", "block")
-LAYOUTS = {
-    "cp2": ParallelConfig(context_parallel_size=2),
-    "cp2-gather": ParallelConfig(context_parallel_size=2, cp_comm_type="all_gather"),
-    "tp2-sp": ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),
-    "pp2": ParallelConfig(pipeline_model_parallel_size=2),
-    "dp2": ParallelConfig(),
+CP2, TP2, PP2 = (
+    {f"{kind}_parallel_size": 2} for kind in ("context", "tensor_model", "pipeline_model")
+)
+LAYOUTS = {  # by the number of GPUs
+    1: {"one": ParallelConfig()},
+    2: {
+        "cp2": ParallelConfig(**CP2),
+        "cp2-gather": ParallelConfig(**CP2, cp_comm_type="all_gather"),
+        "tp2-sp": ParallelConfig(**TP2, sequence_parallel=True),
+        "pp2": ParallelConfig(**PP2),
+        "dp2": ParallelConfig(),
+    },
+    4: {
+        "cp4": ParallelConfig(context_parallel_size=4),
+        "cp2-tp2-sp": ParallelConfig(**CP2, **TP2, sequence_parallel=True),
+        "cp2-pp2": ParallelConfig(**CP2, **PP2),
+        "cp2-dp2": ParallelConfig(**CP2),
+    },
 }
+OFFLOADING = ("cp2", "tp2-sp", "dp2", "cp2-tp2-sp")
 Log = list[tuple[float, float]]
 """Loss and gradient norm of every iteration."""
 
@@ -54,7 +67,7 @@ def configs_of(
                 recompute_granularity="keep_attention",
                 sequence_tile_size=24,
                 loss_tile_size=40,
-                offload_activations=name in ("cp2", "tp2-sp", "dp2"),
+                offload_activations=name in OFFLOADING,
             )
             if name != "one"
             else MemoryConfig(recompute_granularity="none", loss_tile_size=0),
@@ -64,12 +77,15 @@ def configs_of(
     }
 
 
-def test_two_gpus_train_as_one(make_config: MakeConfig) -> None:
-    one = run_on_gpus(1, train_all, configs_of(make_config, {"one": ParallelConfig()}))[0]
-    two = run_on_gpus(2, train_all, configs_of(make_config, LAYOUTS))[0]
-    for layout in LAYOUTS:
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_several_gpus_train_as_one(make_config: MakeConfig, gpus: int) -> None:
+    if torch.cuda.device_count() < gpus:
+        pytest.skip(f"no {gpus} CUDA devices")
+    one = run_on_gpus(1, train_all, configs_of(make_config, LAYOUTS[1]))[0]
+    several = run_on_gpus(gpus, train_all, configs_of(make_config, LAYOUTS[gpus]))[0]
+    for layout in LAYOUTS[gpus]:
         for mask in MASKS:
-            ours, theirs = two[f"{layout} {mask}"], one[f"one {mask}"]
+            ours, theirs = several[f"{layout} {mask}"], one[f"one {mask}"]
             assert len(ours) == STEPS
             for each, expected in zip(ours, theirs, strict=True):
                 # float32 kernels, sums in another order.

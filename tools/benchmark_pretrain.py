@@ -1,0 +1,153 @@
+"""A whole job at true size on the GPUs of this machine, by the commands that a user types.
+
+    python tools/benchmark_pretrain.py --work FOLDER --gpus 4 --seq-length 524288 --train-iters 2 \
+        -- --tensor-model-parallel-size 2 --context-parallel-size 2 --sequence-parallel \
+        --offload-activations
+
+A random model of Llama 3.1 8B's shape (16 GB) is imported; source code becomes rows;
+`plan` says what a step will take; `pretrain` runs with what stands behind ``--``. With ``--save``
+its checkpoint is resumed for one iteration more, and exported. FOLDER keeps the model and the rows
+for the next run. Each command's time is printed, and what was measured beside the plan.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TOKENIZER = ROOT / "examples" / "demo" / "base"
+RECIPE = "llama3.1-8b-1m"
+GIB = 2**30
+
+
+def main() -> None:
+    """Run all steps that are not done."""
+    arguments, flags = _parse(sys.argv[1:])
+    work = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    rows = work / f"rows-{arguments.seq_length}"
+    if not (work / "hf").exists():
+        script = ["-c", _MODEL, str(work / "hf.partial"), str(arguments.layers)]
+        run("random model in transformers", [sys.executable, *script])
+        (work / "hf.partial").rename(work / "hf")
+    if not (work / "base").exists():
+        ultralong("convert import", str(work / "hf"), str(work / "base"), "--no-tokenizer")
+    if not rows.exists():
+        library = sysconfig.get_path("purelib")
+        words = ("--source", f"code={library}/*/*.py", "--skip-bad", "--valid-fraction", "0")
+        words += ("--tokenizer", str(TOKENIZER), "--seq-length", str(arguments.seq_length))
+        ultralong("prepare", *words, "--output", str(rows))
+    run_flags = ["--seq-length", str(arguments.seq_length), "--global-batch-size", "1", *flags]
+    plan = work / "plan.json"
+    words = (RECIPE, "--no-search", "--gpus", str(arguments.gpus), "--load", str(work / "base"))
+    ultralong("plan", *words, "--json", str(plan), *run_flags)
+    planned = json.loads(plan.read_text())["chosen"]
+
+    saved = work / "run"
+    shutil.rmtree(saved, ignore_errors=True)
+    run_flags += ["--load", str(work / "base"), "--data-path", str(rows), "--log-interval", "1"]
+    run_flags += ["--lr-warmup-iters", "1"]
+    run_flags += ["--save", str(saved)] if arguments.save else []
+    iterations = pretrain(arguments.gpus, arguments.train_iters, run_flags)
+    report(planned, iterations)
+    if arguments.save:
+        report(planned, pretrain(arguments.gpus, arguments.train_iters + 1, run_flags))
+        shutil.rmtree(work / "exported", ignore_errors=True)
+        ultralong("convert export", str(saved), str(work / "exported"))
+
+
+_MODEL = """
+import sys
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+torch.manual_seed(0)
+torch.set_default_dtype(torch.bfloat16)
+torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
+config = LlamaConfig(
+    vocab_size=128_256, hidden_size=4_096, intermediate_size=14_336, num_attention_heads=32,
+    num_key_value_heads=8, num_hidden_layers=int(sys.argv[2]), max_position_embeddings=131_072,
+    rope_theta=500_000.0, rms_norm_eps=1e-5, tie_word_embeddings=False,
+)
+LlamaForCausalLM(config).save_pretrained(sys.argv[1])
+"""
+
+
+def pretrain(gpus: int, train_iters: int, flags: list[str]) -> list[tuple[float, float, float]]:
+    """Seconds, peak GiB and loss of every iteration; the log is shown."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", str(gpus), "-m", "megatron_ultralong"]
+    name = f"pretrain to iteration {train_iters}"
+    lines = run(name, [*torchrun, "pretrain", RECIPE, "--train-iters", str(train_iters), *flags])
+    found = re.findall(
+        r"iteration \(ms\): ([\d.]+).*lm loss: (\S+).*peak memory \(GiB\): ([\d.]+)", lines
+    )
+    return [(float(ms) / 1e3, float(gib), float(loss)) for ms, loss, gib in found]
+
+
+def report(planned: dict[str, float], iterations: list[tuple[float, float, float]]) -> None:
+    """What was measured, beside the plan."""
+    tensors = planned["peak_bytes"] / GIB
+    print("| iteration | step, s | planned | peak GiB | planned | loss |\n" + "| --- " * 6 + "|")
+    for number, (seconds, gib, loss) in enumerate(iterations, 1):
+        print(
+            f"| {number} | {seconds:.1f} | {planned['step_seconds']:.1f} "
+            f"| {gib:.2f} | {tensors:.2f} | {loss:.4f} |",
+            flush=True,
+        )
+
+
+def ultralong(verb: str, *words: str) -> str:
+    """A verb of the command line, as a process of its own."""
+    return run(verb, [sys.executable, "-m", "megatron_ultralong", *verb.split(), *words])
+
+
+def run(name: str, command: list[str]) -> str:
+    """Output of a command; shown as it comes where it is `pretrain`, else where it fails."""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    assert process.stdout is not None
+    is_shown = name.startswith("pretrain")
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if is_shown:
+            print(line, end="", flush=True)
+    if status := process.wait():
+        sys.exit(f"{name}: exit status {status}\n{'' if is_shown else ''.join(lines)}")
+    print(f"{time.monotonic() - start:7.1f} s  {name}", flush=True)
+    return "".join(lines)
+
+
+def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    own, flags = (words, [])
+    if "--" in words:
+        place = words.index("--")
+        own, flags = words[:place], words[place + 1 :]
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--work", type=Path, required=True, help="folder for all files; 300 GB with --save")
+    add("--gpus", type=int, required=True, help="ranks that torchrun starts")
+    add("--seq-length", type=int, default=131_072, help="tokens of a row")
+    add("--train-iters", type=int, default=2, help="iterations before the checkpoint")
+    add("--layers", type=int, default=32, help="of the model")
+    add("--save", action="store_true", help="save, resume for an iteration more, and export")
+    print(f"`python {' '.join(sys.argv)}`, {datetime.date.today().isoformat()}", flush=True)
+    return parser.parse_args(own), flags
+
+
+if __name__ == "__main__":
+    main()

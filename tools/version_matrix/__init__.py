@@ -1,0 +1,1 @@
+"""Legs of the version matrix: what each installs, runs and leaves."""
