@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import queue
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,6 +150,9 @@ class Snapshot:
         )
         _, outcome = results.get()
         if isinstance(outcome, Exception):
+            # The frames of a write that failed hold each other and torch's half-written file: where
+            # Python's collector found them (3.12 did), that file's end was a segmentation fault.
+            traceback.clear_frames(outcome.__traceback__)
             raise outcome
         written: list[WriteResult] = outcome
         return written

@@ -129,7 +129,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
         with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(2**16))
-        assert job.until(lambda: "could not be written" in job.text(0))
+        assert job.until(lambda: "could not be written" in job.text(0)), job.text(0) + job.text(1)
         assert job.until(lambda: "(the disk has 0.0" in job.text(0))
         assert "No space left on device" in job.text(0) or "failure 1 of 3" in job.text(0)
         good = newest_good(root, 0, 1)
