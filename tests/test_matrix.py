@@ -30,12 +30,14 @@ VERSIONS = {"python": "3.12.1", "megatron-core": "0.19.2", "torch": "2.13", "tra
 
 def test_a_report_is_read_as_pytest_writes_it(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(SOME_TESTS)
+    lacking = 'import pytest\npytest.importorskip("no_such_module", reason="no wheel has it")\n'
+    (tmp_path / "test_lacking.py").write_text(lacking)
     words = [sys.executable, "-m", "pytest", "-q", "--junitxml=report.xml", "--rootdir=."]
     subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, timeout=60)
     passed, failed, left_out = read_report(tmp_path / "report.xml")
     assert passed == 1
     assert failed == ["test_some::test_wrong", "test_some::test_broken"]
-    assert left_out == {"no GPU": 1}
+    assert left_out == {"no GPU": 1, "no wheel has it": 1}
     assert read_report(tmp_path / "none.xml") == (0, [], {})
 
 

@@ -33,11 +33,12 @@ def install(leg: Leg, pythons: list[str]) -> Path:
         if not python.exists():
             found = find_python(leg.python, pythons)
             subprocess.run([found, "-m", "venv", FOLDER / leg.python], check=True)
-        listing = [python, ROOT / "docker" / "constraints.py", "constraints", leg.megatron_core]
+        listing = [str(python), str(ROOT / "docker" / "constraints.py")]
+        listing += ["constraints", leg.megatron_core]
         lines = subprocess.run(listing, check=True, capture_output=True, text=True).stdout
         constraints = FOLDER / f"constraints-{leg.name}.txt"
         constraints.write_text(lines)
-        pip = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints]
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
         # One release takes another's place: no search path has to put one before the other.
         subprocess.run([*pip, "--editable", f"{ROOT}[test]"], check=True)
     except subprocess.CalledProcessError as error:
