@@ -2,8 +2,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# Files of tests go to whichever process is free, in the order of tests/conftest.py.
-PYTEST := pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # One thread a process: the tests and the demo start several ranks on the same cores.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= true
@@ -43,9 +41,10 @@ $(HARNESS)/installed: $(VENV)/installed
 harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of its own
 
 test: install harness  ## the tests, at most ten minutes on two cores
-	timeout 900 $(BIN)/python -m $(PYTEST)
+	# Files go to whichever process is free, in the order of tests/conftest.py.
+	timeout 900 $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-test-gpu:  ## tests on one and on two GPUs, by $(PYTHON) as it is: a torch with CUDA, Transformer Engine if it is there
+test-gpu:  ## tests on one, two and four GPUs, by $(PYTHON) as it is: a torch with CUDA, Transformer Engine if it is there
 	timeout 1800 $(PYTHON) -m pytest -q -m "gpu or multi_gpu" --timeout 600
 
 test-faults: install  ## kills, signals, hangs, full disks, damage at full length; says how long each took

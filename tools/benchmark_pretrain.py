@@ -23,6 +23,8 @@ import sysconfig
 import time
 from pathlib import Path
 
+from megatron_ultralong.plan.shapes import MODELS
+
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "examples" / "demo" / "base"
 RECIPE = "llama3.1-8b-1m"
@@ -36,7 +38,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     rows = work / f"rows-{arguments.seq_length}"
     if not (work / "hf").exists():
-        script = ["-c", _MODEL, str(work / "hf.partial"), str(arguments.layers)]
+        script = ["-c", _MODEL, str(work / "hf.partial"), arguments.model, str(arguments.layers)]
         run("random model in transformers", [sys.executable, *script])
         (work / "hf.partial").rename(work / "hf")
     if not (work / "base").exists():
@@ -69,21 +71,31 @@ _MODEL = """
 import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from megatron_ultralong.plan.shapes import MODELS
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.bfloat16)
 torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
+shape = MODELS[sys.argv[2]]
 config = LlamaConfig(
-    vocab_size=128_256, hidden_size=4_096, intermediate_size=14_336, num_attention_heads=32,
-    num_key_value_heads=8, num_hidden_layers=int(sys.argv[2]), max_position_embeddings=131_072,
-    rope_theta=500_000.0, rms_norm_eps=1e-5, tie_word_embeddings=False,
+    vocab_size=shape.vocab_size,
+    hidden_size=shape.hidden_size,
+    intermediate_size=shape.ffn_hidden_size,
+    num_attention_heads=shape.num_attention_heads,
+    num_key_value_heads=shape.num_query_groups,
+    head_dim=shape.kv_channels,
+    num_hidden_layers=int(sys.argv[3]) or shape.num_layers,
+    max_position_embeddings=shape.max_position_embeddings,
+    rope_theta=shape.rotary_base,
+    rms_norm_eps=shape.norm_epsilon,
+    tie_word_embeddings=not shape.untie_embeddings_and_output_weights,
 )
 LlamaForCausalLM(config).save_pretrained(sys.argv[1])
 """
 
 
 def pretrain(gpus: int, train_iters: int, flags: list[str]) -> list[tuple[float, float, float]]:
-    """Seconds, peak GiB and loss of every iteration; the log is shown."""
+    """Seconds, peak GiB and loss of every iteration; the run's output is shown."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc-per-node", str(gpus), "-m", "megatron_ultralong"]
     name = f"pretrain to iteration {train_iters}"
@@ -143,7 +155,8 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--gpus", type=int, required=True, help="ranks that torchrun starts")
     add("--seq-length", type=int, default=131_072, help="tokens of a row")
     add("--train-iters", type=int, default=2, help="iterations before the checkpoint")
-    add("--layers", type=int, default=32, help="of the model")
+    add("--model", choices=sorted(MODELS), default="llama3.1-8b", help="whose shape to take")
+    add("--layers", type=int, default=0, help="of the model; 0: all of its shape")
     add("--save", action="store_true", help="save, resume for an iteration more, and export")
     print(f"`python {' '.join(sys.argv)}`, {datetime.date.today().isoformat()}", flush=True)
     return parser.parse_args(own), flags

@@ -22,9 +22,12 @@ took() {  # took WHAT COMMAND...
 first_step() {
     mkdir own && cd own
     cp ../clone/tests/dropin/own_pretrain_gpt.py pretrain_gpt.py
-    # The block of commands that has --mock-data.
-    awk '/^```/ { if (block ~ /--mock-data/) print block; block = ""; next } { block = block "\n" $0 }' \
-        ../clone/docs/dropin.md > commands
+    # The page's block of commands that has --mock-data.
+    PYTHONPATH=../clone ../environment/bin/python - > commands <<'END'
+from tests.docs.blocks import ROOT, blocks
+
+print(next(b.text for b in blocks(ROOT / "docs/dropin.md") if "--mock-data" in b.text))
+END
     PATH="$folder/environment/bin:$PATH" bash -euo pipefail commands
     cd ..
 }

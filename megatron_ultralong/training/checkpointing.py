@@ -29,6 +29,9 @@ _SHARDING = {
     "singleton_local_shards": False,
 }
 """The optimizer's states are stored in the shapes of the weights: any layout can read them."""
+_IDENTITY = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
+"""What tells groups of parameters apart in every release."""
+_RATES = ("max_lr", "min_lr")
 
 
 def _names(chunks: Sequence[DistributedDataParallel]) -> list[str]:
@@ -54,11 +57,6 @@ def _sharded_state(
         for name in [name for name, value in group.items() if isinstance(value, type)]:
             del group[name]
     return {**weights, "optimizer": states, "opt_param_scheduler": scheduler.state_dict()}
-
-
-_IDENTITY = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
-"""What tells groups of parameters apart in every release."""
-_RATES = ("max_lr", "min_lr")
 
 
 def _prepare_torch_adam(optimizer: MegatronOptimizer) -> None:
