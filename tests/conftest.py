@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.patience import patience, slowness
 from tests.warm.programs import warm_programs
 
 # No deadline: the machines are shared. In CI the examples are the same every time.
@@ -41,8 +42,25 @@ SLOWEST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first: the last one to begin is then a short one, and no core waits for it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure the machine once, before the processes that run the tests are started."""
+    slowness()
+
+
+def pytest_report_header() -> str:
+    """Say what the waits are stretched by."""
+    return f"waits: {slowness():.2f} times those of a quiet machine"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Limits against hanging that suit the machine, and slow files first.
+
+    The last file to begin is then a short one, and no core waits for it.
+    """
+    limit = patience(float(config.getoption("timeout") or config.getini("timeout")))
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(limit))
     paths = [Path(__file__).parent / name for name in SLOWEST]
     assert all(path.exists() for path in paths), "a slow file has another name"
     place = {path: number for number, path in enumerate(paths)}

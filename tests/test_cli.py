@@ -18,6 +18,7 @@ from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.sampling import LengthSampling
 from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from tests.models import TEXT, write_llama, write_tokenizer
+from tests.patience import patience
 from tests.ranks import run_on_ranks
 
 
@@ -363,6 +364,10 @@ def test_the_flags_of_training_are_these(
 def test_the_module_and_the_tools_are_the_same_program() -> None:
     for command in (["-m", "megatron_ultralong"], ["tools/evaluate.py", "--help"]):
         done = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, timeout=120, check=True
+            [sys.executable, *command],
+            capture_output=True,
+            text=True,
+            timeout=patience(120),
+            check=True,
         )
         assert "usage: ultralong" in done.stdout

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.warm.programs import ROOT
 
 SCRIPTS = ROOT / "examples" / "llama3.1-8b"
@@ -27,7 +28,7 @@ def run(environment: dict[str, str], script: str, *words: str) -> str:
         cwd=environment["WORK"],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=patience(280),
         check=False,
     )
     assert done.returncode == 0, f"{script} {words}\n{done.stdout}\n{done.stderr}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tools.version_matrix.environment import NotInstalledError, find_python
 from tools.version_matrix.leg import LEGS, Leg
 from tools.version_matrix.results import Result, read_report
@@ -33,7 +34,7 @@ def test_a_report_is_read_as_pytest_writes_it(tmp_path: Path) -> None:
     lacking = 'import pytest\npytest.importorskip("no_such_module", reason="no wheel has it")\n'
     (tmp_path / "test_lacking.py").write_text(lacking)
     words = [sys.executable, "-m", "pytest", "-q", "--junitxml=report.xml", "--rootdir=."]
-    subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, timeout=60)
+    subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, timeout=patience(60))
     passed, failed, left_out = read_report(tmp_path / "report.xml")
     assert passed == 1
     assert failed == ["test_some::test_wrong", "test_some::test_broken"]

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from megatron_ultralong.attention import kernels, ring_attention
+from tests.patience import patience
 
 LENGTH, HEADS, HEAD_DIM, LAST = 4_194_304, 4, 128, 8
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(patience(600))
 @pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_properties(0).total_memory < 70 * 2**30,
     reason="needs a CUDA device of 70 GiB",

@@ -25,6 +25,7 @@ from megatron_ultralong.checkpoint.staging import new_folder
 from megatron_ultralong.checkpoint.weight_map import Weight
 from megatron_ultralong.errors import InputError
 from tests.checkpoint.llama import save_llama
+from tests.patience import patience
 
 NUM_WEIGHTS = 6 * 4 + 3
 KILLED_AT = 14
@@ -93,7 +94,7 @@ def test_a_killed_conversion_goes_on(
     source, verb = ("hf", "import") if case == "torch_dist" else ("megatron", "export")
     out = tmp_path / "out"
     command = [sys.executable, "-c", KILL, verb, str(folder / source), str(out), *CASES[case]]
-    killed = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    killed = subprocess.run(command, capture_output=True, timeout=patience(120), check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not out.exists()
     lines = (tmp_path / "out.partial" / MANIFEST_FILE).read_text().splitlines()

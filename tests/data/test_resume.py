@@ -22,6 +22,7 @@ from megatron_ultralong.data.manifest import Manifest
 from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.reading import ReadOptions, Source
 from megatron_ultralong.errors import InputError
+from tests.patience import patience
 
 # a process that works in small shards: the corpus has one of the usual size
 PROGRAM = """
@@ -89,7 +90,7 @@ def test_killed_and_continued_the_bytes_are_the_same(
         assert process.returncode == -signal.SIGKILL
         assert not plain_config.output.exists()
     process = start(plain_config, tmp_path, workers)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=patience(60))
     assert process.returncode == 0, errors
     assert "going on from the shards in" in errors
     assert digests(plain_config.output) == digests(tmp_path / "undisturbed")
@@ -257,7 +258,7 @@ def test_the_first_bad_document_is_named_whichever_worker_finds_one(
     lines[29] = lines[29][:-1]
     file.write_text("\n".join(lines))
     process = start(plain_config, tmp_path, 2)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=patience(60))
     assert process.returncode == 1
     assert re.search(r"InputError: source 'lines': .*lines\.jsonl:10: not JSON", errors)
     assert "jsonl:30" not in errors
@@ -271,7 +272,7 @@ def test_a_full_disk_ends_with_a_message_and_leaves_nothing(
     # a file that may not grow fails as one on a full disk does
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
     process = start(plain_config, tmp_path, workers, limit)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=patience(60))
     assert process.returncode == 1
     assert re.search(r"cannot write .*rows \(File too large.*make room on the disk", errors)
     assert not plain_config.output.exists()

@@ -14,6 +14,7 @@ import pytest
 from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
 from tests.docs.blocks import NEEDS, ROOT, Block, blocks, pages, prose
 from tests.models import TEXT, write_llama
+from tests.patience import patience
 
 SECONDS = 120
 
@@ -104,7 +105,7 @@ def test_the_commands_of_a_page_run(
             env=warm_environment,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=patience(SECONDS),
             check=False,
         )
         assert done.returncode == 0, (

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.blocks import ROOT, blocks
+from tests.patience import patience
 
 pytest.importorskip(
     "megatron.training", reason="the wheel of Megatron-Core 0.16 has no Megatron-LM"
@@ -29,7 +30,7 @@ def test_the_first_step_of_the_page_runs(tmp_path: Path) -> None:
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=patience(250),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

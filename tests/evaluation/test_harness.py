@@ -19,6 +19,7 @@ from megatron_ultralong import yarn
 from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
 from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
 from tests.docs.blocks import ROOT, blocks
+from tests.patience import patience
 
 # In an environment of its own (make harness), or beside this project in the same one.
 PROGRAMS = [Path(sys.prefix) / "harness" / "bin", Path(sys.executable).parent]
@@ -69,7 +70,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, warm_environment: dict[str
         },
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=patience(250),
         check=False,
     )
     assert done.returncode == 0, f"{block.text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

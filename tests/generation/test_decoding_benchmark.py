@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata, save_metadata
 from megatron_ultralong.config import ModelConfig
+from tests.patience import patience
 
 ROOT = Path(__file__).parents[2]
 SHAPE = ModelConfig(
@@ -36,7 +37,7 @@ def test_it_counts_what_it_reads_and_writes(tmp_path: Path) -> None:
             *("--max-new-tokens", "5"),
         ],
         check=True,
-        timeout=200,
+        timeout=patience(200),
         capture_output=True,
         text=True,
         cwd=ROOT,

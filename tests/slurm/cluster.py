@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.patience import patience
 from tests.slurm.programs import PROGRAMS, signal_tasks
 from tests.warm.programs import write_program
 
@@ -104,7 +105,7 @@ class Cluster:
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patience(60),
             check=False,
         )
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
@@ -113,7 +114,7 @@ class Cluster:
 
     def wait(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
         """Do the controller's work until ``condition`` holds."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience(seconds)
         while not condition():
             self.tick()
             text = "\n".join(f"{job.state}\n{job.text}" for job in self.jobs.values())

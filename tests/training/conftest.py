@@ -21,6 +21,7 @@ from megatron_ultralong.data.sampling import LengthSampling
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.run_config import CheckpointConfig, LogConfig, MemoryConfig
 from tests.models import TEXT, write_llama
+from tests.patience import patience
 
 MakeConfig = Callable[..., PretrainConfig]
 
@@ -70,7 +71,7 @@ def make_config(tiny: Path) -> MakeConfig:
             parallel=ParallelConfig(
                 tensor_model_parallel_size=layout[0],
                 context_parallel_size=layout[1],
-                distributed_timeout_minutes=timeout_seconds / 60.0,
+                distributed_timeout_minutes=patience(timeout_seconds) / 60.0,
             ),
             data=DataConfig(str(tiny / "rows"), document_mask=mask),
             optimizer=OptimizerConfig(lr=1e-3, lr_warmup_iters=2),

@@ -27,6 +27,7 @@ import torch.multiprocessing as multiprocessing
 from megatron_ultralong.cli import main
 from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.training.run_folder import save_config
+from tests.patience import patience
 from tests.ranks import _PRELOADED
 
 _log = logging.getLogger(__name__)
@@ -86,9 +87,9 @@ class Job:
         os.kill(pid, number)
 
     def wait(self, seconds: float = 120.0) -> list[int]:
-        """Exit statuses of all ranks; fails where one is still there after ``seconds``."""
+        """Exit statuses of all ranks; fails where one hangs."""
         start = time.monotonic()
-        deadline = start + seconds
+        deadline = start + patience(seconds)
         for number, rank in enumerate(self.ranks):
             rank.join(max(deadline - time.monotonic(), 0.01))
             assert rank.exitcode is not None, f"rank {number} still runs:\n{self.text(number)}"
@@ -103,11 +104,11 @@ class Job:
 
     def until(self, condition: Callable[[], bool], seconds: float = START_SECONDS) -> bool:
         """Wait until ``condition`` holds; False where the ranks ended before it did."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patience(seconds)
         while not condition():
             if not any(rank.is_alive() for rank in self.ranks):
                 return condition()
-            assert time.monotonic() < deadline, f"waited {seconds} s in vain:\n{self.text(0)}"
+            assert time.monotonic() < deadline, f"waited in vain:\n{self.text(0)}"
             time.sleep(0.002)
         return True
 
@@ -214,17 +215,17 @@ class TorchrunJob:
 
     def until_more(self, root: Path, lines: int = 3, seconds: float = 200.0) -> None:
         """Wait until the log has so many lines more than now."""
-        before, deadline = num_lines(root), time.monotonic() + seconds
+        before, deadline = num_lines(root), time.monotonic() + patience(seconds)
         while num_lines(root) < before + lines:
             assert self.process.poll() is None, self.text
             assert time.monotonic() < deadline, self.text
             time.sleep(0.01)
 
     def until_gone(self, seconds: float) -> None:
-        """Wait until nothing of the job is left; fails where something is after ``seconds``."""
+        """Wait until nothing of the job is left; fails where something hangs."""
         start = time.monotonic()
         while self.process.poll() is None or self.processes():
-            assert time.monotonic() < start + seconds, self.text
+            assert time.monotonic() < start + patience(seconds), self.text
             time.sleep(0.05)
         _log.info("torchrun and its ranks were gone after %.1f s", time.monotonic() - start)
 

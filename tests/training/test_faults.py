@@ -22,6 +22,7 @@ from megatron_ultralong.checkpoint.folder import LATEST_FILE
 from megatron_ultralong.data.chunks import StoredRow
 from megatron_ultralong.training.resume import newest_good
 from megatron_ultralong.training.run_folder import STATUS_FILE
+from tests.patience import patience
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job, losses
 
@@ -65,7 +66,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, make_config: MakeConfig) -
         time.sleep(3.5)
         assert job.ranks[0].is_alive()
         job.signal(0, signal.SIGTERM)
-        job.ranks[0].join(5.0)
+        job.ranks[0].join(patience(5.0))
         assert job.ranks[0].exitcode == 128 + signal.SIGTERM
         assert "ending at once" in job.text(0)
 
@@ -88,9 +89,7 @@ def test_a_rank_that_hangs_or_dies_takes_the_job_down_by_name(
     with Job(config, 2) as job:
         assert job.until_iteration(3)
         job.signal(1, number)
-        start = time.monotonic()
         statuses = job.wait(LIMIT)
-        assert time.monotonic() - start < LIMIT
         assert statuses == [69, -signal.SIGKILL]
         said = job.text(0)
     assert f"rank 1 (process {job.ranks[1].pid}" in said
@@ -139,9 +138,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
         before = (root / LATEST_FILE).read_text()
         assert job.until(lambda: (root / LATEST_FILE).read_text() != before)
         shutil.rmtree(root)
-        start = time.monotonic()
         assert job.wait(LIMIT) == [74, 74]
-        assert time.monotonic() - start < LIMIT
         assert "3 checkpoints in a row could not be written" in job.text(0)
         assert "No such file or directory" in job.text(0)
 

@@ -25,10 +25,11 @@ from megatron_ultralong.run_config import MemoryConfig, RecomputeGranularity
 from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.pretrain import pretrain
 from tests.models import TEXT, write_llama
+from tests.patience import patience
 from tests.ranks import run_on_ranks
 
 # All layouts train in one fixture, which takes minutes where ranks share cores with other tests.
-pytestmark = pytest.mark.timeout(800)
+pytestmark = pytest.mark.timeout(patience(800))
 STEPS = 5
 SEQ_LENGTH = 256
 TP2, CP2, PP2 = (

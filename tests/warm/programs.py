@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.patience import patience
+
 ROOT = Path(__file__).parent.parent.parent
 _CLIENT = Path(__file__).with_name("client.py")
 _START_SECONDS = 120.0
@@ -55,7 +57,7 @@ def warm_programs(folder: Path) -> Iterator[dict[str, str]]:
             stderr=log,
         )
     try:
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + patience(_START_SECONDS)
         while not path.exists():
             assert server.poll() is None, (folder / "server.log").read_text()
             assert time.monotonic() < deadline, "the server of warm programs did not start"
