@@ -11,11 +11,16 @@ export TOKENIZERS_PARALLELISM ?= true
 # would wait for that. --no-compile: of its 300 MB few files are ever imported.
 HARNESS := $(VENV)/harness
 
+# Against hanging only: nothing fails because a machine is slow.
+HOUR := timeout 3600
+# Files go to whichever process is free, in the order of tests/conftest.py.
+PYTEST := $(HOUR) $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
 # Legs of tools/version_matrix/leg.py; empty: all. Interpreters to try before python3.10 ... of the path.
 LEGS ?=
 MATRIX_PYTHON ?=
 
-.PHONY: help install harness test test-gpu test-faults test-matrix lint docs format demo mock bench bench-plan clean
+.PHONY: help install harness test test-all test-gpu test-faults test-matrix lint docs format demo mock bench bench-plan clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,15 +45,17 @@ $(HARNESS)/installed: $(VENV)/installed
 
 harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of its own
 
-test: install harness  ## the tests, at most ten minutes on two cores
-	# Files go to whichever process is free, in the order of tests/conftest.py.
-	timeout 900 $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test: install harness  ## the tests, about five minutes on two cores
+	$(PYTEST)
+
+test-all: test  ## those, then what is heavier: every layout, faults at full length, pages that train
+	$(PYTEST) -m "faults or slow"
 
 test-gpu:  ## tests on one, two and four GPUs, by $(PYTHON) as it is: a torch with CUDA, Transformer Engine if it is there
-	timeout 1800 $(PYTHON) -m pytest -q -m "gpu or multi_gpu" --timeout 600
+	$(HOUR) $(PYTHON) -m pytest -q -m "gpu or multi_gpu" --timeout 600
 
 test-faults: install  ## kills, signals, hangs, full disks, damage at full length; says how long each took
-	timeout 1800 $(BIN)/python -m pytest -m "faults or not faults" --timeout 600 --log-cli-level INFO \
+	$(HOUR) $(BIN)/python -m pytest -m "faults or not faults" --timeout 600 --log-cli-level INFO \
 	    $(addprefix tests/training/test_,kills.py torchrun.py faults.py damage.py resharding.py) tests/slurm
 
 test-matrix:  ## the tests on Python 3.10-3.13 with Megatron-Core 0.16-0.19; an hour, downloads 3 GB

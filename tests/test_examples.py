@@ -35,6 +35,7 @@ def run(environment: dict[str, str], script: str, *words: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_whole_way_runs(environment: dict[str, str]) -> None:
     out = run(environment, "run_all.sh", "--mock", "1m")
     names = [path.name for path in sorted(SCRIPTS.glob("0*.sh"))]
@@ -58,6 +59,7 @@ def test_the_whole_way_runs(environment: dict[str, str]) -> None:
         assert f"{work / folder} is there: kept" in run(environment, script, "--mock", "1m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "positions"), [("2m", 2048), ("4m", 4096)])
 def test_the_longer_targets_train(environment: dict[str, str], target: str, positions: int) -> None:
     """From the weights and the checkpoint of the whole way to the first."""

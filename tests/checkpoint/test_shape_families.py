@@ -59,6 +59,8 @@ FAMILIES = {
     "llama-3.2-3b": Family(28, 24, 8, 1, tied=True, scaled_by=32.0),
     "llama-3.3-70b": Family(80, 64, 8, 8, scaled_by=8.0),
 }
+COVERING = ("llama-2-7b", "llama-3.1-8b", "llama-3.2-3b", "llama-3.3-70b")
+"""Of the default tests: both tokenizers, groups or none, tied or not, scaled or not, shards."""
 
 
 def stored(folder: Path) -> dict[str, bytes]:
@@ -71,7 +73,13 @@ def stored(folder: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=name, marks=() if name in COVERING else pytest.mark.slow)
+        for name, family in FAMILIES.items()
+    ],
+)
 def test_meta_hugging_face_and_back_by_megatron(tmp_path: Path, family: Family) -> None:
     tensors = random_tensors(family.shape, family.tied, torch.bfloat16)
     tokenizer = SENTENCEPIECE if family.llama_2 else TIKTOKEN

@@ -85,7 +85,23 @@ def runnable_pages() -> list[Path]:
     return [page for page in pages() if any(block.mark == "run" for block in blocks(page))]
 
 
-@pytest.mark.parametrize("page", runnable_pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def trains(page: Path) -> bool:
+    """Whether commands of a page start training, on however few tokens."""
+    text = "\n".join(block.text for block in blocks(page) if block.mark == "run")
+    return re.search(r"\b(pretrain|sft) [a-z]|run_demo", text) is not None
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(
+            page,
+            id=str(page.relative_to(ROOT)),
+            marks=pytest.mark.slow if trains(page) else (),
+        )
+        for page in runnable_pages()
+    ],
+)
 def test_the_commands_of_a_page_run(
     page: Path, inputs: Path, warm_environment: dict[str, str], tmp_path: Path
 ) -> None:

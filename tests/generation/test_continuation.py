@@ -146,7 +146,9 @@ def decode_all(folder: Path, cases: list[tuple[str, ParallelConfig]]) -> list[An
     return results
 
 
-@pytest.mark.parametrize("ranks", LAYOUTS)
+@pytest.mark.parametrize(
+    "ranks", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_every_layout_writes_what_transformers_writes(
     folder: Path, expected: dict[str, list[Any]], ranks: int
 ) -> None:

@@ -77,7 +77,11 @@ def _pretrain(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "interrupt", [Cluster.preempt, pytest.param(Cluster.near_limit, marks=pytest.mark.faults)]
+    "interrupt",
+    [
+        pytest.param(Cluster.preempt, marks=pytest.mark.slow),
+        pytest.param(Cluster.near_limit, marks=pytest.mark.faults),
+    ],
 )
 def test_an_interrupted_job_is_requeued_and_goes_on_to_the_last_step(
     cluster: Cluster, tmp_path: Path, interrupt: Callable[[Cluster, Job], None]
