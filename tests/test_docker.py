@@ -62,6 +62,7 @@ def test_what_an_image_brings_is_kept(tmp_path: Path) -> None:
         check({**here, "torch": "1.0"})
 
 
+@pytest.mark.slow
 def test_the_steps_of_the_cpu_image_install_a_program_that_works(tmp_path: Path) -> None:
     """In a new environment that sees this one's libraries, so that none is downloaded."""
     copied = tmp_path / "context"

@@ -77,6 +77,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, warm_environment: dict[str
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["letters", "texts"])
 def test_log_likelihoods_and_scores_are_ours(results: Path, style: str) -> None:
     """Megatron-Core by `evaluate choices`, transformers by the harness on what was exported."""

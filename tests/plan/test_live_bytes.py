@@ -30,6 +30,7 @@ def test_the_peak_of_a_layout_is_the_plan_s(tmp_path: Path) -> None:
         assert row["planned"] == pytest.approx(row["measured"], rel=0.05), row["layout"]
 
 
+@pytest.mark.slow
 def test_the_peak_grows_with_the_row_as_planned(tmp_path: Path) -> None:
     found = measured(tmp_path, "slope", "--lengths", "6144", "8192", "12288")
     # Asked: 15 %; every tensor that is as long as the row is in the plan.

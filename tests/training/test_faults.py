@@ -32,7 +32,9 @@ TIMEOUT = 6.0
 ENDLESS = 100_000
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(
     tmp_path: Path, make_config: MakeConfig, number: int
 ) -> None:
@@ -80,7 +82,9 @@ def test_the_time_of_a_run_can_be_over(tmp_path: Path, make_config: MakeConfig) 
     assert (tmp_path / "run" / LATEST_FILE).is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGSTOP, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_a_rank_that_hangs_or_dies_takes_the_job_down_by_name(
     tmp_path: Path, make_config: MakeConfig, number: int
 ) -> None:
@@ -181,11 +185,24 @@ def other_code(rank: int) -> None:
 @pytest.mark.parametrize(
     ("prepare", "part"),
     [
-        (other_weights, "ranks 0 and 1 hold different weights (pipeline stage 0, all tensor-par"),
-        (other_manifest, "ranks disagree on data manifest.seed: rank 0 has"),
-        (other_code, "ranks disagree on torch: rank 0 has 2."),
+        pytest.param(
+            other_weights,
+            "ranks 0 and 1 hold different weights (pipeline stage 0, all tensor-par",
+            id="weights",
+        ),
+        pytest.param(
+            other_manifest,
+            "ranks disagree on data manifest.seed: rank 0 has",
+            id="manifest",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            other_code,
+            "ranks disagree on torch: rank 0 has 2.",
+            id="code",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["weights", "manifest", "code"],
 )
 def test_ranks_that_differ_are_found_before_the_first_step(
     tmp_path: Path, make_config: MakeConfig, prepare: Any, part: str

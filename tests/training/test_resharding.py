@@ -42,6 +42,7 @@ def figures(records: list[IterationRecord]) -> list[float]:
     return [value for record in records for value in (record.lm_loss, record.grad_norm)]
 
 
+@pytest.mark.slow
 def test_other_layouts_go_on_alike(written: Path, tmp_path: Path, make_config: MakeConfig) -> None:
     configs: dict[str, PretrainConfig] = {}
     for name, (_, tensor, context, pipeline) in {"same": (4, 2, 2, 1), **LAYOUTS}.items():
