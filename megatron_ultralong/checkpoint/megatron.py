@@ -8,6 +8,7 @@ import torch
 
 from megatron_ultralong.checkpoint.folder import resolve
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
+from megatron_ultralong.checkpoint.objects import check_objects
 from megatron_ultralong.checkpoint.torch_dist import TorchDistReader
 from megatron_ultralong.checkpoint.weight_map import MEGATRON, Weight, unstacked_key, weight_map
 from megatron_ultralong.config import ModelConfig
@@ -31,6 +32,7 @@ class MegatronCheckpoint:
         self.source_folder = self.root / SOURCE_FOLDER
         self.metadata = load_metadata(self.root)
         self.tensors = TorchDistReader(self.path)
+        check_objects(self.path, self.tensors.metadata)
         self._locations = {weight: self._locate(weight) for weight in weight_map(self.model)}
         self._check_tied()
 
@@ -88,6 +90,7 @@ class MegatronCheckpoint:
         )
 
     def _check_shape(self, weight: Weight, key: str, expected: tuple[int, ...]) -> None:
+        self.tensors.check_complete(key)
         found = tuple(self.tensors.tensors[key].size)
         # Megatron pads the vocabulary with rows that no token reads
         padded = weight.layer is None and len(expected) == 2 and found[0] >= expected[0]

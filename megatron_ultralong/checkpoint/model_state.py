@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
+
+from megatron_ultralong.checkpoint.sharded_load import load_sharded
 
 
 def load_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
@@ -19,9 +20,8 @@ def load_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
         chunks: the model's chunks on this rank, one where it has no virtual stages.
         folder: of the checkpoint.
     """
-    state = dist_checkpointing.load(  # all chunks at once: the ranks' shards cover every tensor
-        sharded_state_dict={f"model{index}": _weights(chunk) for index, chunk in enumerate(chunks)},
-        checkpoint_dir=str(folder),
+    state = load_sharded(  # all chunks at once: the ranks' shards cover every tensor
+        {f"model{index}": _weights(chunk) for index, chunk in enumerate(chunks)}, folder
     )
     for index, chunk in enumerate(chunks):
         take_state(chunk, state[f"model{index}"])
