@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ultralong.errors import InputError, RunStopped
+from megatron_ultralong.errors import InputError, RunStopped, printable
 
 PROGRAM = "ultralong"
 INTERRUPTED = 130
@@ -40,7 +40,14 @@ def ends_with_message() -> Iterator[None]:
         raise
 
 
+def tell(line: str) -> None:
+    """Write a line for the user to standard error, on the main rank alone."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        sys.stderr.write(f"{printable(line)}\n")
+
+
 def _tell(message: str) -> None:
+    message = printable(message)
     _leave_for_torchrun(f"{PROGRAM}: {message}")
     if int(os.environ.get("RANK", "0")) == 0:
         sys.stderr.write(f"{PROGRAM}: {message}\n")
@@ -55,7 +62,7 @@ def _tell_from_any_rank(message: str) -> None:
     if rank == 0:
         _tell(message)
         return
-    message = f"rank {rank} on {socket.gethostname()}: {message}"
+    message = f"rank {rank} on {socket.gethostname()}: {printable(message)}"
     _leave_for_torchrun(f"{PROGRAM}: {message}")
     time.sleep(_OTHERS_WAIT_SECONDS * (2 if local_rank else 1))
     sys.stderr.write(f"{PROGRAM}: {message}\n")

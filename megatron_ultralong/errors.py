@@ -1,6 +1,31 @@
 """Exceptions that end a program with a message instead of a traceback."""
 
+import re
 from pathlib import Path
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters: ESC begins a terminal's commands
+    "\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"  # bidi controls, what has no width
+    "\ud800-\udfff"  # halves of characters
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"  # annotations and tags
+)
+
+
+def printable(text: str) -> str:
+    r"""``text`` as a terminal may see it: what moves, hides or colours is written out.
+
+    Messages hold names from files of other people: ``"a\x1b[2J"`` would clear the screen.
+    Newlines and tabs stay; lines after the first are indented, so that none passes for another
+    message.
+    """
+    escaped = _UNPRINTABLE.sub(lambda found: _escaped(ord(found[0])), text)
+    return escaped.replace("\n", "\n  ") if "\n" in escaped.rstrip("\n") else escaped
+
+
+def _escaped(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class InputError(ValueError):

@@ -55,6 +55,8 @@ class CheckpointConfig:
     """Keep the checkpoints of every so many iterations too; 0: none but the newest."""
     max_save_failures: int = 5
     """Checkpoints that may fail one after another before the run ends; 0: any number."""
+    verify_checksums: bool = True
+    """Compare the bytes of --load with its checksums.json before the first step."""
 
     def check(self) -> None:
         """Raise InputError where a number is out of its range."""

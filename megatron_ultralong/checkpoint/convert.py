@@ -89,6 +89,8 @@ class ExportConfig:
     """Read all tensors back and compare them bit for bit."""
     resume: bool = False
     """Continue what a killed conversion to DST left; its finished tensors are not done again."""
+    verify_checksums: bool = True
+    """Compare the bytes of SRC with its checksums.json."""
     json: bool = False
     """Print the report as JSON."""
 
@@ -113,6 +115,8 @@ class VerifyConfig:
     """What --logits computes in. In fp64 rounding plays no part, and the bounds are far closer."""
     logits_method: Method = "auto"
     """Hold the models whole in memory, or one layer of each; auto takes what fits."""
+    verify_checksums: bool = True
+    """Compare the bytes of Megatron checkpoints with their checksums.json."""
     json: bool = False
     """Print the report as JSON."""
 
@@ -172,7 +176,10 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         InputError: no such checkpoint, its rotary embedding has no form in that format, or
             the output is in use.
     """
-    source = MegatronCheckpoint(config.src, config.iteration)
+    source = MegatronCheckpoint(
+        config.src, config.iteration, verify_checksums=config.verify_checksums
+    )
+    source.check_tensors()
     dtype = _DTYPES[config.dtype]
     size = num_bytes(source, dtype)
     shard_size = int(config.max_shard_size_gb * 1e9)
@@ -218,7 +225,10 @@ def verify(config: VerifyConfig) -> Comparison:
     Raises:
         InputError: they differ; the message names the tensors, or says by how much.
     """
-    models = [open_model(path, config.iteration) for path in (config.a, config.b)]
+    models = [
+        open_model(path, config.iteration, verify_checksums=config.verify_checksums)
+        for path in (config.a, config.b)
+    ]
     if config.logits and config.dtype != "keep":
         raise InputError("--logits compares models of one dtype: leave --dtype out")
     comparison = _compare(models[0], models[1], _DTYPES[config.dtype])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from megatron_ultralong.checkpoint.hugging_face_config import (
     read_config,
     rope_scaling,
 )
+from megatron_ultralong.checkpoint.links import check_inside, is_plain_name
 from megatron_ultralong.checkpoint.tensor_file import (
     PickleFile,
     SafetensorsFile,
@@ -29,6 +29,7 @@ from megatron_ultralong.checkpoint.weight_map import (
 )
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError, missing
+from megatron_ultralong.json_file import read_json
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -150,6 +151,7 @@ def _open_files(folder: Path) -> tuple[list[TensorFile], dict[str, TensorFile]]:
         if (folder / index_name).is_file():
             return _open_indexed(folder / index_name, kind)
         if (folder / single_name).is_file():
+            check_inside(folder / single_name, folder)
             file = kind(folder / single_name)
             return [file], dict.fromkeys(file.tensors, file)
     names = [name for format_ in _FORMATS for name in format_[:2]]
@@ -159,20 +161,24 @@ def _open_files(folder: Path) -> tuple[list[TensorFile], dict[str, TensorFile]]:
 def _open_indexed(
     index: Path, kind: type[TensorFile]
 ) -> tuple[list[TensorFile], dict[str, TensorFile]]:
+    check_inside(index, index.parent)
     try:
-        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{index} is damaged ({error!r}): download it again") from error
-    wrong = [name for name in places.values() if name != Path(name).name]
+        places = read_json(index).object("weight_map")
+    except InputError as error:
+        raise InputError(f"{index} is damaged ({error}): download it again") from error
+    wrong = [name for name in places.values() if not is_plain_name(name)]
     if wrong:
-        raise InputError(f"{index} names {wrong[0]}, which is not a file of its own folder")
+        raise InputError(f"{index} names {wrong[0]!r}, which is not a file of its own folder")
     missing = sorted({name for name in places.values() if not (index.parent / name).is_file()})
     if missing:
         raise InputError(
             f"{index} names {len(missing)} files that are not there: {_some(missing)}; download "
             "them again"
         )
-    files = {name: kind(index.parent / name) for name in sorted(set(places.values()))}
+    names = sorted(set(places.values()))
+    for name in names:
+        check_inside(index.parent / name, index.parent)
+    files = {name: kind(index.parent / name) for name in names}
     for tensor, name in places.items():
         if tensor not in files[name].tensors:
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import JsonObject, read_json
 from megatron_ultralong.yarn import (
     RopeScaling,
     YarnConfig,
@@ -35,7 +35,7 @@ _FIXED = {
 """Keys that may be absent; any other value is a model that is not a plain Llama."""
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonObject:
     """``config.json`` of ``folder``, of an architecture that can be converted.
 
     Raises:
@@ -44,13 +44,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise InputError(f"{folder} has no {CONFIG_FILE}: it is not a Hugging Face model folder")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): copy it again") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} must hold a JSON object, not {type(values).__name__}")
-    architectures = values.get("architectures") or []
+    values = read_json(path)
+    architectures = values.strings("architectures", [])
     if ARCHITECTURE not in architectures:
         raise InputError(
             f"{path}: architectures {architectures} is not supported; known: {ARCHITECTURE}"
@@ -70,40 +65,54 @@ def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     Raises:
         InputError: a key is missing, or the sizes do not fit each other.
     """
-    try:
-        hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
-        model = ModelConfig(
-            num_layers=int(values["num_hidden_layers"]),
-            hidden_size=hidden,
-            ffn_hidden_size=int(values["intermediate_size"]),
-            num_attention_heads=heads,
-            num_query_groups=int(values.get("num_key_value_heads") or heads),
-            kv_channels=int(values.get("head_dim") or hidden // heads),
-            vocab_size=int(values["vocab_size"]),
-            norm_epsilon=float(values.get("rms_norm_eps", 1e-6)),
-            rotary_base=_rotary_base(values),
-            max_position_embeddings=int(values.get("max_position_embeddings", 2048)),
-            untie_embeddings_and_output_weights=not values.get("tie_word_embeddings", False),
-        )
-    except KeyError as error:
-        raise InputError(f"{where}: key {error} is missing") from error
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{where}: a size is not a number ({error})") from error
-    if heads % model.num_query_groups or model.kv_channels % 2:
-        raise InputError(
-            f"{where}: num_attention_heads ({heads}) must be divisible by num_key_value_heads "
-            f"({model.num_query_groups}), and head_dim ({model.kv_channels}) be even"
-        )
+    config = JsonObject(values, where)
+    hidden = config.integer("hidden_size", minimum=1)
+    heads = config.integer("num_attention_heads", minimum=1)
+    model = ModelConfig(
+        num_layers=config.integer("num_hidden_layers"),
+        hidden_size=hidden,
+        ffn_hidden_size=config.integer("intermediate_size"),
+        num_attention_heads=heads,
+        num_query_groups=config.integer("num_key_value_heads", 0) or heads,
+        kv_channels=config.integer("head_dim", 0) or hidden // heads,
+        vocab_size=config.integer("vocab_size"),
+        norm_epsilon=config.number("rms_norm_eps", 1e-6),
+        rotary_base=_rotary_base(config),
+        max_position_embeddings=config.integer("max_position_embeddings", 2048),
+        untie_embeddings_and_output_weights=not config.boolean("tie_word_embeddings", False),
+    )
+    model.check(where)
     return model
 
 
-def _rope_block(values: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_block(config: JsonObject) -> JsonObject:
     """The rope block in either form: ``rope_scaling`` (to 4.x) or ``rope_parameters`` (5.x)."""
-    return dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
+    for key in ("rope_scaling", "rope_parameters"):
+        block: JsonObject = config.object(key, None)
+        if block:
+            return block
+    return JsonObject({}, config.where)
 
 
-def _rotary_base(values: Mapping[str, Any]) -> float:
-    return float(_rope_block(values).get("rope_theta") or values.get("rope_theta") or 10000.0)
+def _rotary_base(config: JsonObject) -> float:
+    base: float = _rope_block(config).number("rope_theta", 0.0) or config.number(
+        "rope_theta", 10000.0
+    )
+    return base
+
+
+def _checked_rope_block(config: JsonObject) -> dict[str, Any]:
+    """The rope block, every value of the type and in the range that it can have."""
+    block = _rope_block(config)
+    for key in ("rope_type", "type"):
+        block.string(key, None)
+    block.number("factor", None, minimum=1, maximum=1e9)
+    for key in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
+        block.number(key, None, above=0, maximum=1e9)
+    block.number("attention_factor", None, above=0, maximum=1e6)
+    block.integer("original_max_position_embeddings", None, minimum=1, maximum=2**40)
+    config.integer("original_max_position_embeddings", None, minimum=1, maximum=2**40)
+    return dict(block)
 
 
 def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
@@ -112,7 +121,7 @@ def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
     Raises:
         InputError: a rope type or key that is not known here.
     """
-    block = _rope_block(values)
+    block = _checked_rope_block(JsonObject(values, where))
     if block.pop("partial_rotary_factor", 1.0) not in (1.0, None):
         raise InputError(f"{where}: partial_rotary_factor other than 1.0 is not supported")
     if block.get("rope_type", block.get("type")) in ("llama3", "yarn"):

@@ -34,6 +34,8 @@ class InspectConfig:
     """Iteration of a Megatron checkpoint; the latest by default."""
     json: bool = False
     """Print JSON."""
+    verify_checksums: bool = True
+    """Compare the bytes of a Megatron checkpoint with its checksums.json."""
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     Raises:
         InputError: it is in no known format, or damaged.
     """
-    model = open_model(config.src, config.iteration)
+    model = open_model(config.src, config.iteration, verify_checksums=config.verify_checksums)
     values: dict[str, Any] = {
         "format": model.format,
         "path": str(config.src),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from megatron_ultralong.checkpoint.checksums import Checksums
 from megatron_ultralong.checkpoint.folder import resolve
+from megatron_ultralong.checkpoint.integrity import check_tensors, listed_files
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
+from megatron_ultralong.checkpoint.objects import check_objects
 from megatron_ultralong.checkpoint.torch_dist import TorchDistReader
 from megatron_ultralong.checkpoint.weight_map import MEGATRON, Weight, unstacked_key, weight_map
 from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.ending import tell
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.yarn import RopeScaling
 
@@ -20,19 +25,60 @@ class MegatronCheckpoint:
 
     format = MEGATRON
 
-    def __init__(self, folder: str | Path, iteration: int | None = None) -> None:
-        """Read metadata and check every weight's key and shape.
+    def __init__(
+        self, folder: str | Path, iteration: int | None = None, *, verify_checksums: bool = True
+    ) -> None:
+        """Check everything but the tensors' bytes: files, objects, every weight's key and shape.
+
+        Args:
+            folder: of the checkpoint.
+            iteration: which of it; None: the latest.
+            verify_checksums: compare its files with what was written.
 
         Raises:
-            InputError: not a checkpoint of ours, or its weights do not fit its metadata.
+            InputError: not a checkpoint of ours, damaged, it would run code, or its weights do not
+                fit its metadata.
         """
         self.path, self.iteration = resolve(folder, iteration)
         self.root = self.path.parent
         self.source_folder = self.root / SOURCE_FOLDER
         self.metadata = load_metadata(self.root)
-        self.tensors = TorchDistReader(self.path)
+        self._verify_checksums = verify_checksums
+        self._is_checked = False
+        self._checksums: Checksums | None = None
+        damage = self._read_checksums() if verify_checksums else None
+        try:
+            self.tensors = TorchDistReader(self.path)
+            check_objects(self.path, self.tensors.metadata)
+        except InputError as error:
+            if damage is None:
+                raise
+            raise InputError(f"{error}; {damage}") from error  # what it did, and why
+        if damage is not None:
+            raise damage
         self._locations = {weight: self._locate(weight) for weight in weight_map(self.model)}
         self._check_tied()
+
+    def check_tensors(
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        agree: Callable[[str | None], list[str | None]] = lambda error: [error],
+    ) -> None:
+        """Compare the tensors' bytes with what was written, or say that nobody does.
+
+        See :func:`megatron_ultralong.checkpoint.integrity.check_tensors`.
+
+        Raises:
+            InputError: a file is not as it was written.
+        """
+        if not self._verify_checksums:
+            tell(f"warning: --no-verify-checksums: the bytes of {self.path} are read unchecked")
+        elif self._checksums is None:
+            tell(f"warning: {self.path} has no checksums.json: its bytes are read unchecked")
+        elif not self._is_checked:
+            check_tensors(self.path, self._checksums, rank, world_size, agree)
+        self._is_checked = True
 
     @property
     def model(self) -> ModelConfig:
@@ -58,6 +104,14 @@ class MegatronCheckpoint:
         regions = [self.tensors.read(*region) for region in self._locations[weight]]
         tensor = regions[0] if len(regions) == 1 else torch.cat(regions)
         return tensor.reshape(weight.shape)
+
+    def _read_checksums(self) -> InputError | None:
+        """What is wrong with the files, by their sizes and the bytes of the small ones."""
+        try:
+            self._checksums = listed_files(self.path)
+        except InputError as error:
+            return error
+        return None
 
     def _locate(self, weight: Weight) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
         """Key, start and shape of the regions that hold ``weight``, one below the other.
@@ -88,6 +142,7 @@ class MegatronCheckpoint:
         )
 
     def _check_shape(self, weight: Weight, key: str, expected: tuple[int, ...]) -> None:
+        self.tensors.check_complete(key)
         found = tuple(self.tensors.tensors[key].size)
         # Megatron pads the vocabulary with rows that no token reads
         padded = weight.layer is None and len(expected) == 2 and found[0] >= expected[0]

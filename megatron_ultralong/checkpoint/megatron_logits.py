@@ -49,7 +49,7 @@ def megatron_logits(
             rope_scaling=checkpoint.rope_scaling,
             angle_precision="float32",
         )
-        load_weights([model], checkpoint.path)
+        load_weights([model], checkpoint)
         with arithmetic(dtype):
             return _forward(model.eval(), tokens_S, groups).cpu()
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from megatron_ultralong.checkpoint.links import check_inside
 from megatron_ultralong.checkpoint.meta_names import MetaTensor, meta_tensor, num_heads, to_halves
 from megatron_ultralong.checkpoint.tensor_file import PickleFile
 from megatron_ultralong.checkpoint.weight_map import LM_HEAD, META, Weight, weight_map
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import JsonObject, read_json
 from megatron_ultralong.yarn import RopeScaling, YarnConfig
 
 PARAMS_FILE = "params.json"
@@ -42,7 +43,7 @@ class MetaFolder:
         self.files = _open_shards(self.folder)
         self._axes: dict[str, int] = {}
         self._model = self._read_shape()
-        self.rope_scaling = _rope_scaling(self.params, self.folder)
+        self.rope_scaling = _rope_scaling(self.params)
         self._check_tensors()
 
     @property
@@ -86,7 +87,7 @@ class MetaFolder:
     def _axis(self, tensor: MetaTensor) -> int | None:
         """Llama 2 divides the embedding by columns, Llama 3 by rows."""
         if tensor.name == _EMBEDDING:
-            narrow = self._info(_EMBEDDING)[1] != int(self.params["dim"])
+            narrow = self._info(_EMBEDDING)[1] != self.params["dim"]
             return 1 if narrow else 0
         return tensor.axis
 
@@ -101,28 +102,29 @@ class MetaFolder:
 
     def _read_shape(self) -> ModelConfig:
         params, count = self.params, len(self.files)
-        try:
-            hidden, heads = int(params["dim"]), int(params["n_heads"])
-            rows, columns = self._info(_EMBEDDING)
-            model = ModelConfig(
-                num_layers=int(params["n_layers"]),
-                hidden_size=hidden,
-                ffn_hidden_size=self._info(_GATE)[0] * count,
-                num_attention_heads=heads,
-                num_query_groups=int(params.get("n_kv_heads") or heads),
-                kv_channels=hidden // heads,
-                vocab_size=rows * (count if columns == hidden else 1),
-                norm_epsilon=float(params["norm_eps"]),
-                rotary_base=float(params.get("rope_theta", 10000.0)),
-                max_position_embeddings=_max_positions(params),
-                untie_embeddings_and_output_weights=not self._is_tied(),
-            )
-        except KeyError as error:
-            raise InputError(f"{self.folder / PARAMS_FILE}: key {error} is missing") from error
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        hidden = params.integer("dim", minimum=1)
+        heads = params.integer("n_heads", minimum=1)
+        embedding = self._info(_EMBEDDING)
+        if len(embedding) != 2 or len(self._info(_GATE)) != 2:
             raise InputError(
-                f"{self.folder / PARAMS_FILE}: a size is not a number ({error})"
-            ) from error
+                f"{self.files[0].path}: {_EMBEDDING} and {_GATE} must have two axes, not "
+                f"{list(embedding)} and {list(self._info(_GATE))}"
+            )
+        rows, columns = embedding
+        model = ModelConfig(
+            num_layers=params.integer("n_layers"),
+            hidden_size=hidden,
+            ffn_hidden_size=self._info(_GATE)[0] * count,
+            num_attention_heads=heads,
+            num_query_groups=params.integer("n_kv_heads", 0) or heads,
+            kv_channels=hidden // heads,
+            vocab_size=rows * (count if columns == hidden else 1),
+            norm_epsilon=params.number("norm_eps"),
+            rotary_base=params.number("rope_theta", 10000.0),
+            max_position_embeddings=_max_positions(params),
+            untie_embeddings_and_output_weights=not self._is_tied(),
+        )
+        model.check(str(self.folder / PARAMS_FILE))
         return model
 
     def _is_tied(self) -> bool:
@@ -166,20 +168,18 @@ class MetaFolder:
                 )
 
 
-def read_params(folder: Path) -> dict[str, Any]:
+def read_params(folder: Path) -> JsonObject:
     """``params.json`` of ``folder``.
 
     Raises:
         InputError: no such file, or damaged.
     """
     path = folder / PARAMS_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no {PARAMS_FILE}: it is not a Meta folder") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): download it again") from error
-    if not isinstance(values, dict) or "dim" not in values:
+    if not path.is_file():
+        raise InputError(f"{folder} has no {PARAMS_FILE}: it is not a Meta folder")
+    check_inside(path, folder)
+    values = read_json(path, hint="download it again")
+    if "dim" not in values:
         raise InputError(f"{path} must hold a Llama's parameters, with dim")
     return values
 
@@ -192,28 +192,30 @@ def _open_shards(folder: Path) -> list[PickleFile]:
             f"{folder} holds {[path.name for path in paths]}, {wanted or ['consolidated.00.pth']} "
             "are needed: download the missing shards"
         )
+    for path in paths:
+        check_inside(path, folder)
     return [PickleFile(path) for path in paths]
 
 
-def _max_positions(params: dict[str, Any]) -> int:
+def _max_positions(params: JsonObject) -> int:
     """Positions the weights were trained for, which params.json does not say."""
-    if params.get("use_scaled_rope"):
+    if params.boolean("use_scaled_rope", False):
         return 131072
-    return 8192 if float(params.get("rope_theta", 10000.0)) == 500000.0 else 4096
+    return 8192 if params.number("rope_theta", 10000.0) == 500000.0 else 4096
 
 
-def _rope_scaling(params: dict[str, Any], folder: Path) -> RopeScaling:
+def _rope_scaling(params: JsonObject) -> RopeScaling:
     """Llama 3.1 and later scale frequencies by constants of Meta's code, not of params.json."""
-    if not params.get("use_scaled_rope"):
+    if not params.boolean("use_scaled_rope", False):
         return None
-    factor = params.get("rope_scaling_factor")
-    if factor is None and int(params["dim"]) <= _SMALL_MODEL:
+    factor = params.number("rope_scaling_factor", None, minimum=1, maximum=1e9)
+    if factor is None and params["dim"] <= _SMALL_MODEL:
         raise InputError(
-            f"{folder / PARAMS_FILE}: use_scaled_rope is set without rope_scaling_factor, and "
+            f"{params.where}: use_scaled_rope is set without rope_scaling_factor, and "
             f"models of dim {params['dim']} exist with other factors than 8: add "
             '"rope_scaling_factor": 32.0 for Llama 3.2 1B and 3B'
         )
-    return YarnConfig(float(factor or META_FACTOR))
+    return YarnConfig(factor or META_FACTOR)
 
 
 def needs_factor(hidden_size: int, factor: float | None) -> bool:

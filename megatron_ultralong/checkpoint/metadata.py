@@ -6,10 +6,13 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from megatron_ultralong import config, yarn
+from megatron_ultralong.checkpoint.integrity import check_seal, seal, unseal
 from megatron_ultralong.errors import InputError, missing
+from megatron_ultralong.json_file import JsonObject, read_json
+from megatron_ultralong.model_config import LARGEST
 
 FILE_NAME = "ultralong.json"
 SOURCE_FOLDER = "huggingface"
@@ -68,7 +71,19 @@ def save_metadata(checkpoint: Path, metadata: CheckpointMetadata) -> None:
     text = json.dumps({"format_version": _FORMAT_VERSION, **values}, indent=2) + "\n"
     aside = checkpoint / (FILE_NAME + ".partial")
     aside.write_text(text, encoding="utf-8")
+    unseal(checkpoint)
     os.replace(aside, checkpoint / FILE_NAME)
+    seal_small_files(checkpoint)
+
+
+def seal_small_files(checkpoint: Path) -> None:
+    """Write the checksums of ``ultralong.json`` and of what was kept of the source model.
+
+    Whoever changes one of them calls :func:`unseal` before and this after it.
+    """
+    kept = sorted(path for path in (checkpoint / SOURCE_FOLDER).glob("*") if path.is_file())
+    if (checkpoint / FILE_NAME).is_file():
+        seal(checkpoint, [checkpoint / FILE_NAME, *kept])
 
 
 def load_metadata(checkpoint: Path) -> CheckpointMetadata:
@@ -88,19 +103,55 @@ def load_metadata(checkpoint: Path) -> CheckpointMetadata:
             f"{checkpoint} has no {FILE_NAME}: it is not a Megatron checkpoint of "
             "this project; make one with `ultralong convert import SRC DST`"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version = values.pop("format_version")
-        rope = values.pop("rope_scaling")
-        method = rope.pop("method")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}): import the checkpoint again") from error
+    check_seal(path.parent)
+    values = read_json(path, hint="import the checkpoint again")
+    version = values.integer("format_version")
     if version != _FORMAT_VERSION:
         raise InputError(
             f"{path} has format_version {version}, this program reads {_FORMAT_VERSION}"
         )
-    scaling = config.from_dict(_SCALINGS[method], rope, str(path)) if method != "none" else None
-    values["model"] = config.from_dict(config.ModelConfig, values["model"], str(path))
-    if values.get("separator_ids") is not None:
-        values["separator_ids"] = tuple(values["separator_ids"])
-    return CheckpointMetadata(rope_scaling=scaling, **values)
+    model: config.ModelConfig = config.from_dict(
+        config.ModelConfig, values.object("model"), str(path)
+    )
+    model.check(str(path))
+    precision = values.string("angle_precision", "exact")
+    if precision not in get_args(config.AnglePrecision):
+        raise values.wrong("angle_precision", " or ".join(get_args(config.AnglePrecision)))
+    return CheckpointMetadata(
+        model=model,
+        rope_scaling=_rope_scaling(values.object("rope_scaling"), path),
+        source_model=values.string("source_model"),
+        tokenizer_sha256=values.string("tokenizer_sha256", None),
+        separator_ids=_separator_ids(values),
+        angle_precision=precision,
+        trained_seq_length=values.integer(
+            "trained_seq_length", None, minimum=1, maximum=LARGEST["max_position_embeddings"]
+        ),
+    )
+
+
+def _rope_scaling(values: JsonObject, path: Path) -> yarn.RopeScaling:
+    method = values.string("method")
+    if method == "none":
+        return None
+    if method not in _SCALINGS:
+        raise values.wrong("method", f"none or one of {', '.join(_SCALINGS)}")
+    for key, value in values.items():
+        if isinstance(value, str):
+            continue
+        if key == "original_max_position_embeddings":
+            values.integer(key, minimum=1, maximum=LARGEST["max_position_embeddings"])
+        else:
+            values.number(key, above=0, maximum=1e9)
+    arguments = {key: value for key, value in values.items() if key != "method"}
+    scaling: yarn.RopeScaling = config.from_dict(_SCALINGS[method], arguments, str(path))
+    return scaling
+
+
+def _separator_ids(values: JsonObject) -> tuple[int, ...] | None:
+    ids = values.array("separator_ids", None)
+    if ids is None:
+        return None
+    if not all(type(token) is int and 0 <= token < LARGEST["vocab_size"] for token in ids):
+        raise values.wrong("separator_ids", "an array of token ids")
+    return tuple(ids)

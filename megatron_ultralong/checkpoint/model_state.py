@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from megatron.core import dist_checkpointing
+import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 
+from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.sharded_load import load_sharded
+from megatron_ultralong.mcore.parallel import every_rank
 
-def load_weights(chunks: Sequence[GPTModel], folder: Path) -> None:
-    """Load the weights in ``folder`` (a ``release`` or ``iter_NNNNNNN``) into a model.
 
-    The layout that wrote them does not matter. Optimizer states in the folder are not read.
+def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint) -> None:
+    """Load the weights of a checkpoint into a model; every rank calls it.
+
+    The layout that wrote them does not matter. Optimizer states in the folder are not loaded. Each
+    byte of the folder is first compared with its checksum, on one of the ranks.
 
     Args:
         chunks: the model's chunks on this rank, one where it has no virtual stages.
-        folder: of the checkpoint.
+        checkpoint: opened, and so checked but for the tensors' bytes.
+
+    Raises:
+        InputError: a file is damaged, or would run code; on every rank.
     """
-    state = dist_checkpointing.load(  # all chunks at once: the ranks' shards cover every tensor
-        sharded_state_dict={f"model{index}": _weights(chunk) for index, chunk in enumerate(chunks)},
-        checkpoint_dir=str(folder),
+    checkpoint.check_tensors(dist.get_rank(), dist.get_world_size(), every_rank)
+    state = load_sharded(  # all chunks at once: the ranks' shards cover every tensor
+        {f"model{index}": _weights(chunk) for index, chunk in enumerate(chunks)},
+        checkpoint.path,
     )
     for index, chunk in enumerate(chunks):
         take_state(chunk, state[f"model{index}"])

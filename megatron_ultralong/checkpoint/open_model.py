@@ -18,12 +18,15 @@ from megatron_ultralong.errors import InputError
 
 
 def open_model(
-    path: Path, iteration: int | None = None
+    path: Path, iteration: int | None = None, *, verify_checksums: bool = True
 ) -> HuggingFaceFolder | MetaFolder | MegatronCheckpoint:
     """The model at ``path``, in whichever format it is.
 
+    All bytes of a Megatron checkpoint are compared with its checksums, unless ``verify_checksums``
+    is false; other formats have none.
+
     Raises:
-        InputError: it is in none.
+        InputError: it is in none, or damaged.
     """
     if (path / CONFIG_FILE).is_file():
         return HuggingFaceFolder(path)
@@ -34,7 +37,9 @@ def open_model(
             f"{path} is no model: it has no {CONFIG_FILE} (Hugging Face), no {PARAMS_FILE} (Meta) "
             f"and no {LATEST_FILE} (Megatron)"
         )
-    return MegatronCheckpoint(path, iteration)
+    checkpoint = MegatronCheckpoint(path, iteration, verify_checksums=verify_checksums)
+    checkpoint.check_tensors()
+    return checkpoint
 
 
 def summarise(source: Model, dtype: torch.dtype | None = None) -> WeightsSummary:

@@ -7,9 +7,13 @@ import os
 import shutil
 from pathlib import Path
 
+from megatron_ultralong.checkpoint.checksums import FILE_NAME as CHECKSUMS_FILE
 from megatron_ultralong.checkpoint.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.checkpoint.links import check_inside
 from megatron_ultralong.checkpoint.meta import PARAMS_FILE
+from megatron_ultralong.checkpoint.metadata import seal_small_files
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_json
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -18,7 +22,10 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 def small_files(folder: Path) -> list[Path]:
     """Files of ``folder`` that belong to the model and are not weights, by name."""
     found = {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()}
-    return sorted(path for path in found if not path.name.endswith(".index.json"))
+    kept = sorted(path for path in found if not path.name.endswith(".index.json"))
+    for path in kept:  # they are copied into exports, which people publish
+        check_inside(path, folder)
+    return [path for path in kept if path.name != CHECKSUMS_FILE]
 
 
 def check_tokenizer(folder: Path) -> None:
@@ -44,6 +51,7 @@ def copy_once(source: Path, folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.copytree(source, aside)
         os.replace(aside, folder)
+        seal_small_files(folder.parent)
 
 
 def restore_meta(kept: Path, folder: Path) -> None:
@@ -64,7 +72,7 @@ def restore(kept: Path, folder: Path, max_position_embeddings: int) -> None:
             shutil.copyfile(path, folder / path.name)
     path = folder / "tokenizer_config.json"
     if path.is_file():
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         length = values.get("model_max_length")
         if isinstance(length, int) and length < max_position_embeddings:
             values["model_max_length"] = max_position_embeddings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import mmap
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +14,11 @@ from safetensors import SafetensorError, safe_open
 
 from megatron_ultralong.checkpoint.page_cache import announce
 from megatron_ultralong.checkpoint.pickle_layout import record_offsets
+from megatron_ultralong.checkpoint.pickles import (
+    UnsafeError,
+    is_plain_tensor,
+    read_torch_file,
+)
 from megatron_ultralong.errors import InputError
 
 DTYPES = {
@@ -124,17 +128,14 @@ class PickleFile:
 
     def _load(self) -> dict[str, torch.Tensor]:
         try:
-            values = torch.load(
-                self.path, map_location="cpu", weights_only=True, mmap=self._can_map
-            )
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            values = read_torch_file(self.path, mmap=self._can_map)
+        except (UnsafeError, OSError) as error:
             raise InputError(
-                f"{self.path} does not open as a file of weights only ({reason}): it is damaged "
+                f"{self.path} does not open as a file of weights only ({error}): it is damaged "
                 "or would run code; use the model's safetensors files"
             ) from error
         if not isinstance(values, dict) or not all(
-            isinstance(value, torch.Tensor) for value in values.values()
+            isinstance(name, str) and is_plain_tensor(value) for name, value in values.items()
         ):
             raise InputError(f"{self.path} must hold a dict of tensors: it is not a model's file")
         return values

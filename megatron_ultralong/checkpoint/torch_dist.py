@@ -7,8 +7,7 @@ process group that wrote it nor Megatron-Core.
 from __future__ import annotations
 
 import io
-import json
-import pickle
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
@@ -17,29 +16,19 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
-    Metadata,
     MetadataIndex,
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
-from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_ultralong.checkpoint.page_cache import announce
+from megatron_ultralong.checkpoint.pickles import UnsafeError, is_plain_tensor, read_record
+from megatron_ultralong.checkpoint.torch_dist_metadata import read_torch_dist_metadata
+from megatron_ultralong.checkpoint.window import Window
 from megatron_ultralong.errors import InputError
 
-_CLASS_MODULES = {
-    "torch.distributed.checkpoint.metadata",
-    "torch.distributed.checkpoint.planner",
-    "torch.distributed.checkpoint.filesystem",
-    "megatron.core.dist_checkpointing.strategies.torch",
-}
-_NAMES = {
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch.serialization", "_get_layout"),
-    ("collections", "OrderedDict"),
-    ("pathlib", "PosixPath"),
-}
+_SPARE = 2**20
+"""Bytes that a record has over those of its tensor, at most."""
 
 
 class TorchDistReader:
@@ -52,8 +41,7 @@ class TorchDistReader:
             InputError: it is not a torch_dist checkpoint, or not a complete one.
         """
         self.folder = Path(folder)
-        _check_format(self.folder)
-        self.metadata = _read_metadata(self.folder / ".metadata")
+        self.metadata = read_torch_dist_metadata(self.folder)
         self._reader = FileSystemReader(self.folder)
         self._reader.set_up_storage_reader(self.metadata, True)
         self.tensors: dict[str, TensorStorageMetadata] = {
@@ -61,7 +49,20 @@ class TorchDistReader:
             for key, entry in self.metadata.state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata)
         }
-        self._check_files()
+
+    def check_complete(self, key: str) -> None:
+        """Check that the folder holds all elements of tensor ``key``.
+
+        Raises:
+            InputError: it does not.
+        """
+        entry = self.tensors[key]
+        held = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
+        if held < math.prod(entry.size):
+            raise InputError(
+                f"{self.folder}: tensor {key} of shape {list(entry.size)} has {held:,} of its "
+                f"{math.prod(entry.size):,} elements: the checkpoint is not complete"
+            )
 
     def read(self, key: str, start: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
         """The region of tensor ``key`` that begins at ``start`` and has ``shape``.
@@ -87,41 +88,47 @@ class TorchDistReader:
 
     def _load(self, item: ReadItem) -> torch.Tensor:
         """The wanted part of one record."""
+        key = item.storage_index.fqn
         place = self.metadata.storage_data[item.storage_index]
+        path = self.folder / place.relative_path
         try:
-            with (self.folder / place.relative_path).open("rb") as file:
+            with path.open("rb") as file:
                 announce(file, place.offset, place.length)
-                # a window over the record, or a decoder where a torch extension compressed it
-                stream = self._reader.transforms.transform_load_stream(
-                    item,
-                    getattr(place, "transform_descriptors", None) or (),
-                    cast(IO[bytes], _create_file_view(file, place.offset, place.length)),
-                )
-                if not stream.seekable():
-                    stream = io.BytesIO(stream.read())
-                record = torch.load(stream, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+                record = read_record(self._stream(file, item, place))
+        except (OSError, UnsafeError) as error:
             raise InputError(
-                f"{self.folder}: tensor {item.storage_index.fqn} cannot be read ({error}): a file "
-                "is truncated or damaged; write the checkpoint again"
+                f"{path}: tensor {key} cannot be read ({error}): the file is truncated or "
+                "damaged; write the checkpoint again"
             ) from error
+        properties, sizes = self.tensors[key].properties, self._sizes(item)
+        if not is_plain_tensor(record, properties.dtype, sizes):
+            raise InputError(
+                f"{path}: tensor {key} is not of dtype {properties.dtype} and shape "
+                f"{list(sizes)}, as .metadata says: the files are of different checkpoints"
+            )
         part: torch.Tensor = record[_slices(item.storage_offsets, item.lengths)]
         return part
 
-    def _check_files(self) -> None:
-        ends: dict[str, int] = {}
-        for info in self.metadata.storage_data.values():
-            end = info.offset + info.length
-            ends[info.relative_path] = max(end, ends.get(info.relative_path, 0))
-        for name, end in sorted(ends.items()):
-            path = self.folder / name
-            size = path.stat().st_size if path.is_file() else 0
-            if size < end:
-                state = f"has {size} bytes" if path.is_file() else "is missing"
-                raise InputError(
-                    f"{path} {state}, the checkpoint needs {end} bytes of it: it was not copied "
-                    "or written completely; copy it again"
-                )
+    def _stream(self, file: IO[bytes], item: ReadItem, place: Any) -> IO[bytes]:
+        """A window over the record, or its bytes where a torch extension compressed it."""
+        window = cast(IO[bytes], Window(file, place.offset, place.length))
+        descriptors = getattr(place, "transform_descriptors", None)
+        if not descriptors:
+            return window
+        dtype = self.tensors[item.storage_index.fqn].properties.dtype
+        limit = math.prod(self._sizes(item)) * dtype.itemsize + _SPARE
+        try:
+            stream = self._reader.transforms.transform_load_stream(item, descriptors, window)
+            data = stream.read(limit + 1)
+        except Exception as error:  # each decoder has its own
+            raise UnsafeError(f"{error}") from error
+        if len(data) > limit:
+            raise UnsafeError(f"it unpacks to more than the {limit:,} bytes of its tensor")
+        return io.BytesIO(data)
+
+    def _sizes(self, item: ReadItem) -> torch.Size:
+        chunks = self.tensors[item.storage_index.fqn].chunks
+        return next(c.sizes for c in chunks if c.offsets == item.storage_index.offset)
 
 
 def _slices(begins: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
@@ -148,52 +155,3 @@ def _overlap(
             storage_offsets=torch.Size(b - o for b, o in zip(begins, chunk.offsets, strict=True)),
             lengths=torch.Size(e - b for b, e in zip(begins, ends, strict=True)),
         )
-
-
-def _check_format(folder: Path) -> None:
-    path = folder / "metadata.json"
-    try:
-        backend = json.loads(path.read_text(encoding="utf-8"))["sharded_backend"]
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder} has no metadata.json: it is not a finished checkpoint"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error!r})") from error
-    if backend != "torch_dist":
-        raise InputError(
-            f"{folder} has format {backend!r}, 'torch_dist' is read: save it with "
-            "`--ckpt-format torch_dist`"
-        )
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Unpickles the plain data classes of torch.distributed.checkpoint, and nothing that acts."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _NAMES:
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if module in _CLASS_MODULES and "." not in name:
-            found = super().find_class(module, name)
-            if isinstance(found, type) and found.__module__ == module:
-                return found
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's metadata")
-
-
-def _read_metadata(path: Path) -> Metadata:
-    try:
-        with path.open("rb") as file:
-            return _unpickle(file)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: the checkpoint was not written completely") from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): the file is damaged") from error
-
-
-def _unpickle(file: IO[bytes]) -> Metadata:
-    metadata = _MetadataUnpickler(file).load()
-    if not isinstance(metadata, Metadata) or metadata.storage_data is None:
-        raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}, not Metadata")
-    return metadata

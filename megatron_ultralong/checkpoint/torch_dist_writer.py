@@ -32,7 +32,9 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
+from megatron_ultralong.checkpoint.checksums import checksum, write_checksums
 from megatron_ultralong.checkpoint.chunked_write import ChunkedFile
+from megatron_ultralong.checkpoint.hashing_thread import HashingThread
 from megatron_ultralong.checkpoint.manifest import Manifest
 from megatron_ultralong.checkpoint.megatron_args import megatron_args
 from megatron_ultralong.checkpoint.page_cache import let_go
@@ -74,9 +76,9 @@ def write_torch_dist(
     plans, metadata = create_default_global_save_plan([SavePlan([*items, *objects])])
     path = folder / _DATA_FILE
     path.touch()
-    with path.open("r+b") as file:
-        places = _write_weights(file, weights, source, manifest, advance)
-        places += [_append([None], file, sum(places[-1]))]
+    with path.open("r+b") as file, HashingThread() as hashing:
+        places = _write_weights(file, weights, source, manifest, advance, hashing)
+        places += [_append([None], file, sum(places[-1]), hashing)]
         # all the empty objects are one
         places += places[-1:] * (len(objects) - 1)
         file.truncate(sum(places[-1]))
@@ -90,6 +92,9 @@ def write_torch_dist(
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     torch.save(_common_state(source.model), folder / "common.pt")
     _write_format(folder)
+    small = (".metadata", "common.pt", "metadata.json")
+    checksums = {name: checksum(folder / name) for name in small}
+    write_checksums(folder, {**checksums, _DATA_FILE: hashing.checksum()})
 
 
 def _write_weights(
@@ -98,6 +103,7 @@ def _write_weights(
     source: WeightSource,
     manifest: Manifest,
     advance: Callable[[int], None],
+    hashing: HashingThread,
 ) -> list[tuple[int, int]]:
     """Offset and length of every weight in ``file``, one behind the other."""
     done = [weight for weight in weights if weight.label in manifest.finished]
@@ -105,11 +111,12 @@ def _write_weights(
     notes = [manifest.finished[weight.label] for weight in done]
     places = [(offset, length) for offset, length in notes]
     end = sum(places[-1]) if places else 0
+    hashing.read(file, end)  # what a killed conversion has written
     left = weights[len(done) :]
     for weight, tensor in read_ahead(left, lambda weight: weight.fuse(source.read(weight))):
         # a layer's tensor has the axis of the layers before its own: [1, ...]
         shaped = tensor if weight.layer is None else tensor.unsqueeze(0)
-        places.append(_append(shaped, file, end))
+        places.append(_append(shaped, file, end, hashing))
         end = sum(places[-1])
         advance(tensor.nbytes)
         manifest.add(weight.label, tensor.nbytes, lambda: _sync(file), list(places[-1]))
@@ -118,12 +125,12 @@ def _write_weights(
     return places
 
 
-def _append(value: object, file: IO[bytes], offset: int) -> tuple[int, int]:
+def _append(value: object, file: IO[bytes], offset: int, hashing: HashingThread) -> tuple[int, int]:
     if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() != value.nbytes:
         value = value.clone()  # torch.save would write all of the storage that it is a view of
     file.seek(offset)
     with _without_crc32():
-        torch.save(value, cast(IO[bytes], ChunkedFile(file)))
+        torch.save(value, cast(IO[bytes], ChunkedFile(file, hashing.update)))
     let_go(file)
     return offset, file.tell() - offset
 

@@ -58,7 +58,11 @@ def generate(config: GenerateConfig) -> list[str]:
         )
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     with parallel_groups(config.parallel, seed=0) as groups:
-        decoder = open_decoder(folder, config.parallel, groups, dtype=dtype)
+        decoder = open_decoder(
+            *(folder, config.parallel, groups),
+            dtype=dtype,
+            verify_checksums=config.verify_checksums,
+        )
         writer = Continuation(decoder, config.sampling, config.decoding)
         with _reading(sum(map(len, prompts))) as (advance, stop_bar):
             streams = len(prompts) == 1 and is_main_rank() and sys.stdout.isatty()

@@ -34,6 +34,7 @@ class MegatronGenerator:
         name: str | None = None,
         iteration: int | None = None,
         decoding: DecodingConfig | None = None,
+        verify_checksums: bool = True,
     ) -> None:
         """Load the weights.
 
@@ -45,7 +46,12 @@ class MegatronGenerator:
         self.max_positions = metadata.trained_positions
         self.vocab_size = metadata.model.vocab_size
         self.is_main = is_main_rank()
-        decoder = open_decoder(folder, parallel, groups, dtype=dtype, iteration=iteration)
+        decoder = open_decoder(
+            *(folder, parallel, groups),
+            dtype=dtype,
+            iteration=iteration,
+            verify_checksums=verify_checksums,
+        )
         self._continuation = Continuation(decoder, config=decoding or DecodingConfig())
 
     def generate(

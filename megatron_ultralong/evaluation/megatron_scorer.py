@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from megatron_ultralong.checkpoint.folder import resolve
-from megatron_ultralong.checkpoint.metadata import load_metadata
+from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.model_state import load_weights
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.evaluation.scorer import Scores
@@ -39,15 +38,18 @@ class MegatronScorer:
         dtype: torch.dtype,
         name: str | None = None,
         iteration: int | None = None,
+        verify_checksums: bool = True,
     ) -> None:
         """Load the weights.
 
         Raises:
-            InputError: ``folder`` is no checkpoint of ours, or cannot be split this way.
+            InputError: ``folder`` is no checkpoint of ours, is damaged, or cannot be split this
+                way.
         """
-        metadata = load_metadata(folder)
+        checkpoint = MegatronCheckpoint(folder, iteration, verify_checksums=verify_checksums)
+        metadata = checkpoint.metadata
         parallel.check_model(metadata.model)
-        weights, self.iteration = resolve(folder, iteration)
+        self.iteration = checkpoint.iteration
         self.name = name or folder.name
         self.max_positions = metadata.trained_positions
         self.vocab_size = metadata.model.vocab_size
@@ -65,7 +67,7 @@ class MegatronScorer:
             recomputation=Recomputation(tile_size=_TILE_SIZE),
             loss_tile_size=_TILE_SIZE,
         ).to(dtype)
-        load_weights([self._model], weights)
+        load_weights([self._model], checkpoint)
         self._model.eval()
         self._unit = 2 * parallel.context_parallel_size
         if parallel.sequence_parallel:

@@ -37,6 +37,8 @@ class ModelsConfig:
     NAME=FOLDER gives one a name in tables and pictures."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Weights and activations of Megatron checkpoints; Hugging Face folders run in fp32."""
+    verify_checksums: bool = True
+    """Compare the bytes of Megatron checkpoints with their checksums.json."""
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
 
@@ -52,7 +54,12 @@ def open_scorers(config: ModelsConfig) -> Iterator[Sequence[Scorer]]:
         yield [
             HuggingFaceScorer(folder, name=name)
             if _is_hugging_face(folder)
-            else MegatronScorer(folder, config.parallel, groups, dtype=dtype, name=name)
+            else MegatronScorer(
+                *(folder, config.parallel, groups),
+                dtype=dtype,
+                name=name,
+                verify_checksums=config.verify_checksums,
+            )
             for name, folder in models
         ]
 
@@ -69,7 +76,12 @@ def open_generators(config: ModelsConfig) -> Iterator[Sequence[Generator]]:
         yield [
             HuggingFaceGenerator(folder, name=name)
             if _is_hugging_face(folder)
-            else MegatronGenerator(folder, config.parallel, groups, dtype=dtype, name=name)
+            else MegatronGenerator(
+                *(folder, config.parallel, groups),
+                dtype=dtype,
+                name=name,
+                verify_checksums=config.verify_checksums,
+            )
             for name, folder in models
         ]
 

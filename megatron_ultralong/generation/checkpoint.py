@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.folder import resolve
-from megatron_ultralong.checkpoint.metadata import load_metadata
+from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.model_state import load_weights
 from megatron_ultralong.config import AnglePrecision, ParallelConfig
 from megatron_ultralong.mcore.decoding import Decoder
@@ -28,6 +27,7 @@ def open_decoder(
     dtype: torch.dtype,
     iteration: int | None = None,
     angle_precision: AnglePrecision | None = None,
+    verify_checksums: bool = True,
 ) -> Decoder:
     """The checkpoint's weights in ``parallel``; every rank calls it inside ``parallel_groups``.
 
@@ -42,14 +42,15 @@ def open_decoder(
         iteration: which checkpoint of the folder; None: the newest.
         angle_precision: precision of the rotary angles; None: the checkpoint's own. ``float32`` is
             as transformers has them, off by up to 5e-4 rad at position 8,192.
+        verify_checksums: compare the bytes with what was written.
 
     Raises:
-        InputError: ``folder`` is no checkpoint of ours, or cannot be split this way.
+        InputError: ``folder`` is no checkpoint of ours, is damaged, or cannot be split this way.
     """
-    metadata = load_metadata(folder)
+    checkpoint = MegatronCheckpoint(folder, iteration, verify_checksums=verify_checksums)
+    metadata = checkpoint.metadata
     parallel = dataclasses.replace(parallel, sequence_parallel=False)
     parallel.check_model(metadata.model)
-    weights, _ = resolve(folder, iteration)
     model = build_model(
         metadata.model,
         transformer_config(
@@ -62,5 +63,5 @@ def open_decoder(
         recomputation=Recomputation(tile_size=_TILE_SIZE),
         loss_tile_size=_TILE_SIZE,
     ).to(dtype)
-    load_weights([model], weights)
+    load_weights([model], checkpoint)
     return Decoder(model, groups)

@@ -78,6 +78,8 @@ class GenerateConfig:
     """Write on where the model ends its text."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Weights, activations, keys and values."""
+    verify_checksums: bool = True
+    """Compare the checkpoint's bytes with its checksums.json."""
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)

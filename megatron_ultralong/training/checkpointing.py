@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core import tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallel
@@ -21,6 +21,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ultralong.checkpoint.megatron_args import megatron_args
 from megatron_ultralong.checkpoint.model_state import take_state, without_extra_states
+from megatron_ultralong.checkpoint.sharded_load import load_common, load_sharded
 from megatron_ultralong.config import ModelConfig
 
 _SHARDING = {
@@ -155,15 +156,11 @@ def load_checkpoint(
     _prepare_torch_adam(optimizer)
     asked = [_hyperparameters(group) for group in optimizer.param_groups]
     state = _sharded_state(chunks, optimizer, scheduler, is_loading=True)
-    position = dist_checkpointing.load_common_state_dict(str(folder))["ultralong"]
+    position = load_common(folder)["ultralong"]
     as_many_ranks = position["world_size"] == dist.get_world_size()
     if as_many_ranks:
         state["rng_state"] = _rng_shard(None)
-    state, _, lacking = dist_checkpointing.load(
-        sharded_state_dict=state,
-        checkpoint_dir=str(folder),
-        strict=StrictHandling.RETURN_UNEXPECTED,
-    )
+    state, _, lacking = load_sharded(state, folder, strict=StrictHandling.RETURN_UNEXPECTED)
     lacking = without_extra_states(lacking)
     assert not lacking, f"not in the checkpoint: {lacking}"
     for name, chunk in zip(_names(chunks), chunks, strict=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.folder import resolve
+from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata, load_metadata
 from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.errors import InputError
@@ -31,7 +31,8 @@ def check_source(config: TrainingConfig, num_ranks: int) -> CheckpointMetadata:
     check_layers(config.layers, deterministic=config.deterministic_mode, is_saved=bool(config.save))
     check_optimizer(config.optimizer)
     source = load_metadata(Path(config.load))
-    resolve(config.load)
+    # Before anything is built: memory is bounded by the weights that are there.
+    MegatronCheckpoint(config.load, verify_checksums=config.checkpoint.verify_checksums)
     config.parallel.check_model(source.model)
     return source
 

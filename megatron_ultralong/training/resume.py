@@ -82,9 +82,7 @@ def _damage(folder: Path, rank: int, world_size: int) -> str | None:
     """What is wrong with this rank's share of a checkpoint's files."""
     try:
         checksums = read_checksums(folder)
-        # The largest files first, one to each rank in turn.
-        names = sorted(checksums, key=lambda name: (-checksums[name].size, name))
-        check_files(folder, checksums, names[rank::world_size])
+        check_files(folder, checksums, rank=rank, world_size=world_size)
     except DamagedError as error:
         return str(error)
     return None

@@ -21,6 +21,7 @@ from megatron_ultralong.checkpoint.folder import (
     resolve,
     write_latest,
 )
+from megatron_ultralong.checkpoint.integrity import unseal
 from megatron_ultralong.checkpoint.metadata import (
     FILE_NAME,
     SOURCE_FOLDER,
@@ -205,6 +206,7 @@ class RunFolder:
             copy_once(Path(self._config.load) / SOURCE_FOLDER, root / SOURCE_FOLDER)
 
     def _remove_identity(self, root: Path) -> None:
+        unseal(root)
         for name in (DATA_FILE, FILE_NAME):
             (root / name).unlink(missing_ok=True)
         shutil.rmtree(root / SOURCE_FOLDER, ignore_errors=True)

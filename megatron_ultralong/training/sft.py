@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER
+from megatron_ultralong.checkpoint.integrity import unseal
+from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, seal_small_files
 from megatron_ultralong.data.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.chat_rows import ChatRows
 from megatron_ultralong.data.manifest import TOKENIZER_FOLDER
@@ -82,4 +83,6 @@ def _keep_template(tokenizer: Path, run: Path) -> None:
     folder = run / SOURCE_FOLDER
     template = folder_template(tokenizer)
     if template is not None and folder.is_dir() and folder_template(folder) is None:
+        unseal(run)
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        seal_small_files(run)

@@ -12,7 +12,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_ultralong.checkpoint.folder import resolve
+from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.model_state import load_weights
 from megatron_ultralong.mcore.host_memory import Device, HostMemory, Store
 from megatron_ultralong.mcore.model import build_model_chunks, transformer_config
@@ -85,7 +85,11 @@ class TrainingState:
 
     def load_weights(self, chunks: Sequence[GPTModel]) -> None:
         """Load the weights that a run begins with."""
-        load_weights(chunks, resolve(self.inputs.config.load)[0])
+        config = self.inputs.config
+        checkpoint = MegatronCheckpoint(
+            config.load, verify_checksums=config.checkpoint.verify_checksums
+        )
+        load_weights(chunks, checkpoint)
 
 
 def _recomputation(inputs: RunInputs) -> Recomputation | None:

@@ -258,4 +258,6 @@ def test_damage_that_no_size_shows_is_found_by_verify(originals: Path, tmp_path:
     with pytest.raises(
         InputError, match=r"model\.norm\.weight: 1 of 72|final_layernorm\.weight can"
     ):
+        verify(VerifyConfig(originals / "single", tmp_path / "in", verify_checksums=False))
+    with pytest.raises(InputError, match=r"__0_0\.distcp has sha256 .*its bytes have changed"):
         verify(VerifyConfig(originals / "single", tmp_path / "in"))

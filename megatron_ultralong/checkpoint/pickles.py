@@ -1,0 +1,359 @@
+"""The one place where pickled Python is read: nothing in a file chooses what runs.
+
+Checkpoints of Megatron-Core hold pickles in four places: ``.metadata``, ``common.pt``, and the
+records of tensors and of objects in ``.distcp`` files. Meta's and old Hugging Face models are
+pickles as a whole. ``pickle`` calls whatever a file names; here a file can name what the lists
+below hold, and everything else is refused by the file's name. ``tests/checkpoint/test_lint.py``
+sees to it that no other module unpickles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import pickle
+import pickletools
+import threading
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Final
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_bounded
+
+MAX_METADATA_BYTES: Final = 512 * 2**20
+"""Of ``.metadata``; a training checkpoint of the 405B has 10 MB."""
+_READ_TORCH = torch.load
+"""As it is before anything replaces it."""
+
+_METADATA_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    # Megatron-Core leaves its plan of the saving there too.
+    "torch.distributed.checkpoint.planner": {
+        "BytesIOWriteData",
+        "SavePlan",
+        "TensorWriteData",
+        "WriteItem",
+        "WriteItemType",
+    },
+    "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata", "MCoreSavePlan"},
+    "torch": {"Size", "device"},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath"},
+}
+"""Plain data classes, and what their fields hold."""
+
+_RECORD_CLASSES = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "pathlib.PosixPath",
+    "io.BytesIO",
+    "signal.Signals",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.dtypes.UInt32DType",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "megatron.core.enums.ModelType",
+    "megatron.core.optimizer.optimizer_config.OptimizerConfig",
+    "megatron.core.rerun_state_machine.RerunDiagnostic",
+    "megatron.core.rerun_state_machine.RerunMode",
+    "megatron.core.rerun_state_machine.RerunState",
+    "megatron.core.transformer.enums.AttnBackend",
+    "megatron.core.transformer.enums.CudaGraphModule",
+    "megatron.core.transformer.enums.CudaGraphScope",
+    "megatron.core.transformer.enums.InferenceCudaGraphScope",
+)
+"""What Megatron-LM 0.16 to 0.19 keeps besides tensors: its arguments and the states of random
+generators. It is what ``megatron.core.safe_globals`` names. Those that are there are allowed."""
+
+_TORCH_NAMES = {
+    "collections.OrderedDict",
+    "torch.Size",
+    "torch.device",
+    "torch._tensor._rebuild_from_type_v2",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+    "torch.serialization._get_layout",
+    "torch.storage.UntypedStorage",
+    "_codecs.encode",
+}
+"""Of what torch allows by itself: enough for tensors. ``bytearray`` and ``Tensor`` take memory by
+a number in the file alone."""
+_EXTRA_STATE_CLASSES = {
+    *(("builtins", name) for name in ("dict", "list", "tuple", "int", "float", "bool", "bytes")),
+    ("builtins", "str"),
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch", "float32"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._tensor", "_rebuild_from_type_v2"),
+    ("torch.storage", "UntypedStorage"),
+    ("torch.storage", "_load_from_bytes"),
+    *(
+        ("transformer_engine.common.recipe", name)
+        for name in (
+            "DelayedScaling",
+            "Float8CurrentScaling",
+            "Float8BlockScaling",
+            "MXFP8BlockScaling",
+            "NVFP4BlockScaling",
+            "Format",
+            "_FormatHelper",
+            "MMParams",
+            "QParams",
+        )
+    ),
+    ("megatron.core.extensions.transformer_engine", "TEDelayedScaling"),
+    ("megatron.core.safe_globals", "safe_load_from_bytes"),
+}
+"""What Transformer Engine pickles into the ``_extra_state`` of an FP8 layer."""
+
+
+class UnsafeError(Exception):
+    """A pickle that names what it has no business with, or is damaged."""
+
+
+def read_torch_file(path: Path, *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote into ``path``: tensors, plain values and the classes above.
+
+    Raises:
+        UnsafeError: it is damaged, or holds something else.
+    """
+    with path.open("rb") as file:
+        names = _check_container(file)
+    return _read(path, names, mmap=mmap)
+
+
+def read_record(stream: IO[bytes]) -> Any:
+    """The same of a seekable stream, such as one record of a ``.distcp`` file.
+
+    Raises:
+        UnsafeError: it is damaged, or holds something else.
+    """
+    names = _check_container(stream)
+    stream.seek(0)
+    return _read(stream, names)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The pickle ``.metadata`` of torch.distributed.checkpoint, its fields not yet checked.
+
+    Raises:
+        InputError: it is missing, damaged, or holds anything but plain metadata.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing: the checkpoint was not written completely")
+    data = read_bounded(path, MAX_METADATA_BYTES)
+    try:
+        metadata = _MetadataUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # whatever garbage makes of the classes' own methods
+        raise InputError(f"{path} cannot be read ({_short(error)}): the file is damaged") from error
+    if not isinstance(metadata, Metadata):
+        raise InputError(f"{path} holds a {type(metadata).__name__}, not a checkpoint's Metadata")
+    return metadata
+
+
+def check_extra_state(value: Any) -> None:
+    """Check a module's ``_extra_state``: Transformer Engine unpickles the bytes in it.
+
+    Raises:
+        UnsafeError: it names something else than FP8 recipes and tensors.
+    """
+    if isinstance(value, io.BytesIO):
+        if value.getbuffer().nbytes:
+            read_record(io.BytesIO(value.getvalue()))
+    elif isinstance(value, torch.Tensor) and value.numel():
+        if value.dtype != torch.uint8:
+            raise UnsafeError(f"its state is of dtype {value.dtype}, not bytes")
+        try:
+            _ExtraStateUnpickler(io.BytesIO(value.contiguous().numpy().tobytes())).load()
+        except Exception as error:
+            raise UnsafeError(_short(error)) from error
+
+
+def is_plain_tensor(
+    value: Any, dtype: torch.dtype | None = None, shape: Sequence[int] | None = None
+) -> bool:
+    """Whether ``value`` is a tensor with bytes of its own for all of its elements.
+
+    A file can describe one of any shape over few bytes, or over none, on the device ``meta``.
+    """
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.untyped_storage().nbytes() >= value.numel() * value.itemsize
+        and dtype in (None, value.dtype)
+        and (shape is None or tuple(value.shape) == tuple(shape))
+    )
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Unpickles the plain data classes of torch.distributed.checkpoint, and nothing that acts."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _METADATA_CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's metadata")
+
+
+class _Inert:
+    """Stands for every class and function of an ``_extra_state``: nothing of it is called."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def __setitem__(self, _: Any, __: Any) -> None: ...
+
+    def append(self, _: Any) -> None: ...
+
+
+class _ExtraStateUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _EXTRA_STATE_CLASSES:
+            return _Inert
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a module's state")
+
+
+def _read(source: Path | IO[bytes], names: set[str], *, mmap: bool = False) -> Any:
+    try:
+        with _allowed(names & set(_RECORD_CLASSES)):
+            return _READ_TORCH(
+                source, map_location="cpu", weights_only=True, **({"mmap": True} if mmap else {})
+            )
+    except Exception as error:  # a damaged file can end in any
+        raise UnsafeError(_short(error)) from error
+
+
+class _Allowance:
+    """Classes that torch's reader allows besides its own, for as long as files are read.
+
+    What other libraries have registered is taken away meanwhile: it is their choice, for their
+    files. Several threads read at a time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_readers = 0
+        self._before: list[Any] = []
+
+    def enter(self, classes: list[Any]) -> None:
+        with self._lock:
+            if not self._num_readers:
+                self._before = torch.serialization.get_safe_globals()
+                torch.serialization.clear_safe_globals()
+            self._num_readers += 1
+            torch.serialization.add_safe_globals(classes)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._num_readers -= 1
+            if not self._num_readers:
+                torch.serialization.clear_safe_globals()
+                torch.serialization.add_safe_globals(self._before)
+
+
+_ALLOWANCE = _Allowance()
+
+
+@contextlib.contextmanager
+def _allowed(names: set[str]) -> Iterator[None]:
+    _ALLOWANCE.enter([_record_class(name) for name in sorted(names)])
+    try:
+        yield
+    finally:
+        _ALLOWANCE.leave()
+
+
+def _record_class(path: str) -> Any:
+    """The class, as torch wants it: with the name that files give it where it has another now."""
+    module, name = path.rsplit(".", 1)
+    found = getattr(importlib.import_module(module), name)
+    return found if f"{found.__module__}.{found.__qualname__}" == path else (found, path)
+
+
+def _check_container(stream: IO[bytes]) -> set[str]:
+    """Check that reading takes no more memory than the file has bytes; names that it uses.
+
+    A record of torch's zip archive may be compressed a thousandfold, which ``torch.save`` never
+    does, and some names make memory of a number alone.
+
+    Raises:
+        UnsafeError: it would, or is damaged.
+    """
+    stream.seek(0, io.SEEK_END)
+    size = stream.tell()
+    stream.seek(0)
+    if stream.read(2) != b"PK":
+        return set()  # before torch 1.6: torch's own reader compares its sizes
+    stream.seek(0)
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                raise UnsafeError("a record of it is compressed, which torch.save never does")
+            if sum(record.file_size for record in records) > size:
+                raise UnsafeError("its records are larger than the file")
+            names: set[str] = set()
+            for record in records:
+                if record.filename.endswith("data.pkl"):
+                    record.CRC = None  # type: ignore[assignment]  # files may be without
+                    names |= _names(archive.read(record))
+            return names
+    except UnsafeError:
+        raise
+    except Exception as error:
+        raise UnsafeError(_short(error)) from error
+
+
+def _names(data: bytes) -> set[str]:
+    names = {
+        str(argument).replace(" ", ".")
+        for opcode, argument, _ in pickletools.genops(data)
+        if opcode.name == "GLOBAL"
+    }
+    for name in sorted(names):
+        if not (name in _TORCH_NAMES or name in _RECORD_CLASSES or _is_torch_type(name)):
+            raise UnsafeError(f"{name} has no place in a checkpoint")
+    return names
+
+
+def _is_torch_type(name: str) -> bool:
+    """Names of dtypes and storages: ``torch.bfloat16``, ``torch.BFloat16Storage``."""
+    module, _, last = name.rpartition(".")
+    if module != "torch":
+        return False
+    return last.endswith("Storage") or isinstance(getattr(torch, last, None), torch.dtype)
+
+
+def _short(error: BaseException) -> str:
+    """The first line of an error; torch appends a page on how to switch its guard off."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0])
+    return text.strip()[:300]
