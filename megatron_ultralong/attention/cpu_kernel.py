@@ -1,7 +1,14 @@
-"""The kernel on CPU: PyTorch's flash attention, in float64, float32, bfloat16 and float16."""
+"""The kernel on CPU: PyTorch's flash attention, in float64, float32, bfloat16 and float16.
+
+Documents of one length are one call, side by side in its batch: a call for each would cost more
+than its work where they are short.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +19,7 @@ from megatron_ultralong.attention.kernel import (
     nothing_attended,
     sequence_first,
 )
+from megatron_ultralong.attention.online_softmax import accumulation_dtype
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -42,8 +50,74 @@ def _backward(
     return dq, dk, dv
 
 
+@lru_cache(maxsize=16)
+def _groups(cu_seqlens: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Places of the tokens of all documents of one length, each int64 [number, length]."""
+    edges = np.asarray(cu_seqlens, dtype=np.int64)
+    lengths, starts = np.diff(edges), edges[:-1]
+    order = np.argsort(lengths, kind="stable")
+    sizes, first = np.unique(lengths[order], return_index=True)
+    groups = zip(sizes.tolist(), np.split(starts[order], first[1:]), strict=True)
+    return tuple(torch.from_numpy(its[:, None] + np.arange(size)) for size, its in groups)
+
+
+def _room(x: Tensor) -> Tensor:
+    """Memory for a result as large as ``x``."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _taken(x: Tensor, places: Tensor) -> Tensor:
+    """Documents side by side: [s, 1, heads, d] -> [length, number, heads, d]."""
+    return x[:, 0].index_select(0, places.flatten()).unflatten(0, places.shape).transpose(0, 1)
+
+
+def _put_back(x: Tensor, places: Tensor, part: Tensor) -> None:
+    """What :func:`_taken` took, or what was made of it."""
+    x[:, 0].index_copy_(0, places.flatten(), part.transpose(0, 1).flatten(0, 1))
+
+
+def _documents_forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: tuple[int, ...], scale: float
+) -> tuple[Tensor, Tensor]:
+    out = _room(q)
+    lse = q.new_empty((1, q.shape[2], len(q)), dtype=accumulation_dtype(q.dtype))
+    for places in _groups(cu_seqlens):
+        part, lse_NHS = _forward(*(_taken(x, places) for x in (q, k, v)), True, scale)
+        _put_back(out, places, part)
+        lse[0][:, places] = lse_NHS.transpose(0, 1)
+    return out, lse
+
+
+def _documents_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: tuple[int, ...],
+    scale: float,
+) -> Gradients:
+    dq, dk, dv = (_room(x) for x in (q, k, v))
+    for places in _groups(cu_seqlens):
+        lse_NHS = lse[0][:, places].transpose(0, 1).contiguous()
+        its = (_taken(x, places) for x in (dout, q, k, v, out))
+        parts = _backward(*its, lse_NHS, True, scale)
+        for x, part in zip((dq, dk, dv), parts, strict=True):
+            _put_back(x, places, part)
+    return dq, dk, dv
+
+
 def _refusal(dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
     return None if device.type == "cpu" else f"it runs on the CPU, not on {device.type}"
 
 
-CPU = Kernel("cpu", _forward, _backward, _refusal, can_widen=True)
+CPU = Kernel(
+    "cpu",
+    _forward,
+    _backward,
+    _refusal,
+    _documents_forward,
+    _documents_backward,
+    can_widen=True,
+)

@@ -6,11 +6,13 @@ Short documents of one block go through ``fa2`` together, a long one is a causal
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from megatron_ultralong.attention.boundaries import Boundaries
 from megatron_ultralong.attention.cuda_domain import unfit
 from megatron_ultralong.attention.flash_kernels import FA2, no_dropout
 from megatron_ultralong.attention.kernel import (
@@ -98,23 +100,30 @@ def _falls_to_fa2(q: Tensor, k: Tensor) -> bool:
     return shape not in _shapes
 
 
-def _runs(cu_seqlens: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
+def _runs(cu_seqlens: tuple[int, ...]) -> tuple[tuple[int, Boundaries], ...]:
     """Start and boundaries of long documents alone, and of the short ones between them together.
 
     With 10 as the length of a long document ``(0, 3, 4, 20, 22)`` is ``(0, (0, 3, 4))``,
-    ``(4, (0, 16))`` and ``(20, (0, 2))``.
+    ``(4, (0, 16))`` and ``(20, (0, 2))``. Made once for all layers of a row.
     """
-    found: list[tuple[int, tuple[int, ...]]] = []
-    together = False
+    return _runs_of(cu_seqlens, MIN_AREA)
+
+
+@lru_cache(maxsize=16)
+def _runs_of(cu_seqlens: tuple[int, ...], min_area: int) -> tuple[tuple[int, Boundaries], ...]:
+    found: list[tuple[int, Boundaries]] = []
+    first, together = 0, [0]  # the run of short documents that is open
     for start, stop in pairwise(cu_seqlens):
-        is_short = (stop - start) ** 2 < MIN_AREA
-        if is_short and together:
-            first, edges = found.pop()
-            found.append((first, (*edges, stop - first)))
-        else:
-            found.append((start, (0, stop - start)))
-        together = is_short
-    return found
+        if (stop - start) ** 2 < min_area:
+            together.append(stop - first)
+            continue
+        if len(together) > 1:
+            found.append((first, Boundaries(together)))
+        found.append((start, Boundaries((0, stop - start))))
+        first, together = stop, [0]
+    if len(together) > 1:
+        found.append((first, Boundaries(together)))
+    return tuple(found)
 
 
 def _documents_forward(

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from megatron_ultralong.attention import gather, kernels, ring
 from megatron_ultralong.attention.block import Block, Saved
 from megatron_ultralong.attention.kernel import Gradients, Kernel
-from megatron_ultralong.attention.plan import Plan, boundaries, make_plan
+from megatron_ultralong.attention.plan import Plan, row_plan
 from megatron_ultralong.context_parallel import (
     Assignment,
     LocalRing,
@@ -179,7 +179,7 @@ def ring_attention(
         f"an assignment to {assignment.cp_size} ranks in a group of {transport.size}"
     )
     seq_length = q.shape[0] // len(transport.ranks) * transport.size
-    plan = make_plan(assignment, seq_length, boundaries(cu_seqlens, seq_length, q.shape[1]))
+    plan = row_plan(assignment, seq_length, cu_seqlens, q.shape[1])
     call = _Call(
         plan=plan,
         transport=transport,

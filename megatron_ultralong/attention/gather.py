@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron_ultralong.attention.block import Block, Saved
+from megatron_ultralong.attention.boundaries import Boundaries
 from megatron_ultralong.attention.kernel import Gradients
 from megatron_ultralong.attention.online_softmax import accumulation_dtype
 from megatron_ultralong.attention.plan import Plan
@@ -23,13 +24,13 @@ from megatron_ultralong.context_parallel import Transport
 
 
 @lru_cache(maxsize=64)
-def _mask(plan: Plan, rank: int) -> tuple[tuple[int, ...], tuple[Rectangle, ...]]:
+def _mask(plan: Plan, rank: int) -> tuple[Boundaries, tuple[Rectangle, ...]]:
     """Local document boundaries cut at the chunks, and rectangles with keys in global order."""
     chunks = plan.assignment.chunks[rank]
     length = plan.assignment.chunk_length(plan.seq_length)
     cuts = range(0, len(chunks) * length, length)
     everywhere = rectangles(chunks, range(plan.assignment.num_chunks), length, plan.cu_seqlens)
-    return tuple(sorted({*plan.local_cu_seqlens[rank], *cuts})), everywhere
+    return Boundaries(sorted({*plan.local_cu_seqlens[rank], *cuts})), everywhere
 
 
 def _keys(blocks: Sequence[Block], transport: Transport) -> list[list[Tensor]]:

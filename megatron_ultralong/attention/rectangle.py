@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from megatron_ultralong.attention.boundaries import Boundaries
+
 
 class Rectangle(NamedTuple):
     """Queries and keys that all see each other, as ranges in the two ranks' own tokens."""
@@ -81,23 +83,24 @@ def _join(above: Rectangle, below: Rectangle) -> Rectangle:
 
 def local_cu_seqlens(
     chunks: Sequence[int], chunk_length: int, cu_seqlens: Sequence[int]
-) -> tuple[int, ...]:
+) -> Boundaries:
     """Document boundaries in a rank's own tokens: the mask among them is causal inside each.
 
     A document that leaves the rank and comes back is one local document, since its later tokens
     see all its earlier ones. Chunks ``(0, 3)`` of 4, documents ``[0, 2, 16]`` -> ``(0, 2, 8)``.
     """
-    edges = {0, len(chunks) * chunk_length}
+    edges = [0]
     previous = -1
     for place, chunk in enumerate(chunks):
         start, stop = chunk * chunk_length, (chunk + 1) * chunk_length
+        shift = place * chunk_length - start
         first = bisect_right(cu_seqlens, start)  # the first boundary after `start`
-        if first - 1 != previous:
-            edges.add(place * chunk_length)
+        if place and first - 1 != previous:
+            edges.append(place * chunk_length)
         last = bisect_left(cu_seqlens, stop)
-        edges.update(place * chunk_length + cu_seqlens[i] - start for i in range(first, last))
+        edges.extend(edge + shift for edge in cu_seqlens[first:last])
         previous = bisect_right(cu_seqlens, stop - 1) - 1
-    return tuple(sorted(edges))
+    return Boundaries((*edges, len(chunks) * chunk_length))
 
 
 def causal_area(cu_seqlens: Sequence[int]) -> int:

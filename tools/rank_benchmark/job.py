@@ -17,7 +17,7 @@ from megatron_ultralong.config import ModelConfig, PretrainConfig
 from megatron_ultralong.documents import Row
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.phases import PhaseTimers
-from megatron_ultralong.training.rows import microbatches, replica_samples
+from megatron_ultralong.training.rows import RowSource, microbatches, replica_samples
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep
 from rank_benchmark import lone_group
@@ -58,14 +58,20 @@ class RankJob:
     """One rank's part of a job."""
 
     def __init__(
-        self, config: PretrainConfig, model: ModelConfig, groups: ProcessGroupCollection
+        self,
+        config: PretrainConfig,
+        model: ModelConfig,
+        groups: ProcessGroupCollection,
+        rows: RowSource | None = None,
     ) -> None:
+        """Build model and optimizer; ``rows``: of one document and random tokens if None."""
         self.config, self.model = config, model
+        self.rows = rows
         self.timers = PhaseTimers()
         self.groups = groups
         metadata = CheckpointMetadata(model, config.rope.scaling(None), "random weights")
-        rows = _RandomRows(config.data.seq_length, model.vocab_size)
-        inputs = RunInputs(config, metadata, metadata, rows, None, {})
+        source = rows or _RandomRows(config.data.seq_length, model.vocab_size)
+        inputs = RunInputs(config, metadata, metadata, source, None, {})
         self.state = _RandomState(inputs, groups, None, self.timers)
 
     def iteration(self, seq_length: int) -> Measurement:
@@ -82,7 +88,7 @@ class RankJob:
             cp_assignment=config.parallel.cp_assignment,
         )
         rows = microbatches(
-            _RandomRows(seq_length, self.model.vocab_size),
+            self.rows or _RandomRows(seq_length, self.model.vocab_size),
             replica_samples(
                 iteration=0,
                 global_batch_size=config.global_batch_size,
