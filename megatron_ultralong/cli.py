@@ -203,22 +203,15 @@ def _run_training(
 
 
 def _run_plan(verb: str, words: list[str]) -> None:
-    from megatron_ultralong.plan.command import PlanConfig, plan_run
-    from megatron_ultralong.plan_inputs import default_run, rows_area, shape_of
+    from megatron_ultralong.plan_inputs import plan
 
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(
-            f"usage: {PROGRAM} {verb} RECIPE --gpus N --gpu NAME [flags, also those of pretrain]\n"
-            f"`{PROGRAM} {verb} RECIPE --help` lists the flags.\n"
+            f"usage: {PROGRAM} {verb} RECIPE|--config FILE --gpus N --gpu NAME [flags, also those "
+            f"of pretrain and sft]\n`{PROGRAM} {verb} RECIPE --help` lists the flags.\n"
         )
         return
-    recipe, rest = words[0], words[1:]
-    command = _parse(PlanConfig, verb, rest, PlanConfig(default_run(recipe)))
-    command, own_area = rows_area(command)
-    model, name = shape_of(command, recipe)
-    typed = {word[2:].split("=")[0].replace("-", "_") for word in rest if word.startswith("--")}
-    typed |= {name.removeprefix("no_") for name in typed}
-    plan_run(command, recipe, model, name, typed=typed, own_area=own_area)
+    plan(words, lambda kind, rest, default: _parse(kind, verb, rest, default))
 
 
 def _run_evaluate_loss(verb: str, words: list[str]) -> None:

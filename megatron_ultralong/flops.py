@@ -9,6 +9,7 @@ pairs of query and key, so half of the square, and by documents where they are m
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,15 +21,27 @@ BACKWARD_RATIO = 2
 """Backward makes the gradients of both factors of every product: twice the forward pass."""
 
 PEAK_TFLOPS: dict[str, float] = {
+    "GB300": 2500.0,
+    "GB200": 2500.0,
+    "B300": 2250.0,
     "B200": 2250.0,
-    "H200": 989.4,
     "GH200": 989.4,
+    "H200 NVL": 835.5,
+    "H200": 989.4,
+    "H100 NVL": 835.5,
     "H100 PCIe": 756.0,
     "H100": 989.4,
+    "H800": 989.4,
+    "H20": 148.0,
     "A100": 311.9,
+    "A800": 311.9,
+    "L40S": 362.05,
 }
-"""Dense bf16 peak of a device in TFLOP/s, by a part of its name, longer names first
-(NVIDIA's data sheets; without sparsity)."""
+"""Dense bf16 peak of a device in TFLOP/s, by words of its name: the one place for peaks.
+
+From NVIDIA's data sheets, whose figures with sparsity are twice these: 1,979 of an H100 or H200
+SXM, 1,671 of an H100 NVL or H200 NVL, 1,513 of an H100 PCIe, 4.5 PFLOP/s of a GPU of HGX B200 and
+B300, 360 PFLOP/s of the 72 GPUs of a GB200 or GB300 NVL72."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +103,23 @@ def training_flops(model: ModelConfig, num_tokens: float, area: float) -> Flops:
     return forward_flops(model, num_tokens, area).times(1 + BACKWARD_RATIO)
 
 
+def device_key(device_name: str) -> str | None:
+    """The entry of :data:`PEAK_TFLOPS` for a device as CUDA names it, the longest that fits.
+
+    ``"NVIDIA H200 NVL" -> "H200 NVL"``; a part of a word is none: ``"NVIDIA GH200 480GB" ->
+    "GH200"``, ``"NVIDIA H2000" -> None``.
+    """
+    words = set(re.split(r"[^A-Za-z0-9]+", device_name))
+    for part in sorted(PEAK_TFLOPS, key=len, reverse=True):
+        if words.issuperset(part.split()):
+            return part
+    return None
+
+
 def peak_tflops(device_name: str) -> float | None:
     """Dense bf16 peak in TFLOP/s of a device: ``"NVIDIA H100 80GB HBM3" -> 989.4``.
 
     None where the device is not in :data:`PEAK_TFLOPS`.
     """
-    for part in sorted(PEAK_TFLOPS, key=len, reverse=True):
-        if all(word in device_name for word in part.split()):
-            return PEAK_TFLOPS[part]
-    return None
+    key = device_key(device_name)
+    return None if key is None else PEAK_TFLOPS[key]

@@ -3,31 +3,76 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_ultralong.checkpoint.hugging_face_config import CONFIG_FILE, model_config, read_config
 from megatron_ultralong.checkpoint.metadata import FILE_NAME, load_metadata
-from megatron_ultralong.config import ModelConfig, PretrainConfig
+from megatron_ultralong.config import ModelConfig, PretrainConfig, TrainingConfig
 from megatron_ultralong.data.rows import PackedRows
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area
-from megatron_ultralong.plan.command import PlanConfig
+from megatron_ultralong.plan.command import PlanConfig, Rows, plan_run
+from megatron_ultralong.plan.documents_area import DRAWN_ROWS, DocumentRows
+from megatron_ultralong.plan.report import Plan
 from megatron_ultralong.plan.shapes import model_by_name, model_of_recipe
-from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.sft_config import SftConfig
 
 MOST_ROWS = 1000
 """Whose documents are read for a mean."""
+SFT_ROW = 8192
+"""Tokens of a row of conversations as ``prepare chat`` packs them by default."""
 
 
-def default_run(recipe: str) -> PretrainConfig:
+def plan(words: Sequence[str], parse: Callable[[Any, list[str], Any], Any]) -> Plan:
+    """Plan what the words of a command line ask for: a recipe or ``--config FILE``, and flags.
+
+    Args:
+        words: all of them.
+        parse: of a class, words and a default instance: the instance with the words' values.
+
+    Raises:
+        InputError: bad input, or nothing fits.
+    """
+    recipe, run, rest = _start(words)
+    command: PlanConfig = parse(PlanConfig, rest, PlanConfig(run))
+    command, rows = with_rows(command)
+    model, name = shape_of(command, recipe)
+    typed = {word[2:].split("=")[0].replace("-", "_") for word in rest if word.startswith("--")}
+    typed |= {name.removeprefix("no_") for name in typed}
+    return plan_run(command, recipe, model, name, typed=typed, rows=rows)
+
+
+def _start(words: Sequence[str]) -> tuple[str, TrainingConfig, list[str]]:
+    """Name and configuration to begin with, and the words that follow."""
+    if words[0] != "--config":
+        return words[0], default_run(words[0]), list(words[1:])
+    from megatron_ultralong.training.run_folder import load_config
+
+    if len(words) < 2:
+        raise InputError("--config needs a file: the configuration of a run, as it was written")
+    path, kinds = Path(words[1]), (PretrainConfig, SftConfig)
+    try:
+        run: TrainingConfig = load_config(path, kinds[0])
+    except InputError as error:
+        if "is the configuration of a" not in str(error):
+            raise
+        run = load_config(path, kinds[1])
+    return words[1], run, list(words[2:])
+
+
+def default_run(recipe: str) -> TrainingConfig:
     """The configuration of a recipe.
 
     Raises:
         InputError: it is not known.
     """
-    if recipe not in PRETRAIN_RECIPES:
-        raise InputError(f"recipe {recipe!r} is not known; known: {', '.join(PRETRAIN_RECIPES)}")
-    return PRETRAIN_RECIPES[recipe]()
+    recipes: dict[str, Callable[[], TrainingConfig]] = {**PRETRAIN_RECIPES, **SFT_RECIPES}
+    if recipe not in recipes:
+        raise InputError(f"recipe {recipe!r} is not known; known: {', '.join(recipes)}")
+    return recipes[recipe]()
 
 
 def shape_of(command: PlanConfig, recipe: str) -> tuple[ModelConfig, str]:
@@ -50,36 +95,46 @@ def shape_of(command: PlanConfig, recipe: str) -> tuple[ModelConfig, str]:
     return model_by_name(name), name
 
 
-def rows_area(command: PlanConfig) -> tuple[PlanConfig, float | None]:
-    """The command with its folder's row length, and the mean attention area of those rows.
-
-    None without ``--data-path``.
+def with_rows(command: PlanConfig) -> tuple[PlanConfig, Rows | None]:
+    """The command with its rows' length, and what is known of the rows of ``--data-path``.
 
     Raises:
         InputError: the folder holds no rows, or rows of another length.
     """
     config = command.run
+    length = config.data.seq_length
     if not config.data.data_path:
+        if isinstance(config, SftConfig) and not length:
+            return _with_length(command, SFT_ROW), None
         return command, None
     rows = PackedRows(Path(config.data.data_path) / "train")
-    length = config.data.seq_length or rows.seq_length
+    length = length or rows.seq_length
     if length != rows.seq_length:
         raise InputError(
             f"seq_length ({length}) is not the length of the rows in {config.data.data_path} "
             f"({rows.seq_length}): leave --data-path out, or use --seq-length {rows.seq_length}"
         )
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, seq_length=length))
-    return dataclasses.replace(command, run=config), _mean_area(rows, config)
+    return _with_length(command, length), _known(rows, config)
 
 
-def _mean_area(rows: PackedRows, config: PretrainConfig) -> float:
+def _with_length(command: PlanConfig, length: int) -> PlanConfig:
+    data = dataclasses.replace(command.run.data, seq_length=length)
+    return dataclasses.replace(command, run=dataclasses.replace(command.run, data=data))
+
+
+def _known(rows: PackedRows, config: TrainingConfig) -> Rows:
+    """Rows in even steps; rows of conversations always have their boundaries beside them."""
     from megatron_ultralong.data.chunks import StoredRow
     from megatron_ultralong.data.manifest import load_manifest
 
-    separators = tuple(load_manifest(Path(config.data.data_path)).separator_ids)
-    step = max(1, len(rows) // MOST_ROWS)
-    areas = [
-        attention_area(StoredRow(rows, number, separators).cu_seqlens)
-        for number in range(0, len(rows), step)
-    ]
-    return sum(areas) / len(areas)
+    separators: tuple[int, ...] = ()
+    if not rows.has_boundaries:
+        separators = tuple(load_manifest(Path(config.data.data_path)).separator_ids)
+    read = range(0, len(rows), max(1, len(rows) // MOST_ROWS))
+    edges = [StoredRow(rows, number, separators).cu_seqlens for number in read]
+    some = edges[:: max(1, len(edges) // DRAWN_ROWS)][:DRAWN_ROWS]
+    return Rows(
+        num_rows=len(rows),
+        mean_area=sum(map(attention_area, edges)) / len(edges),
+        documents=DocumentRows(tuple(tuple(each.tolist()) for each in some)),
+    )

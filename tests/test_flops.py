@@ -55,6 +55,12 @@ def test_flops_are_those_that_torch_counts(tmp_path: Path) -> None:
         ("NVIDIA H100 PCIe", 756.0),
         ("NVIDIA GH200 480GB", 989.4),
         ("NVIDIA A100-SXM4-80GB", 311.9),
+        ("NVIDIA H100 NVL", 835.5),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA H200 NVL", 835.5),
+        ("NVIDIA B200", 2250.0),
+        ("NVIDIA GB200", 2500.0),
+        ("NVIDIA H2000", None),
         ("some other device", None),
     ],
 )

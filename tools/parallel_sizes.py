@@ -51,7 +51,7 @@ def rows() -> Iterator[tuple[str, ...]]:
         for num_gpus in NUM_GPUS:
             ours = by_rule(target, num_gpus)
             assert ours.refusal is None, ours.refusal
-            found = best_layouts(target, num_gpus).feasible[0]
+            found = best_layouts(target, num_gpus).chosen
             parallel = ours.job.parallel
             tokens = length // (TENSOR_PARALLEL * parallel.context_parallel_size)
             host = f" and {ours.host_per_node / GIB:,.0f} of a node" if ours.host_per_node else ""

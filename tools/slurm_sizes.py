@@ -12,10 +12,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_ultralong.plan.advice import best
 from megatron_ultralong.plan.hardware import hardware_by_name
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.report import Plan
-from megatron_ultralong.plan.search import Found, best
+from megatron_ultralong.plan.search import Found
 from megatron_ultralong.plan.shapes import model_by_name
 from megatron_ultralong.recipes import PRETRAIN_RECIPES
 from tools.page_tables import page_with, table
@@ -58,7 +59,7 @@ def _row(target: str, num_gpus: int) -> tuple[str, ...]:
     job, found = recipe_job(target, num_gpus), best_layouts(target, num_gpus)
     tokens = float(job.config.train_iters * job.tokens_per_iteration)
     recipe = f"llama3.1-8b-{target}"
-    plan = Plan(recipe, "llama3.1-8b", "no document mask", tokens, found.feasible[0], found, None)
+    plan = Plan(recipe, "llama3.1-8b", "no document mask", tokens, found.chosen, found, None)
     step = plan.chosen.time.total
     lead = math.ceil((step + SAVE_SECONDS) / 60) * 60
     return (

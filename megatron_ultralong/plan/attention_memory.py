@@ -30,6 +30,9 @@ class AttentionMemory:
     """fa4, fa3, cudnn or fa2; cpu for a CPU's, whose inside no count of tensors sees."""
     has_groups: bool
     """Whether several query heads share a key head."""
+    num_splits: int = 1
+    """Float32 sums of dq that a deterministic backward pass of FlashAttention 2 keeps apart; cuDNN
+    has none of its own."""
 
     @property
     def _ranks(self) -> int:
@@ -130,6 +133,9 @@ class AttentionMemory:
         wide = self._wide
         if self.kernel == "cpu":
             return 0
+        if self.num_splits > 1:
+            heads_of_keys = self.sizes.queries // self.sizes.keys
+            return self.num_splits * wide * queries + 2 * keys * heads_of_keys
         if not self.has_groups:
             return wide * queries
         if self.kernel in ("fa4", "fa3"):

@@ -10,9 +10,11 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from megatron_ultralong.config import ModelConfig, PretrainConfig
+from megatron_ultralong.config import ModelConfig, TrainingConfig
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.plan.documents_area import expected_area
+from megatron_ultralong.plan.advice import best, check_given, faster_changes, savable_change
+from megatron_ultralong.plan.changes import MOST_GPUS
+from megatron_ultralong.plan.documents_area import DocumentRows, drawn_rows, expected_area
 from megatron_ultralong.plan.estimate import Estimate
 from megatron_ultralong.plan.hardware import (
     Hardware,
@@ -22,8 +24,10 @@ from megatron_ultralong.plan.hardware import (
 )
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.picture import save_memory_picture
-from megatron_ultralong.plan.report import Plan, as_values, render
-from megatron_ultralong.plan.search import best
+from megatron_ultralong.plan.report import Plan, show
+from megatron_ultralong.plan.search import Found
+from megatron_ultralong.plan.values import as_values
+from megatron_ultralong.sft_config import SftConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +54,23 @@ class GpuFlags:
     """GPUs of a node."""
     host_memory_gib: float = 0.0
     """Memory of a node."""
+    host_pin_gib_per_second: float = 0.0
+    """Host memory that a node pins, in the first iteration."""
+    host_adam_billion_per_second: float = 0.0
+    """Weights of an off-loaded optimizer that a rank's CPU thread updates."""
+    storage_gb_per_second: float = 0.0
+    """What a node writes to where checkpoints go."""
 
     def apply(self, hardware: Hardware) -> Hardware:
-        """The hardware with these figures."""
+        """The hardware with these figures; a rate of attention forward counts for all of it."""
         names = {"gpu_memory_gib": "memory_gib", "gpu_peak_tflops": "peak_tflops"}
         given = {
             names.get(field.name, field.name): getattr(self, field.name)
             for field in dataclasses.fields(self)
             if getattr(self, field.name)
         }
+        if "attention_forward_tflops" in given:
+            given["diagonal_forward_tflops"] = given["attention_forward_tflops"]
         return dataclasses.replace(hardware, **given)
 
 
@@ -69,13 +81,13 @@ class PlanConfig:
     Flags of the layout and of memory that are given are kept, all others of that kind are chosen.
     """
 
-    run: PretrainConfig
-    """As `pretrain` takes it."""
+    run: TrainingConfig
+    """As `pretrain` or `sft` takes it."""
     gpus: int = 0
     """GPUs of the whole job."""
     gpu: str = "h100-80gb"
-    """h100-80gb (attention by cuDNN), h100-80gb-fa4 (by flash-attn-4), h200-141gb, a100-80gb,
-    b200-180gb."""
+    """h100-80gb (attention by cuDNN), h100-80gb-fa4 (by flash-attn-4), h100-94gb-nvl, h200-141gb,
+    h200-141gb-nvl, a100-80gb, b200-180gb, gb200-186gb."""
     hardware: str = ""
     """YAML file that describes another GPU; see docs/planning.md."""
     model: str = ""
@@ -123,22 +135,32 @@ def _hardware_file(path: Path) -> Hardware:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rows:
+    """What is known of prepared rows."""
+
+    num_rows: int
+    mean_area: float
+    """Attention area of a mean row, documents masked."""
+    documents: DocumentRows
+    """Of some of them."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Area:
     """Attention area of a mean row, and how it was found."""
 
     pairs: float
     text: str
+    documents: DocumentRows | None = None
 
 
-def area_of(
-    config: PretrainConfig, mean_document_length: float, own_area: float | None = None
-) -> Area:
+def area_of(config: TrainingConfig, mean_document_length: float, rows: Rows | None = None) -> Area:
     """Area of a mean row.
 
     Args:
         config: its document mask and row length count.
         mean_document_length: in tokens, or 0.
-        own_area: of the rows of a data folder, if there is one.
+        rows: of a data folder, if there is one.
 
     Raises:
         InputError: documents are masked, and nothing tells their lengths.
@@ -155,15 +177,24 @@ def area_of(
     if mean_document_length:
         area = expected_area(length, mean_document_length)
         text = f"documents of {mean_document_length:,.0f} tokens in the mean"
-    elif own_area is not None:
-        area, text = own_area, f"documents of {config.data.data_path}"
+        documents = drawn_rows(length, mean_document_length)
+    elif rows is not None:
+        area, text = rows.mean_area, f"documents of {config.data.data_path}"
+        documents = rows.documents
+    elif config.verb == "sft":
+        return Area(
+            whole,
+            "as if every row were one conversation, which takes the longest: name a prepared "
+            "folder by --data-path, or the conversations' mean length by --mean-document-length",
+        )
     else:
         raise InputError(
             "document_mask block needs the documents: name a prepared folder by --data-path, or "
             "their mean length by --mean-document-length"
         )
     share = f"{area / whole:.1%} of the causal area"
-    return Area(area, f"{text}, {share}, as if ranks shared it evenly")
+    even = f", cp_assignment {config.parallel.cp_assignment}"
+    return Area(area, f"{text}, {share}{even}", documents)
 
 
 def plan_run(
@@ -173,7 +204,7 @@ def plan_run(
     model_name: str,
     *,
     typed: Collection[str] = (),
-    own_area: float | None = None,
+    rows: Rows | None = None,
 ) -> Plan:
     """Plan, print and write.
 
@@ -183,7 +214,7 @@ def plan_run(
         model: shape of the model.
         model_name: for people.
         typed: fields of the configuration that were given as flags.
-        own_area: mean attention area of the rows of a data folder.
+        rows: of the data folder, if there is one.
 
     Raises:
         InputError: nothing fits, or the input is bad.
@@ -191,31 +222,65 @@ def plan_run(
     hardware, config = command.find_hardware(), command.run
     if command.gpus < 1:
         raise InputError(f"--gpus must be at least 1, not {command.gpus}: GPUs of the whole job")
+    if command.gpus > MOST_GPUS:
+        raise InputError(f"--gpus ({command.gpus}) must be at most {MOST_GPUS}: larger jobs were "
+                         "never looked at")  # fmt: skip
     if config.data.seq_length < 1:
         raise InputError("--seq-length is needed: tokens of a row, or a --data-path that has them")
-    area = area_of(config, command.mean_document_length, own_area)
-    job = Job(model, config, command.gpus, area.pairs)
-    found = None
+    _check_fp8(config, hardware)
+    area = area_of(config, command.mean_document_length, rows)
+    job = Job(model, config, command.gpus, area.pairs, area.documents)
+    job.check_flags()
+    found: Found | None = None
+    hints: list[str] = []
+    are_fixed = bool(config.data.data_path)
     if command.search:
-        found = best(job, hardware, typed)
-        chosen = found.feasible[0]
+        found = best(job, hardware, typed, rows_are_fixed=are_fixed)
+        chosen = found.chosen
+        hints = savable_change(job, hardware, typed, chosen)
+        hints += faster_changes(job, hardware, typed, chosen, rows_are_fixed=are_fixed)
     else:
-        job.check()
-        chosen = Estimate(job, hardware)
-        chosen.check()
-    iterations = config.train_iters * job.tokens_per_iteration
+        chosen = check_given(job, hardware, rows_are_fixed=are_fixed)
+    tokens, tokens_text = _train_tokens(command, job, rows)
     plan = Plan(
         recipe,
         model_name,
         area.text,
-        command.train_tokens or float(iterations or job.tokens_per_iteration),
+        tokens,
         chosen,
         found,
         _as_given(job, hardware) if found else None,
+        hints,
+        typed,
+        tokens_text,
     )
-    Console().print(render(plan, command.num_alternatives))
+    show(Console(), plan, command.num_alternatives)
     _write(command, plan)
     return plan
+
+
+def _train_tokens(command: PlanConfig, job: Job, rows: Rows | None) -> tuple[float, str]:
+    """Tokens of the run, and what they are counted by."""
+    config, an_iteration = command.run, job.tokens_per_iteration
+    if command.train_tokens:
+        return command.train_tokens, ""
+    if isinstance(config, SftConfig) and not config.train_iters and rows is not None:
+        iterations = config.with_iterations(rows.num_rows).train_iters
+        return float(iterations * an_iteration), f", {config.num_epochs:g} passes over the rows"
+    if not config.train_iters:
+        return float(an_iteration), ", one iteration (--train-iters, --train-tokens, --data-path)"
+    return float(config.train_iters * an_iteration), ""
+
+
+def _check_fp8(config: TrainingConfig, hardware: Hardware) -> None:
+    recipe = config.layers.fp8_recipe
+    if config.layers.fp8_format == "none" or recipe in hardware.fp8_recipes:
+        return
+    options = ", ".join(hardware.fp8_recipes) or "none: use --fp8-format none"
+    raise InputError(
+        f"fp8_recipe {recipe!r} is nothing that {hardware.name} has instructions for; it has: "
+        f"{options}"
+    )
 
 
 def _as_given(job: Job, hardware: Hardware) -> Estimate | None:
@@ -232,5 +297,8 @@ def _write(command: PlanConfig, plan: Plan) -> None:
         partial.write_text(json.dumps(as_values(plan), indent=2) + "\n", encoding="utf-8")
         partial.replace(command.json)
     if command.png is not None:
-        shown = plan.found.feasible[: command.num_alternatives] if plan.found else [plan.chosen]
+        shown = [plan.chosen]
+        if plan.found:
+            others = [each for each in plan.found.feasible if each is not plan.chosen]
+            shown += others[: max(command.num_alternatives - 1, 0)]
         save_memory_picture(command.png, shown)

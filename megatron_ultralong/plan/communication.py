@@ -10,6 +10,7 @@ from typing import Literal
 
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job, stage_parameters
+from megatron_ultralong.plan.optimizer_memory import optimizer_bytes
 
 Link = Literal["NVLink", "network"]
 
@@ -79,8 +80,10 @@ def ring_bytes(job: Job, rank: int | None = None) -> tuple[float, float]:
     """Bytes that one rank passes on in the rings of one layer and micro-batch: forward, backward.
 
     Keys and values go round forward and backward, float32 sums of their gradients backward.
-    Without documents nobody needs rank 0's late keys, so half of its keys travel. ``rank`` None:
-    the busiest.
+    Without documents nobody needs rank 0's late keys, so half of its keys travel. Rank ``r`` passes
+    on the keys of all ranks but ``r + 1``, and the sums of all but ``r``: rank 0 sends none of its
+    own half sums, the last rank none of rank 0's half keys. ``rank`` None: the busiest, which are
+    these two, with as many bytes each.
     """
     cp = job.parallel.context_parallel_size
     if cp == 1:
@@ -89,12 +92,9 @@ def ring_bytes(job: Job, rank: int | None = None) -> tuple[float, float]:
     sums = pair * 4 / job.sizes.element
     if job.parallel.cp_comm_type == "all_gather":
         return (cp - 1) * pair, (cp - 1) * (pair + sums)
-    if rank is None:
-        return max((ring_bytes(job, each) for each in range(cp)), key=sum)
-    passed_on = {(rank - hop) % cp for hop in range(cp - 1)}
-    added_to = {(rank - hop) % cp for hop in range(1, cp)}
-    key_hops = len(passed_on) - 0.5 * (0 in passed_on)
-    sum_hops = len(added_to) - 0.5 * (0 in added_to)
+    rank = rank or 0
+    key_hops = cp - 1 - 0.5 * (rank != cp - 1)
+    sum_hops = cp - 1 - 0.5 * (rank != 0)
     return key_hops * pair, key_hops * pair + sum_hops * sums
 
 
@@ -124,8 +124,7 @@ def rate(hardware: Hardware, link: Link) -> float:
 
 
 def data_parallel_bytes(job: Job, stage: int) -> tuple[float, float]:
-    """Float32 gradients scattered, weights gathered, over data x context parallel ranks; a step."""
-    shards = job.data_parallel_size * job.parallel.context_parallel_size
+    """Gradients scattered, weights gathered, over data x context parallel ranks; a step."""
     parameters = stage_parameters(job.model, job.parallel, stage)
-    part = parameters * (shards - 1) / shards
-    return 4.0 * part, job.sizes.element * part
+    part = parameters * (job.num_shards - 1) / job.num_shards
+    return optimizer_bytes(job).gradient * part, job.sizes.element * part

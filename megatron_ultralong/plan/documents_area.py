@@ -1,8 +1,21 @@
-"""Attention area of rows whose documents are known by their mean length alone."""
+"""Attention area of rows of documents, and how unevenly ranks share it."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Float64Array = npt.NDArray[np.float64]
+BALANCED = 1.02
+"""The busiest rank over the mean under ``cp_assignment balanced``: 1.00 to 1.025 were computed
+(benchmarks/attention.md)."""
+DRAWN_ROWS = 32
+"""Rows that are drawn where documents are known by their mean length alone."""
 
 
 def expected_area(seq_length: int, mean_document_length: float) -> float:
@@ -21,3 +34,52 @@ def expected_area(seq_length: int, mean_document_length: float) -> float:
     # sum over i of mean (1 - q^(i+1))
     tail = -math.expm1(seq_length * log_q) * math.exp(log_q) * mean
     return mean * (seq_length - tail)
+
+
+def drawn_rows(seq_length: int, mean_document_length: float) -> DocumentRows:
+    """Rows whose documents have that mean length, the same ones whenever they are drawn."""
+    generator = np.random.default_rng(0)
+    most = math.ceil(2 * seq_length / max(mean_document_length, 1.0)) + 64
+    rows = []
+    for _ in range(DRAWN_ROWS):
+        lengths = generator.geometric(1 / max(mean_document_length, 1.0), size=most)
+        ends = np.cumsum(lengths)
+        rows.append(tuple([0, *ends[ends < seq_length].tolist(), seq_length]))
+    return DocumentRows(tuple(rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class DocumentRows:
+    """Documents of some rows, by their ``cu_seqlens``."""
+
+    rows: tuple[tuple[int, ...], ...]
+
+    def busiest_over_mean(self, context_parallel_size: int, cp_assignment: str) -> float:
+        """Attention of each row's busiest context-parallel rank, over the mean of all ranks."""
+        if context_parallel_size == 1:
+            return 1.0
+        if cp_assignment == "balanced":
+            return BALANCED
+        return _zigzag(self.rows, context_parallel_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _zigzag(rows: tuple[tuple[int, ...], ...], ranks: int) -> float:
+    shares = np.stack([zigzag_areas(row, ranks) for row in rows])
+    return float(shares.max(axis=1).mean() / shares.mean())
+
+
+def zigzag_areas(cu_seqlens: Sequence[int], ranks: int) -> Float64Array:
+    """Pairs of every rank, which has chunk ``r`` and chunk ``2 R - 1 - r`` of ``2 R``, shape [R].
+
+    ``([0, 1, 4], 2) -> [4, 3]``: queries see 1, 1, 2, 3 keys; rank 0 has the first and the last.
+    """
+    edges = np.asarray(cu_seqlens, dtype=np.float64)
+    lengths = edges[1:] - edges[:-1]
+    before = np.concatenate([[0.0], np.cumsum(lengths * (lengths + 1) / 2)])
+    cuts = np.linspace(0, edges[-1], 2 * ranks + 1)
+    document = np.clip(np.searchsorted(edges, cuts, side="right") - 1, 0, len(lengths) - 1)
+    inside = cuts - edges[document]
+    chunks = np.diff(before[document] + inside * (inside + 1) / 2)
+    areas: Float64Array = chunks[:ranks] + chunks[::-1][:ranks]
+    return areas

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from functools import cached_property
 
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.plan.hardware import Hardware
+from megatron_ultralong.plan.host_memory import HostMemory, host_memory
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.ledger import Part
 from megatron_ultralong.plan.step_memory import StageMemory, step_memory
@@ -18,24 +18,6 @@ NCCL_GIB = 0.4
 """Buffers of one communicator; an allowance."""
 FRAGMENTATION = 0.04
 """Of what comes and goes in a step; an allowance with expandable segments."""
-HOST_SHARE = 0.8
-"""Of a node's memory that off-loaded activations may take, as a run takes it."""
-
-_WAYS: dict[Part, str] = {
-    "weights": "raise tensor_model_parallel_size or pipeline_model_parallel_size",
-    "gradients": "raise tensor_model_parallel_size or pipeline_model_parallel_size",
-    "optimizer": "use more GPUs (the states are spread over data x context parallel ranks)",
-    "saved activations": "raise context_parallel_size, use --offload-activations, or "
-    "recompute_granularity full",
-    "hidden states": "raise context_parallel_size",
-    "queries, keys, values": "raise context_parallel_size",
-    "attention": "raise context_parallel_size",
-    "ring and gather buffers": "use cp_comm_type p2p, or raise tensor_model_parallel_size",
-    "projection and MLP tile": "lower sequence_tile_size",
-    "loss": "set loss_tile_size to 2048",
-    "embedding": "set sequence_tile_size to 16384",
-    "tokens and angles": "raise context_parallel_size",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +30,8 @@ class Estimate:
     @cached_property
     def stages(self) -> list[StageMemory]:
         """Memory of every pipeline stage."""
-        return step_memory(self.job, self.hardware.attention_kernel)
+        its = self.hardware
+        return step_memory(self.job, its.attention_kernel, its.multiprocessors)
 
     @cached_property
     def worst(self) -> StageMemory:
@@ -87,18 +70,20 @@ class Estimate:
         """Bytes that it has."""
         return int(self.hardware.memory_gib * GIB)
 
-    @property
-    def host_per_node(self) -> int:
-        """Bytes of pinned host memory on the node that needs the most."""
-        ranks = min(self.hardware.gpus_per_node, self.job.num_gpus)
-        return ranks * max(stage.host for stage in self.stages)
+    @cached_property
+    def host(self) -> HostMemory:
+        """Memory of the node that needs the most."""
+        return host_memory(self.job, self.stages, self.hardware)
 
     @property
-    def host_available(self) -> int:
-        """Bytes that a node may give: of its memory, or as the configuration bounds a rank."""
-        ranks = min(self.hardware.gpus_per_node, self.job.num_gpus)
-        bound = self.job.memory.max_host_memory_gib
-        return int((ranks * bound or HOST_SHARE * self.hardware.host_memory_gib) * GIB)
+    def host_per_node(self) -> int:
+        """Bytes of a node's memory for what is off-loaded."""
+        return self.host.offloaded
+
+    @property
+    def num_nodes(self) -> int:
+        """Machines of the job."""
+        return -(-self.job.num_gpus // self.hardware.gpus_per_node)
 
     @cached_property
     def time(self) -> StepTime:
@@ -111,58 +96,54 @@ class Estimate:
         return self.job.tokens_per_iteration / self.time.total / self.job.num_gpus
 
     @property
+    def peak_tflops(self) -> float:
+        """Over which MFU is counted: ``--peak-tflops``, or the GPU's."""
+        return self.job.config.log.peak_tflops or self.hardware.peak_tflops
+
+    @property
     def mfu(self) -> float:
         """Share of the peak, no recomputation counted."""
-        return self.time.mfu(self.hardware)
+        return self.time.mfu(self.peak_tflops)
 
     def hours(self, num_tokens: float) -> float:
         """To train on so many tokens, without pauses."""
         return num_tokens / self.job.tokens_per_iteration * self.time.total / 3600.0
 
     @property
+    def excess(self) -> float:
+        """Largest share of what is needed over what there is; above 1 it does not fit."""
+        return max(self.needed / self.available, self.host.excess)
+
+    @property
     def refusal(self) -> str | None:
         """Why it cannot run, in a few words; None where it can."""
         if self.needed > self.available:
-            part, size = self._largest
+            part, size = self.largest
             return (
                 f"{self.needed / GIB:.1f} of {self.hardware.memory_gib:g} GiB on a GPU; largest: "
                 f"{part}, {size / GIB:.1f}"
             )
-        if self.host_per_node > self.host_available:
-            return (
-                f"{self.host_per_node / GIB:,.0f} of {self.host_available / GIB:,.0f} GiB of host "
-                "memory on a node"
-            )
-        return None
+        return self.host.refusal
 
     @property
-    def _largest(self) -> tuple[Part, int]:
+    def largest(self) -> tuple[Part, int]:
+        """The part of a GPU's memory that takes the most at the peak, and its bytes."""
         return max(self.worst.peak.parts.items(), key=lambda item: item[1])
 
-    def check(self) -> None:
-        """Raise InputError where it does not fit: by how much, what is largest, what to change."""
+    @property
+    def lack(self) -> str:
+        """What a layout that does not fit lacks: by how much, and which part is the largest."""
         if self.needed > self.available:
-            part, size = self._largest
+            part, size = self.largest
             allowance = sum(self.allowance.values())
-            raise InputError(
-                f"{layout_text(self.job)} needs {self.needed / GIB:.1f} GiB on each GPU of stage "
-                f"{self.worst.stage} ({allowance / GIB:.1f} of it allowance), "
+            return (
+                f"needs {self.needed / GIB:.1f} GiB on each GPU of stage {self.worst.stage} "
+                f"({allowance / GIB:.1f} of it allowance), "
                 f"{(self.needed - self.available) / GIB:.1f} more than the "
                 f"{self.hardware.memory_gib:g} GiB of {self.hardware.name}; the largest part at "
-                f"the peak ({self.worst.peak.moment}) is {part}, {size / GIB:.1f} GiB: "
-                f"{_WAYS[part]}"
+                f"the peak ({self.worst.peak.moment}) is {part}, {size / GIB:.1f} GiB"
             )
-        if self.host_per_node > self.host_available:
-            ways = "raise context_parallel_size or pipeline_model_parallel_size (more GPUs)"
-            if self.job.memory.recompute_granularity == "keep_attention":
-                ways += ", or use recompute_granularity full, which keeps layer inputs alone"
-            raise InputError(
-                f"{layout_text(self.job)} off-loads {self.host_per_node / GIB:,.0f} GiB to the "
-                "host memory of a node, "
-                f"{(self.host_per_node - self.host_available) / GIB:,.0f} more than the "
-                f"{self.host_available / GIB:,.0f} GiB it may take ({HOST_SHARE:.0%} of "
-                f"{self.hardware.host_memory_gib:g}, or max_host_memory_gib of every rank): {ways}"
-            )
+        return self.host.lack or "lacks nothing"
 
 
 def layout_text(job: Job) -> str:
@@ -171,6 +152,10 @@ def layout_text(job: Job) -> str:
     words = [f"TP {parallel.tensor_model_parallel_size}"]
     if parallel.pipeline_model_parallel_size > 1:
         words.append(f"PP {parallel.pipeline_model_parallel_size}")
+        layers = parallel.stage_layers(job.model.num_layers)
+        if len(set(layers)) > 1:
+            between = f", {layers[1]} x {len(layers) - 2}" if len(layers) > 2 else ""
+            words[-1] += f" (layers {layers[0]}{between}, {layers[-1]})"
     words += [
         f"CP {parallel.context_parallel_size}",
         f"DP {job.data_parallel_size}",
@@ -178,4 +163,6 @@ def layout_text(job: Job) -> str:
     ]
     if memory.offload_activations:
         words.append("off-loading")
+    if job.config.optimizer.optimizer_cpu_offload:
+        words.append("optimizer on the host")
     return ", ".join(words)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from megatron_ultralong.config import from_dict
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.flops import PEAK_TFLOPS, device_key
+
+KERNELS = ("fa4", "fa3", "cudnn", "fa2", "cpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +27,13 @@ class Hardware:
     peak_tflops: float
     """Data sheet; MFU is counted over it."""
     attention_forward_tflops: float
-    """Causal attention over long rows, its own area counted."""
+    """Attention of a block of queries with keys of another rank, its own area counted."""
+    diagonal_forward_tflops: float
+    """Attention forward of a rank's queries with its own keys, where half of the square counts."""
     attention_backward_tflops: float
-    """The same; five products where forward has two."""
+    """Backward of either; five products where forward has two."""
     matmul_tflops: float
-    """Projections, MLP and output layer of a tensor-parallel rank."""
+    """Projections, MLP and output layer of a tensor-parallel rank, nothing between them."""
     hbm_gb_per_second: float
     """Of the elementwise operations between them."""
     nvlink_gb_per_second: float
@@ -39,6 +45,17 @@ class Hardware:
     gpus_per_node: int = 8
     host_memory_gib: float = 2048.0
     """Of a node."""
+    host_pin_gib_per_second: float = 2.9
+    """Host memory that a node pins in the first iteration: 258 GiB made it 88 s longer than the
+    plan's step on four H100 (benchmarks/training.md)."""
+    host_adam_billion_per_second: float = 1.0
+    """Weights of an off-loaded optimizer that a rank's CPU thread updates: torch's fused AdamW does
+    1.9 in one thread of an EPYC alone (benchmarks/plan.md); half of it where ranks share memory."""
+    storage_gb_per_second: float = 1.0
+    """What a node writes to where checkpoints go; assumed (0.3 was seen on a cloud's disk)."""
+    fp8_recipes: tuple[str, ...] = ("delayed", "tensorwise", "blockwise")
+    """Values of ``--fp8-recipe`` that it has instructions for."""
+    multiprocessors: int = 132
     attention_kernel: str = "cudnn"
     """Whose workspace and rates these are: fa4, cudnn or fa2."""
     source: str = ""
@@ -48,25 +65,41 @@ class Hardware:
 _H100 = Hardware(
     name="h100-80gb",
     memory_gib=79.1,
-    peak_tflops=989.4,
+    peak_tflops=PEAK_TFLOPS["H100"],
     attention_forward_tflops=600.0,
+    diagonal_forward_tflops=509.0,
     attention_backward_tflops=545.0,
-    matmul_tflops=330.0,
+    matmul_tflops=550.0,
     hbm_gb_per_second=2400.0,
     nvlink_gb_per_second=370.0,
     network_gb_per_second=45.0,
     host_gb_per_second=50.0,
-    source="attention by cuDNN measured on one H100 (benchmarks/attention.md); links assumed",
+    source="attention by cuDNN, products and elementwise measured on H100s (benchmarks/plan.md); "
+    "links assumed",
 )
+_FA4: dict[str, Any] = {
+    "attention_forward_tflops": 660.0,
+    "diagonal_forward_tflops": 682.0,
+    "attention_backward_tflops": 615.0,
+    "attention_kernel": "fa4",
+}
+_NVL: dict[str, Any] = {
+    # An NVL card has the multiprocessors of the SXM module at lower clocks (350 to 600 W).
+    name: round(getattr(_H100, name) * PEAK_TFLOPS["H100 NVL"] / PEAK_TFLOPS["H100"])
+    for name in (
+        "attention_forward_tflops",
+        "diagonal_forward_tflops",
+        "attention_backward_tflops",
+        "matmul_tflops",
+    )
+}
 
 HARDWARE: dict[str, Hardware] = {
     "h100-80gb": _H100,
     "h100-80gb-fa4": dataclasses.replace(
         _H100,
         name="h100-80gb-fa4",
-        attention_forward_tflops=660.0,
-        attention_backward_tflops=615.0,
-        attention_kernel="fa4",
+        **_FA4,
         source="attention by flash-attn-4 measured on one H100 (benchmarks/attention.md); links "
         "assumed",
     ),
@@ -74,21 +107,46 @@ HARDWARE: dict[str, Hardware] = {
         _H100,
         name="h200-141gb",
         memory_gib=139.8,
+        peak_tflops=PEAK_TFLOPS["H200"],
         hbm_gb_per_second=3400.0,
-        source="an H100's rates with the H200's memory; not measured",
+        source="an H100's rates with the H200's memory; a whole job on four H200 took what is "
+        "planned within 3 % (benchmarks/plan.md)",
+    ),
+    "h100-94gb-nvl": dataclasses.replace(
+        _H100,
+        name="h100-94gb-nvl",
+        memory_gib=92.9,
+        peak_tflops=PEAK_TFLOPS["H100 NVL"],
+        hbm_gb_per_second=2800.0,
+        nvlink_gb_per_second=180.0,
+        **_NVL,
+        source="an H100's rates by the ratio of the peaks, NVLink in pairs; not measured",
+    ),
+    "h200-141gb-nvl": dataclasses.replace(
+        _H100,
+        name="h200-141gb-nvl",
+        memory_gib=139.8,
+        peak_tflops=PEAK_TFLOPS["H200 NVL"],
+        hbm_gb_per_second=3400.0,
+        nvlink_gb_per_second=370.0,
+        **_NVL,
+        source="an H100's rates by the ratio of the peaks; not measured",
     ),
     "a100-80gb": dataclasses.replace(
         _H100,
         name="a100-80gb",
         memory_gib=79.1,
-        peak_tflops=311.9,
+        peak_tflops=PEAK_TFLOPS["A100"],
         attention_forward_tflops=200.0,
+        diagonal_forward_tflops=200.0,
         attention_backward_tflops=180.0,
         matmul_tflops=220.0,
         hbm_gb_per_second=1600.0,
         nvlink_gb_per_second=230.0,
         network_gb_per_second=22.0,
         host_gb_per_second=24.0,
+        fp8_recipes=(),
+        multiprocessors=108,
         attention_kernel="fa2",
         source="FlashAttention-2's published rates (arXiv 2307.08691); not measured",
     ),
@@ -96,17 +154,43 @@ HARDWARE: dict[str, Hardware] = {
         _H100,
         name="b200-180gb",
         memory_gib=178.0,
-        peak_tflops=2250.0,
+        peak_tflops=PEAK_TFLOPS["B200"],
         attention_forward_tflops=1400.0,
+        diagonal_forward_tflops=1400.0,
         attention_backward_tflops=1000.0,
         matmul_tflops=1200.0,
         hbm_gb_per_second=6000.0,
         nvlink_gb_per_second=740.0,
+        fp8_recipes=("delayed", "tensorwise", "blockwise", "mxfp8"),
+        multiprocessors=148,
         attention_kernel="fa4",
         source="below flash-attn-4's published rates (1605 forward); not measured",
     ),
 }
+HARDWARE["gb200-186gb"] = dataclasses.replace(
+    HARDWARE["b200-180gb"],
+    name="gb200-186gb",
+    memory_gib=184.0,
+    peak_tflops=PEAK_TFLOPS["GB200"],
+    matmul_tflops=1330.0,
+    network_gb_per_second=90.0,
+    host_gb_per_second=200.0,
+    gpus_per_node=4,
+    host_memory_gib=960.0,
+    source="a B200's rates, products by the ratio of the peaks; trays of four; not measured",
+)
 """By the name that ``--gpu`` takes; a file (``--hardware FILE``) describes one's own."""
+
+_DEVICES = {
+    "H100": "h100-80gb",
+    "H100 NVL": "h100-94gb-nvl",
+    "H200": "h200-141gb",
+    "H200 NVL": "h200-141gb-nvl",
+    "GH200": "h200-141gb",
+    "A100": "a100-80gb",
+    "B200": "b200-180gb",
+    "GB200": "gb200-186gb",
+}
 
 
 def hardware_by_name(name: str) -> Hardware:
@@ -126,12 +210,10 @@ def hardware_by_name(name: str) -> Hardware:
 def hardware_of_device(device_name: str | None) -> Hardware:
     """The entry for a device as CUDA names it; without one, or for one unknown, the H100.
 
-    ``"NVIDIA H200" -> h200-141gb``.
+    ``"NVIDIA H200" -> h200-141gb``, ``"NVIDIA H200 NVL" -> h200-141gb-nvl``.
     """
-    for name, hardware in HARDWARE.items():
-        if device_name and name.split("-")[0].upper() in device_name:
-            return hardware
-    return _H100
+    key = device_key(device_name) if device_name else None
+    return HARDWARE[_DEVICES.get(key or "", _H100.name)]
 
 
 def hardware_from(values: Mapping[str, Any], where: str) -> Hardware:
@@ -153,11 +235,14 @@ def check(hardware: Hardware, where: str) -> None:
     """Raise InputError where a figure is not a positive number."""
     for field in dataclasses.fields(Hardware):
         value = getattr(hardware, field.name)
-        if field.name in ("name", "attention_kernel", "source"):
+        if field.name in ("name", "attention_kernel", "source", "fp8_recipes"):
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not value > 0 or not math.isfinite(value):
             raise InputError(f"{where}: {field.name} must be a number above 0, not {value!r}")
-    if hardware.attention_kernel not in ("fa4", "fa3", "cudnn", "fa2", "cpu"):
+        if field.name in ("gpus_per_node", "multiprocessors") and value != int(value):
+            raise InputError(f"{where}: {field.name} must be a whole number, not {value!r}")
+    if hardware.attention_kernel not in KERNELS:
         raise InputError(
             f"{where}: attention_kernel {hardware.attention_kernel!r} is not known: fa4, fa3, "
             "cudnn or fa2"

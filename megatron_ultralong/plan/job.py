@@ -6,6 +6,8 @@ import dataclasses
 
 from megatron_ultralong.activations import KeptTensors, kept_tensors
 from megatron_ultralong.config import ModelConfig, ParallelConfig, TrainingConfig
+from megatron_ultralong.layer_config import LOCAL_LAYERS
+from megatron_ultralong.plan.documents_area import DocumentRows
 from megatron_ultralong.run_config import MemoryConfig
 
 GIB = 2**30
@@ -20,8 +22,8 @@ class Job:
     num_gpus: int
     mean_area: float
     """Pairs of query and key that attend, of a mean row."""
-    busiest_over_mean: float = 1.0
-    """Attention of the busiest context-parallel rank over the mean; 1 without a document mask."""
+    documents: DocumentRows | None = None
+    """Of some rows, where they are masked and known: ranks share these unevenly."""
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -44,9 +46,33 @@ class Job:
         return self.parallel.data_parallel_size(self.num_gpus)
 
     @property
+    def model_parameters(self) -> int:
+        """Weights of the whole model."""
+        return stage_parameters(self.model, ParallelConfig(), 0)
+
+    @property
+    def num_shards(self) -> int:
+        """Ranks over which the optimizer's states are spread."""
+        return self.data_parallel_size * self.parallel.context_parallel_size
+
+    @property
     def num_microbatches(self) -> int:
         """Forward passes of a replica in an iteration."""
         return self.config.num_microbatches(self.num_gpus)
+
+    @property
+    def busiest_over_mean(self) -> float:
+        """Attention of the busiest context-parallel rank over the mean; 1 without documents."""
+        if self.documents is None:
+            return 1.0
+        return self.documents.busiest_over_mean(
+            self.parallel.context_parallel_size, self.parallel.cp_assignment
+        )
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether sums have a fixed order."""
+        return self.config.deterministic_mode
 
     @property
     def tokens_per_iteration(self) -> int:
@@ -58,7 +84,29 @@ class Job:
         self.parallel.check_model(self.model)
         self.parallel.check_seq_length(self.seq_length)
         self.memory.check()
+        self.config.check_layers()
         self.config.num_microbatches(self.num_gpus)
+
+    def check_flags(self) -> None:
+        """Raise InputError for what `pretrain` and `sft` refuse in any layout.
+
+        The layout itself is left out, and what a plan can do without: checkpoint, rows and the
+        number of iterations.
+        """
+        config = self.config
+        layout = ("cp_comm_type", "cp_assignment", "distributed_timeout_minutes")
+        parallel = ParallelConfig(**{name: getattr(self.parallel, name) for name in layout})
+        warm_up = config.optimizer.lr_warmup_iters
+        dataclasses.replace(
+            config,
+            load=config.load or "any",
+            data=dataclasses.replace(config.data, data_path=config.data.data_path or "any"),
+            train_iters=config.train_iters or max(warm_up, 0) + 1,
+            parallel=parallel,
+            # Against kinds of memory and layers each layout is checked.
+            memory=dataclasses.replace(config.memory, offload_activations=False),
+            layers=LOCAL_LAYERS,
+        ).check(1)
 
     def kept(self) -> KeptTensors:
         """What one recomputed layer keeps of one micro-batch."""
@@ -156,11 +204,18 @@ class RankSizes:
         return size * self.tile // self.tokens
 
 
+def layer_matrices(model: ModelConfig, tensor_parallel_size: int) -> tuple[int, int, int, int]:
+    """Weights of one layer's matrices on a rank: q, k, v; out of attention; gate, up; down."""
+    queries = model.num_attention_heads * model.kv_channels
+    keys = model.num_query_groups * model.kv_channels
+    widths = (queries + 2 * keys, queries, 2 * model.ffn_hidden_size, model.ffn_hidden_size)
+    qkv, out, up, down = (model.hidden_size * width // tensor_parallel_size for width in widths)
+    return qkv, out, up, down
+
+
 def layer_parameters(model: ModelConfig, tensor_parallel_size: int) -> int:
     """Weights of one layer on a rank."""
-    heads = 2 * model.num_attention_heads + 2 * model.num_query_groups
-    matrices = model.hidden_size * (heads * model.kv_channels + 3 * model.ffn_hidden_size)
-    return matrices // tensor_parallel_size + 2 * model.hidden_size
+    return sum(layer_matrices(model, tensor_parallel_size)) + 2 * model.hidden_size
 
 
 def stage_parameters(model: ModelConfig, parallel: ParallelConfig, stage: int) -> int:

@@ -10,6 +10,7 @@ from typing import Literal
 
 Part = Literal[
     "weights",
+    "FP8 weights",
     "gradients",
     "optimizer",
     "saved activations",

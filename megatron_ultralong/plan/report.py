@@ -1,27 +1,24 @@
-"""A plan as tables for the terminal, and as plain values for a file."""
+"""A plan as tables for the terminal."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from typing import get_args
 
-from rich.console import Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.job import GIB
 from megatron_ultralong.plan.ledger import Part
-from megatron_ultralong.plan.search import Found
+from megatron_ultralong.plan.paper import paper_hours
+from megatron_ultralong.plan.run_time import RunTime, run_time
+from megatron_ultralong.plan.search import SAME_TIME, Found
 from megatron_ultralong.plan.step_time import StepTime
-
-PAPER: dict[str, tuple[int, float]] = {
-    "llama3.1-8b-1m": (256, 5.0),
-    "llama3.1-8b-2m": (256, 6.0),
-    "llama3.1-8b-4m": (256, 13.0),
-}
-"""H100s and about the hours that arXiv 2504.06214 gives for these runs, by recipe."""
+from megatron_ultralong.plan.without_effect import WITHOUT_EFFECT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +36,25 @@ class Plan:
     """None where the layout was given."""
     given: Estimate | None = None
     """The layout of recipe and flags, whether it fits or not; None where it breaks a rule."""
+    hints: Sequence[str] = ()
+    """Small changes to what was asked for that are better, as sentences."""
+    typed: Collection[str] = ()
+    """Fields that were given as flags."""
+    tokens_text: str = ""
+    """What the run's tokens are counted by, where it is not its iterations."""
+
+    @cached_property
+    def run(self) -> RunTime:
+        """The whole run."""
+        return run_time(self.chosen, self.train_tokens)
+
+    @property
+    def paper(self) -> tuple[int, float] | None:
+        """H100s and about the hours of the paper, for its own runs alone."""
+        return paper_hours(self.recipe, self.model, self.chosen.job.config, self.train_tokens)
 
     def flags(self) -> str:
-        """The layout as flags of ``pretrain``."""
+        """The layout as flags of ``pretrain``, on one line."""
         parallel, memory = self.chosen.job.parallel, self.chosen.job.memory
         words = [
             f"--tensor-model-parallel-size {parallel.tensor_model_parallel_size}",
@@ -50,31 +63,56 @@ class Plan:
             "--sequence-parallel" if parallel.sequence_parallel else "--no-sequence-parallel",
             f"--recompute-granularity {memory.recompute_granularity}",
         ]
-        offload = "--offload-activations" if memory.offload_activations else ""
-        return " ".join([*words, offload]).strip()
+        for name in ("first", "last"):
+            layers = getattr(parallel, f"num_layers_in_{name}_pipeline_stage")
+            if layers:
+                words.append(f"--num-layers-in-{name}-pipeline-stage {layers}")
+        if memory.offload_activations:
+            words.append("--offload-activations")
+        if self.chosen.job.config.optimizer.optimizer_cpu_offload:
+            words.append("--optimizer-cpu-offload")
+        return " ".join(words)
 
 
-def render(plan: Plan, num_alternatives: int) -> RenderableType:
-    """Everything that the command prints."""
-    parts: list[RenderableType] = [_summary(plan), memory_table(plan.chosen), time_table(plan)]
+def show(console: Console, plan: Plan, num_alternatives: int) -> None:
+    """Print everything that the command prints; flags stay on one line, to be copied."""
+    console.print(_summary(plan), soft_wrap=True, highlight=False)
+    for table in _tables(plan, num_alternatives):
+        console.print(table)
+    for line in plan.hints:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _tables(plan: Plan, num_alternatives: int) -> Iterator[RenderableType]:
+    yield memory_table(plan.chosen)
+    yield time_table(plan)
     if plan.chosen.time.traffic:
-        parts.append(traffic_table(plan.chosen.time))
+        yield traffic_table(plan.chosen.time)
+    yield run_table(plan)
     if plan.found is not None:
-        parts.append(_alternatives(plan, num_alternatives))
+        yield _alternatives(plan, num_alternatives)
         if plan.found.refused or plan.found.rules:
-            parts.append(_refused(plan.found, num_alternatives))
-    return Group(*parts)
+            yield _refused(plan.found, num_alternatives)
 
 
 def _summary(plan: Plan) -> Text:
-    job, hardware = plan.chosen.job, plan.chosen.hardware
+    estimate, job = plan.chosen, plan.chosen.job
+    node = estimate.hardware.gpus_per_node
+    nodes = f"{estimate.num_nodes} nodes" if estimate.num_nodes > 1 else "one node"
+    rest = job.num_gpus % node
+    if estimate.num_nodes > 1 and rest:
+        nodes += f", the last with {rest} of {node} GPUs"
     text = Text()
     text.append(f"{plan.recipe}: {plan.model}, rows of {job.seq_length:,} tokens, ")
     text.append(f"{job.config.global_batch_size} an iteration, {job.config.precision}, ")
-    text.append(f"{job.num_gpus} x {hardware.name}\n{layout_text(job)}", style="bold")
+    text.append(f"{job.num_gpus} x {estimate.hardware.name} ({nodes})\n")
+    text.append(layout_text(job), style="bold")
     text.append(f"; {job.num_microbatches} micro-batches a step; {plan.area_text}\n")
     text.append(f"  {plan.flags()}\n", style="cyan")
-    text.append(f"rates: {hardware.source}\n", style="dim")
+    text.append(f"rates: {estimate.hardware.source}", style="dim")
+    for name in sorted(set(plan.typed) & set(WITHOUT_EFFECT)):
+        flag = "--" + name.replace("_", "-")
+        text.append(f"\n{flag} changes nothing here: {WITHOUT_EFFECT[name]}", style="dim")
     return text
 
 
@@ -87,9 +125,9 @@ def memory_rows(estimate: Estimate) -> Iterator[tuple[str, int]]:
 
 
 def memory_table(estimate: Estimate) -> Table:
-    """Memory of one GPU at the peak of its step, by part."""
+    """Memory of one GPU at the peak of its step, by part, and of a node."""
     worst, table = estimate.worst, Table(title_justify="left")
-    stages = len(estimate.stages)
+    stages = estimate.job.parallel.pipeline_model_parallel_size
     where = f" of pipeline stage {worst.stage} of {stages}" if stages > 1 else ""
     table.title = f"Memory of a GPU{where}, at the peak of its step ({worst.peak.moment})"
     table.add_column("part")
@@ -110,10 +148,26 @@ def memory_table(estimate: Estimate) -> Table:
     others = sorted(worst.peaks.values(), key=lambda peak: -peak.total)
     moments = ", ".join(f"{peak.moment} {peak.total / GIB:.1f}" for peak in others[1:6])
     table.caption = f"other moments: {moments}"
-    if estimate.host_per_node:
+    host = estimate.host
+    table.add_section()
+    for name, size in (
+        ("activations, pinned", host.activations),
+        ("optimizer", host.optimizer),
+        ("copy of a checkpoint while it is written", host.checkpoint),
+    ):
+        if size:
+            table.add_row(f"host memory of a node: {name}", f"{size / GIB:,.0f}")
+    if host.offloaded:
         table.add_row(
-            f"host memory of a node, of {estimate.host_available / GIB:,.0f} GiB it may take",
-            f"{estimate.host_per_node / GIB:,.0f}",
+            f"host memory of a node, of {host.may_take / GIB:,.0f} GiB it may take",
+            f"{host.offloaded / GIB:,.0f}",
+        )
+    if not host.can_save:
+        total = f"{(host.offloaded + host.checkpoint) / GIB:,.0f}"
+        table.add_row(
+            f"NO CHECKPOINT FITS: all of it together, of {host.of_node / GIB:,.0f} GiB",
+            total,
+            style="bold red",
         )
     return table
 
@@ -132,15 +186,46 @@ def time_table(plan: Plan) -> Table:
     table.add_section()
     flops = time.model_tflop
     table.add_row("model TFLOP of a GPU, recomputation not counted", f"{flops:,.0f}", "")
-    peak = estimate.hardware.peak_tflops
+    peak = estimate.peak_tflops
     table.add_row("MFU", f"{estimate.mfu:.1%}", f"of {peak:g} TFLOP/s", style="bold")
     table.add_row("tokens/s/GPU", f"{estimate.tokens_per_second_per_gpu:,.0f}", "")
     hours = estimate.hours(plan.train_tokens)
-    budget = f"hours for {plan.train_tokens / 1e9:.2f}B tokens"
+    budget = f"hours for {plan.train_tokens / 1e9:.2f}B tokens{plan.tokens_text}"
     table.add_row(budget, f"{hours:,.1f}", "", style="bold")
-    if plan.recipe in PAPER:
-        gpus, theirs = PAPER[plan.recipe]
+    if plan.paper is not None:
+        gpus, theirs = plan.paper
         table.add_row(f"the paper, on {gpus} H100", f"about {theirs:g}", "")
+    return table
+
+
+def run_table(plan: Plan) -> Table:
+    """The whole run: its iterations, what makes it longer, and what it leaves on disk."""
+    run, estimate = plan.run, plan.chosen
+    rate = estimate.hardware.storage_gb_per_second
+    table = Table(title=f"The run: {run.num_iterations:,} iterations", title_justify="left")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    if run.pin_seconds >= 1:
+        pinned = f"{estimate.host.pinned / GIB:,.0f} GiB of a node"
+        table.add_row(
+            f"first iteration, which pins {pinned}: longer by", f"{run.pin_seconds:,.0f} s"
+        )
+    table.add_row("a checkpoint on disk", f"{run.checkpoint.on_disk / 1e9:,.1f} GB")
+    table.add_row(
+        f"time to save one ({estimate.num_nodes} x {rate:g} GB/s: --storage-gb-per-second)",
+        f"{run.write_seconds:,.0f} s",
+    )
+    waits = "copy to the host" if plan.chosen.job.config.checkpoint.async_save else "all of it"
+    table.add_row(f"of that, training waits ({waits})", f"{run.wait_seconds:,.1f} s")
+    table.add_row(
+        f"on disk at the most ({run.num_kept} of {run.num_checkpoints} checkpoints)",
+        f"{run.disk_bytes / 1e9:,.0f} GB",
+    )
+    if run.num_validations:
+        table.add_row(
+            f"{run.num_validations} validations, each", f"{run.validation_seconds:,.1f} s"
+        )
+    table.add_row("hours with all of this", f"{run.hours:,.1f}", style="bold")
     return table
 
 
@@ -151,6 +236,7 @@ def time_rows(time: StepTime) -> list[tuple[str, float]]:
         ("projections, MLP, output layer", time.products),
         ("elementwise", time.elementwise),
         ("optimizer", time.optimizer),
+        ("optimizer on the host", time.host_optimizer),
         ("communication that is not hidden", time.communication),
         ("off-loading that is not hidden", time.offloading),
         ("pipeline bubble", time.bubble),
@@ -179,15 +265,24 @@ def traffic_table(time: StepTime) -> Table:
 
 def _alternatives(plan: Plan, count: int) -> Table:
     assert plan.found is not None
-    feasible = plan.found.feasible
+    feasible, chosen = plan.found.feasible, plan.chosen
     table = Table(
-        title=f"The best of {len(feasible)} layouts that fit", title_justify="left", highlight=True
+        title=f"{len(feasible)} layouts that fit, fastest first. -> is the one to take: of those "
+        f"within {SAME_TIME:.0%} of the fastest that can save, one without host memory before one "
+        "with, then the least GiB",
+        title_justify="left",
+        highlight=True,
     )
     table.add_column("layout")
     for name in ("step, s", "MFU", "hours", "GiB", "host GiB a node"):
         table.add_column(name, justify="right")
-    for each in feasible[:count]:
-        table.add_row(*_cells(plan, each))
+    shown = feasible[:count]
+    if chosen not in shown:
+        shown = [*shown[: count - 1], chosen]
+    for each in shown:
+        name, *figures = _cells(plan, each)
+        mark, style = ("-> ", "bold") if each is chosen else ("   ", "")
+        table.add_row(mark + name, *figures, style=style)
     if plan.given is not None:
         name, *figures = _cells(plan, plan.given)
         refusal = plan.given.refusal
@@ -220,65 +315,3 @@ def _refused(found: Found, count: int) -> Table:
     for rule, number in found.rules.items():
         table.add_row(f"{number} layouts", "-", f"such as: {rule}")
     return table
-
-
-def as_values(plan: Plan) -> dict[str, Any]:
-    """The plan for a file: bytes, seconds and ratios, unrounded."""
-    values: dict[str, Any] = {
-        "recipe": plan.recipe,
-        "model": plan.model,
-        "documents": plan.area_text,
-        "train_tokens": plan.train_tokens,
-        "paper": None,
-        "hardware": dataclasses.asdict(plan.chosen.hardware),
-        "chosen": estimate_values(plan.chosen, plan.train_tokens, details=True),
-    }
-    if plan.recipe in PAPER:
-        gpus, hours = PAPER[plan.recipe]
-        values["paper"] = {"num_gpus": gpus, "hours": hours}
-    if plan.found is not None:
-        feasible = [estimate_values(each, plan.train_tokens) for each in plan.found.feasible]
-        values["feasible"] = feasible
-        values["refused"] = [
-            {"layout": layout_text(each.job), "step_seconds": each.time.total, "why": why}
-            for each, why in plan.found.refused
-        ]
-        values["rules"] = plan.found.rules
-    return values
-
-
-def estimate_values(
-    estimate: Estimate, train_tokens: float, *, details: bool = False
-) -> dict[str, Any]:
-    """One layout's figures."""
-    job, time = estimate.job, estimate.time
-    values: dict[str, Any] = {
-        "layout": layout_text(job),
-        "num_gpus": job.num_gpus,
-        "parallel": dataclasses.asdict(job.parallel),
-        "memory": dataclasses.asdict(job.memory),
-        "data_parallel_size": job.data_parallel_size,
-        "num_microbatches": job.num_microbatches,
-        "peak_bytes": estimate.worst.peak.total,
-        "needed_bytes": estimate.needed,
-        "host_bytes_per_node": estimate.host_per_node,
-        "step_seconds": time.total,
-        "mfu": estimate.mfu,
-        "tokens_per_second_per_gpu": estimate.tokens_per_second_per_gpu,
-        "hours": estimate.hours(train_tokens),
-    }
-    if details:
-        values["seconds"] = dict(time_rows(time))
-        values["model_tflop_per_gpu"] = time.model_tflop
-        values["traffic"] = [dataclasses.asdict(each) for each in time.traffic]
-        values["allowance_bytes"] = estimate.allowance
-        values["stages"] = [
-            {
-                "stage": stage.stage,
-                "host_bytes": stage.host,
-                "peak_moment": stage.peak.moment,
-                "moments": {name: peak.parts for name, peak in stage.peaks.items()},
-            }
-            for stage in estimate.stages
-        ]
-    return values

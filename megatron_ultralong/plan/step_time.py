@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from megatron_ultralong.flops import training_flops
+from megatron_ultralong.layer_config import Fp8Recipe
 from megatron_ultralong.plan.communication import (
     Traffic,
     data_parallel_bytes,
@@ -15,10 +16,25 @@ from megatron_ultralong.plan.communication import (
 )
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job, stage_parameters
+from megatron_ultralong.plan.optimizer_memory import (
+    offloaded_share,
+    optimizer_bytes,
+    optimizer_memory,
+)
 from megatron_ultralong.plan.work import ATTENTION_BACKWARD, layer_work, loss_work
 
-OPTIMIZER_BYTES = 40
-"""Read and written for one weight of a shard: gradient, master weight, two states, weight."""
+FP8_SPEEDUP: dict[Fp8Recipe, float] = {
+    "tensorwise": 1.42,
+    "delayed": 1.42,
+    "blockwise": 1.28,
+    "mxfp8": 1.42,
+}
+"""Products of layers over those in bf16, casts included: four layers of Llama 3.1 8B at 32,768
+tokens took 0.126 s (tensorwise) and 0.092 s (blockwise) less of the 0.43 s that their products are
+planned to take (benchmarks/transformer_engine.md). The other two as tensorwise; not measured."""
+DETERMINISTIC_BACKWARD = {"fa4": 1.70, "cudnn": 1.97, "fa2": 1.18}
+"""Attention's backward pass under ``deterministic_mode`` over the usual one, by kernel; cuDNN has
+none and hands over to FlashAttention 2 (benchmarks/attention.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +46,19 @@ class StepTime:
     """Projections, MLP, output layer; recomputed ones too."""
     elementwise: float
     offloading: float
-    """Copies to and from host memory that kernels do not hide."""
+    """Copies of activations to and from host memory that kernels do not hide."""
     optimizer: float
+    """On the GPU."""
+    host_optimizer: float
+    """Of off-loaded states: their gradients to the host, Adam there, and weights back."""
     bubble: float
     """Of the pipeline."""
     traffic: tuple[Traffic, ...]
     model_tflop: float
     """Of one GPU, without recomputation."""
+    forward: float
+    """Of the total: forward passes of all micro-batches, with a third of the bubble; what a
+    validation over as many rows takes."""
 
     @property
     def communication(self) -> float:
@@ -45,39 +67,44 @@ class StepTime:
 
     @property
     def compute(self) -> float:
-        """All kernels."""
+        """All kernels of the GPU."""
         return self.attention + self.products + self.elementwise + self.optimizer
 
     @property
     def total(self) -> float:
         """The step."""
-        return self.compute + self.offloading + self.communication + self.bubble
+        waits = self.offloading + self.host_optimizer + self.communication + self.bubble
+        return self.compute + waits
 
-    def mfu(self, hardware: Hardware) -> float:
+    def mfu(self, peak_tflops: float) -> float:
         """Model FLOPs over the peak's, no recomputation counted."""
-        return self.model_tflop / self.total / hardware.peak_tflops
+        return self.model_tflop / self.total / peak_tflops
 
 
 def step_time(job: Job, hardware: Hardware) -> StepTime:
     """The step of ``job``, by the slowest pipeline stage and the bubble that others wait."""
-    stages = [
-        _Stage(job, hardware, stage) for stage in range(job.parallel.pipeline_model_parallel_size)
-    ]
+    last = job.parallel.pipeline_model_parallel_size - 1
+    stages = [_Stage(job, hardware, stage) for stage in sorted({0, min(1, last), last})]
     slowest = max(stages, key=lambda stage: stage.microbatch_seconds)
     microbatches = job.num_microbatches
     waited = sum(stage.microbatch_seconds for stage in stages) - slowest.microbatch_seconds
+    if last > 2:  # those behind the second are like it
+        waited += (last - 2) * stages[1].microbatch_seconds
     total_flops = training_flops(
         job.model, job.tokens_per_iteration, job.config.global_batch_size * job.mean_area
     ).total
+    bubble = waited / job.parallel.num_virtual_stages_per_pipeline_rank
     return StepTime(
         attention=microbatches * slowest.attention,
         products=microbatches * slowest.products,
         elementwise=microbatches * slowest.elementwise,
         offloading=microbatches * slowest.offloading,
         optimizer=max(stage.optimizer for stage in stages),
-        bubble=waited / job.parallel.num_virtual_stages_per_pipeline_rank,
+        host_optimizer=max(stage.host_optimizer for stage in stages),
+        bubble=bubble,
         traffic=slowest.traffic(microbatches),
         model_tflop=total_flops / job.num_gpus / 1e12,
+        forward=microbatches * slowest.forward + bubble / 3,
     )
 
 
@@ -88,17 +115,14 @@ class _Stage:
         self.job, self.hardware, self.stage = job, hardware, stage
         self.layers = job.parallel.stage_layers(job.model.num_layers)[stage]
         self.links = links(job, hardware)
-        work = layer_work(job)
-        flop = work.attention_forward
-        self.attention_forward = flop / hardware.attention_forward_tflops / 1e12
-        self.attention_backward = (
-            ATTENTION_BACKWARD * flop / hardware.attention_backward_tflops / 1e12
-        )
+        self.work = work = layer_work(job)
+        self._attention(work.attention_forward)
         self.attention = self.layers * (
             work.num_attention_forwards * self.attention_forward + self.attention_backward
         )
-        self.num_attention_forwards = work.num_attention_forwards
-        products, moved = self.layers * work.products, self.layers * work.moved
+        layers = job.config.layers
+        faster = FP8_SPEEDUP[layers.fp8_recipe] if layers.fp8_format != "none" else 1.0
+        products, moved = self.layers * work.products / faster, self.layers * work.moved
         if stage == job.parallel.pipeline_model_parallel_size - 1:
             loss = loss_work(job)
             products, moved = products + loss.products, moved + loss.moved
@@ -107,7 +131,31 @@ class _Stage:
         self.offloading = self._offloading()
         self.tensor = tensor_parallel_bytes(job, stage).total
         self.ring = self._ring()
-        self.optimizer = self._optimizer()
+        self.optimizer, self.host_optimizer = self._optimizer()
+
+    def _attention(self, flop: float) -> None:
+        """Seconds of one layer's passes, and of what one hop of the ring computes.
+
+        A rank has the square of its own queries and keys once, half of which counts, and blocks of
+        as much work for every other rank: of CP ranks, 1 / CP of the work is on the diagonal.
+        """
+        hardware, ranks = self.hardware, self.job.parallel.context_parallel_size
+        kernel = hardware.attention_kernel
+        slower = DETERMINISTIC_BACKWARD.get(kernel, 1.0) if self.job.is_deterministic else 1.0
+        hop = flop / ranks / 1e12
+        self.hop_forward = hop / hardware.attention_forward_tflops
+        self.hop_backward = slower * ATTENTION_BACKWARD * hop / hardware.attention_backward_tflops
+        diagonal = hop / hardware.diagonal_forward_tflops
+        self.attention_forward = diagonal + (ranks - 1) * self.hop_forward
+        self.attention_backward = ranks * self.hop_backward
+
+    @property
+    def forward(self) -> float:
+        """Of one micro-batch: a third of the passes that are not attention's, and one of it."""
+        passes = 3 if self.job.memory.recompute_granularity == "none" else 4
+        link = rate(self.hardware, self.links["tensor"])
+        others = self.products + self.elementwise + self.tensor / link
+        return self.layers * self.attention_forward + others / passes
 
     @property
     def microbatch_seconds(self) -> float:
@@ -121,15 +169,14 @@ class _Stage:
         job, link = self.job, self.links["context"]
         forward, backward = ring_bytes(job)
         per_second = rate(self.hardware, link)
-        passes = [(forward, self.attention_forward)] * self.num_attention_forwards
-        passes.append((backward, self.attention_backward))
+        passes = [(forward, self.hop_forward)] * self.work.num_attention_forwards
+        passes.append((backward, self.hop_backward))
         seconds = sum(num_bytes for num_bytes, _ in passes) / per_second
         exposed = seconds
         if job.parallel.cp_comm_type == "p2p":
             hops = max(1, job.parallel.context_parallel_size - 1)
-            ranks = job.parallel.context_parallel_size
             exposed = sum(
-                hops * max(0.0, num_bytes / hops / per_second - kernel / ranks)
+                hops * max(0.0, num_bytes / hops / per_second - kernel)
                 for num_bytes, kernel in passes
             )
         total = sum(num_bytes for num_bytes, _ in passes)
@@ -151,11 +198,23 @@ class _Stage:
             max(0.0, copy - self.attention_forward) + max(0.0, copy - self.attention_backward)
         )
 
-    def _optimizer(self) -> float:
-        job = self.job
-        shards = job.data_parallel_size * job.parallel.context_parallel_size
-        parameters = stage_parameters(job.model, job.parallel, self.stage) / shards
-        return OPTIMIZER_BYTES * parameters / self.hardware.hbm_gb_per_second / 1e9
+    def _optimizer(self) -> tuple[float, float]:
+        """Seconds of Adam on the GPU, and on the host with its copies.
+
+        On the GPU gradients are read four times or written (norm, clipping, Adam), states read and
+        written once, weights written. The host gets float32 gradients and gives back weights.
+        """
+        job, hardware = self.job, self.hardware
+        each, share = optimizer_bytes(job), offloaded_share(job.config.optimizer)
+        shard = stage_parameters(job.model, job.parallel, self.stage) / job.num_shards
+        moved = 4 * each.gradient + (1 - share) * (2 * each.states + job.sizes.element)
+        on_device = shard * moved / hardware.hbm_gb_per_second / 1e9
+        offloaded = optimizer_memory(job, self.stage).num_offloaded
+        update = offloaded / hardware.host_adam_billion_per_second / 1e9
+        copies = offloaded * (4 + job.sizes.element) / hardware.host_gb_per_second / 1e9
+        if job.config.optimizer.overlap_cpu_optimizer_d2h_h2d:
+            return on_device, max(update, copies)
+        return on_device, update + copies
 
     def traffic(self, microbatches: int) -> tuple[Traffic, ...]:
         """All communication of a step."""

@@ -1,0 +1,119 @@
+"""Memory of a node that a run takes beside its GPUs'."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from megatron_ultralong.plan.checkpoint_size import checkpoint_size
+from megatron_ultralong.plan.hardware import Hardware
+from megatron_ultralong.plan.job import GIB, Job
+from megatron_ultralong.plan.step_memory import StageMemory
+
+HOST_SHARE = 0.8
+"""Of a node's memory that off-loaded activations and states may take, as a run takes it."""
+NODE_SHARE = 0.97
+"""Of a node's memory that they may take together with what is being saved; the system has the rest.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class HostMemory:
+    """Bytes of the node that needs the most."""
+
+    activations: int
+    """Pinned, for what layers keep."""
+    optimizer: int
+    """Adam's states and gradients for them."""
+    pinned: int
+    """Of both; in the first iteration."""
+    checkpoint: int
+    """Copies of what is being saved."""
+    may_take: int
+    """By activations and optimizer."""
+    activations_may_take: int
+    """By activations: what ``max_host_memory_gib`` gives them, or all of that."""
+    of_node: int
+    """All that programs may take together, copies for a checkpoint included."""
+    must_save: bool
+    """Whether a checkpoint's copy has to fit, too."""
+
+    @property
+    def can_save(self) -> bool:
+        """Whether it does."""
+        return self.offloaded + self.checkpoint <= self.of_node
+
+    @property
+    def offloaded(self) -> int:
+        """All but the copies."""
+        return self.activations + self.optimizer
+
+    @property
+    def excess(self) -> float:
+        """Largest share of what is needed over what there is; above 1 it does not fit."""
+        return max(
+            self.offloaded / self.may_take,
+            self.activations / self.activations_may_take,
+            (self.offloaded + self.checkpoint) / self.of_node if self.must_save else 0.0,
+        )
+
+    @property
+    def refusal(self) -> str | None:
+        """Why it does not fit, in a few words; None where it does."""
+        if self.activations > self.activations_may_take:
+            needed, there = self.activations, self.activations_may_take
+        elif self.offloaded > self.may_take:
+            needed, there = self.offloaded, self.may_take
+        elif self.must_save and not self.can_save:
+            needed, there = self.offloaded + self.checkpoint, self.of_node
+        else:
+            return None
+        return f"{needed / GIB:,.0f} of {there / GIB:,.0f} GiB of host memory on a node"
+
+    @property
+    def lack(self) -> str | None:
+        """The same with what takes it."""
+        bound = f"{HOST_SHARE:.0%} of the node's"
+        if self.activations > self.activations_may_take:
+            needed, there = self.activations, self.activations_may_take
+            if there != self.may_take:
+                bound = "max_host_memory_gib of every rank"
+        else:
+            needed, there = self.offloaded, self.may_take
+        parts = [
+            f"{size / GIB:,.0f} {name}"
+            for name, size in (("activations", self.activations), ("optimizer", self.optimizer))
+            if size
+        ]
+        if needed > there:
+            return (
+                f"off-loads {needed / GIB:,.0f} GiB to the host memory of a node "
+                f"({', '.join(parts)}), {(needed - there) / GIB:,.0f} more than the "
+                f"{there / GIB:,.0f} GiB it may take ({bound})"
+            )
+        if self.must_save and not self.can_save:
+            parts.append(f"{self.checkpoint / GIB:,.0f} the copy of a checkpoint being written")
+            total = self.offloaded + self.checkpoint
+            return (
+                f"takes {total / GIB:,.0f} GiB of a node's memory ({', '.join(parts)}), "
+                f"{(total - self.of_node) / GIB:,.0f} more than the {self.of_node / GIB:,.0f} that "
+                f"programs may take ({NODE_SHARE:.0%} of it)"
+            )
+        return None
+
+
+def host_memory(job: Job, stages: Sequence[StageMemory], hardware: Hardware) -> HostMemory:
+    """Of ``job``, whose stages need what ``stages`` say."""
+    ranks = min(hardware.gpus_per_node, job.num_gpus)
+    may_take = int(HOST_SHARE * hardware.host_memory_gib * GIB)
+    bound = int(ranks * job.memory.max_host_memory_gib * GIB)
+    return HostMemory(
+        activations=ranks * max(stage.host for stage in stages),
+        optimizer=ranks * max(stage.optimizer.host for stage in stages),
+        pinned=ranks * max(stage.pinned for stage in stages),
+        checkpoint=checkpoint_size(job, hardware.gpus_per_node).host_per_node,
+        may_take=may_take,
+        activations_may_take=bound or may_take,
+        of_node=int(NODE_SHARE * hardware.host_memory_gib * GIB),
+        must_save=bool(job.config.save),
+    )

@@ -1,0 +1,45 @@
+"""Flags of a run that its plan does not depend on, and why."""
+
+from __future__ import annotations
+
+_SCHEDULE = "the value of a number that Adam multiplies by: no memory, no time"
+_ROTARY = "angles are as many and computed as quickly for any scaling"
+_TELLING = "written by rank 0 between iterations, below a thousandth of one at these lengths"
+
+WITHOUT_EFFECT: dict[str, str] = {
+    "max_save_failures": "a plan has no failures",
+    "log_interval": _TELLING,
+    "rope_scaling": _ROTARY,
+    "rope_scaling_factor": _ROTARY,
+    "original_max_position_embeddings": _ROTARY,
+    "beta_fast": _ROTARY,
+    "beta_slow": _ROTARY,
+    "ramp": _ROTARY,
+    "attention_factor": "part of the softmax scale",
+    "angle_precision": "angles are kept in float32 either way",
+    "distributed_timeout_minutes": "a limit that a healthy run does not reach",
+    "reset_position_ids": "positions are as many",
+    "seed": "the order of the rows",
+    "lr": _SCHEDULE,
+    "min_lr": _SCHEDULE,
+    "lr_decay_style": _SCHEDULE,
+    "lr_warmup_iters": _SCHEDULE,
+    "weight_decay": _SCHEDULE,
+    "adam_beta1": _SCHEDULE,
+    "adam_beta2": _SCHEDULE,
+    "adam_eps": _SCHEDULE,
+    "clip_grad": "the norm is computed with and without it",
+    "attention": "Transformer Engine's own is planned at this project's rates, and left out of the "
+    "search where it cannot recompute; measured, a step was 3 % longer, in part by recomputation",
+    "exit_duration_in_mins": "hours are those of training, in one job or several",
+    "on_nan": "a plan has no bad numbers",
+    "loss_spike_deviations": "a warning",
+    "tensorboard": _TELLING,
+    "wandb_project": _TELLING,
+    "profile": "a few iterations of a run are slower, not planned",
+    "profile_step_start": "see profile",
+    "profile_step_end": "see profile",
+    "profile_ranks": "see profile",
+}
+"""By field of ``PretrainConfig`` and ``SftConfig``; every other one changes the estimate, as a test
+says of each (``tests/plan/test_flags.py``)."""
