@@ -184,7 +184,7 @@ def _run_training(
         sys.stdout.write(f"{usage}\n`{PROGRAM} {verb} RECIPE --help` lists the flags.\n")
         return
     if words[0] == "--config":
-        from megatron_ultralong.training.run_folder import load_config
+        from megatron_ultralong.training.config_file import load_config
 
         if len(words) < 2:
             raise InputError(f"--config needs a file; {usage}")

@@ -216,9 +216,7 @@ def main() -> None:
     )
     for name in (*DOCUMENT_PARTS, "kernel", "memory of the results"):
         seconds = meter.seconds[name]
-        print(
-            f"| {name} | {meter.calls[name]:,} | {1000 * seconds:,.1f} | {seconds / whole:.3%} |"
-        )
+        print(f"| {name} | {meter.calls[name]:,} | {1000 * seconds:,.1f} | {seconds / whole:.3%} |")
     total = sum(meter.seconds[name] for name in DOCUMENT_PARTS)
     print(f"| **all document work** | | {1000 * total:,.1f} | **{total / whole:.3%}** |")
     print(f"| the whole step | | {1000 * whole:,.0f} | 100 % |")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,11 @@ from megatron_ultralong.checkpoint.folder import iteration_folder, iterations, w
 from megatron_ultralong.mcore.parallel import every_rank, is_main_rank
 from megatron_ultralong.run_config import CheckpointConfig
 from megatron_ultralong.training.retention import expired
+from megatron_ultralong.training.run_folder import RunFolder
 from megatron_ultralong.training.snapshot import Snapshot, Written
 
 _LEFT_OVER = (".partial", ".removed")
+_TAKEN_OVER = "another job has the folder"
 _log = logging.getLogger(__name__)
 
 
@@ -41,17 +44,18 @@ class CheckpointWriter:
     A checkpoint that cannot be written is counted and warned of; what is on the disk stays.
     """
 
-    def __init__(self, root: Path, config: CheckpointConfig, prepare: Callable[[], None]) -> None:
-        """Write into ``root``, after ``prepare`` has seen to what else belongs there."""
+    def __init__(self, run: RunFolder, config: CheckpointConfig) -> None:
+        """Write into the folder of ``run``, as long as that is this job's."""
         self.num_written = 0
         self.num_failures = 0
         """One after another, up to now."""
         self.total_failures = 0
         self.last_iteration: int | None = None
         """Of the newest checkpoint that this writer finished."""
-        self._root = root
+        assert run.root is not None
+        self._run = run
+        self._root = root = run.root
         self._config = config
-        self._prepare = prepare
         self._job: _Job | None = None
         self._was_validated = False
         self._damaged: set[int] = set()
@@ -87,11 +91,15 @@ class CheckpointWriter:
             iteration: iterations done.
             state: makes the sharded state.
             texts: small files to add, by name.
+
+        Raises:
+            RunStopped: another job has taken the folder over.
         """
         self.finish()
         final = iteration_folder(self._root, iteration)
-        folder = final.with_name(final.name + ".partial")
-        error = _first(every_rank(self._make(folder) if is_main_rank() else None))
+        # By the owner's number: ranks of a job that was taken over never write into this one.
+        folder = final.with_name(f"{final.name}.{self._run.owner_number}.partial")
+        error = self._first_of(self._make(folder) if is_main_rank() else None)
         if error:
             self._failed(iteration, error)
             return
@@ -110,17 +118,18 @@ class CheckpointWriter:
             self.finish()
 
     def finish(self) -> bool:
-        """Wait for the checkpoint that was begun; returns whether the last one stands."""
+        """Wait for the checkpoint that was begun; returns whether the last one stands.
+
+        Raises:
+            RunStopped: another job has taken the folder over.
+        """
         job = self._job
         if job is None:
             return self.num_failures == 0
         job.thread.join()
         self._job = None
         parts = every_rank(job.outcome[0])
-        error = _first([part if isinstance(part, str) else None for part in parts])
-        if not error:
-            committed = self._commit(job, parts) if is_main_rank() else None
-            error = _first(every_rank(committed))
+        error = self._first_of(self._end(job, parts) if is_main_rank() else None)
         if error:
             self._failed(job.iteration, error, job.folder)
             return False
@@ -129,33 +138,57 @@ class CheckpointWriter:
         self.last_iteration = job.iteration
         return True
 
+    def _first_of(self, error: str | None) -> str | None:
+        """The first rank's error, on all ranks.
+
+        Raises:
+            RunStopped: it is that another job has taken the folder over.
+        """
+        first = next((error for error in every_rank(error) if error), None)
+        if first == _TAKEN_OVER:
+            self._run.end_taken_over()
+        return first
+
     def _make(self, folder: Path) -> str | None:
+        if not self._run.is_mine():
+            return _TAKEN_OVER
         try:
             shutil.rmtree(folder, ignore_errors=True)
             # Without its parents: a run's folder that is gone may be a disk that is not mounted.
             folder.mkdir()
-            self._prepare()
+            self._run.write_identity()
         except OSError as error:
             return f"{error}"
         return None
 
-    def _commit(self, job: _Job, parts: list[Any]) -> str | None:
+    def _end(self, job: _Job, parts: list[Any]) -> str | None:
+        """Commit what all ranks have written, on the main one; returns what went wrong."""
+        error = next((part for part in parts if isinstance(part, str)), None)
+        try:
+            if error is None:
+                write_checksums(job.folder, job.snapshot.finish(parts))
+                _sync_folder(job.folder)
+                self._commit(job)
+        except Exception as exception:
+            error = _reason(exception, self._root)
+        if not self._run.is_mine():  # whose next owner has removed what this one wrote
+            return _TAKEN_OVER
+        if error is None:
+            self._damaged.discard(job.iteration)
+            self._remove_expired(job.iteration)
+        return error
+
+    def _commit(self, job: _Job) -> None:
         """Give the folder its name, and name it the current one."""
         final = iteration_folder(self._root, job.iteration)
-        try:
-            write_checksums(job.folder, job.snapshot.finish(parts))
-            _sync_folder(job.folder)
-            if final.exists():  # damaged, or from a run that was set back
-                _remove(final)
+        if not self._run.is_mine():
+            return
+        with _set_aside(final):  # damaged, or from a run that was set back
             os.replace(job.folder, final)
-            _sync_folder(self._root)
+        _sync_folder(self._root)
+        if self._run.is_mine():
             write_latest(self._root, job.iteration)
             _sync_folder(self._root)
-        except Exception as error:
-            return _reason(error, self._root)
-        self._damaged.discard(job.iteration)
-        self._remove_expired(job.iteration)
-        return None
 
     def _remove_expired(self, newest: int) -> None:
         known = [i for i in iterations(self._root) if 0 < i <= newest]
@@ -167,7 +200,8 @@ class CheckpointWriter:
         )
         for iteration in [*gone, *(i for i in known if i in self._damaged)]:
             try:
-                _remove(iteration_folder(self._root, iteration))
+                with _set_aside(iteration_folder(self._root, iteration)):
+                    pass
             except OSError as error:
                 _log.warning("checkpoint of iteration %d stays: %s", iteration, error)
 
@@ -208,16 +242,22 @@ def _reason(error: Exception, root: Path) -> str:
     return f"{type(error).__name__}: {error} ({room})"
 
 
-def _first(errors: list[str | None]) -> str | None:
-    return next((error for error in errors if error), None)
-
-
-def _remove(folder: Path) -> None:
-    """Take a checkpoint's name away first: a kill leaves no half of it under that name."""
+@contextlib.contextmanager
+def _set_aside(folder: Path) -> Iterator[None]:
+    """Remove a checkpoint, if one is there; where the body fails it stays."""
     aside = folder.with_name(folder.name + ".removed")
     shutil.rmtree(aside, ignore_errors=True)
-    os.replace(folder, aside)
-    shutil.rmtree(aside)
+    was_there = folder.exists()
+    if was_there:  # its name first: a kill leaves no half of it under that name
+        os.replace(folder, aside)
+    try:
+        yield
+    except BaseException:
+        if was_there:
+            os.replace(aside, folder)
+        raise
+    if was_there:
+        shutil.rmtree(aside)
 
 
 def _sync_folder(folder: Path) -> None:

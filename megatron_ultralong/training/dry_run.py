@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from megatron_ultralong.mcore.parallel import world_size
+from megatron_ultralong.owner import present_owner
 from megatron_ultralong.plan.given import plan_text
+from megatron_ultralong.training.config_file import config_text
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.run_folder import NOTHING_SAVED, RunFolder, config_text
+from megatron_ultralong.training.run_folder import NOTHING_SAVED, RunFolder
 
 
 def dry_run(inputs: RunInputs) -> str:
@@ -28,6 +30,10 @@ def dry_run(inputs: RunInputs) -> str:
     notes = [f"changed since the start before: {change}" for change in folder.changes]
     if folder.root is None:
         notes.append(NOTHING_SAVED)
+    elif owner := present_owner(folder.root):
+        notes.append(
+            f"WARNING: --save {folder.root} is in use by {owner}: a start would be refused"
+        )
     comments = "".join(f"# {note}\n" for note in notes) + comments
     return f"# a dry run: this one {start}\n{config_text(inputs.config)}{comments}"
 

@@ -67,7 +67,9 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
                     **inputs.agreed,
                 }
             )
-            return _Run(inputs, groups, stop, timers, place).train()
+            folder = RunFolder(config, inputs.result, inputs.agreed, inputs.template)
+            with contextlib.closing(folder):
+                return _Run(inputs, groups, stop, timers, place, folder).train()
 
 
 @contextlib.contextmanager
@@ -94,6 +96,7 @@ class _Run:
         stop: StopRequests,
         timers: PhaseTimers,
         place: dict[str, int],
+        folder: RunFolder,
     ) -> None:
         self.inputs = inputs
         self.config = config = inputs.config
@@ -101,7 +104,7 @@ class _Run:
         self.stop = stop
         self.timers = timers
         self.place = place
-        self.folder = RunFolder(config, inputs.result, inputs.agreed)
+        self.folder = folder
         resumed = self.folder.open(dist.get_rank(), dist.get_world_size())
         self.state = state = TrainingState(inputs, groups, resumed.folder, timers)
         check_weights(state.chunks, groups)
@@ -137,7 +140,7 @@ class _Run:
             while self.state.iteration < self.config.train_iters:
                 record = self._iterate()
                 records.append(record)
-                if log and bar:
+                if log and bar and self.folder.is_mine():
                     last = self.state.iteration == self.config.train_iters
                     due = self.state.iteration % self.config.log_interval == 0 or last
                     log.write(record, to_terminal=due)

@@ -10,10 +10,9 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn
 
 import torch.distributed as dist
-import yaml
 
 from megatron_ultralong.checkpoint.folder import (
     LATEST_FILE,
@@ -28,26 +27,28 @@ from megatron_ultralong.checkpoint.metadata import (
     CheckpointMetadata,
     load_metadata,
     save_metadata,
+    seal_small_files,
 )
 from megatron_ultralong.checkpoint.small_files import copy_once
 from megatron_ultralong.checkpoint.staging import check_free
 from megatron_ultralong.checkpoint.weight_map import weight_map
-from megatron_ultralong.config import (
-    PretrainConfig,
-    RopeConfig,
-    TrainingConfig,
-    from_dict,
-    to_dict,
-)
+from megatron_ultralong.config import RopeConfig, TrainingConfig
+from megatron_ultralong.data.template_check import folder_template
 from megatron_ultralong.errors import InputError, RunStopped
 from megatron_ultralong.mcore.parallel import every_rank, flat_fields
-from megatron_ultralong.sft_config import SftConfig
+from megatron_ultralong.owner import Owner, take
+from megatron_ultralong.owner_record import is_owner_file, read_owners
+from megatron_ultralong.training.config_file import (
+    CONFIG_FILE,
+    load_config,
+    save_config,
+    write_aside,
+)
 from megatron_ultralong.training.resume import Resumed, newest_good
 
-Config = TypeVar("Config", bound=TrainingConfig)
-
-CONFIG_FILE = "config.yaml"
 STATUS_FILE = "exit_status"
+TAKEN_OVER = 73
+"""Exit status of a run whose folder another job has taken over (EX_CANTCREAT)."""
 DATA_FILE = "data.json"
 """What the rows are, as :attr:`RunInputs.agreed` has it."""
 NOTHING_SAVED = "WARNING: no --save: nothing of this run is kept, and it cannot be resumed"
@@ -67,40 +68,6 @@ _FIXED = (
 """What a resumed run cannot change: the rows it has consumed, and what its weights mean."""
 
 
-def save_config(path: Path, config: TrainingConfig) -> None:
-    """Write a resolved configuration as YAML, aside first."""
-    _write_aside(path, config_text(config))
-
-
-def config_text(config: TrainingConfig) -> str:
-    """A configuration as YAML."""
-    text: str = yaml.safe_dump(to_dict(config), sort_keys=False)
-    return text
-
-
-def load_config(path: Path, kind: type[Config]) -> Config:
-    """Read a configuration that :func:`save_config` wrote.
-
-    Raises:
-        InputError: no such file, or not a configuration of this kind.
-    """
-    if not path.is_file():
-        raise InputError(f"configuration {path} does not exist")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not a configuration: it holds {type(values).__name__}")
-    # The one key that every configuration of instruction tuning has, and no other.
-    verb = SftConfig.verb if "num_epochs" in values else PretrainConfig.verb
-    if verb != kind.verb:
-        raise InputError(
-            f"{path} is the configuration of a {verb} run, where one of {kind.verb} belongs"
-        )
-    return from_dict(kind, values, str(path))
-
-
 class RunFolder:
     """``--save``: the configuration of a run, what its weights mean, and its checkpoints."""
 
@@ -109,6 +76,7 @@ class RunFolder:
         config: TrainingConfig,
         metadata: CheckpointMetadata,
         data: Mapping[str, object] | None = None,
+        template: str | None = None,
     ) -> None:
         """Describe it.
 
@@ -116,14 +84,19 @@ class RunFolder:
             config: of the run.
             metadata: of its checkpoints.
             data: what its rows are, by name; a resumed run keeps them.
+            template: of its conversations, for exports, where its source had none.
         """
         self.root = Path(config.save) if config.save else None
         self.resumed_iteration = 0
         """Of the checkpoint that this start went on from."""
         self.changes: list[str] = []
         """What the start before was configured otherwise, one sentence each."""
+        self.owner_number = 0
+        """Of this start among the owners of the folder; the same on every rank."""
+        self._owner: Owner | None = None
         self._config = config
         self._metadata = metadata
+        self._template = template
         self._data = {name: str(value) for name, value in (data or {}).items()}
 
     def check(self, rank: int = 0, world_size: int = 1) -> Resumed:
@@ -145,42 +118,75 @@ class RunFolder:
                 self.resumed_iteration = resolve(resumed.folder)[1]
                 self.changes = _changes(before, self._config)
             return resumed
-        if any(root.iterdir()) and not (root / CONFIG_FILE).is_file():
-            raise InputError(
-                f"--save {root} is not empty and holds no checkpoints of a run: name an empty or "
-                "new folder, so that nothing in it is lost"
-            )
+        _check_nobodys(root)
         return Resumed(None, frozenset())
 
     def open(self, rank: int, world_size: int) -> Resumed:
-        """:meth:`check`, then make the folder ready; every rank calls it, rank 0 writes.
+        """Own the folder, :meth:`check` it and make it ready; every rank calls it, rank 0 writes.
 
         Raises:
-            InputError: see :meth:`check`; or the disk has no room for one checkpoint.
+            InputError: another job has it; see :meth:`check`; or the disk has no room for one
+                checkpoint.
             RunStopped: torchrun restarts a run that was told to end.
         """
         if self.root is None:
             return Resumed(None, frozenset())
         self._check_not_ended(self.root)
-        resumed = self.check(rank, world_size)
         check_free(_existing(self.root), self._checkpoint_bytes())
+        self._take(self.root, rank)
+        resumed = self.check(rank, world_size)
         dist.barrier()  # every rank has looked before anything is written
         problem = ""
         if rank == 0:
             try:
                 self._make_ready(self.root)
             except OSError as error:
-                problem = str(error)
+                problem = _not_writable(self.root, error)
         problem = every_rank(problem)[0]
         if problem:
-            raise InputError(
-                f"--save {self.root} cannot be written to: {problem}; make it writable, or name "
-                "another folder"
-            )
+            raise InputError(problem)
         return resumed
 
+    def close(self) -> None:
+        """Give the folder back to whoever wants it next."""
+        if self._owner is not None:
+            self._owner.release()
+
+    def is_mine(self) -> bool:
+        """Whether no other job has taken the folder over; asked of rank 0."""
+        return self._owner is None or self._owner.is_mine()
+
+    def end_taken_over(self) -> NoReturn:
+        """End this run, whose folder another one has.
+
+        Raises:
+            RunStopped: always.
+        """
+        raise RunStopped(
+            TAKEN_OVER,
+            f"another job has taken over --save {self.root}, and this one, which was silent for "
+            "long, writes nothing more to it",
+        )
+
+    def _take(self, root: Path, rank: int) -> None:
+        """Become the owner, before anything else is written."""
+        problem = ""
+        if rank == 0:
+            try:
+                if root.is_dir() and not read_owners(root):
+                    _check_nobodys(root)
+                root.mkdir(parents=True, exist_ok=True)
+                self._owner = take(root, self._config.verb, f"--save {root}", "name another --save")
+                self.owner_number = self._owner.record.number
+            except InputError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = _not_writable(root, error)
+        problem, self.owner_number = every_rank((problem, self.owner_number))[0]
+        if problem:
+            raise InputError(problem)
+
     def _make_ready(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
         (root / STATUS_FILE).unlink(missing_ok=True)
         if not self.resumed_iteration:  # what a start left that came to no checkpoint
             self._remove_identity(root)
@@ -200,10 +206,15 @@ class RunFolder:
         if not (root / CONFIG_FILE).is_file():
             save_config(root / CONFIG_FILE, self._config)
         if not (root / DATA_FILE).is_file():
-            _write_aside(root / DATA_FILE, json.dumps(self._data, indent=1) + "\n")
+            write_aside(root / DATA_FILE, json.dumps(self._data, indent=1) + "\n")
         if not (root / FILE_NAME).is_file():
             save_metadata(root, self._metadata)
             copy_once(Path(self._config.load) / SOURCE_FOLDER, root / SOURCE_FOLDER)
+        source = root / SOURCE_FOLDER
+        if self._template is not None and source.is_dir() and folder_template(source) is None:
+            unseal(root)
+            write_aside(source / "chat_template.jinja", self._template)
+            seal_small_files(root)
 
     def _remove_identity(self, root: Path) -> None:
         unseal(root)
@@ -213,9 +224,9 @@ class RunFolder:
 
     def write_status(self, status: int) -> None:
         """Leave the exit status for batch scripts: torchrun makes 1 of every failure."""
-        if self.root is not None and dist.get_rank() == 0:
+        if self.root is not None and dist.get_rank() == 0 and self.is_mine():
             with contextlib.suppress(OSError):
-                _write_aside(self.root / STATUS_FILE, f"{status}\n")
+                write_aside(self.root / STATUS_FILE, f"{status}\n")
 
     def _check_not_ended(self, root: Path) -> None:
         """A run that was told to end is not taken up by the same torchrun."""
@@ -278,6 +289,20 @@ class RunFolder:
                 )
 
 
+def _check_nobodys(root: Path) -> None:
+    """Raise InputError where a folder without checkpoints holds what is no run's."""
+    others = [path for path in root.iterdir() if not is_owner_file(path)]
+    if others and not (root / CONFIG_FILE).is_file():
+        raise InputError(
+            f"--save {root} is not empty and holds no checkpoints of a run: name an empty or "
+            "new folder, so that nothing in it is lost"
+        )
+
+
+def _not_writable(root: Path, error: OSError) -> str:
+    return f"--save {root} cannot be written to: {error}; make it writable, or name another folder"
+
+
 def _short(value: str) -> str:
     return value if len(value) <= 200 else value[:200] + "..."
 
@@ -288,12 +313,6 @@ def _changes(before: TrainingConfig, now: TrainingConfig) -> list[str]:
     return [
         f"{name} was {old[name]}, is {value}" for name, value in new.items() if old[name] != value
     ]
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _existing(folder: Path) -> Path:

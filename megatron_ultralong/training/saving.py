@@ -15,8 +15,9 @@ from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import is_main_rank
 from megatron_ultralong.training.checkpoint_writer import CheckpointWriter, wait_before_retry
 from megatron_ultralong.training.checkpointing import checkpoint_state
+from megatron_ultralong.training.config_file import CONFIG_FILE, config_text
 from megatron_ultralong.training.phases import PhaseTimers
-from megatron_ultralong.training.run_folder import CONFIG_FILE, RunFolder, config_text
+from megatron_ultralong.training.run_folder import RunFolder
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.stop import STOPPED, StopRequests
 
@@ -44,7 +45,7 @@ class Saving:
         self._timers = timers
         self._writer: CheckpointWriter | None = None
         if folder.root is not None:
-            self._writer = CheckpointWriter(folder.root, config.checkpoint, folder.write_identity)
+            self._writer = CheckpointWriter(folder, config.checkpoint)
             # Later ones are of a run that was set back: this one goes another way.
             later = {i for i in iteration_folders(folder.root) if i > folder.resumed_iteration}
             self._writer.distrust(set(damaged) | later)
@@ -53,18 +54,25 @@ class Saving:
         """After an iteration: take up what was written, save if it is time, end if told to.
 
         Raises:
-            RunStopped: told to end, or too many checkpoints have failed.
+            RunStopped: told to end, too many checkpoints have failed, or another job has the folder.
         """
         writer, iteration = self._writer, self._state.iteration
         with self._timers.phase("checkpoint"):
             is_writing = writer is not None and writer.is_writing
             flags = torch.tensor(
-                [self._stop.signal_number, is_main_rank() and self._stop.is_late, is_writing],
+                [
+                    self._stop.signal_number,
+                    is_main_rank() and self._stop.is_late,
+                    is_writing,
+                    is_main_rank() and not self._folder.is_mine(),
+                ],
                 dtype=torch.int64,
                 device=device(),
             )
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-            number, is_late, someone_writes = flags.tolist()
+            number, is_late, someone_writes, is_taken_over = flags.tolist()
+            if is_taken_over:
+                self._folder.end_taken_over()
             if writer is not None:
                 if writer.is_pending and not someone_writes:
                     writer.finish()

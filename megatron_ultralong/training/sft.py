@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_ultralong.checkpoint.integrity import unseal
-from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, seal_small_files
 from megatron_ultralong.data.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.chat_rows import ChatRows
 from megatron_ultralong.data.manifest import TOKENIZER_FOLDER
 from megatron_ultralong.data.template_check import folder_template
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.mcore.parallel import flat_fields, is_main_rank, world_size
+from megatron_ultralong.mcore.parallel import flat_fields, world_size
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.training.checks import (
     check_result,
@@ -31,12 +29,7 @@ def sft(config: SftConfig) -> list[IterationRecord]:
     Raises:
         InputError: bad input; see :func:`check_sft`.
     """
-    inputs = check_sft(config, world_size())
-    try:
-        return train(inputs)
-    finally:
-        if config.save and is_main_rank():
-            _keep_template(Path(config.data.data_path) / TOKENIZER_FOLDER, Path(config.save))
+    return train(check_sft(config, world_size()))
 
 
 def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
@@ -75,14 +68,5 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
         train_rows=ChatRowSource(train_rows, config.data.seed),
         valid_rows=valid_rows,
         agreed=flat_fields(manifest, "data manifest"),
+        template=folder_template(data / TOKENIZER_FOLDER),
     )
-
-
-def _keep_template(tokenizer: Path, run: Path) -> None:
-    """Give the run the template it was trained with, for its exports, where its source had none."""
-    folder = run / SOURCE_FOLDER
-    template = folder_template(tokenizer)
-    if template is not None and folder.is_dir() and folder_template(folder) is None:
-        unseal(run)
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-        seal_small_files(run)

@@ -22,10 +22,11 @@ from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.run_config import CheckpointConfig, LogConfig, MemoryConfig
 from megatron_ultralong.sft_config import SftConfig
+from megatron_ultralong.training.config_file import save_config
 from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.phases import PhaseTimers
 from megatron_ultralong.training.pretrain import check_run
-from megatron_ultralong.training.run_folder import RunFolder, save_config
+from megatron_ultralong.training.run_folder import RunFolder
 from megatron_ultralong.training.sft import check_sft, sft
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep

@@ -22,10 +22,10 @@ from megatron_ultralong.evaluation.position_loss import measure_position_loss
 from megatron_ultralong.flops import training_flops
 from megatron_ultralong.run_config import LogConfig
 from megatron_ultralong.training.anomalies import SpikeDetector
+from megatron_ultralong.training.config_file import save_config
 from megatron_ultralong.training.phases import PHASES
 from megatron_ultralong.training.pretrain import check_run
 from megatron_ultralong.training.retention import expired
-from megatron_ultralong.training.run_folder import save_config
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job

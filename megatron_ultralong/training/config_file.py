@@ -1,0 +1,58 @@
+"""The configuration of a run as a file. Nothing here needs torch: it is read before torch is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from megatron_ultralong.config import PretrainConfig, TrainingConfig, from_dict, to_dict
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.sft_config import SftConfig
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+CONFIG_FILE = "config.yaml"
+
+
+def save_config(path: Path, config: TrainingConfig) -> None:
+    """Write a resolved configuration as YAML, aside first."""
+    write_aside(path, config_text(config))
+
+
+def config_text(config: TrainingConfig) -> str:
+    """A configuration as YAML."""
+    text: str = yaml.safe_dump(to_dict(config), sort_keys=False)
+    return text
+
+
+def load_config(path: Path, kind: type[Config]) -> Config:
+    """Read a configuration that :func:`save_config` wrote.
+
+    Raises:
+        InputError: no such file, or not a configuration of this kind.
+    """
+    if not path.is_file():
+        raise InputError(f"configuration {path} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a configuration: it holds {type(values).__name__}")
+    # The one key that every configuration of instruction tuning has, and no other.
+    verb = SftConfig.verb if "num_epochs" in values else PretrainConfig.verb
+    if verb != kind.verb:
+        raise InputError(
+            f"{path} is the configuration of a {verb} run, where one of {kind.verb} belongs"
+        )
+    return from_dict(kind, values, str(path))
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a small text file, aside first: no half of it stands under its name."""
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
