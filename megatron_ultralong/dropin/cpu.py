@@ -7,7 +7,9 @@ and until it is left:
 * ``initialize_megatron`` is called with its own ``allow_no_cuda``; one device is counted, so that
   the process groups are made, and setting it does nothing.
 * Streams are ``torch.cpu``'s, which do nothing: a CPU has no queue.
-* Compiling warm-ups are left out: fused activations are for GPUs.
+* Compiling warm-ups and CUDA extensions are left out: fused kernels are for GPUs. Triton, which
+  PyTorch's builds for CPUs have not, is not missed (:mod:`.without_triton`).
+* Pinning memory does nothing: it is for copies to a GPU.
 
 :func:`set_cpu_defaults` changes the defaults of arguments that ask for NCCL, Transformer Engine
 and fused kernels; what a command line says still counts.
@@ -23,6 +25,7 @@ from typing import Any
 
 import torch
 
+from megatron_ultralong.dropin.without_triton import import_kernels_without_triton
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
 
 _DEFAULTS = {
@@ -50,6 +53,16 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     return None
 
 
+def _itself(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return tensor
+
+
+class _NoFusedKernels:
+    """Of Megatron-LM before 0.17, which compiles them with CUDA's compiler at every start."""
+
+    load = _nothing
+
+
 @contextlib.contextmanager
 def training_on_cpu() -> Iterator[None]:
     """Run Megatron-LM on the CPU inside this context.
@@ -59,7 +72,8 @@ def training_on_cpu() -> Iterator[None]:
     if not needs_cpu_backend() or torch.cuda.set_device is _nothing:
         yield
         return
-    from megatron.training import arguments, training
+    import_kernels_without_triton()
+    from megatron.training import arguments, initialize, training
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(cpu_backend())
@@ -68,7 +82,9 @@ def training_on_cpu() -> Iterator[None]:
             (torch.cuda, "set_device", _nothing),
             (torch.cuda, "Stream", torch.cpu.Stream),
             (torch.cuda, "stream", torch.cpu.stream),
+            (torch.Tensor, "pin_memory", _itself),
             (training, "set_jit_fusion_options", _nothing),
+            (initialize, "fused_kernels", _NoFusedKernels),
             (arguments, "get_device_arch_version", lambda: 10),
             (
                 training,
@@ -76,6 +92,8 @@ def training_on_cpu() -> Iterator[None]:
                 functools.partial(training.initialize_megatron, allow_no_cuda=True),
             ),
         ):
+            if not hasattr(target, name):  # not in this release
+                continue
             stack.callback(setattr, target, name, getattr(target, name))
             setattr(target, name, replacement)
         yield

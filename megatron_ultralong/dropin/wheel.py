@@ -1,4 +1,4 @@
-"""Megatron-LM's training loop from a wheel of Megatron-Core, where there is no source tree."""
+"""Megatron-LM's index builder where it is compiled already: in a wheel, or by an earlier start."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from pathlib import Path
 
 
 def keep_compiled_helpers() -> None:
-    """Do not let Megatron-LM compile its index builder where a wheel has brought it compiled.
+    """Do not let Megatron-LM compile its index builder where it has been compiled.
 
-    At its start it runs ``make`` in ``megatron/core/datasets`` and ends the program if that fails.
-    A source tree has a Makefile there and goes on as ever; a wheel has the result instead.
+    At its start it runs ``make`` in ``megatron/core/datasets`` and ends the program if that fails:
+    in a wheel, which has the result and no Makefile, and in a source tree where ``pybind11`` is not
+    installed for the ``python3`` of the path.
     """
     from megatron.core.datasets import utils
 
-    has_makefile = (Path(str(utils.__file__)).parent / "Makefile").is_file()
-    if not has_makefile and importlib.util.find_spec("megatron.core.datasets.helpers_cpp"):
+    compiled = importlib.util.find_spec("megatron.core.datasets.helpers_cpp")
+    if compiled is None or compiled.origin is None:
+        return
+    source = Path(str(utils.__file__)).parent / "helpers.cpp"
+    is_stale = source.is_file() and source.stat().st_mtime > Path(compiled.origin).stat().st_mtime
+    if not is_stale:
         utils.compile_helpers = _nothing_to_compile
 
 
