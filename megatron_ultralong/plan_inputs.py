@@ -49,7 +49,7 @@ def _start(words: Sequence[str]) -> tuple[str, TrainingConfig, list[str]]:
     """Name and configuration to begin with, and the words that follow."""
     if words[0] != "--config":
         return words[0], default_run(words[0]), list(words[1:])
-    from megatron_ultralong.training.run_folder import load_config
+    from megatron_ultralong.training.config_file import load_config
 
     if len(words) < 2:
         raise InputError("--config needs a file: the configuration of a run, as it was written")

@@ -54,7 +54,7 @@ class Saving:
         """After an iteration: take up what was written, save if it is time, end if told to.
 
         Raises:
-            RunStopped: told to end, too many checkpoints have failed, or another job has the folder.
+            RunStopped: told to end, too many saves failed, or another job has the folder.
         """
         writer, iteration = self._writer, self._state.iteration
         with self._timers.phase("checkpoint"):
