@@ -34,6 +34,19 @@ _FIXED = {
 }
 """Keys that may be absent; any other value is a model that is not a plain Llama."""
 
+_CODE_BEGINNINGS = (
+    "auto_map",
+    "custom_",
+    "trust_remote_code",
+    "quantization",
+    "compression_config",
+    "attn_implementation",
+    "kernel",
+    "use_kernels",
+    "compile_config",
+    "adapter",
+)
+
 
 def read_config(folder: Path) -> JsonObject:
     """``config.json`` of ``folder``, of an architecture that can be converted.
@@ -140,13 +153,34 @@ def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
         raise InputError(f"{where}: {error}") from error
 
 
+def without_code(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of a JSON file of a model, without the keys that choose code in its readers.
+
+    ``auto_map`` names Python files, ``attn_implementation`` kernels to download, and so on. An
+    exported model is a plain Llama with a plain tokenizer, whatever its source asked for.
+    """
+    return {
+        key: without_code(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not _chooses_code(key)
+    }
+
+
+def _chooses_code(key: str) -> bool:
+    return (
+        key.lstrip("_").startswith(_CODE_BEGINNINGS)
+        or key.endswith("_implementation")
+        or "_implementation_" in key
+    )
+
+
 def export_config(
     source: Mapping[str, Any], metadata: CheckpointMetadata, dtype: torch.dtype
 ) -> dict[str, Any]:
     """``config.json`` of an exported model: the source's, with the rope block of the training.
 
     The block is written as ``rope_scaling`` and ``rope_theta``: transformers 4.43 to 5.x and vLLM
-    all read this form. Every other key of the source is kept.
+    all read this form. Every other key of the source is kept, but for those that choose code.
 
     Raises:
         InputError: no rope block can express the training's rotary embedding.
@@ -154,7 +188,7 @@ def export_config(
     model = metadata.model
     kept = {
         key: value
-        for key, value in source.items()
+        for key, value in without_code(source).items()
         if key not in ("rope_parameters", "dtype", "original_max_position_embeddings")
     }
     base = effective_rotary_base(metadata.rope_scaling, model.kv_channels, model.rotary_base)

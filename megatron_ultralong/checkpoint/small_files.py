@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron_ultralong.checkpoint.checksums import FILE_NAME as CHECKSUMS_FILE
-from megatron_ultralong.checkpoint.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.checkpoint.hugging_face_config import CONFIG_FILE, without_code
 from megatron_ultralong.checkpoint.links import check_inside
 from megatron_ultralong.checkpoint.meta import PARAMS_FILE
 from megatron_ultralong.checkpoint.metadata import seal_small_files
@@ -16,6 +18,8 @@ from megatron_ultralong.errors import InputError
 from megatron_ultralong.json_file import read_json
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
+_NOT_KEPT = (CHECKSUMS_FILE, "adapter_config.json")
+"""transformers loads another model where it finds the configuration of an adapter."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
@@ -25,7 +29,7 @@ def small_files(folder: Path) -> list[Path]:
     kept = sorted(path for path in found if not path.name.endswith(".index.json"))
     for path in kept:  # they are copied into exports, which people publish
         check_inside(path, folder)
-    return [path for path in kept if path.name != CHECKSUMS_FILE]
+    return [path for path in kept if path.name not in _NOT_KEPT]
 
 
 def check_tokenizer(folder: Path) -> None:
@@ -69,12 +73,27 @@ def restore(kept: Path, folder: Path, max_position_embeddings: int) -> None:
     """
     for path in small_files(kept):
         if path.name not in (CONFIG_FILE, PARAMS_FILE):
-            shutil.copyfile(path, folder / path.name)
+            _restore_file(path, folder / path.name)
     path = folder / "tokenizer_config.json"
     if path.is_file():
         values = read_json(path)
         length = values.get("model_max_length")
         if isinstance(length, int) and length < max_position_embeddings:
             values["model_max_length"] = max_position_embeddings
-            text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-            path.write_text(text, encoding="utf-8")
+            _write(path, values)
+
+
+def _restore_file(source: Path, target: Path) -> None:
+    """Copy a file; of a configuration without the keys that choose code in its readers."""
+    if source.name.endswith("config.json"):
+        values = read_json(source)
+        plain = without_code(values)
+        if plain != values:
+            _write(target, plain)
+            return
+    shutil.copyfile(source, target)
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")

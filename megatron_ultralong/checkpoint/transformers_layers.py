@@ -8,7 +8,8 @@ from torch import nn
 from megatron_ultralong.checkpoint.float64_mode import arithmetic
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.meta import MetaFolder
-from megatron_ultralong.checkpoint.transformers_logits import llama_config, round_frequencies
+from megatron_ultralong.checkpoint.transformers_logits import round_frequencies
+from megatron_ultralong.checkpoint.transformers_model import transformers_config
 from megatron_ultralong.checkpoint.weight_map import weight_map
 
 
@@ -23,7 +24,7 @@ class TransformersLayers:
         """
         from transformers import LlamaModel
 
-        config = llama_config(folder)
+        config = transformers_config(folder)
         config.num_hidden_layers = 1
         # hidden states are given to it: it looks up no token
         config.vocab_size, config.pad_token_id = 1, None

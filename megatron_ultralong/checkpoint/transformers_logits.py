@@ -8,10 +8,8 @@ import torch
 
 from megatron_ultralong.checkpoint.float64_mode import arithmetic
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.hugging_face_config import export_config
-from megatron_ultralong.checkpoint.meta import MetaFolder, hugging_face_defaults
-from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
-from megatron_ultralong.checkpoint.weight_map import EMBEDDING, LM_HEAD, weight_map
+from megatron_ultralong.checkpoint.meta import MetaFolder
+from megatron_ultralong.checkpoint.transformers_model import transformers_model
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.yarn import attention_factor, inv_freq
 
@@ -27,18 +25,12 @@ def transformers_logits(
 ) -> torch.Tensor:
     """Logits [S, vocabulary] of one row, in ``dtype``, float32 or float64.
 
-    transformers reads a Hugging Face folder itself; of Meta's it is given the tensors.
+    transformers is given the tensors, and reads the rope block of ``config.json`` itself.
 
     Raises:
         InputError: it makes other rotary frequencies of config.json than this project.
     """
-    from transformers import LlamaForCausalLM
-
-    if isinstance(folder, HuggingFaceFolder):
-        model = LlamaForCausalLM.from_pretrained(folder.folder)
-    else:
-        model = _from_meta(folder)
-    model.to(dtype).eval()
+    model = transformers_model(folder).to(dtype)
     round_frequencies(model.model.rotary_emb, folder, dtype)
     with arithmetic(dtype):
         logits: torch.Tensor = model(tokens_S[None], use_cache=False).logits[0]
@@ -65,27 +57,3 @@ def round_frequencies(
             "report"
         )
     rotary.inv_freq = expected.to(dtype)
-
-
-def llama_config(folder: HuggingFaceFolder | MetaFolder) -> Any:
-    """The LlamaConfig of ``folder``."""
-    from transformers import LlamaConfig
-
-    if isinstance(folder, HuggingFaceFolder):
-        return LlamaConfig.from_pretrained(folder.folder)
-    metadata = CheckpointMetadata(folder.model, folder.rope_scaling, folder.name)
-    values = export_config(hugging_face_defaults(folder.model), metadata, torch.float32)
-    return LlamaConfig.from_dict(values)
-
-
-def _from_meta(folder: MetaFolder) -> Any:
-    from transformers import LlamaForCausalLM
-
-    model = LlamaForCausalLM(llama_config(folder))
-    state = {
-        name: part
-        for weight in weight_map(folder.model)
-        for name, part in zip(weight.names, folder.read(weight), strict=True)
-    }
-    model.load_state_dict({LM_HEAD: state[EMBEDDING], **state})
-    return model

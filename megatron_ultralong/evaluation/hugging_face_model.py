@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.checkpoint.transformers_model import transformers_model
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_json
 
 
 def load_llama(folder: Path, device: torch.device) -> Any:
     """The folder as transformers' ``LlamaForCausalLM`` in float32, in evaluation mode.
 
     Args:
-        folder: what `ultralong convert export` writes, or any Llama that transformers loads.
+        folder: what `ultralong convert export` writes, or any plain Llama.
         device: where it runs.
 
     Raises:
-        InputError: the folder does not hold a Llama.
+        InputError: the folder does not hold a plain Llama, or a damaged one.
     """
-    _check_folder(folder)
-    from transformers import LlamaForCausalLM  # a second to import; only here it is needed
-
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-
-
-def _check_folder(folder: Path) -> None:
-    path = folder / "config.json"
+    path = folder / CONFIG_FILE
     if not path.is_file():
         raise InputError(
             f"{folder} has no config.json: it is not a Hugging Face folder; name the folder that "
             "`ultralong convert export` wrote"
         )
-    try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}): export the checkpoint again") from error
+    model_type = read_json(path).get("model_type")
     if model_type != "llama":
         raise InputError(f"{path} has model_type {model_type!r}: only 'llama' can be evaluated")
+    return transformers_model(HuggingFaceFolder(folder)).to(device)
