@@ -30,7 +30,10 @@ def load_llama(folder: Path, device: torch.device) -> Any:
             f"{folder} has no config.json: it is not a Hugging Face folder; name the folder that "
             "`ultralong convert export` wrote"
         )
-    model_type = read_json(path).get("model_type")
+    try:
+        model_type = read_json(path).get("model_type")
+    except InputError as error:
+        raise InputError(f"{path} is damaged ({error}): export the checkpoint again") from error
     if model_type != "llama":
         raise InputError(f"{path} has model_type {model_type!r}: only 'llama' can be evaluated")
     return transformers_model(HuggingFaceFolder(folder)).to(device)

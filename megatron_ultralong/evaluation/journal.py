@@ -27,6 +27,7 @@ from megatron_ultralong.evaluation.output_folder import (
     SUFFIX,
     check_output_folder,
 )
+from megatron_ultralong.json_file import parse_json, read_json
 from megatron_ultralong.mcore.parallel import every_rank
 
 
@@ -182,8 +183,8 @@ class _SamplesFile:
             os.replace(aside, path)
             return
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            found = read_json(path)
+        except InputError as error:
             raise InputError(
                 f"{path} is damaged ({error}): remove {self.folder} to begin again"
             ) from error
@@ -205,9 +206,9 @@ class _SamplesFile:
         damaged = 0
         for line in complete.splitlines():
             try:
-                values = json.loads(line)
+                values = parse_json(line, "a line")
                 self.entries[values.pop("key")] = values
-            except (ValueError, KeyError, AttributeError, TypeError):
+            except (InputError, KeyError, AttributeError, TypeError):
                 damaged += 1  # its sample is done again
         if damaged:
             sys.stderr.write(

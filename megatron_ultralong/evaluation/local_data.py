@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.evaluation.ruler.parameters import PromptTemplate, prompt_parts
+from megatron_ultralong.json_file import parse_json
 
 
 def read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
@@ -30,9 +30,9 @@ def read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line, f"{path}, line {number}", hint="download it again")
             missing = [key for key in keys if key not in record]
-        except (ValueError, TypeError) as error:
+        except TypeError as error:
             raise InputError(f"{path}, line {number} is not JSON ({error})") from error
         if missing:
             raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.data.engines import choose_tokenizer
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_json
 
 IdArray = npt.NDArray[np.int64]
 
@@ -92,11 +92,15 @@ class PromptTokenizer:
             if not file.is_file():
                 continue
             try:
-                ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            except (ValueError, AttributeError) as error:
+                values = read_json(file)
+            except InputError as error:
                 raise InputError(f"{file} is damaged ({error}): export the model again") from error
+            ids = values.get("eos_token_id")
             if ids is not None:
-                return frozenset(ids if isinstance(ids, list) else [ids])
+                ids = ids if isinstance(ids, list) else [ids]
+                if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
+                    raise values.wrong("eos_token_id", "a token id, or an array of them")
+                return frozenset(ids)
         return frozenset()
 
     def _special_id(self, text: str) -> int:

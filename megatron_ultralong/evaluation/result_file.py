@@ -9,10 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong import json_file
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_json_value
 
 FORMAT_VERSION = 1
 _BEGINNING = re.compile(rb'\s*\{\s*"kind":\s*"(\w+)",\s*"format_version":')
+
+_MAX_BYTES = 64 * 2**20
+"""Of a result: RULER's at every length with every answer has 10 MB."""
 
 
 def write_json(path: Path, kind: str, values: Mapping[str, Any]) -> None:
@@ -41,10 +46,10 @@ def kind_of(path: str | Path) -> str | None:
             found = _BEGINNING.match(file.read(200))
         if found:
             return found.group(1).decode()
-        json.loads(path.read_text(encoding="utf-8"))
+        read_json_value(path, max_bytes=_MAX_BYTES)
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror})") from error
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{path} is damaged ({error}): evaluate again, or remove it") from error
     return None
 
@@ -59,10 +64,10 @@ def read_json(path: str | Path, kind: str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} does not exist: name a file that `ultralong evaluate` wrote")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_file.read_json(path, max_bytes=_MAX_BYTES)
         found = (values.pop("kind"), values.pop("format_version"))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}): evaluate again") from error
+    except (InputError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error}): evaluate again") from error
     if found != (kind, FORMAT_VERSION):
         raise InputError(
             f"{path} holds '{found[0]}' of format_version {found[1]}, not '{kind}' of "

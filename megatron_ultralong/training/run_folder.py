@@ -35,6 +35,7 @@ from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.config import RopeConfig, TrainingConfig
 from megatron_ultralong.data.template_check import folder_template
 from megatron_ultralong.errors import InputError, RunStopped
+from megatron_ultralong.json_file import read_json
 from megatron_ultralong.mcore.parallel import every_rank, flat_fields
 from megatron_ultralong.owner import Owner, take
 from megatron_ultralong.owner_record import is_owner_file, read_owners
@@ -273,8 +274,8 @@ class RunFolder:
         if not path.is_file():  # of a run that began before there was such a file
             return
         try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            before = read_json(path)
+        except InputError as error:
             raise InputError(
                 f"{path} is damaged ({error}): remove it if the rows are those of the run"
             ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.choices.config import ChoiceStyle
+from megatron_ultralong.json_file import parse_json
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SUFFIXES = (".jsonl", ".csv")
@@ -80,10 +80,7 @@ def _jsonl(file: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{file}, line {number} is not JSON ({error})") from error
+        record = parse_json(line, f"{file}, line {number}", hint="correct it")
         if not isinstance(record, dict):
             raise InputError(f"{file}, line {number} is no dictionary: see docs/evaluation.md")
         records.append((f"{file}, line {number}", record))

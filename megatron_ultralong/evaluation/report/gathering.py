@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from megatron_ultralong.evaluation.report.labels import with_labels
 from megatron_ultralong.evaluation.report.measurement import Measurement, Result, same_but_for_file
 from megatron_ultralong.evaluation.result_file import kind_of
 from megatron_ultralong.evaluation.task_result import TASK_KINDS, TaskResult
+from megatron_ultralong.json_file import read_json
 
 _LOADERS: dict[str, Callable[[Path], Result]] = {
     "position_loss": LossResult.load,
@@ -132,11 +132,11 @@ def _is_result(path: Path, notices: list[str]) -> bool:
 def _unfinished(folder: Path) -> str:
     """What is said of a folder that an evaluation has not finished, or a conversion."""
     try:
-        identity: dict[str, Any] = json.loads((folder / IDENTITY_FILE).read_text("utf-8"))
+        identity: dict[str, Any] = read_json(folder / IDENTITY_FILE)
         with (folder / SAMPLES_FILE).open("rb") as lines:
             num_samples = sum(1 for _ in lines)
         what = f"{identity['kind']} of '{identity['checkpoint']}', {num_samples:,} samples noted"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, InputError, KeyError, TypeError):
         return f"{folder} is not finished: left out"
     return f"{folder} is not finished ({what}): left out; the command that began it goes on there"
 

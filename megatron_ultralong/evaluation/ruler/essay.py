@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
+from megatron_ultralong.json_file import parse_json
 
 _OPENING, _CLOSING = "[(\\[\"'\u201c\u2018]*", "[)\\]\"'\u201d\u2019]*"
 _SENTENCE_END = re.compile(rf"[.!?]{_CLOSING}$")
@@ -83,8 +83,8 @@ def read_essays(file: str) -> str:
     path = Path(file)
     try:
         data = path.read_text(encoding="utf-8")
-        text = json.loads(data)["text"] if path.suffix == ".json" else data
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = parse_json(data, str(path))["text"] if path.suffix == ".json" else data
+    except (OSError, ValueError, InputError, KeyError, TypeError) as error:
         raise InputError(
             f"--essays {path} cannot be read ({error!r}): give a JSON file with the key 'text', as "
             "upstream's PaulGrahamEssays.json, or a text file in UTF-8"

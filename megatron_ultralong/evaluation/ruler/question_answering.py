@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,10 @@ from megatron_ultralong.evaluation.ruler.parameters import (
     QuestionTask,
     prompt_parts,
 )
+from megatron_ultralong.json_file import read_json_value
+
+_MAX_BYTES = 64 * 2**20
+"""Of a file of words or questions: HotpotQA's has 46 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +103,9 @@ def read_documents(task: QuestionTask, file: str, tokenizer: PromptTokenizer) ->
     }
     try:
         documents, questions = readers[task.dataset](
-            json.loads(Path(file).read_text(encoding="utf-8"))
+            read_json_value(Path(file), max_bytes=_MAX_BYTES)
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (InputError, ValueError, KeyError, TypeError) as error:
         names = {"squad": "dev-v2.0.json", "hotpotqa": "hotpot_dev_distractor_v1.json"}
         raise InputError(
             f"--{task.dataset} {file} cannot be read ({error!r}): give the file "

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import importlib.util
-import json
 import random
 from functools import cached_property
 from pathlib import Path
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_json_value
 
+_MAX_BYTES = 64 * 2**20
+"""Of a file of words or questions: HotpotQA's has 46 MB."""
 _FILES = ("nounlist.txt", "adjectivelist.txt", "verblist.txt")
 
 
@@ -81,8 +83,8 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 def _read_json(path: Path) -> tuple[str, ...]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = read_json_value(path, max_bytes=_MAX_BYTES)
+    except InputError as error:
         raise InputError(f"--english-words {path} cannot be read ({error})") from error
     words = list(values.values()) if isinstance(values, dict) else values
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
