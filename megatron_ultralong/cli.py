@@ -17,12 +17,15 @@ from typing import Any
 
 from megatron_ultralong.ending import PROGRAM, ends_with_message
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.log_format import PrintableFormatter
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; bad input ends with one message and exit status 2, docs/running.md has more."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=os.environ.get("ULTRALONG_LOG", "WARNING"), format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=os.environ.get("ULTRALONG_LOG", "WARNING"), handlers=[handler])
     _quiet_upstream()
     with ends_with_message():
         try:

@@ -11,18 +11,25 @@ _UNPRINTABLE = re.compile(
 )
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     r"""``text`` as a terminal may see it: what moves, hides or colours is written out.
 
-    Messages hold names from files of other people: ``"a\x1b[2J"`` would clear the screen.
-    Newlines and tabs stay; lines after the first are indented, so that none passes for another
-    message.
+    Names in files of other people may be ``"a\x1b[2J"``, which would clear the screen. Newlines
+    and tabs stay.
     """
-    escaped = _UNPRINTABLE.sub(lambda found: _escaped(ord(found[0])), text)
-    return escaped.replace("\n", "\n  ") if "\n" in escaped.rstrip("\n") else escaped
+    return _UNPRINTABLE.sub(lambda found: _written_out(ord(found[0])), text)
 
 
-def _escaped(code: int) -> str:
+def printable(message: str) -> str:
+    """A message as a terminal may see it, see :func:`escaped`.
+
+    Lines after the first are indented, so that no part of it passes for another message.
+    """
+    text = escaped(message)
+    return text.rstrip("\n").replace("\n", "\n  ") + "\n" * text.endswith("\n")
+
+
+def _written_out(code: int) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -16,6 +15,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from megatron_ultralong.terminal import Console
 
 LOG_INTERVAL = 10.0
 """Seconds between two lines where standard error is not a terminal."""

@@ -339,6 +339,7 @@ PRETRAIN_FLAGS = {
     "--train-iters",
     "--transformer-impl",
     "--use-precision-aware-optimizer",
+    "--verify-checksums",
     "--wandb-project",
     "--weight-decay",
 }

@@ -11,6 +11,8 @@ from megatron_ultralong.errors import InputError, missing
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 RELEASE: Final = "release"
 FORMAT_FILE = "metadata.json"
+_LONGEST = 20
+"""Bytes of ``latest_checkpointed_iteration.txt``."""
 
 
 def iteration_folder(folder: Path, iteration: int) -> Path:
@@ -47,9 +49,10 @@ def resolve(folder: str | Path, iteration: int | None = None) -> tuple[Path, int
     found = iterations(folder)
     wanted = _latest(folder) if iteration is None else iteration
     if wanted not in found:
+        named = f" ({LATEST_FILE} names {_name(wanted)})" if iteration is None else ""
         raise InputError(
             f"{folder} holds no complete iteration {_name(wanted)}; it holds "
-            f"{', '.join(map(_name, found)) or 'none'}: choose one by --iteration"
+            f"{', '.join(map(_name, found)) or 'none'}{named}: choose one by --iteration"
         )
     return iteration_folder(folder, wanted), wanted
 
@@ -82,10 +85,10 @@ def _latest(folder: Path) -> int:
             f"{folder} has no {LATEST_FILE}: it is not a Megatron checkpoint; make one with "
             "`ultralong convert import SRC DST`"
         )
-    text = path.read_text(encoding="utf-8").strip()
+    text = path.read_bytes()[:_LONGEST].decode("utf-8", "replace").strip()
     if text == RELEASE:
         return 0
-    if not text.isdecimal():
+    if not (text.isascii() and text.isdecimal()):
         raise InputError(f"{path} must hold an iteration or {RELEASE!r}, not {text!r}")
     return int(text)
 

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from megatron_ultralong.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.data.chat_manifest import ChatLengths, ChatManifest
 from megatron_ultralong.data.chat_rows import ChatRows
 from megatron_ultralong.data.tokenising import DocumentTokenizer
+from megatron_ultralong.terminal import Console
 
 PICTURE = "lengths.png"
 _EXCERPT_TOKENS = 60
@@ -42,7 +42,10 @@ def print_chat_summary(
     for line in _notes(manifest):
         console.print(line, highlight=False)
     if tokenizer is not None:
-        console.print("the first conversation; what is learnt is in [bold green]\u27e6 \u27e7[/]:")
+        console.print(
+            "the first conversation; what is learnt is in [bold green]\u27e6 \u27e7[/]:",
+            markup=True,
+        )
         rows = ChatRows(output / next(iter(manifest.splits)))
         console.print(decoded_example(*rows.examples(0)[0], tokenizer), highlight=False)
     console.print(f"written: {output} (lengths: {output / PICTURE})", highlight=False)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.data.manifest import LengthCount, Manifest
 from megatron_ultralong.data.rows import PackedRows
 from megatron_ultralong.data.tokenising import DocumentTokenizer
+from megatron_ultralong.terminal import Console
 
 PICTURE = "lengths.png"
 

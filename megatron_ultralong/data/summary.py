@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from megatron_ultralong.data.manifest import BinSummary, Manifest
+from megatron_ultralong.terminal import Console
 
 
 def print_summary(manifest: Manifest, output: Path) -> None:

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-
 from megatron_ultralong.evaluation.cost import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal, open_journal
@@ -17,6 +15,7 @@ from megatron_ultralong.evaluation.questions import Question, ask
 from megatron_ultralong.evaluation.scorer import check_length
 from megatron_ultralong.evaluation.task_result import TASK_KINDS, TaskResult, task_result
 from megatron_ultralong.evaluation.task_tables import task_picture, task_table
+from megatron_ultralong.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True)

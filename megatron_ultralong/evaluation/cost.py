@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterable
 
 import torch
 
 from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.ending import tell
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area, forward_flops, peak_tflops
 
@@ -129,7 +129,7 @@ def check_cost(estimate: CostEstimate, config: CostConfig, *, is_main: bool = Tr
             "--num-samples or the lengths, or raise --max-cost"
         )
     if is_main and estimate.num_samples:
-        sys.stderr.write(f"estimate: {estimate}\n")
+        tell(f"estimate: {estimate}")
 
 
 def _hours(hours: float) -> str:

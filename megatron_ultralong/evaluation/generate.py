@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.ending import tell
+from megatron_ultralong.errors import InputError, escaped
 from megatron_ultralong.evaluation.chat_prompt import ChatPrompt
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.generation.checkpoint import open_decoder
@@ -118,9 +119,10 @@ def _print_all(texts: Sequence[str]) -> None:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text)
+    # A terminal obeys what a model writes; a file gets it as it is.
+    sys.stdout.write(escaped(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 def _tell(message: str) -> None:
-    sys.stderr.write(f"{message}\n")
+    tell(message)

@@ -13,13 +13,13 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megatron_ultralong.ending import tell
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.output_folder import (
     IDENTITY_FILE,
@@ -166,9 +166,7 @@ class _SamplesFile:
                 "another --output"
             ) from None
         except OSError:  # a network file system without locks
-            sys.stderr.write(
-                f"ultralong: {self.folder} cannot be locked: start one job at a time\n"
-            )
+            tell(f"ultralong: {self.folder} cannot be locked: start one job at a time")
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
         path = self.folder / IDENTITY_FILE
@@ -211,9 +209,9 @@ class _SamplesFile:
             except (InputError, KeyError, AttributeError, TypeError):
                 damaged += 1  # its sample is done again
         if damaged:
-            sys.stderr.write(
+            tell(
                 f"ultralong: {damaged} of {len(complete.splitlines())} lines of "
-                f"{self.folder / SAMPLES_FILE} are damaged; their samples are evaluated again\n"
+                f"{self.folder / SAMPLES_FILE} are damaged; their samples are evaluated again"
             )
 
 

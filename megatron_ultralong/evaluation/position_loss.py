@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from megatron_ultralong.data.manifest import FILE_NAME
 from megatron_ultralong.data.rows import PackedRows
@@ -22,6 +21,7 @@ from megatron_ultralong.evaluation.output_folder import check_output_folder, new
 from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
 from megatron_ultralong.evaluation.tables import loss_table
 from megatron_ultralong.position_bins import bin_edges, bin_sums
+from megatron_ultralong.terminal import Console
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
 
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.documents import unit_hash
@@ -24,6 +23,7 @@ from megatron_ultralong.evaluation.passkey_result import PasskeyCell, PasskeyRes
 from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
 from megatron_ultralong.evaluation.tables import passkey_table
 from megatron_ultralong.mcore.parallel import world_size
+from megatron_ultralong.terminal import Console
 
 GridConfig = PasskeyConfig | NeedleConfig
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.ending import tell
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.progress import progress
 
@@ -107,9 +107,9 @@ def check_length(
             "--beyond-trained-positions to see how it breaks"
         )
     if model.is_main:
-        sys.stderr.write(
+        tell(
             f"warning: {where}: expect the loss to rise and retrieval to fall to chance from there "
-            "on\n"
+            "on"
         )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 
 from megatron_ultralong.config import ModelConfig, TrainingConfig
 from megatron_ultralong.errors import InputError

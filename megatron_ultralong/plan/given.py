@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 
-from rich.console import Console
-
 from megatron_ultralong.config import ModelConfig, TrainingConfig
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import hardware_of_device
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.report import memory_table, time_rows
+from megatron_ultralong.terminal import Console
 
 
 def plan_text(

@@ -6,12 +6,12 @@ import dataclasses
 import shlex
 from typing import Annotated
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from megatron_ultralong.evaluation.output_folder import check_output_folder
 from megatron_ultralong.evaluation.report.report import Report, gather_report, write_report
 from megatron_ultralong.evaluation.report.terminal import print_report
+from megatron_ultralong.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.evaluation.report.section import OF_THE_CHECKPOINT
 from megatron_ultralong.evaluation.report.table import Cell, ReportTable
+from megatron_ultralong.terminal import Console
 
 if TYPE_CHECKING:
     from megatron_ultralong.evaluation.report.report import Report
