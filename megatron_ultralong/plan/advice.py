@@ -10,6 +10,7 @@ from megatron_ultralong.plan.candidates import nearest_rule
 from megatron_ultralong.plan.changes import Change, changes
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import Hardware
+from megatron_ultralong.plan.host_memory import NODE_SHARE
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.search import Found, search
 
@@ -137,7 +138,11 @@ def savable_change(
                     f"{best_found.needed / GIB:.1f} GiB of a GPU, {best_found.time.total:,.1f} s "
                     "a step)"
                 ]
-    return ["no part of the optimizer on the host leaves room for a checkpoint: take more nodes"]
+    needed = (chosen.host.offloaded + chosen.host.checkpoint) / NODE_SHARE / GIB
+    return [
+        "no part of the optimizer on the host leaves room for a checkpoint: take more nodes, or "
+        f"nodes of {needed:,.0f} GiB (--host-memory-gib)"
+    ]
 
 
 def _tried(change: Change, hardware: Hardware) -> Estimate | None:
