@@ -38,16 +38,17 @@ def best(
     found = search(job, hardware, pinned)
     if found.feasible:
         return found
+    way = _ways(working_changes(job, hardware, pinned, rows_are_fixed=rows_are_fixed))
     if found.refused:
         nearest = found.refused[0][0]
-        what = f"the nearest of {len(found.refused)}, {layout_text(nearest.job)}, {nearest.lack}"
-    else:
-        examples = "; ".join(found.rules) or (
-            f"the sizes given ({_sizes(job, pinned)}) do not divide {job.num_gpus}"
+        raise InputError(
+            f"none of {len(found.refused)} layouts of {job.num_gpus} GPUs fits; the nearest: "
+            f"{layout_text(nearest.job)} {nearest.lack}; {way}"
         )
-        what = f"every one breaks a rule: {examples}"
-    way = _ways(working_changes(job, hardware, pinned, rows_are_fixed=rows_are_fixed))
-    raise InputError(f"no layout of {job.num_gpus} GPUs ({hardware.name}) fits: {what}; {way}")
+    rules = "; ".join(found.rules) or (
+        f"they do not divide by the sizes given ({_sizes(job, pinned)})"
+    )
+    raise InputError(f"no layout of {job.num_gpus} GPUs is possible: {rules}; {way}")
 
 
 def check_given(job: Job, hardware: Hardware, *, rows_are_fixed: bool) -> Estimate:
