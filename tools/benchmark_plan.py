@@ -24,7 +24,13 @@ import numpy as np
 import torch
 from memory_measurement.training_step import emulated_peak_bytes, peak_bytes
 
-from megatron_ultralong.config import DataConfig, ModelConfig, ParallelConfig, PretrainConfig
+from megatron_ultralong.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PretrainConfig,
+)
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.step_memory import StageMemory, step_memory
 from megatron_ultralong.run_config import MemoryConfig
@@ -56,6 +62,7 @@ def run(
     global_batch_size: int = 1,
     sequence_tile_size: int = 512,
     loss_tile_size: int = 256,
+    optimizer: OptimizerConfig | None = None,
     **memory: Any,
 ) -> PretrainConfig:
     """A configuration by layout and memory flags."""
@@ -65,6 +72,7 @@ def run(
         precision=precision,  # type: ignore[arg-type]
         parallel=parallel,
         data=DataConfig(seq_length=seq_length),
+        optimizer=optimizer or OptimizerConfig(),
         memory=MemoryConfig(
             sequence_tile_size=sequence_tile_size, loss_tile_size=loss_tile_size, **memory
         ),
@@ -89,6 +97,10 @@ LAYOUTS: dict[str, tuple[int, PretrainConfig]] = {  # name: (ranks, configuratio
         4,
         run(ParallelConfig(**TP2, **CP2, **SP), "bf16", seq_length=8192, offload_activations=True),
     ),
+    "CP 2, optimizer off-loaded": (
+        2,
+        run(ParallelConfig(**CP2), "bf16", optimizer=OptimizerConfig(optimizer_cpu_offload=True)),
+    ),
     "one rank, no tiles": (1, run(ParallelConfig(), "fp32", sequence_tile_size=0)),
 }
 LENGTHS = (8192, 16384, 32768, 65536)
@@ -101,8 +113,9 @@ def planned(model: ModelConfig, config: PretrainConfig, num_ranks: int) -> list[
 
 
 def total(stage: StageMemory) -> int:
-    """Bytes of tensors, those in host memory included."""
-    return stage.peak.total + stage.host
+    """Bytes of tensors, those in host memory included; on a CPU nothing is pinned or rounded up."""
+    its = stage.optimizer
+    return stage.peak.total + stage.host + 16 * its.num_offloaded
 
 
 def compare(

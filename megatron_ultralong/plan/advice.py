@@ -10,6 +10,7 @@ from megatron_ultralong.plan.candidates import nearest_rule
 from megatron_ultralong.plan.changes import Change, changes
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import Hardware
+from megatron_ultralong.plan.host_memory import NODE_SHARE
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.search import Found, search
 
@@ -37,16 +38,17 @@ def best(
     found = search(job, hardware, pinned)
     if found.feasible:
         return found
+    way = _ways(working_changes(job, hardware, pinned, rows_are_fixed=rows_are_fixed))
     if found.refused:
         nearest = found.refused[0][0]
-        what = f"the nearest of {len(found.refused)}, {layout_text(nearest.job)}, {nearest.lack}"
-    else:
-        examples = "; ".join(found.rules) or (
-            f"the sizes given ({_sizes(job, pinned)}) do not divide {job.num_gpus}"
+        raise InputError(
+            f"none of {len(found.refused)} layouts of {job.num_gpus} GPUs fits; the nearest: "
+            f"{layout_text(nearest.job)} {nearest.lack}; {way}"
         )
-        what = f"every one breaks a rule: {examples}"
-    way = _ways(working_changes(job, hardware, pinned, rows_are_fixed=rows_are_fixed))
-    raise InputError(f"no layout of {job.num_gpus} GPUs ({hardware.name}) fits: {what}; {way}")
+    rules = "; ".join(found.rules) or (
+        f"they do not divide by the sizes given ({_sizes(job, pinned)})"
+    )
+    raise InputError(f"no layout of {job.num_gpus} GPUs is possible: {rules}; {way}")
 
 
 def check_given(job: Job, hardware: Hardware, *, rows_are_fixed: bool) -> Estimate:
@@ -137,7 +139,11 @@ def savable_change(
                     f"{best_found.needed / GIB:.1f} GiB of a GPU, {best_found.time.total:,.1f} s "
                     "a step)"
                 ]
-    return ["no part of the optimizer on the host leaves room for a checkpoint: take more nodes"]
+    needed = (chosen.host.offloaded + chosen.host.checkpoint) / NODE_SHARE / GIB
+    return [
+        "no part of the optimizer on the host leaves room for a checkpoint: take more nodes, or "
+        f"nodes of {needed:,.0f} GiB (--host-memory-gib)"
+    ]
 
 
 def _tried(change: Change, hardware: Hardware) -> Estimate | None:

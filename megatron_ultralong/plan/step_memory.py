@@ -115,6 +115,7 @@ class _StageWalk:
             if self.is_last:
                 self._loss()
             self._layer_backward(on_device)
+        ledger.give("saved activations", ledger.now("saved activations"))
         with ledger.moment("optimizer step"):
             self._optimizer()
         return StageMemory(self.stage, ledger.peaks, ledger.host, self.optimizer)
@@ -265,5 +266,4 @@ class _StageWalk:
                 2 * self.sizes.ffn * self.sizes.hidden_size,
             )
             temporary = 2 * 4 * min(largest, -(-self.parameters // self.job.num_shards))
-        ledger.give("saved activations", ledger.now("saved activations"))
         ledger.touch("optimizer", temporary)

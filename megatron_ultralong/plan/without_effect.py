@@ -7,6 +7,7 @@ _ROTARY = "angles are as many and computed as quickly for any scaling"
 _TELLING = "written by rank 0 between iterations, below a thousandth of one at these lengths"
 
 WITHOUT_EFFECT: dict[str, str] = {
+    "verify_checksums": "the bytes of --load are read once, before the first step",
     "max_save_failures": "a plan has no failures",
     "log_interval": _TELLING,
     "rope_scaling": _ROTARY,
@@ -33,7 +34,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "search where it cannot recompute; measured, a step was 3 % longer, in part by recomputation",
     "exit_duration_in_mins": "hours are those of training, in one job or several",
     "on_nan": "a plan has no bad numbers",
-    "loss_spike_deviations": "a warning",
+    "loss_spike_deviations": "a warning in the log",
     "tensorboard": _TELLING,
     "wandb_project": _TELLING,
     "profile": "a few iterations of a run are slower, not planned",

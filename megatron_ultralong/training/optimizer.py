@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -102,6 +103,10 @@ def build_optimizer(
         optimizer = get_megatron_optimizer(
             _megatron_config(config, params_dtype), list(chunks), use_gloo_process_groups=False
         )
+    if config.optimizer_cpu_offload:
+        # Megatron-Core makes it twice: first for whole weights, then for this rank's shard. The first
+        # one's float32 copies hang in a cycle, 4 bytes of host memory for every weight of the rank.
+        gc.collect()
     for chunk in chunks:
         chunk.config.grad_scale_func = optimizer.scale_loss
     return optimizer
