@@ -83,11 +83,9 @@ class SafetensorsFile:
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor ``name``; the file is mapped for as long as the tensor lives, and no longer."""
-        with self.path.open("rb") as plain:
-            announce(plain, *self._places[name])
-        with safe_open(self.path, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
+        info = self.tensors[name]
+        flat = mapped(self.path, self._places[name][0], info.dtype, math.prod(info.shape))
+        return flat.view(info.shape)
 
 
 class PickleFile:
@@ -117,13 +115,7 @@ class PickleFile:
         if 0 in info.shape:
             return torch.empty(info.shape, dtype=info.dtype)
         span = 1 + sum((size - 1) * step for size, step in zip(info.shape, stride, strict=True))
-        begin = offset - offset % mmap.ALLOCATIONGRANULARITY
-        length = offset - begin + span * info.dtype.itemsize
-        with self.path.open("rb") as file:
-            announce(file, begin, length)
-            # mapped for as long as the tensor lives: what was read counts as memory until then
-            window = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)
-        flat = torch.frombuffer(window, dtype=info.dtype, count=span, offset=offset - begin)
+        flat = mapped(self.path, offset, info.dtype, span)
         return flat.as_strided(info.shape, stride).contiguous()
 
     def _load(self) -> dict[str, torch.Tensor]:
