@@ -32,7 +32,6 @@ from rank_benchmark.job import RankJob
 
 from megatron_ultralong.attention import cpu_kernel, cudnn_kernel, function, kernels
 from megatron_ultralong.config import DataConfig, ModelConfig, ParallelConfig, PretrainConfig
-from megatron_ultralong.context_parallel import assignment
 from megatron_ultralong.data.chunks import StoredRow
 from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows import PackedRows, boundaries_prefix
