@@ -39,6 +39,7 @@ class Manifest:
         self._num_tensors = 0
         self._path = folder / MANIFEST_FILE
         self._pending: list[tuple[str, int, list[int]]] = []
+        self._pending_bytes = 0
         self._file = self._path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,7 +69,8 @@ class Manifest:
     ) -> None:
         """Tensor ``name`` is written; it is entered when ``sync`` has next been called."""
         self._pending.append((name, num_bytes, note or []))
-        if sum(size for _, size, _ in self._pending) >= SYNC_BYTES:
+        self._pending_bytes += num_bytes
+        if self._pending_bytes >= SYNC_BYTES:
             self.flush(sync)
 
     def flush(self, sync: Callable[[], None]) -> None:
@@ -78,6 +80,7 @@ class Manifest:
             self._enter(name, size, note)
             self._append([name, size, note])
         self._pending.clear()
+        self._pending_bytes = 0
         os.fsync(self._file.fileno())
 
     def remove(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import mmap
+import math
 import zipfile
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_ultralong.checkpoint.page_cache import announce
+from megatron_ultralong.checkpoint.open_file import OpenFile
 from megatron_ultralong.checkpoint.pickle_layout import record_offsets
 from megatron_ultralong.checkpoint.pickles import (
     UnsafeError,
@@ -68,6 +68,7 @@ class SafetensorsFile:
             InputError: the file is truncated or damaged.
         """
         self.path = path
+        self._file = OpenFile(path)
         self.tensors: dict[str, TensorInfo] = {}
         try:
             with safe_open(path, framework="pt") as file:
@@ -83,11 +84,9 @@ class SafetensorsFile:
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor ``name``; the file is mapped for as long as the tensor lives, and no longer."""
-        with self.path.open("rb") as plain:
-            announce(plain, *self._places[name])
-        with safe_open(self.path, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
+        info = self.tensors[name]
+        flat = self._file.tensor(self._places[name][0], info.dtype, math.prod(info.shape))
+        return flat.view(info.shape)
 
 
 class PickleFile:
@@ -100,6 +99,7 @@ class PickleFile:
             InputError: the file is damaged, or holds something else than tensors.
         """
         self.path = path
+        self._file = OpenFile(path)
         # an old file without a zip directory cannot be mapped: it is read once, and kept
         self._can_map = zipfile.is_zipfile(path)
         tensors = self._load()
@@ -117,13 +117,7 @@ class PickleFile:
         if 0 in info.shape:
             return torch.empty(info.shape, dtype=info.dtype)
         span = 1 + sum((size - 1) * step for size, step in zip(info.shape, stride, strict=True))
-        begin = offset - offset % mmap.ALLOCATIONGRANULARITY
-        length = offset - begin + span * info.dtype.itemsize
-        with self.path.open("rb") as file:
-            announce(file, begin, length)
-            # mapped for as long as the tensor lives: what was read counts as memory until then
-            window = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)
-        flat = torch.frombuffer(window, dtype=info.dtype, count=span, offset=offset - begin)
+        flat = self._file.tensor(offset, info.dtype, span)
         return flat.as_strided(info.shape, stride).contiguous()
 
     def _load(self) -> dict[str, torch.Tensor]:

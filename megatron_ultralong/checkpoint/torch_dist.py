@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
+from megatron_ultralong.checkpoint.chunk_index import ChunkIndex
 from megatron_ultralong.checkpoint.page_cache import announce
 from megatron_ultralong.checkpoint.pickles import UnsafeError, is_plain_tensor, read_record
 from megatron_ultralong.checkpoint.torch_dist_metadata import read_torch_dist_metadata
@@ -44,6 +45,7 @@ class TorchDistReader:
         self.metadata = read_torch_dist_metadata(self.folder)
         self._reader = FileSystemReader(self.folder)
         self._reader.set_up_storage_reader(self.metadata, True)
+        self._indexes: dict[str, ChunkIndex] = {}
         self.tensors: dict[str, TensorStorageMetadata] = {
             key: entry
             for key, entry in self.metadata.state_dict_metadata.items()
@@ -71,7 +73,8 @@ class TorchDistReader:
             InputError: the bytes of it are damaged.
         """
         entry = self.tensors[key]
-        items = [item for chunk in entry.chunks for item in _overlap(key, chunk, start, shape)]
+        near = self._index(key).near(start, shape)
+        items = [item for chunk in near for item in _overlap(key, chunk, start, shape)]
         covered = sum(torch.Size(item.lengths).numel() for item in items)
         if covered != torch.Size(shape).numel():
             raise InputError(
@@ -127,8 +130,14 @@ class TorchDistReader:
         return io.BytesIO(data)
 
     def _sizes(self, item: ReadItem) -> torch.Size:
-        chunks = self.tensors[item.storage_index.fqn].chunks
-        return next(c.sizes for c in chunks if c.offsets == item.storage_index.offset)
+        offset = item.storage_index.offset
+        assert offset is not None
+        return self._index(item.storage_index.fqn).sizes(offset)
+
+    def _index(self, key: str) -> ChunkIndex:
+        if key not in self._indexes:
+            self._indexes[key] = ChunkIndex(self.tensors[key].chunks)
+        return self._indexes[key]
 
 
 def _slices(begins: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:

@@ -8,6 +8,7 @@ The sequence is cut into ``chunks_per_rank * cp_size`` chunks of equal length; e
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -191,12 +192,18 @@ def _imbalance(assignment: Assignment, areas: npt.NDArray[np.float64]) -> float:
 
 
 def _largest_first(areas: npt.NDArray[np.float64], cp_size: int) -> Assignment:
-    """Chunks from the largest down, each to the least busy rank that has room (Graham's LPT)."""
+    """Chunks from the largest down, each to the least busy rank that has room (Graham's LPT).
+
+    Of equally busy ranks the first.
+    """
     room = len(areas) // cp_size
-    loads = [0.0] * cp_size
     held: list[list[int]] = [[] for _ in range(cp_size)]
+    ranks = [(0.0, rank) for rank in range(cp_size)]  # a heap of (load, rank), those with room
     for chunk in np.argsort(-areas, kind="stable").tolist():
-        rank = min((r for r in range(cp_size) if len(held[r]) < room), key=loads.__getitem__)
+        load, rank = ranks[0]
         held[rank].append(chunk)
-        loads[rank] += float(areas[chunk])
+        if len(held[rank]) < room:
+            heapq.heapreplace(ranks, (load + float(areas[chunk]), rank))
+        else:
+            heapq.heappop(ranks)
     return Assignment(tuple(tuple(sorted(rank)) for rank in held))

@@ -7,6 +7,7 @@ array [num_segments, 3] of ``(document, start, stop)``, which together are ``seq
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 from collections import deque
 from dataclasses import dataclass, field
@@ -134,7 +135,10 @@ class _BestFit:
         self.seq_length = seq_length
         self._rows: list[list[tuple[int, int, int]]] = []
         self._first: list[int] = []
-        self._free: list[tuple[int, int]] = []  # (tokens, row), sorted
+        self._documents: list[set[int]] = []  # of each row
+        self._room: list[int] = []  # tokens free in each row
+        self._sizes: list[int] = []  # of free room that there are, sorted
+        self._open: dict[int, list[int]] = {}  # rows of each of these sizes, a heap
 
     def plan(self, order: Int64Array) -> RowPlan:
         result = RowPlan(kept=order.tolist())
@@ -163,21 +167,38 @@ class _BestFit:
         return [*range(0, whole * size + 1, size), *([whole * size + rest] if rest else [])]
 
     def _put(self, segment: tuple[int, int, int], size: int, place: int) -> None:
-        at = bisect.bisect_left(self._free, (size, 0))
-        while at < len(self._free):
-            if all(segment[0] != other for other, _, _ in self._rows[self._free[at][1]]):
-                break
-            at += 1  # another copy is in that row
-        if at < len(self._free):
-            free, row = self._free.pop(at)
-        else:
-            free, row = self.seq_length, len(self._rows)
-            self._rows.append([])
-            self._first.append(place)
+        row = self._take_row(segment[0], size, place)
         self._rows[row].append(segment)
+        self._documents[row].add(segment[0])
         self._first[row] = min(self._first[row], place)
-        if free > size:
-            bisect.insort(self._free, (free - size, row))
+        self._room[row] -= size
+        if self._room[row]:
+            if self._room[row] not in self._open:
+                self._open[self._room[row]] = []
+                bisect.insort(self._sizes, self._room[row])
+            heapq.heappush(self._open[self._room[row]], row)
+
+    def _take_row(self, document: int, size: int, place: int) -> int:
+        """The first of the rows with the least room for ``size`` tokens, or a new one."""
+        at = bisect.bisect_left(self._sizes, size)
+        while at < len(self._sizes):
+            rows = self._open[self._sizes[at]]
+            passed: list[int] = []
+            while rows and document in self._documents[rows[0]]:  # another copy is in that row
+                passed.append(heapq.heappop(rows))
+            found = heapq.heappop(rows) if rows else None
+            for row in passed:
+                heapq.heappush(rows, row)
+            if found is not None:
+                if not rows:
+                    del self._open[self._sizes.pop(at)]
+                return found
+            at += 1
+        self._rows.append([])
+        self._documents.append(set())
+        self._room.append(self.seq_length)
+        self._first.append(place)
+        return len(self._rows) - 1
 
 
 def row_boundaries(
