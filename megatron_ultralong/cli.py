@@ -109,13 +109,20 @@ def _parse(config_class: Any, verb: str, words: list[str], default: Any = None) 
     )
 
 
+def _keep_to_limits_of_memory() -> None:
+    """Arrow reads it when it is imported: its own pool takes addresses ahead of any limit."""
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
+
 def _run_prepare(verb: str, words: list[str]) -> None:
+    _keep_to_limits_of_memory()
     from megatron_ultralong.data.prepare import PrepareConfig, prepare
 
     prepare(_parse(PrepareConfig, verb, words))
 
 
 def _run_prepare_chat(verb: str, words: list[str]) -> None:
+    _keep_to_limits_of_memory()
     from megatron_ultralong.data.prepare_chat import PrepareChatConfig, prepare_chat
 
     prepare_chat(_parse(PrepareChatConfig, verb, words))

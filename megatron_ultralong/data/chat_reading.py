@@ -8,15 +8,10 @@ from pathlib import Path
 
 from megatron_ultralong.data.conversation import Conversation, ConversationError, Problem
 from megatron_ultralong.data.conversation_formats import KEYS, parse_conversation
-from megatron_ultralong.data.formats import (
-    Record,
-    absolute_place,
-    file_size,
-    format_of,
-    read_records,
-)
+from megatron_ultralong.data.formats import file_size, format_of, read_records
 from megatron_ultralong.data.prepare_chat_config import ChatReadOptions
 from megatron_ultralong.data.reading import Source, source_files
+from megatron_ultralong.data.record import Record, absolute_place
 from megatron_ultralong.errors import InputError
 
 _COLUMNS = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))
@@ -55,7 +50,7 @@ class ConversationReader:
         before = 0
         for path in self.files:
             size = file_size(path)
-            for record in read_records(path, _COLUMNS, "auto"):
+            for record in read_records(path, _COLUMNS, "auto", limit=self.options.limit):
                 self.bytes_read = before + min(record.position, size)
                 conversation = self._conversation(record)
                 if conversation is not None:
@@ -71,11 +66,12 @@ class ConversationReader:
             InputError: it is not to be skipped.
         """
         if not self.options.skip_bad:
+            mend = "raise --max-document-bytes" if record.is_too_long else "mend it"
             raise InputError(
                 f"source {self.source.name!r}: {absolute_place(record)}: {error.problem}: {error}; "
-                "mend it, or skip and count such conversations with --skip-bad"
+                f"{mend}, or skip and count such conversations with --skip-bad"
             ) from error
-        self.num_bad[error.problem] += 1
+        self.num_bad[error.problem] += record.count
 
     def _conversation(self, record: Record) -> Conversation | None:
         """The conversation of a record; None for one that is counted and skipped."""

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+from megatron_ultralong.data.text_check import text_error
+
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -122,11 +124,7 @@ def _check_content(number: int, message: Message) -> None:
     if not isinstance(message.content, str):
         kind = type(message.content).__name__
         raise ConversationError("wrong type", f"{place} has content of type {kind}, not a text")
-    if not message.content.strip():
+    if not message.content or message.content.isspace():
         raise ConversationError("empty turn", f"{place} is empty")
-    try:
-        message.content.encode()
-    except UnicodeEncodeError as error:
-        raise ConversationError(
-            "unreadable", f"{place} has a lone surrogate at character {error.start}"
-        ) from error
+    if error := text_error(message.content):
+        raise ConversationError("unreadable", f"{place} has {error}")

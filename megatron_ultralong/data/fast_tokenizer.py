@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer, is_panic
 from megatron_ultralong.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_ultralong.data.tokenising import (
@@ -50,6 +51,7 @@ class FastTokenizer:
     """
 
     engine = "gigatoken"
+    max_document_bytes = MAX_DOCUMENT_BYTES
 
     def __init__(self, reference: DocumentTokenizer) -> None:
         self.reference = reference

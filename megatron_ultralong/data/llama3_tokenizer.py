@@ -15,6 +15,7 @@ import numpy.typing as npt
 import regex  # type: ignore[import-untyped]
 import tiktoken
 
+from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.tokenising import well_formed
 from megatron_ultralong.errors import InputError
 
@@ -60,6 +61,7 @@ class Llama3Tokenizer:
     """
 
     engine = "tiktoken"
+    max_document_bytes = MAX_DOCUMENT_BYTES
 
     def __init__(self, file: Path) -> None:
         data = file.read_bytes()

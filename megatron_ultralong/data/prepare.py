@@ -8,6 +8,7 @@ give equal bytes, with any number of workers, and after any number of interrupti
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import sys
@@ -142,7 +143,10 @@ def _tokenise_with(
     folder.mkdir(exist_ok=True)
     job = ShardJob(
         sources=sources,
-        options=config.reading,
+        options=dataclasses.replace(
+            config.reading,
+            max_document_bytes=config.reading.max_document_bytes or tokenizer.max_document_bytes,
+        ),
         tokenizer_path=config.tokenizer,
         engine="gigatoken" if tokenizer.engine == "gigatoken" else "reference",
         separator_ids=tuple(separator),

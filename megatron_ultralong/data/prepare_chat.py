@@ -8,6 +8,7 @@ conversations of every row, and ``.targets``, the tokens to be learnt), ``tokeni
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from dataclasses import dataclass
@@ -90,7 +91,11 @@ def _tokenise(config: PrepareChatConfig, work: WorkFolder) -> _Tokenised:
 def _tokenise_with(
     config: PrepareChatConfig, tokenizer: DocumentTokenizer, work: WorkFolder
 ) -> ChatStore:
-    readers = [ConversationReader(parse_source(s), config.reading) for s in config.source]
+    reading = dataclasses.replace(
+        config.reading,
+        max_document_bytes=config.reading.max_document_bytes or tokenizer.max_document_bytes,
+    )
+    readers = [ConversationReader(parse_source(s), reading) for s in config.source]
     megabytes = sum(reader.num_bytes for reader in readers) / 1e6
     with progress("Tokenising", megabytes, "MB") as bar:
         return tokenise_chats(

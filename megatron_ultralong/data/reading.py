@@ -11,14 +11,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from megatron_ultralong.data.formats import (
-    FileFormat,
-    Record,
-    absolute_place,
-    file_size,
-    read_records,
-    uncompressed_name,
-)
+from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES, check_document_bytes
+from megatron_ultralong.data.compression import uncompressed_name
+from megatron_ultralong.data.formats import FileFormat, file_size, read_records
+from megatron_ultralong.data.record import Record, absolute_place
+from megatron_ultralong.data.text_check import text_error
 from megatron_ultralong.documents import document_id
 from megatron_ultralong.errors import InputError
 
@@ -68,6 +65,19 @@ class ReadOptions:
 
     skip_bad: bool = False
     """Count and skip what cannot be read, instead of stopping there."""
+
+    max_document_bytes: int | None = None
+    """Bytes of a line, of a text file or of a parquet row at most; a longer one is bad, and never
+    held. None: 96 MiB, six rows of 4M tokens, for which 2 GiB of memory are enough; 16 MiB where
+    the reference that tokenises is of the library tokenizers, which takes 100 bytes for each."""
+
+    def __post_init__(self) -> None:
+        check_document_bytes(self.max_document_bytes)
+
+    @property
+    def limit(self) -> int:
+        """Bytes of a document at most."""
+        return MAX_DOCUMENT_BYTES if self.max_document_bytes is None else self.max_document_bytes
 
 
 def parse_source(argument: str) -> Source:
@@ -170,7 +180,9 @@ class DocumentReader:
         columns = tuple(dict.fromkeys(k for key in keys for k in (key, key.partition(".")[0])))
         before = 0
         for part in self.parts:
-            records = read_records(part.path, columns, options.file_format, part.start, part.stop)
+            records = read_records(
+                part.path, columns, options.file_format, part.start, part.stop, options.limit
+            )
             for record in records:
                 self.bytes_read = before + min(record.position, part.size)
                 document = self._document(record)
@@ -188,14 +200,15 @@ class DocumentReader:
             name = _value(record.fields, self.options.source_key)
         error = record.error or self._what_is_wrong(record, text, name)
         if error and not self.options.skip_bad:
+            mend = "raise --max-document-bytes" if record.is_too_long else "mend it"
             raise InputError(
-                f"source {self.source.name!r}: {absolute_place(record)}: {error}; mend it, or "
+                f"source {self.source.name!r}: {absolute_place(record)}: {error}; {mend}, or "
                 "skip and count such documents with --skip-bad"
             )
         if error:
-            self.num_bad += 1
+            self.num_bad += record.count
             return None
-        if not text.strip():
+        if not text or text.isspace():
             self.num_empty += 1
             return None
         return Document(text, name, document_id(text))
@@ -207,11 +220,7 @@ class DocumentReader:
                 kind = "no value" if value is None else f"a {type(value).__name__}"
                 return f"key {key!r} has {kind}, where a text belongs (keys here: {found})"
         assert isinstance(text, str)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            return f"a lone surrogate at character {error.start}, which no UTF-8 text can hold"
-        return ""
+        return text_error(text)
 
 
 def require_text(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
+from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.tokenising import well_formed
 from megatron_ultralong.errors import InputError
 
@@ -23,6 +24,7 @@ class SentencePieceTokenizer:
     """
 
     engine = "sentencepiece"
+    max_document_bytes = MAX_DOCUMENT_BYTES
 
     def __init__(self, file: Path) -> None:
         data = file.read_bytes()

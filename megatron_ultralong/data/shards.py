@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.fast_tokenizer import SAMPLE_CHARACTERS, FastTokenizer
-from megatron_ultralong.data.formats import format_of, is_plain_jsonl, row_group_sizes
+from megatron_ultralong.data.formats import format_of, is_plain_jsonl
 from megatron_ultralong.data.indexed import token_dtype
 from megatron_ultralong.data.manifest import FileSummary
+from megatron_ultralong.data.parquet import row_group_sizes
 from megatron_ultralong.data.reading import (
     Document,
     DocumentReader,

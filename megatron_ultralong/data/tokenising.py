@@ -42,6 +42,9 @@ class DocumentTokenizer(Protocol):
     special_texts: list[str]
     """Texts of the special tokens."""
 
+    max_document_bytes: int
+    """Bytes of a document that it tokenises within 2 GiB of memory."""
+
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text: no BOS, no EOS, the text of a special token in ordinary ids."""
 
@@ -66,6 +69,7 @@ class HuggingFaceTokenizer:
     """
 
     engine = "tokenizers"
+    max_document_bytes = 16 << 20  # 90 bytes for each
 
     def __init__(self, path: Path) -> None:
         file = path / "tokenizer.json" if path.is_dir() else path

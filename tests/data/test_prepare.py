@@ -292,6 +292,7 @@ FLAGS = """
     --packing --seed --max-tokens --workers --tokenizer-engine --inspect --no-inspect
     --length-sampling --short-length --long-length --short-weight --long-weight
     --text-key --source-key --suffix --file-format --skip-bad --no-skip-bad
+    --max-document-bytes
 """
 
 

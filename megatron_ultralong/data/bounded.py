@@ -1,0 +1,132 @@
+"""Bytes and JSON in no more memory than stated, whatever a file holds.
+
+A few megabytes of gzip may be one line of many gigabytes, and a line of JSON becomes up to thirty
+times its size as objects. What is read is not trusted: both are limited before they are held.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from megatron_ultralong.errors import InputError
+
+MAX_DOCUMENT_BYTES = 96 << 20
+"""Of a line or a document, unless told otherwise: some 24 million tokens, six of the longest rows.
+
+Its text takes four bytes a character where one of them is an emoji, and twice that while JSON is
+read: with everything around it under 2 GiB.
+"""
+
+MAX_JSON_BYTES = 16 << 20
+"""Of one JSON value around its texts: brackets, numbers, commas; each may become 30 in memory."""
+
+MAX_INTEGER_DIGITS = 4300
+"""Python's own limit: reading a number takes time that is quadratic in its digits."""
+
+BLOCK = 1 << 20
+
+
+class TooLargeError(ValueError):
+    """What is read is larger than it may be; the message says by what limit."""
+
+
+class LongInteger:
+    """Stands for an integer that was not read: it has too many digits."""
+
+
+def check_document_bytes(limit: int | None) -> None:
+    """Refuse a limit that no document can be under."""
+    if limit is not None and limit < 1:
+        raise InputError(
+            f"max_document_bytes ({limit}) must be at least 1; leave it out for "
+            f"{MAX_DOCUMENT_BYTES}"
+        )
+
+
+def skip_line(file: BinaryIO, limit: int | None = None) -> int:
+    """Pass over what is left of a line, at least up to ``limit`` bytes of it; returns their number.
+
+    Args:
+        file: an open file.
+        limit: where to give up the search for the line's end; None: the end of the file.
+    """
+    size = 0
+    while (limit is None or size < limit) and (block := file.readline(BLOCK)):
+        size += len(block)
+        if block.endswith(b"\n"):
+            break
+    return size
+
+
+def read_whole(file: BinaryIO, limit: int) -> bytearray:
+    """All that is left of a file.
+
+    Raises:
+        TooLargeError: that is more than ``limit`` bytes.
+    """
+    data = bytearray()
+    while block := file.read(BLOCK):
+        data += block
+        if len(data) > limit:
+            raise TooLargeError(f"more than {limit:,} bytes, the longest that is read")
+    return data
+
+
+def json_value(text: bytes) -> Any:
+    """The value of a JSON text; integers of too many digits are :class:`LongInteger`.
+
+    Raises:
+        UnicodeDecodeError: not UTF-8.
+        TooLargeError: more of it is around its texts than :data:`MAX_JSON_BYTES`, or it is nested
+            too deeply.
+        json.JSONDecodeError: not JSON.
+    """
+    if len(text) > MAX_JSON_BYTES and bytes_outside_strings(text) > MAX_JSON_BYTES:
+        raise TooLargeError(
+            f"more than {MAX_JSON_BYTES:,} bytes of JSON around its texts, the most that is read"
+        )
+    decoded = text.decode("utf-8-sig")
+    try:
+        return json.loads(decoded)
+    except RecursionError as error:
+        raise TooLargeError("nested too deeply to be read") from error
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's limit, which is no error of JSON's
+        return json.loads(decoded, parse_int=_integer)
+
+
+def has_long_integer(value: Any) -> bool:
+    """Whether an integer that was not read is anywhere in a value."""
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, LongInteger):
+            return True
+        if isinstance(inner, dict):
+            left += inner.values()
+        elif isinstance(inner, list):
+            left += inner
+    return False
+
+
+def bytes_outside_strings(text: bytes) -> int:
+    """Bytes of a JSON text that are in no string: ``b'{"a": "b,c"}' -> 6``, a quote each included.
+
+    Never less than there are; a text that is not JSON has any number.
+    """
+    plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    total, is_inside = 0, 0
+    for start in range(0, len(plain), BLOCK):
+        part = np.frombuffer(plain, np.uint8, min(BLOCK, len(plain) - start), start)
+        inside = (np.cumsum(part == ord('"'), dtype=np.uint8) + is_inside) & 1
+        total += part.size - int(np.count_nonzero(inside))
+        is_inside = int(inside[-1])
+    return total
+
+
+def _integer(digits: str) -> int | LongInteger:
+    return int(digits) if len(digits) <= MAX_INTEGER_DIGITS else LongInteger()

@@ -1,0 +1,78 @@
+"""JSONL: one object a line, of the whole file or of a part of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from megatron_ultralong.data.bounded import (
+    MAX_INTEGER_DIGITS,
+    TooLargeError,
+    has_long_integer,
+    json_value,
+    skip_line,
+)
+from megatron_ultralong.data.compression import decompressed
+from megatron_ultralong.data.record import Record, unreadable
+
+
+def read_jsonl(
+    path: Path, keys: tuple[str, ...], limit: int, start: int = 0, stop: int | None = None
+) -> Iterator[Record]:
+    """Records of a file; see :func:`~megatron_ultralong.data.formats.read_records`.
+
+    What is left of a line that is too long is passed over, without being held, when the record
+    after it is asked for.
+    """
+    number = 0
+    try:
+        with open(path, "rb") as raw:
+            first = start
+            if start:  # the line that this byte is in belongs to the part before, unless it begins
+                raw.seek(start - 1)
+                first = start - 1 + skip_line(raw, _until(stop, start - 1))
+            file = decompressed(raw, path)
+            position = first
+            while (stop is None or position < stop) and (line := file.readline(limit + 1)):
+                number += 1
+                place = f"{path}:{number}"
+                position += len(line)
+                at = (raw.tell() if stop is None else position) - start
+                if len(line) > limit:
+                    is_whole = line.endswith(b"\n")
+                    line = b""  # not held while the caller looks at the record
+                    error = f"a line of more than {limit:,} bytes, the longest that is read"
+                    yield Record(place, at, {}, error, counted_from=first, is_too_long=True)
+                    if not is_whole:
+                        position += skip_line(file, _until(stop, position))
+                elif line.strip():
+                    yield _json_record(place, at, line, keys)._replace(counted_from=first)
+    except (OSError, pa.ArrowInvalid) as error:
+        yield unreadable(f"{path}:{number + 1}", error)
+
+
+def _until(stop: int | None, position: int) -> int | None:
+    """Bytes up to ``stop``: no line that begins behind it is wanted."""
+    return None if stop is None else max(0, stop - position)
+
+
+def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) -> Record:
+    try:
+        fields = json_value(line)
+    except UnicodeDecodeError as error:
+        return Record(place, position, {}, f"not UTF-8 ({error.reason})")
+    except TooLargeError as error:
+        return Record(place, position, {}, str(error))
+    except json.JSONDecodeError as error:
+        return Record(place, position, {}, f"not JSON ({error}); is the file cut short?")
+    if not isinstance(fields, dict):
+        kind = type(fields).__name__
+        return Record(place, position, {}, f"a {kind}, where one JSON object a line belongs")
+    for key in keys:
+        if has_long_integer(fields.get(key)):
+            error = f"key {key!r} has an integer of more than {MAX_INTEGER_DIGITS} digits"
+            return Record(place, position, {}, error)
+    return Record(place, position, fields)
