@@ -27,6 +27,7 @@ from megatron_ultralong.plan.report import Plan, show
 from megatron_ultralong.plan.search import Found
 from megatron_ultralong.plan.values import as_values
 from megatron_ultralong.sft_config import SftConfig
+from megatron_ultralong.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import get_args
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +19,7 @@ from megatron_ultralong.plan.run_time import RunTime, run_time
 from megatron_ultralong.plan.search import SAME_TIME, Found
 from megatron_ultralong.plan.step_time import StepTime
 from megatron_ultralong.plan.without_effect import WITHOUT_EFFECT
+from megatron_ultralong.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True)
