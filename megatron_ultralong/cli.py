@@ -98,15 +98,9 @@ def _usage(only: str | None = None) -> str:
 
 def _parse(config_class: Any, verb: str, words: list[str], default: Any = None) -> Any:
     """The config of ``verb``, with one flag for each field, in Megatron-LM's spelling."""
-    import tyro
+    from megatron_ultralong.command_line import parse
 
-    return tyro.cli(
-        config_class,
-        prog=f"{PROGRAM} {verb}",
-        args=words,
-        default=tyro.MISSING_NONPROP if default is None else default,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+    return parse(config_class, f"{PROGRAM} {verb}", words, default)
 
 
 def _keep_to_limits_of_memory() -> None:

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
+from megatron_ultralong.config_dict import from_dict, to_dict
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.layer_config import LayerConfig
 from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.optimizer_config import OptimizerConfig
 from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.ranges import UINT32, Range, check_ranges
+from megatron_ultralong.rope_config import AnglePrecision, RopeConfig
 from megatron_ultralong.run_config import CheckpointConfig, FaultConfig, LogConfig, MemoryConfig
-from megatron_ultralong.yarn import (
-    LinearConfig,
-    NtkConfig,
-    Ramp,
-    RopeScaling,
-    YarnConfig,
-    yarn_attention_factor,
-)
+from megatron_ultralong.yarn import RopeScaling
 
 __all__ = [
+    "AnglePrecision",
     "DataConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -40,60 +35,6 @@ __all__ = [
     "to_dict",
 ]
 
-AnglePrecision = Literal["exact", "float32"]
-Config = TypeVar("Config")
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeConfig:
-    """Rotary embedding of the extended model."""
-
-    rope_scaling: Literal["yarn", "ntk", "linear", "none", "keep"] = "yarn"
-    """Replaces the checkpoint's own scaling: yarn (the recipe), ntk, linear or none (ablations);
-    keep leaves the checkpoint's."""
-    rope_scaling_factor: float = 1.0
-    """s: extended context / original context; 128, 256, 512 for 1M, 2M, 4M over 8192."""
-    original_max_position_embeddings: int = 8192
-    """L: the context over which YaRN counts rotations."""
-    beta_fast: float = 4.0
-    """YaRN: dimensions with more rotations over L keep their frequency."""
-    beta_slow: float = 1.0
-    """YaRN: dimensions with fewer rotations over L are divided by s."""
-    ramp: Ramp = "rotations"
-    """YaRN: mix by rotations (the paper; exports as llama3) or by dimensions (exports as yarn)."""
-    attention_factor: float | Literal["yarn"] = 1.0
-    """YaRN's temperature: a number, or yarn for 0.1 ln(s) + 1 (needs ramp dimensions to export)."""
-    angle_precision: AnglePrecision = "exact"
-    """exact: angles in float64, wrapped; float32: as engines with float32 tables have them."""
-
-    def scaling(self, checkpoint: RopeScaling) -> RopeScaling:
-        """The scaling to train with, given the one that the checkpoint carries."""
-        if self.rope_scaling == "keep":
-            return checkpoint
-        if self.rope_scaling == "none":
-            return None
-        if self.rope_scaling == "ntk":
-            return NtkConfig(self.rope_scaling_factor)
-        if self.rope_scaling == "linear":
-            return LinearConfig(self.rope_scaling_factor)
-        factor = self.attention_factor
-        return YarnConfig(
-            self.rope_scaling_factor,
-            self.original_max_position_embeddings,
-            self.beta_fast,
-            self.beta_slow,
-            self.ramp,
-            yarn_attention_factor(self.rope_scaling_factor) if factor == "yarn" else factor,
-        )
-
-    def max_positions(self, checkpoint_positions: int) -> int:
-        """Positions that the extended model is made for, given those of the checkpoint."""
-        if self.rope_scaling in ("keep", "none"):
-            return checkpoint_positions
-        if self.rope_scaling == "yarn":
-            return math.floor(self.rope_scaling_factor * self.original_max_position_embeddings)
-        return math.floor(self.rope_scaling_factor * checkpoint_positions)
-
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -101,13 +42,13 @@ class DataConfig:
 
     data_path: str = ""
     """Folder written by `ultralong prepare`; for sft, by `ultralong prepare chat`."""
-    seq_length: int = 0
+    seq_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label")] = 0
     """Tokens in a row; 0 takes the folder's own."""
     document_mask: DocumentMask = "none"
     """none: documents of a row attend to each other (the paper's recipe); block: they do not."""
     reset_position_ids: bool = False
     """Positions start again at 0 with every document; needs document_mask block."""
-    seed: int = 1234
+    seed: Annotated[int, Range(0, UINT32)] = 1234
     """Order of the rows."""
 
 
@@ -122,19 +63,19 @@ class TrainingConfig:
     """Megatron checkpoint to start from (`ultralong convert import`)."""
     save: str = ""
     """Folder for checkpoints; one that holds this run's checkpoints is resumed."""
-    save_interval: int = 0
+    save_interval: Annotated[int, Range(0)] = 0
     """Iterations between checkpoints; 0 saves at the end only."""
-    train_iters: int = 0
+    train_iters: Annotated[int, Range(1)] = 0
     """Iterations (optimizer steps) of the whole run."""
-    micro_batch_size: int = 1
+    micro_batch_size: Annotated[int, Range(1)] = 1
     """Rows in one forward pass of a replica."""
-    global_batch_size: int = 1
+    global_batch_size: Annotated[int, Range(1)] = 1
     """Rows in one iteration, over all replicas."""
-    eval_interval: int = 0
+    eval_interval: Annotated[int, Range(0)] = 0
     """Iterations between validation losses; 0: none."""
-    eval_iters: int = 4
+    eval_iters: Annotated[int, Range(1)] = 4
     """Global batches in one validation."""
-    log_interval: int = 1
+    log_interval: Annotated[int, Range(1)] = 1
     """Iterations between log lines."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Weights and activations; master weights, sums and gradients are float32 in both."""
@@ -159,18 +100,8 @@ class TrainingConfig:
         for name, value in (("--load", self.load), ("--data-path", self.data.data_path)):
             if not value:
                 raise InputError(f"{name} is needed: see `ultralong {self.verb} --help`")
-        for field, least in (
-            ("train_iters", 1),
-            ("micro_batch_size", 1),
-            ("global_batch_size", 1),
-            ("save_interval", 0),
-            ("eval_interval", 0),
-            ("eval_iters", 1),
-            ("log_interval", 1),
-        ):
-            if getattr(self, field) < least:
-                raise InputError(f"{field} must be at least {least}, not {getattr(self, field)}")
-        if not 0 <= self.optimizer.lr_warmup_iters < self.train_iters:
+        check_ranges(self)
+        if self.optimizer.lr_warmup_iters >= self.train_iters:
             raise InputError(
                 f"lr_warmup_iters ({self.optimizer.lr_warmup_iters}) must be below train_iters "
                 f"({self.train_iters}): the warm-up is part of the run; use --lr-warmup-iters "
@@ -192,8 +123,8 @@ class TrainingConfig:
                 f"'{self.data.document_mask}': without it every row has one area, and zigzag "
                 "shares it evenly"
             )
-        for part in (self.memory, self.checkpoint, self.faults, self.log):
-            part.check()
+        self.memory.check()
+        self.log.check()
         self.check_layers()
         self.optimizer.check(self.precision)
         self.num_microbatches(world_size)
@@ -229,9 +160,9 @@ class TrainingConfig:
         self.parallel.check_microbatches(num_microbatches)
         return num_microbatches
 
-    def check_positions(self, checkpoint_positions: int) -> None:
+    def check_positions(self, checkpoint_positions: int, checkpoint_scaling: RopeScaling) -> None:
         """Raise InputError where rows are longer than the positions the model is made for."""
-        limit = self.rope.max_positions(checkpoint_positions)
+        limit = self.rope.max_positions(checkpoint_positions, checkpoint_scaling)
         if self.data.seq_length > limit:
             original = self.rope.original_max_position_embeddings
             raise InputError(
@@ -248,35 +179,3 @@ class PretrainConfig(TrainingConfig):
     """Continued pretraining at an extended context."""
 
     verb = "pretrain"
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain nested dicts, as they are written to YAML and JSON."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(config_class: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
-    """A config from plain nested dicts; fields that are absent keep their default.
-
-    Raises:
-        InputError: a key that the class does not have, or a field without default is missing.
-    """
-    hints = typing.get_type_hints(config_class)
-    names = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - names)
-    if unknown:
-        raise InputError(
-            f"{where or config_class.__name__}: unknown keys {unknown}; known are {sorted(names)}"
-        )
-    arguments = {
-        key: from_dict(hints[key], value, f"{where}.{key}".lstrip("."))
-        if dataclasses.is_dataclass(hints[key])
-        else tuple(value)  # YAML and JSON have lists alone
-        if isinstance(value, list)
-        else value
-        for key, value in values.items()
-    }
-    try:
-        return config_class(**arguments)
-    except TypeError as error:
-        raise InputError(f"{where or config_class.__name__}: {error}") from error

@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Final
+from typing import Annotated, Final
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import Range, check_ranges, shown
 
-LARGEST: Final = {
-    "num_layers": 4096,
-    "hidden_size": 2**20,
-    "ffn_hidden_size": 2**23,
-    "num_attention_heads": 2**16,
-    "num_query_groups": 2**16,
-    "kv_channels": 2**14,
-    "vocab_size": 2**27,
-    "max_position_embeddings": 2**40,
-}
-"""Of each size, far above any model: what is larger is no model, and would take the memory or the
-time of the machine before its weights are found missing."""
+MOST_POSITIONS: Final = 2**40
+"""Of a model; rows have fewer."""
+MOST_IDS: Final = 2**27
+"""Of a vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Llama model, in Megatron-LM's words; read from a checkpoint, never typed."""
+    """Shape of a Llama model, in Megatron-LM's words; read from a checkpoint, never typed.
 
-    num_layers: int
-    hidden_size: int
-    ffn_hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
+    The ranges are far above any model: what is larger is none, and would take the memory or the
+    time of the machine before its weights are found missing.
+    """
+
+    num_layers: Annotated[int, Range(1, 4096)]
+    hidden_size: Annotated[int, Range(1, 2**20)]
+    ffn_hidden_size: Annotated[int, Range(1, 2**23)]
+    num_attention_heads: Annotated[int, Range(1, 2**16)]
+    num_query_groups: Annotated[int, Range(1, 2**16)]
     """Key and value heads."""
-    kv_channels: int
+    kv_channels: Annotated[int, Range(2, 2**14)]
     """Size of one head."""
-    vocab_size: int
+    vocab_size: Annotated[int, Range(1, MOST_IDS)]
     """Rows of the embedding, not padded."""
-    norm_epsilon: float
-    rotary_base: float
-    max_position_embeddings: int
+    norm_epsilon: Annotated[float, Range(above=0, most=1)]
+    """Added to the mean of squares in a norm."""
+    rotary_base: Annotated[float, Range(above=0, most=1e30)]
+    """What rotary frequencies are powers of."""
+    max_position_embeddings: Annotated[int, Range(1, MOST_POSITIONS)]
     """Positions that the weights were trained for."""
     untie_embeddings_and_output_weights: bool
 
@@ -48,24 +46,11 @@ class ModelConfig:
         Weights are compared with the shape before anything is built of it, so that memory is
         bounded by the files; this bounds what the comparison itself takes.
         """
-        for name, largest in LARGEST.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= largest:
-                raise InputError(
-                    f"{where}: {name} is {_shown(value)}, it must be an integer from 1 to "
-                    f"{largest:,}"
-                )
-        for name, most in (("norm_epsilon", 1.0), ("rotary_base", 1e30)):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 < value <= most:
-                raise InputError(
-                    f"{where}: {name} is {_shown(value)}, it must be a number above 0, at most "
-                    f"{most:g}"
-                )
+        check_ranges(self, where=where)
         if type(self.untie_embeddings_and_output_weights) is not bool:
             raise InputError(
                 f"{where}: untie_embeddings_and_output_weights is "
-                f"{_shown(self.untie_embeddings_and_output_weights)}, it must be true or false"
+                f"{shown(self.untie_embeddings_and_output_weights)}, it must be true or false"
             )
         if self.num_attention_heads % self.num_query_groups or self.kv_channels % 2:
             raise InputError(
@@ -73,12 +58,3 @@ class ModelConfig:
                 f"num_key_value_heads ({self.num_query_groups}), and head_dim "
                 f"({self.kv_channels}) be even"
             )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."

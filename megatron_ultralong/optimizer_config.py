@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import Range, check_ranges
 
 StateType = Literal["fp32", "fp16", "bf16", "fp8"]
 _TYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
@@ -15,19 +16,25 @@ _TYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_
 class OptimizerConfig:
     """Adam, its schedule and gradient clipping."""
 
-    lr: float = 3e-5
+    lr: Annotated[float, Range(0, 1, rule="Adam moves each weight by about so much in a step")] = (
+        3e-5
+    )
     """Peak learning rate (the paper's 3e-5)."""
-    min_lr: float = 0.0
+    min_lr: Annotated[float, Range(0, 1)] = 0.0
     """The rate that a decaying schedule ends at."""
     lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
     """Schedule after the warm-up; the paper does not state its own."""
-    lr_warmup_iters: int = 0
+    lr_warmup_iters: Annotated[int, Range(0)] = 0
     """Iterations of linear warm-up."""
-    weight_decay: float = 0.1
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_eps: float = 1e-8
-    clip_grad: float = 1.0
+    weight_decay: Annotated[float, Range(0, 10)] = 0.1
+    """Times the rate: the share of a weight that goes in a step; norms have none."""
+    adam_beta1: Annotated[float, Range(0, below=1)] = 0.9
+    """Share of the mean of gradients that stays in a step."""
+    adam_beta2: Annotated[float, Range(0, below=1)] = 0.95
+    """Share of the mean of squared gradients that stays in a step."""
+    adam_eps: Annotated[float, Range(1e-37, 1)] = 1e-8
+    """Keeps a step from being 0 / 0 where there was no gradient; a number of float32."""
+    clip_grad: Annotated[float, Range(0, 1e30)] = 1.0
     """Largest gradient norm; 0 does not clip."""
     use_precision_aware_optimizer: bool = False
     """Let Transformer Engine's FusedAdam hold what it works with in the types below, under bf16."""
@@ -42,7 +49,7 @@ class OptimizerConfig:
     optimizer_cpu_offload: bool = False
     """Keep Adam's states and master weights in host memory, and let the CPU take its steps; under
     bf16."""
-    optimizer_offload_fraction: float = 1.0
+    optimizer_offload_fraction: Annotated[float, Range(above=0, most=1)] = 1.0
     """How much of them."""
     overlap_cpu_optimizer_d2h_h2d: bool = False
     """Copy gradients and weights of off-loaded states while the CPU works on others."""
@@ -67,10 +74,11 @@ class OptimizerConfig:
                 "optimizer_cpu_offload and use_precision_aware_optimizer exclude each other: the "
                 "CPU's Adam keeps its states in fp32; choose one"
             )
-        if not 0.0 < self.optimizer_offload_fraction <= 1.0:
+        check_ranges(self)
+        if self.min_lr > self.lr:
             raise InputError(
-                f"optimizer_offload_fraction ({self.optimizer_offload_fraction}) must be above 0 "
-                "and at most 1: it is the share of the states that goes to host memory"
+                f"min_lr ({self.min_lr:g}) must be at most lr ({self.lr:g}): a decaying schedule "
+                f"ends at it; use --min-lr {self.lr:g} or less, or raise --lr"
             )
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.ranges import YEAR, Range
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
     """How the work is spread over ranks."""
 
-    tensor_model_parallel_size: int = 1
+    tensor_model_parallel_size: Annotated[int, Range(1)] = 1
     """Ranks that split every weight matrix and the heads."""
-    pipeline_model_parallel_size: int = 1
+    pipeline_model_parallel_size: Annotated[int, Range(1)] = 1
     """Ranks that split the layers."""
-    context_parallel_size: int = 1
+    context_parallel_size: Annotated[int, Range(1)] = 1
     """Ranks that split every row of tokens."""
     cp_comm_type: Literal["p2p", "all_gather"] = "p2p"
     """How keys and values travel: p2p, a ring hidden behind the kernels; all_gather, one gather a
@@ -27,17 +28,17 @@ class ParallelConfig:
     computed from each row's documents, and is even under block."""
     sequence_parallel: bool = False
     """Split norms and residuals over the tensor-parallel ranks, along the sequence."""
-    distributed_timeout_minutes: float = 10.0
+    distributed_timeout_minutes: Annotated[float, Range(0.01, YEAR)] = 10.0
     """A collective that takes longer ends the run."""
-    num_layers_in_first_pipeline_stage: int = 0
+    num_layers_in_first_pipeline_stage: Annotated[int, Range(0)] = 0
     """Layers of the first stage, which has the embedding too; 0: as many as the others."""
-    num_layers_in_last_pipeline_stage: int = 0
+    num_layers_in_last_pipeline_stage: Annotated[int, Range(0)] = 0
     """Layers of the last stage, which has the output layer and the loss too; 0: as many as the
     others."""
-    num_virtual_stages_per_pipeline_rank: int = 1
+    num_virtual_stages_per_pipeline_rank: Annotated[int, Range(1)] = 1
     """Model chunks on every pipeline rank, taken in turns (the interleaved schedule): ranks wait
     for each other as many times less, and send as many times more; 1: one."""
-    microbatch_group_size_per_virtual_pipeline_stage: int = 0
+    microbatch_group_size_per_virtual_pipeline_stage: Annotated[int, Range(0)] = 0
     """Micro-batches that go through a model chunk before the next chunk has its turn; 0: as many
     as there are pipeline ranks."""
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Annotated
 
-from megatron_ultralong.config import DataConfig, RopeConfig, TrainingConfig
+from megatron_ultralong.config import DataConfig, TrainingConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import Range
+from megatron_ultralong.yarn import RopeScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +18,10 @@ class SftConfig(TrainingConfig):
 
     verb = "sft"
 
-    num_epochs: float = 1.0
+    train_iters: Annotated[int, Range(0)] = 0
+    """Iterations (optimizer steps) of the whole run; 0: as many as num_epochs takes."""
+    num_epochs: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
     """Passes over the rows, where train_iters is 0; the paper states none."""
-    rope: RopeConfig = dataclasses.field(default_factory=lambda: RopeConfig(rope_scaling="keep"))
     data: DataConfig = dataclasses.field(
         default_factory=lambda: DataConfig(document_mask="block", reset_position_ids=True)
     )
@@ -37,17 +41,20 @@ class SftConfig(TrainingConfig):
             )
         return dataclasses.replace(self, train_iters=iterations)
 
-    def check_conversations(self, checkpoint_positions: int, longest: int) -> None:
+    def check_conversations(
+        self, checkpoint_positions: int, checkpoint_scaling: RopeScaling, longest: int
+    ) -> None:
         """Raise InputError where positions are beyond those that the model is made for.
 
         Args:
             checkpoint_positions: of the checkpoint that the run starts from.
+            checkpoint_scaling: the checkpoint's own.
             longest: tokens of the longest conversation: all that counts where positions restart.
         """
         if not self.data.reset_position_ids:
-            self.check_positions(checkpoint_positions)
+            self.check_positions(checkpoint_positions, checkpoint_scaling)
             return
-        limit = self.rope.max_positions(checkpoint_positions)
+        limit = self.rope.max_positions(checkpoint_positions, checkpoint_scaling)
         if longest > limit:
             raise InputError(
                 f"the longest conversation has {longest} tokens, beyond the {limit} positions of "

@@ -18,15 +18,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import Range, check_ranges
 
 FloatArray = npt.NDArray[np.float64]
 Ramp = Literal["rotations", "dimensions"]
+_FACTOR_RULE = "it is the target context divided by the original one"
 
 
 def yarn_attention_factor(scaling_factor: float) -> float:
@@ -38,67 +40,82 @@ def yarn_attention_factor(scaling_factor: float) -> float:
 class YarnConfig:
     """NTK-by-parts interpolation; the defaults are the favoured reading of arXiv 2504.06214."""
 
-    scaling_factor: float
+    scaling_factor: Annotated[float, Range(1, 1_000_000, rule=_FACTOR_RULE)]
     """``s``: target context / original context (128, 256, 512 for 1M, 2M, 4M over 8192)."""
-    original_max_position_embeddings: int = 8192
+    original_max_position_embeddings: Annotated[int, Range(1)] = 8192
     """``L``: the context over which rotations are counted, in tokens."""
-    beta_fast: float = 4.0
+    beta_fast: Annotated[float, Range(above=0, most=1_000_000)] = 4.0
     """Dimensions with more rotations than this keep their frequency."""
-    beta_slow: float = 1.0
+    beta_slow: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
     """Dimensions with fewer rotations than this are divided by ``s``."""
     ramp: Ramp = "rotations"
     """How the frequencies between are mixed; see the module."""
-    attention_factor: float = 1.0
+    attention_factor: Annotated[float, Range(above=0, most=100)] = 1.0
     """Scale of cos and sin; attention logits get its square."""
 
     def __post_init__(self) -> None:
-        _check_scaling_factor(self.scaling_factor)
-        if self.original_max_position_embeddings < 1:
+        check_ranges(self, where="rope scaling")
+        if self.beta_slow >= self.beta_fast:
             raise InputError(
-                "original_max_position_embeddings must be at least 1, "
-                f"not {self.original_max_position_embeddings}"
-            )
-        if not 0 < self.beta_slow < self.beta_fast:
-            raise InputError(
-                f"beta_slow ({self.beta_slow}) must be positive and below beta_fast "
-                f"({self.beta_fast}): the ramp runs from slow to fast dimensions"
+                f"beta_slow ({self.beta_slow}) must be below beta_fast ({self.beta_fast}): the "
+                "ramp runs from slow to fast dimensions; lower the first or raise the second"
             )
         if self.ramp not in ("rotations", "dimensions"):
             raise InputError(f"ramp must be 'rotations' or 'dimensions', not {self.ramp!r}")
-        if not self.attention_factor > 0:
-            raise InputError(f"attention_factor must be positive, not {self.attention_factor}")
 
 
 @dataclasses.dataclass(frozen=True)
 class NtkConfig:
     """NTK-aware scaling: ``b' = b * s^(D/(D-2))``, all dimensions (ablation)."""
 
-    scaling_factor: float
+    scaling_factor: Annotated[float, Range(1, 1_000_000, rule=_FACTOR_RULE)]
 
     def __post_init__(self) -> None:
-        _check_scaling_factor(self.scaling_factor)
+        check_ranges(self, where="rope scaling")
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearConfig:
     """Position interpolation: ``theta_d / s`` (arXiv 2306.15595; ablation)."""
 
-    scaling_factor: float
+    scaling_factor: Annotated[float, Range(1, 1_000_000, rule=_FACTOR_RULE)]
 
     def __post_init__(self) -> None:
-        _check_scaling_factor(self.scaling_factor)
+        check_ranges(self, where="rope scaling")
 
 
 RopeScaling = YarnConfig | NtkConfig | LinearConfig | None
 """What is done to the rotary frequencies; ``None`` leaves them as they are."""
 
 
-def _check_scaling_factor(scaling_factor: float) -> None:
-    if not (math.isfinite(scaling_factor) and scaling_factor >= 1.0):
-        raise InputError(
-            f"scaling_factor must be a finite number of at least 1, not {scaling_factor}: "
-            "it is the target context divided by the original one"
-        )
+def raw_context(scaling: RopeScaling, positions: int) -> int:
+    """Positions of a model before it was scaled, given those that it has: what a scaling scales.
+
+    A block that counts rotations states it. Linear and NTK-aware scaling do not, and
+    ``positions`` is theirs times it, rounded down, as everything here writes it (linear x4 over
+    128 has 512).
+    """
+    if scaling is None:
+        return positions
+    if isinstance(scaling, YarnConfig):
+        return scaling.original_max_position_embeddings
+    return max(1, math.ceil(positions / scaling.scaling_factor - 1e-9))
+
+
+def describe(scaling: RopeScaling, positions: int) -> str:
+    """For people: ``llama3 x8 over 8,192 (131,072 positions)``."""
+    text = "not scaled"
+    if isinstance(scaling, LinearConfig | NtkConfig):
+        method = "linear" if isinstance(scaling, LinearConfig) else "ntk"
+        text = f"{method} x{scaling.scaling_factor:g} over {raw_context(scaling, positions):,}"
+    elif isinstance(scaling, YarnConfig):
+        method = "llama3" if scaling.ramp == "rotations" else "yarn"
+        text = f"{method} x{scaling.scaling_factor:g} over "
+        text += f"{scaling.original_max_position_embeddings:,}, "
+        text += f"betas {scaling.beta_slow:g} and {scaling.beta_fast:g}"
+        if scaling.attention_factor != 1.0:
+            text += f", temperature {scaling.attention_factor:.6g}"
+    return f"{text} ({positions:,} positions)"
 
 
 def rope_inv_freq(head_dim: int, rotary_base: float) -> FloatArray:

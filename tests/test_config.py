@@ -19,7 +19,7 @@ from megatron_ultralong.config import (
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.run_config import MemoryConfig
-from megatron_ultralong.yarn import LinearConfig, NtkConfig, YarnConfig
+from megatron_ultralong.yarn import YarnConfig
 
 MODEL = ModelConfig(
     num_layers=4,
@@ -132,31 +132,13 @@ def test_rules_between_fields(config: PretrainConfig, world_size: int, message: 
 
 
 def test_rows_beyond_the_rotary_embedding_are_refused() -> None:
-    rope = RopeConfig(rope_scaling_factor=4.0, original_max_position_embeddings=64)
+    rope = RopeConfig(
+        rope_scaling="yarn", rope_scaling_factor=4.0, original_max_position_embeddings=64
+    )
     config = dataclasses.replace(RUN, rope=rope, data=DataConfig("rows", seq_length=257))
     with pytest.raises(InputError, match=r"seq_length \(257\) is beyond the 256 .* at least 5 "):
-        config.check_positions(64)
-    dataclasses.replace(config, data=DataConfig("rows", seq_length=256)).check_positions(64)
-
-
-@pytest.mark.parametrize(
-    ("rope", "scaling", "positions"),
-    [
-        (RopeConfig("keep"), LinearConfig(2.0), 64),
-        (RopeConfig("none"), None, 64),
-        (RopeConfig("ntk", 4.0), NtkConfig(4.0), 256),
-        (RopeConfig("linear", 4.0), LinearConfig(4.0), 256),
-        (RopeConfig("yarn", 4.0, 128), YarnConfig(4.0, 128), 512),
-        (
-            RopeConfig("yarn", 4.0, 128, ramp="dimensions", attention_factor="yarn"),
-            YarnConfig(4.0, 128, ramp="dimensions", attention_factor=1.1386294361119891),
-            512,
-        ),
-    ],
-)
-def test_rope_flags_become_a_scaling(rope: RopeConfig, scaling: object, positions: int) -> None:
-    assert rope.scaling(LinearConfig(2.0)) == scaling
-    assert rope.max_positions(64) == positions
+        config.check_positions(64, None)
+    dataclasses.replace(config, data=DataConfig("rows", seq_length=256)).check_positions(64, None)
 
 
 @pytest.mark.parametrize("name", PRETRAIN_RECIPES)
@@ -168,8 +150,13 @@ def test_recipes_survive_yaml_and_hold_their_own_rules(name: str) -> None:
     )
     named.check(recipe.parallel.model_parallel_size)
     recipe.parallel.check_seq_length(recipe.data.seq_length)
-    recipe.check_positions(8192)
-    assert recipe.rope.max_positions(8192) == recipe.data.seq_length
+    raw = recipe.rope.original_max_position_embeddings
+    recipe.check_positions(raw, None)
+    assert recipe.rope.max_positions(raw, None) == recipe.data.seq_length
+    # Llama 3.1's own block, x8 over 8,192, says the same context.
+    scaled = YarnConfig(8.0, raw)
+    assert recipe.rope.max_positions(131072, scaled) == recipe.data.seq_length
+    assert recipe.rope.warnings(131072, scaled) == ()
 
 
 def test_an_unknown_key_is_named() -> None:

@@ -43,6 +43,7 @@ from megatron_ultralong.checkpoint.verification import (
 from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.progress import progress
+from megatron_ultralong.ranges import Range
 
 DtypeName = Literal["keep", "bf16", "fp16", "fp32"]
 _DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -77,13 +78,13 @@ class ExportConfig:
     """New folder for the model."""
     format: Literal["huggingface", "meta"] = "huggingface"
     """Format to write."""
-    iteration: int | None = None
+    iteration: Annotated[int | None, Range(0)] = None
     """Iteration to export; the latest by default, 0 for release."""
     dtype: DtypeName = "keep"
     """Dtype of the exported weights."""
-    max_shard_size_gb: float = 5.0
+    max_shard_size_gb: Annotated[float, Range(1e-6, 1_000_000)] = 5.0
     """Largest safetensors file, in 10^9 bytes."""
-    num_shards: int = 1
+    num_shards: Annotated[int, Range(1, 2**16)] = 1
     """Files of a Meta model; Meta's own have 1 (8B) or 8 (70B)."""
     verify: bool = True
     """Read all tensors back and compare them bit for bit."""
@@ -103,13 +104,13 @@ class VerifyConfig:
     """Model that is right."""
     b: Annotated[Positional[Path], arg(metavar="B")]
     """Model to compare with it."""
-    iteration: int | None = None
+    iteration: Annotated[int | None, Range(0)] = None
     """Iteration of the Megatron checkpoints; the latest by default."""
     dtype: DtypeName = "keep"
     """Convert the first model to this dtype before comparing."""
     logits: bool = False
     """Compute both models too, by transformers and Megatron-Core, and compare logits."""
-    logits_seq_length: int = 9216
+    logits_seq_length: Annotated[int, Range(1)] = 9216
     """Tokens of the prompt of --logits."""
     logits_dtype: Dtype = "fp32"
     """What --logits computes in. In fp64 rounding plays no part, and the bounds are far closer."""

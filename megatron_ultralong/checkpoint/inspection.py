@@ -19,6 +19,7 @@ from megatron_ultralong.checkpoint.open_model import open_model, summarise
 from megatron_ultralong.checkpoint.report import show, show_rows
 from megatron_ultralong.checkpoint.verification import Model
 from megatron_ultralong.checkpoint.weight_map import weight_map
+from megatron_ultralong.ranges import Range
 
 _QKV = "self_attention.linear_qkv.weight"
 _OPTIMIZER = "optimizer."
@@ -30,7 +31,7 @@ class InspectConfig:
 
     src: Annotated[Positional[Path], arg(metavar="SRC")]
     """Folder to look into."""
-    iteration: int | None = None
+    iteration: Annotated[int | None, Range(0)] = None
     """Iteration of a Megatron checkpoint; the latest by default."""
     json: bool = False
     """Print JSON."""

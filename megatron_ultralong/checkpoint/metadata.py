@@ -12,7 +12,7 @@ from megatron_ultralong import config, yarn
 from megatron_ultralong.checkpoint.integrity import check_seal, seal, unseal
 from megatron_ultralong.errors import InputError, missing
 from megatron_ultralong.json_file import JsonObject, read_json
-from megatron_ultralong.model_config import LARGEST
+from megatron_ultralong.model_config import MOST_IDS, MOST_POSITIONS
 
 FILE_NAME = "ultralong.json"
 SOURCE_FOLDER = "huggingface"
@@ -125,7 +125,7 @@ def load_metadata(checkpoint: Path) -> CheckpointMetadata:
         separator_ids=_separator_ids(values),
         angle_precision=precision,
         trained_seq_length=values.integer(
-            "trained_seq_length", None, minimum=1, maximum=LARGEST["max_position_embeddings"]
+            "trained_seq_length", None, minimum=1, maximum=MOST_POSITIONS
         ),
     )
 
@@ -140,7 +140,7 @@ def _rope_scaling(values: JsonObject, path: Path) -> yarn.RopeScaling:
         if isinstance(value, str):
             continue
         if key == "original_max_position_embeddings":
-            values.integer(key, minimum=1, maximum=LARGEST["max_position_embeddings"])
+            values.integer(key, minimum=1, maximum=MOST_POSITIONS)
         else:
             values.number(key, above=0, maximum=1e9)
     arguments = {key: value for key, value in values.items() if key != "method"}
@@ -152,6 +152,6 @@ def _separator_ids(values: JsonObject) -> tuple[int, ...] | None:
     ids = values.array("separator_ids", None)
     if ids is None:
         return None
-    if not all(type(token) is int and 0 <= token < LARGEST["vocab_size"] for token in ids):
+    if not all(type(token) is int and 0 <= token < MOST_IDS for token in ids):
         raise values.wrong("separator_ids", "an array of token ids")
     return tuple(ids)

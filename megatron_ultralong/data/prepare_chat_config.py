@@ -13,6 +13,7 @@ from megatron_ultralong.data.chat_template import DATE, TemplateName
 from megatron_ultralong.data.conversation_formats import ChatFormat
 from megatron_ultralong.data.engines import TokenizerEngine
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import UINT32, Range, check_ranges
 
 ChatPacking = Literal["whole", "none"]
 TooLong = Literal["drop", "truncate"]
@@ -66,10 +67,10 @@ class PrepareChatConfig:
     output: Path
     """Folder to write; it must not exist, or be empty."""
 
-    seq_length: int = 8192
+    seq_length: Annotated[int, Range(2, rule="a token, and its label")] = 8192
     """Tokens of a row."""
 
-    max_length: int = 0
+    max_length: Annotated[int, Range(0)] = 0
     """Tokens of a conversation at most; 0: those of a row."""
 
     too_long: TooLong = "drop"
@@ -90,10 +91,12 @@ class PrepareChatConfig:
     check_template: bool = True
     """Compare with the chat template in the tokenizer's folder, where there is one."""
 
-    valid_fraction: float = 0.02
+    valid_fraction: Annotated[float, Range(0, below=1, rule="the rest is the training split")] = (
+        0.02
+    )
     """Expected share of the conversations held out in valid; 0: no valid."""
 
-    seed: int = 1234
+    seed: Annotated[int, Range(0, UINT32)] = 1234
     """Seed of the split and the order, each a hash of the conversation."""
 
     tokenizer_engine: TokenizerEngine = "auto"
@@ -105,17 +108,11 @@ class PrepareChatConfig:
     """How the files are read."""
 
     def __post_init__(self) -> None:
-        if self.seq_length < 2:
-            raise InputError(f"seq_length ({self.seq_length}) must be at least 2: a token, a label")
-        if not 0 <= self.max_length <= self.seq_length:
+        check_ranges(self)
+        if self.max_length > self.seq_length:
             raise InputError(
                 f"max_length ({self.max_length}) must be at most seq_length ({self.seq_length}): a "
                 "conversation stands whole in one row; lower the first or raise the second"
-            )
-        if not 0 <= self.valid_fraction < 1:
-            raise InputError(
-                f"valid_fraction ({self.valid_fraction}) must be at least 0 and under 1: the rest "
-                "is the training split"
             )
 
     @property

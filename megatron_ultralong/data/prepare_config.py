@@ -13,6 +13,7 @@ from megatron_ultralong.data.packing import Packing
 from megatron_ultralong.data.reading import ReadOptions
 from megatron_ultralong.data.sampling import LengthSampling
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import INT64, UINT32, Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,18 @@ class PrepareConfig:
     output: Path
     """Folder to write; it must not exist, or be empty."""
 
-    seq_length: int
+    seq_length: Annotated[int, Range(2, rule="a token, and its label")]
     """Tokens of a row."""
 
     separator: str = "<s>"
     """Text between documents, encoded alone; eos: the tokenizer's own; none: nothing."""
 
-    valid_fraction: float = 0.05
+    valid_fraction: Annotated[float, Range(0, below=1, rule="the rest is the training split")] = (
+        0.05
+    )
     """Expected share of the documents held out in valid, each at most once; 0: no valid."""
 
-    test_fraction: float = 0.0
+    test_fraction: Annotated[float, Range(0, below=1, rule="the rest is the training split")] = 0.0
     """The same in test; 0: no test."""
 
     packing: Packing = "stream"
@@ -49,13 +52,13 @@ class PrepareConfig:
     of a row or more begin one. whole: none is cut unless longer than a row; rows are padded, and
     the manifest states by how much."""
 
-    seed: int = 1234
+    seed: Annotated[int, Range(0, UINT32)] = 1234
     """Seed of the split, the sample and the order, each a hash of the document."""
 
-    max_tokens: int | None = None
+    max_tokens: Annotated[int | None, Range(1, INT64)] = None
     """Tokens of the training split at most, to 1 in 1,000; every source keeps its share."""
 
-    workers: int = 1
+    workers: Annotated[int, Range(1, 1024, rule="1 is this process alone")] = 1
     """Processes that read and tokenise; the output is the same with any number."""
 
     tokenizer_engine: TokenizerEngine = "auto"
@@ -75,21 +78,11 @@ class PrepareConfig:
     """How the files are read."""
 
     def __post_init__(self) -> None:
-        if self.seq_length < 2:
-            raise InputError(f"seq_length ({self.seq_length}) must be at least 2: a token, a label")
-        if not 0 <= self.valid_fraction < 1:
+        check_ranges(self)
+        if self.test_fraction >= 1 - self.valid_fraction:
             raise InputError(
-                f"valid_fraction ({self.valid_fraction}) must be at least 0 and under 1: the rest "
-                "is the training split"
-            )
-        if not 0 <= self.test_fraction < 1 - self.valid_fraction:
-            raise InputError(
-                f"test_fraction ({self.test_fraction}) must be at least 0 and under 1 less "
-                f"valid_fraction ({self.valid_fraction}): the rest is the training split"
-            )
-        if self.workers < 1:
-            raise InputError(
-                f"workers ({self.workers}) must be at least 1: 1 is this process alone"
+                f"test_fraction ({self.test_fraction}) must be under 1 less valid_fraction "
+                f"({self.valid_fraction}): the rest is the training split; lower one of them"
             )
         if self.max_tokens is not None and self.max_tokens < self.seq_length:
             raise InputError(

@@ -21,6 +21,7 @@ import tyro
 
 from megatron_ultralong.documents import unit_hash
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import Range, check_ranges
 
 MAX_MAKE_UP = 2.0
 """Most that a source's weights are raised by because more of it than of others is held out."""
@@ -44,28 +45,24 @@ class LengthSampling:
     at long_weight too, as the paper says. none: every document once. Under the first two, sources
     are scaled to keep their shares of the tokens."""
 
-    short_length: int = 4096
+    short_length: Annotated[int, Range(0)] = 4096
     """Documents under this many tokens are short."""
 
-    long_length: int = 8192
+    long_length: Annotated[int, Range(0)] = 8192
     """Documents of at least this many tokens are long."""
 
-    short_weight: float = 0.1
+    short_weight: Annotated[float, Range(0, 1000)] = 0.1
     """Weight of short documents; 0.1 is that of Fu's code."""
 
-    long_weight: float = 2.0
+    long_weight: Annotated[float, Range(0, 1000)] = 2.0
     """Weight of long documents under ultralong; our choice, the paper gives none."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.short_length <= self.long_length:
+        check_ranges(self)
+        if self.short_length > self.long_length:
             raise InputError(
                 f"short_length ({self.short_length}) must be at most long_length "
                 f"({self.long_length}): lengths between the two have weight 1"
-            )
-        if self.short_weight < 0 or self.long_weight < 0:
-            raise InputError(
-                f"short_weight ({self.short_weight}) and long_weight ({self.long_weight}) are "
-                "expected numbers of copies: they must be at least 0"
             )
 
     def bin_names(self) -> tuple[str, str, str]:

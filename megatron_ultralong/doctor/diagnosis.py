@@ -9,11 +9,12 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
 from megatron_ultralong.doctor.software import DRIVER, software_findings
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import Range, check_ranges
 
 SICK = 1
 """Exit status where a run cannot work here."""
@@ -29,7 +30,7 @@ class DoctorConfig:
 
     communication: bool = True
     """Start ranks, and measure an all-reduce and a step of ring attention."""
-    megabytes: int = 64
+    megabytes: Annotated[int, Range(1, 65_536)] = 64
     """Size of the all-reduce, in MiB."""
 
 
@@ -57,8 +58,7 @@ def diagnose(config: DoctorConfig) -> int:
     Raises:
         InputError: nothing to measure.
     """
-    if config.megabytes < 1:
-        raise InputError(f"megabytes must be at least 1, not {config.megabytes}")
+    check_ranges(config)
     rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     levels: Counter[str] = Counter()
     for finding in _findings(config):

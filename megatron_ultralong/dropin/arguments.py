@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import inspect
-import textwrap
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.cpu import set_cpu_defaults
+from megatron_ultralong.field_docs import field_docstrings
 
 PREFIX = "ultralong_"
 
@@ -58,18 +56,6 @@ def drop_in_config(args: Any) -> DropInConfig:
     """Our part of Megatron-LM's parsed arguments."""
     names = [field.name for field in dataclasses.fields(DropInConfig)]
     return DropInConfig(**{name: getattr(args, PREFIX + name) for name in names})
-
-
-def field_docstrings(cls: type[Any]) -> dict[str, str]:
-    """The docstring under every field of a dataclass, on one line each."""
-    body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0])
-    found = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            name = typing.cast(ast.Name, statement.target).id
-            text = typing.cast(ast.Constant, following.value).value
-            found[name] = " ".join(str(text).split())
-    return found
 
 
 class _PackedRowsAction(argparse.Action):

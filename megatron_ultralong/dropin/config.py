@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from megatron_ultralong.config import AnglePrecision, RopeConfig
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import Range, check_ranges
 from megatron_ultralong.run_config import RecomputeGranularity
 from megatron_ultralong.yarn import Ramp
 
@@ -23,17 +24,17 @@ class DropInConfig:
     rope_scaling: Literal["yarn", "ntk", "linear", "none", "keep"] = "keep"
     """Scaling of the rotary frequencies: yarn (the recipe), ntk, linear or none; keep takes the one
     in the ultralong.json of --load, and leaves Megatron-LM's own embedding where there is none."""
-    rope_scaling_factor: float = 1.0
+    rope_scaling_factor: Annotated[float, Range(1, 1_000_000)] = 1.0
     """s: extended context / original context; 128, 256, 512 for 1M, 2M, 4M over 8192."""
-    original_max_position_embeddings: int = 8192
+    original_max_position_embeddings: Annotated[int, Range(1)] = 8192
     """L: the context over which YaRN counts rotations."""
-    beta_fast: float = 4.0
+    beta_fast: Annotated[float, Range(above=0, most=1_000_000)] = 4.0
     """YaRN: dimensions with more rotations over L keep their frequency."""
-    beta_slow: float = 1.0
+    beta_slow: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
     """YaRN: dimensions with fewer rotations over L are divided by s."""
     ramp: Ramp = "rotations"
     """YaRN: mix by rotations (the paper) or by dimensions."""
-    attention_factor: float | Literal["yarn"] = 1.0
+    attention_factor: Annotated[float | Literal["yarn"], Range(above=0, most=100)] = 1.0
     """YaRN's temperature: a number, or yarn for 0.1 ln(s) + 1 (needs ramp dimensions to export)."""
     angle_precision: AnglePrecision = "exact"
     """exact: angles in float64, wrapped; float32: as engines with float32 tables have them."""
@@ -48,9 +49,9 @@ class DropInConfig:
     recompute_granularity: RecomputeGranularity = "none"
     """keep_attention: backward makes everything of a layer again but the attention; full: that too;
     none: Megatron-LM's own --recompute-granularity decides."""
-    sequence_tile_size: int = 16384
+    sequence_tile_size: Annotated[int, Range(0)] = 16384
     """Tokens that go through embedding, projections and MLP of such a layer at a time; 0: all."""
-    loss_tile_size: int = 0
+    loss_tile_size: Annotated[int, Range(0)] = 0
     """Tokens that go through the output layer and the loss at a time, so that full logits never
     exist (2048 is good); 0 leaves both to Megatron-LM."""
 
@@ -62,11 +63,7 @@ class DropInConfig:
 
     def check(self, micro_batch_size: int) -> None:
         """Raise InputError where the fields do not fit together."""
-        for field in ("sequence_tile_size", "loss_tile_size"):
-            if getattr(self, field) < 0:
-                raise InputError(
-                    f"ultralong_{field} must be at least 0, not {getattr(self, field)}"
-                )
+        check_ranges(self, "ultralong_")
         is_block = self.document_mask == "block"
         if is_block and not self.data_path:
             raise InputError(

@@ -77,7 +77,7 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
     yarn.hf_rope_scaling(scaling)  # what could not be exported is not trained for hours
     positions = source.model.max_position_embeddings
     if scaling != source.rope_scaling:  # else the source is extended already
-        positions = rope.max_positions(positions)
+        positions = rope.max_positions(positions, source.rope_scaling)
     result = dataclasses.replace(
         source,
         model=dataclasses.replace(source.model, max_position_embeddings=positions),

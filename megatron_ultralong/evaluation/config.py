@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import UINT32, Range, check_ranges
 
 MOST_DISTRACTORS = 20
 """Sentences of a needle's form beside it."""
@@ -20,13 +21,13 @@ class LossConfig:
     """Folder written by `ultralong prepare`."""
     split: Literal["valid", "train"] = "valid"
     """Rows to evaluate on."""
-    seq_length: int = 0
+    seq_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label")] = 0
     """Tokens of each row to use, from its start; 0 uses whole rows."""
-    num_samples: int = 0
+    num_samples: Annotated[int, Range(0)] = 0
     """Rows to use, the first ones of the split; 0 uses all."""
-    micro_batch_size: int = 1
+    micro_batch_size: Annotated[int, Range(1)] = 1
     """Rows in one forward pass."""
-    smallest_bin: int = 128
+    smallest_bin: Annotated[int, Range(1)] = 128
     """Positions in the first bin; the edges after it double."""
     document_mask: DocumentMask = "none"
     """block: leave out the predictions of a document's first token."""
@@ -39,27 +40,27 @@ class LossConfig:
         """Raise InputError where a field is missing or out of range."""
         if not self.data_path:
             raise InputError("--data-path is needed: a folder written by `ultralong prepare`")
-        _check_at_least(self, seq_length=0, num_samples=0, micro_batch_size=1, smallest_bin=1)
+        check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class PasskeyConfig:
     """Retrieval of a number hidden in a long text, by length and depth."""
 
-    lengths: tuple[int, ...] = ()
+    lengths: Annotated[tuple[int, ...], Range(1)] = ()
     """Tokens of prompt and answer together; one column of the map each."""
-    depths: tuple[float, ...] = (0, 11, 22, 33, 44, 56, 67, 78, 89, 100)
+    depths: Annotated[tuple[float, ...], Range(0, 100)] = (0, 11, 22, 33, 44, 56, 67, 78, 89, 100)
     """Where the number stands, in per cent of the text; one line of the map each."""
-    num_samples: int = 10
+    num_samples: Annotated[int, Range(1)] = 10
     """Prompts at every length and depth."""
-    seed: int = 1234
+    seed: Annotated[int, Range(0, UINT32)] = 1234
     """Determines the hidden numbers."""
     haystack: str = ""
     """Text file to hide the number in; empty: InfiniteBench's noise line."""
     by: Literal["argmax", "decoding"] = "argmax"
     """argmax: one forward pass over prompt and answer; decoding: the answer is written token by
     token. Both find the same."""
-    micro_batch_size: int = 1
+    micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts in one forward pass."""
     beyond_trained_positions: bool = False
     """Allow lengths beyond those the checkpoint was trained for, to see how it breaks."""
@@ -76,23 +77,25 @@ class PasskeyConfig:
 class NeedleConfig:
     """Retrieval of a sentence hidden in running text, by length and depth."""
 
-    lengths: tuple[int, ...] = ()
+    lengths: Annotated[tuple[int, ...], Range(1)] = ()
     """Tokens of prompt and answer together; one column of the map each."""
-    depths: tuple[float, ...] = (0, 11, 22, 33, 44, 56, 67, 78, 89, 100)
+    depths: Annotated[tuple[float, ...], Range(0, 100)] = (0, 11, 22, 33, 44, 56, 67, 78, 89, 100)
     """Where the needle stands, in per cent of the text; one line of the map each."""
-    num_samples: int = 10
+    num_samples: Annotated[int, Range(1)] = 10
     """Prompts at every length and depth."""
-    seed: int = 1234
+    seed: Annotated[int, Range(0, UINT32)] = 1234
     """Determines needles and haystacks."""
     haystack: tuple[str, ...] = ()
     """Text files to hide the needle in, from a different place each time; empty: sentences made
     up at random."""
-    num_distractors: int = 3
+    num_distractors: Annotated[
+        int, Range(0, MOST_DISTRACTORS, rule="every one is about a city of its own")
+    ] = 3
     """Sentences of the needle's form about other cities, at random places."""
     by: Literal["argmax", "decoding"] = "argmax"
     """argmax: one forward pass over prompt and answer; decoding: the answer is written token by
     token. Both find the same."""
-    micro_batch_size: int = 1
+    micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts in one forward pass."""
     beyond_trained_positions: bool = False
     """Allow lengths beyond those the checkpoint was trained for, to see how it breaks."""
@@ -103,11 +106,6 @@ class NeedleConfig:
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
         check_grid(self)
-        if not 0 <= self.num_distractors <= MOST_DISTRACTORS:
-            raise InputError(
-                f"num_distractors must be between 0 and {MOST_DISTRACTORS}, not "
-                f"{self.num_distractors}: every one is about a city of its own"
-            )
 
 
 def check_grid(config: PasskeyConfig | NeedleConfig) -> None:
@@ -117,14 +115,4 @@ def check_grid(config: PasskeyConfig | NeedleConfig) -> None:
     for name, values in (("lengths", config.lengths), ("depths", config.depths)):
         if not values or len(set(values)) != len(values):
             raise InputError(f"{name} must be different numbers, not {list(values)}")
-    wrong = [depth for depth in config.depths if not 0 <= depth <= 100]
-    if wrong:
-        raise InputError(f"depths are per cent, between 0 and 100: {wrong[0]} is not")
-    _check_at_least(config, num_samples=1, micro_batch_size=1)
-
-
-def _check_at_least(config: Any, **least: int) -> None:
-    for field, bound in least.items():
-        value = getattr(config, field)
-        if value < bound:
-            raise InputError(f"{field} must be at least {bound}, not {value}")
+    check_ranges(config)

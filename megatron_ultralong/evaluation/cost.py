@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
 
@@ -11,6 +12,7 @@ from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.ending import tell
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area, forward_flops, peak_tflops
+from megatron_ultralong.ranges import Range, check_ranges
 
 SHARE_OF_PEAK = 0.4
 """Share of a device's dense bf16 peak that long forward passes are assumed to reach: 2,048-token
@@ -24,17 +26,15 @@ CPU_TFLOPS = 0.03
 class CostConfig:
     """What an evaluation may cost."""
 
-    max_cost: float = 0.0
+    max_cost: Annotated[float, Range(0, 1e12)] = 0.0
     """GPU-hours (on a CPU: hours of a rank) that the estimate may not exceed; 0: no limit."""
-    estimated_tflops: float = 0.0
+    estimated_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
     """TFLOP/s of one GPU that the estimate assumes; 0: 40 % of the device's dense bf16 peak, and
     0.03 on a CPU."""
 
     def check(self) -> None:
         """Raise InputError where a number is out of its range."""
-        for field in ("max_cost", "estimated_tflops"):
-            if not getattr(self, field) >= 0:
-                raise InputError(f"{field} must be at least 0, not {getattr(self, field)}")
+        check_ranges(self)
 
     def tflops(self) -> float:
         """The speed that the estimate assumes, in TFLOP/s of one rank.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.infinitebench.parameters import TASKS
 from megatron_ultralong.evaluation.lv_eval.parameters import DATA_SETS, LEVELS
 from megatron_ultralong.evaluation.ruler.parameters import PromptTemplate
+from megatron_ultralong.ranges import Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +24,14 @@ class LvEvalConfig:
     """Sets to ask; all eleven by default."""
     length_levels: tuple[str, ...] = LEVELS
     """Lengths in words, as upstream names its files."""
-    max_length: int = 0
+    max_length: Annotated[int, Range(0)] = 0
     """Tokens of prompt and answer together; longer prompts lose their middle. 0: the positions
     the checkpoint was trained for."""
-    num_samples: int = 0
+    num_samples: Annotated[int, Range(0)] = 0
     """Questions of every file, the first ones; 0: all."""
     prompt_template: PromptTemplate = "base"
     """base: upstream's prompt as it is; chat: as a user turn of Llama 3."""
-    micro_batch_size: int = 1
+    micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts that are continued together."""
     beyond_trained_positions: bool = False
     """Allow a max_length beyond the positions the checkpoint was trained for."""
@@ -56,15 +57,15 @@ class InfiniteBenchConfig:
     """Folder with upstream's files: passkey.jsonl, longbook_qa_eng.jsonl and the others."""
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks to ask; all twelve by default."""
-    max_length: int = 0
+    max_length: Annotated[int, Range(0)] = 0
     """Tokens of prompt and answer together; longer prompts lose their middle. 0: the positions
     the checkpoint was trained for."""
-    num_samples: int = 0
+    num_samples: Annotated[int, Range(0)] = 0
     """Questions of every task, the first ones; 0: all."""
     prompt_template: PromptTemplate = "base"
     """base: upstream's prompts for YaRN-Mistral, to be continued; chat: those for GPT-4, as a user
     turn of Llama 3."""
-    micro_batch_size: int = 1
+    micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts that are continued together."""
     beyond_trained_positions: bool = False
     """Allow a max_length beyond the positions the checkpoint was trained for."""
@@ -85,6 +86,4 @@ def _check(config: Any, known: Sequence[str] | dict[str, Any]) -> None:
         raise InputError(f"task {unknown[0]!r} is not known; known: {', '.join(known)}")
     if not config.tasks or len(set(config.tasks)) != len(config.tasks):
         raise InputError(f"tasks must be different values, not {list(config.tasks)}")
-    for field, least in (("num_samples", 0), ("max_length", 0), ("micro_batch_size", 1)):
-        if getattr(config, field) < least:
-            raise InputError(f"{field} must be at least {least}, not {getattr(config, field)}")
+    check_ranges(config)

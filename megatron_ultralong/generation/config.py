@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import UINT32, Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """How the next token is chosen."""
 
-    temperature: float = 0.0
+    temperature: Annotated[float, Range(1e-6, 1_000_000, or_zero=True)] = 0.0
     """0: the likeliest token (greedy); else logits are divided by it: 1 as the model says, lower
     is surer."""
-    top_k: int = 0
+    top_k: Annotated[int, Range(0)] = 0
     """Choose among the k likeliest tokens; 0: among all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(above=0, most=1)] = 1.0
     """Choose among the likeliest tokens that make up this share of the probability."""
-    seed: int = 1234
+    seed: Annotated[int, Range(0, UINT32)] = 1234
     """Determines the choices, whatever the layout and the batch."""
 
     def check(self) -> None:
         """Raise InputError where a number is out of its range, or has no effect."""
-        if not self.temperature >= 0:
-            raise InputError(f"temperature must be at least 0, not {self.temperature}")
-        if self.top_k < 0:
-            raise InputError(f"top_k must be at least 0, not {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        check_ranges(self)
         if self.temperature == 0 and (self.top_k or self.top_p < 1):
             raise InputError(
                 f"top_k ({self.top_k}) and top_p ({self.top_p}) choose among several tokens, and "
@@ -42,18 +38,12 @@ class SamplingConfig:
 class DecodingConfig:
     """How prompts are read and continued."""
 
-    prefill_chunk_size: int = 32768
+    prefill_chunk_size: Annotated[int, Range(1)] = 32768
     """Tokens of a prompt in one forward pass, over all context-parallel ranks: what memory for
     activations depends on."""
-    max_batch_size: int = 16
+    max_batch_size: Annotated[int, Range(1)] = 16
     """Prompts that are continued together, at most; fewer where their keys and values do not
     fit."""
-
-    def check(self) -> None:
-        """Raise InputError where a number is out of its range."""
-        for field in ("prefill_chunk_size", "max_batch_size"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +62,7 @@ class GenerateConfig:
     """With --chat: the system message."""
     add_bos: bool = True
     """Begin a plain prompt as the tokenizer begins a text (Llama 3: <|begin_of_text|>)."""
-    max_new_tokens: int = 128
+    max_new_tokens: Annotated[int, Range(1)] = 128
     """Tokens to write, at most."""
     ignore_eos: bool = False
     """Write on where the model ends its text."""
@@ -95,7 +85,5 @@ class GenerateConfig:
                 "--system is a message of a chat, and without --chat prompts are plain text: "
                 "give --chat, or put the text before the prompt"
             )
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        check_ranges(self)
         self.sampling.check()
-        self.decoding.check()

@@ -6,8 +6,7 @@ import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path
-
-import yaml
+from typing import Annotated
 
 from megatron_ultralong.config import ModelConfig, TrainingConfig
 from megatron_ultralong.errors import InputError
@@ -26,39 +25,41 @@ from megatron_ultralong.plan.picture import save_memory_picture
 from megatron_ultralong.plan.report import Plan, show
 from megatron_ultralong.plan.search import Found
 from megatron_ultralong.plan.values import as_values
+from megatron_ultralong.ranges import Range, check_ranges
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.terminal import Console
+from megatron_ultralong.yaml_file import read_yaml
 
 
 @dataclasses.dataclass(frozen=True)
 class GpuFlags:
     """Figures of the GPU that replace those of the table; 0 leaves them."""
 
-    gpu_memory_gib: float = 0.0
+    gpu_memory_gib: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Memory of a GPU."""
-    gpu_peak_tflops: float = 0.0
+    gpu_peak_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Dense bf16 peak, for MFU."""
-    attention_forward_tflops: float = 0.0
+    attention_forward_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
     """What attention's kernel reaches forward."""
-    attention_backward_tflops: float = 0.0
+    attention_backward_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
     """What it reaches backward, five products counted where forward has two."""
-    matmul_tflops: float = 0.0
+    matmul_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
     """What the other products reach."""
-    nvlink_gb_per_second: float = 0.0
+    nvlink_gb_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
     """A collective inside a node, each rank."""
-    network_gb_per_second: float = 0.0
+    network_gb_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Between nodes, each GPU."""
-    host_gb_per_second: float = 0.0
+    host_gb_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Between a GPU and pinned host memory."""
-    gpus_per_node: int = 0
+    gpus_per_node: Annotated[int, Range(0)] = 0
     """GPUs of a node."""
-    host_memory_gib: float = 0.0
+    host_memory_gib: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Memory of a node."""
-    host_pin_gib_per_second: float = 0.0
+    host_pin_gib_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Host memory that a node pins, in the first iteration."""
-    host_adam_billion_per_second: float = 0.0
+    host_adam_billion_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Weights of an off-loaded optimizer that a rank's CPU thread updates."""
-    storage_gb_per_second: float = 0.0
+    storage_gb_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
     """What a node writes to where checkpoints go."""
 
     def apply(self, hardware: Hardware) -> Hardware:
@@ -83,7 +84,7 @@ class PlanConfig:
 
     run: TrainingConfig
     """As `pretrain` or `sft` takes it."""
-    gpus: int = 0
+    gpus: Annotated[int, Range(1, MOST_GPUS)] = 0
     """GPUs of the whole job."""
     gpu: str = "h100-80gb"
     """h100-80gb (attention by cuDNN), h100-80gb-fa4 (by flash-attn-4), h100-94gb-nvl, h200-141gb,
@@ -95,11 +96,11 @@ class PlanConfig:
     empty: the one of --load, or the recipe's."""
     search: bool = True
     """Choose the layout; --no-search plans the recipe's, with the flags given."""
-    mean_document_length: float = 0.0
+    mean_document_length: Annotated[float, Range(1, or_zero=True)] = 0.0
     """Mean tokens of a document, for document_mask block; 0: --data-path's own boundaries."""
-    train_tokens: float = 0.0
+    train_tokens: Annotated[float, Range(0, 1e18)] = 0.0
     """Tokens of the run; 0: train_iters x global_batch_size x seq_length."""
-    num_alternatives: int = 8
+    num_alternatives: Annotated[int, Range(0)] = 8
     """Layouts in each of the tables."""
     json: Path | None = None
     """Write the plan to this file too."""
@@ -123,15 +124,7 @@ class PlanConfig:
 
 
 def _hardware_file(path: Path) -> Hardware:
-    if not path.is_file():
-        raise InputError(f"--hardware {path} does not exist: see docs/planning.md for its form")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"--hardware {path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"--hardware {path} must hold a mapping, see docs/planning.md")
-    return hardware_from(values, str(path))
+    return hardware_from(read_yaml(path, "description of hardware"), str(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,11 +213,7 @@ def plan_run(
         InputError: nothing fits, or the input is bad.
     """
     hardware, config = command.find_hardware(), command.run
-    if command.gpus < 1:
-        raise InputError(f"--gpus must be at least 1, not {command.gpus}: GPUs of the whole job")
-    if command.gpus > MOST_GPUS:
-        raise InputError(f"--gpus ({command.gpus}) must be at most {MOST_GPUS}: larger jobs were "
-                         "never looked at")  # fmt: skip
+    check_ranges(command)
     if config.data.seq_length < 1:
         raise InputError("--seq-length is needed: tokens of a row, or a --data-path that has them")
     _check_fp8(config, hardware)

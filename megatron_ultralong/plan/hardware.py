@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from megatron_ultralong.config import from_dict
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import PEAK_TFLOPS, device_key
+from megatron_ultralong.ranges import Range, check_ranges
 
 KERNELS = ("fa4", "fa3", "cudnn", "fa2", "cpu")
 
@@ -22,40 +22,40 @@ class Hardware:
     """
 
     name: str
-    memory_gib: float
+    memory_gib: Annotated[float, Range(above=0, most=1_000_000)]
     """Of one GPU, as the driver gives it to a program."""
-    peak_tflops: float
+    peak_tflops: Annotated[float, Range(above=0, most=1_000_000)]
     """Data sheet; MFU is counted over it."""
-    attention_forward_tflops: float
+    attention_forward_tflops: Annotated[float, Range(above=0, most=1_000_000)]
     """Attention of a block of queries with keys of another rank, its own area counted."""
-    diagonal_forward_tflops: float
+    diagonal_forward_tflops: Annotated[float, Range(above=0, most=1_000_000)]
     """Attention forward of a rank's queries with its own keys, where half of the square counts."""
-    attention_backward_tflops: float
+    attention_backward_tflops: Annotated[float, Range(above=0, most=1_000_000)]
     """Backward of either; five products where forward has two."""
-    matmul_tflops: float
+    matmul_tflops: Annotated[float, Range(above=0, most=1_000_000)]
     """Projections, MLP and output layer of a tensor-parallel rank, nothing between them."""
-    hbm_gb_per_second: float
+    hbm_gb_per_second: Annotated[float, Range(above=0, most=1_000_000)]
     """Of the elementwise operations between them."""
-    nvlink_gb_per_second: float
+    nvlink_gb_per_second: Annotated[float, Range(above=0, most=1_000_000)]
     """A collective inside a node, each rank."""
-    network_gb_per_second: float
+    network_gb_per_second: Annotated[float, Range(above=0, most=1_000_000)]
     """Between nodes, each GPU."""
-    host_gb_per_second: float
+    host_gb_per_second: Annotated[float, Range(above=0, most=1_000_000)]
     """Between a GPU and pinned host memory, each way."""
-    gpus_per_node: int = 8
-    host_memory_gib: float = 2048.0
+    gpus_per_node: Annotated[int, Range(1)] = 8
+    host_memory_gib: Annotated[float, Range(above=0, most=1_000_000)] = 2048.0
     """Of a node."""
-    host_pin_gib_per_second: float = 2.9
+    host_pin_gib_per_second: Annotated[float, Range(above=0, most=1_000_000)] = 2.9
     """Host memory that a node pins in the first iteration: 258 GiB made it 88 s longer than the
     plan's step on four H100 (benchmarks/training.md)."""
-    host_adam_billion_per_second: float = 1.0
+    host_adam_billion_per_second: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
     """Weights of an off-loaded optimizer that a rank's CPU thread updates: torch's fused AdamW does
     1.9 in one thread of an EPYC alone (benchmarks/plan.md); half of it where ranks share memory."""
-    storage_gb_per_second: float = 1.0
+    storage_gb_per_second: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
     """What a node writes to where checkpoints go; assumed (0.3 was seen on a cloud's disk)."""
     fp8_recipes: tuple[str, ...] = ("delayed", "tensorwise", "blockwise")
     """Values of ``--fp8-recipe`` that it has instructions for."""
-    multiprocessors: int = 132
+    multiprocessors: Annotated[int, Range(1)] = 132
     attention_kernel: str = "cudnn"
     """Whose workspace and rates these are: fa4, cudnn or fa2."""
     source: str = ""
@@ -232,16 +232,8 @@ def hardware_from(values: Mapping[str, Any], where: str) -> Hardware:
 
 
 def check(hardware: Hardware, where: str) -> None:
-    """Raise InputError where a figure is not a positive number."""
-    for field in dataclasses.fields(Hardware):
-        value = getattr(hardware, field.name)
-        if field.name in ("name", "attention_kernel", "source", "fp8_recipes"):
-            continue
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not value > 0 or not math.isfinite(value):
-            raise InputError(f"{where}: {field.name} must be a number above 0, not {value!r}")
-        if field.name in ("gpus_per_node", "multiprocessors") and value != int(value):
-            raise InputError(f"{where}: {field.name} must be a whole number, not {value!r}")
+    """Raise InputError where a figure is out of its range."""
+    check_ranges(hardware, where=where)
     if hardware.attention_kernel not in KERNELS:
         raise InputError(
             f"{where}: attention_kernel {hardware.attention_kernel!r} is not known: fa4, fa3, "

@@ -67,7 +67,7 @@ def check_result(
     check_offloading(config, source.model, num_ranks)
     rope_scaling = config.rope.scaling(source.rope_scaling)
     yarn.hf_rope_scaling(rope_scaling)  # what could not be exported is not trained for hours
-    positions = config.rope.max_positions(source.model.max_position_embeddings)
+    positions = config.rope.max_positions(source.model.max_position_embeddings, source.rope_scaling)
     result = dataclasses.replace(
         source,
         model=dataclasses.replace(source.model, max_position_embeddings=positions),

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import yaml
 
-from megatron_ultralong.config import PretrainConfig, TrainingConfig, from_dict, to_dict
+from megatron_ultralong.config import PretrainConfig, RopeConfig, TrainingConfig, from_dict, to_dict
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.sft_config import SftConfig
+from megatron_ultralong.yaml_file import read_yaml
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -34,20 +35,14 @@ def load_config(path: Path, kind: type[Config]) -> Config:
     Raises:
         InputError: no such file, or not a configuration of this kind.
     """
-    if not path.is_file():
-        raise InputError(f"configuration {path} does not exist")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not a configuration: it holds {type(values).__name__}")
+    values = read_yaml(path, "configuration")
     # The one key that every configuration of instruction tuning has, and no other.
     verb = SftConfig.verb if "num_epochs" in values else PretrainConfig.verb
     if verb != kind.verb:
         raise InputError(
             f"{path} is the configuration of a {verb} run, where one of {kind.verb} belongs"
         )
+    RopeConfig.check_block(values.get("rope"), str(path))
     return from_dict(kind, values, str(path))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
 from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.training.rows import RowSource
+from megatron_ultralong.yarn import describe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +35,26 @@ class RunInputs:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user may not have meant, a line each."""
+        """The rotary embedding before and after, and what a user may not have meant, in lines."""
         trained, positions = (
             self.result.trained_positions,
             self.result.model.max_position_embeddings,
         )
+        before, after = (
+            describe(one.rope_scaling, one.model.max_position_embeddings)
+            + ("" if one.angle_precision == "exact" else f", angles in {one.angle_precision}")
+            for one in (self.source, self.result)
+        )
+        notes = (
+            f"rotary: {before} -> {after if after != before else 'the same'}",
+            *self.config.rope.warnings(
+                self.source.model.max_position_embeddings, self.source.rope_scaling
+            ),
+        )
         if trained == positions:
-            return ()
+            return notes
         return (
+            *notes,
             f"warning: the rotary embedding is made for {positions:,} positions, and rows of "
             f"{trained:,} tokens train the first {trained:,} alone: expect little beyond them; "
             f"prepare rows of {positions:,} for all",

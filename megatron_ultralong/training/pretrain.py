@@ -42,7 +42,7 @@ def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     manifest = load_manifest(data)
     train_rows = PackedRows(data / "train")
     config = with_row_length(config, train_rows.seq_length)
-    config.check_positions(source.model.max_position_embeddings)
+    config.check_positions(source.model.max_position_embeddings, source.rope_scaling)
     check_tokenizer(
         *(config.data.data_path, config.load, source),
         manifest.vocab_size,

@@ -47,7 +47,7 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
     source = check_source(config, num_ranks)
     config = with_row_length(config, train_rows.seq_length)
     longest = max(split.longest for split in manifest.splits.values())
-    config.check_conversations(source.model.max_position_embeddings, longest)
+    config.check_conversations(source.model.max_position_embeddings, source.rope_scaling, longest)
     check_tokenizer(
         *(config.data.data_path, config.load, source),
         manifest.vocab_size,

@@ -69,7 +69,9 @@ def own(layout: tuple[int, int], base: Path, folder: Path, described: bool) -> l
         train_iters=3,
         global_batch_size=2,
         optimizer=OptimizerConfig(lr=1e-3),
-        rope=RopeConfig(rope_scaling_factor=2.0, original_max_position_embeddings=64),
+        rope=RopeConfig(
+            rope_scaling="yarn", rope_scaling_factor=2.0, original_max_position_embeddings=64
+        ),
         parallel=ParallelConfig(
             tensor_model_parallel_size=layout[0], context_parallel_size=layout[1]
         ),

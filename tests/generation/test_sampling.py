@@ -98,8 +98,11 @@ def test_temperature_zero_takes_the_likeliest():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (SamplingConfig(temperature=-1.0), "temperature must be at least 0, not -1.0"),
-        (SamplingConfig(temperature=float("nan")), "temperature must be at least 0, not nan"),
+        (SamplingConfig(temperature=-1.0), "temperature must be 0, or at least 1e-06, not -1.0"),
+        (
+            SamplingConfig(temperature=float("nan")),
+            "temperature must be 0, or at least 1e-06, not nan",
+        ),
         (SamplingConfig(temperature=1.0, top_k=-1), "top_k must be at least 0, not -1"),
         (SamplingConfig(temperature=1.0, top_p=0.0), "top_p must be above 0 and at most 1"),
         (SamplingConfig(top_k=5), "temperature 0 always takes the likeliest"),

@@ -67,7 +67,9 @@ def make_config(tiny: Path) -> MakeConfig:
             global_batch_size=2,
             precision="fp32",
             memory=MemoryConfig(recompute_granularity="none", loss_tile_size=0),
-            rope=RopeConfig(rope_scaling_factor=2.0, original_max_position_embeddings=64),
+            rope=RopeConfig(
+                rope_scaling="yarn", rope_scaling_factor=2.0, original_max_position_embeddings=64
+            ),
             parallel=ParallelConfig(
                 tensor_model_parallel_size=layout[0],
                 context_parallel_size=layout[1],

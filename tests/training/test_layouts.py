@@ -129,7 +129,9 @@ def run_config(
             loss_tile_size=0 if layout.endswith("one") else 48 if LAYOUTS[layout][0] < 4 else 80,
             offload_activations=layout in ("tp2-cp2-sp", "cp2-pp2", "cp2-vpp2"),
         ),
-        rope=RopeConfig(rope_scaling_factor=4.0, original_max_position_embeddings=64),
+        rope=RopeConfig(
+            rope_scaling="yarn", rope_scaling_factor=4.0, original_max_position_embeddings=64
+        ),
         parallel=LAYOUTS[layout][1],
         data=DataConfig(str(inputs / "rows"), document_mask=mask),
         optimizer=OptimizerConfig(lr=1e-3, lr_warmup_iters=2),

@@ -109,7 +109,7 @@ def test_a_resumed_run_takes_the_new_rate_and_says_so(
         (
             {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 0.0},
             "bf16",
-            r"optimizer_offload_fraction \(0.0\) must be above 0",
+            r"optimizer_offload_fraction must be above 0 and at most 1, not 0.0",
         ),
     ],
 )

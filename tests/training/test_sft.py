@@ -242,7 +242,7 @@ def test_a_run_keeps_the_template_and_its_export_has_it(inputs: Path, tmp_path: 
         (("--document-mask", "none"), "reset_position_ids needs document_mask 'block', not 'none'"),
         (("--micro-batch-size", "2"), "document_mask 'block' needs micro_batch_size 1, not 2"),
         (("--eval-interval", "1"), "eval_interval (1) needs held-out conversations"),
-        (("--num-epochs", "0"), "num_epochs (0) must be above 0, or train_iters at least 1"),
+        (("--num-epochs", "0"), "num_epochs must be above 0, not 0.0"),
         (("--seq-length", "256"), "seq_length (256) is not the length of the rows"),
     ],
 )

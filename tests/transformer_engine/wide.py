@@ -63,6 +63,7 @@ LOWER = {
     ),
 }
 ROPE = RopeConfig(
+    "yarn",
     rope_scaling_factor=4.0,
     original_max_position_embeddings=256,
     ramp="dimensions",

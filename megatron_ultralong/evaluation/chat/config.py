@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +17,9 @@ class ChatConfig:
     """Folder written by `ultralong prepare chat`."""
     split: Literal["valid", "train"] = "valid"
     """Conversations to evaluate on."""
-    num_samples: int = 0
+    num_samples: Annotated[int, Range(0)] = 0
     """Conversations to use, the first ones of the split; 0: all."""
-    micro_batch_size: int = 1
+    micro_batch_size: Annotated[int, Range(1)] = 1
     """Conversations in one forward pass."""
     beyond_trained_positions: bool = False
     """Allow conversations longer than the checkpoint was trained for."""
@@ -30,6 +31,4 @@ class ChatConfig:
         """Raise InputError where a field is missing or out of range."""
         if not self.data_path:
             raise InputError("--data-path is needed: a folder written by `ultralong prepare chat`")
-        for field, least in (("num_samples", 0), ("micro_batch_size", 1)):
-            if getattr(self, field) < least:
-                raise InputError(f"{field} must be at least {least}, not {getattr(self, field)}")
+        check_ranges(self)

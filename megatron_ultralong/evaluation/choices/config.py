@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import Range, check_ranges
 
 ChoiceStyle = Literal["letters", "texts"]
 
@@ -20,14 +21,14 @@ class ChoicesConfig:
     choice_style: ChoiceStyle = "letters"
     """letters: all choices stand in the prompt and the letter is scored, as MMLU is; texts: the
     text of each choice is scored after the question, as ARC and HellaSwag are."""
-    num_fewshot: int = 0
+    num_fewshot: Annotated[int, Range(0)] = 0
     """Solved questions before each, the first ones of the file of the same name in
     fewshot_data."""
     fewshot_data: str = ""
     """Folder of files with solved questions; MMLU's dev folder."""
-    num_samples: int = 0
+    num_samples: Annotated[int, Range(0)] = 0
     """Questions of every file, the first ones; 0: all."""
-    micro_batch_size: int = 8
+    micro_batch_size: Annotated[int, Range(1)] = 8
     """Rows in one forward pass; every choice is a row."""
     beyond_trained_positions: bool = False
     """Allow rows longer than the checkpoint was trained for."""
@@ -39,9 +40,7 @@ class ChoicesConfig:
         """Raise InputError where a field is missing or out of range."""
         if not self.data:
             raise InputError("--data is needed: files of questions, such as MMLU's test folder")
-        for field, least in (("num_fewshot", 0), ("num_samples", 0), ("micro_batch_size", 1)):
-            if getattr(self, field) < least:
-                raise InputError(f"{field} must be at least {least}, not {getattr(self, field)}")
+        check_ranges(self)
         if self.num_fewshot and not self.fewshot_data:
             raise InputError(
                 f"num_fewshot ({self.num_fewshot}) needs solved questions: give the folder with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.ruler.parameters import (
@@ -11,19 +12,20 @@ from megatron_ultralong.evaluation.ruler.parameters import (
     PromptTemplate,
     QuestionTask,
 )
+from megatron_ultralong.ranges import UINT32, Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class RulerConfig:
     """RULER's tasks at any length."""
 
-    lengths: tuple[int, ...] = ()
+    lengths: Annotated[tuple[int, ...], Range(1)] = ()
     """Tokens of prompt and answer together; one column of the table each."""
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks to run; all thirteen by default."""
-    num_samples: int = 100
+    num_samples: Annotated[int, Range(1)] = 100
     """Samples of every task at every length; upstream's figures are of 500."""
-    seed: int = 42
+    seed: Annotated[int, Range(0, UINT32)] = 42
     """Determines keys, values, words and places."""
     prompt_template: PromptTemplate = "base"
     """base: the task's text and the beginning of the answer; chat: the text as a user turn of
@@ -41,7 +43,7 @@ class RulerConfig:
     english_words: str = ""
     """JSON file of more words for long cwe lists (upstream's english_words.json); empty: pairs of
     words where one list is too short."""
-    micro_batch_size: int = 1
+    micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts that are continued together."""
     beyond_trained_positions: bool = False
     """Allow lengths beyond those the checkpoint was trained for, to see how it breaks."""
@@ -59,9 +61,7 @@ class RulerConfig:
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown:
             raise InputError(f"task {unknown[0]!r} is not known; known: {', '.join(TASKS)}")
-        for field in ("num_samples", "micro_batch_size"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
+        check_ranges(self)
         for flag, value, tasks in (
             ("--essays", self.essays, self._tasks_of("essay")),
             ("--squad", self.squad, self._tasks_of("squad")),
