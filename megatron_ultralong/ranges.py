@@ -78,10 +78,10 @@ class Range:
 
     def way_out(self, value: float) -> str:
         """What to give instead of ``value``: ``1 or more``."""
-        if value > self.most:
-            return f"{self.most} or less"
         if self.below is not None and value >= self.below:
             return f"a number below {self.below}"
+        if value > self.most:
+            return f"{self.most} or less"
         if self.above is not None:
             return f"a number above {self.above}"
         return f"{self.least} or more"
@@ -111,8 +111,9 @@ def check_ranges(config: Any, prefix: str = "", where: str = "") -> None:
     Raises:
         InputError: one is not in its range; the message has its value, the range and the way out.
     """
-    for number in numbers_of(type(config)):
-        check_number(type(config), number, getattr(config, number.name), prefix=prefix, where=where)
+    cls = type(config)
+    for number in numbers_of(cls):  # type: ignore[arg-type]  # mypy: no class can be hashed
+        check_number(cls, number, getattr(config, number.name), prefix=prefix, where=where)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

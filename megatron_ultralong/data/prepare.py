@@ -65,6 +65,7 @@ def prepare(config: PrepareConfig) -> Manifest:
             one row, an output folder that is not empty or that another run writes, a full disk.
             Nothing is left behind, unless many documents were tokenised already.
     """
+    config.check()
     if config.inspect and (config.output / manifests.FILE_NAME).is_file():
         manifest = load_manifest(config.output)
         inspect_rows(config.output, manifest, open_reference(_own_tokenizer(config.output)))

@@ -60,6 +60,7 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
         InputError: for conversations that cannot be trained on, a tokenizer that does not fit the
             template, a split without any, an output folder that is not empty, a full disk.
     """
+    config.check()
     sources = tuple(parse_source(argument) for argument in config.source)
     if not sources:
         raise InputError("no --source: give at least one NAME=PATH")

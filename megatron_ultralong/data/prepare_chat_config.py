@@ -107,7 +107,8 @@ class PrepareChatConfig:
     )
     """How the files are read."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise InputError where a number is out of its range, or the fields do not fit."""
         check_ranges(self)
         if self.max_length > self.seq_length:
             raise InputError(

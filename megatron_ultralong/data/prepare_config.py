@@ -77,8 +77,10 @@ class PrepareConfig:
     reading: Annotated[ReadOptions, tyro.conf.arg(name="")] = field(default_factory=ReadOptions)
     """How the files are read."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise InputError where a number is out of its range, or the fields do not fit."""
         check_ranges(self)
+        self.sampling.check()
         if self.test_fraction >= 1 - self.valid_fraction:
             raise InputError(
                 f"test_fraction ({self.test_fraction}) must be under 1 less valid_fraction "

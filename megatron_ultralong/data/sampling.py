@@ -57,7 +57,8 @@ class LengthSampling:
     long_weight: Annotated[float, Range(0, 1000)] = 2.0
     """Weight of long documents under ultralong; our choice, the paper gives none."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise InputError where a number is out of its range, or the fields do not fit."""
         check_ranges(self)
         if self.short_length > self.long_length:
             raise InputError(

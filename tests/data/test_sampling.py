@@ -215,9 +215,9 @@ def test_copies_stand_far_apart_and_sources_are_mixed() -> None:
 
 def test_bad_options() -> None:
     with pytest.raises(InputError, match=r"short_length \(9\) must be at most long_length \(8\)"):
-        LengthSampling(short_length=9, long_length=8)
-    with pytest.raises(InputError, match=r"short_weight \(-1\)"):
-        LengthSampling(short_weight=-1)
+        LengthSampling(short_length=9, long_length=8).check()
+    with pytest.raises(InputError, match="short_weight must be at least 0, not -1"):
+        LengthSampling(short_weight=-1).check()
     with pytest.raises(InputError, match=r"source 'b': all its 5 tokens have weight 0"):
         document_weights(
             np.array([9000, 5]),
