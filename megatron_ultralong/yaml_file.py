@@ -10,7 +10,7 @@ import yaml
 
 from megatron_ultralong.errors import InputError
 
-MOST_BYTES = 2**20
+MOST_BYTES = 2**18
 """Of a file: configurations are a few kilobytes."""
 
 
