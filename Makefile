@@ -40,7 +40,7 @@ $(HARNESS)/installed: $(VENV)/installed
 	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 	    >$$($(HARNESS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/parent.pth
 	$(BIN)/python -m pip --python $(HARNESS)/bin/python install --quiet --no-compile \
-	    --constraint requirements/constraints.txt "megatron-ultralong[harness]"
+	    --constraint requirements/constraints.txt --editable ".[harness]"
 	touch $@
 
 harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of its own

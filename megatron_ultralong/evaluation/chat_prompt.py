@@ -24,7 +24,8 @@ class ChatPrompt:
         except ImportError as error:
             raise InputError(
                 "--chat renders the tokenizer's template with transformers, which is not "
-                "installed: pip install 'megatron-ultralong[hf]', or give a prompt without --chat"
+                "installed: pip install -e '.[hf]' in the folder of this project, or give a prompt "
+                "without --chat"
             ) from error
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         if not self._tokenizer.chat_template:

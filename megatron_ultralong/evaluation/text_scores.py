@@ -92,6 +92,6 @@ def optional_package(name: str, what: str) -> Any:
     if importlib.util.find_spec(name.split(".")[0]) is None:
         raise InputError(
             f"{what} need the package {name.split('.')[0]}, which is not installed: "
-            "pip install 'megatron-ultralong[benchmarks]'"
+            "pip install -e '.[benchmarks]' in the folder of this project"
         )
     return importlib.import_module(name)

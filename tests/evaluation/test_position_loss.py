@@ -131,7 +131,7 @@ def test_only_the_main_rank_prints_and_writes(config, llama_folder, tmp_path, ca
     [
         ({"num_samples": 9}, r"num_samples \(9\) is more than the 5 rows of .*: ask for at most 5"),
         ({"seq_length": 128}, r"seq_length \(128\) must be between 2 and the 64 tokens"),
-        ({"seq_length": 1}, r"seq_length \(1\) must be between 2 and the 64 tokens"),
+        ({"seq_length": 1}, "seq_length must be 0, or at least 2, not 1"),
         ({"micro_batch_size": 0}, "micro_batch_size must be at least 1, not 0"),
         ({"data_path": ""}, "--data-path is needed"),
         ({"split": "train"}, r"cannot read .*train\.idx"),

@@ -56,7 +56,7 @@ def load_word_lists(folder: str = "", english_words: str = "") -> WordLists:
             raise InputError(
                 "keys of RULER's needles and the words of cwe are those of the package "
                 "wonderwords, which is not installed: pip install "
-                "'megatron-ultralong[benchmarks]', or "
+                "-e '.[benchmarks]' in the folder of this project, or "
                 f"name a folder with {', '.join(_FILES)} by --word-lists"
             )
         folder = str(Path(spec.submodule_search_locations[0]) / "assets")
