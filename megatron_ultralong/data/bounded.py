@@ -11,8 +11,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from megatron_ultralong.errors import InputError
-
 MAX_DOCUMENT_BYTES = 96 << 20
 """Of a line or a document, unless told otherwise: some 24 million tokens, six of the longest rows.
 
@@ -35,15 +33,6 @@ class TooLargeError(ValueError):
 
 class LongInteger:
     """Stands for an integer that was not read: it has too many digits."""
-
-
-def check_document_bytes(limit: int | None) -> None:
-    """Refuse a limit that no document can be under."""
-    if limit is not None and limit < 1:
-        raise InputError(
-            f"max_document_bytes ({limit}) must be at least 1; leave it out for "
-            f"{MAX_DOCUMENT_BYTES}"
-        )
 
 
 def skip_line(file: BinaryIO, limit: int | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES, check_document_bytes
+from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.chat_template import DATE, TemplateName
 from megatron_ultralong.data.conversation_formats import ChatFormat
 from megatron_ultralong.data.engines import TokenizerEngine
@@ -38,12 +38,9 @@ class ChatReadOptions:
     skip_bad: bool = False
     """Count and skip conversations that cannot be trained on, instead of stopping there."""
 
-    max_document_bytes: int | None = None
+    max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
     """Bytes of a line or of a parquet row at most; a longer one is bad, and never held. None:
     96 MiB, or 16 MiB where the reference that tokenises is of the library tokenizers."""
-
-    def __post_init__(self) -> None:
-        check_document_bytes(self.max_document_bytes)
 
     @property
     def limit(self) -> int:

@@ -11,13 +11,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES, check_document_bytes
+from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.compression import uncompressed_name
 from megatron_ultralong.data.formats import FileFormat, file_size, read_records
 from megatron_ultralong.data.record import Record, absolute_place
 from megatron_ultralong.data.text_check import text_error
 from megatron_ultralong.documents import document_id
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import Range
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,10 @@ class ReadOptions:
     skip_bad: bool = False
     """Count and skip what cannot be read, instead of stopping there."""
 
-    max_document_bytes: int | None = None
+    max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
     """Bytes of a line, of a text file or of a parquet row at most; a longer one is bad, and never
     held. None: 96 MiB, six rows of 4M tokens, for which 2 GiB of memory are enough; 16 MiB where
     the reference that tokenises is of the library tokenizers, which takes 100 bytes for each."""
-
-    def __post_init__(self) -> None:
-        check_document_bytes(self.max_document_bytes)
 
     @property
     def limit(self) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import itertools
-from collections.abc import Iterator
+import json
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -1,0 +1,108 @@
+"""Every number that a user can give, and numbers at the edges of its range."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from megatron_ultralong import cli
+from megatron_ultralong.doctor import diagnosis
+from megatron_ultralong.dropin.config import DropInConfig
+from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.plan.hardware import Hardware
+from megatron_ultralong.ranges import Number, nested_classes, numbers_of
+from megatron_ultralong.yarn import LinearConfig, NtkConfig, YarnConfig
+
+RECIPES = {"pretrain": "demo-cpu", "plan": "demo-cpu", "sft": "demo-sft-cpu"}
+NEEDED = {
+    "prepare": ("--source", "a=b", "--tokenizer", "t", "--output", "o", "--seq-length", "8"),
+    "prepare chat": ("--source", "a=b", "--tokenizer", "t", "--output", "o"),
+    "convert import": ("a", "b"),
+    "convert export": ("a", "b"),
+    "convert verify": ("a", "b"),
+    "convert inspect": ("a",),
+    "plan": ("--gpus", "8"),
+}
+"""What a verb cannot be parsed without."""
+FROM_FILES = (Hardware, ModelConfig, YarnConfig, NtkConfig, LinearConfig)
+"""Classes whose numbers are never flags, but stand in files."""
+
+
+class ParsedError(Exception):
+    """Ends a verb where its command line has been read."""
+
+
+@functools.cache
+def parsed_class(verb: str) -> Any:
+    """The configuration that the verb's flags are made of, as the verb itself asks for it."""
+    found: list[Any] = []
+
+    def parse(config_class: Any, verb: str, words: list[str], default: Any = None) -> Any:
+        found.append(config_class)
+        raise ParsedError
+
+    def diagnose(config: Any) -> Any:
+        found.append(type(config))
+        raise ParsedError
+
+    words = [RECIPES[verb]] if verb in RECIPES else []
+    with (
+        mock.patch.object(cli, "_parse", parse),
+        mock.patch.object(diagnosis, "diagnose", diagnose),
+        pytest.raises(ParsedError),
+    ):
+        cli._VERBS[verb][1](verb, words)
+    (config_class,) = found
+    return config_class
+
+
+@functools.cache
+def flags(verb: str) -> tuple[tuple[Any, Number], ...]:
+    """Class and number of every numeric flag of a verb."""
+    classes = nested_classes(parsed_class(verb))
+    return tuple((cls, number) for cls in classes for number in numbers_of(cls))
+
+
+def every_number() -> list[tuple[Any, Number]]:
+    """Those of all verbs, of the drop-in and of files; each once."""
+    found = [pair for verb in cli._VERBS for pair in flags(verb)]
+    for cls in (DropInConfig, *FROM_FILES):
+        found += [(cls, number) for number in numbers_of(cls)]
+    return list(dict.fromkeys(found))
+
+
+def name_of(pair: tuple[Any, Number]) -> str:
+    return f"{pair[0].__name__}.{pair[1].name}"
+
+
+def inside(number: Number) -> list[Any]:
+    """The first and last numbers that a field takes, and what else it takes."""
+    its = number.range
+    assert its is not None
+    step = 1 if number.is_whole else 0
+    low: Any = its.least if its.above is None else its.above + step
+    high: Any = its.most if its.below is None else its.below - step
+    if not number.is_whole:
+        low = low if its.above is None else math.nextafter(low, math.inf)
+        high = high if its.below is None else math.nextafter(high, -math.inf)
+    zero = [0] if its.or_zero else []
+    return [low, high, *zero, *number.words, *([None] if number.is_optional else [])]
+
+
+def outside(number: Number) -> list[Any]:
+    """Just before the first, just behind the last, and what is in no range."""
+    its = number.range
+    assert its is not None
+    low: Any = its.least if its.above is None else its.above
+    high: Any = its.most if its.below is None else its.below
+    if number.is_whole:
+        found = [low - 1, high + 1, 2**63, 10**400]
+    else:
+        low = math.nextafter(low, -math.inf) if its.above is None else low
+        high = math.nextafter(high, math.inf) if its.below is None else high
+        found = [low, high, -1.0, math.nan, math.inf, -math.inf]
+    return [value for value in found if not (its.or_zero and value == 0)]

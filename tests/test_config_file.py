@@ -1,0 +1,130 @@
+"""What stands in a configuration file is of its field's type and in its range, or refused."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ultralong.config import PretrainConfig, from_dict, to_dict
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.ranges import check_ranges, nested_classes, numbers_of
+from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.sft_config import SftConfig
+from megatron_ultralong.training.config_file import load_config
+from tests.edges import inside, outside
+
+
+def key_paths(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from key_paths(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def with_value(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    first, *rest = path
+    inner = with_value(values[first], tuple(rest), value) if rest else value
+    return {**values, first: inner}
+
+
+RUNS = {PretrainConfig: "llama3.1-8b-1m", SftConfig: "llama3.1-8b-sft"}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_each_number_of_a_file(kind: Any) -> None:
+    """What stands in a file is of the field's type and in its range."""
+    resolved = to_dict({**PRETRAIN_RECIPES, **SFT_RECIPES}[RUNS[kind]]())
+    numbers = {number.name: number for cls in nested_classes(kind) for number in numbers_of(cls)}
+    if kind is PretrainConfig:
+        numbers["train_iters"] = next(n for n in numbers_of(kind) if n.name == "train_iters")
+    for path in key_paths(resolved):
+        if path[-1] not in numbers:
+            continue
+        number = numbers[path[-1]]
+        named = "run.yaml: " + re.escape(".".join(path))
+        wrong: list[Any] = [True, "1", {}, "1e-5", *([1.5] if number.is_whole else [])]
+        for value in [*outside(number), *wrong, *([] if number.is_optional else [None])]:
+            for one in ([value], (value,)) if number.is_tuple else (value,):
+                with pytest.raises(InputError, match=named):
+                    from_dict(kind, with_value(resolved, path, one), "run.yaml")
+        for value in inside(number):
+            one = [value] if number.is_tuple else value
+            from_dict(kind, with_value(resolved, path, one), "run.yaml")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('optimizer: {lr: "1e-5"}', r"optimizer\.lr must be a number, not '1e-5': .*without quot"),
+        ("optimizer: {lr: .nan}", r"optimizer\.lr must be between 0 and 1, not nan: .*; write 0 o"),
+        ("optimizer: {lr: 1:30}", r"optimizer\.lr must be a number, not '1:30'"),
+        ("optimizer: 3", r"optimizer must be a block of keys and values, not 3"),
+        ("optimizer: {lr: 1e-5, lr: 1e-4}", r"key 'lr' stands there twice"),
+        ("data: {seed: true}", r"data\.seed must be a whole number, not True"),
+        ("data: {document_mask: no}", r"data\.document_mask must be one of 'none', 'block', not F"),
+        ("train_iters: 1e2", r"train_iters must be a whole number, not 100\.0"),
+        ("log: {profile_ranks: [0, -1]}", r"log\.profile_ranks must be at least 0, not -1"),
+        ("log: {profile_ranks: [0, x]}", r"profile_ranks\[1\] must be a whole number, not 'x'"),
+        ("save: 3", r"save must be text, not 3"),
+        ("rope: {rope_scaling: yarn, attention_factor: hot}", r"a number or one of 'yarn', not 'h"),
+        ("1: 2", r"unknown keys \['1'\]"),
+        ("[1, 2]", "is not a configuration: it holds list"),
+        ("[" * 10_000, "is not YAML: "),
+        ("train_iters: " + "9" * 5000, "is not YAML: Exceeds the limit"),
+        ("? [a]\n: 1", "is not YAML"),
+        ("a: &a [1]\nb: *b", "is not YAML"),
+        ("load: !!python/object/apply:os.getcwd []", "is not YAML"),
+    ],
+)
+def test_what_a_file_cannot_hold(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "run.yaml", text)
+    with pytest.raises(InputError, match=message) as refusal:
+        load_config(path, PretrainConfig)
+    assert str(path) in str(refusal.value)
+
+
+def test_numbers_of_a_file_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    text = "optimizer: {lr: 1e-5, adam_eps: 1E-9, min_lr: 0}\ndata: {seed: 010}\n"
+    config = load_config(write(tmp_path / "run.yaml", text), PretrainConfig)
+    assert config.optimizer.lr == 1e-5
+    assert config.optimizer.adam_eps == 1e-9
+    assert config.data.seed == 10
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.yaml", "#" * 2**19)
+    with pytest.raises(InputError, match=r"has 524288 bytes, and at most 262144 are read"):
+        load_config(path, PretrainConfig)
+
+
+def test_whatever_a_file_holds_it_is_read_or_refused() -> None:
+    """A seeded fuzzer: no other exception, and nothing that its field cannot hold."""
+    random_ = random.Random(17)
+    resolved = to_dict(PRETRAIN_RECIPES["llama3.1-8b-1m"]())
+    paths = list(key_paths(resolved))
+    pool: list[Any] = [0, -1, 1, 2**31, 2**63, 0.5, math.nan, math.inf, True, None, "", "x", "1e-5"]
+    pool += [[], {}, [0], [None], {"a": 1}, [[1]], "none", "keep", "yarn", "block", 1e308, -0.0]
+    num_read = 0
+    for _ in range(300):
+        values = resolved
+        for path in random_.sample(paths, random_.randint(1, 3)):
+            values = with_value(values, path, random_.choice(pool))
+        with contextlib.suppress(InputError):
+            config = from_dict(PretrainConfig, values, "run.yaml")
+            num_read += 1
+            check_ranges(config)
+            assert from_dict(PretrainConfig, to_dict(config)) == config
+    assert 5 < num_read < 150
