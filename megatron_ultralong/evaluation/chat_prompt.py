@@ -26,7 +26,9 @@ class ChatPrompt:
                 "--chat renders the tokenizer's template with transformers, which is not "
                 "installed: pip install 'megatron-ultralong[hf]', or give a prompt without --chat"
             ) from error
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
         if not self._tokenizer.chat_template:
             raise InputError(
                 f"{folder} has no chat template: the checkpoint was imported from a base model; "
