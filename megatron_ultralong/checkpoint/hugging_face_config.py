@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_ultralong.checkpoint.links import check_inside
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
@@ -57,6 +58,7 @@ def read_config(folder: Path) -> JsonObject:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise InputError(f"{folder} has no {CONFIG_FILE}: it is not a Hugging Face model folder")
+    check_inside(path, folder)
     values = read_json(path)
     architectures = values.strings("architectures", [])
     if ARCHITECTURE not in architectures:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import parse_json
 
 MANIFEST_FILE = "finished.jsonl"
 SYNC_BYTES = 512 * 2**20
@@ -102,7 +103,7 @@ class Manifest:
         data = self._file.read()
         complete = data[: data.rfind(b"\n") + 1]  # a kill may cut the last line
         self._file.truncate(len(complete))
-        lines = [json.loads(line) for line in complete.splitlines()]
+        lines = [parse_json(line, f"{self._path}: a line") for line in complete.splitlines()]
         if not lines:
             self._append(conversion)
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import zipfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from megatron_ultralong.checkpoint.pickles import (
     read_torch_file,
 )
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import parse_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -36,6 +36,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """safetensors' names."""
+_MAX_HEADER_BYTES = 16 * 2**20
+"""A hundred thousand tensors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,7 @@ class SafetensorsFile:
         self._file = OpenFile(path)
         self.tensors: dict[str, TensorInfo] = {}
         try:
+            _check_header(path)
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     entry = file.get_slice(name)
@@ -135,11 +138,23 @@ class PickleFile:
         return values
 
 
+def _check_header(path: Path) -> None:
+    """The library reads a header of 100 MB, and takes many times as much for it."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if not 0 < length <= min(_MAX_HEADER_BYTES, path.stat().st_size - 8):
+        raise InputError(
+            f"{path} is not a complete safetensors file (its header would have {length:,} bytes, "
+            f"of a file of {path.stat().st_size:,}; at most {_MAX_HEADER_BYTES:,} are read): "
+            "download it again"
+        )
+
+
 def _safetensors_places(path: Path) -> dict[str, tuple[int, int]]:
     """Offset and length of every tensor in a file, which starts with its header's length."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length), f"the header of {path}")
     ranges = {name: e["data_offsets"] for name, e in header.items() if name != "__metadata__"}
     return {name: (8 + length + begin, end - begin) for name, (begin, end) in ranges.items()}
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_json
 
 Contents = TypeVar("Contents")
 
 FORMAT_VERSION = 3
+_MAX_BYTES = 64 * 2**20
+"""Of a manifest, which names every input file: a million of them."""
 FILE_NAME = "manifest.json"
 CHAT_FILE_NAME = "chat_manifest.json"
 """Of rows of conversations (``chat_manifest.py``)."""
@@ -263,13 +266,10 @@ def read_manifest(
     Raises:
         InputError: where it is missing, broken or of another format version.
     """
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {file} ({error.strerror}): {way_out}") from error
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}); prepare the rows again") from error
-    version = data.get("format_version") if isinstance(data, dict) else None
+    if not file.is_file():
+        raise InputError(f"cannot read {file} (No such file or directory): {way_out}")
+    data = read_json(file, max_bytes=_MAX_BYTES, hint="prepare the rows again")
+    version = data.get("format_version")
     if version != format_version:
         raise InputError(
             f"{file} has format_version {version}, where this program reads {format_version}: "

@@ -27,7 +27,9 @@ class ChatPrompt:
                 "installed: pip install -e '.[hf]' in the folder of this project, or give a prompt "
                 "without --chat"
             ) from error
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
         if not self._tokenizer.chat_template:
             raise InputError(
                 f"{folder} has no chat template: the checkpoint was imported from a base model; "

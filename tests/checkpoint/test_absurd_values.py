@@ -1,0 +1,378 @@
+"""Absurd sizes and numbers in a model's files: one message, before anything is built of them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import resource
+import shutil
+import struct
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_ultralong.checkpoint.integrity import unseal
+from tests.checkpoint.verbs import OPENS, refusal, write_inputs
+from tests.patience import patience
+
+MEMORY = 2 * 2**30
+"""Bytes that a refusal may take over what the process has already."""
+SECONDS = 10.0
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("absurd")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def little_memory() -> Iterator[None]:
+    """Address space for 2 GiB more than there is now: whoever asks for more gets none."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def check_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], path: Path, *parts: str
+) -> None:
+    start = time.process_time()
+    error = refusal(capsys, words)
+    assert time.process_time() - start < patience(SECONDS)
+    assert str(path) in error
+    assert len(error) < 1000
+    for part in parts:
+        assert part in error
+
+
+HUGE = 10**9
+NAN, INFINITY = "NaN", "Infinity"
+CONFIGS: dict[str, tuple[str, object]] = {
+    f"{key} {value!r:.12}": (key, value)
+    for key, values in {
+        "num_hidden_layers": (HUGE, 10**12, 0, -1, 2.5, "2", True, None, [2], 10**400),
+        "hidden_size": (HUGE, 0, -64, {}),
+        "intermediate_size": (10**12, 0),
+        "num_attention_heads": (HUGE, 0, 3),
+        "num_key_value_heads": (HUGE, -1, 3),
+        "head_dim": (HUGE, 7),
+        "vocab_size": (10**12, 0),
+        "rms_norm_eps": (NAN, INFINITY, 0, -1, 2.0, "1e-5"),
+        "rope_theta": (NAN, INFINITY, "-Infinity", 0, -1.0, "x", [1]),
+        "max_position_embeddings": (0, 10**30),
+        "tie_word_embeddings": ("no", 1),
+        "architectures": ("LlamaForCausalLM", [1], {"a": 1}),
+        "rope_scaling": (
+            "x",
+            [1],
+            {"rope_type": ["linear"], "factor": 2.0},
+            {"rope_type": "linear", "factor": INFINITY},
+            {"rope_type": "linear", "factor": 1e300},
+            {"rope_type": "linear", "factor": "8"},
+            {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 10**20},
+            {"rope_type": "yarn", "factor": 2.0, "attention_factor": NAN},
+        ),
+    }.items()
+    for value in values
+}
+
+
+def write_values(path: Path, **changes: object) -> None:
+    """JSON as Python writes it: strings that name numbers JSON has not become such."""
+    text = json.dumps({**json.loads(path.read_text()), **changes})
+    for name in (NAN, "-Infinity", INFINITY):
+        text = text.replace(f'"{name}"', name)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    shutil.copytree(inputs / "hf", tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    key, value = CONFIGS[name]
+    values = json.loads(path.read_text())
+    if key == "rope_theta":  # in either place
+        values.pop("rope_parameters")
+        path.write_text(json.dumps(values))
+    write_values(path, **{key: value})
+    for words in (
+        ["convert", "import", str(tmp_path / "hf"), str(tmp_path / "out")],
+        ["evaluate", "loss", "--load", str(tmp_path / "hf"), "--data-path", str(inputs / "rows")],
+    ):
+        check_refused(capsys, words, tmp_path / "hf")
+    assert not (tmp_path / "out").exists()
+
+
+PARAMS: dict[str, dict[str, object]] = {
+    "layers": {"n_layers": HUGE},
+    "dim": {"dim": HUGE},
+    "dim is text": {"dim": "64"},
+    "heads": {"n_heads": 0},
+    "epsilon": {"norm_eps": NAN},
+    "theta": {"rope_theta": INFINITY},
+    "factor": {"use_scaled_rope": True, "rope_scaling_factor": -8},
+    "scaled": {"use_scaled_rope": "yes"},
+}
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_parameters_of_meta(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = tmp_path / "meta"
+    if not (inputs / "meta").exists():
+        words = ["convert", "export", str(inputs / "base"), str(inputs / "meta")]
+        from megatron_ultralong import cli
+
+        cli.main([*words, "--format", "meta"])
+    shutil.copytree(inputs / "meta", folder)
+    write_values(folder / "params.json", **PARAMS[name])
+    words = ["convert", "import", str(folder), str(tmp_path / "out"), "--no-tokenizer"]
+    check_refused(capsys, words, folder)
+
+
+METADATA: dict[str, Callable[[dict[str, Any]], object]] = {
+    "layers": lambda v: v["model"].update(num_layers=HUGE),
+    "layers and no file for them": lambda v: v["model"].update(num_layers=4000),
+    "hidden size": lambda v: v["model"].update(hidden_size=2**20),
+    "vocabulary": lambda v: v["model"].update(vocab_size=2**26),
+    "vocabulary is text": lambda v: v["model"].update(vocab_size="336"),
+    "epsilon": lambda v: v["model"].update(norm_epsilon=NAN),
+    "base": lambda v: v["model"].update(rotary_base=0),
+    "heads": lambda v: v["model"].update(num_attention_heads=3),
+    "a key too many": lambda v: v["model"].update(code="x"),
+    "a key too few": lambda v: v["model"].pop("num_layers"),
+    "no model": lambda v: v.update(model=[]),
+    "no scaling": lambda v: v.update(rope_scaling=None),
+    "method": lambda v: v.update(rope_scaling={"method": ["none"]}),
+    "factor": lambda v: v.update(rope_scaling={"method": "linear", "scaling_factor": INFINITY}),
+    "separators": lambda v: v.update(separator_ids=[-1]),
+    "precision": lambda v: v.update(angle_precision="code"),
+    "version": lambda v: v.update(format_version="1"),
+    "length": lambda v: v.update(trained_seq_length=10**30),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+@pytest.mark.parametrize("verb", ["convert export", "generate", "pretrain"])
+def test_metadata_of_ours(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, verb: str
+) -> None:
+    checkpoint = tmp_path / "copy"
+    shutil.copytree(inputs / "base", checkpoint)
+    path = checkpoint / "ultralong.json"
+    values = json.loads(path.read_text())
+    METADATA[name](values)
+    path.write_text("{}")
+    write_values(path, **values)
+    unseal(checkpoint)
+    check_refused(capsys, OPENS[verb](inputs, str(checkpoint)), checkpoint)
+
+
+def change_metadata(folder: Path, change: Callable[[Any], object]) -> None:
+    path = folder / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    change(metadata)
+    path.write_bytes(pickle.dumps(metadata))
+    (folder / "checksums.json").unlink()
+
+
+NORM = "decoder.final_layernorm.weight"
+
+
+def large_tensor(metadata: Any) -> None:
+    """Terabytes in the bytes of a norm."""
+    size = torch.Size([10**12])
+    chunk = ChunkStorageMetadata(torch.Size([0]), size)
+    properties = TensorProperties(dtype=torch.float32)
+    metadata.state_dict_metadata[NORM] = TensorStorageMetadata(properties, size, [chunk])
+
+
+def place(**changes: object) -> Callable[[Any], None]:
+    def change(metadata: Any) -> None:
+        info = metadata.storage_data[MetadataIndex(NORM, torch.Size([0]))]
+        for name, value in changes.items():
+            setattr(info, name, value)
+
+    return change
+
+
+TORCH_DIST: dict[str, Callable[[Any], object]] = {
+    "terabytes": large_tensor,
+    "negative size": lambda m: setattr(m.state_dict_metadata[NORM], "size", (-64,)),
+    "size of text": lambda m: setattr(m.state_dict_metadata[NORM], "size", ("64",)),
+    "no chunks": lambda m: m.state_dict_metadata[NORM].chunks.clear(),
+    "no properties": lambda m: setattr(m.state_dict_metadata[NORM], "properties", None),
+    "absolute path": place(relative_path="/etc/passwd"),
+    "path above": place(relative_path="../../hf/model.safetensors"),
+    "path below": place(relative_path="sub/__0_0.distcp"),
+    "no path": place(relative_path=""),
+    "path of bytes": place(relative_path=b"__0_0.distcp"),
+    "null in a path": place(relative_path="a\0b"),
+    "long record": place(length=10**15),
+    "negative offset": place(offset=-1),
+    "offset of text": place(offset="0"),
+    "no places": lambda m: setattr(m, "storage_data", None),
+    "places of text": lambda m: setattr(m, "storage_data", "x"),
+    "no tensors": lambda m: setattr(m, "state_dict_metadata", [1]),
+}
+
+
+@pytest.mark.parametrize("name", TORCH_DIST)
+def test_what_metadata_says_of_tensors(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    checkpoint = tmp_path / "copy"
+    shutil.copytree(inputs / "base", checkpoint)
+    change_metadata(checkpoint / "release", TORCH_DIST[name])
+    verb = list(OPENS)[list(TORCH_DIST).index(name) % len(OPENS)]
+    words = OPENS[verb](inputs, str(checkpoint))
+    check_refused(capsys, words, checkpoint / "release")
+
+
+def test_files_that_are_links(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    for name in ("release/__0_0.distcp", "release/common.pt", "release/metadata.json"):
+        checkpoint = tmp_path / name.replace("/", "-")
+        shutil.copytree(inputs / "base", checkpoint)
+        shutil.copyfile(checkpoint / name, tmp_path / "outside")
+        (checkpoint / name).unlink()
+        (checkpoint / name).symlink_to(tmp_path / "outside")
+        words = OPENS["convert export"](inputs, str(checkpoint))
+        check_refused(capsys, words, checkpoint / name, "leads out of")
+    checkpoint = tmp_path / "small"
+    shutil.copytree(inputs / "base", checkpoint)
+    (checkpoint / "huggingface" / "NOTICE").symlink_to(secret)
+    words = OPENS["convert export"](inputs, str(checkpoint))
+    check_refused(capsys, words, checkpoint / "huggingface" / "NOTICE", "leads out of")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        model = tmp_path / f"hf-{name}"
+        shutil.copytree(inputs / "hf", model)
+        shutil.move(model / name, tmp_path / "outside")
+        (model / name).symlink_to(tmp_path / "outside")
+        words = ["convert", "import", str(model), str(tmp_path / "out")]
+        check_refused(capsys, words, model / name, "leads out of")
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_of_the_hubs_cache_are_followed(inputs: Path, tmp_path: Path) -> None:
+    """A snapshot's files are links to blobs, two folders above."""
+    from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
+
+    cache = tmp_path / "hub" / "models--a--b"
+    snapshot = cache / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for number, path in enumerate(sorted((inputs / "hf").iterdir())):
+        blob = cache / "blobs" / f"{number:064x}"
+        shutil.copyfile(path, blob)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
+    assert HuggingFaceFolder(snapshot).model.num_layers == 2
+    (tmp_path / "link").symlink_to(snapshot)  # the folder itself may be one
+    assert HuggingFaceFolder(tmp_path / "link").model.num_layers == 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        struct.pack("<Q", 2**62) + b"{}",
+        struct.pack("<Q", 90 * 2**20) + b"[" * (90 * 2**20),
+        struct.pack("<Q", 0),
+        b"",
+        struct.pack("<Q", 2) + b"{}" + b"\0" * 100,
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 100_000) + b'{"a":' * 20_000,
+    ],
+    ids=["length", "90 MiB", "no header", "empty", "bytes left over", "array", "nested"],
+)
+def test_headers_of_safetensors(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], header: bytes
+) -> None:
+    shutil.copytree(inputs / "hf", tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    path.write_bytes(header)
+    words = ["convert", "import", str(tmp_path / "hf"), str(tmp_path / "out")]
+    check_refused(capsys, words, tmp_path / "hf")
+
+
+def test_shard_names_of_an_index(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("/etc/passwd", "../hf/model.safetensors", "..", "", "a\\b", 7, ["a"], None):
+        folder = tmp_path / "hf"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(inputs / "hf", folder)
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+        check_refused(capsys, ["convert", "inspect", str(folder)], index)
+
+
+def compressed(path: Path) -> None:
+    """4 GB of zeros in 4 MB."""
+    torch.save({"model.norm.weight": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {record.filename: archive.read(record) for record in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in parts.items():
+            with archive.open(name, "w", force_zip64=True) as record:
+                for _ in range(64 if name.endswith("data/0") else 1):
+                    record.write(bytes(2**20) if name.endswith("data/0") else data)
+
+
+class Zeros:
+    def __reduce__(self) -> tuple[object, ...]:
+        return bytearray, (4 * 2**30,)
+
+
+def expanded(path: Path) -> None:
+    torch.save({"model.norm.weight": torch.zeros(1).expand(10**11)}, path)
+
+
+def on_no_device(path: Path) -> None:
+    torch.save({"model.norm.weight": torch.empty(10**11, device="meta")}, path)
+
+
+PICKLES: dict[str, Callable[[Path], object]] = {
+    "compressed": compressed,
+    "bytearray": lambda path: torch.save({"a": Zeros()}, path),
+    "expanded": expanded,
+    "meta": on_no_device,
+    "names of numbers": lambda path: torch.save({1: torch.zeros(1)}, path),
+    "a list": lambda path: torch.save([torch.zeros(1)], path),
+    "safetensors by another name": lambda path: save_file({"a": torch.zeros(1)}, path),
+    "empty": lambda path: path.write_bytes(b""),
+    "zip of nothing": lambda path: path.write_bytes(b"PK\5\6" + bytes(18)),
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_pickles_of_weights(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = tmp_path / "hf"
+    shutil.copytree(inputs / "hf", folder)
+    (folder / "model.safetensors").unlink()
+    PICKLES[name](folder / "pytorch_model.bin")
+    words = ["convert", "import", str(folder), str(tmp_path / "out")]
+    check_refused(capsys, words, folder / "pytorch_model.bin")

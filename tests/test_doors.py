@@ -1,0 +1,159 @@
+"""What is read from outside is read in one place: no other module unpickles, parses or prints."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import megatron_ultralong
+
+PACKAGE = Path(megatron_ultralong.__file__).parent
+PICKLES = "checkpoint/pickles.py"
+LOADING = "checkpoint/sharded_load.py"
+
+UNPICKLES = {
+    "torch.load",
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "dill.load",
+    "dill.loads",
+    "joblib.load",
+    "marshal.loads",
+    "shelve.open",
+    "numpy.load",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "torch.jit.load",
+    "torch.hub.load",
+    "pandas.read_pickle",
+}
+LOADS_CHECKPOINTS = {
+    f"megatron.core.dist_checkpointing.{name}"
+    for name in (
+        "load",
+        "load_common_state_dict",
+        "load_content_metadata",
+        "load_plain_tensors",
+        "load_sharded_metadata",
+        "load_tensors_metadata",
+    )
+} | {
+    "torch.distributed.checkpoint.load",
+    "torch.distributed.checkpoint.load_state_dict",
+    "safetensors.torch.load_file",
+}
+PARSES = {"json.load", "json.loads"}
+READS_FOLDERS = "from_pretrained"
+
+ALLOWED: dict[str, dict[str, str]] = {
+    PICKLES: {"torch.load": "the door", "pickle.Unpickler": "with a list of what may be named"},
+    LOADING: {
+        "megatron.core.dist_checkpointing.load": "inside the guard",
+        "megatron.core.dist_checkpointing.load_common_state_dict": "inside the guard",
+    },
+    "json_file.py": {"json.loads": "the reader"},
+    "data/store.py": {
+        "numpy.load": "allow_pickle is false by default",
+        "json.loads": "of its own work folder",
+    },
+    "data/bounded.py": {"json.loads": "records by the million, in bounded lines"},
+    "data/fast_tokenizer.py": {"json.loads": "text that the library of tokenizers has read"},
+    "data/template_check.py": {"json.loads": "tokenizer_config.json"},
+    "data/template_process.py": {"json.loads": "from a process that it started"},
+    "data/template_worker.py": {"json.loads": "from the process that started it"},
+    "data/tokenising.py": {"json.loads": "tokenizer_config.json"},
+    "data/json_lines.py": {"json.loads": "records by the million, in bounded lines"},
+    "data/formats.py": {"json.loads": "records by the million"},
+    "data/conversation_formats.py": {"json.loads": "a field of a record that was bounded"},
+    "evaluation/journal.py": {"json.loads": "of what was dumped in the same line"},
+    "checkpoint/manifest.py": {"json.loads": "of what was dumped in the same line"},
+    "training/heartbeat.py": {"json.loads": "from the job's own store"},
+    "doctor/communication.py": {"json.loads": "from a process that it started"},
+    "owner_record.py": {"json.loads": "damage is an answer there"},
+    "checkpoint/transformers_model.py": {"from_pretrained": "of tensors, no folder"},
+    "evaluation/chat_prompt.py": {"from_pretrained": "a tokenizer, without its code"},
+}
+
+
+def names(tree: ast.AST) -> Iterator[str]:
+    """Full names of everything that a module uses, by its imports."""
+    imported: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.asname or alias.name.split(".")[0]
+                imported[name] = alias.name if alias.asname else name
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                imported[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                yield f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        parts: list[str] = []
+        inner: ast.AST = node
+        while isinstance(inner, ast.Attribute):
+            parts.append(inner.attr)
+            inner = inner.value
+        if parts and isinstance(inner, ast.Name) and inner.id in imported:
+            yield ".".join([imported[inner.id], *reversed(parts)])
+        if isinstance(node, ast.Attribute) and node.attr == READS_FOLDERS:
+            yield READS_FOLDERS
+
+
+def forbidden(source: str) -> set[str]:
+    banned = UNPICKLES | LOADS_CHECKPOINTS | PARSES | {READS_FOLDERS}
+    return set(names(ast.parse(source))) & banned
+
+
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def test_the_doors_are_the_only_ones() -> None:
+    found = {name: forbidden((PACKAGE / name).read_text("utf-8")) for name in MODULES}
+    wrong = {
+        f"{name}: {what}"
+        for name, uses in found.items()
+        for what in uses - ALLOWED.get(name, {}).keys()
+    }
+    assert not wrong, (
+        "read pickles by checkpoint/pickles.py, checkpoints by checkpoint/sharded_load.py, JSON by "
+        f"json_file.py: {sorted(wrong)}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("import torch\ntorch.load('a')", "torch.load"),
+        ("import torch as t\nx = t.load", "torch.load"),
+        ("from torch import load", "torch.load"),
+        ("import pickle\npickle.loads(b'')", "pickle.loads"),
+        ("import pickle\nclass A(pickle.Unpickler): ...", "pickle.Unpickler"),
+        ("import numpy as np\nnp.load('a')", "numpy.load"),
+        (
+            "from megatron.core import dist_checkpointing\ndist_checkpointing.load()",
+            "megatron.core.dist_checkpointing.load",
+        ),
+        (
+            "import megatron.core.dist_checkpointing as d\nd.load_tensors_metadata()",
+            "megatron.core.dist_checkpointing.load_tensors_metadata",
+        ),
+        ("def f():\n    import json\n    json.load(x)", "json.load"),
+        ("from transformers import AutoModel\nAutoModel.from_pretrained('a')", "from_pretrained"),
+    ],
+)
+def test_the_search_finds_them(source: str, name: str) -> None:
+    assert name in forbidden(source)
+
+
+def test_consoles_are_ours() -> None:
+    """rich's own would hand a terminal whatever a file calls itself."""
+    for name in MODULES:
+        uses = set(names(ast.parse((PACKAGE / name).read_text("utf-8"))))
+        if name != "terminal.py":
+            assert "rich.console.Console" not in uses, f"{name}: use megatron_ultralong.terminal"
+        assert "rich.print" not in uses, name
