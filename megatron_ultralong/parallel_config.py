@@ -194,20 +194,21 @@ class ParallelConfig:
 
     def check_seq_length(self, seq_length: int) -> None:
         """Raise InputError where rows of ``seq_length`` tokens cannot be split this way."""
-        unit = 2 * self.context_parallel_size
-        rule = "zigzag gives each rank one early and one late chunk"
+        unit, factors, rules = 1, [], []
+        if self.context_parallel_size > 1:  # a rank alone takes rows of any length
+            unit *= 2 * self.context_parallel_size
+            factors.append("2 * context_parallel_size")
+            rules.append("zigzag gives each rank one early and one late chunk")
         if self.sequence_parallel:
             unit *= self.tensor_model_parallel_size
-            rule += ", and sequence parallelism splits them over tensor-parallel ranks"
+            factors.append("tensor_model_parallel_size")
+            rules.append("sequence parallelism splits them over tensor-parallel ranks")
         if seq_length < unit or seq_length % unit:
             below = seq_length // unit * unit
             nearest = f"{below} or {below + unit}" if below else f"{unit}"
-            factors = "2 * context_parallel_size" + (
-                " * tensor_model_parallel_size" if self.sequence_parallel else ""
-            )
             raise InputError(
-                f"seq_length ({seq_length}) must be divisible by {factors} ({unit}): "
-                f"{rule}; use {nearest}"
+                f"seq_length ({seq_length}) must be divisible by {' * '.join(factors)} ({unit}): "
+                f"{', and '.join(rules)}; use {nearest}"
             )
 
 

@@ -32,8 +32,8 @@ class Kernel:
     backward: Backward
     # Why it cannot serve (dtype, head size d, device); None: it can.
     refusal: Callable[[torch.dtype, int, torch.device], str | None]
-    # Causal attention inside documents in one call; (q, k, v, cu_seqlens, scale). None: a call
-    # for each document.
+    # Causal attention inside documents of one row (b = 1) in one call; (q, k, v, cu_seqlens,
+    # scale). None: a call for each document.
     documents_forward: (
         Callable[[Tensor, Tensor, Tensor, tuple[int, ...], float], tuple[Tensor, Tensor]] | None
     ) = None

@@ -189,7 +189,7 @@ def documents_forward(
     if len(cu_seqlens) == 2:
         return forward(kernel, q, k, v, True, scale)
     call = kernel.documents_forward
-    if call is not None:
+    if call is not None and q.shape[1] == 1:  # a batch of chunks, not of documents, may have more
         return _forward_by_heads(lambda q, k, v: call(q, k, v, cu_seqlens, scale), q, k, v)
     s, b, heads, _ = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -217,7 +217,7 @@ def documents_backward(
     if len(cu_seqlens) == 2:
         return backward(kernel, dout, q, k, v, out, lse, True, scale)
     call = kernel.documents_backward
-    if call is not None:
+    if call is not None and q.shape[1] == 1:
         return _backward_by_heads(
             lambda dout, q, k, v, out, lse: call(dout, q, k, v, out, lse, cu_seqlens, scale),
             dout,

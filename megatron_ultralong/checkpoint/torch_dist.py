@@ -46,6 +46,7 @@ class TorchDistReader:
         self._reader = FileSystemReader(self.folder)
         self._reader.set_up_storage_reader(self.metadata, True)
         self._indexes: dict[str, ChunkIndex] = {}
+        self._complete: set[str] = set()  # tensors that were looked at: layers share them
         self.tensors: dict[str, TensorStorageMetadata] = {
             key: entry
             for key, entry in self.metadata.state_dict_metadata.items()
@@ -58,6 +59,8 @@ class TorchDistReader:
         Raises:
             InputError: it does not.
         """
+        if key in self._complete:
+            return
         entry = self.tensors[key]
         held = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
         if held < math.prod(entry.size):
@@ -65,6 +68,7 @@ class TorchDistReader:
                 f"{self.folder}: tensor {key} of shape {list(entry.size)} has {held:,} of its "
                 f"{math.prod(entry.size):,} elements: the checkpoint is not complete"
             )
+        self._complete.add(key)
 
     def read(self, key: str, start: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
         """The region of tensor ``key`` that begins at ``start`` and has ``shape``.

@@ -112,6 +112,7 @@ class IndexedReader:
         self.dtype = DTYPES[code]
         self.lengths = index[start : start + 4 * num_sequences].view("<i4")
         self.offsets = index[start + 4 * num_sequences :][: 8 * num_sequences].view("<i8")
+        self._check_places()
         self._tokens = self._map("bin", self.dtype)
         num_bytes = int(self.lengths.sum(dtype=np.int64)) * self.dtype.itemsize
         self._require_size("bin", os.path.getsize(f"{prefix}.bin"), num_bytes)
@@ -128,6 +129,25 @@ class IndexedReader:
         assert 0 <= start <= stop <= self.lengths[index], (start, stop, self.lengths[index])
         first = int(self.offsets[index]) // self.dtype.itemsize
         return np.asarray(self._tokens[first + start : first + stop])
+
+    def _check_places(self) -> None:
+        """Sequences lie one behind the other: their lengths alone say where."""
+        if self.lengths.size and self.lengths.min() < 1:
+            number = int(self.lengths.argmin())
+            raise InputError(
+                f"{self.prefix}.idx gives sequence {number} {self.lengths[number]} tokens, where "
+                "each has one at least: the file is damaged; copy it again or prepare anew"
+            )
+        ends = np.cumsum(self.lengths, dtype=np.int64) * self.dtype.itemsize
+        wrong = np.flatnonzero(self.offsets != np.append(np.int64(0), ends)[: ends.size])
+        if wrong.size:
+            number = int(wrong[0])
+            expected = int(ends[number - 1]) if number else 0
+            raise InputError(
+                f"{self.prefix}.idx says that sequence {number} begins at byte "
+                f"{self.offsets[number]} of {self.prefix}.bin, and the lengths before it make "
+                f"{expected}: the file is damaged; copy it again or prepare anew"
+            )
 
     def _map(self, suffix: str, dtype: np.dtype[np.integer]) -> npt.NDArray[np.integer]:
         path = f"{self.prefix}.{suffix}"

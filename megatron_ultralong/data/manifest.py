@@ -225,6 +225,13 @@ class Manifest:
     versions: dict[str, str]
     """Versions of Python and of the packages that the ids and rows depend on."""
 
+    @property
+    def separators_tell_all(self) -> bool:
+        """Whether the documents of the rows can be found again by their separators alone."""
+        return bool(
+            self.separator_ids and self.packing != "whole" and not self.num_documents_with_separator
+        )
+
     def save(self, folder: Path) -> None:
         """Write ``FOLDER/manifest.json``."""
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_ultralong.data.rows import PackedRows
+from megatron_ultralong.data.rows import rows_of
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.dropin.extension import Extension
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.batch import Batch, CpAssignment, local_batch
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.training.checks import check_tokenizer
-from megatron_ultralong.training.rows import PackedRowSource, RowSource
+from megatron_ultralong.training.rows import PackedRowSource, RowSource, check_rows
 
 
 class LocalBatches(Iterator[Batch]):
@@ -85,16 +84,25 @@ def local_batches(
             "--separator"
         )
 
-    def batches(split: str, first_sample: int) -> LocalBatches:
-        rows = PackedRows(Path(config.data_path) / split)
+    vocab_size = int(args.padded_vocab_size)
+    if extension.identity is not None:
+        vocab_size = extension.identity.source.model.vocab_size
+    searchable = manifest.separators_tell_all or (
+        config.document_mask == "none" and manifest.packing != "whole"
+    )
+
+    def batches(split: str, first_sample: int, last_sample: int) -> LocalBatches:
+        rows = rows_of(config.data_path, split, manifest, vocab_size, searchable=searchable)
         if rows.seq_length != args.seq_length:
             raise InputError(
                 f"--seq-length ({args.seq_length}) is not the length of the rows in "
                 f"{config.data_path} ({rows.seq_length}): pass --seq-length {rows.seq_length}, or "
                 f"prepare rows of {args.seq_length}"
             )
+        source = PackedRowSource(rows, args.seed, tuple(manifest.separator_ids))
+        check_rows([(source, range(first_sample, last_sample))])
         return LocalBatches(
-            PackedRowSource(rows, args.seed, tuple(manifest.separator_ids)),
+            source,
             first_sample,
             micro_batch_size=args.micro_batch_size,
             document_mask=config.document_mask,
@@ -103,8 +111,11 @@ def local_batches(
             cp_group=parallel_state.get_context_parallel_group(),
         )
 
-    train = batches("train", _consumed(args)) if num_samples[0] and not args.skip_train else None
-    valid = batches("valid", args.consumed_valid_samples) if num_samples[1] else None
+    train, valid = None, None
+    if num_samples[0] and not args.skip_train:
+        train = batches("train", _consumed(args), num_samples[0])
+    if num_samples[1]:
+        valid = batches("valid", args.consumed_valid_samples, num_samples[1])
     return train, valid, None
 
 

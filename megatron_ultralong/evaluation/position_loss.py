@@ -138,7 +138,7 @@ def _row_sums(
             stop = min(start + config.micro_batch_size, num_rows)
             batch = [rows.row(row, separator_ids, seq_length) for row in range(start, stop)]
             tokens = np.stack([row.tokens for row in batch])
-            check_ids(scorer, tokens, f"{config.data_path} ({config.split})")
+            check_ids(scorer, tokens, f"{rows.path_prefix}.bin", start)
             scores = scorer.score(tokens)
             _check_finite(scorer, scores.loss, start)
             for b, row in enumerate(range(start, stop)):

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from megatron_ultralong.config import ModelConfig
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.cost import CostConfig, check_cost, estimate_cost
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal, sample_key
 from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.evaluation.scorer import check_ids
 from megatron_ultralong.mcore.parallel import world_size
 from megatron_ultralong.progress import ProgressBar, progress
 
@@ -123,7 +123,7 @@ def _ask_batch(
 ) -> None:
     prompts = [question.make() for _, question in batch]
     for (_, question), prompt in zip(batch, prompts, strict=True):
-        _check_ids(generator, prompt, question)
+        check_ids(generator, prompt.tokens, f"the prompt of {question.task}")
     written = generator.generate(
         [prompt.tokens.tolist() for prompt in prompts],
         max_new_tokens=batch[0][1].max_new_tokens,
@@ -158,13 +158,3 @@ def _answer(journal: Journal, key: str) -> Answer:
     entry = journal.get(key)
     assert entry is not None
     return Answer(**entry)
-
-
-def _check_ids(generator: Generator, prompt: Prompt, question: Question) -> None:
-    highest = int(prompt.tokens.max())
-    if highest >= generator.vocab_size:
-        raise InputError(
-            f"{question.task} has token id {highest}, but checkpoint '{generator.name}' knows ids "
-            f"0 to {generator.vocab_size - 1}: the tokenizer does not fit the model; use the one "
-            "that the checkpoint was imported with"
-        )

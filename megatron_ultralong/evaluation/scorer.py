@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.token_ids import unknown_id, why_unknown
 from megatron_ultralong.ending import tell
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.progress import progress
@@ -113,20 +114,30 @@ def check_length(
         )
 
 
-def check_ids(scorer: Model, tokens: npt.NDArray[np.int64], source: str) -> None:
+def check_ids(
+    model: Model, tokens: npt.NDArray[np.integer], source: str, first_row: int | None = None
+) -> None:
     """Check that the model knows every id of ``tokens``, which came from ``source``.
+
+    Args:
+        model: what is evaluated.
+        tokens: ids, shape [b, S] or [S].
+        source: what a message calls them.
+        first_row: number of the first row of ``tokens`` there; None: they have no numbers.
 
     Raises:
         InputError: an id has no row in the embedding.
     """
-    lowest, highest = int(tokens.min()), int(tokens.max())
-    if lowest < 0 or highest >= scorer.vocab_size:
-        wrong = lowest if lowest < 0 else highest
-        raise InputError(
-            f"{source} has token id {wrong}, but checkpoint '{scorer.name}' knows ids 0 to "
-            f"{scorer.vocab_size - 1}: the tokenizer does not fit the model; use the one that "
-            "the checkpoint was imported with"
-        )
+    unknown = unknown_id(tokens, model.vocab_size)
+    if unknown is None:
+        return
+    row, position = divmod(unknown[0], tokens.shape[-1])
+    where = source if first_row is None else f"{source}: row {first_row + row}"
+    why = why_unknown(unknown[1], model.vocab_size, f"checkpoint '{model.name}'")
+    raise InputError(
+        f"{where} has at position {position} {why}: the tokenizer does not fit the model, or the "
+        "file is damaged; use the tokenizer that the checkpoint was imported with"
+    )
 
 
 @contextlib.contextmanager

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from megatron_ultralong.data.token_ids import unknown_id, why_unknown
 from megatron_ultralong.errors import InputError
 
 
@@ -24,10 +27,10 @@ def check_prompts(
                 f"prompt {number} has no tokens: a model continues at least one; begin it with the "
                 "token that begins a text"
             )
-        wrong = next((i for i in (min(prompt), max(prompt)) if not 0 <= i < vocab_size), None)
-        if wrong is not None:
+        unknown = unknown_id(np.asarray(prompt), vocab_size)
+        if unknown is not None:
+            why = why_unknown(unknown[1], vocab_size, f"checkpoint '{name}'")
             raise InputError(
-                f"prompt {number} has token id {wrong}, but checkpoint '{name}' knows ids 0 to "
-                f"{vocab_size - 1}: the tokenizer does not fit the model; use the one that the "
-                "checkpoint was imported with"
+                f"prompt {number} has at position {unknown[0]} {why}: the tokenizer does not fit "
+                "the model; use the one that the checkpoint was imported with"
             )

@@ -31,7 +31,7 @@ from megatron_ultralong.training.log import IterationRecord, RunLog, peak_memory
 from megatron_ultralong.training.optimizer import describe_optimizer
 from megatron_ultralong.training.phases import PhaseTimers
 from megatron_ultralong.training.profile import Profile
-from megatron_ultralong.training.rows import microbatches, replica_samples
+from megatron_ultralong.training.rows import check_rows, microbatches, replica_samples
 from megatron_ultralong.training.run_folder import NOTHING_SAVED, RunFolder
 from megatron_ultralong.training.saving import Saving
 from megatron_ultralong.training.sinks import open_sinks
@@ -108,6 +108,13 @@ class _Run:
         resumed = self.folder.open(dist.get_rank(), dist.get_world_size())
         self.state = state = TrainingState(inputs, groups, resumed.folder, timers)
         check_weights(state.chunks, groups)
+        batch, last = config.global_batch_size, config.train_iters
+        check_rows(
+            [
+                (inputs.train_rows, range(state.iteration * batch, last * batch)),
+                (inputs.valid_rows, range(config.eval_iters * batch)),
+            ]
+        )
         self.step = LanguageModelStep(
             state.chunks,
             groups,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.data.manifest import Manifest, load_manifest
-from megatron_ultralong.data.rows import PackedRows
+from megatron_ultralong.data.rows import PackedRows, rows_of
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.parallel import flat_fields, world_size
 from megatron_ultralong.training.checks import (
@@ -40,7 +40,14 @@ def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     source = check_source(config, num_ranks)
     data = Path(config.data.data_path)
     manifest = load_manifest(data)
-    train_rows = PackedRows(data / "train")
+    searchable = manifest.separators_tell_all or (
+        config.data.document_mask == "none" and manifest.packing != "whole"
+    )
+
+    def rows(split: str) -> PackedRows:
+        return rows_of(data, split, manifest, source.model.vocab_size, searchable=searchable)
+
+    train_rows = rows("train")
     config = with_row_length(config, train_rows.seq_length)
     config.check_positions(source.model.max_position_embeddings, source.rope_scaling)
     check_tokenizer(
@@ -59,9 +66,7 @@ def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
         source=source,
         result=dataclasses.replace(result, separator_ids=tuple(manifest.separator_ids)),
         train_rows=_source(config, manifest, train_rows),
-        valid_rows=(
-            _source(config, manifest, PackedRows(data / "valid")) if config.eval_interval else None
-        ),
+        valid_rows=_source(config, manifest, rows("valid")) if config.eval_interval else None,
         agreed=flat_fields(manifest, "data manifest"),
     )
 

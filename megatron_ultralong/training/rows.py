@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
+
+import numpy as np
+import torch.distributed as dist
 
 from megatron_ultralong.data.chat_rows import ChatRow, ChatRows
 from megatron_ultralong.data.chunks import StoredRow
-from megatron_ultralong.data.rows import PackedRows, global_row_index
+from megatron_ultralong.data.rows import PackedRows, global_row_index, rows_of_samples
+from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.batch import DocumentRow
+from megatron_ultralong.mcore.parallel import every_rank
 
 
 class RowSource(Protocol):
@@ -24,6 +29,18 @@ class RowSource(Protocol):
 
     def name(self, sample: int) -> str:
         """What a message calls that row, so that a user finds it."""
+
+    def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
+        """Read the rows of ``samples``, each once, and look for what is damaged or unknown.
+
+        Args:
+            samples: of which rows.
+            part: which equal part of these rows.
+            parts: how many there are.
+
+        Raises:
+            InputError: at the first such row.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +60,12 @@ class PackedRowSource:
     def name(self, sample: int) -> str:
         """Path and number of the row: ``rows/train[17]``."""
         return f"{self.rows.path_prefix}[{self._number(sample)}]"
+
+    def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
+        """See :class:`RowSource`."""
+        numbers = rows_of_samples(samples, len(self.rows), self.seed)
+        for number in np.array_split(numbers, parts)[part].tolist():
+            self.rows.check(number)
 
     def _number(self, sample: int) -> int:
         return global_row_index(sample, len(self.rows), self.seed)
@@ -64,8 +87,41 @@ class ChatRowSource:
         """Path and number of the row: ``chats/train[17]``."""
         return f"{self.rows.path_prefix}[{self._number(sample)}]"
 
+    def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
+        """See :class:`RowSource`."""
+        numbers = rows_of_samples(samples, len(self.rows), self.seed)
+        for number in np.array_split(numbers, parts)[part].tolist():
+            self.rows.check(number)
+
     def _number(self, sample: int) -> int:
         return global_row_index(sample, len(self.rows), self.seed)
+
+
+def check_rows(sources: Sequence[tuple[RowSource | None, range]]) -> None:
+    """Read all rows that a run will read, before its first step: every rank a part of them.
+
+    A model has no embedding for an id beyond its vocabulary, and a rank that finds that out in
+    the middle of a step leaves the others waiting. Rows are read thousands of times as fast as
+    they are trained on.
+
+    Args:
+        sources: rows, and the samples that will be taken of them.
+
+    Raises:
+        InputError: on every rank the same, naming file, row and what is wrong.
+    """
+    ready = dist.is_initialized()
+    part, parts = (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
+    problem = None
+    try:
+        for source, samples in sources:
+            if source is not None:
+                source.check(samples, part, parts)
+    except InputError as error:
+        problem = str(error)
+    found = [each for each in every_rank(problem) if each is not None]
+    if found:
+        raise InputError(found[0])
 
 
 def replica_samples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_ultralong.data.chat_manifest import load_chat_manifest
-from megatron_ultralong.data.chat_rows import ChatRows
+from megatron_ultralong.data.chat_rows import ChatRows, chat_rows_of
 from megatron_ultralong.data.manifest import TOKENIZER_FOLDER
 from megatron_ultralong.data.template_check import folder_template
 from megatron_ultralong.errors import InputError
@@ -42,9 +42,10 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
         raise InputError(f"--data-path is needed: see `ultralong {config.verb} --help`")
     data = Path(config.data.data_path)
     manifest = load_chat_manifest(data)
-    train_rows = ChatRows(data / "train")
-    config = config.with_iterations(len(train_rows))
+    config = config.with_iterations(len(ChatRows(data / "train")))
     source = check_source(config, num_ranks)
+    vocab_size = source.model.vocab_size
+    train_rows = chat_rows_of(data, "train", manifest, vocab_size)
     config = with_row_length(config, train_rows.seq_length)
     longest = max(split.longest for split in manifest.splits.values())
     config.check_conversations(source.model.max_position_embeddings, source.rope_scaling, longest)
@@ -60,7 +61,9 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
                 f"eval_interval ({config.eval_interval}) needs held-out conversations, and {data} "
                 "has none: prepare it with a --valid-fraction above 0, or leave the interval 0"
             )
-        valid_rows = ChatRowSource(ChatRows(data / "valid"), config.data.seed)
+        valid_rows = ChatRowSource(
+            chat_rows_of(data, "valid", manifest, vocab_size), config.data.seed
+        )
     return RunInputs(
         config=config,
         source=source,

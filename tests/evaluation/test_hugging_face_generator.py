@@ -58,7 +58,7 @@ def test_bad_prompts_are_refused(folder: Path):
     generator = HuggingFaceGenerator(folder)
     with pytest.raises(InputError, match="prompt 1 has no tokens"):
         generator.generate([[1], []], max_new_tokens=4)
-    with pytest.raises(InputError, match=r"prompt 0 has token id 96, .* knows ids 0 to 95"):
+    with pytest.raises(InputError, match=r"prompt 0 has at position 1 token id 96, .* ids 0 to 95"):
         generator.generate([[1, 96]], max_new_tokens=4)
     with pytest.raises(InputError, match="max_new_tokens must be at least 1, not 0"):
         generator.generate([[1]], max_new_tokens=0)

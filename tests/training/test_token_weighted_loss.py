@@ -73,6 +73,9 @@ class _MaskedRows:
     def name(self, sample: int) -> str:
         return self.rows.name(sample)
 
+    def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
+        self.rows.check(samples, part, parts)
+
 
 def train_each(configs: list[PretrainConfig], ranks: int) -> list[list[IterationRecord]]:
     """Run on every rank: one run after another over the masked rows."""

@@ -20,7 +20,7 @@ from megatron_ultralong.evaluation.journal import Journal, open_journal, sample_
 from megatron_ultralong.evaluation.local_data import file_sha256
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
+from megatron_ultralong.evaluation.scorer import Scorer, check_length, scoring_progress
 from megatron_ultralong.evaluation.task_result import TaskCell, TaskResult
 from megatron_ultralong.mcore.parallel import world_size
 
@@ -71,7 +71,7 @@ def evaluate_chat(
             f"({manifest.tokenizer_sha256[:12]}...) than the one of checkpoint '{facts.name}' "
             f"({tokenizer.sha256[:12]}...): prepare them with {tokenizer.folder}"
         )
-    asked = _conversations(config)
+    asked = _conversations(config, scorer.vocab_size)
     longest = max(one.tokens.size for one in asked)
     check_length(
         scorer,
@@ -90,8 +90,8 @@ def evaluate_chat(
     return result
 
 
-def _conversations(config: ChatConfig) -> list[_Conversation]:
-    rows = ChatRows(Path(config.data_path) / config.split)
+def _conversations(config: ChatConfig, vocab_size: int) -> list[_Conversation]:
+    rows = ChatRows(Path(config.data_path) / config.split, vocab_size)
     found: list[_Conversation] = []
     for number in range(len(rows)):
         for tokens, turns in rows.examples(number):
@@ -127,7 +127,6 @@ def _score(
             longest = max(one.tokens.size for one in batch)
             # Padding stands after the conversation, where nothing of it sees it.
             tokens = np.stack([np.pad(o.tokens, (0, longest - o.tokens.size)) for o in batch])
-            check_ids(scorer, tokens, config.data_path)
             scores = scorer.score(tokens)
             for one, loss, correct in zip(batch, scores.loss, scores.correct, strict=True):
                 parts = [slice(start - 1, stop - 1) for start, stop in one.turns.tolist()]
