@@ -179,7 +179,8 @@ def _reason_gone(record: OwnerRecord) -> str | None:
     if record.ended:
         return ""
     if record.place and record.place == this_place():
-        return None if is_alive(record) else "its process is gone"
+        alive = is_alive(record.pid, record.process_start)
+        return None if alive else "its process is gone"
     job, restart = this_job()
     if job and job == record.job and restart > record.restart:
         return "its job was started again"

@@ -86,12 +86,12 @@ def owner_path(folder: Path, number: int) -> Path:
     return folder / f"owner-{number:06d}.json"
 
 
-def is_alive(record: OwnerRecord) -> bool:
+def is_alive(pid: int, process_start: float) -> bool:
     """Whether a process of this place runs; another one may have its number by now."""
     try:
-        process = psutil.Process(record.pid)
+        process = psutil.Process(pid)
         began = process.create_time()
-        return process.status() != psutil.STATUS_ZOMBIE and abs(began - record.process_start) < 2.0
+        return process.status() != psutil.STATUS_ZOMBIE and abs(began - process_start) < 2.0
     except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
     except psutil.Error:
