@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.errors import InputError, escaped
 from megatron_ultralong.json_file import read_json
 
 _NAME = re.compile(r"owner-(\d{6,18})\.json")
@@ -46,7 +46,7 @@ class OwnerRecord:
     def __str__(self) -> str:
         job = f", {self.job}" if self.job else ""
         text = f"{self.what} (process {self.pid} on {self.host}{job}, since {self.start})"
-        return "".join(char if char.isprintable() else "?" for char in text[:400])
+        return escaped(text[:400])
 
 
 def read_owners(folder: Path) -> list[OwnerRecord]:

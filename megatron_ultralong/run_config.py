@@ -74,12 +74,15 @@ class FaultConfig:
     on_nan: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop saves the state before that step and ends with
     status 65; skip leaves the step out and goes on."""
+    max_skipped_iters: int = 10
+    """Steps that skip may leave out one after another before the run saves and ends with status 65
+    all the same; 0: any number."""
     loss_spike_deviations: float = 6.0
     """Warn of a loss so many standard deviations above the last 32; 0: never."""
 
     def check(self) -> None:
         """Raise InputError where a number is out of its range."""
-        for field in ("exit_duration_in_mins", "loss_spike_deviations"):
+        for field in ("exit_duration_in_mins", "max_skipped_iters", "loss_spike_deviations"):
             if not getattr(self, field) >= 0:
                 raise InputError(f"{field} must be at least 0, not {getattr(self, field)}")
 

@@ -19,6 +19,9 @@ class RowSource(Protocol):
     documents and its own loss mask.
     """
 
+    def __len__(self) -> int:
+        """Rows in one epoch."""
+
     def row(self, sample: int) -> DocumentRow:
         """The row of sample number ``sample``."""
 
@@ -35,6 +38,9 @@ class PackedRowSource:
     """Of the order."""
     separator_ids: tuple[int, ...]
     """Ids between documents, for rows that came without boundaries."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def row(self, sample: int) -> StoredRow:
         """See :class:`RowSource`."""
@@ -55,6 +61,9 @@ class ChatRowSource:
     rows: ChatRows
     seed: int
     """Of the order."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def row(self, sample: int) -> ChatRow:
         """See :class:`RowSource`."""
