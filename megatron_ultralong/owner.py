@@ -165,7 +165,8 @@ def _why_gone(folder: Path, record: OwnerRecord, name: str, way_out: str) -> str
         return "its file is gone"
     if not 0 <= age < STALE_SECONDS:  # by this machine's clock, which may be wrong
         age = _age_on_disk(folder, record)
-    if age < STALE_SECONDS and record.job and record.job == this_job()[0]:
+    is_here = record.place == this_place()
+    if age < STALE_SECONDS and not is_here and record.job and record.job == this_job()[0]:
         # Perhaps an earlier start of this very run, on a machine that was lost.
         age = _wait_for_sign(folder, record, name)
     if age < STALE_SECONDS:
@@ -178,7 +179,8 @@ def _reason_gone(record: OwnerRecord) -> str | None:
     if record.ended:
         return ""
     if record.place and record.place == this_place():
-        return None if is_alive(record) else "its process is gone"
+        alive = is_alive(record.pid, record.process_start)
+        return None if alive else "its process is gone"
     job, restart = this_job()
     if job and job == record.job and restart > record.restart:
         return "its job was started again"
@@ -218,13 +220,14 @@ def _wait_for_sign(folder: Path, record: OwnerRecord, name: str) -> float:
         f"{name} is owned by {record}, of the same job: waiting for a sign of life of it, "
         f"{STALE_SECONDS:.0f} s at most"
     )
-    first, start = _age_on_disk(folder, record), time.monotonic()
-    while True:
-        waited = time.monotonic() - start
-        age = _age_on_disk(folder, record)
-        if age >= STALE_SECONDS or age < first + waited - 1.0:  # a new sign, or none
-            return age
+    path, first = owner_path(folder, record.number), None
+    while (age := _age_on_disk(folder, record)) < STALE_SECONDS:
+        last = path.stat().st_mtime_ns if path.exists() else None
+        first = first or last
+        if last != first:
+            break
         time.sleep(min(1.0, STALE_SECONDS / 10.0))
+    return age
 
 
 def _write_aside(folder: Path, record: OwnerRecord) -> Path:

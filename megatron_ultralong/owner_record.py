@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import os
 import re
 import socket
 import uuid
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from megatron_ultralong.errors import InputError, escaped
+from megatron_ultralong.json_file import read_json
 
 _NAME = re.compile(r"owner-(\d{6,18})\.json")
 _MAX_BYTES = 65536
@@ -43,7 +46,7 @@ class OwnerRecord:
     def __str__(self) -> str:
         job = f", {self.job}" if self.job else ""
         text = f"{self.what} (process {self.pid} on {self.host}{job}, since {self.start})"
-        return "".join(char if char.isprintable() else "?" for char in text[:400])
+        return escaped(text[:400])
 
 
 def read_owners(folder: Path) -> list[OwnerRecord]:
@@ -60,20 +63,16 @@ def read_owners(folder: Path) -> list[OwnerRecord]:
 def _read(path: Path, number: int) -> OwnerRecord | None:
     """None: it is gone. What is damaged or of another version is an owner whom nobody knows."""
     try:
-        with path.open("rb") as file:
-            values = json.loads(file.read(_MAX_BYTES))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError):
-        return OwnerRecord(number)
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(OwnerRecord)[1:]}
-    if not isinstance(values, dict):
-        return OwnerRecord(number)
-    known = {
-        name: kind(values[name])
-        for name, kind in kinds.items()
-        if isinstance(values.get(name), (int, float) if kind is float else kind)
-    }
+        values = read_json(path, max_bytes=_MAX_BYTES)
+    except InputError:
+        return OwnerRecord(number) if os.path.lexists(path) else None
+    known: dict[str, Any] = {}
+    for field in dataclasses.fields(OwnerRecord)[1:]:
+        value = values.get(field.name)
+        if isinstance(value, int) and isinstance(field.default, float):
+            value = float(value)
+        if type(value) is type(field.default):
+            known[field.name] = value
     return OwnerRecord(number, **known)
 
 
@@ -87,12 +86,12 @@ def owner_path(folder: Path, number: int) -> Path:
     return folder / f"owner-{number:06d}.json"
 
 
-def is_alive(record: OwnerRecord) -> bool:
+def is_alive(pid: int, process_start: float) -> bool:
     """Whether a process of this place runs; another one may have its number by now."""
     try:
-        process = psutil.Process(record.pid)
+        process = psutil.Process(pid)
         began = process.create_time()
-        return process.status() != psutil.STATUS_ZOMBIE and abs(began - record.process_start) < 2.0
+        return process.status() != psutil.STATUS_ZOMBIE and abs(began - process_start) < 2.0
     except (psutil.NoSuchProcess, ValueError, OverflowError):
         return False
     except psutil.Error:

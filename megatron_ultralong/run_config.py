@@ -67,6 +67,9 @@ class FaultConfig:
     on_nan: Literal["stop", "skip"] = "stop"
     """A loss or gradient that is not finite: stop saves the state before that step and ends with
     status 65; skip leaves the step out and goes on."""
+    max_skipped_iters: Annotated[int, Range(0)] = 10
+    """Steps that skip may leave out one after another before the run saves and ends with status 65
+    all the same; 0: any number."""
     loss_spike_deviations: Annotated[float, Range(0, 1_000_000)] = 6.0
     """Warn of a loss so many standard deviations above the last 32; 0: never."""
 

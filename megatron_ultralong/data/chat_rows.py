@@ -150,6 +150,11 @@ class ChatRow:
         return self.rows.seq_length
 
     @property
+    def num_real_tokens(self) -> int:
+        """Tokens before the padding."""
+        return self.rows.rows.num_real_tokens(self.number)
+
+    @property
     def cu_seqlens(self) -> npt.NDArray[np.int32]:
         """Boundaries of the conversations, int32 [num + 1]; padding is the last one."""
         return self.rows.rows.boundaries(self.number)

@@ -51,6 +51,12 @@ class StoredRow:
         return self.rows.seq_length
 
     @property
+    def num_real_tokens(self) -> int:
+        """Tokens before the padding; rows that came without boundaries have none."""
+        rows = self.rows
+        return rows.num_real_tokens(self.number) if rows.has_boundaries else self.seq_length
+
+    @property
     def cu_seqlens(self) -> Int32Array:
         """Boundaries of the documents, int32 [num_documents + 1]; padding is the last one."""
         if self.rows.has_boundaries:
@@ -59,9 +65,7 @@ class StoredRow:
 
     def loss_mask(self, document_mask: DocumentMask) -> npt.NDArray[np.float32]:
         """Weight of every prediction: :func:`~megatron_ultralong.documents.loss_mask`."""
-        length, real = self.seq_length, self.seq_length
-        if self.rows.has_boundaries:
-            real = self.rows.num_real_tokens(self.number)
+        length, real = self.seq_length, self.num_real_tokens
         edges = self.cu_seqlens if document_mask == "block" else np.asarray([0, length])
         return loss_mask(length, edges, document_mask, num_real_tokens=real)
 

@@ -43,6 +43,10 @@ class DocumentRow(Protocol):
         """Tokens of the row."""
 
     @property
+    def num_real_tokens(self) -> int:
+        """Tokens before the padding."""
+
+    @property
     def cu_seqlens(self) -> npt.NDArray[np.int32]:
         """Boundaries of its documents."""
 

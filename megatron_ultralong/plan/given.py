@@ -9,6 +9,7 @@ from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import hardware_of_device
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.report import memory_table, time_rows
+from megatron_ultralong.plan.score_matrices import fp32_notes
 from megatron_ultralong.terminal import Console
 
 
@@ -37,6 +38,8 @@ def plan_text(
     console.print(f"plan for {num_gpus} x {where}: {layout_text(job)}")
     refusal = estimate.refusal
     console.print("it does not fit: " + refusal if refusal else "it fits")
+    for note in [] if device_name else fp32_notes(config, model):  # a device is asked itself
+        console.print(note)
     console.print(memory_table(estimate))
     time = estimate.time
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in time_rows(time))

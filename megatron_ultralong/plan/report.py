@@ -16,6 +16,7 @@ from megatron_ultralong.plan.job import GIB
 from megatron_ultralong.plan.ledger import Part
 from megatron_ultralong.plan.paper import paper_hours
 from megatron_ultralong.plan.run_time import RunTime, run_time
+from megatron_ultralong.plan.score_matrices import fp32_notes
 from megatron_ultralong.plan.search import SAME_TIME, Found
 from megatron_ultralong.plan.step_time import StepTime
 from megatron_ultralong.plan.without_effect import WITHOUT_EFFECT
@@ -78,6 +79,8 @@ class Plan:
 def show(console: Console, plan: Plan, num_alternatives: int) -> None:
     """Print everything that the command prints; flags stay on one line, to be copied."""
     console.print(_summary(plan), soft_wrap=True, highlight=False)
+    for note in fp32_notes(plan.chosen.job.config, plan.chosen.job.model):
+        console.print(note, soft_wrap=True, highlight=False)
     for table in _tables(plan, num_alternatives):
         console.print(table)
     for line in plan.hints:

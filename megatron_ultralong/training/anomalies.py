@@ -45,7 +45,7 @@ class FiniteGuard:
     ) -> None:
         config = chunks[0].config  # the schedule takes the first chunk's for all of them
         self._chunks = chunks
-        self._has_bad_gradient = False
+        self._gradient_sums: list[torch.Tensor] = []
         self._finalize = config.finalize_model_grads_func
         self._norm = optimizer.get_grad_norm
         self._optimizer = optimizer
@@ -69,7 +69,8 @@ class FiniteGuard:
         """Ranks and rows of the last step's bad numbers; every rank calls it."""
         rows = [source.name(n) for index in bad_microbatches for n in samples[index]]
         batch = [source.name(n) for numbers in samples for n in numbers]
-        findings = every_rank((_Finding(rows, self._has_bad_gradient), batch))
+        has_bad_gradient = not all(bool(torch.isfinite(total)) for total in self._gradient_sums)
+        findings = every_rank((_Finding(rows, has_bad_gradient), batch))
         losses = [
             f"rank {rank} (rows {', '.join(finding.rows)})"
             for rank, (finding, _) in enumerate(findings)
@@ -96,7 +97,8 @@ class FiniteGuard:
             for chunk in self._chunks
             for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
         ]
-        self._has_bad_gradient = not all(bool(torch.isfinite(total)) for total in sums)
+        # Not looked at here: the schedule has not ended, and a GPU would be waited for.
+        self._gradient_sums = sums
         return self._finalize(*args, **kwargs)
 
     def _finite_norm(self) -> Any:

@@ -8,6 +8,7 @@ from megatron_ultralong.mcore.parallel import world_size
 from megatron_ultralong.owner import present_owner
 from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.training.config_file import config_text
+from megatron_ultralong.training.held_out import validation_notes
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.run_folder import NOTHING_SAVED, RunFolder
 
@@ -25,9 +26,10 @@ def dry_run(inputs: RunInputs) -> str:
     load = inputs.config.load
     start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {load}"
     plan = plan_text(inputs.config, inputs.source.model, world_size(), _device_name())
-    lines = [*inputs.notes, *plan.splitlines()]
+    lines = [*inputs.notes, *inputs.remarks, *plan.splitlines()]
     comments = "".join(f"# {line}".rstrip() + "\n" for line in lines)
     notes = [f"changed since the start before: {change}" for change in folder.changes]
+    notes += validation_notes(inputs)
     if folder.root is None:
         notes.append(NOTHING_SAVED)
     elif owner := present_owner(folder.root):

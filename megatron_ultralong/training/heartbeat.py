@@ -1,9 +1,11 @@
 """Signs of life between ranks, so that a job whose rank died or hangs ends and says which one.
 
 Every rank writes into the job's key-value store now and then where its main thread is, and looks at
-the next rank. Where that one has been silent for the time-out, or where a collective fails, this
-process reports the place of every rank, kills silent ranks of its own machine, and ends. torchrun
-then ends the rest.
+the next rank. Where that one has been silent for the time-out, where its process on this machine is
+gone, or where a collective fails, this process says so, and at once which ranks of its machine are
+gone. Then it waits for the others' next signs, reports the place of every rank, kills silent ranks
+of its own machine, and ends. torchrun then ends the rest. Where a rank died torchrun ends all ranks
+after 30 seconds in any case: everything is said before.
 """
 
 from __future__ import annotations
@@ -19,13 +21,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import torch.distributed as dist
 
+from megatron_ultralong.owner_record import is_alive, this_place, this_process
+
 PEER_LOST = 69
 """Exit status of a rank that lost another one (EX_UNAVAILABLE)."""
+_LONGEST_INTERVAL = 5.0
+"""Seconds between two signs of life, at most."""
+_SURVEY_BEATS = 3
+"""Signs of life that a survey waits for: at the longest interval half of torchrun's 30 seconds."""
 _SHOWN = 8
 _PASSED_THROUGH = ("mcore/cpu.py", "/contextlib.py", "/threading.py")
 
@@ -41,12 +49,14 @@ class Heartbeat:
             position: the iteration that the main thread is in, and the phase of it.
         """
         self._timeout = timeout_seconds
-        self._interval = min(max(timeout_seconds / 30.0, 0.25), 10.0)
+        self._interval = min(max(timeout_seconds / 30.0, 0.25), _LONGEST_INTERVAL)
         self._position = position
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
         self._main_thread = threading.get_ident()
         self._stopped = threading.Event()
         self._is_ending = False
+        self._end_once = threading.Lock()
+        self._me = this_process(0, "")
         self._count = 0
         self._rank_0: dict[str, Any] = {}
         """Its first sign of life: it may hold the store, and cannot be asked when it is lost."""
@@ -73,6 +83,9 @@ class Heartbeat:
         finally:
             self._stopped.set()
             thread.join(timeout=2 * self._interval)
+            self._is_ending = True
+            with contextlib.suppress(Exception):  # the store may be gone, in order
+                self._send()  # a process that is gone from now on is not lost
 
     def _run(self) -> None:
         watched = (self._rank + 1) % self._size
@@ -81,12 +94,14 @@ class Heartbeat:
             try:
                 self._send()
                 self._rank_0 = self._rank_0 or self._read(0)
-                count = self._read(watched)["count"]
+                sign = self._read(watched)
             except Exception:  # the store is gone: torchrun is ending the job
                 return
             now = time.monotonic()
-            if count != last_count:
-                last_seen, last_count = now, count
+            if self._is_lost(watched, sign):
+                self._end(f"in {self._place()}; the process of rank {watched} is gone")
+            if sign["count"] != last_count:
+                last_seen, last_count = now, sign["count"]
             elif now - last_seen > self._timeout:
                 seconds = now - last_seen
                 self._end(f"in {self._place()}; rank {watched} is silent for {seconds:.0f} s")
@@ -100,8 +115,10 @@ class Heartbeat:
             "phase": phase,
             "place": self._place(),
             "is_ending": self._is_ending,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
+            "host": self._me.host,
+            "machine": self._me.place,
+            "pid": self._me.pid,
+            "process_start": self._me.process_start,
         }
         self._store.set(f"heartbeat/{self._rank}", json.dumps(values))
 
@@ -113,46 +130,54 @@ class Heartbeat:
         values: dict[str, Any] = json.loads(self._store.get(f"heartbeat/{rank}"))
         return values
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str) -> NoReturn:
         """Report, kill silent ranks of this machine, and end this process."""
+        self._end_once.acquire()  # the main thread and the one that beats may both find a loss
         self._is_ending = True
         iteration, phase = self._position()
-        lines = [f"rank {self._rank}: iteration {iteration}, {phase}: {reason}"]
+        _tell(f"rank {self._rank}: iteration {iteration}, {phase}: {reason}")
         try:
-            lines += self._survey()
+            self._survey()
         except Exception as error:  # the store went with its host
             holder = "torchrun"
             if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "False":
                 holder = f"rank 0 (process {self._rank_0.get('pid')})"
                 self._kill_if_here(self._rank_0)
-            lines.append(
+            _tell(
                 f"{holder} holds the job's store and does not answer: it is lost "
                 f"({type(error).__name__}), and the other ranks cannot be asked"
             )
-        sys.stderr.write("".join(f"LOST RANK: {line}\n" for line in lines))
-        sys.stderr.flush()
         os._exit(PEER_LOST)
 
-    def _survey(self) -> list[str]:
-        """Where every rank is, after a wait that tells which ones are silent."""
+    def _survey(self) -> None:
+        """Tell where every rank is: at once which are gone, then, when signs had time, the rest."""
         self._send()  # the others' surveys see that this rank lives, and ends like them
-        before = {rank: self._read(rank) for rank in range(self._size) if rank != self._rank}
-        time.sleep(4 * self._interval)
-        lines, waiting = [], defaultdict(list)
-        for rank, old in before.items():
-            new = self._read(rank)
-            where = f"iteration {new['iteration']}, {new['phase']}, {new['place']}"
-            if new["count"] != old["count"] or new["is_ending"]:
-                waiting[where].append(rank)
-                continue
-            lines.append(
-                f"rank {rank} (process {new['pid']} on {new['host']}) is silent; its last sign "
-                f"came from {where}"
-            )
-            self._kill_if_here(new)
-        for where, ranks in list(waiting.items())[:_SHOWN]:
-            lines.append(f"ranks {ranks} are at {where}")
-        return lines
+        first = {rank: self._read(rank) for rank in range(self._size) if rank != self._rank}
+        gone = {rank for rank, sign in first.items() if self._is_lost(rank, sign)}
+        for rank in gone:
+            _tell(f"{_named(rank, first[rank])} is gone: its process has ended", first[rank])
+        waiting: dict[str, list[int]] = defaultdict(list)
+        unknown = set(first) - gone
+        deadline = time.monotonic() + _SURVEY_BEATS * self._interval
+        while unknown and time.monotonic() < deadline:
+            time.sleep(self._interval / 4)
+            for rank in sorted(unknown):
+                sign = self._read(rank)
+                if sign["count"] != first[rank]["count"] or sign["is_ending"]:
+                    unknown.remove(rank)
+                    waiting[_whereabouts(sign)].append(rank)
+        for rank in sorted(unknown):
+            _tell(f"{_named(rank, first[rank])} is silent", first[rank])
+            self._kill_if_here(first[rank])
+        for place, ranks in [*waiting.items()][:_SHOWN]:
+            _tell(f"ranks {ranks} are at {place}")
+
+    def _is_lost(self, rank: int, sign: dict[str, Any]) -> bool:
+        """Whether a rank of this machine is dead and has not ended in order, as its sign says."""
+        is_here = sign["machine"] == this_place()
+        if not is_here or is_alive(sign["pid"], sign["process_start"]):
+            return False
+        return not self._read(rank)["is_ending"]  # as its last one says
 
     def _kill_if_here(self, lost: dict[str, Any]) -> None:
         """Kill a rank of the same torchrun: one that is stopped cannot take torchrun's SIGTERM."""
@@ -163,6 +188,21 @@ class Heartbeat:
                     and lost["pid"] != os.getpid()
                 ):
                     os.kill(lost["pid"], signal.SIGKILL)
+
+
+def _tell(text: str, last: dict[str, Any] | None = None) -> None:
+    """Say it now, with a rank's last sign of life: this process may be killed the next moment."""
+    end = f"; its last sign came from {_whereabouts(last)}" if last else ""
+    sys.stderr.write(f"LOST RANK: {text}{end}\n")
+    sys.stderr.flush()
+
+
+def _named(rank: int, sign: dict[str, Any]) -> str:
+    return f"rank {rank} (process {sign['pid']} on {sign['host']})"
+
+
+def _whereabouts(sign: dict[str, Any]) -> str:
+    return f"iteration {sign['iteration']}, {sign['phase']}, {sign['place']}"
 
 
 def _is_lost_peer(error: BaseException) -> bool:

@@ -30,6 +30,8 @@ class RunInputs:
     """None: no validation."""
     agreed: Mapping[str, object]
     """What else all ranks must have the same of, by name."""
+    remarks: tuple[str, ...] = ()
+    """What a user must know of how the run will work on this machine, a line each."""
     template: str | None = None
     """Of the conversations that it learns, for exports where the source had none."""
 

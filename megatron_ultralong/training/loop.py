@@ -26,6 +26,7 @@ from megatron_ultralong.training.anomalies import (
     SpikeDetector,
 )
 from megatron_ultralong.training.heartbeat import Heartbeat
+from megatron_ultralong.training.held_out import validation_notes
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.log import IterationRecord, RunLog, peak_memory_gib
 from megatron_ultralong.training.optimizer import describe_optimizer
@@ -134,6 +135,7 @@ class _Run:
         self.throughput = Throughput(
             inputs.source.model, config.log.peak_tflops, dist.get_world_size()
         )
+        self.num_skipped_in_a_row = 0
         self.summary = RunSummary()
         self.mark = time.perf_counter()
 
@@ -168,7 +170,11 @@ class _Run:
             sinks = open_sinks(self.config, done)
             log = RunLog(self.folder.root, self.config.train_iters, bar, sinks)
             bar.print(describe_optimizer(self.config.optimizer, self.groups.dp_cp.size()))
-            for note in self.inputs.notes:
+            for note in (
+                *self.inputs.notes,
+                *self.inputs.remarks,
+                *validation_notes(self.inputs),
+            ):
                 bar.print(note)
             if done:
                 bar.print(f"resumed at iteration {done} of {self.config.train_iters}")
@@ -203,14 +209,17 @@ class _Run:
         grad_norm, warning = self._update(result, samples)
         skipped = grad_norm is None
         state.iteration = iteration
+        phases = self.timers.take()  # waits for a GPU to have done what was counted
         now = time.perf_counter()
-        seconds, phases = now - self.mark, self.timers.take()
+        seconds = now - self.mark
         bins = self.validation.run(iteration, state.chunks)
         if bins:
             self.timers.take()
         self.mark += seconds + (time.perf_counter() - now if bins else 0.0)
         num_tokens = config.global_batch_size * config.data.seq_length
-        flops = training_flops(self.inputs.source.model, num_tokens, result.attention_area)
+        flops = training_flops(
+            self.inputs.source.model, result.num_real_tokens, result.attention_area
+        )
         tflops, mfu = self.throughput.of(flops.total, seconds)
         record = IterationRecord(
             iteration=iteration,
@@ -238,7 +247,7 @@ class _Run:
         """Take the optimizer's step; returns the gradients' norm, None if it was left out.
 
         Raises:
-            RunStopped: the numbers are not finite, and ``on_nan`` is stop.
+            RunStopped: the numbers are not finite, and ``on_nan`` is stop, or too many were not.
         """
         state = self.state
         with self.timers.phase("optimizer"):
@@ -250,12 +259,25 @@ class _Run:
                 rows = self.inputs.train_rows
                 found = self.guard.describe(result.bad_microbatches, samples, rows)
                 text = f"iteration {state.iteration + 1}: {error}; {found}"
-                if self.config.faults.on_nan == "stop":
-                    self.saving.save_and_stop(
-                        NOT_FINITE,
-                        f"{text}; go on without this step by --on-nan skip, after a look at the "
-                        "rows",
-                    )
+                self._end_if_too_bad(text)
                 return None, f"skipped {text}"
             state.scheduler.step(increment=1)
+        self.num_skipped_in_a_row = 0
         return norm, self.spikes.check(result.loss)
+
+    def _end_if_too_bad(self, text: str) -> None:
+        """Count a step whose numbers are not finite, and end the run unless it is to be skipped."""
+        faults = self.config.faults
+        self.num_skipped_in_a_row += 1
+        if faults.on_nan == "stop":
+            self.saving.save_and_stop(
+                NOT_FINITE,
+                f"{text}; go on without this step by --on-nan skip, after a look at the rows",
+            )
+        if self.num_skipped_in_a_row == faults.max_skipped_iters:
+            self.saving.save_and_stop(
+                NOT_FINITE,
+                f"{text}; that is step {faults.max_skipped_iters} in a row that had to be skipped "
+                "(max_skipped_iters), so it is not one bad row: look at the rows, the learning "
+                "rate and the checkpoint, or allow more by --max-skipped-iters",
+            )

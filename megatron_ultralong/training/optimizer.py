@@ -16,6 +16,7 @@ from megatron.core.distributed import (
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import Adam, MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ultralong.config import OptimizerConfig
@@ -146,6 +147,33 @@ def _megatron_config(config: OptimizerConfig, params_dtype: torch.dtype) -> Mega
         megatron.use_precision_aware_optimizer = True
         megatron.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
     return megatron
+
+
+def make_states(chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+    """Give an optimizer that has taken no step its states, all 0; every rank calls it.
+
+    Every Adam makes them in its first step, and Megatron-Core can save none before. So one is
+    taken that changes nothing: without gradients, at rate 0; then its count is set back.
+    """
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    groups = optimizer.param_groups
+    kept = [(group["lr"], group["weight_decay"]) for group in groups]
+    for group in groups:
+        group["lr"] = group["weight_decay"] = 0.0
+    optimizer.step()
+    for group, (rate, decay) in zip(groups, kept, strict=True):
+        group["lr"], group["weight_decay"] = rate, decay
+        if "step" in group:  # as FusedAdam counts
+            group["step"] = 0 if isinstance(group["step"], int) else group["step"] * 0
+    for part in optimizer.chained_optimizers:
+        inner = part.optimizer
+        parts = inner.sub_optimizers if isinstance(inner, HybridDeviceOptimizer) else [inner]
+        for state in (state for one in parts for state in one.state.values()):
+            if "step" in state:  # as torch's Adam counts
+                state["step"] = torch.zeros_like(state["step"])
+        if isinstance(inner, HybridDeviceOptimizer):
+            inner._sync_sub_optimizers_state_to_hdo()
 
 
 def build_scheduler(

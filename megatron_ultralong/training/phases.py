@@ -5,12 +5,62 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "checkpoint", "other")
 _MEGATRON = {"forward-compute": "forward", "backward-compute": "backward"}
+
+
+class Clock(Protocol):
+    """Marks moments, and tells later what lay between two of them."""
+
+    def mark(self) -> Any:
+        """The moment now."""
+
+    def wait(self, mark: Any) -> None:
+        """Wait until the moment has come; those before it have then, too."""
+
+    def seconds(self, first: Any, second: Any) -> float:
+        """Between two moments that have come."""
+
+
+class HostClock:
+    """The time of the process, which does its work itself."""
+
+    def mark(self) -> float:
+        """See :class:`Clock`."""
+        return time.perf_counter()
+
+    def wait(self, mark: float) -> None:
+        """Nothing."""
+
+    def seconds(self, first: float, second: float) -> float:
+        """See :class:`Clock`."""
+        return second - first
+
+
+class CudaClock:
+    """The time of a GPU's stream: events among its kernels, which nobody waits for meanwhile.
+
+    Kernels are launched ahead. To wait for them at the border of every phase would end the overlap
+    of a pipeline's messages with its computation.
+    """
+
+    def mark(self) -> torch.cuda.Event:
+        """See :class:`Clock`."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def wait(self, mark: torch.cuda.Event) -> None:
+        """See :class:`Clock`."""
+        mark.synchronize()
+
+    def seconds(self, first: torch.cuda.Event, second: torch.cuda.Event) -> float:
+        """See :class:`Clock`."""
+        return first.elapsed_time(second) / 1000.0
 
 
 class PhaseTimers:
@@ -19,13 +69,18 @@ class PhaseTimers:
     Megatron's schedules take it as their ``timers``: what they call forward and backward
     compute, and everything they send, receive and reduce. Communication inside layers (tensor and
     context parallel) runs beside their kernels and counts as forward or backward; a trace
-    (``--profile``) shows it.
+    (``--profile``) shows it. On a GPU it is the time of its stream: what the host does meanwhile
+    costs nothing and shows nowhere.
     """
 
-    def __init__(self) -> None:
-        self._seconds = dict.fromkeys(PHASES, 0.0)
+    def __init__(self, clock: Clock | None = None) -> None:
+        """Take the device's clock, or another one."""
+        device_clock: Clock = CudaClock() if torch.cuda.is_available() else HostClock()
+        self._clock: Clock = clock or device_clock
         self._stack = ["other"]
-        self._since = time.perf_counter()
+        self._since = self._clock.mark()
+        self._ends: list[tuple[str, Any]] = []
+        """Phases since the last :meth:`take`, and the moment when each was left or broken off."""
 
     @property
     def current(self) -> str:
@@ -42,11 +97,15 @@ class PhaseTimers:
             self._pop()
 
     def take(self) -> dict[str, float]:
-        """Milliseconds by phase since the last call."""
-        self._count()
-        taken = {name: 1000.0 * seconds for name, seconds in self._seconds.items()}
-        self._seconds = dict.fromkeys(PHASES, 0.0)
-        return taken
+        """Milliseconds by phase since the last call; what was launched before is done then."""
+        self._end_phase()
+        self._clock.wait(self._ends[-1][1])
+        milliseconds = dict.fromkeys(PHASES, 0.0)
+        for name, end in self._ends:
+            milliseconds[name] += 1000.0 * self._clock.seconds(self._since, end)
+            self._since = end
+        self._ends.clear()
+        return milliseconds
 
     def __call__(self, name: str, log_level: int | None = None) -> _MegatronTimer:
         """A timer by Megatron's name for it."""
@@ -55,19 +114,15 @@ class PhaseTimers:
         return _MegatronTimer(self, _MEGATRON.get(name, "communication"))
 
     def _push(self, name: str) -> None:
-        self._count()
+        self._end_phase()
         self._stack.append(name)
 
     def _pop(self) -> None:
-        self._count()
+        self._end_phase()
         self._stack.pop()
 
-    def _count(self) -> None:
-        if torch.cuda.is_available():  # kernels are launched ahead: wait for those of this phase
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self._seconds[self._stack[-1]] += now - self._since
-        self._since = now
+    def _end_phase(self) -> None:
+        self._ends.append((self._stack[-1], self._clock.mark()))
 
 
 class _MegatronTimer:

@@ -10,6 +10,7 @@ from megatron_ultralong.data.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows import PackedRows, rows_of
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.parallel import flat_fields, world_size
+from megatron_ultralong.training.attention_check import check_attention
 from megatron_ultralong.training.checks import (
     check_result,
     check_source,
@@ -68,6 +69,7 @@ def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
         train_rows=_source(config, manifest, train_rows),
         valid_rows=_source(config, manifest, rows("valid")) if config.eval_interval else None,
         agreed=flat_fields(manifest, "data manifest"),
+        remarks=check_attention(config, source.model),
     )
 
 

@@ -24,6 +24,9 @@ class RowSource(Protocol):
     documents and its own loss mask.
     """
 
+    def __len__(self) -> int:
+        """Rows in one epoch."""
+
     def row(self, sample: int) -> DocumentRow:
         """The row of sample number ``sample``."""
 
@@ -53,6 +56,9 @@ class PackedRowSource:
     separator_ids: tuple[int, ...]
     """Ids between documents, for rows that came without boundaries."""
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def row(self, sample: int) -> StoredRow:
         """See :class:`RowSource`."""
         return StoredRow(self.rows, self._number(sample), self.separator_ids)
@@ -78,6 +84,9 @@ class ChatRowSource:
     rows: ChatRows
     seed: int
     """Of the order."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def row(self, sample: int) -> ChatRow:
         """See :class:`RowSource`."""

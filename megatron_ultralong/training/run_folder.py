@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -25,48 +24,30 @@ from megatron_ultralong.checkpoint.metadata import (
     FILE_NAME,
     SOURCE_FOLDER,
     CheckpointMetadata,
-    load_metadata,
     save_metadata,
     seal_small_files,
 )
 from megatron_ultralong.checkpoint.small_files import copy_once
 from megatron_ultralong.checkpoint.staging import check_free
 from megatron_ultralong.checkpoint.weight_map import weight_map
-from megatron_ultralong.config import RopeConfig, TrainingConfig
+from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.data.template_check import folder_template
 from megatron_ultralong.errors import InputError, RunStopped
-from megatron_ultralong.json_file import read_json
-from megatron_ultralong.mcore.parallel import every_rank, flat_fields
+from megatron_ultralong.mcore.parallel import every_rank
 from megatron_ultralong.owner import Owner, take
 from megatron_ultralong.owner_record import is_owner_file, read_owners
 from megatron_ultralong.training.config_file import (
     CONFIG_FILE,
-    load_config,
     save_config,
     write_aside,
 )
 from megatron_ultralong.training.resume import Resumed, newest_good
+from megatron_ultralong.training.same_run import DATA_FILE, changes, check_same_run
 
 STATUS_FILE = "exit_status"
 TAKEN_OVER = 73
 """Exit status of a run whose folder another job has taken over (EX_CANTCREAT)."""
-DATA_FILE = "data.json"
-"""What the rows are, as :attr:`RunInputs.agreed` has it."""
 NOTHING_SAVED = "WARNING: no --save: nothing of this run is kept, and it cannot be resumed"
-_UNKNOWN = "nothing"
-
-_FIXED = (
-    ("global_batch_size", lambda config: config.global_batch_size),
-    ("seed", lambda config: config.data.seed),
-    ("seq_length", lambda config: config.data.seq_length),
-    ("document_mask", lambda config: config.data.document_mask),
-    ("reset_position_ids", lambda config: config.data.reset_position_ids),
-    *(
-        (field.name, lambda config, name=field.name: getattr(config.rope, name))
-        for field in dataclasses.fields(RopeConfig)
-    ),
-)
-"""What a resumed run cannot change: the rows it has consumed, and what its weights mean."""
 
 
 class RunFolder:
@@ -113,11 +94,11 @@ class RunFolder:
         if root is None or not root.is_dir():
             return Resumed(None, frozenset())
         if any(iteration_folders(root)) or (root / LATEST_FILE).is_file():
-            before = self._check_same_run(root)
+            before = check_same_run(root, self._config, self._metadata, self._data)
             resumed = newest_good(root, rank, world_size)
             if resumed.folder is not None:
                 self.resumed_iteration = resolve(resumed.folder)[1]
-                self.changes = _changes(before, self._config)
+                self.changes = changes(before, self._config)
             return resumed
         _check_nobodys(root)
         return Resumed(None, frozenset())
@@ -243,52 +224,6 @@ class RunFolder:
         each = 16 if self._config.precision == "fp32" else 14
         return each * sum(math.prod(weight.shape) for weight in weight_map(self._metadata.model))
 
-    def _check_same_run(self, root: Path) -> TrainingConfig:
-        """Returns the configuration of the start before."""
-        if not (root / CONFIG_FILE).is_file():
-            raise InputError(
-                f"--save {root} holds checkpoints but no {CONFIG_FILE}: it is no run's folder, so "
-                "it is not written to; name an empty or new folder"
-            )
-        before = load_config(root / CONFIG_FILE, type(self._config))
-        for name, value_of in _FIXED:
-            old, new = value_of(before), value_of(self._config)
-            if old != new:
-                raise InputError(
-                    f"--save {root} holds a run with {name} {old}, this one has {new}: a resumed "
-                    f"run keeps its {name}; use {old}, or another --save for a new run"
-                )
-        self._check_same_rows(root / DATA_FILE)
-        found, ours = flat_fields(load_metadata(root)), flat_fields(self._metadata)
-        for name in {**found, **ours}:
-            if found.get(name) != ours.get(name):
-                raise InputError(
-                    f"--save {root} holds checkpoints of another model: {name} is "
-                    f"{_short(str(found.get(name)))} in {root / FILE_NAME}, and "
-                    f"{_short(str(ours.get(name)))} in what --load {self._config.load} makes; name "
-                    "the --load of before, or another --save for a new run"
-                )
-        return before
-
-    def _check_same_rows(self, path: Path) -> None:
-        if not path.is_file():  # of a run that began before there was such a file
-            return
-        try:
-            before = read_json(path)
-        except InputError as error:
-            raise InputError(
-                f"{path} is damaged ({error}): remove it if the rows are those of the run"
-            ) from error
-        for name in [*before, *(name for name in self._data if name not in before)]:
-            old, new = before.get(name, _UNKNOWN), self._data.get(name, _UNKNOWN)
-            if old != new:
-                raise InputError(
-                    f"--save {path.parent} holds a run over other rows: {name} was {_short(old)}, "
-                    f"is {_short(new)}; a resumed run goes on in the rows that it began with: name "
-                    f"them by --data-path, or another --save for a new run with --load "
-                    f"{path.parent}"
-                )
-
 
 def _check_nobodys(root: Path) -> None:
     """Raise InputError where a folder without checkpoints holds what is no run's."""
@@ -302,18 +237,6 @@ def _check_nobodys(root: Path) -> None:
 
 def _not_writable(root: Path, error: OSError) -> str:
     return f"--save {root} cannot be written to: {error}; make it writable, or name another folder"
-
-
-def _short(value: str) -> str:
-    return value if len(value) <= 200 else value[:200] + "..."
-
-
-def _changes(before: TrainingConfig, now: TrainingConfig) -> list[str]:
-    """Fields that differ: ``optimizer.lr was 3e-05, is 1e-05``."""
-    old, new = flat_fields(dataclasses.replace(before, save=now.save)), flat_fields(now)
-    return [
-        f"{name} was {old[name]}, is {value}" for name, value in new.items() if old[name] != value
-    ]
 
 
 def _existing(folder: Path) -> Path:

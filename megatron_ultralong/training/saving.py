@@ -16,6 +16,7 @@ from megatron_ultralong.mcore.parallel import is_main_rank
 from megatron_ultralong.training.checkpoint_writer import CheckpointWriter, wait_before_retry
 from megatron_ultralong.training.checkpointing import checkpoint_state
 from megatron_ultralong.training.config_file import CONFIG_FILE, config_text
+from megatron_ultralong.training.optimizer import make_states
 from megatron_ultralong.training.phases import PhaseTimers
 from megatron_ultralong.training.run_folder import RunFolder
 from megatron_ultralong.training.state import TrainingState
@@ -123,6 +124,8 @@ class Saving:
 
     def _start(self, writer: CheckpointWriter) -> None:
         state, config = self._state, self._config
+        if not state.scheduler.num_steps:  # all steps so far were skipped
+            make_states(state.chunks, state.optimizer)
         position = {
             "iteration": state.iteration,
             "consumed_samples": state.iteration * config.global_batch_size,

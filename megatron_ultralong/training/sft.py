@@ -11,6 +11,7 @@ from megatron_ultralong.data.template_check import folder_template
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.parallel import flat_fields, world_size
 from megatron_ultralong.sft_config import SftConfig
+from megatron_ultralong.training.attention_check import check_attention
 from megatron_ultralong.training.checks import (
     check_result,
     check_source,
@@ -71,5 +72,6 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
         train_rows=ChatRowSource(train_rows, config.data.seed),
         valid_rows=valid_rows,
         agreed=flat_fields(manifest, "data manifest"),
+        remarks=check_attention(config, source.model),
         template=folder_template(data / TOKENIZER_FOLDER),
     )

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -32,7 +33,9 @@ class StepResult:
     loss: float
     """Mean nats over the tokens that count."""
     attention_area: float
-    """Pairs of query and key, summed over the rows."""
+    """Pairs of query and key, summed over the rows; padding counts nothing."""
+    num_real_tokens: float
+    """Tokens of the rows without their padding."""
     bad_microbatches: tuple[int, ...]
     """Micro-batches of this rank whose own loss is not finite."""
 
@@ -68,7 +71,7 @@ class LanguageModelStep:
         self.cp_assignment = cp_assignment
         self.reset_position_ids = reset_position_ids
         self._schedule = get_forward_backward_func()
-        self._area = 0
+        self._area = self._num_real_tokens = 0
 
     def __call__(self, rows: Iterator[list[DocumentRow]], *, forward_only: bool) -> StepResult:
         """Run the rows through the model.
@@ -77,19 +80,19 @@ class LanguageModelStep:
             rows: micro-batches of this replica, micro_batch_size rows each.
             forward_only: leave the gradients alone.
         """
-        self._area = 0
+        self._area = self._num_real_tokens = 0
         reports = self._run(rows, _mean_terms, forward_only)
         totals = [report["lm loss"] for report in reports]  # empty but on the last stage
-        sums = torch.zeros(3, dtype=torch.float64, device=device())
+        sums = torch.zeros(4, dtype=torch.float64, device=device())
         for total in totals:
             sums[:2] += total
         if self.groups.cp.rank() == 0:  # the other ranks of the group read the same rows
-            sums[2] = self._area
-        total, count, area = self._everywhere(sums).tolist()
+            sums[2], sums[3] = self._area, self._num_real_tokens
+        total, count, area, num_real_tokens = self._everywhere(sums).tolist()
         bad: tuple[int, ...] = ()
         if not math.isfinite(total):
             bad = tuple(i for i, own in enumerate(totals) if not math.isfinite(own[0].item()))
-        return StepResult(total / max(count, 1.0), area, bad)
+        return StepResult(total / max(count, 1.0), area, num_real_tokens, bad)
 
     def position_sums(
         self, rows: Iterator[list[DocumentRow]], edges: Sequence[int]
@@ -131,6 +134,7 @@ class LanguageModelStep:
                 if micro_batch is None:
                     return
                 self._area += sum(self._row_area(row) for row in micro_batch)
+                self._num_real_tokens += sum(row.num_real_tokens for row in micro_batch)
                 batch = local_batch(
                     micro_batch,
                     document_mask=self.document_mask,
@@ -142,8 +146,8 @@ class LanguageModelStep:
             yield batch
 
     def _row_area(self, row: DocumentRow) -> int:
-        whole = self.document_mask == "none"
-        return attention_area([0, row.seq_length] if whole else row.cu_seqlens)
+        edges = [0, row.seq_length] if self.document_mask == "none" else row.cu_seqlens
+        return attention_area(np.minimum(edges, row.num_real_tokens))
 
     def _everywhere(self, sums: torch.Tensor) -> torch.Tensor:
         """Sums over data and context parallel ranks of the last stage, on every rank."""

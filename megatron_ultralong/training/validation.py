@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ultralong.position_bins import bin_edges
+from megatron_ultralong.training.held_out import CountedRows, num_validation_rows
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.log import PositionBin
 from megatron_ultralong.training.rows import microbatches, replica_samples
@@ -26,7 +28,10 @@ class ValidationResult:
 
 
 class Validation:
-    """The same held-out rows every time, ``eval_iters`` global batches of them."""
+    """The same held-out rows every time, each counted once.
+
+    They are ``eval_iters`` global batches, or all that there are.
+    """
 
     def __init__(
         self, inputs: RunInputs, step: LanguageModelStep, groups: ProcessGroupCollection
@@ -49,7 +54,8 @@ class Validation:
             chunk.eval()
         sums = torch.zeros(2, len(self._edges) - 1, dtype=torch.float64)
         with torch.no_grad():
-            for batch in range(config.eval_iters):
+            counted = CountedRows(rows, num_validation_rows(self._inputs))
+            for batch in range(math.ceil(len(counted) / config.global_batch_size)):
                 samples = replica_samples(
                     iteration=batch,
                     global_batch_size=config.global_batch_size,
@@ -57,7 +63,7 @@ class Validation:
                     dp_rank=self._groups.dp.rank(),
                     dp_size=self._groups.dp.size(),
                 )
-                rows_of_batch = microbatches(rows, samples)
+                rows_of_batch = microbatches(counted, samples)
                 sums += self._step.position_sums(rows_of_batch, self._edges)
         losses, counts = sums.tolist()
         starts, stops = self._edges[:-1], self._edges[1:]

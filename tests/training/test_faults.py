@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from megatron_ultralong.checkpoint.folder import LATEST_FILE
+from megatron_ultralong.checkpoint.folder import LATEST_FILE, write_latest
 from megatron_ultralong.data.chunks import StoredRow
 from megatron_ultralong.training.resume import newest_good
 from megatron_ultralong.training.run_folder import STATUS_FILE
@@ -97,12 +97,13 @@ def test_a_rank_that_hangs_or_dies_takes_the_job_down_by_name(
         assert statuses == [69, -signal.SIGKILL]
         said = job.text(0)
     assert f"rank 1 (process {job.ranks[1].pid}" in said
-    assert "is silent; its last sign came from iteration" in said
+    end = "is gone: its process has ended" if number == signal.SIGKILL else "is silent"
+    assert f"{end}; its last sign came from iteration" in said
     lines = [line for line in said.splitlines() if line.startswith("LOST RANK: rank 0: iteration")]
     # Step, phase, collective and caller: "rank 0: iteration 5, forward: batch_isend_irecv of ..."
     assert lines, said
     assert int(lines[0].split("iteration ")[1].split(",")[0]) >= 3
-    assert "failed: " in lines[0] or "silent" in lines[0]
+    assert any(word in lines[0] for word in ("failed: ", "silent", "is gone"))
 
 
 @pytest.fixture
@@ -222,15 +223,15 @@ class _Poisoned(StoredRow):
         return mask
 
 
-def poison(sample: int, rank: int) -> None:
-    """Run on every rank before the job: the row of one sample is bad."""
+def poison(samples: frozenset[int], rank: int) -> None:
+    """Run on every rank before the job: the rows of some samples are bad."""
     from megatron_ultralong.training.rows import PackedRowSource
 
     plain = PackedRowSource.row
 
     def row(self: PackedRowSource, number: int) -> StoredRow:
         found = plain(self, number)
-        if number != sample:
+        if number not in samples:
             return found
         return _Poisoned(found.rows, found.number, found.separator_ids)
 
@@ -245,7 +246,7 @@ def test_nan_in_a_batch_is_named(
     config = make_config(root, train_iters=6, save_interval=0)
     config = dataclasses.replace(config, faults=dataclasses.replace(config.faults, on_nan=policy))
     bad = 2 * 3 + 1  # iteration 4, of two samples each; the second one is rank 1's
-    with Job(config, 2, functools.partial(poison, bad)) as job:
+    with Job(config, 2, functools.partial(poison, frozenset((bad,)))) as job:
         statuses = job.wait()
         said = job.text(0)
     from megatron_ultralong.training.pretrain import check_run
@@ -264,3 +265,52 @@ def test_nan_in_a_batch_is_named(
         found = losses(root)
         assert np.isnan(found[4][0])
         assert np.isfinite([found[n] for n in (5, 6)]).all()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "offloaded"])
+def test_a_checkpoint_before_any_step_has_succeeded(
+    tmp_path: Path, make_config: MakeConfig, optimizer: str
+) -> None:
+    """The first steps are skipped and saved, and a run that goes on from there repeats the rest."""
+    config = make_config(tmp_path / "run", train_iters=4, save_interval=1)
+    if optimizer == "offloaded":
+        offloaded = dataclasses.replace(config.optimizer, optimizer_cpu_offload=True)
+        config = dataclasses.replace(config, precision="bf16", optimizer=offloaded)
+    faults = dataclasses.replace(config.faults, on_nan="skip")
+    whole = dataclasses.replace(config, faults=faults)
+    checkpoint = dataclasses.replace(config.checkpoint, save_retain_last=0)
+    whole = dataclasses.replace(whole, checkpoint=checkpoint)
+    bad = functools.partial(poison, frozenset(range(4)))  # both iterations' both rows
+    with Job(whole, 2, bad) as job:
+        assert job.wait() == [0, 0], job.text(0)
+    found = losses(tmp_path / "run")
+    assert [bool(np.isfinite(found[n][0])) for n in (1, 2, 3, 4)] == [False, False, True, True]
+    resumed = dataclasses.replace(whole, save=str(tmp_path / "resumed"))
+    shutil.copytree(tmp_path / "run", tmp_path / "resumed")
+    for later in (3, 4):
+        shutil.rmtree(tmp_path / "resumed" / f"iter_{later:07d}")
+    write_latest(tmp_path / "resumed", 2)
+    (tmp_path / "resumed" / "log.jsonl").unlink()
+    with Job(resumed, 2, bad) as job:
+        assert job.wait() == [0, 0], job.text(0)
+        assert "resumed at iteration 2" in job.text(0)
+    assert losses(tmp_path / "resumed") == {n: found[n] for n in (3, 4)}
+
+
+def test_too_many_skipped_steps_end_the_run(tmp_path: Path, make_config: MakeConfig) -> None:
+    root = tmp_path / "run"
+    config = make_config(root, train_iters=ENDLESS, save_interval=0)
+    faults = dataclasses.replace(config.faults, on_nan="skip", max_skipped_iters=3)
+    config = dataclasses.replace(config, faults=faults)
+    # Iterations 2 and 3, then 5 to 7, of two samples each.
+    bad = functools.partial(poison, frozenset((2, 4, 9, 10, 12)))
+    with Job(config, 2, bad) as job:
+        assert job.wait() == [65, 65], job.text(0)
+        said = job.text(0)
+    assert "iteration 7: the loss is nan; loss not finite on rank 0 (rows " in said
+    assert "step 3 in a row that had to be skipped (max_skipped_iters)" in said
+    assert "the checkpoint of iteration 6 is written" in said
+    assert said.count("ultralong: stopped:") == 1
+    assert "Traceback" not in said
+    assert (root / STATUS_FILE).read_text() == "65\n"
+    assert newest_good(root, 0, 1).folder == root / "iter_0000006"

@@ -13,7 +13,7 @@ from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.training.dry_run import dry_run
 from megatron_ultralong.training.pretrain import check_run, pretrain
-from megatron_ultralong.training.run_folder import DATA_FILE
+from megatron_ultralong.training.same_run import DATA_FILE
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job
@@ -67,7 +67,7 @@ def test_other_rows_are_refused(run: Path, make_config: MakeConfig) -> None:
     with pytest.raises(InputError, match=r"over other rows: data manifest.seed was 99, is \d+;"):
         dry_run(check_run(config, 1))
     (run / DATA_FILE).write_text("{")
-    with pytest.raises(InputError, match=r"data\.json is damaged"):
+    with pytest.raises(InputError, match=r"data\.json is not JSON .*: remove it if the rows"):
         dry_run(check_run(config, 1))
     (run / DATA_FILE).write_text(text)
 

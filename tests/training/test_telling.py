@@ -13,8 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from megatron_ultralong.documents import Row
+from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.config import LossConfig
 from megatron_ultralong.evaluation.loss_result import CheckpointLoss
 from megatron_ultralong.evaluation.models import ModelsConfig, open_scorers
@@ -22,10 +26,13 @@ from megatron_ultralong.evaluation.position_loss import measure_position_loss
 from megatron_ultralong.flops import training_flops
 from megatron_ultralong.run_config import LogConfig
 from megatron_ultralong.training.anomalies import SpikeDetector
+from megatron_ultralong.training.attention_check import check_attention
 from megatron_ultralong.training.config_file import save_config
+from megatron_ultralong.training.dry_run import dry_run
 from megatron_ultralong.training.phases import PHASES
 from megatron_ultralong.training.pretrain import check_run
 from megatron_ultralong.training.retention import expired
+from megatron_ultralong.training.step import LanguageModelStep
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job
@@ -213,3 +220,67 @@ def test_the_newest_and_every_so_many_stay() -> None:
     assert expired(known, retain_last=1, retain_interval=0) == [5, 10, 15, 20]
     assert expired(known, retain_last=0, retain_interval=0) == []
     assert expired([5], retain_last=1, retain_interval=0) == []
+
+
+def test_every_held_out_row_counts_once(tmp_path: Path, make_config: MakeConfig) -> None:
+    """Six rows: some of them, all, and more than there are, at batches that do not divide six."""
+    data = make_config(None).data.data_path
+    root = tmp_path / "run"
+    config = make_config(root, train_iters=1, save_interval=0)
+    notes = {}
+    losses = {}
+    for rows, iters in ((4, 1), (2, 3), (4, 40)):
+        changed = dataclasses.replace(
+            config,
+            save=str(tmp_path / f"{rows}-{iters}"),
+            global_batch_size=rows,
+            eval_interval=1,
+            eval_iters=iters,
+            optimizer=dataclasses.replace(config.optimizer, lr=0.0, lr_warmup_iters=0),
+        )
+        with Job(changed, 2) as job:
+            assert job.wait() == [0, 0], job.text(0)
+            said = job.text(0)
+        notes[rows, iters] = next(x for x in said.splitlines() if x.startswith("validation:"))
+        record = json.loads((Path(changed.save) / "log.jsonl").read_text())
+        losses[rows, iters] = {
+            (part["start"], part["stop"]): part["lm_loss"] for part in record["validation_bins"]
+        }
+        assert f"# {notes[rows, iters]}\n" in dry_run(check_run(changed, 1))
+    assert notes[4, 1] == "validation: the same 4 of 6 held-out rows, each counted once"
+    assert notes[2, 3] == "validation: all 6 held-out rows, each counted once"
+    asked = "each counted once (eval_iters 40 x global_batch_size 4 asks for 160)"
+    assert notes[4, 40] == f"validation: all 6 held-out rows, {asked}"
+    found = run_on_ranks(1, score, tmp_path / "2-3", data)[0][0].bins
+    expected = {(part.start, part.stop): part.loss for part in found}
+    for which in ((2, 3), (4, 40)):
+        assert losses[which] == pytest.approx(expected, rel=1e-5)  # float32 sums over other splits
+    assert losses[4, 1] != pytest.approx(expected, rel=1e-5)
+
+
+def test_padding_is_no_work(tmp_path: Path) -> None:
+    """A row of 12 tokens of which 8 are real, in documents of 3 and 5 tokens."""
+    row = Row(np.arange(12), np.asarray([0, 3, 8, 12], dtype=np.int32), 8)
+    for mask, area in (("block", 6 + 15), ("none", 36)):
+        step = object.__new__(LanguageModelStep)
+        step.document_mask = mask  # type: ignore[assignment]
+        assert step._row_area(row) == area
+
+
+def test_whole_matrices_of_scores_are_said_aloud(make_config: MakeConfig) -> None:
+    config = make_config(None, (1, 2))
+    inputs = check_run(config, 2)
+    assert "has no fused attention kernel on a GPU" in dry_run(check_run(make_config(None), 1))
+    assert inputs.remarks == ()  # a CPU has one
+    config, model = inputs.config, inputs.source.model
+    # The real choice of kernels; the matrices of 4 heads over 64 tokens of this rank in float32.
+    gpu = torch.device("cuda")
+    (note,) = check_attention(config, model, gpu, memory_bytes=2 * 4 * 64 * 64 * 4)
+    assert "matrices of scores, 1 x 4 heads x 64 x 64 in float32 = 0.00 GiB each" in note
+    with pytest.raises(InputError, match=r"use --precision bf16, shorter rows, or a larger cont"):
+        check_attention(config, model, gpu, memory_bytes=2 * 4 * 64 * 64 * 4 - 1)
+    masked = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, document_mask="block")
+    )
+    (note,) = check_attention(masked, model, gpu, memory_bytes=1)  # documents may be short
+    assert "4 heads x up to 64 x 64" in note

@@ -17,7 +17,7 @@ from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.training.resume import newest_good
 from megatron_ultralong.training.run_folder import STATUS_FILE
 from tests.training.conftest import MakeConfig
-from tests.training.job import TorchrunJob, every_loss, losses
+from tests.training.job import Job, TorchrunJob, every_loss, losses
 
 LIMIT = 30.0
 """Seconds that a run may take to be down, with a time-out of 10 seconds for collectives."""
@@ -46,11 +46,19 @@ def assert_saved(root: Path, status: int) -> None:
     assert all(len(values) == 1 for values in every_loss(root).values())
 
 
+def at_default_timeout(config: PretrainConfig) -> PretrainConfig:
+    """Ten minutes, far more than torchrun's 30 seconds between a rank's death and the others'."""
+    minutes = ParallelConfig().distributed_timeout_minutes
+    assert minutes >= 5.0
+    parallel = dataclasses.replace(config.parallel, distributed_timeout_minutes=minutes)
+    return dataclasses.replace(config, parallel=parallel)
+
+
 def test_torchrun_restarts_after_a_lost_rank_and_saves_on_sigterm(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     root = tmp_path / "run"
-    config = make_config(root, (1, 2), train_iters=ENDLESS, timeout_seconds=TIMEOUT)
+    config = at_default_timeout(make_config(root, (1, 2), train_iters=ENDLESS))
     with torchrun(config, tmp_path / "job", "--max-restarts", "1", **RESTARTS) as job:
         job.until_more(root, 5)
         lost = job.ranks()[1]
@@ -61,6 +69,27 @@ def test_torchrun_restarts_after_a_lost_rank_and_saves_on_sigterm(
         os.kill(job.process.pid, signal.SIGTERM)  # torchrun alone: it tells the ranks
         job.until_gone(LIMIT)
     assert_saved(root, 75)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_killed_rank_is_named_at_the_default_timeout(
+    tmp_path: Path, make_config: MakeConfig, rank: int, attempt: int
+) -> None:
+    root = tmp_path / "run"
+    config = at_default_timeout(make_config(root, (1, 2), train_iters=ENDLESS))
+    with torchrun(config, tmp_path / "job") as job:
+        job.until_more(root, 5)
+        lost = job.ranks()[rank]
+        os.kill(lost, signal.SIGKILL)
+        job.until_gone(LIMIT)
+        named = f"LOST RANK: rank {rank} (process {lost} on "
+        assert named in job.text
+        assert "is gone: its process has ended; its last sign came from iteration" in job.text
+    with Job(dataclasses.replace(config, train_iters=max(losses(root)) + 3), 2) as again:
+        assert again.wait() == [0, 0]  # the dead owner is taken over at once
+        assert "its process is gone" in again.text(0)
 
 
 def test_a_torchrun_whose_restarts_fail_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

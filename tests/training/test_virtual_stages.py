@@ -113,7 +113,9 @@ def test_evaluations_read_its_checkpoints_in_plain_stages(configs: Configs) -> N
 
 def test_a_bad_row_is_named(configs: Configs, tmp_path: Path) -> None:
     config = dataclasses.replace(configs["whole"], save=str(tmp_path / "run"), eval_interval=0)
-    with Job(config, 2, functools.partial(poison, 5)) as job:  # the second step's second row
+    with Job(
+        config, 2, functools.partial(poison, frozenset((5,)))
+    ) as job:  # the second step's second row
         assert job.wait() == [65, 65]
         said = job.text(0)
     name = check_run(config, 2).train_rows.name(5)

@@ -1,0 +1,98 @@
+"""What a resumed run keeps of the start before: its rows, its model, and what its weights mean."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatron_ultralong.checkpoint.metadata import FILE_NAME, CheckpointMetadata, load_metadata
+from megatron_ultralong.config import RopeConfig, TrainingConfig
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_json
+from megatron_ultralong.mcore.parallel import flat_fields
+from megatron_ultralong.training.config_file import CONFIG_FILE, load_config
+
+DATA_FILE = "data.json"
+"""What the rows are, as :attr:`RunInputs.agreed` has it."""
+_UNKNOWN = "nothing"
+
+_FIXED = (
+    ("global_batch_size", lambda config: config.global_batch_size),
+    ("seed", lambda config: config.data.seed),
+    ("seq_length", lambda config: config.data.seq_length),
+    ("document_mask", lambda config: config.data.document_mask),
+    ("reset_position_ids", lambda config: config.data.reset_position_ids),
+    *(
+        (field.name, lambda config, name=field.name: getattr(config.rope, name))
+        for field in dataclasses.fields(RopeConfig)
+    ),
+)
+"""What a resumed run cannot change: the rows it has consumed, and what its weights mean."""
+
+
+def check_same_run(
+    root: Path, config: TrainingConfig, metadata: CheckpointMetadata, data: Mapping[str, str]
+) -> TrainingConfig:
+    """Compare a start with the one before in its folder ``root``, and return that one's.
+
+    Args:
+        root: folder of the run, with checkpoints.
+        config: of this start.
+        metadata: of the checkpoints that it is to write.
+        data: what its rows are, by name.
+
+    Raises:
+        InputError: it is another run.
+    """
+    if not (root / CONFIG_FILE).is_file():
+        raise InputError(
+            f"--save {root} holds checkpoints but no {CONFIG_FILE}: it is no run's folder, so "
+            "it is not written to; name an empty or new folder"
+        )
+    before = load_config(root / CONFIG_FILE, type(config))
+    for name, value_of in _FIXED:
+        old, new = value_of(before), value_of(config)
+        if old != new:
+            raise InputError(
+                f"--save {root} holds a run with {name} {old}, this one has {new}: a resumed "
+                f"run keeps its {name}; use {old}, or another --save for a new run"
+            )
+    _check_same_rows(root / DATA_FILE, data)
+    found, ours = flat_fields(load_metadata(root)), flat_fields(metadata)
+    for name in {**found, **ours}:
+        if found.get(name) != ours.get(name):
+            raise InputError(
+                f"--save {root} holds checkpoints of another model: {name} is "
+                f"{_short(str(found.get(name)))} in {root / FILE_NAME}, and "
+                f"{_short(str(ours.get(name)))} in what --load {config.load} makes; name "
+                "the --load of before, or another --save for a new run"
+            )
+    return before
+
+
+def changes(before: TrainingConfig, now: TrainingConfig) -> list[str]:
+    """Fields that differ: ``optimizer.lr was 3e-05, is 1e-05``."""
+    old, new = flat_fields(dataclasses.replace(before, save=now.save)), flat_fields(now)
+    return [
+        f"{name} was {old[name]}, is {value}" for name, value in new.items() if old[name] != value
+    ]
+
+
+def _check_same_rows(path: Path, data: Mapping[str, str]) -> None:
+    if not path.is_file():  # of a run that began before there was such a file
+        return
+    before = read_json(path, hint="remove it if the rows are those of the run")
+    for name in [*before, *(name for name in data if name not in before)]:
+        old, new = before.get(name, _UNKNOWN), data.get(name, _UNKNOWN)
+        if old != new:
+            raise InputError(
+                f"--save {path.parent} holds a run over other rows: {name} was {_short(str(old))}, "
+                f"is {_short(new)}; a resumed run goes on in the rows that it began with: name "
+                f"them by --data-path, or another --save for a new run with --load "
+                f"{path.parent}"
+            )
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 200 else value[:200] + "..."
