@@ -29,11 +29,11 @@ def main() -> None:
         from megatron_ultralong.dropin.cpu import training_on_cpu
 
         with training_on_cpu():
-            _extend()
+            extend()
             runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def _extend() -> None:
+def extend() -> None:
     """Put the extended ``pretrain`` where scripts import it from."""
     import megatron.training
     from megatron.training import training

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from megatron_ultralong.dropin.asked import ASKED
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.cpu import set_cpu_defaults
 
@@ -49,6 +50,7 @@ def with_ultralong_args(
     """An ``extra_args_provider`` that adds the arguments of ``provider``, then ours."""
 
     def add(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        ASKED.remember(parser)
         return add_ultralong_args(provider(parser) if provider else parser)
 
     return add

@@ -11,6 +11,15 @@ from megatron_ultralong.errors import InputError
 from megatron_ultralong.run_config import RecomputeGranularity
 from megatron_ultralong.yarn import Ramp
 
+_OF_YARN = (
+    "rope_scaling_factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "ramp",
+    "attention_factor",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class DropInConfig:
@@ -54,6 +63,15 @@ class DropInConfig:
     """Tokens that go through the output layer and the loss at a time, so that full logits never
     exist (2048 is good); 0 leaves both to Megatron-LM."""
 
+    accept: str = ""
+    """Arguments of Megatron-LM that this version does not know and you have found to concern other
+    parts of the model than ours: their names, with commas between."""
+
+    @property
+    def accepted(self) -> set[str]:
+        """Names of :attr:`accept`."""
+        return {name.strip().lstrip("-").replace("-", "_") for name in self.accept.split(",")}
+
     def rope(self) -> RopeConfig:
         """The rotary fields, as our own programs have them."""
         names = {field.name for field in dataclasses.fields(RopeConfig)}
@@ -67,6 +85,7 @@ class DropInConfig:
                 raise InputError(
                     f"ultralong_{field} must be at least 0, not {getattr(self, field)}"
                 )
+        self._check_scaling()
         is_block = self.document_mask == "block"
         if is_block and not self.data_path:
             raise InputError(
@@ -85,3 +104,20 @@ class DropInConfig:
                 f"{self.document_mask}: without it every row has one area, and zigzag shares it "
                 "evenly"
             )
+
+    def _check_scaling(self) -> None:
+        """Refuse numbers of a scaling that is not asked for."""
+        used = {
+            "yarn": _OF_YARN,
+            "ntk": ("rope_scaling_factor",),
+            "linear": ("rope_scaling_factor",),
+        }.get(self.rope_scaling, ())
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in _OF_YARN:
+            if name not in used and getattr(self, name) != defaults[name]:
+                flag = f"--ultralong-{name}".replace("_", "-")
+                raise InputError(
+                    f"{flag} is {getattr(self, name)}, and --ultralong-rope-scaling "
+                    f"{self.rope_scaling} does not use it: add --ultralong-rope-scaling yarn (the "
+                    f"recipe), or leave {flag} out"
+                )

@@ -10,14 +10,18 @@ read off the signature.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from megatron_ultralong.dropin.arguments import add_ultralong_args, with_ultralong_args
+from megatron_ultralong.dropin.asked import ASKED
+from megatron_ultralong.dropin.attention import ring_attention_in_layers
 from megatron_ultralong.dropin.cpu import training_on_cpu
 from megatron_ultralong.dropin.extension import Extension
+from megatron_ultralong.dropin.norms import norms_under_sequence_parallelism
 from megatron_ultralong.dropin.wheel import keep_compiled_helpers
 
 _MARK = "extended_by_ultralong"
@@ -91,8 +95,8 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(theirs)
     def run(*arguments: Any, **keywords: Any) -> None:
         keep_compiled_helpers()
-        call = signature.bind(*arguments, **keywords).arguments
         once = _Once()
+        call = signature.bind(*arguments, **keywords).arguments
         call["train_valid_test_dataset_provider"] = _Datasets(
             once, call["train_valid_test_dataset_provider"]
         )
@@ -102,7 +106,8 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
             described.pre_wrap_hooks.append(lambda models: once().apply_to_all(models))
         else:
             call["model_provider"] = _model_provider(once, call["model_provider"])
-        theirs(**call)
+        with ring_attention_in_layers(), norms_under_sequence_parallelism(), _checked_first(once):
+            theirs(**call)
 
     setattr(run, _MARK, True)
     return run
@@ -116,7 +121,9 @@ def register_arguments() -> None:
 
     @functools.wraps(theirs)
     def add(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return add_ultralong_args(theirs(parser))
+        parser = theirs(parser)
+        ASKED.remember(parser)
+        return add_ultralong_args(parser)
 
     arguments.add_megatron_arguments = add
 
@@ -133,9 +140,28 @@ class _Once:
 
             args = get_args()
             self._extension = Extension.of(args)
-            if self._extension.identity is not None:
-                self._extension.identity.write(args.save)
+            self._extension.identity.write(args.save)
         return self._extension
+
+
+@contextlib.contextmanager
+def _checked_first(once: _Once) -> Iterator[None]:
+    """Check the arguments as soon as Megatron-LM has them, before it builds anything."""
+    from megatron.training import training
+
+    theirs = training.initialize_megatron
+
+    @functools.wraps(theirs)
+    def initialize(*arguments: Any, **keywords: Any) -> Any:
+        result = theirs(*arguments, **keywords)
+        once()
+        return result
+
+    training.initialize_megatron = initialize
+    try:
+        yield
+    finally:
+        training.initialize_megatron = theirs
 
 
 class _Datasets:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -73,7 +72,7 @@ def local_batches(
     """
     args, config, manifest = extension.args, extension.config, extension.manifest
     assert manifest is not None
-    if extension.identity is not None:
+    if extension.identity.folder is not None:
         source = extension.identity.source
         check_tokenizer(
             *(config.data_path, args.load, source), manifest.vocab_size, manifest.tokenizer_sha256
@@ -85,7 +84,7 @@ def local_batches(
             "--separator"
         )
 
-    def batches(split: str, first_sample: int) -> LocalBatches:
+    def batches(split: str, first_sample: int, micro_batch_size: int) -> LocalBatches:
         rows = PackedRows(Path(config.data_path) / split)
         if rows.seq_length != args.seq_length:
             raise InputError(
@@ -96,17 +95,16 @@ def local_batches(
         return LocalBatches(
             PackedRowSource(rows, args.seed, tuple(manifest.separator_ids)),
             first_sample,
-            micro_batch_size=args.micro_batch_size,
+            micro_batch_size=micro_batch_size,
             document_mask=config.document_mask,
             cp_assignment=config.cp_assignment,
             dp_group=parallel_state.get_data_parallel_group(),
             cp_group=parallel_state.get_context_parallel_group(),
         )
 
-    train = batches("train", _consumed(args)) if num_samples[0] and not args.skip_train else None
-    valid = batches("valid", args.consumed_valid_samples) if num_samples[1] else None
+    size = args.micro_batch_size
+    eval_size = getattr(args, "eval_micro_batch_size", None) or size
+    trains = num_samples[0] and not args.skip_train
+    train = batches("train", int(args.consumed_train_samples), size) if trains else None
+    valid = batches("valid", args.consumed_valid_samples, eval_size) if num_samples[1] else None
     return train, valid, None
-
-
-def _consumed(args: Any) -> int:
-    return int(args.consumed_train_samples)
