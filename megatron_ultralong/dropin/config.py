@@ -9,7 +9,7 @@ from megatron_ultralong.config import AnglePrecision, RopeConfig
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.run_config import RecomputeGranularity
-from megatron_ultralong.yarn import Ramp
+from megatron_ultralong.yarn import Ramp, RopeScaling
 
 _OF_YARN = (
     "rope_scaling_factor",
@@ -85,7 +85,6 @@ class DropInConfig:
                 raise InputError(
                     f"ultralong_{field} must be at least 0, not {getattr(self, field)}"
                 )
-        self._check_scaling()
         is_block = self.document_mask == "block"
         if is_block and not self.data_path:
             raise InputError(
@@ -105,19 +104,28 @@ class DropInConfig:
                 "evenly"
             )
 
-    def _check_scaling(self) -> None:
-        """Refuse numbers of a scaling that is not asked for."""
-        used = {
-            "yarn": _OF_YARN,
-            "ntk": ("rope_scaling_factor",),
-            "linear": ("rope_scaling_factor",),
-        }.get(self.rope_scaling, ())
+    def check_scaling(self, kept: RopeScaling) -> None:
+        """Refuse numbers of a scaling that is not asked for; the kept one may be said again.
+
+        Args:
+            kept: scaling of the checkpoint.
+
+        Raises:
+            InputError: a number is given that nothing uses.
+        """
+        if self.rope_scaling == "keep" and kept == self._as_yarn().scaling(None):
+            return
+        used = {"yarn": _OF_YARN, "ntk": _OF_YARN[:1], "linear": _OF_YARN[:1]}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in _OF_YARN:
-            if name not in used and getattr(self, name) != defaults[name]:
+            is_used = name in used.get(self.rope_scaling, ())
+            if not is_used and getattr(self, name) != defaults[name]:
                 flag = f"--ultralong-{name}".replace("_", "-")
                 raise InputError(
                     f"{flag} is {getattr(self, name)}, and --ultralong-rope-scaling "
-                    f"{self.rope_scaling} does not use it: add --ultralong-rope-scaling yarn (the "
-                    f"recipe), or leave {flag} out"
+                    f"{self.rope_scaling} does not use it (the checkpoint's is {kept}): add "
+                    f"--ultralong-rope-scaling yarn (the recipe), or leave {flag} out"
                 )
+
+    def _as_yarn(self) -> RopeConfig:
+        return dataclasses.replace(self.rope(), rope_scaling="yarn")

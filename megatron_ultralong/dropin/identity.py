@@ -93,6 +93,7 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
         check_shape(args, source, folder)
         if folder == Path(args.load or "") and _iteration(folder) and not args.finetune:
             _check_resume(config, source, folder)
+    config.check_scaling(source.rope_scaling)
     rope = config.rope()
     scaling = rope.scaling(source.rope_scaling)
     yarn.hf_rope_scaling(scaling)  # what could not be exported is not trained for hours

@@ -39,7 +39,7 @@ class Outcome:
     """Of what was raised."""
 
 
-def run(mode: Mode, script: Path, words: list[str], *, seconds: float = 300) -> Outcome:
+def run(mode: Mode, script: Path, words: list[str], *, seconds: float = 120) -> Outcome:
     """Train in a fork of this process, and wait for it.
 
     Args:
