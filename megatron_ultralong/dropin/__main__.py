@@ -30,7 +30,10 @@ def main() -> None:
 
         with training_on_cpu():
             extend()
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            from megatron_ultralong.dropin.checkpoints import checkpoints_are_vetted
+
+            with checkpoints_are_vetted():  # the script's own parsing may read one
+                runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def extend() -> None:

@@ -63,6 +63,8 @@ class DropInConfig:
     """Tokens that go through the output layer and the loss at a time, so that full logits never
     exist (2048 is good); 0 leaves both to Megatron-LM."""
 
+    verify_checksums: Literal["yes", "no"] = "yes"
+    """Whether a checkpoint of --load is compared with its checksums, where it has some."""
     accept: str = ""
     """Arguments of Megatron-LM that this version does not know and you have found to concern other
     parts of the model than ours: their names, with commas between."""

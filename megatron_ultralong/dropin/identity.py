@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_ultralong import yarn
 from megatron_ultralong.checkpoint.folder import LATEST_FILE, RELEASE
+from megatron_ultralong.checkpoint.integrity import unseal
 from megatron_ultralong.checkpoint.metadata import (
     FILE_NAME,
     SOURCE_FOLDER,
@@ -59,9 +60,10 @@ class Identity:
         dist.barrier()  # every rank has looked
         if dist.get_rank() == 0:
             root.mkdir(parents=True, exist_ok=True)
-            save_metadata(root, self.result)
+            unseal(root)
             if self.folder is not None:
                 copy_once(self.folder / SOURCE_FOLDER, root / SOURCE_FOLDER)
+            save_metadata(root, self.result)
             if self.result.not_exportable:
                 _log.warning(
                     "the checkpoints in %s cannot be exported, or read by other programs of this "
