@@ -32,7 +32,7 @@ class Enumeration:
         }
         self.new = sorted(set(self.actions) - KNOWN)
         """Arguments that nobody has looked at."""
-        prefix = data.write(folder, _end_of_document())
+        prefix = data.write(folder, end_of_document())
         self.base = [word.replace("{data}", str(prefix)) for word in variants.BASE.split()]
         self.data = prefix
 
@@ -56,7 +56,7 @@ def line(row: compare.Comparison) -> str:
     return f"{row.kind:8}{row.name}: {row.words} [{detail if row.kind == 'same' else row.said}]"
 
 
-def _end_of_document() -> int:
+def end_of_document() -> int:
     """The last id of a ``NullTokenizer``: the legacy one has one more than its vocabulary."""
     legacy = importlib.util.find_spec("megatron.training.tokenizer") is not None
     return data.VOCABULARY if legacy else data.VOCABULARY - 1
