@@ -4,7 +4,11 @@ Megatron-LM looks a spec up in ``vars(module)``, so they are real module-level o
 Transformer Engine, ``ring_te_spec`` is there too, and says what is missing when it is built.
 """
 
-from megatron_ultralong.mcore.layer_spec import ring_layer_local_spec, ring_layer_te_spec
+from megatron_ultralong.mcore.layer_spec import (
+    RingLocalLayer,
+    RingTransformerEngineLayer,
+    ring_spec,
+)
 
-ring_local_spec = ring_layer_local_spec()
-ring_te_spec = ring_layer_te_spec()
+ring_local_spec = ring_spec(RingLocalLayer)
+ring_te_spec = ring_spec(RingTransformerEngineLayer)

@@ -42,6 +42,9 @@ class CheckpointMetadata:
     trained_seq_length: int | None = None
     """Tokens of the longest rows that it was trained on under its rotary scaling; None: never
     trained since its import, which is taken to have been made for all its positions."""
+    not_exportable: str | None = None
+    """What of Megatron-LM's arguments makes it another model than a Llama, of a run inside a user's
+    own Megatron-LM; None: it is a Llama."""
 
     @property
     def trained_positions(self) -> int:
@@ -86,8 +89,13 @@ def seal_small_files(checkpoint: Path) -> None:
         seal(checkpoint, [checkpoint / FILE_NAME, *kept])
 
 
-def load_metadata(checkpoint: Path) -> CheckpointMetadata:
+def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMetadata:
     """Read ``ultralong.json`` of a checkpoint folder.
+
+    Args:
+        checkpoint: the folder.
+        any_model: whether it may be another model than a Llama, trained inside a user's own
+            Megatron-LM.
 
     Raises:
         InputError: no such folder or file, or one that this version cannot read.
@@ -117,7 +125,7 @@ def load_metadata(checkpoint: Path) -> CheckpointMetadata:
     precision = values.string("angle_precision", "exact")
     if precision not in get_args(config.AnglePrecision):
         raise values.wrong("angle_precision", " or ".join(get_args(config.AnglePrecision)))
-    return CheckpointMetadata(
+    metadata = CheckpointMetadata(
         model=model,
         rope_scaling=_rope_scaling(values.object("rope_scaling"), path),
         source_model=values.string("source_model"),
@@ -127,7 +135,14 @@ def load_metadata(checkpoint: Path) -> CheckpointMetadata:
         trained_seq_length=values.integer(
             "trained_seq_length", None, minimum=1, maximum=MOST_POSITIONS
         ),
+        not_exportable=values.string("not_exportable", None),
     )
+    if metadata.not_exportable and not any_model:
+        raise InputError(
+            f"{checkpoint} was trained inside a Megatron-LM with {metadata.not_exportable}, and is "
+            "no Llama: go on with it there; this program knows Llama's model alone"
+        )
+    return metadata
 
 
 def _rope_scaling(values: JsonObject, path: Path) -> yarn.RopeScaling:

@@ -29,11 +29,14 @@ def main() -> None:
         from megatron_ultralong.dropin.cpu import training_on_cpu
 
         with training_on_cpu():
-            _extend()
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            extend()
+            from megatron_ultralong.dropin.checkpoints import checkpoints_are_vetted
+
+            with checkpoints_are_vetted():  # the script's own parsing may read one
+                runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def _extend() -> None:
+def extend() -> None:
     """Put the extended ``pretrain`` where scripts import it from."""
     import megatron.training
     from megatron.training import training

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from megatron_ultralong.dropin.asked import ASKED
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.cpu import set_cpu_defaults
 from megatron_ultralong.field_docs import field_docstrings
@@ -47,6 +48,7 @@ def with_ultralong_args(
     """An ``extra_args_provider`` that adds the arguments of ``provider``, then ours."""
 
     def add(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        ASKED.remember(parser)
         return add_ultralong_args(provider(parser) if provider else parser)
 
     return add

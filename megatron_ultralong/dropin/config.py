@@ -10,7 +10,16 @@ from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.ranges import Range, check_ranges
 from megatron_ultralong.run_config import RecomputeGranularity
-from megatron_ultralong.yarn import Ramp
+from megatron_ultralong.yarn import Ramp, RopeScaling
+
+_OF_YARN = (
+    "rope_scaling_factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "ramp",
+    "attention_factor",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +64,17 @@ class DropInConfig:
     """Tokens that go through the output layer and the loss at a time, so that full logits never
     exist (2048 is good); 0 leaves both to Megatron-LM."""
 
+    verify_checksums: Literal["yes", "no"] = "yes"
+    """Whether a checkpoint of --load is compared with its checksums, where it has some."""
+    accept: str = ""
+    """Arguments of Megatron-LM that this version does not know and you have found to concern other
+    parts of the model than ours: their names, with commas between."""
+
+    @property
+    def accepted(self) -> set[str]:
+        """Names of :attr:`accept`."""
+        return {name.strip().lstrip("-").replace("-", "_") for name in self.accept.split(",")}
+
     def rope(self) -> RopeConfig:
         """The rotary fields, as our own programs have them."""
         names = {field.name for field in dataclasses.fields(RopeConfig)}
@@ -82,3 +102,29 @@ class DropInConfig:
                 f"{self.document_mask}: without it every row has one area, and zigzag shares it "
                 "evenly"
             )
+
+    def check_scaling(self, kept: RopeScaling) -> None:
+        """Refuse numbers of a scaling that is not asked for; the kept one may be said again.
+
+        Args:
+            kept: scaling of the checkpoint.
+
+        Raises:
+            InputError: a number is given that nothing uses.
+        """
+        if self.rope_scaling == "keep" and kept == self._as_yarn().scaling(None):
+            return
+        used = {"yarn": _OF_YARN, "ntk": _OF_YARN[:1], "linear": _OF_YARN[:1]}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in _OF_YARN:
+            is_used = name in used.get(self.rope_scaling, ())
+            if not is_used and getattr(self, name) != defaults[name]:
+                flag = f"--ultralong-{name}".replace("_", "-")
+                raise InputError(
+                    f"{flag} is {getattr(self, name)}, and --ultralong-rope-scaling "
+                    f"{self.rope_scaling} does not use it (the checkpoint's is {kept}): add "
+                    f"--ultralong-rope-scaling yarn (the recipe), or leave {flag} out"
+                )
+
+    def _as_yarn(self) -> RopeConfig:
+        return dataclasses.replace(self.rope(), rope_scaling="yarn")

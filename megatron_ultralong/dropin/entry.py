@@ -10,21 +10,25 @@ read off the signature.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from megatron_ultralong.dropin.arguments import add_ultralong_args, with_ultralong_args
+from megatron_ultralong.dropin.asked import ASKED
+from megatron_ultralong.dropin.attention import ring_attention_in_layers
+from megatron_ultralong.dropin.checkpoints import checkpoints_are_vetted
 from megatron_ultralong.dropin.cpu import training_on_cpu
 from megatron_ultralong.dropin.extension import Extension
+from megatron_ultralong.dropin.norms import norms_under_sequence_parallelism
 from megatron_ultralong.dropin.wheel import keep_compiled_helpers
 
 _MARK = "extended_by_ultralong"
 ArgsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 
 
-@training_on_cpu()
 def pretrain(
     train_valid_test_dataset_provider: Any,
     model_provider: Any,
@@ -51,33 +55,38 @@ def pretrain(
     Raises:
         InputError: our arguments do not fit the model, the checkpoint or the rows.
     """
+    with training_on_cpu(), checkpoints_are_vetted():
+        _pretrain(
+            (train_valid_test_dataset_provider, model_provider, model_type, forward_step_func),
+            with_ultralong_args(extra_args_provider),
+            dict(args_defaults or {}),
+            others,
+        )
+
+
+def _pretrain(
+    script: tuple[Any, Any, Any, Any],
+    provider: ArgsProvider,
+    defaults: dict[str, Any],
+    others: dict[str, Any],
+) -> None:
     from megatron.training import pretrain as theirs
 
-    provider = with_ultralong_args(extra_args_provider)
-    defaults = dict(args_defaults or {})
     run = extended(theirs)
-    parameters = inspect.signature(theirs).parameters
-    if "extra_args_provider" in parameters:
-        run(
-            train_valid_test_dataset_provider,
-            model_provider,
-            model_type,
-            forward_step_func,
-            extra_args_provider=provider,
-            args_defaults=defaults,
-            **others,
-        )
+    if "extra_args_provider" in inspect.signature(theirs).parameters:
+        run(*script, extra_args_provider=provider, args_defaults=defaults, **others)
         return
     from megatron.training.argument_utils import pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
     args = parse_and_validate_args(extra_args_provider=provider, args_defaults=defaults)
+    datasets, model_provider, model_type, step = script
     run(
         cfg_container=pretrain_cfg_container_from_args(args),
-        train_valid_test_dataset_provider=train_valid_test_dataset_provider,
+        train_valid_test_dataset_provider=datasets,
         model_provider=model_provider,
         model_type=model_type,
-        forward_step_func=forward_step_func,
+        forward_step_func=step,
         **others,
     )
 
@@ -91,8 +100,8 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(theirs)
     def run(*arguments: Any, **keywords: Any) -> None:
         keep_compiled_helpers()
-        call = signature.bind(*arguments, **keywords).arguments
         once = _Once()
+        call = signature.bind(*arguments, **keywords).arguments
         call["train_valid_test_dataset_provider"] = _Datasets(
             once, call["train_valid_test_dataset_provider"]
         )
@@ -102,7 +111,13 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
             described.pre_wrap_hooks.append(lambda models: once().apply_to_all(models))
         else:
             call["model_provider"] = _model_provider(once, call["model_provider"])
-        theirs(**call)
+        with (
+            ring_attention_in_layers(),
+            norms_under_sequence_parallelism(),
+            checkpoints_are_vetted(),
+            _checked_first(once),
+        ):
+            theirs(**call)
 
     setattr(run, _MARK, True)
     return run
@@ -116,7 +131,9 @@ def register_arguments() -> None:
 
     @functools.wraps(theirs)
     def add(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return add_ultralong_args(theirs(parser))
+        parser = theirs(parser)
+        ASKED.remember(parser)
+        return add_ultralong_args(parser)
 
     arguments.add_megatron_arguments = add
 
@@ -133,9 +150,28 @@ class _Once:
 
             args = get_args()
             self._extension = Extension.of(args)
-            if self._extension.identity is not None:
-                self._extension.identity.write(args.save)
+            self._extension.identity.write(args.save)
         return self._extension
+
+
+@contextlib.contextmanager
+def _checked_first(once: _Once) -> Iterator[None]:
+    """Check the arguments as soon as Megatron-LM has them, before it builds anything."""
+    from megatron.training import training
+
+    theirs = training.initialize_megatron
+
+    @functools.wraps(theirs)
+    def initialize(*arguments: Any, **keywords: Any) -> Any:
+        result = theirs(*arguments, **keywords)
+        once()
+        return result
+
+    training.initialize_megatron = initialize
+    try:
+        yield
+    finally:
+        training.initialize_megatron = theirs
 
 
 class _Datasets:

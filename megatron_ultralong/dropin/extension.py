@@ -9,26 +9,26 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megatron_ultralong import yarn
 from megatron_ultralong.data.manifest import Manifest, load_manifest
 from megatron_ultralong.dropin.arguments import drop_in_config
+from megatron_ultralong.dropin.check import check_arguments, check_model_config, parts
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.identity import Identity, find_identity
+from megatron_ultralong.dropin.reset_mask import ResetMask
+from megatron_ultralong.dropin.rules import Part
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import is_main_rank
 from megatron_ultralong.mcore.recomputed_layer import Recomputation, RecomputedLayer
-from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
+from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding
 from megatron_ultralong.mcore.tiled_embedding import TiledEmbedding
 from megatron_ultralong.mcore.tiled_loss import TiledLoss
 
 _log = logging.getLogger(__name__)
-_SPEC = (
-    "--spec megatron_ultralong.spec ring_te_spec (layers of Transformer Engine) or "
-    "ring_local_spec (with --transformer-impl local)"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Extension:
     """Megatron-LM's arguments."""
     manifest: Manifest | None
     """Of ``--ultralong-data-path``."""
-    identity: Identity | None
+    identity: Identity
+    parts: tuple[Part, ...]
+    """Parts of ours that the run uses."""
 
     @classmethod
     def of(cls, args: Any) -> Extension:
@@ -52,15 +54,13 @@ class Extension:
         config = drop_in_config(args)
         config.check(args.micro_batch_size)
         manifest = load_manifest(config.data_path) if config.data_path else None
+        used = parts(config, args)
+        check_arguments(config, args, used)
         identity = find_identity(config, args, manifest)
-        if identity is None and config.rope_scaling == "keep" and manifest is not None:
-            raise InputError(
-                "--ultralong-data-path needs a rotary embedding that is known: no checkpoint in "
-                f"--load ({args.load}) or --pretrained-checkpoint carries an ultralong.json to "
-                "keep the scaling of; name one by --ultralong-rope-scaling, or begin with a "
-                "checkpoint of `ultralong convert import`"
-            )
-        return cls(config, args, manifest, identity)
+        if identity.result.rope_scaling is not None and "rotary" not in used:
+            used = (*used, "rotary")
+            check_arguments(config, args, used)
+        return cls(config, args, manifest, identity, used)
 
     def apply(self, model: GPTModel) -> None:
         """Give ``model`` (one stage, not wrapped yet) our rotary embedding, tiles and layers.
@@ -68,38 +68,31 @@ class Extension:
         Raises:
             InputError: it is not made of the layers that this needs.
         """
-        config, args = self.config, self.args
+        check_model_config(self.config, model.config, self.parts)
         attentions = [m for m in model.modules() if isinstance(m, RingCoreAttention)]
         if not attentions and len(model.decoder.layers):
             raise InputError(
-                "this model's layers do not have our attention, which --ultralong arguments are "
-                f"for: add {_SPEC}"
+                f"the layers of this model ({type(model).__name__}) have no self-attention that "
+                "ours could stand for: train it without megatron_ultralong.dropin"
             )
-        if self.identity is not None or config.rope_scaling != "keep":
+        if "rotary" in self.parts:
             self._replace_rotary(model, attentions)
         elif is_main_rank():
             _log.warning(
-                "no ultralong.json in --load (%s), and --ultralong-rope-scaling is keep: "
-                "Megatron-LM's own rotary embedding stays",
-                args.load,
+                "rotary embedding: Megatron-LM's own, --position-embedding-type %s",
+                self.args.position_embedding_type,
             )
-        if config.recompute_granularity != "none":
+        if "reset mask" in self.parts:
+            self._reset_mask(model)
+        if self.config.recompute_granularity != "none":
             self._recompute(model)
-        if config.loss_tile_size and model.post_process:
-            TiledLoss(model, config.loss_tile_size).install(model)
+        if self.config.loss_tile_size and model.post_process:
+            TiledLoss(model, self.config.loss_tile_size).install(model)
 
     def _replace_rotary(self, model: GPTModel, attentions: list[RingCoreAttention]) -> None:
-        if model.position_embedding_type != "rope":
-            raise InputError(
-                f"--position-embedding-type is {model.position_embedding_type!r}: our rotary "
-                "embedding stands in the place of 'rope'; pass --position-embedding-type rope"
-            )
         head_dim = model.config.kv_channels
-        if self.identity is not None:
-            scaling = self.identity.result.rope_scaling
-            rotary_base = self.identity.result.model.rotary_base
-        else:
-            scaling, rotary_base = self.config.rope().scaling(None), float(self.args.rotary_base)
+        scaling = self.identity.result.rope_scaling
+        rotary_base = self.identity.result.model.rotary_base
         model.rotary_pos_emb = LocalRotaryEmbedding(
             scaling,
             head_dim,
@@ -108,8 +101,8 @@ class Extension:
             device(),
             self.config.angle_precision,
         )
-        for attention in attentions:
-            attention.softmax_scale = softmax_scale(scaling, head_dim)
+        for attention in attentions:  # the temperature, beside the scale that the layer asked for
+            attention.softmax_scale *= yarn.attention_factor(scaling) ** 2
         if is_main_rank():
             _log.warning(
                 "rotary embedding: %s over base %g, angles %s",
@@ -117,23 +110,44 @@ class Extension:
                 self.config.angle_precision,
             )
 
-    def _recompute(self, model: GPTModel) -> None:
-        config = self.config
-        if self.args.recompute_granularity:
+    def _reset_mask(self, model: GPTModel) -> None:
+        from megatron.training import get_tokenizer
+
+        tokenizer = get_tokenizer()
+        eod = tokenizer.eod
+        if eod == _padding_of(tokenizer):
             raise InputError(
-                f"--recompute-granularity {self.args.recompute_granularity} and "
-                f"--ultralong-recompute-granularity {config.recompute_granularity} would each "
-                "recompute the layers: use one of them"
+                f"--reset-attention-mask, and the tokenizer's end of document is its padding "
+                f"({eod}): Megatron-LM's data set replaces padding by 0 before the model sees it, "
+                "so that documents cannot be told apart; use a tokenizer with two ids, or rows of "
+                "`ultralong prepare` with --ultralong-document-mask block"
             )
+        args = self.args
+        if args.eod_mask_loss and args.context_parallel_size > 1 and is_main_rank():
+            if not args.calculate_per_token_loss:
+                _log.warning(
+                    "--eod-mask-loss with --context-parallel-size %d: Megatron-LM takes the mean "
+                    "of each rank's own tokens, however many count; --calculate-per-token-loss "
+                    "makes it the mean of all",
+                    args.context_parallel_size,
+                )
+        ResetMask(eod, parallel_state.get_context_parallel_group()).install(model)
+        if is_main_rank():
+            _log.warning("documents end at token %d: attention stays within them", eod)
+
+    def _recompute(self, model: GPTModel) -> None:
         recomputation = Recomputation(
-            keep_attention=config.recompute_granularity == "keep_attention",
-            tile_size=config.sequence_tile_size,
+            keep_attention=self.config.recompute_granularity == "keep_attention",
+            tile_size=self.config.sequence_tile_size,
         )
         for layer in model.decoder.layers:
+            if type(layer) is TransformerLayer:
+                # It has methods more and nothing else: a layer that is built becomes one.
+                layer.__class__ = RecomputedLayer
             if not isinstance(layer, RecomputedLayer):
                 raise InputError(
-                    f"--ultralong-recompute-granularity needs our layers, not "
-                    f"{type(layer).__name__}: add {_SPEC}"
+                    f"--ultralong-recompute-granularity is for Megatron-Core's TransformerLayer, "
+                    f"not {type(layer).__name__}: use Megatron-LM's own --recompute-granularity"
                 )
             layer.recomputation = recomputation
         if recomputation.tile_size and model.pre_process:
@@ -144,3 +158,12 @@ class Extension:
         for model in models:
             self.apply(model)
         return models
+
+
+def _padding_of(tokenizer: Any) -> int | None:
+    """Id of the padding token; tokenizers without one say so in two ways."""
+    try:
+        found: int | None = tokenizer.pad
+    except (AttributeError, NotImplementedError):
+        return None
+    return found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.folder import LATEST_FILE
+from megatron_ultralong.checkpoint.folder import LATEST_FILE, RELEASE
+from megatron_ultralong.checkpoint.integrity import unseal
 from megatron_ultralong.checkpoint.metadata import (
     FILE_NAME,
     SOURCE_FOLDER,
@@ -20,7 +22,10 @@ from megatron_ultralong.checkpoint.metadata import (
 from megatron_ultralong.checkpoint.small_files import copy_once
 from megatron_ultralong.data.manifest import Manifest
 from megatron_ultralong.dropin.config import DropInConfig
+from megatron_ultralong.dropin.shape import check_shape, model_of, not_of_a_llama
 from megatron_ultralong.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +34,9 @@ class Identity:
 
     source: CheckpointMetadata
     result: CheckpointMetadata
-    folder: Path
-    """Where the source's small files are."""
+    folder: Path | None
+    """Where the source's ``ultralong.json`` and small files are; None: there were none, and the
+    source is what the arguments describe."""
 
     def write(self, save: str | None) -> None:
         """Leave ``ultralong.json`` and the tokenizer in ``--save``, so that it can be exported.
@@ -44,7 +50,7 @@ class Identity:
             return
         root = Path(save)
         if (root / FILE_NAME).is_file() and (root / LATEST_FILE).is_file():
-            found = load_metadata(root)
+            found = load_metadata(root, any_model=True)
             if found != self.result:
                 raise InputError(
                     f"--save {root} holds checkpoints with other metadata than this run makes: "
@@ -54,24 +60,42 @@ class Identity:
         dist.barrier()  # every rank has looked
         if dist.get_rank() == 0:
             root.mkdir(parents=True, exist_ok=True)
+            unseal(root)
+            if self.folder is not None:
+                copy_once(self.folder / SOURCE_FOLDER, root / SOURCE_FOLDER)
             save_metadata(root, self.result)
-            copy_once(self.folder / SOURCE_FOLDER, root / SOURCE_FOLDER)
+            if self.result.not_exportable:
+                _log.warning(
+                    "the checkpoints in %s cannot be exported, or read by other programs of this "
+                    "project, which know Llama's model: %s",
+                    *(root, self.result.not_exportable),
+                )
         dist.barrier()
 
 
-def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) -> Identity | None:
-    """What is known of the run's weights; None where no checkpoint of it has an ``ultralong.json``.
+def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) -> Identity:
+    """What the run's weights are: by the ``ultralong.json`` they come with, or by the arguments.
 
     ``--load`` is looked at first, as Megatron-LM does, then ``--pretrained-checkpoint``.
+
+    Raises:
+        InputError: the arguments describe another model than that file, or change the rotary
+            embedding of a run that is resumed.
     """
     folders = [
         Path(folder)
         for folder in (args.load, getattr(args, "pretrained_checkpoint", None))
         if folder and (Path(folder) / FILE_NAME).is_file()
     ]
-    if not folders:
-        return None
-    source = load_metadata(folders[0])
+    folder = folders[0] if folders else None
+    if folder is None:
+        source = _described(args)
+    else:
+        source = load_metadata(folder, any_model=True)
+        check_shape(args, source, folder)
+        if folder == Path(args.load or "") and _iteration(folder) and not args.finetune:
+            _check_resume(config, source, folder)
+    config.check_scaling(source.rope_scaling)
     rope = config.rope()
     scaling = rope.scaling(source.rope_scaling)
     yarn.hf_rope_scaling(scaling)  # what could not be exported is not trained for hours
@@ -85,4 +109,37 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
         separator_ids=tuple(manifest.separator_ids) if manifest else source.separator_ids,
         angle_precision=config.angle_precision,
     )
-    return Identity(source, result.after_training(source, args.seq_length), folders[0])
+    return Identity(source, result.after_training(source, args.seq_length), folder)
+
+
+def _described(args: Any) -> CheckpointMetadata:
+    """What Megatron-LM's arguments say of weights that come without an ``ultralong.json``."""
+    return CheckpointMetadata(
+        model=model_of(args),
+        rope_scaling=None,
+        source_model=str(args.load or "Megatron-LM"),
+        not_exportable=not_of_a_llama(args),
+    )
+
+
+def _iteration(folder: Path) -> int:
+    """The iteration that a folder's latest checkpoint was saved at; 0: weights without a run."""
+    path = folder / LATEST_FILE
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else RELEASE
+    return int(text) if text.isdigit() else 0
+
+
+def _check_resume(config: DropInConfig, source: CheckpointMetadata, folder: Path) -> None:
+    """Refuse to go on with another rotary embedding than a run was begun with."""
+    scaling = config.rope().scaling(source.rope_scaling)
+    for name, here, there in (
+        ("--ultralong-rope-scaling", scaling, source.rope_scaling),
+        ("--ultralong-angle-precision", config.angle_precision, source.angle_precision),
+    ):
+        if here != there:
+            raise InputError(
+                f"{name} asks for {here}, and the run in {folder}, which this resumes at iteration "
+                f"{_iteration(folder)}, has {there}: leave the --ultralong-rope-scaling arguments "
+                "out to go on as it was begun, or pass --finetune to begin another run with its "
+                "weights"
+            )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -72,7 +71,7 @@ def local_batches(
     """
     args, config, manifest = extension.args, extension.config, extension.manifest
     assert manifest is not None
-    if extension.identity is not None:
+    if extension.identity.folder is not None:
         source = extension.identity.source
         check_tokenizer(
             *(config.data_path, args.load, source), manifest.vocab_size, manifest.tokenizer_sha256
@@ -84,14 +83,14 @@ def local_batches(
             "--separator"
         )
 
-    vocab_size = int(args.padded_vocab_size)
-    if extension.identity is not None:
-        vocab_size = extension.identity.source.model.vocab_size
+    vocab_size = extension.identity.source.model.vocab_size
     searchable = manifest.separators_tell_all or (
         config.document_mask == "none" and manifest.packing != "whole"
     )
 
-    def batches(split: str, first_sample: int, last_sample: int) -> LocalBatches:
+    def batches(
+        split: str, first_sample: int, last_sample: int, micro_batch_size: int
+    ) -> LocalBatches:
         rows = rows_of(config.data_path, split, manifest, vocab_size, searchable=searchable)
         if rows.seq_length != args.seq_length:
             raise InputError(
@@ -104,20 +103,18 @@ def local_batches(
         return LocalBatches(
             source,
             first_sample,
-            micro_batch_size=args.micro_batch_size,
+            micro_batch_size=micro_batch_size,
             document_mask=config.document_mask,
             cp_assignment=config.cp_assignment,
             dp_group=parallel_state.get_data_parallel_group(),
             cp_group=parallel_state.get_context_parallel_group(),
         )
 
+    size = args.micro_batch_size
+    eval_size = getattr(args, "eval_micro_batch_size", None) or size
     train, valid = None, None
     if num_samples[0] and not args.skip_train:
-        train = batches("train", _consumed(args), num_samples[0])
+        train = batches("train", int(args.consumed_train_samples), num_samples[0], size)
     if num_samples[1]:
-        valid = batches("valid", args.consumed_valid_samples, num_samples[1])
+        valid = batches("valid", args.consumed_valid_samples, num_samples[1], eval_size)
     return train, valid, None
-
-
-def _consumed(args: Any) -> int:
-    return int(args.consumed_train_samples)

@@ -13,6 +13,9 @@ from megatron.core.utils import get_attr_wrapped_model
 from megatron_ultralong.mcore.batch import Batch
 from megatron_ultralong.mcore.loss import LossTerms, token_loss
 
+_SPIKE = 10
+"""Times the largest loss so far, as in Megatron-LM's own step."""
+
 
 def forward_step(
     batches: Iterator[Batch], model: Any, return_schedule_plan: bool = False
@@ -45,4 +48,15 @@ def _finite_loss(loss_mask: torch.Tensor, losses: torch.Tensor) -> LossTerms:
                 tolerance=0.0,
                 fatal=True,
             )
+    if get_args().check_for_spiky_loss:
+        state = get_rerun_state_machine()
+        state.validate_result(
+            result=total,
+            rejection_func=functools.partial(
+                state.is_unexpectedly_large, threshold=_SPIKE, context="loss"
+            ),
+            message="spiky loss",
+            tolerance=0.0,
+            fatal=False,
+        )
     return total, count, report

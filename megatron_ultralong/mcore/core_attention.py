@@ -17,6 +17,9 @@ from megatron_ultralong.attention.function import Backend
 from megatron_ultralong.context_parallel import Assignment
 from megatron_ultralong.errors import InputError
 
+CP_COMM_TYPES = (None, "p2p", "all_gather")
+"""How keys and values may go round; None is p2p."""
+
 
 def refuse_mask(attention_mask: torch.Tensor | None) -> None:
     """Check that no mask of S x S came with the batch.
@@ -37,7 +40,8 @@ class RingCoreAttention(MegatronModule):
     """Causal attention over a row that is spread over the context-parallel group.
 
     Documents arrive as ``PackedSeqParams(qkv_format="sbhd", cu_seqlens_q=...)``, which Megatron's
-    ``Attention`` hands through; without them every token attends to all before it.
+    ``Attention`` hands through; without them every token attends to all before it. Rows whose
+    documents differ arrive as :class:`RowsOfDocuments`.
     """
 
     def __init__(
@@ -59,7 +63,11 @@ class RingCoreAttention(MegatronModule):
                 "pass --attention-dropout 0 (Megatron-LM's default is 0.1)"
             )
         self.layer_number = layer_number
-        assert cp_comm_type in (None, "p2p", "all_gather"), f"cp_comm_type {cp_comm_type!r}"
+        if cp_comm_type not in CP_COMM_TYPES:
+            raise InputError(
+                f"cp_comm_type is {cp_comm_type!r}, and our attention exchanges keys and values by "
+                "p2p (a ring) or all_gather: pass --cp-comm-type p2p or --cp-comm-type all_gather"
+            )
         self.backend: Backend = "all_gather" if cp_comm_type == "all_gather" else "p2p"
         self.deterministic = bool(config.deterministic_mode)
         head_dim = config.kv_channels
@@ -94,17 +102,40 @@ class RingCoreAttention(MegatronModule):
             keep: where (out, lse) are left, or taken from by a recomputation of the layer.
 
         Raises:
-            InputError: a mask was given.
+            InputError: a mask, or documents laid end to end, were given.
         """
         refuse_mask(attention_mask)
         assert attention_bias is None, "attention bias is not supported"
-        cu_seqlens, assignment = None, None
-        if packed_seq_params is not None:
-            assert packed_seq_params.qkv_format == "sbhd", (
-                f"documents come with qkv_format 'sbhd', not {packed_seq_params.qkv_format!r}"
+        if packed_seq_params is None:
+            return self._attend(query, key, value, None, None, keep)
+        if packed_seq_params.qkv_format != "sbhd":
+            raise InputError(
+                f"documents came with qkv_format {packed_seq_params.qkv_format!r}, laid end to end "
+                "without a row; our attention takes rows [s, b, ...] and their boundaries: leave "
+                "--sft and --dataloader-inter-document-masking out, and keep documents apart by "
+                "--reset-attention-mask, or --ultralong-document-mask block over our rows"
             )
-            cu_seqlens = packed_seq_params.cu_seqlens_q
-            assignment = getattr(packed_seq_params, "assignment", None)
+        assignment = getattr(packed_seq_params, "assignment", None)
+        if isinstance(packed_seq_params, RowsOfDocuments):
+            assert keep is None, "one row's output is kept"
+            rows = enumerate(packed_seq_params.cu_seqlens_of_rows)
+            out = [
+                self._attend(*(x[:, i : i + 1] for x in (query, key, value)), edges, assignment)
+                for i, edges in rows
+            ]
+            return torch.cat(out, dim=1)
+        cu_seqlens = packed_seq_params.cu_seqlens_q
+        return self._attend(query, key, value, cu_seqlens, assignment, keep)
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seqlens: torch.Tensor | None,
+        assignment: Assignment | None,
+        keep: KeptOutput | None = None,
+    ) -> torch.Tensor:
         out_SBHD = ring_attention(
             query,
             key,
@@ -125,6 +156,14 @@ class DocumentParams(PackedSeqParams):
     """The documents of one row, and which rank holds which chunks of it (zigzag if None)."""
 
     assignment: Assignment | None = None
+
+
+@dataclasses.dataclass
+class RowsOfDocuments(DocumentParams):
+    """The documents of several rows, which differ from row to row."""
+
+    cu_seqlens_of_rows: tuple[torch.Tensor, ...] = ()
+    """Boundaries over the whole row, int32 [num_documents + 1], for every row."""
 
 
 def document_params(

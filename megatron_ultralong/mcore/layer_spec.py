@@ -1,5 +1,9 @@
 """Megatron's own layer specs, with ring attention for ``core_attention``.
 
+Two kinds. Those of our own models are Llama's layer (:func:`block_spec`). Those that Megatron-LM
+imports by name (``--spec``) are whatever layer its configuration describes, with norms, MLP,
+experts and the rest of Megatron-Core's choice (:class:`RingLayer`).
+
 Checkpoints do not tell the two apart: Transformer Engine's linear layers hold the norm before them
 (``self_attention.linear_qkv.layer_norm_weight``), and the local spec stores its own norms under
 those keys.
@@ -8,9 +12,11 @@ those keys.
 from __future__ import annotations
 
 import copy
+from typing import Any, ClassVar
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_layer_specs,
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
@@ -20,11 +26,14 @@ from megatron.core.transformer.transformer_block import (
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 from torch import nn
 
 from megatron_ultralong.layer_config import AttentionImpl, LayerConfig
 from megatron_ultralong.mcore.compat import (
-    has_transformer_engine,
     require_transformer_engine,
     transformer_engine_norm,
 )
@@ -75,23 +84,59 @@ def layer_te_spec(attention: AttentionImpl = "ring") -> ModuleSpec:
     return spec
 
 
-class MissingTransformerEngine(RecomputedLayer):
-    """Stands for a layer of Transformer Engine's where there is none: it cannot be built."""
+class RingLayer(RecomputedLayer):
+    """The layer that Megatron-Core's configuration describes, with our attention.
 
-    def __init__(self, *_: object, **__: object) -> None:
-        require_transformer_engine("ring_te_spec")
-
-
-def ring_layer_te_spec() -> ModuleSpec:
-    """:func:`layer_te_spec`, or without Transformer Engine a spec whose layers say so when built.
-
-    Megatron-LM imports specs by name: a name that is missing would be a ``KeyError``.
+    Which modules it has is known when it is built: a spec that is imported by name knows nothing
+    of the arguments. So it asks Megatron-Core for its own spec of this layer then.
     """
-    if has_transformer_engine():
-        return layer_te_spec()
-    spec = ring_layer_local_spec()
-    spec.module = MissingTransformerEngine
-    return spec
+
+    uses_transformer_engine: ClassVar[bool]
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: Any,
+        layer_number: int = 1,
+        *arguments: Any,
+        vp_stage: int | None = None,
+        **others: Any,
+    ) -> None:
+        """As Megatron-Core builds a layer; ``submodules`` are replaced.
+
+        Raises:
+            InputError: there is no Transformer Engine, and it is asked for.
+        """
+        if self.uses_transformer_engine:
+            require_transformer_engine("ring_te_spec")
+        layers = get_gpt_decoder_layer_specs(
+            config,
+            use_transformer_engine=self.uses_transformer_engine,
+            normalization=config.normalization,
+            qk_l2_norm=config.qk_l2_norm,
+        )
+        number = layer_number + get_transformer_layer_offset(config, vp_stage=vp_stage)
+        # Layers behind the last one predict further tokens, and are as it is.
+        submodules = copy.deepcopy(layers[min(number, len(layers)) - 1].submodules)
+        submodules.self_attention.submodules.core_attention = RingCoreAttention
+        super().__init__(config, submodules, layer_number, *arguments, vp_stage=vp_stage, **others)
+
+
+class RingLocalLayer(RingLayer):
+    """Of Megatron-Core's own modules."""
+
+    uses_transformer_engine = False
+
+
+class RingTransformerEngineLayer(RingLayer):
+    """Of Transformer Engine's modules; where there is none it cannot be built, and says so."""
+
+    uses_transformer_engine = True
+
+
+def ring_spec(layer: type[RingLayer]) -> ModuleSpec:
+    """A spec to import by name; which submodules its layers have, they find out themselves."""
+    return ModuleSpec(module=layer, submodules=TransformerLayerSubmodules())
 
 
 def block_spec(

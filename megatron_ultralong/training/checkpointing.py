@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,13 @@ def _sharded_state(
     return {**weights, "optimizer": states, "opt_param_scheduler": scheduler.state_dict()}
 
 
-def _prepare_torch_adam(optimizer: MegatronOptimizer) -> None:
+def prepare_torch_adam(parts: Iterable[MegatronOptimizer]) -> None:
     """Make states that can be loaded into, where Megatron runs torch's Adam (no Apex, no TE).
 
     torch's Adam keeps its step with the other states and makes them all in its first step;
     Megatron-Core stores the step once for all, and then misses it parameter by parameter.
     """
-    for part in optimizer.chained_optimizers:
+    for part in parts:
         inner = part.optimizer
         if isinstance(inner, HybridDeviceOptimizer) and not inner.state:
             inner.dummy_step()  # what it does to the weights is loaded over
@@ -94,13 +94,13 @@ def _set_states_with_step(
     set_states(model_parameter, {"step": part.optimizer.state[parameter]["step"], **tensors})
 
 
-def _separate_steps(optimizer: MegatronOptimizer) -> None:
+def separate_steps(parts: Iterable[MegatronOptimizer]) -> None:
     """Give every parameter of torch's Adam a step of its own.
 
     Megatron-Core loads one tensor into all of them, and every parameter would count it up: after
     one iteration Adam would take itself to be as many steps further as there are parameters.
     """
-    for part in optimizer.chained_optimizers:
+    for part in parts:
         for states in part.optimizer.state.values():
             for name, value in states.items():
                 if isinstance(value, torch.Tensor) and _is_shared(name, value):
@@ -153,7 +153,7 @@ def load_checkpoint(
     random states are each
     rank's own, and restored where as many ranks read as have written.
     """
-    _prepare_torch_adam(optimizer)
+    prepare_torch_adam(optimizer.chained_optimizers)
     asked = [_hyperparameters(group) for group in optimizer.param_groups]
     state = _sharded_state(chunks, optimizer, scheduler, is_loading=True)
     position = load_common(folder)["ultralong"]
@@ -167,7 +167,7 @@ def load_checkpoint(
         take_state(chunk.module, state[name])
     _take_rates(state["optimizer"]["optimizer"]["param_groups"], asked)
     optimizer.load_state_dict(state["optimizer"])
-    _separate_steps(optimizer)
+    separate_steps(optimizer.chained_optimizers)
     for group, values in zip(optimizer.param_groups, asked, strict=True):
         group.update(values)
     scheduler.load_state_dict(state["opt_param_scheduler"])

@@ -59,6 +59,10 @@ class CountedRows:
         """See :class:`RowSource`."""
         return self.source.name(sample if sample < self.num_counted else 0)
 
+    def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
+        """See :class:`RowSource`."""
+        self.source.check(range(samples.start, min(samples.stop, self.num_counted)), part, parts)
+
 
 @dataclasses.dataclass(frozen=True)
 class _FillingRow:

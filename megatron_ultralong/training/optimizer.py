@@ -105,7 +105,7 @@ def build_optimizer(
             _megatron_config(config, params_dtype), list(chunks), use_gloo_process_groups=False
         )
     if config.optimizer_cpu_offload:
-        # Megatron-Core makes it twice: first for whole weights, then for this rank's shard. The first
+        # Megatron-Core makes it twice: for whole weights, then for a shard of this rank. The first
         # one's float32 copies hang in a cycle, 4 bytes of host memory for every weight of the rank.
         gc.collect()
     for chunk in chunks:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import io
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from megatron_ultralong.config import PretrainConfig
+from tools.dropin_flags import data, variants
+from tools.dropin_flags.enumeration import OWN_SCRIPT, end_of_document
+from tools.dropin_flags.runs import train
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_gpt_ultralong.py"
 _FLAGS = """
@@ -89,3 +96,60 @@ def run(script: Path, words: list[str], output: Path) -> list[float]:
             if end.code:
                 raise
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """A run of Megatron-LM's own script over its own kind of data set."""
+
+    folder: Path
+    """For the data set, and what the ranks print."""
+    words: tuple[str, ...] = ()
+    """Beside :data:`tools.dropin_flags.variants.BASE`."""
+    plain: bool = False
+    """Without the drop-in."""
+
+
+def tiny_run(tiny: Tiny) -> list[float]:
+    """Run on every rank: losses of the iterations."""
+    _write_data(tiny.folder)
+    sys.argv = [str(OWN_SCRIPT), *tiny_words(tiny.folder), *tiny.words]
+    losses: list[float] = []
+    with (tiny.folder / f"said-{dist.get_rank()}").open("w") as file:
+        with contextlib.redirect_stdout(file):
+            try:
+                train("plain" if tiny.plain else "drop-in", OWN_SCRIPT, losses)
+            except SystemExit as end:  # --exit-interval
+                if end.code:
+                    raise
+    return losses
+
+
+def tiny_words(folder: Path) -> list[str]:
+    """The common part of the command line."""
+    return [word.replace("{data}", str(folder / "documents")) for word in variants.BASE.split()]
+
+
+def _write_data(folder: Path) -> None:
+    if dist.get_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        data.write(folder, end_of_document())
+    dist.barrier()
+
+
+def tiny_message(tiny: Tiny) -> str:
+    """Run on every rank: the message that the drop-in ends with, by its launcher, and no trace."""
+    from megatron_ultralong.dropin import __main__ as launcher
+
+    _write_data(tiny.folder)
+    sys.argv = ["dropin", str(OWN_SCRIPT), *tiny_words(tiny.folder), *tiny.words]
+    said = io.StringIO()
+    with (tiny.folder / f"said-{dist.get_rank()}").open("w") as file:
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(said):
+            try:
+                launcher.main()
+            except SystemExit as end:
+                assert end.code == 2, end.code
+                assert "iteration        1/" not in Path(file.name).read_text()
+                return said.getvalue()
+    raise AssertionError("it has not been refused")

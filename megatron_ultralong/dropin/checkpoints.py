@@ -1,0 +1,123 @@
+"""Megatron-LM's own reading of checkpoints: vetted first, running nothing, with torch's Adam.
+
+Megatron-LM's loaders unpickle what a checkpoint holds. While a run lasts they read by
+:func:`~megatron_ultralong.checkpoint.sharded_load.guarded` readers, after the checkpoint was looked
+through as our own programs do it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_ultralong.checkpoint.folder import FORMAT_FILE, LATEST_FILE, resolve
+from megatron_ultralong.checkpoint.integrity import check_tensors, listed_files
+from megatron_ultralong.checkpoint.sharded_load import guarded
+from megatron_ultralong.checkpoint.torch_dist import TorchDistReader
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.mcore.parallel import is_main_rank
+from megatron_ultralong.training.checkpointing import prepare_torch_adam, separate_steps
+
+_log = logging.getLogger(__name__)
+_MARK = "vetted_by_ultralong"
+
+
+@contextlib.contextmanager
+def checkpoints_are_vetted() -> Iterator[None]:
+    """Check a checkpoint before Megatron-LM's loaders read it, and help its optimizer.
+
+    Inside another such context it does nothing.
+
+    Megatron-Core's distributed optimizer saves torch's Adam (where there is no Apex and no
+    Transformer Engine) and cannot load what it has saved: see
+    :func:`~megatron_ultralong.training.checkpointing.prepare_torch_adam`.
+    """
+    from megatron.training import checkpointing, training
+
+    read, load = checkpointing._load_base_checkpoint, training.load_checkpoint
+    if hasattr(read, _MARK):
+        yield
+        return
+    vetted: set[tuple[Path, int | None, bool]] = set()
+
+    @functools.wraps(read)
+    def guarded_read(load_dir: Any, args: Any, *others: Any, **keywords: Any) -> Any:
+        if load_dir is not None:
+            what = (Path(load_dir), getattr(args, "ckpt_step", None), dist.is_initialized())
+            if what not in vetted:
+                vet(what[0], what[1], verify_checksums=args.ultralong_verify_checksums == "yes")
+                vetted.add(what)
+        with guarded():
+            return read(load_dir, args, *others, **keywords)
+
+    @functools.wraps(load)
+    def load_with_adam(model: Any, optimizer: Any, *others: Any, **keywords: Any) -> Any:
+        parts = _distributed(optimizer)
+        prepare_torch_adam(parts)
+        with guarded():
+            result = load(model, optimizer, *others, **keywords)
+        separate_steps(parts)
+        return result
+
+    setattr(guarded_read, _MARK, True)
+    checkpointing._load_base_checkpoint = guarded_read
+    training.load_checkpoint = load_with_adam
+    try:
+        yield
+    finally:
+        checkpointing._load_base_checkpoint = read
+        training.load_checkpoint = load
+
+
+def vet(folder: Path, step: int | None, *, verify_checksums: bool) -> None:
+    """Check what a folder holds, if it is a checkpoint in ``torch_dist`` form.
+
+    Before the ranks know each other, each looks at the small files alone; afterwards they share
+    the files of tensors.
+
+    Args:
+        folder: of ``--load``.
+        step: iteration asked for; the latest.
+        verify_checksums: whether to compare with them.
+
+    Raises:
+        InputError: it is not whole, or would run code.
+    """
+    if not (folder / LATEST_FILE).is_file() or not list(folder.glob(f"*/{FORMAT_FILE}")):
+        return  # none, or of another format: Megatron-LM says so
+    path, _ = resolve(folder, step)
+    if not verify_checksums:
+        if is_main_rank():
+            _log.warning("%s is read without comparing it with its checksums", path)
+        TorchDistReader(path)
+        return
+    try:
+        checksums = listed_files(path)
+        if checksums is not None and dist.is_initialized():
+            size = dist.get_world_size()
+            check_tensors(path, checksums, dist.get_rank(), size, _agree)
+        TorchDistReader(path)
+    except InputError as error:
+        said = str(error).replace("--no-verify-checksums", "--ultralong-verify-checksums no")
+        raise InputError(said) from error
+
+
+def _agree(found: str | None) -> list[str | None]:
+    """What every rank has found, on every rank."""
+    every: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, found)
+    return every
+
+
+def _distributed(optimizer: Any) -> list[Any]:
+    """The parts of an optimizer that Megatron-Core distributes over data-parallel ranks."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part for part in parts if isinstance(part, DistributedOptimizer)]

@@ -1,0 +1,171 @@
+"""What Megatron-LM's arguments may be beside the parts that are ours: the one table of it.
+
+An argument, or a field of ``TransformerConfig``, that a part of ours would have to honour stands
+here with the values that it does honour; every other value is refused by name. What is not here and
+in ``known_arguments.txt`` concerns modules that stay Megatron-LM's own. What is in neither is new:
+it is refused unless it is at its default (:mod:`megatron_ultralong.dropin.check`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+Part = Literal["attention", "reset mask", "rotary", "rows", "recomputation", "loss tiles"]
+"""A part of ours that a run uses; the attention always."""
+
+OFF = (None, False, 0, "", "none", ())
+"""Values of an argument that does not ask for anything."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """An argument, or a field, and what a part of ours honours of it."""
+
+    name: str
+    reason: str
+    """Why other values are refused."""
+    way_out: str = ""
+    """What to do; leaving the argument out goes without saying."""
+    accepted: tuple[Any, ...] = OFF
+
+
+def _all(reason: str, *names: str, way_out: str = "") -> tuple[Rule, ...]:
+    return tuple(Rule(name, reason, way_out) for name in names)
+
+
+_END_TO_END = "it lays documents end to end without a row, and our attention takes rows"
+_KEEP_APART = (
+    "keep documents apart by --reset-attention-mask, or --ultralong-document-mask block over rows "
+    "of `ultralong prepare`"
+)
+_GRAPH = "our attention is not captured in CUDA graphs"
+_ANGLES = "our rotary embedding turns all dimensions of a head, half-split, by its own frequencies"
+_OWN_ANGLES = "use --ultralong-rope-scaling keep without an ultralong.json for Megatron-LM's own"
+_OWN_ROWS = "it is for Megatron-LM's data sets, and these rows are `ultralong prepare`'s"
+_OWN_LAYER = "--ultralong-recompute-granularity runs Llama's layer by itself, and has it not"
+_OWN_LOSS = "--ultralong-loss-tile-size computes the output layer and the loss by itself"
+_BY_MASK = "say --ultralong-document-mask block or none instead"
+_RECOMPUTE = "use Megatron-LM's own --recompute-granularity"
+_NO_TILES = "leave --ultralong-loss-tile-size out"
+
+RULES: dict[Part, tuple[Rule, ...]] = {
+    "attention": (
+        Rule(
+            "attention_dropout",
+            "our attention has no dropout",
+            "pass --attention-dropout 0 (Megatron-LM's default is 0.1)",
+            (0,),
+        ),
+        Rule("softmax_type", "our attention has the plain softmax", accepted=("vanilla",)),
+        *_all("every token of our attention sees all before it", "window_size"),
+        *_all(
+            "our attention takes queries, keys and values of one size",
+            *("multi_latent_attention", "experimental_attention_variant"),
+        ),
+        *_all(
+            "our attention does not tell the largest logit of a head",
+            *("qk_clip", "log_max_attention_logit"),
+        ),
+        *_all(
+            "our attention computes in the precision of its queries",
+            *("fp8_dot_product_attention", "fp8_multi_head_attention"),
+        ),
+        *_all("another attention is in the layers then", "use_kitchen_attention"),
+        *_all(
+            "our attention sums in an order that depends on the batch",
+            "batch_invariant_mode",
+            way_out="--deterministic-mode is honoured",
+        ),
+        *_all(_END_TO_END, "sft", "dataloader_inter_document_masking", way_out=_KEEP_APART),
+        *_all(
+            "our attention has one context-parallel group for all rows",
+            *("hybrid_context_parallel", "dynamic_context_parallel"),
+            *("hierarchical_context_parallel_sizes",),
+        ),
+        *_all(
+            "our attention takes no mask of S x S",
+            "create_attention_mask_in_dataloader",
+            way_out="pass --no-create-attention-mask-in-dataloader",
+        ),
+        *_all(_GRAPH, "cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph"),
+        *_all("our parts are for Megatron-Core's models", "use_legacy_models"),
+        *_all("its layers have no attention that ours could stand for", "is_hybrid_model"),
+        *_all("ours is a training loop over one model", "perform_rl_step"),
+    ),
+    "reset mask": (
+        Rule(
+            "pipeline_model_parallel_size",
+            "with --reset-attention-mask documents are read off the tokens, and only the first "
+            "pipeline stage has them",
+            "train with --pipeline-model-parallel-size 1, or use rows of `ultralong prepare`",
+            (1,),
+        ),
+        *_all(
+            "with --reset-attention-mask the documents go through the model's own forward pass",
+            *("mtp_num_layers", "overlap_moe_expert_parallel_comm"),
+        ),
+    ),
+    "rotary": (
+        Rule(
+            "position_embedding_type",
+            "our rotary embedding stands in the place of 'rope'",
+            "pass --position-embedding-type rope",
+            ("rope",),
+        ),
+        Rule("rotary_percent", _ANGLES, _OWN_ANGLES, (1,)),
+        *_all(
+            _ANGLES,
+            *("rotary_interleaved", "rotary_seq_len_interpolation_factor", "use_rope_scaling"),
+            *("mrope_section",),
+            way_out=_OWN_ANGLES,
+        ),
+    ),
+    "rows": (
+        *_all(
+            _OWN_ROWS,
+            *("reset_attention_mask", "reset_position_ids", "eod_mask_loss"),
+            way_out=_BY_MASK,
+        ),
+        Rule("dataloader_type", _OWN_ROWS, accepted=("external",)),
+        *_all(
+            _OWN_ROWS,
+            *("data_path", "train_data_path", "valid_data_path", "test_data_path"),
+            *("data_args_path", "per_split_data_args_path", "per_dataset_sequences_path"),
+            *("mock_data", "fim_data", "full_validation", "multiple_validation_sets"),
+            *("iterations_to_skip", "phase_transition_iterations"),
+            *("logits_load_dir", "logits_save_dir", "validation_set_names"),
+            way_out="leave it or --ultralong-data-path out",
+        ),
+        *_all(
+            "our rows come with one label a token",
+            *("mtp_num_layers", "overlap_moe_expert_parallel_comm"),
+            way_out="leave it or --ultralong-data-path out",
+        ),
+    ),
+    "recomputation": (
+        *_all(
+            "it and --ultralong-recompute-granularity would each recompute the layers",
+            *("recompute_granularity", "recompute_activations", "checkpoint_activations"),
+            way_out="use one of them",
+        ),
+        *_all(
+            _OWN_LAYER,
+            *("num_experts", "num_moe_experts", "hidden_dropout", "no_rope_freq"),
+            *("attention_output_gate", "fp32_residual_connection", "cpu_offloading_num_layers"),
+            *("apply_residual_connection_post_layernorm", "fine_grained_activation_offloading"),
+            *("enable_mhc_connections", "fused_residual_rmsnorm", "delay_wgrad_compute"),
+            *("heterogeneous_layers_config_path", "heterogeneous_layers_config_encoded_json"),
+            *("use_mup", "use_transformer_engine_op_fuser", "distribute_saved_activations"),
+            way_out=_RECOMPUTE,
+        ),
+    ),
+    "loss tiles": _all(
+        _OWN_LOSS,
+        *("mtp_num_layers", "use_mup", "fp16_lm_cross_entropy", "cross_entropy_loss_fusion"),
+        *("defer_embedding_wgrad_compute", "fp8_output_proj", "logit_dtype", "logits_load_dir"),
+        *("logits_save_dir",),
+        way_out=_NO_TILES,
+    ),
+}
+"""Per part, what it honours."""

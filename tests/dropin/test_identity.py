@@ -1,0 +1,123 @@
+"""``ultralong.json`` of runs inside a user's own Megatron-LM: always there, and held to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_ultralong.checkpoint.convert import ExportConfig, export_checkpoint
+from megatron_ultralong.checkpoint.metadata import load_metadata
+from megatron_ultralong.errors import InputError
+from tests.dropin.megatron_lm import Tiny, tiny_message, tiny_run
+from tests.ranks import run_on_ranks
+
+pytest.importorskip("megatron.training", reason="there is no megatron.training: see docs/dropin.md")
+
+YARN = (
+    *("--ultralong-rope-scaling", "yarn", "--ultralong-rope-scaling-factor", "4"),
+    *("--ultralong-original-max-position-embeddings", "16"),
+)
+
+
+def ended(tiny: Tiny) -> str:
+    return run_on_ranks(1, tiny_message, tiny)[0]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with YaRN, stopped after two of three iterations; its checkpoint stands in ``run``."""
+    folder = tmp_path_factory.mktemp("begun")
+    save = ("--save", str(folder / "run"), "--save-interval", "2", "--exit-interval", "2")
+    run_on_ranks(1, tiny_run, Tiny(folder, (*YARN, *save)))
+    return folder
+
+
+def test_a_run_from_nothing_can_be_exported(begun: Path, tmp_path: Path) -> None:
+    metadata = load_metadata(begun / "run")
+    assert metadata.not_exportable is None
+    assert metadata.model.num_layers == 2
+    assert metadata.model.max_position_embeddings == 64
+    export_checkpoint(ExportConfig(begun / "run", tmp_path / "hf"))
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["rope_scaling"]["rope_type"] == "llama3"
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.isfinite(model(torch.arange(40)[None]).logits).all()
+
+
+def test_a_resume_that_forgets_the_scaling_takes_it_of_the_checkpoint(
+    begun: Path, tmp_path: Path
+) -> None:
+    whole = run_on_ranks(1, tiny_run, Tiny(tmp_path / "whole", YARN))[0]
+    shutil.copytree(begun / "run", tmp_path / "run")
+    load = ("--load", str(tmp_path / "run"))
+    rest = run_on_ranks(1, tiny_run, Tiny(tmp_path / "rest", load))[0]
+    assert rest == pytest.approx(whole[2:], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--ultralong-rope-scaling", "none"), "--ultralong-rope-scaling asks for None"),
+        (YARN[:3] + ("8",) + YARN[4:], "--ultralong-rope-scaling asks for"),
+        (("--ultralong-angle-precision", "float32"), "--ultralong-angle-precision"),
+        (("--ultralong-rope-scaling-factor", "8"), "does not use it"),
+        (("--rotary-base", "20000"), "--rotary-base is 20000"),
+        (("--norm-epsilon", "1e-6"), "--norm-epsilon is 1e-06"),
+        (("--use-rope-scaling",), "--use-rope-scaling True beside"),
+        (("--qk-layernorm",), "--qk-layernorm True beside"),
+    ],
+)
+def test_what_contradicts_the_checkpoint_is_refused(
+    begun: Path, tmp_path: Path, words: tuple[str, ...], named: str
+) -> None:
+    message = ended(Tiny(tmp_path, ("--load", str(begun / "run"), *words)))
+    assert named in message
+    assert "Traceback" not in message
+
+
+def test_another_model_than_a_llama_is_not_taken_for_one(tmp_path: Path) -> None:
+    save = ("--save", str(tmp_path / "run"), "--save-interval", "3")
+    run_on_ranks(1, tiny_run, Tiny(tmp_path, ("--normalization", "LayerNorm", *save)))
+    assert "--normalization LayerNorm" in str(
+        load_metadata(tmp_path / "run", any_model=True).not_exportable
+    )
+    with pytest.raises(InputError, match="--normalization LayerNorm"):
+        export_checkpoint(ExportConfig(tmp_path / "run", tmp_path / "hf"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "payload"])
+def test_a_damaged_load_is_refused_by_the_files_name(
+    begun: Path, tmp_path: Path, damage: str
+) -> None:
+    shutil.copytree(begun / "run", tmp_path / "run")
+    folder = tmp_path / "run" / "iter_0000002"
+    name = {"truncated": "__0_0.distcp", "flipped": ".metadata", "payload": "common.pt"}[damage]
+    path = folder / name
+    whole = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "flipped":
+        path.write_bytes(whole[: len(whole) // 2] + b"\xff" + whole[len(whole) // 2 + 1 :])
+    else:
+        torch.save({"args": Payload(str(tmp_path / "ran"))}, path)
+    message = ended(Tiny(tmp_path, ("--load", str(tmp_path / "run"))))
+    assert name in message
+    assert not (tmp_path / "ran").exists()
+
+
+@dataclasses.dataclass
+class Payload:
+    """Makes a file where it is unpickled by a reader that runs what a file names."""
+
+    path: str
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")

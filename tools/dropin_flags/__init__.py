@@ -1,0 +1,1 @@
+"""Every argument of Megatron-LM, with the drop-in and without it."""

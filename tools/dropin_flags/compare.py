@@ -1,0 +1,66 @@
+"""One way to try an argument: Megatron-LM alone beside Megatron-LM with the drop-in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from tools.dropin_flags import runs
+
+Class = Literal["same", "refused", "left", "other"]
+"""same: both train, with the same losses; refused: ours refuses by name before the first step;
+left: Megatron-LM alone does not train with it here; other: a fault of ours."""
+TOLERANCE = 1e-5
+"""Relative, of every loss: float32 sums in another order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What came out."""
+
+    name: str
+    """The argument's, as the parsed namespace has it."""
+    words: str
+    """The command line that tried it, beside the common one."""
+    kind: Class
+    difference: float = 0.0
+    """Largest relative difference of a loss."""
+    has_effect: bool = False
+    """Whether the losses are others than without the argument."""
+    said: str = ""
+    """What was raised, of the kinds that do not train."""
+
+
+def compare(
+    name: str, words: str, flags: list[str], script: Path, base: list[str], usual: runs.Outcome
+) -> Comparison:
+    """Run both.
+
+    Args:
+        name: of the argument.
+        words: that try it.
+        flags: of the parser for it.
+        script: a Megatron-LM script.
+        base: the common command line.
+        usual: Megatron-LM alone by that.
+    """
+    given = [*base, *words.split()]
+    plain = runs.run("plain", script, given)
+    if plain.error or not plain.losses:
+        return Comparison(name, words, "left", said=plain.error or "it takes no step")
+    ours = runs.run("drop-in", script, given)
+    if ours.is_refusal:
+        is_named = any(word in ours.error for word in [*flags, *words.split()] if "--" in word)
+        is_good = is_named and not ours.losses
+        return Comparison(name, words, "refused" if is_good else "other", said=ours.error)
+    if ours.error or len(ours.losses) != len(plain.losses):
+        return Comparison(name, words, "other", said=ours.error or "another number of steps")
+    difference = max(
+        0.0 if a == b or (a != a and b != b) else abs(a - b) / abs(a)
+        for a, b in zip(plain.losses, ours.losses, strict=True)
+    )
+    return Comparison(
+        *(name, words, "same" if difference <= TOLERANCE else "other", difference),
+        has_effect=plain.losses != usual.losses[: len(plain.losses)],
+    )

@@ -1,0 +1,62 @@
+"""The arguments of a Megatron-LM's parser, one after the other."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.dropin_flags import compare, data, runs, variants
+
+OWN_SCRIPT = Path(__file__).parent / "pretrain_gpt.py"
+
+
+class Enumeration:
+    """A Megatron-LM, imported, with a data set for it."""
+
+    def __init__(self, checkout: Path | None, folder: Path) -> None:
+        """Import it.
+
+        Args:
+            checkout: its source tree, which stands on the path; None: the installed wheel.
+            folder: for the data set.
+        """
+        from megatron_ultralong.dropin.known_arguments import KNOWN
+
+        self.script = checkout.resolve() / "pretrain_gpt.py" if checkout else OWN_SCRIPT
+        parser = runs.warm(self.script)
+        self.actions = {
+            action.dest: action
+            for action in reversed(parser._actions)
+            if action.option_strings and action.dest != "help"
+        }
+        self.new = sorted(set(self.actions) - KNOWN)
+        """Arguments that nobody has looked at."""
+        prefix = data.write(folder, end_of_document())
+        self.base = [word.replace("{data}", str(prefix)) for word in variants.BASE.split()]
+        self.data = prefix
+
+    def compare_all(self, only: tuple[str, ...] = ()) -> Iterator[compare.Comparison]:
+        """Every way to try every argument; or those whose names begin with one of ``only``."""
+        usual = runs.run("plain", self.script, self.base)
+        assert not usual.error, usual.trace
+        yield compare.compare("(none)", "", [], self.script, self.base, usual)
+        for name in sorted(self.actions):
+            if only and not name.startswith(only):
+                continue
+            for words in variants.variants(self.actions[name]):
+                flags = list(self.actions[name].option_strings)
+                words = words.replace("{data}", str(self.data))
+                yield compare.compare(name, words, flags, self.script, self.base, usual)
+
+
+def line(row: compare.Comparison) -> str:
+    """One line of the table."""
+    detail = f"{row.difference:.0e}{'' if row.has_effect else ', no effect'}"
+    return f"{row.kind:8}{row.name}: {row.words} [{detail if row.kind == 'same' else row.said}]"
+
+
+def end_of_document() -> int:
+    """The last id of a ``NullTokenizer``: the legacy one has one more than its vocabulary."""
+    legacy = importlib.util.find_spec("megatron.training.tokenizer") is not None
+    return data.VOCABULARY if legacy else data.VOCABULARY - 1
