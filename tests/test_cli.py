@@ -382,6 +382,7 @@ PRETRAIN_FLAGS = {
     "--num-layers-in-last-pipeline-stage",
     "--num-virtual-stages-per-pipeline-rank",
     "--offload-activations",
+    "--max-skipped-iters",
     "--on-nan",
     "--optimizer-cpu-offload",
     "--optimizer-offload-fraction",

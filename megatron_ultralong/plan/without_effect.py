@@ -8,6 +8,7 @@ _TELLING = "written by rank 0 between iterations, below a thousandth of one at t
 
 WITHOUT_EFFECT: dict[str, str] = {
     "verify_checksums": "the bytes of --load are read once, before the first step",
+    "max_skipped_iters": "a plan has no faults",
     "max_save_failures": "a plan has no failures",
     "log_interval": _TELLING,
     "rope_scaling": _ROTARY,
