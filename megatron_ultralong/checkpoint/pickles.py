@@ -14,6 +14,7 @@ import importlib
 import io
 import pickle
 import pickletools
+import re
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -104,29 +105,17 @@ _EXTRA_STATE_CLASSES = {
     ("builtins", "str"),
     ("collections", "OrderedDict"),
     ("torch", "Size"),
-    ("torch", "float32"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._tensor", "_rebuild_from_type_v2"),
     ("torch.storage", "UntypedStorage"),
     ("torch.storage", "_load_from_bytes"),
-    *(
-        ("transformer_engine.common.recipe", name)
-        for name in (
-            "DelayedScaling",
-            "Float8CurrentScaling",
-            "Float8BlockScaling",
-            "MXFP8BlockScaling",
-            "NVFP4BlockScaling",
-            "Format",
-            "_FormatHelper",
-            "MMParams",
-            "QParams",
-        )
-    ),
     ("megatron.core.extensions.transformer_engine", "TEDelayedScaling"),
     ("megatron.core.safe_globals", "safe_load_from_bytes"),
 }
-"""What Transformer Engine pickles into the ``_extra_state`` of an FP8 layer."""
+"""What Transformer Engine pickles into an FP8 layer's ``_extra_state``, besides its recipes."""
+_RECIPES = "transformer_engine.common.recipe"
+_CLASS_NAME = re.compile(r"_?[A-Z][A-Za-z0-9]*")
+"""A class of that module, and nothing that is reached through it: no ``os.system``."""
 
 
 class UnsafeError(Exception):
@@ -236,7 +225,9 @@ class _Inert:
 
 class _ExtraStateUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _EXTRA_STATE_CLASSES:
+        is_recipe = module == _RECIPES and _CLASS_NAME.fullmatch(name)
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_recipe or is_dtype or (module, name) in _EXTRA_STATE_CLASSES:
             return _Inert
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a module's state")
 

@@ -168,4 +168,8 @@ def _places(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int
     storages = [t.untyped_storage() for t in tensors.values()]
     addresses = [storage.data_ptr() for storage in storages if storage.nbytes()]
     begin = min(addresses) - min(record_offsets(path)) if addresses else 0
+    size = path.stat().st_size
+    for name, t in tensors.items():  # a damaged directory names other places than torch reads
+        if t.numel() and not 0 <= t.data_ptr() - begin <= size - t.nbytes:
+            raise InputError(f"{path}: tensor {name} is not inside the file: download it again")
     return {name: (t.data_ptr() - begin, t.stride()) for name, t in tensors.items()}
