@@ -2,9 +2,9 @@
 
 Checkpoints of Megatron-Core hold pickles in four places: ``.metadata``, ``common.pt``, and the
 records of tensors and of objects in ``.distcp`` files. Meta's and old Hugging Face models are
-pickles as a whole. ``pickle`` calls whatever a file names; here a file can name what the lists
-below hold, and everything else is refused by the file's name. ``tests/checkpoint/test_lint.py``
-sees to it that no other module unpickles.
+pickles as a whole. ``pickle`` calls whatever a file names; here a file can name what the lists in
+:mod:`megatron_ultralong.checkpoint.pickle_names` hold, and everything else is refused by the file's
+name. ``tests/test_doors.py`` sees to it that no other module unpickles.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import importlib
 import io
 import pickle
 import pickletools
-import re
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,14 @@ from typing import IO, Any, Final
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
+from megatron_ultralong.checkpoint.pickle_names import (
+    CLASS_NAME,
+    EXTRA_STATE_CLASSES,
+    METADATA_CLASSES,
+    RECIPES,
+    RECORD_CLASSES,
+    TORCH_NAMES,
+)
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.json_file import read_bounded
 
@@ -31,91 +38,6 @@ MAX_METADATA_BYTES: Final = 512 * 2**20
 """Of ``.metadata``; a training checkpoint of the 405B has 10 MB."""
 _READ_TORCH = torch.load
 """As it is before anything replaces it."""
-
-_METADATA_CLASSES = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    # Megatron-Core leaves its plan of the saving there too.
-    "torch.distributed.checkpoint.planner": {
-        "BytesIOWriteData",
-        "SavePlan",
-        "TensorWriteData",
-        "WriteItem",
-        "WriteItemType",
-    },
-    "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata", "MCoreSavePlan"},
-    "torch": {"Size", "device"},
-    "torch.serialization": {"_get_layout"},
-    "collections": {"OrderedDict"},
-    "pathlib": {"PosixPath"},
-}
-"""Plain data classes, and what their fields hold."""
-
-_RECORD_CLASSES = (
-    "argparse.Namespace",
-    "types.SimpleNamespace",
-    "pathlib.PosixPath",
-    "io.BytesIO",
-    "signal.Signals",
-    "numpy.ndarray",
-    "numpy.dtype",
-    "numpy.dtypes.UInt32DType",
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-    "megatron.core.enums.ModelType",
-    "megatron.core.optimizer.optimizer_config.OptimizerConfig",
-    "megatron.core.rerun_state_machine.RerunDiagnostic",
-    "megatron.core.rerun_state_machine.RerunMode",
-    "megatron.core.rerun_state_machine.RerunState",
-    "megatron.core.transformer.enums.AttnBackend",
-    "megatron.core.transformer.enums.CudaGraphModule",
-    "megatron.core.transformer.enums.CudaGraphScope",
-    "megatron.core.transformer.enums.InferenceCudaGraphScope",
-)
-"""What Megatron-LM 0.16 to 0.19 keeps besides tensors: its arguments and the states of random
-generators. It is what ``megatron.core.safe_globals`` names. Those that are there are allowed."""
-
-_TORCH_NAMES = {
-    "collections.OrderedDict",
-    "torch.Size",
-    "torch.device",
-    "torch._tensor._rebuild_from_type_v2",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_parameter_with_state",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_tensor_v3",
-    "torch.serialization._get_layout",
-    "torch.storage.UntypedStorage",
-    "_codecs.encode",
-}
-"""Of what torch allows by itself: enough for tensors. ``bytearray`` and ``Tensor`` take memory by
-a number in the file alone."""
-_EXTRA_STATE_CLASSES = {
-    *(("builtins", name) for name in ("dict", "list", "tuple", "int", "float", "bool", "bytes")),
-    ("builtins", "str"),
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._tensor", "_rebuild_from_type_v2"),
-    ("torch.storage", "UntypedStorage"),
-    ("torch.storage", "_load_from_bytes"),
-    ("megatron.core.extensions.transformer_engine", "TEDelayedScaling"),
-    ("megatron.core.safe_globals", "safe_load_from_bytes"),
-}
-"""What Transformer Engine pickles into an FP8 layer's ``_extra_state``, besides its recipes."""
-_RECIPES = "transformer_engine.common.recipe"
-_CLASS_NAME = re.compile(r"_?[A-Z][A-Za-z0-9]*")
-"""A class of that module, and nothing that is reached through it: no ``os.system``."""
 
 
 class UnsafeError(Exception):
@@ -201,7 +123,7 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Unpickles the plain data classes of torch.distributed.checkpoint, and nothing that acts."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in _METADATA_CLASSES.get(module, ()):
+        if name in METADATA_CLASSES.get(module, ()):
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
@@ -225,16 +147,16 @@ class _Inert:
 
 class _ExtraStateUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        is_recipe = module == _RECIPES and _CLASS_NAME.fullmatch(name)
+        is_recipe = module == RECIPES and CLASS_NAME.fullmatch(name)
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_recipe or is_dtype or (module, name) in _EXTRA_STATE_CLASSES:
+        if is_recipe or is_dtype or (module, name) in EXTRA_STATE_CLASSES:
             return _Inert
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a module's state")
 
 
 def _read(source: Path | IO[bytes], names: set[str], *, mmap: bool = False) -> Any:
     try:
-        with _allowed(names & set(_RECORD_CLASSES)):
+        with _allowed(names & set(RECORD_CLASSES)):
             return _READ_TORCH(
                 source, map_location="cpu", weights_only=True, **({"mmap": True} if mmap else {})
             )
@@ -330,7 +252,7 @@ def _names(data: bytes) -> set[str]:
         if opcode.name == "GLOBAL"
     }
     for name in sorted(names):
-        if not (name in _TORCH_NAMES or name in _RECORD_CLASSES or _is_torch_type(name)):
+        if not (name in TORCH_NAMES or name in RECORD_CLASSES or _is_torch_type(name)):
             raise UnsafeError(f"{name} has no place in a checkpoint")
     return names
 

@@ -148,7 +148,7 @@ def warm(script: Path) -> argparse.ArgumentParser:
     inspect.getsourcelines = functools.cache(inspect.getsourcelines)
     ast.parse = functools.cache(ast.parse)
     with training_on_cpu():
-        import megatron_ultralong.dropin.extension  # noqa: F401
+        import megatron_ultralong.dropin.extension
         import megatron_ultralong.spec  # noqa: F401
 
         runpy.run_path(str(script), run_name="imported")
