@@ -40,16 +40,21 @@ def ends_with_message() -> Iterator[None]:
         raise
 
 
+def is_main_rank() -> bool:
+    """Whether this process speaks for the job, as torchrun numbers them."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def tell(line: str) -> None:
     """Write a line for the user to standard error, on the main rank alone."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_main_rank():
         sys.stderr.write(f"{printable(line)}\n")
 
 
 def _tell(message: str) -> None:
     message = printable(message)
     _leave_for_torchrun(f"{PROGRAM}: {message}")
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_main_rank():
         sys.stderr.write(f"{PROGRAM}: {message}\n")
 
 

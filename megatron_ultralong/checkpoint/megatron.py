@@ -15,7 +15,7 @@ from megatron_ultralong.checkpoint.objects import check_objects
 from megatron_ultralong.checkpoint.torch_dist import TorchDistReader
 from megatron_ultralong.checkpoint.weight_map import MEGATRON, Weight, unstacked_key, weight_map
 from megatron_ultralong.config import ModelConfig
-from megatron_ultralong.ending import tell
+from megatron_ultralong.ending import is_main_rank, tell
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.yarn import RopeScaling
 
@@ -49,7 +49,8 @@ class MegatronCheckpoint:
         damage = self._read_checksums() if verify_checksums else None
         try:
             self.tensors = TorchDistReader(self.path)
-            check_objects(self.path, self.tensors.metadata)
+            if is_main_rank():  # the others read no object that is not vetted as it is read
+                check_objects(self.path, self.tensors.metadata)
         except InputError as error:
             if damage is None:
                 raise

@@ -35,10 +35,15 @@ def load_sharded(state: dict[str, Any], folder: Path, **arguments: Any) -> Any:
     Raises:
         InputError: a file is damaged, or would run code; on every rank.
     """
-    with guarded():
-        return dist_checkpointing.load(
-            sharded_state_dict=state, checkpoint_dir=str(folder), **arguments
-        )
+    try:
+        with guarded():
+            return dist_checkpointing.load(
+                sharded_state_dict=state, checkpoint_dir=str(folder), **arguments
+            )
+    except InputError as error:
+        if str(folder) in str(error):
+            raise
+        raise InputError(f"{folder}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_ultralong.checkpoint.checksums import FILE_NAME as CHECKSUMS_FILE
 from megatron_ultralong.checkpoint.hugging_face_config import CONFIG_FILE, without_code
-from megatron_ultralong.checkpoint.links import check_inside
+from megatron_ultralong.checkpoint.links import check_inside, is_plain_name
 from megatron_ultralong.checkpoint.meta import PARAMS_FILE
 from megatron_ultralong.checkpoint.metadata import seal_small_files
 from megatron_ultralong.errors import InputError
@@ -26,6 +26,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 def small_files(folder: Path) -> list[Path]:
     """Files of ``folder`` that belong to the model and are not weights, by name."""
     found = {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()}
+    check_tokenizer_names(folder)
     kept = sorted(path for path in found if not path.name.endswith(".index.json"))
     for path in kept:  # they are copied into exports, which people publish
         check_inside(path, folder)
@@ -39,6 +40,22 @@ def check_tokenizer(folder: Path) -> None:
             f"{folder} has no tokenizer ({' or '.join(_TOKENIZERS)}): download it too, or convert "
             "the weights alone with --no-tokenizer"
         )
+
+
+def check_tokenizer_names(folder: Path) -> None:
+    """Check the files that ``tokenizer_config.json`` of ``folder`` names: transformers reads them.
+
+    Raises:
+        InputError: one is not a file of the folder.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    for key, name in read_json(path).items():
+        if key.endswith("_file") and name is not None and not is_plain_name(name):
+            raise InputError(
+                f"{path}: {key} is {name!r}, which is not a file of its own folder: remove the key"
+            )
 
 
 def keep(source: Path, folder: Path) -> None:

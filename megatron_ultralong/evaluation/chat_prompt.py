@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.checkpoint.small_files import check_tokenizer_names
 from megatron_ultralong.errors import InputError
 
 _ANSWER = "ultralong"
@@ -27,6 +28,7 @@ class ChatPrompt:
                 "installed: pip install -e '.[hf]' in the folder of this project, or give a prompt "
                 "without --chat"
             ) from error
+        check_tokenizer_names(folder)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )

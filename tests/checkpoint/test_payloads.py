@@ -277,3 +277,29 @@ def test_what_other_libraries_allow_is_not_allowed_here(tmp_path: Path) -> None:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+@pytest.mark.parametrize("place", ["in_random_state", "in_common_state", "in_planner_data"])
+def test_nothing_runs_on_resume(
+    inputs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    if not (inputs / "run").exists():
+        words = OPENS["pretrain"](inputs, str(inputs / "base"))
+        cli.main([*words, "--save", str(inputs / "run")])
+    run = tmp_path / "run"
+    shutil.copytree(inputs / "run", run)
+    folder = run / "iter_0000001"
+    name = PLACES[place](folder, Payload(tmp_path / "ran"))
+    names = [path.name for path in folder.iterdir() if path.name != "checksums.json"]
+    write_checksums(folder, {name: checksum(folder / name) for name in names})
+    words = OPENS["pretrain"](inputs, str(inputs / "base"))
+    words[words.index("--train-iters") + 1] = "2"
+    error = refusal(capsys, [*words, "--save", str(run)])
+    assert not (tmp_path / "ran").exists(), "it ran"
+    assert name in error
+    assert str(folder) in error
