@@ -18,6 +18,7 @@ from typing import Any
 from megatron_ultralong.ending import PROGRAM, ends_with_message
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.log_format import PrintableFormatter
+from megatron_ultralong.ranks import world_size
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -148,12 +149,16 @@ def _run_pretrain(verb: str, words: list[str]) -> None:
         pretrain(config)
 
     def check(config: PretrainConfig) -> Any:
-        from megatron_ultralong.mcore.parallel import world_size
         from megatron_ultralong.training.pretrain import check_run
 
         return check_run(config, world_size())
 
-    _run_training(verb, words, PretrainConfig, PRETRAIN_RECIPES, check, run)
+    def check_early(config: PretrainConfig) -> None:
+        from megatron_ultralong.training.early_checks import check_packed_run
+
+        check_packed_run(config, world_size())
+
+    _run_training(verb, words, PretrainConfig, PRETRAIN_RECIPES, check_early, check, run)
 
 
 def _run_sft(verb: str, words: list[str]) -> None:
@@ -166,12 +171,16 @@ def _run_sft(verb: str, words: list[str]) -> None:
         sft(config)
 
     def check(config: SftConfig) -> Any:
-        from megatron_ultralong.mcore.parallel import world_size
         from megatron_ultralong.training.sft import check_sft
 
         return check_sft(config, world_size())
 
-    _run_training(verb, words, SftConfig, SFT_RECIPES, check, run)
+    def check_early(config: SftConfig) -> None:
+        from megatron_ultralong.training.early_checks import check_chat_run
+
+        check_chat_run(config, world_size())
+
+    _run_training(verb, words, SftConfig, SFT_RECIPES, check_early, check, run)
 
 
 def _run_training(
@@ -179,6 +188,7 @@ def _run_training(
     words: list[str],
     config_class: Any,
     recipes: Mapping[str, Callable[[], Any]],
+    check_early: Callable[[Any], None],
     check: Callable[[Any], Any],
     run: Callable[[Any], None],
 ) -> None:
@@ -198,6 +208,7 @@ def _run_training(
     else:
         raise InputError(f"recipe {words[0]!r} is not known; {usage}")
     config = _parse(config_class, verb, [word for word in rest if word != "--dry-run"], default)
+    check_early(config)  # before seconds of imports
     if "--dry-run" in rest:
         from megatron_ultralong.training.dry_run import dry_run
 

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import sys
 import threading
 import time
@@ -67,6 +68,33 @@ class Owner:
         except OSError:
             return True
         return records[-1].token == self.record.token
+
+    def check_mine(self) -> None:
+        """Raise InputError where another process has taken the folder over: its work goes on."""
+        if not self.is_mine():
+            raise InputError(
+                f"{self.folder} was taken over by another process while this one was silent for "
+                f"{STALE_SECONDS:.0f} s or more (stopped, it may be): nothing more is written"
+            )
+
+    def move_to(self, final: Path) -> None:
+        """Give the folder its final name, in which nobody owns it.
+
+        Raises:
+            InputError: it was taken over.
+            OSError: it cannot be renamed.
+        """
+        self.check_mine()
+        self._stopped.set()
+        self._thread.join()
+        # With the file in it: whoever looks at this moment finds an owner, or no folder.
+        os.rename(self.folder, final)
+        owner_path(final, self.record.number).unlink(missing_ok=True)
+
+    def remove_folder(self) -> None:
+        """Remove the folder with all that is in it, if it was not taken over."""
+        if self.is_mine():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def release(self, *, keep: bool = True) -> None:
         """Give the folder back; nothing if it was taken over.

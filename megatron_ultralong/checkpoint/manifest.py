@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -22,16 +21,19 @@ class Manifest:
     """Lines of finished tensors; the first line says what conversion they belong to.
 
     A tensor is entered when its bytes are on the disk, so that no line is a promise that a loss
-    of power breaks. The file is locked for as long as the conversion runs.
+    of power breaks. Its folder has one owner (:mod:`megatron_ultralong.owner`).
     """
 
-    def __init__(self, folder: Path, conversion: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, conversion: Mapping[str, Any], check: Callable[[], None] | None = None
+    ) -> None:
         """Open the manifest in ``folder``, or begin one.
 
-        ``conversion`` holds JSON values: whatever decides on the bytes of the output.
+        ``conversion`` holds JSON values: whatever decides on the bytes of the output. ``check``
+        raises where lines may not be written any more.
 
         Raises:
-            InputError: the conversion is running, or ``folder`` belongs to another one.
+            InputError: ``folder`` belongs to another conversion.
         """
         self.finished: dict[str, list[int]] = {}
         """Finished tensors, in order, with what their writer noted of each."""
@@ -41,13 +43,10 @@ class Manifest:
         self._path = folder / MANIFEST_FILE
         self._pending: list[tuple[str, int, list[int]]] = []
         self._pending_bytes = 0
+        self._check = check
         self._file = self._path.open("a+b")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read(folder, json.loads(json.dumps(conversion)))
-        except BlockingIOError:
-            self._file.close()
-            raise InputError(f"the conversion in {folder} is running: wait for it") from None
         except BaseException:
             self._file.close()
             raise
@@ -77,6 +76,8 @@ class Manifest:
     def flush(self, sync: Callable[[], None]) -> None:
         """Wait for the disk by ``sync``, then enter what was written."""
         sync()
+        if self._check is not None:
+            self._check()
         for name, size, note in self._pending:
             self._enter(name, size, note)
             self._append([name, size, note])

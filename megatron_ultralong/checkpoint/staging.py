@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 from megatron_ultralong.checkpoint.manifest import Manifest
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.owner import Owner, take
+from megatron_ultralong.owner_record import is_owner_file
 
 SUFFIX = ".partial"
 _MARGIN = 16 * 2**20
@@ -34,34 +35,51 @@ def new_folder(
     partial = final.with_name(final.name + SUFFIX)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise InputError(f"output {final} exists and is not empty: choose another, or remove it")
-    if partial.exists() and not resume:
-        raise InputError(
-            f"{partial} exists: a conversion to {final} is running or was killed; wait for it, "
-            "continue it with --resume, or remove that folder"
-        )
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         if not partial.exists():
             check_free(final.parent, num_bytes + _MARGIN)
-            partial.mkdir()
+            partial.mkdir(exist_ok=True)
+        owner = _take(final, partial, resume=resume)
     except OSError as error:
         raise InputError(
             f"output {final} cannot be written: {error}; make its folder writable, or name another"
         ) from error
-    with Manifest(partial, conversion) as manifest:
-        check_free(partial, num_bytes - manifest.num_bytes + _MARGIN)
-        try:
-            yield partial, manifest
-            manifest.remove()
-            os.rename(partial, final)
-        except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise InputError(
-                    f"the disk of {final.parent} became full: others write there too; make room "
-                    f"for {num_bytes / 2**30:.2f} GiB, or write to another disk"
-                ) from error
-            raise
+    try:
+        with Manifest(partial, conversion, owner.check_mine) as manifest:
+            check_free(partial, num_bytes - manifest.num_bytes + _MARGIN)
+            try:
+                yield partial, manifest
+                owner.check_mine()
+                manifest.remove()
+                owner.move_to(final)
+            except BaseException as error:
+                owner.remove_folder()
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise InputError(
+                        f"the disk of {final.parent} became full: others write there too; make "
+                        f"room for {num_bytes / 2**30:.2f} GiB, or write to another disk"
+                    ) from error
+                raise
+    finally:
+        owner.release()
+
+
+def _take(final: Path, partial: Path, *, resume: bool) -> Owner:
+    """Own the folder in which a conversion works.
+
+    Raises:
+        InputError: another one does, or has left it and is not to be resumed.
+    """
+    was_left = any(not is_owner_file(path) for path in partial.iterdir())
+    owner = take(partial, "convert", f"output {final}", "name another")
+    if was_left and not resume:
+        owner.release()
+        raise InputError(
+            f"{partial} exists: a conversion to {final} was killed; continue it with --resume, or "
+            "remove that folder"
+        )
+    return owner
 
 
 def check_free(folder: Path, num_bytes: int) -> None:

@@ -9,7 +9,6 @@ give equal bytes, with any number of workers, and after any number of interrupti
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
@@ -87,8 +86,7 @@ def prepare(config: PrepareConfig) -> Manifest:
                 f"{error}. The tokenised shards stay in {work.path}: other options of sampling and "
                 "packing go on from there; remove it if you give up"
             ) from error
-        # an empty folder may stand there: it is replaced
-        os.replace(folder, config.output)
+        work.finish(folder, config.output)
     print_summary(manifest, config.output)
     for share in manifest.shares:
         if share.warning:

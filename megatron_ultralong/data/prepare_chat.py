@@ -9,7 +9,6 @@ conversations of every row, and ``.targets``, the tokens to be learnt), ``tokeni
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -69,7 +68,7 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
         folder = work.new_folder("rows")
         manifest = _write(config, tokenised, folder)
         draw_chat_lengths(folder / PICTURE, manifest)
-        os.replace(folder, config.output)
+        work.finish(folder, config.output)
     print_chat_summary(manifest, config.output, tokenised.tokenizer)
     return manifest
 

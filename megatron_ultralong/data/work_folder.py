@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.owner import Owner, owned
+from megatron_ultralong.owner_record import is_owner_file
 
 KEY_FILE = "run.json"
-LOCK_FILE = "lock"
 
 
 class WorkFolder:
     """``.NAME.partial`` beside ``NAME``: shards that are finished, rows in the making."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: Owner) -> None:
         self.path = path
+        self._owner = owner
         self.keep = False
         """Leave it there after an error: the next run goes on from it."""
 
@@ -35,7 +36,7 @@ class WorkFolder:
         text = json.dumps(key, sort_keys=True)
         if file.is_file() and file.read_text() == text:
             return True
-        stale = [entry for entry in self.path.iterdir() if entry.name != LOCK_FILE]
+        stale = [entry for entry in self.path.iterdir() if not is_owner_file(entry)]
         for entry in stale:
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -47,16 +48,29 @@ class WorkFolder:
         return False
 
     def new_folder(self, name: str) -> Path:
-        """An empty folder; what an earlier run left in it is removed."""
-        folder = self.path / name
-        shutil.rmtree(folder, ignore_errors=True)
+        """An empty folder of this run; what earlier ones left is removed.
+
+        Its name is this owner's: a run that was stopped and taken over writes into none of it.
+        """
+        for left in self.path.glob(f"{name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = self.path / f"{name}-{self._owner.record.number}"
         folder.mkdir()
         return folder
+
+    def finish(self, folder: Path, output: Path) -> None:
+        """Give a folder that is complete its final name; an empty one may stand there.
+
+        Raises:
+            InputError: another run has taken the work over.
+        """
+        self._owner.check_mine()
+        os.replace(folder, output)
 
 
 @contextlib.contextmanager
 def work_folder(output: Path) -> Iterator[WorkFolder]:
-    """The locked work folder of an output that does not exist yet.
+    """The work folder of an output that does not exist yet, owned by this process.
 
     It is removed at the end of the block and after an InputError or a full disk; what a signal or
     a crash left is kept.
@@ -66,18 +80,19 @@ def work_folder(output: Path) -> Iterator[WorkFolder]:
     """
     require_empty(output)
     output = output.absolute()
-    work = WorkFolder(output.with_name(f".{output.name}.partial"))
+    path = output.with_name(f".{output.name}.partial")
     try:
-        work.path.mkdir(parents=True, exist_ok=True)
-        with _locked(work.path, output):
+        path.mkdir(parents=True, exist_ok=True)
+        with owned(path, "prepare", f"--output {output}", "give another --output") as owner:
+            work = WorkFolder(path, owner)
             try:
                 require_empty(output)  # another run may have finished while this one waited
                 yield work
             except (InputError, OSError):
                 if not work.keep:
-                    shutil.rmtree(work.path, ignore_errors=True)
+                    owner.remove_folder()
                 raise
-            shutil.rmtree(work.path, ignore_errors=True)
+            owner.remove_folder()
     except OSError as error:
         # of the files that are read, all errors are InputError already
         at = f": {error.filename}" if error.filename else ""
@@ -85,32 +100,6 @@ def work_folder(output: Path) -> Iterator[WorkFolder]:
             f"cannot write {output} ({error.strerror}{at}); make room on the disk, "
             "or give another --output"
         ) from error
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, output: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system drops when the process ends, however it ends."""
-    file = _open_lock(folder)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
-        raise InputError(
-            f"--output {output}: another run writes it (process {owner}); wait for its end, or "
-            "give another --output"
-        ) from error
-    with file:
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        yield
-
-
-def _open_lock(folder: Path) -> TextIO:
-    folder.mkdir(parents=True, exist_ok=True)  # the run that just ended may have removed it
-    return open(folder / LOCK_FILE, "a+", encoding="utf-8")
 
 
 def require_empty(output: Path) -> None:

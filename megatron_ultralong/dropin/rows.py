@@ -13,7 +13,7 @@ from megatron_ultralong.dropin.extension import Extension
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.batch import Batch, CpAssignment, local_batch
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.training.checks import check_tokenizer
+from megatron_ultralong.training.early_checks import check_tokenizer
 from megatron_ultralong.training.rows import PackedRowSource, RowSource, check_rows
 
 

@@ -9,7 +9,6 @@ them, and the folder is renamed to ``NAME``.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -29,6 +28,8 @@ from megatron_ultralong.evaluation.output_folder import (
 )
 from megatron_ultralong.json_file import parse_json, read_json
 from megatron_ultralong.mcore.parallel import every_rank
+from megatron_ultralong.owner import take
+from megatron_ultralong.owner_record import read_owners
 
 
 def sample_key(**parts: Any) -> str:
@@ -109,7 +110,7 @@ def open_journal(
     if is_main:
         try:
             check_output_folder(final)
-            file = _SamplesFile(final.with_name(final.name + SUFFIX), {"kind": kind, **identity})
+            file = _SamplesFile(final, {"kind": kind, **identity})
             entries = file.entries
         except InputError as error:
             problem = str(error)
@@ -122,10 +123,7 @@ def open_journal(
     try:
         yield Journal(entries, file)
         if file:
-            file.close()
-            if final.is_dir():
-                final.rmdir()  # an empty one, made by the user
-            os.rename(file.folder, final)
+            file.finish(final)
     finally:
         if file:
             file.close()
@@ -134,48 +132,53 @@ def open_journal(
 class _SamplesFile:
     """The main rank's files of a journal."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, final: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder = final.with_name(final.name + SUFFIX)
         self.entries: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        if not read_owners(folder):
+            self._check_ours()
+        self._owner = take(folder, "evaluate", f"--output {final}", "name another --output")
         self._file = (folder / SAMPLES_FILE).open("a+b")
         try:
-            self._lock()
             self._check_identity(json.loads(json.dumps(dict(identity))))
             self._read()
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def append(self, values: Mapping[str, Any]) -> None:
         """Write a line and wait for the disk: minutes of work may stand behind it."""
+        self._owner.check_mine()
         self._file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        """Close the file, which ends the lock."""
+    def finish(self, final: Path) -> None:
+        """Give the folder its final name."""
         self._file.close()
+        if final.is_dir():
+            final.rmdir()  # an empty one, made by the user
+        self._owner.move_to(final)
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    def close(self) -> None:
+        """Close the file, and let others have the folder."""
+        self._file.close()
+        self._owner.release()
+
+    def _check_ours(self) -> None:
+        """Raise InputError where the folder holds something and is no evaluation's."""
+        known = (IDENTITY_FILE, SAMPLES_FILE)
+        others = [path for path in self.folder.iterdir() if path.name not in known]
+        if others and not (self.folder / IDENTITY_FILE).is_file():
             raise InputError(
-                f"another evaluation is writing to {self.folder}: wait for its end, or name "
-                "another --output"
-            ) from None
-        except OSError:  # a network file system without locks
-            tell(f"ultralong: {self.folder} cannot be locked: start one job at a time")
+                f"{self.folder} exists and is no evaluation of ours (no {IDENTITY_FILE}): "
+                "remove it, or name another --output"
+            )
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
         path = self.folder / IDENTITY_FILE
         if not path.is_file():
-            if any(entry.name != SAMPLES_FILE for entry in self.folder.iterdir()):
-                raise InputError(
-                    f"{self.folder} exists and is no evaluation of ours (no {IDENTITY_FILE}): "
-                    "remove it, or name another --output"
-                )
             aside = path.with_name(IDENTITY_FILE + ".aside")
             aside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
             os.replace(aside, path)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.owner import owned
+from megatron_ultralong.owner_record import is_owner_file
 
 SUFFIX = ".partial"
 """Of the folder in which the work goes on."""
@@ -39,17 +41,21 @@ def new_output_folder(folder: str | Path) -> Iterator[Path]:
     """A folder to write in, renamed to ``folder`` when the block ends without an exception.
 
     Raises:
-        InputError: as :func:`check_output_folder` does.
+        InputError: as :func:`check_output_folder` does; or another process makes it.
     """
     folder = Path(os.path.abspath(folder))
     check_output_folder(folder)
     aside = folder.with_name(f".{folder.name}{SUFFIX}")
-    if aside.exists():  # left by a run that was killed
-        shutil.rmtree(aside)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        os.replace(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    aside.mkdir(parents=True, exist_ok=True)
+    with owned(aside, "evaluate", f"--output {folder}", "name another --output") as owner:
+        for left in aside.iterdir():  # by a run that was killed
+            if left.is_dir():
+                shutil.rmtree(left)
+            elif not is_owner_file(left):
+                left.unlink()
+        try:
+            yield aside
+            owner.move_to(folder)
+        except BaseException:
+            owner.remove_folder()
+            raise

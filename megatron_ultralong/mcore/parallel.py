@@ -17,18 +17,20 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
+from megatron_ultralong.ranks import is_main_rank, world_size
+
+__all__ = [
+    "check_agreement",
+    "every_rank",
+    "flat_fields",
+    "is_main_rank",
+    "parallel_groups",
+    "virtual_pipeline_size",
+    "world_size",
+]
+
 
 Value = TypeVar("Value")
-
-
-def world_size() -> int:
-    """Ranks of this job: as torchrun says, or one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_rank() -> bool:
-    """Whether this rank speaks for the job: prints, and writes the single files."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def virtual_pipeline_size(parallel: ParallelConfig) -> int | None:

@@ -60,7 +60,7 @@ class CudaClock:
 
     def seconds(self, first: torch.cuda.Event, second: torch.cuda.Event) -> float:
         """See :class:`Clock`."""
-        return first.elapsed_time(second) / 1000.0
+        return float(first.elapsed_time(second)) / 1000.0
 
 
 class PhaseTimers:

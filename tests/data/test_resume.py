@@ -166,7 +166,7 @@ def test_two_runs_in_one_output_folder(
     monkeypatch.setattr(module, "copy_tokenizer", second_run)
     prepare(config)
     (message,) = messages
-    assert re.search(rf"rows: another run writes it \(process {os.getpid()} on", message)
+    assert re.search(rf"rows is in use by prepare \(process {os.getpid()} on", message)
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
 
 

@@ -1,0 +1,167 @@
+"""What can be told of a run before torch and Megatron-Core are imported, which takes seconds.
+
+A mistake in a flag, a path or a file is said at once. Everything here is checked again where the
+run is made; no import of this module may bring torch (``pyproject.toml`` sees to it).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TypeVar
+
+from megatron_ultralong import yarn
+from megatron_ultralong.checkpoint.folder import resolve
+from megatron_ultralong.checkpoint.metadata import CheckpointMetadata, load_metadata
+from megatron_ultralong.config import PretrainConfig, TrainingConfig
+from megatron_ultralong.data.chat_manifest import ChatManifest, load_chat_manifest
+from megatron_ultralong.data.chat_rows import ChatRows, chat_rows_of
+from megatron_ultralong.data.manifest import Manifest, load_manifest
+from megatron_ultralong.data.rows import PackedRows, rows_of
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.sft_config import SftConfig
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRun:
+    """A run over packed rows, as far as files and flags tell."""
+
+    config: PretrainConfig
+    """With its row length."""
+    source: CheckpointMetadata
+    manifest: Manifest
+    train_rows: PackedRows
+    valid_rows: PackedRows | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatRun:
+    """A run over conversations, as far as files and flags tell."""
+
+    config: SftConfig
+    """With its row length and its iterations."""
+    source: CheckpointMetadata
+    manifest: ChatManifest
+    train_rows: ChatRows
+    valid_rows: ChatRows | None
+
+
+def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
+    """Open what a run reads, and check every rule between its parts.
+
+    Raises:
+        InputError: a rule between configuration, checkpoint and data is broken.
+    """
+    source = _check_source(config, num_ranks)
+    data = Path(config.data.data_path)
+    manifest = load_manifest(data)
+    searchable = manifest.separators_tell_all or (
+        config.data.document_mask == "none" and manifest.packing != "whole"
+    )
+
+    def rows(split: str) -> PackedRows:
+        return rows_of(data, split, manifest, source.model.vocab_size, searchable=searchable)
+
+    train_rows = rows("train")
+    config = _with_row_length(config, train_rows.seq_length)
+    config.check_positions(source.model.max_position_embeddings, source.rope_scaling)
+    check_tokenizer(
+        *(config.data.data_path, config.load, source),
+        manifest.vocab_size,
+        manifest.tokenizer_sha256,
+    )
+    if config.data.document_mask == "block" and not manifest.separator_ids:
+        raise InputError(
+            f"document_mask 'block' needs a separator, but {data} was prepared without one: "
+            "its documents cannot be told apart; prepare it again with --separator"
+        )
+    valid_rows = rows("valid") if config.eval_interval else None
+    return PackedRun(config, source, manifest, train_rows, valid_rows)
+
+
+def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
+    """The same for conversations.
+
+    Raises:
+        InputError: a rule between configuration, checkpoint and conversations is broken.
+    """
+    if not config.data.data_path:
+        raise InputError(f"--data-path is needed: see `ultralong {config.verb} --help`")
+    data = Path(config.data.data_path)
+    manifest = load_chat_manifest(data)
+    config = config.with_iterations(len(ChatRows(data / "train")))
+    source = _check_source(config, num_ranks)
+    vocab_size = source.model.vocab_size
+    train_rows = chat_rows_of(data, "train", manifest, vocab_size)
+    config = _with_row_length(config, train_rows.seq_length)
+    longest = max(split.longest for split in manifest.splits.values())
+    config.check_conversations(source.model.max_position_embeddings, source.rope_scaling, longest)
+    check_tokenizer(
+        *(config.data.data_path, config.load, source),
+        manifest.vocab_size,
+        manifest.tokenizer_sha256,
+    )
+    valid_rows = None
+    if config.eval_interval:
+        if "valid" not in manifest.splits:
+            raise InputError(
+                f"eval_interval ({config.eval_interval}) needs held-out conversations, and {data} "
+                "has none: prepare it with a --valid-fraction above 0, or leave the interval 0"
+            )
+        valid_rows = chat_rows_of(data, "valid", manifest, vocab_size)
+    return ChatRun(config, source, manifest, train_rows, valid_rows)
+
+
+def _check_source(config: TrainingConfig, num_ranks: int) -> CheckpointMetadata:
+    """What the run starts from."""
+    config.check(num_ranks)
+    source = load_metadata(Path(config.load))
+    resolve(config.load)
+    config.parallel.check_model(source.model)
+    # What could not be exported is not trained for hours.
+    yarn.hf_rope_scaling(config.rope.scaling(source.rope_scaling))
+    return source
+
+
+def _with_row_length(config: Config, row_length: int) -> Config:
+    """The configuration with the length of the rows.
+
+    Raises:
+        InputError: they are not of the length asked for, or cannot be split this way.
+    """
+    data = config.data
+    length = data.seq_length or row_length
+    if length != row_length:
+        raise InputError(
+            f"seq_length ({length}) is not the length of the rows in {data.data_path} "
+            f"({row_length}): leave --seq-length out, or prepare rows of {length}"
+        )
+    config.parallel.check_seq_length(length)
+    config = dataclasses.replace(config, data=dataclasses.replace(data, seq_length=length))
+    config.check_layers()
+    return config
+
+
+def check_tokenizer(
+    data_path: str, load: str, source: CheckpointMetadata, vocab_size: int, sha256: str
+) -> None:
+    """Check that ids of the rows' tokenizer mean to the model what they mean to the rows.
+
+    Raises:
+        InputError: they do not.
+    """
+    if vocab_size > source.model.vocab_size:
+        raise InputError(
+            f"the tokenizer of {data_path} has {vocab_size} ids, the model "
+            f"in {load} has {source.model.vocab_size} embeddings: prepare the data with "
+            f"the model's own tokenizer ({load}/huggingface)"
+        )
+    if source.tokenizer_sha256 and sha256 != source.tokenizer_sha256:
+        raise InputError(
+            f"the tokenizer of {data_path} (sha256 {sha256[:12]}) "
+            f"is not that of {load} (sha256 {source.tokenizer_sha256[:12]}): the same "
+            "ids would mean other text; prepare the data with the model's own tokenizer "
+            f"({load}/huggingface)"
+        )

@@ -1,0 +1,118 @@
+"""Mistakes of configuration are said before torch is imported, which takes seconds a rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
+from tests.training.conftest import MakeConfig
+
+_SLOW = ("torch", "megatron", "transformers")
+_PROGRAM = """
+import contextlib, io, json, sys
+from megatron_ultralong.cli import main
+
+for words in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(said),
+        contextlib.suppress(SystemExit),
+    ):
+        main(words)
+        said.write("ended without an error")
+    slow = [name for name in json.loads(sys.argv[2]) if name in sys.modules]
+    print(json.dumps([said.getvalue(), slow]))
+"""
+
+
+def said_before_imports(lines: list[list[str]], **environment: str) -> list[tuple[str, list[str]]]:
+    """Each command line in one fresh interpreter: its message, and what was imported till then."""
+    command = [sys.executable, "-c", _PROGRAM, json.dumps(lines), json.dumps(_SLOW)]
+    process = subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [tuple(json.loads(line)) for line in process.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def cases(
+    tmp_path_factory: pytest.TempPathFactory, tiny: Path, make_config: MakeConfig
+) -> dict[str, tuple[list[str], str]]:
+    """Command lines by what is wrong with them, and a part of the message."""
+    folder = tmp_path_factory.mktemp("early")
+    base, rows = str(tiny / "base"), str(tiny / "rows")
+    good = ["pretrain", "demo-cpu", "--load", base, "--data-path", rows, "--seq-length", "128"]
+    good += ["--rope-scaling", "keep"]
+    shutil.copytree(base, folder / "other")
+    source = load_metadata(folder / "other")
+    save_metadata(folder / "other", type(source)(**{**vars(source), "tokenizer_sha256": "0" * 64}))
+    other = str(folder / "other")
+    (folder / "list.yaml").write_text("- 1\n")
+    (folder / "unknown.yaml").write_text("loud: true\n")
+    (folder / "empty").mkdir()
+    return {
+        "recipe": (["pretrain", "nothing"], "recipe 'nothing' is not known"),
+        "file": (["pretrain", "--config", str(folder / "none.yaml")], "none.yaml"),
+        "yaml": (["pretrain", "--config", str(folder / "list.yaml")], "list.yaml"),
+        "key": (["pretrain", "--config", str(folder / "unknown.yaml")], "loud"),
+        "flag": ([*good, "--bogus", "3"], "bogus"),
+        "value": ([*good, "--train-iters", "three"], "three"),
+        "no load": (["pretrain", "demo-cpu", "--data-path", rows], "--load is needed"),
+        "range": ([*good, "--lr", "-1"], "lr must be"),
+        "rule": ([*good, "--lr-warmup-iters", "100000"], "lr_warmup_iters (100000)"),
+        "ranks": ([*good, "--context-parallel-size", "3"], "world_size (2) must be divisible"),
+        "batch": (
+            [*good, "--context-parallel-size", "1", "--global-batch-size", "3"],
+            "global_batch_size (3) must be divisible",
+        ),
+        "checkpoint": ([*good, "--load", str(folder / "gone")], "gone does not exist"),
+        "no checkpoint": ([*good, "--load", str(folder / "empty")], "ultralong.json"),
+        "heads": (
+            [*good, "--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "3"],
+            "world_size (2)",
+        ),
+        "rows": ([*good, "--data-path", str(folder / "empty")], "empty"),
+        "length": ([*good, "--seq-length", "64"], "seq_length (64) is not the length"),
+        "positions": ([*good], "seq_length (128) is beyond the 64 positions"),
+        "tokenizer": (
+            [*good, *["--rope-scaling", "linear", "--rope-scaling-factor", "2", "--load"], other],
+            "is not that of",
+        ),
+        "sft recipe": (["sft", "nothing"], "recipe 'nothing' is not known"),
+        "sft rows": (["sft", "demo-sft-cpu", "--load", base, "--data-path", rows], "rows"),
+        "sft no rows": (["sft", "demo-sft-cpu", "--load", base], "--data-path is needed"),
+        "dry run": ([*good, "--lr", "-1", "--dry-run"], "lr must be"),
+    }
+
+
+def test_mistakes_are_said_before_torch_is_there(cases: dict[str, tuple[list[str], str]]) -> None:
+    found = said_before_imports([words for words, _ in cases.values()], WORLD_SIZE="2", RANK="0")
+    assert len(found) == len(cases)
+    for (name, (_, part)), (said, slow) in zip(cases.items(), found, strict=True):
+        assert part in said, f"{name}: {said}"
+        assert said.count("error:") <= 1, f"{name}: {said}"
+        assert "Traceback" not in said, f"{name}: {said}"
+        assert not slow, name
+
+
+@pytest.mark.slow
+def test_what_is_right_is_imported(tiny: Path) -> None:
+    """The other test can fail: a command line without a mistake does import torch."""
+    words = ["pretrain", "demo-cpu", "--load", str(tiny / "base"), "--data-path"]
+    words += [str(tiny / "rows"), "--rope-scaling", "linear", "--rope-scaling-factor", "2"]
+    words += ["--seq-length", "128", "--dry-run"]
+    ((said, slow),) = said_before_imports([words], WORLD_SIZE="2", RANK="0")
+    assert "ended without an error" in said
+    assert slow[:2] == ["torch", "megatron"]
