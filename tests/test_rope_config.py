@@ -14,7 +14,7 @@ from megatron_ultralong.config import PretrainConfig, RopeConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.sft_config import SftConfig
-from megatron_ultralong.training.run_folder import load_config, save_config
+from megatron_ultralong.training.config_file import load_config, save_config
 from megatron_ultralong.yarn import (
     LinearConfig,
     NtkConfig,
