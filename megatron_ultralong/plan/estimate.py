@@ -77,7 +77,7 @@ class Estimate:
 
     @property
     def host_per_node(self) -> int:
-        """Bytes of a node's memory for what is off-loaded."""
+        """Bytes of a node's memory for what is offloaded."""
         return self.host.offloaded
 
     @property
@@ -161,7 +161,7 @@ def layout_text(job: Job) -> str:
         str(memory.recompute_granularity),
     ]
     if memory.offload_activations:
-        words.append("off-loading")
+        words.append("offloading")
     if job.config.optimizer.optimizer_cpu_offload:
         words.append("optimizer on the host")
     return ", ".join(words)

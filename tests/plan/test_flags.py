@@ -132,6 +132,7 @@ OTHER_VALUES: dict[str, str] = {
     "attention": "te --transformer-impl transformer_engine --recompute-granularity full",
     "exit_duration_in_mins": "60",
     "on_nan": "skip",
+    "max_skipped_iters": "3",
     "loss_spike_deviations": "3",
     "wandb_project": "any",
     "profile_step_start": "3 --profile",

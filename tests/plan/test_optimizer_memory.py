@@ -53,7 +53,7 @@ class _Stream:
 
 
 def counted(job: Job, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Bytes by device of Megatron-Core's off-loaded optimizer, on tensors without data.
+    """Bytes by device of Megatron-Core's offloaded optimizer, on tensors without data.
 
     Parameters say that they are on a GPU; nothing is computed, everything is made.
     """

@@ -49,8 +49,8 @@ def job(num_gpus: int, *, documents: bool = False) -> Job:
 @pytest.mark.parametrize(
     ("num_gpus", "documents"),
     [
-        (128, False),
-        (64, True),
+        (64, False),
+        (32, True),
         pytest.param(1024, False, marks=pytest.mark.slow),
         pytest.param(1024, True, marks=pytest.mark.slow),
     ],
