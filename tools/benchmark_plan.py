@@ -5,7 +5,7 @@
 
 ``layouts`` runs six small layouts on gloo ranks, ``slope`` one model on rows of 8K to 64K tokens.
 Every step is the program's own; live tensors are counted operation by operation, so what kernels
-take inside is not seen, and off-loaded tensors count where they are: in host memory.
+take inside is not seen, and offloaded tensors count where they are: in host memory.
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ LAYOUTS: dict[str, tuple[int, PretrainConfig]] = {  # name: (ranks, configuratio
             recompute_granularity="none",
         ),
     ),
-    "TP 2, CP 2, sequence parallel, off-loading": (
+    "TP 2, CP 2, sequence parallel, offloading": (
         4,
         run(ParallelConfig(**TP2, **CP2, **SP), "bf16", seq_length=8192, offload_activations=True),
     ),
-    "CP 2, optimizer off-loaded": (
+    "CP 2, optimizer offloaded": (
         2,
         run(ParallelConfig(**CP2), "bf16", optimizer=OptimizerConfig(optimizer_cpu_offload=True)),
     ),

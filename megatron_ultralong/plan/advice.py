@@ -12,7 +12,8 @@ from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.host_memory import NODE_SHARE
 from megatron_ultralong.plan.job import GIB, Job
-from megatron_ultralong.plan.search import Found, search
+from megatron_ultralong.plan.optimizer_memory import least_memory
+from megatron_ultralong.plan.search import SAME_TIME, Found, search
 
 MOST_NAMED = 3
 """Changes that a message names."""
@@ -111,7 +112,8 @@ def faster_changes(
         if found is None:
             continue
         gain = found.tokens_per_second_per_gpu / ours - 1
-        if gain > best_of.get(change.kind, (WORTH, ""))[0]:
+        # The nearest come first: one further away has to be better than that.
+        if gain > best_of.get(change.kind, (WORTH, ""))[0] + SAME_TIME:
             text = (
                 f"faster by {gain:.0%} a token: `{change.words}` ({layout_text(found.job)}, "
                 f"{found.time.total:,.1f} s a step)"
@@ -147,6 +149,8 @@ def savable_change(
 
 
 def _tried(change: Change, hardware: Hardware) -> Estimate | None:
+    if least_memory(change.job) > hardware.memory_gib * GIB:
+        return None
     try:
         change.job.check_flags()
     except InputError:

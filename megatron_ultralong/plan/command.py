@@ -30,6 +30,9 @@ from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.terminal import Console
 from megatron_ultralong.yaml_file import read_yaml
 
+WIDTH = 112
+"""Columns of what is not printed to a terminal."""
+
 
 @dataclasses.dataclass(frozen=True)
 class GpuFlags:
@@ -58,7 +61,7 @@ class GpuFlags:
     host_pin_gib_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Host memory that a node pins, in the first iteration."""
     host_adam_billion_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Weights of an off-loaded optimizer that a rank's CPU thread updates."""
+    """Weights of an offloaded optimizer that a rank's CPU thread updates."""
     storage_gb_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
     """What a node writes to where checkpoints go."""
 
@@ -243,9 +246,15 @@ def plan_run(
         typed,
         tokens_text,
     )
-    show(Console(), plan, command.num_alternatives)
+    show(_console(), plan, command.num_alternatives)
     _write(command, plan)
     return plan
+
+
+def _console() -> Console:
+    """The terminal's width; a file or a pipe has none, and tables are read there, too."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _train_tokens(command: PlanConfig, job: Job, rows: Rows | None) -> tuple[float, str]:

@@ -77,7 +77,7 @@ class Estimate:
 
     @property
     def host_per_node(self) -> int:
-        """Bytes of a node's memory for what is off-loaded."""
+        """Bytes of a node's memory for what is offloaded."""
         return self.host.offloaded
 
     @property
@@ -154,15 +154,21 @@ def layout_text(job: Job) -> str:
         words.append(f"PP {parallel.pipeline_model_parallel_size}")
         layers = parallel.stage_layers(job.model.num_layers)
         if len(set(layers)) > 1:
-            between = f", {layers[1]} x {len(layers) - 2}" if len(layers) > 2 else ""
-            words[-1] += f" (layers {layers[0]}{between}, {layers[-1]})"
+            words[-1] += f" ({_stages_text(layers)} layers)"
     words += [
         f"CP {parallel.context_parallel_size}",
         f"DP {job.data_parallel_size}",
         str(memory.recompute_granularity),
     ]
     if memory.offload_activations:
-        words.append("off-loading")
+        words.append("offloading")
     if job.config.optimizer.optimizer_cpu_offload:
         words.append("optimizer on the host")
     return ", ".join(words)
+
+
+def _stages_text(layers: list[int]) -> str:
+    """``[15, 16, 16, 16, 15] -> 15 + 3 x 16 + 15``."""
+    between = len(layers) - 2
+    middle = [f"{between} x {layers[1]}" if between > 1 else f"{layers[1]}"] if between else []
+    return " + ".join([f"{layers[0]}", *middle, f"{layers[-1]}"])

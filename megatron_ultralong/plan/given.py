@@ -9,6 +9,7 @@ from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import hardware_of_device
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.report import memory_table, time_rows
+from megatron_ultralong.plan.run_time import run_time
 from megatron_ultralong.plan.score_matrices import fp32_notes
 from megatron_ultralong.terminal import Console
 
@@ -49,6 +50,19 @@ def plan_text(
         f"{estimate.tokens_per_second_per_gpu:,.0f} tokens/s/GPU, "
         f"{config.train_iters * time.total / 3600:,.1f} hours for {config.train_iters} iterations"
     )
-    if estimate.host_per_node:
-        console.print(f"host memory of a node: {estimate.host_per_node / GIB:,.0f} GiB, pinned")
+    run = run_time(estimate, float(config.train_iters * job.tokens_per_iteration))
+    host = estimate.host
+    if host.offloaded:
+        console.print(
+            f"host memory of a node: {host.activations / GIB:,.0f} GiB of activations, "
+            f"{host.optimizer / GIB:,.0f} of the optimizer; the first iteration is longer by about "
+            f"{run.pin_seconds:,.0f} s, in which {host.pinned / GIB:,.0f} GiB are pinned"
+        )
+    if config.save:
+        rate = estimate.hardware.storage_gb_per_second
+        console.print(
+            f"a checkpoint: {run.checkpoint.on_disk / 1e9:,.1f} GB on disk, about "
+            f"{run.write_seconds:,.0f} s to write at {rate:g} GB/s a node; up to {run.num_kept} at "
+            f"a time, {run.disk_bytes / 1e9:,.1f} GB"
+        )
     return stream.getvalue()

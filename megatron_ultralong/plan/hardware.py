@@ -45,11 +45,11 @@ class Hardware:
     gpus_per_node: Annotated[int, Range(1)] = 8
     host_memory_gib: Annotated[float, Range(above=0, most=1_000_000)] = 2048.0
     """Of a node."""
-    host_pin_gib_per_second: Annotated[float, Range(above=0, most=1_000_000)] = 2.9
-    """Host memory that a node pins in the first iteration: 258 GiB made it 88 s longer than the
+    host_pin_gib_per_second: Annotated[float, Range(above=0, most=1_000_000)] = 2.75
+    """Host memory that a node pins in the first iteration: 258 GiB made it 94 s longer than the
     plan's step on four H100 (benchmarks/training.md)."""
     host_adam_billion_per_second: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
-    """Weights of an off-loaded optimizer that a rank's CPU thread updates: torch's fused AdamW does
+    """Weights of an offloaded optimizer that a rank's CPU thread updates: torch's fused AdamW does
     1.9 in one thread of an EPYC alone (benchmarks/plan.md); half of it where ranks share memory."""
     storage_gb_per_second: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
     """What a node writes to where checkpoints go; assumed (0.3 was seen on a cloud's disk)."""
@@ -69,7 +69,7 @@ _H100 = Hardware(
     attention_forward_tflops=600.0,
     diagonal_forward_tflops=509.0,
     attention_backward_tflops=545.0,
-    matmul_tflops=550.0,
+    matmul_tflops=570.0,
     hbm_gb_per_second=2400.0,
     nvlink_gb_per_second=370.0,
     network_gb_per_second=45.0,

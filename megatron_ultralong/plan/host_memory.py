@@ -11,7 +11,7 @@ from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.step_memory import StageMemory
 
 HOST_SHARE = 0.8
-"""Of a node's memory that off-loaded activations and states may take, as a run takes it."""
+"""Of a node's memory that offloaded activations and states may take, as a run takes it."""
 NODE_SHARE = 0.97
 """Of a node's memory that they may take together with what is being saved; the system has the rest.
 """
@@ -87,7 +87,7 @@ class HostMemory:
         ]
         if needed > there:
             return (
-                f"off-loads {needed / GIB:,.0f} GiB to the host memory of a node "
+                f"offloads {needed / GIB:,.0f} GiB to the host memory of a node "
                 f"({', '.join(parts)}), {(needed - there) / GIB:,.0f} more than the "
                 f"{there / GIB:,.0f} GiB it may take ({bound})"
             )

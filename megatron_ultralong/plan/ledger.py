@@ -49,7 +49,7 @@ class Ledger:
         self._total = 0
         self._moment: Moment | None = None
         self.host = 0
-        """Host memory for off-loaded tensors, which is not among the parts."""
+        """Host memory for offloaded tensors, which is not among the parts."""
         self.peaks: dict[Moment, Peak] = {}
         """The peak of every moment."""
 

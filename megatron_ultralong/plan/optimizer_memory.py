@@ -50,6 +50,13 @@ def optimizer_bytes(job: Job) -> OptimizerBytes:
     return OptimizerBytes(gradient, states, 0 if is_fused else 8)
 
 
+def least_memory(job: Job) -> float:
+    """Bytes below which no layout comes on any GPU: weights, gradients, states, over all GPUs."""
+    each, here = optimizer_bytes(job), 1 - offloaded_share(job.config.optimizer)
+    states = here * each.states
+    return job.model_parameters * (job.sizes.element + each.gradient + states) / job.num_gpus
+
+
 def offloaded_share(optimizer: OptimizerConfig) -> float:
     """Part of the optimizer that is in host memory."""
     return optimizer.optimizer_offload_fraction if optimizer.optimizer_cpu_offload else 0.0

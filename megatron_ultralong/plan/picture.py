@@ -18,7 +18,9 @@ def save_memory_picture(path: Path, estimates: Sequence[Estimate]) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.5 * len(estimates)), layout="constrained")
+    figure, axes = pyplot.subplots(
+        figsize=(10, max(3.4, 1.2 + 0.5 * len(estimates))), layout="constrained"
+    )
     labels = [layout_text(each.job) for each in estimates]
     left = [0.0] * len(estimates)
     colours = pyplot.get_cmap("tab20")

@@ -111,7 +111,8 @@ def _summary(plan: Plan) -> Text:
     text.append(f"{job.config.global_batch_size} an iteration, {job.config.precision}, ")
     text.append(f"{job.num_gpus} x {estimate.hardware.name} ({nodes})\n")
     text.append(layout_text(job), style="bold")
-    text.append(f"; {job.num_microbatches} micro-batches a step; {plan.area_text}\n")
+    count = job.num_microbatches
+    text.append(f"; {count} micro-batch{'es' if count > 1 else ''} a step; {plan.area_text}\n")
     text.append(f"  {plan.flags()}\n", style="cyan")
     text.append(f"rates: {estimate.hardware.source}", style="dim")
     for name in sorted(set(plan.typed) & set(WITHOUT_EFFECT)):
@@ -242,7 +243,7 @@ def time_rows(time: StepTime) -> list[tuple[str, float]]:
         ("optimizer", time.optimizer),
         ("optimizer on the host", time.host_optimizer),
         ("communication that is not hidden", time.communication),
-        ("off-loading that is not hidden", time.offloading),
+        ("offloading that is not hidden", time.offloading),
         ("pipeline bubble", time.bubble),
     ]
     return [(name, seconds) for name, seconds in rows if seconds]
@@ -270,13 +271,12 @@ def traffic_table(time: StepTime) -> Table:
 def _alternatives(plan: Plan, count: int) -> Table:
     assert plan.found is not None
     feasible, chosen = plan.found.feasible, plan.chosen
-    table = Table(
-        title=f"{len(feasible)} layouts that fit, fastest first. -> is the one to take: of those "
-        f"within {SAME_TIME:.0%} of the fastest that can save, one without host memory before one "
-        "with, then the least GiB",
-        title_justify="left",
-        highlight=True,
-    )
+    title = f"{len(feasible)} layouts that fit, fastest first. -> is the one to take: of those "
+    title += f"within {SAME_TIME:.0%} of the fastest that can save, one without host memory before "
+    title += "one with, then the least GiB"
+    if len(feasible) == 1:
+        title = "The one layout that fits"
+    table = Table(title=title, title_justify="left", highlight=True)
     table.add_column("layout")
     for name in ("step, s", "MFU", "hours", "GiB", "host GiB a node"):
         table.add_column(name, justify="right")

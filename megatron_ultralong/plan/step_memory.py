@@ -29,7 +29,7 @@ class StageMemory:
     peaks: dict[str, Peak]
     """By moment of the step."""
     host: int
-    """Bytes of pinned host memory for off-loaded activations."""
+    """Bytes of pinned host memory for offloaded activations."""
     optimizer: OptimizerMemory
     """Of which some may be in host memory too."""
 

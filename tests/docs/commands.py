@@ -121,7 +121,10 @@ def known_flags(verb: str) -> frozenset[str]:
 _RECIPES = {verb: [next(iter(PRETRAIN_RECIPES))] for verb in ("pretrain", "plan")}
 _RECIPES["sft"] = [next(iter(SFT_RECIPES))]
 """Verbs whose flags are shown once a recipe is named."""
-_OF_THE_COMMAND_LINE = {verb: ("--config", "--dry-run") for verb in ("pretrain", "sft")}
+_OF_THE_COMMAND_LINE: dict[str, tuple[str, ...]] = {
+    "plan": ("--config",),
+    **{verb: ("--config", "--dry-run") for verb in ("pretrain", "sft")},
+}
 """Flags that ``cli`` takes before the configuration's."""
 
 

@@ -75,8 +75,8 @@ def test_jobs_whose_ranks_are_all_real(
     name: str, planned: Job, gpu: str, seconds: float, peak: float
 ) -> None:
     estimate = Estimate(planned, HARDWARE[gpu])
-    # The stated error (docs/planning.md); at 32,768 tokens and one GPU it is nearly used up.
-    assert estimate.time.total == pytest.approx(seconds, rel=0.10), name
+    # The stated error (docs/planning.md).
+    assert estimate.time.total == pytest.approx(seconds, rel=0.08), name
     if peak:
         assert estimate.worst.peak.total / GIB == pytest.approx(peak, rel=0.02), name
 
@@ -118,7 +118,7 @@ def test_transformer_engine_and_fp8() -> None:
     first = plans[0].time.total
     for planned, (modules, seconds, peak) in zip(plans, MODULES, strict=True):
         assert planned.worst.peak.total / GIB == pytest.approx(peak, rel=0.04), modules
-        assert planned.time.total == pytest.approx(seconds, rel=0.20), modules
+        assert planned.time.total == pytest.approx(seconds, rel=0.18), modules
         # What FP8 and fusion make of it, beside bf16 in the same run.
         assert planned.time.total / first == pytest.approx(seconds / 1.062, rel=0.05), modules
 
