@@ -25,7 +25,7 @@ BATCH_BYTES = 32 << 20
 """Of a batch, by the averages of its row group; more rows than :data:`BATCH_ROWS` gain nothing."""
 
 DECODE_BYTES = 768 << 20
-"""Memory that decoding a batch may take; a page is decompressed whole, and writers put 1,024 rows in one."""
+"""Memory that decoding a batch may take: a page is decompressed whole, and may hold 1,024 rows."""
 
 MAX_OBJECT_BYTES = 256 << 20
 """Of Python's objects for one row, without its texts."""
