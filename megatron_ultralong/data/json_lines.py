@@ -12,6 +12,7 @@ from megatron_ultralong.data.bounded import (
     TooLargeError,
     json_value,
     skip_line,
+    value_error,
 )
 from megatron_ultralong.data.compression import decompressed
 from megatron_ultralong.data.record import Record, unreadable

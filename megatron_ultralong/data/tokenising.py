@@ -25,7 +25,7 @@ TOKENIZER_FILES = (
 
 
 MAX_TOKENIZER_BYTES = 40 << 20
-"""Of a tokenizer.json: Llama 3's has 17 MB, Gemma 3's 33 MB; libraries take up to thirty times it."""
+"""Of a tokenizer.json: Llama 3's has 17 MB, Gemma 3's 33 MB; libraries take up to 30 times it."""
 
 MAX_MODEL_BYTES = 16 << 20
 """Of a tokenizer.model: those that are known have 0.5 to 5 MB."""
