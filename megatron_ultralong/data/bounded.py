@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_bounded
 
 MAX_DOCUMENT_BYTES = 80 << 20
 """Of a line or a document, unless told otherwise: some 20 million tokens, five of the longest rows.
@@ -79,6 +81,17 @@ def read_whole(file: BinaryIO, limit: int) -> bytearray:
         if len(data) > limit:
             raise TooLargeError(f"more than {limit:,} bytes, the longest that is read")
     return data
+
+
+def read_text(path: Path) -> str:
+    """A text file, its lines ended as Python ends them.
+
+    Raises:
+        InputError: there is none, or a larger one than :data:`MAX_DOCUMENT_BYTES`.
+        UnicodeDecodeError: not UTF-8.
+    """
+    text = read_bounded(path, MAX_DOCUMENT_BYTES).decode("utf-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def json_value(text: bytes) -> Any:
