@@ -172,7 +172,7 @@ def _limited_memory(num_bytes: int) -> Iterator[None]:
 def _rows(batch: Any, limit: int) -> Iterator[_Row]:
     """The rows of a batch as Python's objects, one at a time unless all are small."""
     cost = _total(map(_cost, batch.columns))
-    if cost.texts <= BATCH_BYTES and cost.objects <= BATCH_BYTES:
+    if cost.texts <= min(BATCH_BYTES, limit) and cost.objects <= BATCH_BYTES:
         yield from map(_Row, batch.to_pylist())
         return
     for number in range(batch.num_rows):
