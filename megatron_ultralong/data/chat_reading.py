@@ -16,6 +16,10 @@ from megatron_ultralong.errors import InputError
 
 _COLUMNS = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))
 
+MAX_UNREAD_KEYS = 1000
+OTHER_KEYS = "(other keys)"
+"""Where unread keys are counted beyond so many: each record may have new ones."""
+
 
 class ConversationReader:
     """The conversations of one source, in their order; iterate once.
@@ -78,7 +82,10 @@ class ConversationReader:
         try:
             if record.error:
                 raise ConversationError("unreadable", record.error)
-            self.unread_keys.update(key for key in record.fields if key not in _COLUMNS)
+            for key in record.fields:
+                if key not in _COLUMNS:
+                    known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
+                    self.unread_keys[key if known else OTHER_KEYS] += 1
             options = self.options
             return parse_conversation(record.fields, options.chat_format, options.ignore_keys)
         except ConversationError as error:

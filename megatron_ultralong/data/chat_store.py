@@ -21,6 +21,7 @@ from megatron_ultralong.data.indexed import token_dtype
 from megatron_ultralong.data.prepare_chat_config import PrepareChatConfig
 from megatron_ultralong.data.shards import BATCH_CHARACTERS, summarise
 from megatron_ultralong.data.store import DocumentStore, one_file_store
+from megatron_ultralong.data.text_check import text_error
 from megatron_ultralong.data.tokenising import DocumentTokenizer
 from megatron_ultralong.documents import document_id
 from megatron_ultralong.errors import InputError
@@ -114,11 +115,13 @@ class _Collector:
         for record, conversation in reader:
             try:
                 pieces = self.template.render(conversation, self.config.date_string)
-            except ConversationError as error:
+                text = rendered_text(pieces)
+                if error := text_error(text):  # in a tool's result, or a call
+                    raise ConversationError("unreadable", f"it has {error}")
+            except ConversationError as problem:
                 reader.num_conversations -= 1
-                reader.reject(record, error)
+                reader.reject(record, problem)
                 continue
-            text = rendered_text(pieces)
             identity = document_id(text)
             if not self._is_new(identity):
                 found.num_duplicates += 1

@@ -12,10 +12,10 @@ A key whose value is null is one that is not there: parquet has every key in eve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
+from megatron_ultralong.data.bounded import json_value, value_error
 from megatron_ultralong.data.conversation import (
     ROLES,
     Conversation,
@@ -94,7 +94,7 @@ def _format_of(fields: Fields) -> str:
 
 
 def _keys(fields: Fields) -> str:
-    return f"keys here: {', '.join(map(str, fields)) or 'none'}"
+    return f"keys here: {', '.join(map(str, fields))[:300] or 'none'}"
 
 
 def _messages(fields: Fields, ignore_keys: frozenset[str]) -> Conversation:
@@ -106,7 +106,7 @@ def _messages(fields: Fields, ignore_keys: frozenset[str]) -> Conversation:
         if role not in ROLES:
             raise ConversationError(
                 "roles out of order",
-                f"turn {number} has role {role!r}; known are {', '.join(ROLES)} and ipython",
+                f"turn {number} has role {role!r:.80}; known are {', '.join(ROLES)} and ipython",
             )
         call = None
         if turn.get("tool_calls"):
@@ -126,7 +126,7 @@ def _sharegpt(fields: Fields, ignore_keys: frozenset[str]) -> Conversation:
         if name not in SHAREGPT_ROLES:
             raise ConversationError(
                 "roles out of order",
-                f"turn {number} is from {name!r}; known are {', '.join(SHAREGPT_ROLES)}",
+                f"turn {number} is from {name!r:.80}; known are {', '.join(SHAREGPT_ROLES)}",
             )
         if name == "function_call":
             call = _call(number, _json(f"turn {number} (function_call)", value))
@@ -209,9 +209,12 @@ def _json(place: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except ValueError as error:
+        found = json_value(value.encode())
+    except ValueError as error:  # not UTF-8, not JSON, too much of it
         raise ConversationError("bad tool call", f"{place} is not JSON: {error}") from error
+    if error := value_error(found):
+        raise ConversationError("bad tool call", f"{place} has {error}")
+    return found
 
 
 def _tools(value: Any) -> tuple[Fields, ...] | None:
@@ -220,7 +223,9 @@ def _tools(value: Any) -> tuple[Fields, ...] | None:
     tools = _list(_json("tools", value), "tools")
     for tool in tools:
         if not isinstance(tool, Mapping):
-            raise ConversationError("bad tool call", f"a tool is a {type(tool).__name__}: {tool!r}")
+            raise ConversationError(
+                "bad tool call", f"a tool is a {type(tool).__name__}: {tool!r:.80}"
+            )
     return tuple(tools) or None
 
 
@@ -229,7 +234,7 @@ def _builtin_tools(value: Any) -> tuple[str, ...] | None:
         return None
     names = _list(_json("builtin_tools", value), "builtin_tools")
     if not all(isinstance(name, str) for name in names):
-        raise ConversationError("bad tool call", f"builtin_tools are names, not {names!r}")
+        raise ConversationError("bad tool call", f"builtin_tools are names, not {names!r:.80}")
     return tuple(names)
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from megatron_ultralong.data.bounded import (
-    MAX_INTEGER_DIGITS,
     TooLargeError,
-    has_long_integer,
     json_value,
     skip_line,
+    value_error,
 )
 from megatron_ultralong.data.compression import decompressed
 from megatron_ultralong.data.record import Record, unreadable
@@ -72,7 +71,6 @@ def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) 
         kind = type(fields).__name__
         return Record(place, position, {}, f"a {kind}, where one JSON object a line belongs")
     for key in keys:
-        if has_long_integer(fields.get(key)):
-            error = f"key {key!r} has an integer of more than {MAX_INTEGER_DIGITS} digits"
-            return Record(place, position, {}, error)
+        if error := value_error(fields.get(key)):
+            return Record(place, position, {}, f"key {key!r} has {error}")
     return Record(place, position, fields)

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import regex  # type: ignore[import-untyped]
 import tiktoken
 
-from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES
-from megatron_ultralong.data.tokenising import well_formed
+from megatron_ultralong.data.tokenising import MAX_MODEL_BYTES, well_formed
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_bounded
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -61,10 +61,10 @@ class Llama3Tokenizer:
     """
 
     engine = "tiktoken"
-    max_document_bytes = MAX_DOCUMENT_BYTES
+    max_document_bytes = 32 << 20  # 10 bytes for each, 40 where each is a token
 
     def __init__(self, file: Path) -> None:
-        data = file.read_bytes()
+        data = read_bounded(file, MAX_MODEL_BYTES)
         ranks = _ranks(data, file)
         if len(ranks) != NUM_RANKS:
             raise InputError(

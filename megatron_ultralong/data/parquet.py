@@ -25,7 +25,7 @@ BATCH_BYTES = 32 << 20
 """Of a batch, by the averages of its row group; more rows than :data:`BATCH_ROWS` gain nothing."""
 
 DECODE_BYTES = 768 << 20
-"""Memory that decoding a batch may take; a page is decompressed whole, and writers put 1,024 rows in one."""
+"""Memory that decoding a batch may take: a page is decompressed whole, and may hold 1,024 rows."""
 
 MAX_OBJECT_BYTES = 256 << 20
 """Of Python's objects for one row, without its texts."""
@@ -172,7 +172,7 @@ def _limited_memory(num_bytes: int) -> Iterator[None]:
 def _rows(batch: Any, limit: int) -> Iterator[_Row]:
     """The rows of a batch as Python's objects, one at a time unless all are small."""
     cost = _total(map(_cost, batch.columns))
-    if cost.texts <= BATCH_BYTES and cost.objects <= BATCH_BYTES:
+    if cost.texts <= min(BATCH_BYTES, limit) and cost.objects <= BATCH_BYTES:
         yield from map(_Row, batch.to_pylist())
         return
     for number in range(batch.num_rows):

@@ -40,7 +40,7 @@ class ChatReadOptions:
 
     max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
     """Bytes of a line or of a parquet row at most; a longer one is bad, and never held. None:
-    96 MiB, or 16 MiB where the reference that tokenises is of the library tokenizers."""
+    what 2 GiB of memory are enough for, 80 MiB with gigatoken."""
 
     @property
     def limit(self) -> int:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 
-from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES
-from megatron_ultralong.data.tokenising import well_formed
+from megatron_ultralong.data.tokenising import MAX_MODEL_BYTES, well_formed
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_bounded
 
 
 class SentencePieceTokenizer:
@@ -24,10 +24,10 @@ class SentencePieceTokenizer:
     """
 
     engine = "sentencepiece"
-    max_document_bytes = MAX_DOCUMENT_BYTES
+    max_document_bytes = 16 << 20  # 30 bytes for each, 90 where each is a token
 
     def __init__(self, file: Path) -> None:
-        data = file.read_bytes()
+        data = read_bounded(file, MAX_MODEL_BYTES)
         model: Any = sentencepiece.SentencePieceProcessor()
         try:
             model.LoadFromSerializedProto(data)

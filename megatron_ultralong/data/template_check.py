@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.data.chat_template import DATE, ChatTemplate, rendered_text
 from megatron_ultralong.data.conversation_formats import parse_conversation
-from megatron_ultralong.data.tokenising import DocumentTokenizer
+from megatron_ultralong.data.template_process import MAX_TEMPLATE_BYTES, TemplateProcess
+from megatron_ultralong.data.tokenising import DocumentTokenizer, side_file
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_bounded
 
 _QUESTION = {"role": "user", "content": " How many?\n"}
 _ANSWER = {"role": "assistant", "content": "Two.\n\nOr three. "}
@@ -32,71 +33,60 @@ def check_template(template: ChatTemplate, tokenizer: DocumentTokenizer) -> bool
     text = folder_template(folder)
     if text is None:
         return False
-    for messages in PROBES:
-        conversation = parse_conversation({"messages": messages}, "messages")
-        pieces = template.render(conversation, DATE)
-        ours = rendered_text(pieces, _token_text(folder, "eos_token"))
-        theirs = _render(text, messages, folder)
-        if ours != theirs:
-            same = next(
-                (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-                min(len(ours), len(theirs)),
+    bos, eos = (_token_text(folder, name) for name in ("bos_token", "eos_token"))
+    with TemplateProcess(
+        text, str(folder), "put the model's own there, or give --no-check-template"
+    ) as process:
+        for messages in PROBES:
+            conversation = parse_conversation({"messages": messages}, "messages")
+            ours = rendered_text(template.render(conversation, DATE), eos)
+            theirs = process.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=False,
+                date_string=DATE,
+                bos_token=bos,
+                eos_token=eos,
             )
-            raise InputError(
-                f"--chat-template {template.name} is not the template in {folder}: at character "
-                f"{same} one writes {ours[same : same + 30]!r}, the other "
-                f"{theirs[same : same + 30]!r}; engines will serve the model with the folder's, so "
-                "take the one that it is, or --no-check-template and put the right one there"
-            )
+            if ours != theirs:
+                raise _difference(template, folder, ours, theirs)
     return True
 
 
+def _difference(template: ChatTemplate, folder: Path, ours: str, theirs: str) -> InputError:
+    same = next(
+        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+        min(len(ours), len(theirs)),
+    )
+    return InputError(
+        f"--chat-template {template.name} is not the template in {folder}: at character "
+        f"{same} one writes {ours[same : same + 30]!r}, the other "
+        f"{theirs[same : same + 30]!r}; engines will serve the model with the folder's, so "
+        "take the one that it is, or --no-check-template and put the right one there"
+    )
+
+
 def folder_template(folder: Path) -> str | None:
-    """The template of a tokenizer's folder, of several the default one; None: it has none."""
+    """The template of a tokenizer's folder, of several the default one; None: it has none.
+
+    Raises:
+        InputError: its file is damaged, or larger than a template is.
+    """
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
-    value = _tokenizer_config(folder).get("chat_template")
+        try:
+            return read_bounded(file, MAX_TEMPLATE_BYTES).decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is not UTF-8 ({error.reason}): copy it again") from error
+    value = side_file(folder, "tokenizer_config.json").get("chat_template")
     if isinstance(value, list):
-        value = next((entry["template"] for entry in value if entry["name"] == "default"), None)
+        entries = [entry for entry in value if isinstance(entry, dict)]
+        value = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return value if isinstance(value, str) else None
 
 
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    file = folder / "tokenizer_config.json"
-    values: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    return values
-
-
 def _token_text(folder: Path, name: str) -> str:
-    value = _tokenizer_config(folder).get(name)
+    value = side_file(folder, "tokenizer_config.json").get(name)
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else ""
-
-
-def _render(text: str, messages: list[dict[str, Any]], folder: Path) -> str:
-    """What transformers writes: its settings of Jinja, in the sandbox, as a template is foreign."""
-    from jinja2 import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
-    try:
-        return environment.from_string(text).render(
-            messages=messages,
-            tools=None,
-            add_generation_prompt=False,
-            date_string=DATE,
-            bos_token=_token_text(folder, "bos_token"),
-            eos_token=_token_text(folder, "eos_token"),
-        )
-    except (TemplateError, TypeError) as error:
-        raise InputError(
-            f"the chat template in {folder} cannot be rendered ({error}): put the model's own "
-            "there, or give --no-check-template"
-        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.json_file import read_bounded, read_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -22,6 +22,13 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 """What a Hugging Face tokenizer folder may hold; the first is needed."""
+
+
+MAX_TOKENIZER_BYTES = 40 << 20
+"""Of a tokenizer.json: Llama 3's has 17 MB, Gemma 3's 33 MB; libraries take up to 30 times it."""
+
+MAX_MODEL_BYTES = 16 << 20
+"""Of a tokenizer.model: those that are known have 0.5 to 5 MB."""
 
 
 class DocumentTokenizer(Protocol):
@@ -69,7 +76,7 @@ class HuggingFaceTokenizer:
     """
 
     engine = "tokenizers"
-    max_document_bytes = 16 << 20  # 90 bytes for each
+    max_document_bytes = 8 << 20  # 90 bytes for each, 170 where each is a token
 
     def __init__(self, path: Path) -> None:
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -77,7 +84,7 @@ class HuggingFaceTokenizer:
             raise InputError(
                 f"--tokenizer {path} has no tokenizer.json; give that file or its folder"
             )
-        data = file.read_bytes()
+        data = read_bounded(file, MAX_TOKENIZER_BYTES)
         try:
             self._tokenizer = Tokenizer.from_str(data.decode())
         except Exception as error:  # the library raises bare Exception
@@ -149,8 +156,7 @@ def eos_token(folder: Path) -> str:
         InputError: where it names none.
     """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        file = folder / name
-        token: Any = json.loads(file.read_text()).get("eos_token") if file.is_file() else None
+        token: Any = side_file(folder, name).get("eos_token")
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str) and text:
             return text
@@ -158,6 +164,31 @@ def eos_token(folder: Path) -> str:
         f"--separator eos: {folder} names no eos_token in tokenizer_config.json or "
         "special_tokens_map.json; give the token's text as --separator"
     )
+
+
+def side_file(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file beside a tokenizer; empty where there is no such file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    file = folder / name
+    return read_json(file) if file.is_file() else {}
+
+
+def check_file_sizes(folder: Path) -> None:
+    """Refuse a tokenizer's folder before a library reads files of any size from it.
+
+    Raises:
+        InputError: a file of JSON or a template is larger than the largest vocabulary.
+    """
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.jinja")]):
+        size = file.stat().st_size
+        if size > MAX_TOKENIZER_BYTES:
+            raise InputError(
+                f"{file} has {size:,} bytes, and a tokenizer's files have at most "
+                f"{MAX_TOKENIZER_BYTES:,}: it is not what its name says"
+            )
 
 
 def copy_tokenizer(tokenizer: DocumentTokenizer, folder: Path) -> None:

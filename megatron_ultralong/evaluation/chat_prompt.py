@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.checkpoint.small_files import check_tokenizer_names
+from megatron_ultralong.data.template_process import TemplateProcess
+from megatron_ultralong.data.tokenising import check_file_sizes
 from megatron_ultralong.errors import InputError
 
 _ANSWER = "ultralong"
@@ -16,7 +18,8 @@ class ChatPrompt:
     """Renders messages as transformers does, from the template in ``folder``.
 
     Raises:
-        InputError: transformers is not installed, or the folder has no chat template.
+        InputError: transformers is not installed, or the folder has no chat template, or one that
+            cannot be rendered.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,6 +32,7 @@ class ChatPrompt:
                 "without --chat"
             ) from error
         check_tokenizer_names(folder)
+        check_file_sizes(folder)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
@@ -37,6 +41,7 @@ class ChatPrompt:
                 f"{folder} has no chat template: the checkpoint was imported from a base model; "
                 "import an instruction-tuned one, or give a prompt without --chat"
             )
+        self._template = TemplateProcess(self._tokenizer.get_chat_template(), str(folder))
 
     def encode(self, message: str, system: str = "") -> list[int]:
         """Ids up to where the assistant's answer begins."""
@@ -54,10 +59,13 @@ class ChatPrompt:
         messages.append({"role": "user", "content": message})
         if is_answered:
             messages.append({"role": "assistant", "content": _ANSWER})
-        text: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=not is_answered
+        return self._template.render(
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=not is_answered,
+            **self._tokenizer.special_tokens_map,
         )
-        return text
 
     def _ids(self, text: str) -> list[int]:
         return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]

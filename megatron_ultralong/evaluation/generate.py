@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
+from megatron_ultralong.data.bounded import read_text
 from megatron_ultralong.ending import tell
 from megatron_ultralong.errors import InputError, escaped
 from megatron_ultralong.evaluation.chat_prompt import ChatPrompt
@@ -92,8 +93,8 @@ def _texts(config: GenerateConfig) -> Iterator[str]:
     yield from config.prompt
     for name in config.prompt_file:
         try:
-            yield Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            yield read_text(Path(name))
+        except ValueError as error:
             raise InputError(
                 f"--prompt-file {name} cannot be read ({error}): name a text file in UTF-8"
             ) from error

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from megatron_ultralong.data.formats import read_records
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.evaluation.ruler.parameters import PromptTemplate, prompt_parts
-from megatron_ultralong.json_file import parse_json
 
 
 def read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
@@ -21,25 +21,17 @@ def read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
     Raises:
         InputError: no such file, a line that is not JSON, or one without a key.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from error
     records = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line, f"{path}, line {number}", hint="download it again")
-            missing = [key for key in keys if key not in record]
-        except TypeError as error:
-            raise InputError(f"{path}, line {number} is not JSON ({error})") from error
+    for record in read_records(path, tuple(keys), "jsonl"):
+        if record.error:
+            raise InputError(f"{record.place}: {record.error}")
+        missing = [key for key in keys if key not in record.fields]
         if missing:
             raise InputError(
-                f"{path}, line {number} has no {missing[0]!r}, only {sorted(record)}: the file is "
+                f"{record.place} has no {missing[0]!r}, only {sorted(record.fields)}: the file is "
                 "not in upstream's format"
             )
-        records.append(record)
+        records.append(dict(record.fields))
     if not records:
         raise InputError(f"{path} holds no records")
     return records

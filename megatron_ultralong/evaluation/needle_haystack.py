@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.bounded import read_text
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.passkey_prompt import Encode
 
@@ -118,8 +119,8 @@ def of_files(encode: Encode, files: Sequence[str]) -> Haystack:
     ids: list[IdArray] = []
     for name in files:
         try:
-            text = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(Path(name))
+        except ValueError as error:
             raise InputError(
                 f"haystack {name} cannot be read ({error}): name a text file in UTF-8"
             ) from error

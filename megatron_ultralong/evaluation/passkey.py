@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.bounded import read_text
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.config import PasskeyConfig
@@ -109,8 +110,8 @@ def _haystack(config: PasskeyConfig, encode: Encode) -> tuple[npt.NDArray[np.int
     if not config.haystack:
         return None, ""
     try:
-        text = Path(config.haystack).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(Path(config.haystack))
+    except ValueError as error:
         raise InputError(
             f"haystack {config.haystack} cannot be read ({error}): name a text file in UTF-8"
         ) from error

@@ -35,7 +35,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "search where it cannot recompute; measured, a step was 3 % longer, in part by recomputation",
     "exit_duration_in_mins": "hours are those of training, in one job or several",
     "on_nan": "a plan has no bad numbers",
-    "max_skipped_iters": "a plan has no skipped steps",
     "loss_spike_deviations": "a warning in the log",
     "tensorboard": _TELLING,
     "wandb_project": _TELLING,

@@ -18,6 +18,7 @@ from megatron_ultralong.data.chat_template import DATE, TEMPLATES, TemplateName,
 from megatron_ultralong.data.conversation_formats import parse_conversation
 from megatron_ultralong.data.engines import open_reference
 from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
+from megatron_ultralong.data.template_process import TemplateProcess
 from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
 from megatron_ultralong.errors import InputError
 from tests.data.chats import TEMPLATE, marked_template, random_record
@@ -157,6 +158,46 @@ def test_other_templates(
                 assert text == judge.decode(theirs["input_ids"])
     finally:
         judge.eos_token = "<|eot_id|>"
+
+
+FOREIGN = {
+    "llama3.1": TEMPLATE,
+    "marked": marked_template(),
+    "loops": "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}\n"
+    "    {{ m.role | upper }}: {{ m | tojson(indent=2) }}{{ strftime_now('%Y') }}\n{% endfor %}",
+    "namespace": "{% set ns = namespace(n=0, names=dict(a=1)) %}{% for m in messages %}"
+    "{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }} {{ ns.names }} {{ bos_token }}"
+    "{% generation %}{% set inner = 1 %}{{ inner }}{% endgeneration %}{{ inner is defined }}",
+}
+"""Templates, of which each uses more of what transformers gives them."""
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_process_renders_as_transformers(judge: PreTrainedTokenizerFast, name: str) -> None:
+    generator = random.Random(1)
+    records = [random_record(generator) for _ in range(NUM_CONVERSATIONS // len(FOREIGN))]
+    with TemplateProcess(FOREIGN[name], "a folder") as process:
+        for record in records:
+            options = {key: record.get(key) for key in ("tools", "builtin_tools") if key in record}
+            theirs = judge.apply_chat_template(
+                record["messages"], chat_template=FOREIGN[name], tokenize=False, **options
+            )
+            ours = process.render(
+                messages=record["messages"],
+                documents=None,
+                add_generation_prompt=False,
+                **{"tools": None, **options, **judge.special_tokens_map},
+            )
+            assert ours == theirs
+
+
+def test_a_process_ends_with_what_started_it() -> None:
+    process = TemplateProcess("{{ messages }}", "a folder")
+    child = process._process
+    assert process.render(messages=[1]) == "[1]"
+    assert child.poll() is None
+    del process
+    assert child.poll() is not None
 
 
 def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path: Path) -> None:

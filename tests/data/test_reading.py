@@ -1,13 +1,17 @@
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from megatron_ultralong.data import parquet
+from megatron_ultralong.data.formats import read_records
 from megatron_ultralong.data.reading import (
     DocumentReader,
+    FilePart,
     ReadOptions,
     Source,
     parse_source,
@@ -145,6 +149,103 @@ def test_bad_documents_are_skipped_and_counted_on_request(tmp_path: Path) -> Non
     reader = reader_of(tmp_path, skip_bad=True)
     assert [d.text for d in reader] == [*TEXTS, "z"]
     assert (reader.num_documents, reader.num_bad, reader.num_empty) == (5, 3, 0)
+
+
+def test_what_is_too_long_is_passed_over_and_counted(tmp_path: Path) -> None:
+    long = {"text": "word " * 100}
+    lines = jsonl([{"text": "a"}, long, {"text": "b"}, long])
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "c.txt").write_text(long["text"])
+    table = pa.Table.from_pylist([{"text": "a"}, long, {"text": "b"}, long])
+    pq.write_table(table, tmp_path / "d.parquet", row_group_size=3)
+    reader = reader_of(tmp_path, skip_bad=True, max_document_bytes=100)
+    assert [d.text for d in reader] == ["a", "b"] * 3
+    assert reader.num_bad == 2 + 2 + 1 + 2
+    for name in ("a.jsonl:2: a line", "b.jsonl.gz:2: a line", "c.txt: more than", "d.parquet:2: "):
+        file, _, what = name.partition(": ")
+        with pytest.raises(InputError, match=rf"{file}: {what}.*raise --max-document-bytes"):
+            texts_of(tmp_path / file.partition(":")[0], max_document_bytes=100)
+    exact = len(jsonl([long]))
+    assert texts_of(tmp_path / "a.jsonl", max_document_bytes=exact)[1] == long["text"]
+    with pytest.raises(InputError, match=r"max_document_bytes \(0\) must be at least 1"):
+        ReadOptions(max_document_bytes=0)
+
+
+@pytest.mark.parametrize("limit", [20, 60, 10_000])
+def test_parts_of_a_file_have_every_line_once(tmp_path: Path, limit: int) -> None:
+    """Also those after a line that is longer than a part, whose end no part looks for twice."""
+    generator = random.Random(limit)
+    texts = [f"{number} " + "x" * generator.choice([0, 5, 30, 300]) for number in range(50)]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl([{"text": text} for text in texts]))
+    size = path.stat().st_size
+    source, read = Source("s", str(path)), ReadOptions(skip_bad=True, max_document_bytes=limit)
+    wanted = [text for text in texts if len(jsonl([{"text": text}])) <= limit]
+    for part in (7, 40, 64, 100, size):
+        parts = [FilePart(path, part, at, min(at + part, size)) for at in range(0, size, part)]
+        readers = [DocumentReader(source, read, [one]) for one in parts]
+        assert [d.text for reader in readers for d in reader] == wanted
+        assert sum(reader.num_bad for reader in readers) == len(texts) - len(wanted)
+
+
+def test_an_integer_that_nobody_reads_may_have_any_length(tmp_path: Path) -> None:
+    digits = b"9" * 9000
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a", "n": [' + digits + b"]}\n")
+    assert texts_of(tmp_path / "a.jsonl") == ["a"]
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": ' + digits + b"}\n")
+    with pytest.raises(
+        InputError, match=r"b\.jsonl:1: key 'text' has an integer of more than 4,300"
+    ):
+        texts_of(tmp_path / "b.jsonl")
+    reader = reader_of(tmp_path, skip_bad=True)
+    assert [d.text for d in reader] == ["a"]
+    assert reader.num_bad == 1
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 1000, 1 << 25])
+def test_parquet_rows_come_whole_in_batches_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_bytes: int
+) -> None:
+    monkeypatch.setattr(parquet, "BATCH_BYTES", batch_bytes)
+    records = [
+        {
+            "text": f"{i}" * (i % 7),
+            "messages": [{"role": "user", "n": list(range(i % 5))}] * (i % 3),
+        }
+        for i in range(300)
+    ]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet", row_group_size=70)
+    found = list(read_records(tmp_path / "a.parquet", ("text", "messages"), "auto"))
+    assert [dict(record.fields) for record in found] == records
+    assert [record.place for record in found] == [
+        f"{tmp_path}/a.parquet:{n + 1}" for n in range(300)
+    ]
+
+
+def test_a_batch_that_is_too_large_is_read_row_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a file says of its sizes may be wrong: then memory ends before a batch is whole."""
+    texts = [f"{number}" * 10 for number in range(100)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    batches = parquet._batches
+
+    def too_large(file, group, columns, batch_rows):
+        for number, batch in enumerate(batches(file, group, columns, batch_rows)):
+            if batch_rows > 1 and number == 1:
+                raise MemoryError
+            if batch_rows == 1 and number == fails_at:
+                raise MemoryError
+            yield batch
+
+    monkeypatch.setattr(parquet, "_batches", too_large)
+    fails_at = -1
+    assert texts_of(tmp_path / "a.parquet") == texts
+    fails_at = 90
+    reader = reader_of(tmp_path / "a.parquet", skip_bad=True)
+    assert [d.text for d in reader] == texts[:90]
+    assert reader.num_bad == 10
 
 
 def test_empty_texts_are_counted(tmp_path: Path) -> None:

@@ -171,9 +171,9 @@ GOOD = '{"question": "q", "choices": ["a", "b"], "answer": 0}'
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("q.jsonl", "{", r"line 1 is not JSON"),
-        ("q.jsonl", "[]", r"line 1 is no dictionary"),
-        ("q.jsonl", '{"question": "q"}', r"line 1 has no 'choices', only \['question'\]"),
+        ("q.jsonl", "{", r"q.jsonl:1: not JSON"),
+        ("q.jsonl", "[]", r"q.jsonl:1: a list, where one JSON object a line"),
+        ("q.jsonl", '{"question": "q"}', r"q.jsonl:1 has no 'choices', only \['question'\]"),
         ("q.jsonl", GOOD.replace("0}", "2}"), r"has the answer 2, and 2 choices: give a number"),
         ("q.jsonl", GOOD.replace("0}", '"C"}'), r"the answer 'C', .* a letter from A to B"),
         ("q.jsonl", GOOD.replace("0}", "true}"), "the answer True"),

@@ -292,8 +292,8 @@ def test_bad_local_copies_are_refused(parts, lv_eval_data, infinite_data, tmp_pa
     good = infinite_records("code_run")
     for text, message in (
         ("", "holds no records"),
-        ("{", "line 1 is not JSON"),
-        (json.dumps(good) + '\n{"input": ""}', r"line 2 has no 'context', only \['input'\]"),
+        ("{", ":1: not JSON"),
+        (json.dumps(good) + '\n{"input": ""}', r":2 has no 'context', only \['input'\]"),
         (json.dumps({**good, "input": "f(1)"}), r"record 1 calls no func_N\(number\)"),
     ):
         file.write_text(text)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.data.formats import read_records
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.choices.config import ChoiceStyle
-from megatron_ultralong.json_file import parse_json
+from megatron_ultralong.json_file import read_bounded
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SUFFIXES = (".jsonl", ".csv")
+KEYS = ("question", "choices", "answer")
+MAX_CSV_BYTES = 16 << 20
+"""Of a file of questions; MMLU's largest has 0.5 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,31 +69,28 @@ def read_questions(file: Path) -> list[ChoiceQuestion]:
     Raises:
         InputError: the file cannot be read, or a question is not of the format.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"questions {file} cannot be read ({error})") from error
-    records = _jsonl(file, text) if file.suffix == ".jsonl" else _csv(file, text)
+    records = _jsonl(file) if file.suffix == ".jsonl" else _csv(file)
     questions = [_question(record, where) for where, record in records]
     if not questions:
         raise InputError(f"{file} holds no questions")
     return questions
 
 
-def _jsonl(file: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
+def _jsonl(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     records: list[tuple[str, Mapping[str, Any]]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        record = parse_json(line, f"{file}, line {number}", hint="correct it")
-        if not isinstance(record, dict):
-            raise InputError(f"{file}, line {number} is no dictionary: see docs/evaluation.md")
-        records.append((f"{file}, line {number}", record))
+    for record in read_records(file, KEYS, "jsonl"):
+        if record.error:
+            raise InputError(f"{record.place}: {record.error}: see docs/evaluation.md")
+        records.append((record.place, record.fields))
     return records
 
 
-def _csv(file: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
-    rows = [row for row in csv.reader(text.splitlines(keepends=True)) if row]
+def _csv(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    try:
+        text = read_bounded(file, MAX_CSV_BYTES).decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"questions {file} cannot be read ({error})") from error
     header: list[str] | None = None
     if rows and "question" in (names := [name.strip().lower() for name in rows[0]]):
         header, rows = names, rows[1:]
@@ -112,10 +114,10 @@ def _csv(file: Path, text: str) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _question(record: Mapping[str, Any], where: str) -> ChoiceQuestion:
-    missing = [key for key in ("question", "choices", "answer") if key not in record]
+    missing = [key for key in KEYS if key not in record]
     if missing:
         raise InputError(f"{where} has no {missing[0]!r}, only {sorted(record)}")
-    question, choices, answer = (record[key] for key in ("question", "choices", "answer"))
+    question, choices, answer = (record[key] for key in KEYS)
     if isinstance(choices, dict):  # as ARC has them
         choices = choices.get("text")
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES, read_text
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
-from megatron_ultralong.json_file import parse_json
+from megatron_ultralong.json_file import read_json_value
 
 _OPENING, _CLOSING = "[(\\[\"'\u201c\u2018]*", "[)\\]\"'\u201d\u2019]*"
 _SENTENCE_END = re.compile(rf"[.!?]{_CLOSING}$")
@@ -82,9 +83,11 @@ def read_essays(file: str) -> str:
     """
     path = Path(file)
     try:
-        data = path.read_text(encoding="utf-8")
-        text = parse_json(data, str(path))["text"] if path.suffix == ".json" else data
-    except (OSError, ValueError, InputError, KeyError, TypeError) as error:
+        if path.suffix == ".json":
+            text = read_json_value(path, max_bytes=MAX_DOCUMENT_BYTES)["text"]
+        else:
+            text = read_text(path)
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"--essays {path} cannot be read ({error!r}): give a JSON file with the key 'text', as "
             "upstream's PaulGrahamEssays.json, or a text file in UTF-8"

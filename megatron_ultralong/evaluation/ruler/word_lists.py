@@ -9,6 +9,7 @@ import random
 from functools import cached_property
 from pathlib import Path
 
+from megatron_ultralong.data.bounded import read_text
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.json_file import read_json_value
 
@@ -72,8 +73,8 @@ def load_word_lists(folder: str = "", english_words: str = "") -> WordLists:
 
 def _read_lines(path: Path) -> tuple[str, ...]:
     try:
-        words = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        words = tuple(line.strip() for line in read_text(path).splitlines())
+    except ValueError as error:
         raise InputError(f"word list {path} cannot be read ({error}): see --word-lists") from error
     words = tuple(word for word in words if word)
     if not words:
