@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import json
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 MIB = 1 << 20
 GIB = 1 << 30
