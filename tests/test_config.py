@@ -49,6 +49,7 @@ def test_sequence_lengths_offered_in_a_refusal_are_accepted(
             parallel.check_seq_length(int(offered))
     else:
         assert cp == 1 or seq_length % (2 * cp) == 0
+        assert not sequence_parallel or seq_length % tp == 0
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_ultralong.data.manifest import CHAT_FILE_NAME, FileSummary, read_manifest
 from megatron_ultralong.data.manifest import FILE_NAME as DOCUMENTS_MANIFEST
@@ -111,23 +110,8 @@ def load_chat_manifest(folder: str | Path) -> ChatManifest:
     Raises:
         InputError: where it is missing, broken or of another format version.
     """
-
-    def make(data: dict[str, Any]) -> ChatManifest:
-        return ChatManifest(
-            **{
-                **data,
-                "sources": [_source(**item) for item in data["sources"]],
-                "lengths": [ChatLengths(**item) for item in data["lengths"]],
-                "splits": {name: ChatSplit(**item) for name, item in data["splits"].items()},
-            }
-        )
-
     file = Path(folder) / FILE_NAME
-    return read_manifest(file, FORMAT_VERSION, make, _way_out(file))
-
-
-def _source(files: list[dict[str, Any]], **others: Any) -> ChatSource:
-    return ChatSource(files=[FileSummary(**file) for file in files], **others)
+    return read_manifest(file, FORMAT_VERSION, ChatManifest, _way_out(file))
 
 
 def _way_out(file: Path) -> str:

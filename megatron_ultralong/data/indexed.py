@@ -3,6 +3,7 @@ r"""Megatron's indexed dataset, ``PREFIX.bin`` and ``PREFIX.idx``: writer and me
 ``.bin``: the tokens of all sequences, one after the other. ``.idx``: ``MMIDIDX\0\0``, u64 version
 1, u8 dtype (4 int32, 8 uint16), u64 sequences, u64 documents + 1, int32 lengths, int64 byte
 offsets, int64 first sequence of every document and the end. Here a document is one sequence.
+``.crc32``, which Megatron does not know: the CRC-32 of every sequence's bytes, u32.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import array
 import os
 import struct
+import zlib
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +23,7 @@ from megatron_ultralong.errors import InputError
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<QBQQ")
 DTYPES: dict[int, np.dtype[np.integer]] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
+SUFFIXES = ("bin", "idx", "crc32")
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 TokenArray = npt.NDArray[np.int32] | npt.NDArray[np.uint16]
@@ -32,7 +35,7 @@ def token_dtype(vocab_size: int) -> np.dtype[np.integer]:
 
 
 class IndexedWriter:
-    """Writes sequences one by one; both files get their names when the block ends without error.
+    """Writes sequences one by one; the files get their names when the block ends without error.
 
     ``with IndexedWriter(prefix, token_dtype(vocab_size)) as writer: writer.add(tokens)``
     """
@@ -41,7 +44,8 @@ class IndexedWriter:
         self.prefix = prefix
         self.dtype = dtype
         self._lengths = array.array("i")
-        self._aside = {suffix: Path(f"{prefix}.{suffix}.partial") for suffix in ("bin", "idx")}
+        self._checksums: list[int] = []
+        self._aside = {suffix: Path(f"{prefix}.{suffix}.partial") for suffix in SUFFIXES}
         self._bin = open(self._aside["bin"], "wb")  # noqa: SIM115 (closed in __exit__)
 
     def add(self, tokens: npt.NDArray[np.integer]) -> None:
@@ -50,8 +54,10 @@ class IndexedWriter:
         assert tokens.size > 0, "an empty sequence"
         limits = np.iinfo(self.dtype)
         assert limits.min <= tokens.min() <= tokens.max() <= limits.max, (self.dtype, tokens.max())
-        self._bin.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
+        data = np.ascontiguousarray(tokens, dtype=self.dtype).data
+        self._bin.write(data)
         self._lengths.append(tokens.size)
+        self._checksums.append(zlib.crc32(data))
 
     def __enter__(self) -> IndexedWriter:
         return self
@@ -66,6 +72,7 @@ class IndexedWriter:
             self._bin.close()
             if kind is None:
                 self._write_index()
+                self._aside["crc32"].write_bytes(np.asarray(self._checksums, dtype="<u4").data)
                 for suffix, aside in self._aside.items():
                     os.replace(aside, f"{self.prefix}.{suffix}")
         finally:
@@ -116,6 +123,10 @@ class IndexedReader:
         self._tokens = self._map("bin", self.dtype)
         num_bytes = int(self.lengths.sum(dtype=np.int64)) * self.dtype.itemsize
         self._require_size("bin", os.path.getsize(f"{prefix}.bin"), num_bytes)
+        self._checksums: npt.NDArray[np.integer] | None = None
+        if os.path.exists(f"{prefix}.crc32"):  # files of other programs have none
+            self._checksums = self._map("crc32", np.dtype("<u4"))
+            self._require_size("crc32", os.path.getsize(f"{prefix}.crc32"), 4 * num_sequences)
 
     def __len__(self) -> int:
         return int(self.lengths.size)
@@ -125,10 +136,24 @@ class IndexedReader:
         return self.read(index, 0, int(self.lengths[index]))
 
     def read(self, index: int, start: int, stop: int) -> TokenArray:
-        """Tokens ``[start, stop)`` of a sequence: the rest of it is not touched."""
-        assert 0 <= start <= stop <= self.lengths[index], (start, stop, self.lengths[index])
+        """Tokens ``[start, stop)`` of a sequence: the rest of it is not touched.
+
+        Raises:
+            InputError: it was read whole, and is not what was written.
+        """
+        length = int(self.lengths[index])
+        assert 0 <= start <= stop <= length, (start, stop, length)
         first = int(self.offsets[index]) // self.dtype.itemsize
-        return np.asarray(self._tokens[first + start : first + stop])
+        tokens = np.asarray(self._tokens[first + start : first + stop])
+        if self._checksums is not None and stop - start == length:
+            found, written = zlib.crc32(tokens.data), int(self._checksums[index])
+            if found != written:
+                raise InputError(
+                    f"{self.prefix}.bin: row {index} has the CRC-32 {found:08x}, where "
+                    f"{self.prefix}.crc32 states {written:08x}: bytes have changed since it was "
+                    "written; copy both again or prepare anew"
+                )
+        return tokens
 
     def _check_places(self) -> None:
         """Sequences lie one behind the other: their lengths alone say where."""
@@ -158,7 +183,7 @@ class IndexedReader:
             return np.memmap(path, dtype=dtype, mode="r", shape=(size,))
         except OSError as error:
             raise InputError(
-                f"cannot read {path} ({error.strerror}): packed rows are the two files "
+                f"cannot read {path} ({error.strerror}): packed rows are the files "
                 f"{self.prefix}.bin and {self.prefix}.idx; give their common prefix, or make them "
                 "with `prepare`"
             ) from error

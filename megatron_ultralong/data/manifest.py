@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from megatron_ultralong.data.json_record import RecordError, record_of
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.json_file import read_json
 
@@ -244,31 +244,16 @@ def load_manifest(folder: str | Path) -> Manifest:
     Raises:
         InputError: where it is missing, broken or of another format version.
     """
-
-    def make(data: dict[str, Any]) -> Manifest:
-        return Manifest(
-            **{
-                **data,
-                "inputs": [_input_summary(**item) for item in data["inputs"]],
-                "bins": [BinSummary(**item) for item in data["bins"]],
-                "shares": [SourceShare(**item) for item in data["shares"]],
-                "lengths": [LengthCount(**item) for item in data["lengths"]],
-                "splits": {name: SplitSummary(**item) for name, item in data["splits"].items()},
-            }
-        )
-
     way_out = (
         f"give the output folder of `prepare`, which holds train.bin, train.idx and {FILE_NAME}"
     )
     if (Path(folder) / CHAT_FILE_NAME).is_file():
         way_out = "these are rows of conversations, which `sft` trains on; " + way_out
-    return read_manifest(Path(folder) / FILE_NAME, FORMAT_VERSION, make, way_out)
+    return read_manifest(Path(folder) / FILE_NAME, FORMAT_VERSION, Manifest, way_out)
 
 
-def read_manifest(
-    file: Path, format_version: int, make: Callable[[dict[str, Any]], Contents], way_out: str
-) -> Contents:
-    """What ``make`` makes of the JSON object in ``file``; ``way_out``: from a file that is absent.
+def read_manifest(file: Path, format_version: int, kind: type[Contents], way_out: str) -> Contents:
+    """The dataclass ``kind`` in the JSON file; ``way_out``: from a file that is absent.
 
     Raises:
         InputError: where it is missing, broken or of another format version.
@@ -283,12 +268,8 @@ def read_manifest(
             "prepare the rows again, or use the program that made them"
         )
     try:
-        return make(data)
-    except (KeyError, TypeError, AttributeError) as error:
+        return record_of(kind, data)
+    except RecordError as error:
         raise InputError(
             f"{file} lacks a field or has an unknown one ({error}); prepare the rows again"
         ) from error
-
-
-def _input_summary(files: list[dict[str, Any]], **others: Any) -> InputSummary:
-    return InputSummary(files=[FileSummary(**file) for file in files], **others)

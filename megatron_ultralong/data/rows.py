@@ -58,6 +58,11 @@ class PackedRows:
                 "this is no output of `prepare`; prepare the documents first"
             )
         self.seq_length = int(lengths[0])
+        if self.seq_length < 2:
+            raise InputError(
+                f"{path_prefix}.idx holds rows of {self.seq_length} token, where a row has two at "
+                "least, one to predict the other: prepare longer rows"
+            )
         self.path_prefix = path_prefix
         self.vocab_size = vocab_size
         self._boundaries = self._open_boundaries()
@@ -197,7 +202,6 @@ def rows_of(
     Raises:
         InputError: a file is missing or damaged, or is not what the manifest says.
     """
-    rows = PackedRows(Path(folder) / split, vocab_size)
     stated = manifest.splits.get(split)
     where = f"{folder}'s manifest"
     if stated is None:
@@ -205,6 +209,7 @@ def rows_of(
             f"{where} knows no split {split!r}, only {', '.join(manifest.splits)}: prepare it with "
             f"a --{split}-fraction above 0, or leave that split out"
         )
+    rows = PackedRows(Path(folder) / split, vocab_size)
     for name, found, wanted in (
         ("rows", len(rows), stated.num_rows),
         ("tokens a row", rows.seq_length, manifest.seq_length),

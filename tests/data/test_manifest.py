@@ -19,7 +19,7 @@ def test_manifest_adds_up(config: PrepareConfig, manifest: Manifest) -> None:
             f"{split}{kind}.{suffix}"
             for split in ("train", "valid")
             for kind in ("", ".boundaries")
-            for suffix in ("bin", "idx")
+            for suffix in ("bin", "idx", "crc32")
         ),
     }
     lines, files = manifest.inputs
@@ -62,7 +62,11 @@ def test_broken_manifests(config: PrepareConfig, manifest: Manifest, tmp_path: P
     good = json.loads((config.output / "manifest.json").read_text())
     for text, message in (
         ("{", "is not JSON"),
-        ("[]", "has format_version None, where this program reads 3"),
+        ("[]", "must hold a JSON object"),
+        ("{}", "has format_version None, where this program reads 3"),
+        (json.dumps({**good, "seq_length": "64"}), r"field seq_length is '64', where int is held"),
+        (json.dumps({**good, "separator_ids": [1, None]}), r"field separator_ids\[1\] is None"),
+        (json.dumps({**good, "splits": {"train": 3}}), r"splits\.train\. is 3, not an object"),
         (json.dumps({**good, "format_version": 9}), "has format_version 9"),
         (json.dumps({k: v for k, v in good.items() if k != "seed"}), "lacks a field .*seed"),
         (json.dumps({k: v for k, v in good.items() if k != "bins"}), "lacks a field .*bins"),
