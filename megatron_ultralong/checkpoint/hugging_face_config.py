@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,6 +213,17 @@ def export_config(
         "rope_scaling": hf_rope_scaling(metadata.rope_scaling),
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def write_config(folder: Path, metadata: CheckpointMetadata) -> None:
+    """Write the ``config.json`` of a model that came from no Hugging Face folder, for export."""
+    import torch
+
+    values = export_config({"hidden_act": "silu"}, metadata, torch.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / (CONFIG_FILE + ".partial")
+    aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    aside.replace(folder / CONFIG_FILE)
 
 
 def good_for(metadata: CheckpointMetadata) -> dict[str, str]:

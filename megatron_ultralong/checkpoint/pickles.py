@@ -155,8 +155,11 @@ class _ExtraStateUnpickler(pickle.Unpickler):
 
 
 def _read(source: Path | IO[bytes], names: set[str], *, mmap: bool = False) -> Any:
+    classes = names & set(RECORD_CLASSES)
+    if "numpy.dtype" in classes:  # makes one that is named nowhere: of numpy's random state
+        classes.add("numpy.dtypes.UInt32DType")
     try:
-        with _allowed(names & set(RECORD_CLASSES)):
+        with _allowed(classes):
             return _READ_TORCH(
                 source, map_location="cpu", weights_only=True, **({"mmap": True} if mmap else {})
             )

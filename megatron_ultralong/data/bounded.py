@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.json_file import read_bounded
 
 MAX_DOCUMENT_BYTES = 80 << 20

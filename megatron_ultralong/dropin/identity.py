@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from megatron_ultralong import yarn
 from megatron_ultralong.checkpoint.folder import LATEST_FILE, RELEASE
+from megatron_ultralong.checkpoint.hugging_face_config import write_config
 from megatron_ultralong.checkpoint.integrity import unseal
 from megatron_ultralong.checkpoint.metadata import (
     FILE_NAME,
@@ -63,6 +64,8 @@ class Identity:
             unseal(root)
             if self.folder is not None:
                 copy_once(self.folder / SOURCE_FOLDER, root / SOURCE_FOLDER)
+            elif not self.result.not_exportable:
+                write_config(root / SOURCE_FOLDER, self.result)
             save_metadata(root, self.result)
             if self.result.not_exportable:
                 _log.warning(

@@ -40,6 +40,7 @@ class Enumeration:
         """Every way to try every argument; or those whose names begin with one of ``only``."""
         usual = runs.run("plain", self.script, self.base)
         assert not usual.error, usual.trace
+        runs.import_too(usual.imported)
         yield compare.compare("(none)", "", [], self.script, self.base, usual)
         for name in sorted(self.actions):
             if only and not name.startswith(only):
@@ -53,7 +54,7 @@ class Enumeration:
 def line(row: compare.Comparison) -> str:
     """One line of the table."""
     detail = f"{row.difference:.0e}{'' if row.has_effect else ', no effect'}"
-    return f"{row.kind:8}{row.name}: {row.words} [{detail if row.kind == 'same' else row.said}]"
+    return f"{row.kind:8}{row.name}: {row.words} [{row.said or detail}]"
 
 
 def end_of_document() -> int:

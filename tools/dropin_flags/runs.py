@@ -7,6 +7,7 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import importlib
 import inspect
 import os
 import pickle
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +39,8 @@ class Outcome:
     """An ``InputError`` of ours."""
     trace: str = ""
     """Of what was raised."""
+    imported: tuple[str, ...] = ()
+    """Modules that the run has imported by itself."""
 
 
 def run(mode: Mode, script: Path, words: list[str], *, seconds: float = 120) -> Outcome:
@@ -81,6 +85,7 @@ def _child(mode: Mode, script: Path, words: list[str], folder: Path) -> None:
     os.chdir(folder)
     (folder / "files").mkdir()
     losses: list[float] = []
+    before = set(sys.modules)
     try:
         store = dist.FileStore(str(folder / "store"), 1)
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
@@ -102,6 +107,7 @@ def _child(mode: Mode, script: Path, words: list[str], folder: Path) -> None:
                 *(tuple(losses), said[0] + (f" ... {said[-1]}" if len(said) > 1 else "")),
                 *("InputError" in kinds, traceback.format_exc()),
             )
+    outcome = dataclasses.replace(outcome, imported=tuple(set(sys.modules) - before))
     (folder / "outcome").write_bytes(pickle.dumps(outcome))
 
 
@@ -137,6 +143,16 @@ def train(mode: Mode, script: Path, losses: list[float]) -> None:
             arguments.add_megatron_arguments = add
         sys.path[0] = str(script.parent)
         runpy.run_path(str(script), run_name="__main__")
+
+
+def import_too(names: Iterable[str]) -> None:
+    """Import what a run has imported by itself, so that the next one need not."""
+    from megatron_ultralong.dropin.cpu import training_on_cpu
+
+    with training_on_cpu():
+        for name in sorted(names):
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
 
 def warm(script: Path) -> argparse.ArgumentParser:
