@@ -66,9 +66,12 @@ def guarded() -> Iterator[None]:
         except CheckpointException as error:  # what the ranks had to say, gathered by torch
             causes = [failure[0] for failure in error.failures.values()]
             known = [cause for cause in causes if isinstance(cause, InputError)]
-            if not known:
-                raise
-            raise InputError(str(known[0])) from error
+            if known:
+                raise InputError(str(known[0])) from error
+            raise InputError(
+                f"the checkpoint cannot be loaded ({type(causes[0]).__name__}: {causes[0]}): its "
+                "records are not what .metadata says; copy or write it again"
+            ) from error
 
 
 def _load(f: Any, *_: Any, **__: Any) -> Any:

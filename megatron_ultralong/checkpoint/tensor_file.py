@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import struct
 import zipfile
 from pathlib import Path
 from typing import Protocol
@@ -110,7 +111,10 @@ class PickleFile:
         self.tensors = {
             name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
         }
-        self._places = _places(path, tensors) if self._can_map else {}
+        try:
+            self._places = _places(path, tensors) if self._can_map else {}
+        except (ValueError, struct.error, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} is damaged ({error}): download it again") from error
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor ``name``; of the others nothing is read where the file can be mapped."""
@@ -167,9 +171,8 @@ def _places(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int
     """
     storages = [t.untyped_storage() for t in tensors.values()]
     addresses = [storage.data_ptr() for storage in storages if storage.nbytes()]
-    begin = min(addresses) - min(record_offsets(path)) if addresses else 0
-    size = path.stat().st_size
-    for name, t in tensors.items():  # a damaged directory names other places than torch reads
-        if t.numel() and not 0 <= t.data_ptr() - begin <= size - t.nbytes:
-            raise InputError(f"{path}: tensor {name} is not inside the file: download it again")
+    offsets = record_offsets(path)
+    begin = min(addresses) - min(offsets) if addresses else 0
+    if {address - begin for address in addresses} != set(offsets):
+        raise ValueError("its directory names other places than those of its tensors")
     return {name: (t.data_ptr() - begin, t.stride()) for name, t in tensors.items()}

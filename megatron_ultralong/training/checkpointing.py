@@ -23,6 +23,7 @@ from megatron_ultralong.checkpoint.megatron_args import megatron_args
 from megatron_ultralong.checkpoint.model_state import take_state, without_extra_states
 from megatron_ultralong.checkpoint.sharded_load import load_common, load_sharded
 from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.errors import InputError
 
 _SHARDING = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -150,19 +151,25 @@ def load_checkpoint(
     """Restore everything from ``folder`` (an ``iter_NNNNNNN``); returns the saved position.
 
     Any tensor, pipeline (virtual stages too), context and data parallel sizes can read it. The
-    random states are each
-    rank's own, and restored where as many ranks read as have written.
+    random states are each rank's own, and restored where as many ranks read as have written.
+
+    Raises:
+        InputError: it is damaged, would run code, or is not of a run of this project.
     """
     prepare_torch_adam(optimizer.chained_optimizers)
     asked = [_hyperparameters(group) for group in optimizer.param_groups]
     state = _sharded_state(chunks, optimizer, scheduler, is_loading=True)
-    position = load_common(folder)["ultralong"]
+    position = _position(load_common(folder), folder)
     as_many_ranks = position["world_size"] == dist.get_world_size()
     if as_many_ranks:
         state["rng_state"] = _rng_shard(None)
     state, _, lacking = load_sharded(state, folder, strict=StrictHandling.RETURN_UNEXPECTED)
     lacking = without_extra_states(lacking)
-    assert not lacking, f"not in the checkpoint: {lacking}"
+    if lacking:
+        raise InputError(
+            f"{folder} lacks {len(lacking)} tensors of this run, {lacking[0]} first: it is of "
+            "another model or optimizer; name another --save"
+        )
     for name, chunk in zip(_names(chunks), chunks, strict=True):
         take_state(chunk.module, state[name])
     _take_rates(state["optimizer"]["optimizer"]["param_groups"], asked)
@@ -172,7 +179,22 @@ def load_checkpoint(
         group.update(values)
     scheduler.load_state_dict(state["opt_param_scheduler"])
     if as_many_ranks:
-        _set_rng_state(state["rng_state"])
+        try:
+            _set_rng_state(state["rng_state"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{folder}: the random states are damaged ({error})") from error
+    return position
+
+
+def _position(common: dict[str, Any], folder: Path) -> dict[str, Any]:
+    position = common.get("ultralong")
+    if not isinstance(position, dict) or any(
+        type(position.get(name)) is not int for name in ("iteration", "world_size")
+    ):
+        raise InputError(
+            f"{folder} does not say where its run was: it is no checkpoint of `pretrain` or `sft`; "
+            "begin from it by --load, with another --save"
+        )
     return dict(position)
 
 

@@ -353,7 +353,26 @@ def on_no_device(path: Path) -> None:
     torch.save({"model.norm.weight": torch.empty(10**11, device="meta")}, path)
 
 
+def with_another_record(path: Path) -> None:
+    torch.save({"model.norm.weight": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/evil", b"1")
+
+
+def with_another_beginning(path: Path) -> None:
+    """Places of tensors are counted from the first record, which here belongs to none."""
+    torch.save({"model.norm.weight": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = [(record.filename, archive.read(record)) for record in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(parts[0][0].split("/")[0] + "/data/7", b"1")
+        for name, data in parts:
+            archive.writestr(name, data)
+
+
 PICKLES: dict[str, Callable[[Path], object]] = {
+    "another record": with_another_record,
+    "another beginning": with_another_beginning,
     "compressed": compressed,
     "bytearray": lambda path: torch.save({"a": Zeros()}, path),
     "expanded": expanded,
