@@ -9,6 +9,7 @@ _UNPRINTABLE = re.compile(
     "\ud800-\udfff"  # halves of characters
     "\ufff9-\ufffb\U000e0000-\U000e007f]"  # annotations and tags
 )
+_COMMANDS = re.compile("[\x1b\x80-\x9f]")
 
 
 def escaped(text: str) -> str:
@@ -18,6 +19,14 @@ def escaped(text: str) -> str:
     and tabs stay.
     """
     return _UNPRINTABLE.sub(lambda found: _written_out(ord(found[0])), text)
+
+
+def harmless(text: str) -> str:
+    """``text`` of a model: characters that begin a terminal's commands are written out.
+
+    It may hold others that a terminal makes nothing of; a reader sees what the model wrote.
+    """
+    return _COMMANDS.sub(lambda found: _written_out(ord(found[0])), text)
 
 
 def printable(message: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.data.bounded import read_text
 from megatron_ultralong.ending import tell
-from megatron_ultralong.errors import InputError, escaped
+from megatron_ultralong.errors import InputError, harmless
 from megatron_ultralong.evaluation.chat_prompt import ChatPrompt
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.generation.checkpoint import open_decoder
@@ -121,7 +121,7 @@ def _print_all(texts: Sequence[str]) -> None:
 
 def _print(text: str) -> None:
     # A terminal obeys what a model writes; a file gets it as it is.
-    sys.stdout.write(escaped(text) if sys.stdout.isatty() else text)
+    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -67,7 +67,8 @@ def read_json(path: str | Path, kind: str) -> dict[str, Any]:
         values = json_file.read_json(path, max_bytes=_MAX_BYTES)
         found = (values.pop("kind"), values.pop("format_version"))
     except (InputError, KeyError) as error:
-        raise InputError(f"{path} is damaged ({error}): evaluate again") from error
+        reason = error.__cause__ or error
+        raise InputError(f"{path} is damaged ({reason!r}): evaluate again") from error
     if found != (kind, FORMAT_VERSION):
         raise InputError(
             f"{path} holds '{found[0]}' of format_version {found[1]}, not '{kind}' of "
