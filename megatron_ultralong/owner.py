@@ -15,34 +15,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import random
 import shutil
-import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_ultralong.ending import PROGRAM, tell
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.owner_record import (
     OwnerRecord,
-    is_alive,
     now_text,
     owner_path,
     read_owners,
-    this_job,
-    this_place,
     this_process,
+    write_record_aside,
 )
-
-BEAT_SECONDS = 15.0
-"""Between two signs of life."""
-STALE_SECONDS = 180.0
-"""An owner that is silent for so long is gone. More than a client of NFS may see an old time of a
-file (a minute), and a beat."""
+from megatron_ultralong.owner_signs import BEAT_SECONDS, STALE_SECONDS, why_gone
 
 
 class Owner:
@@ -110,7 +101,7 @@ class Owner:
             if not path.exists() or not self.is_mine():
                 return
             if keep:
-                aside = _write_aside(
+                aside = write_record_aside(
                     self.folder, dataclasses.replace(self.record, ended=now_text())
                 )
                 os.replace(aside, path)
@@ -142,7 +133,7 @@ def take(folder: Path, what: str, name: str, way_out: str) -> Owner:
         before = read_owners(folder)
         reason = ""
         if before:
-            reason = _why_gone(folder, before[-1], name, way_out)
+            reason = why_gone(folder, before[-1], name, way_out)
         mine = this_process(before[-1].number + 1 if before else 1, what)
         if not _link(folder, mine):
             continue  # somebody was faster
@@ -156,7 +147,7 @@ def take(folder: Path, what: str, name: str, way_out: str) -> Owner:
         for record in before:
             owner_path(folder, record.number).unlink(missing_ok=True)
         if reason:
-            _tell(f"{name} is taken over from {before[-1]}: {reason}")
+            tell(f"{PROGRAM}: {name} is taken over from {before[-1]}: {reason}")
         return Owner(folder, mine)
 
 
@@ -170,109 +161,9 @@ def owned(folder: Path, what: str, name: str, way_out: str) -> Iterator[Owner]:
         owner.release()
 
 
-def present_owner(folder: Path) -> OwnerRecord | None:
-    """Who owns ``folder``, as far as can be known without writing; None: nobody."""
-    records = read_owners(folder) if folder.is_dir() else []
-    if not records or _reason_gone(records[-1]) is not None:
-        return None
-    age = _age(folder, records[-1])
-    return records[-1] if age is not None and age < STALE_SECONDS else None
-
-
-def _why_gone(folder: Path, record: OwnerRecord, name: str, way_out: str) -> str:
-    """Why an owner counts as gone, "" where it has said so itself.
-
-    Raises:
-        InputError: it does not.
-    """
-    reason = _reason_gone(record)
-    if reason is not None:
-        return reason
-    age = _age(folder, record)
-    if age is None:
-        return "its file is gone"
-    if not 0 <= age < STALE_SECONDS:  # by this machine's clock, which may be wrong
-        age = _age_on_disk(folder, record)
-    is_here = record.place == this_place()
-    if age < STALE_SECONDS and not is_here and record.job and record.job == this_job()[0]:
-        # Perhaps an earlier start of this very run, on a machine that was lost.
-        age = _wait_for_sign(folder, record, name)
-    if age < STALE_SECONDS:
-        raise _in_use(record, age, name, way_out)
-    return f"it gave no sign of life for {STALE_SECONDS:.0f} s"
-
-
-def _reason_gone(record: OwnerRecord) -> str | None:
-    """Why an owner is known to be gone; None: it is not known."""
-    if record.ended:
-        return ""
-    if record.place and record.place == this_place():
-        alive = is_alive(record.pid, record.process_start)
-        return None if alive else "its process is gone"
-    job, restart = this_job()
-    if job and job == record.job and restart > record.restart:
-        return "its job was started again"
-    return None
-
-
-def _in_use(record: OwnerRecord, age: float, name: str, way_out: str) -> InputError:
-    return InputError(
-        f"{name} is in use by {record}, which gave a sign of life {max(age, 0.0):.0f} s ago: two "
-        f"would write over each other; wait for its end, stop it, or {way_out}. An owner counts as "
-        f"gone when its process is, or after {STALE_SECONDS:.0f} s without a sign of life"
-    )
-
-
-def _age(folder: Path, record: OwnerRecord) -> float | None:
-    """Seconds since the last sign of life, by this machine's clock; None: the file is gone."""
-    try:
-        return time.time() - owner_path(folder, record.number).stat().st_mtime
-    except FileNotFoundError:
-        return None
-
-
-def _age_on_disk(folder: Path, record: OwnerRecord) -> float:
-    """The same by the clock that gives files their times, which is the file server's."""
-    probe = _write_aside(folder, this_process(0, "probe"))
-    try:
-        return probe.stat().st_mtime - owner_path(folder, record.number).stat().st_mtime
-    except FileNotFoundError:
-        return STALE_SECONDS
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def _wait_for_sign(folder: Path, record: OwnerRecord, name: str) -> float:
-    """Seconds since the last sign of life, once there was one or none for too long."""
-    _tell(
-        f"{name} is owned by {record}, of the same job: waiting for a sign of life of it, "
-        f"{STALE_SECONDS:.0f} s at most"
-    )
-    path, first = owner_path(folder, record.number), None
-    while (age := _age_on_disk(folder, record)) < STALE_SECONDS:
-        last = path.stat().st_mtime_ns if path.exists() else None
-        first = first or last
-        if last != first:
-            break
-        time.sleep(min(1.0, STALE_SECONDS / 10.0))
-    return age
-
-
-def _write_aside(folder: Path, record: OwnerRecord) -> Path:
-    aside = folder / f".owner-{uuid.uuid4().hex}"
-    values = dataclasses.asdict(record)
-    del values["number"]
-    with aside.open("x", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return aside
-
-
 def _link(folder: Path, record: OwnerRecord) -> bool:
     """Give the record its number; False where another one has it."""
-    path, aside = owner_path(folder, record.number), _write_aside(folder, record)
+    path, aside = owner_path(folder, record.number), write_record_aside(folder, record)
     try:
         os.link(aside, path)
         return True
@@ -294,8 +185,3 @@ def _create(path: Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _tell(text: str) -> None:
-    sys.stderr.write(f"ultralong: {text}\n")
-    sys.stderr.flush()

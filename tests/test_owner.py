@@ -7,21 +7,23 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megatron_ultralong import owner
+from megatron_ultralong import owner, owner_signs
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.owner import Owner, present_owner, take
+from megatron_ultralong.owner import Owner, take
 from megatron_ultralong.owner_record import (
     OwnerRecord,
     owner_path,
     read_owners,
     this_process,
 )
+from megatron_ultralong.owner_signs import check_not_owned
 
 RACERS = 8
 
@@ -41,6 +43,10 @@ def write_owner(folder: Path, number: int = 1, age: float = 1.0, **changes: Any)
     return record
 
 
+def check(folder: Path) -> None:
+    check_not_owned(folder, f"--save {folder}", "name another --save")
+
+
 def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Files of a folder, and when they and the folder itself were changed."""
     files = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
@@ -55,33 +61,37 @@ def dead_pid() -> int:
     return process.pid
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},  # this very process, alive
-        {"host": "node7", "place": "another kernel"},
-        {"host": "node7", "place": "another kernel", "job": "SLURM job 8"},
-        {"pid": 2**40, "process_start": 1, "place": "another kernel"},
-    ],
-    ids=["here", "elsewhere", "another-job", "a-pid-of-another-kernel"],
-)
-def test_an_owner_is_named_and_nothing_is_written(
-    tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def beat_while_others_sleep(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a sign of life of owner 1 gets one."""
+    monkeypatch.setattr(time, "sleep", lambda _: os.utime(owner_path(folder, 1)))
+
+
+def test_an_owner_here_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    write_owner(tmp_path)
+    before = everything(tmp_path)
+    for refused in (own, check):
+        with pytest.raises(InputError) as raised:
+            refused(tmp_path)
+        text = str(raised.value)
+        who = f"pretrain (process {os.getpid()} on {socket.gethostname()}, since 20"
+        assert text.startswith(f"--save {tmp_path} is in use by {who}")
+        assert "name another --save" in text
+        assert "after 180 s" in text
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("job", ["", "SLURM job 7", "SLURM job 8"])
+def test_an_owner_elsewhere_that_gives_a_sign_is_named_and_nothing_is_written(
+    tmp_path: Path, job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    found = write_owner(tmp_path, **changes)
-    before = everything(tmp_path)
-    with pytest.raises(InputError) as raised:
-        own(tmp_path)
-    assert everything(tmp_path) == before
-    text = str(raised.value)
-    assert text.startswith(
-        f"--save {tmp_path} is in use by pretrain (process {found.pid} on {found.host}"
-    )
-    assert "gave a sign of life 1 s ago" in text
-    assert "name another --save" in text
-    assert "after 180 s" in text
-    assert present_owner(tmp_path) == found
+    write_owner(tmp_path, host="node7", place="another kernel", pid=2**40, job=job)
+    before = {name: content for name, (_, content) in everything(tmp_path).items()}
+    beat_while_others_sleep(tmp_path, monkeypatch)
+    for refused in (own, check):
+        with pytest.raises(InputError, match=rf"is in use by .* {2**40} on node7(, {job})?, since"):
+            refused(tmp_path)
+    assert {name: content for name, (_, content) in everything(tmp_path).items()} == before
 
 
 @pytest.mark.parametrize(
@@ -90,11 +100,12 @@ def test_an_owner_is_named_and_nothing_is_written(
         ({"pid": None}, 1.0, "its process is gone"),
         ({"process_start": 5.0}, 1.0, "its process is gone"),  # its number is another's by now
         ({"place": "another kernel"}, 181.0, "no sign of life for 180 s"),
+        ({"place": "another kernel", "job": "SLURM job 7"}, 181.0, "no sign of life for 180 s"),
         ({}, 181.0, "no sign of life for 180 s"),  # stopped, and here
         ({"place": "another kernel", "job": "SLURM job 7", "restart": 1}, 1.0, "was started again"),
         ({"ended": "2026-11-28"}, 1.0, ""),
     ],
-    ids=["killed", "another-process", "silent", "stopped", "requeued", "ended"],
+    ids=["killed", "another-process", "silent", "silent-job", "stopped", "requeued", "ended"],
 )
 def test_an_owner_that_is_gone_is_taken_over(
     tmp_path: Path,
@@ -109,7 +120,7 @@ def test_an_owner_that_is_gone_is_taken_over(
     if "pid" in changes:
         changes = {"pid": dead_pid()}
     write_owner(tmp_path, 4, age, **changes)
-    assert present_owner(tmp_path) is None
+    check(tmp_path)
     mine = own(tmp_path)
     assert [record.token for record in read_owners(tmp_path)] == [mine.record.token]
     assert mine.record.number == 5
@@ -122,31 +133,31 @@ def test_an_owner_that_is_gone_is_taken_over(
     mine.release()
 
 
-def test_a_clock_that_is_wrong_takes_nothing_over(tmp_path: Path) -> None:
-    """An hour ahead, this machine would call every owner silent; the disk has one clock."""
-    write_owner(tmp_path, age=0.0, place="another kernel")
-    now = time.time
-    with pytest.MonkeyPatch.context() as patch:
-        for shift in (3600.0, -3600.0):
-            patch.setattr(time, "time", lambda shift=shift: now() + shift)
-            with pytest.raises(InputError, match=r"is in use by .* sign of life 0 s ago"):
-                own(tmp_path)
-
-
-@pytest.mark.parametrize("lives", [True, False])
-def test_a_start_of_the_same_job_elsewhere_waits_for_a_sign(
-    tmp_path: Path, lives: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_clock_that_is_wrong_takes_nothing_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A torchrun that moved rank 0 to another node cannot know whether the first one is gone."""
-    monkeypatch.setattr(owner, "STALE_SECONDS", 1.0)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run-1")
-    write_owner(tmp_path, age=0.0, place="another kernel", job="torchrun run-1")
-    if not lives:
-        own(tmp_path).release()
-        return
-    monkeypatch.setattr(time, "sleep", lambda _: os.utime(owner_path(tmp_path, 1)))
-    with pytest.raises(InputError, match="is in use by"):
-        own(tmp_path)
+    """An hour ahead, this machine would call every owner silent; the disk has one clock."""
+    now = time.time
+    for place in ("another kernel", this_process(1, "").place):
+        write_owner(tmp_path, age=0.0, place=place)
+        beat_while_others_sleep(tmp_path, monkeypatch)
+        for shift in (3600.0, -3600.0):
+            monkeypatch.setattr(time, "time", lambda shift=shift: now() + shift)
+            with pytest.raises(InputError, match=r"is in use by .* which is alive"):
+                own(tmp_path)
+        monkeypatch.setattr(time, "time", now)
+
+
+def test_an_owner_on_a_lost_machine_is_waited_for_and_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A chained job, or a torchrun that moved rank 0, cannot know whether the first is gone."""
+    monkeypatch.setattr(owner_signs, "STALE_SECONDS", 1.0)
+    write_owner(tmp_path, age=0.0, place="another kernel")
+    own(tmp_path).release()
+    said = capsys.readouterr().err
+    assert "waiting for a sign of life of it; without one it is taken over in 1 s at most" in said
+    assert "no sign of life for 1 s" in said
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x", "place": 3}', b"\xff" * 9])
@@ -154,15 +165,17 @@ def test_a_damaged_owner_is_nobody_known(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner_path(tmp_path, 1).write_bytes(content)
-    with pytest.raises(InputError, match="is in use by a process"):
-        own(tmp_path)
+    with monkeypatch.context() as patch:
+        beat_while_others_sleep(tmp_path, patch)
+        with pytest.raises(InputError, match="use by a process"):
+            own(tmp_path)
     os.utime(owner_path(tmp_path, 1), (1.0, 1.0))
     own(tmp_path).release()
 
 
 def test_a_name_cannot_reach_the_terminal_raw(tmp_path: Path) -> None:
-    write_owner(tmp_path, host="node\x1b[2J", place="another kernel")
-    with pytest.raises(InputError, match=r"on node\?\[2J"):
+    write_owner(tmp_path, host="node\x1b[2J")
+    with pytest.raises(InputError, match=r"on node\\x1b\[2J"):
         own(tmp_path)
 
 

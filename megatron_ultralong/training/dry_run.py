@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from megatron_ultralong.mcore.parallel import world_size
-from megatron_ultralong.owner import present_owner
+from megatron_ultralong.owner_signs import check_not_owned
 from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.training.config_file import config_text
 from megatron_ultralong.training.held_out import validation_notes
@@ -19,9 +19,11 @@ def dry_run(inputs: RunInputs) -> str:
     The plan stands in comments, so that the text is a configuration file.
 
     Raises:
-        InputError: the run's folder does not fit; see :meth:`RunFolder.check`.
+        InputError: another job has the run's folder, or :meth:`RunFolder.check` refuses it.
     """
     folder = RunFolder(inputs.config, inputs.result, inputs.agreed)
+    if folder.root is not None:
+        check_not_owned(folder.root, f"--save {folder.root}", "name another --save")
     resumed = folder.check()
     load = inputs.config.load
     start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {load}"
@@ -32,10 +34,6 @@ def dry_run(inputs: RunInputs) -> str:
     notes += validation_notes(inputs)
     if folder.root is None:
         notes.append(NOTHING_SAVED)
-    elif owner := present_owner(folder.root):
-        notes.append(
-            f"WARNING: --save {folder.root} is in use by {owner}: a start would be refused"
-        )
     comments = "".join(f"# {note}\n" for note in notes) + comments
     return f"# a dry run: this one {start}\n{config_text(inputs.config)}{comments}"
 

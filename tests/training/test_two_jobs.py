@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 
 from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong.errors import InputError
 from megatron_ultralong.owner_record import read_owners
 from megatron_ultralong.training.dry_run import dry_run
 from megatron_ultralong.training.pretrain import check_run
@@ -32,9 +33,9 @@ def tree(root: Path) -> Tree:
 
 def impatient(rank: int) -> None:
     """Run on every rank: an owner that is silent for a moment is gone."""
-    from megatron_ultralong import owner
+    from megatron_ultralong import owner_signs
 
-    owner.STALE_SECONDS = 0.2
+    owner_signs.STALE_SECONDS = 0.2
 
 
 def signal_all(job: Job, number: int) -> None:
@@ -75,7 +76,8 @@ def test_a_second_job_ends_before_it_writes(
         assert said.count("ultralong: error:") == 1
         assert "Traceback" not in said
         monkeypatch.setenv("WORLD_SIZE", "2")
-        assert "a start would be refused" in dry_run(check_run(config, 2))
+        with pytest.raises(InputError, match="is in use by pretrain"):
+            dry_run(check_run(config, 2))
         iteration = max(losses(root))
         assert first.until_iteration(iteration + 2)
         first.signal(0, signal.SIGTERM)
