@@ -34,7 +34,7 @@ class ModelConfig:
     """Rows of the embedding, not padded."""
     norm_epsilon: Annotated[float, Range(above=0, most=1)]
     """Added to the mean of squares in a norm."""
-    rotary_base: Annotated[float, Range(above=0, most=1e30)]
+    rotary_base: Annotated[float, Range(above=1, most=1e30)]
     """What rotary frequencies are powers of."""
     max_position_embeddings: Annotated[int, Range(1, MOST_POSITIONS)]
     """Positions that the weights were trained for."""

@@ -42,13 +42,13 @@ class RopeConfig:
     """s: extended context / original context; 128, 256, 512 for 1M, 2M, 4M over 8192."""
     original_max_position_embeddings: Annotated[int, Range(1)] = 8192
     """L: the context over which YaRN counts rotations."""
-    beta_fast: Annotated[float, Range(above=0, most=1_000_000)] = 4.0
+    beta_fast: Annotated[float, Range(1e-6, 1_000_000)] = 4.0
     """YaRN: dimensions with more rotations over L keep their frequency."""
-    beta_slow: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
+    beta_slow: Annotated[float, Range(1e-6, 1_000_000)] = 1.0
     """YaRN: dimensions with fewer rotations over L are divided by s."""
     ramp: Ramp = "rotations"
     """YaRN: mix by rotations (the paper; exports as llama3) or by dimensions (exports as yarn)."""
-    attention_factor: Annotated[float | Literal["yarn"], Range(above=0, most=100)] = 1.0
+    attention_factor: Annotated[float | Literal["yarn"], Range(0.01, 100)] = 1.0
     """YaRN's temperature: a number, or yarn for 0.1 ln(s) + 1 (needs ramp dimensions to export)."""
     angle_precision: AnglePrecision = "exact"
     """exact: angles in float64, wrapped; float32: as engines with float32 tables have them."""

@@ -44,13 +44,13 @@ class YarnConfig:
     """``s``: target context / original context (128, 256, 512 for 1M, 2M, 4M over 8192)."""
     original_max_position_embeddings: Annotated[int, Range(1)] = 8192
     """``L``: the context over which rotations are counted, in tokens."""
-    beta_fast: Annotated[float, Range(above=0, most=1_000_000)] = 4.0
+    beta_fast: Annotated[float, Range(1e-6, 1_000_000)] = 4.0
     """Dimensions with more rotations than this keep their frequency."""
-    beta_slow: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
+    beta_slow: Annotated[float, Range(1e-6, 1_000_000)] = 1.0
     """Dimensions with fewer rotations than this are divided by ``s``."""
     ramp: Ramp = "rotations"
     """How the frequencies between are mixed; see the module."""
-    attention_factor: Annotated[float, Range(above=0, most=100)] = 1.0
+    attention_factor: Annotated[float, Range(0.01, 100)] = 1.0
     """Scale of cos and sin; attention logits get its square."""
 
     def __post_init__(self) -> None:
@@ -165,7 +165,7 @@ def inv_freq(scaling: RopeScaling, head_dim: int, rotary_base: float) -> FloatAr
 
 def effective_rotary_base(scaling: RopeScaling, head_dim: int, rotary_base: float) -> float:
     """The base that the scaled frequencies are powers of: NTK-aware scaling moves it."""
-    if isinstance(scaling, NtkConfig):
+    if isinstance(scaling, NtkConfig) and head_dim > 2:  # of two, the one frequency is 1
         return float(rotary_base * scaling.scaling_factor ** (head_dim / (head_dim - 2)))
     return float(rotary_base)
 

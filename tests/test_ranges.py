@@ -240,7 +240,10 @@ def test_recipes_are_in_their_ranges(name: str) -> None:
 def test_the_drop_in_has_the_same_ranges() -> None:
     for config, message in (
         (DropInConfig(sequence_tile_size=-1), "use --ultralong-sequence-tile-size 0 or more"),
-        (DropInConfig(attention_factor=math.nan), "ultralong_attention_factor must be above 0"),
+        (
+            DropInConfig(attention_factor=math.nan),
+            "ultralong_attention_factor must be between 0.01 and 100",
+        ),
         (DropInConfig(rope_scaling_factor=0.5), "use --ultralong-rope-scaling-factor 1 or more"),
     ):
         with pytest.raises(InputError, match=message):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -12,18 +14,23 @@ from hypothesis import strategies as st
 
 from megatron_ultralong.config import PretrainConfig, RopeConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.ranges import numbers_of
 from megatron_ultralong.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.training.config_file import load_config, save_config
 from megatron_ultralong.yarn import (
     LinearConfig,
     NtkConfig,
+    Ramp,
     RopeScaling,
     YarnConfig,
     describe,
     from_hf_rope_scaling,
+    inv_freq,
     raw_context,
 )
+from tests.edges import inside
 
 RAW = 64
 SOURCES: dict[str, tuple[RopeScaling, int]] = {
@@ -119,6 +126,31 @@ def test_scalings_are_described() -> None:
     assert describe(YarnConfig(4.0, 64, 32.0, 1.0, "dimensions", 1.14), 256) == (
         "yarn x4 over 64, betas 1 and 32, temperature 1.14 (256 positions)"
     )
+
+
+def edges(cls: type[object], name: str) -> list[float]:
+    (number,) = (number for number in numbers_of(cls) if number.name == name)
+    return inside(number)[:2]
+
+
+def test_frequencies_are_finite_at_the_ends_of_all_ranges() -> None:
+    scalings: list[RopeScaling] = [None]
+    for factor in edges(YarnConfig, "scaling_factor"):
+        scalings += [LinearConfig(factor), NtkConfig(factor)]
+        for length, slow, fast, ramp in itertools.product(
+            edges(YarnConfig, "original_max_position_embeddings"),
+            edges(YarnConfig, "beta_slow"),
+            edges(YarnConfig, "beta_fast"),
+            get_args(Ramp),
+        ):
+            if slow < fast:
+                scalings.append(YarnConfig(factor, int(length), fast, slow, ramp))
+    assert len(scalings) > 10
+    bases = edges(ModelConfig, "rotary_base")
+    for scaling, base, head_dim in itertools.product(scalings, bases, (2, 4, 128, 2**14)):
+        frequencies = inv_freq(scaling, head_dim, base)
+        assert np.isfinite(frequencies).all()
+        assert (frequencies >= 0).all()
 
 
 def write(path: Path, values: object) -> Path:

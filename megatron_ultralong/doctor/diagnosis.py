@@ -30,7 +30,7 @@ class DoctorConfig:
 
     communication: bool = True
     """Start ranks, and measure an all-reduce and a step of ring attention."""
-    megabytes: Annotated[int, Range(1, 65_536)] = 64
+    megabytes: Annotated[int, Range(1, 4096)] = 64
     """Size of the all-reduce, in MiB."""
 
 

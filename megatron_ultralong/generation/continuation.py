@@ -141,7 +141,7 @@ def make_batches(
         raise InputError(
             f"a prompt with its continuation has {max(lengths)} tokens, and the free memory of a "
             f"rank holds keys and values of {most_tokens}: raise --context-parallel-size or "
-            "--tensor-model-parallel-size, which share them"
+            "--tensor-model-parallel-size, which share them, or lower --max-new-tokens"
         )
     batches: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):

@@ -8,11 +8,13 @@ token after it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
@@ -67,21 +69,18 @@ class Decoder:
         """Memory of the keys and values of the rows now held."""
         return 0 if self._cache is None else self._cache.num_bytes
 
-    def most_cached_tokens(self) -> int | None:
-        """Tokens whose keys and values the free memory of every rank holds; None: nobody knows.
+    def most_cached_tokens(self) -> int:
+        """Tokens whose keys and values the free memory of every rank holds.
 
-        A tenth of a device's memory is left to activations. A CPU's memory is nobody's alone.
+        A tenth of a device's memory is left to activations, and a fifth of what the host has
+        available, which its ranks share.
         """
-        if device().type != "cuda":
-            return None
         self._cache = None
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info()
         config = self._model.config
         kv_heads = config.num_query_groups // self._groups.tp.size()
         numbers = 2 * len(self._attentions) * kv_heads * config.kv_channels
         per_token = numbers * config.params_dtype.itemsize / self._cp_size
-        tokens = torch.tensor(int(max(0, free - total // 10) / per_token), device=device())
+        tokens = torch.tensor(int(_free_bytes() / per_token), device=device())
         for group in (self._groups.tp, self._groups.cp, self._groups.pp):
             dist.all_reduce(tokens, op=dist.ReduceOp.MIN, group=group)
         return int(tokens)
@@ -252,3 +251,13 @@ class Decoder:
             if group.size() > 1:
                 dist.broadcast(values, src=dist.get_global_rank(group, 0), group=group)
         return values
+
+
+def _free_bytes() -> int:
+    """Memory that keys and values may take on this rank."""
+    if device().type != "cuda":
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return int(0.8 * psutil.virtual_memory().available / local_ranks)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return max(0, free - total // 10)

@@ -160,6 +160,7 @@ def test_a_prompt_beyond_the_positions_is_warned_of(folder: Path, capsys) -> Non
         ({"prompt": ()}, "--prompt TEXT or --prompt-file FILE is needed"),
         ({"system": "Be x."}, "without --chat prompts are plain text"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
+        ({"max_new_tokens": 2**31 - 1}, r"free memory of a rank holds .* lower --max-new-tokens"),
         ({"prompt": ("",), "add_bos": False}, "prompt 0 has no tokens"),
         ({"prompt_file": ("absent.txt",)}, r"--prompt-file absent\.txt cannot be read"),
         ({"decoding": DecodingConfig(0)}, "prefill_chunk_size must be at least 1, not 0"),
