@@ -266,7 +266,7 @@ def _train_tokens(command: PlanConfig, job: Job, rows: Rows | None) -> tuple[flo
         iterations = config.with_iterations(rows.num_rows).train_iters
         return float(iterations * an_iteration), f", {config.num_epochs:g} passes over the rows"
     if not config.train_iters:
-        return float(an_iteration), ", one iteration (--train-iters, --train-tokens, --data-path)"
+        return float(an_iteration), ", one iteration"
     return float(config.train_iters * an_iteration), ""
 
 

@@ -115,6 +115,10 @@ def _summary(plan: Plan) -> Text:
     text.append(f"; {count} micro-batch{'es' if count > 1 else ''} a step; {plan.area_text}\n")
     text.append(f"  {plan.flags()}\n", style="cyan")
     text.append(f"rates: {estimate.hardware.source}", style="dim")
+    if "one iteration" in plan.tokens_text:
+        text.append(
+            "\nits length is not known: --train-iters, --train-tokens or --data-path say it"
+        )
     for name in sorted(set(plan.typed) & set(WITHOUT_EFFECT)):
         flag = "--" + name.replace("_", "-")
         text.append(f"\n{flag} changes nothing here: {WITHOUT_EFFECT[name]}", style="dim")
@@ -195,8 +199,10 @@ def time_table(plan: Plan) -> Table:
     table.add_row("MFU", f"{estimate.mfu:.1%}", f"of {peak:g} TFLOP/s", style="bold")
     table.add_row("tokens/s/GPU", f"{estimate.tokens_per_second_per_gpu:,.0f}", "")
     hours = estimate.hours(plan.train_tokens)
-    budget = f"hours for {plan.train_tokens / 1e9:.2f}B tokens{plan.tokens_text}"
-    table.add_row(budget, f"{hours:,.1f}", "", style="bold")
+    tokens = plan.train_tokens
+    count = f"{tokens / 1e9:.2f}B" if tokens >= 1e8 else f"{tokens / 1e6:.2f}M"
+    budget = f"hours for {count} tokens{plan.tokens_text}"
+    table.add_row(budget, f"{hours:,.1f}" if hours >= 1 else f"{hours:.3f}", "", style="bold")
     if plan.paper is not None:
         gpus, theirs = plan.paper
         table.add_row(f"the paper, on {gpus} H100", f"about {theirs:g}", "")
@@ -207,7 +213,10 @@ def run_table(plan: Plan) -> Table:
     """The whole run: its iterations, what makes it longer, and what it leaves on disk."""
     run, estimate = plan.run, plan.chosen
     rate = estimate.hardware.storage_gb_per_second
-    table = Table(title=f"The run: {run.num_iterations:,} iterations", title_justify="left")
+    table = Table(
+        title=f"The run: {run.num_iterations:,} iteration{'s' if run.num_iterations > 1 else ''}",
+        title_justify="left",
+    )
     table.add_column("what")
     table.add_column("figure", justify="right")
     if run.pin_seconds >= 1:
@@ -230,7 +239,8 @@ def run_table(plan: Plan) -> Table:
         table.add_row(
             f"{run.num_validations} validations, each", f"{run.validation_seconds:,.1f} s"
         )
-    table.add_row("hours with all of this", f"{run.hours:,.1f}", style="bold")
+    hours = f"{run.hours:,.1f}" if run.hours >= 1 else f"{run.hours:.3f}"
+    table.add_row("hours with all of this", hours, style="bold")
     return table
 
 
