@@ -17,7 +17,7 @@ from megatron_ultralong.plan.paper import paper_hours
 from megatron_ultralong.plan.run_time import RunTime, run_time
 from megatron_ultralong.plan.score_matrices import fp32_notes
 from megatron_ultralong.plan.search import SAME_TIME, Found
-from megatron_ultralong.plan.without_effect import WITHOUT_EFFECT
+from megatron_ultralong.plan.without_effect import idle_flags
 from megatron_ultralong.terminal import Console
 
 
@@ -117,9 +117,10 @@ def _summary(plan: Plan) -> Text:
         text.append(
             "\nits length is not known: --train-iters, --train-tokens or --data-path say it"
         )
-    for name in sorted(set(plan.typed) & set(WITHOUT_EFFECT)):
+    are_known = bool(job.config.data.data_path)
+    for name, why in idle_flags(job.config, plan.typed, rows_are_known=are_known):
         flag = "--" + name.replace("_", "-")
-        text.append(f"\n{flag} changes nothing here: {WITHOUT_EFFECT[name]}", style="dim")
+        text.append(f"\n{flag} changes nothing here: {why}", style="dim")
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shlex
@@ -17,7 +18,10 @@ import yaml
 from megatron_ultralong import cli
 from megatron_ultralong.config import ParallelConfig, to_dict
 from megatron_ultralong.flops import attention_area
+from megatron_ultralong.plan.communication import links
 from megatron_ultralong.plan.documents_area import drawn_rows, expected_area, zigzag_areas
+from megatron_ultralong.plan.hardware import HARDWARE
+from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.shapes import MODELS
 from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from tests.models import write_llama
@@ -261,6 +265,38 @@ def test_what_pretrain_refuses_is_refused(capsys: pytest.CaptureFixture[str]) ->
         "--transformer-impl", "transformer_engine",
     )  # fmt: skip
     assert "it has: none: use --fp8-format none" in message
+
+
+def test_flags_that_wait_for_another_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("plan", "llama3.1-8b-1m", "--gpus", "64", "--no-search")
+    for flag, value, way in (
+        ("--optimizer-offload-fraction", "0.5", "--optimizer-cpu-offload"),
+        ("--overlap-cpu-optimizer-d2h-h2d", "", "--optimizer-cpu-offload"),
+        ("--fp8-recipe", "blockwise", "--fp8-format"),
+        ("--eval-iters", "9", "--eval-interval"),
+        ("--max-host-memory-gib", "9", "offloads no activations"),
+    ):
+        planned(tmp_path, *words, flag, *value.split())
+        shown = capsys.readouterr().out
+        assert f"{flag} changes nothing here: " in shown
+        assert way in shown
+
+
+def test_groups_that_straddle_nodes_use_the_network() -> None:
+    hardware, config = HARDWARE["h100-80gb"], PRETRAIN_RECIPES["llama3.1-8b-1m"]()
+    for gpus, tp, cp, expected in (
+        (24, 2, 3, "network"),
+        (24, 2, 4, "NVLink"),
+        (6, 2, 3, "NVLink"),
+        (24, 2, 12, "network"),
+    ):
+        parallel = dataclasses.replace(
+            config.parallel, tensor_model_parallel_size=tp, context_parallel_size=cp
+        )
+        run = dataclasses.replace(config, parallel=parallel)
+        assert links(Job(MODELS["llama3.1-8b"], run, gpus, 1.0), hardware)["context"] == expected
 
 
 def test_nodes_that_are_not_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
