@@ -13,7 +13,8 @@ from megatron_ultralong.config import ModelConfig, PretrainConfig, TrainingConfi
 from megatron_ultralong.data.rows import PackedRows
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area
-from megatron_ultralong.plan.command import PlanConfig, Rows, plan_run
+from megatron_ultralong.plan.area import Rows
+from megatron_ultralong.plan.command import PlanConfig, plan_run
 from megatron_ultralong.plan.documents_area import DRAWN_ROWS, DocumentRows
 from megatron_ultralong.plan.report import Plan
 from megatron_ultralong.plan.shapes import model_by_name, model_of_recipe

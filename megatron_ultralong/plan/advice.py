@@ -46,7 +46,8 @@ def best(
             f"none of {len(found.refused)} layouts of {job.num_gpus} GPUs fits; the nearest: "
             f"{layout_text(nearest.job)} {nearest.lack}; {way}"
         )
-    rules = "; ".join(found.rules) or (
+    # The rule that most layouts break; the others are as true.
+    rules = max(found.rules, key=lambda rule: found.rules[rule], default="") or (
         f"they do not divide by the sizes given ({_sizes(job, pinned)})"
     )
     raise InputError(f"no layout of {job.num_gpus} GPUs is possible: {rules}; {way}")

@@ -104,7 +104,9 @@ def links(job: Job, hardware: Hardware) -> dict[str, Link]:
     node = hardware.gpus_per_node
 
     def inside(size: int) -> Link:
-        return "NVLink" if size <= node else "network"
+        # Groups that do not divide a node have members on two.
+        is_whole = node % size == 0 or job.num_gpus <= node
+        return "NVLink" if size <= node and is_whole else "network"
 
     dp = job.data_parallel_size
     return {

@@ -14,8 +14,9 @@ Float64Array = npt.NDArray[np.float64]
 BALANCED = 1.02
 """The busiest rank over the mean under ``cp_assignment balanced``: 1.00 to 1.025 were computed
 (benchmarks/attention.md)."""
-DRAWN_ROWS = 32
-"""Rows that are drawn where documents are known by their mean length alone."""
+DRAWN_ROWS, DRAWN_DOCUMENTS = 32, 200_000
+"""Rows that are drawn where documents are known by their mean length alone, at the most; fewer of
+many short documents, whose ranks hardly differ."""
 
 
 def expected_area(seq_length: int, mean_document_length: float) -> float:
@@ -38,17 +39,17 @@ def expected_area(seq_length: int, mean_document_length: float) -> float:
 
 def drawn_rows(seq_length: int, mean_document_length: float) -> DocumentRows:
     """Rows whose documents have that mean length, the same ones whenever they are drawn."""
-    generator = np.random.default_rng(0)
-    most = math.ceil(2 * seq_length / max(mean_document_length, 1.0)) + 64
+    generator, mean = np.random.default_rng(0), max(mean_document_length, 1.0)
+    most = math.ceil(2 * seq_length / mean) + 64
     rows = []
-    for _ in range(DRAWN_ROWS):
-        lengths = generator.geometric(1 / max(mean_document_length, 1.0), size=most)
+    for _ in range(max(1, min(DRAWN_ROWS, DRAWN_DOCUMENTS // most))):
+        lengths = generator.geometric(1 / mean, size=most)
         ends = np.cumsum(lengths)
         rows.append(tuple([0, *ends[ends < seq_length].tolist(), seq_length]))
     return DocumentRows(tuple(rows))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DocumentRows:
     """Documents of some rows, by their ``cu_seqlens``."""
 
@@ -60,13 +61,15 @@ class DocumentRows:
             return 1.0
         if cp_assignment == "balanced":
             return BALANCED
-        return _zigzag(self.rows, context_parallel_size)
+        if context_parallel_size not in self._known:
+            shares = np.stack([zigzag_areas(row, context_parallel_size) for row in self.rows])
+            self._known[context_parallel_size] = float(shares.max(axis=1).mean() / shares.mean())
+        return self._known[context_parallel_size]
 
-
-@functools.lru_cache(maxsize=64)
-def _zigzag(rows: tuple[tuple[int, ...], ...], ranks: int) -> float:
-    shares = np.stack([zigzag_areas(row, ranks) for row in rows])
-    return float(shares.max(axis=1).mean() / shares.mean())
+    @functools.cached_property
+    def _known(self) -> dict[int, float]:
+        """By number of ranks; a search asks for each again and again."""
+        return {}
 
 
 def zigzag_areas(cu_seqlens: Sequence[int], ranks: int) -> Float64Array:

@@ -6,9 +6,9 @@ import io
 
 from megatron_ultralong.config import ModelConfig, TrainingConfig
 from megatron_ultralong.plan.estimate import Estimate, layout_text
+from megatron_ultralong.plan.estimate_tables import memory_table, time_rows
 from megatron_ultralong.plan.hardware import hardware_of_device
 from megatron_ultralong.plan.job import GIB, Job
-from megatron_ultralong.plan.report import memory_table, time_rows
 from megatron_ultralong.plan.run_time import run_time
 from megatron_ultralong.plan.score_matrices import fp32_notes
 from megatron_ultralong.terminal import Console

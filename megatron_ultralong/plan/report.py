@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
-from typing import get_args
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.plan.estimate import Estimate, layout_text
+from megatron_ultralong.plan.estimate_tables import memory_table, time_rows, traffic_table
 from megatron_ultralong.plan.job import GIB
-from megatron_ultralong.plan.ledger import Part
 from megatron_ultralong.plan.paper import paper_hours
 from megatron_ultralong.plan.run_time import RunTime, run_time
 from megatron_ultralong.plan.score_matrices import fp32_notes
 from megatron_ultralong.plan.search import SAME_TIME, Found
-from megatron_ultralong.plan.step_time import StepTime
-from megatron_ultralong.plan.without_effect import WITHOUT_EFFECT
+from megatron_ultralong.plan.without_effect import idle_flags
 from megatron_ultralong.terminal import Console
 
 
@@ -115,66 +113,15 @@ def _summary(plan: Plan) -> Text:
     text.append(f"; {count} micro-batch{'es' if count > 1 else ''} a step; {plan.area_text}\n")
     text.append(f"  {plan.flags()}\n", style="cyan")
     text.append(f"rates: {estimate.hardware.source}", style="dim")
-    for name in sorted(set(plan.typed) & set(WITHOUT_EFFECT)):
+    if "one iteration" in plan.tokens_text:
+        text.append(
+            "\nits length is not known: --train-iters, --train-tokens or --data-path say it"
+        )
+    are_known = bool(job.config.data.data_path)
+    for name, why in idle_flags(job.config, plan.typed, rows_are_known=are_known):
         flag = "--" + name.replace("_", "-")
-        text.append(f"\n{flag} changes nothing here: {WITHOUT_EFFECT[name]}", style="dim")
+        text.append(f"\n{flag} changes nothing here: {why}", style="dim")
     return text
-
-
-def memory_rows(estimate: Estimate) -> Iterator[tuple[str, int]]:
-    """Part and bytes at the peak, in the order of the step; those that are there."""
-    parts = estimate.worst.peak.parts
-    for part in get_args(Part):
-        if parts.get(part):
-            yield part, parts[part]
-
-
-def memory_table(estimate: Estimate) -> Table:
-    """Memory of one GPU at the peak of its step, by part, and of a node."""
-    worst, table = estimate.worst, Table(title_justify="left")
-    stages = estimate.job.parallel.pipeline_model_parallel_size
-    where = f" of pipeline stage {worst.stage} of {stages}" if stages > 1 else ""
-    table.title = f"Memory of a GPU{where}, at the peak of its step ({worst.peak.moment})"
-    table.add_column("part")
-    table.add_column("GiB", justify="right")
-    for name, size in memory_rows(estimate):
-        table.add_row(name, f"{size / GIB:.2f}")
-    table.add_section()
-    table.add_row("tensors at the peak", f"{worst.peak.total / GIB:.2f}", style="bold")
-    for name, size in estimate.allowance.items():
-        table.add_row(f"allowance: {name}", f"{size / GIB:.2f}", style="dim")
-    table.add_section()
-    free = (estimate.available - estimate.needed) / GIB
-    table.add_row(
-        f"needed, of {estimate.hardware.memory_gib:g} GiB ({free:.1f} free)",
-        f"{estimate.needed / GIB:.2f}",
-        style="bold",
-    )
-    others = sorted(worst.peaks.values(), key=lambda peak: -peak.total)
-    moments = ", ".join(f"{peak.moment} {peak.total / GIB:.1f}" for peak in others[1:6])
-    table.caption = f"other moments: {moments}"
-    host = estimate.host
-    table.add_section()
-    for name, size in (
-        ("activations, pinned", host.activations),
-        ("optimizer", host.optimizer),
-        ("copy of a checkpoint while it is written", host.checkpoint),
-    ):
-        if size:
-            table.add_row(f"host memory of a node: {name}", f"{size / GIB:,.0f}")
-    if host.offloaded:
-        table.add_row(
-            f"host memory of a node, of {host.may_take / GIB:,.0f} GiB it may take",
-            f"{host.offloaded / GIB:,.0f}",
-        )
-    if not host.can_save:
-        total = f"{(host.offloaded + host.checkpoint) / GIB:,.0f}"
-        table.add_row(
-            f"NO CHECKPOINT FITS: all of it together, of {host.of_node / GIB:,.0f} GiB",
-            total,
-            style="bold red",
-        )
-    return table
 
 
 def time_table(plan: Plan) -> Table:
@@ -195,8 +142,10 @@ def time_table(plan: Plan) -> Table:
     table.add_row("MFU", f"{estimate.mfu:.1%}", f"of {peak:g} TFLOP/s", style="bold")
     table.add_row("tokens/s/GPU", f"{estimate.tokens_per_second_per_gpu:,.0f}", "")
     hours = estimate.hours(plan.train_tokens)
-    budget = f"hours for {plan.train_tokens / 1e9:.2f}B tokens{plan.tokens_text}"
-    table.add_row(budget, f"{hours:,.1f}", "", style="bold")
+    tokens = plan.train_tokens
+    count = f"{tokens / 1e9:.2f}B" if tokens >= 1e8 else f"{tokens / 1e6:.2f}M"
+    budget = f"hours for {count} tokens{plan.tokens_text}"
+    table.add_row(budget, f"{hours:,.1f}" if hours >= 1 else f"{hours:.3f}", "", style="bold")
     if plan.paper is not None:
         gpus, theirs = plan.paper
         table.add_row(f"the paper, on {gpus} H100", f"about {theirs:g}", "")
@@ -207,7 +156,10 @@ def run_table(plan: Plan) -> Table:
     """The whole run: its iterations, what makes it longer, and what it leaves on disk."""
     run, estimate = plan.run, plan.chosen
     rate = estimate.hardware.storage_gb_per_second
-    table = Table(title=f"The run: {run.num_iterations:,} iterations", title_justify="left")
+    table = Table(
+        title=f"The run: {run.num_iterations:,} iteration{'s' if run.num_iterations > 1 else ''}",
+        title_justify="left",
+    )
     table.add_column("what")
     table.add_column("figure", justify="right")
     if run.pin_seconds >= 1:
@@ -230,41 +182,8 @@ def run_table(plan: Plan) -> Table:
         table.add_row(
             f"{run.num_validations} validations, each", f"{run.validation_seconds:,.1f} s"
         )
-    table.add_row("hours with all of this", f"{run.hours:,.1f}", style="bold")
-    return table
-
-
-def time_rows(time: StepTime) -> list[tuple[str, float]]:
-    """What a step's time goes to, in seconds."""
-    rows = [
-        ("attention", time.attention),
-        ("projections, MLP, output layer", time.products),
-        ("elementwise", time.elementwise),
-        ("optimizer", time.optimizer),
-        ("optimizer on the host", time.host_optimizer),
-        ("communication that is not hidden", time.communication),
-        ("offloading that is not hidden", time.offloading),
-        ("pipeline bubble", time.bubble),
-    ]
-    return [(name, seconds) for name, seconds in rows if seconds]
-
-
-def traffic_table(time: StepTime) -> Table:
-    """What leaves a rank in a step, by link."""
-    table = Table(title="Communication of a rank in a step", title_justify="left")
-    table.add_column("what")
-    table.add_column("link")
-    for name in ("GB", "seconds alone", "hidden", "not hidden"):
-        table.add_column(name, justify="right")
-    for each in time.traffic:
-        table.add_row(
-            each.name,
-            each.link,
-            f"{each.num_bytes / 1e9:,.1f}",
-            f"{each.seconds:.2f}",
-            f"{each.hidden_seconds:.2f}",
-            f"{each.exposed_seconds:.2f}",
-        )
+    hours = f"{run.hours:,.1f}" if run.hours >= 1 else f"{run.hours:.3f}"
+    table.add_row("hours with all of this", hours, style="bold")
     return table
 
 

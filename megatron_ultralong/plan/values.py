@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from megatron_ultralong.plan.estimate import Estimate, layout_text
-from megatron_ultralong.plan.report import Plan, time_rows
+from megatron_ultralong.plan.estimate_tables import time_rows
+from megatron_ultralong.plan.report import Plan
 from megatron_ultralong.plan.run_time import RunTime
 
 

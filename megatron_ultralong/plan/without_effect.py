@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
+from megatron_ultralong.config import TrainingConfig
+
 _SCHEDULE = "the value of a number that Adam multiplies by: no memory, no time"
 _ROTARY = "angles are as many and computed as quickly for any scaling"
 _TELLING = "written by rank 0 between iterations, below a thousandth of one at these lengths"
@@ -45,3 +49,33 @@ WITHOUT_EFFECT: dict[str, str] = {
 }
 """By field of ``PretrainConfig`` and ``SftConfig``; every other one changes the estimate, as a test
 says of each (``tests/plan/test_flags.py``)."""
+
+
+def idle_flags(
+    config: TrainingConfig, typed: Collection[str], *, rows_are_known: bool
+) -> Iterator[tuple[str, str]]:
+    """Fields that were typed and change nothing in this plan, and why."""
+    memory, host = config.memory, "there is no --optimizer-cpu-offload"
+    idle = {
+        "optimizer_offload_fraction": (not config.optimizer.optimizer_cpu_offload, host),
+        "overlap_cpu_optimizer_d2h_h2d": (not config.optimizer.optimizer_cpu_offload, host),
+        "fp8_recipe": (config.layers.fp8_format == "none", "there is no --fp8-format"),
+        "eval_iters": (not config.eval_interval, "there is no --eval-interval"),
+        "max_host_memory_gib": (
+            not memory.offload_activations,
+            "this layout offloads no activations",
+        ),
+        "sequence_tile_size": (
+            memory.recompute_granularity == "none",
+            "this layout recomputes nothing, and only recomputed layers work in tiles",
+        ),
+        "num_epochs": (
+            bool(config.train_iters) or not rows_are_known,
+            "iterations are given, or the rows are not (--data-path)",
+        ),
+    }
+    for name in sorted(typed):
+        if name in WITHOUT_EFFECT:
+            yield name, WITHOUT_EFFECT[name]
+        elif name in idle and idle[name][0]:
+            yield name, idle[name][1]

@@ -21,9 +21,9 @@ def measured(tmp_path: Path, *words: str) -> Any:
 
 
 def test_the_peak_of_a_layout_is_the_plan_s(tmp_path: Path) -> None:
-    layouts = ("TP 2, sequence", "PP 2", "DP 2")
+    layouts = ("TP 2, sequence", "PP 2", "DP 2", "CP 2, optimizer")
     rows = measured(tmp_path, "layouts", "--emulate", "--only", *layouts)
-    assert len(rows) == 3
+    assert len(rows) == 4
     assert len({row["memory"]["recompute_granularity"] for row in rows}) == 2
     for row in rows:
         # Asked: 10 %; what is left are tensors of single tiles and buffers between stages.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from megatron_ultralong import cli
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.config import ParallelConfig, to_dict
 from megatron_ultralong.flops import attention_area
+from megatron_ultralong.plan.communication import links
 from megatron_ultralong.plan.documents_area import drawn_rows, expected_area, zigzag_areas
+from megatron_ultralong.plan.hardware import HARDWARE
+from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.shapes import MODELS
+from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from tests.models import write_llama
 from tests.patience import patience
 
@@ -114,7 +121,7 @@ def test_what_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
         "--offload-activations",
     )  # fmt: skip
     for part in (
-        "off-loads 2,064 GiB",
+        "offloads 2,064 GiB",
         "426 more than the 1,638 GiB",
         "change: `--recompute-granularity full`",
     ):
@@ -171,6 +178,131 @@ def test_one_s_own_hardware_and_model(tmp_path: Path) -> None:
     assert plan["hardware"]["peak_tflops"] == 989.4
     assert plan["chosen"]["parallel"]["tensor_model_parallel_size"] in (1, 2)  # it has 2 key heads
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_paper_stands_beside_its_own_runs_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ("plan", "llama3.1-8b-1m", "--gpus", "256", "--no-search")
+    assert planned(tmp_path, *recipe)["paper"] == {"num_gpus": 256, "hours": 5}
+    # Another layout is the same run.
+    other = (*recipe, "--context-parallel-size", "8", "--recompute-granularity", "full")
+    assert planned(tmp_path, *other)["paper"]
+    assert capsys.readouterr().out.count("the paper, on 256 H100") == 2
+    for words in (
+        ("--model", "llama3.2-3b"),
+        ("--seq-length", "524288"),
+        ("--train-tokens", "2e9"),
+        ("--train-iters", "100"),
+        ("--global-batch-size", "16"),
+        ("--transformer-impl", "transformer_engine", "--fp8-format", "hybrid"),
+        ("--document-mask", "block", "--mean-document-length", "4096"),
+        ("--optimizer-cpu-offload",),
+        ("--deterministic-mode",),
+    ):
+        assert planned(tmp_path, *recipe, *words)["paper"] is None, words
+    assert "the paper" not in capsys.readouterr().out
+
+
+def test_flags_stand_on_one_line_and_can_be_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("plan", "llama3.1-8b-1m", "--model", "llama3.1-405b", "--seq-length", "131072")
+    plan = planned(tmp_path, *words, "--gpus", "1024")
+    (line,) = (
+        line for line in capsys.readouterr().out.splitlines() if "--tensor-model-parallel" in line
+    )
+    assert line.strip() == plan["flags"]
+    assert "--num-layers-in-first-pipeline-stage 15" in line
+    again = planned(tmp_path, *words, "--gpus", "1024", "--no-search", *shlex.split(line))
+    assert again["chosen"] == plan["chosen"]
+
+
+def test_instruction_tuning_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(tmp_path, "plan", "llama3.1-8b-sft", "--gpus", "8")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert plan["chosen"]["num_gpus"] == 8
+    assert plan["train_tokens"] == 128 * 8192
+    assert "hours for 1.05M tokens, one iteration" in shown
+    assert "its length is not known: --train-iters" in shown
+    assert "as if every row were one conversation" in shown
+    words = ("plan", "llama3.1-8b-sft", "--gpus", "8", "--mean-document-length", "1000")
+    shorter = planned(tmp_path, *words, "--train-iters", "96")
+    assert shorter["train_tokens"] == 96 * 128 * 8192
+    assert shorter["chosen"]["seconds"]["attention"] < plan["chosen"]["seconds"]["attention"]
+
+
+def test_the_configuration_of_a_run_is_planned(tmp_path: Path) -> None:
+    for recipe, config in (
+        ("llama3.1-8b-2m", PRETRAIN_RECIPES["llama3.1-8b-2m"]()),
+        ("llama3.1-8b-sft", SFT_RECIPES["llama3.1-8b-sft"]()),
+    ):
+        file = tmp_path / f"{recipe}.yaml"
+        file.write_text(yaml.safe_dump(to_dict(config)))
+        words = ("--model", "llama3.1-8b", "--gpus", "128", "--no-search")
+        ours = planned(tmp_path, "plan", "--config", str(file), *words)
+        assert ours["chosen"] == planned(tmp_path, "plan", recipe, *words)["chosen"]
+
+
+def test_what_pretrain_refuses_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "llama3.1-8b-1m", "--gpus", "64")
+    for more, part in (
+        (("--optimizer-cpu-offload", "--use-precision-aware-optimizer"), "exclude each other"),
+        (("--exp-avg-dtype", "bf16"), "needs use_precision_aware_optimizer"),
+        (("--fp8-format", "hybrid"), "add --transformer-impl transformer_engine"),
+        (
+            ("--fp8-format", "hybrid", "--transformer-impl", "transformer_engine",
+             "--fp8-recipe", "mxfp8"),
+            "'mxfp8' is nothing that h100-80gb has instructions for",
+        ),
+        (("--reset-position-ids",), "reset_position_ids needs document_mask 'block'"),
+        (("--micro-batch-size", "3"), "micro_batch_size"),
+    ):  # fmt: skip
+        assert part in refusal(capsys, *words, *more), more
+    words = ("--gpu", "a100-80gb", "--fp8-format", "hybrid")
+    message = refusal(
+        capsys, "plan", "llama3.1-8b-1m", "--gpus", "64", *words,
+        "--transformer-impl", "transformer_engine",
+    )  # fmt: skip
+    assert "it has: none: use --fp8-format none" in message
+
+
+def test_flags_that_wait_for_another_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("plan", "llama3.1-8b-1m", "--gpus", "64", "--no-search")
+    for flag, value, way in (
+        ("--optimizer-offload-fraction", "0.5", "--optimizer-cpu-offload"),
+        ("--overlap-cpu-optimizer-d2h-h2d", "", "--optimizer-cpu-offload"),
+        ("--fp8-recipe", "blockwise", "--fp8-format"),
+        ("--eval-iters", "9", "--eval-interval"),
+        ("--max-host-memory-gib", "9", "offloads no activations"),
+    ):
+        planned(tmp_path, *words, flag, *value.split())
+        shown = capsys.readouterr().out
+        assert f"{flag} changes nothing here: " in shown
+        assert way in shown
+
+
+def test_groups_that_straddle_nodes_use_the_network() -> None:
+    hardware, config = HARDWARE["h100-80gb"], PRETRAIN_RECIPES["llama3.1-8b-1m"]()
+    for gpus, tp, cp, expected in (
+        (24, 2, 3, "network"),
+        (24, 2, 4, "NVLink"),
+        (6, 2, 3, "NVLink"),
+        (24, 2, 12, "network"),
+    ):
+        parallel = dataclasses.replace(
+            config.parallel, tensor_model_parallel_size=tp, context_parallel_size=cp
+        )
+        run = dataclasses.replace(config, parallel=parallel)
+        assert links(Job(MODELS["llama3.1-8b"], run, gpus, 1.0), hardware)["context"] == expected
+
+
+def test_nodes_that_are_not_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(tmp_path, "plan", "llama3.1-8b-1m", "--gpus", "12")
+    assert plan["num_nodes"] == 2
+    assert "(2 nodes, the last with 4 of 8 GPUs)" in capsys.readouterr().out
 
 
 def test_documents_make_the_step_shorter(tmp_path: Path) -> None:
