@@ -53,9 +53,9 @@ class Extension:
         """
         config = drop_in_config(args)
         config.check(args.micro_batch_size)
-        manifest = load_manifest(config.data_path) if config.data_path else None
         used = parts(config, args)
         check_arguments(config, args, used)
+        manifest = load_manifest(config.data_path) if config.data_path else None
         identity = find_identity(config, args, manifest)
         if identity.result.rope_scaling is not None and "rotary" not in used:
             used = (*used, "rotary")
