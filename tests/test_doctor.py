@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.cli import main
-from megatron_ultralong.doctor import machine
+from megatron_ultralong.doctor import communication, machine
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.libraries import LIBRARIES, release
 from megatron_ultralong.doctor.machine import machine_findings
@@ -27,8 +27,22 @@ def problems(findings: list[Finding]) -> dict[str, Finding]:
     return {found.subject: found for found in findings if found.level == "problem"}
 
 
-def test_this_machine_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+def test_this_machine_is_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[int] = []
+    start = communication.multiprocessing.start_processes
+
+    def count(*arguments: object, nprocs: int, **options: object) -> object:
+        started.append(nprocs)
+        return start(*arguments, nprocs=nprocs, **options)
+
+    monkeypatch.setattr(communication.multiprocessing, "start_processes", count)
+    main(["doctor", "--no-communication"])
+    assert started == []
+    capsys.readouterr()
     main(["doctor", "--megabytes", "1"])
+    assert started == [2]
     lines = capsys.readouterr().out.splitlines()
     levels = {line[9:25].strip(): line[:8].strip() for line in lines[:-1]}
     for subject in (
@@ -130,6 +144,55 @@ def test_libraries_that_do_not_import_are_named_by_a_doctor_that_needs_none(
     (line,) = done.stderr.splitlines()
     assert "cannot open shared object file" in line
     assert "`ultralong doctor` says which" in line
+
+
+HEAVY = {"torch", "megatron", "transformers", "tensorboard", "matplotlib", "torch._inductor"}
+
+
+def heavy_imports(program: str) -> list[str]:
+    """What a program prints, of the heavy modules that a new interpreter has imported by then."""
+    head = f"import sys\nheavy = lambda: ' '.join(sorted({HEAVY!r} & set(sys.modules))) or 'none'\n"
+    done = subprocess.run(
+        [sys.executable, "-c", head + program], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def test_what_is_known_at_once_is_said_before_anything_is_imported() -> None:
+    lines = heavy_imports(
+        "from megatron_ultralong.doctor import diagnosis\n"
+        "for finding in diagnosis._findings(diagnosis.DoctorConfig(communication=False)):\n"
+        "    print(finding.subject, heavy(), sep=': ')\n"
+        "    if finding.subject == 'libraries': break\n"
+    )
+    found = dict(line.split(": ") for line in lines)
+    *first, last = found
+    assert {"python", "/dev/shm", "open files", "network", "clock"} <= set(first)
+    assert {found[subject] for subject in first} == {"none"}
+    assert last == "libraries"
+    assert found[last] == "matplotlib tensorboard"
+
+
+def test_a_rank_imports_torch_and_neither_megatron_nor_a_compiler(tmp_path: Path) -> None:
+    """Each of the two takes it again; the compiler alone is two seconds of processor time."""
+    lines = heavy_imports(
+        "import torch, torch.distributed as dist\n"
+        "from megatron_ultralong.doctor import communication\n"
+        f"store = dist.FileStore({str(tmp_path / 'store')!r}, 1)\n"
+        "dist.init_process_group('gloo', store=store, rank=0, world_size=1)\n"
+        "communication._all_reduce(2**20, torch.device('cpu'))\n"
+        "communication._ring_attention(torch.device('cpu'))\n"
+        "print(heavy())\n"
+    )
+    assert lines == ["torch"]
+
+
+def test_what_ring_attention_is_checked_against_is_small() -> None:
+    """The scores in float64 of all heads, on every rank."""
+    length = communication.NUM_TOKENS
+    assert 8 * communication.HEADS * length**2 <= 32 * 2**20
+    assert length >= 4 * communication.NUM_RANKS * 32  # several blocks of each kernel a chunk
 
 
 def test_the_libraries_are_those_of_the_package() -> None:

@@ -118,8 +118,11 @@ def _backward(
 def _determinism(wanted: bool) -> Iterator[None]:
     """Ask the kernels of a GPU for sums in a fixed order; the CPU's are always so."""
     before = torch.are_deterministic_algorithms_enabled()
+    if before or not wanted:  # torch's setter imports its compiler, two seconds of each process
+        yield
+        return
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(wanted or before, warn_only=warn_only)
+    torch.use_deterministic_algorithms(wanted, warn_only=warn_only)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
-from megatron_ultralong.doctor.software import DRIVER, software_findings
+from megatron_ultralong.doctor.software import DRIVER, python_finding, software_findings
 from megatron_ultralong.ranges import Range, check_ranges
 
 SICK = 1
@@ -75,10 +75,12 @@ def diagnose(config: DoctorConfig) -> int:
 
 def _findings(config: DoctorConfig) -> Iterator[Finding]:
     has_problem = False
+    # what is known at once comes first: torch and Megatron-Core take seconds to import
+    yield python_finding()
+    yield from machine_findings(has_gpu=DRIVER.exists())
     for finding in software_findings():
         has_problem |= finding.level == "problem"
         yield finding
-    yield from machine_findings(has_gpu=DRIVER.exists())
     if not config.communication:
         return
     try:

@@ -25,8 +25,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def software_findings() -> Iterator[Finding]:
-    """Python, torch, the GPUs, the kernels and the libraries around Megatron-Core."""
-    yield _python()
+    """torch, the GPUs, the kernels and the libraries around Megatron-Core."""
     yield from library_findings()
     torch = _torch()
     yield torch
@@ -41,7 +40,8 @@ def software_findings() -> Iterator[Finding]:
     yield _apex()
 
 
-def _python() -> Finding:
+def python_finding() -> Finding:
+    """The interpreter."""
     text = f"{platform.python_version()} in {sys.prefix}"
     if OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
         return Finding("ok", "python", text)
