@@ -107,6 +107,11 @@ class PhaseTimers:
         self._ends.clear()
         return milliseconds
 
+    def restart(self) -> None:
+        """Forget what was counted since the last :meth:`take`."""
+        self._ends.clear()
+        self._since = self._clock.mark()
+
     def __call__(self, name: str, log_level: int | None = None) -> _MegatronTimer:
         """A timer by Megatron's name for it."""
         if name == "forward-backward":  # the whole pass: its parts are counted

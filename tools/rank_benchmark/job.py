@@ -16,7 +16,7 @@ from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
 from megatron_ultralong.config import ModelConfig, PretrainConfig
 from megatron_ultralong.documents import Row
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.phases import PhaseTimers
+from megatron_ultralong.training.phases import Clock, PhaseTimers
 from megatron_ultralong.training.rows import RowSource, microbatches, replica_samples
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep
@@ -63,11 +63,12 @@ class RankJob:
         model: ModelConfig,
         groups: ProcessGroupCollection,
         rows: RowSource | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """Build model and optimizer; ``rows``: of one document and random tokens if None."""
         self.config, self.model = config, model
         self.rows = rows
-        self.timers = PhaseTimers()
+        self.timers = PhaseTimers(clock)
         self.groups = groups
         metadata = CheckpointMetadata(model, config.rope.scaling(None), "random weights")
         source = rows or _RandomRows(config.data.seq_length, model.vocab_size)
