@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -49,7 +50,7 @@ def count(function: Callable[[], object]) -> Steps:
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal lines, num_bytes, last
-        if event == "call" and not any(part in frame.f_code.co_filename for part in _OURS):
+        if event == "call" and not _is_ours(frame.f_code.co_filename):
             return None
         if event == "line":
             lines += 1
@@ -77,6 +78,11 @@ def count(function: Callable[[], object]) -> Steps:
         tracemalloc.stop()
         gc.enable()
     return Steps(lines, num_bytes // 1024, sum(_size(path) for path in _opened))
+
+
+@functools.cache
+def _is_ours(path: str) -> bool:
+    return any(part in path for part in _OURS)
 
 
 def _size(path: str) -> int:
