@@ -69,13 +69,18 @@ FLOOR = Steps(lines=300, kilobytes=200, opened=20_000)
 Work = Callable[[], object]
 Entry = Callable[[int, Path], Work]
 ENTRIES: dict[str, tuple[int, Entry]] = {}
+HEAVY: set[str] = set()
 
 
-def counted(n: int) -> Callable[[Entry], Entry]:
-    """Enter a function under its own name; it is given ``n`` and ``4 n``, and a new folder."""
+def counted(n: int, *, heavy: bool = False) -> Callable[[Entry], Entry]:
+    """Enter a function under its own name; it is given ``n`` and ``4 n``, and a new folder.
+
+    ``heavy``: it takes seconds, and runs with the tests that do.
+    """
 
     def enter(entry: Entry) -> Entry:
         ENTRIES[entry.__name__] = (n, entry)
+        HEAVY.update({entry.__name__} if heavy else ())
         return entry
 
     return enter
@@ -425,7 +430,7 @@ def layers_read_from_a_checkpoint(n: int, folder: Path) -> Work:
     return read
 
 
-@counted(3)
+@counted(3, heavy=True)
 def layers_exported_and_verified(n: int, folder: Path) -> Work:
     path = imported(n, folder)
     return lambda: export_checkpoint(ExportConfig(path, folder / "exported"))
@@ -487,7 +492,10 @@ def batches_of_prompts(n: int, folder: Path) -> Work:
     return lambda: make_batches(lengths, 8, 4000)
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.faults] * (name in HEAVY)) for name in ENTRIES],
+)
 def test_steps_grow_with_the_work(name: str, tmp_path: Path) -> None:
     n, entry = ENTRIES[name]
     found = []
