@@ -68,7 +68,8 @@ def _room(x: Tensor) -> Tensor:
 
 def _taken(x: Tensor, places: Tensor) -> Tensor:
     """Documents side by side: [s, 1, heads, d] -> [length, number, heads, d]."""
-    return x[:, 0].index_select(0, places.flatten()).unflatten(0, places.shape).transpose(0, 1)
+    rows = x[:, 0].index_select(0, places.flatten())
+    return rows.view(*places.shape, *rows.shape[1:]).transpose(0, 1)
 
 
 def _put_back(x: Tensor, places: Tensor, part: Tensor) -> None:
@@ -82,7 +83,8 @@ def _documents_forward(
     out = _room(q)
     lse = q.new_empty((1, q.shape[2], len(q)), dtype=accumulation_dtype(q.dtype))
     for places in _groups(cu_seqlens):
-        part, lse_NHS = _forward(*(_taken(x, places) for x in (q, k, v)), True, scale)
+        its = [_taken(x, places) for x in (q, k, v)]
+        part, lse_NHS = _forward(its[0], its[1], its[2], True, scale)
         _put_back(out, places, part)
         lse[0][:, places] = lse_NHS.transpose(0, 1)
     return out, lse
@@ -101,8 +103,8 @@ def _documents_backward(
     dq, dk, dv = (_room(x) for x in (q, k, v))
     for places in _groups(cu_seqlens):
         lse_NHS = lse[0][:, places].transpose(0, 1).contiguous()
-        its = (_taken(x, places) for x in (dout, q, k, v, out))
-        parts = _backward(*its, lse_NHS, True, scale)
+        its = [_taken(x, places) for x in (dout, q, k, v, out)]
+        parts = _backward(its[0], its[1], its[2], its[3], its[4], lse_NHS, True, scale)
         for x, part in zip((dq, dk, dv), parts, strict=True):
             _put_back(x, places, part)
     return dq, dk, dv
