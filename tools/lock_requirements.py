@@ -7,7 +7,7 @@
 
 The versions that matter are in ``requirements/constraints.txt``; here are all that they bring, for
 Python 3.10 to 3.13 on any system, with the hashes of every file of a release: pip refuses another.
-torch stands in none of the lists. Its builds (CPU, CUDA) are of one version and many hashes, from an
+torch stands in none of the lists: its builds (CPU, CUDA) are of one version and many hashes, on an
 index of the user's choice: it is installed by its constraint, after what it needs.
 """
 
