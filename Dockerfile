@@ -5,9 +5,11 @@
 #
 # torch, CUDA, NCCL, Transformer Engine, Apex and FlashAttention are the image's own: what pip may
 # install is bound to the versions that are there, and the build fails if one of them changes.
+# A tag can be moved, a digest cannot: --build-arg BASE_DIGEST=sha256:... takes that image or none.
 ARG BASE=nvcr.io/nvidia/pytorch:25.10-py3
+ARG BASE_DIGEST=
 # hadolint ignore=DL3006
-FROM ${BASE}
+FROM ${BASE}${BASE_DIGEST:+@${BASE_DIGEST}}
 
 ARG MEGATRON_CORE=0.19.2
 # NVIDIA's image binds pip to its own list, which would refuse ours.

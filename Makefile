@@ -25,22 +25,29 @@ MATRIX_PYTHON ?=
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-$(VENV)/installed: setup.py requirements/constraints.txt
+# requirements/*.txt name every file by its hash (tools/lock_requirements.py). torch comes after what it
+# needs, by its version alone: its builds, one for each CUDA and one for none, are of many hashes.
+LOCKED := --no-deps --no-build-isolation --require-hashes --requirement
+
+$(VENV)/installed: setup.py requirements/constraints.txt requirements/build.txt requirements/lock.txt
 	command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: name a Python 3.10-3.13 with make PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(LOCKED) requirements/build.txt
+	$(BIN)/python -m pip install --quiet $(LOCKED) requirements/lock.txt
 	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[test,dev,docs]"
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	touch $@
 
 install: $(VENV)/installed  ## make .venv and install everything into it
 
-$(HARNESS)/installed: $(VENV)/installed
+$(HARNESS)/installed: $(VENV)/installed requirements/harness.txt
 	rm -rf $(HARNESS)
 	$(BIN)/python -m venv --without-pip $(HARNESS)
 	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 	    >$$($(HARNESS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/parent.pth
 	$(BIN)/python -m pip --python $(HARNESS)/bin/python install --quiet --no-compile \
-	    --constraint requirements/constraints.txt --editable ".[harness]"
+	    $(LOCKED) requirements/harness.txt
 	touch $@
 
 harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of its own

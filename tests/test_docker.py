@@ -36,6 +36,9 @@ def test_an_image_takes_its_steps_from_the_script(name: str) -> None:
         ("docker/install.sh", "requirements"),
         ("docker/install.sh", "package"),
     ]
+    assert re.findall(r"^FROM (.*)$", text, flags=re.MULTILINE) == [
+        "${BASE}${BASE_DIGEST:+@${BASE_DIGEST}}"
+    ]
     sources = re.findall(r"^COPY (.+) \S+$", text, flags=re.MULTILINE)
     for source in " ".join(sources).split():
         assert (ROOT / source).exists()
