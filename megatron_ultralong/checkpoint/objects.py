@@ -22,7 +22,7 @@ from megatron_ultralong.checkpoint.torch_dist_metadata import place_of
 from megatron_ultralong.errors import InputError
 
 COMMON_FILE = "common.pt"
-_MAX_COMMON_BYTES = 256 * 2**20
+_MAX_COMMON_BYTES = 16 * 2**20
 _EXTRA_STATE = "_extra_state"
 
 
@@ -69,7 +69,7 @@ def check_object(data: bytes, key: str, path: Path) -> Any:
 def _check_common(path: Path) -> None:
     if not path.is_file():  # Megatron-Core 0.19 keeps it as an object with the others
         return
-    check_inside(path, path.parent.parent)
+    check_inside(path, path.parent)
     if path.stat().st_size > _MAX_COMMON_BYTES:
         raise InputError(f"{path} has more than {_MAX_COMMON_BYTES:,} bytes")
     try:

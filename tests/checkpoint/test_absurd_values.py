@@ -248,6 +248,20 @@ def test_what_metadata_says_of_tensors(
     check_refused(capsys, words, checkpoint / "release")
 
 
+@pytest.mark.parametrize("verb", ["generate", "convert export"])
+@pytest.mark.parametrize("name", [".metadata", "common.pt"])
+def test_large_pickles(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, verb: str
+) -> None:
+    """A hundred million empty lists."""
+    checkpoint = tmp_path / "copy"
+    shutil.copytree(inputs / "base", checkpoint)
+    path = checkpoint / "release" / name
+    path.write_bytes(b"\x80\x02" + b"]" * 100_000_000 + b".")
+    (checkpoint / "release" / "checksums.json").unlink()
+    check_refused(capsys, OPENS[verb](inputs, str(checkpoint)), path)
+
+
 def test_files_that_are_links(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -370,7 +384,20 @@ def with_another_beginning(path: Path) -> None:
             archive.writestr(name, data)
 
 
+def of_brackets(path: Path) -> None:
+    """Sixty million empty lists, each in the one before it or beside it."""
+    torch.save({"model.norm.weight": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {record.filename: archive.read(record) for record in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            brackets = b"\x80\x02" + b"]" * 60_000_000 + b"."
+            archive.writestr(name, brackets if name.endswith("data.pkl") else data)
+
+
 PICKLES: dict[str, Callable[[Path], object]] = {
+    "brackets": of_brackets,
+    "brackets of old": lambda path: path.write_bytes(b"\x80\x02" + b"]" * 60_000_000 + b"."),
     "another record": with_another_record,
     "another beginning": with_another_beginning,
     "compressed": compressed,
