@@ -123,7 +123,9 @@ def test_the_doors_are_the_only_ones() -> None:
 def test_every_allowance_is_used() -> None:
     for name, uses in ALLOWED.items():
         found = forbidden((PACKAGE / name).read_text("utf-8"))
-        assert set(uses) <= found, f"{name} uses no {sorted(set(uses) - found)}: take it off the list"
+        assert set(uses) <= found, (
+            f"{name} uses no {sorted(set(uses) - found)}: take it off the list"
+        )
 
 
 @pytest.mark.parametrize(
