@@ -37,9 +37,15 @@ def check_objects(folder: Path, metadata: Metadata) -> None:
     for key, entry in metadata.state_dict_metadata.items():
         if isinstance(entry, BytesStorageMetadata):
             place = place_of(metadata, key, None)
-            if place is not None and not getattr(place, "transform_descriptors", None):
-                # empty states of many modules are one record
-                places.setdefault((place.relative_path, place.offset, place.length), key)
+            if place is None:
+                continue
+            if getattr(place, "transform_descriptors", None):
+                raise InputError(
+                    f"{folder / place.relative_path}: object {key} is compressed, which "
+                    "Megatron-Core never does: use a checkpoint from a source that you trust"
+                )
+            # empty states of many modules are one record
+            places.setdefault((place.relative_path, place.offset, place.length), key)
     for (name, offset, length), key in sorted(places.items()):
         with (folder / name).open("rb") as file:
             file.seek(offset)
