@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from megatron_ultralong.checkpoint.sharded_load import load_sharded
 from megatron_ultralong.mcore.parallel import every_rank
 
 
-def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint) -> None:
+def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint | Path) -> None:
     """Load the weights of a checkpoint into a model; every rank calls it.
 
     The layout that wrote them does not matter. Optimizer states in the folder are not loaded. Each
@@ -21,11 +22,13 @@ def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint) -> 
 
     Args:
         chunks: the model's chunks on this rank, one where it has no virtual stages.
-        checkpoint: opened, and so checked but for the tensors' bytes.
+        checkpoint: opened, and so checked but for the tensors' bytes; or its folder.
 
     Raises:
         InputError: a file is damaged, or would run code; on every rank.
     """
+    if not isinstance(checkpoint, MegatronCheckpoint):
+        checkpoint = MegatronCheckpoint(checkpoint)
     checkpoint.check_tensors(dist.get_rank(), dist.get_world_size(), every_rank)
     state = load_sharded(  # all chunks at once: the ranks' shards cover every tensor
         {f"model{index}": _weights(chunk) for index, chunk in enumerate(chunks)},

@@ -22,7 +22,7 @@ from megatron_ultralong.checkpoint.torch_dist_metadata import place_of
 from megatron_ultralong.errors import InputError
 
 COMMON_FILE = "common.pt"
-_MAX_COMMON_BYTES = 256 * 2**20
+_MAX_COMMON_BYTES = 16 * 2**20
 _EXTRA_STATE = "_extra_state"
 
 
@@ -37,9 +37,15 @@ def check_objects(folder: Path, metadata: Metadata) -> None:
     for key, entry in metadata.state_dict_metadata.items():
         if isinstance(entry, BytesStorageMetadata):
             place = place_of(metadata, key, None)
-            if place is not None and not getattr(place, "transform_descriptors", None):
-                # empty states of many modules are one record
-                places.setdefault((place.relative_path, place.offset, place.length), key)
+            if place is None:
+                continue
+            if getattr(place, "transform_descriptors", None):
+                raise InputError(
+                    f"{folder / place.relative_path}: object {key} is compressed, which "
+                    "Megatron-Core never does: use a checkpoint from a source that you trust"
+                )
+            # empty states of many modules are one record
+            places.setdefault((place.relative_path, place.offset, place.length), key)
     for (name, offset, length), key in sorted(places.items()):
         with (folder / name).open("rb") as file:
             file.seek(offset)
@@ -69,7 +75,7 @@ def check_object(data: bytes, key: str, path: Path) -> Any:
 def _check_common(path: Path) -> None:
     if not path.is_file():  # Megatron-Core 0.19 keeps it as an object with the others
         return
-    check_inside(path, path.parent.parent)
+    check_inside(path, path.parent)
     if path.stat().st_size > _MAX_COMMON_BYTES:
         raise InputError(f"{path} has more than {_MAX_COMMON_BYTES:,} bytes")
     try:

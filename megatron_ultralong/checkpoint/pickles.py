@@ -34,8 +34,11 @@ from megatron_ultralong.checkpoint.pickle_names import (
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.json_file import read_bounded
 
-MAX_METADATA_BYTES: Final = 512 * 2**20
-"""Of ``.metadata``; a training checkpoint of the 405B has 10 MB."""
+_MAX_PICKLE_BYTES: Final = 4 * 2**20
+"""Of the pickle in a file of ``torch.save``, without the tensors' bytes: thirty thousand tensors.
+Each byte can become an object of 64, and takes a microsecond."""
+_OLD_PICKLES = 5
+"""What files of before torch 1.6 begin with: two numbers, the machine, the object, its storages."""
 _READ_TORCH = torch.load
 """As it is before anything replaces it."""
 
@@ -66,7 +69,7 @@ def read_record(stream: IO[bytes]) -> Any:
     return _read(stream, names)
 
 
-def read_metadata(path: Path) -> Metadata:
+def read_metadata(path: Path, max_bytes: int) -> Metadata:
     """The pickle ``.metadata`` of torch.distributed.checkpoint, its fields not yet checked.
 
     Raises:
@@ -74,7 +77,7 @@ def read_metadata(path: Path) -> Metadata:
     """
     if not path.is_file():
         raise InputError(f"{path} is missing: the checkpoint was not written completely")
-    data = read_bounded(path, MAX_METADATA_BYTES)
+    data = read_bounded(path, max_bytes)
     try:
         metadata = _MetadataUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # whatever garbage makes of the classes' own methods
@@ -226,10 +229,12 @@ def _check_container(stream: IO[bytes]) -> set[str]:
     stream.seek(0, io.SEEK_END)
     size = stream.tell()
     stream.seek(0)
-    if stream.read(2) != b"PK":
-        return set()  # before torch 1.6: torch's own reader compares its sizes
+    is_zip = stream.read(2) == b"PK"
     stream.seek(0)
     try:
+        if not is_zip:  # before torch 1.6: torch's own reader compares its sizes
+            data = io.BytesIO(stream.read(_MAX_PICKLE_BYTES))
+            return set().union(*(_names(data) for _ in range(_OLD_PICKLES)))
         with zipfile.ZipFile(stream) as archive:
             records = archive.infolist()
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
@@ -239,8 +244,13 @@ def _check_container(stream: IO[bytes]) -> set[str]:
             names: set[str] = set()
             for record in records:
                 if record.filename.endswith("data.pkl"):
+                    if record.file_size > _MAX_PICKLE_BYTES:
+                        raise UnsafeError(
+                            f"{record.filename} in it has {record.file_size:,} bytes, at most "
+                            f"{_MAX_PICKLE_BYTES:,} are read"
+                        )
                     record.CRC = None  # type: ignore[assignment]  # files may be without
-                    names |= _names(archive.read(record))
+                    names |= _names(io.BytesIO(archive.read(record)))
             return names
     except UnsafeError:
         raise
@@ -248,7 +258,8 @@ def _check_container(stream: IO[bytes]) -> set[str]:
         raise UnsafeError(_short(error)) from error
 
 
-def _names(data: bytes) -> set[str]:
+def _names(data: IO[bytes]) -> set[str]:
+    """Names that the next pickle in ``data`` uses."""
     names = {
         str(argument).replace(" ", ".")
         for opcode, argument, _ in pickletools.genops(data)

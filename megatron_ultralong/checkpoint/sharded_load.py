@@ -95,6 +95,12 @@ def _load(f: Any, *_: Any, **__: Any) -> Any:
 
 def _read_metadata(self: FileSystemReader, *_: Any, **__: Any) -> Metadata:
     metadata = read_torch_dist_metadata(Path(self.path))
+    for index, place in metadata.storage_data.items():
+        if getattr(place, "transform_descriptors", None):  # it would be unpacked without bound
+            raise InputError(
+                f"{Path(self.path) / place.relative_path}: {index.fqn} is compressed by an "
+                "extension of torch: write the checkpoint without it"
+            )
     assert metadata.storage_meta is not None
     metadata.storage_meta.load_id = self.load_id
     return metadata

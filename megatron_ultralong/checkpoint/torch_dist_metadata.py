@@ -31,7 +31,9 @@ METADATA_FILE = ".metadata"
 FORMAT_FILE = "metadata.json"
 _FORMAT = "torch_dist"
 _COMMON = "torch"
-MAX_OBJECT_BYTES = 64 * 2**20
+_SMALL_METADATA = 16 * 2**20
+"""Bytes that ``.metadata`` of any checkpoint may have; Python takes up to 64 times as much."""
+MAX_OBJECT_BYTES = 16 * 2**20
 """Of a record that is no tensor: states of random generators have 20 kB."""
 
 
@@ -43,10 +45,10 @@ def read_torch_dist_metadata(folder: Path) -> Metadata:
             tensors cannot be.
     """
     for name in (FORMAT_FILE, METADATA_FILE):
-        check_inside(folder / name, folder.parent)
+        check_inside(folder / name, folder)
     _check_format(folder)
     path = folder / METADATA_FILE
-    found = read_metadata(path)
+    found = read_metadata(path, _most_metadata(folder))
     try:
         metadata = Metadata(
             state_dict_metadata={
@@ -65,6 +67,12 @@ def read_torch_dist_metadata(folder: Path) -> Metadata:
 def place_of(metadata: Metadata, key: str, chunk: ChunkStorageMetadata | None) -> Any:
     """Where the record of an object, or of a chunk of a tensor, stands; None: nowhere."""
     return metadata.storage_data.get(MetadataIndex(key, chunk.offsets if chunk else None))
+
+
+def _most_metadata(folder: Path) -> int:
+    """Bytes that ``.metadata`` may have: it describes the others, and is small beside them."""
+    sizes = [path.stat().st_size for path in folder.glob("*.distcp") if path.is_file()]
+    return max(_SMALL_METADATA, sum(sizes) // 64)
 
 
 def _check_format(folder: Path) -> None:
@@ -95,7 +103,7 @@ def _check_places(folder: Path, metadata: Metadata) -> None:
         ends[info.relative_path] = max(info.offset + info.length, ends.get(info.relative_path, 0))
     for name, end in sorted(ends.items()):
         path = folder / name
-        check_inside(path, folder.parent)
+        check_inside(path, folder)
         size = path.stat().st_size if path.is_file() else 0
         if size < end:
             state = f"has {size} bytes" if path.is_file() else "is missing"

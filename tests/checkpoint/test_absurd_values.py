@@ -228,6 +228,9 @@ TORCH_DIST: dict[str, Callable[[Any], object]] = {
     "path of bytes": place(relative_path=b"__0_0.distcp"),
     "null in a path": place(relative_path="a\0b"),
     "long record": place(length=10**15),
+    "compressed by text": place(transform_descriptors="stream.zstd/1"),
+    "compressed by a number": place(transform_descriptors=[1]),
+    "compressed": place(transform_descriptors=["stream.zstd/1"], length=1),
     "negative offset": place(offset=-1),
     "offset of text": place(offset="0"),
     "no places": lambda m: setattr(m, "storage_data", None),
@@ -246,6 +249,20 @@ def test_what_metadata_says_of_tensors(
     verb = list(OPENS)[list(TORCH_DIST).index(name) % len(OPENS)]
     words = OPENS[verb](inputs, str(checkpoint))
     check_refused(capsys, words, checkpoint / "release")
+
+
+@pytest.mark.parametrize("verb", ["generate", "convert export"])
+@pytest.mark.parametrize("name", [".metadata", "common.pt"])
+def test_large_pickles(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, verb: str
+) -> None:
+    """A hundred million empty lists."""
+    checkpoint = tmp_path / "copy"
+    shutil.copytree(inputs / "base", checkpoint)
+    path = checkpoint / "release" / name
+    path.write_bytes(b"\x80\x02" + b"]" * 100_000_000 + b".")
+    (checkpoint / "release" / "checksums.json").unlink()
+    check_refused(capsys, OPENS[verb](inputs, str(checkpoint)), path)
 
 
 def test_files_that_are_links(
@@ -370,7 +387,20 @@ def with_another_beginning(path: Path) -> None:
             archive.writestr(name, data)
 
 
+def of_brackets(path: Path) -> None:
+    """Sixty million empty lists, each in the one before it or beside it."""
+    torch.save({"model.norm.weight": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {record.filename: archive.read(record) for record in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            brackets = b"\x80\x02" + b"]" * 60_000_000 + b"."
+            archive.writestr(name, brackets if name.endswith("data.pkl") else data)
+
+
 PICKLES: dict[str, Callable[[Path], object]] = {
+    "brackets": of_brackets,
+    "brackets of old": lambda path: path.write_bytes(b"\x80\x02" + b"]" * 60_000_000 + b"."),
     "another record": with_another_record,
     "another beginning": with_another_beginning,
     "compressed": compressed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -20,8 +21,11 @@ from megatron_ultralong.checkpoint.checksums import (
 )
 from megatron_ultralong.checkpoint.folder import LATEST_FILE
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.metadata import load_metadata
+from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.dropin.checkpoints import vet
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.mcore.parallel import every_rank
+from megatron_ultralong.mcore.parallel import every_rank, parallel_groups
 from tests.checkpoint.verbs import OPENS, refusal, write_inputs
 from tests.ranks import run_on_ranks
 
@@ -86,6 +90,36 @@ def test_fifty_flipped_bytes_are_refused(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
     check_flips(inputs, tmp_path, capsys, verb, range(4, 4 + NUM_PLACES))
+
+
+def look_through(checkpoint: Path) -> None:
+    load_metadata(checkpoint, any_model=True)
+    vet(checkpoint, None, verify_checksums=True)
+
+
+def check_drop_in(inputs: Path, scratch: Path, numbers: range) -> None:
+    """What the drop-in asks of --load before Megatron-LM's own loaders read it."""
+    for number in numbers:
+        checkpoint = scratch / "checkpoint"
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        shutil.copytree(inputs / "base", checkpoint)
+        path = flip(checkpoint, random.Random(f"drop-in {number}"))
+        if path.name == LATEST_FILE:  # Megatron-LM's own to read, and to say that it is damaged
+            continue
+        with (
+            parallel_groups(ParallelConfig(), seed=1),
+            pytest.raises(InputError, match=re.escape(str(path))),
+        ):
+            look_through(checkpoint)
+
+
+def test_a_flipped_byte_is_refused_by_the_drop_in(inputs: Path, tmp_path: Path) -> None:
+    check_drop_in(inputs, tmp_path, range(4))
+
+
+@pytest.mark.faults
+def test_fifty_flipped_bytes_are_refused_by_the_drop_in(inputs: Path, tmp_path: Path) -> None:
+    check_drop_in(inputs, tmp_path, range(4, 4 + NUM_PLACES))
 
 
 def test_a_whole_checkpoint_is_read_without_a_word(
