@@ -3,7 +3,7 @@
     python tools/benchmark_plan.py layouts
     python tools/benchmark_plan.py slope
 
-``layouts`` runs six small layouts on gloo ranks, ``slope`` one model on rows of 8K to 64K tokens.
+``layouts`` runs seven small layouts on gloo ranks, ``slope`` one model on rows of 8K to 64K tokens.
 Every step is the program's own; live tensors are counted operation by operation, so what kernels
 take inside is not seen, and offloaded tensors count where they are: in host memory.
 """

@@ -50,7 +50,7 @@ def job(num_gpus: int, *, documents: bool = False) -> Job:
     ("num_gpus", "documents"),
     [
         (64, False),
-        (32, True),
+        pytest.param(32, True, marks=pytest.mark.slow),
         pytest.param(1024, False, marks=pytest.mark.slow),
         pytest.param(1024, True, marks=pytest.mark.slow),
     ],
