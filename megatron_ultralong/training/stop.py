@@ -32,6 +32,7 @@ class StopRequests:
             time.monotonic() + 60.0 * exit_duration_in_mins if exit_duration_in_mins else None
         )
         self._first_time = 0.0
+        self._is_left = threading.Event()
 
     @property
     def is_late(self) -> bool:
@@ -48,6 +49,7 @@ class StopRequests:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        self._is_left.clear()
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         handlers = {number: signal.signal(number, _noted) for number in SIGNALS}
@@ -60,6 +62,7 @@ class StopRequests:
             signal.set_wakeup_fd(wakeup)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            self._is_left.set()  # a process that was forked meanwhile may hold the socket open
             writer.close()
             thread.join()
             reader.close()
@@ -71,6 +74,8 @@ class StopRequests:
             try:
                 received = reader.recv(64)
             except TimeoutError:
+                if self._is_left.is_set():
+                    return
                 if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != parent:
                     self._take_hangup()
                 continue

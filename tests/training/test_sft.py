@@ -19,6 +19,7 @@ from megatron_ultralong.config import DataConfig, OptimizerConfig, ParallelConfi
 from megatron_ultralong.data.chat_rows import ChatRow, ChatRows
 from megatron_ultralong.data.prepare_chat import PrepareChatConfig, prepare_chat
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.flops import attention_area
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.run_config import CheckpointConfig, LogConfig, MemoryConfig
 from megatron_ultralong.sft_config import SftConfig
@@ -187,6 +188,7 @@ def without_targets(config: SftConfig) -> tuple[float, float, float]:
         def __init__(self, row: ChatRow) -> None:
             self.row = row
             self.seq_length, self.cu_seqlens = row.seq_length, row.cu_seqlens
+            self.num_real_tokens = row.num_real_tokens
             self.read_chunks = row.read_chunks
 
         def loss_mask(self, document_mask: str) -> np.ndarray:
@@ -208,6 +210,10 @@ def without_targets(config: SftConfig) -> tuple[float, float, float]:
         row = inputs.train_rows.row(0)
         empty = NoTargets(row)
         result = step(iter([[empty]]), forward_only=False)
+        # Each of the two ranks has this row; its padding is no work of the model.
+        edges = np.minimum(row.cu_seqlens, row.num_real_tokens)
+        assert result.num_real_tokens == 2 * row.num_real_tokens
+        assert result.attention_area == 2 * attention_area(edges)
         buffers = [buffer.grad_data.abs().max().item() for buffer in state.chunks[0].buffers]
         state.chunks[0].zero_grad_buffer()
         half = step(iter([[row if dist.get_rank() == 0 else empty]]), forward_only=False)
