@@ -75,7 +75,7 @@ class ConversationReader:
                 f"source {self.source.name!r}: {absolute_place(record)}: {error.problem}: {error}; "
                 f"{mend}, or skip and count such conversations with --skip-bad"
             ) from error
-        self.num_bad[error.problem] += record.count
+        self.num_bad[error.problem] += record.num_records
 
     def _conversation(self, record: Record) -> Conversation | None:
         """The conversation of a record; None for one that is counted and skipped."""

@@ -212,8 +212,8 @@ def _json(place: str, value: Any) -> Any:
         found = json_value(value.encode())
     except ValueError as error:  # not UTF-8, not JSON, too much of it
         raise ConversationError("bad tool call", f"{place} is not JSON: {error}") from error
-    if error := value_error(found):
-        raise ConversationError("bad tool call", f"{place} has {error}")
+    if reason := value_error(found):
+        raise ConversationError("bad tool call", f"{place} has {reason}")
     return found
 
 

@@ -71,6 +71,6 @@ def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) 
         kind = type(fields).__name__
         return Record(place, position, {}, f"a {kind}, where one JSON object a line belongs")
     for key in keys:
-        if error := value_error(fields.get(key)):
-            return Record(place, position, {}, f"key {key!r} has {error}")
+        if reason := value_error(fields.get(key)):
+            return Record(place, position, {}, f"key {key!r} has {reason}")
     return Record(place, position, fields)

@@ -52,14 +52,14 @@ def read_parquet(
             for group in groups:
                 for found in _group_rows(file, group, columns, limit):
                     place, at = f"{path}:{row + 1}", size * (row + 1 - before) // num_rows
-                    row += found.count
+                    row += found.num_rows
                     yield Record(
                         place,
                         at,
                         found.fields,
                         found.error,
                         is_too_long=found.is_too_long,
-                        count=found.count,
+                        num_records=found.num_rows,
                     )
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         yield unreadable(f"{path}:{row + 1}", error)
@@ -87,7 +87,7 @@ class _Row(NamedTuple):
 
     fields: dict[str, Any]
     error: str = ""
-    count: int = 1
+    num_rows: int = 1
     is_too_long: bool = False
 
 
@@ -119,19 +119,21 @@ def _group_rows(file: Any, group: int, columns: list[str], limit: int) -> Iterat
     yield _lost(metadata.num_rows - done, what)
 
 
-def _lost(count: int, what: str) -> _Row:
+def _lost(num_rows: int, what: str) -> _Row:
     """What stands for the rows of a row group that are not read."""
     those = (
-        "this row" if count == 1 else f"this row and the {count - 1:,} behind it in its row group"
+        "this row"
+        if num_rows == 1
+        else f"this row and the {num_rows - 1:,} behind it in its row group"
     )
-    return _Row({}, f"{those} {what}", count)
+    return _Row({}, f"{those} {what}", num_rows)
 
 
 def _size(metadata: Any, columns: list[str]) -> int:
     """Bytes of the columns of a row group before compression, as it says."""
     chunks = [metadata.column(i) for i in range(metadata.num_columns)]
     own = [c for c in chunks if c.path_in_schema.split(".")[0] in columns]
-    return max(1, sum(chunk.total_uncompressed_size for chunk in own))
+    return max(1, sum(int(chunk.total_uncompressed_size) for chunk in own))
 
 
 def _batches(file: Any, group: int, columns: list[str], batch_rows: int) -> Iterator[Any]:

@@ -204,7 +204,7 @@ class DocumentReader:
                 "skip and count such documents with --skip-bad"
             )
         if error:
-            self.num_bad += record.count
+            self.num_bad += record.num_records
             return None
         if not text or text.isspace():
             self.num_empty += 1

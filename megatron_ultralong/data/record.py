@@ -31,7 +31,7 @@ class Record(NamedTuple):
     is_too_long: bool = False
     """The error is that the record is longer than the caller lets it be."""
 
-    count: int = 1
+    num_records: int = 1
     """Records that the error stands for: those behind it in a row group may be lost with it."""
 
 

@@ -9,13 +9,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from megatron_ultralong.data.bounded import read_text
 from megatron_ultralong.data.template_process import TemplateProcess
 from megatron_ultralong.errors import InputError
-from tests.data.bombs import CHATS, DOCUMENTS, GIB, MIB, TEMPLATES, TOKENIZERS
+from megatron_ultralong.evaluation.choices.questions import read_questions
+from megatron_ultralong.evaluation.local_data import read_jsonl
+from tests.data.bombs import CHATS, DOCUMENTS, GIB, MIB, TEMPLATES, TOKENIZERS, write_sparse
+from tests.data.run_commands import forget_peak, peak
 
 ROOT = Path(__file__).parent.parent.parent
 MOST = 2 * GIB
@@ -121,6 +125,24 @@ def test_templates(text: str) -> None:
     assert str(caught.value).startswith("the chat template in the folder cannot be rendered (")
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "message"),
+    [
+        (read_questions, "q.jsonl", r"q\.jsonl:1: a line of more than 83,886,080 bytes"),
+        (read_questions, "q.csv", r"q\.csv has more than 16,777,216 bytes"),
+        (lambda path: read_jsonl(path, ("input",)), "b.jsonl", r"b\.jsonl:1: a line of more than"),
+        (read_text, "hay.txt", r"hay\.txt has more than 83,886,080 bytes"),
+    ],
+)
+def test_files_of_evaluation(tmp_path: Path, read: Any, name: str, message: str) -> None:
+    write_sparse(tmp_path / name, b'{"question": "')
+    forget_peak()
+    before = peak()
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / name)
+    assert peak() - before <= GIB // 2
 
 
 def test_tokenizers(tmp_path: Path) -> None:
