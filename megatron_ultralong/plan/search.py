@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection
 from functools import cached_property
 
@@ -53,7 +54,9 @@ def search(job: Job, hardware: Hardware, pinned: Collection[str] = ()) -> Found:
     for candidate in candidates(job, hardware, pinned):
         broken = nearest_rule(candidate)
         if broken is not None:
-            example = examples.setdefault(broken.split(" (")[0], broken)
+            # Without the rule's own way out, which nobody has planned: `use 1024`.
+            example = re.sub(r"[:;,] use \d.*$", "", broken)
+            example = examples.setdefault(broken.split(" (")[0], example)
             rules[example] = rules.get(example, 0) + 1
             continue
         estimate = Estimate(candidate, hardware)
