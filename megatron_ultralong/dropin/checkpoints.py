@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.folder import FORMAT_FILE, LATEST_FILE, resolve
@@ -60,9 +61,11 @@ def checkpoints_are_vetted() -> Iterator[None]:
     def load_with_adam(model: Any, optimizer: Any, *others: Any, **keywords: Any) -> Any:
         parts = _distributed(optimizer)
         prepare_torch_adam(parts)
-        with guarded():
+        # Weights in float32 are their own main parameters, and are written into.
+        with guarded(), torch.no_grad():
             result = load(model, optimizer, *others, **keywords)
         separate_steps(parts)
+        _take_steps(parts)
         return result
 
     setattr(guarded_read, _MARK, True)
@@ -113,6 +116,16 @@ def _agree(found: str | None) -> list[str | None]:
     every: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(every, found)
     return every
+
+
+def _take_steps(parts: list[Any]) -> None:
+    """Give torch's Adam the step that Megatron-Core keeps once a group of parameters."""
+    for part in parts:
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = part.optimizer.state.get(parameter, {})
+                if "step" in group and "step" in state:
+                    state["step"] = torch.tensor(float(group["step"]))
 
 
 def _distributed(optimizer: Any) -> list[Any]:

@@ -123,14 +123,14 @@ class Extension:
                 "`ultralong prepare` with --ultralong-document-mask block"
             )
         args = self.args
-        if args.eod_mask_loss and args.context_parallel_size > 1 and is_main_rank():
-            if not args.calculate_per_token_loss:
-                _log.warning(
-                    "--eod-mask-loss with --context-parallel-size %d: Megatron-LM takes the mean "
-                    "of each rank's own tokens, however many count; --calculate-per-token-loss "
-                    "makes it the mean of all",
-                    args.context_parallel_size,
-                )
+        counts_alike = args.calculate_per_token_loss or args.context_parallel_size == 1
+        if args.eod_mask_loss and not counts_alike and is_main_rank():
+            _log.warning(
+                "--eod-mask-loss with --context-parallel-size %d: Megatron-LM takes the mean of "
+                "each rank's own tokens, however many count; --calculate-per-token-loss makes it "
+                "the mean of all",
+                args.context_parallel_size,
+            )
         ResetMask(eod, parallel_state.get_context_parallel_group()).install(model)
         if is_main_rank():
             _log.warning("documents end at token %d: attention stays within them", eod)

@@ -127,7 +127,7 @@ def tiny_run(tiny: Tiny) -> list[float]:
 
 def tiny_words(folder: Path) -> list[str]:
     """The common part of the command line."""
-    return [word.replace("{data}", str(folder / "documents")) for word in variants.BASE.split()]
+    return variants.base("", str(folder / "documents"))
 
 
 def _write_data(folder: Path) -> None:

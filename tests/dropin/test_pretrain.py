@@ -127,24 +127,24 @@ def test_checkpoints_go_both_ways(make_config: MakeConfig, tmp_path: Path) -> No
         assert found == pytest.approx(expected, rel=1e-5), folder  # float32 in another order
 
 
-def plain(config: PretrainConfig, folder: Path, *more: str) -> list[float]:
-    """Run on every rank: Megatron-LM's loop with its plain optimizer.
-
-    Its distributed one cannot load what it has saved of torch's Adam (docs/log.md).
-    """
+def undistributed(config: PretrainConfig, folder: Path, *more: str) -> list[float]:
+    """Run on every rank: Megatron-LM's loop with its plain optimizer."""
     words = [word for word in flags(config) if word != "--use-distributed-optimizer"]
     return run(EXAMPLE, [*words, *more], folder / f"said-{dist.get_rank()}")
 
 
+@pytest.mark.parametrize("loop", [theirs, undistributed])
 def test_a_run_of_theirs_goes_on_with_the_next_rows(
-    make_config: MakeConfig, tmp_path: Path
+    make_config: MakeConfig, tmp_path: Path, loop: Callable[..., list[float]]
 ) -> None:
     config = make_config(None, (1, 2), "block", train_iters=4)
-    whole = run_on_ranks(2, plain, config, tmp_path)[1]
+    whole = run_on_ranks(2, loop, config, tmp_path)[1]
     begun = dataclasses.replace(config, save=str(tmp_path / "run"))
-    run_on_ranks(2, plain, begun, tmp_path, "--exit-interval", "2")
-    resumed = dataclasses.replace(config, load=str(tmp_path / "run"))
-    rest = run_on_ranks(2, plain, resumed, tmp_path)[1]
+    run_on_ranks(2, loop, begun, tmp_path, "--exit-interval", "2")
+    # It need not say again how its rotary embedding is scaled.
+    rope = dataclasses.replace(config.rope, rope_scaling="keep")
+    resumed = dataclasses.replace(config, load=str(tmp_path / "run"), rope=rope)
+    rest = run_on_ranks(2, loop, resumed, tmp_path)[1]
     assert rest == pytest.approx(whole[2:], rel=1e-6)  # the same sums
 
 

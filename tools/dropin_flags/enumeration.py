@@ -33,22 +33,23 @@ class Enumeration:
         self.new = sorted(set(self.actions) - KNOWN)
         """Arguments that nobody has looked at."""
         prefix = data.write(folder, end_of_document())
-        self.base = [word.replace("{data}", str(prefix)) for word in variants.BASE.split()]
-        self.data = prefix
+        self.data = str(prefix)
 
     def compare_all(self, only: tuple[str, ...] = ()) -> Iterator[compare.Comparison]:
         """Every way to try every argument; or those whose names begin with one of ``only``."""
-        usual = runs.run("plain", self.script, self.base)
+        base = variants.base("", self.data)
+        usual = runs.run("plain", self.script, base)
         assert not usual.error, usual.trace
         runs.import_too(usual.imported)
-        yield compare.compare("(none)", "", [], self.script, self.base, usual)
+        yield compare.compare("(none)", "", [], self.script, base, usual)
         for name in sorted(self.actions):
             if only and not name.startswith(only):
                 continue
             for words in variants.variants(self.actions[name]):
                 flags = list(self.actions[name].option_strings)
-                words = words.replace("{data}", str(self.data))
-                yield compare.compare(name, words, flags, self.script, self.base, usual)
+                words = words.replace("{data}", self.data)
+                base = variants.base(name, self.data)
+                yield compare.compare(name, words, flags, self.script, base, usual)
 
 
 def line(row: compare.Comparison) -> str:

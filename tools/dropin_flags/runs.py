@@ -91,6 +91,7 @@ def _child(mode: Mode, script: Path, words: list[str], folder: Path) -> None:
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="1")
+        os.environ.update(NCCL_ALGO="Ring", CUBLAS_WORKSPACE_CONFIG=":4096:8")
         sys.argv = [
             str(script),
             *(word.replace("{folder}", str(folder / "files")) for word in words),

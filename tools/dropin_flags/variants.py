@@ -59,7 +59,10 @@ WITH = {
     "tensorboard_queue_size": "--tensorboard-dir {folder}",
     "train_samples": "--lr-decay-samples 12",
     "lr_decay_samples": "--train-samples 12",
-    "lr_warmup_samples": "--train-samples 12",
+    "lr_warmup_samples": "--train-samples 12 --lr-decay-samples 12",
+    "cross_entropy_loss_fusion": "--disable-jit-fuser",
+    "lr_warmup_init": "--lr-warmup-iters 1",
+    "activation_func_clamp_value": "--quick-geglu",
     "step_batch_size_schedule": "--train-samples 12",
     "num_query_groups": "--group-query-attention",
     "apply_wd_to_qk_layernorm": "--qk-layernorm",
@@ -73,6 +76,24 @@ WITH = {
     "apply_query_key_layer_scaling": "--fp16",
 }
 """By name, or by how it begins, the longest first."""
+
+WITHOUT = {
+    "train_samples": "--train-iters 3",
+    "lr_decay_samples": "--train-iters 3",
+    "lr_warmup_samples": "--train-iters 3",
+    "rampup_batch_size": "--train-iters 3",
+    "step_batch_size_schedule": "--train-iters 3",
+    "squared_relu": "--swiglu",
+    "quick_geglu": "--swiglu",
+    "openai_gelu": "--swiglu",
+    "swiglu": "--swiglu",
+    "activation_func_clamp_value": "--swiglu",
+    "add_bias_linear": "--disable-bias-linear",
+    "mock_data": "--data-path {data}",
+    "train_data_path": "--data-path {data} --split 8,1,1",
+    "untie_embeddings_and_output_weights": "--untie-embeddings-and-output-weights",
+}
+"""Words of :data:`BASE` that an argument does not go with."""
 
 WORDS: dict[str, tuple[str, ...]] = {
     "window_size": ("--window-size 16,0", "--window-size 64,0"),
@@ -103,22 +124,26 @@ WORDS: dict[str, tuple[str, ...]] = {
     "max_position_embeddings": ("--max-position-embeddings 128",),
     "layernorm_epsilon": ("--norm-epsilon 1e-3",),
     "train_iters": ("--train-iters 2",),
-    "train_samples": (),
+    "train_samples": ("--train-samples 12",),
+    "lr_decay_samples": ("--lr-decay-samples 8",),
+    "lr_warmup_samples": ("--lr-warmup-samples 4",),
+    "lr_warmup_init": ("--lr-warmup-init 1e-3",),
+    "window_attn_skip_freq": ("--window-attn-skip-freq 2",),
+    "swiglu": ("",),
+    "add_bias_linear": ("",),
+    "untie_embeddings_and_output_weights": ("",),
     "micro_batch_size": ("--micro-batch-size 1",),
     "global_batch_size": ("--global-batch-size 2",),
     "rampup_batch_size": ("--train-samples 12 --rampup-batch-size 2 2 4",),
     "tensor_model_parallel_size": (),
-    "data_path": ("--mock-data --data-path",),
+    "data_path": (),
     "mock_data": ("--mock-data",),
     "train_data_path": ("--train-data-path {data} --valid-data-path {data}",),
     "valid_data_path": (),
     "test_data_path": (),
     "split": ("--split 5,3,2",),
     "save": ("--save {folder} --save-interval 2",),
-    "spec": (
-        "--spec megatron_ultralong.spec ring_local_spec",
-        "--spec megatron.core.models.gpt.gpt_layer_specs get_gpt_layer_local_spec",
-    ),
+    "spec": (),
     "vocab_size": ("--vocab-size 300",),
     "make_vocab_size_divisible_by": ("--make-vocab-size-divisible-by 64",),
     "padded_vocab_size": ("--padded-vocab-size 384",),
@@ -149,8 +174,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "attention_backend": tuple(f"--attention-backend {kind}" for kind in ("local", "unfused")),
     "logits_save_dir": ("--logits-save-dir {folder} --logits-save-top-k 4",),
     "logging_level": ("--logging-level 30",),
-    "profile_step_start": ("--profile-step-start 1 --profile-step-end 2",),
-    "profile_step_end": ("--profile-step-start 1 --profile-step-end 2",),
+    "profile_step_start": ("--tensorboard-dir {folder} --profile-step-start 1",),
+    "profile_step_end": ("--tensorboard-dir {folder} --profile-step-start 1 --profile-step-end 2",),
     "optimizer": ("--optimizer sgd", "--optimizer muon", "--optimizer lion"),
     "reset_attention_mask": (
         "--reset-attention-mask",
@@ -162,8 +187,21 @@ WORDS: dict[str, tuple[str, ...]] = {
     "bf16": ("--bf16",),
     "fp16": ("--fp16",),
 }
-"""An empty one: there is nothing to try on one rank without a checkpoint (the reason is in the
-table of :mod:`.table`)."""
+"""An empty one: it is tried with another argument, or needs a checkpoint or other ranks, which the
+tests of ``tests/dropin`` have."""
+
+
+def base(name: str, data: str) -> list[str]:
+    """The common command line for an argument.
+
+    Args:
+        name: of the argument.
+        data: prefix of the data set.
+    """
+    text = " ".join(BASE.split())
+    without = WITHOUT.get(name, "")
+    assert without in text, f"not among the common words: {without}"
+    return text.replace(without, "").replace("{data}", data).split()
 
 
 def variants(action: argparse.Action) -> list[str]:
