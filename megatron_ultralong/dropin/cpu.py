@@ -10,6 +10,8 @@ and until it is left:
 * Compiling warm-ups and CUDA extensions are left out: fused kernels are for GPUs. Triton, which
   PyTorch's builds for CPUs have not, is not missed (:mod:`.without_triton`).
 * Pinning memory does nothing: it is for copies to a GPU.
+* The process that Megatron-Core spawns to collect what its writers say does not import the script:
+  it needs nothing of it, and it is outside this context.
 
 :func:`set_cpu_defaults` changes the defaults of arguments that ask for NCCL, Transformer Engine
 and fused kernels; what a command line says still counts.
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import multiprocessing.spawn
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +56,15 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     return None
 
 
+_PREPARATION = multiprocessing.spawn.get_preparation_data
+
+
+def _without_the_script(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = _PREPARATION(name)
+    data.pop("init_main_from_path", None)
+    return data
+
+
 def _itself(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return tensor
 
@@ -83,6 +95,7 @@ def training_on_cpu() -> Iterator[None]:
             (torch.cuda, "Stream", torch.cpu.Stream),
             (torch.cuda, "stream", torch.cpu.stream),
             (torch.Tensor, "pin_memory", _itself),
+            (multiprocessing.spawn, "get_preparation_data", _without_the_script),
             (training, "set_jit_fusion_options", _nothing),
             (initialize, "fused_kernels", _NoFusedKernels),
             (arguments, "get_device_arch_version", lambda: 10),

@@ -9,14 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.docs.blocks import ROOT, blocks
+from tests.dropin.megatron_lm import needs_megatron_lm
 from tests.patience import patience
 
-pytest.importorskip(
-    "megatron.training", reason="the wheel of Megatron-Core 0.16 has no Megatron-LM"
-)
+needs_megatron_lm()
 
 
 def test_the_first_step_of_the_page_runs(tmp_path: Path) -> None:

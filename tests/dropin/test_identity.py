@@ -14,10 +14,10 @@ import torch
 from megatron_ultralong.checkpoint.convert import ExportConfig, export_checkpoint
 from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.errors import InputError
-from tests.dropin.megatron_lm import Tiny, tiny_message, tiny_run
+from tests.dropin.megatron_lm import Tiny, needs_megatron_lm, tiny_message, tiny_run
 from tests.ranks import run_on_ranks
 
-pytest.importorskip("megatron.training", reason="there is no megatron.training: see docs/dropin.md")
+needs_megatron_lm()
 
 YARN = (
     *("--ultralong-rope-scaling", "yarn", "--ultralong-rope-scaling-factor", "4"),
@@ -67,7 +67,7 @@ def test_a_resume_that_forgets_the_scaling_takes_it_of_the_checkpoint(
     ("words", "named"),
     [
         (("--ultralong-rope-scaling", "none"), "--ultralong-rope-scaling asks for None"),
-        (YARN[:3] + ("8",) + YARN[4:], "--ultralong-rope-scaling asks for"),
+        ((*YARN[:3], "8", *YARN[4:]), "--ultralong-rope-scaling asks for"),
         (("--ultralong-angle-precision", "float32"), "--ultralong-angle-precision"),
         (("--ultralong-rope-scaling-factor", "8"), "does not use it"),
         (("--rotary-base", "20000"), "--rotary-base is 20000"),

@@ -71,7 +71,8 @@ def test_every_field_of_the_configuration_is_known() -> None:
 
 
 def test_every_argument_of_this_megatron_lm_is_known() -> None:
-    pytest.importorskip("megatron.training", reason="there is no megatron.training")
+    if importlib.util.find_spec("megatron.training") is None:
+        pytest.skip("the wheel of Megatron-Core 0.16 has no Megatron-LM")
     from megatron_ultralong.dropin.cpu import training_on_cpu
 
     with training_on_cpu():
@@ -122,7 +123,7 @@ def test_a_new_argument_is_refused_until_somebody_decides(monkeypatch: pytest.Mo
 def test_a_new_field_is_refused_where_it_is_not_at_its_default() -> None:
     Newer = dataclasses.make_dataclass("Newer", [("sparse_attention", int, 0)])
     check_model_config(DropInConfig(), Newer(), ["attention"])
-    with pytest.raises(InputError, match="Newer.sparse_attention is 4"):
+    with pytest.raises(InputError, match=r"Newer\.sparse_attention is 4"):
         check_model_config(DropInConfig(), Newer(4), ["attention"])
 
 

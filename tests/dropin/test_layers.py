@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.dropin.megatron_lm import Tiny, tiny_message, tiny_run
+from tests.dropin.megatron_lm import Tiny, needs_megatron_lm, tiny_message, tiny_run
 from tests.ranks import run_on_ranks
 
-pytest.importorskip("megatron.training", reason="there is no megatron.training: see docs/dropin.md")
+needs_megatron_lm()
 
 SPEC = ("--spec", "megatron_ultralong.spec", "ring_local_spec")
 # Else Megatron-LM takes the mean of each context-parallel rank's own tokens.

@@ -26,13 +26,11 @@ from megatron_ultralong.config import (
     RopeConfig,
 )
 from megatron_ultralong.training.pretrain import pretrain
-from tests.dropin.megatron_lm import EXAMPLE, flags, run
+from tests.dropin.megatron_lm import EXAMPLE, flags, needs_megatron_lm, run
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 
-pytest.importorskip(
-    "megatron.training", reason="the wheel of Megatron-Core 0.16 has no Megatron-LM"
-)
+needs_megatron_lm()
 
 
 def theirs(config: PretrainConfig, folder: Path, *more: str) -> list[float]:

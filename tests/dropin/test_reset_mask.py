@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from megatron_ultralong.dropin.reset_mask import _boundaries
-from tests.dropin.megatron_lm import Tiny, tiny_run
+from tests.dropin.megatron_lm import Tiny, needs_megatron_lm, tiny_run
 from tests.ranks import run_on_ranks
 
-pytest.importorskip("megatron.training", reason="there is no megatron.training: see docs/dropin.md")
+needs_megatron_lm()
 
 RESET = ("--reset-attention-mask", "--reset-position-ids", "--eod-mask-loss")
 # Else Megatron-LM takes the mean of each context-parallel rank's own tokens, however many count.

@@ -20,6 +20,7 @@ from megatron.training.utils import get_blend_and_blend_per_split
 
 
 def datasets(num_samples, vp_stage=None):
+    """Training, validation and test, as the arguments say."""
     args = get_args()
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     asked = {
@@ -49,6 +50,7 @@ datasets.is_distributed = True
 
 
 def layer_spec(args, config, vp_stage):
+    """Megatron-Core's own layers, as the arguments say, or those of ``--spec``."""
     if args.spec is not None:
         return import_module(args.spec)
     if args.num_experts:
@@ -70,6 +72,7 @@ def layer_spec(args, config, vp_stage):
 
 
 def model_provider(pre_process=True, post_process=True, vp_stage=None, config=None, **others):
+    """A GPT; releases from 0.19 on build it themselves."""
     args = get_args()
     config = config or core_transformer_config_from_args(args)
     further = None
@@ -102,11 +105,13 @@ def model_provider(pre_process=True, post_process=True, vp_stage=None, config=No
 
 
 def loss_of(mask, losses):
+    """Sum and number of the losses that count."""
     total, count = (losses.float() * mask).sum(), mask.sum().int()
     return total, count, {"lm loss": torch.stack((total.detach(), count.float()))}
 
 
 def forward_step(iterator, model):
+    """Losses of this rank's chunks of the next rows."""
     batch = next(iterator)
     size = parallel_state.get_context_parallel_world_size()
     rank = parallel_state.get_context_parallel_rank()

@@ -114,13 +114,13 @@ def _child(mode: Mode, script: Path, words: list[str], folder: Path) -> None:
 
 def train(mode: Mode, script: Path, losses: list[float]) -> None:
     """Run ``script`` with ``sys.argv``; the losses of its iterations are added to ``losses``."""
-    from megatron.training import arguments, training
-
     from megatron_ultralong.dropin.__main__ import extend
     from megatron_ultralong.dropin.cpu import set_cpu_defaults, training_on_cpu
     from megatron_ultralong.dropin.wheel import keep_compiled_helpers
 
     with training_on_cpu(), contextlib.ExitStack() as stack:
+        from megatron.training import arguments, training
+
         train_step = training.train_step
         stack.callback(setattr, training, "train_step", train_step)
 
@@ -165,11 +165,11 @@ def warm(script: Path) -> argparse.ArgumentParser:
     inspect.getsourcelines = functools.cache(inspect.getsourcelines)
     ast.parse = functools.cache(ast.parse)
     with training_on_cpu():
-        import megatron_ultralong.dropin.extension
-        import megatron_ultralong.spec  # noqa: F401
-
+        importlib.import_module("megatron_ultralong.dropin.extension")
+        importlib.import_module("megatron_ultralong.spec")
         runpy.run_path(str(script), run_name="imported")
         from megatron.training import arguments
 
-        parser = arguments.add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
-    return parser
+        theirs = argparse.ArgumentParser(allow_abbrev=False)
+        parser: argparse.ArgumentParser = arguments.add_megatron_arguments(theirs)
+        return parser
