@@ -30,8 +30,8 @@ def norms_under_sequence_parallelism() -> Iterator[None]:
             parameter.sequence_parallel = True
         return norm
 
-    WrappedTorchNorm.__new__ = staticmethod(build)  # type: ignore[assignment]
+    WrappedTorchNorm.__new__ = staticmethod(build)
     try:
         yield
     finally:
-        WrappedTorchNorm.__new__ = staticmethod(theirs)  # type: ignore[assignment]
+        WrappedTorchNorm.__new__ = staticmethod(theirs)

@@ -118,10 +118,11 @@ class RingCoreAttention(MegatronModule):
         assignment = getattr(packed_seq_params, "assignment", None)
         if isinstance(packed_seq_params, RowsOfDocuments):
             assert keep is None, "one row's output is kept"
-            rows = enumerate(packed_seq_params.cu_seqlens_of_rows)
+            size = len(packed_seq_params.cu_seqlens_of_rows)
+            rows = zip(*(x.chunk(size, dim=1) for x in (query, key, value)), strict=True)
             out = [
-                self._attend(*(x[:, i : i + 1] for x in (query, key, value)), edges, assignment)
-                for i, edges in rows
+                self._attend(q, k, v, edges, assignment)
+                for (q, k, v), edges in zip(rows, packed_seq_params.cu_seqlens_of_rows, strict=True)
             ]
             return torch.cat(out, dim=1)
         cu_seqlens = packed_seq_params.cu_seqlens_q

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.dropin.config import DropInConfig
+from megatron_ultralong.dropin.known_arguments import KNOWN
 from tests.docs.blocks import ROOT, blocks, pages, prose
 from tests.docs.commands import FLAG, commands, known_flags
 
@@ -33,6 +36,12 @@ OTHERS = {
     "--nproc-per-node": "torchrun",
 }
 """Flags of other programs that our pages name."""
+
+
+def drop_in_flags() -> set[str]:
+    """Flags inside a user's own Megatron-LM: of its parser, and ours."""
+    ours = {f"ultralong_{field.name}" for field in dataclasses.fields(DropInConfig)}
+    return {"--" + name.replace("_", "-") for name in KNOWN | ours} | {"--norm-epsilon"}
 
 
 def scripts() -> list[Path]:
@@ -75,6 +84,8 @@ def test_flags_in_prose_exist_somewhere(page: Path) -> None:
     from megatron_ultralong import cli
 
     known = {flag for verb in cli._VERBS for flag in known_flags(verb)} | set(OTHERS)
+    if page.name == "dropin.md":
+        known |= drop_in_flags()
     wrong = [
         f"{page.relative_to(ROOT)}:{number}: {flag} is a flag of no verb"
         for number, line in prose(page)
