@@ -43,7 +43,7 @@ from megatron_ultralong.checkpoint.verification import (
 from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.progress import progress
-from megatron_ultralong.ranges import Range
+from megatron_ultralong.ranges import Range, check_ranges
 
 DtypeName = Literal["keep", "bf16", "fp16", "fp32"]
 _DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -177,6 +177,7 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         InputError: no such checkpoint, its rotary embedding has no form in that format, or
             the output is in use.
     """
+    check_ranges(config)
     source = MegatronCheckpoint(
         config.src, config.iteration, verify_checksums=config.verify_checksums
     )
@@ -226,6 +227,7 @@ def verify(config: VerifyConfig) -> Comparison:
     Raises:
         InputError: they differ; the message names the tensors, or says by how much.
     """
+    check_ranges(config)
     models = [
         open_model(path, config.iteration, verify_checksums=config.verify_checksums)
         for path in (config.a, config.b)

@@ -19,7 +19,7 @@ from megatron_ultralong.checkpoint.open_model import open_model, summarise
 from megatron_ultralong.checkpoint.report import show, show_rows
 from megatron_ultralong.checkpoint.verification import Model
 from megatron_ultralong.checkpoint.weight_map import weight_map
-from megatron_ultralong.ranges import Range
+from megatron_ultralong.ranges import Range, check_ranges
 
 _QKV = "self_attention.linear_qkv.weight"
 _OPTIMIZER = "optimizer."
@@ -45,6 +45,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     Raises:
         InputError: it is in no known format, or damaged.
     """
+    check_ranges(config)
     model = open_model(config.src, config.iteration, verify_checksums=config.verify_checksums)
     values: dict[str, Any] = {
         "format": model.format,
