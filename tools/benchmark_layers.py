@@ -3,7 +3,7 @@
     python tools/benchmark_layers.py
 
 A Llama of hidden size 64 with all tensors in one safetensors file is imported and compared. The
-share is the time of the most layers over that of the fewest, both a layer: 1 where import is linear.
+share is the time of the most layers over that of the fewest, a layer: 1 where import is linear.
 """
 
 from __future__ import annotations
