@@ -84,6 +84,8 @@ def local_batches(
         )
 
     vocab_size = extension.identity.source.model.vocab_size
+    if extension.identity.folder is None:  # Megatron-LM's own, which may be padded
+        vocab_size = min(vocab_size, manifest.vocab_size)
     searchable = manifest.separators_tell_all or (
         config.document_mask == "none" and manifest.packing != "whole"
     )

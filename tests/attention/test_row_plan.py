@@ -1,0 +1,82 @@
+"""A row's plan is made once, for as long as the row is there, and is the plan of its documents."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_ultralong.attention import kernels, plan
+from megatron_ultralong.attention.boundaries import Boundaries
+from megatron_ultralong.attention.cpu_kernel import CPU
+from megatron_ultralong.attention.plan import make_plan, row_plan
+from megatron_ultralong.context_parallel import zigzag
+
+
+def test_layers_of_a_row_share_its_plan_and_nobody_keeps_it() -> None:
+    gc.collect()
+    kept = len(plan._plans)
+    edges = torch.tensor([0, 5, 16], dtype=torch.int32)
+    first = row_plan(zigzag(2), 16, edges, 1)
+    assert first.cu_seqlens == (0, 5, 16)
+    assert row_plan(zigzag(2), 16, edges, 1) is first
+    assert row_plan(zigzag(1), 16, edges, 1).size == 1
+    assert len(plan._plans) == kept + 1
+    edges[1] = 6
+    assert row_plan(zigzag(2), 16, edges, 1).cu_seqlens == (0, 6, 16)
+    other = torch.tensor([0, 6, 16])
+    assert row_plan(zigzag(2), 16, other, 1) == make_plan(zigzag(2), 16, (0, 6, 16))
+    del edges, other
+    gc.collect()
+    assert len(plan._plans) == kept
+
+
+def test_a_plan_in_inference_mode() -> None:
+    with torch.inference_mode():
+        edges = torch.tensor([0, 5, 5, 16])
+        assert row_plan(zigzag(2), 16, edges, 1).cu_seqlens == (0, 5, 16)
+        edges[1:3] = 7
+        assert row_plan(zigzag(2), 16, edges, 1).cu_seqlens == (0, 7, 16)
+
+
+def test_wrong_boundaries_are_named_in_a_line() -> None:
+    for wrong, message in (
+        ([0, 9, 5, 16], r"must rise; document 1 has -4 tokens"),
+        ([0, 5, 15], r"length of the whole row \(16\), not \(0, 15\)"),
+        ([1, 5, 16], r"length of the whole row \(16\), not \(1, 16\)"),
+        ([0], r"cu_seqlens of \(1,\)"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            row_plan(zigzag(2), 16, torch.tensor(wrong), 1)
+
+
+def test_boundaries_are_a_tuple_to_all_others() -> None:
+    edges = Boundaries((0, 3, 5))
+    assert edges == (0, 3, 5)
+    assert {(0, 3, 5): 1}[edges] == 1
+    assert hash(edges) == hash(edges) == hash((0, 3, 5))
+    assert Boundaries((0, 3, 6)) != edges
+
+
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=40), st.sampled_from(["fp64", "bf16"]))
+def test_documents_of_one_length_together_are_those_alone(lengths: list[int], name: str) -> None:
+    edges = (0, *np.cumsum(lengths).tolist())
+    dtype = {"fp64": torch.float64, "bf16": torch.bfloat16}[name]
+    torch.manual_seed(len(lengths))
+    q, dout = (torch.randn(edges[-1], 1, 4, 16).to(dtype) for _ in range(2))
+    k, v = (torch.randn(edges[-1], 1, 2, 16).to(dtype) for _ in range(2))
+    alone = dataclasses.replace(CPU, documents_forward=None, documents_backward=None)
+    out, lse = kernels.documents_forward(CPU, q, k, v, edges, 0.3)
+    for ours, theirs in (
+        ((out, lse), kernels.documents_forward(alone, q, k, v, edges, 0.3)),
+        (
+            kernels.documents_backward(CPU, dout, q, k, v, out, lse, edges, 0.3),
+            kernels.documents_backward(alone, dout, q, k, v, out, lse, edges, 0.3),
+        ),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
