@@ -153,19 +153,22 @@ class Heartbeat:
         """Tell where every rank is: at once which are gone, then, when signs had time, the rest."""
         self._send()  # the others' surveys see that this rank lives, and ends like them
         first = {rank: self._read(rank) for rank in range(self._size) if rank != self._rank}
-        gone = {rank for rank, sign in first.items() if self._is_lost(rank, sign)}
-        for rank in gone:
-            _tell(f"{_named(rank, first[rank])} is gone: its process has ended", first[rank])
         waiting: dict[str, list[int]] = defaultdict(list)
-        unknown = set(first) - gone
+        unknown = set(first)
         deadline = time.monotonic() + _SURVEY_BEATS * self._interval
-        while unknown and time.monotonic() < deadline:
-            time.sleep(self._interval / 4)
+        while True:
             for rank in sorted(unknown):
                 sign = self._read(rank)
-                if sign["count"] != first[rank]["count"] or sign["is_ending"]:
+                # A killed process closes its sockets a moment before it is gone.
+                if self._is_lost(rank, sign):
+                    unknown.remove(rank)
+                    _tell(f"{_named(rank, sign)} is gone: its process has ended", sign)
+                elif sign["count"] != first[rank]["count"] or sign["is_ending"]:
                     unknown.remove(rank)
                     waiting[_whereabouts(sign)].append(rank)
+            if not unknown or time.monotonic() > deadline:
+                break
+            time.sleep(min(self._interval / 4, 1.0))
         for rank in sorted(unknown):
             _tell(f"{_named(rank, first[rank])} is silent", first[rank])
             self._kill_if_here(first[rank])
