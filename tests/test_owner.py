@@ -25,7 +25,7 @@ from megatron_ultralong.owner_record import (
 )
 from megatron_ultralong.owner_signs import check_not_owned
 
-RACERS = 8
+RACERS = 6
 
 
 def own(folder: Path) -> Owner:
@@ -241,7 +241,7 @@ def refuse_links(*args: object) -> None:
 def test_of_several_at_once_one_gets_the_folder(tmp_path: Path, has_links: bool) -> None:
     """Into an empty folder first, then over one and the same dead owner."""
     context = multiprocessing.get_context("fork")
-    for round in range(5):
+    for round in range(3):
         begin, end = context.Barrier(RACERS), context.Barrier(RACERS)
         wins = context.Value("i", 0)
         racers = [

@@ -267,7 +267,7 @@ def test_nan_in_a_batch_is_named(
         assert np.isfinite([found[n] for n in (5, 6)]).all()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "offloaded"])
+@pytest.mark.parametrize("optimizer", ["adam", pytest.param("offloaded", marks=pytest.mark.slow)])
 def test_a_checkpoint_before_any_step_has_succeeded(
     tmp_path: Path, make_config: MakeConfig, optimizer: str
 ) -> None:

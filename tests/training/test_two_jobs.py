@@ -115,6 +115,7 @@ def pause_and_take_over(
     finish_and_compare(dataclasses.replace(config, train_iters=finished.train_iters), plain)
 
 
+@pytest.mark.slow  # tests/test_one_output.py and test_owner.py have the same in little
 def test_a_paused_job_that_was_taken_over_writes_nothing_more(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
