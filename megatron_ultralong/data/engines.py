@@ -9,7 +9,11 @@ from typing import Literal, NamedTuple
 from megatron_ultralong.data.fast_tokenizer import FastPathError, FastTokenizer
 from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
 from megatron_ultralong.data.sentencepiece_tokenizer import SentencePieceTokenizer
-from megatron_ultralong.data.tokenising import DocumentTokenizer, HuggingFaceTokenizer
+from megatron_ultralong.data.tokenising import (
+    DocumentTokenizer,
+    HuggingFaceTokenizer,
+    check_file_sizes,
+)
 from megatron_ultralong.errors import InputError, missing
 
 TokenizerEngine = Literal["auto", "gigatoken", "reference"]
@@ -49,6 +53,7 @@ def open_reference(path: Path) -> DocumentTokenizer:
         raise InputError(
             f"--tokenizer {path} has no {' or '.join(NAMES)}; give such a file or its folder"
         )
+    check_file_sizes(file.parent)
     if file.suffix == ".json":
         return HuggingFaceTokenizer(file)
     with open(file, "rb") as opened:

@@ -177,13 +177,14 @@ def side_file(folder: Path, name: str) -> dict[str, Any]:
 
 
 def check_file_sizes(folder: Path) -> None:
-    """Refuse a tokenizer's folder before a library reads files of any size from it.
+    """Refuse a tokenizer's folder before a library reads, or we copy, files of any size from it.
 
     Raises:
-        InputError: a file of JSON or a template is larger than the largest vocabulary.
+        InputError: one of its files is larger than the largest vocabulary.
     """
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*.jinja")]):
-        size = file.stat().st_size
+    for name in (*TOKENIZER_FILES, "added_tokens.json", "vocab.json"):
+        file = folder / name
+        size = file.stat().st_size if file.exists() else 0
         if size > MAX_TOKENIZER_BYTES:
             raise InputError(
                 f"{file} has {size:,} bytes, and a tokenizer's files have at most "

@@ -223,13 +223,12 @@ CHATS: dict[str, tuple[Writer, str]] = {
 """Files of conversations, and the message that ``prepare chat`` ends with."""
 
 TOKENIZERS: dict[str, tuple[Writer, str]] = {
-    "tokenizer.json": (lambda path: write_sparse(path, b"{"), r"more than 41,943,040 bytes"),
-    "tokenizer.model": (
-        lambda path: write_sparse(path, b"QQ== 1\n"),
-        r"more than 16,777,216 bytes",
-    ),
+    "tokenizer.json": (lambda path: write_sparse(path, b"{"), r"at most 41,943,040"),
+    "tokenizer.model": (lambda path: write_sparse(path, b"QQ== 1\n"), r"more than 16,777,216"),
+    "tokenizer_config.json": (lambda path: write_sparse(path, b"{"), r"at most 41,943,040"),
+    "chat_template.jinja": (lambda path: write_sparse(path, b"{{ 1 }}"), r"at most 41,943,040"),
 }
-"""Vocabularies."""
+"""Files of a tokenizer's folder."""
 
 LOOP = "{% for i in range(99999) %}"
 TEMPLATES = {
