@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,8 +59,8 @@ def line(row: compare.Comparison) -> str:
 
 
 def end_of_document() -> int:
-    """The last id of a ``NullTokenizer``: the legacy one has one more than its vocabulary."""
-    import megatron
+    """The last id of a ``NullTokenizer``, which up to 0.17 has one more than its vocabulary."""
+    from megatron.core.tokenizers.text.libraries.null_tokenizer import NullTokenizer
 
-    legacy = any((Path(part) / "training" / "tokenizer").is_dir() for part in megatron.__path__)
-    return data.VOCABULARY if legacy else data.VOCABULARY - 1
+    counts_it = "eod_id" in inspect.signature(NullTokenizer).parameters
+    return data.VOCABULARY - 1 if counts_it else data.VOCABULARY
