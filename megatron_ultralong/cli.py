@@ -377,6 +377,6 @@ _VERBS: dict[str, tuple[str, Callable[[str, list[str]], None]]] = {
         _run_evaluate_report,
     ),
     "generate": ("continue prompts with a checkpoint, in any layout", _run_generate),
-    "doctor": ("whether this machine and job can run the rest, and what to mend", _run_doctor),
+    "doctor": ("whether this machine and job can run the rest, and what to fix", _run_doctor),
 }
 """What users type, what it does, and what runs."""

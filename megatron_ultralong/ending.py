@@ -23,7 +23,7 @@ _OTHERS_WAIT_SECONDS = 1.0
 
 @contextlib.contextmanager
 def ends_with_message() -> Iterator[None]:
-    """Turn the errors that a user can mend, and ends in order, into a message and a status."""
+    """Turn the errors that a user can fix, and clean ends, into a message and a status."""
     try:
         yield
     except InputError as error:

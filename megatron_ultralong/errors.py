@@ -45,7 +45,7 @@ def _written_out(code: int) -> str:
 
 
 class InputError(ValueError):
-    """Input that a user can mend.
+    """Input that a user can fix.
 
     Its message is all that the user sees: it names the values that disagree, the rule they break
     and the way out. The command line prints it without a traceback and exits with status 2.

@@ -52,7 +52,7 @@ class OptimizerConfig:
     optimizer_offload_fraction: Annotated[float, Range(above=0, most=1)] = 1.0
     """How much of them."""
     overlap_cpu_optimizer_d2h_h2d: bool = False
-    """Copy gradients and weights of off-loaded states while the CPU works on others."""
+    """Copy gradients and weights of offloaded states while the CPU works on others."""
 
     def check(self, precision: str) -> None:
         """Raise InputError where the fields do not fit together, or the run's precision."""

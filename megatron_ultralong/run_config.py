@@ -37,7 +37,7 @@ class MemoryConfig:
         if self.offload_activations and self.recompute_granularity == "none":
             raise InputError(
                 "offload_activations needs recompute_granularity 'keep_attention' or 'full', not "
-                "'none': what recomputed layers keep is off-loaded, and none keeps every tensor "
+                "'none': what recomputed layers keep is offloaded, and none keeps every tensor "
                 "inside the layers"
             )
 

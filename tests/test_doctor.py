@@ -93,7 +93,7 @@ def test_another_apex_and_a_broken_transformer_engine_are_problems(
     found = problems(list(software_findings()))
     assert set(found) == {"Apex", "TE", "attention"}
     assert "not NVIDIA's" in found["Apex"].text
-    assert "pip uninstall apex" in found["Apex"].mend
+    assert "pip uninstall apex" in found["Apex"].fix
     assert "undefined symbol" in found["TE"].text
     assert "none of that name" in found["attention"].text
     # In an image that is being built there is no driver, which some builds ask at import.

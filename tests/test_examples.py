@@ -62,7 +62,7 @@ def test_the_whole_way_runs(environment: dict[str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "positions"), [("2m", 2048), ("4m", 4096)])
 def test_the_longer_targets_train(environment: dict[str, str], target: str, positions: int) -> None:
-    """From the weights and the checkpoint of the whole way to the first."""
+    """From the weights and the checkpoint of the end-to-end run to the first."""
     run(environment, "02_prepare.sh", "--mock", target)
     run(environment, "04_pretrain.sh", "--mock", target)
     saved = Path(environment["WORK"]) / f"run-{target}" / "ultralong.json"

@@ -103,7 +103,7 @@ def memory_lines() -> dict[str, list[tuple[int, float]]]:
         "everything kept (none)": ("none", False),
         "attention kept (keep_attention)": ("keep_attention", False),
         "attention recomputed too (full)": ("full", False),
-        "off-loaded to the host (--offload-activations), either": ("full", True),
+        "offloaded to the host (--offload-activations), either": ("full", True),
     }
     lines: dict[str, list[tuple[int, float]]] = {}
     for name, (kind, offload) in kinds.items():

@@ -70,10 +70,10 @@ class ConversationReader:
             InputError: it is not to be skipped.
         """
         if not self.options.skip_bad:
-            mend = "raise --max-document-bytes" if record.is_too_long else "mend it"
+            fix = "raise --max-document-bytes" if record.is_too_long else "fix it"
             raise InputError(
                 f"source {self.source.name!r}: {absolute_place(record)}: {error.problem}: {error}; "
-                f"{mend}, or skip and count such conversations with --skip-bad"
+                f"{fix}, or skip and count such conversations with --skip-bad"
             ) from error
         self.num_bad[error.problem] += record.num_records
 

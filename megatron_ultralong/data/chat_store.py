@@ -218,7 +218,7 @@ class _Collector:
                 f"ones skipped, {source.num_duplicates} equal to earlier ones, "
                 f"{source.num_too_long} longer than {self.config.limit} tokens (the longest has "
                 f"{source.longest}), {source.num_nothing_left} with nothing left after cutting; "
-                "leave this --source out, raise --seq-length, or mend its files"
+                "leave this --source out, raise --seq-length, or fix its files"
             )
         self.sources.append(source)
         self.lengths += [

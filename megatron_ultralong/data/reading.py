@@ -198,9 +198,9 @@ class DocumentReader:
             name = _value(record.fields, self.options.source_key)
         error = record.error or self._what_is_wrong(record, text, name)
         if error and not self.options.skip_bad:
-            mend = "raise --max-document-bytes" if record.is_too_long else "mend it"
+            fix = "raise --max-document-bytes" if record.is_too_long else "fix it"
             raise InputError(
-                f"source {self.source.name!r}: {absolute_place(record)}: {error}; {mend}, or "
+                f"source {self.source.name!r}: {absolute_place(record)}: {error}; {fix}, or "
                 "skip and count such documents with --skip-bad"
             )
         if error:

@@ -1,1 +1,1 @@
-"""What this machine has for a run, whether it works, and what to mend."""
+"""What this machine has for a run, whether it works, and what to fix."""

@@ -77,8 +77,8 @@ def communication_findings(megabytes: int) -> Iterator[Finding]:
         )
     skew = float(measured["clock_skew_s"])
     if skew > 1.0:
-        mend = "synchronise the hosts' clocks (chrony)"
-        yield Finding("warning", "clocks", f"of the ranks are {skew:.1f} s apart", mend)
+        fix = "synchronise the hosts' clocks (chrony)"
+        yield Finding("warning", "clocks", f"of the ranks are {skew:.1f} s apart", fix)
 
 
 def _reason(error: Exception) -> str:

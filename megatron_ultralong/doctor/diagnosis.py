@@ -1,4 +1,4 @@
-"""``ultralong doctor``: look at everything, say what to mend."""
+"""``ultralong doctor``: look at everything, say what to fix."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _findings(config: DoctorConfig) -> Iterator[Finding]:
         if not has_problem:
             raise
         text = f"not tried: {type(error).__name__}: {error}"
-        yield Finding("note", "communication", text, "mend the problems above first")
+        yield Finding("note", "communication", text, "fix the problems above first")
         return
     yield from communication_findings(config.megabytes)
 

@@ -17,10 +17,10 @@ class Finding:
     note: something that some runs need is not here."""
     subject: str
     text: str
-    mend: str = ""
+    fix: str = ""
     """What to do; empty where there is nothing to do."""
 
     def line(self) -> str:
         """The finding as it is printed: ``ok       python      3.11.7``."""
         text = f"{self.level:8} {self.subject:16} {self.text}"
-        return f"{text}\n{'':25} -> {self.mend}" if self.mend else text
+        return f"{text}\n{'':25} -> {self.fix}" if self.fix else text

@@ -40,8 +40,8 @@ def _shared_memory() -> Finding:
     try:
         tempfile.TemporaryFile(dir=SHARED_MEMORY).close()
     except OSError as error:
-        mend = "mount a tmpfs there, which all users may write to"
-        return Finding("problem", "/dev/shm", f"cannot be written to: {error}", mend)
+        fix = "mount a tmpfs there, which all users may write to"
+        return Finding("problem", "/dev/shm", f"cannot be written to: {error}", fix)
     usage = shutil.disk_usage(SHARED_MEMORY)
     text = f"{usage.free / 2**30:.2f} of {usage.total / 2**30:.2f} GiB free"
     if usage.free < LEAST_SHARED_MEMORY:
@@ -55,8 +55,8 @@ def _pinned_memory(has_gpu: bool) -> Finding:
         return Finding("ok", "pinned memory", "unlimited (ulimit -l)")
     text = f"at most {limit / 2**20:g} MiB (ulimit -l)"
     if has_gpu and _infiniband():
-        mend = "docker run --ulimit memlock=-1; on a host, memlock in /etc/security/limits.conf"
-        return Finding("problem", "pinned memory", f"{text}: InfiniBand registers more", mend)
+        fix = "docker run --ulimit memlock=-1; on a host, memlock in /etc/security/limits.conf"
+        return Finding("problem", "pinned memory", f"{text}: InfiniBand registers more", fix)
     return Finding("note", "pinned memory", f"{text}: enough without InfiniBand")
 
 
@@ -69,12 +69,10 @@ def _open_files() -> Finding:
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = f"at most {limit} (ulimit -n)"
     if limit != resource.RLIM_INFINITY and limit < LEAST_OPEN_FILES:
-        mend = f"ulimit -n {65536 if hard == resource.RLIM_INFINITY else hard}"
+        fix = f"ulimit -n {65536 if hard == resource.RLIM_INFINITY else hard}"
         if resource.RLIM_INFINITY != hard < LEAST_OPEN_FILES:
-            mend = (
-                "docker run --ulimit nofile=65536; on a host, nofile in /etc/security/limits.conf"
-            )
-        return Finding("warning", "open files", text, mend)
+            fix = "docker run --ulimit nofile=65536; on a host, nofile in /etc/security/limits.conf"
+        return Finding("warning", "open files", text, fix)
     return Finding("ok", "open files", text)
 
 
@@ -135,12 +133,12 @@ def _host_name() -> Finding:
     try:
         address = socket.gethostbyname(name)
     except OSError as error:
-        mend = f"add {name} to /etc/hosts, or set GLOO_SOCKET_IFNAME"
-        return Finding("warning", "host name", f"{name} has no address ({error})", mend)
+        fix = f"add {name} to /etc/hosts, or set GLOO_SOCKET_IFNAME"
+        return Finding("warning", "host name", f"{name} has no address ({error})", fix)
     if address.startswith("127."):
         text = f"{name} is {address}: ranks on other hosts cannot reach it"
-        mend = "for several hosts set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to an interface"
-        return Finding("note", "host name", text, mend)
+        fix = "for several hosts set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to an interface"
+        return Finding("note", "host name", text, fix)
     return Finding("ok", "host name", f"{name} is {address}")
 
 
@@ -151,8 +149,8 @@ def _clock() -> Finding:
     except (AttributeError, OSError) as error:  # not Linux
         return Finding("note", "clock", f"whether it is synchronised cannot be read ({error})")
     if state == _TIME_ERROR:
-        mend = "start chrony or systemd-timesyncd on the host: logs of hosts are compared by time"
-        return Finding("note", "clock", "is not synchronised", mend)
+        fix = "start chrony or systemd-timesyncd on the host: logs of hosts are compared by time"
+        return Finding("note", "clock", "is not synchronised", fix)
     if state < 0:
         return Finding("note", "clock", "whether it is synchronised may not be read here")
     return Finding("ok", "clock", "is synchronised")

@@ -55,8 +55,8 @@ def _torch() -> Finding:
         import torch.distributed
     except Exception as error:  # a broken library raises anything
         text = f"{version or 'not installed'}: {type(error).__name__}: {error}"
-        mend = "install torch 2.6 or later, a build for this Python and this driver (pytorch.org)"
-        return Finding("problem", "torch", text, mend)
+        fix = "install torch 2.6 or later, a build for this Python and this driver (pytorch.org)"
+        return Finding("problem", "torch", text, fix)
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
     text = f"{torch.__version__}, {build}"
     if release(torch.__version__)[:2] < OLDEST_TORCH:
@@ -93,8 +93,8 @@ def _gpus() -> Iterator[Finding]:
             f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
         )
         busy = free < 0.9 * total
-        mend = "see with `nvidia-smi` what holds the rest" if busy else ""
-        yield Finding("warning" if busy else "ok", f"GPU {index}", text, mend)
+        fix = "see with `nvidia-smi` what holds the rest" if busy else ""
+        yield Finding("warning" if busy else "ok", f"GPU {index}", text, fix)
     if not torch.distributed.is_nccl_available():
         yield Finding("problem", "NCCL", "torch has none", "install a build of torch with NCCL")
     else:
@@ -109,7 +109,7 @@ def _kernels() -> Finding:
         from megatron_ultralong.attention import kernels
     except Exception as error:  # what it needs has a line of its own above
         text = f"cannot be looked at: {type(error).__name__}: {error}"
-        return Finding("problem", "attention", text, "mend the libraries above first")
+        return Finding("problem", "attention", text, "fix the libraries above first")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = torch.bfloat16
     try:

@@ -1,6 +1,6 @@
 """Where the tensors that a layer keeps for backward stay meanwhile: the device, or host memory.
 
-Off-loaded tensors are copied to pinned host memory on a stream of their own while the next layer
+Offloaded tensors are copied to pinned host memory on a stream of their own while the next layer
 computes, and fetched back near the end of the backward pass of the layer after: one layer's tensors
 are on the device ahead of their use, and not while attention is there too. On a CPU the same code
 makes plain copies.
@@ -58,7 +58,7 @@ class _OnDevice:
 
 
 class HostMemory:
-    """Off-loads tensors. Buffers are used again from step to step, for pinning is slow."""
+    """Offloads tensors. Buffers are used again from step to step, for pinning is slow."""
 
     def __init__(self, max_bytes: int) -> None:
         """``max_bytes``: of host memory, which were found to be enough before the start."""
@@ -81,7 +81,7 @@ class HostMemory:
             return free.pop()
         self.num_bytes += pinned_bytes(tensor.nbytes) if tensor.is_cuda else tensor.nbytes
         assert self.num_bytes <= self.max_bytes, (
-            f"off-loaded tensors need more than the {self.max_bytes} bytes that were planned"
+            f"offloaded tensors need more than the {self.max_bytes} bytes that were planned"
         )
         return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
 

@@ -55,7 +55,7 @@ def _sharded_state(
     }
     states = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(_SHARDING))
     for group in states["optimizer"]["param_groups"]:
-        # The off-loading optimizer names its classes there, and torch reads no file with classes.
+        # The offloading optimizer names its classes there, and torch reads no file with classes.
         for name in [name for name, value in group.items() if isinstance(value, type)]:
             del group[name]
     return {**weights, "optimizer": states, "opt_param_scheduler": scheduler.state_dict()}

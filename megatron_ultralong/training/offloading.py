@@ -1,4 +1,4 @@
-"""Host memory for off-loaded activations: what a run needs of it, and what a rank may take."""
+"""Host memory for offloaded activations: what a run needs of it, and what a rank may take."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def host_bytes(config: TrainingConfig, model: ModelConfig, num_ranks: int) -> in
 
 
 def check_offloading(config: TrainingConfig, model: ModelConfig, num_ranks: int) -> int:
-    """Bytes of host memory that this rank may take for off-loaded activations; 0: it needs none.
+    """Bytes of host memory that this rank may take for offloaded activations; 0: it needs none.
 
     Raises:
         InputError: they do not fit.

@@ -142,7 +142,7 @@ def _megatron_config(config: OptimizerConfig, params_dtype: torch.dtype) -> Mega
         store_param_remainders=False,
     )
     if config.optimizer_cpu_offload:
-        # Off-loading goes the way of the precision-aware optimizer. Megatron-Core 0.16 says so by
+        # Offloading goes the way of the precision-aware optimizer. Megatron-Core 0.16 says so by
         # comparing the version of a Transformer Engine that need not be there.
         megatron.use_precision_aware_optimizer = True
         megatron.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True

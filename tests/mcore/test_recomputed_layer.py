@@ -1,4 +1,4 @@
-"""Layers that recompute, keep, off-load and work in tiles have the gradients of plain layers."""
+"""Layers that recompute, keep, offload and work in tiles have the gradients of plain layers."""
 
 from __future__ import annotations
 

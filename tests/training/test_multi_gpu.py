@@ -62,7 +62,7 @@ def configs_of(
         f"{name} {mask}": dataclasses.replace(
             make_config(None, (1, 1), mask, train_iters=STEPS, save_interval=0),
             parallel=parallel,
-            # Tiles, kept attention and off-loading to pinned memory on two GPUs.
+            # Tiles, kept attention and offloading to pinned memory on two GPUs.
             memory=MemoryConfig(
                 recompute_granularity="keep_attention",
                 sequence_tile_size=24,

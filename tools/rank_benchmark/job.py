@@ -36,7 +36,7 @@ class Measurement:
     start_gib: float
     """Allocated before the iteration: weights, gradients, optimizer."""
     host_gib: float
-    """Pinned for off-loaded activations."""
+    """Pinned for offloaded activations."""
     sent_bytes: Counter[tuple[str, int]]
     """By (operation, ranks of the group)."""
 

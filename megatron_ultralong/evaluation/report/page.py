@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _PIXELS_A_DOT = 0.8
 """A picture's letters are then as large as the page's."""
-_BEST = "The best figure of a line is set off; that is no claim that the difference is certain."
+_BEST = "The best figure of a line is highlighted; that is no claim that the difference is certain."
 
 
 def report_page(report: Report) -> str:
