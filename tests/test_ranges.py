@@ -36,6 +36,7 @@ from megatron_ultralong.ranges import (
 from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.sft_config import SftConfig
 from tests.edges import NEEDED, RECIPES, every_number, flags, inside, name_of, outside, parsed_class
+from tests.patience import patience
 
 PACKAGE = Path(cli.__file__).parent
 
@@ -215,7 +216,11 @@ def test_a_refusal_does_not_load_torch() -> None:
         "    assert 'torch' not in sys.modules, verb\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("lr must be between 0 and 1, not -1.0") == 3

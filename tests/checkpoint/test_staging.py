@@ -43,6 +43,7 @@ def test_an_empty_output_folder_is_used(originals: Path, tmp_path: Path) -> None
 
 def test_a_conversion_that_was_killed_is_not_overwritten(originals: Path, tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "half").touch()
     with pytest.raises(InputError, match=r"out\.partial exists: .* was killed; .* --resume"):
         import_checkpoint(ImportConfig(originals / "single", tmp_path / "out"))
 

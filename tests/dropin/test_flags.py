@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.dropin.megatron_lm import needs_megatron_lm
+from tests.patience import patience
 
 needs_megatron_lm()
 
@@ -52,7 +53,7 @@ def test_arguments_do_the_same_or_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(7200)
+@pytest.mark.timeout(patience(7200))
 def test_every_argument_does_the_same_or_is_refused(tmp_path: Path) -> None:
     rows = check("", tmp_path / "table.json")
     assert sum(row["kind"] == "same" for row in rows) > 400
