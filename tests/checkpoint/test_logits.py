@@ -154,7 +154,10 @@ def test_layer_by_layer_gives_the_logits_of_the_whole_models(folder: Path, tmp_p
     assert 0 < max(yarn.layer_differences) < 1e-12
 
 
-@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize(
+    "rope",
+    [pytest.param(rope, marks=() if rope == "yarn" else pytest.mark.slow) for rope in ROPES],
+)
 def test_in_float64_nothing_is_left_of_the_difference(folder: Path, rope: str) -> None:
     models = HuggingFaceFolder(folder / f"{rope}-hf"), MegatronCheckpoint(folder / rope)
     comparison = logits.check_logits(*models, LENGTH, "fp64", "whole")

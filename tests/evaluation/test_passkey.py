@@ -85,6 +85,7 @@ def half_trained(scorer, encode, tmp_path_factory) -> HuggingFaceScorer:
     return scorer_of(folder)
 
 
+@pytest.mark.slow
 def test_argmax_of_one_forward_equals_greedy_decoding(half_trained, encode):
     recorder = Recorder(half_trained)
     result = measure_passkey(MANY, recorder, encode)

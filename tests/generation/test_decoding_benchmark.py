@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata, save_metadata
 from megatron_ultralong.config import ModelConfig
 from tests.patience import patience
@@ -27,6 +29,7 @@ SHAPE = ModelConfig(
 )
 
 
+@pytest.mark.slow
 def test_it_counts_what_it_reads_and_writes(tmp_path: Path) -> None:
     save_metadata(tmp_path, CheckpointMetadata(SHAPE, None, "shape"))
     words = f"--load {tmp_path} --prompt-length 200 --prefill-chunk-size 64 --batch-size 2"

@@ -75,7 +75,6 @@ COVERING: set[tuple[str, DocumentMask]] = {
     ("cp2", "block"),
     ("cp2-gather", "none"),
     ("cp2-balanced", "block"),
-    ("tp2", "none"),
     ("dp2", "block"),
     ("pp2-uneven", "none"),
     ("tp2-cp2-sp", "block"),

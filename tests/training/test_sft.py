@@ -119,7 +119,7 @@ def alone(inputs: Path) -> tuple[float, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("assignment", ["zigzag", "balanced"])
-@pytest.mark.parametrize("cp_size", [1, 2, 4])
+@pytest.mark.parametrize("cp_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_packed_rows_have_the_gradients_of_one_conversation_a_row(
     inputs: Path, alone: tuple[float, dict[str, np.ndarray]], cp_size: int, assignment: Any
 ) -> None:
