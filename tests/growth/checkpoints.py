@@ -1,0 +1,160 @@
+"""Tensors and layers of checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from megatron_ultralong.checkpoint.checksums import Checksum, read_checksums, write_checksums
+from megatron_ultralong.checkpoint.convert import (
+    ExportConfig,
+    ImportConfig,
+    export_checkpoint,
+    import_checkpoint,
+)
+from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.hugging_face_writer import SafetensorsWriter
+from megatron_ultralong.checkpoint.manifest import Manifest
+from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.tensor_file import PickleFile, TensorInfo
+from megatron_ultralong.checkpoint.weight_map import weight_map
+from tests.growth.table import Work, counted
+
+
+def write_model(folder: Path, num_layers: int) -> Path:
+    """A Llama of so many layers, all tensors in one file."""
+    hidden, ffn, vocab = 8, 12, 16
+    shapes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden // 2, hidden),
+        "self_attn.v_proj": (hidden // 2, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (ffn, hidden),
+        "mlp.up_proj": (ffn, hidden),
+        "mlp.down_proj": (hidden, ffn),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
+    tensors = {
+        "model.embed_tokens.weight": torch.zeros(vocab, hidden),
+        "lm_head.weight": torch.ones(vocab, hidden),
+        "model.norm.weight": torch.ones(hidden),
+        **{
+            f"model.layers.{layer}.{name}.weight": torch.ones(shape)
+            for layer in range(num_layers)
+            for name, shape in shapes.items()
+        },
+    }
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@counted(3)
+def layers_read_from_one_file(n: int, folder: Path) -> Work:
+    write_model(folder / "hf", n)
+
+    def read() -> None:
+        source = HuggingFaceFolder(folder / "hf")
+        for weight in weight_map(source.model):
+            source.read(weight)
+
+    return read
+
+
+@counted(32)
+def tensors_read_from_a_pickle(n: int, folder: Path) -> Work:
+    torch.save({f"t{k}": torch.ones(2, 2) for k in range(n)}, folder / "a.bin")
+
+    def read() -> None:
+        file = PickleFile(folder / "a.bin")
+        for name in file.tensors:
+            file.read(name)
+
+    return read
+
+
+@counted(3)
+def layers_imported(n: int, folder: Path) -> Work:
+    config = ImportConfig(
+        write_model(folder / "hf", n), folder / "megatron", tokenizer=False, verify=False
+    )
+    return lambda: import_checkpoint(config)
+
+
+def imported(n: int, folder: Path) -> Path:
+    """A Megatron checkpoint of so many layers."""
+    source = write_model(folder / "hf", n)
+    import_checkpoint(ImportConfig(source, folder / "megatron", tokenizer=False, verify=False))
+    return folder / "megatron"
+
+
+@counted(3)
+def layers_read_from_a_checkpoint(n: int, folder: Path) -> Work:
+    path = imported(n, folder)
+
+    def read() -> None:
+        source = MegatronCheckpoint(path)
+        for weight in weight_map(source.model):
+            source.read(weight)
+
+    return read
+
+
+@counted(3, heavy=True)
+def layers_exported_and_verified(n: int, folder: Path) -> Work:
+    path = imported(n, folder)
+    return lambda: export_checkpoint(ExportConfig(path, folder / "exported"))
+
+
+@counted(100)
+def tensors_entered(n: int, folder: Path) -> Work:
+    def enter() -> None:
+        with Manifest(folder, {"action": "import"}) as manifest:
+            for number in range(n):
+                manifest.add(str(number), 1, lambda: None, [number, 1])
+            manifest.flush(lambda: None)
+        with Manifest(folder, {"action": "import"}) as manifest:
+            assert len(manifest.finished) == n
+
+    return enter
+
+
+@counted(100)
+def shards_planned(n: int, folder: Path) -> Work:
+    tensors = [(str(number), TensorInfo(torch.float32, (2, 2))) for number in range(n)]
+    return lambda: SafetensorsWriter(folder, tensors, 160)
+
+
+@counted(40)
+def checksums_of_files(n: int, folder: Path) -> Work:
+    sums = {}
+    for number in range(n):
+        (folder / str(number)).write_bytes(b"")
+        sums[str(number)] = Checksum(0, "")
+
+    def both() -> None:
+        write_checksums(folder, sums)
+        read_checksums(folder)
+
+    return both
