@@ -25,19 +25,20 @@ torch.set_num_threads(1)
 # The files that take longest, longest first.
 SLOWEST = (
     "training/test_layouts.py",
+    "training/test_torchrun.py",
+    "training/test_two_jobs.py",
+    "training/test_kills.py",
+    "slurm/test_slurm.py",
     "generation/test_continuation.py",
     "training/test_faults.py",
     "test_examples.py",
-    "slurm/test_slurm.py",
     "docs/test_blocks.py",
     "evaluation/test_passkey.py",
     "checkpoint/test_shape_families.py",
     "checkpoint/test_logits.py",
     "plan/test_live_bytes.py",
     "test_docker.py",
-    "training/test_torchrun.py",
     "training/test_resharding.py",
-    "training/test_kills.py",
     "training/test_sft.py",
 )
 

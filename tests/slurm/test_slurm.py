@@ -9,7 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
+from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from tests.models import write_llama
 from tests.ranks import run_on_ranks
 from tests.slurm.cluster import Cluster, Job
 from tests.training.conftest import tiny  # noqa: F401 - a fixture
@@ -136,9 +139,16 @@ def test_bad_input_ends_the_job_before_ranks_start(cluster: Cluster, tmp_path: P
 
 
 @pytest.mark.faults
-def test_numbers_that_are_not_finite_end_a_chain(cluster: Cluster) -> None:
+def test_numbers_that_are_not_finite_end_a_chain(cluster: Cluster, tmp_path: Path) -> None:
+    write_llama(tmp_path / "hf", num_key_value_heads=4)
+    weights = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["lm_head.weight"] *= 1e38  # finite, and its products are beyond float32
+    save_file(tensors, weights, {"format": "pt"})
+    import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "huge"))
+    cluster.environment["LOAD"] = str(tmp_path / "huge")
     words = [script("submit_chain.sh"), "2", "--nodes=2", script("pretrain_pyxis.sbatch")]
-    cluster.run("bash", *words, *flags(), "--lr", "1e30")
+    cluster.run("bash", *words, *flags())
     cluster.wait_for_all()
     first, second = cluster.jobs.values()
     assert (first.exit_status, second.state) == (65, "CANCELLED"), first.text
