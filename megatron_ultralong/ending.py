@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ultralong.errors import InputError, RunStopped, printable
+from megatron_ultralong.ranks import is_main_rank
 
 PROGRAM = "ultralong"
 INTERRUPTED = 130
@@ -38,11 +39,6 @@ def ends_with_message() -> Iterator[None]:
     except Exception:
         _leave_for_torchrun(traceback.format_exc())
         raise
-
-
-def is_main_rank() -> bool:
-    """Whether this process speaks for the job, as torchrun numbers them."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def tell(line: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import functools
 import sys
@@ -31,29 +32,18 @@ from rank_benchmark import lone_group
 from rank_benchmark.job import RankJob
 
 from megatron_ultralong.attention import cpu_kernel, cudnn_kernel, function, kernels
-from megatron_ultralong.config import DataConfig, ModelConfig, ParallelConfig, PretrainConfig
+from megatron_ultralong.config import DataConfig, ParallelConfig, PretrainConfig
 from megatron_ultralong.data.chunks import StoredRow
 from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows import PackedRows, boundaries_prefix
 from megatron_ultralong.mcore import batch
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.plan.shapes import MODELS
 from megatron_ultralong.run_config import MemoryConfig
 from megatron_ultralong.training.rows import PackedRowSource
 from megatron_ultralong.training.step import LanguageModelStep
 
-DEMO = ModelConfig(
-    num_layers=3,
-    hidden_size=256,
-    ffn_hidden_size=640,
-    num_attention_heads=4,
-    num_query_groups=2,
-    kv_channels=32,
-    vocab_size=4096,
-    norm_epsilon=1e-5,
-    rotary_base=10000.0,
-    max_position_embeddings=262144,
-    untie_embeddings_and_output_weights=False,
-)
+DEMO = dataclasses.replace(MODELS["demo"], max_position_embeddings=262144)
 
 
 class Meter:

@@ -15,9 +15,9 @@ from megatron_ultralong.checkpoint.checksums import (
     read_checksums,
     write_checksums,
 )
-from megatron_ultralong.ending import is_main_rank
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.progress import progress
+from megatron_ultralong.ranks import is_main_rank
 
 _DATA_SUFFIX = ".distcp"
 _SHOWN_BYTES = 4 * 2**30
