@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 import math
 from typing import Any
-from unittest import mock
-
-import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.doctor import diagnosis
+from megatron_ultralong.cli.verbs import load
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.plan.hardware import Hardware
@@ -32,32 +29,9 @@ FROM_FILES = (Hardware, ModelConfig, YarnConfig, NtkConfig, LinearConfig)
 """Classes whose numbers are never flags, but stand in files."""
 
 
-class ParsedError(Exception):
-    """Ends a verb where its command line has been read."""
-
-
-@functools.cache
 def parsed_class(verb: str) -> Any:
-    """The configuration that the verb's flags are made of, as the verb itself asks for it."""
-    found: list[Any] = []
-
-    def parse(config_class: Any, verb: str, words: list[str], default: Any = None) -> Any:
-        found.append(config_class)
-        raise ParsedError
-
-    def diagnose(config: Any) -> Any:
-        found.append(type(config))
-        raise ParsedError
-
-    words = [RECIPES[verb]] if verb in RECIPES else []
-    with (
-        mock.patch.object(cli, "_parse", parse),
-        mock.patch.object(diagnosis, "diagnose", diagnose),
-        pytest.raises(ParsedError),
-    ):
-        cli._VERBS[verb][1](verb, words)
-    (config_class,) = found
-    return config_class
+    """The configuration that the verb's flags are made of."""
+    return load(cli.VERBS[verb].options)
 
 
 @functools.cache
@@ -69,7 +43,7 @@ def flags(verb: str) -> tuple[tuple[Any, Number], ...]:
 
 def every_number() -> list[tuple[Any, Number]]:
     """Those of all verbs, of the drop-in and of files; each once."""
-    found = [pair for verb in cli._VERBS for pair in flags(verb)]
+    found = [pair for verb in cli.VERBS for pair in flags(verb)]
     for cls in (DropInConfig, *FROM_FILES):
         found += [(cls, number) for number in numbers_of(cls)]
     return list(dict.fromkeys(found))

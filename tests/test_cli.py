@@ -13,7 +13,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from megatron_ultralong import cli
-from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.convert import import_checkpoint
+from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.sampling import LengthSampling
 from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES

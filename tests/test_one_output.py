@@ -13,7 +13,7 @@ import pytest
 
 import megatron_ultralong
 from megatron_ultralong.checkpoint.staging import new_folder
-from megatron_ultralong.cli import _VERBS
+from megatron_ultralong.cli import VERBS as ALL_VERBS
 from megatron_ultralong.data.work_folder import work_folder
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.journal import open_journal
@@ -65,7 +65,7 @@ makers = pytest.mark.parametrize(("maker", "work"), MAKERS.values(), ids=list(MA
 
 
 def test_every_verb_is_decided_on() -> None:
-    assert dict.fromkeys(VERBS) == dict.fromkeys(_VERBS)
+    assert dict.fromkeys(VERBS) == dict.fromkeys(ALL_VERBS)
     assert set(VERBS.values()) - {None, "run"} == set(MAKERS)
 
 

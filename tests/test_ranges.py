@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import pytest
 
-from megatron_ultralong import cli
+from megatron_ultralong import cli, command_line
 from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.doctor import diagnosis
 from megatron_ultralong.dropin.config import DropInConfig
@@ -42,7 +42,7 @@ PACKAGE = Path(cli.__file__).parent
 
 
 def test_every_verb_is_looked_at() -> None:
-    assert all(dataclasses.is_dataclass(parsed_class(verb)) for verb in cli._VERBS)
+    assert all(dataclasses.is_dataclass(parsed_class(verb)) for verb in cli.VERBS)
     assert parsed_class("pretrain") is PretrainConfig
     assert parsed_class("sft") is SftConfig
     names = {name_of(pair) for pair in every_number()}
@@ -51,7 +51,7 @@ def test_every_verb_is_looked_at() -> None:
 
 def test_rules_are_checked_behind_the_command_line() -> None:
     """What ``__post_init__`` raises, tyro shows as a text that cannot be read."""
-    classes = {cls for verb in cli._VERBS for cls in nested_classes(parsed_class(verb))}
+    classes = {cls for verb in cli.VERBS for cls in nested_classes(parsed_class(verb))}
     assert not [cls.__name__ for cls in classes if hasattr(cls, "__post_init__")]
 
 
@@ -124,7 +124,7 @@ def parse(verb: str, words: list[str]) -> Any:
         default = parsed_class(verb)(PRETRAIN_RECIPES[RECIPES[verb]]())
     elif verb in RECIPES:
         default = {**PRETRAIN_RECIPES, **SFT_RECIPES}[RECIPES[verb]]()
-    return cli._parse(parsed_class(verb), verb, words, default)
+    return command_line.parse(parsed_class(verb), verb, words, default)
 
 
 def values_of(config: Any, cls: Any, name: str) -> Iterator[Any]:
@@ -139,7 +139,7 @@ def values_of(config: Any, cls: Any, name: str) -> Iterator[Any]:
 
 def a_flag_of_each_class() -> list[tuple[str, Number]]:
     """One number of every dataclass of flags, by one of the verbs that have it."""
-    verbs = sorted(cli._VERBS, key=lambda verb: -len(flags(verb)))  # the quickest one remains
+    verbs = sorted(cli.VERBS, key=lambda verb: -len(flags(verb)))  # the quickest one remains
     found = {cls: (verb, number) for verb in verbs for cls, number in flags(verb)}
     return list(found.values())
 
@@ -148,7 +148,7 @@ def expected(number: Number, value: Any) -> Any:
     return (value,) if number.is_tuple else value
 
 
-@pytest.mark.parametrize("verb", [verb for verb in cli._VERBS if flags(verb)])
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if flags(verb)])
 def test_the_edges_of_a_verb_on_its_command_line(verb: str) -> None:
     """All its flags at their first numbers, then at their last."""
     for edge in (0, 1):
@@ -166,7 +166,7 @@ def test_flags_are_refused_on_a_command_line() -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("verb", cli._VERBS)
+@pytest.mark.parametrize("verb", cli.VERBS)
 def test_each_flag_of_each_verb_is_refused_on_its_command_line(verb: str) -> None:
     for _, number in flags(verb):
         for value in outside(number):

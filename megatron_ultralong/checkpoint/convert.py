@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from tyro.conf import Positional, arg
 
 from megatron_ultralong.checkpoint import small_files
 from megatron_ultralong.checkpoint.conversion import describe
@@ -20,7 +19,7 @@ from megatron_ultralong.checkpoint.hugging_face_config import (
     good_for,
     tokenizer_sha256,
 )
-from megatron_ultralong.checkpoint.logits import Dtype, Method, check_logits
+from megatron_ultralong.checkpoint.logits import check_logits
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.meta import MetaFolder, hugging_face_defaults
 from megatron_ultralong.checkpoint.metadata import (
@@ -41,85 +40,12 @@ from megatron_ultralong.checkpoint.verification import (
     num_bytes,
 )
 from megatron_ultralong.checkpoint.weight_map import weight_map
+from megatron_ultralong.convert_config import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.progress import progress
-from megatron_ultralong.ranges import Range, check_ranges
+from megatron_ultralong.ranges import check_ranges
 
-DtypeName = Literal["keep", "bf16", "fp16", "fp32"]
 _DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-@dataclasses.dataclass(frozen=True)
-class ImportConfig:
-    """Convert a Hugging Face or Meta model to a Megatron checkpoint."""
-
-    src: Annotated[Positional[Path], arg(metavar="SRC")]
-    """Hugging Face folder (config.json, safetensors or pytorch_model.bin, tokenizer), or Meta's
-    (params.json, consolidated.*.pth, tokenizer.model)."""
-    dst: Annotated[Positional[Path], arg(metavar="DST")]
-    """New folder for the Megatron checkpoint."""
-    verify: bool = True
-    """Read all tensors back and compare them bit for bit."""
-    resume: bool = False
-    """Continue what a killed conversion to DST left; its finished tensors are not done again."""
-    tokenizer: bool = True
-    """Refuse a source without tokenizer files."""
-    json: bool = False
-    """Print the report as JSON."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportConfig:
-    """Convert a Megatron checkpoint to a Hugging Face or Meta model."""
-
-    src: Annotated[Positional[Path], arg(metavar="SRC")]
-    """Megatron checkpoint: a folder with latest_checkpointed_iteration.txt, or one iteration."""
-    dst: Annotated[Positional[Path], arg(metavar="DST")]
-    """New folder for the model."""
-    format: Literal["huggingface", "meta"] = "huggingface"
-    """Format to write."""
-    iteration: Annotated[int | None, Range(0)] = None
-    """Iteration to export; the latest by default, 0 for release."""
-    dtype: DtypeName = "keep"
-    """Dtype of the exported weights."""
-    max_shard_size_gb: Annotated[float, Range(1e-6, 1_000_000)] = 5.0
-    """Largest safetensors file, in 10^9 bytes."""
-    num_shards: Annotated[int, Range(1, 2**16)] = 1
-    """Files of a Meta model; Meta's own have 1 (8B) or 8 (70B)."""
-    verify: bool = True
-    """Read all tensors back and compare them bit for bit."""
-    resume: bool = False
-    """Continue what a killed conversion to DST left; its finished tensors are not done again."""
-    verify_checksums: bool = True
-    """Compare the bytes of SRC with its checksums.json."""
-    json: bool = False
-    """Print the report as JSON."""
-
-
-@dataclasses.dataclass(frozen=True)
-class VerifyConfig:
-    """Compare all weights of two models, and their logits if asked, whatever their formats."""
-
-    a: Annotated[Positional[Path], arg(metavar="A")]
-    """Model that is right."""
-    b: Annotated[Positional[Path], arg(metavar="B")]
-    """Model to compare with it."""
-    iteration: Annotated[int | None, Range(0)] = None
-    """Iteration of the Megatron checkpoints; the latest by default."""
-    dtype: DtypeName = "keep"
-    """Convert the first model to this dtype before comparing."""
-    logits: bool = False
-    """Compute both models too, by transformers and Megatron-Core, and compare logits."""
-    logits_seq_length: Annotated[int, Range(1)] = 9216
-    """Tokens of the prompt of --logits."""
-    logits_dtype: Dtype = "fp32"
-    """What --logits computes in. In fp64 rounding plays no part, and the bounds are far closer."""
-    logits_method: Method = "auto"
-    """Hold the models whole in memory, or one layer of each; auto takes what fits."""
-    verify_checksums: bool = True
-    """Compare the bytes of Megatron checkpoints with their checksums.json."""
-    json: bool = False
-    """Print the report as JSON."""
 
 
 def import_checkpoint(config: ImportConfig) -> ConversionReport:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json as json_format
 import sys
-from pathlib import Path
-from typing import Annotated, Any
-
-from tyro.conf import Positional, arg
+from typing import Any
 
 from megatron_ultralong.checkpoint.folder import iterations
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
@@ -19,24 +16,11 @@ from megatron_ultralong.checkpoint.open_model import open_model, summarise
 from megatron_ultralong.checkpoint.report import show, show_rows
 from megatron_ultralong.checkpoint.verification import Model
 from megatron_ultralong.checkpoint.weight_map import weight_map
-from megatron_ultralong.ranges import Range, check_ranges
+from megatron_ultralong.convert_config import InspectConfig
+from megatron_ultralong.ranges import check_ranges
 
 _QKV = "self_attention.linear_qkv.weight"
 _OPTIMIZER = "optimizer."
-
-
-@dataclasses.dataclass(frozen=True)
-class InspectConfig:
-    """Show what a Hugging Face, Meta or Megatron model holds; nothing is written."""
-
-    src: Annotated[Positional[Path], arg(metavar="SRC")]
-    """Folder to look into."""
-    iteration: Annotated[int | None, Range(0)] = None
-    """Iteration of a Megatron checkpoint; the latest by default."""
-    json: bool = False
-    """Print JSON."""
-    verify_checksums: bool = True
-    """Compare the bytes of a Megatron checkpoint with its checksums.json."""
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import psutil
 import torch
@@ -20,13 +19,11 @@ from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER
 from megatron_ultralong.checkpoint.transformers_logits import transformers_logits
 from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.convert_config import LogitsDtype, LogitsMethod
 from megatron_ultralong.errors import InputError
 
-Dtype = Literal["fp32", "fp64"]
-Method = Literal["auto", "whole", "layers"]
-
-MAX_DIFFERENCE: dict[Dtype, float] = {"fp32": 1e-4, "fp64": 1e-9}
-MAX_KL: dict[Dtype, float] = {"fp32": 1e-10, "fp64": 1e-13}
+MAX_DIFFERENCE: dict[LogitsDtype, float] = {"fp32": 1e-4, "fp64": 1e-9}
+MAX_KL: dict[LogitsDtype, float] = {"fp32": 1e-10, "fp64": 1e-13}
 """Float32 rounding moves a logit by some 1e-5 (two kernels of transformers itself are 5e-5 apart
 on a model of three layers), float64 rounding by 1e-14 to 1e-12, and the sums of a divergence by
 1e-15; a row of q and k that is in a wrong place moves it by 1."""
@@ -47,7 +44,7 @@ class LogitsComparison:
     """KL divergence of the next-token distributions, in nats, mean over positions."""
     max_kl: float
     """The same at the worst position."""
-    dtype: Dtype = "fp32"
+    dtype: LogitsDtype = "fp32"
     """What both programs computed in."""
     layer_differences: tuple[float, ...] = ()
     """Computed layer by layer: ``|h_a - h_b| / |h_a|`` behind each, at the worst position."""
@@ -105,8 +102,8 @@ def check_logits(
     a: HuggingFaceFolder | MetaFolder | MegatronCheckpoint,
     b: HuggingFaceFolder | MetaFolder | MegatronCheckpoint,
     seq_length: int,
-    dtype: Dtype = "fp32",
-    method: Method = "auto",
+    dtype: LogitsDtype = "fp32",
+    method: LogitsMethod = "auto",
 ) -> LogitsComparison:
     """Compare the logits of two models at every position of one prompt.
 
@@ -178,7 +175,7 @@ def _where(comparison: LogitsComparison) -> str:
     return ""
 
 
-def _by_layer(model: ModelConfig, seq_length: int, itemsize: int, method: Method) -> bool:
+def _by_layer(model: ModelConfig, seq_length: int, itemsize: int, method: LogitsMethod) -> bool:
     """Whether to compute layer by layer.
 
     Raises:

@@ -52,6 +52,16 @@ def parse(words: Sequence[str]) -> DoctorConfig:
     return DoctorConfig(**vars(parser.parse_args(words)))
 
 
+def doctor(words: Sequence[str]) -> None:
+    """Diagnose as a command line asks for.
+
+    Raises:
+        SystemExit: with :data:`SICK`, where a run cannot work here.
+    """
+    if status := diagnose(parse(words)):
+        sys.exit(status)
+
+
 def diagnose(config: DoctorConfig) -> int:
     """Print every finding as soon as it is there; returns the exit status.
 

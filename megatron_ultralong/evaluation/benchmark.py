@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal, open_journal
 from megatron_ultralong.evaluation.models import ModelFacts

@@ -7,9 +7,9 @@ import dataclasses
 from megatron_ultralong.evaluation.chat.config import ChatConfig
 from megatron_ultralong.evaluation.choices.config import ChoicesConfig
 from megatron_ultralong.evaluation.config import LossConfig, NeedleConfig, PasskeyConfig
-from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.local_config import InfiniteBenchConfig, LvEvalConfig
-from megatron_ultralong.evaluation.models import ModelsConfig
+from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Annotated
 
 import torch
 
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.ending import tell
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.flops import attention_area, forward_flops, peak_tflops
-from megatron_ultralong.ranges import Range, check_ranges
 
 SHARE_OF_PEAK = 0.4
 """Share of a device's dense bf16 peak that long forward passes are assumed to reach: 2,048-token
@@ -20,40 +19,6 @@ rows reach less, one rank of an 8B model at 1M tokens reached 52-58 % in trainin
 (benchmarks/training.md)."""
 CPU_TFLOPS = 0.03
 """Assumed of a rank on a CPU: float32 products of one or two cores."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CostConfig:
-    """What an evaluation may cost."""
-
-    max_cost: Annotated[float, Range(0, 1e12)] = 0.0
-    """GPU-hours (on a CPU: hours of a rank) that the estimate may not exceed; 0: no limit."""
-    estimated_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """TFLOP/s of one GPU that the estimate assumes; 0: 40 % of the device's dense bf16 peak, and
-    0.03 on a CPU."""
-
-    def check(self) -> None:
-        """Raise InputError where a number is out of its range."""
-        check_ranges(self)
-
-    def tflops(self) -> float:
-        """The speed that the estimate assumes, in TFLOP/s of one rank.
-
-        Raises:
-            InputError: the device's peak is not known, and no speed is given.
-        """
-        if self.estimated_tflops:
-            return self.estimated_tflops
-        if not torch.cuda.is_available():
-            return CPU_TFLOPS
-        name = torch.cuda.get_device_name()
-        peak = peak_tflops(name)
-        if peak is None:
-            raise InputError(
-                f"the peak of device '{name}' is not known, which the estimate of the cost takes: "
-                "give the TFLOP/s to assume as --estimated-tflops"
-            )
-        return SHARE_OF_PEAK * peak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +77,27 @@ def estimate_cost(
         parts = forward_flops(model, whole, attention_area([0, whole]))
         output = parts.output * (generated / whole if generated else 1.0)
         flops += parts.projections + parts.attention + parts.mlp + output
-    return CostEstimate(num_samples, num_tokens, flops, config.tflops(), num_ranks)
+    return CostEstimate(num_samples, num_tokens, flops, _assumed_tflops(config), num_ranks)
+
+
+def _assumed_tflops(config: CostConfig) -> float:
+    """The speed that the estimate assumes, in TFLOP/s of one rank.
+
+    Raises:
+        InputError: the device's peak is not known, and no speed is given.
+    """
+    if config.estimated_tflops:
+        return config.estimated_tflops
+    if not torch.cuda.is_available():
+        return CPU_TFLOPS
+    name = torch.cuda.get_device_name()
+    peak = peak_tflops(name)
+    if peak is None:
+        raise InputError(
+            f"the peak of device '{name}' is not known, which the estimate of the cost takes: "
+            "give the TFLOP/s to assume as --estimated-tflops"
+        )
+    return SHARE_OF_PEAK * peak
 
 
 def check_cost(estimate: CostEstimate, config: CostConfig, *, is_main: bool = True) -> None:

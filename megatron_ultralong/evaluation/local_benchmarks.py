@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.benchmark import Benchmark, run_benchmark
-from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.infinitebench import parameters as infinitebench
 from megatron_ultralong.evaluation.infinitebench.scores import infinitebench_score

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.infinitebench.parameters import TASKS
 from megatron_ultralong.evaluation.lv_eval.parameters import DATA_SETS, LEVELS
-from megatron_ultralong.evaluation.ruler.parameters import PromptTemplate
+from megatron_ultralong.evaluation.prompt_parts import PromptTemplate
 from megatron_ultralong.ranges import Range, check_ranges
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from megatron_ultralong.data.formats import read_records
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.prompt_parts import PromptTemplate, prompt_parts
 from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
-from megatron_ultralong.evaluation.ruler.parameters import PromptTemplate, prompt_parts
 
 
 def read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -23,23 +23,10 @@ from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
 from megatron_ultralong.evaluation.megatron_generator import MegatronGenerator
 from megatron_ultralong.evaluation.megatron_scorer import MegatronScorer
 from megatron_ultralong.evaluation.model_record import ModelRecord
+from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.scorer import Scorer
 from megatron_ultralong.mcore.parallel import parallel_groups, world_size
 from megatron_ultralong.plan.job import stage_parameters
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelsConfig:
-    """What is evaluated, and in which layout."""
-
-    load: tuple[str, ...] = ()
-    """Megatron checkpoints, or Hugging Face folders (judged by transformers, in one process).
-    NAME=FOLDER gives one a name in tables and pictures."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Weights and activations of Megatron checkpoints; Hugging Face folders run in fp32."""
-    verify_checksums: bool = True
-    """Compare the bytes of Megatron checkpoints with their checksums.json."""
-    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
 
 @contextlib.contextmanager

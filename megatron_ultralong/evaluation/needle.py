@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.config import NeedleConfig
-from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal
 from megatron_ultralong.evaluation.models import ModelFacts

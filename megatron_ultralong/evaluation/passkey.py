@@ -13,7 +13,7 @@ from megatron_ultralong.data.bounded import read_text
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.config import PasskeyConfig
-from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal
 from megatron_ultralong.evaluation.models import ModelFacts

@@ -12,19 +12,11 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.data.engines import choose_tokenizer
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.prompt_parts import Parts, Special
 from megatron_ultralong.json_file import read_json
 
 IdArray = npt.NDArray[np.int64]
 
-
-class Special(str):
-    """The text of a special token where the token itself is meant, not its letters."""
-
-    __slots__ = ()
-
-
-Parts = Sequence["str | Special"]
-"""A prompt: text, and special tokens between it."""
 
 _BEGINNINGS = ("<|begin_of_text|>", "<s>")
 _TURN_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.documents import unit_hash
 from megatron_ultralong.evaluation.config import NeedleConfig, PasskeyConfig
-from megatron_ultralong.evaluation.cost import CostConfig, check_cost, estimate_cost
+from megatron_ultralong.evaluation.cost import check_cost, estimate_cost
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal, open_journal, sample_key
 from megatron_ultralong.evaluation.models import ModelFacts

@@ -12,15 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_ultralong.checkpoint.convert import (
-    ExportConfig,
-    ImportConfig,
-    VerifyConfig,
-    export_checkpoint,
-    import_checkpoint,
-    verify,
-)
+from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
 from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
+from megatron_ultralong.convert_config import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.errors import InputError
 from tests.checkpoint.llama import edit_config, save_llama
 

@@ -9,16 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.checkpoint.convert import (
-    ExportConfig,
-    ImportConfig,
-    export_checkpoint,
-    import_checkpoint,
-)
+from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.hugging_face_config import without_code
 from megatron_ultralong.checkpoint.small_files import check_tokenizer_names
 from megatron_ultralong.checkpoint.transformers_model import transformers_model
+from megatron_ultralong.convert_config import ExportConfig, ImportConfig
 from megatron_ultralong.errors import InputError
 from tests.models import write_llama
 

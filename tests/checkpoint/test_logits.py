@@ -10,14 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_ultralong.checkpoint import logits
-from megatron_ultralong.checkpoint.convert import (
-    ExportConfig,
-    ImportConfig,
-    VerifyConfig,
-    export_checkpoint,
-    import_checkpoint,
-    verify,
-)
+from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.layered_logits import LayeredLogits
 from megatron_ultralong.checkpoint.logits import compare_logits, compare_tiles, prompt
@@ -26,6 +19,7 @@ from megatron_ultralong.checkpoint.megatron_logits import megatron_logits
 from megatron_ultralong.checkpoint.meta import MetaFolder
 from megatron_ultralong.checkpoint.transformers_logits import transformers_logits
 from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.convert_config import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.yarn import LinearConfig
 from tests.checkpoint.llama import save_llama

@@ -12,15 +12,14 @@ import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
 from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.convert import (
+from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
+from megatron_ultralong.checkpoint.inspection import inspect
+from megatron_ultralong.convert_config import (
     ExportConfig,
     ImportConfig,
+    InspectConfig,
     VerifyConfig,
-    export_checkpoint,
-    import_checkpoint,
-    verify,
 )
-from megatron_ultralong.checkpoint.inspection import InspectConfig, inspect
 from megatron_ultralong.errors import InputError
 from tests.checkpoint.llama import save_llama
 from tests.checkpoint.meta_files import MetaShape, Tensors, load_meta, random_tensors, save_files

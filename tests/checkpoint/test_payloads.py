@@ -133,7 +133,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_verb_is_known_here() -> None:
     """A new verb says whether it reads checkpoints; if it does, the tests below try it."""
-    assert {*OPENS, *OTHERS} == set(cli._VERBS)
+    assert {*OPENS, *OTHERS} == set(cli.VERBS)
     assert not set(OPENS) & set(OTHERS)
 
 

@@ -12,17 +12,13 @@ import pytest
 import torch
 
 from megatron_ultralong.checkpoint import manifest
-from megatron_ultralong.checkpoint.convert import (
-    ExportConfig,
-    ImportConfig,
-    export_checkpoint,
-    import_checkpoint,
-)
+from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.manifest import MANIFEST_FILE, Manifest
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.staging import new_folder
 from megatron_ultralong.checkpoint.weight_map import Weight
+from megatron_ultralong.convert_config import ExportConfig, ImportConfig
 from megatron_ultralong.errors import InputError
 from tests.checkpoint.llama import save_llama
 from tests.patience import patience

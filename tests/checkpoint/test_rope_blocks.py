@@ -9,13 +9,9 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.convert import (
-    ExportConfig,
-    ImportConfig,
-    export_checkpoint,
-    import_checkpoint,
-)
+from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
+from megatron_ultralong.convert_config import ExportConfig, ImportConfig
 from megatron_ultralong.errors import InputError
 from tests.checkpoint.llama import edit_config, save_llama
 

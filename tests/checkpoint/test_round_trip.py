@@ -10,17 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from megatron_ultralong.checkpoint.convert import (
+from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
+from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.inspection import inspect
+from megatron_ultralong.checkpoint.metadata import load_metadata
+from megatron_ultralong.convert_config import (
     ExportConfig,
     ImportConfig,
+    InspectConfig,
     VerifyConfig,
-    export_checkpoint,
-    import_checkpoint,
-    verify,
 )
-from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.inspection import InspectConfig, inspect
-from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.errors import InputError
 from tests.checkpoint.llama import ROPES, edit_config, save_llama
 

@@ -6,12 +6,8 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.checkpoint import staging
-from megatron_ultralong.checkpoint.convert import (
-    ExportConfig,
-    ImportConfig,
-    export_checkpoint,
-    import_checkpoint,
-)
+from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
+from megatron_ultralong.convert_config import ExportConfig, ImportConfig
 from megatron_ultralong.errors import InputError
 from tests.checkpoint.llama import save_llama
 

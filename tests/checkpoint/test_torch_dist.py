@@ -13,18 +13,17 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_ultralong.checkpoint.convert import (
-    ExportConfig,
-    ImportConfig,
-    VerifyConfig,
-    export_checkpoint,
-    import_checkpoint,
-    verify,
-)
+from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
 from megatron_ultralong.checkpoint.folder import iteration_folder, write_latest
-from megatron_ultralong.checkpoint.inspection import InspectConfig, inspect
+from megatron_ultralong.checkpoint.inspection import inspect
 from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.config import OptimizerConfig, ParallelConfig
+from megatron_ultralong.convert_config import (
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    VerifyConfig,
+)
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.training.optimizer import build_optimizer, wrap_model
 from tests.checkpoint.llama import save_llama

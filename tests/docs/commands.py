@@ -77,10 +77,10 @@ def _verb_command(words: list[str]) -> Command | None:
     arguments = _until_end(words)
     for width in (2, 1):
         verb = " ".join(arguments[:width])
-        if verb in cli._VERBS:
+        if verb in cli.VERBS:
             return Command(verb, _flags(arguments))
     first = arguments[0] if arguments else ""
-    known = {name.split()[0] for name in cli._VERBS}
+    known = {name.split()[0] for name in cli.VERBS}
     if re.fullmatch(r"[a-z]+", first) and first not in known:
         return Command(first, ())  # no verb: the test says so
     return None

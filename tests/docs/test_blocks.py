@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.convert import import_checkpoint
+from megatron_ultralong.convert_config import ImportConfig
 from tests.docs.blocks import NEEDS, ROOT, Block, blocks, pages, prose
 from tests.models import TEXT, write_llama
 from tests.patience import patience

@@ -83,7 +83,7 @@ def test_flags_in_commands_exist(page: Path) -> None:
 def test_flags_in_prose_exist_somewhere(page: Path) -> None:
     from megatron_ultralong import cli
 
-    known = {flag for verb in cli._VERBS for flag in known_flags(verb)} | set(OTHERS)
+    known = {flag for verb in cli.VERBS for flag in known_flags(verb)} | set(OTHERS)
     if page.name == "dropin.md":
         known |= drop_in_flags()
     wrong = [

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.checkpoint.convert import ExportConfig, export_checkpoint
+from megatron_ultralong.checkpoint.convert import export_checkpoint
 from megatron_ultralong.checkpoint.metadata import load_metadata
+from megatron_ultralong.convert_config import ExportConfig
 from megatron_ultralong.errors import InputError
 from tests.dropin.megatron_lm import Tiny, needs_megatron_lm, tiny_message, tiny_run
 from tests.ranks import run_on_ranks

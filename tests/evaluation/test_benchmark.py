@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
 from megatron_ultralong.evaluation.models import ModelFacts, model_facts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer

@@ -11,21 +11,18 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.convert import import_checkpoint
 from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.data.chat_rows import ChatRows
 from megatron_ultralong.data.prepare_chat import prepare_chat
 from megatron_ultralong.data.prepare_chat_config import PrepareChatConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.chat.config import ChatConfig
 from megatron_ultralong.evaluation.chat.evaluation import evaluate_chat
-from megatron_ultralong.evaluation.cost import CostConfig
-from megatron_ultralong.evaluation.models import (
-    ModelsConfig,
-    model_facts,
-    open_scorers,
-    tokenizer_folder,
-)
+from megatron_ultralong.evaluation.cost_config import CostConfig
+from megatron_ultralong.evaluation.models import model_facts, open_scorers, tokenizer_folder
+from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.task_result import TaskResult
 from tests.models import TEXT, write_llama, write_tokenizer

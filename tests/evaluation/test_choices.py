@@ -11,19 +11,16 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.convert import import_checkpoint
 from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.choices.config import ChoicesConfig
 from megatron_ultralong.evaluation.choices.evaluation import evaluate_choices
 from megatron_ultralong.evaluation.choices.questions import read_questions
-from megatron_ultralong.evaluation.cost import CostConfig
-from megatron_ultralong.evaluation.models import (
-    ModelsConfig,
-    model_facts,
-    open_scorers,
-    tokenizer_folder,
-)
+from megatron_ultralong.evaluation.cost_config import CostConfig
+from megatron_ultralong.evaluation.models import model_facts, open_scorers, tokenizer_folder
+from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.task_result import TaskResult
 from tests.models import write_llama

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.convert import import_checkpoint
+from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.chat_prompt import ChatPrompt
 from megatron_ultralong.evaluation.generate import generate

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.convert import import_checkpoint
 from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
+from megatron_ultralong.convert_config import ImportConfig
 from tests.docs.blocks import ROOT, blocks
 from tests.patience import patience
 

@@ -10,7 +10,8 @@ from transformers import GenerationConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.generator import before_stop
 from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models import ModelsConfig, open_generators
+from megatron_ultralong.evaluation.models import open_generators
+from megatron_ultralong.evaluation.models_config import ModelsConfig
 
 from .conftest import VOCAB_SIZE, make_llama
 

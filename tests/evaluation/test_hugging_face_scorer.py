@@ -9,7 +9,8 @@ import torch
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
-from megatron_ultralong.evaluation.models import ModelsConfig, open_scorers
+from megatron_ultralong.evaluation.models import open_scorers
+from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.scorer import Scorer
 
 from .conftest import make_llama

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
 from megatron_ultralong.evaluation.infinitebench import parameters as infinitebench
 from megatron_ultralong.evaluation.infinitebench.scores import infinitebench_score

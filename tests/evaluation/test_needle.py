@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.config import NeedleConfig
-from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
 from megatron_ultralong.evaluation.models import model_facts

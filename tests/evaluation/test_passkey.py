@@ -10,18 +10,15 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.convert import import_checkpoint
+from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.config import PasskeyConfig
-from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
 from megatron_ultralong.evaluation.journal import Journal
-from megatron_ultralong.evaluation.models import (
-    ModelsConfig,
-    model_facts,
-    open_generators,
-    open_scorers,
-)
+from megatron_ultralong.evaluation.models import model_facts, open_generators, open_scorers
+from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.passkey import evaluate_passkey, measure_passkey
 from megatron_ultralong.evaluation.passkey_result import PasskeyResult
 from megatron_ultralong.evaluation.scorer import Scores

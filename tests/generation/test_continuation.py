@@ -13,14 +13,10 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.convert import (
-    ExportConfig,
-    ImportConfig,
-    export_checkpoint,
-    import_checkpoint,
-)
+from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.convert_config import ExportConfig, ImportConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.generator import before_stop
 from megatron_ultralong.generation.checkpoint import open_decoder

@@ -11,7 +11,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.convert import import_checkpoint
+from megatron_ultralong.convert_config import ImportConfig
 from tests.models import write_llama
 from tests.ranks import run_on_ranks
 from tests.slurm.cluster import Cluster, Job

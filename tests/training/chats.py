@@ -9,7 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.convert import import_checkpoint
+from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.data.chat_template import TEMPLATES
 from tests.models import TEXT, write_llama
 

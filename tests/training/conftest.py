@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.convert import import_checkpoint
 from megatron_ultralong.config import (
     DataConfig,
     OptimizerConfig,
@@ -16,6 +16,7 @@ from megatron_ultralong.config import (
     PretrainConfig,
     RopeConfig,
 )
+from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.sampling import LengthSampling
 from megatron_ultralong.documents import DocumentMask

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
 from megatron_ultralong import cli
-from megatron_ultralong.checkpoint.convert import ExportConfig, export_checkpoint
+from megatron_ultralong.checkpoint.convert import export_checkpoint
 from megatron_ultralong.config import DataConfig, OptimizerConfig, ParallelConfig, PretrainConfig
+from megatron_ultralong.convert_config import ExportConfig
 from megatron_ultralong.data.chat_rows import ChatRow, ChatRows
 from megatron_ultralong.data.prepare_chat import PrepareChatConfig, prepare_chat
 from megatron_ultralong.errors import InputError

@@ -21,7 +21,8 @@ from megatron_ultralong.documents import Row
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.config import LossConfig
 from megatron_ultralong.evaluation.loss_result import CheckpointLoss
-from megatron_ultralong.evaluation.models import ModelsConfig, open_scorers
+from megatron_ultralong.evaluation.models import open_scorers
+from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.position_loss import measure_position_loss
 from megatron_ultralong.flops import training_flops
 from megatron_ultralong.run_config import LogConfig

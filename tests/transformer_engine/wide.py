@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
+from megatron_ultralong.checkpoint.convert import import_checkpoint
 from megatron_ultralong.checkpoint.folder import resolve
 from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.checkpoint.model_state import load_weights
@@ -21,6 +21,7 @@ from megatron_ultralong.config import (
     PretrainConfig,
     RopeConfig,
 )
+from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.sampling import LengthSampling
 from megatron_ultralong.layer_config import LOCAL_LAYERS, LayerConfig

@@ -15,7 +15,8 @@ from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.benchmark import show
 from megatron_ultralong.evaluation.chat.config import ChatConfig
 from megatron_ultralong.evaluation.conditions import now, versions
-from megatron_ultralong.evaluation.cost import CostConfig, check_cost, estimate_cost
+from megatron_ultralong.evaluation.cost import check_cost, estimate_cost
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.journal import Journal, open_journal, sample_key
 from megatron_ultralong.evaluation.local_data import file_sha256
 from megatron_ultralong.evaluation.models import ModelFacts

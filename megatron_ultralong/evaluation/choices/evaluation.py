@@ -21,7 +21,8 @@ from megatron_ultralong.evaluation.choices.questions import (
     task_name,
 )
 from megatron_ultralong.evaluation.conditions import now, versions
-from megatron_ultralong.evaluation.cost import CostConfig, check_cost, estimate_cost
+from megatron_ultralong.evaluation.cost import check_cost, estimate_cost
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.journal import Journal, open_journal, sample_key
 from megatron_ultralong.evaluation.local_data import file_sha256
 from megatron_ultralong.evaluation.models import ModelFacts

@@ -6,12 +6,8 @@ import dataclasses
 from typing import Annotated
 
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.ruler.parameters import (
-    TASKS,
-    NeedleTask,
-    PromptTemplate,
-    QuestionTask,
-)
+from megatron_ultralong.evaluation.prompt_parts import PromptTemplate
+from megatron_ultralong.evaluation.ruler.parameters import TASKS, NeedleTask, QuestionTask
 from megatron_ultralong.ranges import UINT32, Range, check_ranges
 
 

@@ -6,7 +6,7 @@ import functools
 
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.benchmark import Benchmark, run_benchmark
-from megatron_ultralong.evaluation.cost import CostConfig
+from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer

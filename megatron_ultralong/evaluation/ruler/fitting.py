@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, Parts, PromptTokenizer
+from megatron_ultralong.evaluation.prompt_parts import Parts
+from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
 
 _PROBE_TOKENS = 8192
 _MOST_SECANT_STEPS = 6

@@ -6,7 +6,8 @@ import random
 import uuid
 from collections.abc import Sequence
 
-from megatron_ultralong.evaluation.prompt_tokenizer import Parts, PromptTokenizer
+from megatron_ultralong.evaluation.prompt_parts import Parts, PromptTemplate, prompt_parts
+from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.ruler.essay import Essays
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
 from megatron_ultralong.evaluation.ruler.parameters import (
@@ -16,8 +17,6 @@ from megatron_ultralong.evaluation.ruler.parameters import (
     NOISE,
     NeedleTask,
     NeedleType,
-    PromptTemplate,
-    prompt_parts,
 )
 from megatron_ultralong.evaluation.ruler.word_lists import WordLists
 

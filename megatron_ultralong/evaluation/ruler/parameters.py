@@ -11,11 +11,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from megatron_ultralong.evaluation.prompt_tokenizer import Parts, Special
-
 Metric = Literal["string_match_all", "string_match_part"]
 NeedleType = Literal["words", "numbers", "uuids"]
-PromptTemplate = Literal["base", "chat"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,31 +141,3 @@ SHORT_LENGTH = 4096
 def family(task: str) -> Family:
     """What the kind of ``task`` has in common: ``family("vt").tokens_to_generate -> 30``."""
     return FAMILIES[type(TASKS[task])]
-
-
-def prompt_parts(template: PromptTemplate, text: str, answer_prefix: str) -> Parts:
-    """A task's text and the beginning of its answer, in the form that a model was trained on.
-
-    ``chat`` is upstream's ``meta-llama3``: one user turn, and the assistant's turn begun.
-    """
-    if template == "base":
-        return [text, answer_prefix]
-    return [
-        Special("<|begin_of_text|>"),
-        *chat_turn(text),
-        Special("<|start_header_id|>"),
-        "assistant",
-        Special("<|end_header_id|>"),
-        "\n\n" + answer_prefix,
-    ]
-
-
-def chat_turn(text: str) -> Parts:
-    """A user turn of Llama 3."""
-    return [
-        Special("<|start_header_id|>"),
-        "user",
-        Special("<|end_header_id|>"),
-        "\n\n" + text,
-        Special("<|eot_id|>"),
-    ]

@@ -11,14 +11,9 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.prompt_tokenizer import Parts, PromptTokenizer
-from megatron_ultralong.evaluation.ruler.parameters import (
-    DOCUMENT,
-    FAMILIES,
-    PromptTemplate,
-    QuestionTask,
-    prompt_parts,
-)
+from megatron_ultralong.evaluation.prompt_parts import Parts, PromptTemplate, prompt_parts
+from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.ruler.parameters import DOCUMENT, FAMILIES, QuestionTask
 from megatron_ultralong.json_file import read_json_value
 
 _MAX_BYTES = 64 * 2**20

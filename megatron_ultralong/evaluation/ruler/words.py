@@ -9,15 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, Parts, PromptTokenizer
+from megatron_ultralong.evaluation.prompt_parts import Parts, PromptTemplate, prompt_parts
+from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
 from megatron_ultralong.evaluation.ruler.parameters import (
     FAMILIES,
     SHORT_LENGTH,
     CommonWordsTask,
     FrequentWordsTask,
-    PromptTemplate,
-    prompt_parts,
 )
 from megatron_ultralong.evaluation.ruler.word_lists import WordLists
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import llama_models
 import pytest
 
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer, Special
+from megatron_ultralong.evaluation.prompt_parts import Special
+from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 from megatron_ultralong.evaluation.ruler.samples import RulerSamples
 from tests.models import write_tokenizer

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from megatron_ultralong.checkpoint.hugging_face_config import CONFIG_FILE, model_config, read_config
 from megatron_ultralong.checkpoint.metadata import FILE_NAME, load_metadata
+from megatron_ultralong.command_line import parse
 from megatron_ultralong.config import ModelConfig, PretrainConfig, TrainingConfig
 from megatron_ultralong.data.rows import PackedRows
+from megatron_ultralong.ending import PROGRAM
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area
 from megatron_ultralong.plan.area import Rows
@@ -27,18 +29,20 @@ SFT_ROW = 8192
 """Tokens of a row of conversations as ``prepare chat`` packs them by default."""
 
 
-def plan(words: Sequence[str], parse: Callable[[Any, list[str], Any], Any]) -> Plan:
+def plan(words: Sequence[str]) -> Plan | None:
     """Plan what the words of a command line ask for: a recipe or ``--config FILE``, and flags.
-
-    Args:
-        words: all of them.
-        parse: of a class, words and a default instance: the instance with the words' values.
 
     Raises:
         InputError: bad input, or nothing fits.
     """
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(
+            f"usage: {PROGRAM} plan RECIPE|--config FILE --gpus N --gpu NAME [flags, also those "
+            f"of pretrain and sft]\n`{PROGRAM} plan RECIPE --help` lists the flags.\n"
+        )
+        return None
     recipe, run, rest = _start(words)
-    command: PlanConfig = parse(PlanConfig, rest, PlanConfig(run))
+    command: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
     command, rows = with_rows(command)
     model, name = shape_of(command, recipe)
     typed = {word[2:].split("=")[0].replace("-", "_") for word in rest if word.startswith("--")}

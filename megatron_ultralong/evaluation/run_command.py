@@ -1,0 +1,123 @@
+"""What ``evaluate``'s verbs run: open the models that a command names, and ask them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron_ultralong.data.manifest import load_manifest
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation import models
+from megatron_ultralong.evaluation.commands import (
+    ChatCommand,
+    ChoicesCommand,
+    InfiniteBenchCommand,
+    LossCommand,
+    LvEvalCommand,
+    NeedleCommand,
+    PasskeyCommand,
+    RulerCommand,
+)
+from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+
+Benchmark = (
+    ChatCommand
+    | ChoicesCommand
+    | InfiniteBenchCommand
+    | LvEvalCommand
+    | NeedleCommand
+    | PasskeyCommand
+    | RulerCommand
+)
+
+
+def run_loss(command: LossCommand) -> None:
+    """Loss by position of every model."""
+    from megatron_ultralong.evaluation.position_loss import evaluate_loss
+
+    command.loss.check()
+    separator_ids = load_manifest(command.loss.data_path).separator_ids
+    with models.open_scorers(command.models) as scorers:
+        records = [
+            models.model_facts(load, command.models.precision).record
+            for load in command.models.load
+        ]
+        evaluate_loss(command.loss, scorers, separator_ids, records)
+
+
+def run_passkey(command: PasskeyCommand) -> None:
+    """Passkeys at every length and depth."""
+    from megatron_ultralong.evaluation.passkey import evaluate_passkey
+
+    _run_retrieval(command, command.passkey, evaluate_passkey)
+
+
+def run_needle(command: NeedleCommand) -> None:
+    """Needles at every length and depth."""
+    from megatron_ultralong.evaluation.needle import evaluate_needle
+
+    _run_retrieval(command, command.needle, evaluate_needle)
+
+
+def run_ruler(command: RulerCommand) -> None:
+    """RULER's tasks."""
+    from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
+
+    _run_benchmark(command, command.ruler, evaluate_ruler)
+
+
+def run_lv_eval(command: LvEvalCommand) -> None:
+    """LV-Eval's sets."""
+    from megatron_ultralong.evaluation.local_benchmarks import evaluate_lv_eval
+
+    _run_benchmark(command, command.lv_eval, evaluate_lv_eval)
+
+
+def run_infinitebench(command: InfiniteBenchCommand) -> None:
+    """InfiniteBench's tasks."""
+    from megatron_ultralong.evaluation.local_benchmarks import evaluate_infinitebench
+
+    _run_benchmark(command, command.infinitebench, evaluate_infinitebench)
+
+
+def run_choices(command: ChoicesCommand) -> None:
+    """Multiple-choice questions."""
+    from megatron_ultralong.evaluation.choices.evaluation import evaluate_choices
+
+    _run_benchmark(command, command.choices, evaluate_choices, is_scored=True)
+
+
+def run_chat(command: ChatCommand) -> None:
+    """Held-out conversations."""
+    from megatron_ultralong.evaluation.chat.evaluation import evaluate_chat
+
+    _run_benchmark(command, command.chat, evaluate_chat, is_scored=True)
+
+
+def _run_retrieval(command: Benchmark, config: Any, run: Callable[..., Any]) -> None:
+    """A grid of prompts put to one model, which scores them or writes the answers."""
+
+    def run_grid(config: Any, model: Any, facts: Any, tokenizer: Any, cost: Any) -> None:
+        def encode(text: str) -> list[int]:
+            ids: list[int] = tokenizer.encode(text).tolist()
+            return ids
+
+        run(config, model, facts, encode, tokenizer.sha256, cost)
+
+    _run_benchmark(command, config, run_grid, is_scored=config.by == "argmax")
+
+
+def _run_benchmark(
+    command: Benchmark, config: Any, run: Callable[..., Any], *, is_scored: bool = False
+) -> None:
+    """A benchmark of one model, which scores rows or writes its answers."""
+    config.check()
+    command.cost.check()
+    if len(command.models.load) != 1:
+        raise InputError(f"this verb takes one --load, not {len(command.models.load)}")
+    (load,) = command.models.load
+    facts = models.model_facts(load, command.models.precision)
+    tokenizer = PromptTokenizer(models.tokenizer_folder(load))
+    opened: Any = models.open_scorers if is_scored else models.open_generators
+    with opened(command.models) as (model,):
+        run(config, model, facts, tokenizer, command.cost)
