@@ -122,3 +122,14 @@ def _named(option: Any) -> str:
     if option is type(None):
         return "nothing"
     return _KINDS.get(option, getattr(option, "__name__", str(option)))
+
+
+def flat_fields(value: Any, prefix: str = "") -> dict[str, object]:
+    """Fields of a nested dataclass by dotted name, so that a difference has a name."""
+    if not dataclasses.is_dataclass(value):
+        return {prefix: value}
+    fields: dict[str, object] = {}
+    for field in dataclasses.fields(value):
+        name = f"{prefix}.{field.name}" if prefix else field.name
+        fields.update(flat_fields(getattr(value, field.name), name))
+    return fields

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.model_config import ModelConfig
 
 BACKWARD_RATIO = 2
 """Backward makes the gradients of both factors of every product: twice the forward pass."""

@@ -247,7 +247,7 @@ def disagreement() -> str:
     import torch.distributed as dist
 
     from megatron_ultralong.errors import InputError
-    from megatron_ultralong.mcore.parallel import check_agreement
+    from megatron_ultralong.rank_values import check_agreement
 
     try:
         check_agreement({"seed": 1, "optimizer.lr": 0.1 + 0.1 * dist.get_rank()})

@@ -30,9 +30,10 @@ from megatron_ultralong.generation.continuation import Continuation
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.decoding import Decoder
 from megatron_ultralong.mcore.model import build_model, transformer_config
-from megatron_ultralong.mcore.parallel import is_main_rank, parallel_groups, world_size
+from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.plan.shapes import MODELS
+from megatron_ultralong.ranks import is_main_rank, world_size
 
 TILE_SIZE = 4096
 

@@ -23,8 +23,9 @@ import torch
 from rank_benchmark.job import RankJob
 
 from megatron_ultralong.config import DataConfig, ParallelConfig, PretrainConfig
-from megatron_ultralong.mcore.parallel import is_main_rank, parallel_groups
+from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.plan.shapes import MODELS
+from megatron_ultralong.ranks import is_main_rank
 from megatron_ultralong.run_config import MemoryConfig
 from megatron_ultralong.training.phases import Clock, CudaClock, HostClock
 

@@ -38,8 +38,9 @@ from megatron_ultralong.flops import attention_area, peak_tflops, training_flops
 from megatron_ultralong.layer_config import LayerConfig
 from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.mcore.cpu import device as mcore_device
-from megatron_ultralong.mcore.parallel import is_main_rank, parallel_groups, world_size
+from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.plan.shapes import MODELS
+from megatron_ultralong.ranks import is_main_rank, world_size
 from megatron_ultralong.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.run_config import MemoryConfig
 

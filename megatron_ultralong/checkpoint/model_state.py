@@ -11,7 +11,7 @@ from megatron.core.models.gpt import GPTModel
 
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.sharded_load import load_sharded
-from megatron_ultralong.mcore.parallel import every_rank
+from megatron_ultralong.rank_values import every_rank
 
 
 def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint | Path) -> None:

@@ -22,7 +22,7 @@ from megatron_ultralong.checkpoint.integrity import check_tensors, listed_files
 from megatron_ultralong.checkpoint.sharded_load import guarded
 from megatron_ultralong.checkpoint.torch_dist import TorchDistReader
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.mcore.parallel import is_main_rank
+from megatron_ultralong.ranks import is_main_rank
 from megatron_ultralong.training.checkpointing import prepare_torch_adam, separate_steps
 
 _log = logging.getLogger(__name__)

@@ -22,11 +22,11 @@ from megatron_ultralong.dropin.rules import Part
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.mcore.parallel import is_main_rank
 from megatron_ultralong.mcore.recomputed_layer import Recomputation, RecomputedLayer
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding
 from megatron_ultralong.mcore.tiled_embedding import TiledEmbedding
 from megatron_ultralong.mcore.tiled_loss import TiledLoss
+from megatron_ultralong.ranks import is_main_rank
 
 _log = logging.getLogger(__name__)
 

@@ -20,8 +20,9 @@ from megatron_ultralong.generation.config import GenerateConfig
 from megatron_ultralong.generation.continuation import Continuation
 from megatron_ultralong.generation.prompts import check_prompts
 from megatron_ultralong.generation.text_stream import TextStream
-from megatron_ultralong.mcore.parallel import is_main_rank, parallel_groups
+from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.progress import progress
+from megatron_ultralong.ranks import is_main_rank
 
 LONG_PROMPT = 16384
 """Tokens from which on reading shows its progress."""

@@ -27,9 +27,9 @@ from megatron_ultralong.evaluation.output_folder import (
     check_output_folder,
 )
 from megatron_ultralong.json_file import parse_json, read_json
-from megatron_ultralong.mcore.parallel import every_rank
 from megatron_ultralong.owner import take
 from megatron_ultralong.owner_record import read_owners
+from megatron_ultralong.rank_values import every_rank
 
 
 def sample_key(**parts: Any) -> str:

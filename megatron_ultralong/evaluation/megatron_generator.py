@@ -14,7 +14,7 @@ from megatron_ultralong.generation.checkpoint import open_decoder
 from megatron_ultralong.generation.config import DecodingConfig
 from megatron_ultralong.generation.continuation import Continuation
 from megatron_ultralong.generation.prompts import check_prompts
-from megatron_ultralong.mcore.parallel import is_main_rank
+from megatron_ultralong.ranks import is_main_rank
 
 
 class MegatronGenerator:

@@ -14,9 +14,9 @@ from megatron_ultralong.checkpoint.model_state import load_weights
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.evaluation.scorer import Scores
 from megatron_ultralong.mcore.model import build_model, transformer_config
-from megatron_ultralong.mcore.parallel import is_main_rank
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.mcore.scoring import score_rows
+from megatron_ultralong.ranks import is_main_rank
 
 _TILE_SIZE = 4096
 """Tokens that go through projections, MLP and output layer at a time."""

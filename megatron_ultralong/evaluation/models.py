@@ -25,8 +25,9 @@ from megatron_ultralong.evaluation.megatron_scorer import MegatronScorer
 from megatron_ultralong.evaluation.model_record import ModelRecord
 from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.scorer import Scorer
-from megatron_ultralong.mcore.parallel import parallel_groups, world_size
+from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.plan.job import stage_parameters
+from megatron_ultralong.ranks import world_size
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal, sample_key
 from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.evaluation.scorer import check_ids
-from megatron_ultralong.mcore.parallel import world_size
 from megatron_ultralong.progress import ProgressBar, progress
+from megatron_ultralong.ranks import world_size
 
 
 @dataclasses.dataclass(frozen=True)

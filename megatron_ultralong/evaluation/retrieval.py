@@ -23,7 +23,7 @@ from megatron_ultralong.evaluation.passkey_prompt import PasskeyPrompt
 from megatron_ultralong.evaluation.passkey_result import PasskeyCell, PasskeyResult
 from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
 from megatron_ultralong.evaluation.tables import passkey_table
-from megatron_ultralong.mcore.parallel import world_size
+from megatron_ultralong.ranks import world_size
 from megatron_ultralong.terminal import Console
 
 GridConfig = PasskeyConfig | NeedleConfig

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -17,20 +15,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
-from megatron_ultralong.ranks import is_main_rank, world_size
-
-__all__ = [
-    "check_agreement",
-    "every_rank",
-    "flat_fields",
-    "is_main_rank",
-    "parallel_groups",
-    "virtual_pipeline_size",
-    "world_size",
-]
-
-
-Value = TypeVar("Value")
+from megatron_ultralong.ranks import world_size
 
 
 def virtual_pipeline_size(parallel: ParallelConfig) -> int | None:
@@ -110,41 +95,3 @@ def _initialize_process_group(timeout_minutes: float) -> None:
             rank=0,
             world_size=1,
         )
-
-
-def every_rank(value: Value) -> list[Value]:
-    """The values that all ranks gave, by rank, on every rank; before ranks meet, this one's."""
-    if not dist.is_initialized():
-        return [value]
-    values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def check_agreement(values: Mapping[str, object]) -> None:
-    """Check that all ranks hold the same ``values``.
-
-    Raises:
-        InputError: on every rank, naming the first difference and the ranks that differ.
-    """
-    mine = {name: str(value) for name, value in values.items()}
-    everyone = every_rank(mine)
-    for name, value in everyone[0].items():
-        differing = [rank for rank, other in enumerate(everyone) if other.get(name) != value]
-        if differing:
-            raise InputError(
-                f"ranks disagree on {name}: rank 0 has {value}, rank {differing[0]} has "
-                f"{everyone[differing[0]].get(name)} (ranks that differ from rank 0: "
-                f"{differing}); start every rank with the same arguments and the same files"
-            )
-
-
-def flat_fields(value: Any, prefix: str = "") -> dict[str, object]:
-    """Fields of a nested dataclass by dotted name, so that a difference has a name."""
-    if not dataclasses.is_dataclass(value):
-        return {prefix: value}
-    fields: dict[str, object] = {}
-    for field in dataclasses.fields(value):
-        name = f"{prefix}.{field.name}" if prefix else field.name
-        fields.update(flat_fields(getattr(value, field.name), name))
-    return fields

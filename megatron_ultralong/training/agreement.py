@@ -13,7 +13,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 import megatron_ultralong
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.mcore.parallel import every_rank
+from megatron_ultralong.rank_values import every_rank
 from megatron_ultralong.training.optimizer import adam_name
 
 

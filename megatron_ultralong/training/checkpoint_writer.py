@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.checksums import write_checksums
 from megatron_ultralong.checkpoint.folder import iteration_folder, iterations, write_latest
-from megatron_ultralong.mcore.parallel import every_rank, is_main_rank
+from megatron_ultralong.rank_values import every_rank
+from megatron_ultralong.ranks import is_main_rank
 from megatron_ultralong.run_config import CheckpointConfig
 from megatron_ultralong.training.retention import expired
 from megatron_ultralong.training.run_folder import RunFolder

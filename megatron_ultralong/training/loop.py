@@ -10,14 +10,12 @@ from collections.abc import Iterator
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_ultralong.config_dict import flat_fields
 from megatron_ultralong.flops import training_flops
-from megatron_ultralong.mcore.parallel import (
-    check_agreement,
-    flat_fields,
-    is_main_rank,
-    parallel_groups,
-)
+from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.progress import ProgressBar, progress
+from megatron_ultralong.rank_values import check_agreement
+from megatron_ultralong.ranks import is_main_rank
 from megatron_ultralong.training.agreement import check_weights, code_version
 from megatron_ultralong.training.anomalies import (
     NOT_FINITE,

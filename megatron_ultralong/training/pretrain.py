@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong.config_dict import flat_fields
 from megatron_ultralong.data.manifest import Manifest
 from megatron_ultralong.data.rows import PackedRows
-from megatron_ultralong.mcore.parallel import flat_fields, world_size
+from megatron_ultralong.ranks import world_size
 from megatron_ultralong.training.attention_check import check_attention
 from megatron_ultralong.training.checks import check_machine, check_result
 from megatron_ultralong.training.early_checks import check_packed_run

@@ -13,7 +13,8 @@ from megatron_ultralong.checkpoint.folder import (
     iteration_folders,
 )
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.mcore.parallel import every_rank, is_main_rank
+from megatron_ultralong.rank_values import every_rank
+from megatron_ultralong.ranks import is_main_rank
 
 _log = logging.getLogger(__name__)
 

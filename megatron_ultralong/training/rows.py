@@ -14,7 +14,7 @@ from megatron_ultralong.data.chunks import StoredRow
 from megatron_ultralong.data.rows import PackedRows, global_row_index, rows_of_samples
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.batch import DocumentRow
-from megatron_ultralong.mcore.parallel import every_rank
+from megatron_ultralong.rank_values import every_rank
 
 
 class RowSource(Protocol):

@@ -33,9 +33,9 @@ from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.data.template_check import folder_template
 from megatron_ultralong.errors import InputError, RunStopped
-from megatron_ultralong.mcore.parallel import every_rank
 from megatron_ultralong.owner import Owner, take
 from megatron_ultralong.owner_record import is_owner_file, read_owners
+from megatron_ultralong.rank_values import every_rank
 from megatron_ultralong.training.config_file import (
     CONFIG_FILE,
     save_config,

@@ -12,7 +12,7 @@ from megatron_ultralong.checkpoint.folder import iteration_folders
 from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.errors import RunStopped
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.mcore.parallel import is_main_rank
+from megatron_ultralong.ranks import is_main_rank
 from megatron_ultralong.training.checkpoint_writer import CheckpointWriter, wait_before_retry
 from megatron_ultralong.training.checkpointing import checkpoint_state
 from megatron_ultralong.training.config_file import CONFIG_FILE, config_text

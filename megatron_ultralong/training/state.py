@@ -16,8 +16,8 @@ from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.model_state import load_weights
 from megatron_ultralong.mcore.host_memory import Device, HostMemory, Store
 from megatron_ultralong.mcore.model import build_model_chunks, transformer_config
-from megatron_ultralong.mcore.parallel import world_size
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
+from megatron_ultralong.ranks import world_size
 from megatron_ultralong.training.checkpointing import load_checkpoint
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.offloading import check_offloading

@@ -25,7 +25,8 @@ from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.dropin.checkpoints import vet
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.mcore.parallel import every_rank, parallel_groups
+from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.rank_values import every_rank
 from tests.checkpoint.verbs import OPENS, refusal, write_inputs
 from tests.ranks import run_on_ranks
 

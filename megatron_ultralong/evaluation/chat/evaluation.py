@@ -23,7 +23,7 @@ from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.scorer import Scorer, check_length, scoring_progress
 from megatron_ultralong.evaluation.task_result import TaskCell, TaskResult
-from megatron_ultralong.mcore.parallel import world_size
+from megatron_ultralong.ranks import world_size
 
 METRIC = "turns exact"
 """Share of turns of which every token, the end too, is the likeliest after all before it: those

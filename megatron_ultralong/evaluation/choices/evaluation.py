@@ -29,8 +29,8 @@ from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length
 from megatron_ultralong.evaluation.task_result import TaskCell, TaskResult
-from megatron_ultralong.mcore.parallel import world_size
 from megatron_ultralong.progress import ProgressBar, progress
+from megatron_ultralong.ranks import world_size
 
 ACCURACY, NORMALISED = "accuracy", "accuracy by character"
 """Of the likeliest choice, and of the likeliest for its length in characters, as
