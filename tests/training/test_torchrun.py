@@ -6,7 +6,7 @@ import dataclasses
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -73,24 +73,34 @@ def test_torchrun_restarts_after_a_lost_rank_and_saves_on_sigterm(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("attempt", range(3))
 def test_a_killed_rank_is_named_at_the_default_timeout(
-    tmp_path: Path, make_config: MakeConfig, rank: int, attempt: int
+    tmp_path: Path, make_config: MakeConfig, rank: int
 ) -> None:
-    root = tmp_path / "run"
-    config = at_default_timeout(make_config(root, (1, 2), train_iters=ENDLESS))
-    with torchrun(config, tmp_path / "job") as job:
-        job.until_more(root, 5)
-        lost = job.ranks()[rank]
-        os.kill(lost, signal.SIGKILL)
-        job.until_gone(LIMIT)
-        named = f"LOST RANK: rank {rank} (process {lost} on "
-        assert named in job.text
-        assert "is gone: its process has ended; its last sign came from iteration" in job.text
-    with Job(dataclasses.replace(config, train_iters=max(losses(root)) + 3), 2) as again:
-        assert again.wait() == [0, 0]
-        # A dead owner is taken over at once; one that lost another rank has given the folder back.
-        assert ("its process is gone" in again.text(0)) == (rank == 0)
+    """Three jobs side by side: each waits most of a minute for torchrun to end the other rank."""
+    configs = [
+        at_default_timeout(make_config(tmp_path / f"run-{n}", (1, 2), train_iters=ENDLESS))
+        for n in range(3)
+    ]
+    lost = []
+    with ExitStack() as stack:
+        jobs = [
+            stack.enter_context(torchrun(config, tmp_path / f"job-{n}"))
+            for n, config in enumerate(configs)
+        ]
+        for config, job in zip(configs, jobs, strict=True):
+            job.until_more(Path(config.save), 5)
+            lost.append(job.ranks()[rank])
+            os.kill(lost[-1], signal.SIGKILL)
+        for job, process in zip(jobs, lost, strict=True):
+            job.until_gone(LIMIT)
+            assert f"LOST RANK: rank {rank} (process {process} on " in job.text
+            assert "is gone: its process has ended; its last sign came from iteration" in job.text
+    for config in configs:
+        more = max(losses(Path(config.save))) + 3
+        with Job(dataclasses.replace(config, train_iters=more), 2) as again:
+            assert again.wait() == [0, 0]
+            # A dead owner is taken over at once; one that lost another rank has given it back.
+            assert ("its process is gone" in again.text(0)) == (rank == 0)
 
 
 def test_a_torchrun_whose_restarts_fail_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
