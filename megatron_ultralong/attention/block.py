@@ -60,7 +60,7 @@ class Block:
             ring of one, to which nothing is added, out as the kernel has it.
         """
         q, k, v = self.exact(self.q, self.k, self.v)
-        out, lse = kernels.documents_forward(self.kernel, q, k, v, edges, self.scale)
+        out, lse = kernels.forward(self.kernel, q, k, v, edges, self.scale)
         wide = accumulation_dtype(out.dtype)
         return (out if self.plan.size == 1 else out.to(wide)).contiguous(), lse.to(
             wide
@@ -72,15 +72,13 @@ class Block:
         """Add to the running sums what some queries see of keys ``k``, the rectangle's alone."""
         rows = slice(rectangle.query_start, rectangle.query_stop)
         q, k, v = self.exact(self.q[rows], k, v)
-        part, part_lse = kernels.forward(self.kernel, q, k, v, False, self.scale)
+        part, part_lse = kernels.forward(self.kernel, q, k, v, None, self.scale)
         merge_(out[rows], lse[..., rows], part, part_lse)
 
     def backward_own(self, saved: Saved, edges: tuple[int, ...]) -> Gradients:
         """Gradients through the mask of :meth:`forward_own`."""
         dout, q, k, v, out = self.exact(saved.dout, self.q, self.k, self.v, saved.out)
-        return kernels.documents_backward(
-            self.kernel, dout, q, k, v, out, saved.lse, edges, self.scale
-        )
+        return kernels.backward(self.kernel, dout, q, k, v, out, saved.lse, edges, self.scale)
 
     def backward_rectangle(
         self, saved: Saved, rectangle: Rectangle, k: Tensor, v: Tensor
@@ -89,4 +87,4 @@ class Block:
         rows = slice(rectangle.query_start, rectangle.query_stop)
         dout, q, k, v, out = self.exact(saved.dout[rows], self.q[rows], k, v, saved.out[rows])
         lse = saved.lse[..., rows]
-        return kernels.backward(self.kernel, dout, q, k, v, out, lse, False, self.scale)
+        return kernels.backward(self.kernel, dout, q, k, v, out, lse, None, self.scale)

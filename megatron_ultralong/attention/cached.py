@@ -51,7 +51,7 @@ def shared(
     chosen = kernels.resolve(q.dtype, q.shape[-1], q.device, kernel)
     out, lse = _gather(*_over_cached(chosen, q, cached, softmax_scale), group)
     if not is_written:
-        part, part_lse = kernels.forward(chosen, q, k, v, True, softmax_scale)
+        part, part_lse = kernels.forward(chosen, q, k, v, (0, len(q)), softmax_scale)
         merge_(out, lse, part, part_lse)
     return out.to(q.dtype)
 
@@ -112,7 +112,7 @@ def _over_cached(kernel: Kernel, q: Tensor, cached: CachedRows, scale: float) ->
     for columns, keys, values in cached.runs():
         queries = q[:, columns]
         if len(keys):
-            results.append(kernels.forward(kernel, queries, keys, values, False, scale))
+            results.append(kernels.forward(kernel, queries, keys, values, None, scale))
         else:
             results.append(nothing_attended(queries))
     if len(results) == 1:

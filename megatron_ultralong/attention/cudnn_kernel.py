@@ -18,8 +18,10 @@ from megatron_ultralong.attention.flash_kernels import FA2, no_dropout
 from megatron_ultralong.attention.kernel import (
     Gradients,
     Kernel,
+    Mask,
     heads_first,
-    nothing_attended,
+    room_for,
+    room_for_gradients,
     sequence_first,
 )
 
@@ -32,45 +34,80 @@ _shapes: set[tuple[torch.Size, torch.Size]] = set()
 logger = logging.getLogger(__name__)
 
 
-def _cudnn_forward(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    if q.numel() == 0 or k.numel() == 0:
-        return nothing_attended(q)
+class CudnnKernel(Kernel):
+    """cuDNN's, and FlashAttention 2 where it has no plan."""
+
+    name = "cudnn"
+    serves_documents = True
+
+    def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
+        """It serves 16-bit floats and head sizes up to 128."""
+        return unfit(dtype, head_dim, device, 128, (9, 0))
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Kernel`."""
+        if mask is None or len(mask) == 2:
+            return _forward(q, k, v, mask, scale)
+        out, lse = room_for(q)
+        for start, edges in _runs(mask):
+            rows = slice(start, start + edges[-1])
+            run = _forward if len(edges) == 2 else FA2.forward
+            out[rows], lse[..., rows] = run(q[rows], k[rows], v[rows], edges, scale)
+        return out, lse
+
+    def backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        mask: Mask,
+        scale: float,
+    ) -> Gradients:
+        """See :class:`Kernel`."""
+        if mask is None or len(mask) == 2:
+            return _backward(dout, q, k, v, out, lse, mask, scale)
+        dq, dk, dv = room_for_gradients(q, k, v)
+        for start, edges in _runs(mask):
+            rows = slice(start, start + edges[-1])
+            run = _backward if len(edges) == 2 else FA2.backward
+            its = (dout[rows], q[rows], k[rows], v[rows], out[rows], lse[..., rows])
+            dq[rows], dk[rows], dv[rows] = run(*its, edges, scale)
+        return dq, dk, dv
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> tuple[Tensor, Tensor]:
+    """Of a block without documents."""
     if _falls_to_fa2(q, k):
-        return FA2.forward(q, k, v, causal, scale)
+        return FA2.forward(q, k, v, mask, scale)
+    causal = mask is not None
     out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         *heads_first(q, k, v), None, True, 0.0, causal, False, scale=scale
     )
     return sequence_first(out)[0], lse.reshape(q.shape[1], q.shape[2], q.shape[0])
 
 
-def _cudnn_backward(
+def _backward(
     dout: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    causal: bool,
+    mask: Mask,
     scale: float,
 ) -> Gradients:
-    if q.numel() == 0 or k.numel() == 0:
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     # cuDNN's sums have no fixed order, nor does PyTorch ask it for one.
     if _falls_to_fa2(q, k) or torch.are_deterministic_algorithms_enabled():
-        return FA2.backward(dout, q, k, v, out, lse, causal, scale)
+        return FA2.backward(dout, q, k, v, out, lse, mask, scale)
     dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
         *heads_first(dout, q, k, v, out),
         lse.contiguous().unsqueeze(-1),
-        *no_dropout(q.device),
-        None,
-        None,
-        None,
-        len(q),
-        len(k),
-        0.0,
-        causal,
+        *(*no_dropout(q.device), None, None, None, len(q), len(k), 0.0, mask is not None),
         scale=scale,
     )
     dq, dk, dv = sequence_first(dq, dk, dv)
@@ -126,55 +163,4 @@ def _runs_of(cu_seqlens: tuple[int, ...], min_area: int) -> tuple[tuple[int, Bou
     return tuple(found)
 
 
-def _documents_forward(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: tuple[int, ...], scale: float
-) -> tuple[Tensor, Tensor]:
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty((q.shape[1], q.shape[2], q.shape[0]), dtype=torch.float32)
-    together = FA2.documents_forward
-    assert together is not None
-    for start, edges in _runs(cu_seqlens):
-        rows = slice(start, start + edges[-1])
-        its = (q[rows], k[rows], v[rows])
-        if len(edges) == 2:
-            out[rows], lse[..., rows] = _cudnn_forward(*its, True, scale)
-        else:
-            out[rows], lse[..., rows] = together(*its, edges, scale)
-    return out, lse
-
-
-def _documents_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens: tuple[int, ...],
-    scale: float,
-) -> Gradients:
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    together = FA2.documents_backward
-    assert together is not None
-    for start, edges in _runs(cu_seqlens):
-        rows = slice(start, start + edges[-1])
-        its = (dout[rows], q[rows], k[rows], v[rows], out[rows], lse[..., rows])
-        if len(edges) == 2:
-            dq[rows], dk[rows], dv[rows] = _cudnn_backward(*its, True, scale)
-        else:
-            dq[rows], dk[rows], dv[rows] = together(*its, edges, scale)
-    return dq, dk, dv
-
-
-def _cudnn_refusal(dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
-    return unfit(dtype, head_dim, device, 128, (9, 0))
-
-
-CUDNN = Kernel(
-    "cudnn",
-    _cudnn_forward,
-    _cudnn_backward,
-    _cudnn_refusal,
-    _documents_forward,
-    _documents_backward,
-)
+CUDNN = CudnnKernel()

@@ -14,71 +14,73 @@ import torch
 from torch import Tensor
 
 from megatron_ultralong.attention.cuda_domain import batch_first, device_edges, missing, unfit
-from megatron_ultralong.attention.kernel import Gradients, Kernel, nothing_attended
+from megatron_ultralong.attention.kernel import Gradients, Kernel, Mask
 
 _PACKAGE = "flash_attn.cute.interface"
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    if q.numel() == 0 or k.numel() == 0:
-        return nothing_attended(q)
-    out, lse = _run_forward(*batch_first(q, k, v), softmax_scale=scale, causal=causal)
-    return out.transpose(0, 1), lse
+class Flash4Kernel(Kernel):
+    """The package's functions."""
+
+    name = "fa4"
+    serves_documents = True
+
+    def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
+        """It serves 16-bit floats and head sizes up to 128."""
+        return unfit(dtype, head_dim, device, 128, (9, 0)) or missing(_PACKAGE, (9, 10), device)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Kernel`."""
+        if mask is None or len(mask) == 2:
+            causal = mask is not None
+            out, lse = _run_forward(*batch_first(q, k, v), softmax_scale=scale, causal=causal)
+            return out.transpose(0, 1), lse
+        out, lse = _run_forward(
+            *(x[:, 0] for x in (q, k, v)),
+            softmax_scale=scale,
+            causal=True,
+            **_documents(mask, q.device),
+        )
+        return out[:, None], lse.reshape(1, q.shape[2], len(q))
+
+    def backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        mask: Mask,
+        scale: float,
+    ) -> Gradients:
+        """See :class:`Kernel`."""
+        if mask is None or len(mask) == 2:
+            dq, dk, dv = _run_backward(
+                *batch_first(q, k, v, out, dout),
+                lse,
+                softmax_scale=scale,
+                causal=mask is not None,
+            )
+            return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
+        dq, dk, dv = _run_backward(
+            *(x[:, 0] for x in (q, k, v, out, dout)),
+            lse[0],
+            softmax_scale=scale,
+            causal=True,
+            **_documents(mask, q.device),
+        )
+        return dq[:, None], dk[:, None], dv[:, None]
 
 
-def _backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float,
-) -> Gradients:
-    if q.numel() == 0 or k.numel() == 0:
-        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    dq, dk, dv = _run_backward(
-        *batch_first(q, k, v, out, dout), lse, softmax_scale=scale, causal=causal
-    )
-    return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
-
-
-def _documents_forward(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: tuple[int, ...], scale: float
-) -> tuple[Tensor, Tensor]:
-    out, lse = _run_forward(
-        q[:, 0], k[:, 0], v[:, 0], softmax_scale=scale, causal=True, **_documents(cu_seqlens, q)
-    )
-    return out[:, None], lse.reshape(1, q.shape[2], len(q))
-
-
-def _documents_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens: tuple[int, ...],
-    scale: float,
-) -> Gradients:
-    dq, dk, dv = _run_backward(
-        *(x[:, 0] for x in (q, k, v, out, dout)),
-        lse[0],
-        softmax_scale=scale,
-        causal=True,
-        **_documents(cu_seqlens, q),
-    )
-    return dq[:, None], dk[:, None], dv[:, None]
-
-
-def _documents(cu_seqlens: tuple[int, ...], q: Tensor) -> dict[str, Any]:
+def _documents(edges: tuple[int, ...], device: torch.device) -> dict[str, Any]:
     """Arguments that name the documents."""
-    edges, longest = device_edges(cu_seqlens, q.device)
+    on_device, longest = device_edges(edges, device)
     return {
-        "cu_seqlens_q": edges,
-        "cu_seqlens_k": edges,
+        "cu_seqlens_q": on_device,
+        "cu_seqlens_k": on_device,
         "max_seqlen_q": longest,
         "max_seqlen_k": longest,
     }
@@ -101,8 +103,4 @@ def _run_backward(*tensors: Tensor, **options: Any) -> Gradients:
     return dq, dk, dv
 
 
-def _refusal(dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
-    return unfit(dtype, head_dim, device, 128, (9, 0)) or missing(_PACKAGE, (9, 10), device)
-
-
-FA4 = Kernel("fa4", _forward, _backward, _refusal, _documents_forward, _documents_backward)
+FA4 = Flash4Kernel()

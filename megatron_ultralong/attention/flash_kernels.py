@@ -13,99 +13,78 @@ from torch import Tensor
 from torch.nn import attention as implementations
 
 from megatron_ultralong.attention.cuda_domain import batch_first, device_edges, missing, unfit
-from megatron_ultralong.attention.kernel import Gradients, Kernel, nothing_attended
+from megatron_ultralong.attention.kernel import Gradients, Kernel, Mask
 
 
-def _flash(name: str, implementation: str | None, package: str | None) -> Kernel:
-    """One of the FlashAttention versions, [b, s, heads, d] inside, [s, heads, d] for documents."""
+class FlashKernel(Kernel):
+    """One of the versions, [b, s, heads, d] inside, [s, heads, d] for documents.
 
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        if q.numel() == 0 or k.numel() == 0:
-            return nothing_attended(q)
-        _activate(implementation)
-        out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            *batch_first(q, k, v), None, None, len(q), len(k), 0.0, causal, False, scale=scale
-        )
-        return out.transpose(0, 1), lse
+    Args:
+        name: for users.
+        implementation: PyTorch's name of it; None: the one built in.
+        package: what must be installed.
+    """
 
-    def backward(
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        causal: bool,
-        scale: float,
-    ) -> Gradients:
-        if q.numel() == 0 or k.numel() == 0:
-            return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        _activate(implementation)
-        dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            *batch_first(dout, q, k, v, out),
-            lse.contiguous(),
-            None,
-            None,
-            len(q),
-            len(k),
-            0.0,
-            causal,
-            *no_dropout(q.device),
-            scale=scale,
-        )
-        return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
+    serves_documents = True
 
-    def documents_forward(
-        q: Tensor, k: Tensor, v: Tensor, cu_seqlens: tuple[int, ...], scale: float
-    ) -> tuple[Tensor, Tensor]:
-        _activate(implementation)
-        edges, longest = device_edges(cu_seqlens, q.device)
-        out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            q[:, 0], k[:, 0], v[:, 0], edges, edges, longest, longest, 0.0, True, False, scale=scale
-        )
-        return out[:, None], lse.reshape(1, q.shape[2], len(q))
+    def __init__(self, name: str, implementation: str | None, package: str | None) -> None:
+        self.name = name
+        self._implementation = implementation
+        self._package = package
 
-    def documents_backward(
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        cu_seqlens: tuple[int, ...],
-        scale: float,
-    ) -> Gradients:
-        _activate(implementation)
-        edges, longest = device_edges(cu_seqlens, q.device)
-        dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            dout[:, 0],
-            q[:, 0],
-            k[:, 0],
-            v[:, 0],
-            out[:, 0],
-            lse[0].contiguous(),
-            edges,
-            edges,
-            longest,
-            longest,
-            0.0,
-            True,
-            *no_dropout(q.device),
-            scale=scale,
-        )
-        return dq[:, None], dk[:, None], dv[:, None]
-
-    def refusal(dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
+    def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
+        """It serves 16-bit floats and head sizes up to 256."""
         why = unfit(dtype, head_dim, device, 256, (8, 0))
-        if why or package is None:
+        if why or self._package is None:
             return why
         if not _has_registry():
             return f"PyTorch {torch.__version__} has no registry of FlashAttention versions"
-        return missing(package, (9,), device)
+        return missing(self._package, (9,), device)
 
-    return Kernel(name, forward, backward, refusal, documents_forward, documents_backward)
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Kernel`."""
+        _activate(self._implementation)
+        run = torch.ops.aten._flash_attention_forward
+        if mask is None or len(mask) == 2:
+            its = (*batch_first(q, k, v), None, None, len(q), len(k), 0.0, mask is not None, False)
+            out, lse, *_ = run(*its, scale=scale)
+            return out.transpose(0, 1), lse
+        edges, longest = device_edges(mask, q.device)
+        its = (q[:, 0], k[:, 0], v[:, 0], edges, edges, longest, longest, 0.0, True, False)
+        out, lse, *_ = run(*its, scale=scale)
+        return out[:, None], lse.reshape(1, q.shape[2], len(q))
+
+    def backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        mask: Mask,
+        scale: float,
+    ) -> Gradients:
+        """See :class:`Kernel`."""
+        _activate(self._implementation)
+        run = torch.ops.aten._flash_attention_backward
+        if mask is None or len(mask) == 2:
+            dq, dk, dv = run(
+                *(*batch_first(dout, q, k, v, out), lse.contiguous(), None, None, len(q), len(k)),
+                *(0.0, mask is not None, *no_dropout(q.device)),
+                scale=scale,
+            )
+            return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
+        edges, longest = device_edges(mask, q.device)
+        dq, dk, dv = run(
+            *(x[:, 0] for x in (dout, q, k, v, out)),
+            *(lse[0].contiguous(), edges, edges, longest, longest),
+            *(0.0, True, *no_dropout(q.device)),
+            scale=scale,
+        )
+        return dq[:, None], dk[:, None], dv[:, None]
 
 
 @lru_cache(maxsize=8)
@@ -130,5 +109,5 @@ def _has_registry() -> bool:
     return hasattr(implementations, "restore_flash_attention_impl")
 
 
-FA2 = _flash("fa2", None, None)
-FA3 = _flash("fa3", "FA3", "flash_attn_interface")
+FA2 = FlashKernel("fa2", None, None)
+FA3 = FlashKernel("fa3", "FA3", "flash_attn_interface")

@@ -1,14 +1,14 @@
 """Kernels: the one seam between the ring and whatever computes attention on a device.
 
-:func:`resolve` chooses, once; :func:`forward`, :func:`backward` and their two forms for documents
-call what was chosen, splitting the heads where a tensor is too large to be indexed.
+:func:`resolve` chooses, once; :func:`forward` and :func:`backward` call what was chosen: for every
+document where it takes one alone, for groups of heads where a tensor is too large to be indexed.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 
@@ -19,7 +19,14 @@ from megatron_ultralong.attention.cpu_kernel import CPU
 from megatron_ultralong.attention.cudnn_kernel import CUDNN
 from megatron_ultralong.attention.flash4_kernel import FA4
 from megatron_ultralong.attention.flash_kernels import FA2, FA3
-from megatron_ultralong.attention.kernel import Gradients, Kernel
+from megatron_ultralong.attention.kernel import (
+    Gradients,
+    Kernel,
+    Mask,
+    nothing_attended,
+    room_for,
+    room_for_gradients,
+)
 from megatron_ultralong.attention.math_kernel import MATH
 from megatron_ultralong.attention.online_softmax import accumulation_dtype
 from megatron_ultralong.errors import InputError
@@ -75,10 +82,25 @@ def _resolve(dtype: torch.dtype, head_dim: int, device: torch.device, name: str 
 
 
 def forward(
-    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float
+    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of one block (:mod:`~megatron_ultralong.attention.kernel`)."""
-    return _forward_by_heads(lambda q, k, v: kernel.forward(q, k, v, causal, scale), q, k, v)
+    if q.numel() == 0 or k.numel() == 0:
+        return nothing_attended(q)
+    if mask is not None and _is_split(kernel, q, mask):
+        out, lse = room_for(q)
+        for its in _documents(mask):
+            part = (q[its], k[its], v[its], (0, its.stop - its.start), scale)
+            out[its], lse[..., its] = forward(kernel, *part)
+        return out, lse
+    groups = _head_groups(q, k)
+    if len(groups) == 1:
+        return kernel.forward(q, k, v, mask, scale)
+    out, lse = room_for(q)
+    for heads, kv in groups:
+        group = (q[:, :, heads], k[:, :, kv], v[:, :, kv])
+        out[:, :, heads], lse[:, heads] = kernel.forward(*group, mask, scale)
+    return out, lse
 
 
 def backward(
@@ -89,69 +111,42 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    causal: bool,
+    mask: Mask,
     scale: float,
 ) -> Gradients:
     """Gradients of one block, given out and lse over all keys."""
-    return _backward_by_heads(
-        lambda dout, q, k, v, out, lse: kernel.backward(dout, q, k, v, out, lse, causal, scale),
-        dout,
-        q,
-        k,
-        v,
-        out,
-        lse,
-    )
-
-
-def _forward_by_heads(
-    call: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """One call, or one for each group of heads."""
-    parts = _head_groups(q, k)
-    if len(parts) == 1:
-        return call(q, k, v)
-    s, b, num_heads, _ = q.shape
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty((b, num_heads, s), dtype=accumulation_dtype(q.dtype))
-    for heads, kv in parts:
-        out[:, :, heads], lse[:, heads] = call(q[:, :, heads], k[:, :, kv], v[:, :, kv])
-    return out, lse
-
-
-def _backward_by_heads(
-    call: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Gradients],
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-) -> Gradients:
-    """One call, or one for each group of heads."""
-    parts = _head_groups(q, k)
-    if len(parts) == 1:
-        return call(dout, q, k, v, out, lse)
+    if q.numel() == 0 or k.numel() == 0:
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    if mask is not None and _is_split(kernel, q, mask):
+        dq, dk, dv = room_for_gradients(q, k, v)
+        for its in _documents(mask):
+            part = (dout[its], q[its], k[its], v[its], out[its], lse[..., its])
+            length = its.stop - its.start
+            dq[its], dk[its], dv[its] = backward(kernel, *part, (0, length), scale)
+        return dq, dk, dv
+    groups = _head_groups(q, k)
+    if len(groups) == 1:
+        return kernel.backward(dout, q, k, v, out, lse, mask, scale)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     # Groups that share a key head add to its gradient.
-    shared = len(parts) > k.shape[2]
+    shared = len(groups) > k.shape[2]
     dtype = accumulation_dtype(k.dtype) if shared else k.dtype
     dk, dv = (k.new_zeros(k.shape, dtype=dtype) for _ in range(2))
-    for heads, kv in parts:
-        dq[:, :, heads], dk_part, dv_part = call(
-            dout[:, :, heads],
-            q[:, :, heads],
-            k[:, :, kv],
-            v[:, :, kv],
-            out[:, :, heads],
-            lse[:, heads],
-        )
+    for heads, kv in groups:
+        group = (dout[:, :, heads], q[:, :, heads], k[:, :, kv], v[:, :, kv], out[:, :, heads])
+        dq[:, :, heads], dk_part, dv_part = kernel.backward(*group, lse[:, heads], mask, scale)
         dk[:, :, kv] += dk_part
         dv[:, :, kv] += dv_part
     return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _is_split(kernel: Kernel, q: Tensor, edges: tuple[int, ...]) -> bool:
+    """Whether every document is a call of its own; a batch may be one of chunks."""
+    return len(edges) > 2 and not (kernel.serves_documents and q.shape[1] == 1)
+
+
+def _documents(edges: tuple[int, ...]) -> Iterator[slice]:
+    return (slice(start, stop) for start, stop in pairwise(edges))
 
 
 def _head_groups(q: Tensor, k: Tensor) -> list[tuple[slice, slice]]:
@@ -180,65 +175,3 @@ def _head_groups(q: Tensor, k: Tensor) -> list[tuple[slice, slice]]:
         f"time a tensor still has more than {MAX_ELEMENTS} elements, the most that a kernel can "
         "index; raise context_parallel_size"
     )
-
-
-def documents_forward(
-    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: tuple[int, ...], scale: float
-) -> tuple[Tensor, Tensor]:
-    """Causal attention inside every document of one block, s = t = ``cu_seqlens[-1]``."""
-    if len(cu_seqlens) == 2:
-        return forward(kernel, q, k, v, True, scale)
-    call = kernel.documents_forward
-    if call is not None and q.shape[1] == 1:  # a batch of chunks, not of documents, may have more
-        return _forward_by_heads(lambda q, k, v: call(q, k, v, cu_seqlens, scale), q, k, v)
-    s, b, heads, _ = q.shape
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = q.new_empty((b, heads, s), dtype=accumulation_dtype(q.dtype))
-    for start, stop in pairwise(cu_seqlens):
-        inside = slice(start, stop)
-        out[inside], lse[..., inside] = forward(
-            kernel, q[inside], k[inside], v[inside], True, scale
-        )
-    return out, lse
-
-
-def documents_backward(
-    kernel: Kernel,
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    cu_seqlens: tuple[int, ...],
-    scale: float,
-) -> Gradients:
-    """Gradients of :func:`documents_forward`."""
-    if len(cu_seqlens) == 2:
-        return backward(kernel, dout, q, k, v, out, lse, True, scale)
-    call = kernel.documents_backward
-    if call is not None and q.shape[1] == 1:
-        return _backward_by_heads(
-            lambda dout, q, k, v, out, lse: call(dout, q, k, v, out, lse, cu_seqlens, scale),
-            dout,
-            q,
-            k,
-            v,
-            out,
-            lse,
-        )
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    for start, stop in pairwise(cu_seqlens):
-        inside = slice(start, stop)
-        dq[inside], dk[inside], dv[inside] = backward(
-            kernel,
-            dout[inside],
-            q[inside],
-            k[inside],
-            v[inside],
-            out[inside],
-            lse[..., inside],
-            True,
-            scale,
-        )
-    return dq, dk, dv

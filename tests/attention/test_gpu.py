@@ -38,13 +38,13 @@ def _inputs(length: int) -> list[torch.Tensor]:
 def test_kernels_equal_the_formulas(kernel, length):
     q, k, v, dout = _inputs(length)
     wide = [x.double() for x in (dout, q, k, v)]
-    for causal in (False, True):
-        exact, exact_lse = MATH.forward(*wide[1:], causal, 0.1)
-        out, lse = kernels.forward(kernel, q, k, v, causal, 0.1)
+    for mask in (None, (0, length)):
+        exact, exact_lse = MATH.forward(*wide[1:], mask, 0.1)
+        out, lse = kernels.forward(kernel, q, k, v, mask, 0.1)
         assert (out - exact).abs().max() <= ROUNDING * exact.abs().max()
         assert (lse - exact_lse).abs().max() <= 1e-3
-        expected = MATH.backward(*wide, exact, exact_lse, causal, 0.1)
-        found = kernels.backward(kernel, dout, q, k, v, out, lse, causal, 0.1)
+        expected = MATH.backward(*wide, exact, exact_lse, mask, 0.1)
+        found = kernels.backward(kernel, dout, q, k, v, out, lse, mask, 0.1)
         for a, b in zip(found, expected, strict=True):
             assert (a - b).norm() <= ROUNDING * b.norm() + 1e-3
 
@@ -54,32 +54,32 @@ def test_documents_equal_the_formulas(kernel, length):
     q, k, v, dout = _inputs(length)
     wide = [x.double() for x in (dout, q, k, v)]
     edges = tuple(sorted({0, length // 5, length // 3, length // 3 + 1, length // 2, length}))
-    out, lse = kernels.documents_forward(kernel, q, k, v, edges, 0.1)
-    exact, exact_lse = kernels.documents_forward(MATH, *wide[1:], edges, 0.1)
+    out, lse = kernels.forward(kernel, q, k, v, edges, 0.1)
+    exact, exact_lse = kernels.forward(MATH, *wide[1:], edges, 0.1)
     assert (out - exact).abs().max() <= ROUNDING * exact.abs().max()
     assert (lse - exact_lse).abs().max() <= 1e-3
-    expected = kernels.documents_backward(MATH, *wide, exact, exact_lse, edges, 0.1)
-    found = kernels.documents_backward(kernel, dout, q, k, v, out, lse, edges, 0.1)
+    expected = kernels.backward(MATH, *wide, exact, exact_lse, edges, 0.1)
+    found = kernels.backward(kernel, dout, q, k, v, out, lse, edges, 0.1)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() <= ROUNDING * b.norm() + 1e-3
 
 
 def test_empty_blocks_add_nothing(kernel):
     q, k, v, dout = _inputs(4)
-    out, lse = kernel.forward(q, k[:0], v[:0], False, 1.0)
+    out, lse = kernels.forward(kernel, q, k[:0], v[:0], None, 1.0)
     assert not out.any()
     assert torch.isneginf(lse).all()
-    assert not kernel.backward(dout, q, k[:0], v[:0], out, lse, False, 1.0)[0].any()
+    assert not kernels.backward(kernel, dout, q, k[:0], v[:0], out, lse, None, 1.0)[0].any()
 
 
 def test_heads_are_split_where_a_tensor_cannot_be_indexed(kernel, monkeypatch):
     q, k, v, dout = (x.to(DEVICE) for x in inputs(256, 8, 2, 128, torch.bfloat16))
     edges = (0, 30, 200, 256)
-    whole = kernels.documents_forward(kernel, q, k, v, edges, 0.1)
-    expected = kernels.documents_backward(kernel, dout, q, k, v, *whole, edges, 0.1)
+    whole = kernels.forward(kernel, q, k, v, edges, 0.1)
+    expected = kernels.backward(kernel, dout, q, k, v, *whole, edges, 0.1)
     monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // 2)
-    split = kernels.documents_forward(kernel, q, k, v, edges, 0.1)
-    found = kernels.documents_backward(kernel, dout, q, k, v, *whole, edges, 0.1)
+    split = kernels.forward(kernel, q, k, v, edges, 0.1)
+    found = kernels.backward(kernel, dout, q, k, v, *whole, edges, 0.1)
     for a, b in zip((*split, *found), (*whole, *expected), strict=True):
         assert (a.double() - b.double()).norm() <= ROUNDING * b.double().norm()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ultralong.attention import cudnn_kernel, kernels
-from megatron_ultralong.attention.cpu_kernel import CPU
+from megatron_ultralong.attention.cpu_kernel import CPU, CpuKernel
 from megatron_ultralong.attention.math_kernel import MATH
 from megatron_ultralong.attention.online_softmax import merge_
 from megatron_ultralong.errors import InputError
@@ -25,19 +24,19 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 6e-2}
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2), (4, 1)])
-@pytest.mark.parametrize("causal", [False, True])
-def test_cpu_kernel_equals_the_formulas(dtype, heads, causal):
+@pytest.mark.parametrize("mask", [None, (0, 70)])
+def test_cpu_kernel_equals_the_formulas(dtype, heads, mask):
     q, k, v, dout = inputs(70, *heads, 64, dtype, batch=2)
-    if not causal:
+    if mask is None:
         k, v = k[:33], v[:33]
-    expected_out, expected_lse = MATH.forward(q.double(), k.double(), v.double(), causal, 0.2)
-    out, lse = CPU.forward(q, k, v, causal, 0.2)
+    expected_out, expected_lse = MATH.forward(q.double(), k.double(), v.double(), mask, 0.2)
+    out, lse = CPU.forward(q, k, v, mask, 0.2)
     assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert (lse - expected_lse).abs().max() <= TOLERANCE[dtype]
     assert (out - expected_out).abs().max() <= TOLERANCE[dtype]
     wide = [x.double() for x in (dout, q, k, v)]
-    expected = MATH.backward(*wide, expected_out, expected_lse, causal, 0.2)
-    found = CPU.backward(dout, q, k, v, out, lse, causal, 0.2)
+    expected = MATH.backward(*wide, expected_out, expected_lse, mask, 0.2)
+    found = CPU.backward(dout, q, k, v, out, lse, mask, 0.2)
     for its, gradient in zip(found, expected, strict=True):
         assert (its - gradient).abs().max() <= TOLERANCE[dtype] * gradient.abs().max()
 
@@ -45,21 +44,21 @@ def test_cpu_kernel_equals_the_formulas(dtype, heads, causal):
 @pytest.mark.parametrize("kernel", [CPU, MATH], ids=lambda kernel: kernel.name)
 def test_empty_blocks_add_nothing(kernel):
     q, k, v, dout = inputs(4, 2, 1, 64, torch.float32)
-    out, lse = kernel.forward(q, k[:0], v[:0], False, 1.0)
+    out, lse = kernels.forward(kernel, q, k[:0], v[:0], None, 1.0)
     assert not out.any()
     assert torch.isneginf(lse).all()
-    dq, dk, _ = kernel.backward(dout, q, k[:0], v[:0], out, lse, False, 1.0)
+    dq, dk, _ = kernels.backward(kernel, dout, q, k[:0], v[:0], out, lse, None, 1.0)
     assert not dq.any()
     assert dk.shape == k[:0].shape
-    assert kernel.forward(q[:0], k, v, False, 1.0)[0].shape == q[:0].shape
+    assert kernels.forward(kernel, q[:0], k, v, None, 1.0)[0].shape == q[:0].shape
 
 
 def test_merging_halves_equals_the_whole_and_nothing_is_neutral():
     q, k, v, _ = inputs(16, 2, 1, 64)
-    whole, whole_lse = MATH.forward(q, k, v, False, 0.1)
-    out, lse = MATH.forward(q, k[:0], v[:0], False, 0.1)
+    whole, whole_lse = MATH.forward(q, k, v, None, 0.1)
+    out, lse = kernels.forward(MATH, q, k[:0], v[:0], None, 0.1)
     for part in (slice(0, 0), slice(0, 5), slice(5, 16), slice(3, 3)):
-        merge_(out, lse, *MATH.forward(q, k[part], v[part], False, 0.1))
+        merge_(out, lse, *kernels.forward(MATH, q, k[part], v[part], None, 0.1))
         assert not out.isnan().any()
     assert (out - whole).abs().max() <= 1e-15
     assert (lse - whole_lse).abs().max() <= 1e-14
@@ -67,38 +66,38 @@ def test_merging_halves_equals_the_whole_and_nothing_is_neutral():
 
 def test_heads_are_split_where_a_tensor_cannot_be_indexed(monkeypatch):
     q, k, v, dout = inputs(16, 8, 4, 64)
-    out, lse = kernels.forward(CPU, q, k, v, True, 0.1)
-    whole = kernels.backward(CPU, dout, q, k, v, out, lse, True, 0.1)
+    out, lse = kernels.forward(CPU, q, k, v, (0, len(q)), 0.1)
+    whole = kernels.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
     monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // 2)
-    split_out, split_lse = kernels.forward(CPU, q, k, v, True, 0.1)
+    split_out, split_lse = kernels.forward(CPU, q, k, v, (0, len(q)), 0.1)
     assert torch.equal(split_out, out)
     assert torch.equal(split_lse, lse)
-    split = kernels.backward(CPU, dout, q, k, v, out, lse, True, 0.1)
+    split = kernels.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
     assert all(torch.equal(a, b) for a, b in zip(split, whole, strict=True))
     # A kernel that takes all documents in one call is called for each group of heads too.
     edges, calls = (0, 5, 16), []
 
-    def documents_forward(*its):
-        calls.append(its[0].shape[2])
-        return kernels.documents_forward(CPU, *its)
+    class Counted(CpuKernel):
+        def forward(self, q, k, v, mask, scale):
+            calls.append(q.shape[2])
+            return super().forward(q, k, v, mask, scale)
 
-    together = replace(CPU, documents_forward=documents_forward)
-    found = kernels.documents_forward(together, q, k, v, edges, 0.1)
+    found = kernels.forward(Counted(), q, k, v, edges, 0.1)
     assert calls == [4, 4]
-    assert torch.equal(found[0], kernels.documents_forward(CPU, q, k, v, edges, 0.1)[0])
+    assert torch.equal(found[0], kernels.forward(CPU, q, k, v, edges, 0.1)[0])
     # Query heads of one key head are split last: its gradient is then a sum of parts.
     for num_groups in (4, 8):
         monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // num_groups)
         assert len(kernels._head_groups(q, k)) == num_groups
-        split_out, split_lse = kernels.forward(CPU, q, k, v, True, 0.1)
+        split_out, split_lse = kernels.forward(CPU, q, k, v, (0, len(q)), 0.1)
         assert torch.equal(split_out, out)
         assert torch.equal(split_lse, lse)
-        split = kernels.backward(CPU, dout, q, k, v, out, lse, True, 0.1)
+        split = kernels.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
         for part, exact in zip(split, whole, strict=True):
             torch.testing.assert_close(part, exact, rtol=1e-12, atol=1e-12)
     monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // 9)
     with pytest.raises(InputError, match="raise context_parallel_size"):
-        kernels.forward(CPU, q, k, v, True, 0.1)
+        kernels.forward(CPU, q, k, v, (0, len(q)), 0.1)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_ultralong.attention import kernels, plan
 from megatron_ultralong.attention.boundaries import Boundaries
-from megatron_ultralong.attention.cpu_kernel import CPU
+from megatron_ultralong.attention.cpu_kernel import CPU, CpuKernel
 from megatron_ultralong.attention.plan import make_plan, row_plan
 from megatron_ultralong.context_parallel import zigzag
 
@@ -70,13 +69,14 @@ def test_documents_of_one_length_together_are_those_alone(lengths: list[int], na
     torch.manual_seed(len(lengths))
     q, dout = (torch.randn(edges[-1], 1, 4, 16).to(dtype) for _ in range(2))
     k, v = (torch.randn(edges[-1], 1, 2, 16).to(dtype) for _ in range(2))
-    alone = dataclasses.replace(CPU, documents_forward=None, documents_backward=None)
-    out, lse = kernels.documents_forward(CPU, q, k, v, edges, 0.3)
+    alone = CpuKernel()
+    alone.serves_documents = False
+    out, lse = kernels.forward(CPU, q, k, v, edges, 0.3)
     for ours, theirs in (
-        ((out, lse), kernels.documents_forward(alone, q, k, v, edges, 0.3)),
+        ((out, lse), kernels.forward(alone, q, k, v, edges, 0.3)),
         (
-            kernels.documents_backward(CPU, dout, q, k, v, out, lse, edges, 0.3),
-            kernels.documents_backward(alone, dout, q, k, v, out, lse, edges, 0.3),
+            kernels.backward(CPU, dout, q, k, v, out, lse, edges, 0.3),
+            kernels.backward(alone, dout, q, k, v, out, lse, edges, 0.3),
         ),
     ):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

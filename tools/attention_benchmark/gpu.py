@@ -123,19 +123,20 @@ def _kernel_speed(
     q, k, v, dout = block
     units = work(causal_area((0, len(q))) if causal else len(q) * len(k), arguments)
     scale = arguments.head_dim**-0.5
-    out, lse = kernels.forward(kernel, q, k, v, causal, scale)
+    mask = (0, len(q)) if causal else None
+    out, lse = kernels.forward(kernel, q, k, v, mask, scale)
     saved = (dout, q, k, v, out, lse)
-    kernels.backward(kernel, *saved, causal, scale)
-    _, once, _ = measured(q.device, lambda: kernels.forward(kernel, q, k, v, causal, scale))
+    kernels.backward(kernel, *saved, mask, scale)
+    _, once, _ = measured(q.device, lambda: kernels.forward(kernel, q, k, v, mask, scale))
     times = max(1, int(arguments.seconds / once))
     _, forward = timed(
-        lambda: _repeat(times, lambda: kernels.forward(kernel, q, k, v, causal, scale))
+        lambda: _repeat(times, lambda: kernels.forward(kernel, q, k, v, mask, scale))
     )
     forward_speed = FORWARD * units * times / forward
-    _, once, memory = measured(q.device, lambda: kernels.backward(kernel, *saved, causal, scale))
+    _, once, memory = measured(q.device, lambda: kernels.backward(kernel, *saved, mask, scale))
     times = max(1, int(arguments.seconds / once))
     _, backward = timed(
-        lambda: _repeat(times, lambda: kernels.backward(kernel, *saved, causal, scale))
+        lambda: _repeat(times, lambda: kernels.backward(kernel, *saved, mask, scale))
     )
     return forward_speed, BACKWARD * units * times / backward, memory
 

@@ -1,0 +1,78 @@
+"""A kernel that is new here: what it takes to add one is this class and a place in a table."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_ultralong.attention import kernels
+from megatron_ultralong.attention.cpu_kernel import CPU
+from megatron_ultralong.attention.kernel import Gradients, Kernel, Mask, heads_first, sequence_first
+from megatron_ultralong.attention.math_kernel import MATH
+from tests.attention.whole_sequence import dense, inputs, ring
+
+MOST_LINES = 60
+
+
+class NewKernel(Kernel):
+    """One call of torch, and one for its gradients."""
+
+    name = "new"
+
+    def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
+        return None if device.type == "cpu" else "it runs on the CPU"
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *heads_first(q, k, v), 0.0, mask is not None, scale=scale
+        )
+        return sequence_first(out)[0], lse
+
+    def backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        mask: Mask,
+        scale: float,
+    ) -> Gradients:
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *heads_first(dout, q, k, v, out), lse, 0.0, mask is not None, scale=scale
+        )
+        dq, dk, dv = sequence_first(dq, dk, dv)
+        return dq, dk, dv
+
+
+@pytest.fixture
+def new_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    new = NewKernel()
+    monkeypatch.setattr(kernels, "candidates", lambda device: (new, CPU, MATH))
+    kernels._resolve.cache_clear()
+    yield new
+    kernels._resolve.cache_clear()
+
+
+def test_its_size() -> None:
+    assert len(inspect.getsource(NewKernel).splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("edges", [None, [0, 1, 3, 20, 64]])
+@pytest.mark.parametrize("cp_size", [1, 2, 4])
+def test_the_ring_takes_it_and_is_exact(
+    new_kernel: Kernel, edges: list[int] | None, cp_size: int
+) -> None:
+    tensors = inputs(64, 4, 2, 16)
+    cu_seqlens = None if edges is None else torch.tensor(edges)
+    exact = dense(tensors, cu_seqlens)
+    found = ring(tensors, cp_size, cu_seqlens, kernel=new_kernel.name)
+    for a, b in zip(found, exact, strict=True):
+        assert (a - b).abs().max() <= 1e-12
