@@ -247,7 +247,8 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
     rope_type = block.get("rope_type", block.get("type", "default"))
     if rope_type not in _KNOWN_KEYS:
         raise InputError(
-            f"rope_type {rope_type!r} is not supported; known: {', '.join(sorted(_KNOWN_KEYS))}"
+            f"rope_type {rope_type!r} is not supported; known: {', '.join(sorted(_KNOWN_KEYS))}. "
+            "A model of another can be trained on from one of these: put that in its place"
         )
     values = {
         key: value
@@ -258,8 +259,9 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
     missing = sorted(_NEEDED_KEYS[rope_type] - set(values))
     if unknown or missing:
         raise InputError(
-            f"rope_scaling of rope_type {rope_type!r}: missing keys {missing}, "
-            f"unknown keys {unknown}"
+            f"rope_scaling of rope_type {rope_type!r}: missing keys {missing}, unknown keys "
+            f"{unknown}; transformers does not look at keys of another rope_type: remove them, or "
+            "state the rope_type that the model was trained with"
         )
     if rope_type == "default":
         return None
