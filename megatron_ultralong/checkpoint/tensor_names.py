@@ -133,6 +133,5 @@ def _tell_changes(names: Mapping[str, str], prefix: str, folder: Path) -> None:
     ]
     if inner:
         target, name = inner[0]
-        tell(
-            f"warning: {folder}: {len(inner)} of {len(names)} names are changed: {name} is {target}"
-        )
+        counts = f"{len(inner)} of {len(names)}"
+        tell(f"warning: {folder}: {counts} names are changed: {name} is read as {target}")

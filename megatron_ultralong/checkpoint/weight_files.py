@@ -29,8 +29,8 @@ _CHOICE_KEY = "transformers_weights"
 _PER_RANK = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """What a distributed training of transformers 5 saves; it takes these before any other file."""
 _LOOKS_LIKE_WEIGHTS = re.compile(
-    r"(model|pytorch_model|adapter_model|consolidated).*\.(safetensors|bin|pth|pt|h5|msgpack)"
-    r"|.*\.gguf"
+    r"(?!training_args|optimizer|scheduler|rng_state).*"
+    r"\.(safetensors|bin|pth|pt|h5|msgpack|gguf|index\.json)"
 )
 
 
@@ -181,9 +181,7 @@ def _nothing_to_read(folder: Path, sets: list[WeightSet]) -> str:
     if sets and (folder / "params.json").is_file():
         return f"{text}, but {sets[0].label} is: to convert that, move config.json away"
     found = sorted(
-        path.name
-        for path in folder.iterdir()
-        if _LOOKS_LIKE_WEIGHTS.fullmatch(path.name) or _PER_RANK.fullmatch(path.name)
+        path.name for path in folder.iterdir() if _LOOKS_LIKE_WEIGHTS.fullmatch(path.name)
     )
     if not found:
         return text
