@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from megatron_ultralong.checkpoint import small_files
 from megatron_ultralong.checkpoint.conversion import describe
+from megatron_ultralong.checkpoint.extended_model import ExtendedModel
 from megatron_ultralong.checkpoint.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.hugging_face_config import (
@@ -41,6 +42,7 @@ from megatron_ultralong.checkpoint.verification import (
     num_bytes,
 )
 from megatron_ultralong.checkpoint.weight_map import weight_map
+from megatron_ultralong.config import RopeConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.progress import progress
 from megatron_ultralong.ranges import Range, check_ranges
@@ -64,6 +66,8 @@ class ImportConfig:
     """Continue what a killed conversion to DST left; its finished tensors are not done again."""
     tokenizer: bool = True
     """Refuse a source without tokenizer files."""
+    rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
+    """Another rotary embedding than the source's, which the weights are not trained for."""
     json: bool = False
     """Print the report as JSON."""
 
@@ -126,26 +130,32 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
     """Hugging Face or Meta folder -> Megatron torch_dist checkpoint, which any layout can load.
 
     Raises:
-        InputError: the source is incomplete or not a plain Llama, or the output is in use.
+        InputError: the source is incomplete or not a plain Llama, no export could have the rotary
+            embedding that was asked for, or the output is in use.
     """
-    source = open_model(config.src)
-    if isinstance(source, MegatronCheckpoint):
+    check_ranges(config)
+    found = open_model(config.src)
+    if isinstance(found, MegatronCheckpoint):
         raise InputError(f"{config.src} is a Megatron checkpoint already: use it as it is")
     if config.tokenizer:
         small_files.check_tokenizer(config.src)
+    source = ExtendedModel(found, config.rope)
+    source.check()
     metadata = CheckpointMetadata(
         model=source.model,
         rope_scaling=source.rope_scaling,
-        source_model=source.name,
+        source_model=found.name,
         tokenizer_sha256=tokenizer_sha256(config.src),
+        angle_precision=config.rope.angle_precision,
+        trained_seq_length=source.trained_seq_length,
     )
     size = num_bytes(source)
-    conversion = describe("import", source)
+    conversion = describe("import", found, rope=dataclasses.asdict(config.rope))
     with new_folder(config.dst, size, conversion, resume=config.resume) as (folder, manifest):
         start = time.monotonic()
         with progress("import", size - manifest.num_bytes, "B") as bar:
             write_torch_dist(folder / RELEASE, source, manifest, bar.advance)
-        _keep_small_files(source, folder / SOURCE_FOLDER, metadata)
+        _keep_small_files(found, folder / SOURCE_FOLDER, metadata)
         save_metadata(folder, metadata)
         write_latest(folder, RELEASE)
         written = time.monotonic()
