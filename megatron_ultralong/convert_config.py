@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from megatron_ultralong.ranges import Range
+from megatron_ultralong.rope_config import RopeConfig
 
 DtypeName = Literal["keep", "bf16", "fp16", "fp32"]
 LogitsDtype = Literal["fp32", "fp64"]
@@ -30,6 +31,8 @@ class ImportConfig:
     """Continue what a killed conversion to DST left; its finished tensors are not done again."""
     tokenizer: bool = True
     """Refuse a source without tokenizer files."""
+    rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
+    """Another rotary embedding than the source's, which the weights are not trained for."""
     json: bool = False
     """Print the report as JSON."""
 

@@ -52,6 +52,8 @@ class YarnConfig:
     """How the frequencies between are mixed; see the module."""
     attention_factor: Annotated[float, Range(0.01, 100)] = 1.0
     """Scale of cos and sin; attention logits get its square."""
+    truncate: bool = True
+    """Round the ends of the ramp by dimensions outwards, to whole dimensions."""
 
     def __post_init__(self) -> None:
         check_ranges(self, where="rope scaling")
@@ -62,6 +64,11 @@ class YarnConfig:
             )
         if self.ramp not in ("rotations", "dimensions"):
             raise InputError(f"ramp must be 'rotations' or 'dimensions', not {self.ramp!r}")
+        if not self.truncate and self.ramp == "rotations":
+            raise InputError(
+                "truncate is false and ramp is 'rotations', which has no ends to round: leave "
+                "truncate true, or take ramp 'dimensions'"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +122,8 @@ def describe(scaling: RopeScaling, positions: int) -> str:
         text += f"betas {scaling.beta_slow:g} and {scaling.beta_fast:g}"
         if scaling.attention_factor != 1.0:
             text += f", temperature {scaling.attention_factor:.6g}"
+        if not scaling.truncate:
+            text += ", ends of the ramp not rounded"
     return f"{text} ({positions:,} positions)"
 
 
@@ -147,8 +156,10 @@ def _dimensions_ramp(config: YarnConfig, head_dim: int, rotary_base: float) -> F
             / (2.0 * math.log(rotary_base))
         )
 
-    low = float(max(math.floor(dimension_with(config.beta_fast)), 0))
-    high = float(min(math.ceil(dimension_with(config.beta_slow)), head_dim - 1))
+    low, high = dimension_with(config.beta_fast), dimension_with(config.beta_slow)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0.0), min(high, head_dim - 1.0)
     if low == high:
         high += 0.001  # as upstream: a step, not a division by zero
     dimension = np.arange(head_dim // 2, dtype=np.float64)
@@ -199,6 +210,7 @@ def hf_rope_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
             "beta_fast": float(scaling.beta_fast),
             "beta_slow": float(scaling.beta_slow),
             "attention_factor": float(scaling.attention_factor),
+            **({} if scaling.truncate else {"truncate": False}),
         }
     if scaling.attention_factor != 1.0:
         raise InputError(
@@ -247,7 +259,8 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
     rope_type = block.get("rope_type", block.get("type", "default"))
     if rope_type not in _KNOWN_KEYS:
         raise InputError(
-            f"rope_type {rope_type!r} is not supported; known: {', '.join(sorted(_KNOWN_KEYS))}"
+            f"rope_type {rope_type!r} is not supported; known: {', '.join(sorted(_KNOWN_KEYS))}. "
+            "A model of another can be trained on from one of these: put that in its place"
         )
     values = {
         key: value
@@ -258,8 +271,9 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
     missing = sorted(_NEEDED_KEYS[rope_type] - set(values))
     if unknown or missing:
         raise InputError(
-            f"rope_scaling of rope_type {rope_type!r}: missing keys {missing}, "
-            f"unknown keys {unknown}"
+            f"rope_scaling of rope_type {rope_type!r}: missing keys {missing}, unknown keys "
+            f"{unknown}; transformers does not look at keys of another rope_type: remove them, or "
+            "state the rope_type that the model was trained with"
         )
     if rope_type == "default":
         return None
@@ -271,8 +285,6 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
         return YarnConfig(
             factor, length, float(values["high_freq_factor"]), float(values["low_freq_factor"])
         )
-    if values.get("truncate", True) is not True:
-        raise InputError("rope_scaling of rope_type 'yarn' with truncate false is not supported")
     return YarnConfig(
         factor,
         length,
@@ -280,6 +292,7 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
         float(values.get("beta_slow", 1.0)),
         "dimensions",
         float(values.get("attention_factor", yarn_attention_factor(factor))),
+        bool(values.get("truncate", True)),
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from megatron_ultralong.checkpoint import small_files
 from megatron_ultralong.checkpoint.conversion import describe
+from megatron_ultralong.checkpoint.extended_model import ExtendedModel
 from megatron_ultralong.checkpoint.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.hugging_face_config import (
@@ -52,26 +53,32 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
     """Hugging Face or Meta folder -> Megatron torch_dist checkpoint, which any layout can load.
 
     Raises:
-        InputError: the source is incomplete or not a plain Llama, or the output is in use.
+        InputError: the source is incomplete or not a plain Llama, no export could have the rotary
+            embedding that was asked for, or the output is in use.
     """
-    source = open_model(config.src)
-    if isinstance(source, MegatronCheckpoint):
+    check_ranges(config)
+    found = open_model(config.src)
+    if isinstance(found, MegatronCheckpoint):
         raise InputError(f"{config.src} is a Megatron checkpoint already: use it as it is")
     if config.tokenizer:
         small_files.check_tokenizer(config.src)
+    source = ExtendedModel(found, config.rope)
+    source.check()
     metadata = CheckpointMetadata(
         model=source.model,
         rope_scaling=source.rope_scaling,
-        source_model=source.name,
+        source_model=found.name,
         tokenizer_sha256=tokenizer_sha256(config.src),
+        angle_precision=config.rope.angle_precision,
+        trained_seq_length=source.trained_seq_length,
     )
     size = num_bytes(source)
-    conversion = describe("import", source)
+    conversion = describe("import", found, rope=dataclasses.asdict(config.rope))
     with new_folder(config.dst, size, conversion, resume=config.resume) as (folder, manifest):
         start = time.monotonic()
         with progress("import", size - manifest.num_bytes, "B") as bar:
             write_torch_dist(folder / RELEASE, source, manifest, bar.advance)
-        _keep_small_files(source, folder / SOURCE_FOLDER, metadata)
+        _keep_small_files(found, folder / SOURCE_FOLDER, metadata)
         save_metadata(folder, metadata)
         write_latest(folder, RELEASE)
         written = time.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -11,15 +11,11 @@ from megatron_ultralong.checkpoint.hugging_face_config import (
     CONFIG_FILE,
     model_config,
     read_config,
-    rope_scaling,
 )
-from megatron_ultralong.checkpoint.links import check_inside, is_plain_name
-from megatron_ultralong.checkpoint.tensor_file import (
-    PickleFile,
-    SafetensorsFile,
-    TensorFile,
-    TensorInfo,
-)
+from megatron_ultralong.checkpoint.rope_block import rope_scaling
+from megatron_ultralong.checkpoint.tensor_file import TensorFile, TensorInfo
+from megatron_ultralong.checkpoint.tensor_names import known_names, why_unknown
+from megatron_ultralong.checkpoint.weight_files import open_weights, some
 from megatron_ultralong.checkpoint.weight_map import (
     EMBEDDING,
     HUGGING_FACE,
@@ -29,16 +25,23 @@ from megatron_ultralong.checkpoint.weight_map import (
 )
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError, missing
-from megatron_ultralong.json_file import read_json
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
-_FORMATS: tuple[tuple[str, str, type[TensorFile]], ...] = (
-    (INDEX_FILE, SINGLE_FILE, SafetensorsFile),
-    ("pytorch_model.bin.index.json", "pytorch_model.bin", PickleFile),
-)
-_BUFFER_SUFFIX = ".rotary_emb.inv_freq"
-"""Buffers that old transformers saved beside the weights."""
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file, where it may have another name than the model's."""
+
+    file: TensorFile
+    name: str
+
+    @property
+    def info(self) -> TensorInfo:
+        """Its dtype and shape."""
+        return self.file.tensors[self.name]
+
+    def read(self) -> torch.Tensor:
+        """The tensor."""
+        return self.file.read(self.name)
 
 
 class HuggingFaceFolder:
@@ -59,9 +62,11 @@ class HuggingFaceFolder:
         self.config = read_config(self.folder)
         self._model = model_config(self.config, where)
         self.rope_scaling = rope_scaling(self.config, where)
-        self.files, located = _open_files(self.folder)
-        self._tensors = {
-            name: file for name, file in located.items() if not name.endswith(_BUFFER_SUFFIX)
+        self.files, located = open_weights(self.folder, self.config)
+        self._known = {name for weight in weight_map(self._model) for name in weight.names}
+        names = known_names(located, {*self._known, LM_HEAD}, self.folder)
+        self.tensors = {
+            name: StoredTensor(located[stored], stored) for name, stored in names.items()
         }
         self._check_tied()
         self._check_tensors()
@@ -83,15 +88,13 @@ class HuggingFaceFolder:
 
     def read(self, weight: Weight) -> tuple[torch.Tensor, ...]:
         """The parts of ``weight``."""
-        return tuple(self._tensors[name].read(name) for name in weight.names)
+        return tuple(self.tensors[name].read() for name in weight.names)
 
     def _info(self, name: str) -> TensorInfo:
-        return self._tensors[name].tensors[name]
+        return self.tensors[name].info
 
     def _check_tensors(self) -> None:
-        expected: set[str] = set()
         for weight in weight_map(self._model):
-            expected.update(weight.names)
             for name, shape in zip(weight.names, weight.shapes, strict=True):
                 self._check_tensor(name, shape)
             dtypes = {name: self._info(name).dtype for name in weight.names}
@@ -100,95 +103,78 @@ class HuggingFaceFolder:
                     f"{self.folder}: {dtypes} must have one dtype: Megatron keeps them in one "
                     "tensor; convert the source to one dtype"
                 )
-        left_over = sorted(set(self._tensors) - expected)
+        left_over = sorted(set(self.tensors) - self._known)
         if left_over:
             raise InputError(
                 f"{self.folder} holds {len(left_over)} tensors that its config.json leaves no "
-                f"place for: {_some(left_over)}; it is not the plain Llama that config.json says"
+                f"place for: {some(left_over)}{self._why_unknown()}; it is not the plain Llama "
+                "that config.json says"
             )
 
     def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
-        if name not in self._tensors:
-            hint = (
-                "; if embedding and output share their weights, set tie_word_embeddings true"
-                if name == LM_HEAD
-                else ""
-            )
+        if name not in self.tensors:
             raise InputError(
                 f"{self.folder} holds no tensor {name} of shape {list(shape)}, which its "
-                f"config.json asks for: download the missing files again{hint}"
+                f"config.json asks for{self._why_missing(name)}"
             )
-        found = self._info(name)
+        found, path = self._info(name), self.tensors[name].file.path
         if found.shape != shape:
             raise InputError(
-                f"{self._tensors[name].path}: tensor {name} has shape {list(found.shape)}, "
-                f"config.json makes it {list(shape)}: weights and config.json are of different "
-                "models"
+                f"{path}: tensor {name} has shape {list(found.shape)}, config.json makes it "
+                f"{list(shape)}: weights and config.json are of different models"
             )
         if not found.dtype.is_floating_point or found.dtype.itemsize < 2:
             raise InputError(
-                f"{self._tensors[name].path}: tensor {name} is {found.dtype}; float32, bfloat16 "
-                "and float16 are converted: dequantise the model first"
+                f"{path}: tensor {name} is {found.dtype}; float32, bfloat16 and float16 are "
+                "converted: dequantise the model first"
             )
+
+    def _why_missing(self, name: str) -> str:
+        missing = sorted(self._known - set(self.tensors))
+        if missing == [LM_HEAD]:
+            return (
+                ", and all others: if embedding and output share their weights, set "
+                "tie_word_embeddings true; else the output was not saved"
+            )
+        here = len(self._known) - len(missing)
+        return f"; {here} of the model's {len(self._known)} tensors are there" + (
+            self._why_unknown() or ": copy the missing files, or the config.json of this model"
+        )
+
+    def _why_unknown(self) -> str:
+        names = {name: tensor.name for name, tensor in self.tensors.items()}
+        return why_unknown(names, {*self._known, LM_HEAD})
 
     def _check_tied(self) -> None:
-        """Drop a copy of tied output weights; refuse one that differs from the embedding."""
-        if self._model.untie_embeddings_and_output_weights or LM_HEAD not in self._tensors:
+        """Of tied weights keep one: a model may have stored either, or two that are equal.
+
+        Raises:
+            InputError: it has two that differ.
+        """
+        if self._model.untie_embeddings_and_output_weights or LM_HEAD not in self.tensors:
             return
-        if EMBEDDING in self._tensors:
-            output = self._tensors.pop(LM_HEAD).read(LM_HEAD)
-            if torch.equal(output, self._tensors[EMBEDDING].read(EMBEDDING)):
-                return
+        output = self.tensors.pop(LM_HEAD)
+        if EMBEDDING not in self.tensors:  # as transformers does
+            self.tensors[EMBEDDING] = output
+            return
+        embedding = self.tensors[EMBEDDING]
+        if output.info.shape == embedding.info.shape and _equal(output.read(), embedding.read()):
+            return
         raise InputError(
             f"{self.folder}: tie_word_embeddings is true in config.json, but {LM_HEAD} differs "
-            f"from {EMBEDDING}: set tie_word_embeddings false, or remove {LM_HEAD}"
+            f"from {EMBEDDING} ({_shown(output.info)} and {_shown(embedding.info)}): set "
+            "tie_word_embeddings false, as transformers 5 reads such a model, or remove the one "
+            "that is not the model's"
         )
 
 
-def _open_files(folder: Path) -> tuple[list[TensorFile], dict[str, TensorFile]]:
-    """The weight files of ``folder``, and which of them holds each tensor."""
-    for index_name, single_name, kind in _FORMATS:
-        if (folder / index_name).is_file():
-            return _open_indexed(folder / index_name, kind)
-        if (folder / single_name).is_file():
-            check_inside(folder / single_name, folder)
-            file = kind(folder / single_name)
-            return [file], dict.fromkeys(file.tensors, file)
-    names = [name for format_ in _FORMATS for name in format_[:2]]
-    raise InputError(f"{folder} holds no weights: none of {', '.join(names)} is there")
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors have the same values, each in its own dtype."""
+    if a.dtype == b.dtype:
+        return torch.equal(a, b)
+    pairs = zip(a.flatten().split(2**20), b.flatten().split(2**20), strict=True)
+    return all(torch.equal(x.double(), y.double()) for x, y in pairs)
 
 
-def _open_indexed(
-    index: Path, kind: type[TensorFile]
-) -> tuple[list[TensorFile], dict[str, TensorFile]]:
-    check_inside(index, index.parent)
-    try:
-        places = read_json(index).object("weight_map")
-    except InputError as error:
-        raise InputError(f"{index} is damaged ({error}): download it again") from error
-    wrong = [name for name in places.values() if not is_plain_name(name)]
-    if wrong:
-        raise InputError(f"{index} names {wrong[0]!r}, which is not a file of its own folder")
-    missing = sorted({name for name in places.values() if not (index.parent / name).is_file()})
-    if missing:
-        raise InputError(
-            f"{index} names {len(missing)} files that are not there: {_some(missing)}; download "
-            "them again"
-        )
-    names = sorted(set(places.values()))
-    for name in names:
-        check_inside(index.parent / name, index.parent)
-    files = {name: kind(index.parent / name) for name in names}
-    for tensor, name in places.items():
-        if tensor not in files[name].tensors:
-            raise InputError(
-                f"{index} says that {name} holds tensor {tensor}, and it does not: index and "
-                "shards are of different downloads; download them again"
-            )
-    return list(files.values()), {tensor: files[name] for tensor, name in places.items()}
-
-
-def _some(names: Iterable[str], limit: int = 4) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def _shown(info: TensorInfo) -> str:
+    return f"{info.dtype} {list(info.shape)}".removeprefix("torch.")

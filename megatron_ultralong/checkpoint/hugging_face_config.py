@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_ultralong.checkpoint.links import check_inside
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
+from megatron_ultralong.checkpoint.rope_block import max_positions, rotary_base
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.json_file import JsonObject, read_json
+from megatron_ultralong.ranges import shown
 from megatron_ultralong.yarn import (
-    RopeScaling,
     YarnConfig,
     effective_rotary_base,
-    from_hf_rope_scaling,
     hf_rope_scaling,
     yarn_attention_factor,
 )
@@ -33,8 +33,16 @@ _FIXED = {
     "mlp_bias": False,
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
+    "per_layer_config": None,
+    "model_type": "llama",
 }
 """Keys that may be absent; any other value is a model that is not a plain Llama."""
+
+_REPLACED = (
+    *("rope_parameters", "dtype", "original_max_position_embeddings"),
+    "transformers_weights",  # a file of the source
+)
+"""Keys of a source that an export states in another way, or must not."""
 
 _CODE_BEGINNINGS = (
     "auto_map",
@@ -46,6 +54,7 @@ _CODE_BEGINNINGS = (
     "kernel",
     "use_kernels",
     "compile_config",
+    "fusion_config",
     "adapter",
 )
 
@@ -69,8 +78,8 @@ def read_config(folder: Path) -> JsonObject:
     for key, expected in _FIXED.items():
         if values.get(key, expected) not in (expected, None):
             raise InputError(
-                f"{path}: {key} {values[key]!r} is not supported: it must be {expected!r}, as in "
-                "Meta's Llama models"
+                f"{path}: {key} {shown(values[key])} is not supported: it must be {expected!r}, as "
+                "in Meta's Llama models"
             )
     return values
 
@@ -93,67 +102,12 @@ def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
         kv_channels=config.integer("head_dim", 0) or hidden // heads,
         vocab_size=config.integer("vocab_size"),
         norm_epsilon=config.number("rms_norm_eps", 1e-6),
-        rotary_base=_rotary_base(config),
-        max_position_embeddings=config.integer("max_position_embeddings", 2048),
+        rotary_base=rotary_base(config),
+        max_position_embeddings=max_positions(config),
         untie_embeddings_and_output_weights=not config.boolean("tie_word_embeddings", False),
     )
     model.check(where)
     return model
-
-
-def _rope_block(config: JsonObject) -> JsonObject:
-    """The rope block in either form: ``rope_scaling`` (to 4.x) or ``rope_parameters`` (5.x)."""
-    for key in ("rope_scaling", "rope_parameters"):
-        block: JsonObject = config.object(key, None)
-        if block:
-            return block
-    return JsonObject({}, config.where)
-
-
-def _rotary_base(config: JsonObject) -> float:
-    base: float = _rope_block(config).number("rope_theta", 0.0) or config.number(
-        "rope_theta", 10000.0
-    )
-    return base
-
-
-def _checked_rope_block(config: JsonObject) -> dict[str, Any]:
-    """The rope block, every value of the type and in the range that it can have."""
-    block = _rope_block(config)
-    for key in ("rope_type", "type"):
-        block.string(key, None)
-    block.number("factor", None, minimum=1, maximum=1e9)
-    for key in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
-        block.number(key, None, above=0, maximum=1e9)
-    block.number("attention_factor", None, above=0, maximum=1e6)
-    block.integer("original_max_position_embeddings", None, minimum=1, maximum=2**40)
-    config.integer("original_max_position_embeddings", None, minimum=1, maximum=2**40)
-    return dict(block)
-
-
-def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
-    """The rotary scaling that a ``config.json`` asks for.
-
-    Raises:
-        InputError: a rope type or key that is not known here.
-    """
-    block = _checked_rope_block(JsonObject(values, where))
-    if block.pop("partial_rotary_factor", 1.0) not in (1.0, None):
-        raise InputError(f"{where}: partial_rotary_factor other than 1.0 is not supported")
-    if block.get("rope_type", block.get("type")) in ("llama3", "yarn"):
-        outside = values.get("original_max_position_embeddings")
-        length = outside or values.get("max_position_embeddings")
-        if block.setdefault("original_max_position_embeddings", length) != (
-            outside or block["original_max_position_embeddings"]
-        ):
-            raise InputError(
-                f"{where}: original_max_position_embeddings is {outside} beside the rope block "
-                f"and {block['original_max_position_embeddings']} in it: remove one"
-            )
-    try:
-        return from_hf_rope_scaling(block)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
 
 
 def without_code(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,11 +143,7 @@ def export_config(
         InputError: no rope block can express the training's rotary embedding.
     """
     model = metadata.model
-    kept = {
-        key: value
-        for key, value in without_code(source).items()
-        if key not in ("rope_parameters", "dtype", "original_max_position_embeddings")
-    }
+    kept = {key: value for key, value in without_code(source).items() if key not in _REPLACED}
     base = effective_rotary_base(metadata.rope_scaling, model.kv_channels, model.rotary_base)
     return {
         **kept,

@@ -16,8 +16,8 @@ from typing import IO
 import torch
 
 from megatron_ultralong.checkpoint.chunked_write import write_tensor
-from megatron_ultralong.checkpoint.hugging_face import INDEX_FILE, SINGLE_FILE
 from megatron_ultralong.checkpoint.tensor_file import DTYPES, TensorInfo
+from megatron_ultralong.checkpoint.weight_files import INDEX_FILE, SINGLE_FILE
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8

@@ -156,6 +156,8 @@ def _rope_scaling(values: JsonObject, path: Path) -> yarn.RopeScaling:
             continue
         if key == "original_max_position_embeddings":
             values.integer(key, minimum=1, maximum=MOST_POSITIONS)
+        elif key == "truncate":
+            values.boolean(key)
         else:
             values.number(key, above=0, maximum=1e9)
     arguments = {key: value for key, value in values.items() if key != "method"}

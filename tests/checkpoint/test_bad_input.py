@@ -78,7 +78,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no weights": (
         "single",
         lambda f: (f / "model.safetensors").unlink(),
-        r"holds no weights: none of model\.safetensors\.index\.json, model\.safetensors",
+        r"holds no weights: none of model\.safetensors, model\.safetensors\.index\.json",
     ),
     "no tokenizer": (
         "single",

@@ -52,7 +52,7 @@ def test_transformers_is_given_a_shape_and_tensors(
     model = transformers_model(HuggingFaceFolder(source))
     assert model.config._attn_implementation == "sdpa"
     assert not hasattr(model.config, "auto_map")
-    weight = HuggingFaceFolder(source)._tensors["model.norm.weight"].read("model.norm.weight")
+    weight = HuggingFaceFolder(source).tensors["model.norm.weight"].read()
     assert torch.equal(model.model.norm.weight.data, weight)
 
 
