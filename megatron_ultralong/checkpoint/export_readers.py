@@ -13,7 +13,8 @@ from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.tokenizer_files import TokenizerFiles
 
 TRIED = (
-    *("4.43.4", "4.44.2", "4.45.2", "4.48.3", "4.49.0", "4.56.2", "4.57.6", "5.0.0", "5.23.0"),
+    *("4.43.4", "4.44.2", "4.45.2", "4.48.3", "4.50.3", "4.51.3", "4.52.4", "4.55.4", "4.56.2"),
+    *("4.57.6", "5.0.0", "5.23.0"),
 )
 """Releases of transformers that exports were loaded with: tests/checkpoint/test_releases.py."""
 

@@ -105,7 +105,7 @@ class TokenizerFiles:
             found[CONFIG_FILE] = f"not tried: tokenizer_class {kind} makes a tokenizer of its own"
         listed = self._config.get("chat_template")
         if self.templates.keys() - {"default"}:
-            found["chat templates"] = ">=4.56"
+            found["chat templates"] = ">=4.52"
         elif self.templates or listed:
             found["chat template"] = ">=4.43"
         return found

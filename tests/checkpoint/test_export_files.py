@@ -62,7 +62,7 @@ def test_what_the_report_does_not_name_is_byte_equal(
     before, after = files(source), files(tmp_path / "out")
     changed = {name for name in after if after[name] != before.get(name)} - WRITTEN_ANEW
     assert changed == set(report.changed_files)
-    assert changed == {"tokenizer_config.json"}
+    assert changed == (set() if kind == "four" else {"tokenizer_config.json"})
     assert set(before) <= set(after)
     # what rows and results know the tokenizer by
     assert before["tokenizer.json"] == after["tokenizer.json"]
