@@ -99,4 +99,4 @@ mock: install  ## examples/llama3.1-8b from weights to an answer, on the demo's 
 	PATH=$(abspath $(BIN)):$$PATH WORK=$(CURDIR)/mock-output bash examples/llama3.1-8b/run_all.sh --mock 1m
 
 clean:  ## remove what make made
-	rm -rf $(VENV) .venv-matrix demo-output mock-output build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-matrix .venv-exports demo-output mock-output build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -55,6 +55,9 @@ class ExportConfig:
     """Largest safetensors file, in 10^9 bytes."""
     num_shards: Annotated[int, Range(1, 2**16)] = 1
     """Files of a Meta model; Meta's own have 1 (8B) or 8 (70B)."""
+    tokenizer_merges: Literal["keep", "strings"] = "keep"
+    """strings: write the merges in tokenizer.json as transformers 4.43 and 4.44 read them too. The
+    tokenizer is the same, the file's hash is another one."""
     verify: bool = True
     """Read all tensors back and compare them bit for bit."""
     resume: bool = False
@@ -82,7 +85,7 @@ class VerifyConfig:
     logits_seq_length: Annotated[int, Range(1)] = 9216
     """Tokens of the prompt of --logits."""
     logits_dtype: LogitsDtype = "fp32"
-    """What --logits computes in. In fp64 rounding plays no part, and the bounds are far closer."""
+    """What --logits computes in. fp64 is slower, and judges alone where fp32 is in doubt."""
     logits_method: LogitsMethod = "auto"
     """Hold the models whole in memory, or one layer of each; auto takes what fits."""
     verify_checksums: bool = True

@@ -11,13 +11,13 @@ import torch
 
 from megatron_ultralong.checkpoint import small_files
 from megatron_ultralong.checkpoint.conversion import describe
+from megatron_ultralong.checkpoint.export_readers import good_for
 from megatron_ultralong.checkpoint.extended_model import ExtendedModel
 from megatron_ultralong.checkpoint.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.hugging_face_config import (
     CONFIG_FILE,
     export_config,
-    good_for,
     tokenizer_sha256,
 )
 from megatron_ultralong.checkpoint.logits import check_logits
@@ -32,6 +32,7 @@ from megatron_ultralong.checkpoint.model_writer import write_hugging_face, write
 from megatron_ultralong.checkpoint.open_model import open_model, summarise
 from megatron_ultralong.checkpoint.report import ConversionReport, show
 from megatron_ultralong.checkpoint.staging import new_folder
+from megatron_ultralong.checkpoint.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.torch_dist_writer import write_torch_dist
 from megatron_ultralong.checkpoint.verification import (
     Comparison,
@@ -127,10 +128,13 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
     )
     with new_folder(config.dst, size, conversion, resume=config.resume) as (folder, manifest):
         start = time.monotonic()
+        changes: dict[str, list[str]] = {}
         if config.format == "meta":
             write_meta(source, folder, manifest, dtype, config.num_shards)
         else:
-            write_hugging_face(source, folder, manifest, dtype, shard_size)
+            changes = write_hugging_face(
+                source, folder, manifest, dtype, shard_size, config.tokenizer_merges
+            )
         written = time.monotonic()
         if config.verify:
             _compare(source, open_model(folder), dtype)
@@ -147,8 +151,9 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         num_resumed_tensors=manifest.num_resumed,
         rope=_rope(source),
         max_position_embeddings=source.model.max_position_embeddings,
-        tokenizer_sha256=source.metadata.tokenizer_sha256,
-        good_for=good_for(source.metadata) if config.format == "huggingface" else {},
+        tokenizer_sha256=tokenizer_sha256(config.dst),
+        good_for=_good_for(source, config),
+        changed_files=changes,
     )
     show(dataclasses.asdict(report), config.json)
     return report
@@ -185,6 +190,13 @@ def verify(config: VerifyConfig) -> Comparison:
 def _compare(source: Model, output: Model, dtype: torch.dtype | None) -> Comparison:
     with progress("verify", compared_bytes(source, output), "B") as bar:
         return compare(source, output, dtype, bar.advance)
+
+
+def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any]:
+    if config.format == "meta":
+        return {"tokenizer": small_files.meta_tokenizer(source.source_folder)}
+    tokenizer = TokenizerFiles(source.source_folder)
+    return good_for(source.metadata, tokenizer, config.tokenizer_merges)
 
 
 def _keep_small_files(

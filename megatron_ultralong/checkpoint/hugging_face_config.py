@@ -179,7 +179,7 @@ def write_config(folder: Path, metadata: CheckpointMetadata) -> None:
 def good_for(metadata: CheckpointMetadata) -> dict[str, str]:
     """Versions of inference programs that read the exported rope block as it was trained.
 
-    transformers took ``max_position_embeddings`` for yarn's original context before 4.49, and
+    transformers took ``max_position_embeddings`` for yarn's original context before 4.51, and
     replaced its factor by max / original from there to 4.55. vLLM's older releases read no
     ``attention_factor`` of yarn, and apply 0.1 ln s + 1.
     """
@@ -190,7 +190,7 @@ def good_for(metadata: CheckpointMetadata) -> dict[str, str]:
     implied = metadata.model.max_position_embeddings == context
     usual = scaling.attention_factor == yarn_attention_factor(scaling.scaling_factor)
     return {
-        "transformers": ">=4.49" if implied else ">=4.56",
+        "transformers": ">=4.51" if implied else ">=4.56",
         "vllm": ">=0.5.4" if usual else "releases whose yarn reads attention_factor only",
     }
 

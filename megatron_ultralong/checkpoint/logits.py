@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import math
 from pathlib import Path
 
 import psutil
@@ -13,6 +13,13 @@ from tokenizers import Tokenizer
 import megatron_ultralong
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.layered_logits import POSITIONS, LayeredLogits
+from megatron_ultralong.checkpoint.logits_comparison import (
+    DTYPES,
+    LogitsComparison,
+    compare_logits,
+    compare_tiles,
+    rounding_bound,
+)
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.meta import MetaFolder
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER
@@ -21,40 +28,6 @@ from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.convert_config import LogitsDtype, LogitsMethod
 from megatron_ultralong.errors import InputError
-
-MAX_DIFFERENCE: dict[LogitsDtype, float] = {"fp32": 1e-4, "fp64": 1e-9}
-MAX_KL: dict[LogitsDtype, float] = {"fp32": 1e-10, "fp64": 1e-13}
-"""Float32 rounding moves a logit by some 1e-5 (two kernels of transformers itself are 5e-5 apart
-on a model of three layers), float64 rounding by 1e-14 to 1e-12, and the sums of a divergence by
-1e-15; a row of q and k that is in a wrong place moves it by 1."""
-_DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
-_PARTED = 1e-3
-"""Relative difference of hidden states that no rounding makes."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LogitsComparison:
-    """How far the logits of two models are apart."""
-
-    seq_length: int
-    """Tokens of the prompt."""
-    max_difference: float
-    """Largest absolute difference of two logits."""
-    mean_kl: float
-    """KL divergence of the next-token distributions, in nats, mean over positions."""
-    max_kl: float
-    """The same at the worst position."""
-    dtype: LogitsDtype = "fp32"
-    """What both programs computed in."""
-    layer_differences: tuple[float, ...] = ()
-    """Computed layer by layer: ``|h_a - h_b| / |h_a|`` behind each, at the worst position."""
-
-    @property
-    def equal(self) -> bool:
-        """Whether the differences are those of rounding."""
-        return (
-            self.max_difference <= MAX_DIFFERENCE[self.dtype] and self.max_kl <= MAX_KL[self.dtype]
-        )
 
 
 def prompt(vocab_size: int, seq_length: int) -> torch.Tensor:
@@ -109,29 +82,72 @@ def check_logits(
 
     Megatron checkpoints are computed by Megatron-Core, folders of weights by transformers: both
     models as a whole, or one layer of each after the other. ``auto`` takes what fits in memory.
+    A difference in float32 that is more than :func:`rounding_bound` may still be rounding, in a
+    model that amplifies it: the prompt is computed again in float64, and that is what counts.
 
     Raises:
-        InputError: they differ by more than rounding, or do not fit in memory.
+        InputError: they differ by more than rounding, are not finite, or do not fit in memory.
     """
-    by_layer = _by_layer(a.model, seq_length, _DTYPES[dtype].itemsize, method)
     tokens_S = _prompt_for(a, seq_length)
-    if by_layer:
-        layered = LayeredLogits(a, b, tokens_S, _DTYPES[dtype])
-        comparison = compare_tiles(layered.tiles())
-        differences = tuple(layered.layer_differences)
-        comparison = dataclasses.replace(comparison, dtype=dtype, layer_differences=differences)
-    else:
-        both = (model_logits(model, tokens_S, _DTYPES[dtype]) for model in (a, b))
-        comparison = dataclasses.replace(compare_logits(*both), dtype=dtype)
+    comparison = _comparison(a, b, tokens_S, dtype, method)
+    if not comparison.equal and dtype == "fp32" and math.isfinite(comparison.max_difference):
+        before = comparison.max_difference
+        try:
+            comparison = _comparison(a, b, tokens_S, "fp64", method)
+        except InputError as error:
+            raise InputError(
+                f"{_difference(comparison)}; to judge it in float64: {error}"
+            ) from error
+        comparison = dataclasses.replace(comparison, float32_difference=before)
     if not comparison.equal:
         raise InputError(
-            f"the models compute different logits: largest difference "
-            f"{comparison.max_difference:.3g} (at most {MAX_DIFFERENCE[dtype]:g}), largest KL "
-            f"divergence {comparison.max_kl:.3g} (at most {MAX_KL[dtype]:g})"
-            f"{_where(comparison)}. Their weights are equal: compare config.json with the "
+            f"{_difference(comparison)}. Their weights are equal: compare config.json with the "
             "checkpoint's ultralong.json"
         )
     return comparison
+
+
+def _comparison(
+    a: HuggingFaceFolder | MetaFolder | MegatronCheckpoint,
+    b: HuggingFaceFolder | MetaFolder | MegatronCheckpoint,
+    tokens_S: torch.Tensor,
+    dtype: LogitsDtype,
+    method: LogitsMethod,
+) -> LogitsComparison:
+    layer_differences: tuple[float, ...] = ()
+    if _by_layer(a.model, len(tokens_S), DTYPES[dtype].itemsize, method):
+        layered = LayeredLogits(a, b, tokens_S, DTYPES[dtype])
+        comparison = compare_tiles(layered.tiles())
+        layer_differences = tuple(layered.layer_differences)
+    else:
+        comparison = compare_logits(
+            *(model_logits(model, tokens_S, DTYPES[dtype]) for model in (a, b))
+        )
+    return dataclasses.replace(
+        comparison,
+        dtype=dtype,
+        bound=rounding_bound(dtype, a.model.num_layers, comparison.max_logit),
+        layer_differences=layer_differences,
+    )
+
+
+def _difference(comparison: LogitsComparison) -> str:
+    """What a message says of logits that differ."""
+    layer = comparison.parted_layer
+    where = ""
+    if layer is not None:
+        where = (
+            f"; the hidden states part in layer {layer}, by "
+            f"{comparison.layer_differences[layer]:.2g} of their norm"
+        )
+    if not math.isfinite(comparison.max_difference):
+        return f"the models compute logits that are no finite numbers{where}"
+    return (
+        f"the models compute different logits: in {comparison.dtype} the largest difference is "
+        f"{comparison.max_difference:.3g} (rounding makes at most {comparison.bound:.3g}, for "
+        f"logits up to {comparison.max_logit:.3g}), the largest KL divergence "
+        f"{comparison.max_kl:.3g}{where}"
+    )
 
 
 def model_logits(
@@ -145,34 +161,6 @@ def model_logits(
 
         return megatron_logits(model, tokens_S, dtype=dtype)
     return transformers_logits(model, tokens_S, dtype)
-
-
-def compare_logits(a_SV: torch.Tensor, b_SV: torch.Tensor) -> LogitsComparison:
-    """Differences of logits [S, V]."""
-    return compare_tiles(zip(a_SV.split(POSITIONS), b_SV.split(POSITIONS), strict=True))
-
-
-def compare_tiles(tiles: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> LogitsComparison:
-    """Differences of logits [T, V] at some positions after the others.
-
-    KL is computed in float64, ``sum p_a (log p_a - log p_b)``.
-    """
-    length, difference, total, largest = 0, 0.0, 0.0, 0.0
-    for a, b in tiles:
-        length += len(a)
-        difference = max(difference, (a - b).abs().max().item())
-        log_a, log_b = a.double().log_softmax(-1), b.double().log_softmax(-1)
-        divergence_S = (log_a.exp() * (log_a - log_b)).sum(-1)
-        total += divergence_S.sum().item()
-        largest = max(largest, divergence_S.max().item())
-    return LogitsComparison(length, difference, total / length, largest)
-
-
-def _where(comparison: LogitsComparison) -> str:
-    for number, difference in enumerate(comparison.layer_differences):
-        if difference > _PARTED:
-            return f"; the hidden states part in layer {number}, by {difference:.2g} of their norm"
-    return ""
 
 
 def _by_layer(model: ModelConfig, seq_length: int, itemsize: int, method: LogitsMethod) -> bool:

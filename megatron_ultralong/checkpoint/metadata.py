@@ -84,7 +84,7 @@ def seal_small_files(checkpoint: Path) -> None:
 
     Whoever changes one of them calls :func:`unseal` before and this after it.
     """
-    kept = sorted(path for path in (checkpoint / SOURCE_FOLDER).glob("*") if path.is_file())
+    kept = sorted(path for path in (checkpoint / SOURCE_FOLDER).rglob("*") if path.is_file())
     if (checkpoint / FILE_NAME).is_file():
         seal(checkpoint, [checkpoint / FILE_NAME, *kept])
 

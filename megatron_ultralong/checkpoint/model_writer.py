@@ -21,6 +21,7 @@ from megatron_ultralong.checkpoint.meta import PARAMS_FILE, read_params
 from megatron_ultralong.checkpoint.meta_writer import MetaWriter, write_params
 from megatron_ultralong.checkpoint.read_ahead import read_ahead
 from megatron_ultralong.checkpoint.tensor_file import TensorInfo
+from megatron_ultralong.checkpoint.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.verification import (
     Model,
     convert_tensor,
@@ -40,18 +41,24 @@ def write_hugging_face(
     manifest: Manifest,
     dtype: torch.dtype | None,
     max_shard_size: int,
-) -> None:
+    merges: str = "keep",
+) -> dict[str, list[str]]:
     """Write ``source`` as a Hugging Face folder, without the tensors that ``manifest`` has.
 
+    Returns what was changed in the source's small files, by file.
+
     Raises:
-        InputError: no rope block can express its rotary embedding.
+        InputError: no rope block can express its rotary embedding, or a small file is damaged.
     """
+    tokenizer = TokenizerFiles(source.source_folder)
     main_dtype = converted_dtype(source.dtype(weight_map(source.model)[0]), dtype)
     values = export_config(read_config(source.source_folder), source.metadata, main_dtype)
     writer = SafetensorsWriter(folder, _tensors(source, dtype), max_shard_size)
     _write_weights(source, writer, manifest, dtype)
-    small_files.restore(source.source_folder, folder, source.model.max_position_embeddings)
+    positions = source.model.max_position_embeddings
+    changes = small_files.restore(source.source_folder, folder, tokenizer, positions, merges)
     write_json(folder / CONFIG_FILE, values)
+    return changes
 
 
 def write_meta(

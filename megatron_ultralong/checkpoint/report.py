@@ -46,8 +46,11 @@ class ConversionReport:
     """Rotary scaling; of an export the block in its config.json."""
     max_position_embeddings: int
     tokenizer_sha256: str | None
-    good_for: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Exports: programs and versions that read the rope block as it was trained."""
+    good_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Exports: programs and versions that read it as it was meant, as a whole and file by file."""
+    changed_files: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
+    """Exports to Hugging Face: small files that are not the source's byte for byte, and what is new
+    in them; config.json, which is written anew, aside."""
 
 
 def show(values: Mapping[str, Any], as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from megatron_ultralong.checkpoint.logits import LogitsComparison
+from megatron_ultralong.checkpoint.logits_comparison import LogitsComparison
 from megatron_ultralong.checkpoint.read_ahead import read_ahead
 from megatron_ultralong.checkpoint.weight_map import META, Weight, WeightSource, weight_map
 from megatron_ultralong.config import ModelConfig

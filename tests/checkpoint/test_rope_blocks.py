@@ -67,7 +67,7 @@ def test_versions_that_an_export_is_good_for(imported: Path, tmp_path: Path) -> 
     dimensions = SCALINGS["dimensions"]
     cases = [
         (SCALINGS["paper-1m"], 128 * 8192, ">=4.43"),
-        (dimensions, 128 * 8192, ">=4.49"),
+        (dimensions, 128 * 8192, ">=4.51"),
         (dimensions, 1_073_152, ">=4.56"),
     ]
     for i, (scaling, positions, versions) in enumerate(cases):

