@@ -47,7 +47,9 @@ def read_parquet(
     row = 0
     try:
         # small reads: by default a whole row group, it may be gigabytes, is held at once
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        with pq.ParquetFile(
+            path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+        ) as file:
             sizes, rows = _row_groups(file.metadata)
             groups = range(start, len(sizes) if stop is None else stop)
             before = row = sum(rows[:start])

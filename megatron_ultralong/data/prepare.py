@@ -66,6 +66,7 @@ def prepare(config: PrepareConfig) -> Manifest:
             Nothing is left behind, unless many documents were tokenised already.
     """
     config.check()
+    config = dataclasses.replace(config, sampling=config.sampling.for_rows(config.seq_length))
     if config.inspect and (config.output / manifests.FILE_NAME).is_file():
         manifest = load_manifest(config.output)
         inspect_rows(config.output, manifest, open_reference(_own_tokenizer(config.output)))
@@ -73,6 +74,12 @@ def prepare(config: PrepareConfig) -> Manifest:
     sources = tuple(parse_source(argument) for argument in config.source)
     if not sources:
         raise InputError("no --source: give at least one NAME=PATH")
+    if config.sampling.name != "none":
+        short, _, long = config.sampling.bin_names()
+        _say(
+            f"sampling: documents of {short} tokens are short, of {long} long in rows of "
+            f"{config.seq_length:,} (--short-length, --long-length, --length-sampling none)"
+        )
     with work_folder(config.output) as work:
         tokenised = _tokenise(config, sources, work)
         folder = work.new_folder("rows")
@@ -263,7 +270,7 @@ def _require_one_row(config: PrepareConfig, split: str, plan: RowPlan, num_token
             f"split {split!r} has {num_tokens} tokens after sampling, under one row of seq_length "
             f"({config.seq_length}): {way_out}, add documents, shorten --seq-length, or sample "
             f"less strictly (--length-sampling {config.sampling.name}, short documents under "
-            f"{config.sampling.short_length} tokens)"
+            f"{config.sampling.edges[0]} tokens)"
         )
 
 

@@ -29,7 +29,8 @@ class Signature(NamedTuple):
         """Whether a file that begins so is of this format; the text ``GGUF is new`` is not."""
         if not head.startswith(self.magic, self.offset):
             return False
-        return self.is_text or not _is_plain(self.magic) or not _is_plain(head)
+        is_word = self.magic.isascii() and self.magic.decode().isprintable()
+        return self.is_text or not is_word or not _is_plain(head)
 
 
 def _is_plain(data: bytes) -> bool:
@@ -76,7 +77,7 @@ SIGNATURES = (
     Signature(b"MSCF\0\0\0\0", "a cab archive", _EXTRACT),
     Signature(b"xar!", "a xar archive", _EXTRACT),
     Signature(b"PAR1", "parquet", "give it the suffix .parquet, and no compression around it"),
-    Signature(b"PARE", "encrypted parquet", "decrypt it"),
+    Signature(b"PARE", "encrypted parquet", "decrypt it first"),
     Signature(b"ARROW1", "an Arrow or Feather file", _TABLE),
     Signature(b"FEA1", "a Feather file", _TABLE),
     Signature(b"\xff\xff\xff\xff", "an Arrow stream", _TABLE),
