@@ -6,6 +6,7 @@ archive or a page of HTML under the name of the data. What is read wrongly is le
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -84,13 +85,12 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
     try:
         with open(path, "rb") as raw:
             start = raw.peek(512)[:512]
-            head = decompressed(raw, path).read(HEAD_BYTES + 1)
-    except DamagedError:  # a download may have left something else; what comes before is read
+            head, is_whole = _beginning(raw, path)
+    except DamagedError:  # a download may have left something else; reading it says so else
         problem = "" if is_compressed_as_named(start, path) else _download_problem(start)
         return FileKind("jsonl" if suffix == ".json" else by_name, problem)
     except OSError as error:
         return FileKind(by_name, f"cannot be read ({error.strerror}): copy it again")
-    is_whole = len(head) <= HEAD_BYTES
     if by_name == "parquet":
         return FileKind(by_name, _parquet_problem(path, head))
     problem = signature_problem(head) or UNREAD_SUFFIXES.get(suffix, "")
@@ -102,6 +102,23 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
     if _holds_json_lines(head, is_whole):
         return FileKind("jsonl")
     return FileKind("text", _text_problem(path, head, is_whole), is_known_name(path))
+
+
+def _beginning(raw: io.BufferedReader, path: Path) -> tuple[bytes, bool]:
+    """The first bytes of an open file, up to damage if any come before, and whether they are all.
+
+    Raises:
+        OSError: there are none.
+    """
+    file, head = decompressed(raw, path), b""
+    try:
+        while len(head) <= HEAD_BYTES and (block := file.read1(HEAD_BYTES + 1 - len(head))):
+            head += block
+    except DamagedError:
+        if not head:
+            raise
+        return head, False
+    return head, len(head) <= HEAD_BYTES
 
 
 def nul_problem(at: int) -> str:

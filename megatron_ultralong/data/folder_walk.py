@@ -38,7 +38,7 @@ def walk(root: Path) -> list[Entry]:
         OSError: a folder cannot be listed.
     """
     walked = _Walk(hidden=True)
-    walked.run(root)
+    walked.run([root])
     return walked.entries
 
 
@@ -57,13 +57,11 @@ def matches(pattern: str) -> list[Entry]:
         found = list(dict.fromkeys(_step(found, part)))
     name = parts[-1] if parts else ""
     is_named = not glob.has_magic(name) or not glob.has_magic(Path(name).suffix or "*")
-    entries: list[Entry] = []
-    for path in found:
-        if path.is_dir():
-            entries += walk(path)
-        else:
-            entries.append(Entry(path, is_named=is_named, is_linked=path.is_symlink()))
-    return entries
+    walked = _Walk(hidden=True)
+    walked.run([path for path in found if path.is_dir()])
+    files = [path for path in found if not path.is_dir()]
+    named = [Entry(path, is_named=is_named, is_linked=path.is_symlink()) for path in files]
+    return list({(e.path, e.is_repeated): e for e in [*walked.entries, *named]}.values())
 
 
 def _step(found: Iterable[Path], part: str) -> Iterator[Path]:
@@ -71,8 +69,7 @@ def _step(found: Iterable[Path], part: str) -> Iterator[Path]:
     for folder in found:
         if part == "**":
             walked = _Walk(hidden=False)
-            if folder.is_dir():
-                walked.run(folder)
+            walked.run([folder] if folder.is_dir() else [])
             yield from walked.folders
         elif glob.has_magic(part):
             yield from (folder / name for name in sorted(glob.glob(part, root_dir=folder)))
@@ -92,17 +89,19 @@ class _Walk:
         self._linked: list[Entry] = []
         self._last: list[Entry] = []
 
-    def run(self, root: Path) -> None:
-        self._plain.append(Entry(root))
+    def run(self, roots: Iterable[Path]) -> None:
+        for root in roots:
+            is_linked = root.is_symlink()
+            (self._linked if is_linked else self._plain).append(Entry(root, is_linked=is_linked))
         while queue := self._plain or self._linked or self._last:
             folder = queue.pop()
             status = os.stat(folder.path)
             place = status.st_dev, status.st_ino
-            if place in self._seen:
-                self.entries.append(folder._replace(is_repeated=True))
-            else:
+            if place not in self._seen:
                 self._seen.add(place)
                 self._list(folder)
+            elif folder.is_linked:
+                self.entries.append(folder._replace(is_repeated=True))
 
     def _list(self, folder: Entry) -> None:
         self.folders.append(folder.path)

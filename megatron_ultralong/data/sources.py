@@ -167,7 +167,7 @@ def _each_once(source: Source, suffixes: tuple[str, ...]) -> list[tuple[Entry, i
     found: list[tuple[Entry, int, str]] = []
     best: dict[tuple[int, int], tuple[bool, bool, str]] = {}
     places: list[tuple[int, int] | None] = []
-    for entry in dict.fromkeys(_entries(source)):
+    for entry in _entries(source):
         status = _status(entry.path)
         reason = _reason(source, entry, status, suffixes)
         place = None if status is None or reason else (status.st_dev, status.st_ino)

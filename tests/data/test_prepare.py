@@ -289,7 +289,8 @@ def test_inspect(config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFi
 
 FLAGS = """
     --source --tokenizer --output --seq-length --separator --separator-in-text
-    --valid-fraction --test-fraction --packing --seed --max-tokens --workers --tokenizer-engine --inspect --no-inspect
+    --valid-fraction --test-fraction --packing --seed --max-tokens --workers --tokenizer-engine
+    --inspect --no-inspect
     --length-sampling --short-length --long-length --short-weight --long-weight
     --text-key --source-key --suffix --file-format --skip-bad --no-skip-bad
     --max-document-bytes
