@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
-from pathlib import Path
 
 from megatron_ultralong.data.conversation import Conversation, ConversationError, Problem
 from megatron_ultralong.data.conversation_formats import KEYS, parse_conversation
-from megatron_ultralong.data.formats import file_size, format_of, read_records
+from megatron_ultralong.data.formats import read_records
 from megatron_ultralong.data.prepare_chat_config import ChatReadOptions
-from megatron_ultralong.data.reading import Source, source_files
 from megatron_ultralong.data.record import Record, absolute_place
+from megatron_ultralong.data.sources import FilePart, Source, find_files
 from megatron_ultralong.errors import InputError
 
 _COLUMNS = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))
@@ -36,31 +35,33 @@ class ConversationReader:
     def __init__(self, source: Source, options: ChatReadOptions) -> None:
         self.source = source
         self.options = options
-        self.files = source_files(source, options.suffixes)
+        found = find_files(source, options.suffixes, skip_bad=options.skip_bad)
+        self.files = found.files
+        self.counts = found.counts
+        """All files that stand there, read and left out."""
         self.bytes_read = 0
         self.num_conversations = 0
         self.num_bad: collections.Counter[Problem] = collections.Counter()
         self.unread_keys: collections.Counter[str] = collections.Counter()
         """Keys of records that are not read, and how many records have them (of JSONL)."""
-        for path in self.files:
-            _require_records(source, path)
+        for part in self.files:
+            _require_records(source, part)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all files."""
-        return sum(file_size(path) for path in self.files)
+        return sum(part.size for part in self.files)
 
     def __iter__(self) -> Iterator[tuple[Record, Conversation]]:
         before = 0
-        for path in self.files:
-            size = file_size(path)
-            for record in read_records(path, _COLUMNS, "auto", limit=self.options.limit):
-                self.bytes_read = before + min(record.position, size)
+        for part in self.files:
+            for record in _records(part, self.options.limit):
+                self.bytes_read = before + min(record.position, part.size)
                 conversation = self._conversation(record)
                 if conversation is not None:
                     self.num_conversations += 1
                     yield record, conversation
-            before += size
+            before += part.size
             self.bytes_read = before
 
     def reject(self, record: Record, error: ConversationError) -> None:
@@ -93,12 +94,16 @@ class ConversationReader:
             return None
 
 
-def _require_records(source: Source, path: Path) -> None:
-    if format_of(path, "auto") in ("jsonl", "parquet"):
+def _records(part: FilePart, limit: int) -> Iterator[Record]:
+    if part.problem:
+        return iter([Record(str(part.path), 0, {}, part.problem)])
+    return read_records(part.path, _COLUMNS, part.file_format, limit=limit)
+
+
+def _require_records(source: Source, part: FilePart) -> None:
+    if part.file_format != "text" or part.problem:
         return
-    way_out = "give JSONL or parquet, or name the files wanted with --suffix"
-    if path.name.removesuffix(".gz").endswith(".json"):
-        way_out = f"if it is one list, write a line for each: jq -c '.[]' {path.name} > new.jsonl"
     raise InputError(
-        f"source {source.name!r}: {path} is neither JSONL (.jsonl, .ndjson) nor parquet: {way_out}"
+        f"source {source.name!r}: {part.path} is neither JSONL nor parquet: give JSONL or parquet, "
+        "or name the files wanted with --suffix"
     )

@@ -205,7 +205,7 @@ class _Collector:
         source = ChatSource(
             name=reader.source.name,
             path=reader.source.pattern,
-            files=[summarise(path) for path in reader.files],
+            files=[summarise(part.path) for part in reader.files],
             num_conversations=reader.num_conversations,
             num_bad={str(problem): count for problem, count in sorted(reader.num_bad.items())},
             unread_keys=dict(sorted(reader.unread_keys.items())),

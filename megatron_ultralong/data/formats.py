@@ -6,23 +6,15 @@ whether the run stops there or goes on with the next one.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-
-import pyarrow as pa
 
 from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES, TooLargeError, read_whole
-from megatron_ultralong.data.compression import COMPRESSIONS, decompressed, uncompressed_name
+from megatron_ultralong.data.compression import COMPRESSIONS, decompressed
+from megatron_ultralong.data.file_kind import FileFormat, format_by_name
 from megatron_ultralong.data.json_lines import read_jsonl
 from megatron_ultralong.data.parquet import read_parquet
 from megatron_ultralong.data.record import Record, unreadable
-
-FileFormat = Literal["auto", "jsonl", "parquet", "text"]
-
-FORMATS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-"""Format by suffix, without that of the compression; any other file is one text document."""
 
 
 def read_records(
@@ -36,9 +28,9 @@ def read_records(
     """Records of a file; a text file is one record, whose text stands under ``keys[0]``.
 
     Args:
-        path: the file; ``.gz`` and ``.zst`` are decompressed on the way.
+        path: the file; what its last suffix says of a compression is undone on the way.
         keys: top-level keys that are wanted; only these columns of a parquet file are read.
-        file_format: ``auto`` goes by the name, see :data:`FORMATS`.
+        file_format: ``auto`` goes by the name alone.
         start: of plain JSONL the first byte wanted: lines that begin before it are left out; of
             parquet the first row group wanted; 0 for any other file.
         stop: the byte or row group after the last one wanted; a line that begins before it is read
@@ -59,7 +51,7 @@ def format_of(path: Path, file_format: FileFormat) -> FileFormat:
     """The format itself, or under ``auto`` the one that the file's name stands for."""
     if file_format != "auto":
         return file_format
-    return FORMATS.get(Path(uncompressed_name(path)).suffix.lower(), "text")
+    return format_by_name(path)
 
 
 def is_plain_jsonl(path: Path, file_format: FileFormat) -> bool:
@@ -68,14 +60,14 @@ def is_plain_jsonl(path: Path, file_format: FileFormat) -> bool:
 
 
 def _read_text(path: Path, key: str, limit: int) -> Iterator[Record]:
-    size = file_size(path)
+    size = path.stat().st_size if path.exists() else 0
     try:
         with open(path, "rb") as raw:
             data = read_whole(decompressed(raw, path), limit)
     except TooLargeError as error:
         yield Record(str(path), size, {}, str(error), is_too_long=True)
         return
-    except (OSError, pa.ArrowInvalid) as error:
+    except OSError as error:
         yield unreadable(path, error)
         return
     try:
@@ -86,10 +78,3 @@ def _read_text(path: Path, key: str, limit: int) -> Iterator[Record]:
         return
     del data
     yield Record(str(path), size, {key: text}, is_text_file=True)
-
-
-def file_size(path: Path) -> int:
-    """Size of a file in bytes, 0 where it cannot be told (reading it says why)."""
-    with contextlib.suppress(OSError):
-        return path.stat().st_size
-    return 0

@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-
 from megatron_ultralong.data.bounded import (
     TooLargeError,
     json_value,
@@ -49,7 +47,7 @@ def read_jsonl(
                         position += skip_line(file, _until(stop, position))
                 elif line.strip():
                     yield _json_record(place, at, line, keys)._replace(counted_from=first)
-    except (OSError, pa.ArrowInvalid) as error:
+    except OSError as error:
         yield unreadable(f"{path}:{number + 1}", error)
 
 
@@ -66,7 +64,7 @@ def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) 
     except TooLargeError as error:
         return Record(place, position, {}, str(error))
     except json.JSONDecodeError as error:
-        return Record(place, position, {}, f"not JSON ({error}); is the file cut short?")
+        return Record(place, position, {}, f"not JSON ({error}); {_cause(line)}")
     if not isinstance(fields, dict):
         kind = type(fields).__name__
         return Record(place, position, {}, f"a {kind}, where one JSON object a line belongs")
@@ -74,3 +72,14 @@ def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) 
         if reason := value_error(fields.get(key)):
             return Record(place, position, {}, f"key {key!r} has {reason}")
     return Record(place, position, fields)
+
+
+def _cause(line: bytes) -> str:
+    """What may have made a line no JSON."""
+    if b"\0" in line:
+        return "it holds NULs, as a file has that was not written to its end: copy it again"
+    if b"\r" in line.strip():
+        return "do its lines end in a carriage return alone? Convert it with `tr '\\r' '\\n'`"
+    if line.lstrip()[:1] not in b"{[":
+        return "one JSON object a line belongs here"
+    return "is the file cut short?"

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_ultralong.data.json_record import RecordError, record_of
+from megatron_ultralong.data.sources import FileCount
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.json_file import read_json
 
 Contents = TypeVar("Contents")
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _MAX_BYTES = 64 * 2**20
 """Of a manifest, which names every input file: a million of them."""
 FILE_NAME = "manifest.json"
@@ -61,6 +62,16 @@ class InputSummary:
 
     num_bad: int
     """Documents that could not be read, dropped under ``--skip-bad``."""
+
+    num_cut_files: int
+    """Files of which the rest, from such a document on, could not be read: nobody knows how many
+    documents stood there."""
+
+    bad: list[str]
+    """Where the first of these documents stand, and what is wrong with them."""
+
+    counts: list[FileCount]
+    """All files that stand there, read and left out, by suffix and reason."""
 
     ids_sha256: str
     """SHA-256 over the ids of the documents, in the order of reading."""
@@ -204,8 +215,12 @@ class Manifest:
     length_sampling: dict[str, Any]
     """Fields of :class:`~megatron_ultralong.data.sampling.LengthSampling`."""
 
+    separator_in_text: str
+    """What was done with documents that hold the separator's ids."""
+
     num_documents_with_separator: int
-    """Documents with the separator among their own tokens, where it reads as a boundary."""
+    """Documents found with the separator among their own tokens; under ``keep`` it reads as a
+    boundary in the rows."""
 
     inputs: list[InputSummary]
     """One for each ``--source``."""
@@ -228,9 +243,8 @@ class Manifest:
     @property
     def separators_tell_all(self) -> bool:
         """Whether the documents of the rows can be found again by their separators alone."""
-        return bool(
-            self.separator_ids and self.packing != "whole" and not self.num_documents_with_separator
-        )
+        holds = self.num_documents_with_separator if self.separator_in_text == "keep" else 0
+        return bool(self.separator_ids and self.packing != "whole" and not holds)
 
     def save(self, folder: Path) -> None:
         """Write ``FOLDER/manifest.json``."""

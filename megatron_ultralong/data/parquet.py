@@ -36,6 +36,10 @@ times of the first 4 MiB. Texts that repeat are stored once: a file of a kilobyt
 of a year."""
 
 
+_UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
+"""Of a value that Python cannot hold: no UTF-8, a nanosecond, the year 10,000."""
+
+
 def read_parquet(
     path: Path, keys: tuple[str, ...], limit: int, start: int, stop: int | None
 ) -> Iterator[Record]:
@@ -43,15 +47,19 @@ def read_parquet(
     row = 0
     try:
         # small reads: by default a whole row group, it may be gigabytes, is held at once
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        with pq.ParquetFile(
+            path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+        ) as file:
             sizes, rows = _row_groups(file.metadata)
             groups = range(start, len(sizes) if stop is None else stop)
             before = row = sum(rows[:start])
             size, num_rows = sum(sizes[i] for i in groups), sum(rows[i] for i in groups)
-            columns = [key for key in keys if key in file.schema_arrow.names]
+            names = tuple(file.schema_arrow.names)
+            columns = [key for key in keys if key in names]
+            lacks = () if len(columns) == len(keys) else names
             for group in groups:
                 for found in _group_rows(file, group, columns, limit):
-                    place, at = f"{path}:{row + 1}", size * (row + 1 - before) // num_rows
+                    place, at = f"{path}:{row + 1}", size * (row + 1 - before) // max(num_rows, 1)
                     row += found.num_rows
                     yield Record(
                         place,
@@ -60,8 +68,9 @@ def read_parquet(
                         found.error,
                         is_too_long=found.is_too_long,
                         num_records=found.num_rows,
+                        keys=lacks,
                     )
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException) as error:
         yield unreadable(f"{path}:{row + 1}", error)
 
 
@@ -111,10 +120,16 @@ def _group_rows(file: Any, group: int, columns: list[str], limit: int) -> Iterat
                 for row in _rows(wanted, limit):
                     done += 1
                     yield row
+            if done < metadata.num_rows:
+                yield _lost(metadata.num_rows - done, "is not there: is the file damaged?")
             return
         except MemoryError:
             if batch_rows > 1:
                 continue
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            what = f"cannot be read ({error}): is the file damaged? Copy it again"
+            yield _lost(metadata.num_rows - done, what)
+            return
     what = f"cannot be decoded in {DECODE_BYTES:,} bytes of memory: write smaller row groups"
     yield _lost(metadata.num_rows - done, what)
 
@@ -175,8 +190,12 @@ def _rows(batch: Any, limit: int) -> Iterator[_Row]:
     """The rows of a batch as Python's objects, one at a time unless all are small."""
     cost = _total(map(_cost, batch.columns))
     if cost.texts <= min(BATCH_BYTES, limit) and cost.objects <= BATCH_BYTES:
-        yield from map(_Row, batch.to_pylist())
-        return
+        rows: list[dict[str, Any]] | None = None
+        with contextlib.suppress(*_UNREADABLE):
+            rows = batch.to_pylist()
+        if rows is not None:
+            yield from map(_Row, rows)
+            return
     for number in range(batch.num_rows):
         row = batch.slice(number, 1)
         cost = _total(map(_cost, row.columns))
@@ -187,7 +206,11 @@ def _rows(batch: Any, limit: int) -> Iterator[_Row]:
             yield _Row({}, f"values that take {cost.objects:,} bytes, and {MAX_OBJECT_BYTES:,} is "
                        "the most that is read")  # fmt: skip
         else:
-            (fields,) = row.to_pylist()
+            try:
+                (fields,) = row.to_pylist()
+            except _UNREADABLE as error:
+                yield _Row({}, f"cannot be read ({type(error).__name__}: {error})")
+                continue
             yield _Row(fields)
 
 

@@ -28,11 +28,12 @@ from megatron_ultralong.data.inspection import inspect_rows
 from megatron_ultralong.data.manifest import Manifest, SplitSummary, load_manifest
 from megatron_ultralong.data.packing import RowPlan, plan_rows
 from megatron_ultralong.data.prepare_config import PrepareConfig
-from megatron_ultralong.data.reading import Source, parse_source
+from megatron_ultralong.data.reading import find_documents
 from megatron_ultralong.data.row_writer import RowWriter
 from megatron_ultralong.data.sampling import mixed_order
 from megatron_ultralong.data.selection import Selection, select_documents, source_shares
 from megatron_ultralong.data.shards import SHARD_BYTES, Shard, plan_shards
+from megatron_ultralong.data.sources import FilePart, Source, parse_source
 from megatron_ultralong.data.store import DocumentStore, merge_shards
 from megatron_ultralong.data.summary import print_summary
 from megatron_ultralong.data.tokenising import DocumentTokenizer, copy_tokenizer, separator_ids
@@ -65,6 +66,7 @@ def prepare(config: PrepareConfig) -> Manifest:
             Nothing is left behind, unless many documents were tokenised already.
     """
     config.check()
+    config = dataclasses.replace(config, sampling=config.sampling.for_rows(config.seq_length))
     if config.inspect and (config.output / manifests.FILE_NAME).is_file():
         manifest = load_manifest(config.output)
         inspect_rows(config.output, manifest, open_reference(_own_tokenizer(config.output)))
@@ -72,6 +74,12 @@ def prepare(config: PrepareConfig) -> Manifest:
     sources = tuple(parse_source(argument) for argument in config.source)
     if not sources:
         raise InputError("no --source: give at least one NAME=PATH")
+    if config.sampling.name != "none":
+        short, _, long = config.sampling.bin_names()
+        _say(
+            f"sampling: documents of {short} tokens are short, of {long} long in rows of "
+            f"{config.seq_length:,} (--short-length, --long-length, --length-sampling none)"
+        )
     with work_folder(config.output) as work:
         tokenised = _tokenise(config, sources, work)
         folder = work.new_folder("rows")
@@ -104,7 +112,8 @@ def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFold
     """Every document of the sources, by the fast engine or, where it fails, by the reference."""
     tokenizer, reason = choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     separator = separator_ids(tokenizer, config.separator)
-    shards = plan_shards(sources, config.reading)
+    found = [find_documents(source, config.reading) for source in sources]
+    shards = plan_shards(found)
     key = _key(config, sources, shards, tokenizer, separator)
     if work.resume(key) and any(work.path.glob("shards-*/shard-*")):
         _say(f"going on from the shards in {work.path}")
@@ -121,7 +130,13 @@ def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFold
     if reason:
         _say(f"documents were tokenised by {tokenizer.engine}: {reason}")
     folder = _shard_folder(work, tokenizer)
-    store = merge_shards(shards, sources, folder, token_dtype(tokenizer.vocab_size))
+    store = merge_shards(
+        shards,
+        found,
+        folder,
+        token_dtype(tokenizer.vocab_size),
+        drop_separators=config.separator_in_text == "drop",
+    )
     return _Tokenised(store, tokenizer, reason, separator)
 
 
@@ -149,6 +164,7 @@ def _tokenise_with(
         tokenizer_path=config.tokenizer,
         engine="gigatoken" if tokenizer.engine == "gigatoken" else "reference",
         separator_ids=tuple(separator),
+        split_separators=config.separator_in_text == "split",
         folder=folder,
     )
     megabytes = sum(shard.num_bytes for shard in shards) / 1e6
@@ -166,17 +182,24 @@ def _key(
     separator: list[int],
 ) -> dict[str, Any]:
     """All that the shards depend on: what has changed makes a run begin anew."""
-    files = {str(part.path): part.path.stat() for shard in shards for part in shard.parts}
+    files = {part.path: part for shard in shards for part in shard.parts}
     return {
         "sources": [[source.name, source.pattern] for source in sources],
         "reading": asdict(config.reading),
-        "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in files.items()],
+        "files": [_file_key(part) for part in files.values()],
         "shards": [[len(s.parts), s.parts[0].start, s.num_bytes] for s in shards],
         "tokenizer": tokenizer.sha256,
         "engine": [config.tokenizer_engine, tokenizer.engine],
-        "separator": separator,
+        "separator": [separator, config.separator_in_text == "split"],
         "versions": _versions(tokenizer),
     }
+
+
+def _file_key(part: FilePart) -> list[Any]:
+    """What tells a file from an earlier one of its name; of a link to nothing there is no more."""
+    status = part.path.stat() if part.path.exists() else None
+    known = [status.st_size, status.st_mtime_ns] if status else []
+    return [str(part.path), part.file_format, part.problem, *known]
 
 
 def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> Manifest:
@@ -208,6 +231,7 @@ def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> M
         packing=config.packing,
         max_tokens=config.max_tokens,
         length_sampling=asdict(config.sampling),
+        separator_in_text=config.separator_in_text,
         num_documents_with_separator=store.num_with_separator,
         inputs=store.inputs,
         bins=bin_summaries(store, config.sampling, selection.weights, packed),
@@ -246,7 +270,7 @@ def _require_one_row(config: PrepareConfig, split: str, plan: RowPlan, num_token
             f"split {split!r} has {num_tokens} tokens after sampling, under one row of seq_length "
             f"({config.seq_length}): {way_out}, add documents, shorten --seq-length, or sample "
             f"less strictly (--length-sampling {config.sampling.name}, short documents under "
-            f"{config.sampling.short_length} tokens)"
+            f"{config.sampling.edges[0]} tokens)"
         )
 
 

@@ -30,9 +30,9 @@ from megatron_ultralong.data.indexed import IndexedWriter
 from megatron_ultralong.data.manifest import TOKENIZER_FOLDER
 from megatron_ultralong.data.packing import PADDING, Int64Array, RowPlan, plan_rows
 from megatron_ultralong.data.prepare_chat_config import PrepareChatConfig
-from megatron_ultralong.data.reading import parse_source
 from megatron_ultralong.data.row_writer import RowWriter
 from megatron_ultralong.data.sampling import mixed_order
+from megatron_ultralong.data.sources import parse_source
 from megatron_ultralong.data.template_check import check_template, folder_template
 from megatron_ultralong.data.tokenising import DocumentTokenizer, copy_tokenizer
 from megatron_ultralong.data.work_folder import WorkFolder, work_folder

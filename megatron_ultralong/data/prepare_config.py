@@ -12,6 +12,7 @@ from megatron_ultralong.data.engines import TokenizerEngine
 from megatron_ultralong.data.packing import Packing
 from megatron_ultralong.data.reading import ReadOptions
 from megatron_ultralong.data.sampling import LengthSampling
+from megatron_ultralong.data.separator import SeparatorInText
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.ranges import INT64, UINT32, Range, check_ranges
 
@@ -23,8 +24,8 @@ class PrepareConfig:
     source: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=PATH")
     ]
-    """Documents: a file, a folder or a quoted glob pattern, under a name. JSONL, parquet, any other
-    file as one document; .gz and .zst too. Repeatable."""
+    """Documents: a file, a folder or a quoted glob pattern, under a name. JSONL, parquet, texts
+    of one document each; .gz, .zst, .xz and .bz2 too. Repeatable."""
 
     tokenizer: Path
     """Folder with a tokenizer.json or a tokenizer.model (Llama 3's, or sentencepiece), or that
@@ -38,6 +39,11 @@ class PrepareConfig:
 
     separator: str = "<s>"
     """Text between documents, encoded alone; eos: the tokenizer's own; none: nothing."""
+
+    separator_in_text: SeparatorInText = "keep"
+    """Documents that hold the separator's ids themselves, where the model sees a boundary. keep:
+    they are counted. drop: left out, and counted. split: these characters are encoded one by one,
+    the same text in other ids, as tokenizers write the text of a special token."""
 
     valid_fraction: Annotated[float, Range(0, below=1, rule="the rest is the training split")] = (
         0.05

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import glob
-import os
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES
-from megatron_ultralong.data.compression import uncompressed_name
-from megatron_ultralong.data.formats import FileFormat, file_size, read_records
+from megatron_ultralong.data.file_kind import FileFormat, nul_problem
+from megatron_ultralong.data.formats import read_records
 from megatron_ultralong.data.record import Record, absolute_place
+from megatron_ultralong.data.sources import FilePart, FoundFiles, Source, find_files
 from megatron_ultralong.data.text_check import text_error
 from megatron_ultralong.documents import document_id
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.ranges import Range
 
+MAX_BAD_SHOWN = 5
+"""Bad documents that are told one by one."""
 
-@dataclass(frozen=True)
-class Source:
-    """A named set of files: ``NAME=PATH`` on the command line."""
-
-    name: str
-    """Name in tables and in the manifest; its share of the tokens is kept."""
-
-    pattern: str
-    """A file, a folder (all files below it) or a glob pattern (``**`` spans folders)."""
+MAX_REASON = 500
+"""Characters of what is told of one."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class ReadOptions:
     """Ending of the files wanted in a folder or pattern, such as .py; repeatable, all if none."""
 
     file_format: FileFormat = "auto"
-    """Format of all files; auto goes by the name of each."""
+    """Format of all files; auto goes by the name of each and by what stands at its beginning."""
 
     skip_bad: bool = False
     """Count and skip what cannot be read, instead of stopping there."""
@@ -78,77 +72,9 @@ class ReadOptions:
         return MAX_DOCUMENT_BYTES if self.max_document_bytes is None else self.max_document_bytes
 
 
-def parse_source(argument: str) -> Source:
-    """The source that ``NAME=PATH`` names: ``"web=/data/*.jsonl" -> Source("web", ...)``.
-
-    Raises:
-        InputError: where a part is missing.
-    """
-    name, equals, pattern = argument.partition("=")
-    if not (name and equals and pattern):
-        raise InputError(
-            f"--source {argument!r} must be NAME=PATH, a name for the table and a file, folder or "
-            f"glob pattern; for example --source code={argument.strip('=') or '/data/code'}"
-        )
-    return Source(name, os.path.expanduser(pattern))
-
-
-def source_files(source: Source, suffixes: Sequence[str] = ()) -> list[Path]:
-    """Files of a source, sorted by path; those below folders too.
-
-    Raises:
-        InputError: where there are none.
-    """
-    if os.path.isfile(source.pattern):
-        return [Path(source.pattern)]
-    if os.path.isdir(source.pattern):
-        found = [source.pattern]
-    else:
-        found = glob.glob(source.pattern, recursive=True)
-    files = {path for entry in found for path in _files_below(Path(entry))}
-    wanted = [path for path in files if not suffixes or _ends_with(path, tuple(suffixes))]
-    if not wanted:
-        among = f" ending in {' or '.join(suffixes)}" if suffixes else ""
-        raise InputError(
-            f"source {source.name!r}: no file{among} at {source.pattern} "
-            f"({len(files)} files before that filter); check the path, the quotes around a "
-            "pattern, and --suffix"
-        )
-    return sorted(wanted)
-
-
-def _files_below(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-    else:
-        for folder, _, names in os.walk(path):
-            yield from (Path(folder, name) for name in names)
-
-
-def _ends_with(path: Path, suffixes: tuple[str, ...]) -> bool:
-    return path.name.endswith(suffixes) or uncompressed_name(path).endswith(suffixes)
-
-
-@dataclass(frozen=True)
-class FilePart:
-    """A file, or a part of one: bytes of plain JSONL, row groups of parquet."""
-
-    path: Path
-    """The file."""
-
-    size: int
-    """Bytes of the part on disk."""
-
-    start: int = 0
-    """First byte or row group."""
-
-    stop: int | None = None
-    """The one after the last; None: the end of the file."""
-
-
-def whole_files(source: Source, options: ReadOptions) -> list[FilePart]:
-    """All files of a source."""
-    return [FilePart(path, file_size(path)) for path in source_files(source, options.suffixes)]
+def find_documents(source: Source, options: ReadOptions) -> FoundFiles:
+    """The files of a source, see :func:`~megatron_ultralong.data.sources.find_files`."""
+    return find_files(source, options.suffixes, options.file_format, skip_bad=options.skip_bad)
 
 
 class DocumentReader:
@@ -159,7 +85,7 @@ class DocumentReader:
     Args:
         source: the source.
         options: how it is read.
-        parts: what is read of it, see :func:`whole_files`.
+        parts: what is read of it, see :func:`find_documents`.
 
     Raises:
         InputError: at a bad record (file, line and reason).
@@ -170,7 +96,9 @@ class DocumentReader:
         self.options = options
         self.parts = parts
         self.bytes_read = 0
-        self.num_documents = self.num_empty = self.num_bad = 0
+        self.num_documents = self.num_empty = self.num_bad = self.num_cut_files = 0
+        self.bad: list[str] = []
+        """Of the first bad documents, where they stand and why they are bad."""
 
     def __iter__(self) -> Iterator[Document]:
         options = self.options
@@ -178,9 +106,11 @@ class DocumentReader:
         columns = tuple(dict.fromkeys(k for key in keys for k in (key, key.partition(".")[0])))
         before = 0
         for part in self.parts:
-            records = read_records(
-                part.path, columns, options.file_format, part.start, part.stop, options.limit
-            )
+            records: Iterator[Record] = iter([Record(str(part.path), 0, {}, part.problem)])
+            if not part.problem:
+                records = read_records(
+                    part.path, columns, part.file_format, part.start, part.stop, options.limit
+                )
             for record in records:
                 self.bytes_read = before + min(record.position, part.size)
                 document = self._document(record)
@@ -205,6 +135,9 @@ class DocumentReader:
             )
         if error:
             self.num_bad += record.num_records
+            self.num_cut_files += record.is_rest_lost
+            if len(self.bad) < MAX_BAD_SHOWN:
+                self.bad.append(f"{absolute_place(record)}: {error}"[:MAX_REASON])
             return None
         if not text or text.isspace():
             self.num_empty += 1
@@ -212,13 +145,29 @@ class DocumentReader:
         return Document(text, name, document_id(text))
 
     def _what_is_wrong(self, record: Record, text: object, name: object) -> str:
-        for key, value in ((self.options.text_key, text), (self.options.source_key, name)):
+        options = self.options
+        wanted = (
+            ("--text-key", options.text_key, text),
+            ("--source-key", options.source_key, name),
+        )
+        for flag, key, value in wanted:
             if not isinstance(value, str):
-                found = ", ".join(map(str, record.fields))[:300] or "nothing"
-                kind = "no value" if value is None else f"a {type(value).__name__}"
-                return f"key {key!r} has {kind}, where a text belongs (keys here: {found})"
+                keys = record.keys or tuple(map(str, record.fields))
+                return _key_error(flag, str(key), value, keys)
         assert isinstance(text, str)
+        if record.is_text_file and self.options.file_format == "auto" and "\0" in text:
+            return nul_problem(text.index("\0"))
         return text_error(text)
+
+
+def _key_error(flag: str, key: str, value: object, keys: Sequence[str]) -> str:
+    """What is said of a key under which there is no text."""
+    found = ", ".join(keys)[:300] or "none"
+    kind = "no value" if value is None else f"a {type(value).__name__}"
+    lower = {name.lower(): name for name in keys}
+    near = difflib.get_close_matches(key.lower(), lower, 1, 0.6)
+    hint = f"; did you mean {flag} {lower[near[0]]}?" if near and lower[near[0]] != key else ""
+    return f"key {key!r} has {kind}, where a text belongs (keys here: {found}){hint}"
 
 
 def require_text(

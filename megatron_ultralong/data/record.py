@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from megatron_ultralong.data.compression import DamagedError
+
 
 class Record(NamedTuple):
     """One record of a file, or what is wrong with it."""
@@ -34,19 +36,19 @@ class Record(NamedTuple):
     num_records: int = 1
     """Records that the error stands for: those behind it in a row group may be lost with it."""
 
+    is_rest_lost: bool = False
+    """What stands behind it in the file cannot be read either, and nobody knows how much it is."""
 
-def unreadable(place: Path | str, error: Exception) -> Record:
-    """What stands for records that a library cannot read."""
-    text = str(error)
-    if "requires too much memory" in text:  # zstd's words for a long window
-        way_out = "decompress it with `zstd -d --long=31` and give that, or compress it anew"
-        return Record(
-            str(place),
-            0,
-            {},
-            f"its zstd window is above 128 MiB, the largest that is read; {way_out}",
-        )
-    return Record(str(place), 0, {}, f"cannot be read ({text}); is the file cut short?")
+    keys: tuple[str, ...] = ()
+    """Keys that the record has in its file, where its fields are fewer."""
+
+
+def unreadable(place: Path | str, error: Exception, num_records: int = 1) -> Record:
+    """What stands for the records from here on, that a library cannot read."""
+    reason = f"cannot be read ({error})"
+    if not isinstance(error, DamagedError):
+        reason += "; is the file cut short?"
+    return Record(str(place), 0, {}, reason, num_records=num_records, is_rest_lost=True)
 
 
 def absolute_place(record: Record) -> str:

@@ -12,7 +12,7 @@ after Fu et al. (arXiv 2402.10171), and keeps the mix of the sources. Its factor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,6 +22,13 @@ import tyro
 from megatron_ultralong.documents import unit_hash
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.ranges import Range, check_ranges
+
+SHORT_LENGTH = 4096
+"""Tokens under which a document is short, as in Fu's code and in the paper."""
+
+ROWS_OF_SHORT = 16
+"""A document is not short in a row that has fewer than so many times its tokens: Fu's rows have 20
+times SHORT_LENGTH, the paper's 256 and more."""
 
 MAX_MAKE_UP = 2.0
 """Most that a source's weights are raised by because more of it than of others is held out."""
@@ -45,11 +52,13 @@ class LengthSampling:
     at long_weight too, as the paper says. none: every document once. Under the first two, sources
     are scaled to keep their shares of the tokens."""
 
-    short_length: Annotated[int, Range(0)] = 4096
-    """Documents under this many tokens are short."""
+    short_length: Annotated[int | None, Range(0)] = None
+    """Documents under this many tokens are short. None: 4096, the paper's, and in rows of under
+    65,536 tokens a sixteenth of a row."""
 
-    long_length: Annotated[int, Range(0)] = 8192
-    """Documents of at least this many tokens are long."""
+    long_length: Annotated[int | None, Range(0)] = None
+    """Documents of at least this many tokens are long. None: twice short_length, the paper's 8192
+    in rows of 65,536 tokens and more."""
 
     short_weight: Annotated[float, Range(0, 1000)] = 0.1
     """Weight of short documents; 0.1 is that of Fu's code."""
@@ -60,15 +69,34 @@ class LengthSampling:
     def check(self) -> None:
         """Raise InputError where a number is out of its range, or the fields do not fit."""
         check_ranges(self)
-        if self.short_length > self.long_length:
+        short, long = self.edges
+        if short > long:
             raise InputError(
-                f"short_length ({self.short_length}) must be at most long_length "
-                f"({self.long_length}): lengths between the two have weight 1"
+                f"short_length ({short}) must be at most long_length ({long}): lengths between the "
+                "two have weight 1"
             )
+
+    def for_rows(self, seq_length: int) -> LengthSampling:
+        """The same with both lengths set, as rows of ``seq_length`` tokens have them."""
+        short = self.short_length
+        if short is None:
+            short = min(SHORT_LENGTH, seq_length // ROWS_OF_SHORT)
+            if self.long_length is not None:
+                short = min(short, self.long_length)
+        long = 2 * short if self.long_length is None else self.long_length
+        return replace(self, short_length=short, long_length=long)
+
+    @property
+    def edges(self) -> tuple[int, int]:
+        """Tokens of the shortest document that is not short, and of the shortest long one."""
+        known = self.for_rows(ROWS_OF_SHORT * SHORT_LENGTH)
+        assert known.short_length is not None, known
+        assert known.long_length is not None, known
+        return known.short_length, known.long_length
 
     def bin_names(self) -> tuple[str, str, str]:
         """Names of the length bins: ``("<4096", "4096-8191", ">=8192")``."""
-        short, long = self.short_length, self.long_length
+        short, long = self.edges
         return f"<{short}", f"{short}-{long - 1}", f">={long}"
 
     def bin_weights(self) -> tuple[float, float, float]:
@@ -84,7 +112,7 @@ class LengthSampling:
 
     def bins(self, lengths: Int64Array) -> Int64Array:
         """Length bin (0, 1, 2) of every document, shape [num_documents]."""
-        return np.digitize(lengths, [self.short_length, self.long_length]).astype(np.int64)
+        return np.digitize(lengths, self.edges).astype(np.int64)
 
 
 def document_weights(
@@ -124,7 +152,7 @@ def document_weights(
         if before and not after:
             raise InputError(
                 f"source {name!r}: all its {before:.0f} tokens have weight 0 under "
-                f"--length-sampling {sampling.name} (short_length {sampling.short_length}, "
+                f"--length-sampling {sampling.name} (short_length {sampling.edges[0]}, "
                 f"short_weight {sampling.short_weight}); raise that weight or leave the source out"
             )
     trained = by_source(weights * lengths * in_training)

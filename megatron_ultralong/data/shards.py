@@ -13,28 +13,26 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.fast_tokenizer import SAMPLE_CHARACTERS, FastTokenizer
-from megatron_ultralong.data.formats import format_of, is_plain_jsonl
+from megatron_ultralong.data.formats import is_plain_jsonl
 from megatron_ultralong.data.indexed import token_dtype
 from megatron_ultralong.data.manifest import FileSummary
 from megatron_ultralong.data.parquet import row_group_sizes
 from megatron_ultralong.data.reading import (
     Document,
     DocumentReader,
-    FilePart,
     ReadOptions,
-    Source,
     require_text,
-    whole_files,
 )
+from megatron_ultralong.data.separator import holds_separator, split_separators
+from megatron_ultralong.data.sources import FilePart, FoundFiles, Source
 from megatron_ultralong.data.tokenising import DocumentTokenizer
-from megatron_ultralong.documents import document_boundaries
 
 SHARD_BYTES = 64 << 20
 """Input of a shard: what a killed run does again; some seconds."""
@@ -73,35 +71,34 @@ class Shard:
         return sum(part.size for part in self.parts)
 
 
-def plan_shards(
-    sources: Sequence[Source], options: ReadOptions, shard_bytes: int = SHARD_BYTES
-) -> list[Shard]:
+def plan_shards(found: Sequence[FoundFiles], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
     """Shards of about ``shard_bytes``, in the order of reading.
 
     Small files share one, plain JSONL is cut at lines and parquet between row groups; a larger file
     of another kind is one shard, because its middle cannot be read without what stands before it.
     """
     shards: list[Shard] = []
-    for index, source in enumerate(sources):
-        pieces = (
-            p for part in whole_files(source, options) for p in _cut(part, options, shard_bytes)
-        )
+    for index, source in enumerate(found):
+        pieces = (piece for part in source.files for piece in _cut(part, shard_bytes))
         groups = list(_groups(pieces, shard_bytes))
         for parts in groups:
             shards.append(Shard(len(shards), index, tuple(parts), len(groups) == 1))
     return shards
 
 
-def _cut(part: FilePart, options: ReadOptions, shard_bytes: int) -> Iterator[FilePart]:
+def _cut(part: FilePart, shard_bytes: int) -> Iterator[FilePart]:
     path, size = part.path, part.size
-    if size > shard_bytes and is_plain_jsonl(path, options.file_format):
+    if size <= shard_bytes or part.problem:
+        yield part
+    elif is_plain_jsonl(path, part.file_format):
         for start in range(0, size, shard_bytes):
             stop = min(start + shard_bytes, size)
-            yield FilePart(path, stop - start, start, stop)
-    elif size > shard_bytes and format_of(path, options.file_format) == "parquet":
-        row_groups = [FilePart(path, n, i, i + 1) for i, n in enumerate(row_group_sizes(path))]
+            yield replace(part, size=stop - start, start=start, stop=stop)
+    elif part.file_format == "parquet":
+        sizes = row_group_sizes(path)
+        row_groups = [replace(part, size=n, start=i, stop=i + 1) for i, n in enumerate(sizes)]
         for run in _groups(row_groups, shard_bytes):
-            yield FilePart(path, sum(p.size for p in run), run[0].start, run[-1].stop)
+            yield replace(run[0], size=sum(p.size for p in run), stop=run[-1].stop)
         if not row_groups:
             yield part
     else:
@@ -130,8 +127,12 @@ def tokenise_shard(
     separator_ids: Sequence[int],
     folder: Path,
     advance: Callable[[int], None],
+    *,
+    split: bool = False,
 ) -> None:
     """Write ``FOLDER/shard-NNNNN``; ``advance`` is told the bytes read.
+
+    ``split``: documents that hold the separator's ids are written in others.
 
     Raises:
         InputError: at a document that cannot be read.
@@ -141,7 +142,7 @@ def tokenise_shard(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     reader = DocumentReader(source, options, shard.parts)
-    result = _ShardResult(tokenizer, separator_ids)
+    result = _ShardResult(tokenizer, separator_ids, split)
     done = 0
     with open(aside / "tokens.bin", "wb") as file:
         for batch in _batches(iter(reader)):
@@ -159,6 +160,8 @@ def tokenise_shard(
         "sources": list(result.sources),
         "num_empty": reader.num_empty,
         "num_bad": reader.num_bad,
+        "num_cut_files": reader.num_cut_files,
+        "bad": reader.bad,
         # of a file in several shards, the first one has it
         "files": [asdict(summarise(part.path)) for part in shard.parts if part.start == 0],
     }
@@ -183,9 +186,12 @@ def summarise(path: Path) -> FileSummary:
 class _ShardResult:
     """The table of a shard, made batch by batch."""
 
-    def __init__(self, tokenizer: DocumentTokenizer, separator_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: DocumentTokenizer, separator_ids: Sequence[int], split: bool
+    ) -> None:
         self.tokenizer = tokenizer
         self.separator_ids = separator_ids
+        self.split = split
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.sources: dict[str, int] = {}
         self.table: list[tuple[bytes, int, int, bool]] = []
@@ -206,7 +212,9 @@ class _ShardResult:
             if tokens is None:
                 self.table.append((identity, source, -1, False))
                 continue
-            within = document_boundaries(tokens, self.separator_ids).size > 2
+            within = holds_separator(tokens, self.separator_ids)
+            if within and self.split:
+                tokens = split_separators(tokens, self.separator_ids, self.tokenizer)
             self.table.append((identity, source, tokens.size, within))
             yield np.ascontiguousarray(tokens, dtype=self.dtype)
 

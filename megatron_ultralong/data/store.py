@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.manifest import FileSummary, InputSummary
-from megatron_ultralong.data.reading import Source, require_text
+from megatron_ultralong.data.reading import MAX_BAD_SHOWN, require_text
 from megatron_ultralong.data.shards import Shard
+from megatron_ultralong.data.sources import FoundFiles
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -55,7 +56,7 @@ class DocumentStore:
     """What was found where."""
 
     num_with_separator: int
-    """Documents with the separator among their own tokens, where it reads as a boundary."""
+    """Documents found with the separator among their own tokens."""
 
     def read(self, document: int, start: int, stop: int) -> npt.NDArray[np.integer]:
         """Tokens ``[start, stop)`` of a document.
@@ -124,16 +125,25 @@ def one_file_store(
 
 def merge_shards(
     shards: Sequence[Shard],
-    sources: Sequence[Source],
+    sources: Sequence[FoundFiles],
     folder: Path,
     dtype: np.dtype[np.integer],
+    *,
+    drop_separators: bool = False,
 ) -> DocumentStore:
     """The documents of finished shards, in the order of reading, the first of equal ones alone.
+
+    Args:
+        shards: their plan.
+        sources: what was found, and cut to these shards.
+        folder: where they lie.
+        dtype: of a token in them.
+        drop_separators: leave out documents with the separator among their own tokens.
 
     Raises:
         InputError: for a source without text.
     """
-    merge = _Merge(folder)
+    merge = _Merge(folder, drop_separators)
     inputs = []
     for index, source in enumerate(sources):
         own = [shard for shard in shards if shard.input == index]
@@ -159,8 +169,9 @@ def merge_shards(
 class _Merge:
     """Collects the tables of the shards, one after the other."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, drop_separators: bool) -> None:
         self.folder = folder
+        self.drop_separators = drop_separators
         self.seen: set[str] = set()
         self.ids: list[str] = []
         self.columns: list[tuple[Int64Array, Int64Array, Int64Array, Int64Array]] = []
@@ -168,11 +179,13 @@ class _Merge:
         self.source_numbers: dict[str, int] = {}
         self.num_with_separator = 0
 
-    def add_input(self, source: Source, shards: Sequence[Shard]) -> InputSummary:
+    def add_input(self, found: FoundFiles, shards: Sequence[Shard]) -> InputSummary:
         """The shards of one ``--source``."""
+        source = found.source
         digest = hashlib.sha256()
         files: list[FileSummary] = []
-        num_documents = num_duplicates = num_empty = num_bad = 0
+        num_documents = num_duplicates = num_empty = num_bad = num_cut = 0
+        bad: list[str] = []
         for shard in shards:
             table = np.load(self.folder / shard.name / "table.npy")
             counts = json.loads((self.folder / shard.name / "counts.json").read_text())
@@ -182,6 +195,8 @@ class _Merge:
             num_duplicates += table.size - int(is_new.sum())
             num_empty += counts["num_empty"] + int((is_new & (table["num_tokens"] == 0)).sum())
             num_bad += counts["num_bad"]
+            num_cut += counts["num_cut_files"]
+            bad += counts["bad"]
             files += [FileSummary(**file) for file in counts["files"]]
             self._add(shard, table, is_new & (table["num_tokens"] > 0), counts["sources"])
         require_text(source, num_documents, len(files), num_empty, num_bad)
@@ -193,6 +208,9 @@ class _Merge:
             num_duplicates=num_duplicates,
             num_empty=num_empty,
             num_bad=num_bad,
+            num_cut_files=num_cut,
+            bad=bad[:MAX_BAD_SHOWN],
+            counts=found.counts,
             ids_sha256=digest.hexdigest(),
         )
 
@@ -212,6 +230,9 @@ class _Merge:
         chosen: npt.NDArray[np.bool_],
         names: Sequence[str],
     ) -> None:
+        self.num_with_separator += int((table["with_separator"] & chosen).sum())
+        if self.drop_separators:
+            chosen = chosen & ~table["with_separator"]
         lengths = np.maximum(table["num_tokens"], 0)
         offsets = np.cumsum(lengths) - lengths
         kept = table[chosen]
@@ -225,4 +246,3 @@ class _Merge:
             (lengths[chosen], offsets[chosen], np.asarray(numbers, dtype=np.int64), where)
         )
         self.shard_names.append(shard.name)
-        self.num_with_separator += int(kept["with_separator"].sum())

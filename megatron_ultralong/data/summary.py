@@ -38,13 +38,40 @@ def print_summary(manifest: Manifest, output: Path) -> None:
     dropped = ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
     if dropped:
         console.print(f"documents dropped while reading: {dropped}", highlight=False)
+    _print_inputs(console, manifest)
     if manifest.num_documents_with_separator:
         console.print(
             f"{manifest.num_documents_with_separator:,} documents hold the separator "
-            f"{manifest.separator_ids} themselves: a boundary will be seen there",
+            f"{manifest.separator_ids} themselves: {_SEPARATOR[manifest.separator_in_text]}",
             highlight=False,
         )
     console.print(f"written: {output}", highlight=False, soft_wrap=True)
+
+
+_SEPARATOR: dict[str, str] = {
+    "keep": "a boundary will be seen there (--separator-in-text drop or split)",
+    "drop": "they were left out",
+    "split": "these characters were encoded one by one",
+}
+
+
+def _print_inputs(console: Console, manifest: Manifest) -> None:
+    """Print which files of each source were read and which not, and the first bad documents."""
+    for found in manifest.inputs:
+        for verb, lines in (
+            ("read", [line for line in found.counts if not line.reason]),
+            ("left out", [line for line in found.counts if line.reason]),
+        ):
+            for line in lines:
+                as_what = f"as {line.read_as}" if line.read_as else line.reason
+                suffix = line.suffix or "without a suffix"
+                text = f"{found.name}: {line.num_files:,} {suffix} {verb}: {as_what}"
+                console.print(text, highlight=False, soft_wrap=True, markup=False)
+        if found.num_cut_files:
+            text = f"{found.name}: of {found.num_cut_files:,} files the rest could not be read"
+            console.print(text, highlight=False)
+        for place in found.bad:
+            console.print(f"unreadable: {place}", highlight=False, soft_wrap=True, markup=False)
 
 
 def source_table(manifest: Manifest) -> Table:

@@ -72,8 +72,8 @@ class WorkFolder:
 def work_folder(output: Path) -> Iterator[WorkFolder]:
     """The work folder of an output that does not exist yet, owned by this process.
 
-    It is removed at the end of the block and after an InputError or a full disk; what a signal or
-    a crash left is kept.
+    It is removed at the end of the block and after an error, with the folders above it that were
+    made for it; what a signal or a kill left is kept.
 
     Raises:
         InputError: where the output is not empty, another run works on it, or the disk is full.
@@ -81,25 +81,37 @@ def work_folder(output: Path) -> Iterator[WorkFolder]:
     require_empty(output)
     output = output.absolute()
     path = output.with_name(f".{output.name}.partial")
+    made: list[Path] = []
     try:
+        made += [parent for parent in path.parents if not parent.exists()]
         path.mkdir(parents=True, exist_ok=True)
         with owned(path, "prepare", f"--output {output}", "give another --output") as owner:
             work = WorkFolder(path, owner)
             try:
                 require_empty(output)  # another run may have finished while this one waited
                 yield work
-            except (InputError, OSError):
+            except Exception:
                 if not work.keep:
                     owner.remove_folder()
                 raise
             owner.remove_folder()
-    except OSError as error:
+    except Exception as error:
+        _remove_empty(made)
+        if not isinstance(error, OSError):
+            raise
         # of the files that are read, all errors are InputError already
         at = f": {error.filename}" if error.filename else ""
         raise InputError(
             f"cannot write {output} ({error.strerror}{at}); make room on the disk, "
             "or give another --output"
         ) from error
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the inner ones first, up to one in which anything stands."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def require_empty(output: Path) -> None:

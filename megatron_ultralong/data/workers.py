@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ultralong.data.engines import TokenizerEngine, choose_tokenizer
-from megatron_ultralong.data.reading import ReadOptions, Source
+from megatron_ultralong.data.reading import ReadOptions
 from megatron_ultralong.data.shards import Shard, tokenise_shard
+from megatron_ultralong.data.sources import Source
 from megatron_ultralong.data.tokenising import DocumentTokenizer
 from megatron_ultralong.errors import InputError
 
@@ -39,6 +40,9 @@ class ShardJob:
     separator_ids: tuple[int, ...]
     """Ids of the separator, to count the documents that hold them."""
 
+    split_separators: bool
+    """Write documents that hold them in other ids."""
+
     folder: Path
     """Where the results go."""
 
@@ -46,7 +50,14 @@ class ShardJob:
         """Tokenise one shard."""
         source = self.sources[shard.input]
         tokenise_shard(
-            shard, source, self.options, tokenizer, self.separator_ids, self.folder, advance
+            shard,
+            source,
+            self.options,
+            tokenizer,
+            self.separator_ids,
+            self.folder,
+            advance,
+            split=self.split_separators,
         )
 
 

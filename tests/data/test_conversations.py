@@ -15,7 +15,7 @@ from megatron_ultralong.data.chat_reading import ConversationReader
 from megatron_ultralong.data.conversation import ConversationError, Message, ToolCall
 from megatron_ultralong.data.conversation_formats import parse_conversation
 from megatron_ultralong.data.prepare_chat_config import ChatReadOptions
-from megatron_ultralong.data.reading import Source
+from megatron_ultralong.data.sources import Source
 from megatron_ultralong.errors import InputError
 from tests.data.chats import random_record, write_jsonl
 
@@ -191,9 +191,10 @@ def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("a.json", r"jq -c '\.\[\]' a.json"), ("a.txt", "neither JSONL")]
+    ("name", "text", "message"),
+    [("a.json", "[]", r"jq -c '\.\[\]' a.json"), ("a.txt", "Hello.", "neither JSONL")],
 )
-def test_other_files_are_refused(tmp_path: Path, name: str, message: str) -> None:
-    (tmp_path / name).write_text("[]")
+def test_other_files_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         ConversationReader(Source("x", str(tmp_path / name)), ChatReadOptions())

@@ -63,7 +63,7 @@ def test_broken_manifests(config: PrepareConfig, manifest: Manifest, tmp_path: P
     for text, message in (
         ("{", "is not JSON"),
         ("[]", "must hold a JSON object"),
-        ("{}", "has format_version None, where this program reads 3"),
+        ("{}", "has format_version None, where this program reads 4"),
         (json.dumps({**good, "seq_length": "64"}), r"field seq_length is '64', where int is held"),
         (json.dumps({**good, "separator_ids": [1, None]}), r"field separator_ids\[1\] is None"),
         (json.dumps({**good, "splits": {"train": 3}}), r"splits\.train\. is 3, not an object"),

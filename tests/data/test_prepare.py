@@ -177,7 +177,7 @@ def test_bad_input_leaves_nothing_behind(
     config: PrepareConfig, corpus: Path, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(config, output=tmp_path / "rows")
-    picture = r"source 'files': .*picture\.png:1: not UTF-8.*--skip-bad"
+    picture = r"source 'files': .*picture\.png is a PNG image by its first bytes: .*--skip-bad"
     refuse(config, picture, reading=ReadOptions())
     refuse(config, "'none' must be NAME=PATH", source=("none",))
     refuse(config, "no --source", source=())
@@ -288,8 +288,9 @@ def test_inspect(config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 FLAGS = """
-    --source --tokenizer --output --seq-length --separator --valid-fraction --test-fraction
-    --packing --seed --max-tokens --workers --tokenizer-engine --inspect --no-inspect
+    --source --tokenizer --output --seq-length --separator --separator-in-text
+    --valid-fraction --test-fraction --packing --seed --max-tokens --workers --tokenizer-engine
+    --inspect --no-inspect
     --length-sampling --short-length --long-length --short-weight --long-weight
     --text-key --source-key --suffix --file-format --skip-bad --no-skip-bad
     --max-document-bytes

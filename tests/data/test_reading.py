@@ -9,19 +9,12 @@ import pytest
 
 from megatron_ultralong.data import parquet
 from megatron_ultralong.data.formats import read_records
-from megatron_ultralong.data.reading import (
-    DocumentReader,
-    FilePart,
-    ReadOptions,
-    Source,
-    parse_source,
-    source_files,
-    whole_files,
-)
+from megatron_ultralong.data.reading import DocumentReader, ReadOptions, find_documents
+from megatron_ultralong.data.sources import FilePart, Source, find_files, parse_source
 from megatron_ultralong.documents import document_id
 from megatron_ultralong.errors import InputError
 
-TEXTS = ["def f():\r\n    return 1\n", "naïve 文章 \x00 \u2028 end", "x" * 100_000, "last"]
+TEXTS = ["def f():\r\n    return 1\n", "naïve 文章 \u2028 end", "x" * 100_000, "last"]
 WRITERS = {
     "": lambda data: data,
     ".gz": lambda data: gzip.compress(data[:50]) + gzip.compress(data[50:]),  # two members
@@ -35,7 +28,7 @@ def texts_of(path: Path | str, **options) -> list[str]:
 
 def reader_of(path: Path | str, **options) -> DocumentReader:
     source, read = Source("s", str(path)), ReadOptions(**options)
-    return DocumentReader(source, read, whole_files(source, read))
+    return DocumentReader(source, read, find_documents(source, read).files)
 
 
 def jsonl(records: list[object]) -> bytes:
@@ -78,8 +71,8 @@ def test_files_of_folders_and_patterns(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
 
     def found(pattern: str, *suffixes: str) -> list[str]:
-        files = source_files(Source("s", str(tmp_path / pattern)), suffixes)
-        return [str(path.relative_to(tmp_path)) for path in files]
+        files = find_files(Source("s", str(tmp_path / pattern)), suffixes).files
+        return [str(part.path.relative_to(tmp_path)) for part in files]
 
     assert found("") == ["a/deep/y.py.gz", "a/z.txt", "b/x.py", "top.py"]
     assert found("", ".py") == ["a/deep/y.py.gz", "b/x.py", "top.py"]
