@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from megatron_ultralong.data.arrow_values import python_rows
 from megatron_ultralong.data.record import Record, unreadable
 
 BATCH_ROWS = 64
@@ -175,7 +176,7 @@ def _rows(batch: Any, limit: int) -> Iterator[_Row]:
     """The rows of a batch as Python's objects, one at a time unless all are small."""
     cost = _total(map(_cost, batch.columns))
     if cost.texts <= min(BATCH_BYTES, limit) and cost.objects <= BATCH_BYTES:
-        yield from map(_Row, batch.to_pylist())
+        yield from map(_Row, python_rows(batch))
         return
     for number in range(batch.num_rows):
         row = batch.slice(number, 1)
@@ -187,7 +188,7 @@ def _rows(batch: Any, limit: int) -> Iterator[_Row]:
             yield _Row({}, f"values that take {cost.objects:,} bytes, and {MAX_OBJECT_BYTES:,} is "
                        "the most that is read")  # fmt: skip
         else:
-            (fields,) = row.to_pylist()
+            (fields,) = python_rows(row)
             yield _Row(fields)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_ultralong.data.folder_template import folder_template
 from megatron_ultralong.data.manifest import TOKENIZER_FOLDER
-from megatron_ultralong.data.template_check import folder_template
 from megatron_ultralong.mcore.parallel import flat_fields, world_size
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.training.attention_check import check_attention

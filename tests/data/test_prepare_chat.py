@@ -255,7 +255,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="these are rows of documents"):
         load_chat_manifest(tmp_path)
     (tmp_path / FILE_NAME).write_text('{"format_version": 0}')
-    with pytest.raises(InputError, match="format_version 0, where this program reads 1"):
+    with pytest.raises(InputError, match="format_version 0, where this program reads 2"):
         load_chat_manifest(tmp_path)
 
 
