@@ -79,13 +79,14 @@ class ChatEncoder:
         parts: list[Int32Array] = []
         targets: list[list[int]] = []
         length = 0
-        for run in runs:
+        for run, after in itertools.zip_longest(runs, runs[1:]):
+            goes_on = after is not None and bool(after.targets)
             if run.is_special:
                 ids = np.asarray([self._ids[run.text]], dtype=np.int32)
             else:
                 ids = ids_of[run.text] if run.text else np.empty(0, dtype=np.int32)
             for span in run.targets:
-                first, last = (0, 1) if run.is_special else self._tokens(run.text, ids, span)
+                first, last = self._tokens(run, ids, span, goes_on)
                 # nothing predicts a conversation's first token
                 start, stop = max(1, length + first), length + last
                 if targets and start <= targets[-1][1]:
@@ -99,13 +100,24 @@ class ChatEncoder:
             np.asarray(targets, dtype=np.int32).reshape(-1, 2),
         )
 
-    def _tokens(self, text: str, ids: Int32Array, span: tuple[int, int]) -> tuple[int, int]:
-        """Tokens ``[first, stop)`` of characters of a run."""
+    def _tokens(
+        self, run: _Run, ids: Int32Array, span: tuple[int, int], goes_on: bool
+    ) -> tuple[int, int]:
+        """Tokens ``[first, stop)`` of characters of a run; ``goes_on``: so does what is learnt.
+
+        What is marked ends with the first token of its last character, of which there may be
+        several: so it does in transformers' ``return_assistant_tokens_mask``.
+        """
+        if run.is_special:
+            return 0, 1
+        text, (start, stop) = run.text, span
         if not self.is_marked:
-            assert span[1] == len(text), (text, span)
-            return self._first_target(text, ids, span[0]), ids.size
-        first, last = (self._token_at(text, ids, char) for char in (span[0], span[1] - 1))
-        return first, last + 1
+            assert stop == len(text), run
+            return self._first_target(text, ids, start), ids.size
+        first = self._token_at(text, ids, start)
+        if stop == len(text) and goes_on:
+            return first, ids.size
+        return first, self._token_at(text, ids, stop - 1) + 1
 
     def _token_at(self, text: str, ids: Int32Array, char: int) -> int:
         """The first token that a character, or a part of it, is in: transformers' char_to_token."""

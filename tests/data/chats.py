@@ -8,6 +8,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
+from megatron_ultralong.data.chat_template import TEMPLATES
+from tests.models import write_tokenizer
+
 TEMPLATE = (Path(__file__).parent / "golden" / "llama3_1.jinja").read_text(encoding="utf-8")
 SHA256 = "e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65"
 
@@ -144,3 +149,17 @@ def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
     """Records, one a line."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def write_chat_tokenizer(folder: Path, template: str) -> None:
+    """A small vocabulary with the special tokens of Llama 3.1's template, and a template beside."""
+    write_tokenizer(folder)
+    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found.add_special_tokens([*TEMPLATES["llama3.1"].special, "<|end_of_text|>"])
+    found.save(str(folder / "tokenizer.json"))
+    settings = {
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": {"content": "<|end_of_text|>"},
+        "chat_template": template,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
