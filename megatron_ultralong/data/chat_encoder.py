@@ -46,9 +46,13 @@ class ChatEncoder:
         InputError: where the tokenizer lacks a special token of the template.
     """
 
-    def __init__(self, template: ChatTemplate, tokenizer: DocumentTokenizer) -> None:
+    def __init__(
+        self, template: ChatTemplate, tokenizer: DocumentTokenizer, is_marked: bool = False
+    ) -> None:
+        """``is_marked``: what is learnt is what a foreign template marks, token by token."""
         self.template = template
         self.tokenizer = tokenizer
+        self.is_marked = is_marked
         missing = [name for name in template.special if not self._is_known(name)]
         if missing:
             raise InputError(
@@ -75,17 +79,20 @@ class ChatEncoder:
         parts: list[Int32Array] = []
         targets: list[list[int]] = []
         length = 0
-        for run in runs:
+        for run, after in itertools.zip_longest(runs, runs[1:]):
+            goes_on = after is not None and bool(after.targets)
             if run.is_special:
-                ids, first = np.asarray([self._ids[run.text]], dtype=np.int32), 0
+                ids = np.asarray([self._ids[run.text]], dtype=np.int32)
             else:
                 ids = ids_of[run.text] if run.text else np.empty(0, dtype=np.int32)
-                first = self._first_target(run, ids) if run.is_target else 0
-            if run.is_target and first < ids.size:
-                if targets and targets[-1][1] == length + first:
-                    targets[-1][1] = length + ids.size
-                else:
-                    targets.append([length + first, length + ids.size])
+            for span in run.targets:
+                first, last = self._tokens(run, ids, span, goes_on)
+                # nothing predicts a conversation's first token
+                start, stop = max(1, length + first), length + last
+                if targets and start <= targets[-1][1]:
+                    targets[-1][1] = max(stop, targets[-1][1])
+                elif start < stop:
+                    targets.append([start, stop])
             parts.append(ids)
             length += ids.size
         return Example(
@@ -93,12 +100,60 @@ class ChatEncoder:
             np.asarray(targets, dtype=np.int32).reshape(-1, 2),
         )
 
-    def _first_target(self, run: _Run, ids: Int32Array) -> int:
+    def _tokens(
+        self, run: _Run, ids: Int32Array, span: tuple[int, int], goes_on: bool
+    ) -> tuple[int, int]:
+        """Tokens ``[first, stop)`` of characters of a run; ``goes_on``: so does what is learnt.
+
+        What is marked ends with the first token of its last character, of which there may be
+        several: so it does in transformers' ``return_assistant_tokens_mask``.
+        """
+        if run.is_special:
+            return 0, 1
+        text, (start, stop) = run.text, span
+        if not self.is_marked:
+            assert stop == len(text), run
+            return self._first_target(text, ids, start), ids.size
+        first = self._token_at(text, ids, start)
+        if stop == len(text) and goes_on:
+            return first, ids.size
+        return first, self._token_at(text, ids, stop - 1) + 1
+
+    def _token_at(self, text: str, ids: Int32Array, char: int) -> int:
+        """The first token that a character, or a part of it, is in: transformers' char_to_token."""
+        low, high = 0, 1
+        while high < ids.size and self._covered(text, ids[:high]) <= char:
+            low, high = high, 2 * high
+        high = min(high, ids.size)
+        while low + 1 < high:
+            middle = (low + high) // 2
+            if self._covered(text, ids[:middle]) <= char:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def _covered(self, text: str, ids: Int32Array) -> int:
+        """Characters that the first tokens of a text are of, the last one perhaps in part."""
+        found = self.tokenizer.decode(ids.tolist())
+        if text.startswith(found):
+            return len(found)
+        pairs = enumerate(zip(found, text, strict=False))
+        same = next((place for place, (one, other) in pairs if one != other), len(text))
+        if found[same:].strip("\ufffd"):
+            raise InputError(
+                f"{self.tokenizer.file} does not give the text back that it was given, so that "
+                "what a template marks cannot be found among its tokens: use the model's own "
+                "tokenizer, or --no-check-template, which learns the assistant's turns"
+            )
+        return same + 1
+
+    def _first_target(self, text: str, ids: Int32Array, start: int) -> int:
         """Index of the first token of a run that is to be learnt: those of its prefix come first.
 
         A token that is part of both would blur what is learnt: it is refused, not guessed.
         """
-        prefix = run.text[: run.target_start]
+        prefix = text[:start]
         if not prefix:
             return 0
         size = self._prefix_size(prefix, tuple(ids[: len(prefix.encode())].tolist()))
@@ -106,7 +161,7 @@ class ChatEncoder:
             raise InputError(
                 f"template {self.template.name} and tokenizer {self.tokenizer.file} do not fit: "
                 f"the text before an answer, {prefix!r}, and the answer "
-                f"{run.text[run.target_start :][:20]!r} share a token, so that what is learnt has "
+                f"{text[start:][:20]!r} share a token, so that what is learnt has "
                 "no clear beginning; use the model's own template"
             )
         return size
@@ -137,21 +192,25 @@ class _Run(NamedTuple):
 
     text: str
     is_special: bool
-    is_target: bool
-    target_start: int
-    """Character from which on a text is to be learnt."""
+    targets: list[tuple[int, int]]
+    """Characters ``[start, stop)`` to be learnt; of a special token all or nothing."""
 
 
 def _runs(pieces: Sequence[Piece]) -> list[_Run]:
-    """Neighbouring texts joined; what is to be learnt is the end of a run."""
+    """Neighbouring texts joined."""
     runs = []
     for is_special, group in itertools.groupby(pieces, lambda piece: piece.is_special):
         if is_special:
-            runs += [_Run(piece.text, True, piece.is_target, 0) for piece in group]
+            runs += [_Run(p.text, True, [(0, 1)] if p.is_target else []) for p in group]
             continue
-        some = list(group)
-        before = [piece.text for piece in itertools.takewhile(lambda p: not p.is_target, some)]
-        assert all(piece.is_target for piece in some[len(before) :]), some
-        text = "".join(piece.text for piece in some)
-        runs.append(_Run(text, False, len(before) < len(some), len("".join(before))))
+        texts: list[str] = []
+        targets: list[tuple[int, int]] = []
+        length = 0
+        for is_target, some in itertools.groupby(group, lambda piece: piece.is_target):
+            text = "".join(piece.text for piece in some)
+            if is_target and text:
+                targets.append((length, length + len(text)))
+            texts.append(text)
+            length += len(text)
+        runs.append(_Run("".join(texts), False, targets))
     return runs

@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_ultralong.data.manifest import CHAT_FILE_NAME, FileSummary, read_manifest
 from megatron_ultralong.data.manifest import FILE_NAME as DOCUMENTS_MANIFEST
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = CHAT_FILE_NAME
 
 
@@ -32,7 +32,19 @@ class ChatSource:
     num_truncated: int
     """Cut under ``too_long: truncate``."""
     num_nothing_left: int
-    """Dropped: cut so short that no token to be learnt was left."""
+    """Dropped: no token to be learnt, cut short or with a weight of 0 in every turn."""
+    num_cut_at_start: int
+    """Conversations without the turns before the first of the user's, which answer nothing."""
+    num_cut_at_end: int
+    """Conversations without the turns behind the last of the assistant's."""
+    num_turns_cut: int
+    """Turns that these two left out."""
+    num_turns_not_learnt: int
+    """Turns of the assistant's that are read but not learnt: of weight 0, or in a prompt."""
+    num_with_reasoning: int
+    """Conversations with the assistant's reasoning, see ``reasoning``."""
+    num_kept_nulls: int
+    """Nulls of ``default`` and ``const`` in tools that came from Arrow's structs and were kept."""
     num_examples: int
     """Conversations in the rows."""
     num_tokens: int
@@ -83,8 +95,16 @@ class ChatManifest:
     packing: str
     chat_template: str
     date_string: str
+    """The date in the conversations, ``today`` resolved."""
     folder_template_checked: bool
     """The tokenizer's folder has a template, and it writes the same."""
+    folder_template_date: str
+    """The date that it writes where engines give it none: ``same``, another ``fixed`` one,
+    ``today``; empty where there is none, or it was not looked at."""
+    learnt: str
+    """``assistant``: its turns and their ends; ``marked``: what the folder's template marks."""
+    reasoning: str
+    """``drop`` or ``keep``."""
     valid_fraction: float
     seed: int
     tokenizer_sha256: str

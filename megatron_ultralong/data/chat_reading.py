@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator
 
+from megatron_ultralong.data.arrow_values import num_kept_nulls
 from megatron_ultralong.data.conversation import Conversation, ConversationError, Problem
 from megatron_ultralong.data.conversation_formats import KEYS, parse_conversation
 from megatron_ultralong.data.formats import read_records
@@ -44,6 +45,8 @@ class ConversationReader:
         self.num_bad: collections.Counter[Problem] = collections.Counter()
         self.unread_keys: collections.Counter[str] = collections.Counter()
         """Keys of records that are not read, and how many records have them (of JSONL)."""
+        self.num_kept_nulls = 0
+        """Nulls of tools in Arrow's structs that were kept."""
         for part in self.files:
             _require_records(source, part)
 
@@ -55,11 +58,14 @@ class ConversationReader:
     def __iter__(self) -> Iterator[tuple[Record, Conversation]]:
         before = 0
         for part in self.files:
+            is_arrow = part.file_format == "parquet"
             for record in _records(part, self.options.limit):
                 self.bytes_read = before + min(record.position, part.size)
                 conversation = self._conversation(record)
                 if conversation is not None:
                     self.num_conversations += 1
+                    if is_arrow:  # a text of JSON, which is none of Arrow's structs, has no keys
+                        self.num_kept_nulls += num_kept_nulls(record.fields.get("tools"))
                     yield record, conversation
             before += part.size
             self.bytes_read = before
@@ -88,7 +94,9 @@ class ConversationReader:
                     known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
                     self.unread_keys[key if known else OTHER_KEYS] += 1
             options = self.options
-            return parse_conversation(record.fields, options.chat_format, options.ignore_keys)
+            return parse_conversation(
+                record.fields, options.chat_format, options.ignore_keys, options.reasoning
+            )
         except ConversationError as error:
             self.reject(record, error)
             return None

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.data.chat_manifest import ChatLengths, ChatManifest
+from megatron_ultralong.data.chat_manifest import ChatLengths, ChatManifest, ChatSource
 from megatron_ultralong.data.chat_rows import ChatRows
 from megatron_ultralong.data.tokenising import DocumentTokenizer
 from megatron_ultralong.terminal import Console
@@ -100,6 +100,7 @@ def _notes(manifest: ChatManifest) -> list[str]:
         if source.num_bad:
             what = ", ".join(f"{count:,} {problem}" for problem, count in source.num_bad.items())
             lines.append(f"{source.name}: bad conversations skipped: {what}")
+        lines += [f"{source.name}: {line}" for line in _left_out(manifest, source)]
         if source.unread_keys:
             what = ", ".join(f"{key} ({count:,})" for key, count in source.unread_keys.items())
             lines.append(f"{source.name}: keys of records that are not read: {what}")
@@ -108,9 +109,42 @@ def _notes(manifest: ChatManifest) -> list[str]:
             f"template {manifest.chat_template} was not compared with a template of the "
             "tokenizer's folder: make sure that engines write the same"
         )
+    if manifest.learnt == "marked":
+        lines.append("learnt is what the folder's template marks with {% generation %}")
+    if manifest.folder_template_date in ("today", "fixed"):
+        what = "the day's date" if manifest.folder_template_date == "today" else "another date"
+        lines.append(
+            f"date {manifest.date_string!r}: engines that are given no date_string write {what} "
+            "with the folder's template; --date-string states the rows'"
+        )
     if manifest.tokenizer_engine_reason:
         lines.append(
             f"tokenised by {manifest.tokenizer_engine}: {manifest.tokenizer_engine_reason}"
+        )
+    return lines
+
+
+def _left_out(manifest: ChatManifest, source: ChatSource) -> list[str]:
+    """What of a source's conversations is not learnt, but for those that are bad."""
+    lines = []
+    if source.num_turns_cut:
+        lines.append(
+            f"{source.num_turns_cut:,} turns that nothing can be learnt from were cut: before the "
+            f"user's first in {source.num_cut_at_start:,} conversations, behind the assistant's "
+            f"last in {source.num_cut_at_end:,}"
+        )
+    if source.num_turns_not_learnt:
+        lines.append(
+            f"{source.num_turns_not_learnt:,} turns of the assistant's are read but not learnt "
+            "(weight 0, or in a prompt)"
+        )
+    if source.num_with_reasoning:
+        what = "left out (--reasoning keep)" if manifest.reasoning == "drop" else "kept in <think>"
+        lines.append(f"reasoning in {source.num_with_reasoning:,} conversations is {what}")
+    if source.num_kept_nulls:
+        lines.append(
+            f"{source.num_kept_nulls:,} nulls of default and const in tools are kept: parquet does "
+            "not say whether somebody wrote them; a text of JSON in place of structs does"
         )
     return lines
 

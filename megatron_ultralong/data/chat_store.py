@@ -13,10 +13,12 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.chat_encoder import ChatEncoder, Example
 from megatron_ultralong.data.chat_manifest import ChatLengths, ChatSource
+from megatron_ultralong.data.chat_marks import marked_pieces
 from megatron_ultralong.data.chat_reading import ConversationReader
 from megatron_ultralong.data.chat_template import TEMPLATES, Piece, rendered_text
-from megatron_ultralong.data.conversation import ConversationError
+from megatron_ultralong.data.conversation import Conversation, ConversationError
 from megatron_ultralong.data.fast_tokenizer import SAMPLE_CHARACTERS, FastTokenizer
+from megatron_ultralong.data.folder_template import FolderTemplate
 from megatron_ultralong.data.indexed import token_dtype
 from megatron_ultralong.data.prepare_chat_config import PrepareChatConfig
 from megatron_ultralong.data.shards import BATCH_CHARACTERS, summarise
@@ -54,15 +56,18 @@ def tokenise_chats(
     tokenizer: DocumentTokenizer,
     folder: Path,
     advance: Callable[[float], None],
+    marks: FolderTemplate | None = None,
 ) -> ChatStore:
     """Tokenise all conversations into ``FOLDER/tokens.bin``; ``advance`` is told the bytes read.
+
+    ``marks``: the template that says what is learnt; None: the assistant's turns are.
 
     Raises:
         InputError: at a conversation that cannot be trained on, or where a source has none.
         FastPathError: where the fast engine differs from the reference on a sample.
     """
     with open(folder / "tokens.bin", "wb") as file:
-        collector = _Collector(config, tokenizer, file.write)
+        collector = _Collector(config, tokenizer, file.write, marks)
         for reader in readers:
             collector.add_source(reader, advance)
     return collector.store(folder)
@@ -76,10 +81,26 @@ class _Found:
     num_too_long: int = 0
     num_truncated: int = 0
     num_nothing_left: int = 0
+    num_cut_at_start: int = 0
+    num_cut_at_end: int = 0
+    num_turns_cut: int = 0
+    num_turns_not_learnt: int = 0
+    num_with_reasoning: int = 0
     num_examples: int = 0
     num_tokens: int = 0
     num_target_tokens: int = 0
     longest: int = 0
+
+    def count(self, conversation: Conversation) -> None:
+        """What was left out of a conversation that can be trained on."""
+        self.num_cut_at_start += bool(conversation.num_cut_at_start)
+        self.num_cut_at_end += bool(conversation.num_cut_at_end)
+        self.num_turns_cut += conversation.num_cut_at_start + conversation.num_cut_at_end
+        self.num_turns_not_learnt += sum(
+            message.role == "assistant" and not message.is_learnt
+            for message in conversation.messages
+        )
+        self.num_with_reasoning += conversation.has_reasoning
 
 
 class _Collector:
@@ -90,13 +111,15 @@ class _Collector:
         config: PrepareChatConfig,
         tokenizer: DocumentTokenizer,
         write: Callable[[memoryview], object],
+        marks: FolderTemplate | None,
     ) -> None:
         self.config = config
+        self.marks = marks
         self.tokenizer = tokenizer
         self.write = write
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.template = TEMPLATES[config.chat_template]
-        self.encoder = ChatEncoder(self.template, tokenizer)
+        self.encoder = ChatEncoder(self.template, tokenizer, is_marked=marks is not None)
         self.sources: list[ChatSource] = []
         self.lengths: list[ChatLengths] = []
         self._seen: set[bytes] = set()
@@ -114,20 +137,17 @@ class _Collector:
         size = done = 0
         for record, conversation in reader:
             try:
-                pieces = self.template.render(conversation, self.config.date_string)
-                text = rendered_text(pieces)
-                if error := text_error(text):  # in a tool's result, or a call
-                    raise ConversationError("unreadable", f"it has {error}")
+                pieces, identity = self._rendered(conversation)
             except ConversationError as problem:
                 reader.num_conversations -= 1
                 reader.reject(record, problem)
                 continue
-            identity = document_id(text)
+            found.count(conversation)
             if not self._is_new(identity):
                 found.num_duplicates += 1
                 continue
             batch.append((identity, pieces))
-            size += len(text)
+            size += sum(len(piece.text) for piece in pieces)
             if size > BATCH_CHARACTERS:
                 self._add(batch, found, bins)
                 batch, size = [], 0
@@ -136,6 +156,16 @@ class _Collector:
         self._add(batch, found, bins)
         advance(reader.num_bytes - done)
         self._close_source(reader, found, bins)
+
+    def _rendered(self, conversation: Conversation) -> tuple[list[Piece], str]:
+        """A conversation's pieces, and the identity of what they say."""
+        pieces = self.template.render(conversation, self.config.date_string)
+        text = rendered_text(pieces)
+        if error := text_error(text):  # in a tool's result, or a call
+            raise ConversationError("unreadable", f"it has {error}")
+        if self.marks is not None:
+            pieces = marked_pieces(pieces, conversation, self.marks, self.config.date_string)
+        return pieces, document_id(text)
 
     def store(self, folder: Path) -> ChatStore:
         """All that was taken in."""
@@ -182,10 +212,10 @@ class _Collector:
                     found.num_too_long += 1
                     continue
                 example = example.cut(self.config.limit)
-                if not example.num_target_tokens:
-                    found.num_nothing_left += 1
-                    continue
-                found.num_truncated += 1
+            if not example.num_target_tokens:
+                found.num_nothing_left += 1
+                continue
+            found.num_truncated += length > self.config.limit
             self._keep(identity, example, found)
 
     def _keep(self, identity: str, example: Example, found: _Found) -> None:
@@ -209,6 +239,7 @@ class _Collector:
             num_conversations=reader.num_conversations,
             num_bad={str(problem): count for problem, count in sorted(reader.num_bad.items())},
             unread_keys=dict(sorted(reader.unread_keys.items())),
+            num_kept_nulls=reader.num_kept_nulls,
             **dataclasses.asdict(found),
         )
         if not source.num_examples:
@@ -217,7 +248,7 @@ class _Collector:
                 f"conversations in {len(source.files)} files, {sum(source.num_bad.values())} bad "
                 f"ones skipped, {source.num_duplicates} equal to earlier ones, "
                 f"{source.num_too_long} longer than {self.config.limit} tokens (the longest has "
-                f"{source.longest}), {source.num_nothing_left} with nothing left after cutting; "
+                f"{source.longest}), {source.num_nothing_left} with nothing to learn; "
                 "leave this --source out, raise --seq-length, or fix its files"
             )
         self.sources.append(source)

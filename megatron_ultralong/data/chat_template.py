@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
+from megatron_ultralong.data.chat_date import DATE
 from megatron_ultralong.data.conversation import Conversation, ConversationError, Message
 
+__all__ = ["DATE", "END", "TEMPLATES", "ChatTemplate", "Piece", "TemplateName", "rendered_text"]
+
 TemplateName = Literal["llama3.1", "llama3", "plain"]
-DATE = "26 Jul 2024"
-"""Date that Llama 3.1's template writes where it is given none."""
 
 
 class Piece(NamedTuple):
@@ -33,6 +34,8 @@ class Piece(NamedTuple):
     """The name of a special token, not its text."""
     is_target: bool = False
     """To be learnt."""
+    is_never_target: bool = False
+    """Of a turn with weight 0: not to be learnt, whatever a template marks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +60,18 @@ _HEADER_END = Piece("<|end_header_id|>", is_special=True)
 _LLAMA_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
-def _turn(role: str, *contents: Piece, end: str = "<|eot_id|>") -> list[Piece]:
+def _turn(role: str, *contents: Piece, end: str = "<|eot_id|>", weight: bool = True) -> list[Piece]:
     """A turn of Llama 3; the assistant's contents and end are to be learnt."""
-    learnt = role == "assistant"
-    return [
+    is_target = role == "assistant" and weight
+    pieces = [
         _HEADER,
         Piece(role),
         _HEADER_END,
         Piece("\n\n"),
-        *(piece._replace(is_target=learnt) for piece in contents),
-        Piece(end, is_special=True, is_target=learnt),
+        *(piece._replace(is_target=is_target) for piece in contents),
+        Piece(end, is_special=True, is_target=is_target),
     ]
+    return pieces if weight else [piece._replace(is_never_target=True) for piece in pieces]
 
 
 def _llama3_1(conversation: Conversation, date: str) -> list[Piece]:
@@ -76,8 +80,9 @@ def _llama3_1(conversation: Conversation, date: str) -> list[Piece]:
     text = _system_text(conversation, date) + system
     pieces = [_BEGIN, *_turn("system", Piece(text))]
     if conversation.tools is not None:
-        question = messages.pop(0).content.strip()
-        pieces += _turn("user", Piece(_tools_text(conversation.tools) + question))
+        question = messages.pop(0)
+        text = _tools_text(conversation.tools) + question.content.strip()
+        pieces += _turn("user", Piece(text), weight=question.is_learnt)
     for message in messages:
         pieces += _llama3_1_turn(message, conversation.builtin_tools)
     return pieces
@@ -107,10 +112,11 @@ def _tools_text(tools: tuple[Any, ...]) -> str:
 def _llama3_1_turn(message: Message, builtin: tuple[str, ...] | None) -> list[Piece]:
     if message.role == "tool":
         # A text is written as JSON too, in quotes: to Jinja a text is iterable.
-        return _turn("ipython", Piece(json.dumps(message.content, ensure_ascii=False)))
+        text = json.dumps(message.content, ensure_ascii=False)
+        return _turn("ipython", Piece(text), weight=message.is_learnt)
     call = message.tool_call
     if call is None:
-        return _turn(message.role, Piece(message.content.strip()))
+        return _turn(message.role, Piece(message.content.strip()), weight=message.is_learnt)
     end = "<|eot_id|>" if builtin is None else "<|eom_id|>"
     if builtin is not None and call.name in builtin:
         wrong = [name for name, value in call.arguments.items() if not isinstance(value, str)]
@@ -122,10 +128,11 @@ def _llama3_1_turn(message: Message, builtin: tuple[str, ...] | None) -> list[Pi
             )
         written = ", ".join(f'{name}="{value}"' for name, value in call.arguments.items())
         tag = Piece("<|python_tag|>", is_special=True)
-        return _turn("assistant", tag, Piece(f"{call.name}.call({written})"), end=end)
+        text = f"{call.name}.call({written})"
+        return _turn("assistant", tag, Piece(text), end=end, weight=message.is_learnt)
     arguments = json.dumps(call.arguments, ensure_ascii=False)
     text = f'{{"name": "{call.name}", "parameters": {arguments}}}'
-    return _turn("assistant", Piece(text), end=end)
+    return _turn("assistant", Piece(text), end=end, weight=message.is_learnt)
 
 
 def _refuse_tools(conversation: Conversation, name: TemplateName) -> None:
@@ -145,7 +152,7 @@ def _llama3(conversation: Conversation, date: str) -> list[Piece]:
     _refuse_tools(conversation, "llama3")
     pieces = [_BEGIN]
     for message in conversation.messages:
-        pieces += _turn(message.role, Piece(message.content.strip()))
+        pieces += _turn(message.role, Piece(message.content.strip()), weight=message.is_learnt)
     return pieces
 
 
@@ -154,12 +161,13 @@ def _plain(conversation: Conversation, date: str) -> list[Piece]:
     _refuse_tools(conversation, "plain")
     pieces = []
     for message in conversation.messages:
-        learnt = message.role == "assistant"
-        pieces += [
+        is_target = message.role == "assistant" and message.is_learnt
+        turn = [
             Piece(f"{message.role}:\n"),
-            Piece(message.content.strip(), is_target=learnt),
-            Piece(END, is_special=True, is_target=learnt),
+            Piece(message.content.strip(), is_target=is_target),
+            Piece(END, is_special=True, is_target=is_target),
         ]
+        pieces += [piece._replace(is_never_target=not message.is_learnt) for piece in turn]
     return pieces
 
 
@@ -184,6 +192,6 @@ tokenizers without Llama 3's special tokens: roles in words, every turn ended by
 """
 
 
-def rendered_text(pieces: list[Piece], eos: str = END) -> str:
+def rendered_text(pieces: Sequence[Piece], eos: str = END) -> str:
     """A conversation as one text, as transformers writes it."""
     return "".join(eos if piece.text == END else piece.text for piece in pieces)

@@ -16,6 +16,8 @@ Problem = Literal[
     "unknown format",
     "unknown keys",
     "wrong type",
+    "no text",
+    "bad weight",
     "roles out of order",
     "empty turn",
     "bad tool call",
@@ -49,6 +51,8 @@ class Message:
     content: Any
     """Text; of a tool's result text, a mapping or a list."""
     tool_call: ToolCall | None = None
+    is_learnt: bool = True
+    """False for a turn of the assistant's that is there to be read alone: its weight is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,35 @@ class Conversation:
     """JSON schemas of functions; None: no tools."""
     builtin_tools: tuple[str, ...] | None = None
     """Llama 3.1's own tools, by name; None: not in its ipython mode."""
+    num_cut_at_start: int = 0
+    """Turns left out before the first of the user's, see :meth:`learnable`."""
+    num_cut_at_end: int = 0
+    """Turns left out behind the last of the assistant's."""
+    has_reasoning: bool = False
+    """The record has the assistant's reasoning, kept or left out."""
+
+    def learnable(self) -> Conversation:
+        """The turns that something can be learnt from.
+
+        Behind the assistant's last turn there is nothing to learn; what the assistant says before
+        the user has spoken answers nothing, as where a long conversation was cut into several. The
+        system turn stays.
+        """
+        messages = self.messages
+        head = int(bool(messages) and messages[0].role == "system")
+        first, last = head, len(messages)
+        while last > first and messages[last - 1].role in ("user", "tool"):
+            last -= 1
+        while first < last and messages[first].role in ("assistant", "tool"):
+            first += 1
+        if first == last:  # nothing is left: said by the check, of the whole
+            return self
+        return dataclasses.replace(
+            self,
+            messages=messages[:head] + messages[first:last],
+            num_cut_at_start=first - head,
+            num_cut_at_end=len(messages) - last,
+        )
 
     def check(self) -> None:
         """Check the order of the roles and that no turn is empty.
@@ -71,8 +104,14 @@ class Conversation:
         Raises:
             ConversationError: naming the turn, counted from 0.
         """
+        if not any(message.role == "assistant" for message in self.messages):
+            raise ConversationError("no assistant turn", "no turn is the assistant's to train on")
+        if not self._has_answer():
+            raise ConversationError(
+                "no assistant turn", "no turn of the assistant's follows one of the user's"
+            )
         last: Message | None = None
-        for number, message in enumerate(self.messages):
+        for number, message in enumerate(self.messages, start=self.num_cut_at_start):
             allowed = _after(last)
             if message.role not in allowed:
                 place = f"after {last.role!r}" if last else "at the beginning"
@@ -82,8 +121,6 @@ class Conversation:
                 )
             _check_content(number, message)
             last = message
-        if not any(message.role == "assistant" for message in self.messages):
-            raise ConversationError("no assistant turn", "no turn is the assistant's to train on")
         assert last is not None
         if last.role != "assistant":
             raise ConversationError(
@@ -91,6 +128,10 @@ class Conversation:
                 f"the last turn is {last.role!r}, where 'assistant' belongs: nothing after the "
                 "assistant's last turn can be trained on",
             )
+
+    def _has_answer(self) -> bool:
+        roles = [message.role for message in self.messages]
+        return "user" in roles and "assistant" in roles[roles.index("user") :]
 
 
 def _after(last: Message | None) -> Sequence[Role]:

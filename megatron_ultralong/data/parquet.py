@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from megatron_ultralong.data.arrow_values import python_rows
 from megatron_ultralong.data.record import Record, unreadable
 
 BATCH_ROWS = 64
@@ -192,7 +193,7 @@ def _rows(batch: Any, limit: int) -> Iterator[_Row]:
     if cost.texts <= min(BATCH_BYTES, limit) and cost.objects <= BATCH_BYTES:
         rows: list[dict[str, Any]] | None = None
         with contextlib.suppress(*_UNREADABLE):
-            rows = batch.to_pylist()
+            rows = python_rows(batch)
         if rows is not None:
             yield from map(_Row, rows)
             return
@@ -207,7 +208,7 @@ def _rows(batch: Any, limit: int) -> Iterator[_Row]:
                        "the most that is read")  # fmt: skip
         else:
             try:
-                (fields,) = row.to_pylist()
+                (fields,) = python_rows(row)
             except _UNREADABLE as error:
                 yield _Row({}, f"cannot be read ({type(error).__name__}: {error})")
                 continue

@@ -8,7 +8,9 @@ conversations of every row, and ``.targets``, the tokens to be learnt), ``tokeni
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +20,7 @@ import numpy as np
 
 import megatron_ultralong
 from megatron_ultralong.data import chat_manifest as manifests
+from megatron_ultralong.data.chat_date import resolved_date
 from megatron_ultralong.data.chat_manifest import ChatManifest, ChatSplit
 from megatron_ultralong.data.chat_reading import ConversationReader
 from megatron_ultralong.data.chat_report import PICTURE, draw_chat_lengths, print_chat_summary
@@ -26,6 +29,7 @@ from megatron_ultralong.data.chat_store import ChatStore, tokenise_chats
 from megatron_ultralong.data.chat_template import TEMPLATES
 from megatron_ultralong.data.engines import choose_tokenizer, open_reference, require_fallback
 from megatron_ultralong.data.fast_tokenizer import FastPathError, fast_version
+from megatron_ultralong.data.folder_template import FolderDate, FolderTemplate, folder_template
 from megatron_ultralong.data.indexed import IndexedWriter
 from megatron_ultralong.data.manifest import TOKENIZER_FOLDER
 from megatron_ultralong.data.packing import PADDING, Int64Array, RowPlan, plan_rows
@@ -33,7 +37,7 @@ from megatron_ultralong.data.prepare_chat_config import PrepareChatConfig
 from megatron_ultralong.data.row_writer import RowWriter
 from megatron_ultralong.data.sampling import mixed_order
 from megatron_ultralong.data.sources import parse_source
-from megatron_ultralong.data.template_check import check_template, folder_template
+from megatron_ultralong.data.template_check import check_template
 from megatron_ultralong.data.tokenising import DocumentTokenizer, copy_tokenizer
 from megatron_ultralong.data.work_folder import WorkFolder, work_folder
 from megatron_ultralong.documents import document_split
@@ -50,6 +54,10 @@ class _Tokenised:
     reason: str
     """Why the reference tokenised; empty for the fast engine."""
     is_checked: bool
+    is_marked: bool
+    """What is learnt is what the folder's template marks."""
+    folder_date: FolderDate
+    """The date that the folder's template writes by itself."""
 
 
 def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
@@ -60,6 +68,8 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
             template, a split without any, an output folder that is not empty, a full disk.
     """
     config.check()
+    date = resolved_date(config.date_string, datetime.date.today())
+    config = dataclasses.replace(config, date_string=date)
     sources = tuple(parse_source(argument) for argument in config.source)
     if not sources:
         raise InputError("no --source: give at least one NAME=PATH")
@@ -75,21 +85,45 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
 
 def _tokenise(config: PrepareChatConfig, work: WorkFolder) -> _Tokenised:
     tokenizer, reason = choose_tokenizer(config.tokenizer, config.tokenizer_engine)
-    is_checked = config.check_template and check_template(
-        TEMPLATES[config.chat_template], tokenizer
-    )
-    try:
-        store = _tokenise_with(config, tokenizer, work)
-    except FastPathError as error:
-        require_fallback(config.tokenizer_engine, error)
-        reason = str(error)
-        tokenizer = open_reference(config.tokenizer)
-        store = _tokenise_with(config, tokenizer, work)
-    return _Tokenised(store, tokenizer, reason, is_checked)
+    with contextlib.ExitStack() as stack:
+        folder = _open_template(config, tokenizer, stack)
+        marks = folder if folder is not None and folder.has_marks else None
+        folder_date = "" if folder is None else folder.own_date(config.date_string)
+        try:
+            store = _tokenise_with(config, tokenizer, work, marks)
+        except FastPathError as error:
+            require_fallback(config.tokenizer_engine, error)
+            reason = str(error)
+            tokenizer = open_reference(config.tokenizer)
+            store = _tokenise_with(config, tokenizer, work, marks)
+        return _Tokenised(
+            store,
+            tokenizer,
+            reason,
+            is_checked=folder is not None,
+            is_marked=marks is not None,
+            folder_date=folder_date,
+        )
+
+
+def _open_template(
+    config: PrepareChatConfig, tokenizer: DocumentTokenizer, stack: contextlib.ExitStack
+) -> FolderTemplate | None:
+    """The template in the tokenizer's folder, which writes what ours does; None: there is none."""
+    place = tokenizer.file.parent
+    text = folder_template(place) if config.check_template else None
+    if text is None:
+        return None
+    folder = stack.enter_context(FolderTemplate(text, place))
+    check_template(TEMPLATES[config.chat_template], folder, config.date_string)
+    return folder
 
 
 def _tokenise_with(
-    config: PrepareChatConfig, tokenizer: DocumentTokenizer, work: WorkFolder
+    config: PrepareChatConfig,
+    tokenizer: DocumentTokenizer,
+    work: WorkFolder,
+    marks: FolderTemplate | None,
 ) -> ChatStore:
     reading = dataclasses.replace(
         config.reading,
@@ -104,6 +138,7 @@ def _tokenise_with(
             tokenizer,
             work.new_folder("tokens"),
             lambda count: bar.advance(count / 1e6),
+            marks,
         )
 
 
@@ -147,6 +182,9 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
         chat_template=config.chat_template,
         date_string=config.date_string,
         folder_template_checked=tokenised.is_checked,
+        folder_template_date=tokenised.folder_date,
+        learnt="marked" if tokenised.is_marked else "assistant",
+        reasoning=config.reading.reasoning,
         valid_fraction=config.valid_fraction,
         seed=config.seed,
         tokenizer_sha256=tokenizer.sha256,

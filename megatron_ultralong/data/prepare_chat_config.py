@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 import tyro
 
 from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES
-from megatron_ultralong.data.chat_template import DATE, TemplateName
+from megatron_ultralong.data.chat_date import DATE
+from megatron_ultralong.data.chat_template import TemplateName
 from megatron_ultralong.data.conversation_formats import ChatFormat
+from megatron_ultralong.data.conversation_turns import Reasoning
 from megatron_ultralong.data.engines import TokenizerEngine
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.ranges import UINT32, Range, check_ranges
@@ -24,7 +26,11 @@ class ChatReadOptions:
     """How files of conversations are read."""
 
     chat_format: ChatFormat = "auto"
-    """messages, sharegpt or alpaca; auto goes by the keys of every record."""
+    """messages, sharegpt, prompt-completion or alpaca; auto goes by the keys of every record."""
+
+    reasoning: Reasoning = "drop"
+    """What the assistant thought (reasoning_content, reasoning or thinking in a turn): drop, as
+    Llama's templates do, or keep, in <think> and </think> before the answer, and learnt."""
 
     ignore_keys: tuple[str, ...] = ()
     """Keys inside a turn that mean nothing here; any other unknown key is an error."""
@@ -82,11 +88,13 @@ class PrepareChatConfig:
     tokenizers without Llama 3's special tokens."""
 
     date_string: str = DATE
-    """Today's date in llama3.1's system turn; this default is what engines write that are given
-    none."""
+    """Today's date in llama3.1's system turn: a text such as 28 Nov 2026, or today, the day's when
+    the run begins. The default is what engines write with Llama 3.1's template that are given none;
+    with Llama 3.2's they write the day's."""
 
     check_template: bool = True
-    """Compare with the chat template in the tokenizer's folder, where there is one."""
+    """Compare with the chat template in the tokenizer's folder, where there is one, and learn what
+    it marks with {% generation %}, where it does."""
 
     valid_fraction: Annotated[float, Range(0, below=1, rule="the rest is the training split")] = (
         0.02

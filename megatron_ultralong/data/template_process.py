@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import weakref
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_ultralong.data.template_worker import SECONDS
 from megatron_ultralong.errors import InputError
@@ -19,6 +20,14 @@ MAX_TEMPLATE_BYTES = 1 << 20
 """Of a template; the longest known have 20 kB."""
 
 _PROGRAM = "from megatron_ultralong.data.template_worker import main; main()"
+
+
+class Rendered(NamedTuple):
+    """What a template wrote."""
+
+    text: str
+    marked: list[tuple[int, int]]
+    """Characters ``[start, stop)`` that stand in ``{% generation %}``, in their order."""
 
 
 class TemplateProcess:
@@ -55,7 +64,25 @@ class TemplateProcess:
         Raises:
             InputError: it fails, or takes more than it may; the message names the template.
         """
-        return str(self._ask(variables)["text"])
+        return self.render_marked(None, **variables).text
+
+    def render_marked(self, now: datetime.date | None, **variables: Any) -> Rendered:
+        """What the template writes, and what of it it marks as the assistant's.
+
+        Args:
+            now: what ``strftime_now`` gives it; None: the day's date, as transformers does.
+            variables: values of JSON.
+
+        Raises:
+            InputError: as :meth:`render`.
+        """
+        answer = self._ask({"variables": variables, "now": now and now.isoformat()})
+        return Rendered(answer["text"], [(start, stop) for start, stop in answer["marked"]])
+
+    @property
+    def is_alive(self) -> bool:
+        """It has not been ended for what a template took."""
+        return self._process.poll() is None
 
     def close(self) -> None:
         """End the process."""

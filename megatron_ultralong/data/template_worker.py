@@ -3,7 +3,8 @@
 A template is a program: a few characters of it are an endless loop or a string of gigabytes, and
 Jinja's sandbox keeps it from Python's objects only. So it runs here, beside the program, where the
 system ends what takes too much. :mod:`~megatron_ultralong.data.template_process` starts this and
-talks to it in lines of JSON: the template, then for each rendering its variables.
+talks to it in lines of JSON: the template, then for each rendering its variables and the date that
+``strftime_now`` writes. The answer is the text and what of it stands in ``{% generation %}``.
 """
 
 from __future__ import annotations
@@ -33,22 +34,68 @@ def main() -> None:
     """Answer every line on standard input with one line: a text, or an error."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a template that is ended leaves no file
     first = sys.stdin.buffer.readline()
+    rendering = Rendering()
     template: Any = None
     error = ""
     try:
-        template = _compiled(first)
+        template = _compiled(first, rendering)
     except (Exception, MemoryError) as caught:
         error = _reason(caught)
     _answer({"error": error})
     for line in sys.stdin.buffer:
         try:
             _limit(len(line))
-            _answer({"text": _rendered(template, line)})
+            text = rendering.render(template, line)
+            _answer({"text": text, "marked": rendering.marked_spans(text)})
         except (Exception, MemoryError) as caught:
             _answer({"error": _reason(caught)})
 
 
-def _compiled(line: bytes) -> Any:
+class Rendering:
+    """What a template has written so far, and what of it is marked."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._marked: list[tuple[int, str]] = []
+        self._now: datetime.datetime | None = None
+
+    def render(self, template: Any, line: bytes) -> str:
+        """What it writes, piece by piece, so that its length is known before it is whole."""
+        asked = json.loads(line)
+        parts, left = [], OUTPUT + 4 * len(line)
+        self._size, self._marked = 0, []
+        self._now = datetime.datetime.fromisoformat(asked["now"]) if asked["now"] else None
+        for part in template.generate(asked["variables"]):
+            self._size += len(part)
+            if self._size > left:
+                raise ValueError(f"it writes more than {left:,} characters")
+            parts.append(part)
+        return "".join(parts)
+
+    def mark(self, text: str) -> None:
+        """Told of the body of a ``{% generation %}``, which is written next."""
+        self._marked.append((self._size, text))
+
+    def marked_spans(self, text: str) -> list[tuple[int, int]]:
+        """Characters ``[start, stop)`` of the text that stand in ``{% generation %}``.
+
+        Counted as transformers counts them, which is wrong inside macros, filters and each other:
+        what a body wrote does not stand there then.
+        """
+        for start, body in self._marked:
+            if text[start : start + len(body)] != body:
+                raise ValueError(
+                    "its {% generation %} stands in a macro, a filter or another one, where "
+                    "nobody can say what it marks"
+                )
+        return [(start, start + len(body)) for start, body in self._marked]
+
+    def strftime_now(self, layout: str) -> str:
+        """The date that was stated, or else the day's, as transformers gives it to templates."""
+        return (self._now or datetime.datetime.now()).strftime(layout)
+
+
+def _compiled(line: bytes, rendering: Rendering) -> Any:
     """The template of a line, in the environment that transformers makes."""
     import importlib.metadata
 
@@ -72,7 +119,9 @@ def _compiled(line: bytes) -> Any:
             return call.set_lineno(number)
 
         def _body(self, caller: Any) -> Any:
-            return caller()
+            text = caller()
+            rendering.mark(text)
+            return text
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
@@ -82,7 +131,7 @@ def _compiled(line: bytes) -> Any:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(layout)
+    environment.globals["strftime_now"] = rendering.strftime_now
     _limit(len(line))
     return environment.from_string(json.loads(line))
 
@@ -114,17 +163,6 @@ def _limit(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY + 64 * size, resource.RLIM_INFINITY))
 
 
-def _rendered(template: Any, line: bytes) -> str:
-    """What the template writes, piece by piece, so that its length is known before it is whole."""
-    parts, left = [], OUTPUT + 4 * len(line)
-    for part in template.generate(json.loads(line)):
-        left -= len(part)
-        if left < 0:
-            raise ValueError(f"it writes more than {OUTPUT + 4 * len(line):,} characters")
-        parts.append(part)
-    return "".join(parts)
-
-
 def _reason(error: BaseException) -> str:
     """What happened, in words that are not those of Python alone."""
     if isinstance(error, MemoryError):
@@ -134,6 +172,6 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error)[:300].split())}"
 
 
-def _answer(values: dict[str, str]) -> None:
+def _answer(values: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()

@@ -31,7 +31,7 @@ from megatron_ultralong.checkpoint.small_files import copy_once
 from megatron_ultralong.checkpoint.staging import check_free
 from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.config import TrainingConfig
-from megatron_ultralong.data.template_check import folder_template
+from megatron_ultralong.data.folder_template import folder_template
 from megatron_ultralong.errors import InputError, RunStopped
 from megatron_ultralong.owner import Owner, take
 from megatron_ultralong.owner_record import is_owner_file, read_owners

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_ultralong.config_dict import flat_fields
+from megatron_ultralong.data.folder_template import folder_template
 from megatron_ultralong.data.manifest import TOKENIZER_FOLDER
-from megatron_ultralong.data.template_check import folder_template
 from megatron_ultralong.ranks import world_size
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.training.attention_check import check_attention

@@ -8,6 +8,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
+from megatron_ultralong.data.chat_template import TEMPLATES
+from tests.models import write_tokenizer
+
 TEMPLATE = (Path(__file__).parent / "golden" / "llama3_1.jinja").read_text(encoding="utf-8")
 SHA256 = "e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65"
 
@@ -91,16 +96,17 @@ def random_record(generator: random.Random) -> dict[str, Any]:
             ["brave_search", "wolfram_alpha", "code_interpreter"], generator.randint(1, 3)
         )
     if generator.random() < 0.5:
-        messages.append({"role": "system", "content": _text(generator)})
+        messages.append({"role": "system", "content": random_text(generator)})
     for _ in range(generator.randint(1, 5)):
-        messages.append({"role": "user", "content": _text(generator)})
+        messages.append({"role": "user", "content": random_text(generator)})
         if kind < 0.35 and generator.random() < 0.5:
             messages += _call(generator, record)
-        messages.append({"role": "assistant", "content": _text(generator)})
+        messages.append({"role": "assistant", "content": random_text(generator)})
     return record
 
 
-def _text(generator: random.Random) -> str:
+def random_text(generator: random.Random) -> str:
+    """Words and signs of many kinds, white space around them; never white space alone."""
     words = [generator.choice(_WORDS) for _ in range(generator.randint(1, 40))]
     space = generator.choice(["", " ", "\n", "  \t\n"])
     text = space + generator.choice([" ", " ", "", "\n"]).join(words) + space
@@ -108,10 +114,12 @@ def _text(generator: random.Random) -> str:
 
 
 def _tool(generator: random.Random) -> dict[str, Any]:
-    properties = {f"p{i}": {"type": "string", "description": _text(generator)} for i in range(2)}
+    properties = {
+        f"p{i}": {"type": "string", "description": random_text(generator)} for i in range(2)
+    }
     function = {
         "name": generator.choice(["look_up", "größe", "f"]),
-        "description": _text(generator),
+        "description": random_text(generator),
         "parameters": {"type": "object", "properties": properties, "required": ["p0"]},
     }
     return {"type": "function", "function": function}
@@ -120,11 +128,16 @@ def _tool(generator: random.Random) -> dict[str, Any]:
 def _call(generator: random.Random, record: dict[str, Any]) -> list[dict[str, Any]]:
     builtin = record.get("builtin_tools")
     if builtin and generator.random() < 0.7:
-        function = {"name": generator.choice(builtin), "arguments": {"query": _text(generator)}}
+        function = {
+            "name": generator.choice(builtin),
+            "arguments": {"query": random_text(generator)},
+        }
     else:
-        values = [generator.choice([_text(generator), 3, 1.5, None, [1, "a"], {"b": True}])]
+        values = [generator.choice([random_text(generator), 3, 1.5, None, [1, "a"], {"b": True}])]
         function = {"name": "look_up", "arguments": {f"p{i}": v for i, v in enumerate(values)}}
-    result = generator.choice([_text(generator), {"found": _text(generator)}, [1, 2], ""])
+    result = generator.choice(
+        [random_text(generator), {"found": random_text(generator)}, [1, 2], ""]
+    )
     role = generator.choice(["tool", "ipython"])
     return [
         {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]},
@@ -136,3 +149,17 @@ def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
     """Records, one a line."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def write_chat_tokenizer(folder: Path, template: str) -> None:
+    """A small vocabulary with the special tokens of Llama 3.1's template, and a template beside."""
+    write_tokenizer(folder)
+    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found.add_special_tokens([*TEMPLATES["llama3.1"].special, "<|end_of_text|>"])
+    found.save(str(folder / "tokenizer.json"))
+    settings = {
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": {"content": "<|end_of_text|>"},
+        "chat_template": template,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -5,9 +5,13 @@ import json
 import os
 from pathlib import Path
 
+import llama_models
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
+from megatron_ultralong.data.engines import open_reference
+from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
 from megatron_ultralong.data.manifest import Manifest
 from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.reading import ReadOptions
@@ -89,3 +93,21 @@ def config(corpus: Path, tokenizer_folder: Path, tmp_path_factory) -> PrepareCon
 def manifest(config: PrepareConfig) -> Manifest:
     """Everything, once."""
     return prepare(config)
+
+
+@pytest.fixture(scope="session")
+def llama3() -> Llama3Tokenizer:
+    tokenizer = open_reference(Path(llama_models.__file__).parent / "llama3")
+    assert isinstance(tokenizer, Llama3Tokenizer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def judge(llama3: Llama3Tokenizer) -> PreTrainedTokenizerFast:
+    """transformers' tokenizer of that vocabulary."""
+    tokenizer = Tokenizer.from_str(llama3.tokenizer_json())
+    tokenizer.add_special_tokens(llama3.special_texts)
+    assert tokenizer.token_to_id("<|eot_id|>") == 128009
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"
+    )

@@ -7,16 +7,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-import llama_models
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from megatron_ultralong.data.chat_encoder import ChatEncoder, Example
 from megatron_ultralong.data.chat_template import DATE, TEMPLATES, TemplateName, rendered_text
 from megatron_ultralong.data.conversation_formats import parse_conversation
-from megatron_ultralong.data.engines import open_reference
 from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
 from megatron_ultralong.data.template_process import TemplateProcess
 from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
@@ -25,24 +22,6 @@ from tests.data.chats import TEMPLATE, marked_template, random_record
 from tests.models import write_tokenizer
 
 NUM_CONVERSATIONS = 1000
-
-
-@pytest.fixture(scope="module")
-def llama3() -> Llama3Tokenizer:
-    tokenizer = open_reference(Path(llama_models.__file__).parent / "llama3")
-    assert isinstance(tokenizer, Llama3Tokenizer)
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def judge(llama3: Llama3Tokenizer) -> PreTrainedTokenizerFast:
-    """transformers' tokenizer of that vocabulary."""
-    tokenizer = Tokenizer.from_str(llama3.tokenizer_json())
-    tokenizer.add_special_tokens(llama3.special_texts)
-    assert tokenizer.token_to_id("<|eot_id|>") == 128009
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"
-    )
 
 
 def encode(encoder: ChatEncoder, records: list[dict[str, Any]]) -> list[Example]:

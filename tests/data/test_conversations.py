@@ -71,12 +71,13 @@ def test_a_call_is_the_same_however_it_is_written() -> None:
 USER, ANSWER = ("user", "a"), ("assistant", "b")
 CALL = [{"function": {"name": "f", "arguments": {}}}]
 BAD: list[tuple[dict[str, Any], str, str]] = [
-    (chat(ANSWER, USER), "roles out of order", "turn 0 is 'assistant' at the beginning, where"),
+    (chat(ANSWER, USER), "no assistant turn", "no turn of the assistant's follows one of the us"),
+    (chat(ANSWER), "no assistant turn", "no turn of the assistant's follows one of the user's"),
     (chat(USER, USER, ANSWER), "roles out of order", "turn 1 is 'user' after 'user', where 'assis"),
     (chat(USER, ("system", "s"), ANSWER), "roles out of order", "turn 1 is 'system' after 'user'"),
     (chat(USER, ANSWER, ANSWER), "roles out of order", "turn 2 is 'assistant' after 'assistant'"),
     (chat(USER, ("tool", "x"), ANSWER), "roles out of order", "turn 1 is 'tool' after 'user'"),
-    (chat(USER, ANSWER, USER), "roles out of order", "the last turn is 'user'"),
+    (chat(USER, ANSWER, ("system", "s")), "roles out of order", "turn 2 is 'system' after 'assis"),
     (chat(USER, ("bot", "b")), "roles out of order", "turn 1 has role 'bot'; known are system"),
     (chat(USER), "no assistant turn", "no turn is the assistant's"),
     ({"messages": []}, "no assistant turn", "messages is empty"),
@@ -84,10 +85,12 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (chat(USER, ("assistant", " \n")), "empty turn", r"turn 1 \(assistant\) is empty"),
     (chat(USER, ("assistant", None)), "empty turn", r"turn 1 \(assistant\) is empty"),
     (chat(("user", ""), ANSWER), "empty turn", r"turn 0 \(user\) is empty"),
-    (chat(USER, ("assistant", ["b"])), "wrong type", "content of type list, not a text"),
+    (chat(USER, ("assistant", ["b"])), "wrong type", "part 0 is a str, not an object"),
     (chat(USER, ("assistant", "\ud800")), "unreadable", "a lone surrogate at character 0"),
-    ({"messages": "a"}, "wrong type", "messages is a str, not a list"),
-    ({"messages": ["a"]}, "wrong type", "turn 0 is a str, not an object"),
+    ({"messages": 3}, "wrong type", "messages is a int, not a list"),
+    ({"messages": "a"}, "wrong type", r"messages is a text that is not JSON \(.*: 'a'"),
+    ({"messages": ["a"]}, "wrong type", "turn 0 is a text that is not JSON"),
+    ({"messages": ["3"]}, "wrong type", "turn 0 is a int, not an object"),
     (
         {"messages": [{"role": "user", "content": "a", "wieght": 0}]},
         "unknown keys",
@@ -109,7 +112,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": "["}]},
         "bad tool call",
-        "tool_calls is not JSON",
+        "turn 1: tool_calls is a text that is not JSON",
     ),
     (
         {"messages": [{"role": "user", "content": "a", "tool_calls": CALL}]},
@@ -155,12 +158,14 @@ def test_an_empty_system_turn_and_ignored_keys_say_nothing() -> None:
 
 def test_a_file_stops_at_a_bad_line_or_counts_it(tmp_path: Path) -> None:
     good = chat(USER, ANSWER)
-    path = write_jsonl(tmp_path / "a.jsonl", [good, {**good, "id": 7}, BAD[0][0], BAD[10][0]])
+    unordered = next(record for record, problem, _ in BAD if problem == "roles out of order")
+    empty = next(record for record, problem, _ in BAD if problem == "empty turn")
+    path = write_jsonl(tmp_path / "a.jsonl", [good, {**good, "id": 7}, unordered, empty])
     with path.open("a") as file:
         file.write('{"messages": \n')
     source = Source("web", str(path))
     with pytest.raises(
-        InputError, match=r"'web': .*a.jsonl:3: roles out of order: turn 0 .*--skip"
+        InputError, match=r"'web': .*a.jsonl:3: roles out of order: turn 1 .*--skip"
     ):
         list(ConversationReader(source, ChatReadOptions()))
     reader = ConversationReader(source, ChatReadOptions(skip_bad=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from megatron_ultralong.data.prepare_chat import PrepareChatConfig, prepare_chat
 from megatron_ultralong.data.prepare_chat_config import ChatReadOptions
 from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
 from megatron_ultralong.errors import InputError
-from tests.data.chats import TEMPLATE, random_record, write_jsonl
+from tests.data.chats import TEMPLATE, random_record, write_chat_tokenizer, write_jsonl
 from tests.models import write_tokenizer
 
 SEQ_LENGTH = 1024
@@ -29,16 +28,7 @@ SEQ_LENGTH = 1024
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small vocabulary with the template's tokens, and the template beside it."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder)
-    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    found.add_special_tokens([*TEMPLATES["llama3.1"].special, "<|end_of_text|>"])
-    found.save(str(folder / "tokenizer.json"))
-    settings = {
-        "bos_token": "<|begin_of_text|>",
-        "eos_token": {"content": "<|end_of_text|>"},
-        "chat_template": TEMPLATE,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    write_chat_tokenizer(folder, TEMPLATE)
     return folder
 
 
@@ -255,7 +245,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="these are rows of documents"):
         load_chat_manifest(tmp_path)
     (tmp_path / FILE_NAME).write_text('{"format_version": 0}')
-    with pytest.raises(InputError, match="format_version 0, where this program reads 1"):
+    with pytest.raises(InputError, match="format_version 0, where this program reads 2"):
         load_chat_manifest(tmp_path)
 
 

@@ -1,0 +1,136 @@
+"""Arrow's values as Python's, without the nulls that structs fill in.
+
+An Arrow struct has every key of its column in every row: where a record lacked one, there is a null
+that nobody wrote. Tools and the arguments of calls are full of them. They are taken out at any
+depth: a key of a struct whose value is null is one that is not there. What is kept:
+
+* nulls in lists and in maps, which hold what was written and no more;
+* nulls inside texts of JSON: texts are not looked into here;
+* in ``tools`` the null of ``default`` and ``const``, which says something in a JSON schema, and all
+  that is inside those, ``enum`` and ``examples``. Whether such a null was written or filled in is
+  not to be known from a struct: :func:`num_kept_nulls` counts them, for who must be told.
+
+An argument of a call that was null on purpose is gone too, and keys have the order of the struct:
+what must be kept exactly belongs into a text of JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import pyarrow as pa
+
+SCHEMAS = "tools"
+"""The column that holds JSON schemas."""
+
+_NULL_MEANS = ("default", "const")
+"""Keys of a JSON schema whose value may be null."""
+
+_LITERALS = (*_NULL_MEANS, "enum", "example", "examples")
+"""Keys of a JSON schema under which there are values, not schemas."""
+
+_NAMES = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+"""Keys of a JSON schema under which there are schemas by name."""
+
+_Inside = Literal["data", "schema", "names", "literal"]
+"""What the keys of a struct are: anything, a schema's own, names of schemas, a value's."""
+
+_Convert = Callable[[Any], Any]
+
+
+def python_rows(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a record batch: ``{"a": {"x": 1, "y": None}} -> {"a": {"x": 1}}``.
+
+    A column's own null stays: it is no key of a struct.
+    """
+    names = batch.schema.names
+    columns = []
+    for name, column in zip(names, batch.columns, strict=True):
+        convert = _converter(column.type, "schema" if name == SCHEMAS else "data")
+        values = column.to_pylist()
+        columns.append(values if convert is None else [convert(value) for value in values])
+    if not columns:
+        return [{} for _ in range(batch.num_rows)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def num_kept_nulls(value: Any) -> int:
+    """Nulls of ``default`` and ``const`` in a value, at any depth."""
+    found, left = 0, [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, dict):
+            found += sum(key in inner and inner[key] is None for key in _NULL_MEANS)
+            left += inner.values()
+        elif isinstance(inner, list):
+            left += inner
+    return found
+
+
+def _converter(kind: Any, inside: _Inside) -> _Convert | None:
+    """What turns a value of a type into ours; None where it is that already."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _converter(kind.storage_type, inside)
+    if pa.types.is_map(kind):
+        return _map_converter(_converter(kind.item_type, inside))
+    if pa.types.is_struct(kind):
+        return _struct_converter(kind, inside)
+    if pa.types.is_dictionary(kind) or not hasattr(kind, "value_type"):
+        return None
+    convert = _converter(kind.value_type, inside)
+    if convert is None:
+        return None
+    return lambda values: None if values is None else [convert(value) for value in values]
+
+
+def _map_converter(convert: _Convert | None) -> _Convert:
+    """A mapping of a map's pairs; pairs that no JSON object can hold stay as they are."""
+
+    def converted(pairs: Iterable[tuple[Any, Any]] | None) -> Any:
+        if pairs is None:
+            return None
+        found = [(key, convert(value) if convert else value) for key, value in pairs]
+        is_object = all(isinstance(key, str) for key, _ in found)
+        return dict(found) if is_object and len(dict(found)) == len(found) else found
+
+    return converted
+
+
+def _struct_converter(kind: Any, inside: _Inside) -> _Convert:
+    fields = [kind.field(number) for number in range(kind.num_fields)]
+    converters = {
+        field.name: _converter(field.type, _under(field.name, inside)) for field in fields
+    }
+    kept = {field.name for field in fields if _keeps_null(field, inside)}
+
+    def converted(value: dict[str, Any] | None) -> Any:
+        if value is None:
+            return None
+        found = {}
+        for key, inner in value.items():
+            if inner is not None:
+                convert = converters[key]
+                found[key] = convert(inner) if convert else inner
+            elif key in kept:
+                found[key] = None
+        return found
+
+    return converted
+
+
+def _under(key: str, inside: _Inside) -> _Inside:
+    """What a struct is that stands under a key of another."""
+    if inside == "schema" and key in _LITERALS:
+        return "literal"
+    if inside == "schema" and key in _NAMES:
+        return "names"
+    return "schema" if inside == "names" else inside
+
+
+def _keeps_null(field: Any, inside: _Inside) -> bool:
+    if inside == "literal":
+        return True
+    # a list of values is null by itself only where nothing else was ever written
+    is_always_null = field.name == "enum" and pa.types.is_null(field.type)
+    return inside == "schema" and (field.name in _NULL_MEANS or is_always_null)

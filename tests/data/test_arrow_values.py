@@ -1,0 +1,94 @@
+"""Nulls that Arrow fills in are no keys; nulls that somebody wrote stay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from megatron_ultralong.data.arrow_values import num_kept_nulls, python_rows
+from megatron_ultralong.data.formats import read_records
+
+
+def rows(values: list[Any], name: str = "messages", kind: Any = None) -> list[Any]:
+    batch = pa.record_batch({name: pa.array(values, kind)})
+    return [row[name] for row in python_rows(batch)]
+
+
+def test_a_null_of_a_struct_is_no_key_at_any_depth() -> None:
+    values = [
+        {"a": 1, "in": [{"x": {"deep": "1"}}, {"x": {"other": [None]}}]},
+        {"b": None, "in": [{"y": {"z": None}, "x": None}, None]},
+        {"a": None, "in": []},
+        None,
+    ]
+    assert rows(values) == [
+        {"a": 1, "in": [{"x": {"deep": "1"}}, {"x": {"other": [None]}}]},
+        {"in": [{"y": {}}, None]},
+        {"in": []},
+        None,
+    ]
+
+
+def tool(**properties: Any) -> list[Any]:
+    return [{"function": {"name": "f", "parameters": {"properties": properties}}}]
+
+
+KEPT = [
+    pytest.param(tool(a={"default": None}, b={"const": None}), 2, id="default and const"),
+    pytest.param(tool(a={"enum": ["x", None]}), 0, id="a null among values"),
+    pytest.param(tool(a={"enum": None}), 0, id="a key that was never anything else"),
+    pytest.param(tool(a={"default": {"x": None, "y": 1}}), 0, id="inside a default"),
+    pytest.param(tool(a={"items": {"default": None, "type": "null"}}), 1, id="a schema in another"),
+    pytest.param(tool(default={"type": "string"}, enum={"type": "x"}), 0, id="names like keys"),
+]
+
+
+@pytest.mark.parametrize(("tools", "count"), KEPT)
+def test_nulls_that_say_something_in_a_schema_stay(tools: Any, count: int) -> None:
+    assert rows([tools], "tools") == [tools]
+    assert num_kept_nulls(tools) == count
+
+
+def test_what_other_tools_have_is_no_key_of_a_tool() -> None:
+    tools = [
+        tool(a={"type": "string", "enum": ["x"], "items": {"type": "x"}}, default={"type": "y"}),
+        tool(a={"type": "number"}, b={"type": "string"}),
+        tool(default={"type": "string"}),
+    ]
+    assert rows(tools, "tools") == tools
+
+
+def test_only_tools_have_schemas() -> None:
+    calls = [{"arguments": {"default": None, "city": "Oslo"}}, {"arguments": {"default": "x"}}]
+    assert rows(calls) == [{"arguments": {"city": "Oslo"}}, {"arguments": {"default": "x"}}]
+
+
+def test_a_map_has_what_was_written() -> None:
+    kind = pa.map_(pa.string(), pa.struct([("x", pa.int64()), ("y", pa.int64())]))
+    values = [[("a", None), ("b", {"x": 1})], [], None]
+    assert rows(values, kind=kind) == [{"a": None, "b": {"x": 1}}, {}, None]
+    twice = [[("a", 1), ("a", 2)]]
+    assert rows(twice, kind=pa.map_(pa.string(), pa.int64())) == [[("a", 1), ("a", 2)]]
+
+
+def test_texts_of_json_are_not_looked_into(tmp_path: Path) -> None:
+    text = json.dumps({"a": None})
+    table = pa.table({"messages": [[{"content": text, "name": None}]], "tools": [text]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (record,) = read_records(tmp_path / "a.parquet", ("messages", "tools"), "auto")
+    assert record.fields == {"messages": [{"content": text}], "tools": text}
+
+
+def test_columns_of_every_kind() -> None:
+    struct = pa.struct([("x", pa.int64()), ("y", pa.int64())])
+    value, bare = {"x": 1, "y": None}, {"x": 1}
+    for kind in (pa.list_(struct), pa.large_list(struct), pa.list_(struct, 1)):
+        assert rows([[value]], kind=kind) == [[bare]]
+    assert rows(["a", None], kind=pa.dictionary(pa.int8(), pa.string())) == ["a", None]
+    no_columns = pa.record_batch({"a": [1, 2]}).select([])
+    assert python_rows(no_columns) == [{}] * no_columns.num_rows
