@@ -6,20 +6,18 @@ The files in ``format_1`` were written by the code that wrote format 1; ``shown.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from megatron_ultralong.evaluation.loss_result import LossResult
-from megatron_ultralong.evaluation.passkey_result import NeedleResult, PasskeyResult
 from megatron_ultralong.evaluation.report.page import report_page
 from megatron_ultralong.evaluation.report.report import Report, gather_report
 from megatron_ultralong.evaluation.report.terminal import print_report
-from megatron_ultralong.evaluation.tables import loss_table, passkey_table
-from megatron_ultralong.evaluation.task_result import TaskResult
-from megatron_ultralong.evaluation.task_tables import task_table
+from megatron_ultralong.evaluation.results.file import read_result, read_results, write_results
+from megatron_ultralong.evaluation.tables import loss_table, score_table
 from tests.evaluation.results import DATE, VERSIONS
 
 ROOT = Path(__file__).parents[2]
@@ -40,13 +38,19 @@ def report(monkeypatch: pytest.MonkeyPatch) -> Report:
 
 def print_tables(console: Console) -> None:
     """The tables that the verbs print."""
-    console.print(loss_table(LossResult.load(FOLDER / "loss.json")))
+    console.print(loss_table(read_results(FOLDER / "loss.json")))
     for path in sorted(FOLDER.rglob("*.json")):
-        if path.stem in ("passkey", "needle"):
-            kind = {"passkey": PasskeyResult, "needle": NeedleResult}[path.stem]
-            console.print(passkey_table(kind.load(path)))
-        elif path.stem != "loss":
-            console.print(task_table(TaskResult.load(path, path.stem)))
+        if path.stem != "loss":
+            console.print(score_table(read_result(path, path.stem)))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / FOLDER).rglob("*.json")), ids=lambda p: p.stem)
+def test_it_is_written_in_the_format_of_today_and_read_back(path: Path, tmp_path: Path) -> None:
+    results = read_results(path)
+    assert json.loads(path.read_text())["format_version"] == 1
+    write_results(tmp_path / "again.json", results)
+    assert json.loads((tmp_path / "again.json").read_text())["format_version"] == 2
+    assert read_results(tmp_path / "again.json") == results
 
 
 def test_every_table_is_as_it_was(report: Report) -> None:
