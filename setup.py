@@ -35,6 +35,7 @@ setup(
         "pyyaml>=6",  # a run's configuration
         "tyro>=0.9",  # command line from dataclasses
         "rich>=13",  # progress and tables
+        "pydantic>=2.7",  # results are read as their dataclasses say, values of other types refused
         "tensorboard>=2.16",  # event files of training
         "matplotlib>=3.8",  # pictures
     ],

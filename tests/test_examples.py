@@ -47,7 +47,7 @@ def test_the_whole_way_runs(environment: dict[str, str]) -> None:
     assert exported["max_position_embeddings"] == 1024
     results = work / "results-1m"
     losses = json.loads((results / "loss" / "loss.json").read_text())
-    assert [found["name"] for found in losses["checkpoints"]] == ["base", "extended"]
+    assert [found["checkpoint"] for found in losses["results"]] == ["base", "extended"]
     for name in ("passkey", "needle", "ruler"):
         assert (results / name / f"{name}.json").is_file()
     page = (work / "report-1m" / "index.html").read_text()

@@ -27,12 +27,10 @@ import psutil
 from conversations import write_conversations
 
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.loss_result import LossResult
 from megatron_ultralong.evaluation.output_folder import check_output_folder
-from megatron_ultralong.evaluation.passkey_result import PasskeyResult
 from megatron_ultralong.evaluation.report.report import Report, gather_report, write_report
 from megatron_ultralong.evaluation.report.terminal import print_report
-from megatron_ultralong.evaluation.task_result import TaskResult
+from megatron_ultralong.evaluation.results.file import read_result, read_results
 from megatron_ultralong.evaluation.verdicts import (
     Bounds,
     Check,
@@ -200,15 +198,11 @@ def run_steps(output: Path) -> Steps:
 
 def export_check(output: Path) -> Check:
     """The export in transformers against the checkpoint in Megatron-Core, on the same rows."""
-    ours = LossResult.load(output / "loss" / "loss.json").checkpoints[1]
-    theirs = LossResult.load(output / "loss-transformers" / "loss.json").checkpoints[0]
-    by_place = {part.start: part.loss for part in ours.bins}
-    differences = [
-        abs(part.loss - by_place[part.start])
-        for part in theirs.bins
-        if part.loss is not None and by_place.get(part.start) is not None
-    ]
-    assert len(differences) == len(theirs.bins), "both evaluations have the same bins"
+    ours = read_results(output / "loss" / "loss.json")[1]
+    theirs = read_result(output / "loss-transformers" / "loss.json")
+    pairs = [(ours.loss(place), theirs.loss(place)) for place in theirs.bins]
+    differences = [abs(a.score - b.score) for a, b in pairs if a and b]
+    assert len(differences) == len(pairs), "both evaluations have the same bins"
     return Check(
         name="loss of the export in transformers: that of the checkpoint in Megatron-Core",
         figure=f"{max(differences):.1e} nats in the worst bin",
@@ -221,15 +215,12 @@ def checks(output: Path, steps: Steps) -> tuple[Check, ...]:
     """Every figure against its bound."""
     bounds = Bounds()
     before, after, tuned = (
-        PasskeyResult.load(output / f"passkey-{when}" / "passkey.json")
+        read_result(output / f"passkey-{when}" / "passkey.json")
         for when in ("before", "after", "tuned")
     )
-    chats = [
-        TaskResult.load(output / f"chat-{when}" / "chat.json", "chat")
-        for when in ("after", "tuned")
-    ]
+    chats = [read_result(output / f"chat-{when}" / "chat.json") for when in ("after", "tuned")]
     return (
-        *loss_checks(LossResult.load(output / "loss" / "loss.json"), bounds),
+        *loss_checks(read_results(output / "loss" / "loss.json"), bounds),
         *passkey_checks(before, after, bounds),
         export_check(output),
         *chat_checks(*chats, tuned, bounds),

@@ -148,7 +148,7 @@ def restore(
             _copy(path, target)
     path = kept / TOKENIZER_CONFIG_FILE
     if any((kept / name).is_file() for name in (*_TOKENIZERS, TOKENIZER_CONFIG_FILE)):
-        values = read_json(path) if path.is_file() else {}
+        values = read_json(path) if path.is_file() else JsonObject()
         new, said = tokenizer.config(without_code(values))
         said = _left_out(values) + said
         length = new.get("model_max_length")

@@ -11,10 +11,17 @@ from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal, open_journal
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.questions import Question, ask
+from megatron_ultralong.evaluation.questions import Answer, Question, ask
+from megatron_ultralong.evaluation.results.file import write_results
+from megatron_ultralong.evaluation.results.result import (
+    Kind,
+    Result,
+    ScoreCell,
+    mean_cell,
+    plain_values,
+)
 from megatron_ultralong.evaluation.scorer import check_length
-from megatron_ultralong.evaluation.task_result import TASK_KINDS, TaskResult, task_result
-from megatron_ultralong.evaluation.task_tables import task_picture, task_table
+from megatron_ultralong.evaluation.tables import score_table
 from megatron_ultralong.terminal import Console
 
 
@@ -22,7 +29,7 @@ from megatron_ultralong.terminal import Console
 class Benchmark:
     """What is asked."""
 
-    kind: str
+    kind: Kind
     config: Any
     """The verb's configuration, with ``output``, ``micro_batch_size`` and
     ``beyond_trained_positions``."""
@@ -40,7 +47,7 @@ def run_benchmark(
     facts: ModelFacts,
     tokenizer: PromptTokenizer,
     cost: CostConfig,
-) -> TaskResult:
+) -> Result:
     """Ask all questions, print a table and write ``KIND.json``, ``KIND.png`` and every answer.
 
     Raises:
@@ -53,7 +60,7 @@ def run_benchmark(
     check_length(generator, longest, config.beyond_trained_positions, what=what)
     identity = {**facts.identity, **_decisive(benchmark)}
     with open_journal(
-        config.output, benchmark.kind, identity, is_main=generator.is_main
+        config.output, benchmark.kind.name, identity, is_main=generator.is_main
     ) as journal:
         answers = ask(
             benchmark.questions,
@@ -63,16 +70,16 @@ def run_benchmark(
             facts.model,
             cost=cost,
             micro_batch_size=config.micro_batch_size,
-            description=f"{TASK_KINDS[benchmark.kind].title} of {facts.name}",
+            description=f"{benchmark.kind.title} of {facts.name}",
         )
-        result = task_result(
-            benchmark.kind,
-            answers,
-            config=config,
+        result = Result(
+            kind=benchmark.kind,
+            config=plain_values(config),
             checkpoint=facts.name,
             max_positions=facts.max_positions,
+            cells=answer_cells(answers),
             metrics=benchmark.metrics,
-            notes=benchmark.notes,
+            notes=tuple(benchmark.notes),
             material=benchmark.material,
             model=facts.record,
         )
@@ -81,12 +88,33 @@ def run_benchmark(
     return result
 
 
-def show(result: TaskResult, journal: Journal) -> None:
+def answer_cells(answers: Sequence[Answer]) -> tuple[ScoreCell, ...]:
+    """Means of ``answers`` by task and column."""
+    groups: dict[tuple[str, str], list[Answer]] = {}
+    for answer in answers:
+        groups.setdefault((answer.task, answer.column), []).append(answer)
+    return tuple(
+        mean_cell(
+            task,
+            column,
+            [answer.score for answer in group],
+            {
+                "num_prompt_tokens": sum(a.num_prompt_tokens for a in group) / len(group),
+                "num_truncated": sum(a.was_truncated for a in group),
+            },
+        )
+        for (task, column), group in groups.items()
+    )
+
+
+def show(result: Result, journal: Journal) -> None:
     """Print the table, and write the files where there is a folder for them."""
-    Console().print(task_table(result))
+    from megatron_ultralong.evaluation.pictures import task_picture
+
+    Console().print(score_table(result))
     if journal.folder is not None:
-        task_picture(result, journal.folder / f"{result.kind}.png")
-        result.save(journal.folder / f"{result.kind}.json")
+        task_picture(result, journal.folder / f"{result.kind.name}.png")
+        write_results(journal.folder / f"{result.kind.name}.json", [result])
 
 
 def _decisive(benchmark: Benchmark) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from megatron_ultralong.evaluation.lv_eval.scores import lv_eval_score
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.questions import Prompt, Question
-from megatron_ultralong.evaluation.task_result import TaskResult
+from megatron_ultralong.evaluation.results.result import KINDS, Result
 
 PROMPT_VERSION = 1
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""
@@ -46,7 +46,7 @@ def evaluate_lv_eval(
     facts: ModelFacts,
     tokenizer: PromptTokenizer,
     cost: CostConfig,
-) -> TaskResult:
+) -> Result:
     """Measure LV-Eval, print a table, write JSON, a picture and every answer.
 
     Every rank calls this; the main one prints and writes.
@@ -87,7 +87,7 @@ def evaluate_infinitebench(
     facts: ModelFacts,
     tokenizer: PromptTokenizer,
     cost: CostConfig,
-) -> TaskResult:
+) -> Result:
     """Measure InfiniteBench, print a table, write JSON, a picture and every answer.
 
     Every rank calls this; the main one prints and writes.
@@ -147,7 +147,7 @@ def _evaluate(
     facts: ModelFacts,
     tokenizer: PromptTokenizer,
     cost: CostConfig,
-) -> TaskResult:
+) -> Result:
     max_length = _max_length(config, facts)
     too_long = [source for source in sources if source.max_new_tokens + 16 > max_length]
     if too_long:
@@ -168,7 +168,7 @@ def _evaluate(
     if config.num_samples:
         notes.append(f"the first {config.num_samples} questions of every file")
     benchmark = Benchmark(
-        kind=kind,
+        kind=KINDS[kind],
         config=dataclasses.replace(config, max_length=max_length),
         questions=questions,
         lengths={max_length: "--max-length"},

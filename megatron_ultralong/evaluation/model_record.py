@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +20,3 @@ class ModelRecord:
     each other."""
     num_parameters: int
     """Weights of the whole model."""
-
-
-def model_record(values: Mapping[str, Any] | None) -> ModelRecord | None:
-    """A record read from JSON; None where the result states none."""
-    return None if values is None else ModelRecord(**values)

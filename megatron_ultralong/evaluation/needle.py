@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.config import NeedleConfig
 from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
@@ -15,7 +13,7 @@ from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.needle_haystack import made_up, of_files
 from megatron_ultralong.evaluation.needle_prompt import PROMPT_VERSION, needle_prompt
 from megatron_ultralong.evaluation.passkey_prompt import Encode, PasskeyPrompt
-from megatron_ultralong.evaluation.passkey_result import NeedleResult, PasskeyCell
+from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.evaluation.retrieval import Grid, check_grid, evaluate_grid, measure_grid
 from megatron_ultralong.evaluation.scorer import Scorer
 
@@ -27,7 +25,7 @@ def evaluate_needle(
     encode: Encode,
     tokenizer_sha256: str,
     cost: CostConfig,
-) -> NeedleResult:
+) -> Result:
     """Measure needle retrieval, print a table, write JSON, a picture and every sample.
 
     Every rank calls this; the main one prints and writes. Arguments and errors are those of
@@ -35,11 +33,7 @@ def evaluate_needle(
     """
     config.check()
     grid = _grid(config, encode, tokenizer_sha256)
-    result = evaluate_grid(
-        grid, model, facts, cost, NeedleResult, lambda cells: _result(config, model, cells)
-    )
-    assert isinstance(result, NeedleResult)
-    return result
+    return evaluate_grid(grid, model, facts, cost)
 
 
 def measure_needle(
@@ -47,7 +41,7 @@ def measure_needle(
     model: Scorer | Generator,
     encode: Encode,
     journal: Journal | None = None,
-) -> NeedleResult:
+) -> Result:
     """Needle retrieval at every length and depth.
 
     Raises:
@@ -56,14 +50,7 @@ def measure_needle(
     config.check()
     grid = _grid(config, encode, "")
     check_grid(grid, model)
-    cells = measure_grid(grid, model, journal or Journal({}, None), NeedleResult.title)
-    return _result(config, model, cells)
-
-
-def _result(
-    config: NeedleConfig, model: Scorer | Generator, cells: Sequence[PasskeyCell]
-) -> NeedleResult:
-    return NeedleResult(config, model.name, model.max_positions, tuple(cells), now(), versions())
+    return measure_grid(grid, model, journal or Journal({}, None))
 
 
 def _grid(config: NeedleConfig, encode: Encode, tokenizer_sha256: str) -> Grid:
@@ -92,4 +79,4 @@ def _grid(config: NeedleConfig, encode: Encode, tokenizer_sha256: str) -> Grid:
         "tokenizer": tokenizer_sha256,
     }
     material = {f"haystack {k}": digest for k, digest in enumerate(digests.values(), 1)}
-    return Grid("needle", config, make, decides, material)
+    return Grid(KINDS["needle"], config, make, decides, material)

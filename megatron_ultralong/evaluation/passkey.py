@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,13 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.bounded import read_text
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.config import PasskeyConfig
 from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.passkey_prompt import Encode, PasskeyPrompt, passkey_prompt
-from megatron_ultralong.evaluation.passkey_result import PasskeyCell, PasskeyResult
+from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.evaluation.retrieval import Grid, check_grid, evaluate_grid, measure_grid
 from megatron_ultralong.evaluation.scorer import Scorer
 
@@ -30,7 +28,7 @@ def evaluate_passkey(
     encode: Encode,
     tokenizer_sha256: str,
     cost: CostConfig,
-) -> PasskeyResult:
+) -> Result:
     """Measure passkey retrieval, print a table, write JSON, a picture and every sample.
 
     Every rank calls this; the main one prints and writes.
@@ -49,14 +47,7 @@ def evaluate_passkey(
     """
     config.check()
     grid = _grid(config, encode, tokenizer_sha256)
-    return evaluate_grid(
-        grid,
-        model,
-        facts,
-        cost,
-        PasskeyResult,
-        lambda cells: _result(config, model, cells),
-    )
+    return evaluate_grid(grid, model, facts, cost)
 
 
 def measure_passkey(
@@ -64,7 +55,7 @@ def measure_passkey(
     model: Scorer | Generator,
     encode: Encode,
     journal: Journal | None = None,
-) -> PasskeyResult:
+) -> Result:
     """Passkey retrieval at every length and depth.
 
     A prompt counts as retrieved when every token of the answer is the argmax where it is
@@ -77,14 +68,7 @@ def measure_passkey(
     config.check()
     grid = _grid(config, encode, "")
     check_grid(grid, model)
-    cells = measure_grid(grid, model, journal or Journal({}, None), PasskeyResult.title)
-    return _result(config, model, cells)
-
-
-def _result(
-    config: PasskeyConfig, model: Scorer | Generator, cells: Sequence[PasskeyCell]
-) -> PasskeyResult:
-    return PasskeyResult(config, model.name, model.max_positions, tuple(cells), now(), versions())
+    return measure_grid(grid, model, journal or Journal({}, None))
 
 
 def _grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str) -> Grid:
@@ -102,7 +86,7 @@ def _grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str) -> Grid:
         "tokenizer": tokenizer_sha256,
     }
     material = {"haystack": digest} if digest else {}
-    return Grid("passkey", config, make, decides, material)
+    return Grid(KINDS["passkey"], config, make, decides, material)
 
 
 def _haystack(config: PasskeyConfig, encode: Encode) -> tuple[npt.NDArray[np.int64] | None, str]:

@@ -1,4 +1,4 @@
-"""Results as pictures: loss by position, and the passkey map in the field's colours."""
+"""Results as pictures: loss by position, maps of scores in the field's colours."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from megatron_ultralong.evaluation.loss_result import CheckpointLoss, LossResult
-from megatron_ultralong.evaluation.passkey_result import PasskeyResult
+from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.tables import column_title, token_count
 
 LINE_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
 _DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
@@ -31,19 +31,20 @@ def line_style(number: int) -> tuple[str, Any]:
     return LINE_COLOURS[place], _DASHES[turn % len(_DASHES)]
 
 
-def loss_picture(result: LossResult, path: Path | BinaryIO) -> None:
+def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     """Loss by position as PNG: a line for every checkpoint, the first one being the base."""
-    base = result.checkpoints[0]
+    base = results[0]
+    longest = max(results, key=lambda result: result.num_positions)
+    seq_length = longest.num_positions
     figure = Figure(figsize=(8.0, 4.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     finish_axes(axes)
-    edges = {0, *(part.stop for one in result.checkpoints for part in one.bins)}
-    _position_axis(axes, sorted(edges))
-    if base.max_positions < result.seq_length:
-        axes.axvspan(base.max_positions, result.seq_length, color=SHADE, zorder=0)
+    _position_axis(axes, sorted({0, *(stop for one in results for _, stop in one.bins)}))
+    if base.max_positions < seq_length:
+        axes.axvspan(base.max_positions, seq_length, color=SHADE, zorder=0)
         axes.axvline(base.max_positions, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
         axes.annotate(
-            f" trained context of {base.name}: {base.max_positions:,}",
+            f" trained context of {base.checkpoint}: {base.max_positions:,}",
             (base.max_positions, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 4),
@@ -57,37 +58,32 @@ def loss_picture(result: LossResult, path: Path | BinaryIO) -> None:
             reference,
             color=FAINT,
             linewidth=1.0,
-            label=f"{base.name}, mean inside its context: {reference:.3f}",
+            label=f"{base.checkpoint}, mean inside its context: {reference:.3f}",
         )
-    for k, checkpoint in enumerate(result.checkpoints):
-        _loss_line(axes, checkpoint, *line_style(k))
-        if base.max_positions < checkpoint.max_positions < result.seq_length:
+    for k, result in enumerate(results):
+        _loss_line(axes, result, *line_style(k))
+        if base.max_positions < result.max_positions < seq_length:
             axes.axvline(
-                checkpoint.max_positions,
-                color=line_style(k)[0],
-                linewidth=1.0,
-                linestyle=(0, (1, 2)),
+                result.max_positions, color=line_style(k)[0], linewidth=1.0, linestyle=(0, (1, 2))
             )
     axes.set_ylabel("loss (nats per token)", fontsize=10, color=INK)
     axes.set_xlabel("position in the row (tokens of context)", fontsize=10, color=INK)
-    axes.set_title(
-        f"Loss by position, {result.num_rows} rows of {result.seq_length:,} tokens",
-        fontsize=12,
-        fontweight="bold",
-        color=INK,
-        loc="left",
+    _title(
+        axes,
+        f"Loss by position, {longest.num_packed_rows} rows of {seq_length:,} tokens",
         pad=22,
+        fontsize=12,
     )
     axes.legend(fontsize=9, frameon=False, labelcolor=INK)
     figure.savefig(path, format="png", facecolor="white")
 
 
-def _loss_line(axes: Any, checkpoint: CheckpointLoss, colour: str, dashes: Any) -> None:
+def _loss_line(axes: Any, result: Result, colour: str, dashes: Any) -> None:
     """Mean and two standard errors at the geometric centre of every bin."""
-    bins = [part for part in checkpoint.bins if part.loss is not None]
-    centres = [math.sqrt(max(part.start, part.stop / 2) * part.stop) for part in bins]
-    losses = [part.loss or 0.0 for part in bins]
-    margins = [2 * (part.standard_error or 0.0) for part in bins]
+    known = [(place, cell) for place in result.bins if (cell := result.loss(place))]
+    centres = [math.sqrt(max(start, stop / 2) * stop) for (start, stop), _ in known]
+    losses = [cell.score or 0.0 for _, cell in known]
+    margins = [2 * (cell.error or 0.0) for _, cell in known]
     low = [loss - margin for loss, margin in zip(losses, margins, strict=True)]
     high = [loss + margin for loss, margin in zip(losses, margins, strict=True)]
     axes.fill_between(centres, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -99,7 +95,7 @@ def _loss_line(axes: Any, checkpoint: CheckpointLoss, colour: str, dashes: Any) 
         linewidth=2.0,
         marker="o",
         markersize=5,
-        label=f"{checkpoint.name} (trained for {checkpoint.max_positions:,} positions)",
+        label=f"{result.checkpoint} (trained for {result.max_positions:,} positions)",
     )
 
 
@@ -115,8 +111,8 @@ def _position_axis(axes: Any, edges: Sequence[int]) -> None:
     axes.set_xticks(list(shown), [token_count(edge) for edge in shown])
 
 
-def passkey_picture(results: Sequence[PasskeyResult], path: Path | BinaryIO) -> None:
-    """Passkey maps side by side as PNG: x context length, y depth, red 0 % to green 100 %.
+def retrieval_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
+    """Maps of retrieval side by side as PNG: x context length, y depth, red 0 % to green 100 %.
 
     All maps have the lengths of all, so that columns stand alike; grey is where nothing was asked.
     A thick line stands at the length that a map's checkpoint was trained for, a dashed one at the
@@ -133,35 +129,26 @@ def passkey_picture(results: Sequence[PasskeyResult], path: Path | BinaryIO) -> 
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
     images = [
-        _passkey_map(axes, result, lengths, shortest, width)
+        _retrieval_map(axes, result, lengths, shortest, width)
         for axes, result in zip(grid.flat, results, strict=False)
     ]
     for axes in grid.flat[len(results) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("depth of the key (%)", fontsize=10, color=INK)
-    bar = figure.colorbar(images[0], ax=list(grid.flat), fraction=0.03, pad=0.02, aspect=30)
-    bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
-    bar.ax.tick_params(labelsize=8, length=0, labelcolor=INK)
-    bar.outline.set_visible(False)
+    bar = _colour_bar(figure, images[0], list(grid.flat))
+    bar.set_ticks([0, 50, 100], labels=["0 %", "50 %", "100 %"])
     figure.savefig(path, format="png", facecolor="white")
 
 
-def _passkey_map(
-    axes: Any,
-    result: PasskeyResult,
-    lengths: Sequence[int],
-    shortest: PasskeyResult,
-    width: float,
+def _retrieval_map(
+    axes: Any, result: Result, lengths: Sequence[int], shortest: Result, width: float
 ) -> Any:
     """One map, ``width`` inches wide."""
     depths = result.depths
-    shares = [[result.accuracy([length], depth) for length in lengths] for depth in depths]
-    values = [[math.nan if share is None else share for share in line] for line in shares]
-    axes.set_facecolor(NOT_MEASURED)
-    colours = matplotlib.colormaps["RdYlGn"]
-    image = axes.pcolormesh(values, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.0)
-    axes.invert_yaxis()
+    shares = [[result.retrieved([length], depth) for length in lengths] for depth in depths]
+    is_labelled = len(lengths) * len(depths) <= MOST_LABELLED_CELLS
+    image = _score_map(axes, shares, NOT_MEASURED, digits=0 if is_labelled else None)
     finish_axes(axes)
     axes.spines[:].set_visible(False)
     step = -(-len(lengths) // 16)
@@ -173,21 +160,14 @@ def _passkey_map(
     )
     axes.set_yticks([k + 0.5 for k in range(len(depths))], [f"{depth:g}" for depth in depths])
     axes.set_xlabel("context length (tokens)", fontsize=10, color=INK)
-    axes.set_title(
+    _title(
+        axes,
         textwrap.fill(
             f"{result.checkpoint}: trained for {result.max_positions:,} positions",
             width=max(int(10.5 * width), 30),
         ),
-        fontsize=11,
-        fontweight="bold",
-        color=INK,
-        loc="left",
         pad=32 if shortest.max_positions < result.max_positions < lengths[-1] else 20,
     )
-    if len(lengths) * len(depths) <= MOST_LABELLED_CELLS:
-        for y, line in enumerate(shares):
-            for x, share in enumerate(line):
-                _cell_label(axes, x + 0.5, y + 0.5, share)
     height = 4
     if shortest.max_positions < result.max_positions:
         text = f"original context: {shortest.max_positions:,}"
@@ -196,6 +176,75 @@ def _passkey_map(
     text = f"trained for {result.max_positions:,}"
     _context_line(axes, lengths, result.max_positions, text, height)
     return image
+
+
+def task_picture(result: Result, path: Path | BinaryIO) -> None:
+    """Scores as a map, PNG: x length, y task and the mean below, red 0 to green 100."""
+    columns, tasks = result.columns, result.rows
+    scores = [
+        [cell.score if (cell := result.cell(task, column)) else None for column in columns]
+        for task in tasks
+    ]
+    scores.append([result.mean(column) for column in columns])
+    size = (min(max(0.75 * len(columns) + 2.6, 5.0), 14.0), 0.36 * len(scores) + 1.3)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    axes: Any = figure.subplots()
+    image = _score_map(axes, scores, "#e5e7eb", digits=1)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(labelsize=9, length=0, labelcolor=INK)
+    axes.set_xticks([k + 0.5 for k in range(len(columns))], [*map(column_title, columns)])
+    axes.set_yticks([k + 0.5 for k in range(len(scores))], [*tasks, "mean"])
+    axes.axhline(len(tasks), color=INK, linewidth=1.5)
+    title = f"{result.kind.title} of {result.checkpoint}"
+    inside = sum(not result.is_beyond(column) for column in columns)
+    if 0 < inside < len(columns):
+        axes.axvline(inside, color="black", linewidth=2.5)
+        title += f"; line: trained for {result.max_positions:,} positions"
+    _title(axes, title, pad=12)
+    _colour_bar(figure, image, axes)
+    figure.savefig(path, format="png", facecolor="white")
+
+
+def _score_map(
+    axes: Any, scores: Sequence[Sequence[float | None]], nothing: str, digits: int | None
+) -> Any:
+    """Cells from red 0 to green 100, with their scores in them; ``digits`` None: without."""
+    values = [[math.nan if score is None else score for score in line] for line in scores]
+    axes.set_facecolor(nothing)  # where there is no score
+    image = axes.pcolormesh(
+        values,
+        cmap=matplotlib.colormaps["RdYlGn"],
+        vmin=0,
+        vmax=100,
+        edgecolors="white",
+        linewidth=1.0,
+    )
+    axes.invert_yaxis()
+    for y, line in enumerate(scores if digits is not None else ()):
+        for x, score in enumerate(line):
+            if score is not None:
+                dark = score < 12 or score > 92  # the ends of the colour map need white ink
+                axes.text(
+                    x + 0.5,
+                    y + 0.5,
+                    f"{score:.{digits}f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else INK,
+                )
+    return image
+
+
+def _colour_bar(figure: Figure, image: Any, axes: Any) -> Any:
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, aspect=30)
+    bar.ax.tick_params(labelsize=8, length=0, labelcolor=INK)
+    bar.outline.set_visible(False)
+    return bar
+
+
+def _title(axes: Any, text: str, *, pad: int, fontsize: int = 11) -> None:
+    axes.set_title(text, fontsize=fontsize, fontweight="bold", color=INK, loc="left", pad=pad)
 
 
 def _context_line(
@@ -221,20 +270,6 @@ def _context_line(
         )
 
 
-def _cell_label(axes: Any, x: float, y: float, share: float | None) -> None:
-    if share is not None:
-        dark = share < 0.12 or share > 0.92  # the ends of the colour map need white ink
-        axes.text(
-            x,
-            y,
-            f"{100 * share:.0f}",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if dark else INK,
-        )
-
-
 def finish_axes(axes: Any, grid: str = "y") -> None:
     """The style of all pictures, with lines across ``grid``."""
     axes.spines[["top", "right"]].set_visible(False)
@@ -242,11 +277,3 @@ def finish_axes(axes: Any, grid: str = "y") -> None:
     axes.tick_params(labelsize=9, length=0, labelcolor=INK)
     axes.set_axisbelow(True)
     axes.grid(axis=grid, color="#e5e7eb", linewidth=0.8)
-
-
-def token_count(tokens: int) -> str:
-    """``128``, ``4K`` for 4,096 and ``1M`` for 1,048,576; other numbers in full."""
-    for unit, name in ((2**20, "M"), (2**10, "K")):
-        if tokens >= unit and tokens % unit == 0:
-            return f"{tokens // unit}{name}"
-    return f"{tokens:,}"

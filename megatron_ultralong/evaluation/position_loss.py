@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +13,19 @@ import numpy.typing as npt
 from megatron_ultralong.data.manifest import FILE_NAME
 from megatron_ultralong.data.rows import PackedRows
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.config import LossConfig
 from megatron_ultralong.evaluation.local_data import file_sha256
-from megatron_ultralong.evaluation.loss_result import CheckpointLoss, LossResult, PositionBin
 from megatron_ultralong.evaluation.model_record import ModelRecord
 from megatron_ultralong.evaluation.output_folder import check_output_folder, new_output_folder
+from megatron_ultralong.evaluation.results.file import write_results
+from megatron_ultralong.evaluation.results.result import (
+    KINDS,
+    LOSS,
+    Result,
+    ScoreCell,
+    plain_values,
+    position_row,
+)
 from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
 from megatron_ultralong.evaluation.tables import loss_table
 from megatron_ultralong.position_bins import bin_edges, bin_sums
@@ -31,7 +39,7 @@ def evaluate_loss(
     scorers: Sequence[Scorer],
     separator_ids: Sequence[int] = (),
     records: Sequence[ModelRecord] = (),
-) -> LossResult:
+) -> list[Result]:
     """Measure the loss of ``scorers`` by position, print a table, write JSON and a picture.
 
     Every rank calls this; the main one prints and writes.
@@ -47,25 +55,24 @@ def evaluate_loss(
     """
     if config.output:
         check_output_folder(config.output)
-    result = measure_position_loss(config, scorers, separator_ids)
+    results = measure_position_loss(config, scorers, separator_ids)
     if records:
-        pairs = zip(result.checkpoints, records, strict=True)
-        checkpoints = tuple(dataclasses.replace(c, model=record) for c, record in pairs)
-        result = dataclasses.replace(result, checkpoints=checkpoints)
+        pairs = zip(results, records, strict=True)
+        results = [dataclasses.replace(result, model=record) for result, record in pairs]
     if scorers[0].is_main:
-        Console().print(loss_table(result))
+        Console().print(loss_table(results))
         if config.output:
             from megatron_ultralong.evaluation.pictures import loss_picture
 
             with new_output_folder(config.output) as folder:
-                result.save(folder / "loss.json")
-                loss_picture(result, folder / "loss.png")
-    return result
+                write_results(folder / "loss.json", results)
+                loss_picture(results, folder / "loss.png")
+    return results
 
 
 def measure_position_loss(
     config: LossConfig, scorers: Sequence[Scorer], separator_ids: Sequence[int] = ()
-) -> LossResult:
+) -> list[Result]:
     """Loss by position of ``scorers`` on the first rows of a split.
 
     Raises:
@@ -85,24 +92,25 @@ def measure_position_loss(
         check_length(scorer, seq_length, config.beyond_trained_positions)
     contexts = [scorer.max_positions for scorer in scorers]
     edges = bin_edges(seq_length, config.smallest_bin, contexts)
-    checkpoints = []
+    # Equal manifests are of equal rows; rows from elsewhere have none.
+    manifest = Path(config.data_path) / FILE_NAME
+    material = {FILE_NAME: file_sha256(manifest)} if manifest.is_file() else {}
+    results = []
     for scorer in scorers:
         sums = _row_sums(config, scorer, rows, num_rows, edges, separator_ids)
-        bins = tuple(
-            _position_bin(edges[k], edges[k + 1], *sums[:, :, k]) for k in range(len(edges) - 1)
+        cells = (_cell(edges[k], edges[k + 1], *sums[:, :, k]) for k in range(len(edges) - 1))
+        results.append(
+            Result(
+                kind=KINDS["position_loss"],
+                config=plain_values(config),
+                checkpoint=scorer.name,
+                max_positions=scorer.max_positions,
+                cells=tuple(cells),
+                material=material,
+                num_packed_rows=num_rows,
+            )
         )
-        checkpoints.append(CheckpointLoss(scorer.name, scorer.max_positions, bins))
-    manifest = Path(config.data_path) / FILE_NAME
-    return LossResult(
-        config=config,
-        seq_length=seq_length,
-        num_rows=num_rows,
-        checkpoints=tuple(checkpoints),
-        date=now(),
-        versions=versions(),
-        # Equal manifests are of equal rows; rows from elsewhere have none.
-        material={FILE_NAME: file_sha256(manifest)} if manifest.is_file() else {},
-    )
+    return results
 
 
 def _extent(config: LossConfig, rows: PackedRows) -> tuple[int, int]:
@@ -161,10 +169,10 @@ def _check_finite(scorer: Scorer, loss: npt.NDArray[np.float32], first_row: int)
         )
 
 
-def _position_bin(
+def _cell(
     start: int, stop: int, count_r: FloatArray, loss_r: FloatArray, correct_r: FloatArray
-) -> PositionBin:
-    """A bin from every row's sums, shape [num_rows] each.
+) -> ScoreCell:
+    """The loss of a bin from every row's sums, shape [num_rows] each.
 
     The standard error is that of a ratio of sums over rows (Cochran, Sampling Techniques, 2.11),
     ``sqrt(n / (n - 1) * sum_r (loss_r - mean * count_r)^2) / sum_r count_r``: tokens of one row
@@ -172,10 +180,11 @@ def _position_bin(
     """
     count, num_rows = float(count_r.sum()), count_r.size
     if count == 0:
-        return PositionBin(start, stop, 0, None, None, None)
+        return ScoreCell(position_row(start, stop), LOSS, 0, None)
     mean = float(loss_r.sum()) / count
     error = None
     if num_rows > 1:
         residual = float(((loss_r - mean * count_r) ** 2).sum())
         error = (num_rows / (num_rows - 1) * residual) ** 0.5 / count
-    return PositionBin(start, stop, int(count), mean, error, float(correct_r.sum()) / count)
+    figures = {"accuracy": float(correct_r.sum()) / count, "perplexity": math.exp(mean)}
+    return ScoreCell(position_row(start, stop), LOSS, int(count), mean, error, figures)

@@ -20,9 +20,17 @@ from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal, open_journal, sample_key
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.passkey_prompt import PasskeyPrompt
-from megatron_ultralong.evaluation.passkey_result import PasskeyCell, PasskeyResult
+from megatron_ultralong.evaluation.results.file import write_results
+from megatron_ultralong.evaluation.results.result import (
+    Kind,
+    Result,
+    ScoreCell,
+    depth_row,
+    mean_cell,
+    plain_values,
+)
 from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
-from megatron_ultralong.evaluation.tables import passkey_table
+from megatron_ultralong.evaluation.tables import score_table
 from megatron_ultralong.ranks import world_size
 from megatron_ultralong.terminal import Console
 
@@ -33,8 +41,7 @@ GridConfig = PasskeyConfig | NeedleConfig
 class Grid:
     """Prompts by length and depth."""
 
-    kind: str
-    """``passkey`` or ``needle``."""
+    kind: Kind
     config: GridConfig
     make: Callable[[int, float, int], PasskeyPrompt]
     """The prompt of a length, a depth in per cent, and an index that decides the rest."""
@@ -58,17 +65,12 @@ class Grid:
 
     def key(self, sample: tuple[int, float, int]) -> str:
         """Under which a sample is noted."""
-        return sample_key(kind=self.kind, sample=list(sample), decides=dict(self.decides))
+        return sample_key(kind=self.kind.name, sample=list(sample), decides=dict(self.decides))
 
 
 def evaluate_grid(
-    grid: Grid,
-    model: Scorer | Generator,
-    facts: ModelFacts,
-    cost: CostConfig,
-    result_class: type[PasskeyResult],
-    finish: Callable[[Sequence[PasskeyCell]], PasskeyResult],
-) -> PasskeyResult:
+    grid: Grid, model: Scorer | Generator, facts: ModelFacts, cost: CostConfig
+) -> Result:
     """Ask all prompts, print a table, write ``KIND.json`` and ``KIND.png``.
 
     Raises:
@@ -77,15 +79,14 @@ def evaluate_grid(
     """
     check_grid(grid, model)
     identity = {**facts.identity, **grid.decides}
-    with open_journal(grid.config.output, grid.kind, identity, is_main=model.is_main) as journal:
+    kind = grid.kind.name
+    with open_journal(grid.config.output, kind, identity, is_main=model.is_main) as journal:
         check_grid_cost(grid, journal, facts.model, cost, is_main=model.is_main)
         result = dataclasses.replace(
-            finish(measure_grid(grid, model, journal, result_class.title)),
-            model=facts.record,
-            material=grid.material,
+            measure_grid(grid, model, journal), model=facts.record, material=grid.material
         )
         if model.is_main:
-            Console().print(passkey_table(result))
+            Console().print(score_table(result))
             if journal.folder is not None:
                 _write(result, journal.folder)
     return result
@@ -119,9 +120,7 @@ def check_grid_cost(
     check_cost(estimate, cost, is_main=is_main)
 
 
-def measure_grid(
-    grid: Grid, model: Scorer | Generator, journal: Journal, title: str
-) -> list[PasskeyCell]:
+def measure_grid(grid: Grid, model: Scorer | Generator, journal: Journal) -> Result:
     """Cells of the grid, by length and depth; what the journal has is not asked again.
 
     Raises:
@@ -130,7 +129,7 @@ def measure_grid(
     config = grid.config
     pending = [sample for sample in grid.samples if journal.get(grid.key(sample)) is None]
     num_tokens = sum(length for length, _, _ in pending)
-    with scoring_progress(model, f"{title} of {model.name}", num_tokens) as advance:
+    with scoring_progress(model, f"{grid.kind.title} of {model.name}", num_tokens) as advance:
         for length, of_length in itertools.groupby(pending, lambda sample: sample[0]):
             samples = list(of_length)
             for start in range(0, len(samples), config.micro_batch_size):
@@ -141,10 +140,16 @@ def measure_grid(
                     journal.add(grid.key(sample), _entry(sample, prompt, hit))
                 advance(length * len(batch))
     cells = itertools.groupby(grid.samples, lambda sample: sample[:2])
-    return [
-        _cell(length, depth, [journal.get(grid.key(sample)) for sample in samples])
-        for (length, depth), samples in cells
-    ]
+    return Result(
+        kind=grid.kind,
+        config=plain_values(config),
+        checkpoint=model.name,
+        max_positions=model.max_positions,
+        cells=tuple(
+            _cell(length, depth, [journal.get(grid.key(sample)) for sample in samples])
+            for (length, depth), samples in cells
+        ),
+    )
 
 
 def _hits(
@@ -152,7 +157,7 @@ def _hits(
 ) -> list[npt.NDArray[np.bool_]]:
     """For every prompt which tokens of its answer are right, shape [num_answer_tokens] each."""
     tokens = np.stack([prompt.tokens for prompt in prompts])
-    check_ids(model, tokens, f"the {grid.kind} prompt")
+    check_ids(model, tokens, f"the {grid.kind.name} prompt")
     if grid.config.by == "argmax":
         correct = model.score(tokens).correct  # type: ignore[union-attr]
         return [
@@ -183,21 +188,16 @@ def _entry(
     }
 
 
-def _cell(length: int, depth: float, entries: Sequence[dict[str, Any] | None]) -> PasskeyCell:
+def _cell(length: int, depth: float, entries: Sequence[dict[str, Any] | None]) -> ScoreCell:
     noted = [entry for entry in entries if entry is not None]
     assert len(noted) == len(entries), "a sample was left out"
     right, of = (sum(entry[name] for entry in noted) for name in ("num_right", "num_answer_tokens"))
-    return PasskeyCell(
-        length=length,
-        depth=depth,
-        num_samples=len(noted),
-        num_retrieved=sum(entry["is_retrieved"] for entry in noted),
-        token_accuracy=right / of,
-    )
+    hits = [float(entry["is_retrieved"]) for entry in noted]
+    return mean_cell(depth_row(depth), str(length), hits, {"token_accuracy": right / of})
 
 
-def _write(result: PasskeyResult, folder: Path) -> None:
-    from megatron_ultralong.evaluation.pictures import passkey_picture
+def _write(result: Result, folder: Path) -> None:
+    from megatron_ultralong.evaluation.pictures import retrieval_picture
 
-    result.save(folder / f"{result.kind}.json")
-    passkey_picture([result], folder / f"{result.kind}.png")
+    write_results(folder / f"{result.kind.name}.json", [result])
+    retrieval_picture([result], folder / f"{result.kind.name}.png")

@@ -2,64 +2,103 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.evaluation.loss_result import LossResult
-from megatron_ultralong.evaluation.passkey_result import PasskeyResult
+from megatron_ultralong.evaluation.results.result import Result
+
+_WIDTH = 60
+"""Of the title at least: a narrow table would break it."""
 
 
-def loss_table(result: LossResult) -> Table:
-    """Loss and perplexity by position, a pair of columns for every checkpoint."""
+def loss_table(results: Sequence[Result]) -> Table:
+    """Loss and perplexity by position, a column for every checkpoint."""
+    first = results[0]
     table = Table(
-        title=f"Loss by position: {result.num_rows} rows of {result.seq_length:,} tokens "
-        f"({result.config.split})",
+        title=f"Loss by position: {first.num_packed_rows} rows of {first.num_positions:,} tokens "
+        f"({first.config['split']})",
         caption="nats per token ± standard error over rows; perplexity",
-        min_width=60,  # of the title: a narrow table would break it
+        min_width=_WIDTH,
     )
     table.add_column("positions", justify="right")
-    for checkpoint in result.checkpoints:
+    for result in results:
         table.add_column(
-            f"{checkpoint.name}\n(trained: {checkpoint.max_positions:,})", justify="right"
+            f"{result.checkpoint}\n(trained: {result.max_positions:,})", justify="right"
         )
-    for k, part in enumerate(result.checkpoints[0].bins):
-        cells = []
-        for checkpoint in result.checkpoints:
-            entry = checkpoint.bins[k]
-            if entry.loss is None:
-                cells.append(Text("-", style="dim"))
-                continue
-            error = "" if entry.standard_error is None else f" ± {entry.standard_error:.3f}"
-            style = "red" if part.stop > checkpoint.max_positions else ""
-            cells.append(Text(f"{entry.loss:.4f}{error}  {entry.perplexity:8.2f}", style=style))
-        table.add_row(f"{part.start:,} - {part.stop:,}", *cells)
-    means = [checkpoint.mean_loss() for checkpoint in result.checkpoints]
+    for start, stop in first.bins:
+        cells = [_loss(result, (start, stop)) for result in results]
+        table.add_row(f"{start:,} - {stop:,}", *cells)
+    means = [result.mean_loss() for result in results]
     table.add_section()
     table.add_row("all", *("-" if mean is None else f"{mean:.4f}" for mean in means))
     return table
 
 
-def passkey_table(result: PasskeyResult) -> Table:
-    """Accuracy by depth and length; lengths beyond the trained positions in red."""
+def _loss(result: Result, place: tuple[int, int]) -> Text:
+    cell = result.loss(place)
+    if cell is None or cell.score is None:
+        return Text("-", style="dim")
+    error = "" if cell.error is None else f" ± {cell.error:.3f}"
+    style = "red" if place[1] > result.max_positions else ""
+    return Text(f"{cell.score:.4f}{error}  {math.exp(cell.score):8.2f}", style=style)
+
+
+def score_table(result: Result) -> Table:
+    """Scores by row and column; lengths beyond the trained positions in red."""
+    is_grid = result.kind.rows == "depths"
     table = Table(
-        title=f"{result.title} of {result.checkpoint}, "
+        title=f"{result.kind.title} of {result.checkpoint}, "
         f"trained for {result.max_positions:,} positions",
-        min_width=60,  # of the title: a narrow table would break it
-        caption=f"per cent of {result.config.num_samples} prompts a cell, {result.form}, "
-        f"by {result.config.by}",
+        caption=f"per cent of {counts(result)} prompts a cell, {result.kind.form}, "
+        f"by {result.config['by']}"
+        if is_grid
+        else f"score of 100, {counts(result)} questions a cell",
+        min_width=_WIDTH,
     )
-    table.add_column("depth", justify="right")
-    for length in result.lengths:
-        beyond = length > result.max_positions
-        table.add_column(f"{length:,}", justify="right", style="red" if beyond else "")
-    for depth in result.depths:
-        row = [result.accuracy([length], depth) for length in result.lengths]
-        table.add_row(f"{depth:g} %", *map(percent, row))
+    if is_grid:
+        table.add_column("depth", justify="right")
+    else:
+        table.add_column("task")
+        table.add_column("metric", style="dim")
+    columns = list(map(str, result.lengths)) if is_grid else result.columns
+    for column in columns:
+        title = f"{int(column):,}" if is_grid else column_title(column)
+        style = "red" if result.is_beyond(column) else ""
+        table.add_column(title, justify="right", style=style)
+    digits = 0 if is_grid else 1
+    for row in sorted(result.rows, key=float) if is_grid else result.rows:
+        label = [f"{float(row):g} %"] if is_grid else [row, result.metrics[row]]
+        scores = [cell.score if (cell := result.cell(row, c)) else None for c in columns]
+        table.add_row(*label, *(figure(score, digits) for score in scores))
     table.add_section()
-    table.add_row("all", *(percent(result.accuracy([length])) for length in result.lengths))
+    label = ["all"] if is_grid else ["mean", ""]
+    means = [result.pooled(None, [c]) if is_grid else result.mean(c) for c in columns]
+    table.add_row(*label, *(figure(mean, digits) for mean in means))
     return table
 
 
-def percent(share: float | None) -> str:
-    """``0.954 -> 95``; a dash where there is nothing."""
-    return "-" if share is None else f"{100 * share:.0f}"
+def figure(score: float | None, digits: int = 0) -> str:
+    """``95.4 -> 95``; a dash where there is nothing."""
+    return "-" if score is None else f"{score:.{digits}f}"
+
+
+def counts(result: Result) -> str:
+    """Samples of a cell: ``100``, or ``90 to 100``."""
+    found = sorted({cell.num_samples for cell in result.cells})
+    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
+
+
+def column_title(column: str) -> str:
+    """``131072 -> 128K``; other columns as they are."""
+    return token_count(int(column)) if column.isdecimal() else column
+
+
+def token_count(tokens: int) -> str:
+    """``128``, ``4K`` for 4,096 and ``1M`` for 1,048,576; other numbers in full."""
+    for unit, name in ((2**20, "M"), (2**10, "K")):
+        if tokens >= unit and tokens % unit == 0:
+            return f"{tokens // unit}{name}"
+    return f"{tokens:,}"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from megatron_ultralong.evaluation.loss_result import CheckpointLoss, LossResult
-from megatron_ultralong.evaluation.passkey_result import PasskeyResult
-from megatron_ultralong.evaluation.task_result import TaskResult
+from megatron_ultralong.evaluation.results.result import Result
 
 NOT_MEASURED = "not measured"
 
@@ -47,15 +46,15 @@ class Check:
     passed: bool
 
 
-def loss_checks(result: LossResult, bounds: Bounds) -> list[Check]:
+def loss_checks(results: Sequence[Result], bounds: Bounds) -> list[Check]:
     """Checks of the loss by position of two checkpoints, the base and the extended one.
 
     The base's loss inside its context is its mean over all positions there. Beyond the base's
     context the extended model is held against that mean; inside it bin by bin against the base,
     because the first tokens of a row are hard for every model.
     """
-    assert len(result.checkpoints) == 2, "the base, then the extended model"
-    before, after = result.checkpoints
+    assert len(results) == 2, "the base, then the extended model"
+    before, after = results
     context = before.max_positions
     inside = before.mean_loss(0, context)
     return [
@@ -65,7 +64,7 @@ def loss_checks(result: LossResult, bounds: Bounds) -> list[Check]:
     ]
 
 
-def _before_check(before: CheckpointLoss, context: int, inside: float | None, rise: float) -> Check:
+def _before_check(before: Result, context: int, inside: float | None, rise: float) -> Check:
     name = f"loss beyond {context:,} positions, before: clearly worse than inside"
     losses = _beyond(before, context)
     if inside is None or not losses:
@@ -79,7 +78,7 @@ def _before_check(before: CheckpointLoss, context: int, inside: float | None, ri
     )
 
 
-def _beyond_check(after: CheckpointLoss, context: int, inside: float | None, slack: float) -> Check:
+def _beyond_check(after: Result, context: int, inside: float | None, slack: float) -> Check:
     name = f"loss beyond {context:,} positions, after: no worse than the base inside"
     losses = _beyond(after, context)
     if inside is None or not losses:
@@ -93,29 +92,28 @@ def _beyond_check(after: CheckpointLoss, context: int, inside: float | None, sla
     )
 
 
-def _inside_check(
-    before: CheckpointLoss, after: CheckpointLoss, context: int, slack: float
-) -> Check:
+def _inside_check(before: Result, after: Result, context: int, slack: float) -> Check:
     name = f"loss inside {context:,} positions, after: short context kept"
     bound = f"at most the base + {slack:.2f} in every bin"
-    differences = [
-        ours.loss - base.loss
-        for base, ours in zip(before.bins, after.bins, strict=True)
-        if base.stop <= context and base.loss is not None and ours.loss is not None
-    ]
+    base, ours = _losses(before), _losses(after)
+    differences = [ours[b] - base[b] for b in base if b[1] <= context and b in ours]
     if not differences:
         return Check(name, NOT_MEASURED, bound, False)
     highest = max(differences)
     return Check(name, f"{highest:+.3f} in the worst bin", bound, highest <= slack)
 
 
-def _beyond(checkpoint: CheckpointLoss, context: int) -> list[float]:
-    return [
-        part.loss for part in checkpoint.bins if part.start >= context and part.loss is not None
-    ]
+def _losses(result: Result) -> dict[tuple[int, int], float]:
+    """Losses by their positions, where a prediction counts."""
+    cells = {place: result.loss(place) for place in result.bins}
+    return {place: cell.score for place, cell in cells.items() if cell and cell.score is not None}
 
 
-def passkey_checks(before: PasskeyResult, after: PasskeyResult, bounds: Bounds) -> list[Check]:
+def _beyond(result: Result, context: int) -> list[float]:
+    return [loss for (start, _), loss in _losses(result).items() if start >= context]
+
+
+def passkey_checks(before: Result, after: Result, bounds: Bounds) -> list[Check]:
     """Checks of passkey retrieval of the base and of the extended model."""
     context = before.max_positions
     inside = [length for length in before.lengths if length <= context]
@@ -129,15 +127,11 @@ def passkey_checks(before: PasskeyResult, after: PasskeyResult, bounds: Bounds) 
 
 
 def chat_checks(
-    before: TaskResult, tuned: TaskResult, passkey_tuned: PasskeyResult, bounds: Bounds
+    before: Result, tuned: Result, passkey_tuned: Result, bounds: Bounds
 ) -> list[Check]:
     """Checks of instruction tuning: held-out turns before and after, and the context kept."""
     full = passkey_tuned.lengths[-1]
-    shares = [
-        sum(cell.num_samples * cell.score for cell in result.cells)
-        / (100 * max(sum(cell.num_samples for cell in result.cells), 1))
-        for result in (before, tuned)
-    ]
+    shares = [(result.pooled() or 0.0) / 100 for result in (before, tuned)]
     return [
         Check(
             "held-out turns of the assistant word for word, untuned",
@@ -155,23 +149,23 @@ def chat_checks(
     ]
 
 
-def _at_least(name: str, result: PasskeyResult, lengths: list[int], least: float) -> Check:
+def _at_least(name: str, result: Result, lengths: list[int], least: float) -> Check:
     bound = f"at least {100 * least:.0f} % over all depths"
-    share = result.accuracy(lengths)
+    share = result.retrieved(lengths)
     if share is None:
         return Check(name, NOT_MEASURED, bound, False)
-    worst = min(result.accuracy(lengths, depth) or 0.0 for depth in result.depths)
-    figure = f"{100 * share:.1f} % over all depths, {100 * worst:.0f} % at the worst"
-    return Check(name, figure, bound, share >= least)
+    worst = min(result.retrieved(lengths, depth) or 0.0 for depth in result.depths)
+    figure = f"{share:.1f} % over all depths, {worst:.0f} % at the worst"
+    return Check(name, figure, bound, share / 100 >= least)
 
 
-def _near_zero(name: str, result: PasskeyResult, lengths: list[int], bounds: Bounds) -> Check:
+def _near_zero(name: str, result: Result, lengths: list[int], bounds: Bounds) -> Check:
     bound = f"at most {100 * bounds.passkey_beyond_before:.0f} % at every length"
     if not lengths:
         return Check(name, NOT_MEASURED, bound, False)
-    most = max(result.accuracy([length]) or 0.0 for length in lengths)
-    figure = f"{100 * most:.1f} % at the best length"
-    return Check(name, figure, bound, most <= bounds.passkey_beyond_before)
+    most = max(result.retrieved([length]) or 0.0 for length in lengths)
+    figure = f"{most:.1f} % at the best length"
+    return Check(name, figure, bound, most / 100 <= bounds.passkey_beyond_before)
 
 
 def memory_check(peak_memory_gib: float, bounds: Bounds) -> Check:

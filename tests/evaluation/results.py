@@ -1,4 +1,4 @@
-"""Results of checkpoints that were never run, in the project's own types and files."""
+"""Results of checkpoints that were never run, in the project's own type and files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.evaluation.config import LossConfig, NeedleConfig, PasskeyConfig
-from megatron_ultralong.evaluation.loss_result import CheckpointLoss, LossResult, PositionBin
 from megatron_ultralong.evaluation.model_record import ModelRecord
-from megatron_ultralong.evaluation.passkey_result import NeedleResult, PasskeyCell, PasskeyResult
-from megatron_ultralong.evaluation.task_result import TaskCell, TaskResult
+from megatron_ultralong.evaluation.results.file import write_results
+from megatron_ultralong.evaluation.results.result import (
+    KINDS,
+    LOSS,
+    Result,
+    ScoreCell,
+    depth_row,
+    plain_values,
+    position_row,
+)
 
 DATE = "2026-01-31T12:00:00+00:00"
 VERSIONS = {"megatron-ultralong": "0.1.0", "torch": "2.13.0"}
@@ -24,44 +31,57 @@ def record(name: str, num_parameters: int = LLAMA_8B, folder: str = "") -> Model
     return ModelRecord(folder or f"runs/{name}", "megatron", "bf16", weights, num_parameters)
 
 
-def checkpoint_loss(name: str, max_positions: int, losses: Sequence[float | None]):
+def loss_of(
+    name: str, max_positions: int, losses: Sequence[float | None], data_path: str = "rows"
+) -> Result:
     bins = zip(EDGES[:-1], EDGES[1:], losses, strict=True)
-    return CheckpointLoss(
-        name,
-        max_positions,
-        tuple(PositionBin(a, b, b - a, x, 0.01, 0.4) for a, b, x in bins),
-        record(name),
+    return Result(
+        kind=KINDS["position_loss"],
+        config=plain_values(LossConfig(data_path=data_path)),
+        checkpoint=name,
+        max_positions=max_positions,
+        cells=tuple(ScoreCell(position_row(a, b), LOSS, b - a, x, 0.01) for a, b, x in bins),
+        material={"manifest.json": f"of {data_path}"},
+        num_packed_rows=8,
+        date=DATE,
+        versions=VERSIONS,
+        model=record(name),
     )
 
 
-def loss_result(before=BEFORE, after=AFTER, data_path: str = "rows") -> LossResult:
-    both = (checkpoint_loss("before", 512, before), checkpoint_loss("after", 2048, after))
-    config = LossConfig(data_path=data_path)
-    return LossResult(config, 2048, 8, both, DATE, VERSIONS, {"manifest.json": f"of {data_path}"})
+def loss_results(before=BEFORE, after=AFTER, data_path: str = "rows") -> list[Result]:
+    return [loss_of("before", 512, before, data_path), loss_of("after", 2048, after, data_path)]
 
 
 def passkey_result(
     name: str, max_positions: int, retrieved: Mapping[int, int], model=None, **flags: Any
-) -> PasskeyResult:
+) -> Result:
     """``retrieved`` of ten prompts at each of two depths."""
     config = PasskeyConfig(lengths=tuple(retrieved), depths=(0.0, 50.0), **flags)
-    return PasskeyResult(
-        config, name, max_positions, _cells(retrieved), DATE, VERSIONS, model or record(name)
-    )
+    return _retrieval("passkey", config, name, max_positions, retrieved, model)
 
 
-def needle_result(name: str, max_positions: int, retrieved: Mapping[int, int]) -> NeedleResult:
+def needle_result(name: str, max_positions: int, retrieved: Mapping[int, int]) -> Result:
     config = NeedleConfig(lengths=tuple(retrieved), depths=(0.0, 50.0))
-    return NeedleResult(
-        config, name, max_positions, _cells(retrieved), DATE, VERSIONS, record(name)
-    )
+    return _retrieval("needle", config, name, max_positions, retrieved)
 
 
-def _cells(retrieved: Mapping[int, int]) -> tuple[PasskeyCell, ...]:
-    return tuple(
-        PasskeyCell(length, depth, 10, count, 0.5)
-        for length, count in retrieved.items()
-        for depth in (0.0, 50.0)
+def _retrieval(
+    kind: str, config: Any, name: str, max_positions: int, retrieved: Mapping[int, int], model=None
+) -> Result:
+    return Result(
+        kind=KINDS[kind],
+        config=plain_values(config),
+        checkpoint=name,
+        max_positions=max_positions,
+        cells=tuple(
+            ScoreCell(depth_row(depth), str(length), 10, 10.0 * count)
+            for length, count in retrieved.items()
+            for depth in (0.0, 50.0)
+        ),
+        date=DATE,
+        versions=VERSIONS,
+        model=model or record(name),
     )
 
 
@@ -76,15 +96,16 @@ def task_result(
     num_parameters: int = LLAMA_8B,
     material: Mapping[str, str] | None = None,
     **flags: Any,
-) -> TaskResult:
+) -> Result:
     """``scores`` by task and column."""
+    figures = {"num_prompt_tokens": 1000.0, "num_truncated": num_truncated}
     cells = tuple(
-        TaskCell(task, column, num_samples, score, 1000.0, num_truncated)
+        ScoreCell(task, column, num_samples or 100, score, figures=figures)
         for (task, column), score in scores.items()
     )
     tasks = list(dict.fromkeys(task for task, _ in scores))
-    return TaskResult(
-        kind=kind,
+    return Result(
+        kind=KINDS[kind],
         config={"tasks": tasks, "num_samples": num_samples, "output": f"{name}/{kind}", **flags},
         checkpoint=name,
         max_positions=max_positions,
@@ -98,8 +119,8 @@ def task_result(
     )
 
 
-def saved(result: Any, path: Path) -> Path:
-    """``result`` in a file, through its own ``save``."""
+def saved(results: Result | Sequence[Result], path: Path) -> Path:
+    """Results in a file, as the verbs write them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    result.save(path)
+    write_results(path, [results] if isinstance(results, Result) else results)
     return path

@@ -14,10 +14,10 @@ from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
 from megatron_ultralong.evaluation.models import ModelFacts, model_facts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
 from megatron_ultralong.evaluation.ruler.samples import RulerSamples
-from megatron_ultralong.evaluation.task_result import TaskResult
 from tests.models import write_llama
 
 CONFIG = RulerConfig(
@@ -95,7 +95,7 @@ def test_an_evaluation_goes_on_after_a_kill(generator, facts, tokenizer, tmp_pat
     assert len(lines[0]) == 12
     names = ["evaluation.json", "ruler.json", "ruler.png", "samples.jsonl"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    loaded = TaskResult.load(tmp_path / "out" / "ruler.json", "ruler")
+    loaded = read_result(tmp_path / "out" / "ruler.json", "ruler")
     assert loaded.cells == result.cells
     assert loaded.notes == result.notes
     assert loaded.model == facts.record
@@ -167,7 +167,7 @@ def test_what_costs_too_much_or_is_too_long_is_refused(
 def test_a_damaged_result_is_refused(tmp_path, damage):
     (tmp_path / "ruler.json").write_text(damage)
     with pytest.raises(InputError, match="is damaged"):
-        TaskResult.load(tmp_path / "ruler.json", "ruler")
+        read_result(tmp_path / "ruler.json", "ruler")
     (tmp_path / "ruler.json").write_text(json.dumps({"kind": "passkey", "format_version": 1}))
     with pytest.raises(InputError, match=r"holds 'passkey' .* not 'ruler'"):
-        TaskResult.load(tmp_path / "ruler.json", "ruler")
+        read_result(tmp_path / "ruler.json", "ruler")

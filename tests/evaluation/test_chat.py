@@ -24,7 +24,8 @@ from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.models import model_facts, open_scorers, tokenizer_folder
 from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.task_result import TaskResult
+from megatron_ultralong.evaluation.results.file import read_result
+from megatron_ultralong.evaluation.results.result import Result
 from tests.models import TEXT, write_llama, write_tokenizer
 from tests.ranks import run_on_ranks
 from tests.training.chats import conversations, write_chat_model
@@ -75,7 +76,7 @@ def examples(folder: Path) -> list:
     return [one for number in range(len(rows)) for one in rows.examples(number)]
 
 
-def run(load: Path, config: ChatConfig, parallel: ParallelConfig | None = None) -> TaskResult:
+def run(load: Path, config: ChatConfig, parallel: ParallelConfig | None = None) -> Result:
     models = ModelsConfig((str(load),), "fp32", parallel or ParallelConfig())
     facts = model_facts(str(load), "fp32")
     tokenizer = PromptTokenizer(tokenizer_folder(str(load)))
@@ -113,7 +114,7 @@ def test_turns_are_scored_as_transformers_scores_them(folder: Path, tmp_path: Pa
         for (loss, right), (their_loss, their_right) in zip(ours, theirs, strict=True):
             # Float32 sums of up to 40 losses of magnitude 10.
             assert (loss, right) == (pytest.approx(their_loss, abs=1e-3), their_right)
-    result = TaskResult.load(tmp_path / "out" / "chat.json", "chat")
+    result = read_result(tmp_path / "out" / "chat.json", "chat")
     count = sum(cell.num_samples for cell in result.cells)
     assert count == len(exact)
     assert sum(cell.num_samples * cell.score for cell in result.cells) == pytest.approx(
@@ -122,7 +123,7 @@ def test_turns_are_scored_as_transformers_scores_them(folder: Path, tmp_path: Pa
     mean = float(result.notes[1].split()[1])
     assert mean == pytest.approx(total / num_tokens, abs=2e-4)
     assert f"{100 * num_right / num_tokens:.1f} %" in result.notes[1]
-    assert result.tasks == ("turn 1", "turn 2", "turn 3")
+    assert result.rows == ("turn 1", "turn 2", "turn 3")
     assert (tmp_path / "out" / "chat.png").stat().st_size > 5000
 
 

@@ -22,7 +22,7 @@ from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.models import model_facts, open_scorers, tokenizer_folder
 from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.task_result import TaskResult
+from megatron_ultralong.evaluation.results.result import Result
 from tests.models import write_llama
 from tests.ranks import run_on_ranks
 
@@ -60,7 +60,7 @@ def write_questions(file: Path, count: int, seed: int = 0) -> None:
     file.write_text("\n".join(lines) + "\n")
 
 
-def run(load: str, config: ChoicesConfig, parallel: ParallelConfig | None = None) -> TaskResult:
+def run(load: str, config: ChoicesConfig, parallel: ParallelConfig | None = None) -> Result:
     models = ModelsConfig((load,), "fp32", parallel or ParallelConfig())
     with open_scorers(models) as scorers:
         facts, tokenizer = model_facts(load, "fp32"), PromptTokenizer(tokenizer_folder(load))

@@ -176,12 +176,14 @@ def test_lv_eval_runs_over_upstreams_files(parts, lv_eval_data, tmp_path, capsys
         output=str(tmp_path / "out"),
     )
     result = evaluate_lv_eval(config, *parts)
-    assert result.tasks == tuple(DATA_SETS)
+    assert result.rows == tuple(DATA_SETS)
     assert result.columns == ("16k", "32k")
-    assert [cell.num_truncated for cell in result.cells if cell.column == "32k"] == [1] * 11
+    assert [cell.figures["num_truncated"] for cell in result.cells if cell.column == "32k"] == [
+        1
+    ] * 11
     short = result.cell("factrecall_en", "16k")
     assert short is not None
-    assert (short.num_samples, short.num_truncated) == (1, 0)
+    assert (short.num_samples, short.figures["num_truncated"]) == (1, 0)
     assert len(result.material) == 22
     assert "prompts beyond 512 tokens" in result.notes[0]
     assert "the first 1 questions" in result.notes[1]
@@ -220,7 +222,7 @@ def test_infinitebench_runs_over_upstreams_files(parts, infinite_data, tmp_path)
         data=str(infinite_data), tasks=tasks, output=str(tmp_path / "out"), micro_batch_size=4
     )
     result = evaluate_infinitebench(config, *parts)
-    assert result.tasks == tasks
+    assert result.rows == tasks
     assert result.columns == ("512",)
     with pytest.raises(
         InputError, match=r"longbook_sum_eng takes answers of 1200 tokens, and --max"

@@ -28,7 +28,7 @@ from megatron_ultralong.evaluation.needle_prompt import (
     QUESTION,
     needle_prompt,
 )
-from megatron_ultralong.evaluation.passkey_result import NeedleResult
+from megatron_ultralong.evaluation.results.file import read_result
 from tests.models import write_llama
 
 CONFIG = NeedleConfig(lengths=(700, 900), depths=(0.0, 50.0), num_samples=3, micro_batch_size=4)
@@ -150,9 +150,8 @@ def test_argmax_and_decoding_agree_on_a_model_that_knows_some(folder, encode, tm
         HuggingFaceGenerator(tmp_path / "learnt"),
         encode,
     )
-    found = [cell.num_retrieved for cell in by_argmax.cells]
-    assert found == [cell.num_retrieved for cell in by_decoding.cells]
-    assert 0 < sum(found) < 8
+    assert [cell.score for cell in by_argmax.cells] == [cell.score for cell in by_decoding.cells]
+    assert 0 < by_argmax.pooled() < 100
 
 
 def test_files_are_written_and_read_back(folder, encode, tmp_path, capsys):
@@ -162,7 +161,7 @@ def test_files_are_written_and_read_back(folder, encode, tmp_path, capsys):
     config = dataclasses.replace(CONFIG, output=output, haystack=(str(text),))
     facts = model_facts(str(folder), "fp32")
     result = evaluate_needle(config, HuggingFaceScorer(folder), facts, encode, "sha", COST)
-    assert NeedleResult.load(tmp_path / "needle" / "needle.json") == result
+    assert read_result(tmp_path / "needle" / "needle.json", "needle") == result
     assert result.material == {"haystack 1": hashlib.sha256(text.read_bytes()).hexdigest()}
     assert result.model == facts.record
     names = sorted(path.name for path in (tmp_path / "needle").iterdir())

@@ -20,7 +20,8 @@ from megatron_ultralong.evaluation.journal import Journal
 from megatron_ultralong.evaluation.models import model_facts, open_generators, open_scorers
 from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.passkey import evaluate_passkey, measure_passkey
-from megatron_ultralong.evaluation.passkey_result import PasskeyResult
+from megatron_ultralong.evaluation.results.file import read_result
+from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.scorer import Scores
 
 from .conftest import make_llama
@@ -96,10 +97,10 @@ def test_argmax_of_one_forward_equals_greedy_decoding(half_trained, encode):
     assert len(decoded) == 200
     assert decoded == recorder.retrieved
     by_cell = np.asarray(decoded).reshape(len(result.cells), MANY.num_samples).sum(axis=1)
-    assert [cell.num_retrieved for cell in result.cells] == by_cell.tolist()
+    assert [cell.score for cell in result.cells] == (2.0 * by_cell).tolist()  # of fifty
     # Otherwise the comparison would not see hits and misses.
     assert 20 <= sum(decoded) <= 180
-    assert any(cell.token_accuracy > cell.accuracy for cell in result.cells)
+    assert any(100 * cell.figures["token_accuracy"] > cell.score for cell in result.cells)
 
 
 def test_a_cell_is_the_same_in_every_grid_and_batch(scorer, encode):
@@ -146,7 +147,7 @@ def test_decoding_in_the_training_layout_finds_what_argmax_finds(half_trained, e
     assert 20 <= sum(found["argmax"]) <= 180
 
 
-def evaluate(config: PasskeyConfig, model, encode, **limits: float) -> PasskeyResult:
+def evaluate(config: PasskeyConfig, model, encode, **limits: float) -> Result:
     facts = model_facts(str(model.folder), "fp32")
     cost = CostConfig(estimated_tflops=0.01, **limits)
     return evaluate_passkey(config, model, facts, encode, "sha", cost)
@@ -158,13 +159,15 @@ def test_files_are_written_and_read_back(scorer, encode, tmp_path, capsys):
     result = evaluate(config, scorer, encode)
     names = ["evaluation.json", "passkey.json", "passkey.png", "samples.jsonl"]
     assert sorted(path.name for path in output.iterdir()) == names
-    assert PasskeyResult.load(output / "passkey.json") == result
+    assert read_result(output / "passkey.json", "passkey") == result
     weights = LlamaForCausalLM.from_pretrained(scorer.folder).parameters()
     assert result.model is not None
     assert result.model.num_parameters == sum(weight.numel() for weight in weights)
     assert (result.model.engine, result.model.precision) == ("transformers", "fp32")
     values = json.loads((output / "passkey.json").read_text())
-    assert [cell["accuracy"] for cell in values["cells"]] == [c.accuracy for c in result.cells]
+    (written,) = values["results"]
+    assert [cell["score"] for cell in written["cells"]] == [c.score for c in result.cells]
+    assert written["means"] == {column: result.mean(column) for column in ("136", "160")}
     png = (output / "passkey.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">2I", png[16:24]) == (800, 512)

@@ -13,8 +13,9 @@ from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.config import LossConfig
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
-from megatron_ultralong.evaluation.loss_result import LossResult
 from megatron_ultralong.evaluation.position_loss import evaluate_loss, measure_position_loss
+from megatron_ultralong.evaluation.results.file import read_results
+from megatron_ultralong.evaluation.results.result import Result
 from tests.evaluation.results import record
 
 from .conftest import SEPARATOR, VOCAB_SIZE, make_llama
@@ -32,87 +33,89 @@ def other(tmp_path_factory) -> HuggingFaceScorer:
     return HuggingFaceScorer(folder)
 
 
+def edges(result: Result) -> tuple[int, ...]:
+    return (0, *(stop for _, stop in result.bins))
+
+
 def test_the_mean_is_the_loss_that_transformers_computes(config, scorer, rows):
-    result = measure_position_loss(config, [scorer])
+    (result,) = measure_position_loss(config, [scorer])
     model = make_llama(max_positions=64).eval()
     tokens = torch.from_numpy(rows)
     with torch.no_grad():
         expected = model(input_ids=tokens, labels=tokens).loss.item()
     # float32 on the other side too.
-    assert result.checkpoints[0].mean_loss() == pytest.approx(expected, abs=1e-5)
-    assert result.num_rows == 5
-    assert result.edges == (0, 8, 16, 32, 64)
+    assert result.mean_loss() == pytest.approx(expected, abs=1e-5)
+    assert result.num_packed_rows == 5
+    assert edges(result) == (0, 8, 16, 32, 64)
 
 
 def test_bins_errors_and_accuracy_by_hand(config, scorer, rows):
-    part = measure_position_loss(config, [scorer]).checkpoints[0].bins[-1]
+    part = measure_position_loss(config, [scorer])[0].cells[-1]
     scores = scorer.score(rows)
     loss = scores.loss[:, 32:63].astype(np.float64)
-    assert (part.start, part.stop, part.num_predictions) == (32, 64, 5 * 31)
+    assert (part.row, part.num_samples) == ("32-64", 5 * 31)
     # The scorer saw the rows two at a time here, and five at a time there.
-    assert part.loss == pytest.approx(loss.mean(), abs=1e-5)
+    assert part.score == pytest.approx(loss.mean(), abs=1e-5)
     # With equally many predictions in every row it is the standard error of the row means.
-    assert part.standard_error == pytest.approx(
-        loss.mean(axis=1).std(ddof=1) / math.sqrt(5), abs=1e-5
-    )
-    assert part.accuracy == scores.correct[:, 32:63].mean()
-    assert part.perplexity == math.exp(part.loss)
+    assert part.error == pytest.approx(loss.mean(axis=1).std(ddof=1) / math.sqrt(5), abs=1e-5)
+    assert part.figures["accuracy"] == scores.correct[:, 32:63].mean()
+    assert part.figures["perplexity"] == math.exp(part.score)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
 def test_the_batch_does_not_matter(config, scorer, micro_batch_size):
-    expected = measure_position_loss(config, [scorer]).checkpoints[0]
+    (expected,) = measure_position_loss(config, [scorer])
     config = dataclasses.replace(config, micro_batch_size=micro_batch_size)
     for ours, theirs in zip(
-        measure_position_loss(config, [scorer]).checkpoints[0].bins, expected.bins, strict=True
+        measure_position_loss(config, [scorer])[0].cells, expected.cells, strict=True
     ):
         # Matrix products of other shapes sum in another order.
-        assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
+        assert ours.score == pytest.approx(theirs.score, abs=1e-5)
 
 
 def test_block_leaves_out_the_first_token_of_every_document(config, scorer, rows):
     config = dataclasses.replace(config, document_mask="block", smallest_bin=64, num_samples=1)
-    result = measure_position_loss(config, [scorer], SEPARATOR)
+    (result,) = measure_position_loss(config, [scorer], SEPARATOR)
     # Row 0 has separators at 11, 12 and 40, 41: the predictions made at 12 and 41 do not count.
     loss = np.delete(scorer.score(rows[:1]).loss[0].astype(np.float64), [12, 41])
-    (part,) = result.checkpoints[0].bins
-    assert part.num_predictions == 61
-    assert part.loss == pytest.approx(loss.mean(), abs=1e-5)  # float32 forward
-    assert part.standard_error is None
+    (part,) = result.cells
+    assert part.num_samples == 61
+    assert part.score == pytest.approx(loss.mean(), abs=1e-5)  # float32 forward
+    assert part.error is None
     with pytest.raises(InputError, match="'block' needs the ids that separate documents"):
         measure_position_loss(config, [scorer])
 
 
 def test_truncated_rows_give_the_same_loss_where_they_are(config, scorer):
-    short = measure_position_loss(dataclasses.replace(config, seq_length=32), [scorer])
-    whole = measure_position_loss(config, [scorer])
-    assert short.edges == (0, 8, 16, 32)
-    for ours, theirs in zip(short.checkpoints[0].bins[:2], whole.checkpoints[0].bins, strict=False):
+    (short,) = measure_position_loss(dataclasses.replace(config, seq_length=32), [scorer])
+    (whole,) = measure_position_loss(config, [scorer])
+    assert edges(short) == (0, 8, 16, 32)
+    for ours, theirs in zip(short.cells[:2], whole.cells, strict=False):
         # Causal: the rest of the row changes nothing but the order of sums.
-        assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
+        assert ours.score == pytest.approx(theirs.score, abs=1e-5)
 
 
 def test_files_are_written_and_read_back(config, scorer, other, tmp_path, capsys):
     output = tmp_path / "new" / "loss"
     config = dataclasses.replace(config, output=str(output), beyond_trained_positions=True)
     records = [record("other"), record("base")]
-    result = evaluate_loss(config, [other, scorer], records=records)
-    assert [checkpoint.model for checkpoint in result.checkpoints] == records
+    results = evaluate_loss(config, [other, scorer], records=records)
+    assert [result.model for result in results] == records
     assert sorted(path.name for path in output.iterdir()) == ["loss.json", "loss.png"]
     assert [path.name for path in output.parent.iterdir()] == ["loss"]
-    assert LossResult.load(output / "loss.json") == result
-    assert result.edges == (0, 8, 16, 24, 32, 64)
+    assert read_results(output / "loss.json") == tuple(results)
+    assert {edges(result) for result in results} == {(0, 8, 16, 24, 32, 64)}
     values = json.loads((output / "loss.json").read_text())
-    assert (values["kind"], values["format_version"]) == ("position_loss", 1)
-    assert values["config"]["data_path"] == config.data_path
-    entry = values["checkpoints"][1]["bins"][0]
-    assert entry["perplexity"] == math.exp(entry["loss"])
+    assert (values["kind"], values["format_version"]) == ("position_loss", 2)
+    entry = values["results"][1]
+    assert entry["config"]["data_path"] == config.data_path
+    assert entry["cells"][0]["figures"]["perplexity"] == math.exp(entry["cells"][0]["score"])
     png = (output / "loss.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     assert struct.unpack(">2I", png[16:24]) == (1280, 736)
     printed = capsys.readouterr().out
     assert "Loss by position: 5 rows of 64 tokens" in printed
-    assert f"{result.checkpoints[0].bins[0].loss:.4f}" in printed
+    assert f"{results[0].cells[0].score:.4f}" in printed
     with pytest.raises(InputError, match=r"holds 2 entries, loss\.json among them"):
         evaluate_loss(config, [other, scorer])
 
@@ -148,7 +151,7 @@ def test_rows_beyond_the_trained_positions_need_a_flag(config, other):
     ):
         measure_position_loss(config, [other])
     config = dataclasses.replace(config, beyond_trained_positions=True)
-    assert measure_position_loss(config, [other]).checkpoints[0].max_positions == 24
+    assert measure_position_loss(config, [other])[0].max_positions == 24
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(config, tmp_path):
@@ -190,4 +193,4 @@ def test_a_file_that_holds_no_losses_is_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "loss.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        LossResult.load(tmp_path / "loss.json")
+        read_results(tmp_path / "loss.json", "position_loss")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import math
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from megatron_ultralong.evaluation.report.terminal import print_report
 from megatron_ultralong.evaluation.ruler.parameters import TASKS as RULER_TASKS
 from megatron_ultralong.evaluation.verdicts import Check
 from tests.evaluation.results import (
-    loss_result,
+    loss_results,
     needle_result,
     passkey_result,
     saved,
@@ -98,7 +99,7 @@ class Page(HTMLParser):
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of a base and its extension on every benchmark, as the verbs write them."""
     root = tmp_path_factory.mktemp("results")
-    saved(loss_result(), root / "loss" / "loss.json")
+    saved(loss_results(), root / "loss" / "loss.json")
     retrieved = {"before": {512: 10, 1024: 0, 2048: 1}, "after": {512: 9, 1024: 9, 2048: 8}}
     for name, positions, base, fall in (("before", 512, 90, 40), ("after", 2048, 95, 5)):
         folder = root / name
@@ -159,19 +160,20 @@ def test_figures_are_those_of_the_files(written, results):
     rows = page.table("Loss by position")
     assert rows[0] == ["positions", "before, trained for 512", "after, trained for 2,048"]
     for k, row in enumerate(rows[1:5]):
-        for place, checkpoint in enumerate(values["checkpoints"], 1):
-            part = checkpoint["bins"][k]
-            shown = f"{part['loss']:.3f} ± {part['standard_error']:.3f} ({part['perplexity']:.1f})"
+        for place, result in enumerate(values["results"], 1):
+            cell = result["cells"][k]
+            shown = f"{cell['score']:.3f} ± {cell['error']:.3f} ({math.exp(cell['score']):.1f})"
             assert row[place] == shown
             assert shown in printed
     for kind, title in (("passkey", "Passkey retrieval"), ("needle", "Needle retrieval")):
         rows = page.table(title)
         for place, name in enumerate(("before", "after"), 1):
-            cells = json.loads((results / name / kind / f"{kind}.json").read_text())["cells"]
+            values = json.loads((results / name / kind / f"{kind}.json").read_text())
+            cells = values["results"][0]["cells"]
             for row in rows[1:]:
-                length = int(row[0].removesuffix(" tokens").replace(",", ""))
-                shares = [cell["accuracy"] for cell in cells if cell["length"] == length]
-                mean, worst = 100 * sum(shares) / len(shares), 100 * min(shares)
+                length = row[0].removesuffix(" tokens").replace(",", "")
+                scores = [cell["score"] for cell in cells if cell["column"] == length]
+                mean, worst = sum(scores) / len(scores), min(scores)
                 assert row[place] == f"{mean:.0f} % ({worst:.0f} %)"
                 assert row[place] in printed
 
@@ -183,15 +185,15 @@ def test_scores_by_task_and_length_are_those_of_the_files(written, results):
     means = page.table("Mean of the tasks")
     titles = {"4K": "4096", "128K": "131072", "512K": "524288"}
     for place, name in enumerate(("before", "after")):
-        values = json.loads((results / name / "r" / "ruler.json").read_text())
-        scores = {(c["task"], c["column"]): c["score"] for c in values["cells"]}
+        (values,) = json.loads((results / name / "r" / "ruler.json").read_text())["results"]
+        scores = {(c["row"], c["column"]): c["score"] for c in values["cells"]}
         assert len(by_task[0]) == 1 + len(scores)
         for task, _, length, *shown in by_task[0][1:]:
             assert shown[place] == f"{scores[task, titles[length]]:.1f}"
         for length, *shown in means[1:]:
             assert shown[place] == f"{values['means'][titles[length]]:.1f}"
             assert shown[place] in printed
-        values = json.loads((results / name / "infinitebench.json").read_text())
+        (values,) = json.loads((results / name / "infinitebench.json").read_text())["results"]
         for row, cell in zip(by_task[1][1:], values["cells"], strict=False):
             assert row[2 + place] == f"{cell['score']:.1f}"
     assert by_task[1][0][2:] == ["before, cut at 512", "after, cut at 2,048"]
@@ -245,13 +247,13 @@ def test_the_report_holds_all_results_as_json(written):
     assert len(values["results"]) == 12
     first = values["results"][0]
     assert (first["label"], first["benchmark"]) == ("before", "position_loss")
-    assert first["result"]["checkpoints"][0]["bins"][2]["loss"] == 4.5
+    assert first["result"]["cells"][2]["score"] == 4.5
 
 
 @pytest.fixture
 def report(tmp_path) -> Report:
     """A report of a run, with all that a run adds."""
-    saved(loss_result(), tmp_path / "in" / "loss.json")
+    saved(loss_results(), tmp_path / "in" / "loss.json")
     return gather_report(
         [tmp_path / "in"],
         title="From 512 to 2,048 <tokens>",

@@ -12,12 +12,12 @@ import pytest
 from megatron_ultralong import cli
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.journal import open_journal
-from megatron_ultralong.evaluation.passkey_result import PasskeyResult
-from megatron_ultralong.evaluation.report.gathering import gather, load_result
+from megatron_ultralong.evaluation.report.gathering import gather, load_results
 from megatron_ultralong.evaluation.report.sections import sections
+from megatron_ultralong.evaluation.results.result import Result
 from tests.evaluation.results import (
-    checkpoint_loss,
-    loss_result,
+    loss_of,
+    loss_results,
     passkey_result,
     record,
     saved,
@@ -27,7 +27,7 @@ from tests.evaluation.results import (
 GRID = {512: 10, 1024: 5}
 
 
-def passkey(name: str = "after", folder: str = "", **flags: object) -> PasskeyResult:
+def passkey(name: str = "after", folder: str = "", **flags: object) -> Result:
     return passkey_result(name, 2048, GRID, model=record(name, folder=folder), **flags)
 
 
@@ -48,7 +48,7 @@ def labels(folder: Path) -> list[str]:
 def test_results_are_found_whatever_their_names_and_in_order(tmp_path):
     saved(passkey_result("b", 4096, GRID), tmp_path / "deep" / "er" / "of b.json")
     saved(passkey_result("a", 8192, GRID), tmp_path / "a.json")
-    saved(loss_result(), tmp_path / "z" / "loss.json")
+    saved(loss_results(), tmp_path / "z" / "loss.json")
     found = gather([tmp_path / "a.json", tmp_path, tmp_path / "z"])  # nothing is taken twice
     assert [(one.kind, one.label) for one in found.measurements] == [
         ("position_loss", "before"),
@@ -172,15 +172,12 @@ def test_a_result_that_states_no_model_is_of_the_one_checkpoint_of_its_name(tmp_
 
 
 def test_losses_on_other_rows_are_not_compared(tmp_path):
-    saved(loss_result(), tmp_path / "one" / "loss.json")
-    other = loss_result(data_path="other rows")
-    other = dataclasses.replace(other, checkpoints=(checkpoint_loss("long", 4096, (3, 3, 3, 3)),))
-    saved(other, tmp_path / "two" / "loss.json")
+    saved(loss_results(), tmp_path / "one" / "loss.json")
+    saved(loss_of("long", 4096, (3, 3, 3, 3), "other rows"), tmp_path / "two" / "loss.json")
     # The rows of "one" under another path: their manifest is the same.
     moved = dataclasses.replace(
-        loss_result(data_path="other rows"),
-        material=loss_result().material,
-        checkpoints=(checkpoint_loss("moved", 8192, (3.5, 3.5, 3.5, 3.5)),),
+        loss_of("moved", 8192, (3.5, 3.5, 3.5, 3.5), "other rows"),
+        material=loss_results()[0].material,
     )
     saved(moved, tmp_path / "three" / "loss.json")
     first, second = sections(gather([tmp_path]).measurements)
@@ -194,10 +191,10 @@ def test_losses_on_other_rows_are_not_compared(tmp_path):
 
 
 def test_losses_in_other_bins_stand_in_one_table(tmp_path):
-    saved(loss_result(), tmp_path / "one" / "loss.json")
-    one = checkpoint_loss("third", 1024, (3.0, 3.0, 3.0, 3.0))
-    halves = (*one.bins[:3], dataclasses.replace(one.bins[3], stop=1536))
-    third = dataclasses.replace(loss_result(), checkpoints=(dataclasses.replace(one, bins=halves),))
+    saved(loss_results(), tmp_path / "one" / "loss.json")
+    one = loss_of("third", 1024, (3.0, 3.0, 3.0, 3.0))
+    halves = (*one.cells[:3], dataclasses.replace(one.cells[3], row="1024-1536"))
+    third = dataclasses.replace(one, cells=halves)
     saved(third, tmp_path / "two" / "loss.json")
     (section,) = sections(gather([tmp_path]).measurements)
     rows = [[cell.text for cell in row] for row in section.tables[0].rows]
@@ -227,21 +224,21 @@ def test_bad_input_gets_one_message(tmp_path):
     good.write_text(json.dumps({**values, "format_version": 9}, indent=2))
     with pytest.raises(InputError, match=r"'passkey' of format_version 9, not 'passkey' of form"):
         gather([good])
-    del values["cells"]
+    del values["results"][0]["cells"]
     good.write_text(json.dumps(values, indent=2))
-    with pytest.raises(InputError, match=r"passkey\.json is damaged \(KeyError\('cells'\)\)"):
+    with pytest.raises(InputError, match=r"passkey\.json is damaged \(0\.cells: Field required\)"):
         gather([good])
     plan = tmp_path / "plan.json"
     plan.write_text('{"kind": "plan", "format_version": 1}')
     with pytest.raises(InputError, match=r"plan\.json holds 'plan', not a result of an evaluation"):
-        load_result(plan)
+        load_results(plan)
     plan.write_text('{"a": 1}')
     with pytest.raises(InputError, match=r"plan\.json holds other JSON, not a result of an"):
         gather([plan])
 
 
 def test_the_verb_prints_tables_and_writes_the_page(tmp_path, capsys):
-    saved(loss_result(), tmp_path / "in" / "loss.json")
+    saved(loss_results(), tmp_path / "in" / "loss.json")
     output = tmp_path / "page"
     words = ["evaluate", "report", str(tmp_path / "in"), "--output", str(output)]
     cli.main([*words, "--title", "Before & after"])

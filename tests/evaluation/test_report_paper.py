@@ -11,7 +11,7 @@ from megatron_ultralong.evaluation.report.measurement import Measurement
 from megatron_ultralong.evaluation.report.paper import paper_table
 from megatron_ultralong.evaluation.report.table import ReportTable
 from megatron_ultralong.evaluation.ruler.parameters import TASKS as RULER_TASKS
-from tests.evaluation.results import loss_result, passkey_result, record, task_result
+from tests.evaluation.results import loss_results, passkey_result, record, task_result
 
 
 def beside(*results) -> ReportTable:
@@ -99,4 +99,4 @@ def test_needles_and_the_others():
     table = beside(task_result("choices", "ours", 2**20, {("mmlu", "accuracy"): 60.0}))
     assert table.rows == ()
     assert "one mean of MMLU, MMLU-Pro, MATH, GSM-8K and HumanEval" in table.note
-    assert paper_table([Measurement("before", loss_result(), Path("loss.json"))]) is None
+    assert paper_table([Measurement("before", loss_results()[0], Path("loss.json"))]) is None

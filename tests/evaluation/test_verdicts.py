@@ -4,17 +4,17 @@ import dataclasses
 
 import pytest
 
-from megatron_ultralong.evaluation.passkey_result import PasskeyResult
+from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.verdicts import (
     Bounds,
     chat_checks,
     loss_checks,
     passkey_checks,
 )
-from tests.evaluation.results import AFTER, BEFORE, loss_result, passkey_result, task_result
+from tests.evaluation.results import AFTER, BEFORE, loss_results, passkey_result, task_result
 
 
-def passkeys(inside=9, beyond=1, full=8) -> tuple[PasskeyResult, PasskeyResult]:
+def passkeys(inside=9, beyond=1, full=8) -> tuple[Result, Result]:
     return (
         passkey_result("before", 512, {512: inside, 1024: 0, 2048: beyond}),
         passkey_result("after", 2048, {512: 9, 1024: 9, 2048: full}),
@@ -34,7 +34,7 @@ def passkeys(inside=9, beyond=1, full=8) -> tuple[PasskeyResult, PasskeyResult]:
     ],
 )
 def test_losses_are_held_against_the_base_inside_its_context(before, after, verdicts):
-    checks = loss_checks(loss_result(before, after), Bounds())
+    checks = loss_checks(loss_results(before, after), Bounds())
     assert [check.passed for check in checks] == verdicts
     assert "3.100 + 0.25" in checks[0].bound
     assert "3.100 + 0.05" in checks[1].bound
@@ -61,11 +61,8 @@ def test_what_was_not_measured_does_not_pass():
     beyond_only = passkey_result("before", 512, {1024: 0})
     checks = passkey_checks(beyond_only, passkeys()[1], Bounds())
     assert (checks[0].passed, checks[0].figure) == (False, "not measured")
-    whole = loss_result()
-    trained_longer = tuple(
-        dataclasses.replace(part, max_positions=4096) for part in whole.checkpoints
-    )
-    checks = loss_checks(dataclasses.replace(whole, checkpoints=trained_longer), Bounds())
+    trained_longer = [dataclasses.replace(one, max_positions=4096) for one in loss_results()]
+    checks = loss_checks(trained_longer, Bounds())
     assert [check.figure for check in checks[:2]] == ["not measured", "not measured"]
     assert not any(check.passed for check in checks[:2])
 

@@ -20,10 +20,10 @@ import torch
 from megatron_ultralong.documents import Row
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.config import LossConfig
-from megatron_ultralong.evaluation.loss_result import CheckpointLoss
 from megatron_ultralong.evaluation.models import open_scorers
 from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.position_loss import measure_position_loss
+from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.flops import training_flops
 from megatron_ultralong.run_config import LogConfig
 from megatron_ultralong.training.anomalies import SpikeDetector
@@ -137,11 +137,11 @@ def test_a_trace_of_the_ranks_and_steps_asked_for(
     assert "aten::mm" in names
 
 
-def score(root: Path, data: str) -> list[CheckpointLoss]:
+def score(root: Path, data: str) -> list[Result]:
     """Run on one rank: every held-out row, through the evaluation."""
     with open_scorers(ModelsConfig(load=(str(root),), precision="fp32")) as scorers:
         config = LossConfig(data_path=data, smallest_bin=32)
-        return list(measure_position_loss(config, scorers).checkpoints)
+        return measure_position_loss(config, scorers)
 
 
 def test_validation_is_what_the_evaluation_finds(
@@ -150,12 +150,12 @@ def test_validation_is_what_the_evaluation_finds(
     root, _, records = told
     assert [record["validation_loss"] is None for record in records] == [True, False] * 2
     data = make_config(None).data.data_path
-    found = run_on_ranks(1, score, root, data)[0][0].bins
+    found = run_on_ranks(1, score, root, data)[0][0]
     ours = {
         (part["start"], part["stop"]): part["lm_loss"] for part in records[-1]["validation_bins"]
     }
     assert list(ours) == [(0, 32), (32, 64), (64, 128)]
-    theirs = {(part.start, part.stop): part.loss for part in found}
+    theirs = {place: cell.score for place in found.bins if (cell := found.loss(place))}
     assert ours == pytest.approx(theirs, rel=1e-5)  # float32 sums over other splits
 
 
@@ -253,7 +253,7 @@ def test_every_held_out_row_counts_once(tmp_path: Path, make_config: MakeConfig)
     asked = "each counted once (eval_iters 40 x global_batch_size 4 asks for 160)"
     assert notes[4, 40] == f"validation: all 6 held-out rows, {asked}"
     found = run_on_ranks(1, score, tmp_path / "2-3", data)[0][0].bins
-    expected = {(part.start, part.stop): part.loss for part in found}
+    expected = {place: cell.score for place in found.bins if (cell := found.loss(place))}
     for which in ((2, 3), (4, 40)):
         assert losses[which] == pytest.approx(expected, rel=1e-5)  # float32 sums over other splits
     assert losses[4, 1] != pytest.approx(expected, rel=1e-5)

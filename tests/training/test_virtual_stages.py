@@ -93,8 +93,8 @@ def score(root: str, data: str, parallel: ParallelConfig) -> float:
     models = ModelsConfig(load=(root,), precision="fp32", parallel=parallel)
     with open_scorers(models) as scorers:
         config = LossConfig(data_path=data, num_samples=4)
-        bins = measure_position_loss(config, scorers).checkpoints[0].bins
-    return bins[-1].loss
+        cells = measure_position_loss(config, scorers)[0].cells
+    return cells[-1].score
 
 
 def test_evaluations_read_its_checkpoints_in_plain_stages(configs: Configs) -> None:

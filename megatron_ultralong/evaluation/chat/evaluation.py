@@ -14,15 +14,19 @@ from megatron_ultralong.data.chat_rows import ChatRows, Int64Array
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.benchmark import show
 from megatron_ultralong.evaluation.chat.config import ChatConfig
-from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.cost import check_cost, estimate_cost
 from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.journal import Journal, open_journal, sample_key
 from megatron_ultralong.evaluation.local_data import file_sha256
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.results.result import (
+    KINDS,
+    Result,
+    mean_cell,
+    plain_values,
+)
 from megatron_ultralong.evaluation.scorer import Scorer, check_length, scoring_progress
-from megatron_ultralong.evaluation.task_result import TaskCell, TaskResult
 from megatron_ultralong.ranks import world_size
 
 METRIC = "turns exact"
@@ -49,7 +53,7 @@ def evaluate_chat(
     facts: ModelFacts,
     tokenizer: PromptTokenizer,
     cost: CostConfig,
-) -> TaskResult:
+) -> Result:
     """Measure the share of assistant's turns that greedy decoding writes, by turn and length.
 
     Every turn is given the conversation before it as it was, its own earlier answers included.
@@ -150,7 +154,7 @@ def _result(
     asked: Sequence[_Conversation],
     entries: Sequence[Any],
     chat_template: str,
-) -> TaskResult:
+) -> Result:
     prefix = Path(config.data_path) / config.split
     groups: dict[tuple[int, int], list[tuple[bool, int]]] = {}
     num_tokens, num_right, total = 0, 0, 0.0
@@ -165,13 +169,11 @@ def _result(
                 total + loss,
             )
     cells = tuple(
-        TaskCell(
-            task=f"turn {turn}" + (" and later" if turn == LAST_TURN else ""),
-            column=str(length),
-            num_samples=len(group),
-            score=100 * sum(exact for exact, _ in group) / len(group),
-            num_prompt_tokens=sum(start for _, start in group) / len(group),
-            num_truncated=0,
+        mean_cell(
+            f"turn {turn}" + (" and later" if turn == LAST_TURN else ""),
+            str(length),
+            [float(exact) for exact, _ in group],
+            {"num_prompt_tokens": sum(start for _, start in group) / len(group)},
         )
         for (turn, length), group in sorted(groups.items(), key=lambda item: item[0][::-1])
     )
@@ -181,19 +183,17 @@ def _result(
         f"loss {total / num_tokens:.4f} nats a token over the {num_tokens} tokens to be learnt, "
         f"{100 * num_right / num_tokens:.1f} % of which are the likeliest",
     )
-    return TaskResult(
-        kind="chat",
-        config=dataclasses.asdict(config),
+    return Result(
+        kind=KINDS["chat"],
+        config=plain_values(config),
         checkpoint=facts.name,
         max_positions=facts.max_positions,
         cells=cells,
-        metrics={cell.task: METRIC for cell in sorted(cells, key=lambda cell: cell.task)},
+        metrics={cell.row: METRIC for cell in sorted(cells, key=lambda cell: cell.row)},
         notes=notes,
         material={
             file.name: file_sha256(file)
             for file in (prefix.with_name(f"{prefix.name}{end}.bin") for end in ("", ".targets"))
         },
-        date=now(),
-        versions=versions(),
         model=facts.record,
     )

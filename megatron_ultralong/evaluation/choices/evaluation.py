@@ -20,15 +20,19 @@ from megatron_ultralong.evaluation.choices.questions import (
     read_questions,
     task_name,
 )
-from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.cost import check_cost, estimate_cost
 from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.journal import Journal, open_journal, sample_key
 from megatron_ultralong.evaluation.local_data import file_sha256
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.evaluation.results.result import (
+    KINDS,
+    Result,
+    mean_cell,
+    plain_values,
+)
 from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length
-from megatron_ultralong.evaluation.task_result import TaskCell, TaskResult
 from megatron_ultralong.progress import ProgressBar, progress
 from megatron_ultralong.ranks import world_size
 
@@ -65,7 +69,7 @@ def evaluate_choices(
     facts: ModelFacts,
     tokenizer: PromptTokenizer,
     cost: CostConfig,
-) -> TaskResult:
+) -> Result:
     """Measure the share of questions whose likeliest choice is right.
 
     Every rank calls this; the main one prints and writes.
@@ -214,7 +218,7 @@ def _result(
     asked: Sequence[_Asked],
     journal: Journal,
     material: dict[str, str],
-) -> TaskResult:
+) -> Result:
     right: dict[str, list[tuple[bool, bool]]] = {}
     sizes: dict[str, list[int]] = {}
     for one in asked:
@@ -230,13 +234,11 @@ def _result(
         sizes.setdefault(one.task, []).append(int(one.rows[0].tokens.size))
     columns = (ACCURACY,) if config.choice_style == "letters" else (ACCURACY, NORMALISED)
     cells = tuple(
-        TaskCell(
-            task=task,
-            column=column,
-            num_samples=len(hits),
-            score=100 * sum(hit[k] for hit in hits) / len(hits),
-            num_prompt_tokens=sum(sizes[task]) / len(sizes[task]),
-            num_truncated=0,
+        mean_cell(
+            task,
+            column,
+            [float(hit[k]) for hit in hits],
+            {"num_prompt_tokens": sum(sizes[task]) / len(sizes[task])},
         )
         for task, hits in right.items()
         for k, column in enumerate(columns)
@@ -245,16 +247,14 @@ def _result(
         f"likelihood of {config.choice_style} by one forward pass, {config.num_fewshot} solved "
         "questions before each; the mean is of the files"
     ]
-    return TaskResult(
-        kind="choices",
-        config=dataclasses.asdict(config),
+    return Result(
+        kind=KINDS["choices"],
+        config=plain_values(config),
         checkpoint=facts.name,
         max_positions=facts.max_positions,
         cells=cells,
         metrics=dict.fromkeys(right, "accuracy"),
         notes=tuple(notes),
         material=material,
-        date=now(),
-        versions=versions(),
         model=facts.record,
     )

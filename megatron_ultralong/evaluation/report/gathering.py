@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.loss_result import LossResult
 from megatron_ultralong.evaluation.output_folder import IDENTITY_FILE, SAMPLES_FILE, SUFFIX
-from megatron_ultralong.evaluation.passkey_result import NeedleResult, PasskeyResult
 from megatron_ultralong.evaluation.report.labels import with_labels
-from megatron_ultralong.evaluation.report.measurement import Measurement, Result, same_but_for_file
-from megatron_ultralong.evaluation.result_file import kind_of
-from megatron_ultralong.evaluation.task_result import TASK_KINDS, TaskResult
+from megatron_ultralong.evaluation.report.measurement import Measurement
+from megatron_ultralong.evaluation.results.file import beginning_of, holds_results, read_results
+from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.json_file import read_json
 
-_LOADERS: dict[str, Callable[[Path], Result]] = {
-    "position_loss": LossResult.load,
-    "passkey": PasskeyResult.load,
-    "needle": NeedleResult.load,
-    **{kind: lambda path, kind=kind: TaskResult.load(path, kind) for kind in TASK_KINDS},  # type: ignore[misc]
-}
-KINDS = tuple(_LOADERS)
-"""Benchmarks, in the order in which the report shows them."""
 _FILE_NAMES = {"loss.json", *(f"{kind}.json" for kind in KINDS)}
 _REPORT = "report"
 
@@ -60,7 +50,8 @@ def gather(runs: Sequence[str | Path]) -> Gathered:
         for path in _result_files(run, notices):
             if path.resolve() not in seen:
                 seen.add(path.resolve())
-                found += _measurements(path)
+                results = load_results(path)
+                found += [Measurement(result.checkpoint, result, path) for result in results]
     if not found:
         left_out = f"; {'; '.join(notices)}" if notices else ""
         raise InputError(
@@ -68,26 +59,26 @@ def gather(runs: Sequence[str | Path]) -> Gathered:
             f"... --output` wrote, or files in them{left_out}"
         )
     found = _without_copies(found, notices)
-    found.sort(key=lambda one: (KINDS.index(one.kind), one.max_positions))
+    kinds = list(dict.fromkeys((*KINDS, *(one.kind for one in found))))
+    found.sort(key=lambda one: (kinds.index(one.kind), one.max_positions))
     labelled, label_notices = with_labels(found)
     return Gathered(tuple(labelled), (*label_notices, *notices))
 
 
-def load_result(path: str | Path) -> Result:
-    """The result in a file, of whatever benchmark.
+def load_results(path: str | Path) -> tuple[Result, ...]:
+    """The results in a file, of whatever benchmark.
 
     Raises:
         InputError: the file is absent or damaged, or holds no result.
     """
-    path = Path(path)
-    kind = kind_of(path)
-    if kind not in _LOADERS:
-        found = "other JSON" if kind is None else f"'{kind}'"
+    found = beginning_of(path)
+    if found is None or not (found[0] in KINDS or holds_results(*found)):
+        holds = "other JSON" if found is None else f"'{found[0]}'"
         raise InputError(
-            f"{path} holds {found}, not a result of an evaluation: name a file that holds one of "
+            f"{path} holds {holds}, not a result of an evaluation: name a file that holds one of "
             f"{', '.join(KINDS)}"
         )
-    return _LOADERS[kind](path)
+    return read_results(path)
 
 
 def _result_files(run: Path, notices: list[str]) -> Iterator[Path]:
@@ -119,14 +110,17 @@ def _refuse(error: OSError) -> None:
 def _is_result(path: Path, notices: list[str]) -> bool:
     """Whether a file in a folder is to be read; others of the same names are left alone."""
     try:
-        kind = kind_of(path)
+        found = beginning_of(path)
     except InputError:
         if path.name not in _FILE_NAMES:
             return False
         raise
-    if kind is not None and kind not in _LOADERS and kind != _REPORT:
-        notices.append(f"{path} holds '{kind}', which this version does not know: left out")
-    return kind in _LOADERS
+    if found is None or found[0] == _REPORT:
+        return False
+    if not holds_results(*found):
+        notices.append(f"{path} holds '{found[0]}', which this version does not know: left out")
+        return False
+    return True
 
 
 def _unfinished(folder: Path) -> str:
@@ -141,22 +135,10 @@ def _unfinished(folder: Path) -> str:
     return f"{folder} is not finished ({what}): left out; the command that began it goes on there"
 
 
-def _measurements(path: Path) -> list[Measurement]:
-    result = load_result(path)
-    if not isinstance(result, LossResult):
-        return [Measurement(result.checkpoint, result, path)]
-    return [
-        Measurement(one.name, dataclasses.replace(result, checkpoints=(one,)), path)
-        for one in result.checkpoints
-    ]
-
-
 def _without_copies(found: list[Measurement], notices: list[str]) -> list[Measurement]:
     kept: list[Measurement] = []
     for one in found:
-        first = next(
-            (k for k in kept if same_but_for_file(k, one) and k.source != one.source), None
-        )
+        first = next((k for k in kept if k.result == one.result and k.source != one.source), None)
         if first is None:
             kept.append(one)
         else:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 
 from megatron_ultralong.evaluation.report.measurement import Measurement, differences
-from megatron_ultralong.evaluation.task_result import TASK_KINDS
 
 Identity = tuple[str, int, str]
 """Name, trained positions, hash of the weights."""
@@ -99,20 +98,10 @@ def _apart(same: Sequence[Measurement]) -> list[str]:
 
 
 def _several(first: Measurement, other: Measurement) -> str:
-    title = title_of(first.kind)
+    title = first.result.kind.title_in_text
     found = differences(first, other)
     differ = "; ".join(f"{name}: {a} and {b}" for name, (a, b) in found.items())
     return (
         f"two results of '{first.checkpoint}' on {title}, {first.source} and {other.source}: both "
         f"are shown; {differ or 'their conditions are the same'}"
     )
-
-
-def title_of(kind: str) -> str:
-    """What a benchmark is called."""
-    titles = {
-        "position_loss": "loss by position",
-        "passkey": "passkey retrieval",
-        "needle": "needle retrieval",
-    }
-    return titles[kind] if kind in titles else TASK_KINDS[kind].title

@@ -11,11 +11,10 @@ from collections.abc import Callable, Collection, Sequence
 
 from megatron_ultralong.evaluation.infinitebench.parameters import TASKS as INFINITEBENCH_TASKS
 from megatron_ultralong.evaluation.lv_eval.parameters import DATA_SETS, LEVELS
-from megatron_ultralong.evaluation.passkey_result import PasskeyResult
 from megatron_ultralong.evaluation.report.measurement import Measurement
 from megatron_ultralong.evaluation.report.table import Cell, ReportTable, words
+from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.ruler.parameters import TASKS as RULER_TASKS
-from megatron_ultralong.evaluation.task_result import TaskResult
 
 PAPER = "arXiv 2504.06214"
 NUM_PARAMETERS = 8.03e9
@@ -111,7 +110,7 @@ def _size_problem(measurement: Measurement) -> str:
 
 
 def _ruler(measurement: Measurement) -> _Ours:
-    result = _tasks(measurement)
+    result = measurement.result
     lengths = [c for c in result.columns if c.isdecimal() and int(c) < _MILLION]
     shown = ", ".join(f"{int(length):,}" for length in lengths)
     means = [mean for length in lengths if (mean := result.mean(length)) is not None]
@@ -126,7 +125,7 @@ def _ruler(measurement: Measurement) -> _Ours:
 
 
 def _infinitebench(measurement: Measurement) -> _Ours:
-    result = _tasks(measurement)
+    result = measurement.result
     against = _missing(result, INFINITEBENCH_TASKS, "tasks") + _first_only(measurement)
     limits = ", ".join(f"{int(column):,}" for column in result.columns if column.isdecimal())
     return _Ours(
@@ -137,7 +136,7 @@ def _infinitebench(measurement: Measurement) -> _Ours:
 
 
 def _lv_eval(measurement: Measurement) -> _Ours:
-    result = _tasks(measurement)
+    result = measurement.result
     against = _missing(result, DATA_SETS, "sets") + _first_only(measurement)
     if missing := [level for level in LEVELS if level not in result.columns]:
         against.append(f"without the levels {', '.join(missing)}")
@@ -150,24 +149,17 @@ def _lv_eval(measurement: Measurement) -> _Ours:
 
 def _retrieval(measurement: Measurement) -> _Ours:
     result = measurement.result
-    assert isinstance(result, PasskeyResult)
-    share = result.accuracy(result.lengths)
     return _Ours(
-        None if share is None else 100 * share,
+        result.retrieved(result.lengths),
         f"over lengths of {result.lengths[0]:,} to {result.lengths[-1]:,} and all depths",
     )
 
 
-def _tasks(measurement: Measurement) -> TaskResult:
-    assert isinstance(measurement.result, TaskResult)
-    return measurement.result
-
-
-def _missing(result: TaskResult, known: Collection[str], what: str) -> list[str]:
-    missing = [task for task in known if task not in result.tasks]
+def _missing(result: Result, known: Collection[str], what: str) -> list[str]:
+    missing = [task for task in known if task not in result.rows]
     if not missing:
         return []
-    return [f"{len(result.tasks)} of {len(known)} {what}, without {', '.join(missing)}"]
+    return [f"{len(result.rows)} of {len(known)} {what}, without {', '.join(missing)}"]
 
 
 def _first_only(measurement: Measurement) -> list[str]:

@@ -14,7 +14,8 @@ from megatron_ultralong.evaluation.report.gathering import Gathered, gather
 from megatron_ultralong.evaluation.report.page import report_page
 from megatron_ultralong.evaluation.report.section import Section
 from megatron_ultralong.evaluation.report.sections import sections
-from megatron_ultralong.evaluation.result_file import write_json
+from megatron_ultralong.evaluation.results.file import write_json
+from megatron_ultralong.evaluation.results.result import plain_values
 from megatron_ultralong.evaluation.verdicts import Check
 
 _KIND = "report"
@@ -102,7 +103,7 @@ def _values(report: Report) -> dict[str, Any]:
                 "label": one.label,
                 "benchmark": one.kind,
                 "file": str(one.source),
-                "result": dataclasses.asdict(one.result),
+                "result": plain_values(one.result),
             }
             for one in report.gathered.measurements
         ],

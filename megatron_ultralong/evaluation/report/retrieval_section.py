@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
-from megatron_ultralong.evaluation.passkey_result import PasskeyResult
-from megatron_ultralong.evaluation.pictures import passkey_picture
-from megatron_ultralong.evaluation.report.measurement import Measurement, counts
+from megatron_ultralong.evaluation.pictures import retrieval_picture
+from megatron_ultralong.evaluation.report.measurement import Measurement
 from megatron_ultralong.evaluation.report.section import Section, conditions_table, picture
 from megatron_ultralong.evaluation.report.table import NOTHING, Cell, ReportTable, with_best
-from megatron_ultralong.evaluation.tables import percent
+from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.tables import counts, figure
 
 
 def retrieval_section(measurements: Sequence[Measurement], name: str) -> Section:
     """The section of measurements with the same prompts; ``name`` is that of its picture."""
-    results = []
-    for one in measurements:
-        assert isinstance(one.result, PasskeyResult)
-        results.append(dataclasses.replace(one.result, checkpoint=one.label))
-    title = results[0].title
+    results = [one.labelled for one in measurements]
+    title = results[0].kind.title
     labels = ", ".join(one.label for one in measurements)
     return Section(
         title=title,
         pictures=(
-            picture(name, f"{title} of {labels}", lambda file: passkey_picture(results, file)),
+            picture(name, f"{title} of {labels}", lambda file: retrieval_picture(results, file)),
         ),
         tables=(_table(results),),
         conditions=conditions_table(measurements),
     )
 
 
-def _table(results: Sequence[PasskeyResult]) -> ReportTable:
+def _table(results: Sequence[Result]) -> ReportTable:
     rows = []
     for length in sorted({length for result in results for length in result.lengths}):
-        shares = [result.accuracy([length]) for result in results]
+        shares = [result.retrieved([length]) for result in results]
         cells = [
             _cell(result, length, share) for result, share in zip(results, shares, strict=True)
         ]
-        rows.append((Cell(f"{length:,} tokens"), *with_best(cells, shares, 2)))
-    form, by = results[0].form, " or ".join(sorted({result.config.by for result in results}))
+        rows.append((Cell(f"{length:,} tokens"), *with_best(cells, shares, 0)))
+    form, by = (
+        results[0].kind.form,
+        " or ".join(sorted({result.config["by"] for result in results})),
+    )
     samples = " or ".join(dict.fromkeys(map(counts, results)))
     return ReportTable(
         header=("length", *(result.checkpoint for result in results)),
@@ -52,10 +51,10 @@ def _table(results: Sequence[PasskeyResult]) -> ReportTable:
     )
 
 
-def _cell(result: PasskeyResult, length: int, share: float | None) -> Cell:
+def _cell(result: Result, length: int, share: float | None) -> Cell:
     if share is None:
         return NOTHING
-    depths = [result.accuracy([length], depth) for depth in result.depths]
+    depths = [result.retrieved([length], depth) for depth in result.depths]
     worst = min(depth for depth in depths if depth is not None)
-    text = f"{percent(share)} % ({percent(worst)} %)"
+    text = f"{figure(share)} % ({figure(worst)} %)"
     return Cell(text, is_beyond=length > result.max_positions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from megatron_ultralong.evaluation.report.gathering import KINDS
 from megatron_ultralong.evaluation.report.loss_section import loss_section
 from megatron_ultralong.evaluation.report.measurement import Measurement, conflicts
 from megatron_ultralong.evaluation.report.paper import paper_table
@@ -13,19 +12,21 @@ from megatron_ultralong.evaluation.report.retrieval_section import retrieval_sec
 from megatron_ultralong.evaluation.report.section import Section
 from megatron_ultralong.evaluation.report.task_section import task_section
 
-_OF_KIND: dict[str, tuple[str, Callable[[Sequence[Measurement], str], Section]]] = {
-    "position_loss": ("loss", loss_section),
-    "passkey": ("passkey", retrieval_section),
-    "needle": ("needle", retrieval_section),
+_SECTIONS: dict[str, Callable[[Sequence[Measurement], str], Section]] = {
+    "positions": loss_section,
+    "depths": retrieval_section,
+    "tasks": task_section,
 }
+"""By what the rows of a result are."""
 
 
 def sections(measurements: Sequence[Measurement]) -> tuple[Section, ...]:
     """A section for every benchmark; several where its questions were not the same."""
     found: list[Section] = []
-    for kind in KINDS:
-        groups = _groups([one for one in measurements if one.kind == kind])
-        name, make = _OF_KIND.get(kind, (kind, task_section))
+    for kind in dict.fromkeys(one.result.kind for one in measurements):
+        groups = _groups([one for one in measurements if one.result.kind == kind])
+        name = "loss" if kind.rows == "positions" else kind.name
+        make = _SECTIONS[kind.rows]
         for number, group in enumerate(groups, 1):
             section = make(group, name if number == 1 else f"{name}-{number}")
             section = dataclasses.replace(section, paper=paper_table(group))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from megatron_ultralong.evaluation.report.measurement import Measurement, counts
+from megatron_ultralong.evaluation.report.measurement import Measurement
 from megatron_ultralong.evaluation.report.section import (
     Picture,
     Section,
@@ -19,8 +19,8 @@ from megatron_ultralong.evaluation.report.task_pictures import (
     bars_picture,
     lines_picture,
 )
-from megatron_ultralong.evaluation.task_result import LOWER_IS_BETTER, TASK_KINDS, TaskResult
-from megatron_ultralong.evaluation.task_tables import column_title, is_beyond
+from megatron_ultralong.evaluation.results.result import LOWER_IS_BETTER, Result
+from megatron_ultralong.evaluation.tables import column_title, counts
 
 _LIMIT = "all"
 """The column of a benchmark whose results have one each, at the limit of each."""
@@ -28,37 +28,48 @@ _LIMIT = "all"
 
 def task_section(measurements: Sequence[Measurement], name: str) -> Section:
     """The section of measurements with the same questions; ``name`` begins its pictures' names."""
-    columns = _Columns(measurements)
-    has_means = len(columns.names) > 1 and any(len(r.tasks) > 1 for r in task_results(measurements))
-    by_length = [_means(measurements, columns)] if has_means else []
+    results = [one.labelled for one in measurements]
+    columns = _Columns(results)
+    has_means = len(columns.names) > 1 and any(len(result.rows) > 1 for result in results)
+    by_length = [_means(results, columns)] if has_means else []
     return Section(
-        title=TASK_KINDS[measurements[0].kind].title,
-        pictures=_pictures(measurements, columns, name),
-        tables=(*by_length, _by_task(measurements, columns)),
+        title=results[0].kind.title,
+        pictures=_pictures(results, columns, name),
+        tables=(*by_length, _by_task(results, columns)),
         conditions=conditions_table(measurements),
     )
-
-
-def task_results(measurements: Sequence[Measurement]) -> list[TaskResult]:
-    """Their results."""
-    results = [one.result for one in measurements]
-    assert all(isinstance(result, TaskResult) for result in results)
-    return results  # type: ignore[return-value]
 
 
 class _Columns:
     """Columns of the tables: those of all results, or one for the limit that each has."""
 
-    def __init__(self, measurements: Sequence[Measurement]) -> None:
-        results = task_results(measurements)
-        self.kind = TASK_KINDS[results[0].kind]
-        is_limit = self.kind.columns == "limit" and all(len(r.columns) == 1 for r in results)
+    def __init__(self, results: Sequence[Result]) -> None:
+        kind = results[0].kind
+        self.are_lengths = kind.columns == "lengths"
+        self.title = "length" if self.are_lengths else "score"
+        is_limit = kind.columns == "limit" and all(len(r.columns) == 1 for r in results)
         found = dict.fromkeys(column for result in results for column in result.columns)
         self.names = [_LIMIT] if is_limit else sorted(found, key=_order(list(found)))
 
-    def of(self, result: TaskResult, name: str) -> str:
+    def of(self, result: Result, name: str) -> str:
         """The column of ``result`` that stands under ``name``."""
         return result.columns[0] if name == _LIMIT else name
+
+    def score(self, result: Result, task: str, name: str) -> float | None:
+        """Score of a task in the column under ``name``; None where it was not asked."""
+        cell = result.cell(task, self.of(result, name))
+        return cell.score if cell else None
+
+    def cells(
+        self, results: Sequence[Result], name: str, scores: Sequence[float | None]
+    ) -> list[Cell]:
+        """``scores`` of ``results`` in the column under ``name``, as a line shows them."""
+        return [
+            NOTHING
+            if score is None
+            else Cell(f"{score:.1f}", is_beyond=result.is_beyond(self.of(result, name)))
+            for score, result in zip(scores, results, strict=True)
+        ]
 
 
 def _order(found: list[str]) -> Callable[[str], tuple[float, int]]:
@@ -71,33 +82,24 @@ def _order(found: list[str]) -> Callable[[str], tuple[float, int]]:
     return key
 
 
-def _means(measurements: Sequence[Measurement], columns: _Columns) -> ReportTable:
-    what = "length" if columns.kind.columns == "lengths" else "score"
+def _means(results: Sequence[Result], columns: _Columns) -> ReportTable:
     return ReportTable(
-        header=(what, *(one.label for one in measurements)),
+        header=(columns.title, *(result.checkpoint for result in results)),
         rows=tuple(
-            (Cell(column_title(name)), *_mean_cells(measurements, columns, name))
+            (Cell(column_title(name)), *_mean_cells(results, columns, name))
             for name in columns.names
         ),
         title="Mean of the tasks",
-        note=_tasks_note(task_results(measurements)),
+        note=_tasks_note(results),
     )
 
 
-def _mean_cells(
-    measurements: Sequence[Measurement], columns: _Columns, name: str
-) -> tuple[Cell, ...]:
+def _mean_cells(results: Sequence[Result], columns: _Columns, name: str) -> tuple[Cell, ...]:
     """Means of a column; marked only where they are of the same tasks."""
-    results = task_results(measurements)
     means = [result.mean(columns.of(result, name)) for result in results]
-    cells = [
-        NOTHING
-        if mean is None
-        else Cell(f"{mean:.1f}", is_beyond=is_beyond(result, columns.of(result, name)))
-        for mean, result in zip(means, results, strict=True)
-    ]
+    cells = columns.cells(results, name, means)
     asked = {
-        frozenset(cell.task for cell in result.cells if cell.column == columns.of(result, name))
+        frozenset(cell.row for cell in result.cells if cell.column == columns.of(result, name))
         for result, mean in zip(results, means, strict=True)
         if mean is not None
     }
@@ -106,9 +108,9 @@ def _mean_cells(
     return with_best(cells, means, 1, lower_is_better=name in LOWER_IS_BETTER)
 
 
-def _tasks_note(results: Sequence[TaskResult]) -> str:
-    numbers = [len(result.tasks) for result in results]
-    if len({frozenset(result.tasks) for result in results}) == 1:
+def _tasks_note(results: Sequence[Result]) -> str:
+    numbers = [len(result.rows) for result in results]
+    if len({frozenset(result.rows) for result in results}) == 1:
         return f"Of {numbers[0]} tasks."
     return (
         f"Of different tasks, {', '.join(map(str, numbers))} of them: such means are not marked, "
@@ -116,52 +118,37 @@ def _tasks_note(results: Sequence[TaskResult]) -> str:
     )
 
 
-def _by_task(measurements: Sequence[Measurement], columns: _Columns) -> ReportTable:
-    results = task_results(measurements)
+def _by_task(results: Sequence[Result], columns: _Columns) -> ReportTable:
     is_one = columns.names == [_LIMIT]
     rows: list[tuple[Cell, ...]] = []
-    for task in dict.fromkeys(task for result in results for task in result.tasks):
+    for task in dict.fromkeys(task for result in results for task in result.rows):
         metric = next(r.metrics[task] for r in results if task in r.metrics)
         for name in columns.names:
-            found = [result.cell(task, columns.of(result, name)) for result in results]
-            if not any(found):
+            scores = [columns.score(result, task, name) for result in results]
+            if all(score is None for score in scores):
                 continue
-            cells = [
-                Cell(f"{cell.score:.1f}", is_beyond=is_beyond(result, columns.of(result, name)))
-                if cell
-                else NOTHING
-                for cell, result in zip(found, results, strict=True)
-            ]
-            scores = [cell.score if cell else None for cell in found]
-            left = (Cell(task), Cell(metric))
-            if not is_one:
-                left = (*left, Cell(column_title(name)))  # type: ignore[assignment]
-            rows.append(
-                (*left, *with_best(cells, scores, 1, lower_is_better=name in LOWER_IS_BETTER))
-            )
-    if is_one and len(rows) > 1:
-        means = _mean_cells(measurements, columns, _LIMIT)
-        footer: tuple[tuple[Cell, ...], ...] = ((Cell("mean"), Cell(""), *means),)
-    else:
-        footer = ()
+            cells = columns.cells(results, name, scores)
+            middle = () if is_one else (Cell(column_title(name)),)
+            best = with_best(cells, scores, 1, lower_is_better=name in LOWER_IS_BETTER)
+            rows.append((Cell(task), Cell(metric), *middle, *best))
+    means = _mean_cells(results, columns, _LIMIT) if is_one and len(rows) > 1 else None
     labels = [
-        f"{one.label}, cut at {int(result.columns[0]):,}"
+        f"{result.checkpoint}, cut at {int(result.columns[0]):,}"
         if is_one and result.columns[0].isdecimal()
-        else one.label
-        for one, result in zip(measurements, results, strict=True)
+        else result.checkpoint
+        for result in results
     ]
-    middle = () if is_one else ("length" if columns.kind.columns == "lengths" else "score",)
     return ReportTable(
-        header=("task", "metric", *middle, *labels),
+        header=("task", "metric", *(() if is_one else (columns.title,)), *labels),
         rows=tuple(rows),
         figures=(2 if is_one else 3, 3 + len(results)),
-        footer=footer,
+        footer=((Cell("mean"), Cell(""), *means),) if means else (),
         title="By task",
         note=_note(results, columns),
     )
 
 
-def _note(results: Sequence[TaskResult], columns: _Columns) -> str:
+def _note(results: Sequence[Result], columns: _Columns) -> str:
     samples = " or ".join(dict.fromkeys(map(counts, results)))
     fewest = min(cell.num_samples for result in results for cell in result.cells)
     parts = [
@@ -171,48 +158,40 @@ def _note(results: Sequence[TaskResult], columns: _Columns) -> str:
     if set(columns.names) & LOWER_IS_BETTER:
         parts.append("A loss is in nats per token, and better when lower.")
     if any(
-        is_beyond(result, columns.of(result, name)) for result in results for name in columns.names
+        result.is_beyond(columns.of(result, name)) for result in results for name in columns.names
     ):
         parts.append("Red: beyond the trained positions.")
     return " ".join(parts)
 
 
-def _pictures(
-    measurements: Sequence[Measurement], columns: _Columns, name: str
-) -> tuple[Picture, ...]:
+def _pictures(results: Sequence[Result], columns: _Columns, name: str) -> tuple[Picture, ...]:
     """Means by length where there are several lengths; else bars, one picture for a score."""
-    results = task_results(measurements)
-    title = TASK_KINDS[results[0].kind].title
-    labels = ", ".join(one.label for one in measurements)
-    if columns.kind.columns == "lengths" and len(columns.names) > 1:
+    title = results[0].kind.title
+    labels = ", ".join(result.checkpoint for result in results)
+    is_single = len(columns.names) == 1
+    if columns.are_lengths and not is_single:
         lines = [
             Line(
-                one.label,
+                result.checkpoint,
                 [result.mean(column) for column in columns.names],
-                [is_beyond(result, column) for column in columns.names],
-                one.max_positions,
+                [result.is_beyond(column) for column in columns.names],
+                result.max_positions,
             )
-            for one, result in zip(measurements, results, strict=True)
+            for result in results
         ]
         ticks = [column_title(column) for column in columns.names]
         draw = partial(lines_picture, title, ticks, lines)
         return (picture(name, f"{title} by length of {labels}", draw),)
-    tasks = list(dict.fromkeys(task for result in results for task in result.tasks))
+    tasks = list(dict.fromkeys(task for result in results for task in result.rows))
     pictures = []
     for column in columns.names:
         bars = [
-            Bars(
-                one.label,
-                [
-                    cell.score if (cell := result.cell(task, columns.of(result, column))) else None
-                    for task in tasks
-                ],
-            )
-            for one, result in zip(measurements, results, strict=True)
+            Bars(result.checkpoint, [columns.score(result, task, column) for task in tasks])
+            for result in results
         ]
-        of_column = "" if len(columns.names) == 1 else f", {column_title(column)}"
+        of_column = "" if is_single else f", {column_title(column)}"
         is_share = column not in LOWER_IS_BETTER
         draw = partial(bars_picture, f"{title}{of_column}", tasks, bars, is_share)
-        suffix = "" if len(columns.names) == 1 else f"-{column.replace(' ', '-')}"
+        suffix = "" if is_single else f"-{column.replace(' ', '-')}"
         pictures.append(picture(f"{name}{suffix}", f"{title}{of_column} of {labels}", draw))
     return tuple(pictures)

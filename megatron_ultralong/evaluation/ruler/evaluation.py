@@ -11,11 +11,11 @@ from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.questions import Prompt, Question
+from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 from megatron_ultralong.evaluation.ruler.parameters import TASKS, family
 from megatron_ultralong.evaluation.ruler.samples import PROMPT_VERSION, RulerSamples
 from megatron_ultralong.evaluation.ruler.scores import string_match
-from megatron_ultralong.evaluation.task_result import TaskResult
 
 
 def evaluate_ruler(
@@ -24,7 +24,7 @@ def evaluate_ruler(
     facts: ModelFacts,
     tokenizer: PromptTokenizer,
     cost: CostConfig,
-) -> TaskResult:
+) -> Result:
     """Measure RULER, print a table, write JSON, a picture and every answer.
 
     Every rank calls this; the main one prints and writes.
@@ -62,7 +62,7 @@ def evaluate_ruler(
     if "cwe" in config.tasks and not config.english_words:
         notes.append("cwe: pairs of words where the list is longer than the vocabulary")
     benchmark = Benchmark(
-        kind="ruler",
+        kind=KINDS["ruler"],
         config=config,
         questions=questions,
         lengths={length: f"length {length}" for length in lengths},

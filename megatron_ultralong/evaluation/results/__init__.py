@@ -1,0 +1,1 @@
+"""What evaluations find: one type, its files, its tables and pictures."""

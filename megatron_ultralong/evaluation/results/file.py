@@ -1,0 +1,133 @@
+"""Files of results: versioned JSON, whole or absent, read back as it was written."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+
+from megatron_ultralong import json_file
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.results.format_1 import upgraded
+from megatron_ultralong.evaluation.results.result import KINDS, Result
+
+FORMAT_VERSION = 2
+"""1 had a type each for losses, retrieval and tasks."""
+_BEGINNING = re.compile(rb'\s*\{\s*"kind":\s*"(\w+)",\s*"format_version":\s*(\d{1,9})\b')
+_MAX_BYTES = 64 * 2**20
+"""Of a result: one of every task at every length has less than 1 MB."""
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write results of one benchmark, with the means of their columns."""
+    (kind,) = {result.kind.name for result in results}
+    entries = [
+        {**to_jsonable_python(result), "means": {c: result.mean(c) for c in result.columns}}
+        for result in results
+    ]
+    write_json(path, kind, {"results": entries})
+
+
+def write_json(path: Path, kind: str, values: Mapping[str, Any]) -> None:
+    """Write ``values`` under ``path``, aside first, with their kind and the format version."""
+    text = json.dumps(
+        {"kind": kind, "format_version": FORMAT_VERSION, **values}, indent=2, allow_nan=False
+    )
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def beginning_of(path: str | Path) -> tuple[str, int] | None:
+    """Kind and format version that a file of :func:`write_json` states; None for other JSON.
+
+    Its beginning is read alone: files of a checkpoint may be large.
+
+    Raises:
+        InputError: no such file, or one that is neither.
+    """
+    path = _existing(path)
+    try:
+        with path.open("rb") as file:
+            found = _BEGINNING.match(file.read(200))
+        if found:
+            return found.group(1).decode(), int(found.group(2))
+        json_file.read_json_value(path, max_bytes=_MAX_BYTES)
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror})") from error
+    except InputError as error:
+        raise InputError(f"{path} is damaged ({error}): evaluate again, or remove it") from error
+    return None
+
+
+def holds_results(kind: str, version: int) -> bool:
+    """Whether a file of this kind and version is one of results: from format 2 on of any kind."""
+    return kind in KINDS or (version == FORMAT_VERSION and kind != "report")
+
+
+def read_results(path: str | Path, kind: str = "") -> tuple[Result, ...]:
+    """What :func:`write_results` wrote, now or in format 1; of ``kind`` where one is named.
+
+    Raises:
+        InputError: no such file, a damaged one, or one of another kind or version.
+    """
+    path = _existing(path)
+    try:
+        values = json_file.read_json(path, max_bytes=_MAX_BYTES)
+        found, version = values.pop("kind"), values.pop("format_version")
+    except (InputError, KeyError) as error:
+        raise _damaged(path, repr(error.__cause__ or error)) from error
+    kind = kind or found
+    if found != kind or version not in (1, FORMAT_VERSION) or not holds_results(kind, version):
+        raise InputError(
+            f"{path} holds '{found}' of format_version {version}, not '{kind}' of "
+            f"format_version {FORMAT_VERSION}: name another file, or evaluate again"
+        )
+    try:
+        entries = upgraded(kind, values) if version == 1 else values["results"]
+        results = _adapter().validate_json(json.dumps(entries), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _damaged(path, f"{place}: {first['msg']}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise _damaged(path, repr(error)) from error
+    if {result.kind.name for result in results} != {kind}:
+        raise _damaged(path, f"it holds no result of '{kind}', or others too")
+    return results
+
+
+def read_result(path: str | Path, kind: str = "") -> Result:
+    """The one result of a file.
+
+    Raises:
+        InputError: as :func:`read_results`, or the file holds several.
+    """
+    results = read_results(path, kind)
+    if len(results) > 1:
+        names = ", ".join(result.checkpoint for result in results)
+        raise InputError(f"{path} holds results of {names}: name a file that holds one result")
+    return results[0]
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[tuple[Result, ...]]:
+    return TypeAdapter(tuple[Result, ...])
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(f"{path} is damaged ({reason}): evaluate again")
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: name a file that `ultralong evaluate` wrote")
+    return path

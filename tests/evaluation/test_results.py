@@ -1,0 +1,223 @@
+"""The one type of results: its means and errors, its file, and what is no result."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import random
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.report.measurement import conditions
+from megatron_ultralong.evaluation.report.report import gather_report, write_report
+from megatron_ultralong.evaluation.report.terminal import print_report
+from megatron_ultralong.evaluation.results.file import read_result, read_results, write_results
+from megatron_ultralong.evaluation.results.result import (
+    KINDS,
+    Result,
+    ScoreCell,
+    depth_row,
+    mean_cell,
+)
+from megatron_ultralong.evaluation.tables import loss_table, score_table
+from tests.evaluation.results import (
+    loss_of,
+    loss_results,
+    needle_result,
+    passkey_result,
+    saved,
+    task_result,
+)
+
+FORMAT_1 = Path(__file__).parent / "format_1"
+STRANGE = (None, -1, 0, 1e300, "", "x", "7", [], {}, [None], {"row": 1}, True, "9" * 30, "3-1")
+
+
+def examples() -> list[list[Result]]:
+    scores = {("vt", "4096"): 90.0, ("vt", "8192"): 70.0, ("fwe", "4096"): 50.0}
+    return [
+        loss_results((None, 3.0, 4.5, 6.0)),
+        [passkey_result("a", 512, {512: 3, 1024: 10})],
+        [needle_result("a", 512, {512: 3})],
+        [task_result("ruler", "a", 4096, scores), task_result("ruler", "b", 8192, scores)],
+    ]
+
+
+def test_a_cell_has_the_mean_and_its_standard_error() -> None:
+    shares = [1.0, 0.0, 0.25, 1.0]
+    cell = mean_cell("vt", "4096", shares, {"num_truncated": 2})
+    assert (cell.num_samples, cell.score) == (4, 56.25)
+    assert cell.error == pytest.approx(100 * statistics.stdev(shares) / 2)
+    assert mean_cell("vt", "4096", [1.0]).error is None
+
+
+def test_means_are_over_rows_or_over_samples() -> None:
+    scores = {("vt", "4096"): 90.0, ("fwe", "4096"): 50.0, ("vt", "8192"): 10.0}
+    result = task_result("ruler", "a", 4096, scores)
+    cells = (dataclasses.replace(result.cells[0], num_samples=300), *result.cells[1:])
+    result = dataclasses.replace(result, cells=cells)
+    assert (result.mean("4096"), result.mean("8192"), result.mean("1")) == (70.0, 10.0, None)
+    assert result.mean() == 40.0
+    assert result.pooled(columns=["4096"]) == 80.0
+    assert result.pooled(rows=["qa"]) is None
+
+
+@pytest.mark.parametrize("num_samples", range(1, 60))
+def test_whole_numbers_of_hits_stay_whole(num_samples: int) -> None:
+    """Four of five are 80 %, whatever cells they are spread over: a bound is met, not missed."""
+    rng = random.Random(num_samples)
+    counts = [rng.randint(0, num_samples) for _ in range(7)]
+    cells = tuple(
+        mean_cell(depth_row(row), "512", [1.0] * hits + [0.0] * (num_samples - hits))
+        for row, hits in enumerate(counts)
+    )
+    result = dataclasses.replace(passkey_result("a", 512, {512: 1}), cells=cells)
+    assert result.retrieved([512]) == 100 * sum(counts) / (7 * num_samples)
+
+
+def test_losses_are_weighted_by_their_predictions() -> None:
+    result = loss_of("a", 512, (4.0, 2.0, None, 5.0))
+    assert result.mean_loss(0, 512) == 3.0
+    assert result.mean_loss(512, 1024) is None
+    assert result.mean_loss() == (256 * 4 + 256 * 2 + 1024 * 5) / 1536
+    assert result.loss((512, 1024)) is None
+    assert result.loss((0, 512)) is None
+    assert result.num_positions == 2048
+
+
+@pytest.mark.parametrize("depth", [0.0, 33.3, 100 / 3, 11.0, 1e-9, 99.99999999999])
+def test_a_depth_is_read_back_as_it_was(depth: float) -> None:
+    assert float(depth_row(depth)) == pytest.approx(depth, rel=1e-15)
+    assert depth_row(float(depth_row(depth))) == depth_row(depth)
+
+
+@pytest.mark.parametrize("results", examples(), ids=lambda results: results[0].kind.name)
+def test_files_are_read_back_as_they_were_written(results: list[Result], tmp_path: Path) -> None:
+    path = saved(results, tmp_path / "file.json")
+    assert read_results(path) == tuple(results)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+    values = json.loads(path.read_text())
+    assert (values["kind"], values["format_version"]) == (results[0].kind.name, 2)
+    for entry, result in zip(values["results"], results, strict=True):
+        assert entry["means"] == {column: result.mean(column) for column in result.columns}
+
+
+def test_a_benchmark_that_this_version_does_not_know_is_shown(tmp_path: Path) -> None:
+    """A file states how its rows and columns are to be read."""
+    kind = dataclasses.replace(KINDS["ruler"], name="riddles", title="Riddles of the Sphinx")
+    scores = {("walking", "4096"): 75.0, ("walking", "8192"): 25.0}
+    result = dataclasses.replace(task_result("ruler", "a", 4096, scores), kind=kind)
+    saved(result, tmp_path / "in" / "riddles.json")
+    saved(loss_results(), tmp_path / "in" / "loss.json")
+    report = gather_report([tmp_path / "in"], command="")
+    assert [section.title for section in report.sections] == ["Loss by position", kind.title]
+    assert report.gathered.notices == ()
+    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_report(report, console)
+    assert "75.0" in console.export_text()
+    page = write_report(report, tmp_path / "page").read_text(encoding="utf-8")
+    assert kind.title in page
+    assert (tmp_path / "page" / "riddles.png").is_file()
+    # The page's own file is no result.
+    assert len(gather_report([tmp_path], command="").gathered.measurements) == 3
+
+
+def test_one_result_is_asked_for_where_a_file_holds_two(tmp_path: Path) -> None:
+    path = saved(loss_results(), tmp_path / "loss.json")
+    with pytest.raises(InputError, match=r"holds results of before, after: name a file that"):
+        read_result(path)
+    with pytest.raises(ValueError, match="unpack"):
+        write_results(path, [loss_results()[0], passkey_result("a", 512, {512: 3})])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cells": ()}, "at least one cell"),
+        ({"cells": (ScoreCell("0", "512", 1, 1.0),) * 2}, "two cells of one row"),
+        ({"cells": (ScoreCell("0", "512", 0, None),)}, "without samples or score"),
+        ({"cells": (ScoreCell("top", "512", 1, 1.0),)}, "could not convert"),
+        ({"cells": (ScoreCell("0", "long", 1, 1.0),)}, "are no lengths"),
+        ({"cells": (ScoreCell("0", "0512", 1, 1.0),)}, "are no lengths"),
+        ({"cells": (ScoreCell("101", "512", 1, 1.0),)}, "are no depths in per cent"),
+        ({"cells": (ScoreCell("nan", "512", 1, 1.0),)}, "are no depths in per cent"),
+        ({"config": {}}, "no flag 'by'"),
+        ({"kind": KINDS["position_loss"]}, "no flag 'split'"),
+        ({"kind": KINDS["ruler"]}, "no metric of"),
+    ],
+)
+def test_rows_and_columns_are_what_the_kind_says(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(passkey_result("a", 512, {512: 3}), **changes)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to every value in a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, one in inner:
+        yield (*path, key)
+        if isinstance(one, dict | list):
+            yield from places(one, (*path, key))
+
+
+def damaged(values: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """A copy in which one value is strange, or gone."""
+    values = copy.deepcopy(values)
+    *outer, last = rng.choice(list(places(values)))
+    home: Any = values
+    for key in outer:
+        home = home[key]
+    if rng.random() < 0.3:
+        del home[last]
+    else:
+        home[last] = rng.choice(STRANGE)
+    return values
+
+
+def damage_and_show(path: Path, folder: Path, number: int, with_pictures: bool) -> int:
+    """How many of ``number`` damages were refused; what was not is shown."""
+    rng = random.Random(f"{path.parent.name}/{path.name}")
+    values = json.loads(path.read_text())
+    file, refused = folder / path.name, 0
+    console = Console(file=open("/dev/null", "w"))  # noqa: SIM115
+    for _ in range(number):
+        file.write_text(json.dumps(damaged(values, rng), indent=2))
+        try:
+            report = gather_report([file], command="")
+        except InputError:
+            refused += 1
+            continue
+        for one in report.gathered.measurements:
+            is_loss = one.result.kind.rows == "positions"
+            console.print(loss_table([one.result]) if is_loss else score_table(one.result))
+            assert conditions(one)
+        if with_pictures:
+            print_report(report, console)
+    return refused
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of every kind, in both formats."""
+    root = tmp_path_factory.mktemp("files")
+    written = [saved(results, root / f"{results[0].kind.name}.json") for results in examples()]
+    return [*written, *sorted(FORMAT_1.rglob("*.json"))]
+
+
+def test_a_damaged_file_is_refused_with_a_message(files: list[Path], tmp_path: Path) -> None:
+    refused = [damage_and_show(path, tmp_path, 24, with_pictures=False) for path in files]
+    assert all(4 < number < 24 for number in refused)  # else they would all be of one sort
+
+
+@pytest.mark.slow
+def test_every_damaged_file_is_refused_or_drawn(files: list[Path], tmp_path: Path) -> None:
+    for path in files:
+        damage_and_show(path, tmp_path, 1000, with_pictures=False)
+        damage_and_show(path, tmp_path, 40, with_pictures=True)
