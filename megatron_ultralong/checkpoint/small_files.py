@@ -24,7 +24,7 @@ from megatron_ultralong.checkpoint.tokenizer_files import (
     template_files,
 )
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.json_file import read_json
+from megatron_ultralong.json_file import JsonObject, read_json
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _NOT_KEPT = (CHECKSUMS_FILE, "adapter_config.json")
@@ -148,7 +148,7 @@ def restore(
             _copy(path, target)
     path = kept / TOKENIZER_CONFIG_FILE
     if any((kept / name).is_file() for name in (*_TOKENIZERS, TOKENIZER_CONFIG_FILE)):
-        values = read_json(path) if path.is_file() else JsonObject()
+        values = read_json(path) if path.is_file() else JsonObject({}, str(path))
         new, said = tokenizer.config(without_code(values))
         said = _left_out(values) + said
         length = new.get("model_max_length")
