@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
 
 _LLAMA_3_1_8B = ModelConfig(
     num_layers=32,
