@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.config import ModelConfig, ParallelConfig
+from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.parallel_config import ParallelConfig
 
 LSE_BYTES = 4
 """Of one log-sum-exp; float32 beside bf16 and float32 activations."""

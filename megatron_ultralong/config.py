@@ -10,30 +10,15 @@ import dataclasses
 import math
 from typing import Annotated, ClassVar, Literal
 
-from megatron_ultralong.config_dict import from_dict, to_dict
 from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.layer_config import LayerConfig
-from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.optimizer_config import OptimizerConfig
 from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.ranges import UINT32, Range, check_ranges
-from megatron_ultralong.rope_config import AnglePrecision, RopeConfig
+from megatron_ultralong.rope_config import RopeConfig
 from megatron_ultralong.run_config import CheckpointConfig, FaultConfig, LogConfig, MemoryConfig
 from megatron_ultralong.yarn import RopeScaling
-
-__all__ = [
-    "AnglePrecision",
-    "DataConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "ParallelConfig",
-    "PretrainConfig",
-    "RopeConfig",
-    "TrainingConfig",
-    "from_dict",
-    "to_dict",
-]
 
 
 @dataclasses.dataclass(frozen=True)

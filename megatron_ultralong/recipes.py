@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from megatron_ultralong.config import (
-    DataConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    PretrainConfig,
-    RopeConfig,
-)
+from megatron_ultralong.config import DataConfig, PretrainConfig
+from megatron_ultralong.optimizer_config import OptimizerConfig
+from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.rope_config import RopeConfig
 from megatron_ultralong.run_config import MemoryConfig
 from megatron_ultralong.sft_config import SftConfig
 

@@ -6,18 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.config import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    PretrainConfig,
-    RopeConfig,
-    from_dict,
-    to_dict,
-)
+from megatron_ultralong.config import DataConfig, PretrainConfig
+from megatron_ultralong.config_dict import from_dict, to_dict
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.optimizer_config import OptimizerConfig
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.rope_config import RopeConfig
 from megatron_ultralong.run_config import MemoryConfig
 from megatron_ultralong.yarn import YarnConfig
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.config import PretrainConfig, from_dict, to_dict
+from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong.config_dict import from_dict, to_dict
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.ranges import check_ranges, nested_classes, numbers_of
 from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES

@@ -12,11 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.config import PretrainConfig, RopeConfig
+from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.ranges import numbers_of
 from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.rope_config import RopeConfig
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.training.config_file import load_config, save_config
 from megatron_ultralong.yarn import (

@@ -22,7 +22,6 @@ import torch
 
 from megatron_ultralong.attention import kernels
 from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.config import ModelConfig, ParallelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area, forward_flops
 from megatron_ultralong.generation.config import DecodingConfig
@@ -32,6 +31,8 @@ from megatron_ultralong.mcore.decoding import Decoder
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
+from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.plan.shapes import MODELS
 from megatron_ultralong.ranks import is_main_rank, world_size
 

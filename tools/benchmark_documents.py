@@ -32,12 +32,13 @@ from rank_benchmark import lone_group
 from rank_benchmark.job import RankJob
 
 from megatron_ultralong.attention import cpu_kernel, cudnn_kernel, function, kernels
-from megatron_ultralong.config import DataConfig, ParallelConfig, PretrainConfig
+from megatron_ultralong.config import DataConfig, PretrainConfig
 from megatron_ultralong.data.chunks import StoredRow
 from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows import PackedRows, boundaries_prefix
 from megatron_ultralong.mcore import batch
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.plan.shapes import MODELS
 from megatron_ultralong.run_config import MemoryConfig
 from megatron_ultralong.training.rows import PackedRowSource

@@ -22,8 +22,9 @@ import megatron.core
 import torch
 from rank_benchmark.job import RankJob
 
-from megatron_ultralong.config import DataConfig, ParallelConfig, PretrainConfig
+from megatron_ultralong.config import DataConfig, PretrainConfig
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.plan.shapes import MODELS
 from megatron_ultralong.ranks import is_main_rank
 from megatron_ultralong.run_config import MemoryConfig

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.context_parallel.assignment import zigzag
 from megatron_ultralong.data.chunks import read_chunks
 from megatron_ultralong.data.engines import open_reference
 from megatron_ultralong.data.fast_tokenizer import FastTokenizer

@@ -32,13 +32,14 @@ from rank_benchmark.job import Measurement, RankJob
 
 from megatron_ultralong.attention import kernels
 from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.config import ModelConfig, PretrainConfig
+from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area, peak_tflops, training_flops
 from megatron_ultralong.layer_config import LayerConfig
 from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.mcore.cpu import device as mcore_device
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.plan.shapes import MODELS
 from megatron_ultralong.ranks import is_main_rank, world_size
 from megatron_ultralong.recipes import PRETRAIN_RECIPES

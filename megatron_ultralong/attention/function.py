@@ -16,13 +16,8 @@ from megatron_ultralong.attention import gather, kernels, ring
 from megatron_ultralong.attention.block import Block, Saved
 from megatron_ultralong.attention.kernel import Gradients, Kernel
 from megatron_ultralong.attention.plan import Plan, row_plan
-from megatron_ultralong.context_parallel import (
-    Assignment,
-    LocalRing,
-    ProcessGroupRing,
-    Transport,
-    zigzag,
-)
+from megatron_ultralong.context_parallel.assignment import Assignment, zigzag
+from megatron_ultralong.context_parallel.transport import LocalRing, ProcessGroupRing, Transport
 
 Backend = Literal["p2p", "all_gather"]
 

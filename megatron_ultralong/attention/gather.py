@@ -20,7 +20,7 @@ from megatron_ultralong.attention.kernel import Gradients
 from megatron_ultralong.attention.online_softmax import accumulation_dtype
 from megatron_ultralong.attention.plan import Plan
 from megatron_ultralong.attention.rectangle import Rectangle, rectangles
-from megatron_ultralong.context_parallel import Transport
+from megatron_ultralong.context_parallel.transport import Transport
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron_ultralong.attention.online_softmax import accumulation_dtype
 from megatron_ultralong.attention.plan import Plan
-from megatron_ultralong.context_parallel import Transfer
+from megatron_ultralong.context_parallel.transport import Transfer
 
 # Of a sum: many, so that the spare one is small; but none below a size that links carry at full
 # speed, as long as there are a few.

@@ -20,7 +20,7 @@ from megatron_ultralong.attention.rectangle import (
     local_cu_seqlens,
     rectangles,
 )
-from megatron_ultralong.context_parallel import Assignment
+from megatron_ultralong.context_parallel.assignment import Assignment
 
 Range = tuple[int, int]
 

@@ -22,7 +22,7 @@ from megatron_ultralong.attention.block import Block, Saved
 from megatron_ultralong.attention.gradient_sum import GradientSum, SumSpace
 from megatron_ultralong.attention.kernel import Gradients
 from megatron_ultralong.attention.online_softmax import accumulation_dtype
-from megatron_ultralong.context_parallel import Transfer, Transport
+from megatron_ultralong.context_parallel.transport import Transfer, Transport
 
 
 class Pass(Protocol):

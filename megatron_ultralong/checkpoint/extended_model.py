@@ -9,8 +9,9 @@ import torch
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.meta import MetaFolder
 from megatron_ultralong.checkpoint.weight_map import Weight
-from megatron_ultralong.config import ModelConfig, RopeConfig
 from megatron_ultralong.ending import tell
+from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.rope_config import RopeConfig
 from megatron_ultralong.yarn import RopeScaling, describe, hf_rope_scaling
 
 

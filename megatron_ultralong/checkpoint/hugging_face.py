@@ -23,8 +23,8 @@ from megatron_ultralong.checkpoint.weight_map import (
     Weight,
     weight_map,
 )
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError, missing
+from megatron_ultralong.model_config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

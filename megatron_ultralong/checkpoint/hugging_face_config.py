@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from megatron_ultralong.checkpoint.links import check_inside
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.rope_block import max_positions, rotary_base
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.json_file import JsonObject, read_json
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.ranges import shown
 from megatron_ultralong.yarn import (
     YarnConfig,

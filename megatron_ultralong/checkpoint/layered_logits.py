@@ -13,7 +13,7 @@ from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.meta import MetaFolder
 from megatron_ultralong.checkpoint.weight_map import WeightSource, weight_map
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.progress import ProgressBar, progress
 
 POSITIONS = 256

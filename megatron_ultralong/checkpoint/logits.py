@@ -25,9 +25,9 @@ from megatron_ultralong.checkpoint.meta import MetaFolder
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER
 from megatron_ultralong.checkpoint.transformers_logits import transformers_logits
 from megatron_ultralong.checkpoint.weight_map import weight_map
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.convert_config import LogitsDtype, LogitsMethod
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
 
 
 def prompt(vocab_size: int, seq_length: int) -> torch.Tensor:

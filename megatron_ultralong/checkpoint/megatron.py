@@ -14,9 +14,9 @@ from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.objects import check_objects
 from megatron_ultralong.checkpoint.torch_dist import TorchDistReader
 from megatron_ultralong.checkpoint.weight_map import MEGATRON, Weight, unstacked_key, weight_map
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.ending import tell
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.ranks import is_main_rank
 from megatron_ultralong.yarn import RopeScaling
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.model_config import ModelConfig
 
 
 def megatron_args(model: ModelConfig) -> argparse.Namespace:

@@ -11,11 +11,11 @@ from megatron.core.transformer.spec_utils import build_module
 from megatron_ultralong.checkpoint.float64_mode import arithmetic
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.weight_map import weight_map
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.layer_spec import RMSNorm, ring_layer_local_spec
 from megatron_ultralong.mcore.model import transformer_config
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding
+from megatron_ultralong.parallel_config import ParallelConfig
 
 _PREFIX = "decoder.layers."
 

@@ -13,10 +13,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_ultralong.checkpoint.float64_mode import arithmetic
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.model_state import load_weights
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.parallel_config import ParallelConfig
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from megatron_ultralong.checkpoint.links import check_inside
 from megatron_ultralong.checkpoint.meta_names import MetaTensor, meta_tensor, num_heads, to_halves
 from megatron_ultralong.checkpoint.tensor_file import PickleFile
 from megatron_ultralong.checkpoint.weight_map import LM_HEAD, META, Weight, weight_map
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.json_file import JsonObject, read_json
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.yarn import RopeScaling, YarnConfig
 
 PARAMS_FILE = "params.json"

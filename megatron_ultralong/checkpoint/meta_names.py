@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.model_config import ModelConfig
 
 Heads = Literal["none", "query", "key"]
 

@@ -17,8 +17,8 @@ from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.pickle_layout import record_offsets
 from megatron_ultralong.checkpoint.tensor_file import TensorInfo
 from megatron_ultralong.checkpoint.weight_map import EMBEDDING, LM_HEAD
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.yarn import NtkConfig, YarnConfig, effective_rotary_base
 
 

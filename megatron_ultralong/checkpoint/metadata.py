@@ -8,11 +8,13 @@ import os
 from pathlib import Path
 from typing import Any, get_args
 
-from megatron_ultralong import config, yarn
 from megatron_ultralong.checkpoint.integrity import check_seal, seal, unseal
+from megatron_ultralong.config_dict import from_dict
 from megatron_ultralong.errors import InputError, missing
 from megatron_ultralong.json_file import JsonObject, read_json
-from megatron_ultralong.model_config import MOST_IDS, MOST_POSITIONS
+from megatron_ultralong.model_config import MOST_IDS, MOST_POSITIONS, ModelConfig
+from megatron_ultralong.rope_config import AnglePrecision
+from megatron_ultralong.yarn import LinearConfig, NtkConfig, RopeScaling, YarnConfig
 
 FILE_NAME = "ultralong.json"
 SOURCE_FOLDER = "huggingface"
@@ -20,9 +22,9 @@ SOURCE_FOLDER = "huggingface"
 
 _FORMAT_VERSION = 1
 _SCALINGS = {
-    "yarn": yarn.YarnConfig,
-    "ntk": yarn.NtkConfig,
-    "linear": yarn.LinearConfig,
+    "yarn": YarnConfig,
+    "ntk": NtkConfig,
+    "linear": LinearConfig,
 }
 
 
@@ -30,15 +32,15 @@ _SCALINGS = {
 class CheckpointMetadata:
     """Everything that loading and export need to know and weights do not tell."""
 
-    model: config.ModelConfig
-    rope_scaling: yarn.RopeScaling
+    model: ModelConfig
+    rope_scaling: RopeScaling
     source_model: str
     """Name of the model that the weights came from."""
     tokenizer_sha256: str | None = None
     """Of ``tokenizer.json`` in the source folder."""
     separator_ids: tuple[int, ...] | None = None
     """Ids between documents in the rows it was trained on."""
-    angle_precision: config.AnglePrecision = "exact"
+    angle_precision: AnglePrecision = "exact"
     trained_seq_length: int | None = None
     """Tokens of the longest rows that it was trained on under its rotary scaling; None: never
     trained since its import, which is taken to have been made for all its positions."""
@@ -118,13 +120,11 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
         raise InputError(
             f"{path} has format_version {version}, this program reads {_FORMAT_VERSION}"
         )
-    model: config.ModelConfig = config.from_dict(
-        config.ModelConfig, values.object("model"), str(path)
-    )
+    model: ModelConfig = from_dict(ModelConfig, values.object("model"), str(path))
     model.check(str(path))
     precision = values.string("angle_precision", "exact")
-    if precision not in get_args(config.AnglePrecision):
-        raise values.wrong("angle_precision", " or ".join(get_args(config.AnglePrecision)))
+    if precision not in get_args(AnglePrecision):
+        raise values.wrong("angle_precision", " or ".join(get_args(AnglePrecision)))
     metadata = CheckpointMetadata(
         model=model,
         rope_scaling=_rope_scaling(values.object("rope_scaling"), path),
@@ -145,7 +145,7 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
     return metadata
 
 
-def _rope_scaling(values: JsonObject, path: Path) -> yarn.RopeScaling:
+def _rope_scaling(values: JsonObject, path: Path) -> RopeScaling:
     method = values.string("method")
     if method == "none":
         return None
@@ -161,7 +161,7 @@ def _rope_scaling(values: JsonObject, path: Path) -> yarn.RopeScaling:
         else:
             values.number(key, above=0, maximum=1e9)
     arguments = {key: value for key, value in values.items() if key != "method"}
-    scaling: yarn.RopeScaling = config.from_dict(_SCALINGS[method], arguments, str(path))
+    scaling: RopeScaling = from_dict(_SCALINGS[method], arguments, str(path))
     return scaling
 
 

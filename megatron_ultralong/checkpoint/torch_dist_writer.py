@@ -45,8 +45,8 @@ from megatron_ultralong.checkpoint.weight_map import (
     extra_state_keys,
     weight_map,
 )
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
 
 _DATA_FILE = "__0_0.distcp"
 

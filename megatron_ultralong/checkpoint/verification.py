@@ -12,8 +12,8 @@ import torch
 from megatron_ultralong.checkpoint.logits_comparison import LogitsComparison
 from megatron_ultralong.checkpoint.read_ahead import read_ahead
 from megatron_ultralong.checkpoint.weight_map import META, Weight, WeightSource, weight_map
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.yarn import RopeScaling, attention_factor, inv_freq
 
 _NAMED = 8

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.model_config import ModelConfig
 
 Layout = Literal["whole", "qkv", "gate_up"]
 Shape = tuple[int, ...]

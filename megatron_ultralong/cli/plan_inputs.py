@@ -10,11 +10,12 @@ from pathlib import Path
 from megatron_ultralong.checkpoint.hugging_face_config import CONFIG_FILE, model_config, read_config
 from megatron_ultralong.checkpoint.metadata import FILE_NAME, load_metadata
 from megatron_ultralong.command_line import parse
-from megatron_ultralong.config import ModelConfig, PretrainConfig, TrainingConfig
+from megatron_ultralong.config import PretrainConfig, TrainingConfig
 from megatron_ultralong.data.rows import PackedRows
 from megatron_ultralong.ending import PROGRAM
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.plan.area import Rows
 from megatron_ultralong.plan.command import PlanConfig, plan_run
 from megatron_ultralong.plan.documents_area import DRAWN_ROWS, DocumentRows

@@ -20,8 +20,8 @@ import torch.multiprocessing as multiprocessing
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from megatron_ultralong.attention import reference, ring_attention
-from megatron_ultralong.context_parallel import ProcessGroupRing, zigzag_shard
-from megatron_ultralong.context_parallel.transport import Transfer
+from megatron_ultralong.context_parallel.assignment import zigzag_shard
+from megatron_ultralong.context_parallel.transport import ProcessGroupRing, Transfer
 from megatron_ultralong.doctor.finding import Finding
 
 NUM_RANKS = 2

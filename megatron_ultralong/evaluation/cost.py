@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 import torch
 
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.ending import tell
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.flops import attention_area, forward_flops, peak_tflops
+from megatron_ultralong.model_config import ModelConfig
 
 SHARE_OF_PEAK = 0.4
 """Share of a device's dense bf16 peak that long forward passes are assumed to reach: 2,048-token

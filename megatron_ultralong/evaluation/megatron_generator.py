@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.generation.checkpoint import open_decoder
 from megatron_ultralong.generation.config import DecodingConfig
 from megatron_ultralong.generation.continuation import Continuation
 from megatron_ultralong.generation.prompts import check_prompts
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.ranks import is_main_rank
 
 

@@ -11,11 +11,11 @@ import torch
 
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.model_state import load_weights
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.evaluation.scorer import Scores
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.mcore.scoring import score_rows
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.ranks import is_main_rank
 
 _TILE_SIZE = 4096

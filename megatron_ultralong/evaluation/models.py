@@ -15,7 +15,6 @@ import torch
 from megatron_ultralong.checkpoint.folder import resolve
 from megatron_ultralong.checkpoint.hugging_face_config import model_config, read_config
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER, load_metadata
-from megatron_ultralong.config import ModelConfig, ParallelConfig
 from megatron_ultralong.errors import InputError, missing
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
@@ -26,6 +25,8 @@ from megatron_ultralong.evaluation.model_record import ModelRecord
 from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.scorer import Scorer
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.plan.job import stage_parameters
 from megatron_ultralong.ranks import world_size
 

@@ -11,13 +11,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.evaluation.cost import check_cost, estimate_cost
 from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal, sample_key
 from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.evaluation.scorer import check_ids
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.progress import ProgressBar, progress
 from megatron_ultralong.ranks import world_size
 

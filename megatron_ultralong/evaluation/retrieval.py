@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.documents import unit_hash
 from megatron_ultralong.evaluation.config import NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.cost import check_cost, estimate_cost
@@ -31,6 +30,7 @@ from megatron_ultralong.evaluation.results.result import (
 )
 from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
 from megatron_ultralong.evaluation.tables import score_table
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.ranks import world_size
 from megatron_ultralong.terminal import Console
 

@@ -10,10 +10,11 @@ import torch
 
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.model_state import load_weights
-from megatron_ultralong.config import AnglePrecision, ParallelConfig
 from megatron_ultralong.mcore.decoding import Decoder
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
+from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.rope_config import AnglePrecision
 
 _TILE_SIZE = 4096
 """Tokens that go through projections and MLP at a time."""

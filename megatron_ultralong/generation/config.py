@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.ranges import UINT32, Range, check_ranges
 
 

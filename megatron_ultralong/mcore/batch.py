@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_ultralong.context_parallel import Assignment, balanced, zigzag
+from megatron_ultralong.context_parallel.assignment import Assignment, balanced, zigzag
 from megatron_ultralong.documents import DocumentMask, document_positions
 from megatron_ultralong.mcore.core_attention import document_params
 

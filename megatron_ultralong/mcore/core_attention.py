@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ultralong.attention import KeptOutput, ring_attention
 from megatron_ultralong.attention.function import Backend
-from megatron_ultralong.context_parallel import Assignment
+from megatron_ultralong.context_parallel.assignment import Assignment
 from megatron_ultralong.errors import InputError
 
 CP_COMM_TYPES = (None, "p2p", "all_gather")

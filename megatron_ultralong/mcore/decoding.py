@@ -27,7 +27,7 @@ from megatron_ultralong.attention.key_value_cache import (
     local_capacity,
     spread_length,
 )
-from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.context_parallel.assignment import zigzag
 from megatron_ultralong.mcore.cached_core_attention import CachedCoreAttention, GivenPositions, Pass
 from megatron_ultralong.mcore.cpu import device
 

@@ -13,7 +13,6 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ultralong import yarn
-from megatron_ultralong.config import AnglePrecision, ModelConfig, ParallelConfig
 from megatron_ultralong.layer_config import LOCAL_LAYERS, LayerConfig
 from megatron_ultralong.mcore.cpu import device, needs_cpu_backend
 from megatron_ultralong.mcore.layer_spec import block_spec
@@ -22,6 +21,9 @@ from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
 from megatron_ultralong.mcore.tiled_embedding import TiledEmbedding
 from megatron_ultralong.mcore.tiled_loss import TiledLoss
+from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.rope_config import AnglePrecision
 
 
 def _leave_uninitialized(weight: torch.Tensor) -> None:

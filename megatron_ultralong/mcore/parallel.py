@@ -12,9 +12,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.ranks import world_size
 
 

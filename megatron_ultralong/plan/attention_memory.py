@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.plan.job import RankSizes
 from megatron_ultralong.plan.ledger import Ledger
 

@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 from collections.abc import Collection, Iterator
 
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.run_config import RecomputeGranularity

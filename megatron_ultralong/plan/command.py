@@ -8,8 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
-from megatron_ultralong.config import ModelConfig, TrainingConfig
+from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.plan.advice import best, check_given, faster_changes, savable_change
 from megatron_ultralong.plan.area import Rows, area_of
 from megatron_ultralong.plan.changes import MOST_GPUS

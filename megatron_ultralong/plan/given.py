@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 
-from megatron_ultralong.config import ModelConfig, TrainingConfig
+from megatron_ultralong.config import TrainingConfig
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.estimate_tables import memory_table, time_rows
 from megatron_ultralong.plan.hardware import hardware_of_device

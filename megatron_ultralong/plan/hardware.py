@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from megatron_ultralong.config import from_dict
+from megatron_ultralong.config_dict import from_dict
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import PEAK_TFLOPS, device_key
 from megatron_ultralong.ranges import Range, check_ranges

@@ -6,8 +6,9 @@ import torch
 
 from megatron_ultralong.attention import kernels
 from megatron_ultralong.attention.math_kernel import MATH
-from megatron_ultralong.config import ModelConfig, TrainingConfig
+from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.plan.score_matrices import (
     GIB,
     HELD_AT_ONCE,

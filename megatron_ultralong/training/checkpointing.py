@@ -22,8 +22,8 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_ultralong.checkpoint.megatron_args import megatron_args
 from megatron_ultralong.checkpoint.model_state import take_state, without_extra_states
 from megatron_ultralong.checkpoint.sharded_load import load_common, load_sharded
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
 
 _SHARDING = {
     "distrib_optim_sharding_type": "fully_reshardable",

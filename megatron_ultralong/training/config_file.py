@@ -8,8 +8,10 @@ from typing import TypeVar
 
 import yaml
 
-from megatron_ultralong.config import PretrainConfig, RopeConfig, TrainingConfig, from_dict, to_dict
+from megatron_ultralong.config import PretrainConfig, TrainingConfig
+from megatron_ultralong.config_dict import from_dict, to_dict
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.rope_config import RopeConfig
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.yaml_file import read_yaml
 

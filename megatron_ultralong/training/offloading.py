@@ -8,8 +8,9 @@ import psutil
 import torch
 
 from megatron_ultralong.activations import kept_tensors
-from megatron_ultralong.config import ModelConfig, TrainingConfig
+from megatron_ultralong.config import TrainingConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.model_config import ModelConfig
 
 AVAILABLE_SHARE = 0.8
 """Of the host memory that is available at the start; checkpoints are staged in the rest."""

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.config import TrainingConfig, to_dict
+from megatron_ultralong.config import TrainingConfig
+from megatron_ultralong.config_dict import to_dict
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.training.log import IterationRecord, Sink
 

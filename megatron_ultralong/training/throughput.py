@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from megatron_ultralong.config import ModelConfig
 from megatron_ultralong.flops import peak_tflops
+from megatron_ultralong.model_config import ModelConfig
 
 
 class Throughput:

@@ -18,7 +18,7 @@ from megatron_ultralong.attention.key_value_cache import (
     spread_length,
 )
 from megatron_ultralong.attention.online_softmax import merge_, merge_all
-from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.context_parallel.assignment import zigzag
 from tests.attention.whole_sequence import inputs
 from tests.ranks import run_on_ranks
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megatron_ultralong.attention import reference
 from megatron_ultralong.attention.plan import make_plan
 from megatron_ultralong.attention.rectangle import causal_area
-from megatron_ultralong.context_parallel import (
+from megatron_ultralong.context_parallel.assignment import (
     Assignment,
     balanced,
     chunk_areas,

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_ultralong.attention import kernels, ring_attention
-from megatron_ultralong.context_parallel import LocalRing, zigzag
+from megatron_ultralong.context_parallel.assignment import zigzag
+from megatron_ultralong.context_parallel.transport import LocalRing
 from megatron_ultralong.errors import InputError
 from tests.attention.whole_sequence import inputs
 from tests.ranks import run_on_gpus

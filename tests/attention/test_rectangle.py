@@ -15,7 +15,7 @@ from megatron_ultralong.attention.rectangle import (
     local_cu_seqlens,
     rectangles,
 )
-from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.context_parallel.assignment import zigzag
 from tests.attention.whole_sequence import assignments, boundaries
 
 

@@ -12,7 +12,8 @@ from megatron_ultralong.attention import KeptOutput, function, ring_attention
 from megatron_ultralong.attention import ring as ring_module
 from megatron_ultralong.attention.gradient_sum import MAX_PIECES, MIN_PIECES, SumSpace, num_pieces
 from megatron_ultralong.attention.plan import make_plan
-from megatron_ultralong.context_parallel import LocalRing, balanced, zigzag
+from megatron_ultralong.context_parallel.assignment import balanced, zigzag
+from megatron_ultralong.context_parallel.transport import LocalRing
 from tests.attention.whole_sequence import (
     assignments,
     boundaries,

@@ -14,7 +14,7 @@ from megatron_ultralong.attention import kernels, plan
 from megatron_ultralong.attention.boundaries import Boundaries
 from megatron_ultralong.attention.cpu_kernel import CPU, CpuKernel
 from megatron_ultralong.attention.plan import make_plan, row_plan
-from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.context_parallel.assignment import zigzag
 
 
 def test_layers_of_a_row_share_its_plan_and_nobody_keeps_it() -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_ultralong.attention import reference, ring_attention
-from megatron_ultralong.context_parallel import Assignment, LocalRing, zigzag
+from megatron_ultralong.context_parallel.assignment import Assignment, zigzag
+from megatron_ultralong.context_parallel.transport import LocalRing
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]  # out, dq, dk, dv
 

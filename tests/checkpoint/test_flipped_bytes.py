@@ -22,10 +22,10 @@ from megatron_ultralong.checkpoint.checksums import (
 from megatron_ultralong.checkpoint.folder import LATEST_FILE
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.dropin.checkpoints import vet
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.rank_values import every_rank
 from tests.checkpoint.verbs import OPENS, refusal, write_inputs
 from tests.ranks import run_on_ranks

@@ -25,9 +25,9 @@ from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.megatron_logits import megatron_logits
 from megatron_ultralong.checkpoint.meta import MetaFolder
 from megatron_ultralong.checkpoint.transformers_logits import transformers_logits
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.convert_config import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.yarn import LinearConfig
 from tests.checkpoint.llama import save_llama
 from tests.ranks import run_on_ranks

@@ -17,7 +17,6 @@ from megatron_ultralong.checkpoint.convert import export_checkpoint, import_chec
 from megatron_ultralong.checkpoint.folder import iteration_folder, write_latest
 from megatron_ultralong.checkpoint.inspection import inspect
 from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.config import OptimizerConfig, ParallelConfig
 from megatron_ultralong.convert_config import (
     ExportConfig,
     ImportConfig,
@@ -25,6 +24,8 @@ from megatron_ultralong.convert_config import (
     VerifyConfig,
 )
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.optimizer_config import OptimizerConfig
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.training.optimizer import build_optimizer, wrap_model
 from tests.checkpoint.llama import save_llama
 from tests.ranks import run_on_ranks

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ultralong.checkpoint.weight_map import fuse_qkv, weight_map
-from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.model_config import ModelConfig
 
 shapes = st.builds(
     ModelConfig,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.context_parallel.assignment import zigzag
 from megatron_ultralong.data.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.chat_rows import ChatRows, chat_rows_of, targets_prefix
 from megatron_ultralong.data.chunks import StoredRow

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.context_parallel.assignment import zigzag
 from megatron_ultralong.data.chunks import read_chunks
 from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows import (

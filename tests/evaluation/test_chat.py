@@ -12,7 +12,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.data.chat_rows import ChatRows
 from megatron_ultralong.data.prepare_chat import prepare_chat
@@ -26,6 +25,7 @@ from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.parallel_config import ParallelConfig
 from tests.models import TEXT, write_llama, write_tokenizer
 from tests.ranks import run_on_ranks
 from tests.training.chats import conversations, write_chat_model

@@ -12,7 +12,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.choices.config import ChoicesConfig
@@ -23,6 +22,7 @@ from megatron_ultralong.evaluation.models import model_facts, open_scorers, toke
 from megatron_ultralong.evaluation.models_config import ModelsConfig
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.parallel_config import ParallelConfig
 from tests.models import write_llama
 from tests.ranks import run_on_ranks
 

@@ -15,7 +15,6 @@ from transformers import GenerationConfig, LlamaForCausalLM
 from megatron_ultralong import yarn
 from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.convert_config import ExportConfig, ImportConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.generator import before_stop
@@ -23,6 +22,7 @@ from megatron_ultralong.generation.checkpoint import open_decoder
 from megatron_ultralong.generation.config import DecodingConfig
 from megatron_ultralong.generation.continuation import Continuation, make_batches
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.parallel_config import ParallelConfig
 from tests.models import write_llama
 from tests.ranks import run_on_ranks
 

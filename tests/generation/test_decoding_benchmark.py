@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata, save_metadata
-from megatron_ultralong.config import ModelConfig
+from megatron_ultralong.model_config import ModelConfig
 from tests.patience import patience
 
 ROOT = Path(__file__).parents[2]

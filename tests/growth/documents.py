@@ -12,14 +12,15 @@ from megatron_ultralong.attention.boundaries import Boundaries
 from megatron_ultralong.attention.cuda_domain import device_edges
 from megatron_ultralong.attention.gather import _mask
 from megatron_ultralong.attention.plan import boundaries, make_plan, row_plan
-from megatron_ultralong.config import DataConfig, ParallelConfig, PretrainConfig
-from megatron_ultralong.context_parallel import Assignment, balanced, zigzag
+from megatron_ultralong.config import DataConfig, PretrainConfig
+from megatron_ultralong.context_parallel.assignment import Assignment, balanced, zigzag
 from megatron_ultralong.documents import (
     document_boundaries,
     document_numbers,
     document_positions,
     loss_mask,
 )
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.plan.communication import ring_bytes
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.shapes import MODELS

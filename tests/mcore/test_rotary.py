@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ultralong import yarn
-from megatron_ultralong.context_parallel import Assignment, zigzag
+from megatron_ultralong.context_parallel.assignment import Assignment, zigzag
 from megatron_ultralong.mcore.cpu import cpu_backend
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
 

@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from megatron_ultralong import cli
-from megatron_ultralong.config import ParallelConfig, to_dict
+from megatron_ultralong.config_dict import to_dict
 from megatron_ultralong.flops import attention_area
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.plan.communication import links
 from megatron_ultralong.plan.documents_area import drawn_rows, expected_area, zigzag_areas
 from megatron_ultralong.plan.hardware import HARDWARE

@@ -9,17 +9,14 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.config import (
-    DataConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    PretrainConfig,
-    RopeConfig,
-)
+from megatron_ultralong.config import DataConfig, PretrainConfig
 from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.sampling import LengthSampling
 from megatron_ultralong.documents import DocumentMask
+from megatron_ultralong.optimizer_config import OptimizerConfig
+from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.rope_config import RopeConfig
 from megatron_ultralong.run_config import CheckpointConfig, LogConfig, MemoryConfig
 from tests.models import TEXT, write_llama
 from tests.patience import patience

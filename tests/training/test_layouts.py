@@ -11,17 +11,14 @@ import pytest
 
 from megatron_ultralong.attention import function
 from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.config import (
-    DataConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    PretrainConfig,
-    RopeConfig,
-)
+from megatron_ultralong.config import DataConfig, PretrainConfig
 from megatron_ultralong.convert_config import ImportConfig
 from megatron_ultralong.data.prepare import PrepareConfig, prepare
 from megatron_ultralong.data.sampling import LengthSampling
 from megatron_ultralong.documents import DocumentMask
+from megatron_ultralong.optimizer_config import OptimizerConfig
+from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.rope_config import RopeConfig
 from megatron_ultralong.run_config import MemoryConfig, RecomputeGranularity
 from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.pretrain import pretrain

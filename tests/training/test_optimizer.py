@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.checkpoint.folder import write_latest
-from megatron_ultralong.config import OptimizerConfig, PretrainConfig
+from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.optimizer_config import OptimizerConfig
 from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.optimizer import adam_name
 from megatron_ultralong.training.pretrain import check_run, pretrain

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.training import loop
 from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.phases import PHASES, CudaClock, PhaseTimers

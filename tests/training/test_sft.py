@@ -15,13 +15,15 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.convert import export_checkpoint
-from megatron_ultralong.config import DataConfig, OptimizerConfig, ParallelConfig, PretrainConfig
+from megatron_ultralong.config import DataConfig, PretrainConfig
 from megatron_ultralong.convert_config import ExportConfig
 from megatron_ultralong.data.chat_rows import ChatRow, ChatRows
 from megatron_ultralong.data.prepare_chat import PrepareChatConfig, prepare_chat
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.flops import attention_area
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.optimizer_config import OptimizerConfig
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.run_config import CheckpointConfig, LogConfig, MemoryConfig
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.training.config_file import save_config

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.data.chat_rows import ChatRows
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.run_config import MemoryConfig
 from megatron_ultralong.sft_config import SftConfig
 from megatron_ultralong.training.sft import sft

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from megatron_ultralong.config import ParallelConfig, PretrainConfig
+from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.data.chunks import StoredRow
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.loop import train
 from megatron_ultralong.training.pretrain import check_run

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.config import ParallelConfig, PretrainConfig
+from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.parallel_config import ParallelConfig
 from megatron_ultralong.training.resume import newest_good
 from megatron_ultralong.training.run_folder import STATUS_FILE
 from tests.training.conftest import MakeConfig

@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_ultralong.attention.plan import Plan, make_plan
 from megatron_ultralong.attention.rectangle import causal_area
-from megatron_ultralong.context_parallel import balanced, zigzag
+from megatron_ultralong.context_parallel.assignment import balanced, zigzag
 
 from .measurement import row
 from .recipe_lengths import recipe_lengths

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from megatron_ultralong.attention import kernels, ring_attention
 from megatron_ultralong.attention.plan import make_plan
-from megatron_ultralong.context_parallel import Assignment, Transport, balanced, zigzag
+from megatron_ultralong.context_parallel.assignment import Assignment, balanced, zigzag
+from megatron_ultralong.context_parallel.transport import Transport
 
 from .lone_rank import LoneRank
 from .measurement import BACKWARD, FORWARD, header, inputs, row, timed, work

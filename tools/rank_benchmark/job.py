@@ -13,8 +13,9 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
-from megatron_ultralong.config import ModelConfig, PretrainConfig
+from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.documents import Row
+from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.phases import Clock, PhaseTimers
 from megatron_ultralong.training.rows import RowSource, microbatches, replica_samples
