@@ -111,26 +111,37 @@ def watch(meter: Meter) -> None:
     meter.wrap(batch, "document_positions", "positions that start again")
     meter.wrap(function, "row_plan", "plan of the ring")
     meter.wrap(cudnn_kernel, "_runs", "runs for cuDNN")
-    room = cpu_kernel._room
-    # Its pages are met for the first time here, as a kernel's results without documents are there.
-    cpu_kernel._room = lambda x: room(x).zero_()
-    meter.wrap(cpu_kernel, "_room", "memory of the results")
+    for name in ("room_for", "room_for_gradients"):
+        _touch(name)
+        meter.wrap(cpu_kernel, name, "memory of the results")
     for direction in ("forward", "backward"):
-        _ask_cudnn_too(f"documents_{direction}")
-        meter.wrap(kernels, f"documents_{direction}", "loop around the kernel")
-        meter.wrap(kernels, direction, "kernel")  # of a rectangle, or a document alone
-        meter.wrap(cpu_kernel, f"_{direction}", "kernel")  # of documents of one length
+        _ask_cudnn_too(direction)
+        meter.wrap(kernels, direction, "loop around the kernel")
+        meter.wrap(cpu_kernel.CpuKernel, direction, "loop around the kernel")
+        meter.wrap(cpu_kernel, f"_{direction}", "kernel")
 
 
-def _ask_cudnn_too(name: str) -> None:
-    theirs = getattr(kernels, name)
+def _touch(name: str) -> None:
+    """Meet the pages of results where memory is asked for, as without documents."""
+    theirs = getattr(cpu_kernel, name)
+
+    def touched(*tensors: Any) -> list[Any]:
+        return [room.zero_() for room in theirs(*tensors)]
+
+    setattr(cpu_kernel, name, touched)
+
+
+def _ask_cudnn_too(direction: str) -> None:
+    theirs = getattr(kernels, direction)
 
     @functools.wraps(theirs)
     def asking(*arguments: Any) -> Any:
-        cudnn_kernel._runs(arguments[-2])
+        mask = arguments[-2]
+        if mask is not None and len(mask) > 2:
+            cudnn_kernel._runs(mask)
         return theirs(*arguments)
 
-    setattr(kernels, name, asking)
+    setattr(kernels, direction, asking)
 
 
 def write_rows(prefix: Path, seq_length: int, num_documents: int, num_rows: int) -> PackedRows:
