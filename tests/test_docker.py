@@ -99,7 +99,7 @@ def test_the_steps_of_the_cpu_image_install_a_program_that_works(tmp_path: Path)
     out = run("bash", str(copied / "docker" / "install.sh"), "requirements", "package")
     assert "0 problems" in out
     assert (image / "bin" / "ultralong").exists()
-    assert (Path(purelib) / "megatron_ultralong" / "cli.py").exists()
+    assert (Path(purelib) / "megatron_ultralong" / "spec.py").exists()
     write_llama(tmp_path / "hf", num_hidden_layers=1)
     run("ultralong", "convert", "import", "hf", "megatron")
     assert "torch_dist" in run("ultralong", "convert", "inspect", "megatron")

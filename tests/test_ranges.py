@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import pytest
 
+import megatron_ultralong
 from megatron_ultralong import cli, command_line
 from megatron_ultralong.config import PretrainConfig
 from megatron_ultralong.doctor import diagnosis
@@ -38,7 +39,7 @@ from megatron_ultralong.sft_config import SftConfig
 from tests.edges import NEEDED, RECIPES, every_number, flags, inside, name_of, outside, parsed_class
 from tests.patience import patience
 
-PACKAGE = Path(cli.__file__).parent
+PACKAGE = Path(megatron_ultralong.__file__).parent
 
 
 def test_every_verb_is_looked_at() -> None:
