@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
 from megatron_ultralong.checkpoint.folder import iteration_folder, write_latest
 from megatron_ultralong.checkpoint.inspection import inspect
+from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.convert_config import (
     ExportConfig,
@@ -24,7 +25,6 @@ from megatron_ultralong.convert_config import (
     InspectConfig,
     VerifyConfig,
 )
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.optimizer_config import OptimizerConfig

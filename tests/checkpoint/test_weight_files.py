@@ -184,6 +184,22 @@ def test_what_is_no_set_is_named(originals: Path, folder: Path, name: str, reaso
         open_model(folder)
 
 
+def test_an_adapter_is_not_applied_and_that_is_said(
+    originals: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_single(originals, folder)
+    (folder / "adapter_config.json").write_text("{}")
+    open_model(folder)
+    assert "read without the adapter of adapter_config.json" in capsys.readouterr().err
+
+
+def test_a_model_and_a_megatron_checkpoint_in_one_folder(originals: Path, folder: Path) -> None:
+    add_single(originals, folder)
+    (folder / "latest_checkpointed_iteration.txt").write_text("release")
+    with pytest.raises(InputError, match=r"config\.json.* and .*latest_checkpointed_iteration"):
+        open_model(folder)
+
+
 def test_a_config_beside_meta_alone_is_no_model(originals: Path, folder: Path) -> None:
     add_meta(originals, folder)
     with pytest.raises(InputError, match=r"but consolidated\.00\.pth is: .* move config\.json"):
