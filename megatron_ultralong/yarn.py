@@ -65,10 +65,7 @@ class YarnConfig:
         if self.ramp not in ("rotations", "dimensions"):
             raise InputError(f"ramp must be 'rotations' or 'dimensions', not {self.ramp!r}")
         if not self.truncate and self.ramp == "rotations":
-            raise InputError(
-                "truncate is false and ramp is 'rotations', which has no ends to round: leave "
-                "truncate true, or take ramp 'dimensions'"
-            )
+            raise InputError("truncate false needs ramp 'dimensions': 'rotations' rounds nothing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,18 +223,12 @@ def hf_rope_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
     }
 
 
-_YARN_KEYS = {
-    "factor",
-    "original_max_position_embeddings",
-    "beta_fast",
-    "beta_slow",
-    "attention_factor",
-}
+_YARN_KEYS = {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow"}
 _KNOWN_KEYS = {
     "default": set[str](),
     "linear": {"factor"},
     "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
-    "yarn": _YARN_KEYS | {"truncate"},
+    "yarn": _YARN_KEYS | {"attention_factor", "truncate"},
 }
 _NEEDED_KEYS = {
     "default": set[str](),
@@ -259,8 +250,8 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
     rope_type = block.get("rope_type", block.get("type", "default"))
     if rope_type not in _KNOWN_KEYS:
         raise InputError(
-            f"rope_type {rope_type!r} is not supported; known: {', '.join(sorted(_KNOWN_KEYS))}. "
-            "A model of another can be trained on from one of these: put that in its place"
+            f"rope_type {rope_type!r} is not supported; known: {', '.join(sorted(_KNOWN_KEYS))}: "
+            "state one of these in its place, and train the model on with it"
         )
     values = {
         key: value

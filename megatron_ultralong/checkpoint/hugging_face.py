@@ -133,7 +133,7 @@ class HuggingFaceFolder:
         missing = sorted(self._known - set(self.tensors))
         if missing == [LM_HEAD]:
             return (
-                ", and all others: if embedding and output share their weights, set "
+                "; all others are there: if embedding and output share their weights, set "
                 "tie_word_embeddings true; else the output was not saved"
             )
         here = len(self._known) - len(missing)

@@ -181,11 +181,13 @@ def good_for(metadata: CheckpointMetadata) -> dict[str, str]:
 
     transformers took ``max_position_embeddings`` for yarn's original context before 4.51, and
     replaced its factor by max / original from there to 4.55. vLLM's older releases read no
-    ``attention_factor`` of yarn, and apply 0.1 ln s + 1.
+    ``attention_factor`` of yarn, and apply 0.1 ln s + 1. ``truncate`` is younger than both.
     """
     scaling = metadata.rope_scaling
     if not isinstance(scaling, YarnConfig) or scaling.ramp == "rotations":
         return {"transformers": ">=4.43", "vllm": ">=0.5.4"}
+    if not scaling.truncate:
+        return {"transformers": ">=4.57", "vllm": "releases whose yarn reads truncate"}
     context = scaling.scaling_factor * scaling.original_max_position_embeddings
     implied = metadata.model.max_position_embeddings == context
     usual = scaling.attention_factor == yarn_attention_factor(scaling.scaling_factor)

@@ -60,6 +60,7 @@ class MegatronCheckpoint:
             raise damage
         self._locations = {weight: self._locate(weight) for weight in weight_map(self.model)}
         self._check_tied()
+        self._check_padding()
 
     def check_tensors(
         self,
@@ -153,6 +154,18 @@ class MegatronCheckpoint:
                 f"{self.path}: tensor {key} has shape {list(found)}, "
                 f"{self.root / 'ultralong.json'} makes it {list(expected)}: weights and "
                 "metadata are of different models"
+            )
+
+    def _check_padding(self) -> None:
+        """Megatron pads embedding and output alike; rows behind the vocabulary are not read."""
+        known = self.tensors.tensors
+        keys = ("embedding.word_embeddings.weight", "output_layer.weight")
+        rows = {key: known[key].size[0] for key in keys if key in known}
+        if len(set(rows.values())) > 1:
+            raise InputError(
+                f"{self.path}: {' and '.join(f'{key} has {n} rows' for key, n in rows.items())}, "
+                f"of a vocabulary of {self.model.vocab_size}: Megatron pads both alike, so which "
+                "of them are the model's is not known; save the checkpoint again"
             )
 
     def _check_tied(self) -> None:

@@ -139,8 +139,8 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
     )
     if metadata.not_exportable and not any_model:
         raise InputError(
-            f"{checkpoint} was trained inside a Megatron-LM with {metadata.not_exportable}, and is "
-            "no Llama: go on with it there; this program knows Llama's model alone"
+            f"{checkpoint} was trained inside a Megatron-LM with {metadata.not_exportable}: go on "
+            "with it there; this program knows Llama's model alone"
         )
     return metadata
 

@@ -29,6 +29,11 @@ def open_model(
         InputError: it is in none, or damaged.
     """
     if (path / CONFIG_FILE).is_file():
+        if (path / LATEST_FILE).is_file():
+            raise InputError(
+                f"{path} holds a Hugging Face model ({CONFIG_FILE}) and a Megatron checkpoint "
+                f"({LATEST_FILE}), which may be two models: move one of them out of the folder"
+            )
         return HuggingFaceFolder(path)
     if (path / PARAMS_FILE).is_file():
         return MetaFolder(path)

@@ -26,6 +26,7 @@ _NAMES: tuple[tuple[str, type[TensorFile]], ...] = (
 _INDEX_SUFFIX = ".index.json"
 _CHOICE_KEY = "transformers_weights"
 """Key of ``config.json`` that names the file: transformers looks for no other then."""
+_ADAPTER = "adapter_config.json"
 _PER_RANK = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """What a distributed training of transformers 5 saves; it takes these before any other file."""
 _LOOKS_LIKE_WEIGHTS = re.compile(
@@ -61,6 +62,11 @@ def open_weights(
             two files.
     """
     chosen = _choose(folder, config)
+    if (folder / _ADAPTER).is_file():
+        tell(
+            f"warning: {folder}: {chosen.label} is read without the adapter of {_ADAPTER}; if the "
+            "model is meant with it, merge it first"
+        )
     assert chosen.kind is not None
     names = sorted(chosen.files)
     for name in names:

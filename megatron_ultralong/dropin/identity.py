@@ -22,8 +22,9 @@ from megatron_ultralong.checkpoint.metadata import (
 )
 from megatron_ultralong.checkpoint.small_files import copy_once
 from megatron_ultralong.data.manifest import Manifest
+from megatron_ultralong.dropin.asked import ASKED
 from megatron_ultralong.dropin.config import DropInConfig
-from megatron_ultralong.dropin.shape import check_shape, model_of, not_of_a_llama
+from megatron_ultralong.dropin.shape import check_shape, model_of, not_of_a_llama, vocabulary
 from megatron_ultralong.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -117,11 +118,18 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
 
 def _described(args: Any) -> CheckpointMetadata:
     """What Megatron-LM's arguments say of weights that come without an ``ultralong.json``."""
+    model, size = model_of(args), vocabulary(args)
+    unknown = None
+    if size is None:
+        unknown = (
+            f"{model.vocab_size} rows of a padded vocabulary ({ASKED.flag('padded_vocab_size')}), "
+            "and a tokenizer that does not tell how many ids it has"
+        )
     return CheckpointMetadata(
-        model=model_of(args),
+        model=dataclasses.replace(model, vocab_size=size or model.vocab_size),
         rope_scaling=None,
         source_model=str(args.load or "Megatron-LM"),
-        not_exportable=not_of_a_llama(args),
+        not_exportable=not_of_a_llama(args) or unknown,
     )
 
 

@@ -43,6 +43,19 @@ def model_of(args: Any) -> ModelConfig:
     return ModelConfig(**values)
 
 
+def vocabulary(args: Any) -> int | None:
+    """Ids of the run's tokenizer; None: it does not tell.
+
+    Megatron-LM gives the model rows up to the next multiple of ``--make-vocab-size-divisible-by``
+    times the tensor parallel size. No id reads them, and no other program expects them.
+    """
+    from megatron.training import get_tokenizer
+
+    size = getattr(get_tokenizer(), "vocab_size", None)
+    is_size = isinstance(size, int) and 0 < size <= args.padded_vocab_size
+    return size if is_size else None
+
+
 def not_of_a_llama(args: Any) -> str | None:
     """The first argument that makes the model something else than a Llama; None: it is one."""
     wanted = {**_LLAMA, **{name: (None, False, 0) for name in _ABSENT}}

@@ -22,7 +22,7 @@ from megatron_ultralong.errors import InputError
 from tests.checkpoint import random_folders
 from tests.checkpoint.random_folders import Folder
 
-SAMPLE = range(14)
+SAMPLE = range(40)
 ALL = range(300)
 TOKENS = torch.arange(40) * 7 % 17
 CLOSE = 1e-5

@@ -12,10 +12,12 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_config import TransformerConfig
+from transformers import AutoModelForCausalLM
 
 from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
 from megatron_ultralong.checkpoint.folder import iteration_folder, write_latest
 from megatron_ultralong.checkpoint.inspection import inspect
+from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.convert_config import (
     ExportConfig,
@@ -23,6 +25,7 @@ from megatron_ultralong.convert_config import (
     InspectConfig,
     VerifyConfig,
 )
+from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.optimizer_config import OptimizerConfig
 from megatron_ultralong.parallel_config import ParallelConfig
@@ -206,6 +209,44 @@ def test_any_layout_is_exported_bit_for_bit(
     )
     assert report.iteration == iteration
     verify(VerifyConfig(folder / f"{name}-hf", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("name", "iteration"), [("untied", 10), ("tied", 20)])
+def test_rows_that_megatron_pads_with_are_not_exported(
+    folder: Path,
+    tmp_path: Path,
+    two_ranks: list[torch.Tensor],
+    expected: dict[str, torch.Tensor],
+    name: str,
+    iteration: int,
+) -> None:
+    source = MegatronCheckpoint(folder / f"{name}-run", iteration)
+    assert source.tensors.tensors["embedding.word_embeddings.weight"].size[0] == PADDED
+    export_checkpoint(ExportConfig(folder / f"{name}-run", tmp_path / "out", iteration=iteration))
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    assert model.config.vocab_size == 130
+    assert model.get_input_embeddings().weight.shape[0] == 130
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS).logits, expected[name])
+
+
+def test_two_paddings_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "untied", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "release")
+    target = iteration_folder(tmp_path / "run", 10)
+    target.mkdir()
+    with parallel_groups(ParallelConfig(), seed=1):
+        model = build(folder / "untied", ParallelConfig(), PADDED)
+        output = model.output_layer.weight
+        output.data = torch.cat([output.data, output.data[:16]])
+        state = {"model": model.sharded_state_dict(metadata={"singleton_local_shards": False})}
+        dist_checkpointing.save(sharded_state_dict=state, checkpoint_dir=str(target))
+    write_latest(tmp_path / "run", 10)
+    with pytest.raises(
+        InputError, match=r"word_embeddings\.weight has 144 rows and output_layer\.weight has 160"
+    ):
+        export_checkpoint(ExportConfig(tmp_path / "run", tmp_path / "out"))
 
 
 def test_a_training_checkpoint_is_exported(

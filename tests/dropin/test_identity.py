@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import pickle
@@ -12,14 +13,19 @@ import pytest
 import torch
 
 from megatron_ultralong.checkpoint.convert import export_checkpoint
+from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.megatron_logits import megatron_logits
 from megatron_ultralong.checkpoint.metadata import load_metadata
 from megatron_ultralong.convert_config import ExportConfig
+from megatron_ultralong.dropin.shape import vocabulary
 from megatron_ultralong.errors import InputError
 from tests.dropin.megatron_lm import Tiny, needs_megatron_lm, tiny_message, tiny_run
 from tests.ranks import run_on_ranks
+from tools.dropin_flags.data import VOCABULARY
 
 needs_megatron_lm()
 
+EMBEDDINGS = "embedding.word_embeddings.weight"
 YARN = (
     *("--ultralong-rope-scaling", "yarn", "--ultralong-rope-scaling-factor", "4"),
     *("--ultralong-original-max-position-embeddings", "16"),
@@ -123,3 +129,39 @@ class Payload:
 
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return open, (self.path, "w")
+
+
+def test_the_rows_that_megatron_lm_pads_with_are_not_exported(tmp_path: Path) -> None:
+    save = ("--save", str(tmp_path / "run"), "--save-interval", "3")
+    words = ("--tensor-model-parallel-size", "2", "--make-vocab-size-divisible-by", "96", *save)
+    run_on_ranks(2, tiny_run, Tiny(tmp_path, words))
+    metadata = load_metadata(tmp_path / "run")
+    size = metadata.model.vocab_size
+    assert size in (VOCABULARY, VOCABULARY + 1), "older tokenizers add the end of a document"
+    assert MegatronCheckpoint(tmp_path / "run").tensors.tensors[EMBEDDINGS].size[0] == 384
+    export_checkpoint(ExportConfig(tmp_path / "run", tmp_path / "hf"))
+    values = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert values["vocab_size"] == size
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    assert model.get_input_embeddings().weight.shape[0] == size
+    assert model.get_output_embeddings().weight.shape[0] == size
+    tokens = torch.arange(40)
+    found = megatron_logits(MegatronCheckpoint(tmp_path / "run"), tokens)
+    with torch.no_grad():
+        # float32: sums in another order
+        torch.testing.assert_close(model(tokens[None]).logits[0], found, atol=1e-5, rtol=1e-5)
+
+
+def test_a_padded_vocabulary_of_an_unknown_tokenizer_is_not_exported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import megatron.training
+
+    monkeypatch.setattr(megatron.training, "get_tokenizer", lambda: object())
+    assert vocabulary(argparse.Namespace(padded_vocab_size=256)) is None
+    for size, known in ((256, 256), (200, 200), (257, None), (0, None), ("200", None)):
+        tokenizer = argparse.Namespace(vocab_size=size)
+        monkeypatch.setattr(megatron.training, "get_tokenizer", lambda found=tokenizer: found)
+        assert vocabulary(argparse.Namespace(padded_vocab_size=256)) == known

@@ -15,6 +15,7 @@ from megatron_ultralong.checkpoint.hugging_face_writer import SafetensorsWriter
 from megatron_ultralong.checkpoint.manifest import Manifest
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.tensor_file import PickleFile, TensorInfo
+from megatron_ultralong.checkpoint.tensor_names import known_names
 from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.convert_config import ExportConfig, ImportConfig
 from tests.growth.table import Work, counted
@@ -121,6 +122,12 @@ def layers_read_from_a_checkpoint(n: int, folder: Path) -> Work:
 def layers_exported_and_verified(n: int, folder: Path) -> Work:
     path = imported(n, folder)
     return lambda: export_checkpoint(ExportConfig(path, folder / "exported"))
+
+
+@counted(100)
+def names_under_a_wrapper(n: int, folder: Path) -> Work:
+    known = {f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(n)}
+    return lambda: known_names([f"module.{name}" for name in known], known, folder)
 
 
 @counted(100)
