@@ -33,13 +33,16 @@ def good_for(
     model = metadata.model
     plain = model.kv_channels * model.num_attention_heads == model.hidden_size
     files: Mapping[str, str] = {
-        CONFIG_FILE: rope["transformers"] if plain else max(rope["transformers"], _HEAD_DIM),
+        CONFIG_FILE: rope["transformers"]
+        if plain
+        else max(rope["transformers"], _HEAD_DIM, key=_release),
         **tokenizer.readers(merges),
     }
-    oldest = max(_release(text) for text in files.values() if text.startswith(">="))
+    oldest = max((text for text in files.values() if text.startswith(">=")), key=_release)
+    untried = [file for file, text in files.items() if not text.startswith(">=")]
     return {
         **rope,
-        "transformers": f">={'.'.join(map(str, oldest))}",
+        "transformers": oldest + (f"; not tried: {', '.join(untried)}" if untried else ""),
         "files": files,
         "tried": f"transformers {', '.join(TRIED)}",
     }

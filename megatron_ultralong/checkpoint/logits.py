@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from tokenizers import Tokenizer
 
 import megatron_ultralong
 from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
@@ -23,6 +22,7 @@ from megatron_ultralong.checkpoint.logits_comparison import (
 from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.meta import MetaFolder
 from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER
+from megatron_ultralong.checkpoint.tokenizer_files import load_fast
 from megatron_ultralong.checkpoint.transformers_logits import transformers_logits
 from megatron_ultralong.checkpoint.weight_map import weight_map
 from megatron_ultralong.convert_config import LogitsDtype, LogitsMethod
@@ -40,15 +40,24 @@ def text_prompt(tokenizer_file: Path, seq_length: int) -> torch.Tensor:
     """Token ids [S] of a text that is on every machine: the source files of this package.
 
     Random ids are no text: a model is far from its training there, and float32 rounding grows.
+    Fewer than ``seq_length`` ids, where the tokenizer makes none of that text.
+
+    Raises:
+        InputError: the file is no tokenizer.
     """
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer = load_fast(tokenizer_file)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     tokens: list[int] = []
     files = sorted(Path(megatron_ultralong.__file__).parent.rglob("*.py"))
     while len(tokens) < seq_length:
+        before = len(tokens)
         for file in files:
             tokens += tokenizer.encode(file.read_text("utf-8"), add_special_tokens=False).ids
             if len(tokens) >= seq_length:
                 break
+        if len(tokens) == before:
+            break
     return torch.tensor(tokens[:seq_length])
 
 
@@ -66,7 +75,7 @@ def _prompt_for(
         if file.is_file():
             tokens_S = text_prompt(file, seq_length)
             varied = tokens_S.unique().numel() > 8 + seq_length // 100
-            if varied and int(tokens_S.max()) < vocab_size:
+            if len(tokens_S) == seq_length and varied and int(tokens_S.max()) < vocab_size:
                 return tokens_S
     return prompt(vocab_size, seq_length)
 

@@ -51,6 +51,8 @@ def write_hugging_face(
         InputError: no rope block can express its rotary embedding, or a small file is damaged.
     """
     tokenizer = TokenizerFiles(source.source_folder)
+    if merges == "strings":
+        tokenizer.check_string_merges()
     main_dtype = converted_dtype(source.dtype(weight_map(source.model)[0]), dtype)
     values = export_config(read_config(source.source_folder), source.metadata, main_dtype)
     writer = SafetensorsWriter(folder, _tensors(source, dtype), max_shard_size)

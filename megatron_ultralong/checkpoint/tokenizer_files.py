@@ -119,27 +119,38 @@ class TokenizerFiles:
             return ">=4.45"
         return ">=4.43"
 
-    def write_string_merges(self, path: Path) -> bool:
-        """Write ``tokenizer.json`` to ``path`` with merges as 4.43 and 4.44 read them, if needed.
+    def check_string_merges(self) -> None:
+        """Check that the merges of ``tokenizer.json`` can be said as strings.
 
         Raises:
             InputError: a token of a merge has a space in it, which that form cannot say.
         """
         if self._fast is None or not _has_pairs(self._fast):
-            return False
-        model = self._fast["model"]
-        spaced = next((pair for pair in model["merges"] if any(" " in part for part in pair)), None)
+            return
+        merges = self._fast["model"]["merges"]
+        spaced = next((pair for pair in merges if any(" " in part for part in pair)), None)
         if spaced is not None:
             raise InputError(
                 f"{self._folder / FAST_FILE}: the merge {spaced} has a space in a token, which "
                 "only the form of tokenizers 0.20 can say: leave out --tokenizer-merges strings, "
                 "and read the export with transformers 4.45 or later"
             )
+
+    def write_string_merges(self, path: Path) -> bool:
+        """Write ``tokenizer.json`` to ``path`` with merges as 4.43 and 4.44 read them, if needed.
+
+        Raises:
+            InputError: it would be another tokenizer.
+        """
+        if self._fast is None or not _has_pairs(self._fast):
+            return False
+        self.check_string_merges()
+        model = self._fast["model"]
         strings = [" ".join(pair) for pair in model["merges"]]
         values = {**self._fast, "model": {**model, "merges": strings}}
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")
         # both in the words of the installed library: vocabulary, merges, added tokens, all parts
-        before, after = (Tokenizer.from_file(str(f)) for f in (self._folder / FAST_FILE, path))
+        before, after = map(load_fast, (self._folder / FAST_FILE, path))
         if before.to_str() != after.to_str():
             raise InputError(
                 f"{self._folder / FAST_FILE} is another tokenizer with its merges as strings: "
@@ -165,7 +176,9 @@ class TokenizerFiles:
 
     def _adds_as_asked(self) -> bool:
         """Whether the file itself adds the BOS and EOS tokens that the configuration asks for."""
-        tokenizer = Tokenizer.from_file(str(self._folder / FAST_FILE))
+        tokenizer = load_fast(self._folder / FAST_FILE)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         added = tokenizer.encode("a").tokens
         plain = tokenizer.encode("a", add_special_tokens=False).tokens
         asked = [
@@ -178,9 +191,22 @@ class TokenizerFiles:
 
     def _template(self) -> str | list[dict[str, str]] | None:
         """What releases that know no files of templates have to read: one, or several by name."""
-        if not self.templates.keys() - {"default"}:
+        if self.templates.keys() <= {"default"} or "default" not in self.templates:
             return self.templates.get("default")
         return [{"name": name, "template": text} for name, text in self.templates.items()]
+
+
+def load_fast(path: Path) -> Tokenizer:
+    """The tokenizer in a ``tokenizer.json``.
+
+    Raises:
+        InputError: it is damaged, or larger than such a file is.
+    """
+    data = read_bounded(path, MAX_TOKENIZER_BYTES)
+    try:
+        return Tokenizer.from_str(data.decode())
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"{path} is not a tokenizer: {error}; is it cut short?") from error
 
 
 def template_files(folder: Path) -> list[Path]:

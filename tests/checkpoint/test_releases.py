@@ -12,6 +12,7 @@ ENVIRONMENTS = Path(__file__).parent.parent.parent / ".venv-exports"
 NEVER_READ = {
     "rope-yarn": "4.50.3",
     "rope-yarn-temperature": "4.50.3",
+    "rope-yarn-not-rounded": "4.52.4",
     "rope-yarn-longer": "4.55.4",
     "rope-yarn-own-temperature": "4.55.4",
     "wide-heads": "4.44.2",

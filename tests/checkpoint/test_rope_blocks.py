@@ -35,7 +35,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rope")
     rope = {"rope_type": "default", "rope_theta": 500000.0}
     save_llama(
-        folder / "hf", head_dim=128, num_hidden_layers=1, hidden_size=36, rope_parameters=rope
+        folder / "hf", head_dim=128, num_hidden_layers=1, hidden_size=768, rope_parameters=rope
     )
     import_checkpoint(ImportConfig(folder / "hf", folder / "megatron"))
     return folder / "megatron"

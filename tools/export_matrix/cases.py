@@ -37,6 +37,7 @@ ROPES: dict[str, tuple[yarn.RopeScaling, int]] = {
         dataclasses.replace(YARN, attention_factor=yarn.yarn_attention_factor(8.0)),
         256,
     ),
+    "yarn-not-rounded": (dataclasses.replace(YARN, truncate=False), 256),
     "yarn-own-temperature": (dataclasses.replace(YARN, attention_factor=1.25), 300),
 }
 """Scaling and positions. Lengths of 96 are beyond the original context of 32."""
