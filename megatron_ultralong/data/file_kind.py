@@ -187,14 +187,14 @@ def _is_spread(head: bytes, is_whole: bool) -> bool:
 
 def _holds_json_lines(head: bytes, is_whole: bool) -> bool:
     """Whether the first lines are JSON objects, but for fewer than half of them."""
-    if head.lstrip().startswith(b"["):
-        return False
     lines = head.split(b"\n")
     if not is_whole:
         if len(lines) == 1:  # one line that does not end here
-            return bool(_BEGINS_AS_JSON.match(head))
+            return bool(_BEGINS_AS_JSON.match(head)) and head.lstrip().startswith(b"{")
         lines.pop()
     lines = [line for line in lines if line.strip()][:MAX_LINES]
+    if lines and _OPENS.fullmatch(lines[0]):
+        return False
     found = sum(line.lstrip().startswith(b"{") and isinstance(_value(line), dict) for line in lines)
     return len(lines) < 2 * found
 

@@ -240,7 +240,11 @@ def _cost(array: Any) -> _Cost:
         fields = array.flatten()
         inner = _total(map(_cost, fields))
         return _Cost((240 + 16 * len(fields)) * len(array) + inner.objects, inner.texts)
-    if hasattr(array, "flatten"):  # lists of any kind, maps
+    if pa.types.is_map(kind):  # which has no flatten
+        first, last = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        entries = _cost(array.values.slice(first, last - first))
+        return _Cost(64 * len(array) + entries.objects, entries.texts)
+    if hasattr(array, "flatten"):  # lists of any kind
         values = _cost(array.flatten())
         return _Cost(64 * len(array) + values.objects, values.texts)
     return _Cost(64 * len(array), pc.sum(_text_sizes(array)).as_py() or 0)

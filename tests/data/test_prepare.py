@@ -167,10 +167,10 @@ def test_documents_that_hold_the_separator_are_counted(
 
 def refuse(config: PrepareConfig, message: str, **changes: object) -> None:
     """The run ends with the message and leaves nothing beside the output."""
-    before = set(config.output.parent.iterdir())
+    before = set(config.output.parent.rglob("*"))
     with pytest.raises(InputError, match=message):
         prepare(dataclasses.replace(config, **changes))  # type: ignore[arg-type]
-    assert set(config.output.parent.iterdir()) == before
+    assert set(config.output.parent.rglob("*")) == before
 
 
 def test_bad_input_leaves_nothing_behind(
@@ -199,8 +199,40 @@ def test_bad_input_leaves_nothing_behind(
         r"source 'e' has no text: .*/empty \(1 files, 1 empty",
         source=(f"e={tmp_path}/empty",),
     )
+    deep = tmp_path / "new" / "deep" / "rows"
+    refuse(config, r"source 'x': no file", source=(f"x={tmp_path}/missing",), output=deep)
+    assert not deep.parent.parent.exists()
     file = config.tokenizer / "tokenizer.json"
     refuse(config, "cannot write .*make room on the disk", output=file / "rows")
+
+
+def test_what_nobody_expects_leaves_nothing_behind_either(
+    config: PrepareConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    for name in ("plan_shards", "merge_shards", "select_documents", "copy_tokenizer"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"megatron_ultralong.data.prepare.{name}", fail)
+            with pytest.raises(ZeroDivisionError):
+                prepare(dataclasses.replace(config, output=tmp_path / "new" / "rows"))
+        assert not list(tmp_path.iterdir())
+
+
+def test_the_lengths_of_sampling_are_said_before_tokenising(
+    config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = prepare(
+        dataclasses.replace(config, output=tmp_path / "rows", sampling=LengthSampling())
+    )
+    said = capsys.readouterr().err
+    line = (
+        "sampling: documents of <32 tokens are short, of >=64 long in rows of 512 (--short-length"
+    )
+    assert said.index(line) < said.index("Tokenising")
+    assert result.length_sampling["short_length"] == 32
+    assert {line.length_bin for line in result.bins} == {"<32", "32-63", ">=64"}
 
 
 def test_an_output_that_is_not_empty_is_refused(config: PrepareConfig, tmp_path: Path) -> None:

@@ -116,7 +116,10 @@ BAD_FILES = {
         cut(pa.compress(GOOD, codec="zstd", asbytes=True)),
         r"cut\.jsonl\.zst:\d+: cannot be read .* cut short",
     ),
-    "cut.txt.gz": (cut(gzip.compress(GOOD)), r"cut\.txt\.gz: cannot be read .* cut short"),
+    "cut.txt.gz": (
+        cut(gzip.compress(b"plain text\n" * 500)),
+        r"cut\.txt\.gz: cannot be read .* cut short",
+    ),
     "not.gz": (b"plain text", r"not\.gz: cannot be read"),
     "cut.parquet": (None, r"cut\.parquet:1: cannot be read"),
 }
@@ -212,6 +215,75 @@ def test_parquet_rows_come_whole_in_batches_of_any_size(
     assert [record.place for record in found] == [
         f"{tmp_path}/a.parquet:{n + 1}" for n in range(300)
     ]
+
+
+def test_values_that_python_cannot_hold_are_bad_rows_alone(tmp_path: Path) -> None:
+    """A text that is no UTF-8, a date of the year 292,278,994 beside the text."""
+    texts = pa.array([b"a", b"\xff\xfe", b"c"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    times = pa.array([1, 2**63 - 1, 3], pa.int64()).view(pa.timestamp("ms"))
+    inner = pa.StructArray.from_arrays([pa.array(["a", "b", "c"]), times], ["text", "when"])
+    pq.write_table(pa.table({"in": inner}), tmp_path / "b.parquet")
+    for name, key in (("a.parquet", "text"), ("b.parquet", "in.text")):
+        reader = reader_of(tmp_path / name, text_key=key, skip_bad=True)
+        assert [d.text for d in reader] == ["a", "c"]
+        assert reader.num_bad == 1
+        with pytest.raises(InputError, match=rf"{name}:2: cannot be read \(\w+Error: .*--skip-bad"):
+            texts_of(tmp_path / name, text_key=key)
+
+
+def test_a_damaged_row_group_is_lost_alone(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"text {number} " * 50 for number in range(30)]})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, row_group_size=10, write_page_checksum=True, compression="none",
+                   use_dictionary=False)  # fmt: skip
+    data = bytearray(path.read_bytes())
+    data[data.index(b"text 14 ")] ^= 1
+    path.write_bytes(data)
+    reader = reader_of(path, skip_bad=True)
+    assert [d.text for d in reader] == table["text"].to_pylist()[:10] + table["text"].to_pylist()[
+        20:
+    ]
+    assert reader.num_bad == 10
+    message = r"a\.parquet:11: this row and the 9 behind it in its row group cannot be read"
+    with pytest.raises(InputError, match=message):
+        texts_of(path)
+
+
+NESTED = {
+    "struct": ([{"a": {"text": "x"}}], "a.text"),
+    "deep struct": ([{"a": {"b": {"text": "x"}, "c": [1]}}], "a.b.text"),
+    "dots in a name": ([{"a.text": "x"}], "a.text"),
+    "beside a list of structs": ([{"text": "x", "l": [{"k": [None, 1]}]}], "text"),
+}
+
+
+@pytest.mark.parametrize("what", NESTED)
+def test_nested_columns(tmp_path: Path, what: str) -> None:
+    records, key = NESTED[what]
+    pq.write_table(pa.Table.from_pylist(records * 3), tmp_path / "a.parquet", row_group_size=2)
+    (tmp_path / "a.jsonl").write_bytes(jsonl(records * 3))
+    assert texts_of(tmp_path, text_key=key) == ["x"] * 6
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (pa.array([["x"]]), "a list"),
+        (pa.array([{"text": "x"}]), "a dict"),
+        (pa.array([[("text", "x")]], pa.map_(pa.string(), pa.string())), "a list"),
+        (pa.array([b"x"]), "a bytes"),
+        (pa.array([None], pa.string()), "no value"),
+        (pa.array([1.5]), "a float"),
+    ],
+)
+def test_columns_that_hold_no_text(tmp_path: Path, column: pa.Array, kind: str) -> None:
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    message = rf"a\.parquet:1: key 'text' has {kind}, where a text belongs \(keys here: text\)"
+    with pytest.raises(InputError, match=message):
+        texts_of(tmp_path)
+    reader = reader_of(tmp_path, skip_bad=True)
+    assert (list(reader), reader.num_bad) == ([], 1)
 
 
 def test_a_batch_that_is_too_large_is_read_row_by_row(

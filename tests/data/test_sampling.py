@@ -213,6 +213,44 @@ def test_copies_stand_far_apart_and_sources_are_mixed() -> None:
     assert abs((half < 500).mean() - 0.5) < 0.1  # 2000 documents in order would give 1.0
 
 
+@pytest.mark.parametrize(
+    ("seq_length", "edges"),
+    [
+        (1 << 20, (4096, 8192)),  # the paper's rows
+        (4 << 20, (4096, 8192)),
+        (81_920, (4096, 8192)),  # Fu's
+        (65_536, (4096, 8192)),
+        (32_768, (2048, 4096)),
+        (2048, (128, 256)),
+        (16, (1, 2)),
+        (2, (0, 0)),
+    ],
+)
+def test_the_default_lengths_are_the_papers_or_those_of_shorter_rows(seq_length, edges) -> None:
+    sampling = LengthSampling().for_rows(seq_length)
+    assert (sampling.short_length, sampling.long_length) == sampling.edges == edges
+    sampling.check()
+    given = LengthSampling(short_length=4096, long_length=8192)
+    assert given.for_rows(seq_length) == given
+    assert LengthSampling(short_length=10).for_rows(seq_length).edges == (10, 20)
+    assert LengthSampling(long_length=50).for_rows(seq_length).edges == (min(50, edges[0]), 50)
+
+
+def test_short_rows_keep_documents_that_are_short_only_in_long_ones() -> None:
+    """232 documents of 300 to 4,095 tokens in rows of 2,048: all; in the paper's: a tenth."""
+    lengths = np.linspace(300, 4095, 232).astype(np.int64)
+    ids, nothing = names(232), np.zeros(232, dtype=np.int64)
+
+    def kept(seq_length: int) -> int:
+        sampling = LengthSampling().for_rows(seq_length)
+        trained = np.ones(232, dtype=bool)
+        weights = document_weights(lengths, nothing, ["a"], sampling, trained)
+        return int(num_copies(weights, sample_units(ids, 1234)).sum())
+
+    assert kept(2048) == 232
+    assert 10 < kept(1 << 20) < 40
+
+
 def test_bad_options() -> None:
     with pytest.raises(InputError, match=r"short_length \(9\) must be at most long_length \(8\)"):
         LengthSampling(short_length=9, long_length=8).check()
