@@ -6,9 +6,11 @@ depth: a key of a struct whose value is null is one that is not there. What is k
 
 * nulls in lists and in maps, which hold what was written and no more;
 * nulls inside texts of JSON: texts are not looked into here;
-* in ``tools`` the null of ``default`` and ``const``, which says something in a JSON schema, and all
-  that is inside those, ``enum`` and ``examples``. Whether such a null was written or filled in is
-  not to be known from a struct: :func:`num_kept_nulls` counts them, for who must be told.
+* in ``tools`` the null of a ``default`` or ``const``, which says something in a JSON schema, if
+  nothing else was ever written there, or if the schema lets its value be null (its ``type``,
+  ``anyOf`` or ``enum`` does, or it has none of them): as a default of what cannot be null it was
+  filled in from another tool's. :func:`num_kept_nulls` counts them, for who must be told;
+* in ``tools`` all that is inside ``default``, ``const``, ``enum`` and ``examples``.
 
 An argument of a call that was null on purpose is gone too, and keys have the order of the struct:
 what must be kept exactly belongs into a text of JSON.
@@ -26,6 +28,9 @@ SCHEMAS = "tools"
 
 _NULL_MEANS = ("default", "const")
 """Keys of a JSON schema whose value may be null."""
+
+_TYPES = ("type", "enum", "anyOf", "oneOf", "allOf", "$ref")
+"""Keys of a JSON schema that say what a value may be."""
 
 _LITERALS = (*_NULL_MEANS, "enum", "example", "examples")
 """Keys of a JSON schema under which there are values, not schemas."""
@@ -103,6 +108,7 @@ def _struct_converter(kind: Any, inside: _Inside) -> _Convert:
         field.name: _converter(field.type, _under(field.name, inside)) for field in fields
     }
     kept = {field.name for field in fields if _keeps_null(field, inside)}
+    doubtful = {field.name for field in fields if inside == "schema"}.intersection(_NULL_MEANS)
 
     def converted(value: dict[str, Any] | None) -> Any:
         if value is None:
@@ -112,7 +118,7 @@ def _struct_converter(kind: Any, inside: _Inside) -> _Convert:
             if inner is not None:
                 convert = converters[key]
                 found[key] = convert(inner) if convert else inner
-            elif key in kept:
+            elif key in kept or (key in doubtful and _admits_null(value)):
                 found[key] = None
         return found
 
@@ -129,8 +135,24 @@ def _under(key: str, inside: _Inside) -> _Inside:
 
 
 def _keeps_null(field: Any, inside: _Inside) -> bool:
+    """Whether a null there was written for sure, whatever stands beside it."""
     if inside == "literal":
         return True
-    # a list of values is null by itself only where nothing else was ever written
-    is_always_null = field.name == "enum" and pa.types.is_null(field.type)
-    return inside == "schema" and (field.name in _NULL_MEANS or is_always_null)
+    is_always_null = pa.types.is_null(field.type)
+    return inside == "schema" and is_always_null and field.name in (*_NULL_MEANS, "enum")
+
+
+def _admits_null(schema: Any) -> bool:
+    """Whether a JSON schema lets a value be null; as it stands in a struct, nulls filled in."""
+    if not isinstance(schema, dict):
+        return False
+    given = {key: schema[key] for key in _TYPES if schema.get(key) is not None}
+    lists = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
+    choices = [*lists.get("anyOf", []), *lists.get("oneOf", [])]
+    return (
+        not given
+        or schema.get("nullable") is True
+        or "null" in lists.get("type", [])
+        or None in lists.get("enum", [])
+        or any(map(_admits_null, choices))
+    )

@@ -143,7 +143,7 @@ class _Collector:
                 reader.reject(record, problem)
                 continue
             found.count(conversation)
-            if not self._is_new(identity):
+            if not self._is_new(identity, pieces):
                 found.num_duplicates += 1
                 continue
             batch.append((identity, pieces))
@@ -185,8 +185,10 @@ class _Collector:
             lengths=self.lengths,
         )
 
-    def _is_new(self, identity: str) -> bool:
-        key = bytes.fromhex(identity)
+    def _is_new(self, identity: str, pieces: list[Piece]) -> bool:
+        """Whether no conversation came before that says this and has the same of it learnt."""
+        learnt = "".join("+" if piece.is_target else "-" for piece in pieces)
+        key = bytes.fromhex(document_id(identity + learnt))
         known = key in self._seen
         self._seen.add(key)
         return not known

@@ -102,14 +102,18 @@ def _keys(fields: Fields) -> str:
 
 def _messages(fields: Fields, options: TurnOptions) -> Conversation:
     turns = read_turns(fields["messages"], "messages", options)
-    return _conversation(turns, fields, builtin_tools=builtin_tools_of(fields.get("builtin_tools")))
+    return _conversation(
+        turns,
+        fields,
+        options,
+        builtin_tools=builtin_tools_of(fields.get("builtin_tools"), options.texts),
+    )
 
 
 def _sharegpt(fields: Fields, options: TurnOptions) -> Conversation:
     turns = read_turns(fields["conversations"], "conversations", options)
-    return _conversation(
-        dataclasses.replace(turns, messages=_system(fields) + turns.messages), fields
-    )
+    turns = dataclasses.replace(turns, messages=_system(fields) + turns.messages)
+    return _conversation(turns, fields, options)
 
 
 def _prompt_completion(fields: Fields, options: TurnOptions) -> Conversation:
@@ -117,7 +121,7 @@ def _prompt_completion(fields: Fields, options: TurnOptions) -> Conversation:
     completion = _side(fields["completion"], "completion", "assistant", options)
     read = [dataclasses.replace(message, is_learnt=False) for message in prompt.messages]
     has_reasoning = prompt.has_reasoning or completion.has_reasoning
-    return _conversation(Turns(read + completion.messages, has_reasoning), fields)
+    return _conversation(Turns(read + completion.messages, has_reasoning), fields, options)
 
 
 def _side(value: Any, name: str, role: Role, options: TurnOptions) -> Turns:
@@ -128,7 +132,6 @@ def _side(value: Any, name: str, role: Role, options: TurnOptions) -> Turns:
 
 
 def _alpaca(fields: Fields, options: TurnOptions) -> Conversation:
-    del options  # there are no turns with keys of their own
     messages = _system(fields)
     for number, pair in enumerate(list_of("history", fields.get("history", []))):
         pair = list_of(f"history {number}", pair)
@@ -144,7 +147,7 @@ def _alpaca(fields: Fields, options: TurnOptions) -> Conversation:
     if more.strip():
         question = f"{question.strip()}\n\n{more.strip()}"
     messages += [Message("user", question), Message("assistant", fields["output"])]
-    return _conversation(Turns(messages, has_reasoning=False), {})
+    return _conversation(Turns(messages, has_reasoning=False), {}, options)
 
 
 _PARSERS: dict[str, Callable[[Fields, TurnOptions], Conversation]] = {
@@ -156,11 +159,14 @@ _PARSERS: dict[str, Callable[[Fields, TurnOptions], Conversation]] = {
 
 
 def _conversation(
-    turns: Turns, fields: Fields, builtin_tools: tuple[str, ...] | None = None
+    turns: Turns,
+    fields: Fields,
+    options: TurnOptions,
+    builtin_tools: tuple[str, ...] | None = None,
 ) -> Conversation:
     return Conversation(
         _without_empty_system(turns.messages),
-        tools_of(fields.get("tools")),
+        tools_of(fields.get("tools"), options.texts),
         builtin_tools,
         has_reasoning=turns.has_reasoning,
     )

@@ -5,30 +5,60 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ultralong.data.bounded import json_value, value_error
+from megatron_ultralong.data.bounded import (
+    MAX_JSON_BYTES,
+    TooLargeError,
+    bytes_outside_strings,
+    json_value,
+    value_error,
+)
 from megatron_ultralong.data.conversation import ConversationError, Problem
 
 _PLAIN = (str, int, float, bool, type(None))
 
 
-def json_or(place: str, value: Any, problem: Problem) -> Any:
-    """A value, or what is written in a text of JSON: ``'{"a": 1}' -> {"a": 1}``.
+_SMALL = 1 << 16
 
-    Raises:
-        ConversationError: a text that is not JSON, or a value that JSON has not.
+
+class JsonTexts:
+    """Reads the texts of JSON of one record, in as much memory for all as for one.
+
+    A line of 80 MiB may have many, each of as much JSON as is read at once.
     """
-    if not isinstance(value, str):
-        check_json(place, value, problem)
-        return value
-    try:
-        found = json_value(value.encode())
-    except ValueError as error:  # not UTF-8, not JSON, too much of it
-        raise ConversationError(
-            problem, f"{place} is a text that is not JSON ({error}): {value[:40]!r}"
-        ) from error
-    if reason := value_error(found):
-        raise ConversationError(problem, f"{place} has {reason}")
-    return found
+
+    def __init__(self) -> None:
+        self._left = MAX_JSON_BYTES
+
+    def value(self, place: str, value: Any, problem: Problem) -> Any:
+        """A value, or what is written in a text of JSON: ``'{"a": 1}' -> {"a": 1}``.
+
+        Raises:
+            ConversationError: a text that is not JSON or too much of it, a value that JSON has not.
+        """
+        if not isinstance(value, str):
+            check_json(place, value, problem)
+            return value
+        try:
+            found = self._read(value)
+        except TooLargeError as error:
+            raise ConversationError(problem, f"{place} cannot be read: {error}") from error
+        except ValueError as error:  # not UTF-8, not JSON
+            raise ConversationError(
+                problem, f"{place} is a text that is not JSON: {error}, in {value[:40]!r}"
+            ) from error
+        if reason := value_error(found):
+            raise ConversationError(problem, f"{place} has {reason}")
+        return found
+
+    def _read(self, text: str) -> Any:
+        data = text.encode()
+        self._left -= len(data) if len(data) <= _SMALL else bytes_outside_strings(data)
+        if self._left < 0:
+            raise TooLargeError(
+                f"the texts of JSON here have more than {MAX_JSON_BYTES:,} bytes around their own "
+                "texts, the most that is read of a record"
+            )
+        return json_value(data)
 
 
 def check_json(place: str, value: Any, problem: Problem) -> None:

@@ -20,7 +20,7 @@ from megatron_ultralong.data.conversation import (
     Message,
     Role,
 )
-from megatron_ultralong.data.conversation_json import check_json, json_or, list_of
+from megatron_ultralong.data.conversation_json import JsonTexts, check_json, list_of
 from megatron_ultralong.data.conversation_tools import call_of, only_call
 
 Reasoning = Literal["drop", "keep"]
@@ -61,6 +61,8 @@ class TurnOptions:
     """Keys that mean nothing here."""
     reasoning: Reasoning = "drop"
     """Whether the assistant's reasoning is left out, or stands before the answer."""
+    texts: JsonTexts = dataclasses.field(default_factory=JsonTexts)
+    """Reads what is written as JSON; of one record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +85,12 @@ def read_turns(value: Any, name: str, options: TurnOptions) -> Turns:
     Raises:
         ConversationError: naming the turn, counted from 0.
     """
-    value = json_or(name, value, "wrong type") if isinstance(value, str) else value
+    texts = options.texts
+    value = texts.value(name, value, "wrong type") if isinstance(value, str) else value
     messages, has_reasoning = [], False
     for number, turn in enumerate(list_of(name, value)):
         if isinstance(turn, str):
-            turn = json_or(f"turn {number}", turn, "wrong type")
+            turn = texts.value(f"turn {number}", turn, "wrong type")
         if not isinstance(turn, Mapping):
             kind = type(turn).__name__
             raise ConversationError("wrong type", f"turn {number} is a {kind}, not an object")
@@ -98,7 +101,7 @@ def read_turns(value: Any, name: str, options: TurnOptions) -> Turns:
         }
         reasoning = _reasoning(number, given)
         has_reasoning |= bool(reasoning)
-        message = _message(number, given)
+        message = _message(number, given, texts)
         if message.role == "assistant" and reasoning and options.reasoning == "keep":
             message = _with_reasoning(number, message, reasoning)
         messages.append(message)
@@ -107,9 +110,9 @@ def read_turns(value: Any, name: str, options: TurnOptions) -> Turns:
     return Turns(messages, has_reasoning)
 
 
-def _message(number: int, turn: Mapping[str, Any]) -> Message:
+def _message(number: int, turn: Mapping[str, Any], texts: JsonTexts) -> Message:
     if "from" in turn or "value" in turn:
-        return _sharegpt_message(number, turn)
+        return _sharegpt_message(number, turn, texts)
     _check_keys(number, turn, _OPENAI_KEYS)
     role = turn.get("role")
     role = "tool" if role == "ipython" else role
@@ -118,12 +121,12 @@ def _message(number: int, turn: Mapping[str, Any]) -> Message:
             "roles out of order",
             f"turn {number} has role {role!r:.80}; known are {', '.join(ROLES)} and ipython",
         )
-    call = only_call(number, role, turn.get("tool_calls") or [])
+    call = only_call(number, role, turn.get("tool_calls") or [], texts)
     content = content_of(f"turn {number} ({role})", role, turn.get("content", ""))
     return Message(role, content, call, _is_learnt(number, role, turn))
 
 
-def _sharegpt_message(number: int, turn: Mapping[str, Any]) -> Message:
+def _sharegpt_message(number: int, turn: Mapping[str, Any], texts: JsonTexts) -> Message:
     _check_keys(number, turn, _SHAREGPT_KEYS)
     name, value = turn.get("from"), turn.get("value", "")
     if not isinstance(name, str) or name not in SHAREGPT_ROLES:
@@ -134,7 +137,7 @@ def _sharegpt_message(number: int, turn: Mapping[str, Any]) -> Message:
     role = SHAREGPT_ROLES[name]
     is_learnt = _is_learnt(number, role, turn)
     if name == "function_call":
-        return Message(role, "", call_of(number, value), is_learnt)
+        return Message(role, "", call_of(number, value, texts), is_learnt)
     return Message(role, content_of(f"turn {number} ({name})", role, value), None, is_learnt)
 
 

@@ -57,13 +57,14 @@ class Rendering:
     def __init__(self) -> None:
         self._size = 0
         self._marked: list[tuple[int, str]] = []
+        self._most_marks = 0
         self._now: datetime.datetime | None = None
 
     def render(self, template: Any, line: bytes) -> str:
         """What it writes, piece by piece, so that its length is known before it is whole."""
         asked = json.loads(line)
         parts, left = [], OUTPUT + 4 * len(line)
-        self._size, self._marked = 0, []
+        self._size, self._marked, self._most_marks = 0, [], left // 16
         self._now = datetime.datetime.fromisoformat(asked["now"]) if asked["now"] else None
         for part in template.generate(asked["variables"]):
             self._size += len(part)
@@ -74,7 +75,10 @@ class Rendering:
 
     def mark(self, text: str) -> None:
         """Told of the body of a ``{% generation %}``, which is written next."""
-        self._marked.append((self._size, text))
+        if text:
+            self._marked.append((self._size, text))
+        if len(self._marked) > self._most_marks:
+            raise ValueError(f"it marks more than {self._most_marks:,} pieces")
 
     def marked_spans(self, text: str) -> list[tuple[int, int]]:
         """Characters ``[start, stop)`` of the text that stand in ``{% generation %}``.

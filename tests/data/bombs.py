@@ -204,7 +204,16 @@ CHATS: dict[str, tuple[Writer, str]] = {
     ),
     "deeper.jsonl": (
         lambda path: path.write_bytes(chat('{"a": ' + "[" * MIB + "]" * MIB + "}")),
-        r"deeper\.jsonl:1: bad tool call: .* nested too deeply",
+        r"deeper\.jsonl:1: bad tool call: .* cannot be read: nested too deeply",
+    ),
+    "many texts.jsonl.gz": (
+        lambda path: write_once(
+            path,
+            json.dumps(
+                {"messages": ['{"role": "user", "name": [' + "{}," * (5 * MIB) + "{}]}"] * 5}
+            ).encode(),
+        ),
+        r"many texts\.jsonl\.gz:1: wrong type: turn 1 cannot be read: the texts of JSON here have",
     ),
     "digits.jsonl": (
         lambda path: path.write_bytes(chat('{"a": ' + "9" * 9000 + "}")),
@@ -256,5 +265,6 @@ TEMPLATES = {
     "{{ messages[0].content + 1 }}": "TypeError",
     "{{ raise_exception('no') }}": "TemplateError: no",
     "{% if %}": "TemplateSyntaxError",
+    LOOP + "{% generation %}a{% endgeneration %}{% endfor %}": "it marks more than 65,",
 }
 """Templates that are not to be rendered, and why."""

@@ -25,14 +25,13 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "limit": {"type": "integer", "default": 10},
     "points": {"type": "array", "items": {"type": "object"}},
     "ratio": {"type": "number"},
-    "tags": {"type": ["array", "null"], "default": None},
+    "tags": {"type": ["array", "null"], "enum": [["a"], None], "default": None},
     "where": {
         "type": "object",
         "properties": {"lat": {"type": "number"}, "deep": {"type": "object"}},
     },
 }
-"""Parameters by name; a few have the names of a schema's own keys. One that has a ``default`` has
-it always: a struct cannot say where it had none."""
+"""Parameters by name; a few have the names of a schema's own keys."""
 
 
 class File:
@@ -118,7 +117,11 @@ class File:
             if generator.random() < 0.5:
                 schema["description"] = random_text(generator)
             if key == "city" and generator.random() < 0.5:
-                schema["enum"] = ["Oslo", None]
+                schema["enum"] = ["Oslo", "Rome"]
+            if key in ("city", "default") and generator.random() < 0.5:
+                schema["default"] = "Oslo"
+            if key == "limit" and generator.random() < 0.5:
+                del schema["default"]
             properties[key] = schema
         parameters: dict[str, Any] = {"type": "object", "properties": properties}
         if generator.random() < 0.5:

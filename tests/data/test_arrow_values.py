@@ -54,6 +54,42 @@ def test_nulls_that_say_something_in_a_schema_stay(tools: Any, count: int) -> No
     assert num_kept_nulls(tools) == count
 
 
+NULLABLE: list[dict[str, Any]] = [
+    {"type": "null"},
+    {"type": ["string", "null"]},
+    {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    {"oneOf": [{"type": "string"}, {"enum": ["x", None]}]},
+    {"enum": ["x", None]},
+    {"type": "string", "nullable": True},
+    {"description": "anything"},
+]
+
+
+@pytest.mark.parametrize("schema", NULLABLE)
+def test_a_default_may_be_null_where_its_value_may(schema: dict[str, Any]) -> None:
+    tools = [tool(a={"default": "x", **schema}), tool(a={"default": None, **schema})]
+    assert rows(tools, "tools") == tools
+
+
+NEVER_NULL: list[dict[str, Any]] = [
+    {"type": "string"},
+    {"type": ["string", "number"]},
+    {"anyOf": [{"type": "string"}, {"type": "number"}]},
+    {"enum": ["x", "y"]},
+    {"$ref": "#/$defs/x"},
+    {"type": 3},
+    {"enum": 3},
+    {"anyOf": {"type": "string"}},
+    {"oneOf": ["null"], "type": {"x": 1}},
+]
+
+
+@pytest.mark.parametrize("schema", NEVER_NULL)
+def test_a_default_of_another_tool_is_no_key(schema: dict[str, Any]) -> None:
+    tools = [tool(a={"default": "x", **schema}), tool(a=schema), tool(a={"const": "z", **schema})]
+    assert rows(tools, "tools") == tools
+
+
 def test_what_other_tools_have_is_no_key_of_a_tool() -> None:
     tools = [
         tool(a={"type": "string", "enum": ["x"], "items": {"type": "x"}}, default={"type": "y"}),

@@ -95,7 +95,7 @@ def test_the_marks_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     template = MARKING[name]
     assert name == "answers" or template != MARKED
     generator = random.Random(7)
-    records = [random_record(generator) for _ in range(30)]
+    records = [random_record(generator) for _ in range(12)]
     manifest = prepare(tmp_path / "rows", template, records)
     assert manifest.learnt == "marked"
     found, judge = examples_of(tmp_path / "rows"), judge_of(tmp_path / "rows")

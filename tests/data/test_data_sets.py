@@ -307,6 +307,16 @@ def test_reasoning_that_is_kept_is_learnt(tokenizer: Path, tmp_path: Path) -> No
     assert learnt(tokenizer, output) == [["<think>\nhm\n</think>\n\nb<|eot_id|>"]]
 
 
+def test_equal_texts_of_other_weights_are_no_duplicates(tokenizer: Path, tmp_path: Path) -> None:
+    turns = [USER, ANSWER, USER, ANSWER]
+    lighter = [USER, {**ANSWER, "weight": 0}, USER, ANSWER]
+    records = [{"messages": chat} for chat in (turns, lighter, turns, lighter)]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    manifest, output = prepare(tokenizer, tmp_path / "a.jsonl")
+    assert manifest.sources[0].num_duplicates == 2
+    assert sorted(map(len, learnt(tokenizer, output))) == [1, 2]
+
+
 def test_nulls_that_may_mean_something_are_kept_and_said(
     tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
