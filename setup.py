@@ -19,7 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_ultralong", "megatron_ultralong.*"]),
-    package_data={"megatron_ultralong": ["py.typed"]},
+    package_data={"megatron_ultralong": ["py.typed", "evaluation/report/page.html"]},
     install_requires=[
         "megatron-core>=0.16.1,<0.20",  # the trainer
         "torch>=2.6",
@@ -38,6 +38,7 @@ setup(
         "pydantic>=2.7",  # results are read as their dataclasses say, values of other types refused
         "tensorboard>=2.16",  # event files of training
         "matplotlib>=3.8",  # pictures
+        "jinja2>=3.1",  # the report's page; it comes with torch
     ],
     extras_require={
         # Both come with NVIDIA's PyTorch image and need CUDA to build. "apex" is named nowhere: the

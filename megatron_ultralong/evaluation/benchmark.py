@@ -1,128 +1,111 @@
-"""A benchmark from its questions to its table: asked, scored, printed and written."""
+"""A benchmark from its samples to its table: asked, scored, printed and written."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic
 
+from megatron_ultralong.evaluation.asking.samples import Put, Reply, Sample, ask
 from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.journal import Journal, open_journal
 from megatron_ultralong.evaluation.models import ModelFacts
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.questions import Answer, Question, ask
 from megatron_ultralong.evaluation.results.file import write_results
-from megatron_ultralong.evaluation.results.result import (
-    Kind,
-    Result,
-    ScoreCell,
-    mean_cell,
-    plain_values,
-)
-from megatron_ultralong.evaluation.scorer import check_length
+from megatron_ultralong.evaluation.results.result import Kind, Result, ScoreCell, plain_values
+from megatron_ultralong.evaluation.scorer import Model
 from megatron_ultralong.evaluation.tables import score_table
 from megatron_ultralong.terminal import Console
 
+Entries = Sequence[Mapping[str, Any]]
+"""What the journal has of a benchmark's samples, in their order."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """What is asked."""
+class Benchmark(Generic[Reply]):
+    """What is asked, and what is made of the replies."""
 
     kind: Kind
     config: Any
-    """The verb's configuration, with ``output``, ``micro_batch_size`` and
-    ``beyond_trained_positions``."""
-    questions: Sequence[Question]
-    lengths: Mapping[int, str]
-    """Greatest tokens of prompt and answer together, and what they belong to."""
-    metrics: Mapping[str, str]
-    notes: Sequence[str]
-    material: Mapping[str, str]
+    """The verb's configuration, with ``output`` and ``micro_batch_size``."""
+    samples: Sequence[Sample[Reply]]
+    cells: Callable[[Entries], tuple[ScoreCell, ...]]
+    decides: Mapping[str, Any]
+    """JSON of what decides each figure beside the model, and may not differ when going on."""
+    metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: Callable[[Entries], Sequence[str]] = lambda entries: ()
+    material: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    description: str = ""
+    """Beside the progress; empty: the benchmark's title."""
 
 
 def run_benchmark(
-    benchmark: Benchmark,
-    generator: Generator,
+    benchmark: Benchmark[Reply],
+    put: Put[Reply],
+    model: Model,
     facts: ModelFacts,
-    tokenizer: PromptTokenizer,
     cost: CostConfig,
 ) -> Result:
-    """Ask all questions, print a table and write ``KIND.json``, ``KIND.png`` and every answer.
+    """Ask all samples, print a table and write ``KIND.json``, ``KIND.png`` and every answer.
+
+    Every rank calls it; the main one prints and writes.
 
     Raises:
-        InputError: a length beyond the trained positions, an output folder in use, or a cost
-            above the limit.
+        InputError: an output folder in use, or a cost above the limit.
     """
-    config = benchmark.config
-    longest, what = max(benchmark.lengths.items())
-    what = f"{what} ({longest} tokens)"
-    check_length(generator, longest, config.beyond_trained_positions, what=what)
-    identity = {**facts.identity, **_decisive(benchmark)}
-    with open_journal(
-        config.output, benchmark.kind.name, identity, is_main=generator.is_main
-    ) as journal:
-        answers = ask(
-            benchmark.questions,
-            generator,
-            tokenizer,
-            journal,
-            facts.model,
-            cost=cost,
-            micro_batch_size=config.micro_batch_size,
-            description=f"{benchmark.kind.title} of {facts.name}",
-        )
-        result = Result(
-            kind=benchmark.kind,
-            config=plain_values(config),
-            checkpoint=facts.name,
-            max_positions=facts.max_positions,
-            cells=answer_cells(answers),
-            metrics=benchmark.metrics,
-            notes=tuple(benchmark.notes),
-            material=benchmark.material,
-            model=facts.record,
-        )
-        if generator.is_main:
-            show(result, journal)
+    identity = {**facts.identity, **benchmark.decides}
+    output, name = benchmark.config.output, benchmark.kind.name
+    with open_journal(output, name, identity, is_main=model.is_main) as journal:
+        result = measure(benchmark, put, model, journal, facts, cost)
+        if model.is_main:
+            _show(result, journal)
     return result
 
 
-def answer_cells(answers: Sequence[Answer]) -> tuple[ScoreCell, ...]:
-    """Means of ``answers`` by task and column."""
-    groups: dict[tuple[str, str], list[Answer]] = {}
-    for answer in answers:
-        groups.setdefault((answer.task, answer.column), []).append(answer)
-    return tuple(
-        mean_cell(
-            task,
-            column,
-            [answer.score for answer in group],
-            {
-                "num_prompt_tokens": sum(a.num_prompt_tokens for a in group) / len(group),
-                "num_truncated": sum(a.was_truncated for a in group),
-            },
-        )
-        for (task, column), group in groups.items()
+def measure(
+    benchmark: Benchmark[Reply],
+    put: Put[Reply],
+    model: Model,
+    journal: Journal,
+    facts: ModelFacts | None = None,
+    cost: CostConfig | None = None,
+) -> Result:
+    """The result of asking all samples that the journal does not have; no files.
+
+    Raises:
+        InputError: as :func:`~megatron_ultralong.evaluation.asking.samples.ask`.
+    """
+    entries = ask(
+        benchmark.samples,
+        put,
+        model,
+        journal,
+        micro_batch_size=benchmark.config.micro_batch_size,
+        description=f"{benchmark.description or benchmark.kind.title} of {model.name}",
+        shape=facts.model if facts else None,
+        cost=cost,
+    )
+    return Result(
+        kind=benchmark.kind,
+        config=plain_values(benchmark.config),
+        checkpoint=model.name,
+        max_positions=facts.max_positions if facts else model.max_positions,
+        cells=benchmark.cells(entries),
+        metrics=benchmark.metrics,
+        notes=tuple(benchmark.notes(entries)),
+        material=benchmark.material,
+        model=facts.record if facts else None,
     )
 
 
-def show(result: Result, journal: Journal) -> None:
+def _show(result: Result, journal: Journal) -> None:
     """Print the table, and write the files where there is a folder for them."""
-    from megatron_ultralong.evaluation.pictures import task_picture
+    from megatron_ultralong.evaluation import pictures  # matplotlib
 
     Console().print(score_table(result))
     if journal.folder is not None:
-        task_picture(result, journal.folder / f"{result.kind.name}.png")
+        picture = journal.folder / f"{result.kind.name}.png"
+        if result.kind.rows == "depths":
+            pictures.retrieval_picture([result], picture)
+        else:
+            pictures.task_picture(result, picture)
         write_results(journal.folder / f"{result.kind.name}.json", [result])
-
-
-def _decisive(benchmark: Benchmark) -> dict[str, Any]:
-    """Of the configuration, what decides each figure and may not differ when going on."""
-    free = {
-        "output", "num_samples", "tasks", "lengths", "length_levels", "micro_batch_size",
-        "beyond_trained_positions",
-    }  # fmt: skip
-    values = dataclasses.asdict(benchmark.config)
-    kept = {name: value for name, value in values.items() if name not in free}
-    return {**kept, "material": dict(benchmark.material)}

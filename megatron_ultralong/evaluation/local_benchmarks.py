@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.benchmark import Benchmark, run_benchmark
+from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.infinitebench import parameters as infinitebench
@@ -19,7 +19,7 @@ from megatron_ultralong.evaluation.lv_eval import parameters as lv_eval
 from megatron_ultralong.evaluation.lv_eval.scores import lv_eval_score
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.questions import Prompt, Question
+from megatron_ultralong.evaluation.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 
 PROMPT_VERSION = 1
@@ -167,16 +167,19 @@ def _evaluate(
     ]
     if config.num_samples:
         notes.append(f"the first {config.num_samples} questions of every file")
-    benchmark = Benchmark(
+    return evaluate_questions(
+        questions,
+        generator,
+        facts,
+        tokenizer,
+        cost,
         kind=KINDS[kind],
         config=dataclasses.replace(config, max_length=max_length),
-        questions=questions,
         lengths={max_length: "--max-length"},
         metrics=metrics,
         notes=notes,
         material=material,
     )
-    return run_benchmark(benchmark, generator, facts, tokenizer, cost)
 
 
 def _question(

@@ -14,7 +14,7 @@ from megatron_ultralong.evaluation.needle_haystack import made_up, of_files
 from megatron_ultralong.evaluation.needle_prompt import PROMPT_VERSION, needle_prompt
 from megatron_ultralong.evaluation.passkey_prompt import Encode, PasskeyPrompt
 from megatron_ultralong.evaluation.results.result import KINDS, Result
-from megatron_ultralong.evaluation.retrieval import Grid, check_grid, evaluate_grid, measure_grid
+from megatron_ultralong.evaluation.retrieval import Grid, evaluate_grid, measure_grid
 from megatron_ultralong.evaluation.scorer import Scorer
 
 
@@ -32,8 +32,7 @@ def evaluate_needle(
     :func:`~megatron_ultralong.evaluation.passkey.evaluate_passkey`.
     """
     config.check()
-    grid = _grid(config, encode, tokenizer_sha256)
-    return evaluate_grid(grid, model, facts, cost)
+    return evaluate_grid(_grid(config, encode, tokenizer_sha256), model, facts, cost)
 
 
 def measure_needle(
@@ -48,9 +47,7 @@ def measure_needle(
         InputError: as :func:`~megatron_ultralong.evaluation.passkey.measure_passkey` does.
     """
     config.check()
-    grid = _grid(config, encode, "")
-    check_grid(grid, model)
-    return measure_grid(grid, model, journal or Journal({}, None))
+    return measure_grid(_grid(config, encode, ""), model, journal)
 
 
 def _grid(config: NeedleConfig, encode: Encode, tokenizer_sha256: str) -> Grid:

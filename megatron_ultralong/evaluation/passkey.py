@@ -17,7 +17,7 @@ from megatron_ultralong.evaluation.journal import Journal
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.passkey_prompt import Encode, PasskeyPrompt, passkey_prompt
 from megatron_ultralong.evaluation.results.result import KINDS, Result
-from megatron_ultralong.evaluation.retrieval import Grid, check_grid, evaluate_grid, measure_grid
+from megatron_ultralong.evaluation.retrieval import Grid, evaluate_grid, measure_grid
 from megatron_ultralong.evaluation.scorer import Scorer
 
 
@@ -46,8 +46,7 @@ def evaluate_passkey(
             :func:`measure_passkey`.
     """
     config.check()
-    grid = _grid(config, encode, tokenizer_sha256)
-    return evaluate_grid(grid, model, facts, cost)
+    return evaluate_grid(_grid(config, encode, tokenizer_sha256), model, facts, cost)
 
 
 def measure_passkey(
@@ -66,9 +65,7 @@ def measure_passkey(
             haystack that is absent or too short, or token ids that the model does not know.
     """
     config.check()
-    grid = _grid(config, encode, "")
-    check_grid(grid, model)
-    return measure_grid(grid, model, journal or Journal({}, None))
+    return measure_grid(_grid(config, encode, ""), model, journal)
 
 
 def _grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str) -> Grid:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,9 @@ import numpy.typing as npt
 from megatron_ultralong.data.manifest import FILE_NAME
 from megatron_ultralong.data.rows import PackedRows
 from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, ask, scoring
 from megatron_ultralong.evaluation.config import LossConfig
+from megatron_ultralong.evaluation.journal import Journal
 from megatron_ultralong.evaluation.local_data import file_sha256
 from megatron_ultralong.evaluation.model_record import ModelRecord
 from megatron_ultralong.evaluation.output_folder import check_output_folder, new_output_folder
@@ -23,10 +26,11 @@ from megatron_ultralong.evaluation.results.result import (
     LOSS,
     Result,
     ScoreCell,
+    perplexity,
     plain_values,
     position_row,
 )
-from megatron_ultralong.evaluation.scorer import Scorer, check_ids, check_length, scoring_progress
+from megatron_ultralong.evaluation.scorer import Scorer, Scores, check_length
 from megatron_ultralong.evaluation.tables import loss_table
 from megatron_ultralong.position_bins import bin_edges, bin_sums
 from megatron_ultralong.terminal import Console
@@ -140,31 +144,39 @@ def _row_sums(
 ) -> FloatArray:
     """Number, loss and hits of the predictions that count, shape [3, num_rows, num_bins]."""
     seq_length = edges[-1]
-    sums = np.zeros((3, num_rows, len(edges) - 1))
-    with scoring_progress(scorer, f"Loss of {scorer.name}", num_rows * seq_length) as advance:
-        for start in range(0, num_rows, config.micro_batch_size):
-            stop = min(start + config.micro_batch_size, num_rows)
-            batch = [rows.row(row, separator_ids, seq_length) for row in range(start, stop)]
-            tokens = np.stack([row.tokens for row in batch])
-            check_ids(scorer, tokens, f"{rows.path_prefix}.bin", start)
-            scores = scorer.score(tokens)
-            _check_finite(scorer, scores.loss, start)
-            for b, row in enumerate(range(start, stop)):
-                weight = batch[b].loss_mask(config.document_mask)[:-1]
-                sums[0, row] = bin_sums(weight, edges)
-                sums[1, row] = bin_sums(weight * scores.loss[b], edges)
-                sums[2, row] = bin_sums(weight * scores.correct[b], edges)
-            advance(tokens.size)
-    return sums
+
+    def sample(number: int) -> Sample[Scores]:
+        def make() -> Prompt:
+            row = rows.row(number, separator_ids, seq_length)
+            return Prompt(row.tokens, row.loss_mask(config.document_mask)[:-1])
+
+        def judge(prompt: Prompt, scores: Scores) -> dict[str, Any]:
+            _check_finite(scorer, scores.loss, number)
+            weight: npt.NDArray[np.floating] = prompt.references
+            parts = (weight, weight * scores.loss, weight * scores.correct)
+            return {"sums": [bin_sums(part, edges).tolist() for part in parts]}
+
+        source = f"{rows.path_prefix}.bin: row {number}"
+        return Sample(str(number), (Row(seq_length, make, judge, source),))
+
+    entries = ask(
+        [sample(number) for number in range(num_rows)],
+        scoring(scorer),
+        scorer,
+        Journal({}, None),
+        micro_batch_size=config.micro_batch_size,
+        description=f"Loss of {scorer.name}",
+    )
+    return np.asarray([entry["sums"] for entry in entries]).swapaxes(0, 1)
 
 
-def _check_finite(scorer: Scorer, loss: npt.NDArray[np.float32], first_row: int) -> None:
-    wrong = np.argwhere(~np.isfinite(loss))
+def _check_finite(scorer: Scorer, loss: npt.NDArray[np.float32], row: int) -> None:
+    wrong = np.flatnonzero(~np.isfinite(loss))
     if wrong.size:
-        row, position = wrong[0]
+        position = wrong[0]
         raise InputError(
-            f"checkpoint '{scorer.name}' has loss {loss[row, position]} at position {position} of "
-            f"row {first_row + row}: its weights or its precision are broken; try fp32, or look at "
+            f"checkpoint '{scorer.name}' has loss {loss[position]} at position {position} of "
+            f"row {row}: its weights or its precision are broken; try fp32, or look at "
             "it with `ultralong convert inspect`"
         )
 
@@ -186,5 +198,6 @@ def _cell(
     if num_rows > 1:
         residual = float(((loss_r - mean * count_r) ** 2).sum())
         error = (num_rows / (num_rows - 1) * residual) ** 0.5 / count
-    figures = {"accuracy": float(correct_r.sum()) / count, "perplexity": math.exp(mean)}
+    figures = {"accuracy": float(correct_r.sum()) / count, "perplexity": perplexity(mean)}
+    figures = {name: value for name, value in figures.items() if math.isfinite(value)}
     return ScoreCell(position_row(start, stop), LOSS, int(count), mean, error, figures)

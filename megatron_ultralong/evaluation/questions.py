@@ -1,36 +1,20 @@
-"""Questions that a model answers in writing: what a benchmark asks, and how the asking goes on.
-
-A benchmark lists its questions; prompts are made one batch before they are asked. Every answer is
-noted in the journal with its score, so that a killed evaluation goes on where it was.
-"""
+"""Questions that a model answers in writing: what a benchmark asks, and how it is scored."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from megatron_ultralong.evaluation.cost import check_cost, estimate_cost
+from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, writing
+from megatron_ultralong.evaluation.benchmark import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
-from megatron_ultralong.evaluation.journal import Journal, sample_key
-from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
-from megatron_ultralong.evaluation.scorer import check_ids
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.progress import ProgressBar, progress
-from megatron_ultralong.ranks import world_size
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """What is asked, in tokens."""
-
-    tokens: IdArray
-    references: Any
-    """What the answer is held against; JSON."""
-    was_truncated: bool = False
-    """Whether the middle of its text was left out."""
+from megatron_ultralong.evaluation.journal import sample_key
+from megatron_ultralong.evaluation.models import ModelFacts
+from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.results.result import Kind, Result, ScoreCell, mean_cell
+from megatron_ultralong.evaluation.scorer import check_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +23,7 @@ class Question:
 
     task: str
     column: str
-    """Column of the table: a length."""
+    """Column of the table: a length, or the name of the score."""
     index: int
     num_tokens: int
     """Tokens of the prompt, at most or estimated, for the cost and the progress."""
@@ -51,111 +35,114 @@ class Question:
     """Of what was written and the references: 0 to 1."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What came of a question."""
-
-    task: str
-    column: str
-    index: int
-    num_prompt_tokens: int
-    was_truncated: bool
-    prediction: str
-    references: Any
-    score: float
-
-
-def ask(
+def evaluate_questions(
     questions: Sequence[Question],
     generator: Generator,
+    facts: ModelFacts,
     tokenizer: PromptTokenizer,
-    journal: Journal,
-    model: ModelConfig,
-    *,
     cost: CostConfig,
-    micro_batch_size: int,
-    description: str,
-) -> list[Answer]:
-    """Answers to ``questions``, in their order; every rank calls it and gets all.
+    *,
+    kind: Kind,
+    config: Any,
+    lengths: Mapping[int, str],
+    metrics: Mapping[str, str],
+    notes: Sequence[str] = (),
+    material: Mapping[str, str] | None = None,
+) -> Result:
+    """Ask all questions, print a table and write ``KIND.json``, ``KIND.png`` and every answer.
+
+    Args:
+        questions: what is asked.
+        generator: the model.
+        facts: what is known of it.
+        tokenizer: the model's.
+        cost: what the evaluation may cost.
+        kind: the benchmark.
+        config: the verb's configuration, with ``output``, ``micro_batch_size`` and
+            ``beyond_trained_positions``.
+        lengths: greatest tokens of prompt and answer together, and what they belong to.
+        metrics: the metric of every task.
+        notes: conditions that a reader has to know.
+        material: what the questions were made of, files by their SHA-256.
 
     Raises:
-        InputError: the evaluation is estimated above ``cost.max_cost``, or a prompt has ids that
-            the model does not know.
+        InputError: a length beyond the trained positions, an output folder in use, or a cost
+            above the limit.
     """
+    longest, what = max(lengths.items())
+    what = f"{what} ({longest} tokens)"
+    check_length(generator, longest, config.beyond_trained_positions, what=what)
     stop_ids = tokenizer.stop_ids()
-    keys = [
-        sample_key(
-            task=question.task,
-            column=question.column,
-            index=question.index,
-            max_new_tokens=question.max_new_tokens,
-            stop_ids=sorted(stop_ids),
-            decides=dict(question.decides),
-        )
-        for question in questions
-    ]
-    pending = [
-        (key, question)
-        for key, question in zip(keys, questions, strict=True)
-        if journal.get(key) is None
-    ]
-    sizes = [(question.num_tokens, question.max_new_tokens) for _, question in pending]
-    estimate = estimate_cost(model, sizes, cost, world_size())
-    check_cost(estimate, cost, is_main=generator.is_main)
-    shown: contextlib.AbstractContextManager[ProgressBar | None] = contextlib.nullcontext()
-    if generator.is_main and pending:
-        shown = progress(description, estimate.num_tokens, "tokens")
-    with shown as bar:
-        for start in range(0, len(pending), micro_batch_size):
-            batch = pending[start : start + micro_batch_size]
-            for group in _by_answer_length(batch):
-                _ask_batch(group, generator, tokenizer, journal, stop_ids)
-            if bar is not None:
-                bar.advance(sum(q.num_tokens + q.max_new_tokens for _, q in batch))
-    return [_answer(journal, key) for key in keys]
-
-
-def _ask_batch(
-    batch: Sequence[tuple[str, Question]],
-    generator: Generator,
-    tokenizer: PromptTokenizer,
-    journal: Journal,
-    stop_ids: frozenset[int],
-) -> None:
-    prompts = [question.make() for _, question in batch]
-    for (_, question), prompt in zip(batch, prompts, strict=True):
-        check_ids(generator, prompt.tokens, f"the prompt of {question.task}")
-    written = generator.generate(
-        [prompt.tokens.tolist() for prompt in prompts],
-        max_new_tokens=batch[0][1].max_new_tokens,
-        stop_ids=stop_ids,
+    benchmark = Benchmark(
+        kind=kind,
+        config=config,
+        samples=[_sample(question, tokenizer, sorted(stop_ids)) for question in questions],
+        cells=_cells,
+        decides={**_decisive(config), "material": dict(material or {})},
+        metrics=metrics,
+        notes=lambda entries: notes,
+        material=material or {},
     )
-    for (key, question), prompt, ids in zip(batch, prompts, written, strict=True):
+    return run_benchmark(benchmark, writing(generator, stop_ids), generator, facts, cost)
+
+
+def _sample(
+    question: Question, tokenizer: PromptTokenizer, stop_ids: list[int]
+) -> Sample[list[int]]:
+    def judge(prompt: Prompt, ids: list[int]) -> dict[str, Any]:
         prediction = tokenizer.decode(ids)
-        answer = Answer(
-            task=question.task,
-            column=question.column,
-            index=question.index,
-            num_prompt_tokens=int(prompt.tokens.size),
-            was_truncated=prompt.was_truncated,
-            prediction=prediction,
-            references=prompt.references,
-            score=float(question.score(prediction, prompt.references)),
+        return {
+            "task": question.task,
+            "column": question.column,
+            "index": question.index,
+            "num_prompt_tokens": int(prompt.tokens.size),
+            "was_truncated": prompt.was_truncated,
+            "prediction": prediction,
+            "references": prompt.references,
+            "score": float(question.score(prediction, prompt.references)),
+        }
+
+    room = question.max_new_tokens
+    key = sample_key(
+        task=question.task,
+        column=question.column,
+        index=question.index,
+        max_new_tokens=room,
+        stop_ids=stop_ids,
+        decides=dict(question.decides),
+    )
+    row = Row(
+        num_tokens=question.num_tokens,
+        make=lambda: dataclasses.replace(question.make(), max_new_tokens=room),
+        judge=judge,
+        source=f"the prompt of {question.task}",
+        max_new_tokens=room,
+    )
+    return Sample(key, (row,))
+
+
+def _cells(entries: Entries) -> tuple[ScoreCell, ...]:
+    """Means of answers by task and column."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        groups.setdefault((entry["task"], entry["column"]), []).append(entry)
+    return tuple(
+        mean_cell(
+            *place,
+            [entry["score"] for entry in group],
+            {
+                "num_prompt_tokens": sum(e["num_prompt_tokens"] for e in group) / len(group),
+                "num_truncated": sum(e["was_truncated"] for e in group),
+            },
         )
-        journal.add(key, dataclasses.asdict(answer))
+        for place, group in groups.items()
+    )
 
 
-def _by_answer_length(
-    batch: Sequence[tuple[str, Question]],
-) -> list[list[tuple[str, Question]]]:
-    """A batch in parts that are asked for answers of one length."""
-    groups: dict[int, list[tuple[str, Question]]] = {}
-    for entry in batch:
-        groups.setdefault(entry[1].max_new_tokens, []).append(entry)
-    return list(groups.values())
-
-
-def _answer(journal: Journal, key: str) -> Answer:
-    entry = journal.get(key)
-    assert entry is not None
-    return Answer(**entry)
+def _decisive(config: Any) -> dict[str, Any]:
+    """Of the configuration, what decides each figure and may not differ when going on."""
+    free = {
+        "output", "num_samples", "tasks", "lengths", "length_levels", "micro_batch_size",
+        "beyond_trained_positions",
+    }  # fmt: skip
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in free}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +11,6 @@ import numpy.typing as npt
 from megatron_ultralong.data.token_ids import unknown_id, why_unknown
 from megatron_ultralong.ending import tell
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.progress import progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,16 +111,8 @@ def check_length(
         )
 
 
-def check_ids(
-    model: Model, tokens: npt.NDArray[np.integer], source: str, first_row: int | None = None
-) -> None:
-    """Check that the model knows every id of ``tokens``, which came from ``source``.
-
-    Args:
-        model: what is evaluated.
-        tokens: ids, shape [b, S] or [S].
-        source: what a message calls them.
-        first_row: number of the first row of ``tokens`` there; None: they have no numbers.
+def check_ids(model: Model, tokens: npt.NDArray[np.integer], source: str) -> None:
+    """Check that the model knows every id of ``tokens``, shape [S], which came from ``source``.
 
     Raises:
         InputError: an id has no row in the embedding.
@@ -131,22 +120,9 @@ def check_ids(
     unknown = unknown_id(tokens, model.vocab_size)
     if unknown is None:
         return
-    row, position = divmod(unknown[0], tokens.shape[-1])
-    where = source if first_row is None else f"{source}: row {first_row + row}"
-    why = why_unknown(unknown[1], model.vocab_size, f"checkpoint '{model.name}'")
+    position, token = unknown
+    why = why_unknown(token, model.vocab_size, f"checkpoint '{model.name}'")
     raise InputError(
-        f"{where} has at position {position} {why}: the tokenizer does not fit the model, or the "
+        f"{source} has at position {position} {why}: the tokenizer does not fit the model, or the "
         "file is damaged; use the tokenizer that the checkpoint was imported with"
     )
-
-
-@contextlib.contextmanager
-def scoring_progress(
-    scorer: Model, description: str, num_tokens: int
-) -> Iterator[Callable[[float], None]]:
-    """A function that counts scored tokens; the main rank shows them in a progress bar."""
-    if not scorer.is_main:
-        yield lambda amount: None
-        return
-    with progress(description, num_tokens, "tokens") as bar:
-        yield bar.advance

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.results.result import Result, perplexity
 
 _WIDTH = 60
 """Of the title at least: a narrow table would break it."""
@@ -43,7 +42,7 @@ def _loss(result: Result, place: tuple[int, int]) -> Text:
         return Text("-", style="dim")
     error = "" if cell.error is None else f" ± {cell.error:.3f}"
     style = "red" if place[1] > result.max_positions else ""
-    return Text(f"{cell.score:.4f}{error}  {math.exp(cell.score):8.2f}", style=style)
+    return Text(f"{cell.score:.4f}{error}  {perplexity(cell.score):8.2f}", style=style)
 
 
 def score_table(result: Result) -> Table:

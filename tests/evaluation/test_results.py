@@ -111,7 +111,7 @@ def test_files_are_read_back_as_they_were_written(results: list[Result], tmp_pat
 
 def test_a_benchmark_that_this_version_does_not_know_is_shown(tmp_path: Path) -> None:
     """A file states how its rows and columns are to be read."""
-    kind = dataclasses.replace(KINDS["ruler"], name="riddles", title="Riddles of the Sphinx")
+    kind = dataclasses.replace(KINDS["ruler"], name="riddles", title='Riddles "of" <script>')
     scores = {("walking", "4096"): 75.0, ("walking", "8192"): 25.0}
     result = dataclasses.replace(task_result("ruler", "a", 4096, scores), kind=kind)
     saved(result, tmp_path / "in" / "riddles.json")
@@ -123,7 +123,8 @@ def test_a_benchmark_that_this_version_does_not_know_is_shown(tmp_path: Path) ->
     print_report(report, console)
     assert "75.0" in console.export_text()
     page = write_report(report, tmp_path / "page").read_text(encoding="utf-8")
-    assert kind.title in page
+    assert "Riddles &#34;of&#34; &lt;script&gt;" in page
+    assert "<script" not in page
     assert (tmp_path / "page" / "riddles.png").is_file()
     # The page's own file is no result.
     assert len(gather_report([tmp_path], command="").gathered.measurements) == 3
@@ -148,6 +149,7 @@ def test_one_result_is_asked_for_where_a_file_holds_two(tmp_path: Path) -> None:
         ({"cells": (ScoreCell("0", "0512", 1, 1.0),)}, "are no lengths"),
         ({"cells": (ScoreCell("101", "512", 1, 1.0),)}, "are no depths in per cent"),
         ({"cells": (ScoreCell("nan", "512", 1, 1.0),)}, "are no depths in per cent"),
+        ({"cells": (ScoreCell("0", "512", 1, 100.1),)}, "scores from 100.1 to 100.1, not from 0"),
         ({"config": {}}, "no flag 'by'"),
         ({"kind": KINDS["position_loss"]}, "no flag 'split'"),
         ({"kind": KINDS["ruler"]}, "no metric of"),

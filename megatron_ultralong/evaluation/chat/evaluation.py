@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,16 @@ import numpy as np
 from megatron_ultralong.data.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.chat_rows import ChatRows, Int64Array
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.benchmark import show
+from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
+from megatron_ultralong.evaluation.benchmark import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.chat.config import ChatConfig
-from megatron_ultralong.evaluation.cost import check_cost, estimate_cost
 from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.journal import Journal, open_journal, sample_key
+from megatron_ultralong.evaluation.journal import sample_key
 from megatron_ultralong.evaluation.local_data import file_sha256
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.results.result import (
-    KINDS,
-    Result,
-    mean_cell,
-    plain_values,
-)
-from megatron_ultralong.evaluation.scorer import Scorer, check_length, scoring_progress
-from megatron_ultralong.ranks import world_size
+from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell, mean_cell
+from megatron_ultralong.evaluation.scorer import Scorer, Scores, check_length
 
 METRIC = "turns exact"
 """Share of turns of which every token, the end too, is the likeliest after all before it: those
@@ -85,14 +78,22 @@ def evaluate_chat(
         what=f"a conversation of {longest} tokens",
         way_out=f"prepare conversations with --max-length {scorer.max_positions}",
     )
-    identity = {**facts.identity, "chat_template": manifest.chat_template}
-    with open_journal(config.output, "chat", identity, is_main=scorer.is_main) as journal:
-        _score(config, scorer, facts, cost, asked, journal)
-        entries = [journal.get(one.key) for one in asked]
-        result = _result(config, facts, asked, entries, manifest.chat_template)
-        if scorer.is_main:
-            show(result, journal)
-    return result
+    prefix = Path(config.data_path) / config.split
+    benchmark = Benchmark(
+        kind=KINDS["chat"],
+        config=config,
+        samples=[_sample(one) for one in asked],
+        cells=_cells,
+        decides={"chat_template": manifest.chat_template},
+        metrics={_turn(number): METRIC for number in range(1, LAST_TURN + 1)},
+        notes=lambda entries: _notes(config, manifest.chat_template, entries),
+        material={
+            file.name: file_sha256(file)
+            for file in (prefix.with_name(f"{prefix.name}{end}.bin") for end in ("", ".targets"))
+        },
+        description="Conversations",
+    )
+    return run_benchmark(benchmark, scoring(scorer), scorer, facts, cost)
 
 
 def _conversations(config: ChatConfig, vocab_size: int) -> list[_Conversation]:
@@ -112,88 +113,56 @@ def _conversations(config: ChatConfig, vocab_size: int) -> list[_Conversation]:
     return found
 
 
-def _score(
-    config: ChatConfig,
-    scorer: Scorer,
-    facts: ModelFacts,
-    cost: CostConfig,
-    asked: Sequence[_Conversation],
-    journal: Journal,
-) -> None:
-    """Note every conversation's turns; those of like length are in one forward pass."""
-    pending = [one for one in asked if journal.get(one.key) is None]
-    pending.sort(key=lambda one: one.tokens.size)
-    sizes = [(int(one.tokens.size), 0) for one in pending]
-    estimate = estimate_cost(facts.model, sizes, cost, world_size())
-    check_cost(estimate, cost, is_main=scorer.is_main)
-    with scoring_progress(scorer, f"Conversations of {facts.name}", estimate.num_tokens) as advance:
-        for start in range(0, len(pending), config.micro_batch_size):
-            batch = pending[start : start + config.micro_batch_size]
-            longest = max(one.tokens.size for one in batch)
-            # Padding stands after the conversation, where nothing of it sees it.
-            tokens = np.stack([np.pad(o.tokens, (0, longest - o.tokens.size)) for o in batch])
-            scores = scorer.score(tokens)
-            for one, loss, correct in zip(batch, scores.loss, scores.correct, strict=True):
-                parts = [slice(start - 1, stop - 1) for start, stop in one.turns.tolist()]
-                losses = [float(loss[part].sum(dtype=np.float64)) for part in parts]
-                if not np.isfinite(losses).all():
-                    raise InputError(
-                        f"a conversation of {one.tokens.size} tokens has losses {losses}: the "
-                        "checkpoint's weights or its precision are broken; try --precision fp32"
-                    )
-                right = [int(correct[part].sum()) for part in parts]
-                journal.add(
-                    one.key, {"turns": one.turns.tolist(), "losses": losses, "right": right}
-                )
-            advance(sum(one.tokens.size for one in batch))
+def _sample(one: _Conversation) -> Sample[Scores]:
+    """Losses of the turns, and how many of their tokens are the likeliest."""
 
-
-def _result(
-    config: ChatConfig,
-    facts: ModelFacts,
-    asked: Sequence[_Conversation],
-    entries: Sequence[Any],
-    chat_template: str,
-) -> Result:
-    prefix = Path(config.data_path) / config.split
-    groups: dict[tuple[int, int], list[tuple[bool, int]]] = {}
-    num_tokens, num_right, total = 0, 0, 0.0
-    for entry in entries:
-        turns = zip(entry["turns"], entry["losses"], entry["right"], strict=True)
-        for number, ((start, stop), loss, right) in enumerate(turns, 1):
-            place = (min(number, LAST_TURN), max(SHORTEST, 1 << (stop - 1).bit_length()))
-            groups.setdefault(place, []).append((right == stop - start, start))
-            num_tokens, num_right, total = (
-                num_tokens + stop - start,
-                num_right + right,
-                total + loss,
+    def judge(prompt: Prompt, scores: Scores) -> dict[str, Any]:
+        turns = one.turns.tolist()
+        parts = [slice(start - 1, stop - 1) for start, stop in turns]
+        losses = [float(scores.loss[part].sum(dtype=np.float64)) for part in parts]
+        if not np.isfinite(losses).all():
+            raise InputError(
+                f"a conversation of {one.tokens.size} tokens has losses {losses}: the "
+                "checkpoint's weights or its precision are broken; try --precision fp32"
             )
-    cells = tuple(
+        right = [int(scores.correct[part].sum()) for part in parts]
+        return {"turns": turns, "losses": losses, "right": right}
+
+    row = Row(int(one.tokens.size), lambda: Prompt(one.tokens), judge, "the conversations")
+    return Sample(one.key, (row,))
+
+
+def _turn(number: int) -> str:
+    return f"turn {number}" + (" and later" if number == LAST_TURN else "")
+
+
+def _cells(entries: Entries) -> tuple[ScoreCell, ...]:
+    """Turns by their number and by the tokens up to their end."""
+    groups: dict[tuple[int, int], list[tuple[bool, int]]] = {}
+    for entry in entries:
+        for number, ((start, stop), right) in enumerate(
+            zip(entry["turns"], entry["right"], strict=True), 1
+        ):
+            place = (max(SHORTEST, 1 << (stop - 1).bit_length()), min(number, LAST_TURN))
+            groups.setdefault(place, []).append((right == stop - start, start))
+    return tuple(
         mean_cell(
-            f"turn {turn}" + (" and later" if turn == LAST_TURN else ""),
+            _turn(number),
             str(length),
             [float(exact) for exact, _ in group],
             {"num_prompt_tokens": sum(start for _, start in group) / len(group)},
         )
-        for (turn, length), group in sorted(groups.items(), key=lambda item: item[0][::-1])
+        for (length, number), group in sorted(groups.items())
     )
-    notes = (
-        f"{len(asked)} conversations of split '{config.split}', template {chat_template}; column: "
-        "tokens up to the turn's end, at most",
+
+
+def _notes(config: ChatConfig, chat_template: str, entries: Entries) -> list[str]:
+    num_tokens = sum(stop - start for entry in entries for start, stop in entry["turns"])
+    num_right = sum(sum(entry["right"]) for entry in entries)
+    total = sum(sum(entry["losses"]) for entry in entries)
+    return [
+        f"{len(entries)} conversations of split '{config.split}', template {chat_template}; "
+        "column: tokens up to the turn's end, at most",
         f"loss {total / num_tokens:.4f} nats a token over the {num_tokens} tokens to be learnt, "
         f"{100 * num_right / num_tokens:.1f} % of which are the likeliest",
-    )
-    return Result(
-        kind=KINDS["chat"],
-        config=plain_values(config),
-        checkpoint=facts.name,
-        max_positions=facts.max_positions,
-        cells=cells,
-        metrics={cell.row: METRIC for cell in sorted(cells, key=lambda cell: cell.row)},
-        notes=notes,
-        material={
-            file.name: file_sha256(file)
-            for file in (prefix.with_name(f"{prefix.name}{end}.bin") for end in ("", ".targets"))
-        },
-        model=facts.record,
-    )
+    ]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from megatron_ultralong.evaluation.pictures import loss_picture
 from megatron_ultralong.evaluation.report.measurement import Measurement
 from megatron_ultralong.evaluation.report.section import Section, conditions_table, picture
 from megatron_ultralong.evaluation.report.table import NOTHING, Cell, ReportTable, with_best
-from megatron_ultralong.evaluation.results.result import Result, ScoreCell
+from megatron_ultralong.evaluation.results.result import Result, ScoreCell, perplexity
 
 
 def loss_section(measurements: Sequence[Measurement], name: str) -> Section:
@@ -62,7 +61,7 @@ def _cell(cell: ScoreCell | None, is_beyond: bool) -> Cell:
     if cell is None or cell.score is None:
         return NOTHING
     error = "" if cell.error is None else f" ± {cell.error:.3f}"
-    return Cell(f"{cell.score:.3f}{error} ({math.exp(cell.score):.1f})", is_beyond=is_beyond)
+    return Cell(f"{cell.score:.3f}{error} ({perplexity(cell.score):.1f})", is_beyond=is_beyond)
 
 
 def _mean(loss: float | None) -> Cell:

@@ -15,6 +15,7 @@ from megatron_ultralong.evaluation.model_record import ModelRecord
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 """Columns whose scores are better when lower, and not of 100."""
+_ROUNDING = 1e-6
 LOSS = "loss"
 """The column of a loss by position."""
 
@@ -115,6 +116,9 @@ class Result:
             raise ValueError("two cells of one row and column")
         if kind != "positions" and any(c.num_samples < 1 or c.score is None for c in self.cells):
             raise ValueError("a cell without samples or score")
+        shares = [c.score for c in self.cells if c.score and c.column not in LOWER_IS_BETTER]
+        if not all(0 <= share < 100 + _ROUNDING for share in shares):
+            raise ValueError(f"scores from {min(shares):g} to {max(shares):g}, not from 0 to 100")
         if kind == "tasks" and (missing := set(self.rows) - set(self.metrics)):
             raise ValueError(f"no metric of {sorted(missing)}")
         flag = {"positions": "split", "depths": "by"}.get(kind)
@@ -211,6 +215,11 @@ class Result:
         """The loss at positions ``start <= i < stop``; None where no prediction counts."""
         cell = self.cell(position_row(*place), LOSS)
         return None if cell is None or cell.score is None else cell
+
+
+def perplexity(loss: float) -> float:
+    """``exp(loss)``; infinite where that is beyond a float."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def positions(row: str) -> tuple[int, int]:

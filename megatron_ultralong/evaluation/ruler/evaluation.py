@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 
 from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.benchmark import Benchmark, run_benchmark
+from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.generator import Generator
 from megatron_ultralong.evaluation.models import ModelFacts
 from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.questions import Prompt, Question
+from megatron_ultralong.evaluation.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 from megatron_ultralong.evaluation.ruler.parameters import TASKS, family
@@ -61,16 +61,19 @@ def evaluate_ruler(
         notes.append("essays cut into sentences by a rule of ours, not by nltk's model")
     if "cwe" in config.tasks and not config.english_words:
         notes.append("cwe: pairs of words where the list is longer than the vocabulary")
-    benchmark = Benchmark(
+    return evaluate_questions(
+        questions,
+        generator,
+        facts,
+        tokenizer,
+        cost,
         kind=KINDS["ruler"],
         config=config,
-        questions=questions,
         lengths={length: f"length {length}" for length in lengths},
         metrics={task: family(task).metric for task in config.tasks},
         notes=notes,
         material=material,
     )
-    return run_benchmark(benchmark, generator, facts, tokenizer, cost)
 
 
 def _question(
