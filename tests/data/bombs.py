@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,14 @@ def write_zstd(path: Path, head: bytes, unit: bytes, size: int, tail: bytes = b"
     path.write_bytes(
         frame(head) + frame(repeated(unit, 16 * MIB)) * (size // (16 * MIB)) + frame(tail)
     )
+
+
+def write_members(
+    path: Path, compress: Callable[[bytes], bytes], head: bytes, unit: bytes, size: int
+) -> None:
+    """The same with any compression whose members may stand one after the other."""
+    member = compress(repeated(unit, 16 * MIB))
+    path.write_bytes(compress(head) + member * (size // (16 * MIB)))
 
 
 def write_sparse(path: Path, head: bytes, size: int = 3 * GIB) -> None:
@@ -92,6 +102,14 @@ DOCUMENTS: dict[str, tuple[Writer, str]] = {
         lambda path: write_zstd(path, START, LINE, 3 * GIB, b'"}\n'),
         r"line\.jsonl\.zst:1: a line of more than 83,886,080 bytes",
     ),
+    "line.jsonl.xz": (
+        lambda path: write_members(path, lzma.compress, START, b"a", 3 * GIB),
+        r"line\.jsonl\.xz:1: a line of more than 83,886,080 bytes",
+    ),
+    "text.txt.bz2": (
+        lambda path: write_members(path, bz2.compress, b"", TEXT, GIB),
+        r"text\.txt\.bz2: more than 83,886,080 bytes",
+    ),
     "nothing.jsonl.gz": (
         lambda path: write_gzip(path, b"", b"\0", 3 * GIB),
         r"nothing\.jsonl\.gz holds a NUL at 0, which no text does",
@@ -112,7 +130,10 @@ DOCUMENTS: dict[str, tuple[Writer, str]] = {
         lambda path: write_sparse(path, b"a"),
         r"sparse\.txt holds a NUL at 1, which no",
     ),
-    "window.txt.zst": (long_window, r"window\.txt\.zst: its zstd window is above 128 MiB.*--long"),
+    "window.txt.zst": (
+        long_window,
+        r"window\.txt\.zst: cannot be read \(its zstd window is above 128 MiB.*--long",
+    ),
     "lists.jsonl.gz": (
         lambda path: write_once(path, b'{"text": "a", "b": [' + b"[]," * (20 * MIB) + b"0]}\n"),
         r"lists\.jsonl\.gz:1: more than 16,777,216 bytes of JSON around its texts",
