@@ -119,6 +119,22 @@ def test_json_in_texts_at_every_place() -> None:
         assert parse_conversation(record, "auto") == expected
 
 
+@pytest.mark.parametrize("nothing", ["null", "[]", "", None, []])
+def test_nothing_in_a_text_is_nothing(nothing: Any) -> None:
+    record = {
+        "messages": [USER, {**ANSWER, "tool_calls": nothing}],
+        "tools": nothing,
+        "builtin_tools": nothing if nothing in ("null", None) else None,
+    }
+    assert parse_conversation(record, "auto") == parse_conversation(
+        {"messages": [USER, ANSWER]}, "auto"
+    )
+    call = {"function": {"name": "f", "arguments": nothing if nothing != [] else None}}
+    if nothing != "[]":
+        found = messages(USER, {"role": "assistant", "tool_calls": [call]})
+        assert found[1].tool_call == ToolCall("f", {})
+
+
 def test_a_completion_alone_is_learnt() -> None:
     as_texts = parse_conversation({"prompt": "a", "completion": "b"}, "auto")
     assert as_texts.messages == (Message("user", "a", is_learnt=False), Message("assistant", "b"))
