@@ -17,10 +17,11 @@ def tools_of(value: Any, texts: JsonTexts) -> tuple[Mapping[str, Any], ...] | No
     Raises:
         ConversationError: a tool is no object.
     """
-    if not value:
+    value = texts.value("tools", value, "bad tool call") if value else None
+    if value is None:
         return None
     tools = []
-    for number, tool in enumerate(list_of("tools", texts.value("tools", value, "bad tool call"))):
+    for number, tool in enumerate(list_of("tools", value)):
         tool = texts.value(f"tool {number}", tool, "bad tool call")
         if not isinstance(tool, Mapping):
             raise ConversationError(
@@ -48,9 +49,10 @@ def builtin_tools_of(value: Any, texts: JsonTexts) -> tuple[str, ...] | None:
     Raises:
         ConversationError: they are no texts.
     """
+    value = texts.value("builtin_tools", value, "bad tool call") if value else value
     if value is None:
         return None
-    names = list_of("builtin_tools", texts.value("builtin_tools", value, "bad tool call"))
+    names = list_of("builtin_tools", value)
     if not all(isinstance(name, str) for name in names):
         raise ConversationError("bad tool call", f"builtin_tools are names, not {names!r:.80}")
     return tuple(names)
@@ -63,8 +65,8 @@ def only_call(number: int, role: str, calls: Any, texts: JsonTexts) -> ToolCall 
         ConversationError: it is none, there are several, or the turn is not the assistant's.
     """
     place = f"turn {number}: tool_calls"
-    calls = list_of("tool_calls", texts.value(place, calls, "bad tool call"))
-    if not calls:
+    calls = texts.value(place, calls, "bad tool call") if calls else None
+    if calls is None or not list_of("tool_calls", calls):
         return None
     if role != "assistant":
         raise ConversationError("bad tool call", f"turn {number} ({role}) has tool_calls")
@@ -95,6 +97,7 @@ def call_of(number: int, call: Any, texts: JsonTexts) -> ToolCall:
     if others:
         raise ConversationError("bad tool call", f"{place} has unknown keys {sorted(others)}")
     arguments = texts.value(f"{place}: arguments", call.get("arguments") or {}, "bad tool call")
+    arguments = {} if arguments is None else arguments  # of the text null
     if not isinstance(arguments, Mapping):
         kind = type(arguments).__name__
         raise ConversationError("bad tool call", f"{place}: arguments are a {kind}, not an object")

@@ -121,7 +121,7 @@ def _message(number: int, turn: Mapping[str, Any], texts: JsonTexts) -> Message:
             "roles out of order",
             f"turn {number} has role {role!r:.80}; known are {', '.join(ROLES)} and ipython",
         )
-    call = only_call(number, role, turn.get("tool_calls") or [], texts)
+    call = only_call(number, role, turn.get("tool_calls"), texts)
     content = content_of(f"turn {number} ({role})", role, turn.get("content", ""))
     return Message(role, content, call, _is_learnt(number, role, turn))
 
