@@ -78,10 +78,10 @@ class SafetensorsFile:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     entry = file.get_slice(name)
-                    dtype = DTYPES[entry.get_dtype()]
+                    dtype = _dtype(entry.get_dtype(), name, path)
                     self.tensors[name] = TensorInfo(dtype, tuple(entry.get_shape()))
             self._places = _safetensors_places(path)
-        except (SafetensorError, OSError, KeyError) as error:
+        except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{path} is not a complete safetensors file ({error}): download it again"
             ) from error
@@ -140,6 +140,15 @@ class PickleFile:
         ):
             raise InputError(f"{self.path} must hold a dict of tensors: it is not a model's file")
         return values
+
+
+def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:
+    if name not in DTYPES:
+        raise InputError(
+            f"{path}: tensor {tensor} has dtype {name}; {', '.join(DTYPES)} are known: load and "
+            "save the model in one of them, if it is a quantised one without its quantisation"
+        )
+    return DTYPES[name]
 
 
 def _check_header(path: Path) -> None:

@@ -27,6 +27,7 @@ _INDEX_SUFFIX = ".index.json"
 _CHOICE_KEY = "transformers_weights"
 """Key of ``config.json`` that names the file: transformers looks for no other then."""
 _ADAPTER = "adapter_config.json"
+_POINTER = b"version https://git-lfs"
 _PER_RANK = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """What a distributed training of transformers 5 saves; it takes these before any other file."""
 _LOOKS_LIKE_WEIGHTS = re.compile(
@@ -39,8 +40,8 @@ _LOOKS_LIKE_WEIGHTS = re.compile(
 class WeightSet:
     """Files that together are all weights of a model."""
 
-    label: str
-    """For messages: ``model.safetensors.index.json (6 files)``."""
+    name: str
+    """The file that a reader opens first."""
     files: frozenset[str]
     kind: type[TensorFile] | None = None
     """None: not read here."""
@@ -48,6 +49,12 @@ class WeightSet:
     """What an index says: tensor to file."""
     fault: str | None = None
     """Why it cannot be the model's."""
+
+    @property
+    def label(self) -> str:
+        """For messages: ``model.safetensors.index.json (6 files)``."""
+        count = len(self.files)
+        return self.name if count < 2 and not self.places else f"{self.name} ({count} files)"
 
 
 def open_weights(
@@ -102,7 +109,7 @@ def _choose(folder: Path, config: Mapping[str, Any]) -> WeightSet:
     if first.fault is not None:
         more = "copy it again, with all of its files"
         if complete:
-            more = f"{complete[0].label} is complete: if that is the model, move the index away"
+            more = f"{complete[0].label} is complete: if that is the model, move {first.name} away"
         raise InputError(f"{folder}: {first.fault}; {more}")
     if complete and not config.get(_CHOICE_KEY):
         labels = [each.label for each in (first, *complete)]
@@ -125,7 +132,7 @@ def _sets(folder: Path, config: Mapping[str, Any]) -> Iterator[WeightSet]:
     names = sorted(path.name for path in folder.iterdir())
     per_rank = [name for name in names if _PER_RANK.fullmatch(name)]
     if per_rank:
-        yield WeightSet(f"{per_rank[0]} ({len(per_rank)} files by rank)", frozenset(per_rank))
+        yield WeightSet(per_rank[0], frozenset(per_rank))
     for name, kind in _NAMES:
         if (folder / name).is_file():
             yield _named(folder, name, kind)
@@ -144,7 +151,7 @@ def _chosen_by_name(folder: Path, name: object) -> WeightSet:
 
 def _named(folder: Path, name: str, kind: type[TensorFile]) -> WeightSet:
     if not name.endswith(_INDEX_SUFFIX):
-        return WeightSet(name, frozenset([name]), kind)
+        return WeightSet(name, frozenset([name]), kind, fault=_pointers(folder, [name]))
     index = folder / name
     check_inside(index, folder)
     try:
@@ -157,12 +164,21 @@ def _named(folder: Path, name: str, kind: type[TensorFile]) -> WeightSet:
     if not places:
         return WeightSet(name, frozenset(), kind, fault=f"{name} names no file")
     files = frozenset(places.values())
-    label = f"{name} ({len(files)} files)"
     absent = sorted(file for file in files if not (folder / file).is_file())
-    fault = None
+    fault = None if absent else _pointers(folder, sorted(files))
     if absent:
         fault = f"{name} names {len(absent)} files that are not there: {some(absent)}"
-    return WeightSet(label, files, kind, places, fault)
+    return WeightSet(name, files, kind, places, fault)
+
+
+def _pointers(folder: Path, names: Iterable[str]) -> str | None:
+    """What is wrong where Git left its notes of large files in place of them."""
+    for name in names:
+        check_inside(folder / name, folder)
+        with (folder / name).open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                return f"{name} is a note of Git LFS, not the file (`git lfs pull` fetches it)"
+    return None
 
 
 def _of_meta(folder: Path, names: Iterable[str]) -> Iterator[WeightSet]:
@@ -172,7 +188,7 @@ def _of_meta(folder: Path, names: Iterable[str]) -> Iterator[WeightSet]:
         if found:
             has_shape = (folder / "params.json").is_file()
             fault = None if has_shape else "there is no params.json beside it"
-            yield WeightSet(some(found), frozenset(found), fault=fault)
+            yield WeightSet(found[0], frozenset(found), fault=fault)
 
 
 def _nothing_to_read(folder: Path, sets: list[WeightSet]) -> str:

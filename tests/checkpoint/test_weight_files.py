@@ -128,6 +128,17 @@ def test_a_stale_index_is_left_out_and_that_is_said(
     assert torch.equal(found.tensors[NORM].read(), judge.model.norm.weight.data)
 
 
+@pytest.mark.parametrize("add", SETS[:4])
+def test_a_note_of_git_is_no_file(
+    originals: Path, folder: Path, add: Callable[[Path, Path], str]
+) -> None:
+    add(originals, folder)
+    files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
+    max(files).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(InputError, match=rf"{max(files).name} is a note of Git LFS.*git lfs pull"):
+        open_model(folder)
+
+
 def test_a_stale_index_hides_no_pickle(originals: Path, folder: Path) -> None:
     add_shards(originals, folder)
     add_pickle(originals, folder)
