@@ -74,13 +74,13 @@ def prepare(config: PrepareConfig) -> Manifest:
     sources = tuple(parse_source(argument) for argument in config.source)
     if not sources:
         raise InputError("no --source: give at least one NAME=PATH")
-    if config.sampling.name != "none":
-        short, _, long = config.sampling.bin_names()
-        _say(
-            f"sampling: documents of {short} tokens are short, of {long} long in rows of "
-            f"{config.seq_length:,} (--short-length, --long-length, --length-sampling none)"
-        )
     with work_folder(config.output) as work:
+        if config.sampling.name != "none":
+            short, _, long = config.sampling.bin_names()
+            _say(
+                f"sampling: documents of {short} tokens are short, of {long} long in rows of "
+                f"{config.seq_length:,} (--short-length, --long-length, --length-sampling none)"
+            )
         tokenised = _tokenise(config, sources, work)
         folder = work.new_folder("rows")
         try:

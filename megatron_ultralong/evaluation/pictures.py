@@ -146,7 +146,7 @@ def _retrieval_map(
 ) -> Any:
     """One map, ``width`` inches wide."""
     depths = result.depths
-    shares = [[result.retrieved([length], depth) for length in lengths] for depth in depths]
+    shares = [[result.score(depth, str(length)) for length in lengths] for depth in depths]
     is_labelled = len(lengths) * len(depths) <= MOST_LABELLED_CELLS
     image = _score_map(axes, shares, NOT_MEASURED, digits=0 if is_labelled else None)
     finish_axes(axes)
@@ -158,7 +158,9 @@ def _retrieval_map(
         [token_count(lengths[k]) for k in shown],
         rotation=45 if len(shown) > 8 else 0,
     )
-    axes.set_yticks([k + 0.5 for k in range(len(depths))], [f"{depth:g}" for depth in depths])
+    axes.set_yticks(
+        [k + 0.5 for k in range(len(depths))], [f"{float(depth):g}" for depth in depths]
+    )
     axes.set_xlabel("context length (tokens)", fontsize=10, color=INK)
     _title(
         axes,
@@ -181,10 +183,7 @@ def _retrieval_map(
 def task_picture(result: Result, path: Path | BinaryIO) -> None:
     """Scores as a map, PNG: x length, y task and the mean below, red 0 to green 100."""
     columns, tasks = result.columns, result.rows
-    scores = [
-        [cell.score if (cell := result.cell(task, column)) else None for column in columns]
-        for task in tasks
-    ]
+    scores = [[result.score(task, column) for column in columns] for task in tasks]
     scores.append([result.mean(column) for column in columns])
     size = (min(max(0.75 * len(columns) + 2.6, 5.0), 14.0), 0.36 * len(scores) + 1.3)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")

@@ -68,10 +68,9 @@ def score_table(result: Result) -> Table:
         style = "red" if result.is_beyond(column) else ""
         table.add_column(title, justify="right", style=style)
     digits = 0 if is_grid else 1
-    for row in sorted(result.rows, key=float) if is_grid else result.rows:
+    for row in result.depths if is_grid else result.rows:
         label = [f"{float(row):g} %"] if is_grid else [row, result.metrics[row]]
-        scores = [cell.score if (cell := result.cell(row, c)) else None for c in columns]
-        table.add_row(*label, *(figure(score, digits) for score in scores))
+        table.add_row(*label, *(figure(result.score(row, c), digits) for c in columns))
     table.add_section()
     label = ["all"] if is_grid else ["mean", ""]
     means = [result.pooled(None, [c]) if is_grid else result.mean(c) for c in columns]

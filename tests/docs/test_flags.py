@@ -16,6 +16,7 @@ from tests.docs.commands import FLAG, commands, known_flags
 OTHERS = {
     "--spec": "Megatron-LM",
     "--use-checkpoint-args": "Megatron-LM",
+    "--make-vocab-size-divisible-by": "Megatron-LM",
     "--no-create-attention-mask-in-dataloader": "Megatron-LM",
     "--untie-embeddings-and-output-weights": "Megatron-LM",
     "--no-gradient-accumulation-fusion": "Megatron-LM",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,11 @@ from megatron_ultralong.data.arrow_values import python_rows
 from megatron_ultralong.data.chat_marks import with_marks
 from megatron_ultralong.data.chat_template import DATE, TEMPLATES
 from megatron_ultralong.data.conversation_formats import parse_conversation
-from megatron_ultralong.evaluation.journal import open_journal
+from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, Scores, ask
+from megatron_ultralong.evaluation.journal import Journal, open_journal
+from megatron_ultralong.evaluation.results.file import read_result, write_results
+from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell
+from megatron_ultralong.evaluation.tables import score_table
 from megatron_ultralong.generation.continuation import make_batches
 from tests.growth.table import Work, counted
 
@@ -53,3 +58,37 @@ def turns_of_a_conversation(n: int, folder: Path) -> Work:
         assert len(with_marks(pieces, [(5 * i, 5 * i + 3) for i in range(n)], "</s>")) > 6 * n
 
     return prepare
+
+
+class _Model:
+    name, max_positions, vocab_size, is_main = "model", 8, 8, False
+
+
+@counted(50)
+def samples_that_are_asked(n: int, folder: Path) -> Work:
+    """Two rows each, all of one length: every sample is whole when half of the rows are left."""
+    tokens = np.zeros(4, dtype=np.int64)
+    row = Row(4, lambda: Prompt(tokens), lambda prompt, reply: 1, "a row")
+    samples = [Sample(str(k), (row, row), lambda judged: {"sum": sum(judged)}) for k in range(n)]
+
+    def put(prompts: Sequence[Prompt]) -> list[Scores]:
+        return [Scores(np.zeros(3, np.float32), np.ones(3, bool)) for _ in prompts]
+
+    def work() -> None:
+        journal = Journal({}, None)
+        found = ask(samples, put, _Model(), journal, micro_batch_size=3, description="")
+        assert found == [{"sum": 2}] * n
+
+    return work
+
+
+@counted(40)
+def cells_of_a_result(n: int, folder: Path) -> Work:
+    """As many tasks as there are: read, and shown in a table."""
+    names = [f"task {k}" for k in range(n)]
+    cells = tuple(ScoreCell(name, "4096", 1, 50.0) for name in names)
+    metrics = dict.fromkeys(names, "exact match")
+    result = Result(KINDS["ruler"], {}, "model", 4096, cells, metrics)
+    path = folder / "ruler.json"
+    write_results(path, [result])
+    return lambda: score_table(read_result(path))

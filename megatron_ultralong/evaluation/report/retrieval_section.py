@@ -54,7 +54,7 @@ def _table(results: Sequence[Result]) -> ReportTable:
 def _cell(result: Result, length: int, share: float | None) -> Cell:
     if share is None:
         return NOTHING
-    depths = [result.retrieved([length], depth) for depth in result.depths]
+    depths = [result.score(depth, str(length)) for depth in result.depths]
     worst = min(depth for depth in depths if depth is not None)
     text = f"{figure(share)} % ({figure(worst)} %)"
     return Cell(text, is_beyond=length > result.max_positions)

@@ -57,8 +57,7 @@ class _Columns:
 
     def score(self, result: Result, task: str, name: str) -> float | None:
         """Score of a task in the column under ``name``; None where it was not asked."""
-        cell = result.cell(task, self.of(result, name))
-        return cell.score if cell else None
+        return result.score(task, self.of(result, name))
 
     def cells(
         self, results: Sequence[Result], name: str, scores: Sequence[float | None]

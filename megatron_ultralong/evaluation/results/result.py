@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
@@ -112,7 +113,7 @@ class Result:
         kind = self.kind.rows
         if not self.cells:
             raise ValueError("a result has at least one cell")
-        if len({(cell.row, cell.column) for cell in self.cells}) < len(self.cells):
+        if len(self._places) < len(self.cells):
             raise ValueError("two cells of one row and column")
         if kind != "positions" and any(c.num_samples < 1 or c.score is None for c in self.cells):
             raise ValueError("a cell without samples or score")
@@ -122,12 +123,12 @@ class Result:
         if kind == "tasks" and (missing := set(self.rows) - set(self.metrics)):
             raise ValueError(f"no metric of {sorted(missing)}")
         flag = {"positions": "split", "depths": "by"}.get(kind)
-        if flag and flag not in self.config:
+        if flag and not isinstance(self.config.get(flag), str):
             raise ValueError(f"no flag '{flag}'")
         if kind == "positions" and [*self.rows] != [position_row(*place) for place in self.bins]:
             raise ValueError(f"rows {self.rows} are no positions")
         if kind == "depths":
-            if not all(0 <= depth <= 100 for depth in self.depths):
+            if not all(0 <= float(row) <= 100 for row in self.rows):
                 raise ValueError(f"rows {self.rows} are no depths in per cent")
             if {*self.columns} != {*map(str, self.lengths)}:
                 raise ValueError(f"columns {self.columns} are no lengths")
@@ -143,9 +144,9 @@ class Result:
         return tuple(dict.fromkeys(cell.column for cell in self.cells))
 
     @property
-    def depths(self) -> tuple[float, ...]:
+    def depths(self) -> tuple[str, ...]:
         """Rows that are depths in per cent, ascending."""
-        return tuple(sorted(map(float, self.rows)))
+        return tuple(sorted(self.rows, key=float))
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -162,9 +163,18 @@ class Result:
         """The end of the last bin: tokens of a row."""
         return max(stop for _, stop in self.bins)
 
+    @functools.cached_property
+    def _places(self) -> dict[tuple[str, str], ScoreCell]:
+        return {(cell.row, cell.column): cell for cell in self.cells}
+
     def cell(self, row: str, column: str) -> ScoreCell | None:
         """Samples of one row and column; None where there are none."""
-        return next((c for c in self.cells if (c.row, c.column) == (row, column)), None)
+        return self._places.get((row, column))
+
+    def score(self, row: str, column: str) -> float | None:
+        """Score of one row and column; None where there is none."""
+        cell = self.cell(row, column)
+        return cell.score if cell else None
 
     def is_beyond(self, column: str) -> bool:
         """Whether a column's length is beyond the positions that the checkpoint was trained for."""
@@ -197,10 +207,9 @@ class Result:
         num_samples = sum(number for number, _ in found)
         return math.fsum(total for _, total in found) / num_samples if num_samples else None
 
-    def retrieved(self, lengths: Collection[int], depth: float | None = None) -> float | None:
+    def retrieved(self, lengths: Collection[int], depth: str | None = None) -> float | None:
         """Per cent retrieved over all prompts of these lengths, at one depth or all."""
-        rows = None if depth is None else [row for row in self.rows if float(row) == depth]
-        return self.pooled(rows, [str(length) for length in lengths])
+        return self.pooled([depth] if depth else None, [str(length) for length in lengths])
 
     def mean_loss(self, start: int = 0, stop: int | None = None) -> float | None:
         """Mean over all predictions of the bins that lie within ``start`` to ``stop``."""
