@@ -53,7 +53,7 @@ class TrainingVerb(Verb):
 
 
 def _convert(text: str, options: str, run: str) -> Verb:
-    return Verb(text, f"convert_config:{options}", f"checkpoint.{run}", _HUGE_PAGES)
+    return Verb(text, options, run, _HUGE_PAGES)
 
 
 def _evaluate(text: str, options: str, run: str) -> Verb:
@@ -75,19 +75,19 @@ VERBS: dict[str, Verb] = {
     ),
     "convert import": _convert(
         "a Hugging Face or Meta folder to a Megatron checkpoint",
-        *("ImportConfig", "convert:import_checkpoint"),
+        *("convert_config:ImportConfig", "checkpoint.convert:import_checkpoint"),
     ),
     "convert export": _convert(
         "a Megatron checkpoint to a Hugging Face or Meta folder",
-        *("ExportConfig", "convert:export_checkpoint"),
+        *("convert_config:ExportConfig", "checkpoint.convert:export_checkpoint"),
     ),
     "convert verify": _convert(
         "compare two models bit by bit, and by logits",
-        *("VerifyConfig", "convert:verify"),
+        *("convert_config:VerifyConfig", "checkpoint.convert:verify"),
     ),
     "convert inspect": _convert(
         "what a folder or checkpoint holds",
-        *("InspectConfig", "inspection:inspect"),
+        *("convert_config:InspectConfig", "checkpoint.inspection:inspect"),
     ),
     "pretrain": TrainingVerb(
         "extend the context; under torchrun for several ranks",
