@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_ultralong.data.manifest import CHAT_FILE_NAME, FileSummary, read_manifest
 from megatron_ultralong.data.manifest import FILE_NAME as DOCUMENTS_MANIFEST
+from megatron_ultralong.data.sources import FileCount
 
 FORMAT_VERSION = 2
 FILE_NAME = CHAT_FILE_NAME
@@ -21,6 +22,12 @@ class ChatSource:
     name: str
     path: str
     files: list[FileSummary]
+    counts: list[FileCount]
+    """All files that stand there, read and left out, by suffix and reason."""
+    num_cut_files: int
+    """Files of which the rest, from a bad record on, could not be read."""
+    bad: list[str]
+    """Where the first bad conversations stand, and what is wrong with them."""
     num_conversations: int
     """Conversations that can be trained on, duplicates and too long ones included."""
     num_bad: dict[str, int]

@@ -10,6 +10,7 @@ from megatron_ultralong.data.conversation import Conversation, ConversationError
 from megatron_ultralong.data.conversation_formats import KEYS, parse_conversation
 from megatron_ultralong.data.formats import read_records
 from megatron_ultralong.data.prepare_chat_config import ChatReadOptions
+from megatron_ultralong.data.reading import MAX_BAD_SHOWN, MAX_REASON
 from megatron_ultralong.data.record import Record, absolute_place
 from megatron_ultralong.data.sources import FilePart, Source, find_files
 from megatron_ultralong.errors import InputError
@@ -41,7 +42,9 @@ class ConversationReader:
         self.counts = found.counts
         """All files that stand there, read and left out."""
         self.bytes_read = 0
-        self.num_conversations = 0
+        self.num_conversations = self.num_cut_files = 0
+        self.bad: list[str] = []
+        """Of the first bad conversations, where they stand and why they are bad."""
         self.num_bad: collections.Counter[Problem] = collections.Counter()
         self.unread_keys: collections.Counter[str] = collections.Counter()
         """Keys of records that are not read, and how many records have them (of JSONL)."""
@@ -83,6 +86,10 @@ class ConversationReader:
                 f"{fix}, or skip and count such conversations with --skip-bad"
             ) from error
         self.num_bad[error.problem] += record.num_records
+        self.num_cut_files += record.is_rest_lost
+        if len(self.bad) < MAX_BAD_SHOWN:
+            place = f"{absolute_place(record)}: {error.problem}: {error}"
+            self.bad.append(place[:MAX_REASON])
 
     def _conversation(self, record: Record) -> Conversation | None:
         """The conversation of a record; None for one that is counted and skipped."""

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from megatron_ultralong.data.chat_manifest import ChatLengths, ChatManifest, ChatSource
 from megatron_ultralong.data.chat_rows import ChatRows
+from megatron_ultralong.data.summary import file_lines
 from megatron_ultralong.data.tokenising import DocumentTokenizer
 from megatron_ultralong.terminal import Console
 
@@ -41,6 +42,9 @@ def print_chat_summary(
         )
     for line in _notes(manifest):
         console.print(line, highlight=False)
+    for source in manifest.sources:
+        for line in file_lines(source.name, source.counts, source.num_cut_files, source.bad):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     if tokenizer is not None:
         console.print(
             "the first conversation; what is learnt is in [bold green]\u27e6 \u27e7[/]:",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
 from megatron_ultralong.data.manifest import BinSummary, Manifest
+from megatron_ultralong.data.sources import FileCount
 from megatron_ultralong.terminal import Console
 
 
@@ -58,20 +59,27 @@ _SEPARATOR: dict[str, str] = {
 def _print_inputs(console: Console, manifest: Manifest) -> None:
     """Print which files of each source were read and which not, and the first bad documents."""
     for found in manifest.inputs:
-        for verb, lines in (
-            ("read", [line for line in found.counts if not line.reason]),
-            ("left out", [line for line in found.counts if line.reason]),
-        ):
-            for line in lines:
-                as_what = f"as {line.read_as}" if line.read_as else line.reason
-                suffix = line.suffix or "without a suffix"
-                text = f"{found.name}: {line.num_files:,} {suffix} {verb}: {as_what}"
-                console.print(text, highlight=False, soft_wrap=True, markup=False)
-        if found.num_cut_files:
-            text = f"{found.name}: of {found.num_cut_files:,} files the rest could not be read"
-            console.print(text, highlight=False)
-        for place in found.bad:
-            console.print(f"unreadable: {place}", highlight=False, soft_wrap=True, markup=False)
+        for line in file_lines(found.name, found.counts, found.num_cut_files, found.bad):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def file_lines(
+    name: str, counts: Sequence[FileCount], num_cut_files: int, bad: Sequence[str]
+) -> Iterator[str]:
+    """What became of the files of a source: ``web: 2 .json.gz read: as jsonl``.
+
+    Args:
+        name: of the source.
+        counts: all its files.
+        num_cut_files: those of which the rest could not be read.
+        bad: the first bad records.
+    """
+    for line in counts:
+        how = f"left out: {line.reason}" if line.reason else f"read: as {line.read_as}"
+        yield f"{name}: {line.num_files:,} {line.suffix or 'without a suffix'} {how}"
+    if num_cut_files:
+        yield f"{name}: of {num_cut_files:,} files the rest could not be read"
+    yield from (f"{name}: unreadable: {place}" for place in bad)
 
 
 def source_table(manifest: Manifest) -> Table:

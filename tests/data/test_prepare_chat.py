@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -252,3 +254,39 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
 def test_target_mask() -> None:
     targets = np.asarray([[2, 4], [5, 6]])
     assert target_mask(6, targets).tolist() == [0, 1, 1, 0, 1, 0]
+
+
+def test_files_of_a_folder_are_looked_at_and_told_as_those_of_documents_are(
+    config: PrepareChatConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, generator = tmp_path / "in", random.Random(9)
+    lines = [json.dumps(random_record(generator)) + "\n" for _ in range(12)]
+    for name in ("data", ".cache", "other"):
+        (folder / name).mkdir(parents=True)
+    (folder / "data" / "a.json.gz").write_bytes(gzip.compress("".join(lines[:6]).encode()))
+    (folder / "data" / "b.txt").write_text("".join(lines[6:]))
+    (folder / "other" / "back").symlink_to("..")
+    (folder / "other" / "cut.jsonl.gz").write_bytes(gzip.compress(lines[0].encode())[:60])
+    for name in ("README.md", ".cache/a.jsonl.metadata", ".gitattributes", "notes.xyz"):
+        (folder / name).write_text("nothing of a conversation\n")
+    (folder / "array.jsonl").write_text(json.dumps([json.loads(lines[0])]))
+    options = {"source": (f"x={folder}",), "output": tmp_path / "rows", "valid_fraction": 0.0}
+    with pytest.raises(InputError, match=r"array\.jsonl is a JSON array.*jq -c '\.\[\]'"):
+        prepare_chat(dataclasses.replace(config, **options))
+    assert not (tmp_path / "rows").exists()
+    capsys.readouterr()
+    reading = ChatReadOptions(skip_bad=True)
+    manifest = prepare_chat(dataclasses.replace(config, **options, reading=reading))
+    (source,) = manifest.sources
+    assert source.num_conversations == 12
+    assert (source.num_bad, source.num_cut_files) == ({"unreadable": 2}, 1)
+    read = {line.suffix: line.read_as for line in source.counts if line.read_as}
+    assert read == {".json.gz": "jsonl", ".txt": "jsonl", ".jsonl": "jsonl", ".jsonl.gz": "jsonl"}
+    said = capsys.readouterr().out
+    for line in source.counts:
+        assert f"x: {line.num_files} {line.suffix or 'without a suffix'} " in said
+    assert sum(line.num_files for line in source.counts if line.reason) == 5
+    assert "x: of 1 files the rest could not be read" in said
+    for name in ("array.jsonl: unreadable: is a JSON array", "cut.jsonl.gz:1: unreadable: cannot"):
+        assert name in said
+        assert name in "\n".join(source.bad)
