@@ -353,7 +353,8 @@ def test_nulls_that_may_mean_something_are_kept_and_said(
 
 JUNK: list[Any] = [
     None, 0, 1, -1.5, True, "", " ", "a", "null", "[]", "{}", "[1]", '{"a": null}', "\ud800",
-    "[" * 99, [], [None], [[]], ["a"], {}, {"a": None}, {"type": "text", "text": "x"}, [{"type": "text"}],
+    "[" * 99, [], [None], [[]], ["a"], {}, {"a": None}, {"type": "text", "text": "x"},
+    [{"type": "text"}],
     {"name": "f"}, {"function": {}}, b"x", datetime.date(2026, 1, 2), float("nan"),
     10**30, ("a", 1),
     "assistant", "system", "tool", {1: 2}, [{"role": "user", "content": "x"}],
