@@ -73,6 +73,11 @@ def test_parts_are_one_text() -> None:
     assert parse_conversation(spoken, "auto").messages[0].content == "How far is it?"
 
 
+def test_keys_of_parts_are_passed_over_where_they_are_named() -> None:
+    user = {"role": "user", "content": [text("a", index=0)]}
+    assert messages(user, ANSWER, ignore_keys=["index"]) == messages(USER, ANSWER)
+
+
 def test_a_tools_parts_are_data() -> None:
     """Llama 3.1's template writes a list as JSON: so do we."""
     result = {"role": "tool", "content": [text("3")]}
