@@ -112,7 +112,7 @@ def _messages(fields: Fields, options: TurnOptions) -> Conversation:
 
 def _sharegpt(fields: Fields, options: TurnOptions) -> Conversation:
     turns = read_turns(fields["conversations"], "conversations", options)
-    turns = dataclasses.replace(turns, messages=_system(fields) + turns.messages)
+    turns = dataclasses.replace(turns, messages=_system(fields, options) + turns.messages)
     return _conversation(turns, fields, options)
 
 
@@ -132,7 +132,7 @@ def _side(value: Any, name: str, role: Role, options: TurnOptions) -> Turns:
 
 
 def _alpaca(fields: Fields, options: TurnOptions) -> Conversation:
-    messages = _system(fields)
+    messages = _system(fields, options)
     for number, pair in enumerate(list_of("history", fields.get("history", []))):
         pair = list_of(f"history {number}", pair)
         if len(pair) != 2:
@@ -172,8 +172,8 @@ def _conversation(
     )
 
 
-def _system(fields: Fields) -> list[Message]:
-    text = content_of("system", "system", fields.get("system", ""))
+def _system(fields: Fields, options: TurnOptions) -> list[Message]:
+    text = content_of("system", "system", fields.get("system", ""), options)
     return [Message("system", text)] if text else []
 
 

@@ -101,7 +101,7 @@ def read_turns(value: Any, name: str, options: TurnOptions) -> Turns:
         }
         reasoning = _reasoning(number, given)
         has_reasoning |= bool(reasoning)
-        message = _message(number, given, texts)
+        message = _message(number, given, options)
         if message.role == "assistant" and reasoning and options.reasoning == "keep":
             message = _with_reasoning(number, message, reasoning)
         messages.append(message)
@@ -110,9 +110,9 @@ def read_turns(value: Any, name: str, options: TurnOptions) -> Turns:
     return Turns(messages, has_reasoning)
 
 
-def _message(number: int, turn: Mapping[str, Any], texts: JsonTexts) -> Message:
+def _message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> Message:
     if "from" in turn or "value" in turn:
-        return _sharegpt_message(number, turn, texts)
+        return _sharegpt_message(number, turn, options)
     _check_keys(number, turn, _OPENAI_KEYS)
     role = turn.get("role")
     role = "tool" if role == "ipython" else role
@@ -121,12 +121,12 @@ def _message(number: int, turn: Mapping[str, Any], texts: JsonTexts) -> Message:
             "roles out of order",
             f"turn {number} has role {role!r:.80}; known are {', '.join(ROLES)} and ipython",
         )
-    call = only_call(number, role, turn.get("tool_calls"), texts)
-    content = content_of(f"turn {number} ({role})", role, turn.get("content", ""))
+    call = only_call(number, role, turn.get("tool_calls"), options.texts)
+    content = content_of(f"turn {number} ({role})", role, turn.get("content", ""), options)
     return Message(role, content, call, _is_learnt(number, role, turn))
 
 
-def _sharegpt_message(number: int, turn: Mapping[str, Any], texts: JsonTexts) -> Message:
+def _sharegpt_message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> Message:
     _check_keys(number, turn, _SHAREGPT_KEYS)
     name, value = turn.get("from"), turn.get("value", "")
     if not isinstance(name, str) or name not in SHAREGPT_ROLES:
@@ -137,8 +137,10 @@ def _sharegpt_message(number: int, turn: Mapping[str, Any], texts: JsonTexts) ->
     role = SHAREGPT_ROLES[name]
     is_learnt = _is_learnt(number, role, turn)
     if name == "function_call":
-        return Message(role, "", call_of(number, value, texts), is_learnt)
-    return Message(role, content_of(f"turn {number} ({name})", role, value), None, is_learnt)
+        return Message(role, "", call_of(number, value, options.texts), is_learnt)
+    return Message(
+        role, content_of(f"turn {number} ({name})", role, value, options), None, is_learnt
+    )
 
 
 def _check_keys(number: int, turn: Mapping[str, Any], known: set[str]) -> None:
@@ -151,7 +153,7 @@ def _check_keys(number: int, turn: Mapping[str, Any], known: set[str]) -> None:
         )
 
 
-def content_of(place: str, role: str, content: Any) -> Any:
+def content_of(place: str, role: str, content: Any, options: TurnOptions) -> Any:
     """The text of a turn, its parts one after the other; of a tool's result any JSON.
 
     Nothing is put between parts: so do the templates that know them (Llama 3.2 Vision's, Qwen2-VL's
@@ -165,10 +167,11 @@ def content_of(place: str, role: str, content: Any) -> Any:
         return content
     if not isinstance(content, list):
         return content
-    return "".join(_part(f"{place}: part {i}", part) for i, part in enumerate(content))
+    ignored = options.ignore_keys
+    return "".join(_part(f"{place}: part {i}", part, ignored) for i, part in enumerate(content))
 
 
-def _part(place: str, part: Any) -> str:
+def _part(place: str, part: Any, ignored: frozenset[str]) -> str:
     if not isinstance(part, Mapping):
         kind = type(part).__name__
         raise ConversationError("wrong type", f"{place} is a {kind}, not an object with a text")
@@ -177,10 +180,14 @@ def _part(place: str, part: Any) -> str:
         raise ConversationError(
             "no text", f"{place} is of type {kind!r:.80}: nothing but text can be written"
         )
-    others = [key for key, value in part.items() if value is not None]
-    others = [key for key in others if key not in ("type", "text", "cache_control")]
+    known = {"type", "text", "cache_control", *ignored}
+    others = [key for key, value in part.items() if value is not None and key not in known]
     if others:
-        raise ConversationError("no text", f"{place} has {others[0]!r:.80} beside its text")
+        raise ConversationError(
+            "no text",
+            f"{place} has {others[0]!r:.80} beside its text: pass over what means nothing with "
+            "--ignore-keys",
+        )
     text = part.get("text")
     if not isinstance(text, str):
         raise ConversationError(

@@ -73,6 +73,11 @@ def test_parts_are_one_text() -> None:
     assert parse_conversation(spoken, "auto").messages[0].content == "How far is it?"
 
 
+def test_keys_of_parts_are_passed_over_where_they_are_named() -> None:
+    user = {"role": "user", "content": [text("a", index=0)]}
+    assert messages(user, ANSWER, ignore_keys=["index"]) == messages(USER, ANSWER)
+
+
 def test_a_tools_parts_are_data() -> None:
     """Llama 3.1's template writes a list as JSON: so do we."""
     result = {"role": "tool", "content": [text("3")]}
@@ -353,8 +358,8 @@ def test_nulls_that_may_mean_something_are_kept_and_said(
 
 JUNK: list[Any] = [
     None, 0, 1, -1.5, True, "", " ", "a", "null", "[]", "{}", "[1]", '{"a": null}', "\ud800",
-    "[" * 99,
-    [], [None], [[]], ["a"], {}, {"a": None}, {"type": "text", "text": "x"}, [{"type": "text"}],
+    "[" * 99, [], [None], [[]], ["a"], {}, {"a": None}, {"type": "text", "text": "x"},
+    [{"type": "text"}],
     {"name": "f"}, {"function": {}}, b"x", datetime.date(2026, 1, 2), float("nan"),
     10**30, ("a", 1),
     "assistant", "system", "tool", {1: 2}, [{"role": "user", "content": "x"}],
