@@ -27,11 +27,13 @@ def rounding_bound(dtype: LogitsDtype, num_layers: int, max_logit: float) -> flo
     left (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 2.8).
 
     ``k`` is how many roundings a layer comes to, times what the layers behind it make of them.
-    Between right programs it was seen up to 12, in float32 and in float64, with random weights and
-    trained ones; where attention is sharp it grows without a limit, as errors do in any such
-    iteration. So in float32 16 are let pass, and more is no proof of a fault: float64 judges. There
-    2^20 are let pass. A model may amplify its rounding 65,000 times, and still the bound is 8,192
-    times closer than that of float32: an angle or a temperature that is wrong by 1e-7 is seen.
+    Between right programs it was 10 with the trained weights of SmolLM2-135M, in float32 and in
+    float64, and 24 with random ones and small logits; where attention is sharp it grows without a
+    limit, as errors do in any such iteration. So in float32 16 are let pass, which costs no time
+    in most cases and sees angles of float32 tables, and more is no proof of a fault: float64
+    judges. There 2^20 are let pass. A model may amplify its rounding 65,000 times, and still the
+    bound is 8,192 times closer than that of float32: an angle or a temperature that is wrong by
+    1e-7 is seen.
     """
     return _ROUNDINGS[dtype] * torch.finfo(DTYPES[dtype]).eps * math.sqrt(num_layers) * max_logit
 
