@@ -54,6 +54,14 @@ def test_it_is_written_in_the_format_of_today_and_read_back(path: Path, tmp_path
     assert read_results(tmp_path / "again.json") == results
 
 
+def test_a_file_from_before_a_flag_has_what_was_done_then(tmp_path: Path) -> None:
+    for name, flag, value in (("loss", "split", "valid"), ("before/passkey", "by", "argmax")):
+        values = json.loads((ROOT / FOLDER / f"{name}.json").read_text())
+        del values["config"][flag]
+        (tmp_path / "old.json").write_text(json.dumps(values))
+        assert read_results(tmp_path / "old.json")[0].config[flag] == value
+
+
 def test_every_table_is_as_it_was(report: Report) -> None:
     console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
     print_report(report, console)

@@ -14,6 +14,9 @@ from megatron_ultralong.evaluation.results.result import (
 
 Values = Mapping[str, Any]
 
+_LATER_FLAGS = {"positions": {"split": "valid"}, "depths": {"by": "argmax"}, "tasks": {}}
+"""Flags that files may lack, which were written before there was a choice."""
+
 
 def upgraded(name: str, values: Values) -> list[dict[str, Any]]:
     """The results of a file of format 1 and kind ``name``, as plain values of format 2.
@@ -27,8 +30,15 @@ def upgraded(name: str, values: Values) -> list[dict[str, Any]]:
 
 def _shared(name: str, values: Values) -> dict[str, Any]:
     """What all three types had; material and model came later than the first files."""
-    kept = {key: values[key] for key in ("config", "date", "versions")}
-    return {"kind": vars(KINDS[name]), "material": values.get("material", {}), **kept}
+    kind, config = KINDS[name], values["config"]
+    later = {flag: value for flag, value in _LATER_FLAGS[kind.rows].items() if flag not in config}
+    return {
+        "kind": vars(kind),
+        "config": {**config, **later},
+        "material": values.get("material", {}),
+        "date": values["date"],
+        "versions": values["versions"],
+    }
 
 
 def _of_loss(name: str, values: Values) -> list[dict[str, Any]]:
