@@ -16,6 +16,8 @@ from megatron_ultralong.errors import InputError
 from megatron_ultralong.model_config import ModelConfig
 from megatron_ultralong.yarn import RopeScaling, attention_factor, inv_freq
 
+_OF_ROPE = ". All tensors are equal: one was imported or trained with another --rope-scaling"
+_OF_BYTES = ". Convert again; if it happens again, test the disk and the memory"
 _NAMED = 8
 """Differing tensors that a message names."""
 
@@ -89,7 +91,8 @@ def compare(
         InputError: the models differ; the message names the tensors and the first element.
     """
     _check_shapes(source, output)
-    differences = _rope_differences(source, output)
+    rope = _rope_differences(source, output)
+    differences = list(rope)
     weights = weight_map(source.model)
     pairs = read_ahead(weights, lambda weight: (source.read(weight), output.read(weight)))
     for weight, (expected_parts, found_parts) in pairs:
@@ -106,7 +109,7 @@ def compare(
             "the models differ in "
             + "; ".join(differences[:_NAMED])
             + (f"; and {more} more" if more > 0 else "")
-            + ". Convert again; if it happens again, test the disk and the memory"
+            + (_OF_ROPE if differences == rope else _OF_BYTES)
         )
     return Comparison(
         sum(len(weight.names) for weight in weights), sum(weight.numel for weight in weights)

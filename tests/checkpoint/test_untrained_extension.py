@@ -78,6 +78,17 @@ def test_the_export_carries_it(
         torch.testing.assert_close(found(TOKENS).logits, wanted(TOKENS).logits, atol=0, rtol=0)
 
 
+def test_the_source_is_said_to_have_another(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, flags = tmp_path / "megatron", "--rope-scaling yarn --rope-scaling-factor 4"
+    more = "--original-max-position-embeddings 64 --beta-fast 8"
+    cli.main(["convert", "import", str(source), str(output), *words(f"{flags} {more}")])
+    message = refusal(capsys, ["convert", "verify", str(source), str(output)])
+    assert "the models differ in rotary embedding: " in message
+    assert "All tensors are equal: one was imported or trained with another" in message
+
+
 def test_it_is_said(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = words("--rope-scaling linear --rope-scaling-factor 2 --beta-fast 8")
     cli.main(["convert", "import", str(source), str(tmp_path / "megatron"), *flags])
