@@ -28,8 +28,9 @@ from conversations import write_conversations
 
 from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.output_folder import check_output_folder
-from megatron_ultralong.evaluation.report.report import Report, gather_report, write_report
+from megatron_ultralong.evaluation.report.report import Report, gather_report
 from megatron_ultralong.evaluation.report.terminal import print_report
+from megatron_ultralong.evaluation.report.writing import write_report
 from megatron_ultralong.evaluation.results.file import read_result, read_results
 from megatron_ultralong.evaluation.verdicts import (
     Bounds,

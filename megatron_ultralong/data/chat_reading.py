@@ -6,10 +6,10 @@ import collections
 from collections.abc import Iterator
 
 from megatron_ultralong.data.arrow_values import num_kept_nulls
+from megatron_ultralong.data.chat_read_options import ChatReadOptions
 from megatron_ultralong.data.conversation import Conversation, ConversationError, Problem
 from megatron_ultralong.data.conversation_formats import KEYS, parse_conversation
 from megatron_ultralong.data.formats import read_records
-from megatron_ultralong.data.prepare_chat_config import ChatReadOptions
 from megatron_ultralong.data.reading import MAX_BAD_SHOWN, MAX_REASON
 from megatron_ultralong.data.record import Record, absolute_place
 from megatron_ultralong.data.sources import FilePart, Source, find_files

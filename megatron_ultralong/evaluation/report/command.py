@@ -6,8 +6,9 @@ import shlex
 
 from megatron_ultralong.evaluation.output_folder import check_output_folder
 from megatron_ultralong.evaluation.report.config import ReportConfig
-from megatron_ultralong.evaluation.report.report import Report, gather_report, write_report
+from megatron_ultralong.evaluation.report.report import Report, gather_report
 from megatron_ultralong.evaluation.report.terminal import print_report
+from megatron_ultralong.evaluation.report.writing import write_report
 from megatron_ultralong.terminal import Console
 
 

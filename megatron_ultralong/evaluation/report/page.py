@@ -5,15 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 
+from megatron_ultralong.evaluation.report.report import Report
 from megatron_ultralong.evaluation.report.section import Picture
 from megatron_ultralong.evaluation.report.table import ReportTable, words
-
-if TYPE_CHECKING:
-    from megatron_ultralong.evaluation.report.report import Report
 
 _PIXELS_A_DOT = 0.8
 """A picture's letters are then as large as the page's."""
