@@ -42,7 +42,7 @@ def batches_of_prompts(n: int, folder: Path) -> Work:
     return lambda: make_batches(lengths, 8, 4000)
 
 
-@counted(60)
+@counted(25)
 def turns_of_a_conversation(n: int, folder: Path) -> Work:
     turns = [{"role": role, "content": "abc"} for role in ("user", "assistant")] * n
     tool = {"name": "f", "parameters": {"properties": {"x": {"default": None, "type": "string"}}}}
