@@ -271,7 +271,7 @@ def test_nested_columns(tmp_path: Path, what: str) -> None:
     [
         (pa.array([["x"]]), "a list"),
         (pa.array([{"text": "x"}]), "a dict"),
-        (pa.array([[("text", "x")]], pa.map_(pa.string(), pa.string())), "a list"),
+        (pa.array([[("text", "x")]], pa.map_(pa.string(), pa.string())), "a dict"),
         (pa.array([b"x"]), "a bytes"),
         (pa.array([None], pa.string()), "no value"),
         (pa.array([1.5]), "a float"),
