@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ultralong.data.manifest import CHAT_FILE_NAME, FileSummary, read_manifest
+from megatron_ultralong.data.manifest import (
+    CHAT_FILE_NAME,
+    FileSummary,
+    read_manifest,
+    write_manifest,
+)
 from megatron_ultralong.data.manifest import FILE_NAME as DOCUMENTS_MANIFEST
 from megatron_ultralong.data.sources import FileCount
 
@@ -127,8 +130,7 @@ class ChatManifest:
 
     def save(self, folder: Path) -> None:
         """Write ``FOLDER/chat_manifest.json``."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+        write_manifest(folder / FILE_NAME, self)
 
 
 def load_chat_manifest(folder: str | Path) -> ChatManifest:

@@ -51,9 +51,13 @@ def decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedReader:
 
 def is_compressed_as_named(head: bytes, path: Path) -> bool:
     """Whether a file's first bytes are those of the compression that its name says."""
-    name = COMPRESSIONS[path.suffix.lower()]
-    magic = _ZSTD if name == "zstd" else _CODECS[name].magic
-    return head.startswith(magic)
+    return compression_of(head) == COMPRESSIONS[path.suffix.lower()]
+
+
+def compression_of(head: bytes) -> str:
+    """The compression that a file's first bytes say; empty where they say none."""
+    magic = {name: codec.magic for name, codec in _CODECS.items()} | {"zstd": _ZSTD}
+    return next((name for name, first in magic.items() if head.startswith(first)), "")
 
 
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -209,6 +213,11 @@ class _Frames(io.RawIOBase):
             if self._position:
                 return "behind its last zstd frame stand bytes that are none; write it anew"
             return "it is not zstd by its first bytes; give it the name that it is"
+        if "Dictionary" in text:
+            return (
+                "its zstd was written with a dictionary, which is not in it; decompress it with "
+                "`zstd -d -D DICTIONARY` and give that"
+            )
         if "Truncated" in text:
             return "its zstd ends too early; is the file cut short?"
         return f"its zstd is damaged: {text}; copy it again"

@@ -16,6 +16,7 @@ from megatron_ultralong.data.bounded import TooLargeError, json_value
 from megatron_ultralong.data.compression import (
     COMPRESSIONS,
     DamagedError,
+    compression_of,
     decompressed,
     is_compressed_as_named,
     uncompressed_name,
@@ -93,7 +94,9 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
         return FileKind(by_name, f"cannot be read ({error.strerror}): copy it again")
     if by_name == "parquet":
         return FileKind(by_name, _parquet_problem(path, head))
-    problem = signature_problem(head) or UNREAD_SUFFIXES.get(suffix, "")
+    problem = (
+        _twice_compressed(path, head) or signature_problem(head) or UNREAD_SUFFIXES.get(suffix, "")
+    )
     if problem:
         return FileKind(by_name, problem)
     head = head.removeprefix(_MARK)
@@ -130,6 +133,11 @@ def _download_problem(head: bytes) -> str:
     """Of a file that is not even what its last suffix says."""
     is_page = head.lstrip()[:1] == b"<"
     return signature_problem(head) or (_PAGE if is_page else "")
+
+
+def _twice_compressed(path: Path, head: bytes) -> str:
+    outer, inner = COMPRESSIONS.get(path.suffix.lower()), compression_of(head)
+    return f"is {inner} inside {outer}: decompress it once" if outer and inner else ""
 
 
 def _parquet_problem(path: Path, head: bytes) -> str:

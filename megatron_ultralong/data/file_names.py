@@ -70,7 +70,7 @@ def litter_reason(path: Path, root: str) -> str:
     """Why a file of the folder or pattern ``root`` is taken for litter; empty where it is not."""
     name = path.name.lower()
     suffix = Path(name).suffix
-    if suffix in _PROGRAM_SUFFIXES or name in _PROGRAMS or name.endswith("~"):
+    if suffix in _PROGRAM_SUFFIXES or name in _PROGRAMS or name[-1:] in "~#":
         return "left there by a program"
     parts = path.parts[:-1] if glob.has_magic(root) else path.relative_to(root).parts[:-1]
     if any(part.lower() in _FOLDERS for part in parts):

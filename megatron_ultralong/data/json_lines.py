@@ -64,7 +64,7 @@ def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) 
     except TooLargeError as error:
         return Record(place, position, {}, str(error))
     except json.JSONDecodeError as error:
-        return Record(place, position, {}, f"not JSON ({error}); {_cause(line)}")
+        return Record(place, position, {}, f"not JSON ({error}); {_cause(line, error)}")
     if not isinstance(fields, dict):
         kind = type(fields).__name__
         return Record(place, position, {}, f"a {kind}, where one JSON object a line belongs")
@@ -74,12 +74,16 @@ def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) 
     return Record(place, position, fields)
 
 
-def _cause(line: bytes) -> str:
+def _cause(line: bytes, error: json.JSONDecodeError) -> str:
     """What may have made a line no JSON."""
     if b"\0" in line:
         return "it holds NULs, as a file has that was not written to its end: copy it again"
     if b"\r" in line.strip():
         return "do its lines end in a carriage return alone? Convert it with `tr '\\r' '\\n'`"
+    if line.lstrip().startswith(b"{'"):
+        return "it is written as Python writes a dict: write it with json.dumps"
+    if error.msg == "Extra data":
+        return "one JSON object a line belongs here: write them so with `jq -c .`"
     if line.lstrip()[:1] not in b"{[":
         return "one JSON object a line belongs here"
     return "is the file cut short?"

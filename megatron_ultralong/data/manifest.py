@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from megatron_ultralong.errors import InputError
 from megatron_ultralong.json_file import read_json
 
 Contents = TypeVar("Contents")
+_HALF = re.compile("[\ud800-\udfff]")
 
 FORMAT_VERSION = 4
 _MAX_BYTES = 64 * 2**20
@@ -248,8 +250,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write ``FOLDER/manifest.json``."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
-        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+        write_manifest(folder / FILE_NAME, self)
 
 
 def load_manifest(folder: str | Path) -> Manifest:
@@ -264,6 +265,17 @@ def load_manifest(folder: str | Path) -> Manifest:
     if (Path(folder) / CHAT_FILE_NAME).is_file():
         way_out = "these are rows of conversations, which `sft` trains on; " + way_out
     return read_manifest(Path(folder) / FILE_NAME, FORMAT_VERSION, Manifest, way_out)
+
+
+def write_manifest(file: Path, contents: Any) -> None:
+    r"""A dataclass as a JSON file.
+
+    Names of files may be no UTF-8: what Python has for such a byte, half a character, is written
+    out as text, ``\udcff``, for no JSON may hold it.
+    """
+    text = json.dumps(dataclasses.asdict(contents), indent=2, ensure_ascii=False)
+    whole = _HALF.sub(lambda found: rf"\\u{ord(found[0]):x}", text)
+    file.write_text(whole + "\n", encoding="utf-8")
 
 
 def read_manifest(file: Path, format_version: int, kind: type[Contents], way_out: str) -> Contents:

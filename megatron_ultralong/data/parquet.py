@@ -47,10 +47,14 @@ def read_parquet(
     """Records of a file; see :func:`~megatron_ultralong.data.formats.read_records`."""
     row = 0
     try:
-        # small reads: by default a whole row group, it may be gigabytes, is held at once
-        with pq.ParquetFile(
-            path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
-        ) as file:
+        # opened here: Arrow takes no names that are not UTF-8; small reads: by default a whole row
+        # group, it may be gigabytes, is held at once
+        with (
+            open(path, "rb") as raw,
+            pq.ParquetFile(
+                raw, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+            ) as file,
+        ):
             sizes, rows = _row_groups(file.metadata)
             groups = range(start, len(sizes) if stop is None else stop)
             before = row = sum(rows[:start])
@@ -80,8 +84,8 @@ def row_group_sizes(path: Path) -> list[int]:
 
     None where the file cannot be read: reading it says why.
     """
-    with contextlib.suppress(OSError, pa.ArrowException):
-        return _row_groups(pq.read_metadata(path))[0]
+    with contextlib.suppress(OSError, pa.ArrowException), open(path, "rb") as raw:
+        return _row_groups(pq.read_metadata(raw))[0]
     return []
 
 

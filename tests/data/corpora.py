@@ -50,6 +50,8 @@ WORDS = [
     ),
     *("tab\tbed", "line\nbreak", "\u2028", "null", "e\u0301", "\r\nend", "x" * 40),
 ]
+ODD_NAMES = [os.fsdecode(b"\xff\xfe"), "\x1b[31m", "a\nb", " ", "[/red]", "文章", "--x"]
+"""Beginnings of names: no UTF-8, what steers a terminal, a line's end, markup."""
 
 
 @dataclass
@@ -128,9 +130,11 @@ class _Maker:
         return texts
 
     def path(self, name: str, folder: Path | None = None) -> Path:
+        if self.generator.random() < 0.1:
+            name = self.generator.choice(ODD_NAMES) + name
         path = (folder or self.generator.choice(self.folders)) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.corpus.what.append(str(path.relative_to(self.corpus.root.parent)))
+        self.corpus.what.append(ascii(str(path.relative_to(self.corpus.root.parent))))
         return path
 
     def add_file(self, number: int, *, damaged: bool, folder: Path | None = None) -> None:
@@ -186,13 +190,15 @@ class _Maker:
             name = "Text"
         table = pa.table({"id": range(len(texts)), name: column})
         rows = draw.choice([1, 3, 100])
+        written = io.BytesIO()  # Arrow writes no names that are not UTF-8
         pq.write_table(
             table,
-            path,
+            written,
             row_group_size=rows,
             compression=draw.choice(["none", "snappy", "zstd"]),
             write_page_checksum=True,
         )
+        path.write_bytes(written.getvalue())
         if not damaged:
             self.corpus.wanted += texts
             return path
@@ -234,7 +240,7 @@ class _Maker:
             self._write_nonsense(path, "\n".join(lines), compression)
             return
         number = draw.randrange(len(lines))
-        self.corpus.what.append(f"line {number} of {path.name} is bad")
+        self.corpus.what.append(f"line {number} of {path.name!a} is bad")
         self.corpus.bad[path] = 1
         bad = draw.choice(
             [lines[number][:-4], '{"other": 1}', '{"text": ["a"]}', '{"text": null}', "[1]", "7",
@@ -252,7 +258,7 @@ class _Maker:
         draw = self.generator
         data = COMPRESSORS[compression](text.encode())
         kind = draw.choice(["cut", "tail", "flip", "plain", "empty"])
-        self.corpus.what.append(f"{kind} {path.name}")
+        self.corpus.what.append(f"{kind} {path.name!a}")
         self.corpus.bad[path] = 1
         if kind == "flip" and compression == ".zst":  # Arrow writes no checksum
             kind = "cut"
@@ -307,7 +313,7 @@ class _Maker:
             "latin-1": text.encode() + "\nnaïve".encode("latin-1"),
         }
         what = draw.choice(sorted(kinds))
-        self.corpus.what.append(f"{what} as {path.name}")
+        self.corpus.what.append(f"{what} as {path.name!a}")
         self.corpus.bad[path] = 1
         if what in ("nuls", "latin-1"):  # the lines before may be right
             for line in text.split("\n"):
@@ -329,7 +335,8 @@ class _Maker:
         path = folder / self.generator.choice(names)
         if path.exists():
             return
-        self.path(str(path.relative_to(folder)), folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.corpus.what.append(str(path.relative_to(self.corpus.root.parent)))
         path.write_text(f"Litter {number}, which nobody wants to learn.\n")
         if not self.corpus.source.endswith("*"):
             self.corpus.num_left_out += 1
@@ -353,7 +360,7 @@ class _Maker:
             if kind == "twice":
                 link.with_name(f"{link.name}-again").symlink_to(folder)
                 self.corpus.num_left_out += 1
-        self.corpus.what.append(str(link.relative_to(self.corpus.root.parent)))
+        self.corpus.what.append(ascii(str(link.relative_to(self.corpus.root.parent))))
 
 
 def readable(data: bytes, compression: str) -> str:

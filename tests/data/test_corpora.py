@@ -16,6 +16,7 @@ from megatron_ultralong.cli import main
 from megatron_ultralong.data.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows import PackedRows
 from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
+from megatron_ultralong.errors import escaped
 from tests.data.corpora import Corpus, make
 
 SAMPLE, ALL = 60, 500
@@ -56,6 +57,7 @@ def check(corpus: Corpus, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -
     status = prepare(tokenizer, corpus.source, output, *corpus.flags)
     said = capsys.readouterr()
     told = "\n".join([*corpus.what, *corpus.flags, said.err, said.out])
+    assert not any("\x1b" in text for text in said), told
     assert not (corpus.root.parent / ".rows.partial").exists(), told
     wanted = {text for text in corpus.wanted if text.strip()}
     if status:
@@ -64,7 +66,7 @@ def check(corpus: Corpus, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -
         assert "Traceback" not in said.err, told
         (line,) = [line for line in said.err.splitlines() if "error: " in line]
         names = [name for bad in corpus.bad for name in names_of(bad, corpus)]
-        assert any(name in line for name in names) or not wanted, told
+        assert any(escaped(name) in line for name in names) or not wanted, told
         return status
     assert not corpus.bad or "--skip-bad" in corpus.flags, told
     manifest = load_manifest(output)
@@ -78,9 +80,11 @@ def check(corpus: Corpus, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -
     assert summary.num_bad or not lost, (lost, told)
     if len(corpus.bad) <= 2 and summary.num_bad <= 5:
         for bad in corpus.bad:
-            shown = [name for name in names_of(bad, corpus) if name in "".join(summary.bad)]
+            shown = [
+                name for name in names_of(bad, corpus) if written(name) in "".join(summary.bad)
+            ]
             assert shown, (bad, told)
-            assert shown[0] in said.out, told
+            assert escaped(shown[0]) in said.out, told
     read = sum(line.num_files for line in summary.counts if line.read_as)
     assert read == corpus.num_read, told
     if not corpus.source.endswith("*"):
@@ -89,6 +93,11 @@ def check(corpus: Corpus, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -
     for line in summary.counts:
         assert f"s: {line.num_files} {line.suffix or 'without a suffix'} " in said.out, told
     return status
+
+
+def written(name: str) -> str:
+    """A name as a manifest has it."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def names_of(path: Path, corpus: Corpus) -> list[str]:

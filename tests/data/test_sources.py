@@ -191,7 +191,7 @@ BINARY: dict[str, tuple[Callable[[], bytes], str]] = {
     "tar": (lambda: sink(tar), "is a tar archive"),
     "gnu tar": (lambda: sink(lambda f: tar(f, tarfile.GNU_FORMAT)), "is a tar archive"),
     "zip": (lambda: sink(zipped), "is a zip archive"),
-    "gzip": (lambda: gzip.compress(LINES.encode()), r"is gzip by its first bytes: give it the suf"),
+    "gzip": (lambda: gzip.compress(LINES.encode()), "is gzip"),
     "zstd": (lambda: bytes(pa.compress(LINES.encode(), codec="zstd", asbytes=True)), "is zstd"),
     "lz4": (lambda: bytes(pa.compress(LINES.encode(), codec="lz4", asbytes=True)), "is lz4"),
     "parquet": (lambda: sink(lambda f: pq.write_table(table(), f)), "is parquet"),
@@ -264,6 +264,29 @@ def test_nuls_anywhere_in_a_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(LINES.encode() + bytes(4096))
     with pytest.raises(InputError, match=r"a\.jsonl:6: not JSON .*; it holds NULs, as a file has"):
         texts_of(tmp_path / "a.jsonl")
+
+
+def test_what_is_compressed_twice(tmp_path: Path) -> None:
+    data = gzip.compress(gzip.compress(LINES.encode()))
+    for name in ("a.jsonl.gz", "a.jsonl.gz.gz", "a.gz"):
+        assert "is gzip inside gzip: decompress it once" in refusal(tmp_path / name, data)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"text": "a"}{"text": "b"}', r"Extra data.*`jq -c \.`"),
+        ('{"text": "a"},', r"Extra data.*`jq -c \.`"),
+        ("{'text': 'a'}", "as Python writes a dict: write it with json.dumps"),
+        ('{"text": "a', "is the file cut short?"),
+        ("text", "one JSON object a line belongs here"),
+    ],
+)
+def test_lines_that_are_no_json(tmp_path: Path, line: str, reason: str) -> None:
+    (tmp_path / "a.jsonl").write_text(LINES + line)
+    with pytest.raises(InputError, match=rf"a\.jsonl:6: not JSON .*{reason}"):
+        texts_of(tmp_path)
+    assert texts_of(tmp_path, skip_bad=True) == TEXTS
 
 
 def test_a_page_in_place_of_the_data(tmp_path: Path) -> None:
