@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.checkpoint.export_readers import TRIED
+from tests.patience import patience
 from tools.try_exports import Exports, small, try_release
 
 ENVIRONMENTS = Path(__file__).parent.parent.parent / ".venv-exports"
@@ -29,6 +30,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(patience(1200))  # pip, the first time
 @pytest.mark.parametrize("release", TRIED)
 def test_a_release_reads_what_is_promised(exports: Exports, tmp_path: Path, release: str) -> None:
     found = try_release(ENVIRONMENTS, release, exports, tmp_path)

@@ -56,7 +56,8 @@ def install(folder: Path, release: str) -> Path:
     if done.is_file() and json.loads(done.read_text()) == packages(release):
         return python
     subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps"]
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    # of transformers' 2,000 files few are ever imported: the others are not compiled
     subprocess.run([*pip, *packages(release)], check=True)
     paths = "import sysconfig; print(sysconfig.get_path('purelib'))"
     asked = subprocess.run([python, "-c", paths], check=True, capture_output=True, text=True)
