@@ -252,7 +252,7 @@ def test_every_held_out_row_counts_once(tmp_path: Path, make_config: MakeConfig)
     assert notes[2, 3] == "validation: all 6 held-out rows, each counted once"
     asked = "each counted once (eval_iters 40 x global_batch_size 4 asks for 160)"
     assert notes[4, 40] == f"validation: all 6 held-out rows, {asked}"
-    found = run_on_ranks(1, score, tmp_path / "2-3", data)[0][0].bins
+    found = run_on_ranks(1, score, tmp_path / "2-3", data)[0][0]
     expected = {place: cell.score for place in found.bins if (cell := found.loss(place))}
     for which in ((2, 3), (4, 40)):
         assert losses[which] == pytest.approx(expected, rel=1e-5)  # float32 sums over other splits
