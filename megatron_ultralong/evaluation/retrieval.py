@@ -71,6 +71,14 @@ def evaluate_grid(
 ) -> Result:
     """Ask all prompts, print a table, write ``KIND.json`` and ``KIND.png``.
 
+    Every rank calls this; the main one prints and writes.
+
+    Args:
+        grid: the prompts.
+        model: a scorer where they are judged ``by: argmax``, a generator for ``by: decoding``.
+        facts: what is known of it, for the cost and the journal.
+        cost: what the evaluation may cost.
+
     Raises:
         InputError: a length beyond the trained positions, an output folder in use, or a cost
             above the limit.
@@ -81,6 +89,9 @@ def evaluate_grid(
 
 def measure_grid(grid: Grid, model: Scorer | Generator, journal: Journal | None = None) -> Result:
     """Cells of the grid, by length and depth; what the journal has is not asked again.
+
+    By argmax a prompt counts as retrieved when every token of the answer is the argmax where it is
+    predicted: as long as that holds greedy decoding goes the same way, so both agree.
 
     Raises:
         InputError: a length beyond the trained positions, or token ids that the model does not

@@ -47,16 +47,16 @@ def run_loss(command: LossCommand) -> None:
 
 def run_passkey(command: PasskeyCommand) -> None:
     """Passkeys at every length and depth."""
-    from megatron_ultralong.evaluation.passkey import evaluate_passkey
+    from megatron_ultralong.evaluation.passkey import passkey_grid
 
-    _run_retrieval(command, command.passkey, evaluate_passkey)
+    _run_retrieval(command, command.passkey, passkey_grid)
 
 
 def run_needle(command: NeedleCommand) -> None:
     """Needles at every length and depth."""
-    from megatron_ultralong.evaluation.needle import evaluate_needle
+    from megatron_ultralong.evaluation.needle import needle_grid
 
-    _run_retrieval(command, command.needle, evaluate_needle)
+    _run_retrieval(command, command.needle, needle_grid)
 
 
 def run_ruler(command: RulerCommand) -> None:
@@ -94,15 +94,16 @@ def run_chat(command: ChatCommand) -> None:
     _run_benchmark(command, command.chat, evaluate_chat, is_scored=True)
 
 
-def _run_retrieval(command: Benchmark, config: Any, run: Callable[..., Any]) -> None:
+def _run_retrieval(command: Benchmark, config: Any, make_grid: Callable[..., Any]) -> None:
     """A grid of prompts put to one model, which scores them or writes the answers."""
+    from megatron_ultralong.evaluation.retrieval import evaluate_grid
 
     def run_grid(config: Any, model: Any, facts: Any, tokenizer: Any, cost: Any) -> None:
         def encode(text: str) -> list[int]:
             ids: list[int] = tokenizer.encode(text).tolist()
             return ids
 
-        run(config, model, facts, encode, tokenizer.sha256, cost)
+        evaluate_grid(make_grid(config, encode, tokenizer.sha256), model, facts, cost)
 
     _run_benchmark(command, config, run_grid, is_scored=config.by == "argmax")
 

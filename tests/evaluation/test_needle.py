@@ -19,7 +19,7 @@ from megatron_ultralong.evaluation.cost_config import CostConfig
 from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
 from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
 from megatron_ultralong.evaluation.models import model_facts
-from megatron_ultralong.evaluation.needle import evaluate_needle, measure_needle
+from megatron_ultralong.evaluation.needle import needle_grid
 from megatron_ultralong.evaluation.needle_haystack import made_up, of_files
 from megatron_ultralong.evaluation.needle_prompt import (
     CITIES,
@@ -29,11 +29,17 @@ from megatron_ultralong.evaluation.needle_prompt import (
     needle_prompt,
 )
 from megatron_ultralong.evaluation.results.file import read_result
+from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.retrieval import evaluate_grid, measure_grid
 from tests.models import write_llama
 
 CONFIG = NeedleConfig(lengths=(700, 900), depths=(0.0, 50.0), num_samples=3, micro_batch_size=4)
 COST = CostConfig(estimated_tflops=0.01)
 STORY = "".join(f"Line {n} of the story is about {n * n}. Then came rain!\n" for n in range(300))
+
+
+def measure_needle(config: NeedleConfig, model, encode) -> Result:
+    return measure_grid(needle_grid(config, encode), model)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +166,9 @@ def test_files_are_written_and_read_back(folder, encode, tmp_path, capsys):
     output = str(tmp_path / "needle")
     config = dataclasses.replace(CONFIG, output=output, haystack=(str(text),))
     facts = model_facts(str(folder), "fp32")
-    result = evaluate_needle(config, HuggingFaceScorer(folder), facts, encode, "sha", COST)
+    result = evaluate_grid(
+        needle_grid(config, encode, "sha"), HuggingFaceScorer(folder), facts, COST
+    )
     assert read_result(tmp_path / "needle" / "needle.json", "needle") == result
     assert result.material == {"haystack 1": hashlib.sha256(text.read_bytes()).hexdigest()}
     assert result.model == facts.record

@@ -19,15 +19,20 @@ from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
 from megatron_ultralong.evaluation.journal import Journal
 from megatron_ultralong.evaluation.models import model_facts, open_generators, open_scorers
 from megatron_ultralong.evaluation.models_config import ModelsConfig
-from megatron_ultralong.evaluation.passkey import evaluate_passkey, measure_passkey
+from megatron_ultralong.evaluation.passkey import passkey_grid
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.retrieval import evaluate_grid, measure_grid
 from megatron_ultralong.evaluation.scorer import Scores
 
 from .conftest import make_llama
 
 CONFIG = PasskeyConfig(lengths=(136, 160), depths=(0.0, 100.0), num_samples=5, micro_batch_size=4)
 MANY = dataclasses.replace(CONFIG, num_samples=50, micro_batch_size=25)
+
+
+def measure_passkey(config: PasskeyConfig, model, encode, journal: Journal | None = None) -> Result:
+    return measure_grid(passkey_grid(config, encode), model, journal)
 
 
 class Recorder:
@@ -150,7 +155,7 @@ def test_decoding_in_the_training_layout_finds_what_argmax_finds(half_trained, e
 def evaluate(config: PasskeyConfig, model, encode, **limits: float) -> Result:
     facts = model_facts(str(model.folder), "fp32")
     cost = CostConfig(estimated_tflops=0.01, **limits)
-    return evaluate_passkey(config, model, facts, encode, "sha", cost)
+    return evaluate_grid(passkey_grid(config, encode, "sha"), model, facts, cost)
 
 
 def test_files_are_written_and_read_back(scorer, encode, tmp_path, capsys):
