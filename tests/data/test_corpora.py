@@ -64,7 +64,8 @@ def check(corpus: Corpus, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -
         assert status == 2, told
         assert not output.exists(), told
         assert "Traceback" not in said.err, told
-        (line,) = [line for line in said.err.splitlines() if "error: " in line]
+        assert said.err.count("error: ") == 1, told
+        line = said.err.partition("error: ")[2].replace("\n  ", "\n")  # of a name with a newline
         names = [name for bad in corpus.bad for name in names_of(bad, corpus)]
         assert any(escaped(name) in line for name in names) or not wanted, told
         return status
