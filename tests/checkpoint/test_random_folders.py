@@ -21,6 +21,7 @@ from megatron_ultralong.convert_config import ExportConfig, ImportConfig
 from megatron_ultralong.errors import InputError
 from tests.checkpoint import random_folders
 from tests.checkpoint.random_folders import Folder
+from tests.patience import patience
 
 SAMPLE = range(40)
 ALL = range(300)
@@ -114,7 +115,7 @@ def test_a_sample_of_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0)
+@pytest.mark.timeout(patience(900))
 def test_300_folders(tmp_path: Path) -> None:
     outcomes = check_all(ALL, tmp_path)
     assert min(outcomes.values()) > 10, outcomes
