@@ -148,7 +148,7 @@ def ring_attention(
         k: keys of this rank, [s_local, b, kv_heads, d]; kv_heads divides heads.
         v: values of this rank, [s_local, b, kv_heads, d].
         group: the context-parallel group; None: the whole sequence is here. A
-            :class:`~megatron_ultralong.context_parallel.LocalRing` runs all ranks here: the
+            :class:`~megatron_ultralong.context_parallel.transport.LocalRing` runs all ranks here: the
             tensors of the ranks then stand end to end, [size * s_local, b, heads, d].
         cu_seqlens: document boundaries of the **whole** sequence, int [num_documents + 1], best
             on the CPU; tokens then see their own document alone. None: no document mask.
