@@ -20,7 +20,7 @@ PYTEST := $(HOUR) $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --
 LEGS ?=
 MATRIX_PYTHON ?=
 
-.PHONY: help install harness test test-all test-gpu test-faults test-matrix lint docs format demo mock bench bench-plan clean
+.PHONY: picture help install harness test test-all test-gpu test-faults test-matrix lint docs format demo mock bench bench-plan clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -87,6 +87,9 @@ bench: install  ## attention's balance and speed, as ratios; leave the machine a
 bench-plan: install  ## the plan's memory beside live tensors of real training steps, in ten minutes or so
 	$(BIN)/python -W ignore tools/benchmark_plan.py layouts
 	$(BIN)/python -W ignore tools/benchmark_plan.py slope
+
+picture: install  ## docs/house.svg, the package's folders and imports, made from the code
+	$(BIN)/python tools/draw_house.py docs/house.svg
 
 format: install  ## rewrite the files in the project's format
 	$(BIN)/ruff format .

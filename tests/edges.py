@@ -9,10 +9,10 @@ from typing import Any
 from megatron_ultralong import cli
 from megatron_ultralong.cli.verbs import load
 from megatron_ultralong.dropin.config import DropInConfig
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, YarnConfig
 from megatron_ultralong.plan.hardware import Hardware
-from megatron_ultralong.ranges import Number, nested_classes, numbers_of
-from megatron_ultralong.yarn import LinearConfig, NtkConfig, YarnConfig
+from megatron_ultralong.program.ranges import Number, nested_classes, numbers_of
 
 RECIPES = {"pretrain": "demo-cpu", "plan": "demo-cpu", "sft": "demo-sft-cpu"}
 NEEDED = {

@@ -13,11 +13,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from megatron_ultralong import cli
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.convert_config import ImportConfig
-from megatron_ultralong.data.prepare import PrepareConfig, prepare
-from megatron_ultralong.data.sampling import LengthSampling
-from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
 from tests.models import TEXT, write_llama, write_tokenizer
 from tests.patience import patience
 from tests.ranks import run_on_ranks
@@ -246,8 +246,8 @@ def disagreement() -> str:
     """Run on every rank."""
     import torch.distributed as dist
 
-    from megatron_ultralong.errors import InputError
-    from megatron_ultralong.rank_values import check_agreement
+    from megatron_ultralong.program.errors import InputError
+    from megatron_ultralong.program.rank_values import check_agreement
 
     try:
         check_agreement({"seed": 1, "optimizer.lr": 0.1 + 0.1 * dist.get_rank()})

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.config import DataConfig, PretrainConfig
-from megatron_ultralong.config_dict import from_dict, to_dict
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.optimizer_config import OptimizerConfig
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.recipes import PRETRAIN_RECIPES
-from megatron_ultralong.rope_config import RopeConfig
-from megatron_ultralong.run_config import MemoryConfig
-from megatron_ultralong.yarn import YarnConfig
+from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.plain_values import from_dict, to_dict
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.config.rope import RopeConfig
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.yarn import YarnConfig
+from megatron_ultralong.program.errors import InputError
 
 MODEL = ModelConfig(
     num_layers=4,

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.config_dict import from_dict, to_dict
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.ranges import check_ranges, nested_classes, numbers_of
-from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
-from megatron_ultralong.sft_config import SftConfig
+from megatron_ultralong.config.plain_values import from_dict, to_dict
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import check_ranges, nested_classes, numbers_of
 from megatron_ultralong.training.config_file import load_config
 from tests.edges import inside, outside
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.documents import (
+from megatron_ultralong.sequence.documents import (
     document_boundaries,
     document_id,
     document_numbers,

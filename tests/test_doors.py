@@ -11,8 +11,8 @@ import pytest
 import megatron_ultralong
 
 PACKAGE = Path(megatron_ultralong.__file__).parent
-PICKLES = "checkpoint/pickles.py"
-LOADING = "checkpoint/sharded_load.py"
+PICKLES = "checkpoint/formats/pickles.py"
+LOADING = "checkpoint/formats/sharded_load.py"
 
 UNPICKLES = {
     "torch.load",
@@ -56,22 +56,24 @@ ALLOWED: dict[str, dict[str, str]] = {
         "megatron.core.dist_checkpointing.load": "inside the guard",
         "megatron.core.dist_checkpointing.load_common_state_dict": "inside the guard",
     },
-    "json_file.py": {"json.loads": "the reader"},
-    "yaml_file.py": {"yaml.load": "with a subclass of SafeLoader"},
-    "data/store.py": {
+    "program/json_file.py": {"json.loads": "the reader"},
+    "program/yaml_file.py": {"yaml.load": "with a subclass of SafeLoader"},
+    "data/store/documents.py": {
         "numpy.load": "allow_pickle is false by default",
         "json.loads": "of its own work folder",
     },
-    "data/bounded.py": {"json.loads": "records by the million, in bounded lines"},
-    "data/fast_tokenizer.py": {"json.loads": "text that the library of tokenizers has read"},
-    "data/template_process.py": {"json.loads": "from a process that it started"},
-    "data/template_worker.py": {"json.loads": "from the process that started it"},
-    "evaluation/journal.py": {"json.loads": "of what was dumped in the same line"},
-    "checkpoint/manifest.py": {"json.loads": "of what was dumped in the same line"},
-    "training/heartbeat.py": {"json.loads": "from the job's own store"},
+    "data/read/bounded.py": {"json.loads": "records by the million, in bounded lines"},
+    "data/tokenize/fast_tokenizer.py": {
+        "json.loads": "text that the library of tokenizers has read"
+    },
+    "data/tokenize/template_process.py": {"json.loads": "from a process that it started"},
+    "data/tokenize/template_worker.py": {"json.loads": "from the process that started it"},
+    "program/journal.py": {"json.loads": "of what was dumped in the same line"},
+    "program/conversion_journal.py": {"json.loads": "of what was dumped in the same line"},
+    "training/telling/heartbeat.py": {"json.loads": "from the job's own store"},
     "doctor/communication.py": {"json.loads": "from a process that it started"},
-    "checkpoint/transformers_model.py": {"from_pretrained": "of tensors, no folder"},
-    "evaluation/chat_prompt.py": {"from_pretrained": "a tokenizer, without its code"},
+    "checkpoint/logits/transformers_model.py": {"from_pretrained": "of tensors, no folder"},
+    "generation/chat_prompt.py": {"from_pretrained": "a tokenizer, without its code"},
 }
 
 
@@ -115,8 +117,8 @@ def test_the_doors_are_the_only_ones() -> None:
         for what in uses - ALLOWED.get(name, {}).keys()
     }
     assert not wrong, (
-        "read pickles by checkpoint/pickles.py, checkpoints by checkpoint/sharded_load.py, JSON by "
-        f"json_file.py: {sorted(wrong)}"
+        "read pickles by checkpoint/formats/pickles.py, checkpoints by checkpoint/formats/sharded_load.py, JSON by "
+        f"program/json_file.py: {sorted(wrong)}"
     )
 
 
@@ -157,6 +159,8 @@ def test_consoles_are_ours() -> None:
     """rich's own would hand a terminal whatever a file calls itself."""
     for name in MODULES:
         uses = set(names(ast.parse((PACKAGE / name).read_text("utf-8"))))
-        if name != "terminal.py":
-            assert "rich.console.Console" not in uses, f"{name}: use megatron_ultralong.terminal"
+        if name != "program/terminal.py":
+            assert "rich.console.Console" not in uses, (
+                f"{name}: use megatron_ultralong.program.terminal"
+            )
         assert "rich.print" not in uses, name

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_ultralong.checkpoint.hugging_face_config import model_config, read_config
-from megatron_ultralong.flops import (
+from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
+from megatron_ultralong.model.flops import (
     attention_area,
     forward_flops,
     peak_tflops,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.json_file import (
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import (
     MAX_DEPTH,
     JsonObject,
     parse_json,

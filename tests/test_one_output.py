@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import megatron_ultralong
-from megatron_ultralong.checkpoint.staging import new_folder
 from megatron_ultralong.cli import VERBS as ALL_VERBS
-from megatron_ultralong.data.work_folder import work_folder
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.journal import open_journal
-from megatron_ultralong.evaluation.output_folder import new_output_folder
-from megatron_ultralong.owner_record import owner_path, read_owners
+from megatron_ultralong.data.prepare.work_folder import work_folder
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.journal import open_journal
+from megatron_ultralong.program.new_folder import new_folder
+from megatron_ultralong.program.new_output import new_output_folder
+from megatron_ultralong.program.owner_record import owner_path, read_owners
 
 Maker = Callable[[Path], AbstractContextManager[Any]]
 

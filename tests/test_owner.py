@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong import owner, owner_signs
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.owner import Owner, take
-from megatron_ultralong.owner_record import (
+from megatron_ultralong.program import owner, owner_signs
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.owner import Owner, take
+from megatron_ultralong.program.owner_record import (
     OwnerRecord,
     owner_path,
     read_owners,
     this_process,
 )
-from megatron_ultralong.owner_signs import check_not_owned
+from megatron_ultralong.program.owner_signs import check_not_owned
 
 RACERS = 6
 

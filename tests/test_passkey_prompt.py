@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.passkey_prompt import (
+from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
     INTRODUCTION,
     NOISE,
     passkey,
     passkey_prompt,
 )
+from megatron_ultralong.program.errors import InputError
 
 
 def encode_characters(text: str) -> list[int]:

@@ -19,13 +19,16 @@ from typing import Annotated, Any
 import pytest
 
 import megatron_ultralong
-from megatron_ultralong import cli, command_line
-from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong import cli
+from megatron_ultralong.config import command_line
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.doctor import diagnosis
 from megatron_ultralong.dropin.config import DropInConfig
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.plan.hardware import HARDWARE
-from megatron_ultralong.ranges import (
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import (
     INT32,
     Number,
     Range,
@@ -34,8 +37,6 @@ from megatron_ultralong.ranges import (
     nested_classes,
     numbers_of,
 )
-from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
-from megatron_ultralong.sft_config import SftConfig
 from tests.edges import NEEDED, RECIPES, every_number, flags, inside, name_of, outside, parsed_class
 from tests.patience import patience
 

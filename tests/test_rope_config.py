@@ -12,15 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.ranges import numbers_of
-from megatron_ultralong.recipes import PRETRAIN_RECIPES
-from megatron_ultralong.rope_config import RopeConfig
-from megatron_ultralong.sft_config import SftConfig
-from megatron_ultralong.training.config_file import load_config, save_config
-from megatron_ultralong.yarn import (
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.config.rope import RopeConfig
+from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.yarn import (
     LinearConfig,
     NtkConfig,
     Ramp,
@@ -31,6 +28,9 @@ from megatron_ultralong.yarn import (
     inv_freq,
     raw_context,
 )
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import numbers_of
+from megatron_ultralong.training.config_file import load_config, save_config
 from tests.edges import inside
 
 RAW = 64

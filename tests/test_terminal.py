@@ -13,11 +13,11 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.checkpoint.report import show, show_rows
-from megatron_ultralong.ending import ends_with_message, tell
-from megatron_ultralong.errors import InputError, escaped, printable
-from megatron_ultralong.log_format import PrintableFormatter
-from megatron_ultralong.terminal import Console
+from megatron_ultralong.checkpoint.convert.report import show, show_rows
+from megatron_ultralong.program.ending import ends_with_message, tell
+from megatron_ultralong.program.errors import InputError, escaped, printable
+from megatron_ultralong.program.log_format import PrintableFormatter
+from megatron_ultralong.program.terminal import Console
 
 HOSTILE = "w\x1b[2J\x1b]0;title\x07\u202eexe.txt\x9b31m\x00\r\u2028\ud800[/red][link=http://x]"
 CONTROLS = ("\x1b", "\x07", "\u202e", "\x9b", "\x00", "\r", "\u2028", "\ud800")
@@ -115,7 +115,7 @@ def test_json_reports_are_escaped_by_json(capsys: pytest.CaptureFixture[str]) ->
 def test_a_model_cannot_steer_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from megatron_ultralong.evaluation import generate
+    from megatron_ultralong.generation import generate
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     generate._print(HOSTILE.replace("\ud800", ""))

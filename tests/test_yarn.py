@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from megatron_ultralong import yarn
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.yarn import LinearConfig, NtkConfig, YarnConfig
+from megatron_ultralong.model import yarn
+from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, YarnConfig
+from megatron_ultralong.program.errors import InputError
 
 HEAD_DIM = 128
 BASE = 500_000.0

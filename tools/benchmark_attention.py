@@ -23,7 +23,7 @@ from attention_benchmark.cpu import cpu
 from attention_benchmark.gpu import gpu
 from attention_benchmark.ranks import ranks
 
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.program.errors import InputError
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,21 +20,21 @@ import megatron.core
 import numpy as np
 import torch
 
-from megatron_ultralong.attention import kernels
-from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.flops import attention_area, forward_flops
-from megatron_ultralong.generation.config import DecodingConfig
+from megatron_ultralong.attention.kernels import block_attention
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.config.generate import DecodingConfig
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.generation.continuation import Continuation
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.decoding import Decoder
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.plan.shapes import MODELS
-from megatron_ultralong.ranks import is_main_rank, world_size
+from megatron_ultralong.model.flops import attention_area, forward_flops
+from megatron_ultralong.model.models import MODELS
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranks import is_main_rank, world_size
 
 TILE_SIZE = 4096
 
@@ -83,7 +83,9 @@ def main() -> None:
     with parallel_groups(parallel, seed=1) as groups, torch.no_grad():
         decoder = random_decoder(model, parallel, groups, length + arguments.max_new_tokens)
         warm = [prompt[: min(length, 2 * arguments.prefill_chunk_size)] for prompt in prompts]
-        Continuation(decoder, config=config).generate(warm, 4)  # compiles kernels, meets ranks
+        Continuation(decoder, config=config).generate(
+            warm, 4
+        )  # compiles block_attention, meets ranks
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         continuation = Continuation(decoder, config=config)
@@ -98,7 +100,9 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if is_gpu else platform.machine(),
         "torch": torch.__version__,
         "megatron-core": megatron.core.__version__,
-        "attention kernel": kernels.resolve(torch.bfloat16, model.kv_channels, device()).name,
+        "attention kernel": block_attention.resolve(
+            torch.bfloat16, model.kv_channels, device()
+        ).name,
         "layout": f"TP {parallel.tensor_model_parallel_size}, "
         f"CP {parallel.context_parallel_size}, {model.num_layers} layers",
         "prompts": f"{batch} of {length:,} tokens in chunks of {arguments.prefill_chunk_size:,}",

@@ -31,16 +31,17 @@ import torch.distributed as dist
 from rank_benchmark import lone_group
 from rank_benchmark.job import RankJob
 
-from megatron_ultralong.attention import cpu_kernel, cudnn_kernel, function, kernels
-from megatron_ultralong.config import DataConfig, PretrainConfig
-from megatron_ultralong.data.chunks import StoredRow
-from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
-from megatron_ultralong.data.rows import PackedRows, boundaries_prefix
+from megatron_ultralong.attention.kernels import block_attention, cpu, cudnn
+from megatron_ultralong.attention.ring import function
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.data.rows.packed import PackedRows, boundaries_prefix
+from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.mcore import batch
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.plan.shapes import MODELS
-from megatron_ultralong.run_config import MemoryConfig
+from megatron_ultralong.model.models import MODELS
 from megatron_ultralong.training.rows import PackedRowSource
 from megatron_ultralong.training.step import LanguageModelStep
 
@@ -110,38 +111,38 @@ def watch(meter: Meter) -> None:
     meter.wrap(batch, "balanced", "assignment to the ranks")
     meter.wrap(batch, "document_positions", "positions that start again")
     meter.wrap(function, "row_plan", "plan of the ring")
-    meter.wrap(cudnn_kernel, "_runs", "runs for cuDNN")
+    meter.wrap(cudnn, "_runs", "runs for cuDNN")
     for name in ("room_for", "room_for_gradients"):
         _touch(name)
-        meter.wrap(cpu_kernel, name, "memory of the results")
+        meter.wrap(cpu, name, "memory of the results")
     for direction in ("forward", "backward"):
         _ask_cudnn_too(direction)
-        meter.wrap(kernels, direction, "loop around the kernel")
-        meter.wrap(cpu_kernel.CpuKernel, direction, "loop around the kernel")
-        meter.wrap(cpu_kernel, f"_{direction}", "kernel")
+        meter.wrap(block_attention, direction, "loop around the kernel")
+        meter.wrap(cpu.CpuKernel, direction, "loop around the kernel")
+        meter.wrap(cpu, f"_{direction}", "kernel")
 
 
 def _touch(name: str) -> None:
     """Meet the pages of results where memory is asked for, as without documents."""
-    theirs = getattr(cpu_kernel, name)
+    theirs = getattr(cpu, name)
 
     def touched(*tensors: Any) -> list[Any]:
         return [room.zero_() for room in theirs(*tensors)]
 
-    setattr(cpu_kernel, name, touched)
+    setattr(cpu, name, touched)
 
 
 def _ask_cudnn_too(direction: str) -> None:
-    theirs = getattr(kernels, direction)
+    theirs = getattr(block_attention, direction)
 
     @functools.wraps(theirs)
     def asking(*arguments: Any) -> Any:
         mask = arguments[-2]
         if mask is not None and len(mask) > 2:
-            cudnn_kernel._runs(mask)
+            cudnn._runs(mask)
         return theirs(*arguments)
 
-    setattr(kernels, direction, asking)
+    setattr(block_attention, direction, asking)
 
 
 def write_rows(prefix: Path, seq_length: int, num_documents: int, num_rows: int) -> PackedRows:

@@ -22,13 +22,13 @@ import megatron.core
 import torch
 from rank_benchmark.job import RankJob
 
-from megatron_ultralong.config import DataConfig, PretrainConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.plan.shapes import MODELS
-from megatron_ultralong.ranks import is_main_rank
-from megatron_ultralong.run_config import MemoryConfig
-from megatron_ultralong.training.phases import Clock, CudaClock, HostClock
+from megatron_ultralong.model.models import MODELS
+from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.training.telling.phases import Clock, CudaClock, HostClock
 
 
 class NoClock:

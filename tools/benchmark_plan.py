@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from memory_measurement.training_step import emulated_peak_bytes, peak_bytes
 
-from megatron_ultralong.config import DataConfig, PretrainConfig
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.optimizer_config import OptimizerConfig
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.step_memory import StageMemory, step_memory
-from megatron_ultralong.run_config import MemoryConfig
 
 MODEL = ModelConfig(
     num_layers=4,

@@ -26,14 +26,14 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ultralong.context_parallel.assignment import zigzag
-from megatron_ultralong.data.chunks import read_chunks
-from megatron_ultralong.data.engines import open_reference
-from megatron_ultralong.data.fast_tokenizer import FastTokenizer
-from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
-from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
-from megatron_ultralong.data.manifest import Manifest, load_manifest
-from megatron_ultralong.data.rows import PackedRows
+from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
+from megatron_ultralong.data.rows.packed import PackedRows
+from megatron_ultralong.data.rows.stored import read_chunks
+from megatron_ultralong.data.tokenize.engines import open_reference
+from megatron_ultralong.data.tokenize.fast_tokenizer import FastTokenizer
+from megatron_ultralong.data.tokenize.llama3_tokenizer import Llama3Tokenizer
+from megatron_ultralong.sequence.assignment import zigzag
 
 TEXT_SUFFIXES = (".py", ".rst", ".txt", ".pod", ".c", ".h", ".dict", ".md", ".html")
 PLAIN_BYTES = 12_000_000  # of JSONL, for the plain pipeline: half a minute

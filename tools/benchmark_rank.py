@@ -6,7 +6,7 @@
 The program's own model, optimizer and step run with the shards, the local tokens and all
 collectives of rank 0; what other ranks would send are local copies. Only the time on the wires is
 missing: it is added from the bytes that were counted and the bandwidths given, as if nothing of it
-were hidden but the ring's, which travels beside the kernels.
+were hidden but the ring's, which travels beside the block_attention.
 
 Under torchrun the ranks are real, and so is what travels: the same step with nothing emulated.
 
@@ -30,20 +30,20 @@ import torch
 from rank_benchmark import lone_group
 from rank_benchmark.job import Measurement, RankJob
 
-from megatron_ultralong.attention import kernels
-from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.flops import attention_area, peak_tflops, training_flops
-from megatron_ultralong.layer_config import LayerConfig
+from megatron_ultralong.attention.kernels import block_attention
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.config.layers import LayerConfig
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.mcore.cpu import device as mcore_device
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.plan.shapes import MODELS
-from megatron_ultralong.ranks import is_main_rank, world_size
-from megatron_ultralong.recipes import PRETRAIN_RECIPES
-from megatron_ultralong.run_config import MemoryConfig
+from megatron_ultralong.model.flops import attention_area, peak_tflops, training_flops
+from megatron_ultralong.model.models import MODELS
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranks import is_main_rank, world_size
 
 
 def main() -> None:
@@ -154,7 +154,7 @@ def _report(
         "device": device,
         "torch": torch.__version__,
         "megatron-core": megatron.core.__version__,
-        "attention kernel": kernels.resolve(torch.bfloat16, model.kv_channels, place).name,
+        "attention kernel": block_attention.resolve(torch.bfloat16, model.kv_channels, place).name,
         "tokens of a row": length,
         "layers": model.num_layers,
         "layout": f"TP {tp}, CP {parallel.context_parallel_size}, {arguments.world_size} "
@@ -177,7 +177,7 @@ def _report(
     if not is_real:  # what real ranks send is in their time
         figures |= {
             "measured: GB that leave the rank": {k: round(v, 2) for k, v in gigabytes.items()},
-            "computed: ring on the wire, hidden behind kernels, s": round(hidden, 3),
+            "computed: ring on the wire, hidden behind block_attention, s": round(hidden, 3),
             "computed: other communication, not hidden, s": round(wire, 3),
             "MFU with communication": round(mfu(job), 4),
             "job: step, s": round(job, 3),

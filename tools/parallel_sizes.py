@@ -11,11 +11,11 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.config.run import RecomputeGranularity
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import GIB
-from megatron_ultralong.recipes import PRETRAIN_RECIPES
-from megatron_ultralong.run_config import RecomputeGranularity
 from tools.page_tables import page_with, table
 from tools.slurm_sizes import HARDWARE, ROW_LENGTHS, best_layouts, recipe_job
 

@@ -12,13 +12,13 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.model.models import model_by_name
 from megatron_ultralong.plan.advice import best
 from megatron_ultralong.plan.hardware import hardware_by_name
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.report import Plan
 from megatron_ultralong.plan.search import Found
-from megatron_ultralong.plan.shapes import model_by_name
-from megatron_ultralong.recipes import PRETRAIN_RECIPES
 from tools.page_tables import page_with, table
 
 PAGE = Path(__file__).parent.parent / "docs" / "clusters.md"

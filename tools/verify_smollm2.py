@@ -95,8 +95,8 @@ def convert(packages: str, output: str) -> None:
 
 def _outcomes(source: Path, folder: Path, lengths: list[int], dtype: Any) -> Iterator[bool]:
     """Whether each comparison comes out as it should."""
-    from megatron_ultralong.checkpoint.convert import import_checkpoint
-    from megatron_ultralong.convert_config import ImportConfig
+    from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+    from megatron_ultralong.config.convert import ImportConfig
 
     for name, block in BLOCKS.items():
         model = with_block(source, folder / f"{name}-hf", block)
@@ -112,9 +112,9 @@ def _outcomes(source: Path, folder: Path, lengths: list[int], dtype: Any) -> Ite
 
 
 def _is_equal(what: str, model: Path, checkpoint: Path, length: int, dtype: Any) -> bool:
-    from megatron_ultralong.checkpoint.convert import verify
-    from megatron_ultralong.convert_config import VerifyConfig
-    from megatron_ultralong.errors import InputError
+    from megatron_ultralong.checkpoint.convert.verbs import verify
+    from megatron_ultralong.config.convert import VerifyConfig
+    from megatron_ultralong.program.errors import InputError
 
     config = VerifyConfig(
         model, checkpoint, logits=True, logits_seq_length=length, logits_dtype=dtype
@@ -136,12 +136,12 @@ def _is_equal(what: str, model: Path, checkpoint: Path, length: int, dtype: Any)
 
 def _is_refused(what: str, model: Path, checkpoint: Path) -> bool:
     """By its bits and, where nobody compares those, by its logits."""
-    from megatron_ultralong.checkpoint.convert import verify
-    from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-    from megatron_ultralong.checkpoint.logits import check_logits
-    from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-    from megatron_ultralong.convert_config import VerifyConfig
-    from megatron_ultralong.errors import InputError
+    from megatron_ultralong.checkpoint.convert.verbs import verify
+    from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+    from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+    from megatron_ultralong.checkpoint.logits.check import check_logits
+    from megatron_ultralong.config.convert import VerifyConfig
+    from megatron_ultralong.program.errors import InputError
 
     ways: dict[str, Callable[[], object]] = {
         "verify --logits": lambda: verify(VerifyConfig(model, checkpoint, logits=True)),

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from megatron_ultralong.documents import document_id, document_split, unit_hash
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.passkey_prompt import Encode
-from megatron_ultralong.progress import progress
+from megatron_ultralong.evaluation.retrieval.passkey_prompt import Encode
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.progress import progress
+from megatron_ultralong.sequence.documents import document_id, document_split, unit_hash
 
 VALID_FRACTION, SPLIT_SEED = 0.05, 1234
 """The held-out split; the demo holds out the same documents."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from megatron_ultralong.evaluation.passkey_prompt import Encode, passkey_prompt
+from megatron_ultralong.evaluation.retrieval.passkey_prompt import Encode, passkey_prompt
 
 IntArray = npt.NDArray[np.integer]
 

@@ -15,7 +15,7 @@ import torch
 from base_corpus import SEPARATOR, encoder
 from tokenizers import Tokenizer
 
-from megatron_ultralong.evaluation.passkey_prompt import passkey_prompt
+from megatron_ultralong.evaluation.retrieval.passkey_prompt import passkey_prompt
 
 IntArray = npt.NDArray[np.integer]
 

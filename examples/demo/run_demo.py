@@ -26,8 +26,7 @@ from pathlib import Path
 import psutil
 from conversations import write_conversations
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.output_folder import check_output_folder
+from megatron_ultralong.config.recipes import demo_cpu, demo_sft_cpu
 from megatron_ultralong.evaluation.report.report import Report, gather_report
 from megatron_ultralong.evaluation.report.terminal import print_report
 from megatron_ultralong.evaluation.report.writing import write_report
@@ -40,7 +39,8 @@ from megatron_ultralong.evaluation.verdicts import (
     memory_check,
     passkey_checks,
 )
-from megatron_ultralong.recipes import demo_cpu, demo_sft_cpu
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.new_output import check_output_folder
 
 BASE = shlex.quote(str(Path(__file__).parent / "base"))
 CONTEXT = 512  # of the base

@@ -6,10 +6,10 @@ Two steps, each one command::
     python examples/demo/train_base.py train --work WORK --output examples/demo/base
 
 ``prepare`` reads every ``.py`` file under the given folders, drops duplicates and the documents of
-the held-out split (the rule of ``megatron_ultralong.documents``, as the demo uses it), trains a
-byte-level BPE tokenizer and writes the tokens. ``train`` trains a Llama on rows of that text mixed
-with retrieval examples, all within the context, and writes a Hugging Face folder. It uses a GPU if
-there is one; on a CPU it is the same, slowly.
+the held-out split (the rule of ``megatron_ultralong.sequence.documents``, as the demo uses it),
+trains a byte-level BPE tokenizer and writes the tokens. ``train`` trains a Llama on rows of that
+text mixed with retrieval examples, all within the context, and writes a Hugging Face folder. It
+uses a GPU if there is one; on a CPU it is the same, slowly.
 
 Rows start short and grow: the attention heads that copy from earlier text form sooner on many
 short rows than on few long ones.
@@ -39,8 +39,8 @@ from base_rows import Rows, batch_plan
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.progress import progress
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.progress import progress
 
 
 def learning_rate(progress_made: float, peak: float, warmup: float = 0.02) -> float:

@@ -1,5 +1,5 @@
 """Exact causal attention over a sequence shared by many ranks, with or without documents."""
 
-from megatron_ultralong.attention.function import KeptOutput, ring_attention
+from megatron_ultralong.attention.ring.function import KeptOutput, ring_attention
 
 __all__ = ["KeptOutput", "ring_attention"]

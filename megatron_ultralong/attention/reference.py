@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_ultralong.documents import document_numbers
+from megatron_ultralong.sequence.documents import document_numbers
 
 
 def attention(

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
-from megatron_ultralong.ending import PROGRAM, ends_with_message
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.log_format import PrintableFormatter
-from megatron_ultralong.ranks import world_size
+from megatron_ultralong.program.ending import PROGRAM, ends_with_message
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.log_format import PrintableFormatter
+from megatron_ultralong.program.ranks import world_size
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -113,7 +113,7 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
 def _parse(verb: Verb, name: str, words: list[str], default: Any = None) -> Any:
     """The options of a verb, with one flag for each field, in Megatron-LM's spelling."""
     options_class = load(verb.options)
-    from megatron_ultralong.command_line import parse
+    from megatron_ultralong.config.command_line import parse
 
     return parse(options_class, f"{PROGRAM} {name}", words, default)
 

@@ -19,7 +19,9 @@ went into finding and clearing small ones."""
 
 
 def load(place: str) -> Any:
-    """What ``module:name`` names, a module of this package: ``load("recipes:SFT_RECIPES")``."""
+    """What ``module:name`` names, a module of this package:
+    ``load("config.recipes:SFT_RECIPES")``.
+    """
     module, name = place.split(":")
     return getattr(importlib.import_module(f"megatron_ultralong.{module}"), name)
 
@@ -63,52 +65,52 @@ def _evaluate(text: str, options: str, run: str) -> Verb:
 VERBS: dict[str, Verb] = {
     "prepare": Verb(
         "documents to packed rows of exactly --seq-length tokens",
-        options="data.prepare_config:PrepareConfig",
-        run="data.prepare:prepare",
+        options="data.options.documents:PrepareConfig",
+        run="data.prepare.documents:prepare",
         environment=_ARROW,
     ),
     "prepare chat": Verb(
         "conversations to packed rows, and what of them is learnt",
-        options="data.prepare_chat_config:PrepareChatConfig",
-        run="data.prepare_chat:prepare_chat",
+        options="data.options.chats:PrepareChatConfig",
+        run="data.prepare.chats:prepare_chat",
         environment=_ARROW,
     ),
     "convert import": _convert(
         "a Hugging Face or Meta folder to a Megatron checkpoint",
-        *("convert_config:ImportConfig", "checkpoint.convert:import_checkpoint"),
+        *("config.convert:ImportConfig", "checkpoint.convert.verbs:import_checkpoint"),
     ),
     "convert export": _convert(
         "a Megatron checkpoint to a Hugging Face or Meta folder",
-        *("convert_config:ExportConfig", "checkpoint.convert:export_checkpoint"),
+        *("config.convert:ExportConfig", "checkpoint.convert.verbs:export_checkpoint"),
     ),
     "convert verify": _convert(
         "compare two models bit by bit, and by logits",
-        *("convert_config:VerifyConfig", "checkpoint.convert:verify"),
+        *("config.convert:VerifyConfig", "checkpoint.convert.verbs:verify"),
     ),
     "convert inspect": _convert(
         "what a folder or checkpoint holds",
-        *("convert_config:InspectConfig", "checkpoint.inspection:inspect"),
+        *("config.convert:InspectConfig", "checkpoint.convert.inspection:inspect"),
     ),
     "pretrain": TrainingVerb(
         "extend the context; under torchrun for several ranks",
-        options="config:PretrainConfig",
+        options="config.training:PretrainConfig",
         run="training.pretrain:pretrain",
-        recipes="recipes:PRETRAIN_RECIPES",
+        recipes="config.recipes:PRETRAIN_RECIPES",
         check_early="training.early_checks:check_packed_run",
         check="training.pretrain:check_run",
     ),
     "sft": TrainingVerb(
         "instruction tuning on conversations; under torchrun for several ranks",
-        options="sft_config:SftConfig",
+        options="config.sft:SftConfig",
         run="training.sft:sft",
-        recipes="recipes:SFT_RECIPES",
+        recipes="config.recipes:SFT_RECIPES",
         check_early="training.early_checks:check_chat_run",
         check="training.sft:check_sft",
     ),
     "plan": Verb(
         "memory, time and the layout of a run, before a GPU is taken",
         options="plan.command:PlanConfig",
-        run="cli.plan_inputs:plan",
+        run="cli.plan:plan",
         takes_words=True,
     ),
     "evaluate loss": _evaluate(
@@ -150,8 +152,8 @@ VERBS: dict[str, Verb] = {
     ),
     "generate": Verb(
         "continue prompts with a checkpoint, in any layout",
-        options="generation.config:GenerateConfig",
-        run="evaluation.generate:generate",
+        options="config.generate:GenerateConfig",
+        run="generation.generate:generate",
     ),
     "doctor": Verb(
         "whether this machine and job can run the rest, and what to fix",

@@ -20,9 +20,9 @@ import torch.multiprocessing as multiprocessing
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from megatron_ultralong.attention import reference, ring_attention
-from megatron_ultralong.context_parallel.assignment import zigzag_shard
-from megatron_ultralong.context_parallel.transport import ProcessGroupRing, Transfer
 from megatron_ultralong.doctor.finding import Finding
+from megatron_ultralong.sequence.assignment import zigzag_shard
+from megatron_ultralong.sequence.transport import ProcessGroupRing, Transfer
 
 NUM_RANKS = 2
 TIMEOUT_SECONDS = 300

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from megatron_ultralong.doctor.finding import Finding, Level
 from megatron_ultralong.doctor.libraries import installed_version, library_findings, release
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.program.errors import InputError
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 OLDEST_TORCH = (2, 6)
@@ -30,7 +30,7 @@ def software_findings() -> Iterator[Finding]:
     torch = _torch()
     yield torch
     if torch.level == "problem":
-        text = "not looked at without torch: GPUs, NCCL, kernels, megatron-core, TE, Apex"
+        text = "not looked at without torch: GPUs, NCCL, block_attention, megatron-core, TE, Apex"
         yield Finding("note", "the rest", text)
         return
     yield from _gpus()
@@ -106,19 +106,19 @@ def _kernels() -> Finding:
     import torch
 
     try:
-        from megatron_ultralong.attention import kernels
+        from megatron_ultralong.attention.kernels import block_attention
     except Exception as error:  # what it needs has a line of its own above
         text = f"cannot be looked at: {type(error).__name__}: {error}"
         return Finding("problem", "attention", text, "fix the libraries above first")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = torch.bfloat16
     try:
-        picked = kernels.resolve(dtype, HEAD_DIM, device)
+        picked = block_attention.resolve(dtype, HEAD_DIM, device)
     except InputError as error:
-        return Finding("problem", "attention", str(error), f"unset {kernels.OVERRIDE}")
+        return Finding("problem", "attention", str(error), f"unset {block_attention.OVERRIDE}")
     others = "; ".join(
         f"{kernel.name}: {kernel.refusal(dtype, HEAD_DIM, device) or 'there, not needed'}"
-        for kernel in kernels.candidates(device)
+        for kernel in block_attention.candidates(device)
         if kernel is not picked
     )
     text = f"kernel {picked.name} for {dtype} of head size {HEAD_DIM} on {device.type} ({others})"

@@ -11,8 +11,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from megatron_ultralong.ending import ends_with_message
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.program.ending import ends_with_message
+from megatron_ultralong.program.errors import InputError
 
 
 def main() -> None:

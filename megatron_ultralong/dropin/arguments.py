@@ -11,7 +11,7 @@ from typing import Any, Literal
 from megatron_ultralong.dropin.asked import ASKED
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.cpu import set_cpu_defaults
-from megatron_ultralong.field_docs import field_docstrings
+from megatron_ultralong.program.field_docs import field_docstrings
 
 PREFIX = "ultralong_"
 

@@ -17,8 +17,8 @@ from typing import Any
 from megatron.core.transformer import attention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
+from megatron_ultralong.program.errors import InputError
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from megatron_ultralong.dropin.asked import ASKED
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.known_arguments import KNOWN
 from megatron_ultralong.dropin.rules import RULES, Part, Rule
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.core_attention import CP_COMM_TYPES
+from megatron_ultralong.program.errors import InputError
 
 _NEW = (
     "this version of megatron_ultralong does not know it, and cannot say whether its attention, "

@@ -1,8 +1,8 @@
 """Megatron-LM's own reading of checkpoints: vetted first, running nothing, with torch's Adam.
 
 Megatron-LM's loaders unpickle what a checkpoint holds. While a run lasts they read by
-:func:`~megatron_ultralong.checkpoint.sharded_load.guarded` readers, after the checkpoint was looked
-through as our own programs do it.
+:func:`~megatron_ultralong.checkpoint.formats.sharded_load.guarded` readers, after the checkpoint
+was looked through as our own programs do it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.checkpoint.folder import FORMAT_FILE, LATEST_FILE, resolve
-from megatron_ultralong.checkpoint.integrity import check_tensors, listed_files
-from megatron_ultralong.checkpoint.sharded_load import guarded
-from megatron_ultralong.checkpoint.torch_dist import TorchDistReader
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.ranks import is_main_rank
-from megatron_ultralong.training.checkpointing import prepare_torch_adam, separate_steps
+from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, resolve
+from megatron_ultralong.checkpoint.disk.integrity import check_tensors, listed_files
+from megatron_ultralong.checkpoint.formats.sharded_load import guarded
+from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.training.saving.state_dict import prepare_torch_adam, separate_steps
 
 _log = logging.getLogger(__name__)
 _MARK = "vetted_by_ultralong"
@@ -37,7 +37,7 @@ def checkpoints_are_vetted() -> Iterator[None]:
 
     Megatron-Core's distributed optimizer saves torch's Adam (where there is no Apex and no
     Transformer Engine) and cannot load what it has saved: see
-    :func:`~megatron_ultralong.training.checkpointing.prepare_torch_adam`.
+    :func:`~megatron_ultralong.training.saving.state_dict.prepare_torch_adam`.
     """
     from megatron.training import checkpointing, training
 

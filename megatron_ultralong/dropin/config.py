@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from megatron_ultralong.documents import DocumentMask
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.ranges import Range, check_ranges
-from megatron_ultralong.rope_config import AnglePrecision, RopeConfig
-from megatron_ultralong.run_config import RecomputeGranularity
-from megatron_ultralong.yarn import Ramp, RopeScaling
+from megatron_ultralong.config.rope import AnglePrecision, RopeConfig
+from megatron_ultralong.config.run import RecomputeGranularity
+from megatron_ultralong.model.yarn import Ramp, RopeScaling
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import Range, check_ranges
+from megatron_ultralong.sequence.documents import DocumentMask
 
 _OF_YARN = (
     "rope_scaling_factor",

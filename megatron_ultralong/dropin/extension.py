@@ -11,22 +11,22 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from megatron_ultralong import yarn
-from megatron_ultralong.data.manifest import Manifest, load_manifest
+from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.dropin.arguments import drop_in_config
 from megatron_ultralong.dropin.check import check_arguments, check_model_config, parts
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.identity import Identity, find_identity
 from megatron_ultralong.dropin.reset_mask import ResetMask
 from megatron_ultralong.dropin.rules import Part
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.recomputed_layer import Recomputation, RecomputedLayer
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding
 from megatron_ultralong.mcore.tiled_embedding import TiledEmbedding
 from megatron_ultralong.mcore.tiled_loss import TiledLoss
-from megatron_ultralong.ranks import is_main_rank
+from megatron_ultralong.model import yarn
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranks import is_main_rank
 
 _log = logging.getLogger(__name__)
 

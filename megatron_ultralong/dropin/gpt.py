@@ -6,8 +6,8 @@ import inspect
 from typing import Any
 
 from megatron_ultralong.dropin.entry import pretrain
-from megatron_ultralong.ending import ends_with_message
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.program.ending import ends_with_message
+from megatron_ultralong.program.errors import InputError
 
 
 def pretrain_gpt() -> None:

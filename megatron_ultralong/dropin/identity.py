@@ -9,23 +9,23 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.folder import LATEST_FILE, RELEASE
-from megatron_ultralong.checkpoint.hugging_face_config import write_config
-from megatron_ultralong.checkpoint.integrity import unseal
-from megatron_ultralong.checkpoint.metadata import (
+from megatron_ultralong.checkpoint.convert.small_files import copy_once
+from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, RELEASE
+from megatron_ultralong.checkpoint.disk.integrity import unseal
+from megatron_ultralong.checkpoint.disk.metadata import (
     FILE_NAME,
     SOURCE_FOLDER,
     CheckpointMetadata,
     load_metadata,
     save_metadata,
 )
-from megatron_ultralong.checkpoint.small_files import copy_once
-from megatron_ultralong.data.manifest import Manifest
+from megatron_ultralong.checkpoint.formats.hugging_face_config import write_config
+from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.dropin.asked import ASKED
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.shape import check_shape, model_of, not_of_a_llama, vocabulary
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.model import yarn
+from megatron_ultralong.program.errors import InputError
 
 _log = logging.getLogger(__name__)
 

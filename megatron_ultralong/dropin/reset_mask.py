@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ultralong.context_parallel.assignment import zigzag_unshard
 from megatron_ultralong.mcore.core_attention import DocumentParams, RowsOfDocuments, document_params
+from megatron_ultralong.sequence.assignment import zigzag_unshard
 
 
 class ResetMask:

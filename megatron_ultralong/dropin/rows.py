@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_ultralong.data.rows import rows_of
-from megatron_ultralong.documents import DocumentMask
+from megatron_ultralong.data.rows.packed import rows_of
 from megatron_ultralong.dropin.extension import Extension
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.batch import Batch, CpAssignment, local_batch
 from megatron_ultralong.mcore.cpu import device
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import DocumentMask
 from megatron_ultralong.training.early_checks import check_tokenizer
 from megatron_ultralong.training.rows import PackedRowSource, RowSource, check_rows
 

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.dropin.asked import ASKED
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.errors import InputError
 
 _ARGUMENT_OF = {"norm_epsilon": "layernorm_epsilon", "vocab_size": "padded_vocab_size"}
 """Arguments that have another name than the field."""

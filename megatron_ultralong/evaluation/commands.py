@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
 from megatron_ultralong.evaluation.chat.config import ChatConfig
 from megatron_ultralong.evaluation.choices.config import ChoicesConfig
-from megatron_ultralong.evaluation.config import LossConfig, NeedleConfig, PasskeyConfig
-from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.local_config import InfiniteBenchConfig, LvEvalConfig
-from megatron_ultralong.evaluation.models_config import ModelsConfig
+from megatron_ultralong.evaluation.local.config import InfiniteBenchConfig, LvEvalConfig
+from megatron_ultralong.evaluation.models.config import ModelsConfig
+from megatron_ultralong.evaluation.retrieval.config import LossConfig, NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from megatron_ultralong.data.manifest import load_manifest
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation import models
+from megatron_ultralong.data.rows.manifest import load_manifest
 from megatron_ultralong.evaluation.commands import (
     ChatCommand,
     ChoicesCommand,
@@ -18,7 +16,14 @@ from megatron_ultralong.evaluation.commands import (
     PasskeyCommand,
     RulerCommand,
 )
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.models.opening import (
+    model_facts,
+    open_generators,
+    open_scorers,
+    tokenizer_folder,
+)
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
 
 Benchmark = (
     ChatCommand
@@ -33,28 +38,27 @@ Benchmark = (
 
 def run_loss(command: LossCommand) -> None:
     """Loss by position of every model."""
-    from megatron_ultralong.evaluation.position_loss import evaluate_loss
+    from megatron_ultralong.evaluation.loss.evaluation import evaluate_loss
 
     command.loss.check()
     separator_ids = load_manifest(command.loss.data_path).separator_ids
-    with models.open_scorers(command.models) as scorers:
+    with open_scorers(command.models) as scorers:
         records = [
-            models.model_facts(load, command.models.precision).record
-            for load in command.models.load
+            model_facts(load, command.models.precision).record for load in command.models.load
         ]
         evaluate_loss(command.loss, scorers, separator_ids, records)
 
 
 def run_passkey(command: PasskeyCommand) -> None:
     """Passkeys at every length and depth."""
-    from megatron_ultralong.evaluation.passkey import passkey_grid
+    from megatron_ultralong.evaluation.retrieval.passkey import passkey_grid
 
     _run_retrieval(command, command.passkey, passkey_grid)
 
 
 def run_needle(command: NeedleCommand) -> None:
     """Needles at every length and depth."""
-    from megatron_ultralong.evaluation.needle import needle_grid
+    from megatron_ultralong.evaluation.retrieval.needle import needle_grid
 
     _run_retrieval(command, command.needle, needle_grid)
 
@@ -68,14 +72,14 @@ def run_ruler(command: RulerCommand) -> None:
 
 def run_lv_eval(command: LvEvalCommand) -> None:
     """LV-Eval's sets."""
-    from megatron_ultralong.evaluation.local_benchmarks import evaluate_lv_eval
+    from megatron_ultralong.evaluation.local.local_benchmarks import evaluate_lv_eval
 
     _run_benchmark(command, command.lv_eval, evaluate_lv_eval)
 
 
 def run_infinitebench(command: InfiniteBenchCommand) -> None:
     """InfiniteBench's tasks."""
-    from megatron_ultralong.evaluation.local_benchmarks import evaluate_infinitebench
+    from megatron_ultralong.evaluation.local.local_benchmarks import evaluate_infinitebench
 
     _run_benchmark(command, command.infinitebench, evaluate_infinitebench)
 
@@ -96,7 +100,7 @@ def run_chat(command: ChatCommand) -> None:
 
 def _run_retrieval(command: Benchmark, config: Any, make_grid: Callable[..., Any]) -> None:
     """A grid of prompts put to one model, which scores them or writes the answers."""
-    from megatron_ultralong.evaluation.retrieval import evaluate_grid
+    from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid
 
     def run_grid(config: Any, model: Any, facts: Any, tokenizer: Any, cost: Any) -> None:
         def encode(text: str) -> list[int]:
@@ -117,8 +121,8 @@ def _run_benchmark(
     if len(command.models.load) != 1:
         raise InputError(f"this verb takes one --load, not {len(command.models.load)}")
     (load,) = command.models.load
-    facts = models.model_facts(load, command.models.precision)
-    tokenizer = PromptTokenizer(models.tokenizer_folder(load))
-    opened: Any = models.open_scorers if is_scored else models.open_generators
+    facts = model_facts(load, command.models.precision)
+    tokenizer = PromptTokenizer(tokenizer_folder(load))
+    opened: Any = open_scorers if is_scored else open_generators
     with opened(command.models) as (model,):
         run(config, model, facts, tokenizer, command.cost)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.model_state import load_weights
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.model_state import load_weights
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.mcore.decoding import Decoder
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.rope_config import AnglePrecision
 
 _TILE_SIZE = 4096
 """Tokens that go through projections and MLP at a time."""

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.generation.config import DecodingConfig, SamplingConfig
+from megatron_ultralong.config.generate import DecodingConfig, SamplingConfig
 from megatron_ultralong.generation.sampling import choose
 from megatron_ultralong.mcore.decoding import Decoder, Tokens
+from megatron_ultralong.program.errors import InputError
 
 OnToken = Callable[[int, int], None]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_ultralong.data.token_ids import unknown_id, why_unknown
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.read.token_ids import unknown_id, why_unknown
+from megatron_ultralong.program.errors import InputError
 
 
 def check_prompts(

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megatron_ultralong.documents import unit_hash
-from megatron_ultralong.generation.config import SamplingConfig
+from megatron_ultralong.config.generate import SamplingConfig
+from megatron_ultralong.sequence.documents import unit_hash
 
 
 def choose(logits_BV: Tensor, config: SamplingConfig, prompts: Sequence[int], token: int) -> Tensor:

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from megatron_ultralong.context_parallel.assignment import Assignment, balanced, zigzag
-from megatron_ultralong.documents import DocumentMask, document_positions
 from megatron_ultralong.mcore.core_attention import document_params
+from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
+from megatron_ultralong.sequence.documents import DocumentMask, document_positions
 
 CpAssignment = Literal["zigzag", "balanced"]
 
@@ -36,7 +36,9 @@ class Batch:
 
 
 class DocumentRow(Protocol):
-    """A row of tokens: :class:`~megatron_ultralong.documents.Row`, or one that is on disk."""
+    """A row of tokens: :class:`~megatron_ultralong.sequence.documents.Row`, or one that is on
+    disk.
+    """
 
     @property
     def seq_length(self) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from megatron_ultralong.attention import cached
-from megatron_ultralong.attention.key_value_cache import KeyValueCache, Placement
+from megatron_ultralong.attention.decoding import cached
+from megatron_ultralong.attention.decoding.key_value_cache import KeyValueCache, Placement
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
 
 

@@ -13,9 +13,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_ultralong.attention import KeptOutput, ring_attention
-from megatron_ultralong.attention.function import Backend
-from megatron_ultralong.context_parallel.assignment import Assignment
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.attention.ring.function import Backend
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.assignment import Assignment
 
 CP_COMM_TYPES = (None, "p2p", "all_gather")
 """How keys and values may go round; None is p2p."""

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from megatron_ultralong.activations import pinned_bytes
+from megatron_ultralong.plan.activations import pinned_bytes
 
 
 class Kept(Protocol):

@@ -32,7 +32,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 from torch import nn
 
-from megatron_ultralong.layer_config import AttentionImpl, LayerConfig
+from megatron_ultralong.config.layers import AttentionImpl, LayerConfig
 from megatron_ultralong.mcore.compat import (
     require_transformer_engine,
     transformer_engine_norm,

@@ -12,8 +12,9 @@ from megatron.core.pipeline_parallel.utils import is_vp_first_stage, is_vp_last_
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_ultralong import yarn
-from megatron_ultralong.layer_config import LOCAL_LAYERS, LayerConfig
+from megatron_ultralong.config.layers import LOCAL_LAYERS, LayerConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.mcore.cpu import device, needs_cpu_backend
 from megatron_ultralong.mcore.layer_spec import block_spec
 from megatron_ultralong.mcore.parallel import virtual_pipeline_size
@@ -21,9 +22,8 @@ from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
 from megatron_ultralong.mcore.tiled_embedding import TiledEmbedding
 from megatron_ultralong.mcore.tiled_loss import TiledLoss
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.rope_config import AnglePrecision
+from megatron_ultralong.model import yarn
+from megatron_ultralong.model.shape import ModelConfig
 
 
 def _leave_uninitialized(weight: torch.Tensor) -> None:

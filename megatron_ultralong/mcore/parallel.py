@@ -12,10 +12,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.ranks import world_size
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranks import world_size
 
 
 def virtual_pipeline_size(parallel: ParallelConfig) -> int | None:

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
-from megatron_ultralong import yarn
-from megatron_ultralong.context_parallel.assignment import Assignment, zigzag
-from megatron_ultralong.documents import document_positions
-from megatron_ultralong.rope_config import AnglePrecision
+from megatron_ultralong.config.rope import AnglePrecision
+from megatron_ultralong.model import yarn
+from megatron_ultralong.sequence.assignment import Assignment, zigzag
+from megatron_ultralong.sequence.documents import document_positions
 
 
 class LocalRotaryEmbedding(RotaryEmbedding):

@@ -13,10 +13,10 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_ultralong.context_parallel.assignment import zigzag_unshard
-from megatron_ultralong.documents import Row
 from megatron_ultralong.mcore.batch import Batch, local_batch
 from megatron_ultralong.mcore.cpu import device
+from megatron_ultralong.sequence.assignment import zigzag_unshard
+from megatron_ultralong.sequence.documents import Row
 
 
 @torch.no_grad()

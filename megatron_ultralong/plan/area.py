@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.config import TrainingConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.plan.documents_area import DocumentRows, drawn_rows, expected_area
+from megatron_ultralong.program.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

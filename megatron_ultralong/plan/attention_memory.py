@@ -1,23 +1,23 @@
 """What attention takes beyond its inputs and results, as ``attention/`` runs it.
 
-Sizes follow the code: the ring's buffers and float32 sums (``attention/ring.py``), the gathered
-keys (``attention/gather.py``), and what kernels take inside, as benchmarks/attention.md measured.
+Sizes follow the code: the ring's buffers and float32 sums (``attention/ring/ring.py``), the gathered
+keys (``attention/ring/gather.py``), and what kernels take inside, as benchmarks/attention.md measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.plan.job import RankSizes
 from megatron_ultralong.plan.ledger import Ledger
 
 MAX_ELEMENTS = 2**31 - 1
-"""Of one tensor in a kernel; more query heads are split (``attention/kernels.py``)."""
+"""Of one tensor in a kernel; more query heads are split (``attention/kernels/block_attention.py``)."""
 MERGED_TOKENS = 16_384
 """Whose float32 copy exists while a partial result is added."""
 MIN_PIECES, MAX_PIECES, PIECE_BYTES = 8, 64, 4 << 20
-"""Pieces of a travelling sum (``attention/gradient_sum.py``)."""
+"""Pieces of a travelling sum (``attention/ring/gradient_sum.py``)."""
 
 
 @dataclasses.dataclass(frozen=True)

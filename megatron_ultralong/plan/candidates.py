@@ -6,11 +6,11 @@ import dataclasses
 import itertools
 from collections.abc import Collection, Iterator
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.run import RecomputeGranularity
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job
-from megatron_ultralong.run_config import RecomputeGranularity
+from megatron_ultralong.program.errors import InputError
 
 MOST_STAGES = 32
 """Of a pipeline; longer ones wait more than they save."""

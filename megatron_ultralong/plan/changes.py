@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator
 
-from megatron_ultralong.config import TrainingConfig
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.plan.candidates import LAYOUT_FLAGS
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job
-from megatron_ultralong.run_config import MemoryConfig
 
 MOST_GPUS = 16_384
 SHORTEST_ROW = 8192

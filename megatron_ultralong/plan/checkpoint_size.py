@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from megatron_ultralong.activations import pinned_bytes
+from megatron_ultralong.plan.activations import pinned_bytes
 from megatron_ultralong.plan.job import Job, stage_parameters
 from megatron_ultralong.plan.optimizer_memory import offloaded_share, shard_pieces, stage_tensors
 

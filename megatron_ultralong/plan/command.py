@@ -8,9 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
-from megatron_ultralong.config import TrainingConfig
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.advice import best, check_given, faster_changes, savable_change
 from megatron_ultralong.plan.area import Rows, area_of
 from megatron_ultralong.plan.changes import MOST_GPUS
@@ -26,10 +26,10 @@ from megatron_ultralong.plan.picture import save_memory_picture
 from megatron_ultralong.plan.report import Plan, show
 from megatron_ultralong.plan.search import Found
 from megatron_ultralong.plan.values import as_values
-from megatron_ultralong.ranges import Range, check_ranges
-from megatron_ultralong.sft_config import SftConfig
-from megatron_ultralong.terminal import Console
-from megatron_ultralong.yaml_file import read_yaml
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import Range, check_ranges
+from megatron_ultralong.program.terminal import Console
+from megatron_ultralong.program.yaml_file import read_yaml
 
 WIDTH = 112
 """Columns of what is not printed to a terminal."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 
-from megatron_ultralong.config import TrainingConfig
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.estimate_tables import memory_table, time_rows
 from megatron_ultralong.plan.hardware import hardware_of_device
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.run_time import run_time
 from megatron_ultralong.plan.score_matrices import fp32_notes
-from megatron_ultralong.terminal import Console
+from megatron_ultralong.program.terminal import Console
 
 
 def plan_text(

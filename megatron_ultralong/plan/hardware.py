@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from megatron_ultralong.config_dict import from_dict
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.flops import PEAK_TFLOPS, device_key
-from megatron_ultralong.ranges import Range, check_ranges
+from megatron_ultralong.config.plain_values import from_dict
+from megatron_ultralong.model.flops import PEAK_TFLOPS, device_key
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import Range, check_ranges
 
 KERNELS = ("fa4", "fa3", "cudnn", "fa2", "cpu")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.activations import KeptTensors, kept_tensors
-from megatron_ultralong.config import TrainingConfig
-from megatron_ultralong.layer_config import LOCAL_LAYERS
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.config.layers import LOCAL_LAYERS
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.plan.activations import KeptTensors, kept_tensors
 from megatron_ultralong.plan.documents_area import DocumentRows
-from megatron_ultralong.run_config import MemoryConfig
 
 GIB = 2**30
 

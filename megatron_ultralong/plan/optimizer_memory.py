@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from megatron_ultralong.activations import pinned_bytes
-from megatron_ultralong.optimizer_config import OptimizerConfig
+from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.plan.activations import pinned_bytes
 from megatron_ultralong.plan.job import Job, layer_matrices, stage_parameters
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from megatron_ultralong.config import TrainingConfig
-from megatron_ultralong.plan.shapes import model_of_recipe
-from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.model.models import model_of_recipe
 
 PAPER: dict[str, tuple[int, float]] = {
     "llama3.1-8b-1m": (256, 5.0),

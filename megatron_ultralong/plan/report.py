@@ -18,7 +18,7 @@ from megatron_ultralong.plan.run_time import RunTime, run_time
 from megatron_ultralong.plan.score_matrices import fp32_notes
 from megatron_ultralong.plan.search import SAME_TIME, Found
 from megatron_ultralong.plan.without_effect import idle_flags
-from megatron_ultralong.terminal import Console
+from megatron_ultralong.program.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from megatron_ultralong.config import TrainingConfig
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.model.shape import ModelConfig
 
 GIB = 2**30
 HELD_AT_ONCE = 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from megatron_ultralong.activations import LSE_BYTES
+from megatron_ultralong.plan.activations import LSE_BYTES
 from megatron_ultralong.plan.attention_memory import AttentionMemory
 from megatron_ultralong.plan.job import Job, layer_matrices, stage_parameters
 from megatron_ultralong.plan.ledger import Ledger, Peak

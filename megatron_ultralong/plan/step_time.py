@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.flops import training_flops
-from megatron_ultralong.layer_config import Fp8Recipe
+from megatron_ultralong.config.layers import Fp8Recipe
+from megatron_ultralong.model.flops import training_flops
 from megatron_ultralong.plan.communication import (
     Traffic,
     data_parallel_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.job import RankSizes
 
 

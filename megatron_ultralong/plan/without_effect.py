@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from megatron_ultralong.config import TrainingConfig
+from megatron_ultralong.config.training import TrainingConfig
 
 _SCHEDULE = "the value of a number that Adam multiplies by: no memory, no time"
 _ROTARY = "angles are as many and computed as quickly for any scaling"

@@ -12,8 +12,8 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 import megatron_ultralong
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.rank_values import every_rank
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.training.optimizer import adam_name
 
 

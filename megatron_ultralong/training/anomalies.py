@@ -13,7 +13,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
-from megatron_ultralong.rank_values import every_rank
+from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.training.rows import RowSource
 
 NOT_FINITE = 65

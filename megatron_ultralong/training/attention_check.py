@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from megatron_ultralong.attention import kernels
-from megatron_ultralong.attention.math_kernel import MATH
-from megatron_ultralong.config import TrainingConfig
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.attention.kernels import block_attention
+from megatron_ultralong.attention.kernels.math import MATH
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.score_matrices import (
     GIB,
     HELD_AT_ONCE,
     score_matrix_bytes,
     score_matrix_note,
 )
+from megatron_ultralong.program.errors import InputError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -40,7 +40,7 @@ def check_attention(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type != "cuda":
         return ()
-    kernel = kernels.resolve(_DTYPES[config.precision], model.kv_channels, device)
+    kernel = block_attention.resolve(_DTYPES[config.precision], model.kv_channels, device)
     if kernel is not MATH:
         return ()
     why = f"precision '{config.precision}' with {model.kv_channels} channels a head"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
-from megatron_ultralong.config import TrainingConfig
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.training.offloading import check_offloading
 from megatron_ultralong.training.optimizer import check_optimizer
-from megatron_ultralong.training.sinks import check_sinks
+from megatron_ultralong.training.telling.sinks import check_sinks
 
 
 def check_machine(config: TrainingConfig) -> None:

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 import yaml
 
-from megatron_ultralong.config import PretrainConfig, TrainingConfig
-from megatron_ultralong.config_dict import from_dict, to_dict
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.rope_config import RopeConfig
-from megatron_ultralong.sft_config import SftConfig
-from megatron_ultralong.yaml_file import read_yaml
+from megatron_ultralong.config.plain_values import from_dict, to_dict
+from megatron_ultralong.config.rope import RopeConfig
+from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.config.training import PretrainConfig, TrainingConfig
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.yaml_file import read_yaml
 
 Config = TypeVar("Config", bound=TrainingConfig)
 

@@ -10,16 +10,16 @@ import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
-from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.folder import resolve
-from megatron_ultralong.checkpoint.metadata import CheckpointMetadata, load_metadata
-from megatron_ultralong.config import PretrainConfig, TrainingConfig
-from megatron_ultralong.data.chat_manifest import ChatManifest, load_chat_manifest
-from megatron_ultralong.data.chat_rows import ChatRows, chat_rows_of
-from megatron_ultralong.data.manifest import Manifest, load_manifest
-from megatron_ultralong.data.rows import PackedRows, rows_of
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.sft_config import SftConfig
+from megatron_ultralong.checkpoint.disk.folder import resolve
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
+from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.config.training import PretrainConfig, TrainingConfig
+from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
+from megatron_ultralong.data.rows.chats import ChatRows, chat_rows_of
+from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
+from megatron_ultralong.data.rows.packed import PackedRows, rows_of
+from megatron_ultralong.model import yarn
+from megatron_ultralong.program.errors import InputError
 
 Config = TypeVar("Config", bound=TrainingConfig)
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.documents import DocumentMask
 from megatron_ultralong.mcore.batch import DocumentRow
+from megatron_ultralong.sequence.documents import DocumentMask
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.rows import RowSource
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
-from megatron_ultralong.config import TrainingConfig
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.model.yarn import describe
 from megatron_ultralong.training.rows import RowSource
-from megatron_ultralong.yarn import describe
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_ultralong.config_dict import flat_fields
-from megatron_ultralong.flops import training_flops
+from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.progress import ProgressBar, progress
-from megatron_ultralong.rank_values import check_agreement
-from megatron_ultralong.ranks import is_main_rank
+from megatron_ultralong.model.flops import training_flops
+from megatron_ultralong.program.progress import ProgressBar, progress
+from megatron_ultralong.program.rank_values import check_agreement
+from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training.agreement import check_weights, code_version
 from megatron_ultralong.training.anomalies import (
     NOT_FINITE,
@@ -23,22 +23,22 @@ from megatron_ultralong.training.anomalies import (
     NotFiniteError,
     SpikeDetector,
 )
-from megatron_ultralong.training.heartbeat import Heartbeat
 from megatron_ultralong.training.held_out import validation_notes
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.log import IterationRecord, RunLog, peak_memory_gib
+from megatron_ultralong.training.iteration_boundary import Saving
 from megatron_ultralong.training.optimizer import describe_optimizer
-from megatron_ultralong.training.phases import PhaseTimers
-from megatron_ultralong.training.profile import Profile
 from megatron_ultralong.training.rows import check_rows, microbatches, replica_samples
-from megatron_ultralong.training.run_folder import NOTHING_SAVED, RunFolder
-from megatron_ultralong.training.saving import Saving
-from megatron_ultralong.training.sinks import open_sinks
+from megatron_ultralong.training.saving.run_folder import NOTHING_SAVED, RunFolder
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep, StepResult
-from megatron_ultralong.training.stop import StopRequests
-from megatron_ultralong.training.summary import RunSummary
-from megatron_ultralong.training.throughput import Throughput
+from megatron_ultralong.training.telling.heartbeat import Heartbeat
+from megatron_ultralong.training.telling.log import IterationRecord, RunLog, peak_memory_gib
+from megatron_ultralong.training.telling.phases import PhaseTimers
+from megatron_ultralong.training.telling.profile import Profile
+from megatron_ultralong.training.telling.sinks import open_sinks
+from megatron_ultralong.training.telling.stop import StopRequests
+from megatron_ultralong.training.telling.summary import RunSummary
+from megatron_ultralong.training.telling.throughput import Throughput
 from megatron_ultralong.training.validation import Validation
 
 

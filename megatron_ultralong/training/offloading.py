@@ -7,10 +7,10 @@ import os
 import psutil
 import torch
 
-from megatron_ultralong.activations import kept_tensors
-from megatron_ultralong.config import TrainingConfig
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.plan.activations import kept_tensors
+from megatron_ultralong.program.errors import InputError
 
 AVAILABLE_SHARE = 0.8
 """Of the host memory that is available at the start; checkpoints are staged in the rest."""

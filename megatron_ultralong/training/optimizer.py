@@ -19,8 +19,8 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.optimizer_config import OptimizerConfig
+from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.program.errors import InputError
 
 _DTYPES = {
     "fp32": torch.float32,

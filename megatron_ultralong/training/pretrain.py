@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.config_dict import flat_fields
-from megatron_ultralong.data.manifest import Manifest
-from megatron_ultralong.data.rows import PackedRows
-from megatron_ultralong.ranks import world_size
+from megatron_ultralong.config.plain_values import flat_fields
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.data.rows.manifest import Manifest
+from megatron_ultralong.data.rows.packed import PackedRows
+from megatron_ultralong.program.ranks import world_size
 from megatron_ultralong.training.attention_check import check_attention
 from megatron_ultralong.training.checks import check_machine, check_result
 from megatron_ultralong.training.early_checks import check_packed_run
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.loop import train
 from megatron_ultralong.training.rows import PackedRowSource
+from megatron_ultralong.training.telling.log import IterationRecord
 
 
 def pretrain(config: PretrainConfig) -> list[IterationRecord]:

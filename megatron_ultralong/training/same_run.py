@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_ultralong.checkpoint.metadata import FILE_NAME, CheckpointMetadata, load_metadata
-from megatron_ultralong.config import TrainingConfig
-from megatron_ultralong.config_dict import flat_fields
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.json_file import read_json
-from megatron_ultralong.rope_config import RopeConfig
+from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME, CheckpointMetadata, load_metadata
+from megatron_ultralong.config.plain_values import flat_fields
+from megatron_ultralong.config.rope import RopeConfig
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.training.config_file import CONFIG_FILE, load_config
 
 DATA_FILE = "data.json"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_ultralong.config_dict import flat_fields
-from megatron_ultralong.data.folder_template import folder_template
-from megatron_ultralong.data.manifest import TOKENIZER_FOLDER
-from megatron_ultralong.ranks import world_size
-from megatron_ultralong.sft_config import SftConfig
+from megatron_ultralong.config.plain_values import flat_fields
+from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
+from megatron_ultralong.data.tokenize.folder_template import folder_template
+from megatron_ultralong.program.ranks import world_size
 from megatron_ultralong.training.attention_check import check_attention
 from megatron_ultralong.training.checks import check_machine, check_result
 from megatron_ultralong.training.early_checks import check_chat_run
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.log import IterationRecord
 from megatron_ultralong.training.loop import train
 from megatron_ultralong.training.rows import ChatRowSource
+from megatron_ultralong.training.telling.log import IterationRecord
 
 
 def sft(config: SftConfig) -> list[IterationRecord]:

@@ -12,17 +12,17 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.model_state import load_weights
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.model_state import load_weights
 from megatron_ultralong.mcore.host_memory import Device, HostMemory, Store
 from megatron_ultralong.mcore.model import build_model_chunks, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
-from megatron_ultralong.ranks import world_size
-from megatron_ultralong.training.checkpointing import load_checkpoint
+from megatron_ultralong.program.ranks import world_size
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.offloading import check_offloading
 from megatron_ultralong.training.optimizer import build_optimizer, build_scheduler, wrap_model
-from megatron_ultralong.training.phases import PhaseTimers
+from megatron_ultralong.training.saving.state_dict import load_checkpoint
+from megatron_ultralong.training.telling.phases import PhaseTimers
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -16,12 +16,12 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import get_attr_wrapped_model
 
-from megatron_ultralong.documents import DocumentMask
-from megatron_ultralong.flops import attention_area
 from megatron_ultralong.mcore.batch import Batch, CpAssignment, DocumentRow, local_batch
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.loss import LossTerms, token_loss
-from megatron_ultralong.training.phases import PhaseTimers
+from megatron_ultralong.model.flops import attention_area
+from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.training.telling.phases import PhaseTimers
 
 LossFunction = Callable[[Batch, torch.Tensor], LossTerms]
 
@@ -101,7 +101,7 @@ class LanguageModelStep:
 
         Args:
             rows: as for a step; no gradients are made.
-            edges: of the bins, from :func:`megatron_ultralong.position_bins.bin_edges`.
+            edges: of the bins, from :func:`megatron_ultralong.sequence.position_bins.bin_edges`.
         """
         terms = functools.partial(_position_terms, torch.tensor(edges[1:-1], device=device()))
         reports = self._run(rows, terms, True)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_ultralong.position_bins import bin_edges
+from megatron_ultralong.sequence.position_bins import bin_edges
 from megatron_ultralong.training.held_out import CountedRows, num_validation_rows
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.log import PositionBin
 from megatron_ultralong.training.rows import microbatches, replica_samples
 from megatron_ultralong.training.step import LanguageModelStep
+from megatron_ultralong.training.telling.log import PositionBin
 
 _SMALLEST_BIN = 1024
 

@@ -11,14 +11,15 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.attention import cached, reference
-from megatron_ultralong.attention.key_value_cache import (
+from megatron_ultralong.attention import reference
+from megatron_ultralong.attention.decoding import cached
+from megatron_ultralong.attention.decoding.key_value_cache import (
     KeyValueCache,
     local_capacity,
     spread_length,
 )
-from megatron_ultralong.attention.online_softmax import merge_, merge_all
-from megatron_ultralong.context_parallel.assignment import zigzag
+from megatron_ultralong.attention.kernels.online_softmax import merge_, merge_all
+from megatron_ultralong.sequence.assignment import zigzag
 from tests.attention.whole_sequence import inputs
 from tests.ranks import run_on_ranks
 

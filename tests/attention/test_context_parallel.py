@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ultralong.attention import reference
-from megatron_ultralong.attention.plan import make_plan
-from megatron_ultralong.attention.rectangle import causal_area
-from megatron_ultralong.context_parallel.assignment import (
+from megatron_ultralong.attention.ring.plan import make_plan
+from megatron_ultralong.attention.ring.rectangle import causal_area
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.assignment import (
     Assignment,
     balanced,
     chunk_areas,
@@ -19,7 +20,6 @@ from megatron_ultralong.context_parallel.assignment import (
     zigzag_shard,
     zigzag_unshard,
 )
-from megatron_ultralong.errors import InputError
 from tests.attention.whole_sequence import assignments, boundaries
 from tools.attention_benchmark.recipe_lengths import recipe_lengths
 

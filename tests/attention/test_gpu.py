@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_ultralong.attention import cudnn_kernel, kernels
-from megatron_ultralong.attention.kernel import Kernel
-from megatron_ultralong.attention.math_kernel import MATH
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.attention.kernels import block_attention, cudnn
+from megatron_ultralong.attention.kernels.kernel import Kernel
+from megatron_ultralong.attention.kernels.math import MATH
+from megatron_ultralong.program.errors import InputError
 from tests.attention.whole_sequence import dense, inputs, ring
 
 pytestmark = [
@@ -23,9 +23,9 @@ ROUNDING = 3 * 2**-8
 @pytest.fixture(params=["fa2", "cudnn", "fa3", "fa4"])
 def kernel(request, monkeypatch) -> Kernel:
     # Small blocks go to cuDNN and FA2 both, as large ones do.
-    monkeypatch.setattr(cudnn_kernel, "MIN_AREA", 100**2)
+    monkeypatch.setattr(cudnn, "MIN_AREA", 100**2)
     try:
-        return kernels.resolve(torch.bfloat16, 128, DEVICE, request.param)
+        return block_attention.resolve(torch.bfloat16, 128, DEVICE, request.param)
     except InputError as error:
         pytest.skip(str(error))
 
@@ -40,11 +40,11 @@ def test_kernels_equal_the_formulas(kernel, length):
     wide = [x.double() for x in (dout, q, k, v)]
     for mask in (None, (0, length)):
         exact, exact_lse = MATH.forward(*wide[1:], mask, 0.1)
-        out, lse = kernels.forward(kernel, q, k, v, mask, 0.1)
+        out, lse = block_attention.forward(kernel, q, k, v, mask, 0.1)
         assert (out - exact).abs().max() <= ROUNDING * exact.abs().max()
         assert (lse - exact_lse).abs().max() <= 1e-3
         expected = MATH.backward(*wide, exact, exact_lse, mask, 0.1)
-        found = kernels.backward(kernel, dout, q, k, v, out, lse, mask, 0.1)
+        found = block_attention.backward(kernel, dout, q, k, v, out, lse, mask, 0.1)
         for a, b in zip(found, expected, strict=True):
             assert (a - b).norm() <= ROUNDING * b.norm() + 1e-3
 
@@ -54,32 +54,32 @@ def test_documents_equal_the_formulas(kernel, length):
     q, k, v, dout = _inputs(length)
     wide = [x.double() for x in (dout, q, k, v)]
     edges = tuple(sorted({0, length // 5, length // 3, length // 3 + 1, length // 2, length}))
-    out, lse = kernels.forward(kernel, q, k, v, edges, 0.1)
-    exact, exact_lse = kernels.forward(MATH, *wide[1:], edges, 0.1)
+    out, lse = block_attention.forward(kernel, q, k, v, edges, 0.1)
+    exact, exact_lse = block_attention.forward(MATH, *wide[1:], edges, 0.1)
     assert (out - exact).abs().max() <= ROUNDING * exact.abs().max()
     assert (lse - exact_lse).abs().max() <= 1e-3
-    expected = kernels.backward(MATH, *wide, exact, exact_lse, edges, 0.1)
-    found = kernels.backward(kernel, dout, q, k, v, out, lse, edges, 0.1)
+    expected = block_attention.backward(MATH, *wide, exact, exact_lse, edges, 0.1)
+    found = block_attention.backward(kernel, dout, q, k, v, out, lse, edges, 0.1)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() <= ROUNDING * b.norm() + 1e-3
 
 
 def test_empty_blocks_add_nothing(kernel):
     q, k, v, dout = _inputs(4)
-    out, lse = kernels.forward(kernel, q, k[:0], v[:0], None, 1.0)
+    out, lse = block_attention.forward(kernel, q, k[:0], v[:0], None, 1.0)
     assert not out.any()
     assert torch.isneginf(lse).all()
-    assert not kernels.backward(kernel, dout, q, k[:0], v[:0], out, lse, None, 1.0)[0].any()
+    assert not block_attention.backward(kernel, dout, q, k[:0], v[:0], out, lse, None, 1.0)[0].any()
 
 
 def test_heads_are_split_where_a_tensor_cannot_be_indexed(kernel, monkeypatch):
     q, k, v, dout = (x.to(DEVICE) for x in inputs(256, 8, 2, 128, torch.bfloat16))
     edges = (0, 30, 200, 256)
-    whole = kernels.forward(kernel, q, k, v, edges, 0.1)
-    expected = kernels.backward(kernel, dout, q, k, v, *whole, edges, 0.1)
-    monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // 2)
-    split = kernels.forward(kernel, q, k, v, edges, 0.1)
-    found = kernels.backward(kernel, dout, q, k, v, *whole, edges, 0.1)
+    whole = block_attention.forward(kernel, q, k, v, edges, 0.1)
+    expected = block_attention.backward(kernel, dout, q, k, v, *whole, edges, 0.1)
+    monkeypatch.setattr(block_attention, "MAX_ELEMENTS", q.numel() // 2)
+    split = block_attention.forward(kernel, q, k, v, edges, 0.1)
+    found = block_attention.backward(kernel, dout, q, k, v, *whole, edges, 0.1)
     for a, b in zip((*split, *found), (*whole, *expected), strict=True):
         assert (a.double() - b.double()).norm() <= ROUNDING * b.double().norm()
 

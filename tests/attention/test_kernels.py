@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.attention import cudnn_kernel, kernels
-from megatron_ultralong.attention.cpu_kernel import CPU, CpuKernel
-from megatron_ultralong.attention.math_kernel import MATH
-from megatron_ultralong.attention.online_softmax import merge_
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.attention.kernels import block_attention, cudnn
+from megatron_ultralong.attention.kernels.cpu import CPU, CpuKernel
+from megatron_ultralong.attention.kernels.math import MATH
+from megatron_ultralong.attention.kernels.online_softmax import merge_
+from megatron_ultralong.program.errors import InputError
 from tests.attention.whole_sequence import inputs
 
 CPU_DEVICE = torch.device("cpu")
@@ -44,21 +44,21 @@ def test_cpu_kernel_equals_the_formulas(dtype, heads, mask):
 @pytest.mark.parametrize("kernel", [CPU, MATH], ids=lambda kernel: kernel.name)
 def test_empty_blocks_add_nothing(kernel):
     q, k, v, dout = inputs(4, 2, 1, 64, torch.float32)
-    out, lse = kernels.forward(kernel, q, k[:0], v[:0], None, 1.0)
+    out, lse = block_attention.forward(kernel, q, k[:0], v[:0], None, 1.0)
     assert not out.any()
     assert torch.isneginf(lse).all()
-    dq, dk, _ = kernels.backward(kernel, dout, q, k[:0], v[:0], out, lse, None, 1.0)
+    dq, dk, _ = block_attention.backward(kernel, dout, q, k[:0], v[:0], out, lse, None, 1.0)
     assert not dq.any()
     assert dk.shape == k[:0].shape
-    assert kernels.forward(kernel, q[:0], k, v, None, 1.0)[0].shape == q[:0].shape
+    assert block_attention.forward(kernel, q[:0], k, v, None, 1.0)[0].shape == q[:0].shape
 
 
 def test_merging_halves_equals_the_whole_and_nothing_is_neutral():
     q, k, v, _ = inputs(16, 2, 1, 64)
     whole, whole_lse = MATH.forward(q, k, v, None, 0.1)
-    out, lse = kernels.forward(MATH, q, k[:0], v[:0], None, 0.1)
+    out, lse = block_attention.forward(MATH, q, k[:0], v[:0], None, 0.1)
     for part in (slice(0, 0), slice(0, 5), slice(5, 16), slice(3, 3)):
-        merge_(out, lse, *kernels.forward(MATH, q, k[part], v[part], None, 0.1))
+        merge_(out, lse, *block_attention.forward(MATH, q, k[part], v[part], None, 0.1))
         assert not out.isnan().any()
     assert (out - whole).abs().max() <= 1e-15
     assert (lse - whole_lse).abs().max() <= 1e-14
@@ -66,13 +66,13 @@ def test_merging_halves_equals_the_whole_and_nothing_is_neutral():
 
 def test_heads_are_split_where_a_tensor_cannot_be_indexed(monkeypatch):
     q, k, v, dout = inputs(16, 8, 4, 64)
-    out, lse = kernels.forward(CPU, q, k, v, (0, len(q)), 0.1)
-    whole = kernels.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
-    monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // 2)
-    split_out, split_lse = kernels.forward(CPU, q, k, v, (0, len(q)), 0.1)
+    out, lse = block_attention.forward(CPU, q, k, v, (0, len(q)), 0.1)
+    whole = block_attention.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
+    monkeypatch.setattr(block_attention, "MAX_ELEMENTS", q.numel() // 2)
+    split_out, split_lse = block_attention.forward(CPU, q, k, v, (0, len(q)), 0.1)
     assert torch.equal(split_out, out)
     assert torch.equal(split_lse, lse)
-    split = kernels.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
+    split = block_attention.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
     assert all(torch.equal(a, b) for a, b in zip(split, whole, strict=True))
     # A kernel that takes all documents in one call is called for each group of heads too.
     edges, calls = (0, 5, 16), []
@@ -82,30 +82,30 @@ def test_heads_are_split_where_a_tensor_cannot_be_indexed(monkeypatch):
             calls.append(q.shape[2])
             return super().forward(q, k, v, mask, scale)
 
-    found = kernels.forward(Counted(), q, k, v, edges, 0.1)
+    found = block_attention.forward(Counted(), q, k, v, edges, 0.1)
     assert calls == [4, 4]
-    assert torch.equal(found[0], kernels.forward(CPU, q, k, v, edges, 0.1)[0])
+    assert torch.equal(found[0], block_attention.forward(CPU, q, k, v, edges, 0.1)[0])
     # Query heads of one key head are split last: its gradient is then a sum of parts.
     for num_groups in (4, 8):
-        monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // num_groups)
-        assert len(kernels._head_groups(q, k)) == num_groups
-        split_out, split_lse = kernels.forward(CPU, q, k, v, (0, len(q)), 0.1)
+        monkeypatch.setattr(block_attention, "MAX_ELEMENTS", q.numel() // num_groups)
+        assert len(block_attention._head_groups(q, k)) == num_groups
+        split_out, split_lse = block_attention.forward(CPU, q, k, v, (0, len(q)), 0.1)
         assert torch.equal(split_out, out)
         assert torch.equal(split_lse, lse)
-        split = kernels.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
+        split = block_attention.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
         for part, exact in zip(split, whole, strict=True):
             torch.testing.assert_close(part, exact, rtol=1e-12, atol=1e-12)
-    monkeypatch.setattr(kernels, "MAX_ELEMENTS", q.numel() // 9)
+    monkeypatch.setattr(block_attention, "MAX_ELEMENTS", q.numel() // 9)
     with pytest.raises(InputError, match="raise context_parallel_size"):
-        kernels.forward(CPU, q, k, v, (0, len(q)), 0.1)
+        block_attention.forward(CPU, q, k, v, (0, len(q)), 0.1)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
 def test_cudnn_takes_long_documents_alone_and_short_ones_together(lengths):
     edges = [0, *accumulate(lengths)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cudnn_kernel, "MIN_AREA", 100)  # long: 10 tokens
-        runs = cudnn_kernel._runs(tuple(edges))
+        patch.setattr(cudnn, "MIN_AREA", 100)  # long: 10 tokens
+        runs = cudnn._runs(tuple(edges))
     found = [start + edge for start, its in runs for edge in its]
     assert sorted(set(found)) == edges
     assert [start + its[-1] for start, its in runs] == [start for start, _ in runs[1:]] + edges[-1:]
@@ -115,12 +115,12 @@ def test_cudnn_takes_long_documents_alone_and_short_ones_together(lengths):
 
 
 def test_cudnn_takes_so_many_shapes_and_no_more(monkeypatch, caplog):
-    monkeypatch.setattr(cudnn_kernel, "MIN_AREA", 100)
-    monkeypatch.setattr(cudnn_kernel, "MAX_SHAPES", 2)
-    monkeypatch.setattr(cudnn_kernel, "_shapes", set())
+    monkeypatch.setattr(cudnn, "MIN_AREA", 100)
+    monkeypatch.setattr(cudnn, "MAX_SHAPES", 2)
+    monkeypatch.setattr(cudnn, "_shapes", set())
 
     def falls(length: int) -> bool:
-        return cudnn_kernel._falls_to_fa2(torch.empty(length, 1), torch.empty(length, 1))
+        return cudnn._falls_to_fa2(torch.empty(length, 1), torch.empty(length, 1))
 
     assert [falls(n) for n in (9, 10, 11, 12, 10, 1024)] == [True, False, False, True, False, False]
     assert "cuDNN has plans for 2 shapes of documents" in caplog.text
@@ -132,15 +132,15 @@ def test_cudnn_takes_so_many_shapes_and_no_more(monkeypatch, caplog):
 
 
 def test_the_choice_is_named_in_the_log_and_can_be_overridden(monkeypatch, caplog):
-    kernels._resolve.cache_clear()
+    block_attention._resolve.cache_clear()
     with caplog.at_level(logging.INFO):
-        assert kernels.resolve(torch.float32, 64, CPU_DEVICE) is CPU
+        assert block_attention.resolve(torch.float32, 64, CPU_DEVICE) is CPU
     assert "attention kernel cpu for torch.float32, head size 64, on cpu" in caplog.text
-    assert kernels.resolve(torch.float32, 64, CPU_DEVICE, "math") is MATH
-    monkeypatch.setenv(kernels.OVERRIDE, "math")
-    assert kernels.resolve(torch.float32, 64, CPU_DEVICE) is MATH
+    assert block_attention.resolve(torch.float32, 64, CPU_DEVICE, "math") is MATH
+    monkeypatch.setenv(block_attention.OVERRIDE, "math")
+    assert block_attention.resolve(torch.float32, 64, CPU_DEVICE) is MATH
 
 
 def test_a_kernel_that_cannot_serve_is_refused():
     with pytest.raises(InputError, match=r"kernel fa3 cannot serve .* there is none of that name"):
-        kernels.resolve(torch.float32, 64, CPU_DEVICE, "fa3")
+        block_attention.resolve(torch.float32, 64, CPU_DEVICE, "fa3")

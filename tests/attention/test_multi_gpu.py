@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.attention import kernels, ring_attention
-from megatron_ultralong.context_parallel.assignment import zigzag
-from megatron_ultralong.context_parallel.transport import LocalRing
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.attention import ring_attention
+from megatron_ultralong.attention.kernels import block_attention
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.assignment import zigzag
+from megatron_ultralong.sequence.transport import LocalRing
 from tests.attention.whole_sequence import inputs
 from tests.ranks import run_on_gpus
 
@@ -44,7 +45,7 @@ def test_nccl_equals_the_local_ring(backend, edges, kernel, size):
     if torch.cuda.device_count() < size:
         pytest.skip(f"no {size} CUDA devices")
     try:
-        kernels.resolve(torch.bfloat16, 128, torch.device("cuda", 0), kernel)
+        block_attention.resolve(torch.bfloat16, 128, torch.device("cuda", 0), kernel)
     except InputError as error:
         pytest.skip(str(error))
     by_rank = run_on_gpus(size, _shards, size, backend, edges, kernel, True)

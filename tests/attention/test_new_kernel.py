@@ -9,10 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention import kernels
-from megatron_ultralong.attention.cpu_kernel import CPU
-from megatron_ultralong.attention.kernel import Gradients, Kernel, Mask, heads_first, sequence_first
-from megatron_ultralong.attention.math_kernel import MATH
+from megatron_ultralong.attention.kernels import block_attention
+from megatron_ultralong.attention.kernels.cpu import CPU
+from megatron_ultralong.attention.kernels.kernel import (
+    Gradients,
+    Kernel,
+    Mask,
+    heads_first,
+    sequence_first,
+)
+from megatron_ultralong.attention.kernels.math import MATH
 from tests.attention.whole_sequence import dense, inputs, ring
 
 MOST_LINES = 60
@@ -55,10 +61,10 @@ class NewKernel(Kernel):
 @pytest.fixture
 def new_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     new = NewKernel()
-    monkeypatch.setattr(kernels, "candidates", lambda device: (new, CPU, MATH))
-    kernels._resolve.cache_clear()
+    monkeypatch.setattr(block_attention, "candidates", lambda device: (new, CPU, MATH))
+    block_attention._resolve.cache_clear()
     yield new
-    kernels._resolve.cache_clear()
+    block_attention._resolve.cache_clear()
 
 
 def test_its_size() -> None:

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_ultralong.attention import ring_attention
-from megatron_ultralong.context_parallel.assignment import Assignment, balanced, zigzag
-from megatron_ultralong.context_parallel.transport import ProcessGroupRing
+from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
+from megatron_ultralong.sequence.transport import ProcessGroupRing
 from tests.attention.whole_sequence import inputs, ring
 from tests.ranks import run_on_ranks
 

@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ultralong.attention import reference
-from megatron_ultralong.attention.gather import _mask
-from megatron_ultralong.attention.plan import Plan, make_plan
-from megatron_ultralong.attention.rectangle import (
+from megatron_ultralong.attention.ring.gather import _mask
+from megatron_ultralong.attention.ring.plan import Plan, make_plan
+from megatron_ultralong.attention.ring.rectangle import (
     Rectangle,
     causal_area,
     local_cu_seqlens,
     rectangles,
 )
-from megatron_ultralong.context_parallel.assignment import zigzag
+from megatron_ultralong.sequence.assignment import zigzag
 from tests.attention.whole_sequence import assignments, boundaries
 
 

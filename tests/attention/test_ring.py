@@ -8,12 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from megatron_ultralong.attention import KeptOutput, function, ring_attention
-from megatron_ultralong.attention import ring as ring_module
-from megatron_ultralong.attention.gradient_sum import MAX_PIECES, MIN_PIECES, SumSpace, num_pieces
-from megatron_ultralong.attention.plan import make_plan
-from megatron_ultralong.context_parallel.assignment import balanced, zigzag
-from megatron_ultralong.context_parallel.transport import LocalRing
+from megatron_ultralong.attention import KeptOutput, ring_attention
+from megatron_ultralong.attention.ring import function
+from megatron_ultralong.attention.ring import ring as ring_module
+from megatron_ultralong.attention.ring.gradient_sum import (
+    MAX_PIECES,
+    MIN_PIECES,
+    SumSpace,
+    num_pieces,
+)
+from megatron_ultralong.attention.ring.plan import make_plan
+from megatron_ultralong.sequence.assignment import balanced, zigzag
+from megatron_ultralong.sequence.transport import LocalRing
 from tests.attention.whole_sequence import (
     assignments,
     boundaries,

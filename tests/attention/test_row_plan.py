@@ -10,11 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.attention import kernels, plan
-from megatron_ultralong.attention.boundaries import Boundaries
-from megatron_ultralong.attention.cpu_kernel import CPU, CpuKernel
-from megatron_ultralong.attention.plan import make_plan, row_plan
-from megatron_ultralong.context_parallel.assignment import zigzag
+from megatron_ultralong.attention.kernels import block_attention
+from megatron_ultralong.attention.kernels.cpu import CPU, CpuKernel
+from megatron_ultralong.attention.ring import plan
+from megatron_ultralong.attention.ring.plan import make_plan, row_plan
+from megatron_ultralong.sequence.assignment import zigzag
+from megatron_ultralong.sequence.boundaries import Boundaries
 
 
 def test_layers_of_a_row_share_its_plan_and_nobody_keeps_it() -> None:
@@ -71,12 +72,12 @@ def test_documents_of_one_length_together_are_those_alone(lengths: list[int], na
     k, v = (torch.randn(edges[-1], 1, 2, 16).to(dtype) for _ in range(2))
     alone = CpuKernel()
     alone.serves_documents = False
-    out, lse = kernels.forward(CPU, q, k, v, edges, 0.3)
+    out, lse = block_attention.forward(CPU, q, k, v, edges, 0.3)
     for ours, theirs in (
-        ((out, lse), kernels.forward(alone, q, k, v, edges, 0.3)),
+        ((out, lse), block_attention.forward(alone, q, k, v, edges, 0.3)),
         (
-            kernels.backward(CPU, dout, q, k, v, out, lse, edges, 0.3),
-            kernels.backward(alone, dout, q, k, v, out, lse, edges, 0.3),
+            block_attention.backward(CPU, dout, q, k, v, out, lse, edges, 0.3),
+            block_attention.backward(alone, dout, q, k, v, out, lse, edges, 0.3),
         ),
     ):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_ultralong.attention import reference, ring_attention
-from megatron_ultralong.context_parallel.assignment import Assignment, zigzag
-from megatron_ultralong.context_parallel.transport import LocalRing
+from megatron_ultralong.sequence.assignment import Assignment, zigzag
+from megatron_ultralong.sequence.transport import LocalRing
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]  # out, dq, dk, dv
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.model.shape import ModelConfig
 
 Tensors = dict[str, torch.Tensor]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from megatron_ultralong.checkpoint.weight_map import EMBEDDING, LM_HEAD
+from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD
 from tests.checkpoint.odd_folder import Folder, Tensors
 
 

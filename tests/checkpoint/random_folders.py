@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.weight_map import weight_map
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.checkpoint.formats.weight_map import weight_map
+from megatron_ultralong.model.shape import ModelConfig
 from tests.checkpoint.odd_files import ODD_LAYOUTS, PLAIN_LAYOUTS, write_plain
 from tests.checkpoint.odd_folder import Folder, Tensors
 from tests.checkpoint.odd_rope import choose_rope

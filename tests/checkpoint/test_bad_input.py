@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
-from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig, VerifyConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint, verify
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
+from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import edit_config, save_llama
 
 

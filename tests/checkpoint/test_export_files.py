@@ -10,13 +10,13 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
-from megatron_ultralong.checkpoint.export_readers import TRIED, export_good_for
-from megatron_ultralong.checkpoint.metadata import SOURCE_FOLDER
-from megatron_ultralong.checkpoint.report import ConversionReport
-from megatron_ultralong.checkpoint.tokenizer_files import TokenizerFiles
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.checkpoint.convert.export_readers import TRIED, export_good_for
+from megatron_ultralong.checkpoint.convert.report import ConversionReport
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
+from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import edit_config
 from tools.export_matrix.cases import KINDS, TEMPLATE, TOOL_TEMPLATE, save_model, save_tokenizer
 from tools.export_matrix.probe import MESSAGES, TEXTS

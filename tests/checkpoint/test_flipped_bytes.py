@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.checkpoint.checksums import (
+from megatron_ultralong.checkpoint.disk.checksums import (
     PIECE_BYTES,
     Checksum,
     DamagedError,
@@ -19,14 +19,14 @@ from megatron_ultralong.checkpoint.checksums import (
     checksum,
     write_checksums,
 )
-from megatron_ultralong.checkpoint.folder import LATEST_FILE
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.metadata import load_metadata
+from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.dropin.checkpoints import vet
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.rank_values import every_rank
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.rank_values import every_rank
 from tests.checkpoint.verbs import OPENS, refusal, write_inputs
 from tests.ranks import run_on_ranks
 
@@ -151,7 +151,7 @@ def read_share(folder: Path) -> tuple[list[tuple[int, int]], str]:
     """Pieces that this rank reads of a checkpoint, and what all ranks say of it."""
     import torch.distributed as dist
 
-    from megatron_ultralong.checkpoint import checksums
+    from megatron_ultralong.checkpoint.disk import checksums
 
     pieces: list[tuple[int, int]] = []
     plain = checksums._check_piece
@@ -192,7 +192,7 @@ def test_two_ranks_read_each_byte_once_and_agree(
 
 
 def test_files_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_ultralong.checkpoint.checksums.PIECE_BYTES", 1000)
+    monkeypatch.setattr("megatron_ultralong.checkpoint.disk.checksums.PIECE_BYTES", 1000)
     data = random.Random(0).randbytes(3500)
     path = tmp_path / "file"
     path.write_bytes(data)

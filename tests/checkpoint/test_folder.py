@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.folder import (
+from megatron_ultralong.checkpoint.disk.folder import (
     iteration_folder,
     iterations,
     resolve,
     write_latest,
 )
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.program.errors import InputError
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
-from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.hugging_face_config import without_code
-from megatron_ultralong.checkpoint.small_files import check_tokenizer_names
-from megatron_ultralong.checkpoint.transformers_model import transformers_model
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.checkpoint.convert.small_files import check_tokenizer_names
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.hugging_face_config import without_code
+from megatron_ultralong.checkpoint.logits.transformers_model import transformers_model
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama
 
 CODE = {

@@ -9,20 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_ultralong.checkpoint import logits
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
-from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.layered_logits import LayeredLogits
-from megatron_ultralong.checkpoint.logits import prompt
-from megatron_ultralong.checkpoint.logits_comparison import compare_logits, compare_tiles
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.megatron_logits import megatron_logits
-from megatron_ultralong.checkpoint.meta import MetaFolder
-from megatron_ultralong.checkpoint.transformers_logits import transformers_logits
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig, VerifyConfig
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.yarn import LinearConfig
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint, verify
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.meta import MetaFolder
+from megatron_ultralong.checkpoint.logits import check
+from megatron_ultralong.checkpoint.logits.check import prompt
+from megatron_ultralong.checkpoint.logits.comparison import compare_logits, compare_tiles
+from megatron_ultralong.checkpoint.logits.layered_logits import LayeredLogits
+from megatron_ultralong.checkpoint.logits.megatron_logits import megatron_logits
+from megatron_ultralong.checkpoint.logits.transformers_logits import transformers_logits
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.model.yarn import LinearConfig
+from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import save_llama
 from tests.ranks import run_on_ranks
 
@@ -136,7 +136,7 @@ def test_layer_by_layer_gives_the_logits_of_the_whole_models(folder: Path, tmp_p
         layered = LayeredLogits(a, b, tokens, torch.float32)
         found = [torch.cat(tiles) for tiles in zip(*layered.tiles(), strict=True)]
         for model, values in zip((a, b), found, strict=True):
-            assert torch.equal(values, logits.model_logits(model, tokens, torch.float32))
+            assert torch.equal(values, check.model_logits(model, tokens, torch.float32))
         assert len(layered.layer_differences) == a.model.num_layers
     # yarn's temperature is in cos and sin there, in the softmax's scale here
     yarn = LayeredLogits(
@@ -155,7 +155,7 @@ def test_layer_by_layer_gives_the_logits_of_the_whole_models(folder: Path, tmp_p
 )
 def test_in_float64_nothing_is_left_of_the_difference(folder: Path, rope: str) -> None:
     models = HuggingFaceFolder(folder / f"{rope}-hf"), MegatronCheckpoint(folder / rope)
-    comparison = logits.check_logits(*models, LENGTH, "fp64", "whole")
+    comparison = check.check_logits(*models, LENGTH, "fp64", "whole")
     # sums of up to 9,216 products in float64, of size 1: 1e-14 is usual
     assert comparison.max_difference < 1e-12
     assert comparison.max_kl < 1e-14
@@ -170,7 +170,7 @@ def test_the_layer_that_is_wrong_is_named(folder: Path, tmp_path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     models = HuggingFaceFolder(tmp_path / "hf"), MegatronCheckpoint(folder / "llama3")
     with pytest.raises(InputError, match=r"hidden states part in layer 1, by 0\.\d+ of their norm"):
-        logits.check_logits(*models, 64, method="layers")
+        check.check_logits(*models, 64, method="layers")
 
 
 def test_other_logits_are_refused(folder: Path) -> None:
@@ -178,7 +178,7 @@ def test_other_logits_are_refused(folder: Path) -> None:
     with pytest.raises(
         InputError, match=r"in fp64 the largest difference is \d\.\d+ \(rounding makes .*e-09, for"
     ):
-        logits.check_logits(*models, 64)
+        check.check_logits(*models, 64)
 
 
 def test_the_method_is_that_which_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,19 +186,19 @@ def test_the_method_is_that_which_fits(folder: Path, monkeypatch: pytest.MonkeyP
     models = HuggingFaceFolder(folder / "default-hf"), MegatronCheckpoint(folder / "default")
 
     def leave(num_bytes: int) -> None:
-        memory = logits.psutil.virtual_memory()._replace(available=num_bytes)
-        monkeypatch.setattr(logits.psutil, "virtual_memory", lambda: memory)
+        memory = check.psutil.virtual_memory()._replace(available=num_bytes)
+        monkeypatch.setattr(check.psutil, "virtual_memory", lambda: memory)
 
-    assert not logits.check_logits(*models, 2048).layer_differences
+    assert not check.check_logits(*models, 2048).layer_differences
     leave(7_000_000)  # 7.7 MB are needed for the whole models, 6.6 MB for one layer of each
-    assert logits.check_logits(*models, 2048).layer_differences
+    assert check.check_logits(*models, 2048).layer_differences
     with pytest.raises(
         InputError, match=r"needs about 0\.0 GiB .* 2048 tokens \(whole; 0\.0 GiB layer by layer"
     ):
-        logits.check_logits(*models, 2048, method="whole")
+        check.check_logits(*models, 2048, method="whole")
     leave(1000)
     with pytest.raises(InputError, match=r"64 tokens \(layers; .*, 0\.0 GiB are available"):
-        logits.check_logits(*models, 64)
+        check.check_logits(*models, 64)
 
 
 def test_another_reading_of_the_rope_block_is_refused(folder: Path) -> None:

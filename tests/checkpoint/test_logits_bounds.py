@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_ultralong.checkpoint import logits
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.logits_comparison import compare_logits, rounding_bound
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-from megatron_ultralong.convert_config import ImportConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.logits import check
+from megatron_ultralong.checkpoint.logits.comparison import compare_logits, rounding_bound
+from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import save_llama
 
 DEEP = {
@@ -49,7 +49,7 @@ def change(folder: Path, new: Callable[[str, torch.Tensor], torch.Tensor]) -> No
 
 def test_amplified_rounding_is_judged_in_float64(deep: Path) -> None:
     models = HuggingFaceFolder(deep / "hf"), MegatronCheckpoint(deep / "megatron")
-    found = logits.check_logits(*models, 256)
+    found = check.check_logits(*models, 256)
     # 1.5e-3 in float32, 56 times its bound; 7e-12 in float64, for logits up to 2.6
     assert found.float32_difference is not None
     assert found.float32_difference > 1e-4
@@ -87,7 +87,7 @@ def test_a_permuted_head_of_one_layer_is_seen(
     change(tmp_path / "hf", permuted)
     models = HuggingFaceFolder(tmp_path / "hf"), MegatronCheckpoint(deep / "megatron")
     with pytest.raises(InputError, match="in fp64 the largest difference is") as refused:
-        logits.check_logits(*models, 64, method="layers")
+        check.check_logits(*models, 64, method="layers")
     assert f"the hidden states part in layer {layer}, by" in str(refused.value)
 
 
@@ -113,4 +113,4 @@ def test_a_model_of_infinite_weights_is_refused(deep: Path, tmp_path: Path) -> N
     change(tmp_path / "hf", lambda name, w: w / 0 if "layers.3.mlp.down" in name else w)
     models = HuggingFaceFolder(tmp_path / "hf"), HuggingFaceFolder(tmp_path / "hf")
     with pytest.raises(InputError, match=r"logits that are no finite numbers; .* in layer 3, by"):
-        logits.check_logits(*models, 32, method="layers")
+        check.check_logits(*models, 32, method="layers")

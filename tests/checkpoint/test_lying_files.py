@@ -142,7 +142,7 @@ def test_files_that_are_links(
 
 def test_links_of_the_hubs_cache_are_followed(inputs: Path, tmp_path: Path) -> None:
     """A snapshot's files are links to blobs, two folders above."""
-    from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
+    from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 
     cache = tmp_path / "hub" / "models--a--b"
     snapshot = cache / "snapshots" / "0123"

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from megatron.core.num_microbatches_calculator import unset_num_microbatches_calculator
 
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.convert_config import ImportConfig
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.parallel_config import ParallelConfig
 from tests.checkpoint.llama import save_llama
 from tests.checkpoint.test_torch_dist import TOKENS, build
 from tests.ranks import run_on_ranks

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
-from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
-from megatron_ultralong.checkpoint.inspection import inspect
-from megatron_ultralong.convert_config import (
+from megatron_ultralong.checkpoint.convert.inspection import inspect
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint, verify
+from megatron_ultralong.config.convert import (
     ExportConfig,
     ImportConfig,
     InspectConfig,
     VerifyConfig,
 )
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.model import yarn
+from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import save_llama
 from tests.checkpoint.meta_files import MetaShape, Tensors, load_meta, random_tensors, save_files
 

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from megatron_ultralong import cli
-from megatron_ultralong.checkpoint.checksums import checksum, write_checksums
+from megatron_ultralong.checkpoint.disk.checksums import checksum, write_checksums
 from tests.checkpoint.verbs import OPENS, OTHERS, refusal, write_inputs
 
 DATA = "__0_0.distcp"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.checkpoint.pickles import (
+from megatron_ultralong.checkpoint.formats.pickles import (
     UnsafeError,
     check_extra_state,
     read_torch_file,

@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.megatron_logits import megatron_logits
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.logits.megatron_logits import megatron_logits
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.program.errors import InputError
 from tests.checkpoint import random_folders
 from tests.checkpoint.random_folders import Folder
 from tests.patience import patience

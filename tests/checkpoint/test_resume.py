@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ultralong.checkpoint import manifest
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
-from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.manifest import MANIFEST_FILE, Manifest
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.staging import new_folder
-from megatron_ultralong.checkpoint.weight_map import Weight
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.weight_map import Weight
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.program import conversion_journal
+from megatron_ultralong.program.conversion_journal import MANIFEST_FILE, Manifest
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.new_folder import new_folder
 from tests.checkpoint.llama import save_llama
 from tests.patience import patience
 
@@ -29,10 +29,10 @@ KILL = f"""
 import os, signal, sys
 from megatron_ultralong import cli
 from megatron_ultralong.checkpoint import manifest
-from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 
-manifest.SYNC_BYTES = 10_000
+conversion_journal.SYNC_BYTES = 10_000
 reads = 0
 
 def killing(read):
@@ -157,7 +157,7 @@ def test_another_conversion_is_not_continued(folder: Path, tmp_path: Path) -> No
 
 
 def test_entries_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "SYNC_BYTES", 100)
+    monkeypatch.setattr(conversion_journal, "SYNC_BYTES", 100)
     waits: list[str] = []
     with Manifest(tmp_path, {}) as written:
         for number in range(5):

@@ -8,11 +8,11 @@ import pytest
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
-from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.model import yarn
+from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import edit_config, save_llama
 
 SCALINGS: dict[str, yarn.RopeScaling] = {

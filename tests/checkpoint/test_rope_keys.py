@@ -9,10 +9,10 @@ import pytest
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.rope_block import rope_scaling, rotary_base
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.json_file import JsonObject
+from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling, rotary_base
+from megatron_ultralong.model import yarn
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import JsonObject
 
 HEAD_DIM = 64
 LINEAR = {"rope_type": "linear", "factor": 4.0}

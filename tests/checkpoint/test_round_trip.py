@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
-from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.inspection import inspect
-from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.convert_config import (
+from megatron_ultralong.checkpoint.convert.inspection import inspect
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint, verify
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.config.convert import (
     ExportConfig,
     ImportConfig,
     InspectConfig,
     VerifyConfig,
 )
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import ROPES, edit_config, save_llama
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from tests.checkpoint.meta_files import MetaShape, load_meta, random_tensors, save_files
 
 SENTENCEPIECE = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"

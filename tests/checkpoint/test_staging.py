@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint import staging
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.program import new_folder
+from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import save_llama
 
 
@@ -48,7 +48,7 @@ def test_too_little_room_is_said_first(
     originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=3 * 2**20)
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(new_folder.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=r"has 0\.00 GiB free, 0\.02 GiB are needed"):
         import_checkpoint(ImportConfig(originals / "single", tmp_path / "out"))
     assert not list(tmp_path.iterdir())
@@ -56,7 +56,7 @@ def test_too_little_room_is_said_first(
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with staging.new_folder(tmp_path / "out", 10, {}) as (partial, _):
+        with new_folder.new_folder(tmp_path / "out", 10, {}) as (partial, _):
             (partial / "half").write_text("half")
             raise KeyboardInterrupt
 
@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_written_to_is_said() -> None:
     # Nobody may make folders there, not even root.
     with (
         pytest.raises(InputError, match=r"output /proc/self/out cannot be written: .*name another"),
-        staging.new_folder(Path("/proc/self/out"), -(2**40), {}),
+        new_folder.new_folder(Path("/proc/self/out"), -(2**40), {}),
     ):
         pass
 
@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_written_to_is_said() -> None:
 def test_a_disk_that_becomes_full_is_said(tmp_path: Path) -> None:
     def fill() -> None:
         with (
-            staging.new_folder(tmp_path / "out", 2**29, {}) as (partial, _),
+            new_folder.new_folder(tmp_path / "out", 2**29, {}) as (partial, _),
             Path("/dev/full").open("wb") as file,
         ):
             (partial / "half").write_text("half")

@@ -14,21 +14,21 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import AutoModelForCausalLM
 
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint, verify
-from megatron_ultralong.checkpoint.folder import iteration_folder, write_latest
-from megatron_ultralong.checkpoint.inspection import inspect
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.convert_config import (
+from megatron_ultralong.checkpoint.convert.inspection import inspect
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint, verify
+from megatron_ultralong.checkpoint.disk.folder import iteration_folder, write_latest
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.config.convert import (
     ExportConfig,
     ImportConfig,
     InspectConfig,
     VerifyConfig,
 )
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.optimizer_config import OptimizerConfig
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.optimizer import build_optimizer, wrap_model
 from tests.checkpoint.llama import save_llama
 from tests.ranks import run_on_ranks

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from megatron_ultralong import cli
-from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.yarn import LinearConfig, YarnConfig, yarn_attention_factor
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.model.yarn import LinearConfig, YarnConfig, yarn_attention_factor
 from tests.checkpoint.llama import save_llama
 from tests.checkpoint.verbs import refusal
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.open_model import open_model
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.checkpoint.convert.open_model import open_model
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import edit_config, save_llama
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ultralong.checkpoint.weight_map import fuse_qkv, weight_map
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.checkpoint.formats.weight_map import fuse_qkv, weight_map
+from megatron_ultralong.model.shape import ModelConfig
 
 shapes = st.builds(
     ModelConfig,

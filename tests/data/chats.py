@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.chat_template import TEMPLATES
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
 from tests.models import write_tokenizer
 
 TEMPLATE = (Path(__file__).parent / "golden" / "llama3_1.jinja").read_text(encoding="utf-8")

@@ -10,12 +10,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ultralong.data.engines import open_reference
-from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
-from megatron_ultralong.data.manifest import Manifest
-from megatron_ultralong.data.prepare import PrepareConfig, prepare
-from megatron_ultralong.data.reading import ReadOptions
-from megatron_ultralong.data.sampling import LengthSampling
+from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.read.reading import ReadOptions
+from megatron_ultralong.data.rows.manifest import Manifest
+from megatron_ultralong.data.tokenize.engines import open_reference
+from megatron_ultralong.data.tokenize.llama3_tokenizer import Llama3Tokenizer
 
 LIBRARY = Path(os.__file__).parent
 

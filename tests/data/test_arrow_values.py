@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ultralong.data.arrow_values import num_kept_nulls, python_rows
-from megatron_ultralong.data.formats import read_records
+from megatron_ultralong.data.read.arrow_values import num_kept_nulls, python_rows
+from megatron_ultralong.data.read.formats import read_records
 
 
 def rows(values: list[Any], name: str = "messages", kind: Any = None) -> list[Any]:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ultralong.data.chat_encoder import ChatEncoder, Example
-from megatron_ultralong.data.chat_read_options import ChatReadOptions
-from megatron_ultralong.data.chat_reading import ConversationReader
-from megatron_ultralong.data.chat_template import TEMPLATES
-from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
-from megatron_ultralong.data.reading import Source
+from megatron_ultralong.data.read.chat_read_options import ChatReadOptions
+from megatron_ultralong.data.read.chat_reading import ConversationReader
+from megatron_ultralong.data.read.reading import Source
+from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
+from megatron_ultralong.data.tokenize.llama3_tokenizer import Llama3Tokenizer
 from tests.data.chat_fuzz import File, expected_mask
 from tests.data.chats import TEMPLATE
 

@@ -12,15 +12,15 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ultralong.data.chat_date import date_of, resolved_date
-from megatron_ultralong.data.chat_manifest import ChatManifest
-from megatron_ultralong.data.chat_marks import with_marks
-from megatron_ultralong.data.chat_read_options import ChatReadOptions
-from megatron_ultralong.data.chat_rows import ChatRows
-from megatron_ultralong.data.chat_template import Piece
-from megatron_ultralong.data.prepare_chat import PrepareChatConfig, prepare_chat
-from megatron_ultralong.data.template_process import TemplateProcess
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
+from megatron_ultralong.data.read.chat_read_options import ChatReadOptions
+from megatron_ultralong.data.rows.chat_manifest import ChatManifest
+from megatron_ultralong.data.rows.chats import ChatRows
+from megatron_ultralong.data.tokenize.chat_date import date_of, resolved_date
+from megatron_ultralong.data.tokenize.chat_marks import with_marks
+from megatron_ultralong.data.tokenize.chat_template import Piece
+from megatron_ultralong.data.tokenize.template_process import TemplateProcess
+from megatron_ultralong.program.errors import InputError
 from tests.data.chats import (
     TEMPLATE,
     marked_template,

@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ultralong.data.chat_encoder import ChatEncoder, Example
-from megatron_ultralong.data.chat_template import DATE, TEMPLATES, TemplateName, rendered_text
-from megatron_ultralong.data.conversation_formats import parse_conversation
-from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
-from megatron_ultralong.data.template_process import TemplateProcess
-from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.read.conversation_formats import parse_conversation
+from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example
+from megatron_ultralong.data.tokenize.chat_template import (
+    DATE,
+    TEMPLATES,
+    TemplateName,
+    rendered_text,
+)
+from megatron_ultralong.data.tokenize.llama3_tokenizer import Llama3Tokenizer
+from megatron_ultralong.data.tokenize.template_process import TemplateProcess
+from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
+from megatron_ultralong.program.errors import InputError
 from tests.data.chats import TEMPLATE, marked_template, random_record
 from tests.models import write_tokenizer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from megatron_ultralong.data.compression import COMPRESSIONS, DamagedError, decompressed
+from megatron_ultralong.data.read.compression import COMPRESSIONS, DamagedError, decompressed
 
 WRITERS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,

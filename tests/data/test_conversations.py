@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ultralong.data.chat_read_options import ChatReadOptions
-from megatron_ultralong.data.chat_reading import ConversationReader
-from megatron_ultralong.data.conversation import ConversationError, Message, ToolCall
-from megatron_ultralong.data.conversation_formats import parse_conversation
-from megatron_ultralong.data.sources import Source
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.read.chat_read_options import ChatReadOptions
+from megatron_ultralong.data.read.chat_reading import ConversationReader
+from megatron_ultralong.data.read.conversation import ConversationError, Message, ToolCall
+from megatron_ultralong.data.read.conversation_formats import parse_conversation
+from megatron_ultralong.data.read.sources import Source
+from megatron_ultralong.program.errors import InputError
 from tests.data.chats import random_record, write_jsonl
 
 

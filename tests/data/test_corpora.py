@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.cli import main
-from megatron_ultralong.data.manifest import Manifest, load_manifest
-from megatron_ultralong.data.rows import PackedRows
-from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
-from megatron_ultralong.errors import escaped
+from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
+from megatron_ultralong.data.rows.packed import PackedRows
+from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
+from megatron_ultralong.program.errors import escaped
 from tests.data.corpora import Corpus, make
 
 SAMPLE, ALL = 60, 500

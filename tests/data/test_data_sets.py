@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ultralong.data.chat_manifest import ChatManifest
-from megatron_ultralong.data.chat_read_options import ChatReadOptions
-from megatron_ultralong.data.chat_rows import ChatRows
-from megatron_ultralong.data.chat_template import TEMPLATES, rendered_text
-from megatron_ultralong.data.conversation import ConversationError, Message, ToolCall
-from megatron_ultralong.data.conversation_formats import parse_conversation
-from megatron_ultralong.data.prepare_chat import PrepareChatConfig, prepare_chat
-from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
+from megatron_ultralong.data.read.chat_read_options import ChatReadOptions
+from megatron_ultralong.data.read.conversation import ConversationError, Message, ToolCall
+from megatron_ultralong.data.read.conversation_formats import parse_conversation
+from megatron_ultralong.data.rows.chat_manifest import ChatManifest
+from megatron_ultralong.data.rows.chats import ChatRows
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, rendered_text
+from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
+from megatron_ultralong.program.errors import InputError
 from tests.data.chats import TEMPLATE, write_chat_tokenizer, write_jsonl
 
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}

@@ -12,11 +12,19 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer, models
 
-from megatron_ultralong.data.engines import TokenizerEngine, choose_tokenizer, open_reference
-from megatron_ultralong.data.fast_tokenizer import FastPathError, FastTokenizer
-from megatron_ultralong.data.llama3_tokenizer import Llama3Tokenizer
-from megatron_ultralong.data.tokenising import HuggingFaceTokenizer, copy_tokenizer, separator_ids
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.tokenize.engines import (
+    TokenizerEngine,
+    choose_tokenizer,
+    open_reference,
+)
+from megatron_ultralong.data.tokenize.fast_tokenizer import FastPathError, FastTokenizer
+from megatron_ultralong.data.tokenize.llama3_tokenizer import Llama3Tokenizer
+from megatron_ultralong.data.tokenize.tokenising import (
+    HuggingFaceTokenizer,
+    copy_tokenizer,
+    separator_ids,
+)
+from megatron_ultralong.program.errors import InputError
 
 HOSTILE = [
     "<|begin_of_text|>a<|end_of_text|>",

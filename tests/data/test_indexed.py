@@ -9,10 +9,10 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from megatron.core.tokenizers.text.libraries.null_tokenizer import NullTokenizer
 
-from megatron_ultralong.data.indexed import IndexedReader, IndexedWriter, token_dtype
-from megatron_ultralong.data.manifest import Manifest
-from megatron_ultralong.data.prepare import PrepareConfig
-from megatron_ultralong.data.rows import PackedRows
+from megatron_ultralong.data.prepare.documents import PrepareConfig
+from megatron_ultralong.data.rows.indexed import IndexedReader, IndexedWriter, token_dtype
+from megatron_ultralong.data.rows.manifest import Manifest
+from megatron_ultralong.data.rows.packed import PackedRows
 
 SEQUENCES = [np.array([5]), np.arange(1000) * 3, np.array([0, 2999])]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.data.manifest import Manifest, load_manifest
-from megatron_ultralong.data.prepare import PrepareConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.prepare.documents import PrepareConfig
+from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
+from megatron_ultralong.program.errors import InputError
 
 
 def test_manifest_adds_up(config: PrepareConfig, manifest: Manifest) -> None:

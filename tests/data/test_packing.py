@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.data.packing import (
+from megatron_ultralong.data.pack.packing import (
     PADDING,
     RowPlan,
     num_real_tokens,
     plan_rows,
     row_boundaries,
 )
-from megatron_ultralong.documents import document_boundaries
+from megatron_ultralong.sequence.documents import document_boundaries
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=8)
 

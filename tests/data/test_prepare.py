@@ -12,14 +12,14 @@ import pytest
 import tyro
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.manifest import Manifest, load_manifest
-from megatron_ultralong.data.prepare import PrepareConfig, prepare
-from megatron_ultralong.data.reading import ReadOptions
-from megatron_ultralong.data.rows import PackedRows
-from megatron_ultralong.data.sampling import LengthSampling
-from megatron_ultralong.data.splits import split_of
-from megatron_ultralong.documents import document_boundaries, document_id, document_split
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.pack.splits import split_of
+from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.read.reading import ReadOptions
+from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
+from megatron_ultralong.data.rows.packed import PackedRows
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import document_boundaries, document_id, document_split
 
 DEMO = LengthSampling("ultralong", short_length=3500, long_length=6000, long_weight=2.5)
 
@@ -72,8 +72,8 @@ def test_same_bytes_again_and_in_one_thread(
     arguments = [f"--source={source}" for source in config.source]
     arguments += ["--suffix=.py", "--seq-length=512", "--valid-fraction=0.2"]
     arguments += [f"--tokenizer={config.tokenizer}", f"--output={tmp_path / 'rows'}"]
-    code = "import tyro; from megatron_ultralong.data.prepare import PrepareConfig, prepare; "
-    code += "prepare(tyro.cli(PrepareConfig))"
+    code = "import tyro; from megatron_ultralong.data.prepare import documents; "
+    code += "documents.prepare(tyro.cli(documents.PrepareConfig))"
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "7"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments, "--length-sampling=none"],
@@ -214,7 +214,7 @@ def test_what_nobody_expects_leaves_nothing_behind_either(
 
     for name in ("plan_shards", "merge_shards", "select_documents", "copy_tokenizer"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"megatron_ultralong.data.prepare.{name}", fail)
+            patch.setattr(f"megatron_ultralong.data.prepare.documents.{name}", fail)
             with pytest.raises(ZeroDivisionError):
                 prepare(dataclasses.replace(config, output=tmp_path / "new" / "rows"))
         assert not list(tmp_path.iterdir())

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.chat_manifest import FILE_NAME, ChatManifest, load_chat_manifest
-from megatron_ultralong.data.chat_read_options import ChatReadOptions
-from megatron_ultralong.data.chat_rows import ChatRows, target_mask
-from megatron_ultralong.data.chat_template import TEMPLATES
-from megatron_ultralong.data.prepare_chat import PrepareChatConfig, prepare_chat
-from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
+from megatron_ultralong.data.read.chat_read_options import ChatReadOptions
+from megatron_ultralong.data.rows.chat_manifest import FILE_NAME, ChatManifest, load_chat_manifest
+from megatron_ultralong.data.rows.chats import ChatRows, target_mask
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
+from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
+from megatron_ultralong.program.errors import InputError
 from tests.data.chats import TEMPLATE, random_record, write_chat_tokenizer, write_jsonl
 from tests.models import write_tokenizer
 

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ultralong.data import parquet
-from megatron_ultralong.data.formats import read_records
-from megatron_ultralong.data.reading import DocumentReader, ReadOptions, find_documents
-from megatron_ultralong.data.sources import FilePart, Source, find_files, parse_source
-from megatron_ultralong.documents import document_id
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.read import parquet
+from megatron_ultralong.data.read.formats import read_records
+from megatron_ultralong.data.read.reading import DocumentReader, ReadOptions, find_documents
+from megatron_ultralong.data.read.sources import FilePart, Source, find_files, parse_source
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import document_id
 
 TEXTS = ["def f():\r\n    return 1\n", "naïve 文章 \u2028 end", "x" * 100_000, "last"]
 WRITERS = {

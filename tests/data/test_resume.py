@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ultralong.data import prepare as module
-from megatron_ultralong.data import shards
-from megatron_ultralong.data.manifest import Manifest
-from megatron_ultralong.data.prepare import PrepareConfig, prepare
-from megatron_ultralong.data.reading import ReadOptions, find_documents
-from megatron_ultralong.data.sources import Source
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.prepare import documents as module
+from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.read.reading import ReadOptions, find_documents
+from megatron_ultralong.data.read.sources import Source
+from megatron_ultralong.data.rows.manifest import Manifest
+from megatron_ultralong.data.store import shards
+from megatron_ultralong.program.errors import InputError
 from tests.patience import patience
 
 # a process that works in small shards: the corpus has one of the usual size

@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.context_parallel.assignment import zigzag
-from megatron_ultralong.data.chunks import read_chunks
-from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
-from megatron_ultralong.data.rows import (
+from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.data.rows.packed import (
     PackedRows,
     boundaries_prefix,
     global_row_index,
     row_order,
 )
-from megatron_ultralong.documents import next_token_labels
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.rows.stored import read_chunks
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.assignment import zigzag
+from megatron_ultralong.sequence.documents import next_token_labels
 
 ROWS = np.arange(60).reshape(5, 12) * 1000
 

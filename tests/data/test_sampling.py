@@ -3,15 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.data.sampling import (
+from megatron_ultralong.data.pack.sampling import (
     LengthSampling,
     document_weights,
     mixed_order,
     num_copies,
     sample_units,
 )
-from megatron_ultralong.data.target import meet_target
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.pack.target import meet_target
+from megatron_ultralong.program.errors import InputError
 
 
 def names(count: int) -> list[str]:

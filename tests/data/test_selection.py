@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.data.manifest import Manifest, SourceShare
-from megatron_ultralong.data.prepare import PrepareConfig, prepare
-from megatron_ultralong.data.sampling import LengthSampling
-from megatron_ultralong.data.splits import split_of
-from megatron_ultralong.documents import document_id
+from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.pack.splits import split_of
+from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.rows.manifest import Manifest, SourceShare
+from megatron_ultralong.sequence.documents import document_id
 
 SAMPLING = LengthSampling("ultralong", short_length=3500, long_length=6000, long_weight=2.5)
 

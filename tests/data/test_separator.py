@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from megatron_ultralong.data.manifest import Manifest
-from megatron_ultralong.data.prepare import PrepareConfig, prepare
-from megatron_ultralong.data.reading import ReadOptions
-from megatron_ultralong.data.rows import PackedRows
-from megatron_ultralong.data.separator import holds_separator, split_separators
-from megatron_ultralong.data.tokenising import HuggingFaceTokenizer
-from megatron_ultralong.documents import document_boundaries
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.read.reading import ReadOptions
+from megatron_ultralong.data.rows.manifest import Manifest
+from megatron_ultralong.data.rows.packed import PackedRows
+from megatron_ultralong.data.tokenize.separator import holds_separator, split_separators
+from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import document_boundaries
 
 
 @pytest.mark.parametrize("separator", [(), (8,), (8, 9), (7, 7), (7, 8, 7)])

@@ -20,9 +20,9 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ultralong.data.reading import DocumentReader, ReadOptions, find_documents
-from megatron_ultralong.data.signatures import SIGNATURES, signature_problem
-from megatron_ultralong.data.sources import (
+from megatron_ultralong.data.read.reading import DocumentReader, ReadOptions, find_documents
+from megatron_ultralong.data.read.signatures import SIGNATURES, signature_problem
+from megatron_ultralong.data.read.sources import (
     HIDDEN,
     NOT_WANTED,
     REPEATED,
@@ -31,7 +31,7 @@ from megatron_ultralong.data.sources import (
     Source,
     find_files,
 )
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.program.errors import InputError
 
 ROWS = [{"text": f'a "quoted" text {number}\n'} for number in range(5)]
 TEXTS = [row["text"] for row in ROWS]

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.tokenising import (
+from megatron_ultralong.data.tokenize.tokenising import (
     HuggingFaceTokenizer,
     copy_tokenizer,
     separator_ids,
 )
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.program.errors import InputError
 
 
 @pytest.fixture(scope="module")

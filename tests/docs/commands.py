@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass
 
 from megatron_ultralong import cli
-from megatron_ultralong.recipes import PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from tests.docs.blocks import ROOT
 
 FLAG = re.compile(r"--[a-z][a-z0-9_-]*[a-z0-9]")

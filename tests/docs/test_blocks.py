@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.convert_config import ImportConfig
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.config.convert import ImportConfig
 from tests.docs.blocks import NEEDS, ROOT, Block, blocks, pages, prose
 from tests.models import TEXT, write_llama
 from tests.patience import patience

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.dropin.without_triton import import_kernels_without_triton
 from tools.dropin_flags import data, variants
 from tools.dropin_flags.enumeration import OWN_SCRIPT, end_of_document

@@ -20,7 +20,7 @@ from megatron_ultralong.dropin.check import check_arguments, check_model_config,
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.known_arguments import KNOWN
 from megatron_ultralong.dropin.rules import RULES, Part, Rule
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.program.errors import InputError
 
 HONOURED = {
     "apply_query_key_layer_scaling": "divides the scores, then multiplies them by the same",

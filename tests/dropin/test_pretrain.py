@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from megatron_ultralong.checkpoint.convert import export_checkpoint
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.convert_config import ExportConfig
-from megatron_ultralong.optimizer_config import OptimizerConfig
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.rope_config import RopeConfig
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint
+from megatron_ultralong.config.convert import ExportConfig
+from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.rope import RopeConfig
+from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.training.pretrain import pretrain
 from tests.dropin.megatron_lm import EXAMPLE, flags, needs_megatron_lm, run
 from tests.ranks import run_on_ranks

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.layer_config import LayerConfig
+from megatron_ultralong.config.layers import LayerConfig
+from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.mcore.compat import has_transformer_engine
 from megatron_ultralong.training.pretrain import pretrain
 from tests.dropin.megatron_lm import EXAMPLE, TRANSFORMER_ENGINE, flags, run

@@ -11,9 +11,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
-from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
-from megatron_ultralong.evaluation.passkey_prompt import INTRODUCTION, NEEDLE, NOISE, QUESTION
+from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.evaluation.models.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
+    INTRODUCTION,
+    NEEDLE,
+    NOISE,
+    QUESTION,
+)
 
 VOCAB_SIZE = 96
 SEPARATOR = (7, 8)

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.config import LossConfig, NeedleConfig, PasskeyConfig
-from megatron_ultralong.evaluation.model_record import ModelRecord
 from megatron_ultralong.evaluation.results.file import write_results
+from megatron_ultralong.evaluation.results.model import ModelRecord
 from megatron_ultralong.evaluation.results.result import (
     KINDS,
     LOSS,
@@ -18,6 +17,7 @@ from megatron_ultralong.evaluation.results.result import (
     plain_values,
     position_row,
 )
+from megatron_ultralong.evaluation.retrieval.config import LossConfig, NeedleConfig, PasskeyConfig
 
 DATE = "2026-01-31T12:00:00+00:00"
 VERSIONS = {"megatron-ultralong": "0.1.0", "torch": "2.13.0"}

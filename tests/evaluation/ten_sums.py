@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.generator import Generator
-from megatron_ultralong.evaluation.models import ModelFacts
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.questions import Question, evaluate_questions
+from megatron_ultralong.evaluation.models.generator import Generator
+from megatron_ultralong.evaluation.models.opening import ModelFacts
 from megatron_ultralong.evaluation.results.result import Kind, Result
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 
 SUMS = Kind("ten_sums", "Ten sums")
 QUESTIONS = [(f"{a} + {b} =", str(a + b)) for a, b in zip(range(10), range(7, 17), strict=True)]

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models import ModelFacts, model_facts
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.evaluation.models.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.opening import ModelFacts, model_facts
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
 from megatron_ultralong.evaluation.ruler.samples import RulerSamples
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama
 
 CONFIG = RulerConfig(

@@ -11,21 +11,21 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.convert_config import ImportConfig
-from megatron_ultralong.data.chat_rows import ChatRows
-from megatron_ultralong.data.prepare_chat import prepare_chat
-from megatron_ultralong.data.prepare_chat_config import PrepareChatConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.data.options.chats import PrepareChatConfig
+from megatron_ultralong.data.prepare.chats import prepare_chat
+from megatron_ultralong.data.rows.chats import ChatRows
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
 from megatron_ultralong.evaluation.chat.config import ChatConfig
 from megatron_ultralong.evaluation.chat.evaluation import evaluate_chat
-from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.models import model_facts, open_scorers, tokenizer_folder
-from megatron_ultralong.evaluation.models_config import ModelsConfig
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.models.config import ModelsConfig
+from megatron_ultralong.evaluation.models.opening import model_facts, open_scorers, tokenizer_folder
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
 from tests.models import TEXT, write_llama, write_tokenizer
 from tests.ranks import run_on_ranks
 from tests.training.chats import conversations, write_chat_model

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_ultralong.checkpoint.hugging_face_config import model_config, read_config
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.cost import check_cost, estimate_cost
-from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
+from megatron_ultralong.evaluation.asking.cost import check_cost, estimate_cost
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama
 
 LLAMA_8B = ModelConfig(32, 4096, 14336, 32, 8, 128, 128256, 1e-5, 5e5, 8192, True)

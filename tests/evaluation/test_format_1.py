@@ -18,7 +18,7 @@ from megatron_ultralong.evaluation.report.page import report_page
 from megatron_ultralong.evaluation.report.report import Report, gather_report
 from megatron_ultralong.evaluation.report.terminal import print_report
 from megatron_ultralong.evaluation.results.file import read_result, read_results, write_results
-from megatron_ultralong.evaluation.tables import loss_table, score_table
+from megatron_ultralong.evaluation.results.tables import loss_table, score_table
 from tests.evaluation.results import DATE, VERSIONS
 
 ROOT = Path(__file__).parents[2]

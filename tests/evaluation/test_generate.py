@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.convert_config import ImportConfig
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.chat_prompt import ChatPrompt
-from megatron_ultralong.evaluation.generate import generate
-from megatron_ultralong.generation.config import DecodingConfig, GenerateConfig, SamplingConfig
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.config.generate import DecodingConfig, GenerateConfig, SamplingConfig
+from megatron_ultralong.generation.chat_prompt import ChatPrompt
+from megatron_ultralong.generation.generate import generate
 from megatron_ultralong.generation.text_stream import TextStream
+from megatron_ultralong.program.errors import InputError
 from tests.models import TEXT, write_llama, write_tokenizer
 
 TEMPLATE = (

@@ -15,10 +15,10 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
-from megatron_ultralong.convert_config import ImportConfig
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
+from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.model import yarn
 from tests.docs.blocks import ROOT, blocks
 from tests.patience import patience
 

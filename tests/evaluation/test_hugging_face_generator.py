@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.generator import before_stop
-from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models import open_generators
-from megatron_ultralong.evaluation.models_config import ModelsConfig
+from megatron_ultralong.evaluation.models.config import ModelsConfig
+from megatron_ultralong.evaluation.models.generator import before_stop
+from megatron_ultralong.evaluation.models.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.opening import open_generators
+from megatron_ultralong.program.errors import InputError
 
 from .conftest import VOCAB_SIZE, make_llama
 

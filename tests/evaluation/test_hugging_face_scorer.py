@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
-from megatron_ultralong.evaluation.models import open_scorers
-from megatron_ultralong.evaluation.models_config import ModelsConfig
-from megatron_ultralong.evaluation.scorer import Scorer
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.evaluation.models.config import ModelsConfig
+from megatron_ultralong.evaluation.models.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.opening import open_scorers
+from megatron_ultralong.evaluation.models.scorer import Scorer
+from megatron_ultralong.program.errors import InputError
 
 from .conftest import make_llama
 

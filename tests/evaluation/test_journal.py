@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.journal import open_journal, sample_key
-from megatron_ultralong.owner_record import is_owner_file
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.journal import open_journal, sample_key
+from megatron_ultralong.program.owner_record import is_owner_file
 from tests.ranks import run_on_ranks
 
 IDENTITY = {"checkpoint": "abc", "precision": "bf16"}

@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
-from megatron_ultralong.evaluation.infinitebench import parameters as infinitebench
-from megatron_ultralong.evaluation.infinitebench.scores import infinitebench_score
-from megatron_ultralong.evaluation.local_benchmarks import (
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.evaluation.local import infinitebench as infinitebench
+from megatron_ultralong.evaluation.local.config import InfiniteBenchConfig, LvEvalConfig
+from megatron_ultralong.evaluation.local.infinitebench_scores import infinitebench_score
+from megatron_ultralong.evaluation.local.local_benchmarks import (
     evaluate_infinitebench,
     evaluate_lv_eval,
 )
-from megatron_ultralong.evaluation.local_config import InfiniteBenchConfig, LvEvalConfig
-from megatron_ultralong.evaluation.local_data import cut_prompt
-from megatron_ultralong.evaluation.lv_eval.parameters import DATA_SETS
-from megatron_ultralong.evaluation.lv_eval.scores import lv_eval_score
-from megatron_ultralong.evaluation.models import model_facts
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.text_scores import normalised, normalised_chinese
+from megatron_ultralong.evaluation.local.local_data import cut_prompt
+from megatron_ultralong.evaluation.local.lv_eval import DATA_SETS
+from megatron_ultralong.evaluation.local.lv_eval_scores import lv_eval_score
+from megatron_ultralong.evaluation.local.text_scores import normalised, normalised_chinese
+from megatron_ultralong.evaluation.models.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.opening import model_facts
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama
 
 COST = CostConfig(estimated_tflops=0.01)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
-from megatron_ultralong.convert_config import ImportConfig
-from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
-from megatron_ultralong.evaluation.models import model_facts, open_generators, open_scorers
-from megatron_ultralong.evaluation.models_config import ModelsConfig
-from megatron_ultralong.evaluation.scorer import Scores
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
+from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.evaluation.models.config import ModelsConfig
+from megatron_ultralong.evaluation.models.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.opening import model_facts, open_generators, open_scorers
+from megatron_ultralong.evaluation.models.scorer import Scores
 from tests.models import write_llama
 from tests.ranks import run_on_ranks
 

@@ -13,24 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.config import NeedleConfig
-from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
-from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
-from megatron_ultralong.evaluation.models import model_facts
-from megatron_ultralong.evaluation.needle import needle_grid
-from megatron_ultralong.evaluation.needle_haystack import made_up, of_files
-from megatron_ultralong.evaluation.needle_prompt import (
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.evaluation.models.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.opening import model_facts
+from megatron_ultralong.evaluation.results.file import read_result
+from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.retrieval.config import NeedleConfig
+from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, measure_grid
+from megatron_ultralong.evaluation.retrieval.needle import needle_grid
+from megatron_ultralong.evaluation.retrieval.needle_haystack import made_up, of_files
+from megatron_ultralong.evaluation.retrieval.needle_prompt import (
     CITIES,
     INTRODUCTION,
     NEEDLE,
     QUESTION,
     needle_prompt,
 )
-from megatron_ultralong.evaluation.results.file import read_result
-from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.evaluation.retrieval import evaluate_grid, measure_grid
+from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama
 
 CONFIG = NeedleConfig(lengths=(700, 900), depths=(0.0, 50.0), num_samples=3, micro_batch_size=4)

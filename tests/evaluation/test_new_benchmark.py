@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.hugging_face_generator import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models import model_facts
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.evaluation.models.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.opening import model_facts
 from megatron_ultralong.evaluation.report.report import gather_report
 from megatron_ultralong.evaluation.results.file import read_result
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
 from tests.evaluation import ten_sums
 from tests.evaluation.ten_sums import QUESTIONS, SumsConfig, evaluate_sums
 from tests.evaluation.test_benchmark import Mortal

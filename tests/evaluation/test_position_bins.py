@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.position_bins import bin_edges, bin_sums
+from megatron_ultralong.sequence.position_bins import bin_edges, bin_sums
 
 lengths = st.integers(2, 5000)
 smallest = st.integers(1, 300)

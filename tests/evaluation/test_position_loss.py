@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.config import LossConfig
-from megatron_ultralong.evaluation.hugging_face_scorer import HuggingFaceScorer
-from megatron_ultralong.evaluation.position_loss import evaluate_loss, measure_position_loss
+from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.evaluation.loss.evaluation import evaluate_loss, measure_position_loss
+from megatron_ultralong.evaluation.models.hugging_face_scorer import HuggingFaceScorer
 from megatron_ultralong.evaluation.results.file import read_results
 from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.retrieval.config import LossConfig
+from megatron_ultralong.program.errors import InputError
 from tests.evaluation.results import record
 
 from .conftest import SEPARATOR, VOCAB_SIZE, make_llama

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.journal import open_journal
 from megatron_ultralong.evaluation.report.gathering import gather, load_results
 from megatron_ultralong.evaluation.report.sections import sections
 from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.journal import open_journal
 from tests.evaluation.results import (
     loss_of,
     loss_results,

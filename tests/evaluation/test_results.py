@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.report.measurement import conditions
 from megatron_ultralong.evaluation.report.report import gather_report
 from megatron_ultralong.evaluation.report.terminal import print_report
@@ -27,7 +26,8 @@ from megatron_ultralong.evaluation.results.result import (
     depth_row,
     mean_cell,
 )
-from megatron_ultralong.evaluation.tables import loss_table, score_table
+from megatron_ultralong.evaluation.results.tables import loss_table, score_table
+from megatron_ultralong.program.errors import InputError
 from tests.evaluation.results import (
     loss_of,
     loss_results,

@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
-from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.generator import before_stop
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.config.generate import DecodingConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.evaluation.models.generator import before_stop
 from megatron_ultralong.generation.checkpoint import open_decoder
-from megatron_ultralong.generation.config import DecodingConfig
 from megatron_ultralong.generation.continuation import Continuation, make_batches
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.model import yarn
+from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama
 from tests.ranks import run_on_ranks
 

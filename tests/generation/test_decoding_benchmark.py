@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.metadata import CheckpointMetadata, save_metadata
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save_metadata
+from megatron_ultralong.model.shape import ModelConfig
 from tests.patience import patience
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from megatron_ultralong.config.generate import DecodingConfig
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.generation.checkpoint import open_decoder
-from megatron_ultralong.generation.config import DecodingConfig
 from megatron_ultralong.generation.continuation import Continuation
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.parallel_config import ParallelConfig
 from tests.generation.test_continuation import (
     CHUNK,
     LAYOUTS,

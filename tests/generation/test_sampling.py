@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.generation.config import SamplingConfig
+from megatron_ultralong.config.generate import SamplingConfig
 from megatron_ultralong.generation.sampling import choose, distribution
+from megatron_ultralong.program.errors import InputError
 
 configs = st.builds(
     SamplingConfig,

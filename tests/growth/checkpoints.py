@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from megatron_ultralong.checkpoint.checksums import Checksum, read_checksums, write_checksums
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
-from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.hugging_face_writer import SafetensorsWriter
-from megatron_ultralong.checkpoint.manifest import Manifest
-from megatron_ultralong.checkpoint.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.tensor_file import PickleFile, TensorInfo
-from megatron_ultralong.checkpoint.tensor_names import known_names
-from megatron_ultralong.checkpoint.weight_map import weight_map
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.checkpoint.disk.checksums import Checksum, read_checksums, write_checksums
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.hugging_face_writer import SafetensorsWriter
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.tensor_file import PickleFile, TensorInfo
+from megatron_ultralong.checkpoint.formats.tensor_names import known_names
+from megatron_ultralong.checkpoint.formats.weight_map import weight_map
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.program.conversion_journal import Manifest
 from tests.growth.table import Work, counted
 
 

@@ -7,42 +7,42 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_ultralong.attention import cpu_kernel, cudnn_kernel
-from megatron_ultralong.attention.boundaries import Boundaries
-from megatron_ultralong.attention.cuda_domain import device_edges
-from megatron_ultralong.attention.gather import _mask
-from megatron_ultralong.attention.plan import boundaries, make_plan, row_plan
-from megatron_ultralong.config import DataConfig, PretrainConfig
-from megatron_ultralong.context_parallel.assignment import Assignment, balanced, zigzag
-from megatron_ultralong.documents import (
+from megatron_ultralong.attention.kernels import cpu, cudnn
+from megatron_ultralong.attention.kernels.cuda_domain import device_edges
+from megatron_ultralong.attention.ring.gather import _mask
+from megatron_ultralong.attention.ring.plan import boundaries, make_plan, row_plan
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.model.models import MODELS
+from megatron_ultralong.plan.communication import ring_bytes
+from megatron_ultralong.plan.job import Job
+from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
+from megatron_ultralong.sequence.boundaries import Boundaries
+from megatron_ultralong.sequence.documents import (
     document_boundaries,
     document_numbers,
     document_positions,
     loss_mask,
 )
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.plan.communication import ring_bytes
-from megatron_ultralong.plan.job import Job
-from megatron_ultralong.plan.shapes import MODELS
 from tests.growth.table import Work, counted, edges_of
 
 
 @counted(500)
 def cudnn_runs(n: int, folder: Path) -> Work:
     edges = Boundaries(edges_of(n))
-    return lambda: cudnn_kernel._runs(edges)
+    return lambda: cudnn._runs(edges)
 
 
 @counted(500)
 def cudnn_runs_of_long_documents(n: int, folder: Path) -> Work:
     edges = Boundaries(range(0, 30_000 * n + 1, 30_000))
-    return lambda: cudnn_kernel._runs(edges)
+    return lambda: cudnn._runs(edges)
 
 
 @counted(2000)
 def cpu_groups(n: int, folder: Path) -> Work:
     edges = Boundaries(edges_of(n))
-    return lambda: cpu_kernel._groups(edges)
+    return lambda: cpu._groups(edges)
 
 
 @counted(2000)
@@ -71,9 +71,9 @@ def kernel_questions_in_many_layers(n: int, folder: Path) -> Work:
 
     def ask() -> None:
         for _ in range(n):
-            cudnn_kernel._runs(edges)
+            cudnn._runs(edges)
             device_edges(edges, device)
-            cpu_kernel._groups(edges)
+            cpu._groups(edges)
 
     return ask
 

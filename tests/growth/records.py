@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from megatron_ultralong.data.arrow_values import python_rows
-from megatron_ultralong.data.chat_marks import with_marks
-from megatron_ultralong.data.chat_template import DATE, TEMPLATES
-from megatron_ultralong.data.conversation_formats import parse_conversation
+from megatron_ultralong.data.read.arrow_values import python_rows
+from megatron_ultralong.data.read.conversation_formats import parse_conversation
+from megatron_ultralong.data.tokenize.chat_marks import with_marks
+from megatron_ultralong.data.tokenize.chat_template import DATE, TEMPLATES
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, Scores, ask
-from megatron_ultralong.evaluation.journal import Journal, open_journal
 from megatron_ultralong.evaluation.results.file import read_result, write_results
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell
-from megatron_ultralong.evaluation.tables import score_table
+from megatron_ultralong.evaluation.results.tables import score_table
 from megatron_ultralong.generation.continuation import make_batches
+from megatron_ultralong.program.journal import Journal, open_journal
 from tests.growth.table import Work, counted
 
 

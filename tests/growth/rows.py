@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.data.chat_rows import ChatRows, target_mask, targets_prefix
-from megatron_ultralong.data.chunks import StoredRow
-from megatron_ultralong.data.indexed import IndexedWriter
-from megatron_ultralong.data.packing import plan_rows, row_boundaries
-from megatron_ultralong.data.rows import PackedRows, boundaries_prefix, row_order, rows_of_samples
-from megatron_ultralong.data.sampling import mixed_order
+from megatron_ultralong.data.pack.packing import plan_rows, row_boundaries
+from megatron_ultralong.data.pack.sampling import mixed_order
+from megatron_ultralong.data.rows.chats import ChatRows, target_mask, targets_prefix
+from megatron_ultralong.data.rows.indexed import IndexedWriter
+from megatron_ultralong.data.rows.packed import (
+    PackedRows,
+    boundaries_prefix,
+    row_order,
+    rows_of_samples,
+)
+from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.training.rows import PackedRowSource, check_rows
 from tests.growth.table import Work, counted, edges_of
 

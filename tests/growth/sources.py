@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_ultralong.data.sources import Source, find_files
+from megatron_ultralong.data.read.sources import Source, find_files
 from tests.growth.table import Work, counted
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.checkpoint import tensor_file
+from megatron_ultralong.checkpoint.formats import tensor_file
 from tests.growth import checkpoints, documents, records, rows, sources  # noqa: F401 - they enter
 from tests.growth.meter import Steps, count
 from tests.growth.table import ENTRIES, HEAVY

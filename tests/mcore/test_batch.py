@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.data.chunks import StoredRow
-from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
-from megatron_ultralong.data.rows import PackedRows, boundaries_prefix
-from megatron_ultralong.documents import Row, document_boundaries
+from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.data.rows.packed import PackedRows, boundaries_prefix
+from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.mcore.batch import Batch, local_batch
+from megatron_ultralong.sequence.documents import Row, document_boundaries
 from tests.mcore.test_rotary import FakeGroup, rotary
 
 SEPARATOR = (7, 8)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
+from megatron_ultralong.program.errors import InputError
 
 
 def test_a_mask_of_the_whole_row_is_refused_with_the_way_out() -> None:

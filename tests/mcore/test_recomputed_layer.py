@@ -9,12 +9,12 @@ import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.host_memory import HostMemory
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.model.shape import ModelConfig
 from tests.ranks import run_on_ranks
 
 SEQ_LENGTH, VOCABULARY = 96, 64

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong import yarn
-from megatron_ultralong.context_parallel.assignment import Assignment, zigzag
 from megatron_ultralong.mcore.cpu import cpu_backend
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
+from megatron_ultralong.model import yarn
+from megatron_ultralong.sequence.assignment import Assignment, zigzag
 
 SCALING = yarn.YarnConfig(512.0)
 

@@ -9,13 +9,13 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch.nn import functional
 
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.loss import token_loss
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.sequence_tiles import SequenceTiles
 from megatron_ultralong.mcore.tiled_loss import _TiledCrossEntropy, _Tiling
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.model.shape import ModelConfig
 from tests.ranks import run_on_ranks
 
 TOKENS, HIDDEN, VOCABULARY = 37, 24, 60

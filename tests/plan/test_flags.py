@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
-from megatron_ultralong.data.rows import boundaries_prefix
+from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.data.rows.packed import boundaries_prefix
 from megatron_ultralong.plan.without_effect import WITHOUT_EFFECT
-from megatron_ultralong.sft_config import SftConfig
 from tests.models import write_llama
 
 GPUS = "plan llama3.1-8b-1m --gpus 64 --no-search"

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from megatron_ultralong.activations import pinned_bytes
-from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.mcore import cpu  # noqa: F401 - Megatron-Core without a GPU
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.optimizer_config import OptimizerConfig
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.plan.activations import pinned_bytes
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.optimizer_memory import optimizer_memory, stage_tensors
 

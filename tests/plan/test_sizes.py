@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.plan.candidates import stage_ends
 from tests.plan.test_plan import planned, refusal
 

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.convert_config import ImportConfig
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.config.convert import ImportConfig
 from tests.models import write_llama
 from tests.ranks import run_on_ranks
 from tests.slurm.cluster import Cluster, Job
@@ -185,8 +185,8 @@ def ranks_of(job: Job) -> list[int]:
 def test_the_scripts_say_what_a_run_says(cluster: Cluster) -> None:
     """The statuses in job.sh's table are those of the program."""
     from megatron_ultralong.training.anomalies import NOT_FINITE
-    from megatron_ultralong.training.saving import CANNOT_SAVE
-    from megatron_ultralong.training.stop import STOPPED
+    from megatron_ultralong.training.iteration_boundary import CANNOT_SAVE
+    from megatron_ultralong.training.telling.stop import STOPPED
 
     text = (ROOT / "examples" / "slurm" / "job.sh").read_text()
     assert f"{NOT_FINITE} | {CANNOT_SAVE})" in text

@@ -9,9 +9,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.convert_config import ImportConfig
-from megatron_ultralong.data.chat_template import TEMPLATES
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
 from tests.models import TEXT, write_llama
 
 

@@ -25,7 +25,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from megatron_ultralong.cli import main
-from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.training.config_file import save_config
 from tests.patience import patience
 from tests.ranks import _PRELOADED

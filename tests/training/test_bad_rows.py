@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.data.indexed import IndexedWriter
-from megatron_ultralong.data.rows import PackedRows, global_row_index
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.parallel_config import ParallelConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.data.rows.indexed import IndexedWriter
+from megatron_ultralong.data.rows.packed import PackedRows, global_row_index
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.pretrain import pretrain
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
 from tests.training.conftest import MakeConfig
 
 _SLOW = ("torch", "megatron", "transformers")

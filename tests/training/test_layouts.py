@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.attention import function
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.config import DataConfig, PretrainConfig
-from megatron_ultralong.convert_config import ImportConfig
-from megatron_ultralong.data.prepare import PrepareConfig, prepare
-from megatron_ultralong.data.sampling import LengthSampling
-from megatron_ultralong.documents import DocumentMask
-from megatron_ultralong.optimizer_config import OptimizerConfig
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.rope_config import RopeConfig
-from megatron_ultralong.run_config import MemoryConfig, RecomputeGranularity
-from megatron_ultralong.training.log import IterationRecord
+from megatron_ultralong.attention.ring import function
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.rope import RopeConfig
+from megatron_ultralong.config.run import MemoryConfig, RecomputeGranularity
+from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.sequence.documents import DocumentMask
 from megatron_ultralong.training.pretrain import pretrain
+from megatron_ultralong.training.telling.log import IterationRecord
 from tests.models import TEXT, write_llama
 from tests.patience import patience
 from tests.ranks import run_on_ranks

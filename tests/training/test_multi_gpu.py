@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.documents import DocumentMask
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.run_config import MemoryConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.sequence.documents import DocumentMask
 from megatron_ultralong.training.pretrain import pretrain
 from tests.ranks import run_on_gpus
 from tests.training.conftest import MakeConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
 from tests.edges import flags, inside
 
 RECIPE = next(name for name in PRETRAIN_RECIPES if name.startswith("demo"))

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from megatron_ultralong.activations import pinned_bytes
-from megatron_ultralong.config import DataConfig, PretrainConfig
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.plan.shapes import MODELS
-from megatron_ultralong.run_config import MemoryConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.model.models import MODELS
+from megatron_ultralong.plan.activations import pinned_bytes
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.offloading import check_offloading, host_bytes
 
 MODEL = MODELS["llama3.1-8b"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.folder import iterations, write_latest
-from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.checkpoint.disk.folder import iterations, write_latest
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.dry_run import dry_run
 from megatron_ultralong.training.pretrain import check_run, pretrain
 from megatron_ultralong.training.same_run import DATA_FILE

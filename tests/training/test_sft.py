@@ -14,26 +14,26 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
 from megatron_ultralong import cli
-from megatron_ultralong.checkpoint.convert import export_checkpoint
-from megatron_ultralong.config import DataConfig, PretrainConfig
-from megatron_ultralong.convert_config import ExportConfig
-from megatron_ultralong.data.chat_rows import ChatRow, ChatRows
-from megatron_ultralong.data.prepare_chat import PrepareChatConfig, prepare_chat
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.flops import attention_area
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint
+from megatron_ultralong.config.convert import ExportConfig
+from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.run import CheckpointConfig, LogConfig, MemoryConfig
+from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
+from megatron_ultralong.data.rows.chats import ChatRow, ChatRows
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.optimizer_config import OptimizerConfig
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.run_config import CheckpointConfig, LogConfig, MemoryConfig
-from megatron_ultralong.sft_config import SftConfig
+from megatron_ultralong.model.flops import attention_area
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.config_file import save_config
-from megatron_ultralong.training.log import IterationRecord
-from megatron_ultralong.training.phases import PhaseTimers
 from megatron_ultralong.training.pretrain import check_run
-from megatron_ultralong.training.run_folder import RunFolder
+from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.sft import check_sft, sft
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep
+from megatron_ultralong.training.telling.log import IterationRecord
+from megatron_ultralong.training.telling.phases import PhaseTimers
 from tests.data.chats import write_jsonl
 from tests.models import write_tokenizer
 from tests.ranks import run_on_ranks

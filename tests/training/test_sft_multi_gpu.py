@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.data.chat_rows import ChatRows
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.run_config import MemoryConfig
-from megatron_ultralong.sft_config import SftConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.data.rows.chats import ChatRows
 from megatron_ultralong.training.sft import sft
 from tests.data.chats import write_jsonl
 from tests.ranks import run_on_gpus

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from megatron_ultralong.training.stop import StopRequests
+from megatron_ultralong.training.telling.stop import StopRequests
 
 
 def test_a_forked_process_does_not_keep_the_listener() -> None:

@@ -17,23 +17,23 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_ultralong.documents import Row
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.config import LossConfig
-from megatron_ultralong.evaluation.models import open_scorers
-from megatron_ultralong.evaluation.models_config import ModelsConfig
-from megatron_ultralong.evaluation.position_loss import measure_position_loss
+from megatron_ultralong.config.run import LogConfig
+from megatron_ultralong.evaluation.loss.evaluation import measure_position_loss
+from megatron_ultralong.evaluation.models.config import ModelsConfig
+from megatron_ultralong.evaluation.models.opening import open_scorers
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.flops import training_flops
-from megatron_ultralong.run_config import LogConfig
+from megatron_ultralong.evaluation.retrieval.config import LossConfig
+from megatron_ultralong.model.flops import training_flops
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.training.anomalies import SpikeDetector
 from megatron_ultralong.training.attention_check import check_attention
 from megatron_ultralong.training.config_file import save_config
 from megatron_ultralong.training.dry_run import dry_run
-from megatron_ultralong.training.phases import PHASES
 from megatron_ultralong.training.pretrain import check_run
-from megatron_ultralong.training.retention import expired
+from megatron_ultralong.training.saving.retention import expired
 from megatron_ultralong.training.step import LanguageModelStep
+from megatron_ultralong.training.telling.phases import PHASES
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job

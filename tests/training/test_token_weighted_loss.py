@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.data.chunks import StoredRow
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.training.log import IterationRecord
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.training.loop import train
 from megatron_ultralong.training.pretrain import check_run
 from megatron_ultralong.training.rows import RowSource
+from megatron_ultralong.training.telling.log import IterationRecord
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.training.resume import newest_good
-from megatron_ultralong.training.run_folder import STATUS_FILE
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.training.saving.resume import newest_good
+from megatron_ultralong.training.saving.run_folder import STATUS_FILE
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job, TorchrunJob, every_loss, losses
 

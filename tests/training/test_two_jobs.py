@@ -11,9 +11,9 @@ from typing import Literal
 
 import pytest
 
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.owner_record import read_owners
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.owner_record import read_owners
 from megatron_ultralong.training.dry_run import dry_run
 from megatron_ultralong.training.pretrain import check_run
 from tests.training.conftest import MakeConfig
@@ -33,7 +33,7 @@ def tree(root: Path) -> Tree:
 
 def impatient(rank: int) -> None:
     """Run on every rank: an owner that is silent for a moment is gone."""
-    from megatron_ultralong import owner_signs
+    from megatron_ultralong.program import owner_signs
 
     owner_signs.STALE_SECONDS = 0.2
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.folder import write_latest
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.config import LossConfig
-from megatron_ultralong.evaluation.models import open_scorers
-from megatron_ultralong.evaluation.models_config import ModelsConfig
-from megatron_ultralong.evaluation.position_loss import measure_position_loss
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.run_config import MemoryConfig
-from megatron_ultralong.training.log import IterationRecord
+from megatron_ultralong.checkpoint.disk.folder import write_latest
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.evaluation.loss.evaluation import measure_position_loss
+from megatron_ultralong.evaluation.models.config import ModelsConfig
+from megatron_ultralong.evaluation.models.opening import open_scorers
+from megatron_ultralong.evaluation.retrieval.config import LossConfig
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.pretrain import check_run, pretrain
+from megatron_ultralong.training.telling.log import IterationRecord
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.checkpoint.folder import resolve, write_latest
-from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.layer_config import LOCAL_LAYERS, LayerConfig
+from megatron_ultralong.checkpoint.disk.folder import resolve, write_latest
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
+from megatron_ultralong.config.layers import LOCAL_LAYERS, LayerConfig
+from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.mcore.compat import has_transformer_engine
-from megatron_ultralong.run_config import MemoryConfig
+from megatron_ultralong.model.yarn import YarnConfig
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.pretrain import check_run
-from megatron_ultralong.yarn import YarnConfig
 from tests.transformer_engine.comparison import (
     FP8_LOSS,
     FP8_NORM,

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.layer_config import LayerConfig
+from megatron_ultralong.config.layers import LayerConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.mcore.compat import has_transformer_engine
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.run_config import MemoryConfig
 from tests.ranks import run_on_gpus
 from tests.transformer_engine.comparison import (
     FP8_LOSS,

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.checkpoint.convert import import_checkpoint
-from megatron_ultralong.checkpoint.folder import resolve
-from megatron_ultralong.checkpoint.metadata import load_metadata
-from megatron_ultralong.checkpoint.model_state import load_weights
-from megatron_ultralong.config import DataConfig, PretrainConfig
-from megatron_ultralong.convert_config import ImportConfig
-from megatron_ultralong.data.prepare import PrepareConfig, prepare
-from megatron_ultralong.data.sampling import LengthSampling
-from megatron_ultralong.layer_config import LOCAL_LAYERS, LayerConfig
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.checkpoint.disk.folder import resolve
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.checkpoint.formats.model_state import load_weights
+from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.config.layers import LOCAL_LAYERS, LayerConfig
+from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.rope import RopeConfig
+from megatron_ultralong.config.run import CheckpointConfig, LogConfig, MemoryConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.optimizer_config import OptimizerConfig
-from megatron_ultralong.parallel_config import ParallelConfig
-from megatron_ultralong.rope_config import RopeConfig
-from megatron_ultralong.run_config import CheckpointConfig, LogConfig, MemoryConfig
 from megatron_ultralong.training.pretrain import pretrain
 from tests.models import TEXT, write_llama
 

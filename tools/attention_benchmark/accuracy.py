@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from megatron_ultralong.attention import reference, ring_attention
-from megatron_ultralong.context_parallel.assignment import zigzag
-from megatron_ultralong.context_parallel.transport import LocalRing
+from megatron_ultralong.sequence.assignment import zigzag
+from megatron_ultralong.sequence.transport import LocalRing
 
 from .measurement import header, inputs, row
 

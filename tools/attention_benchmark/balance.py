@@ -6,9 +6,9 @@ import argparse
 
 import numpy as np
 
-from megatron_ultralong.attention.plan import Plan, make_plan
-from megatron_ultralong.attention.rectangle import causal_area
-from megatron_ultralong.context_parallel.assignment import balanced, zigzag
+from megatron_ultralong.attention.ring.plan import Plan, make_plan
+from megatron_ultralong.attention.ring.rectangle import causal_area
+from megatron_ultralong.sequence.assignment import balanced, zigzag
 
 from .measurement import row
 from .recipe_lengths import recipe_lengths

@@ -11,7 +11,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.context_parallel.assignment import zigzag
+from megatron_ultralong.sequence.assignment import zigzag
 
 from .measurement import header, inputs, row, times
 from .recipe_lengths import recipe_lengths

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention import kernels, ring_attention
-from megatron_ultralong.attention.plan import make_plan
-from megatron_ultralong.attention.rectangle import causal_area
-from megatron_ultralong.context_parallel.assignment import Assignment, balanced, zigzag
-from megatron_ultralong.context_parallel.transport import LocalRing, Transport
+from megatron_ultralong.attention import ring_attention
+from megatron_ultralong.attention.kernels import block_attention
+from megatron_ultralong.attention.ring.plan import make_plan
+from megatron_ultralong.attention.ring.rectangle import causal_area
+from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
+from megatron_ultralong.sequence.transport import LocalRing, Transport
 
 from .accuracy import accuracy
 from .lone_rank import LoneRank
@@ -93,7 +94,7 @@ def _single_kernels(arguments: argparse.Namespace, device: torch.device) -> dict
     q, k, v, dout = inputs(n, arguments, torch.bfloat16, device)
     # A rank's step of the ring is one of the two rectangles; all three have the same area.
     blocks = [("causal", n, n), ("late queries", n // 2, n), ("early keys", n, n // 2)]
-    for kernel in kernels.candidates(device):
+    for kernel in block_attention.candidates(device):
         if kernel.name not in arguments.kernels:
             continue
         refusal = kernel.refusal(torch.bfloat16, arguments.head_dim, device)
@@ -112,7 +113,7 @@ def _single_kernels(arguments: argparse.Namespace, device: torch.device) -> dict
 
 def _kernel_speed(
     arguments: argparse.Namespace,
-    kernel: kernels.Kernel,
+    kernel: block_attention.Kernel,
     block: tuple[Tensor, Tensor, Tensor, Tensor],
     causal: bool,
 ) -> tuple[float, float, float]:
@@ -125,19 +126,21 @@ def _kernel_speed(
     units = work(causal_area((0, len(q))) if causal else len(q) * len(k), arguments)
     scale = arguments.head_dim**-0.5
     mask = (0, len(q)) if causal else None
-    out, lse = kernels.forward(kernel, q, k, v, mask, scale)
+    out, lse = block_attention.forward(kernel, q, k, v, mask, scale)
     saved = (dout, q, k, v, out, lse)
-    kernels.backward(kernel, *saved, mask, scale)
-    _, once, _ = measured(q.device, lambda: kernels.forward(kernel, q, k, v, mask, scale))
+    block_attention.backward(kernel, *saved, mask, scale)
+    _, once, _ = measured(q.device, lambda: block_attention.forward(kernel, q, k, v, mask, scale))
     times = max(1, int(arguments.seconds / once))
     _, forward = timed(
-        lambda: _repeat(times, lambda: kernels.forward(kernel, q, k, v, mask, scale))
+        lambda: _repeat(times, lambda: block_attention.forward(kernel, q, k, v, mask, scale))
     )
     forward_speed = FORWARD * units * times / forward
-    _, once, memory = measured(q.device, lambda: kernels.backward(kernel, *saved, mask, scale))
+    _, once, memory = measured(
+        q.device, lambda: block_attention.backward(kernel, *saved, mask, scale)
+    )
     times = max(1, int(arguments.seconds / once))
     _, backward = timed(
-        lambda: _repeat(times, lambda: kernels.backward(kernel, *saved, mask, scale))
+        lambda: _repeat(times, lambda: block_attention.backward(kernel, *saved, mask, scale))
     )
     return forward_speed, BACKWARD * units * times / backward, memory
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from megatron_ultralong.context_parallel.transport import Transfer
+from megatron_ultralong.sequence.transport import Transfer
 
 
 class LoneRank:

@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ultralong.attention import kernels, ring_attention
-from megatron_ultralong.attention.plan import make_plan
-from megatron_ultralong.context_parallel.assignment import Assignment, balanced, zigzag
-from megatron_ultralong.context_parallel.transport import Transport
+from megatron_ultralong.attention import ring_attention
+from megatron_ultralong.attention.kernels import block_attention
+from megatron_ultralong.attention.ring.plan import make_plan
+from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
+from megatron_ultralong.sequence.transport import Transport
 
 from .lone_rank import LoneRank
 from .measurement import BACKWARD, FORWARD, header, inputs, row, timed, work
@@ -31,7 +32,7 @@ def ranks(arguments: argparse.Namespace) -> None:
         print(f"{size} ranks of {arguments.local_tokens:,} tokens, the slowest rank's seconds.")
         header(*_COLUMNS)
     edges = recipe_lengths(arguments.local_tokens * size, 0)
-    name = kernels.resolve(torch.bfloat16, arguments.head_dim, device).name
+    name = block_attention.resolve(torch.bfloat16, arguments.head_dim, device).name
     for documents, assignment, backend in (
         (None, zigzag(size), "p2p"),
         (None, zigzag(size), "all_gather"),

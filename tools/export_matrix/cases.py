@@ -11,11 +11,11 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from megatron_ultralong import yarn
-from megatron_ultralong.checkpoint.convert import export_checkpoint, import_checkpoint
-from megatron_ultralong.checkpoint.metadata import load_metadata, save_metadata
-from megatron_ultralong.checkpoint.report import ConversionReport
-from megatron_ultralong.convert_config import ExportConfig, ImportConfig
+from megatron_ultralong.checkpoint.convert.report import ConversionReport
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.model import yarn
 
 VOCABULARY = 420
 SPECIALS = ("<|begin|>", "<|eot|>", "<|pad|>", "<|user|>", "<|tool|>")

@@ -12,8 +12,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig
 
-from megatron_ultralong.checkpoint.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.transformers_logits import transformers_logits
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.logits.transformers_logits import transformers_logits
 
 from .probe import LENGTH, MESSAGES, TEXTS, TOOLS
 

@@ -15,9 +15,9 @@ import torch.multiprocessing as multiprocessing
 from rank_benchmark import lone_group
 from rank_benchmark.job import RankJob
 
-from megatron_ultralong.config import PretrainConfig
+from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.model.shape import ModelConfig
 from memory_measurement.live_bytes import LiveBytes
 
 PRELOADED = ["memory_measurement.training_step"]

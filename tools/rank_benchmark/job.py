@@ -12,15 +12,15 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_ultralong.checkpoint.metadata import CheckpointMetadata
-from megatron_ultralong.config import PretrainConfig
-from megatron_ultralong.documents import Row
-from megatron_ultralong.model_config import ModelConfig
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.phases import Clock, PhaseTimers
 from megatron_ultralong.training.rows import RowSource, microbatches, replica_samples
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep
+from megatron_ultralong.training.telling.phases import Clock, PhaseTimers
 from rank_benchmark import lone_group
 
 

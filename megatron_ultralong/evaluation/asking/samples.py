@@ -15,15 +15,15 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from megatron_ultralong.evaluation.cost import check_cost, estimate_cost
-from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.generator import Generator
-from megatron_ultralong.evaluation.journal import Journal
-from megatron_ultralong.evaluation.prompt_tokenizer import IdArray
-from megatron_ultralong.evaluation.scorer import Model, Scorer, Scores, check_ids
-from megatron_ultralong.model_config import ModelConfig
-from megatron_ultralong.progress import progress
-from megatron_ultralong.ranks import world_size
+from megatron_ultralong.evaluation.asking.cost import check_cost, estimate_cost
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.evaluation.models.generator import Generator
+from megatron_ultralong.evaluation.models.scorer import Model, Scorer, Scores, check_ids
+from megatron_ultralong.generation.prompt_tokenizer import IdArray
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.journal import Journal
+from megatron_ultralong.program.progress import progress
+from megatron_ultralong.program.ranks import world_size
 
 Reply = TypeVar("Reply")
 """Ids that a model wrote, or the :class:`Scores` of one row, of shape [T - 1] each."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.ranges import Range, check_ranges
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.data.chat_manifest import load_chat_manifest
-from megatron_ultralong.data.chat_rows import ChatRows, Int64Array
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
+from megatron_ultralong.data.rows.chats import ChatRows, Int64Array
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.evaluation.asking.run import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
-from megatron_ultralong.evaluation.benchmark import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.chat.config import ChatConfig
-from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.journal import sample_key
-from megatron_ultralong.evaluation.local_data import file_sha256
-from megatron_ultralong.evaluation.models import ModelFacts
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.local.local_data import file_sha256
+from megatron_ultralong.evaluation.models.opening import ModelFacts
+from megatron_ultralong.evaluation.models.scorer import Scorer, Scores, check_length
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell, mean_cell
-from megatron_ultralong.evaluation.scorer import Scorer, Scores, check_length
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.journal import sample_key
 
 METRIC = "turns exact"
 """Share of turns of which every token, the end too, is the likeliest after all before it: those

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.data.formats import read_records
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.evaluation.choices.config import ChoiceStyle
-from megatron_ultralong.json_file import read_bounded
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_bounded
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SUFFIXES = (".jsonl", ".csv")

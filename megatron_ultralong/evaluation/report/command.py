@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 
-from megatron_ultralong.evaluation.output_folder import check_output_folder
 from megatron_ultralong.evaluation.report.config import ReportConfig
 from megatron_ultralong.evaluation.report.report import Report, gather_report
 from megatron_ultralong.evaluation.report.terminal import print_report
 from megatron_ultralong.evaluation.report.writing import write_report
-from megatron_ultralong.terminal import Console
+from megatron_ultralong.program.new_output import check_output_folder
+from megatron_ultralong.program.terminal import Console
 
 
 def evaluate_report(config: ReportConfig) -> Report:

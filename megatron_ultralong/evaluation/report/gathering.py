@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.output_folder import IDENTITY_FILE, SAMPLES_FILE, SUFFIX
 from megatron_ultralong.evaluation.report.labels import with_labels
 from megatron_ultralong.evaluation.report.measurement import Measurement
 from megatron_ultralong.evaluation.results.file import beginning_of, holds_results, read_results
 from megatron_ultralong.evaluation.results.result import KINDS, Result
-from megatron_ultralong.json_file import read_json
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.new_output import IDENTITY_FILE, SAMPLES_FILE, SUFFIX
 
 _FILE_NAMES = {"loss.json", *(f"{kind}.json" for kind in KINDS)}
 _REPORT = "report"

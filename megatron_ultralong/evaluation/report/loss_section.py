@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_ultralong.evaluation.pictures import loss_picture
 from megatron_ultralong.evaluation.report.measurement import Measurement
 from megatron_ultralong.evaluation.report.section import Section, conditions_table, picture
 from megatron_ultralong.evaluation.report.table import NOTHING, Cell, ReportTable, with_best
+from megatron_ultralong.evaluation.results.pictures import loss_picture
 from megatron_ultralong.evaluation.results.result import Result, ScoreCell, perplexity
 
 

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.model_record import ModelRecord
+from megatron_ultralong.evaluation.results.model import ModelRecord
 from megatron_ultralong.evaluation.results.result import Result, ScoreCell
-from megatron_ultralong.evaluation.tables import counts
+from megatron_ultralong.evaluation.results.tables import counts
 
 _OF_THE_RUN = {"output", "micro_batch_size", "beyond_trained_positions"}
 """Flags that no figure depends on."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 
-from megatron_ultralong.evaluation.infinitebench.parameters import TASKS as INFINITEBENCH_TASKS
-from megatron_ultralong.evaluation.lv_eval.parameters import DATA_SETS, LEVELS
+from megatron_ultralong.evaluation.local.infinitebench import TASKS as INFINITEBENCH_TASKS
+from megatron_ultralong.evaluation.local.lv_eval import DATA_SETS, LEVELS
 from megatron_ultralong.evaluation.report.measurement import Measurement
 from megatron_ultralong.evaluation.report.table import Cell, ReportTable, words
 from megatron_ultralong.evaluation.results.result import Result

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.conditions import now, versions
 from megatron_ultralong.evaluation.report.gathering import Gathered, gather
 from megatron_ultralong.evaluation.report.section import Section
 from megatron_ultralong.evaluation.report.sections import sections
+from megatron_ultralong.evaluation.results.conditions import now, versions
 from megatron_ultralong.evaluation.verdicts import Check
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_ultralong.evaluation.pictures import retrieval_picture
 from megatron_ultralong.evaluation.report.measurement import Measurement
 from megatron_ultralong.evaluation.report.section import Section, conditions_table, picture
 from megatron_ultralong.evaluation.report.table import NOTHING, Cell, ReportTable, with_best
+from megatron_ultralong.evaluation.results.pictures import retrieval_picture
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.evaluation.tables import counts, figure
+from megatron_ultralong.evaluation.results.tables import counts, figure
 
 
 def retrieval_section(measurements: Sequence[Measurement], name: str) -> Section:

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from megatron_ultralong.evaluation.pictures import DPI, INK, finish_axes, line_style
+from megatron_ultralong.evaluation.results.pictures import DPI, INK, finish_axes, line_style
 
 _MOST_NUMBERED_BARS = 40
 """Pictures with more bars than this carry no numbers above them."""

@@ -20,7 +20,7 @@ from megatron_ultralong.evaluation.report.task_pictures import (
     lines_picture,
 )
 from megatron_ultralong.evaluation.results.result import LOWER_IS_BETTER, Result
-from megatron_ultralong.evaluation.tables import column_title, counts
+from megatron_ultralong.evaluation.results.tables import column_title, counts
 
 _LIMIT = "all"
 """The column of a benchmark whose results have one each, at the limit of each."""

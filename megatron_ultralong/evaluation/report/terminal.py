@@ -11,7 +11,7 @@ from rich.text import Text
 
 from megatron_ultralong.evaluation.report.section import OF_THE_CHECKPOINT
 from megatron_ultralong.evaluation.report.table import Cell, ReportTable
-from megatron_ultralong.terminal import Console
+from megatron_ultralong.program.terminal import Console
 
 if TYPE_CHECKING:
     from megatron_ultralong.evaluation.report.report import Report

@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.output_folder import new_output_folder
 from megatron_ultralong.evaluation.report.page import report_page
 from megatron_ultralong.evaluation.report.report import Report
 from megatron_ultralong.evaluation.results.file import write_json
 from megatron_ultralong.evaluation.results.result import plain_values
+from megatron_ultralong.program.new_output import new_output_folder
 
 _KIND = "report"
 

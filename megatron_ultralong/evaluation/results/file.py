@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from megatron_ultralong import json_file
-from megatron_ultralong.errors import InputError
 from megatron_ultralong.evaluation.results.format_1 import upgraded
 from megatron_ultralong.evaluation.results.result import KINDS, Result
+from megatron_ultralong.program import json_file
+from megatron_ultralong.program.errors import InputError
 
 FORMAT_VERSION = 2
 """1 had a type each for losses, retrieval and tasks."""

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic_core import to_jsonable_python
 
-from megatron_ultralong.evaluation.conditions import now, versions
-from megatron_ultralong.evaluation.model_record import ModelRecord
+from megatron_ultralong.evaluation.results.conditions import now, versions
+from megatron_ultralong.evaluation.results.model import ModelRecord
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 """Columns whose scores are better when lower, and not of 100."""

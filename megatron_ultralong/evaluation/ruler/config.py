@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.prompt_parts import PromptTemplate
 from megatron_ultralong.evaluation.ruler.parameters import TASKS, NeedleTask, QuestionTask
-from megatron_ultralong.ranges import UINT32, Range, check_ranges
+from megatron_ultralong.generation.prompt_parts import PromptTemplate
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import UINT32, Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)

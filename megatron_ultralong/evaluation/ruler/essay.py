@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ultralong.data.bounded import MAX_DOCUMENT_BYTES, read_text
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES, read_text
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
-from megatron_ultralong.json_file import read_json_value
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_json_value
 
 _OPENING, _CLOSING = "[(\\[\"'\u201c\u2018]*", "[)\\]\"'\u201d\u2019]*"
 _SENTENCE_END = re.compile(rf"[.!?]{_CLOSING}$")

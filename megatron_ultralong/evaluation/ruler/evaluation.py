@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import functools
 
-from megatron_ultralong.errors import InputError
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.cost_config import CostConfig
-from megatron_ultralong.evaluation.generator import Generator
-from megatron_ultralong.evaluation.models import ModelFacts
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.evaluation.questions import Question, evaluate_questions
+from megatron_ultralong.evaluation.models.generator import Generator
+from megatron_ultralong.evaluation.models.opening import ModelFacts
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 from megatron_ultralong.evaluation.ruler.parameters import TASKS, family
 from megatron_ultralong.evaluation.ruler.samples import PROMPT_VERSION, RulerSamples
 from megatron_ultralong.evaluation.ruler.scores import string_match
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
 
 
 def evaluate_ruler(

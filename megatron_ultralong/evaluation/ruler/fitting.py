@@ -13,9 +13,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.prompt_parts import Parts
-from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.generation.prompt_parts import Parts
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.program.errors import InputError
 
 _PROBE_TOKENS = 8192
 _MOST_SECANT_STEPS = 6

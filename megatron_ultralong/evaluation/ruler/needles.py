@@ -6,8 +6,6 @@ import random
 import uuid
 from collections.abc import Sequence
 
-from megatron_ultralong.evaluation.prompt_parts import Parts, PromptTemplate, prompt_parts
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.ruler.essay import Essays
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
 from megatron_ultralong.evaluation.ruler.parameters import (
@@ -19,6 +17,8 @@ from megatron_ultralong.evaluation.ruler.parameters import (
     NeedleType,
 )
 from megatron_ultralong.evaluation.ruler.word_lists import WordLists
+from megatron_ultralong.generation.prompt_parts import Parts, PromptTemplate, prompt_parts
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 
 
 class NeedleBuilder:

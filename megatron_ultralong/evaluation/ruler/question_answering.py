@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.prompt_parts import Parts, PromptTemplate, prompt_parts
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.ruler.parameters import DOCUMENT, FAMILIES, QuestionTask
-from megatron_ultralong.json_file import read_json_value
+from megatron_ultralong.generation.prompt_parts import Parts, PromptTemplate, prompt_parts
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_json_value
 
 _MAX_BYTES = 64 * 2**20
 """Of a file of words or questions: HotpotQA's has 46 MB."""

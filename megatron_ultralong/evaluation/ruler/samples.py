@@ -7,8 +7,6 @@ import hashlib
 from functools import cached_property
 from pathlib import Path
 
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 from megatron_ultralong.evaluation.ruler.essay import Essays, read_essays
 from megatron_ultralong.evaluation.ruler.fitting import Builder, fit
@@ -30,6 +28,8 @@ from megatron_ultralong.evaluation.ruler.question_answering import (
 from megatron_ultralong.evaluation.ruler.variables import VariableBuilder
 from megatron_ultralong.evaluation.ruler.word_lists import WordLists, load_word_lists
 from megatron_ultralong.evaluation.ruler.words import CommonWordsBuilder, FrequentWordsBuilder
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.program.errors import InputError
 
 PROMPT_VERSION = 1
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""

@@ -6,10 +6,10 @@ import random
 import string
 from collections.abc import Sequence
 
-from megatron_ultralong.evaluation.prompt_parts import Parts, PromptTemplate, prompt_parts
-from megatron_ultralong.evaluation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
 from megatron_ultralong.evaluation.ruler.parameters import FAMILIES, NOISE, VariableTask
+from megatron_ultralong.generation.prompt_parts import Parts, PromptTemplate, prompt_parts
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 
 EXAMPLE_TOKENS = 500
 """Tokens that upstream's solved example may take."""

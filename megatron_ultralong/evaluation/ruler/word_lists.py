@@ -9,9 +9,9 @@ import random
 from functools import cached_property
 from pathlib import Path
 
-from megatron_ultralong.data.bounded import read_text
-from megatron_ultralong.errors import InputError
-from megatron_ultralong.json_file import read_json_value
+from megatron_ultralong.data.read.bounded import read_text
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_json_value
 
 _MAX_BYTES = 64 * 2**20
 """Of a file of words or questions: HotpotQA's has 46 MB."""

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_ultralong.evaluation.prompt_parts import Parts, PromptTemplate, prompt_parts
-from megatron_ultralong.evaluation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
 from megatron_ultralong.evaluation.ruler.parameters import (
     FAMILIES,
@@ -19,6 +17,8 @@ from megatron_ultralong.evaluation.ruler.parameters import (
     FrequentWordsTask,
 )
 from megatron_ultralong.evaluation.ruler.word_lists import WordLists
+from megatron_ultralong.generation.prompt_parts import Parts, PromptTemplate, prompt_parts
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
 
 
 class CommonWordsBuilder:

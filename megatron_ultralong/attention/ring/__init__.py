@@ -1,0 +1,1 @@
+"""Exact attention over a sequence that ranks share: who computes what, and what travels."""

@@ -1,0 +1,92 @@
+"""One rank's block of queries, keys and values, and what it adds to the sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from megatron_ultralong.attention.kernels import block_attention
+from megatron_ultralong.attention.kernels.kernel import Gradients, Kernel
+from megatron_ultralong.attention.kernels.online_softmax import accumulation_dtype, merge_
+from megatron_ultralong.attention.ring.plan import Plan
+from megatron_ultralong.attention.ring.rectangle import Rectangle
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What backward starts from: dout and out [s, b, heads, d], lse [b, heads, s]."""
+
+    dout: Tensor
+    out: Tensor
+    lse: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """Inputs of one rank: q [s, b, heads, d], k and v [s, b, kv_heads, d], contiguous."""
+
+    plan: Plan
+    rank: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    kernel: Kernel
+    scale: float
+
+    def source(self, hop: int) -> int:
+        """Rank whose keys are here at a hop of the ring."""
+        return (self.rank - hop) % self.plan.size
+
+    def peer(self, hops: int) -> int:
+        """Rank that many hops further."""
+        return (self.rank + hops) % self.plan.size
+
+    def exact(self, *tensors: Tensor) -> list[Tensor]:
+        """The tensors in the dtype of sums, if the kernel can compute in it and the block is one
+        of several: its results are then rounded once, at the end, at any size of the ring.
+
+        The kernels of GPUs return bfloat16.
+        """
+        if self.plan.size == 1 or not self.kernel.can_widen:
+            return list(tensors)
+        return [x.to(accumulation_dtype(x.dtype)) for x in tensors]
+
+    def forward_own(self, edges: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Causal attention inside the documents of the rank's own tokens.
+
+        Returns:
+            The running sums out [s, b, heads, d] and lse [b, heads, s], float32 or float64; of a
+            ring of one, to which nothing is added, out as the kernel has it.
+        """
+        q, k, v = self.exact(self.q, self.k, self.v)
+        out, lse = block_attention.forward(self.kernel, q, k, v, edges, self.scale)
+        wide = accumulation_dtype(out.dtype)
+        return (out if self.plan.size == 1 else out.to(wide)).contiguous(), lse.to(
+            wide
+        ).contiguous()
+
+    def add_rectangle_(
+        self, rectangle: Rectangle, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    ) -> None:
+        """Add to the running sums what some queries see of keys ``k``, the rectangle's alone."""
+        rows = slice(rectangle.query_start, rectangle.query_stop)
+        q, k, v = self.exact(self.q[rows], k, v)
+        part, part_lse = block_attention.forward(self.kernel, q, k, v, None, self.scale)
+        merge_(out[rows], lse[..., rows], part, part_lse)
+
+    def backward_own(self, saved: Saved, edges: tuple[int, ...]) -> Gradients:
+        """Gradients through the mask of :meth:`forward_own`."""
+        dout, q, k, v, out = self.exact(saved.dout, self.q, self.k, self.v, saved.out)
+        return block_attention.backward(
+            self.kernel, dout, q, k, v, out, saved.lse, edges, self.scale
+        )
+
+    def backward_rectangle(
+        self, saved: Saved, rectangle: Rectangle, k: Tensor, v: Tensor
+    ) -> Gradients:
+        """Gradients through one rectangle, of its queries and its keys alone."""
+        rows = slice(rectangle.query_start, rectangle.query_stop)
+        dout, q, k, v, out = self.exact(saved.dout[rows], self.q[rows], k, v, saved.out[rows])
+        lse = saved.lse[..., rows]
+        return block_attention.backward(self.kernel, dout, q, k, v, out, lse, None, self.scale)

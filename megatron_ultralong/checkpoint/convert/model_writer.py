@@ -1,0 +1,126 @@
+"""Writers of whole models in Hugging Face's and Meta's formats, from a Megatron checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_ultralong.checkpoint.convert import small_files
+from megatron_ultralong.checkpoint.convert.verification import (
+    Model,
+    convert_tensor,
+    converted_dtype,
+    num_bytes,
+)
+from megatron_ultralong.checkpoint.formats.hugging_face_config import (
+    CONFIG_FILE,
+    export_config,
+    read_config,
+)
+from megatron_ultralong.checkpoint.formats.hugging_face_writer import SafetensorsWriter
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, read_params
+from megatron_ultralong.checkpoint.formats.meta_writer import MetaWriter, write_params
+from megatron_ultralong.checkpoint.formats.read_ahead import read_ahead
+from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo
+from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
+from megatron_ultralong.checkpoint.formats.weight_map import weight_map
+from megatron_ultralong.program.conversion_journal import Manifest
+from megatron_ultralong.program.progress import progress
+
+_LAYOUT = "layout of the files"
+"""Entry of the manifest: Meta's files have their final size."""
+
+
+def write_hugging_face(
+    source: MegatronCheckpoint,
+    folder: Path,
+    manifest: Manifest,
+    dtype: torch.dtype | None,
+    max_shard_size: int,
+    merges: str = "keep",
+) -> dict[str, list[str]]:
+    """Write ``source`` as a Hugging Face folder, without the tensors that ``manifest`` has.
+
+    Returns what was changed in the source's small files, by file.
+
+    Raises:
+        InputError: no rope block can express its rotary embedding, or a small file is damaged.
+    """
+    tokenizer = TokenizerFiles(source.source_folder)
+    if merges == "strings":
+        tokenizer.check_string_merges()
+    main_dtype = converted_dtype(source.dtype(weight_map(source.model)[0]), dtype)
+    values = export_config(read_config(source.source_folder), source.metadata, main_dtype)
+    writer = SafetensorsWriter(folder, _tensors(source, dtype), max_shard_size)
+    _write_weights(source, writer, manifest, dtype)
+    positions = source.model.max_position_embeddings
+    changes = small_files.restore(source.source_folder, folder, tokenizer, positions, merges)
+    write_json(folder / CONFIG_FILE, values)
+    return changes
+
+
+def write_meta(
+    source: MegatronCheckpoint,
+    folder: Path,
+    manifest: Manifest,
+    dtype: torch.dtype | None,
+    num_shards: int,
+) -> None:
+    """Write ``source`` as a Meta folder, without the tensors that ``manifest`` has.
+
+    Raises:
+        InputError: Meta's code has no such model, or it does not divide into the shards.
+    """
+    kept = source.source_folder / PARAMS_FILE
+    params = read_params(source.source_folder) if kept.is_file() else {}
+    write_params(folder, source.metadata, params)
+    laid_out = _LAYOUT in manifest.finished
+    tensors = _tensors(source, dtype)
+    writer = MetaWriter(folder, tensors, source.model, num_shards, laid_out=laid_out)
+    if not laid_out:
+        manifest.add(_LAYOUT, 0, writer.sync)
+        manifest.flush(writer.sync)
+    _write_weights(source, writer, manifest, dtype)
+    small_files.restore_meta(source.source_folder, folder)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file that people read too."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _tensors(source: Model, dtype: torch.dtype | None) -> list[tuple[str, TensorInfo]]:
+    """Hugging Face names of all weights in the order of writing."""
+    return [
+        (name, TensorInfo(converted_dtype(source.dtype(weight), dtype), shape))
+        for weight in weight_map(source.model)
+        for name, shape in zip(weight.names, weight.shapes, strict=True)
+    ]
+
+
+def _write_weights(
+    source: Model,
+    writer: SafetensorsWriter | MetaWriter,
+    manifest: Manifest,
+    dtype: torch.dtype | None,
+) -> None:
+    try:
+        with progress("export", num_bytes(source, dtype) - manifest.num_bytes, "B") as bar:
+            left = [w for w in weight_map(source.model) if w.label not in manifest.finished]
+            for weight, parts in read_ahead(left, source.read):
+                written = 0
+                for name, part in zip(weight.names, parts, strict=True):
+                    tensor = convert_tensor(name, part, dtype)
+                    writer.write(name, tensor)
+                    written += tensor.nbytes
+                del parts, part, tensor
+                bar.advance(written)
+                manifest.add(weight.label, written, writer.sync)
+        manifest.flush(writer.sync)
+        writer.finish()
+    finally:
+        writer.close()

@@ -1,0 +1,166 @@
+"""Bit comparison of two models on disk, whatever their formats."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from megatron_ultralong.checkpoint.formats.read_ahead import read_ahead
+from megatron_ultralong.checkpoint.formats.weight_map import META, Weight, WeightSource, weight_map
+from megatron_ultralong.checkpoint.logits.comparison import LogitsComparison
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.yarn import RopeScaling, attention_factor, inv_freq
+from megatron_ultralong.program.errors import InputError
+
+_OF_ROPE = ". All tensors are equal: one was imported or trained with another --rope-scaling"
+_OF_BYTES = ". Convert again; if it happens again, test the disk and the memory"
+_NAMED = 8
+"""Differing tensors that a message names."""
+
+
+class Model(WeightSource, Protocol):
+    """Weights and what their positions mean."""
+
+    @property
+    def format(self) -> str:
+        """Name of its format."""
+
+    @property
+    def rope_scaling(self) -> RopeScaling:
+        """What was done to the rotary frequencies."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What was compared; every tensor was equal."""
+
+    num_tensors: int
+    num_parameters: int
+    logits: LogitsComparison | None = None
+    """Of what both models compute, where that was asked for."""
+
+
+def converted_dtype(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    """Dtype of a conversion's output: ``wanted``, or the source's own."""
+    return dtype if wanted is None else wanted
+
+
+def convert_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """``tensor`` in ``dtype``, or as it is.
+
+    Raises:
+        InputError: a finite value has no finite neighbour in ``dtype``.
+    """
+    if dtype is None or tensor.dtype == dtype:
+        return tensor
+    converted = tensor.to(dtype)
+    if not torch.isfinite(converted).all() and torch.isfinite(tensor).all():
+        raise InputError(
+            f"tensor {name} has a value of magnitude {tensor.abs().max().item():.4g}, {dtype} "
+            f"ends at {torch.finfo(dtype).max:.4g}: use bf16 or fp32"
+        )
+    return converted
+
+
+def num_bytes(source: WeightSource, dtype: torch.dtype | None = None) -> int:
+    """Bytes of all weights of ``source``, in ``dtype``."""
+    return sum(
+        weight.numel * converted_dtype(source.dtype(weight), dtype).itemsize
+        for weight in weight_map(source.model)
+    )
+
+
+def compared_bytes(source: WeightSource, output: WeightSource) -> int:
+    """Bytes of ``output`` that :func:`compare` reads."""
+    return sum(_weight_bytes(weight, output) for weight in weight_map(source.model))
+
+
+def compare(
+    source: Model,
+    output: Model,
+    dtype: torch.dtype | None = None,
+    advance: Callable[[int], None] = lambda num_bytes: None,
+) -> Comparison:
+    """Compare every tensor of ``output`` with ``source`` converted to ``dtype``, bit for bit.
+
+    Raises:
+        InputError: the models differ; the message names the tensors and the first element.
+    """
+    _check_shapes(source, output)
+    rope = _rope_differences(source, output)
+    differences = list(rope)
+    weights = weight_map(source.model)
+    pairs = read_ahead(weights, lambda weight: (source.read(weight), output.read(weight)))
+    for weight, (expected_parts, found_parts) in pairs:
+        for name, expected, found in zip(weight.names, expected_parts, found_parts, strict=True):
+            expected = convert_tensor(name, expected, dtype)
+            difference = _difference(expected, found)
+            if difference:
+                differences.append(f"{name}: {difference}")
+        del expected_parts, found_parts, expected, found
+        advance(_weight_bytes(weight, output))
+    if differences:
+        more = len(differences) - _NAMED
+        raise InputError(
+            "the models differ in "
+            + "; ".join(differences[:_NAMED])
+            + (f"; and {more} more" if more > 0 else "")
+            + (_OF_ROPE if differences == rope else _OF_BYTES)
+        )
+    return Comparison(
+        sum(len(weight.names) for weight in weights), sum(weight.numel for weight in weights)
+    )
+
+
+def _weight_bytes(weight: Weight, source: WeightSource) -> int:
+    return weight.numel * source.dtype(weight).itemsize
+
+
+def _difference(expected: torch.Tensor, found: torch.Tensor) -> str | None:
+    """How two tensors differ in their bits: -0.0 is not 0.0, and a NaN equals itself."""
+    if expected.dtype != found.dtype:
+        return f"dtype {expected.dtype} against {found.dtype}"
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[expected.itemsize]
+    expected_bits = expected.contiguous().view(integer)
+    found_bits = found.contiguous().view(integer)
+    if torch.equal(expected_bits, found_bits):
+        return None
+    where = (expected_bits != found_bits).nonzero()
+    first = tuple(where[0].tolist())
+    return (
+        f"{len(where)} of {expected.numel()} elements, first {list(first)}: "
+        f"{expected[first].item()!r} against {found[first].item()!r}"
+    )
+
+
+def _check_shapes(source: Model, output: Model) -> None:
+    # the base is compared with the frequencies: NTK-aware scaling moves it on export
+    ignored: dict[str, Any] = {"rotary_base": 0.0}
+    if META in (source.format, output.format):  # its files do not state their positions
+        ignored["max_position_embeddings"] = 0
+        if source.model.untie_embeddings_and_output_weights:
+            # an output that equals the embedding looks tied there; both are compared below
+            ignored["untie_embeddings_and_output_weights"] = True
+    wanted, got = (dataclasses.replace(model.model, **ignored) for model in (source, output))
+    if wanted != got:
+        differing = [
+            f"{field.name} {getattr(wanted, field.name)} against {getattr(got, field.name)}"
+            for field in dataclasses.fields(ModelConfig)
+            if getattr(wanted, field.name) != getattr(got, field.name)
+        ]
+        raise InputError(f"the models have different shapes: {', '.join(differing)}")
+
+
+def _rope_differences(source: Model, output: Model) -> list[str]:
+    frequencies = [
+        inv_freq(model.rope_scaling, model.model.kv_channels, model.model.rotary_base)
+        for model in (source, output)
+    ]
+    factors = [attention_factor(model.rope_scaling) for model in (source, output)]
+    if np.array_equal(frequencies[0], frequencies[1]) and factors[0] == factors[1]:
+        return []
+    return [f"rotary embedding: {source.rope_scaling} against {output.rope_scaling}"]

@@ -1,0 +1,1 @@
+"""Files of checkpoints as bytes: folders, checksums, links, metadata."""

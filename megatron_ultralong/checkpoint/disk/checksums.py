@@ -1,0 +1,242 @@
+"""``checksums.json``: size and SHA-256 of every file of a checkpoint.
+
+It is the last file written into a ``release`` or ``iter_XXXXXXX`` folder, and checks itself too: a
+flipped byte in it, or anywhere else in the folder, is found before a tensor is used. Another one
+stands in the folder above, for ``ultralong.json`` and the small files of the source model.
+
+A file of several pieces of 128 MiB has the hash of its pieces' hashes, so that several threads and
+ranks can read it, each byte once among all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from megatron_ultralong.checkpoint.disk.links import check_inside, is_plain_name
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
+
+FILE_NAME = "checksums.json"
+PIECE_BYTES = 128 * 2**20
+_BLOCK = 4 * 2**20
+_MAX_BYTES = 64 * 2**20
+"""Of ``checksums.json``: 100 TB in pieces have 50 MB."""
+
+
+class Checksum(NamedTuple):
+    """What a file must be."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """In hexadecimal; of a file in pieces the hash of their hashes, one behind the other."""
+    pieces: tuple[str, ...] = ()
+    """Hashes of its pieces, where it is larger than one."""
+
+
+Checksums = Mapping[str, Checksum]
+
+
+class DamagedError(Exception):
+    """A checkpoint that is not as it was written; the message names the file and what is wrong."""
+
+
+class Hasher:
+    """Hashes bytes as they are written."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._digest = hashlib.sha256()
+        self._pieces: list[bytes] = []
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take the next bytes."""
+        view = memoryview(data).cast("B")
+        while len(view):
+            room = PIECE_BYTES - self._size % PIECE_BYTES
+            part = view[:room]
+            self._digest.update(part)
+            self._size += len(part)
+            view = view[room:]
+            if self._size % PIECE_BYTES == 0:
+                self._pieces.append(self._digest.digest())
+                self._digest = hashlib.sha256()
+
+    def checksum(self) -> Checksum:
+        """Of all bytes so far."""
+        pieces = list(self._pieces)
+        if self._size % PIECE_BYTES or not pieces:
+            pieces.append(self._digest.digest())
+        if len(pieces) == 1:
+            return Checksum(self._size, pieces[0].hex())
+        return Checksum(self._size, _joined(pieces), tuple(piece.hex() for piece in pieces))
+
+
+def checksum(path: Path) -> Checksum:
+    """Size and hash of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    hasher = Hasher()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            hasher.update(block)
+    return hasher.checksum()
+
+
+def write_checksums(folder: Path, checksums: Checksums) -> None:
+    """Write ``checksums.json`` into ``folder``, through to the disk and aside first."""
+    text = _text({name: _entry(checksums[name]) for name in sorted(checksums)})
+    aside = folder / (FILE_NAME + ".partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, folder / FILE_NAME)
+
+
+def read_checksums(folder: Path) -> dict[str, Checksum]:
+    """Read ``checksums.json`` of a folder, and look at the sizes of all its files.
+
+    Raises:
+        DamagedError: it is missing or damaged, or a file is missing or has another size.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing: the checkpoint was not finished")
+    try:
+        check_inside(path, folder)
+        text = read_bounded(path, _MAX_BYTES)
+        files = read_json(path, max_bytes=_MAX_BYTES).object("files")
+        # Byte for byte what is written: no byte of the file is without meaning.
+        if text != _text(files).encode():
+            raise DamagedError(f"{path} is damaged: it is not what its own hash says")
+        checksums = {name: _checksum(files.object(name), name) for name in files}
+    except InputError as error:
+        raise DamagedError(f"{path} is damaged ({error})") from error
+    for name, entry in checksums.items():
+        found = folder / name
+        if not found.is_file():
+            raise DamagedError(f"{found} is missing")
+        if found.stat().st_size != entry.size:
+            raise DamagedError(
+                f"{found} has {found.stat().st_size} bytes, {entry.size} were written"
+            )
+    return checksums
+
+
+def check_files(
+    folder: Path,
+    checksums: Checksums,
+    names: Iterable[str] | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    num_threads: int = 1,
+    advance: Callable[[int], None] = lambda num_bytes: None,
+) -> None:
+    """Read files of ``folder`` and compare their hashes.
+
+    Args:
+        folder: of the checkpoint.
+        checksums: what its files must be.
+        names: of the files; None: all.
+        rank: which of the readers this is; each reads its share, no byte is read twice.
+        world_size: readers.
+        num_threads: threads that read and hash here.
+        advance: told the bytes of every piece.
+
+    Raises:
+        DamagedError: at the first that cannot be read or is not as it was written.
+    """
+    names = checksums if names is None else names
+    # The largest files first, one piece to each rank in turn.
+    ordered = sorted(names, key=lambda name: (-checksums[name].size, name))
+    pieces = [piece for name in ordered for piece in _pieces(name, checksums[name])]
+
+    def check(piece: _Piece) -> None:
+        _check_piece(folder, piece)
+        advance(piece.length)
+
+    with ThreadPoolExecutor(max(1, num_threads)) as pool:
+        results = [pool.submit(check, piece) for piece in pieces[rank::world_size]]
+        try:
+            for result in results:
+                result.result()
+        except DamagedError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+class _Piece(NamedTuple):
+    name: str
+    offset: int
+    length: int
+    sha256: str
+
+
+def _pieces(name: str, entry: Checksum) -> list[_Piece]:
+    if not entry.pieces:
+        return [_Piece(name, 0, entry.size, entry.sha256)]
+    return [
+        _Piece(name, start, min(PIECE_BYTES, entry.size - start), sha256)
+        for start, sha256 in zip(range(0, entry.size, PIECE_BYTES), entry.pieces, strict=True)
+    ]
+
+
+def _check_piece(folder: Path, piece: _Piece) -> None:
+    path = folder / piece.name
+    digest, left = hashlib.sha256(), piece.length
+    try:
+        with path.open("rb") as file:
+            file.seek(piece.offset)
+            while left and (block := file.read(min(left, _BLOCK))):
+                digest.update(block)
+                left -= len(block)
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read ({error})") from error
+    found = digest.hexdigest()
+    if left or found != piece.sha256:
+        raise DamagedError(
+            f"{path} has sha256 {found[:12]}, {piece.sha256[:12]} was written: its bytes have "
+            "changed"
+        )
+
+
+def _checksum(values: JsonObject, name: str) -> Checksum:
+    if not all(is_plain_name(part) for part in name.split("/")):
+        raise InputError(f"{name!r} is not a file of the folder")
+    entry = Checksum(
+        values.integer("size", minimum=0),
+        values.string("sha256"),
+        tuple(values.strings("pieces", None) or ()),
+    )
+    if entry.pieces:
+        try:
+            joined = _joined([bytes.fromhex(piece) for piece in entry.pieces])
+        except ValueError as error:
+            raise values.wrong("pieces", "hashes in hexadecimal") from error
+        if joined != entry.sha256 or len(entry.pieces) != -(-entry.size // PIECE_BYTES):
+            raise values.wrong("pieces", f"the hashes of all pieces of {entry.size} bytes")
+    return entry
+
+
+def _joined(pieces: list[bytes]) -> str:
+    return hashlib.sha256(b"".join(pieces)).hexdigest()
+
+
+def _entry(entry: Checksum) -> dict[str, object]:
+    values: dict[str, object] = {"size": entry.size, "sha256": entry.sha256}
+    return {**values, "pieces": list(entry.pieces)} if entry.pieces else values
+
+
+def _text(files: Mapping[str, object]) -> str:
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"files": files, "sha256": digest}, indent=1) + "\n"

@@ -1,0 +1,104 @@
+"""Layout of a Megatron checkpoint folder: ``release/`` or ``iter_XXXXXXX/``, the latest by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, Literal
+
+from megatron_ultralong.program.errors import InputError, missing
+
+LATEST_FILE = "latest_checkpointed_iteration.txt"
+RELEASE: Final = "release"
+FORMAT_FILE = "metadata.json"
+_LONGEST = 20
+"""Bytes of ``latest_checkpointed_iteration.txt``."""
+
+
+def iteration_folder(folder: Path, iteration: int) -> Path:
+    """Where iteration ``iteration`` of a run stands; 0 is ``release``: weights without a run."""
+    return Path(folder) / (f"iter_{iteration:07d}" if iteration else RELEASE)
+
+
+def iterations(folder: Path) -> list[int]:
+    """Iterations that a folder holds, in order; 0 is ``release``."""
+    found = [path.parent.name for path in Path(folder).glob(f"*/{FORMAT_FILE}")]
+    numbers = [_number(name) for name in found]
+    return sorted(number for number in numbers if number is not None)
+
+
+def iteration_folders(folder: Path) -> list[int]:
+    """Iterations with a folder of their name, whatever is in it, in order; 0 is ``release``."""
+    numbers = [_number(path.name) for path in Path(folder).iterdir() if path.is_dir()]
+    return sorted(number for number in numbers if number is not None)
+
+
+def resolve(folder: str | Path, iteration: int | None = None) -> tuple[Path, int]:
+    """The torch_dist folder in a checkpoint ``folder``, and its iteration.
+
+    The latest by default. A ``release`` or ``iter_XXXXXXX`` folder may be given itself.
+
+    Raises:
+        InputError: no such folder, no checkpoint in it, or not that iteration.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"checkpoint folder {missing(folder)}")
+    if (folder / FORMAT_FILE).is_file():
+        return _resolve_itself(folder, iteration)
+    found = iterations(folder)
+    wanted = _latest(folder) if iteration is None else iteration
+    if wanted not in found:
+        named = f" ({LATEST_FILE} names {_name(wanted)})" if iteration is None else ""
+        raise InputError(
+            f"{folder} holds no complete iteration {_name(wanted)}; it holds "
+            f"{', '.join(map(_name, found)) or 'none'}{named}: choose one by --iteration"
+        )
+    return iteration_folder(folder, wanted), wanted
+
+
+def write_latest(folder: Path, iteration: int | Literal["release"]) -> None:
+    """Name the latest checkpoint of ``folder``, in one step: readers see the old or the new."""
+    aside = folder / (LATEST_FILE + ".partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(f"{iteration}")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, folder / LATEST_FILE)
+
+
+def _resolve_itself(folder: Path, iteration: int | None) -> tuple[Path, int]:
+    number = _number(folder.resolve().name)
+    if number is None or (iteration is not None and iteration != number):
+        raise InputError(
+            f"{folder} is itself one torch_dist checkpoint (iteration "
+            f"{'unknown' if number is None else number}), not iteration "
+            f"{'latest' if iteration is None else iteration} of a run: give the folder above it"
+        )
+    return folder.resolve(), number
+
+
+def _latest(folder: Path) -> int:
+    path = folder / LATEST_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{folder} has no {LATEST_FILE}: it is not a Megatron checkpoint; make one with "
+            "`ultralong convert import SRC DST`"
+        )
+    text = path.read_bytes()[:_LONGEST].decode("utf-8", "replace").strip()
+    if text == RELEASE:
+        return 0
+    if not (text.isascii() and text.isdecimal()):
+        raise InputError(f"{path} must hold an iteration or {RELEASE!r}, not {text!r}")
+    return int(text)
+
+
+def _number(name: str) -> int | None:
+    if name == RELEASE:
+        return 0
+    digits = name.removeprefix("iter_")
+    return int(digits) if digits != name and digits.isdecimal() else None
+
+
+def _name(iteration: int) -> str:
+    return str(iteration) if iteration else RELEASE

@@ -1,0 +1,174 @@
+"""``ultralong.json``: what a Megatron checkpoint of ours is, beside its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+from megatron_ultralong.checkpoint.disk.integrity import check_seal, seal, unseal
+from megatron_ultralong.config.plain_values import from_dict
+from megatron_ultralong.config.rope import AnglePrecision
+from megatron_ultralong.model.shape import MOST_IDS, MOST_POSITIONS, ModelConfig
+from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, RopeScaling, YarnConfig
+from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.json_file import JsonObject, read_json
+
+FILE_NAME = "ultralong.json"
+SOURCE_FOLDER = "huggingface"
+"""Small files of the source model (config, tokenizer, generation config), kept for export."""
+
+_FORMAT_VERSION = 1
+_SCALINGS = {
+    "yarn": YarnConfig,
+    "ntk": NtkConfig,
+    "linear": LinearConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointMetadata:
+    """Everything that loading and export need to know and weights do not tell."""
+
+    model: ModelConfig
+    rope_scaling: RopeScaling
+    source_model: str
+    """Name of the model that the weights came from."""
+    tokenizer_sha256: str | None = None
+    """Of ``tokenizer.json`` in the source folder."""
+    separator_ids: tuple[int, ...] | None = None
+    """Ids between documents in the rows it was trained on."""
+    angle_precision: AnglePrecision = "exact"
+    trained_seq_length: int | None = None
+    """Tokens of the longest rows that it was trained on under its rotary scaling; None: never
+    trained since its import, which is taken to have been made for all its positions."""
+    not_exportable: str | None = None
+    """What of Megatron-LM's arguments makes it another model than a Llama, of a run inside a user's
+    own Megatron-LM; None: it is a Llama."""
+
+    @property
+    def trained_positions(self) -> int:
+        """Positions that it was trained at: those of its rotary scaling, or fewer."""
+        return self.trained_seq_length or self.model.max_position_embeddings
+
+    def after_training(self, source: CheckpointMetadata, seq_length: int) -> CheckpointMetadata:
+        """The same, trained from ``source`` on rows of ``seq_length`` tokens.
+
+        What ``source`` was trained at counts as long as the rotary scaling stays what it was.
+        """
+        trained = min(seq_length, self.model.max_position_embeddings)
+        if (self.rope_scaling, self.model) == (source.rope_scaling, source.model):
+            trained = max(trained, source.trained_positions)
+        return dataclasses.replace(self, trained_seq_length=trained)
+
+
+def save_metadata(checkpoint: Path, metadata: CheckpointMetadata) -> None:
+    """Write ``ultralong.json`` into a checkpoint folder, aside first."""
+    rope: dict[str, Any] = {"method": "none"}
+    scaling = metadata.rope_scaling
+    if scaling is not None:
+        method = next(name for name, kind in _SCALINGS.items() if isinstance(scaling, kind))
+        rope = {"method": method, **dataclasses.asdict(scaling)}
+    values = dataclasses.asdict(metadata)
+    values["rope_scaling"] = rope
+    text = json.dumps({"format_version": _FORMAT_VERSION, **values}, indent=2) + "\n"
+    aside = checkpoint / (FILE_NAME + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    unseal(checkpoint)
+    os.replace(aside, checkpoint / FILE_NAME)
+    seal_small_files(checkpoint)
+
+
+def seal_small_files(checkpoint: Path) -> None:
+    """Write the checksums of ``ultralong.json`` and of what was kept of the source model.
+
+    Whoever changes one of them calls :func:`unseal` before and this after it.
+    """
+    kept = sorted(path for path in (checkpoint / SOURCE_FOLDER).rglob("*") if path.is_file())
+    if (checkpoint / FILE_NAME).is_file():
+        seal(checkpoint, [checkpoint / FILE_NAME, *kept])
+
+
+def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMetadata:
+    """Read ``ultralong.json`` of a checkpoint folder.
+
+    Args:
+        checkpoint: the folder.
+        any_model: whether it may be another model than a Llama, trained inside a user's own
+            Megatron-LM.
+
+    Raises:
+        InputError: no such folder or file, or one that this version cannot read.
+    """
+    path = Path(checkpoint) / FILE_NAME
+    if not path.is_file():
+        if not path.parent.is_dir():
+            raise InputError(
+                f"checkpoint folder {missing(checkpoint)}: name one that `ultralong convert import "
+                "SRC DST` made, or the --save of a run"
+            )
+        raise InputError(
+            f"{checkpoint} has no {FILE_NAME}: it is not a Megatron checkpoint of "
+            "this project; make one with `ultralong convert import SRC DST`"
+        )
+    check_seal(path.parent)
+    values = read_json(path, hint="import the checkpoint again")
+    version = values.integer("format_version")
+    if version != _FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format_version {version}, this program reads {_FORMAT_VERSION}"
+        )
+    model: ModelConfig = from_dict(ModelConfig, values.object("model"), str(path))
+    model.check(str(path))
+    precision = values.string("angle_precision", "exact")
+    if precision not in get_args(AnglePrecision):
+        raise values.wrong("angle_precision", " or ".join(get_args(AnglePrecision)))
+    metadata = CheckpointMetadata(
+        model=model,
+        rope_scaling=_rope_scaling(values.object("rope_scaling"), path),
+        source_model=values.string("source_model"),
+        tokenizer_sha256=values.string("tokenizer_sha256", None),
+        separator_ids=_separator_ids(values),
+        angle_precision=precision,
+        trained_seq_length=values.integer(
+            "trained_seq_length", None, minimum=1, maximum=MOST_POSITIONS
+        ),
+        not_exportable=values.string("not_exportable", None),
+    )
+    if metadata.not_exportable and not any_model:
+        raise InputError(
+            f"{checkpoint} was trained inside a Megatron-LM with {metadata.not_exportable}: go on "
+            "with it there; this program knows Llama's model alone"
+        )
+    return metadata
+
+
+def _rope_scaling(values: JsonObject, path: Path) -> RopeScaling:
+    method = values.string("method")
+    if method == "none":
+        return None
+    if method not in _SCALINGS:
+        raise values.wrong("method", f"none or one of {', '.join(_SCALINGS)}")
+    for key, value in values.items():
+        if isinstance(value, str):
+            continue
+        if key == "original_max_position_embeddings":
+            values.integer(key, minimum=1, maximum=MOST_POSITIONS)
+        elif key == "truncate":
+            values.boolean(key)
+        else:
+            values.number(key, above=0, maximum=1e9)
+    arguments = {key: value for key, value in values.items() if key != "method"}
+    scaling: RopeScaling = from_dict(_SCALINGS[method], arguments, str(path))
+    return scaling
+
+
+def _separator_ids(values: JsonObject) -> tuple[int, ...] | None:
+    ids = values.array("separator_ids", None)
+    if ids is None:
+        return None
+    if not all(type(token) is int and 0 <= token < MOST_IDS for token in ids):
+        raise values.wrong("separator_ids", "an array of token ids")
+    return tuple(ids)

@@ -1,0 +1,1 @@
+"""Hugging Face, Meta and Megatron folders, read and written tensor by tensor."""

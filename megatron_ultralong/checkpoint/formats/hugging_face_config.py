@@ -1,0 +1,205 @@
+"""``config.json`` of a Hugging Face Llama, and what this project knows of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_ultralong.checkpoint.disk.links import check_inside
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
+from megatron_ultralong.checkpoint.formats.rope_block import max_positions, rotary_base
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.yarn import (
+    YarnConfig,
+    effective_rotary_base,
+    hf_rope_scaling,
+    yarn_attention_factor,
+)
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import JsonObject, read_json
+from megatron_ultralong.program.ranges import shown
+
+if TYPE_CHECKING:  # reading a shape needs no torch
+    import torch
+
+CONFIG_FILE = "config.json"
+ARCHITECTURE = "LlamaForCausalLM"
+_FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+    "per_layer_config": None,
+    "model_type": "llama",
+}
+"""Keys that may be absent; any other value is a model that is not a plain Llama."""
+
+_REPLACED = (
+    *("rope_parameters", "dtype", "original_max_position_embeddings"),
+    "transformers_weights",  # a file of the source
+)
+"""Keys of a source that an export states in another way, or must not."""
+
+_CODE_BEGINNINGS = (
+    "auto_map",
+    "custom_",
+    "trust_remote_code",
+    "quantization",
+    "compression_config",
+    "attn_implementation",
+    "kernel",
+    "use_kernels",
+    "compile_config",
+    "fusion_config",
+    "adapter",
+)
+
+
+def read_config(folder: Path) -> JsonObject:
+    """``config.json`` of ``folder``, of an architecture that can be converted.
+
+    Raises:
+        InputError: no such file, damaged, or not a plain Llama.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} has no {CONFIG_FILE}: it is not a Hugging Face model folder")
+    check_inside(path, folder)
+    values = read_json(path)
+    architectures = values.strings("architectures", [])
+    if ARCHITECTURE not in architectures:
+        raise InputError(
+            f"{path}: architectures {architectures} is not supported; known: {ARCHITECTURE}"
+        )
+    for key, expected in _FIXED.items():
+        if values.get(key, expected) not in (expected, None):
+            raise InputError(
+                f"{path}: {key} {shown(values[key])} is not supported: it must be {expected!r}, as "
+                "in Meta's Llama models"
+            )
+    return values
+
+
+def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
+    """The model's shape; absent keys have the defaults of transformers' LlamaConfig.
+
+    Raises:
+        InputError: a key is missing, or the sizes do not fit each other.
+    """
+    config = JsonObject(values, where)
+    hidden = config.integer("hidden_size", minimum=1)
+    heads = config.integer("num_attention_heads", minimum=1)
+    model = ModelConfig(
+        num_layers=config.integer("num_hidden_layers"),
+        hidden_size=hidden,
+        ffn_hidden_size=config.integer("intermediate_size"),
+        num_attention_heads=heads,
+        num_query_groups=config.integer("num_key_value_heads", 0) or heads,
+        kv_channels=config.integer("head_dim", 0) or hidden // heads,
+        vocab_size=config.integer("vocab_size"),
+        norm_epsilon=config.number("rms_norm_eps", 1e-6),
+        rotary_base=rotary_base(config),
+        max_position_embeddings=max_positions(config),
+        untie_embeddings_and_output_weights=not config.boolean("tie_word_embeddings", False),
+    )
+    model.check(where)
+    return model
+
+
+def without_code(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of a JSON file of a model, without the keys that choose code in its readers.
+
+    ``auto_map`` names Python files, ``attn_implementation`` kernels to download, and so on. An
+    exported model is a plain Llama with a plain tokenizer, whatever its source asked for.
+    """
+    return {
+        key: without_code(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if not _chooses_code(key)
+    }
+
+
+def _chooses_code(key: str) -> bool:
+    return (
+        key.lstrip("_").startswith(_CODE_BEGINNINGS)
+        or key.endswith("_implementation")
+        or "_implementation_" in key
+    )
+
+
+def export_config(
+    source: Mapping[str, Any], metadata: CheckpointMetadata, dtype: torch.dtype
+) -> dict[str, Any]:
+    """``config.json`` of an exported model: the source's, with the rope block of the training.
+
+    The block is written as ``rope_scaling`` and ``rope_theta``: transformers 4.43 to 5.x and vLLM
+    all read this form. Every other key of the source is kept, but for those that choose code.
+
+    Raises:
+        InputError: no rope block can express the training's rotary embedding.
+    """
+    model = metadata.model
+    kept = {key: value for key, value in without_code(source).items() if key not in _REPLACED}
+    base = effective_rotary_base(metadata.rope_scaling, model.kv_channels, model.rotary_base)
+    return {
+        **kept,
+        "architectures": [ARCHITECTURE],
+        "model_type": "llama",
+        "num_hidden_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_query_groups,
+        "head_dim": model.kv_channels,
+        "vocab_size": model.vocab_size,
+        "rms_norm_eps": model.norm_epsilon,
+        "max_position_embeddings": model.max_position_embeddings,
+        "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
+        "rope_theta": base,
+        "rope_scaling": hf_rope_scaling(metadata.rope_scaling),
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def write_config(folder: Path, metadata: CheckpointMetadata) -> None:
+    """Write the ``config.json`` of a model that came from no Hugging Face folder, for export."""
+    import torch
+
+    values = export_config({"hidden_act": "silu"}, metadata, torch.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / (CONFIG_FILE + ".partial")
+    aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    aside.replace(folder / CONFIG_FILE)
+
+
+def good_for(metadata: CheckpointMetadata) -> dict[str, str]:
+    """Versions of inference programs that read the exported rope block as it was trained.
+
+    transformers took ``max_position_embeddings`` for yarn's original context before 4.51, and
+    replaced its factor by max / original from there to 4.55. vLLM's older releases read no
+    ``attention_factor`` of yarn, and apply 0.1 ln s + 1. ``truncate`` is younger than both.
+    """
+    scaling = metadata.rope_scaling
+    if not isinstance(scaling, YarnConfig) or scaling.ramp == "rotations":
+        return {"transformers": ">=4.43", "vllm": ">=0.5.4"}
+    if not scaling.truncate:
+        return {"transformers": ">=4.57", "vllm": "releases whose yarn reads truncate"}
+    context = scaling.scaling_factor * scaling.original_max_position_embeddings
+    implied = metadata.model.max_position_embeddings == context
+    usual = scaling.attention_factor == yarn_attention_factor(scaling.scaling_factor)
+    return {
+        "transformers": ">=4.51" if implied else ">=4.56",
+        "vllm": ">=0.5.4" if usual else "releases whose yarn reads attention_factor only",
+    }
+
+
+def tokenizer_sha256(folder: Path) -> str | None:
+    """SHA-256 of ``tokenizer.json`` in ``folder``, in hexadecimal; None without that file."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        return None
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,183 @@
+"""A Megatron checkpoint as a source of Hugging Face tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from megatron_ultralong.checkpoint.disk.checksums import Checksums
+from megatron_ultralong.checkpoint.disk.folder import resolve
+from megatron_ultralong.checkpoint.disk.integrity import check_tensors, listed_files
+from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
+from megatron_ultralong.checkpoint.formats.objects import check_objects
+from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader
+from megatron_ultralong.checkpoint.formats.weight_map import (
+    MEGATRON,
+    Weight,
+    unstacked_key,
+    weight_map,
+)
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.yarn import RopeScaling
+from megatron_ultralong.program.ending import tell
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranks import is_main_rank
+
+
+class MegatronCheckpoint:
+    """One iteration of a checkpoint folder that carries ``ultralong.json``."""
+
+    format = MEGATRON
+
+    def __init__(
+        self, folder: str | Path, iteration: int | None = None, *, verify_checksums: bool = True
+    ) -> None:
+        """Check everything but the tensors' bytes: files, objects, every weight's key and shape.
+
+        Args:
+            folder: of the checkpoint.
+            iteration: which of it; None: the latest.
+            verify_checksums: compare its files with what was written.
+
+        Raises:
+            InputError: not a checkpoint of ours, damaged, it would run code, or its weights do not
+                fit its metadata.
+        """
+        self.path, self.iteration = resolve(folder, iteration)
+        self.root = self.path.parent
+        self.source_folder = self.root / SOURCE_FOLDER
+        self.metadata = load_metadata(self.root)
+        self._verify_checksums = verify_checksums
+        self._is_checked = False
+        self._checksums: Checksums | None = None
+        damage = self._read_checksums() if verify_checksums else None
+        try:
+            self.tensors = TorchDistReader(self.path)
+            if is_main_rank():  # the others read no object that is not vetted as it is read
+                check_objects(self.path, self.tensors.metadata)
+        except InputError as error:
+            if damage is None:
+                raise
+            raise InputError(f"{error}; {damage}") from error  # what it did, and why
+        if damage is not None:
+            raise damage
+        self._locations = {weight: self._locate(weight) for weight in weight_map(self.model)}
+        self._check_tied()
+        self._check_padding()
+
+    def check_tensors(
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        agree: Callable[[str | None], list[str | None]] = lambda error: [error],
+    ) -> None:
+        """Compare the tensors' bytes with what was written, or say that nobody does.
+
+        See :func:`megatron_ultralong.checkpoint.disk.integrity.check_tensors`.
+
+        Raises:
+            InputError: a file is not as it was written.
+        """
+        if not self._verify_checksums:
+            tell(f"warning: --no-verify-checksums: the bytes of {self.path} are read unchecked")
+        elif self._checksums is None:
+            tell(f"warning: {self.path} has no checksums.json: its bytes are read unchecked")
+        elif not self._is_checked:
+            check_tensors(self.path, self._checksums, rank, world_size, agree)
+        self._is_checked = True
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its shape."""
+        return self.metadata.model
+
+    @property
+    def rope_scaling(self) -> RopeScaling:
+        """What was done to its rotary frequencies."""
+        return self.metadata.rope_scaling
+
+    def dtype(self, weight: Weight) -> torch.dtype:
+        """Dtype that ``weight`` is stored in."""
+        key = self._locations[weight][0][0]
+        return self.tensors.tensors[key].properties.dtype
+
+    def read(self, weight: Weight) -> tuple[torch.Tensor, ...]:
+        """The Hugging Face parts of ``weight``."""
+        return weight.split(self.read_fused(weight))
+
+    def read_fused(self, weight: Weight) -> torch.Tensor:
+        """Megatron's tensor ``weight``, of one layer."""
+        regions = [self.tensors.read(*region) for region in self._locations[weight]]
+        tensor = regions[0] if len(regions) == 1 else torch.cat(regions)
+        return tensor.reshape(weight.shape)
+
+    def _read_checksums(self) -> InputError | None:
+        """What is wrong with the files, by their sizes and the bytes of the small ones."""
+        try:
+            self._checksums = listed_files(self.path)
+        except InputError as error:
+            return error
+        return None
+
+    def _locate(self, weight: Weight) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+        """Key, start and shape of the regions that hold ``weight``, one below the other.
+
+        Megatron-Core stacks the layers under one key, or keys them one by one, and then keeps the
+        gate (``_w``) and up (``_v``) halves of an MLP apart.
+        """
+        known = self.tensors.tensors
+        whole = weight.shape
+        if weight.key in known:
+            layers = () if weight.layer is None else (self.model.num_layers,)
+            self._check_shape(weight, weight.key, (*layers, *whole))
+            start = () if weight.layer is None else (weight.layer,)
+            shape = (*(1 for _ in start), *whole)
+            return [(weight.key, (*start, *(0 for _ in whole)), shape)]
+        key = unstacked_key(weight)
+        halves = [key + "_w", key + "_v"] if weight.layout == "gate_up" else []
+        if key in known:
+            self._check_shape(weight, key, whole)
+            return [(key, tuple(0 for _ in whole), whole)]
+        if halves and all(half in known for half in halves):
+            for half in halves:
+                self._check_shape(weight, half, weight.shapes[0])
+            return [(half, (0, 0), weight.shapes[0]) for half in halves]
+        raise InputError(
+            f"{self.path} holds no tensor {weight.key}: it is not the Llama that "
+            f"{self.root / 'ultralong.json'} describes"
+        )
+
+    def _check_shape(self, weight: Weight, key: str, expected: tuple[int, ...]) -> None:
+        self.tensors.check_complete(key)
+        found = tuple(self.tensors.tensors[key].size)
+        # Megatron pads the vocabulary with rows that no token reads
+        padded = weight.layer is None and len(expected) == 2 and found[0] >= expected[0]
+        if found != expected and not (padded and found[1:] == expected[1:]):
+            raise InputError(
+                f"{self.path}: tensor {key} has shape {list(found)}, "
+                f"{self.root / 'ultralong.json'} makes it {list(expected)}: weights and "
+                "metadata are of different models"
+            )
+
+    def _check_padding(self) -> None:
+        """Megatron pads embedding and output alike; rows behind the vocabulary are not read."""
+        known = self.tensors.tensors
+        keys = ("embedding.word_embeddings.weight", "output_layer.weight")
+        rows = {key: known[key].size[0] for key in keys if key in known}
+        if len(set(rows.values())) > 1:
+            raise InputError(
+                f"{self.path}: {' and '.join(f'{key} has {n} rows' for key, n in rows.items())}, "
+                f"of a vocabulary of {self.model.vocab_size}: Megatron pads both alike, so which "
+                "of them are the model's is not known; save the checkpoint again"
+            )
+
+    def _check_tied(self) -> None:
+        tied = not self.model.untie_embeddings_and_output_weights
+        if tied and "output_layer.weight" in self.tensors.tensors:
+            raise InputError(
+                f"{self.path} holds output_layer.weight, but its metadata says that embedding and "
+                "output share their weights (untie_embeddings_and_output_weights false): weights "
+                "and metadata are of different models"
+            )

@@ -1,0 +1,156 @@
+"""Writer of Meta's Llama folders, streamed: the file is laid out empty, then filled in place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_ultralong.checkpoint.disk.chunked_write import write_tensor
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
+from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, needs_factor
+from megatron_ultralong.checkpoint.formats.meta_names import (
+    MetaTensor,
+    meta_tensor,
+    num_heads,
+    to_pairs,
+)
+from megatron_ultralong.checkpoint.formats.pickle_layout import record_offsets
+from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo
+from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.yarn import NtkConfig, YarnConfig, effective_rotary_base
+from megatron_ultralong.program.errors import InputError
+
+
+class MetaWriter:
+    """Writes tensors, in any order, into ``num_shards`` files of Meta's format."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Sequence[tuple[str, TensorInfo]],
+        model: ModelConfig,
+        num_shards: int,
+        *,
+        laid_out: bool = False,
+    ) -> None:
+        """Lay the files out, or open those that were ``laid_out`` already.
+
+        ``tensors`` are Hugging Face names.
+
+        Raises:
+            InputError: a tensor does not divide into the shards.
+        """
+        self._model = model
+        self._num_shards = num_shards
+        layout: dict[str, torch.Tensor] = {}
+        for name, info in tensors:
+            tensor = meta_tensor(name)
+            layout[tensor.name] = torch.empty(self._part(tensor, info.shape), dtype=info.dtype)
+        self._tied = LM_HEAD not in dict(tensors)
+        if self._tied:  # Meta's code has no tied weights: it reads a copy
+            layout[meta_tensor(LM_HEAD).name] = torch.empty_like(
+                layout[meta_tensor(EMBEDDING).name]
+            )
+        paths = [folder / f"consolidated.{number:02d}.pth" for number in range(num_shards)]
+        if not laid_out:
+            for path in paths:
+                with torch.serialization.skip_data():
+                    torch.save(layout, path)
+        # every shard has the same layout
+        self._offsets = dict(zip(layout, record_offsets(paths[0]), strict=True))
+        self._files = [path.open("r+b") for path in paths]
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Fill Hugging Face tensor ``name`` in."""
+        place = meta_tensor(name)
+        if place.heads != "none":
+            tensor = to_pairs(tensor, num_heads(self._model, place.heads))
+        self._fill(place, tensor)
+        if name == EMBEDDING and self._tied:
+            self._fill(meta_tensor(LM_HEAD), tensor)
+
+    def sync(self) -> None:
+        """Wait until the disk has everything."""
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self) -> None:
+        """Close the files."""
+        self.sync()
+        self.close()
+
+    def close(self) -> None:
+        """Close the files, complete or not."""
+        for file in self._files:
+            file.close()
+
+    def _part(self, tensor: MetaTensor, shape: Sequence[int]) -> list[int]:
+        part = list(shape)
+        if tensor.axis is not None:
+            if part[tensor.axis] % self._num_shards:
+                raise InputError(
+                    f"{tensor.name} of shape {part} does not divide into {self._num_shards} "
+                    f"shards along axis {tensor.axis}: choose another --num-shards"
+                )
+            part[tensor.axis] //= self._num_shards
+        return part
+
+    def _fill(self, place: MetaTensor, tensor: torch.Tensor) -> None:
+        parts = (
+            [tensor] * self._num_shards
+            if place.axis is None
+            else tensor.chunk(self._num_shards, dim=place.axis)
+        )
+        for file, part in zip(self._files, parts, strict=True):
+            write_tensor(file, self._offsets[place.name], part)
+
+
+def write_params(folder: Path, metadata: CheckpointMetadata, kept: Mapping[str, Any]) -> None:
+    """Write ``params.json``; keys of the source's, ``kept``, that say nothing else stay.
+
+    Raises:
+        InputError: Meta's code has no such rotary embedding or head size.
+    """
+    model, scaling = metadata.model, metadata.rope_scaling
+    meta_scaling = isinstance(scaling, YarnConfig) and scaling == YarnConfig(scaling.scaling_factor)
+    if scaling is not None and not isinstance(scaling, NtkConfig) and not meta_scaling:
+        raise InputError(
+            f"Meta's code scales rotary frequencies by one formula (ramp 'rotations', original "
+            f"8192, beta 1 and 4, no temperature), not by {scaling}: export to Hugging Face"
+        )
+    if model.kv_channels * model.num_attention_heads != model.hidden_size:
+        raise InputError(
+            f"Meta's code has heads of hidden_size / num_attention_heads ({model.hidden_size} / "
+            f"{model.num_attention_heads}), not of {model.kv_channels}: export to Hugging Face"
+        )
+    factor = scaling.scaling_factor if isinstance(scaling, YarnConfig) else None
+    values: dict[str, Any] = {
+        **(kept if "multiple_of" in kept else _ffn_params(model)),
+        "dim": model.hidden_size,
+        "n_layers": model.num_layers,
+        "n_heads": model.num_attention_heads,
+        "n_kv_heads": model.num_query_groups,
+        "vocab_size": model.vocab_size,
+        "norm_eps": model.norm_epsilon,
+        "rope_theta": effective_rotary_base(scaling, model.kv_channels, model.rotary_base),
+        "use_scaled_rope": factor is not None,
+    }
+    values.pop("rope_scaling_factor", None)
+    if needs_factor(model.hidden_size, factor):
+        values["rope_scaling_factor"] = factor
+    (folder / PARAMS_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _ffn_params(model: ModelConfig) -> dict[str, Any]:
+    """Meta's code makes ``ffn = m * ceil(int(multiplier * int(8 dim / 3)) / m)``."""
+    plain = int(2 * (4 * model.hidden_size) / 3)
+    # m = ffn and a product just below it: the ceiling is 1, whatever the rounding
+    multiplier = (model.ffn_hidden_size - 0.5) / plain
+    return {"multiple_of": model.ffn_hidden_size, "ffn_dim_multiplier": multiplier}

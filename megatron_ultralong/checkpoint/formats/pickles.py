@@ -1,0 +1,286 @@
+"""The one place where pickled Python is read: nothing in a file chooses what runs.
+
+Checkpoints of Megatron-Core hold pickles in four places: ``.metadata``, ``common.pt``, and the
+records of tensors and of objects in ``.distcp`` files. Meta's and old Hugging Face models are
+pickles as a whole. ``pickle`` calls whatever a file names; here a file can name what the lists in
+:mod:`megatron_ultralong.checkpoint.formats.pickle_names` hold, and everything else is refused by
+the file's name. ``tests/test_doors.py`` sees to it that no other module unpickles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import pickle
+import pickletools
+import threading
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Final
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata
+
+from megatron_ultralong.checkpoint.formats.pickle_names import (
+    CLASS_NAME,
+    EXTRA_STATE_CLASSES,
+    METADATA_CLASSES,
+    RECIPES,
+    RECORD_CLASSES,
+    TORCH_NAMES,
+)
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_bounded
+
+_MAX_PICKLE_BYTES: Final = 4 * 2**20
+"""Of the pickle in a file of ``torch.save``, without the tensors' bytes: thirty thousand tensors.
+Each byte can become an object of 64, and takes a microsecond."""
+_OLD_PICKLES = 5
+"""What files of before torch 1.6 begin with: two numbers, the machine, the object, its storages."""
+_READ_TORCH = torch.load
+"""As it is before anything replaces it."""
+
+
+class UnsafeError(Exception):
+    """A pickle that names what it has no business with, or is damaged."""
+
+
+def read_torch_file(path: Path, *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote into ``path``: tensors, plain values and the classes above.
+
+    Raises:
+        UnsafeError: it is damaged, or holds something else.
+    """
+    with path.open("rb") as file:
+        names = _check_container(file)
+    return _read(path, names, mmap=mmap)
+
+
+def read_record(stream: IO[bytes]) -> Any:
+    """The same of a seekable stream, such as one record of a ``.distcp`` file.
+
+    Raises:
+        UnsafeError: it is damaged, or holds something else.
+    """
+    names = _check_container(stream)
+    stream.seek(0)
+    return _read(stream, names)
+
+
+def read_metadata(path: Path, max_bytes: int) -> Metadata:
+    """The pickle ``.metadata`` of torch.distributed.checkpoint, its fields not yet checked.
+
+    Raises:
+        InputError: it is missing, damaged, or holds anything but plain metadata.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing: the checkpoint was not written completely")
+    data = read_bounded(path, max_bytes)
+    try:
+        metadata = _MetadataUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # whatever garbage makes of the classes' own methods
+        raise InputError(f"{path} cannot be read ({_short(error)}): the file is damaged") from error
+    if not isinstance(metadata, Metadata):
+        raise InputError(f"{path} holds a {type(metadata).__name__}, not a checkpoint's Metadata")
+    return metadata
+
+
+def check_extra_state(value: Any) -> None:
+    """Check a module's ``_extra_state``: Transformer Engine unpickles the bytes in it.
+
+    Raises:
+        UnsafeError: it names something else than FP8 recipes and tensors.
+    """
+    if isinstance(value, io.BytesIO):
+        if value.getbuffer().nbytes:
+            read_record(io.BytesIO(value.getvalue()))
+    elif isinstance(value, torch.Tensor) and value.numel():
+        if value.dtype != torch.uint8:
+            raise UnsafeError(f"its state is of dtype {value.dtype}, not bytes")
+        try:
+            _ExtraStateUnpickler(io.BytesIO(value.contiguous().numpy().tobytes())).load()
+        except Exception as error:
+            raise UnsafeError(_short(error)) from error
+
+
+def is_plain_tensor(
+    value: Any, dtype: torch.dtype | None = None, shape: Sequence[int] | None = None
+) -> bool:
+    """Whether ``value`` is a tensor with bytes of its own for all of its elements.
+
+    A file can describe one of any shape over few bytes, or over none, on the device ``meta``.
+    """
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.untyped_storage().nbytes() >= value.numel() * value.itemsize
+        and dtype in (None, value.dtype)
+        and (shape is None or tuple(value.shape) == tuple(shape))
+    )
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Unpickles the plain data classes of torch.distributed.checkpoint, and nothing that acts."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in METADATA_CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's metadata")
+
+
+class _Inert:
+    """Stands for every class and function of an ``_extra_state``: nothing of it is called."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def __setitem__(self, _: Any, __: Any) -> None: ...
+
+    def append(self, _: Any) -> None: ...
+
+
+class _ExtraStateUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_recipe = module == RECIPES and CLASS_NAME.fullmatch(name)
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_recipe or is_dtype or (module, name) in EXTRA_STATE_CLASSES:
+            return _Inert
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a module's state")
+
+
+def _read(source: Path | IO[bytes], names: set[str], *, mmap: bool = False) -> Any:
+    classes = names & set(RECORD_CLASSES)
+    if "numpy.dtype" in classes:  # makes one that is named nowhere: of numpy's random state
+        classes.add("numpy.dtypes.UInt32DType")
+    try:
+        with _allowed(classes):
+            return _READ_TORCH(
+                source, map_location="cpu", weights_only=True, **({"mmap": True} if mmap else {})
+            )
+    except Exception as error:  # a damaged file can end in any
+        raise UnsafeError(_short(error)) from error
+
+
+class _Allowance:
+    """Classes that torch's reader allows besides its own, for as long as files are read.
+
+    What other libraries have registered is taken away meanwhile: it is their choice, for their
+    files. Several threads read at a time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_readers = 0
+        self._before: list[Any] = []
+
+    def enter(self, classes: list[Any]) -> None:
+        with self._lock:
+            if not self._num_readers:
+                self._before = torch.serialization.get_safe_globals()
+                torch.serialization.clear_safe_globals()
+            self._num_readers += 1
+            torch.serialization.add_safe_globals(classes)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._num_readers -= 1
+            if not self._num_readers:
+                torch.serialization.clear_safe_globals()
+                torch.serialization.add_safe_globals(self._before)
+
+
+_ALLOWANCE = _Allowance()
+
+
+@contextlib.contextmanager
+def _allowed(names: set[str]) -> Iterator[None]:
+    _ALLOWANCE.enter([_record_class(name) for name in sorted(names)])
+    try:
+        yield
+    finally:
+        _ALLOWANCE.leave()
+
+
+def _record_class(path: str) -> Any:
+    """The class, as torch wants it: with the name that files give it where it has another now."""
+    module, name = path.rsplit(".", 1)
+    found = getattr(importlib.import_module(module), name)
+    return found if f"{found.__module__}.{found.__qualname__}" == path else (found, path)
+
+
+def _check_container(stream: IO[bytes]) -> set[str]:
+    """Check that reading takes no more memory than the file has bytes; names that it uses.
+
+    A record of torch's zip archive may be compressed a thousandfold, which ``torch.save`` never
+    does, and some names make memory of a number alone.
+
+    Raises:
+        UnsafeError: it would, or is damaged.
+    """
+    stream.seek(0, io.SEEK_END)
+    size = stream.tell()
+    stream.seek(0)
+    is_zip = stream.read(2) == b"PK"
+    stream.seek(0)
+    try:
+        if not is_zip:  # before torch 1.6: torch's own reader compares its sizes
+            data = io.BytesIO(stream.read(_MAX_PICKLE_BYTES))
+            return set().union(*(_names(data) for _ in range(_OLD_PICKLES)))
+        with zipfile.ZipFile(stream) as archive:
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                raise UnsafeError("a record of it is compressed, which torch.save never does")
+            if sum(record.file_size for record in records) > size:
+                raise UnsafeError("its records are larger than the file")
+            names: set[str] = set()
+            for record in records:
+                if record.filename.endswith("data.pkl"):
+                    if record.file_size > _MAX_PICKLE_BYTES:
+                        raise UnsafeError(
+                            f"{record.filename} in it has {record.file_size:,} bytes, at most "
+                            f"{_MAX_PICKLE_BYTES:,} are read"
+                        )
+                    record.CRC = None  # type: ignore[assignment]  # files may be without
+                    names |= _names(io.BytesIO(archive.read(record)))
+            return names
+    except UnsafeError:
+        raise
+    except Exception as error:
+        raise UnsafeError(_short(error)) from error
+
+
+def _names(data: IO[bytes]) -> set[str]:
+    """Names that the next pickle in ``data`` uses."""
+    names = {
+        str(argument).replace(" ", ".")
+        for opcode, argument, _ in pickletools.genops(data)
+        if opcode.name == "GLOBAL"
+    }
+    for name in sorted(names):
+        if not (name in TORCH_NAMES or name in RECORD_CLASSES or _is_torch_type(name)):
+            raise UnsafeError(f"{name} has no place in a checkpoint")
+    return names
+
+
+def _is_torch_type(name: str) -> bool:
+    """Names of dtypes and storages: ``torch.bfloat16``, ``torch.BFloat16Storage``."""
+    module, _, last = name.rpartition(".")
+    if module != "torch":
+        return False
+    return last.endswith("Storage") or isinstance(getattr(torch, last, None), torch.dtype)
+
+
+def _short(error: BaseException) -> str:
+    """The first line of an error; torch appends a page on how to switch its guard off."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0])
+    return text.strip()[:300]

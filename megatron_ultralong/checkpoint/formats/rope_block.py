@@ -1,0 +1,179 @@
+"""The rope block of a Hugging Face ``config.json``, read as transformers 5 reads it.
+
+It stands under ``rope_scaling`` (to 4.x) or ``rope_parameters`` (5.x), with or without
+``rope_theta``. Where two keys say two things, transformers takes one without a word; here they are
+refused, as are keys whose meaning differs from program to program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from megatron_ultralong.model.yarn import RopeScaling, from_hf_rope_scaling
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import JsonObject
+
+_DEFAULT_BASE: Final = 10000.0
+_DEFAULT_POSITIONS: Final = 2048
+"""Of transformers' LlamaConfig."""
+_LENGTH: Final = "original_max_position_embeddings"
+_OLD, _NEW = "rope_scaling", "rope_parameters"
+_ROUNDING = 1e-6
+"""Relative: a temperature that was computed in float32 and written down."""
+
+
+def rotary_base(config: JsonObject) -> float:
+    """What rotary frequencies are powers of.
+
+    Raises:
+        InputError: two keys state two bases, or other figures of the block differ.
+    """
+    base: float = _block(config)["rope_theta"]
+    return base
+
+
+def max_positions(config: JsonObject) -> int:
+    """Positions that the model was made for."""
+    positions: int = config.integer("max_position_embeddings", _DEFAULT_POSITIONS)
+    return positions
+
+
+def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
+    """The rotary scaling that a ``config.json`` asks for.
+
+    Raises:
+        InputError: a rope type or key that is not known here, or keys that disagree.
+    """
+    config = JsonObject(values, where)
+    block = _block(config)
+    del block["rope_theta"]
+    _check_whole_heads(block, where)
+    # tells whether such a model was trained with its scaling; no frequency depends on it
+    JsonObject(block, where).boolean("finetuned", None)
+    block.pop("finetuned", None)
+    if block["rope_type"] in ("llama3", "yarn"):
+        _fill_length(block, config)
+    if block["rope_type"] == "yarn":
+        _fill_factor(block, config)
+        _fill_attention_factor(block, where)
+    try:
+        return from_hf_rope_scaling(block)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _block(config: JsonObject) -> dict[str, Any]:
+    """The block in the words of 5.x, with ``rope_type`` and ``rope_theta``."""
+    blocks = {
+        key: _in_new_words(block, config)
+        for key in (_OLD, _NEW)
+        if (block := config.object(key, None))
+    }
+    if len(blocks) == 2 and _stated(blocks[_OLD]) != _stated(blocks[_NEW]):
+        raise InputError(
+            f"{config.where}: {_OLD} and {_NEW} disagree: {_stated(blocks[_OLD])} and "
+            f"{_stated(blocks[_NEW])}; transformers 5 reads the first alone: remove the one that "
+            "the model was not trained with"
+        )
+    return next(iter(blocks.values()), None) or _in_new_words(JsonObject({}, config.where), config)
+
+
+def _in_new_words(block: JsonObject, config: JsonObject) -> dict[str, Any]:
+    _check_values(block, config)
+    names = {block.string(key, None) for key in ("rope_type", "type")} - {None}
+    if len(names) > 1:
+        raise InputError(
+            f"{block.where}: rope_type is {block['rope_type']!r} and type is {block['type']!r}: "
+            "remove the one that the model was not trained with"
+        )
+    bases = {part.number("rope_theta", None) for part in (block, config)} - {None}
+    if len(bases) > 1:
+        raise InputError(
+            f"{config.where}: rope_theta is {config['rope_theta']} there, and "
+            f"{block['rope_theta']} in the rope block, which transformers 5 reads: remove the one "
+            "that the model was not trained with"
+        )
+    rest = {key: block[key] for key in block if key not in ("rope_type", "type", "rope_theta")}
+    return {
+        "rope_type": next(iter(names), "default"),
+        "rope_theta": next(iter(bases), _DEFAULT_BASE),
+        **rest,
+    }
+
+
+def _check_values(block: JsonObject, config: JsonObject) -> None:
+    """Every value has the type and the range that it can have."""
+    block.number("factor", None, minimum=1, maximum=1e9)
+    for key in ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
+        block.number(key, None, above=0, maximum=1e9)
+    block.number("attention_factor", None, above=0, maximum=1e6)
+    for key in ("mscale", "mscale_all_dim"):
+        block.number(key, None, minimum=0, maximum=1e6)
+    block.number("partial_rotary_factor", None)
+    block.boolean("truncate", None)
+    block.integer(_LENGTH, None, minimum=1, maximum=2**40)
+    config.integer(_LENGTH, None, minimum=1, maximum=2**40)
+
+
+def _stated(block: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sorted(block.items()) if value is not None}
+
+
+def _check_whole_heads(block: dict[str, Any], where: str) -> None:
+    factor = block.pop("partial_rotary_factor", None)
+    if factor not in (1.0, None):
+        raise InputError(
+            f"{where}: partial_rotary_factor is {factor}, and a Llama rotates whole heads (1.0): "
+            "transformers 5 ignores the key in a Llama that is not scaled, and does not run one "
+            "that is; remove it if the model was trained as such a Llama"
+        )
+
+
+def _fill_length(block: dict[str, Any], config: JsonObject) -> None:
+    outside = config.integer(_LENGTH, None)
+    inside = block.get(_LENGTH)
+    if outside is not None and inside not in (None, outside):
+        raise InputError(
+            f"{config.where}: {_LENGTH} is {outside} beside the rope block and {inside} in it: "
+            "remove one"
+        )
+    block[_LENGTH] = outside or inside or max_positions(config)
+
+
+def _fill_factor(block: dict[str, Any], config: JsonObject) -> None:
+    """A factor of null is what the positions are of the original ones; one must be named."""
+    if "factor" in block and block["factor"] is None:
+        factor = max_positions(config) / block[_LENGTH]
+        if factor < 1:
+            raise InputError(
+                f"{config.where}: factor is null, and max_position_embeddings "
+                f"({max_positions(config)}) is below {_LENGTH} ({block[_LENGTH]}): state the factor"
+            )
+        block["factor"] = factor
+
+
+def _fill_attention_factor(block: dict[str, Any], where: str) -> None:
+    """``mscale`` and ``mscale_all_dim`` imply one: ``(0.1 m ln s + 1) / (0.1 n ln s + 1)``."""
+    scales = {key: block.pop(key, None) or 0.0 for key in ("mscale", "mscale_all_dim")}
+    mscale, mscale_all_dim = scales.values()
+    if not mscale and not mscale_all_dim:
+        return
+    if not (mscale and mscale_all_dim):
+        (present,) = (key for key, value in scales.items() if value)
+        raise InputError(
+            f"{where}: {present} is {scales[present]} in the rope block, without the other of "
+            f"{' and '.join(scales)}: transformers looks at both or none, other programs at one; "
+            "state attention_factor in its place"
+        )
+    stretch = math.log(max(block.get("factor") or 1.0, 1.0))
+    implied = (0.1 * mscale * stretch + 1) / (0.1 * mscale_all_dim * stretch + 1)
+    given = block.get("attention_factor")
+    if given is not None and abs(given / implied - 1) > _ROUNDING:
+        raise InputError(
+            f"{where}: attention_factor is {given}, and mscale {mscale} and mscale_all_dim "
+            f"{mscale_all_dim} make it {implied:.6g}: transformers reads the first; remove the "
+            "others, or it"
+        )
+    block["attention_factor"] = given or implied

@@ -1,0 +1,187 @@
+"""Files of tensors: safetensors and, for old models, PyTorch pickles of weights only."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+import zipfile
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from megatron_ultralong.checkpoint.disk.open_file import OpenFile
+from megatron_ultralong.checkpoint.formats.pickle_layout import record_offsets
+from megatron_ultralong.checkpoint.formats.pickles import (
+    UnsafeError,
+    is_plain_tensor,
+    read_torch_file,
+)
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import parse_json
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""safetensors' names."""
+_MAX_HEADER_BYTES = 16 * 2**20
+"""A hundred thousand tensors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """What a file says of a tensor before it is read."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class TensorFile(Protocol):
+    """One file of named tensors."""
+
+    path: Path
+    tensors: dict[str, TensorInfo]
+
+    def __init__(self, path: Path) -> None: ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor ``name``."""
+
+
+class SafetensorsFile:
+    """A safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header.
+
+        Raises:
+            InputError: the file is truncated or damaged.
+        """
+        self.path = path
+        self._file = OpenFile(path)
+        self.tensors: dict[str, TensorInfo] = {}
+        try:
+            _check_header(path)
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    entry = file.get_slice(name)
+                    dtype = _dtype(entry.get_dtype(), name, path)
+                    self.tensors[name] = TensorInfo(dtype, tuple(entry.get_shape()))
+            self._places = _safetensors_places(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path} is not a complete safetensors file ({error}): download it again"
+            ) from error
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor ``name``; the file is mapped for as long as the tensor lives, and no longer."""
+        info = self.tensors[name]
+        flat = self._file.tensor(self._places[name][0], info.dtype, math.prod(info.shape))
+        return flat.view(info.shape)
+
+
+class PickleFile:
+    """A ``pytorch_model*.bin`` file, opened with ``weights_only``: code in it does not run."""
+
+    def __init__(self, path: Path) -> None:
+        """Read names, dtypes and shapes.
+
+        Raises:
+            InputError: the file is damaged, or holds something else than tensors.
+        """
+        self.path = path
+        self._file = OpenFile(path)
+        # an old file without a zip directory cannot be mapped: it is read once, and kept
+        self._can_map = zipfile.is_zipfile(path)
+        tensors = self._load()
+        self._kept = None if self._can_map else tensors
+        self.tensors = {
+            name: TensorInfo(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()
+        }
+        try:
+            self._places = _places(path, tensors) if self._can_map else {}
+        except (ValueError, struct.error, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} is damaged ({error}): download it again") from error
+
+    def read(self, name: str) -> torch.Tensor:
+        """Tensor ``name``; of the others nothing is read where the file can be mapped."""
+        if self._kept is not None:
+            return self._kept[name].contiguous()
+        info, (offset, stride) = self.tensors[name], self._places[name]
+        if 0 in info.shape:
+            return torch.empty(info.shape, dtype=info.dtype)
+        span = 1 + sum((size - 1) * step for size, step in zip(info.shape, stride, strict=True))
+        flat = self._file.tensor(offset, info.dtype, span)
+        return flat.as_strided(info.shape, stride).contiguous()
+
+    def _load(self) -> dict[str, torch.Tensor]:
+        try:
+            values = read_torch_file(self.path, mmap=self._can_map)
+        except (UnsafeError, OSError) as error:
+            raise InputError(
+                f"{self.path} does not open as a file of weights only ({error}): it is damaged "
+                "or would run code; use the model's safetensors files"
+            ) from error
+        if not isinstance(values, dict) or not all(
+            isinstance(name, str) and is_plain_tensor(value) for name, value in values.items()
+        ):
+            raise InputError(f"{self.path} must hold a dict of tensors: it is not a model's file")
+        return values
+
+
+def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:
+    if name not in DTYPES:
+        raise InputError(
+            f"{path}: tensor {tensor} has dtype {name}; {', '.join(DTYPES)} are known: load and "
+            "save the model in one of them, if it is a quantised one without its quantisation"
+        )
+    return DTYPES[name]
+
+
+def _check_header(path: Path) -> None:
+    """The library reads a header of 100 MB, and takes many times as much for it."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if not 0 < length <= min(_MAX_HEADER_BYTES, path.stat().st_size - 8):
+        raise InputError(
+            f"{path} is not a complete safetensors file (its header would have {length:,} bytes, "
+            f"of a file of {path.stat().st_size:,}; at most {_MAX_HEADER_BYTES:,} are read): "
+            "download it again"
+        )
+
+
+def _safetensors_places(path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and length of every tensor in a file, which starts with its header's length."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = parse_json(file.read(length), f"the header of {path}")
+    ranges = {name: e["data_offsets"] for name, e in header.items() if name != "__metadata__"}
+    return {name: (8 + length + begin, end - begin) for name, (begin, end) in ranges.items()}
+
+
+def _places(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Offset in the file and strides of each of the mapped ``tensors`` of a whole file.
+
+    torch maps the file in one piece, so its addresses are offsets but for a constant. To unpickle
+    the file for every tensor takes longer than to read the tensor.
+    """
+    storages = [t.untyped_storage() for t in tensors.values()]
+    addresses = [storage.data_ptr() for storage in storages if storage.nbytes()]
+    offsets = record_offsets(path)
+    begin = min(addresses) - min(offsets) if addresses else 0
+    if {address - begin for address in addresses} != set(offsets):
+        raise ValueError("its directory names other places than those of its tensors")
+    return {name: (t.data_ptr() - begin, t.stride()) for name, t in tensors.items()}

@@ -1,0 +1,170 @@
+"""Reader of Megatron torch_dist checkpoints, one tensor at a time, in one process.
+
+It reads what any parallel layout wrote, with or without optimizer state, and needs neither the
+process group that wrote it nor Megatron-Core.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+
+from megatron_ultralong.checkpoint.disk.chunk_index import ChunkIndex
+from megatron_ultralong.checkpoint.disk.page_cache import announce
+from megatron_ultralong.checkpoint.disk.window import Window
+from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, is_plain_tensor, read_record
+from megatron_ultralong.checkpoint.formats.torch_dist_metadata import read_torch_dist_metadata
+from megatron_ultralong.program.errors import InputError
+
+_SPARE = 2**20
+"""Bytes that a record has over those of its tensor, at most."""
+
+
+class TorchDistReader:
+    """Tensors of one torch_dist folder (``release/`` or ``iter_XXXXXXX/``), by key."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what the folder holds, no tensor yet.
+
+        Raises:
+            InputError: it is not a torch_dist checkpoint, or not a complete one.
+        """
+        self.folder = Path(folder)
+        self.metadata = read_torch_dist_metadata(self.folder)
+        self._reader = FileSystemReader(self.folder)
+        self._reader.set_up_storage_reader(self.metadata, True)
+        self._indexes: dict[str, ChunkIndex] = {}
+        self._complete: set[str] = set()  # tensors that were looked at: layers share them
+        self.tensors: dict[str, TensorStorageMetadata] = {
+            key: entry
+            for key, entry in self.metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+
+    def check_complete(self, key: str) -> None:
+        """Check that the folder holds all elements of tensor ``key``.
+
+        Raises:
+            InputError: it does not.
+        """
+        if key in self._complete:
+            return
+        entry = self.tensors[key]
+        held = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
+        if held < math.prod(entry.size):
+            raise InputError(
+                f"{self.folder}: tensor {key} of shape {list(entry.size)} has {held:,} of its "
+                f"{math.prod(entry.size):,} elements: the checkpoint is not complete"
+            )
+        self._complete.add(key)
+
+    def read(self, key: str, start: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
+        """The region of tensor ``key`` that begins at ``start`` and has ``shape``.
+
+        Raises:
+            InputError: the bytes of it are damaged.
+        """
+        entry = self.tensors[key]
+        near = self._index(key).near(start, shape)
+        items = [item for chunk in near for item in _overlap(key, chunk, start, shape)]
+        covered = sum(torch.Size(item.lengths).numel() for item in items)
+        if covered != torch.Size(shape).numel():
+            raise InputError(
+                f"{self.folder}: tensor {key} holds {covered} of the {torch.Size(shape).numel()} "
+                f"elements from {list(start)} of shape {list(shape)}: the checkpoint is not "
+                "complete"
+            )
+        if len(items) == 1:  # not copied: the largest tensor of a model decides on the memory
+            return self._load(items[0])
+        target = torch.empty(tuple(shape), dtype=entry.properties.dtype)
+        for item in items:
+            target[_slices(item.dest_offsets, item.lengths)] = self._load(item)
+        return target
+
+    def _load(self, item: ReadItem) -> torch.Tensor:
+        """The wanted part of one record."""
+        key = item.storage_index.fqn
+        place = self.metadata.storage_data[item.storage_index]
+        path = self.folder / place.relative_path
+        try:
+            with path.open("rb") as file:
+                announce(file, place.offset, place.length)
+                record = read_record(self._stream(file, item, place))
+        except (OSError, UnsafeError) as error:
+            raise InputError(
+                f"{path}: tensor {key} cannot be read ({error}): the file is truncated or "
+                "damaged; write the checkpoint again"
+            ) from error
+        properties, sizes = self.tensors[key].properties, self._sizes(item)
+        if not is_plain_tensor(record, properties.dtype, sizes):
+            raise InputError(
+                f"{path}: tensor {key} is not of dtype {properties.dtype} and shape "
+                f"{list(sizes)}, as .metadata says: the files are of different checkpoints"
+            )
+        part: torch.Tensor = record[_slices(item.storage_offsets, item.lengths)]
+        return part
+
+    def _stream(self, file: IO[bytes], item: ReadItem, place: Any) -> IO[bytes]:
+        """A window over the record, or its bytes where a torch extension compressed it."""
+        window = cast(IO[bytes], Window(file, place.offset, place.length))
+        descriptors = getattr(place, "transform_descriptors", None)
+        if not descriptors:
+            return window
+        dtype = self.tensors[item.storage_index.fqn].properties.dtype
+        limit = math.prod(self._sizes(item)) * dtype.itemsize + _SPARE
+        try:
+            stream = self._reader.transforms.transform_load_stream(item, descriptors, window)
+            data = stream.read(limit + 1)
+        except Exception as error:  # each decoder has its own
+            raise UnsafeError(f"{error}") from error
+        if len(data) > limit:
+            raise UnsafeError(f"it unpacks to more than the {limit:,} bytes of its tensor")
+        return io.BytesIO(data)
+
+    def _sizes(self, item: ReadItem) -> torch.Size:
+        offset = item.storage_index.offset
+        assert offset is not None
+        return self._index(item.storage_index.fqn).sizes(offset)
+
+    def _index(self, key: str) -> ChunkIndex:
+        if key not in self._indexes:
+            self._indexes[key] = ChunkIndex(self.tensors[key].chunks)
+        return self._indexes[key]
+
+
+def _slices(begins: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(
+        slice(begin, begin + length) for begin, length in zip(begins, lengths, strict=True)
+    )
+
+
+def _overlap(
+    key: str, chunk: ChunkStorageMetadata, start: Sequence[int], shape: Sequence[int]
+) -> Iterator[ReadItem]:
+    """The piece of ``chunk`` inside the region at ``start`` with ``shape``, if there is one."""
+    begins = [max(o, s) for o, s in zip(chunk.offsets, start, strict=True)]
+    ends = [
+        min(o + c, s + n)
+        for o, c, s, n in zip(chunk.offsets, chunk.sizes, start, shape, strict=True)
+    ]
+    if all(begin < end for begin, end in zip(begins, ends, strict=True)):
+        yield ReadItem(
+            type=LoadItemType.TENSOR,
+            dest_index=MetadataIndex(key),
+            dest_offsets=torch.Size(b - s for b, s in zip(begins, start, strict=True)),
+            storage_index=MetadataIndex(key, chunk.offsets),
+            storage_offsets=torch.Size(b - o for b, o in zip(begins, chunk.offsets, strict=True)),
+            lengths=torch.Size(e - b for b, e in zip(begins, ends, strict=True)),
+        )

@@ -1,0 +1,205 @@
+"""Writer of Megatron torch_dist checkpoints: no model, no process group, one weight in memory.
+
+The records are those of torch.distributed.checkpoint's own file writer, ``torch.save`` of one
+weight each, but made one at a time and in a fixed order, so that a killed writer can go on behind
+the last one. Megatron-Core's ``dist_checkpointing`` reads the result at any parallel layout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, cast
+
+import torch
+from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+)
+from torch.distributed.checkpoint.planner import (
+    BytesIOWriteData,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+
+from megatron_ultralong.checkpoint.disk.checksums import checksum, write_checksums
+from megatron_ultralong.checkpoint.disk.chunked_write import ChunkedFile
+from megatron_ultralong.checkpoint.disk.hashing_thread import HashingThread
+from megatron_ultralong.checkpoint.disk.page_cache import let_go
+from megatron_ultralong.checkpoint.formats.megatron_args import megatron_args
+from megatron_ultralong.checkpoint.formats.read_ahead import read_ahead
+from megatron_ultralong.checkpoint.formats.weight_map import (
+    Weight,
+    WeightSource,
+    extra_state_keys,
+    weight_map,
+)
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.conversion_journal import Manifest
+from megatron_ultralong.program.errors import InputError
+
+_DATA_FILE = "__0_0.distcp"
+
+
+def write_torch_dist(
+    folder: Path,
+    source: WeightSource,
+    manifest: Manifest,
+    advance: Callable[[int], None] = lambda num_bytes: None,
+) -> None:
+    """Write all weights of ``source`` into ``folder`` as a torch_dist checkpoint.
+
+    Weights that ``manifest`` has are left as they are. ``advance`` is told the bytes of every
+    other one.
+
+    Raises:
+        InputError: the layers of ``source`` have different dtypes, or it cannot be read.
+    """
+    weights = weight_map(source.model)
+    _check_dtypes(weights, source)
+    folder.mkdir(exist_ok=True)
+    items = [_tensor_item(weight, source) for weight in weights]
+    objects = [
+        WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO, BytesIOWriteData(0))
+        for key in extra_state_keys(source.model)
+    ]
+    plans, metadata = create_default_global_save_plan([SavePlan([*items, *objects])])
+    path = folder / _DATA_FILE
+    path.touch()
+    with path.open("r+b") as file, HashingThread() as hashing:
+        places = _write_weights(file, weights, source, manifest, advance, hashing)
+        places += [_append([None], file, sum(places[-1]), hashing)]
+        # all the empty objects are one
+        places += places[-1:] * (len(objects) - 1)
+        file.truncate(sum(places[-1]))
+        _sync(file)
+    metadata.storage_data = {
+        item.index: _StorageInfo(_DATA_FILE, offset, length)
+        for item, (offset, length) in zip(plans[0].items, places, strict=True)
+    }
+    metadata.version = CURRENT_DCP_VERSION
+    metadata.storage_meta = StorageMeta()
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    torch.save(_common_state(source.model), folder / "common.pt")
+    _write_format(folder)
+    small = (".metadata", "common.pt", "metadata.json")
+    checksums = {name: checksum(folder / name) for name in small}
+    write_checksums(folder, {**checksums, _DATA_FILE: hashing.checksum()})
+
+
+def _write_weights(
+    file: IO[bytes],
+    weights: Sequence[Weight],
+    source: WeightSource,
+    manifest: Manifest,
+    advance: Callable[[int], None],
+    hashing: HashingThread,
+) -> list[tuple[int, int]]:
+    """Offset and length of every weight in ``file``, one behind the other."""
+    done = [weight for weight in weights if weight.label in manifest.finished]
+    assert done == weights[: len(done)], "weights are written in their order"
+    notes = [manifest.finished[weight.label] for weight in done]
+    places = [(offset, length) for offset, length in notes]
+    end = sum(places[-1]) if places else 0
+    hashing.read(file, end)  # what a killed conversion has written
+    left = weights[len(done) :]
+    for weight, tensor in read_ahead(left, lambda weight: weight.fuse(source.read(weight))):
+        # a layer's tensor has the axis of the layers before its own: [1, ...]
+        shaped = tensor if weight.layer is None else tensor.unsqueeze(0)
+        places.append(_append(shaped, file, end, hashing))
+        end = sum(places[-1])
+        advance(tensor.nbytes)
+        manifest.add(weight.label, tensor.nbytes, lambda: _sync(file), list(places[-1]))
+        del tensor, shaped
+    manifest.flush(lambda: _sync(file))
+    return places
+
+
+def _append(value: object, file: IO[bytes], offset: int, hashing: HashingThread) -> tuple[int, int]:
+    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() != value.nbytes:
+        value = value.clone()  # torch.save would write all of the storage that it is a view of
+    file.seek(offset)
+    with _without_crc32():
+        torch.save(value, cast(IO[bytes], ChunkedFile(file, hashing.update)))
+    let_go(file)
+    return offset, file.tell() - offset
+
+
+@contextlib.contextmanager
+def _without_crc32() -> Iterator[None]:
+    """``torch.load`` does not look at the sums, and they take a third of the processor's time."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _tensor_item(weight: Weight, source: WeightSource) -> WriteItem:
+    offset, shape, size = _position(weight, source.model.num_layers)
+    data = TensorWriteData(
+        ChunkStorageMetadata(torch.Size(offset), torch.Size(shape)),
+        TensorProperties(dtype=source.dtype(weight)),
+        torch.Size(size),
+    )
+    index = MetadataIndex(weight.key, torch.Size(offset))
+    return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
+
+
+def _position(
+    weight: Weight, num_layers: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Offset and shape of ``weight`` in the tensor under its key, and that tensor's shape."""
+    shape = weight.shape
+    if weight.layer is None:
+        return (0,) * len(shape), shape, shape
+    return (weight.layer, *(0,) * len(shape)), (1, *shape), (num_layers, *shape)
+
+
+def _check_dtypes(weights: Sequence[Weight], source: WeightSource) -> None:
+    dtypes: dict[str, tuple[torch.dtype, Weight]] = {}
+    for weight in weights:
+        dtype = source.dtype(weight)
+        first, other = dtypes.setdefault(weight.key, (dtype, weight))
+        if dtype != first:
+            raise InputError(
+                f"{weight.names[0]} is {dtype}, {other.names[0]} is {first}: Megatron stacks the "
+                "layers of a weight in one tensor of one dtype; convert the source to one dtype"
+            )
+
+
+def _common_state(model: ModelConfig) -> dict[str, object]:
+    """``common.pt``: what Megatron-Core and Megatron-LM look for beside the tensors."""
+    return {
+        "args": megatron_args(model),
+        "checkpoint_version": 3.0,
+        "iteration": 0,
+        # how the layers are keyed: stacked, not one by one
+        "content_metadata": {"singleton_local_shards": False},
+    }
+
+
+def _write_format(folder: Path) -> None:
+    values = {
+        "sharded_backend": "torch_dist",
+        "sharded_backend_version": 1,
+        "common_backend": "torch",
+        "common_backend_version": 1,
+    }
+    (folder / "metadata.json").write_text(json.dumps(values), encoding="utf-8")

@@ -1,0 +1,182 @@
+"""Names and layouts of a Llama's weights: Megatron-Core's torch_dist keys and Hugging Face's names.
+
+One :class:`Weight` is one tensor of Megatron (of one layer) and the Hugging Face tensors it is made
+of. Every function here is pure; shapes come from the :class:`ModelConfig` alone, so a missing,
+extra or misshapen tensor is found before a byte is converted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+
+from megatron_ultralong.model.shape import ModelConfig
+
+Layout = Literal["whole", "qkv", "gate_up"]
+Shape = tuple[int, ...]
+
+HUGGING_FACE = "Hugging Face"
+MEGATRON = "Megatron torch_dist"
+META = "Meta"
+"""Formats of models on disk."""
+
+EMBEDDING = "model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+_LAYERS = "decoder.layers."
+_STATEFUL_MODULES = (
+    "self_attention.core_attention",
+    "self_attention.linear_qkv",
+    "self_attention.linear_proj",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One Megatron tensor of one layer, and the Hugging Face tensors that it is made of."""
+
+    key: str
+    """torch_dist key; the tensors of all layers are stacked under it, on a new first axis."""
+    layer: int | None
+    """Index on that axis; None for a tensor outside the layers."""
+    names: tuple[str, ...]
+    """Hugging Face names of its parts."""
+    shapes: tuple[Shape, ...]
+    """Shapes of its parts."""
+    layout: Layout = "whole"
+    num_query_groups: int = 1
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the Megatron tensor, without the layer axis: parts stand below each other."""
+        return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def label(self) -> str:
+        """Name for messages."""
+        return self.key if self.layer is None else f"{self.key}[{self.layer}]"
+
+    def fuse(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The Megatron tensor made of the Hugging Face ``parts``; a single part is not copied."""
+        if self.layout == "qkv":
+            q, k, v = parts
+            return fuse_qkv(q, k, v, self.num_query_groups)
+        return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+    def split(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The Hugging Face parts of a Megatron ``tensor``; the inverse of :meth:`fuse`."""
+        rows = [shape[0] for shape in self.shapes]
+        if self.layout == "qkv":
+            return split_qkv(tensor, rows, self.num_query_groups)
+        return tuple(tensor.split(rows))
+
+
+class WeightSource(Protocol):
+    """A model on disk, read one weight at a time, whatever its format."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its shape."""
+
+    def dtype(self, weight: Weight) -> torch.dtype:
+        """Dtype that ``weight`` is stored in."""
+
+    def read(self, weight: Weight) -> tuple[torch.Tensor, ...]:
+        """The parts of ``weight``, in the order of ``weight.names``."""
+
+
+def fuse_qkv(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_query_groups: int
+) -> torch.Tensor:
+    """Megatron's ``linear_qkv``: for every query group its queries, its key, its value.
+
+    With 4 heads in 2 groups the rows are, head by head: ``q0 q1 k0 v0 q2 q3 k1 v1``.
+    """
+    # [groups, rows of the group, hidden]
+    grouped = [part.reshape(num_query_groups, -1, part.shape[-1]) for part in (q, k, v)]
+    return torch.cat(grouped, dim=1).reshape(-1, q.shape[-1])
+
+
+def split_qkv(
+    qkv: torch.Tensor, rows: Sequence[int], num_query_groups: int
+) -> tuple[torch.Tensor, ...]:
+    """q, k and v with ``rows`` rows each; the inverse of :func:`fuse_qkv`."""
+    grouped = qkv.reshape(num_query_groups, -1, qkv.shape[-1])
+    parts = grouped.split([count // num_query_groups for count in rows], dim=1)
+    return tuple(part.reshape(-1, qkv.shape[-1]) for part in parts)
+
+
+def weight_map(model: ModelConfig) -> list[Weight]:
+    """Every weight of ``model``, in the order of the forward pass."""
+    hidden, vocabulary = model.hidden_size, model.vocab_size
+    weights = [
+        Weight("embedding.word_embeddings.weight", None, (EMBEDDING,), ((vocabulary, hidden),))
+    ]
+    for layer in range(model.num_layers):
+        weights += _layer_weights(model, layer)
+    weights.append(
+        Weight("decoder.final_layernorm.weight", None, ("model.norm.weight",), ((hidden,),))
+    )
+    if model.untie_embeddings_and_output_weights:
+        weights.append(Weight("output_layer.weight", None, (LM_HEAD,), ((vocabulary, hidden),)))
+    return weights
+
+
+def _layer_weights(model: ModelConfig, layer: int) -> list[Weight]:
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    queries = model.num_attention_heads * model.kv_channels
+    keys = model.num_query_groups * model.kv_channels
+
+    def weight(key: str, parts: dict[str, Shape], layout: Layout = "whole") -> Weight:
+        names = tuple(f"model.layers.{layer}.{name}.weight" for name in parts)
+        groups = model.num_query_groups
+        return Weight(_LAYERS + key, layer, names, tuple(parts.values()), layout, groups)
+
+    return [
+        weight("self_attention.linear_qkv.layer_norm_weight", {"input_layernorm": (hidden,)}),
+        weight(
+            "self_attention.linear_qkv.weight",
+            {
+                "self_attn.q_proj": (queries, hidden),
+                "self_attn.k_proj": (keys, hidden),
+                "self_attn.v_proj": (keys, hidden),
+            },
+            "qkv",
+        ),
+        weight("self_attention.linear_proj.weight", {"self_attn.o_proj": (hidden, queries)}),
+        weight("mlp.linear_fc1.layer_norm_weight", {"post_attention_layernorm": (hidden,)}),
+        weight(
+            "mlp.linear_fc1.weight",
+            {"mlp.gate_proj": (ffn, hidden), "mlp.up_proj": (ffn, hidden)},
+            "gate_up",
+        ),
+        weight("mlp.linear_fc2.weight", {"mlp.down_proj": (hidden, ffn)}),
+    ]
+
+
+def unstacked_key(weight: Weight) -> str:
+    """Key of ``weight`` in a checkpoint whose layers are not stacked: ``decoder.layers.3.…``."""
+    if weight.layer is None:
+        return weight.key
+    return f"{_LAYERS}{weight.layer}.{weight.key.removeprefix(_LAYERS)}"
+
+
+def extra_state_keys(model: ModelConfig) -> list[str]:
+    """Keys of the empty state objects that Transformer Engine's modules ask a checkpoint for."""
+    layers = model.num_layers
+    keys = [
+        f"{_LAYERS}{module}._extra_state/shard_{layer}_{layers}"
+        for module in _STATEFUL_MODULES
+        for layer in range(layers)
+    ]
+    return [*keys, "decoder.final_layernorm._extra_state/shard_0_1"]

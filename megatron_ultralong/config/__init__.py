@@ -1,0 +1,1 @@
+"""Options of training, conversion and generation, and recipes. No torch."""

@@ -1,0 +1,86 @@
+"""The flags of a configuration: one for each field, with its docstring and its range as help."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+from megatron_ultralong.program.ranges import Range, check_ranges, numbers_of
+
+
+def parse(config_class: Any, program: str, words: Sequence[str], default: Any = None) -> Any:
+    """The configuration that a command line asks for, every number in its range.
+
+    Args:
+        config_class: a dataclass; fields of those in it are flags without prefix.
+        program: and its verb, for the help.
+        words: after the verb.
+        default: what the flags change.
+
+    Raises:
+        InputError: a number is not in its range.
+        SystemExit: the help was asked for (0), or a flag is unknown or its text no value (2).
+    """
+    config = tyro.cli(
+        config_class,
+        prog=program,
+        args=list(words),
+        default=tyro.MISSING_NONPROP if default is None else default,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        registry=_with_ranges(),
+    )
+    check_ranges(config)
+    return config
+
+
+def _with_ranges() -> ConstructorRegistry:
+    """Tyro's rules, with the range of each number behind its help: ``Rows in ... [at least 1]``."""
+    registry = ConstructorRegistry()
+    is_asking = False
+
+    @contextlib.contextmanager
+    def asking() -> Iterator[None]:
+        nonlocal is_asking
+        is_asking = True
+        try:
+            yield
+        finally:
+            is_asking = False
+
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if is_asking or not dataclasses.is_dataclass(info.type):
+            return None
+        with asking():  # tyro's own rule
+            spec = ConstructorRegistry.get_struct_spec(info)
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        ranges = {
+            number.name: number.range
+            for number in numbers_of(info.type)
+            if number.range is not None
+        }
+        fields = tuple(
+            dataclasses.replace(field, helptext=_with_range(field.helptext, ranges[field.name]))
+            if field.name in ranges
+            else field
+            for field in spec.fields
+        )
+        return dataclasses.replace(spec, fields=fields)
+
+    registry.struct_rule(rule)
+    return registry
+
+
+def _with_range(helptext: Any, its_range: Range) -> Callable[[], str]:
+    """Tyro reads docstrings late, when help is asked for."""
+
+    def text() -> str:
+        found = helptext() if callable(helptext) else helptext
+        return f"{found or ''} [{its_range.text()}]".strip()
+
+    return text

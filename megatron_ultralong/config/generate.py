@@ -1,0 +1,89 @@
+"""Configuration of ``generate``; its flags are generated from it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import UINT32, Range, check_ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen."""
+
+    temperature: Annotated[float, Range(1e-6, 1_000_000, or_zero=True)] = 0.0
+    """0: the likeliest token (greedy); else logits are divided by it: 1 as the model says, lower
+    is surer."""
+    top_k: Annotated[int, Range(0)] = 0
+    """Choose among the k likeliest tokens; 0: among all."""
+    top_p: Annotated[float, Range(above=0, most=1)] = 1.0
+    """Choose among the likeliest tokens that make up this share of the probability."""
+    seed: Annotated[int, Range(0, UINT32)] = 1234
+    """Determines the choices, whatever the layout and the batch."""
+
+    def check(self) -> None:
+        """Raise InputError where a number is out of its range, or has no effect."""
+        check_ranges(self)
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise InputError(
+                f"top_k ({self.top_k}) and top_p ({self.top_p}) choose among several tokens, and "
+                "temperature 0 always takes the likeliest: give --temperature 1, or leave them out"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingConfig:
+    """How prompts are read and continued."""
+
+    prefill_chunk_size: Annotated[int, Range(1)] = 32768
+    """Tokens of a prompt in one forward pass, over all context-parallel ranks: what memory for
+    activations depends on."""
+    max_batch_size: Annotated[int, Range(1)] = 16
+    """Prompts that are continued together, at most; fewer where their keys and values do not
+    fit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """Continue prompts with a Megatron checkpoint, in any layout."""
+
+    load: str = ""
+    """Megatron checkpoint."""
+    prompt: tuple[str, ...] = ()
+    """Texts to continue; several make a batch."""
+    prompt_file: tuple[str, ...] = ()
+    """Text files to continue, each one prompt; behind those of --prompt."""
+    chat: bool = False
+    """Each prompt is a user's message, put into the tokenizer's own chat template."""
+    system: str = ""
+    """With --chat: the system message."""
+    add_bos: bool = True
+    """Begin a plain prompt as the tokenizer begins a text (Llama 3: <|begin_of_text|>)."""
+    max_new_tokens: Annotated[int, Range(1)] = 128
+    """Tokens to write, at most."""
+    ignore_eos: bool = False
+    """Write on where the model ends its text."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Weights, activations, keys and values."""
+    verify_checksums: bool = True
+    """Compare the checkpoint's bytes with its checksums.json."""
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range."""
+        if not self.load:
+            raise InputError("--load is needed: a Megatron checkpoint")
+        if not self.prompt and not self.prompt_file:
+            raise InputError("--prompt TEXT or --prompt-file FILE is needed: what to continue")
+        if self.system and not self.chat:
+            raise InputError(
+                "--system is a message of a chat, and without --chat prompts are plain text: "
+                "give --chat, or put the text before the prompt"
+            )
+        check_ranges(self)
+        self.sampling.check()

@@ -1,0 +1,86 @@
+"""Adam and its learning rate, and where and how precisely its states are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import Range, check_ranges
+
+StateType = Literal["fp32", "fp16", "bf16", "fp8"]
+_TYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, its schedule and gradient clipping."""
+
+    lr: Annotated[float, Range(0, 1, rule="Adam moves each weight by about so much in a step")] = (
+        3e-5
+    )
+    """Peak learning rate (the paper's 3e-5)."""
+    min_lr: Annotated[float, Range(0, 1)] = 0.0
+    """The rate that a decaying schedule ends at."""
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
+    """Schedule after the warm-up; the paper does not state its own."""
+    lr_warmup_iters: Annotated[int, Range(0)] = 0
+    """Iterations of linear warm-up."""
+    weight_decay: Annotated[float, Range(0, 10)] = 0.1
+    """Times the rate: the share of a weight that goes in a step; norms have none."""
+    adam_beta1: Annotated[float, Range(0, below=1)] = 0.9
+    """Share of the mean of gradients that stays in a step."""
+    adam_beta2: Annotated[float, Range(0, below=1)] = 0.95
+    """Share of the mean of squared gradients that stays in a step."""
+    adam_eps: Annotated[float, Range(1e-37, 1)] = 1e-8
+    """Keeps a step from being 0 / 0 where there was no gradient; a number of float32."""
+    clip_grad: Annotated[float, Range(0, 1e30)] = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    use_precision_aware_optimizer: bool = False
+    """Let Transformer Engine's FusedAdam hold what it works with in the types below, under bf16."""
+    main_grads_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Gradients, while they are summed over micro-batches and ranks."""
+    main_params_dtype: Literal["fp32", "fp16"] = "fp32"
+    """Master weights."""
+    exp_avg_dtype: StateType = "fp32"
+    """Adam's means of gradients."""
+    exp_avg_sq_dtype: StateType = "fp32"
+    """Adam's means of squared gradients."""
+    optimizer_cpu_offload: bool = False
+    """Keep Adam's states and master weights in host memory, and let the CPU take its steps; under
+    bf16."""
+    optimizer_offload_fraction: Annotated[float, Range(above=0, most=1)] = 1.0
+    """How much of them."""
+    overlap_cpu_optimizer_d2h_h2d: bool = False
+    """Copy gradients and weights of offloaded states while the CPU works on others."""
+
+    def check(self, precision: str) -> None:
+        """Raise InputError where the fields do not fit together, or the run's precision."""
+        types = {name: getattr(self, name) for name in _TYPES}
+        lower = {name: dtype for name, dtype in types.items() if dtype != "fp32"}
+        for name in ("use_precision_aware_optimizer", "optimizer_cpu_offload"):
+            if getattr(self, name) and precision != "bf16":
+                raise InputError(
+                    f"{name} needs precision 'bf16', not '{precision}': it is about the master "
+                    "weights and states beside bf16 weights; use --precision bf16"
+                )
+        if lower and not self.use_precision_aware_optimizer:
+            raise InputError(
+                f"{_spelled(lower)} needs use_precision_aware_optimizer: other optimizers keep all "
+                "of it in fp32; add --use-precision-aware-optimizer"
+            )
+        if self.optimizer_cpu_offload and self.use_precision_aware_optimizer:
+            raise InputError(
+                "optimizer_cpu_offload and use_precision_aware_optimizer exclude each other: the "
+                "CPU's Adam keeps its states in fp32; choose one"
+            )
+        check_ranges(self)
+        if self.min_lr > self.lr:
+            raise InputError(
+                f"min_lr ({self.min_lr:g}) must be at most lr ({self.lr:g}): a decaying schedule "
+                f"ends at it; use --min-lr {self.lr:g} or less, or raise --lr"
+            )
+
+
+def _spelled(types: dict[str, str]) -> str:
+    return ", ".join(f"{name} '{dtype}'" for name, dtype in types.items())

@@ -1,0 +1,221 @@
+"""How the work is spread over ranks, and what can be spread that way."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import YEAR, Range
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """How the work is spread over ranks."""
+
+    tensor_model_parallel_size: Annotated[int, Range(1)] = 1
+    """Ranks that split every weight matrix and the heads."""
+    pipeline_model_parallel_size: Annotated[int, Range(1)] = 1
+    """Ranks that split the layers."""
+    context_parallel_size: Annotated[int, Range(1)] = 1
+    """Ranks that split every row of tokens."""
+    cp_comm_type: Literal["p2p", "all_gather"] = "p2p"
+    """How keys and values travel: p2p, a ring hidden behind the kernels; all_gather, one gather a
+    layer, which document_mask block with cp_assignment balanced prefers."""
+    cp_assignment: Literal["zigzag", "balanced"] = "zigzag"
+    """Which rank holds which chunks of a row: zigzag is even under document_mask none; balanced is
+    computed from each row's documents, and is even under block."""
+    sequence_parallel: bool = False
+    """Split norms and residuals over the tensor-parallel ranks, along the sequence."""
+    distributed_timeout_minutes: Annotated[float, Range(0.01, YEAR)] = 10.0
+    """A collective that takes longer ends the run."""
+    num_layers_in_first_pipeline_stage: Annotated[int, Range(0)] = 0
+    """Layers of the first stage, which has the embedding too; 0: as many as the others."""
+    num_layers_in_last_pipeline_stage: Annotated[int, Range(0)] = 0
+    """Layers of the last stage, which has the output layer and the loss too; 0: as many as the
+    others."""
+    num_virtual_stages_per_pipeline_rank: Annotated[int, Range(1)] = 1
+    """Model chunks on every pipeline rank, taken in turns (the interleaved schedule): ranks wait
+    for each other as many times less, and send as many times more; 1: one."""
+    microbatch_group_size_per_virtual_pipeline_stage: Annotated[int, Range(0)] = 0
+    """Micro-batches that go through a model chunk before the next chunk has its turn; 0: as many
+    as there are pipeline ranks."""
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one replica of the model and one row."""
+        return (
+            self.tensor_model_parallel_size
+            * self.pipeline_model_parallel_size
+            * self.context_parallel_size
+        )
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Replicas in ``world_size`` ranks.
+
+        Raises:
+            InputError: the ranks do not divide into replicas.
+        """
+        if world_size % self.model_parallel_size:
+            raise InputError(
+                f"world_size ({world_size}) must be divisible by tensor x pipeline x context "
+                f"parallel size ({self.tensor_model_parallel_size} x "
+                f"{self.pipeline_model_parallel_size} x {self.context_parallel_size} = "
+                f"{self.model_parallel_size}): start a multiple of {self.model_parallel_size} "
+                "ranks (torchrun --nproc-per-node), or change the sizes"
+            )
+        return world_size // self.model_parallel_size
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise InputError where ``model`` cannot be split this way."""
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            raise InputError(
+                "sequence_parallel splits the sequence over tensor-parallel ranks, and "
+                "tensor_model_parallel_size is 1: use --no-sequence-parallel, or more ranks"
+            )
+        for name, heads in (
+            ("num_attention_heads", model.num_attention_heads),
+            ("num_query_groups", model.num_query_groups),
+        ):
+            _check_divisible(
+                name,
+                heads,
+                "tensor_model_parallel_size",
+                self.tensor_model_parallel_size,
+                "every rank holds whole heads",
+            )
+        for name, size, part in (
+            ("ffn_hidden_size", model.ffn_hidden_size, "MLP"),
+            ("vocab_size", model.vocab_size, "vocabulary"),
+        ):
+            _check_divisible(
+                name,
+                size,
+                "tensor_model_parallel_size",
+                self.tensor_model_parallel_size,
+                f"every rank holds an equal part of the {part}",
+            )
+        self.stage_layers(model.num_layers)
+
+    def stage_layers(self, num_layers: int) -> list[int]:
+        """Layers of every pipeline stage: 32 over 4, with 6 in the first and 8 in the last,
+        ``[6, 9, 9, 8]``.
+
+        Raises:
+            InputError: the stages in between do not hold as many layers each.
+        """
+        stages = self.pipeline_model_parallel_size
+        ends = (self.num_layers_in_first_pipeline_stage, self.num_layers_in_last_pipeline_stage)
+        if min(ends) < 0 or (stages == 1 and any(ends)):
+            raise InputError(
+                f"num_layers_in_first_pipeline_stage ({ends[0]}) and "
+                f"num_layers_in_last_pipeline_stage ({ends[1]}) are layers of the stages of a "
+                f"pipeline, and pipeline_model_parallel_size is {stages}: leave them 0, or raise it"
+            )
+        between = stages - sum(end > 0 for end in ends)
+        rest = num_layers - sum(ends)
+        if rest < between or (between == 0 and rest) or (between and rest % between):
+            if not any(ends):
+                _check_divisible(
+                    "num_layers",
+                    num_layers,
+                    "pipeline_model_parallel_size",
+                    stages,
+                    "every stage holds as many layers, but for the first and the last with "
+                    "num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage",
+                )
+            raise InputError(
+                f"num_layers ({num_layers}) less num_layers_in_first_pipeline_stage ({ends[0]}) "
+                f"and num_layers_in_last_pipeline_stage ({ends[1]}) leaves {rest} layers for "
+                f"{between} stages: every stage in between holds as many, at least one"
+            )
+        middle = rest // between if between else 0
+        layers = [middle] * stages
+        layers[0] = ends[0] or middle
+        layers[-1] = ends[1] or middle
+        chunks = self.num_virtual_stages_per_pipeline_rank
+        if chunks < 1 or (stages == 1 and chunks > 1):
+            raise InputError(
+                f"num_virtual_stages_per_pipeline_rank ({chunks}) are the model chunks on a rank "
+                f"of a pipeline, and pipeline_model_parallel_size is {stages}: leave it 1, or "
+                "raise that"
+            )
+        if any(number % chunks for number in layers):
+            raise InputError(
+                f"the layers of the pipeline stages ({', '.join(map(str, layers))}) must be "
+                f"divisible by num_virtual_stages_per_pipeline_rank ({chunks}): the chunks of a "
+                "stage hold as many layers each; use a common divisor of them"
+            )
+        return layers
+
+    def check_microbatches(self, num_microbatches: int) -> None:
+        """Raise InputError where the pipeline's schedule cannot run so many micro-batches."""
+        if self.num_virtual_stages_per_pipeline_rank == 1:
+            if self.microbatch_group_size_per_virtual_pipeline_stage:
+                raise InputError(
+                    "microbatch_group_size_per_virtual_pipeline_stage "
+                    f"({self.microbatch_group_size_per_virtual_pipeline_stage}) needs "
+                    "num_virtual_stages_per_pipeline_rank of at least 2: it says when the next "
+                    "model chunk of a rank has its turn"
+                )
+            return
+        stages, group = self.pipeline_model_parallel_size, self.microbatch_group_size
+        rest = num_microbatches % group if group else 0
+        if not stages <= group <= num_microbatches or 0 < rest < stages:
+            raise InputError(
+                f"micro-batches of a replica ({num_microbatches}) do not fit the interleaved "
+                f"schedule: they go through the model chunks in groups of {group} "
+                "(microbatch_group_size_per_virtual_pipeline_stage), which must be at least "
+                f"pipeline_model_parallel_size ({stages}) and at most all of them, and so many "
+                "must be in the last group too; raise global_batch_size, or use "
+                "num_virtual_stages_per_pipeline_rank 1"
+            )
+
+    @property
+    def microbatch_group_size(self) -> int:
+        """Micro-batches that go through a model chunk before the next chunk has its turn."""
+        return (
+            self.microbatch_group_size_per_virtual_pipeline_stage
+            or self.pipeline_model_parallel_size
+        )
+
+    def passes_under_way(self, stage: int, num_microbatches: int) -> int:
+        """Passes of a stage's model chunks that wait for their backward pass at the most.
+
+        A pass holds ``1 / num_virtual_stages_per_pipeline_rank`` of the stage's layers. One
+        forward, one backward: stage 1 of 4 has 3 micro-batches under way. Interleaved, as
+        Megatron-Core's schedule warms up: with 2 chunks and groups of 4, ``2 * 2 + 4 + 1 = 9``.
+        """
+        behind = self.pipeline_model_parallel_size - stage - 1
+        chunks = self.num_virtual_stages_per_pipeline_rank
+        warm_up = behind if chunks == 1 else 2 * behind + (chunks - 1) * self.microbatch_group_size
+        return min(warm_up + 1, chunks * num_microbatches)
+
+    def check_seq_length(self, seq_length: int) -> None:
+        """Raise InputError where rows of ``seq_length`` tokens cannot be split this way."""
+        unit, factors, rules = 1, [], []
+        if self.context_parallel_size > 1:  # a rank alone takes rows of any length
+            unit *= 2 * self.context_parallel_size
+            factors.append("2 * context_parallel_size")
+            rules.append("zigzag gives each rank one early and one late chunk")
+        if self.sequence_parallel:
+            unit *= self.tensor_model_parallel_size
+            factors.append("tensor_model_parallel_size")
+            rules.append("sequence parallelism splits them over tensor-parallel ranks")
+        if seq_length < unit or seq_length % unit:
+            below = seq_length // unit * unit
+            nearest = f"{below} or {below + unit}" if below else f"{unit}"
+            raise InputError(
+                f"seq_length ({seq_length}) must be divisible by {' * '.join(factors)} ({unit}): "
+                f"{', and '.join(rules)}; use {nearest}"
+            )
+
+
+def _check_divisible(name: str, value: int, by_name: str, by: int, rule: str) -> None:
+    if value % by:
+        options = ", ".join(str(n) for n in range(1, min(value, 64) + 1) if value % n == 0)
+        raise InputError(
+            f"{name} ({value}) must be divisible by {by_name} ({by}): {rule}; "
+            f"{by_name} can be {options}"
+        )

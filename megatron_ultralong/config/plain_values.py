@@ -1,0 +1,135 @@
+"""Configurations as plain nested dicts, as YAML and JSON have them, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import check_number, numbers_of, shown
+
+Config = TypeVar("Config")
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain nested dicts, as they are written to YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(config_class: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """A config from plain nested dicts; fields that are absent keep their default.
+
+    Every value is of its field's type, and every number in its range.
+
+    Args:
+        config_class: a dataclass, with others in it.
+        values: by name of the field.
+        where: the file they are from, for messages.
+
+    Raises:
+        InputError: a key that the class does not have, a field without default that is missing, or
+            a value that its field cannot hold.
+    """
+    return _from_dict(config_class, values, where or config_class.__name__, "")
+
+
+def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -> Config:
+    place = f"{where}: {path}" if path else where
+    if not isinstance(values, Mapping):
+        raise InputError(f"{place} must be a block of keys and values, not {shown(values)}")
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    unknown = sorted(str(key) for key in values if key not in fields)
+    if unknown:
+        raise InputError(f"{place}: unknown keys {unknown}; known are {sorted(fields)}")
+    absent = [
+        name
+        for name, field in fields.items()
+        if name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if absent:
+        raise InputError(f"{place}: missing keys {absent}")
+    cls: Any = config_class
+    ranges = {number.name: number for number in numbers_of(cls)}
+    arguments = {}
+    for key, value in values.items():
+        at = f"{path}.{key}" if path else key
+        arguments[key] = _typed(hints[key], value, where, at)
+        if key in ranges:
+            check_number(config_class, ranges[key], arguments[key], where=where, path=at)
+    try:
+        return config_class(**arguments)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _typed(hint: Any, value: Any, where: str, path: str) -> Any:
+    """The value as its field holds it: lists as tuples, and paths.
+
+    Raises:
+        InputError: it is of another type.
+    """
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    options = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
+    for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(option, type):
+            return _from_dict(option, value, where, path)
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            item = typing.get_args(option)[0]
+            return tuple(_typed(item, one, where, f"{path}[{n}]") for n, one in enumerate(value))
+        if option is Path and isinstance(value, str):
+            return Path(value)
+        if _is_a(option, value):
+            return value
+    wanted = " or ".join(_named(option) for option in options)
+    hint_of_quotes = ""
+    if isinstance(value, str) and (int in options or float in options):
+        hint_of_quotes = ": write it without quotes"
+    raise InputError(f"{where}: {path} must be {wanted}, not {shown(value)}{hint_of_quotes}")
+
+
+def _is_a(option: Any, value: Any) -> bool:
+    if option is Any:
+        return True
+    if typing.get_origin(option) is Literal:
+        return isinstance(value, str) and value in typing.get_args(option)
+    if option is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(option, type) and isinstance(value, option)
+
+
+def _named(option: Any) -> str:
+    """For people: ``one of 'none', 'block'``."""
+    if typing.get_origin(option) is Literal:
+        return f"one of {', '.join(map(repr, typing.get_args(option)))}"
+    if typing.get_origin(option) is tuple:
+        return f"a list, each item {_named(typing.get_args(option)[0])}"
+    if option is type(None):
+        return "nothing"
+    return _KINDS.get(option, getattr(option, "__name__", str(option)))
+
+
+def flat_fields(value: Any, prefix: str = "") -> dict[str, object]:
+    """Fields of a nested dataclass by dotted name, so that a difference has a name."""
+    if not dataclasses.is_dataclass(value):
+        return {prefix: value}
+    fields: dict[str, object] = {}
+    for field in dataclasses.fields(value):
+        name = f"{prefix}.{field.name}" if prefix else field.name
+        fields.update(flat_fields(getattr(value, field.name), name))
+    return fields

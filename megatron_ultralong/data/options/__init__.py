@@ -1,0 +1,1 @@
+"""Options of ``prepare`` and ``prepare chat``."""

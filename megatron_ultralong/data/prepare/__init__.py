@@ -1,0 +1,1 @@
+"""The verbs ``prepare`` and ``prepare chat``."""

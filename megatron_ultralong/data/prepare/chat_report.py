@@ -1,0 +1,205 @@
+"""What `prepare chat` shows at its end: tables, ``lengths.png``, and one conversation."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from megatron_ultralong.data.prepare.summary import file_lines
+from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatManifest, ChatSource
+from megatron_ultralong.data.rows.chats import ChatRows
+from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
+from megatron_ultralong.program.terminal import Console
+
+PICTURE = "lengths.png"
+_EXCERPT_TOKENS = 60
+"""Tokens of a run that are shown, half of them at each end."""
+
+
+def print_chat_summary(
+    manifest: ChatManifest, output: Path, tokenizer: DocumentTokenizer | None = None
+) -> None:
+    """Print sources, lengths, rows and, with a tokenizer, the first conversation."""
+    console = Console()
+    console.print(source_table(manifest))
+    console.print(length_table(manifest))
+    for name, split in manifest.splits.items():
+        whole = split.num_rows * manifest.seq_length
+        console.print(
+            f"{name}: {split.num_rows:,} rows x {manifest.seq_length:,}; {split.num_examples:,} "
+            f"conversations, {split.num_tokens:,} tokens, of which {split.num_target_tokens:,} "
+            f"({split.num_target_tokens / split.num_tokens:.1%}) are learnt; "
+            f"{split.num_padding_tokens / whole:.1%} padding",
+            highlight=False,
+        )
+    for line in _notes(manifest):
+        console.print(line, highlight=False)
+    for source in manifest.sources:
+        for line in file_lines(source.name, source.counts, source.num_cut_files, source.bad):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if tokenizer is not None:
+        console.print(
+            "the first conversation; what is learnt is in [bold green]\u27e6 \u27e7[/]:",
+            markup=True,
+        )
+        rows = ChatRows(output / next(iter(manifest.splits)))
+        console.print(decoded_example(*rows.examples(0)[0], tokenizer), highlight=False)
+    console.print(f"written: {output} (lengths: {output / PICTURE})", highlight=False)
+
+
+def source_table(manifest: ChatManifest) -> Table:
+    """One line for each source: what was found, and what became of it."""
+    table = Table(title="conversations", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("source")
+    columns = ("found", "bad", "equal", "too long", "cut", "nothing left", "kept", "tokens")
+    for column in (*columns, "learnt"):
+        table.add_column(column, justify="right")
+    for source in manifest.sources:
+        counts = (
+            source.num_conversations,
+            sum(source.num_bad.values()),
+            source.num_duplicates,
+            source.num_too_long,
+            source.num_truncated,
+            source.num_nothing_left,
+            source.num_examples,
+            source.num_tokens,
+            source.num_target_tokens,
+        )
+        table.add_row(source.name, *(f"{count:,}" for count in counts))
+    return table
+
+
+def length_table(manifest: ChatManifest) -> Table:
+    """Conversations by doubling of their length, as found."""
+    limit = manifest.max_length or manifest.seq_length
+    table = Table(title=f"lengths (limit {limit:,} tokens)", box=box.SIMPLE_HEAD)
+    table.add_column("source")
+    for column in ("tokens", "conversations", "tokens in all", "too long"):
+        table.add_column(column, justify="right")
+    name = ""
+    for count in manifest.lengths:
+        table.add_row(
+            count.source if count.source != name else "",
+            f"{count.min_length:,}-{2 * count.min_length - 1:,}",
+            f"{count.num_conversations:,}",
+            f"{count.num_tokens:,}",
+            f"{count.num_too_long:,}",
+        )
+        name = count.source
+    return table
+
+
+def _notes(manifest: ChatManifest) -> list[str]:
+    lines = []
+    for source in manifest.sources:
+        if source.num_bad:
+            what = ", ".join(f"{count:,} {problem}" for problem, count in source.num_bad.items())
+            lines.append(f"{source.name}: bad conversations skipped: {what}")
+        lines += [f"{source.name}: {line}" for line in _left_out(manifest, source)]
+        if source.unread_keys:
+            what = ", ".join(f"{key} ({count:,})" for key, count in source.unread_keys.items())
+            lines.append(f"{source.name}: keys of records that are not read: {what}")
+    if not manifest.folder_template_checked:
+        lines.append(
+            f"template {manifest.chat_template} was not compared with a template of the "
+            "tokenizer's folder: make sure that engines write the same"
+        )
+    if manifest.learnt == "marked":
+        lines.append("learnt is what the folder's template marks with {% generation %}")
+    if manifest.folder_template_date in ("today", "fixed"):
+        what = "the day's date" if manifest.folder_template_date == "today" else "another date"
+        lines.append(
+            f"date {manifest.date_string!r}: engines that are given no date_string write {what} "
+            "with the folder's template; --date-string states the rows'"
+        )
+    if manifest.tokenizer_engine_reason:
+        lines.append(
+            f"tokenised by {manifest.tokenizer_engine}: {manifest.tokenizer_engine_reason}"
+        )
+    return lines
+
+
+def _left_out(manifest: ChatManifest, source: ChatSource) -> list[str]:
+    """What of a source's conversations is not learnt, but for those that are bad."""
+    lines = []
+    if source.num_turns_cut:
+        lines.append(
+            f"{source.num_turns_cut:,} turns that nothing can be learnt from were cut: before the "
+            f"user's first in {source.num_cut_at_start:,} conversations, behind the assistant's "
+            f"last in {source.num_cut_at_end:,}"
+        )
+    if source.num_turns_not_learnt:
+        lines.append(
+            f"{source.num_turns_not_learnt:,} turns of the assistant's are read but not learnt "
+            "(weight 0, or in a prompt)"
+        )
+    if source.num_with_reasoning:
+        what = "left out (--reasoning keep)" if manifest.reasoning == "drop" else "kept in <think>"
+        lines.append(f"reasoning in {source.num_with_reasoning:,} conversations is {what}")
+    if source.num_kept_nulls:
+        lines.append(
+            f"{source.num_kept_nulls:,} nulls of default and const in tools are kept: parquet does "
+            "not say whether somebody wrote them; a text of JSON in place of structs does"
+        )
+    return lines
+
+
+def decoded_example(tokens: Any, targets: Any, tokenizer: DocumentTokenizer) -> Text:
+    """A conversation as text, what is learnt in green; tokens [T], targets [num, 2]."""
+    edges = [0, *np.asarray(targets).ravel().tolist(), len(tokens)]
+    text = Text()  # the brackets are for terminals and files without colours
+    for number, (start, stop) in enumerate(itertools.pairwise(edges)):
+        run = np.asarray(tokens)[start:stop].tolist()
+        half = _EXCERPT_TOKENS // 2
+        shown = tokenizer.decode(run)
+        if len(run) > _EXCERPT_TOKENS:
+            left, right = tokenizer.decode(run[:half]), tokenizer.decode(run[-half:])
+            shown = f"{left} ... [{len(run) - _EXCERPT_TOKENS:,} tokens] ... {right}"
+        if number % 2:
+            text.append(f"\u27e6{shown}\u27e7", style="bold green")
+        else:
+            text.append(shown)
+    return text
+
+
+def draw_chat_lengths(file: Path, manifest: ChatManifest) -> None:
+    """A panel for each source: conversations by length, and the limit."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sources = list(dict.fromkeys(count.source for count in manifest.lengths))
+    powers = [count.min_length.bit_length() - 1 for count in manifest.lengths]
+    figure = Figure(figsize=(8, 0.6 + 2.2 * len(sources)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(sources), sharex=True, squeeze=False)[:, 0]
+    limit = manifest.max_length or manifest.seq_length
+    for panel, source in zip(panels, sources, strict=True):
+        _draw_source(panel, [count for count in manifest.lengths if count.source == source])
+        panel.axvline(np.log2(limit) - 0.5, color="black", linestyle="--", linewidth=1)
+        panel.set_title(source, loc="left", fontsize=10)
+        panel.set_ylabel("conversations")
+    panels[0].legend(frameon=False)
+    panels[0].annotate(f"limit {limit:,}", (np.log2(limit) - 0.5, panels[0].get_ylim()[1]))
+    ticks = np.arange(min(powers), max(*powers, int(np.log2(limit))) + 1)
+    panels[-1].set_xticks(ticks, [f"{1 << int(tick):,}" for tick in ticks], rotation=30)
+    panels[-1].set_xlabel("tokens of a conversation, from")
+    aside = file.with_suffix(".partial")
+    figure.savefig(aside, format="png", dpi=120)
+    os.replace(aside, file)
+
+
+def _draw_source(panel: Any, counts: Sequence[ChatLengths]) -> None:
+    places = np.array([count.min_length.bit_length() - 1 for count in counts])
+    fits = np.array([count.num_conversations - count.num_too_long for count in counts])
+    panel.bar(places, fits, width=0.8, label="fit")
+    too_long = [count.num_too_long for count in counts]
+    panel.bar(places, too_long, width=0.8, bottom=fits, color="tab:red", label="too long")

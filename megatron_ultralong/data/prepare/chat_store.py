@@ -1,0 +1,262 @@
+"""Every distinct conversation of the sources, tokenised once, on disk."""
+
+from __future__ import annotations
+
+import array
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.options.chats import PrepareChatConfig
+from megatron_ultralong.data.read.chat_reading import ConversationReader
+from megatron_ultralong.data.read.conversation import Conversation, ConversationError
+from megatron_ultralong.data.read.text_check import text_error
+from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
+from megatron_ultralong.data.rows.indexed import token_dtype
+from megatron_ultralong.data.store.documents import DocumentStore, one_file_store
+from megatron_ultralong.data.store.shards import BATCH_CHARACTERS, summarise
+from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example
+from megatron_ultralong.data.tokenize.chat_marks import marked_pieces
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, Piece, rendered_text
+from megatron_ultralong.data.tokenize.fast_tokenizer import SAMPLE_CHARACTERS, FastTokenizer
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
+from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import document_id
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatStore:
+    """Examples, by number."""
+
+    documents: DocumentStore
+    """Their tokens, identities, lengths and sources."""
+    target_values: Int32Array
+    """Targets of all examples, one after the other, shape [num_targets, 2]."""
+    target_ends: npt.NDArray[np.int64]
+    """Where each example's end there, shape [num_examples]."""
+    sources: list[ChatSource]
+    lengths: list[ChatLengths]
+
+    def targets(self, example: int) -> Int32Array:
+        """Tokens ``[start, stop)`` of an example to be learnt, shape [num, 2]."""
+        first = int(self.target_ends[example - 1]) if example else 0
+        return self.target_values[first : int(self.target_ends[example])]
+
+
+def tokenise_chats(
+    config: PrepareChatConfig,
+    readers: Sequence[ConversationReader],
+    tokenizer: DocumentTokenizer,
+    folder: Path,
+    advance: Callable[[float], None],
+    marks: FolderTemplate | None = None,
+) -> ChatStore:
+    """Tokenise all conversations into ``FOLDER/tokens.bin``; ``advance`` is told the bytes read.
+
+    ``marks``: the template that says what is learnt; None: the assistant's turns are.
+
+    Raises:
+        InputError: at a conversation that cannot be trained on, or where a source has none.
+        FastPathError: where the fast engine differs from the reference on a sample.
+    """
+    with open(folder / "tokens.bin", "wb") as file:
+        collector = _Collector(config, tokenizer, file.write, marks)
+        for reader in readers:
+            collector.add_source(reader, advance)
+    return collector.store(folder)
+
+
+@dataclasses.dataclass
+class _Found:
+    """Counts of one source."""
+
+    num_duplicates: int = 0
+    num_too_long: int = 0
+    num_truncated: int = 0
+    num_nothing_left: int = 0
+    num_cut_at_start: int = 0
+    num_cut_at_end: int = 0
+    num_turns_cut: int = 0
+    num_turns_not_learnt: int = 0
+    num_with_reasoning: int = 0
+    num_examples: int = 0
+    num_tokens: int = 0
+    num_target_tokens: int = 0
+    longest: int = 0
+
+    def count(self, conversation: Conversation) -> None:
+        """What was left out of a conversation that can be trained on."""
+        self.num_cut_at_start += bool(conversation.num_cut_at_start)
+        self.num_cut_at_end += bool(conversation.num_cut_at_end)
+        self.num_turns_cut += conversation.num_cut_at_start + conversation.num_cut_at_end
+        self.num_turns_not_learnt += sum(
+            message.role == "assistant" and not message.is_learnt
+            for message in conversation.messages
+        )
+        self.num_with_reasoning += conversation.has_reasoning
+
+
+class _Collector:
+    """Takes conversations in, batch by batch."""
+
+    def __init__(
+        self,
+        config: PrepareChatConfig,
+        tokenizer: DocumentTokenizer,
+        write: Callable[[memoryview], object],
+        marks: FolderTemplate | None,
+    ) -> None:
+        self.config = config
+        self.marks = marks
+        self.tokenizer = tokenizer
+        self.write = write
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self.template = TEMPLATES[config.chat_template]
+        self.encoder = ChatEncoder(self.template, tokenizer, is_marked=marks is not None)
+        self.sources: list[ChatSource] = []
+        self.lengths: list[ChatLengths] = []
+        self._seen: set[bytes] = set()
+        self._ids: list[str] = []
+        self._example_sources = array.array("q")
+        self._example_lengths = array.array("q")
+        self._targets = array.array("i")
+        self._target_ends = array.array("q")
+
+    def add_source(self, reader: ConversationReader, advance: Callable[[float], None]) -> None:
+        """Tokenise the conversations of one source."""
+        found = _Found()
+        bins: dict[int, list[int]] = collections.defaultdict(lambda: [0, 0, 0])
+        batch: list[tuple[str, list[Piece]]] = []
+        size = done = 0
+        for record, conversation in reader:
+            try:
+                pieces, identity = self._rendered(conversation)
+            except ConversationError as problem:
+                reader.num_conversations -= 1
+                reader.reject(record, problem)
+                continue
+            found.count(conversation)
+            if not self._is_new(identity, pieces):
+                found.num_duplicates += 1
+                continue
+            batch.append((identity, pieces))
+            size += sum(len(piece.text) for piece in pieces)
+            if size > BATCH_CHARACTERS:
+                self._add(batch, found, bins)
+                batch, size = [], 0
+                advance(reader.bytes_read - done)
+                done = reader.bytes_read
+        self._add(batch, found, bins)
+        advance(reader.num_bytes - done)
+        self._close_source(reader, found, bins)
+
+    def _rendered(self, conversation: Conversation) -> tuple[list[Piece], str]:
+        """A conversation's pieces, and the identity of what they say."""
+        pieces = self.template.render(conversation, self.config.date_string)
+        text = rendered_text(pieces)
+        if error := text_error(text):  # in a tool's result, or a call
+            raise ConversationError("unreadable", f"it has {error}")
+        if self.marks is not None:
+            pieces = marked_pieces(pieces, conversation, self.marks, self.config.date_string)
+        return pieces, document_id(text)
+
+    def store(self, folder: Path) -> ChatStore:
+        """All that was taken in."""
+        documents = one_file_store(
+            folder,
+            self.dtype,
+            self._ids,
+            [source.name for source in self.sources],
+            np.asarray(self._example_sources, dtype=np.int64),
+            np.asarray(self._example_lengths, dtype=np.int64),
+        )
+        return ChatStore(
+            documents=documents,
+            target_values=np.asarray(self._targets, dtype=np.int32).reshape(-1, 2),
+            target_ends=np.asarray(self._target_ends, dtype=np.int64),
+            sources=self.sources,
+            lengths=self.lengths,
+        )
+
+    def _is_new(self, identity: str, pieces: list[Piece]) -> bool:
+        """Whether no conversation came before that says this and has the same of it learnt."""
+        learnt = "".join("+" if piece.is_target else "-" for piece in pieces)
+        key = bytes.fromhex(document_id(identity + learnt))
+        known = key in self._seen
+        self._seen.add(key)
+        return not known
+
+    def _add(
+        self, batch: list[tuple[str, list[Piece]]], found: _Found, bins: dict[int, list[int]]
+    ) -> None:
+        if not batch:
+            return
+        if isinstance(self.tokenizer, FastTokenizer):
+            sample = "\n\n".join(p.text for p in batch[0][1] if not p.is_special)
+            self.tokenizer.check([sample[:SAMPLE_CHARACTERS]])
+        examples = self.encoder.encode([pieces for _, pieces in batch])
+        for (identity, _), example in zip(batch, examples, strict=True):
+            length = example.tokens.size
+            found.longest = max(found.longest, length)
+            counts = bins[1 << (length.bit_length() - 1)]
+            counts[0] += 1
+            counts[1] += length
+            if length > self.config.limit:
+                counts[2] += 1
+                if self.config.too_long == "drop":
+                    found.num_too_long += 1
+                    continue
+                example = example.cut(self.config.limit)
+            if not example.num_target_tokens:
+                found.num_nothing_left += 1
+                continue
+            found.num_truncated += length > self.config.limit
+            self._keep(identity, example, found)
+
+    def _keep(self, identity: str, example: Example, found: _Found) -> None:
+        found.num_examples += 1
+        found.num_tokens += example.tokens.size
+        found.num_target_tokens += example.num_target_tokens
+        self.write(np.ascontiguousarray(example.tokens, dtype=self.dtype).data)
+        self._ids.append(identity)
+        self._example_sources.append(len(self.sources))
+        self._example_lengths.append(example.tokens.size)
+        self._targets.extend(example.targets.ravel().tolist())
+        self._target_ends.append(len(self._targets) // 2)
+
+    def _close_source(
+        self, reader: ConversationReader, found: _Found, bins: dict[int, list[int]]
+    ) -> None:
+        source = ChatSource(
+            name=reader.source.name,
+            path=reader.source.pattern,
+            files=[summarise(part.path) for part in reader.files],
+            counts=reader.counts,
+            num_cut_files=reader.num_cut_files,
+            bad=reader.bad,
+            num_conversations=reader.num_conversations,
+            num_bad={str(problem): count for problem, count in sorted(reader.num_bad.items())},
+            unread_keys=dict(sorted(reader.unread_keys.items())),
+            num_kept_nulls=reader.num_kept_nulls,
+            **dataclasses.asdict(found),
+        )
+        if not source.num_examples:
+            raise InputError(
+                f"source {source.name!r} has nothing to train on: {source.num_conversations} "
+                f"conversations in {len(source.files)} files, {sum(source.num_bad.values())} bad "
+                f"ones skipped, {source.num_duplicates} equal to earlier ones, "
+                f"{source.num_too_long} longer than {self.config.limit} tokens (the longest has "
+                f"{source.longest}), {source.num_nothing_left} with nothing to learn; "
+                "leave this --source out, raise --seq-length, or fix its files"
+            )
+        self.sources.append(source)
+        self.lengths += [
+            ChatLengths(source.name, least, *counts) for least, counts in sorted(bins.items())
+        ]

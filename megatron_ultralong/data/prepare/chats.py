@@ -1,0 +1,259 @@
+"""Prepare conversations: read, rendered, tokenised, packed whole to equal rows with their targets.
+
+``ultralong prepare chat --source tulu='tulu/*.parquet' --tokenizer Llama-3.1-8B-Instruct --output
+chats`` writes ``train`` and ``valid`` (``.bin`` and ``.idx``; beside them ``.boundaries``, the
+conversations of every row, and ``.targets``, the tokens to be learnt), ``tokenizer/``,
+``lengths.png`` and ``chat_manifest.json``. Equal input and options give equal bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import megatron_ultralong
+from megatron_ultralong.data.options.chats import PrepareChatConfig
+from megatron_ultralong.data.pack.packing import PADDING, Int64Array, RowPlan, plan_rows
+from megatron_ultralong.data.pack.row_writer import RowWriter
+from megatron_ultralong.data.pack.sampling import mixed_order
+from megatron_ultralong.data.prepare.chat_report import (
+    PICTURE,
+    draw_chat_lengths,
+    print_chat_summary,
+)
+from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
+from megatron_ultralong.data.prepare.work_folder import WorkFolder, work_folder
+from megatron_ultralong.data.read.chat_reading import ConversationReader
+from megatron_ultralong.data.read.sources import parse_source
+from megatron_ultralong.data.rows import chat_manifest as manifests
+from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
+from megatron_ultralong.data.rows.chats import targets_prefix
+from megatron_ultralong.data.rows.indexed import IndexedWriter
+from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
+from megatron_ultralong.data.tokenize.chat_date import resolved_date
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
+from megatron_ultralong.data.tokenize.engines import (
+    choose_tokenizer,
+    open_reference,
+    require_fallback,
+)
+from megatron_ultralong.data.tokenize.fast_tokenizer import FastPathError, fast_version
+from megatron_ultralong.data.tokenize.folder_template import (
+    FolderDate,
+    FolderTemplate,
+    folder_template,
+)
+from megatron_ultralong.data.tokenize.template_check import check_template
+from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.progress import progress
+from megatron_ultralong.sequence.documents import document_split
+
+__all__ = ["PrepareChatConfig", "prepare_chat"]
+
+
+@dataclass(frozen=True)
+class _Tokenised:
+    store: ChatStore
+    tokenizer: DocumentTokenizer
+    reason: str
+    """Why the reference tokenised; empty for the fast engine."""
+    is_checked: bool
+    is_marked: bool
+    """What is learnt is what the folder's template marks."""
+    folder_date: FolderDate
+    """The date that the folder's template writes by itself."""
+
+
+def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
+    """Prepare the rows, print tables, and return the manifest that was written.
+
+    Raises:
+        InputError: for conversations that cannot be trained on, a tokenizer that does not fit the
+            template, a split without any, an output folder that is not empty, a full disk.
+    """
+    config.check()
+    date = resolved_date(config.date_string, datetime.date.today())
+    config = dataclasses.replace(config, date_string=date)
+    sources = tuple(parse_source(argument) for argument in config.source)
+    if not sources:
+        raise InputError("no --source: give at least one NAME=PATH")
+    with work_folder(config.output) as work:
+        tokenised = _tokenise(config, work)
+        folder = work.new_folder("rows")
+        manifest = _write(config, tokenised, folder)
+        draw_chat_lengths(folder / PICTURE, manifest)
+        work.finish(folder, config.output)
+    print_chat_summary(manifest, config.output, tokenised.tokenizer)
+    return manifest
+
+
+def _tokenise(config: PrepareChatConfig, work: WorkFolder) -> _Tokenised:
+    tokenizer, reason = choose_tokenizer(config.tokenizer, config.tokenizer_engine)
+    with contextlib.ExitStack() as stack:
+        folder = _open_template(config, tokenizer, stack)
+        marks = folder if folder is not None and folder.has_marks else None
+        folder_date = "" if folder is None else folder.own_date(config.date_string)
+        try:
+            store = _tokenise_with(config, tokenizer, work, marks)
+        except FastPathError as error:
+            require_fallback(config.tokenizer_engine, error)
+            reason = str(error)
+            tokenizer = open_reference(config.tokenizer)
+            store = _tokenise_with(config, tokenizer, work, marks)
+        return _Tokenised(
+            store,
+            tokenizer,
+            reason,
+            is_checked=folder is not None,
+            is_marked=marks is not None,
+            folder_date=folder_date,
+        )
+
+
+def _open_template(
+    config: PrepareChatConfig, tokenizer: DocumentTokenizer, stack: contextlib.ExitStack
+) -> FolderTemplate | None:
+    """The template in the tokenizer's folder, which writes what ours does; None: there is none."""
+    place = tokenizer.file.parent
+    text = folder_template(place) if config.check_template else None
+    if text is None:
+        return None
+    folder = stack.enter_context(FolderTemplate(text, place))
+    check_template(TEMPLATES[config.chat_template], folder, config.date_string)
+    return folder
+
+
+def _tokenise_with(
+    config: PrepareChatConfig,
+    tokenizer: DocumentTokenizer,
+    work: WorkFolder,
+    marks: FolderTemplate | None,
+) -> ChatStore:
+    reading = dataclasses.replace(
+        config.reading,
+        max_document_bytes=config.reading.max_document_bytes or tokenizer.max_document_bytes,
+    )
+    readers = [ConversationReader(parse_source(s), reading) for s in config.source]
+    megabytes = sum(reader.num_bytes for reader in readers) / 1e6
+    with progress("Tokenising", megabytes, "MB") as bar:
+        return tokenise_chats(
+            config,
+            readers,
+            tokenizer,
+            work.new_folder("tokens"),
+            lambda count: bar.advance(count / 1e6),
+            marks,
+        )
+
+
+def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> ChatManifest:
+    store, tokenizer = tokenised.store, tokenised.tokenizer
+    documents = store.documents
+    names = ("train", "valid") if config.valid_fraction else ("train",)
+    splits = np.array(
+        [document_split(i, config.valid_fraction, config.seed) for i in documents.ids]
+    )
+    writer = RowWriter(documents, (), config.seq_length, tokenizer.vocab_size)
+    found: dict[str, ChatSplit] = {}
+    plans: dict[str, RowPlan] = {}
+    for name in names:
+        order = mixed_order((splits == name).astype(np.int64), documents.ids, config.seed)
+        _require_examples(config, name, order, len(documents.ids))
+        plans[name] = _plan(config, order, documents.lengths)
+    num_rows = sum(len(plan.rows) for plan in plans.values())
+    with progress("Packing", num_rows * config.seq_length / 1e6, "Mtokens") as bar:
+        for name, plan in plans.items():
+            written = writer.write(folder / name, plan, bar)
+            num_targets = _write_targets(folder / name, plan, store)
+            found[name] = ChatSplit(
+                num_examples=written.num_documents,
+                num_rows=written.num_rows,
+                num_tokens=written.num_tokens - written.num_padding_tokens,
+                num_target_tokens=num_targets,
+                num_padding_tokens=written.num_padding_tokens,
+                longest=int(documents.lengths[plan.kept].max()),
+            )
+    copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+    jinja = TEMPLATES[config.chat_template].jinja
+    if jinja and folder_template(tokenizer.file.parent) is None:
+        (folder / TOKENIZER_FOLDER / "chat_template.jinja").write_text(jinja, encoding="utf-8")
+    manifest = ChatManifest(
+        format_version=manifests.FORMAT_VERSION,
+        seq_length=config.seq_length,
+        max_length=config.max_length,
+        too_long=config.too_long,
+        packing=config.packing,
+        chat_template=config.chat_template,
+        date_string=config.date_string,
+        folder_template_checked=tokenised.is_checked,
+        folder_template_date=tokenised.folder_date,
+        learnt="marked" if tokenised.is_marked else "assistant",
+        reasoning=config.reading.reasoning,
+        valid_fraction=config.valid_fraction,
+        seed=config.seed,
+        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_engine=tokenizer.engine,
+        tokenizer_engine_reason=tokenised.reason,
+        vocab_size=tokenizer.vocab_size,
+        sources=store.sources,
+        lengths=store.lengths,
+        splits=found,
+        versions={
+            "megatron_ultralong": megatron_ultralong.__version__,
+            "python": platform.python_version(),
+            "gigatoken": fast_version(),
+            **{package: version(package) for package in ("numpy", "pyarrow", "tokenizers")},
+        },
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def _require_examples(config: PrepareChatConfig, split: str, order: Int64Array, total: int) -> None:
+    if not order.size:
+        way_out = "raise it, or set it to 0" if split == "valid" else "lower it"
+        raise InputError(
+            f"split {split!r} has none of the {total} conversations at --valid-fraction "
+            f"({config.valid_fraction}): {way_out}, or add conversations"
+        )
+
+
+def _plan(config: PrepareChatConfig, order: Int64Array, lengths: Int64Array) -> RowPlan:
+    """Rows of whole conversations: best fit, or one in each."""
+    size = config.seq_length
+    if config.packing == "whole":
+        return plan_rows(order, lengths, 0, size, "whole")
+    plan = RowPlan(kept=order.tolist())
+    for example in plan.kept:
+        length = int(lengths[example])
+        row = [(example, 0, length)] + ([(PADDING, 0, size - length)] if length < size else [])
+        plan.rows.append(np.asarray(row, dtype=np.int64))
+        plan.num_padding_tokens += size - length
+    return plan
+
+
+def _write_targets(prefix: Path, plan: RowPlan, store: ChatStore) -> int:
+    """``PREFIX.targets.bin/.idx``: a row's number of targets, then their starts and stops.
+
+    Returns the number of tokens to be learnt.
+    """
+    total = 0
+    with IndexedWriter(targets_prefix(prefix), np.dtype("<i4")) as writer:
+        for row in plan.rows:
+            parts, filled = [], 0
+            for example, start, stop in row.tolist():
+                if example != PADDING:
+                    parts.append(store.targets(example) + filled)
+                filled += stop - start
+            targets = np.concatenate(parts)
+            total += int((targets[:, 1] - targets[:, 0]).sum())
+            writer.add(np.concatenate([[len(targets)], targets.ravel()]).astype(np.int32))
+    return total

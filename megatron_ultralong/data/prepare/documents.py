@@ -1,0 +1,298 @@
+"""Prepare a corpus: documents -> sampled by length, tokenised, joined, packed to equal rows.
+
+``ultralong prepare --source code='/data/*.jsonl' --tokenizer Llama-3.1-8B-Instruct --output rows
+--seq-length 1048576`` writes ``train`` and ``valid`` (``.bin`` and ``.idx``, with the boundaries of
+the documents beside them), ``tokenizer/`` and ``manifest.json``. Equal input, options and versions
+give equal bytes, with any number of workers, and after any number of interruptions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import megatron_ultralong
+from megatron_ultralong.data.options.documents import PrepareConfig
+from megatron_ultralong.data.pack.counts import bin_summaries, length_counts
+from megatron_ultralong.data.pack.packing import RowPlan, plan_rows
+from megatron_ultralong.data.pack.row_writer import RowWriter
+from megatron_ultralong.data.pack.sampling import mixed_order
+from megatron_ultralong.data.prepare.inspection import inspect_rows
+from megatron_ultralong.data.prepare.selection import Selection, select_documents, source_shares
+from megatron_ultralong.data.prepare.summary import print_summary
+from megatron_ultralong.data.prepare.work_folder import WorkFolder, work_folder
+from megatron_ultralong.data.read.reading import find_documents
+from megatron_ultralong.data.read.sources import FilePart, Source, parse_source
+from megatron_ultralong.data.rows import manifest as manifests
+from megatron_ultralong.data.rows.indexed import token_dtype
+from megatron_ultralong.data.rows.manifest import Manifest, SplitSummary, load_manifest
+from megatron_ultralong.data.store.documents import DocumentStore, merge_shards
+from megatron_ultralong.data.store.shards import SHARD_BYTES, Shard, plan_shards
+from megatron_ultralong.data.store.workers import ShardJob, WorkerLostError, tokenise_shards
+from megatron_ultralong.data.tokenize.engines import (
+    choose_tokenizer,
+    open_reference,
+    require_fallback,
+)
+from megatron_ultralong.data.tokenize.fast_tokenizer import FastPathError, fast_version
+from megatron_ultralong.data.tokenize.tokenising import (
+    DocumentTokenizer,
+    copy_tokenizer,
+    separator_ids,
+)
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.progress import progress
+
+__all__ = ["PrepareConfig", "prepare"]
+
+
+@dataclass(frozen=True)
+class _Tokenised:
+    """Finished shards and the tokenizer that made them."""
+
+    store: DocumentStore
+    tokenizer: DocumentTokenizer
+    reason: str
+    separator: list[int]
+
+
+def prepare(config: PrepareConfig) -> Manifest:
+    """Prepare the rows, print a summary table, and return the manifest that was written.
+
+    A run that was killed goes on from its finished shards when the same command is given again.
+
+    Raises:
+        InputError: for documents that cannot be read, a source without text, a split of less than
+            one row, an output folder that is not empty or that another run writes, a full disk.
+            Nothing is left behind, unless many documents were tokenised already.
+    """
+    config.check()
+    config = dataclasses.replace(config, sampling=config.sampling.for_rows(config.seq_length))
+    if config.inspect and (config.output / manifests.FILE_NAME).is_file():
+        manifest = load_manifest(config.output)
+        inspect_rows(config.output, manifest, open_reference(_own_tokenizer(config.output)))
+        return manifest
+    sources = tuple(parse_source(argument) for argument in config.source)
+    if not sources:
+        raise InputError("no --source: give at least one NAME=PATH")
+    with work_folder(config.output) as work:
+        if config.sampling.name != "none":
+            short, _, long = config.sampling.bin_names()
+            _say(
+                f"sampling: documents of {short} tokens are short, of {long} long in rows of "
+                f"{config.seq_length:,} (--short-length, --long-length, --length-sampling none)"
+            )
+        tokenised = _tokenise(config, sources, work)
+        folder = work.new_folder("rows")
+        try:
+            manifest = _write_rows(config, tokenised, folder)
+        except InputError as error:
+            files = [file for found in tokenised.store.inputs for file in found.files]
+            if sum(file.num_bytes for file in files) <= SHARD_BYTES:
+                raise  # made again in seconds
+            work.keep = True
+            raise InputError(
+                f"{error}. The tokenised shards stay in {work.path}: other options of sampling and "
+                "packing go on from there; remove it if you give up"
+            ) from error
+        work.finish(folder, config.output)
+    print_summary(manifest, config.output)
+    for share in manifest.shares:
+        if share.warning:
+            _say(f"warning: {share.warning}")
+    if config.inspect:
+        inspect_rows(config.output, manifest, tokenised.tokenizer)
+    return manifest
+
+
+def _own_tokenizer(output: Path) -> Path:
+    return output / manifests.TOKENIZER_FOLDER
+
+
+def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFolder) -> _Tokenised:
+    """Every document of the sources, by the fast engine or, where it fails, by the reference."""
+    tokenizer, reason = choose_tokenizer(config.tokenizer, config.tokenizer_engine)
+    separator = separator_ids(tokenizer, config.separator)
+    found = [find_documents(source, config.reading) for source in sources]
+    shards = plan_shards(found)
+    key = _key(config, sources, shards, tokenizer, separator)
+    if work.resume(key) and any(work.path.glob("shards-*/shard-*")):
+        _say(f"going on from the shards in {work.path}")
+    try:
+        _tokenise_with(config, sources, shards, tokenizer, separator, work)
+    except FastPathError as error:
+        require_fallback(config.tokenizer_engine, error)
+        reason = str(error)
+        tokenizer = open_reference(config.tokenizer)
+        _tokenise_with(config, sources, shards, tokenizer, separator, work)
+    except WorkerLostError:
+        work.keep = True
+        raise
+    if reason:
+        _say(f"documents were tokenised by {tokenizer.engine}: {reason}")
+    folder = _shard_folder(work, tokenizer)
+    store = merge_shards(
+        shards,
+        found,
+        folder,
+        token_dtype(tokenizer.vocab_size),
+        drop_separators=config.separator_in_text == "drop",
+    )
+    return _Tokenised(store, tokenizer, reason, separator)
+
+
+def _shard_folder(work: WorkFolder, tokenizer: DocumentTokenizer) -> Path:
+    """Shards of two engines are never mixed."""
+    return work.path / f"shards-{tokenizer.engine}"
+
+
+def _tokenise_with(
+    config: PrepareConfig,
+    sources: tuple[Source, ...],
+    shards: list[Shard],
+    tokenizer: DocumentTokenizer,
+    separator: list[int],
+    work: WorkFolder,
+) -> None:
+    folder = _shard_folder(work, tokenizer)
+    folder.mkdir(exist_ok=True)
+    job = ShardJob(
+        sources=sources,
+        options=dataclasses.replace(
+            config.reading,
+            max_document_bytes=config.reading.max_document_bytes or tokenizer.max_document_bytes,
+        ),
+        tokenizer_path=config.tokenizer,
+        engine="gigatoken" if tokenizer.engine == "gigatoken" else "reference",
+        separator_ids=tuple(separator),
+        split_separators=config.separator_in_text == "split",
+        folder=folder,
+    )
+    megabytes = sum(shard.num_bytes for shard in shards) / 1e6
+    with progress("Tokenising", megabytes, "MB") as bar:
+        tokenise_shards(
+            shards, job, tokenizer, config.workers, lambda count: bar.advance(count / 1e6)
+        )
+
+
+def _key(
+    config: PrepareConfig,
+    sources: tuple[Source, ...],
+    shards: list[Shard],
+    tokenizer: DocumentTokenizer,
+    separator: list[int],
+) -> dict[str, Any]:
+    """All that the shards depend on: what has changed makes a run begin anew."""
+    files = {part.path: part for shard in shards for part in shard.parts}
+    return {
+        "sources": [[source.name, source.pattern] for source in sources],
+        "reading": asdict(config.reading),
+        "files": [_file_key(part) for part in files.values()],
+        "shards": [[len(s.parts), s.parts[0].start, s.num_bytes] for s in shards],
+        "tokenizer": tokenizer.sha256,
+        "engine": [config.tokenizer_engine, tokenizer.engine],
+        "separator": [separator, config.separator_in_text == "split"],
+        "versions": _versions(tokenizer),
+    }
+
+
+def _file_key(part: FilePart) -> list[Any]:
+    """What tells a file from an earlier one of its name; of a link to nothing there is no more."""
+    status = part.path.stat() if part.path.exists() else None
+    known = [status.st_size, status.st_mtime_ns] if status else []
+    return [str(part.path), part.file_format, part.problem, *known]
+
+
+def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> Manifest:
+    """Everything that the output holds, into ``folder``."""
+    store, tokenizer, separator = tokenised.store, tokenised.tokenizer, tokenised.separator
+    selection = select_documents(config, store)
+    plans = _plans(config, store, selection, len(separator))
+    shares = source_shares(config, store, selection, plans["train"])
+    num_rows = sum(len(plan.rows) for plan in plans.values())
+    writer = RowWriter(store, separator, config.seq_length, tokenizer.vocab_size)
+    splits: dict[str, SplitSummary] = {}
+    with progress("Packing", num_rows * config.seq_length / 1e6, "Mtokens") as bar:
+        for split, plan in plans.items():
+            splits[split] = writer.write(folder / split, plan, bar)
+    copy_tokenizer(tokenizer, _own_tokenizer(folder))
+    packed = np.concatenate([np.asarray(plan.kept, dtype=np.int64) for plan in plans.values()])
+    manifest = Manifest(
+        format_version=manifests.FORMAT_VERSION,
+        seq_length=config.seq_length,
+        separator=config.separator,
+        separator_ids=separator,
+        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_engine=tokenizer.engine,
+        tokenizer_engine_reason=tokenised.reason,
+        vocab_size=tokenizer.vocab_size,
+        seed=config.seed,
+        valid_fraction=config.valid_fraction,
+        test_fraction=config.test_fraction,
+        packing=config.packing,
+        max_tokens=config.max_tokens,
+        length_sampling=asdict(config.sampling),
+        separator_in_text=config.separator_in_text,
+        num_documents_with_separator=store.num_with_separator,
+        inputs=store.inputs,
+        bins=bin_summaries(store, config.sampling, selection.weights, packed),
+        shares=shares,
+        lengths=length_counts(store, packed),
+        splits=splits,
+        versions=_versions(tokenizer),
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def _plans(
+    config: PrepareConfig, store: DocumentStore, selection: Selection, separator_width: int
+) -> dict[str, RowPlan]:
+    """Rows of every split."""
+    fractions = {"train": 1.0, "valid": config.valid_fraction, "test": config.test_fraction}
+    lengths = store.lengths + separator_width
+    plans: dict[str, RowPlan] = {}
+    for name, fraction in fractions.items():
+        if fraction:
+            copies = np.where(selection.splits == name, selection.copies, 0)
+            order = mixed_order(copies, store.ids, config.seed)
+            plan = plan_rows(order, lengths, separator_width, config.seq_length, config.packing)
+            _require_one_row(config, name, plan, int(lengths[plan.kept].sum()) if plan.kept else 0)
+            plans[name] = plan
+    return plans
+
+
+def _require_one_row(config: PrepareConfig, split: str, plan: RowPlan, num_tokens: int) -> None:
+    if not plan.rows:
+        held_out = "valid" if split == "train" else split
+        fraction = f"--{held_out}-fraction ({getattr(config, f'{held_out}_fraction')})"
+        way_out = f"lower {fraction}" if split == "train" else f"raise {fraction}, set it to 0"
+        raise InputError(
+            f"split {split!r} has {num_tokens} tokens after sampling, under one row of seq_length "
+            f"({config.seq_length}): {way_out}, add documents, shorten --seq-length, or sample "
+            f"less strictly (--length-sampling {config.sampling.name}, short documents under "
+            f"{config.sampling.edges[0]} tokens)"
+        )
+
+
+def _versions(tokenizer: DocumentTokenizer) -> dict[str, str]:
+    engines = {"tokenizers": version("tokenizers"), "gigatoken": fast_version()}
+    if tokenizer.engine not in engines:
+        engines[tokenizer.engine] = version(tokenizer.engine)
+    return {
+        "megatron_ultralong": megatron_ultralong.__version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("numpy", "pyarrow")},
+        **engines,
+    }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201

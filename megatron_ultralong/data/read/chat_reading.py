@@ -1,0 +1,124 @@
+"""Conversations of the sources ``NAME=PATH`` on the command line, streamed."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+
+from megatron_ultralong.data.read.arrow_values import num_kept_nulls
+from megatron_ultralong.data.read.chat_read_options import ChatReadOptions
+from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
+from megatron_ultralong.data.read.conversation_formats import KEYS, parse_conversation
+from megatron_ultralong.data.read.formats import read_records
+from megatron_ultralong.data.read.reading import MAX_BAD_SHOWN, MAX_REASON
+from megatron_ultralong.data.read.record import Record, absolute_place
+from megatron_ultralong.data.read.sources import FilePart, Source, find_files
+from megatron_ultralong.program.errors import InputError
+
+_COLUMNS = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))
+
+MAX_UNREAD_KEYS = 1000
+OTHER_KEYS = "(other keys)"
+"""Where unread keys are counted beyond so many: each record may have new ones."""
+
+
+class ConversationReader:
+    """The conversations of one source, in their order; iterate once.
+
+    Args:
+        source: the source.
+        options: how it is read.
+
+    Raises:
+        InputError: where there is no file, or one of another format; while iterating at a
+            conversation that cannot be trained on (file, line and reason), unless ``skip_bad``.
+    """
+
+    def __init__(self, source: Source, options: ChatReadOptions) -> None:
+        self.source = source
+        self.options = options
+        found = find_files(source, options.suffixes, skip_bad=options.skip_bad)
+        self.files = found.files
+        self.counts = found.counts
+        """All files that stand there, read and left out."""
+        self.bytes_read = 0
+        self.num_conversations = self.num_cut_files = 0
+        self.bad: list[str] = []
+        """Of the first bad conversations, where they stand and why they are bad."""
+        self.num_bad: collections.Counter[Problem] = collections.Counter()
+        self.unread_keys: collections.Counter[str] = collections.Counter()
+        """Keys of records that are not read, and how many records have them (of JSONL)."""
+        self.num_kept_nulls = 0
+        """Nulls of tools in Arrow's structs that were kept."""
+        for part in self.files:
+            _require_records(source, part)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(part.size for part in self.files)
+
+    def __iter__(self) -> Iterator[tuple[Record, Conversation]]:
+        before = 0
+        for part in self.files:
+            is_arrow = part.file_format == "parquet"
+            for record in _records(part, self.options.limit):
+                self.bytes_read = before + min(record.position, part.size)
+                conversation = self._conversation(record)
+                if conversation is not None:
+                    self.num_conversations += 1
+                    if is_arrow:  # a text of JSON, which is none of Arrow's structs, has no keys
+                        self.num_kept_nulls += num_kept_nulls(record.fields.get("tools"))
+                    yield record, conversation
+            before += part.size
+            self.bytes_read = before
+
+    def reject(self, record: Record, error: ConversationError) -> None:
+        """Count a bad conversation.
+
+        Raises:
+            InputError: it is not to be skipped.
+        """
+        if not self.options.skip_bad:
+            fix = "raise --max-document-bytes" if record.is_too_long else "fix it"
+            raise InputError(
+                f"source {self.source.name!r}: {absolute_place(record)}: {error.problem}: {error}; "
+                f"{fix}, or skip and count such conversations with --skip-bad"
+            ) from error
+        self.num_bad[error.problem] += record.num_records
+        self.num_cut_files += record.is_rest_lost
+        if len(self.bad) < MAX_BAD_SHOWN:
+            place = f"{absolute_place(record)}: {error.problem}: {error}"
+            self.bad.append(place[:MAX_REASON])
+
+    def _conversation(self, record: Record) -> Conversation | None:
+        """The conversation of a record; None for one that is counted and skipped."""
+        try:
+            if record.error:
+                raise ConversationError("unreadable", record.error)
+            for key in record.fields:
+                if key not in _COLUMNS:
+                    known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
+                    self.unread_keys[key if known else OTHER_KEYS] += 1
+            options = self.options
+            return parse_conversation(
+                record.fields, options.chat_format, options.ignore_keys, options.reasoning
+            )
+        except ConversationError as error:
+            self.reject(record, error)
+            return None
+
+
+def _records(part: FilePart, limit: int) -> Iterator[Record]:
+    if part.problem:
+        return iter([Record(str(part.path), 0, {}, part.problem)])
+    return read_records(part.path, _COLUMNS, part.file_format, limit=limit)
+
+
+def _require_records(source: Source, part: FilePart) -> None:
+    if part.file_format != "text" or part.problem:
+        return
+    raise InputError(
+        f"source {source.name!r}: {part.path} is neither JSONL nor parquet: give JSONL or parquet, "
+        "or name the files wanted with --suffix"
+    )

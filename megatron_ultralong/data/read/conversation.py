@@ -1,0 +1,171 @@
+"""A conversation as every chat template takes it, and what makes one fit to train on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from megatron_ultralong.data.read.text_check import text_error
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+Problem = Literal[
+    "unreadable",
+    "unknown format",
+    "unknown keys",
+    "wrong type",
+    "no text",
+    "bad weight",
+    "roles out of order",
+    "empty turn",
+    "bad tool call",
+    "no assistant turn",
+    "beyond the template",
+]
+"""What can be wrong with a conversation; the names under which they are counted."""
+
+
+class ConversationError(Exception):
+    """A conversation that cannot be trained on; its message says why, and ``problem`` counts it."""
+
+    def __init__(self, problem: Problem, message: str) -> None:
+        super().__init__(message)
+        self.problem: Problem = problem
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolCall:
+    """A function that the assistant calls, in place of a text."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One turn."""
+
+    role: Role
+    content: Any
+    """Text; of a tool's result text, a mapping or a list."""
+    tool_call: ToolCall | None = None
+    is_learnt: bool = True
+    """False for a turn of the assistant's that is there to be read alone: its weight is 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """Turns, and the tools that the assistant may call."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    """JSON schemas of functions; None: no tools."""
+    builtin_tools: tuple[str, ...] | None = None
+    """Llama 3.1's own tools, by name; None: not in its ipython mode."""
+    num_cut_at_start: int = 0
+    """Turns left out before the first of the user's, see :meth:`learnable`."""
+    num_cut_at_end: int = 0
+    """Turns left out behind the last of the assistant's."""
+    has_reasoning: bool = False
+    """The record has the assistant's reasoning, kept or left out."""
+
+    def learnable(self) -> Conversation:
+        """The turns that something can be learnt from.
+
+        Behind the assistant's last turn there is nothing to learn; what the assistant says before
+        the user has spoken answers nothing, as where a long conversation was cut into several. The
+        system turn stays.
+        """
+        messages = self.messages
+        head = int(bool(messages) and messages[0].role == "system")
+        first, last = head, len(messages)
+        while last > first and messages[last - 1].role in ("user", "tool"):
+            last -= 1
+        while first < last and messages[first].role in ("assistant", "tool"):
+            first += 1
+        if first == last:  # nothing is left: said by the check, of the whole
+            return self
+        return dataclasses.replace(
+            self,
+            messages=messages[:head] + messages[first:last],
+            num_cut_at_start=first - head,
+            num_cut_at_end=len(messages) - last,
+        )
+
+    def check(self) -> None:
+        """Check the order of the roles and that no turn is empty.
+
+        The order: ``system`` at most once and first; then ``user`` and ``assistant`` in turn; a
+        ``tool`` turn follows an assistant's call and is followed by the assistant; the last turn
+        is the assistant's.
+
+        Raises:
+            ConversationError: naming the turn, counted from 0.
+        """
+        if not any(message.role == "assistant" for message in self.messages):
+            raise ConversationError("no assistant turn", "no turn is the assistant's to train on")
+        if not self._has_answer():
+            raise ConversationError(
+                "no assistant turn", "no turn of the assistant's follows one of the user's"
+            )
+        last: Message | None = None
+        for number, message in enumerate(self.messages, start=self.num_cut_at_start):
+            allowed = _after(last)
+            if message.role not in allowed:
+                place = f"after {last.role!r}" if last else "at the beginning"
+                raise ConversationError(
+                    "roles out of order",
+                    f"turn {number} is {message.role!r} {place}, where {_or(allowed)} belongs",
+                )
+            _check_content(number, message)
+            last = message
+        assert last is not None
+        if last.role != "assistant":
+            raise ConversationError(
+                "roles out of order",
+                f"the last turn is {last.role!r}, where 'assistant' belongs: nothing after the "
+                "assistant's last turn can be trained on",
+            )
+
+    def _has_answer(self) -> bool:
+        roles = [message.role for message in self.messages]
+        return "user" in roles and "assistant" in roles[roles.index("user") :]
+
+
+def _after(last: Message | None) -> Sequence[Role]:
+    """Roles that may follow a turn."""
+    if last is None:
+        return ("system", "user")
+    if last.role == "assistant":
+        return ("tool",) if last.tool_call else ("user",)
+    return ("user",) if last.role == "system" else ("assistant",)
+
+
+def _or(roles: Sequence[Role]) -> str:
+    return " or ".join(repr(role) for role in roles)
+
+
+def _check_content(number: int, message: Message) -> None:
+    place = f"turn {number} ({message.role})"
+    if message.tool_call is not None:
+        if message.content:
+            raise ConversationError(
+                "bad tool call",
+                f"{place} has a text beside its tool call, which the template leaves out: "
+                f"{str(message.content)[:40]!r}",
+            )
+        return
+    if message.role == "tool":
+        if not isinstance(message.content, (str, Mapping, list)):
+            kind = type(message.content).__name__
+            raise ConversationError("wrong type", f"{place} has content of type {kind}")
+        return
+    if not isinstance(message.content, str):
+        kind = type(message.content).__name__
+        raise ConversationError("wrong type", f"{place} has content of type {kind}, not a text")
+    if not message.content or message.content.isspace():
+        raise ConversationError("empty turn", f"{place} is empty")
+    if error := text_error(message.content):
+        raise ConversationError("unreadable", f"{place} has {error}")

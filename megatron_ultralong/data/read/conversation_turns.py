@@ -1,0 +1,247 @@
+"""Turns of a conversation, in OpenAI's keys (``role``, ``content``) or ShareGPT's (``from``,
+``value``).
+
+Beside its text a turn of the assistant's may have
+
+* a weight, under one of :data:`WEIGHTS`: 0 or false, and it is read but not learnt. ``weight`` is
+  OpenAI's and Mistral's, ``train`` and ``training`` are axolotl's, ``loss`` is ms-swift's;
+* its reasoning, under one of :data:`REASONING`, the names that transformers takes for one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from megatron_ultralong.data.read.conversation import (
+    ROLES,
+    ConversationError,
+    Message,
+    Role,
+)
+from megatron_ultralong.data.read.conversation_json import JsonTexts, check_json, list_of
+from megatron_ultralong.data.read.conversation_tools import call_of, only_call
+
+Reasoning = Literal["drop", "keep"]
+
+WEIGHTS = ("weight", "train", "training", "loss")
+"""Keys of a turn that say whether it is learnt."""
+
+_WEIGHTS_OF_ALL = ("train", "training")
+"""Of these, those that can ask for another's turn than the assistant's."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a turn with what the assistant thought before it answered."""
+
+SHAREGPT_ROLES: dict[str, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""Role by ShareGPT's ``from``; the value of a ``function_call`` is the call as JSON."""
+
+_PART_TYPES = ("text", "input_text", "output_text")
+
+_OPENAI_KEYS = {"role", "content", "tool_calls", "tool_call_id", "name", *WEIGHTS, *REASONING}
+_SHAREGPT_KEYS = {"from", "value", *WEIGHTS, *REASONING}
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnOptions:
+    """How turns are read."""
+
+    ignore_keys: frozenset[str] = frozenset()
+    """Keys that mean nothing here."""
+    reasoning: Reasoning = "drop"
+    """Whether the assistant's reasoning is left out, or stands before the answer."""
+    texts: JsonTexts = dataclasses.field(default_factory=JsonTexts)
+    """Reads what is written as JSON; of one record."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """The turns of a list."""
+
+    messages: list[Message]
+    has_reasoning: bool
+    """Some turn has reasoning, kept or left out."""
+
+
+def read_turns(value: Any, name: str, options: TurnOptions) -> Turns:
+    """The turns of a list, of JSON of a list, or of a list of JSON.
+
+    Args:
+        value: what the record has.
+        name: its key, for messages.
+        options: how they are read.
+
+    Raises:
+        ConversationError: naming the turn, counted from 0.
+    """
+    texts = options.texts
+    value = texts.value(name, value, "wrong type") if isinstance(value, str) else value
+    messages, has_reasoning = [], False
+    for number, turn in enumerate(list_of(name, value)):
+        if isinstance(turn, str):
+            turn = texts.value(f"turn {number}", turn, "wrong type")
+        if not isinstance(turn, Mapping):
+            kind = type(turn).__name__
+            raise ConversationError("wrong type", f"turn {number} is a {kind}, not an object")
+        given = {
+            key: inner
+            for key, inner in turn.items()
+            if inner is not None and key not in options.ignore_keys
+        }
+        reasoning = _reasoning(number, given)
+        has_reasoning |= bool(reasoning)
+        message = _message(number, given, options)
+        if message.role == "assistant" and reasoning and options.reasoning == "keep":
+            message = _with_reasoning(number, message, reasoning)
+        messages.append(message)
+    if not messages:
+        raise ConversationError("no assistant turn", f"{name} is empty")
+    return Turns(messages, has_reasoning)
+
+
+def _message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> Message:
+    if "from" in turn or "value" in turn:
+        return _sharegpt_message(number, turn, options)
+    _check_keys(number, turn, _OPENAI_KEYS)
+    role = turn.get("role")
+    role = "tool" if role == "ipython" else role
+    if role not in ROLES:
+        raise ConversationError(
+            "roles out of order",
+            f"turn {number} has role {role!r:.80}; known are {', '.join(ROLES)} and ipython",
+        )
+    call = only_call(number, role, turn.get("tool_calls"), options.texts)
+    content = content_of(f"turn {number} ({role})", role, turn.get("content", ""), options)
+    return Message(role, content, call, _is_learnt(number, role, turn))
+
+
+def _sharegpt_message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> Message:
+    _check_keys(number, turn, _SHAREGPT_KEYS)
+    name, value = turn.get("from"), turn.get("value", "")
+    if not isinstance(name, str) or name not in SHAREGPT_ROLES:
+        raise ConversationError(
+            "roles out of order",
+            f"turn {number} is from {name!r:.80}; known are {', '.join(SHAREGPT_ROLES)}",
+        )
+    role = SHAREGPT_ROLES[name]
+    is_learnt = _is_learnt(number, role, turn)
+    if name == "function_call":
+        return Message(role, "", call_of(number, value, options.texts), is_learnt)
+    return Message(
+        role, content_of(f"turn {number} ({name})", role, value, options), None, is_learnt
+    )
+
+
+def _check_keys(number: int, turn: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(turn) - known)
+    if unknown:
+        raise ConversationError(
+            "unknown keys",
+            f"turn {number} has unknown keys {unknown}, known are {sorted(known)}: name those "
+            "that mean nothing here with --ignore-keys",
+        )
+
+
+def content_of(place: str, role: str, content: Any, options: TurnOptions) -> Any:
+    """The text of a turn, its parts one after the other; of a tool's result any JSON.
+
+    Nothing is put between parts: so do the templates that know them (Llama 3.2 Vision's, Qwen2-VL's
+    and others). A tool's result in a list is data, which Llama 3.1's template writes as JSON.
+
+    Raises:
+        ConversationError: a part is no text.
+    """
+    if role == "tool":
+        check_json(place, content, "wrong type")
+        return content
+    if not isinstance(content, list):
+        return content
+    ignored = options.ignore_keys
+    return "".join(_part(f"{place}: part {i}", part, ignored) for i, part in enumerate(content))
+
+
+def _part(place: str, part: Any, ignored: frozenset[str]) -> str:
+    if not isinstance(part, Mapping):
+        kind = type(part).__name__
+        raise ConversationError("wrong type", f"{place} is a {kind}, not an object with a text")
+    kind = part.get("type", "text")
+    if kind not in _PART_TYPES:
+        raise ConversationError(
+            "no text", f"{place} is of type {kind!r:.80}: nothing but text can be written"
+        )
+    known = {"type", "text", "cache_control", *ignored}
+    others = [key for key, value in part.items() if value is not None and key not in known]
+    if others:
+        raise ConversationError(
+            "no text",
+            f"{place} has {others[0]!r:.80} beside its text: pass over what means nothing with "
+            "--ignore-keys",
+        )
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise ConversationError(
+            "wrong type", f"{place} has a text of type {type(text).__name__}, not a text"
+        )
+    return text
+
+
+def _is_learnt(number: int, role: str, turn: Mapping[str, Any]) -> bool:
+    """Whether a turn's weight, if it has one, lets it be learnt."""
+    found: dict[str, bool] = {}
+    for key in WEIGHTS:
+        if key not in turn:
+            continue
+        value = turn[key]
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            raise ConversationError(
+                "bad weight",
+                f"turn {number} has {key} {value!r:.80}: a turn is learnt (1, true) or not (0, "
+                "false)",
+            )
+        found[key] = bool(value)
+        if role != "assistant" and value and key in _WEIGHTS_OF_ALL:
+            raise ConversationError(
+                "bad weight",
+                f"turn {number} ({role}) has {key} {value!r}, and the assistant's turns alone are "
+                f"learnt: leave the key out, or pass over it with --ignore-keys {key}",
+            )
+    if len(set(found.values())) > 1:
+        raise ConversationError("bad weight", f"turn {number} has weights that differ: {found}")
+    return all(found.values())
+
+
+def _reasoning(number: int, turn: Mapping[str, Any]) -> str:
+    """The reasoning of a turn; empty where it has none."""
+    for key in REASONING:
+        value = turn.get(key, "")
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise ConversationError("wrong type", f"turn {number} has {key} of type {kind}")
+        if value.strip():
+            return value
+    return ""
+
+
+def _with_reasoning(number: int, message: Message, reasoning: str) -> Message:
+    """The turn as Qwen 3's template and DeepSeek R1 write it: the reasoning before the answer."""
+    if message.tool_call is not None:
+        raise ConversationError(
+            "bad tool call",
+            f"turn {number} (assistant) has reasoning beside its tool call, which the template "
+            "leaves out: so does --reasoning drop",
+        )
+    if not isinstance(message.content, str):
+        return message  # the check says what is wrong with it
+    text = f"<think>\n{reasoning.strip()}\n</think>\n\n{message.content.lstrip()}"
+    return dataclasses.replace(message, content=text)

@@ -1,0 +1,214 @@
+"""What a file of documents is: by its name, and by what stands at its beginning.
+
+A name may lie: ``.json`` is JSON lines as often as not, and a download may have left a pointer, an
+archive or a page of HTML under the name of the data. What is read wrongly is learnt.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from megatron_ultralong.data.read.bounded import TooLargeError, json_value
+from megatron_ultralong.data.read.compression import (
+    COMPRESSIONS,
+    DamagedError,
+    compression_of,
+    decompressed,
+    is_compressed_as_named,
+    uncompressed_name,
+)
+from megatron_ultralong.data.read.file_names import TEXT_NAMES, TEXT_SUFFIXES, UNREAD_SUFFIXES
+from megatron_ultralong.data.read.signatures import signature_problem
+
+FileFormat = Literal["auto", "jsonl", "parquet", "text"]
+
+FORMATS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+"""Format by suffix, without that of the compression."""
+
+HEAD_BYTES = 1 << 16
+"""What is looked at."""
+
+MAX_LINES = 20
+"""Lines that are parsed to tell JSON lines from text."""
+
+_AS_TEXT = "--file-format text takes such files as one document each"
+_MARK = b"\xef\xbb\xbf"
+_PAGE = "begins as HTML or XML: a page that tells of an error, saved in place of the data?"
+_CARRIAGE = (
+    "has lines that end in a carriage return alone: convert it with `tr '\\r' '\\n'`; " + _AS_TEXT
+)
+_BEGINS_AS_JSON = re.compile(rb"\s*(?:\[\s*)?\{\s*(?:\"[^\"\\\n]*\"\s*:|\"[^\"\\\n]*$|$)")
+_OPENS = re.compile(rb"\s*[\[{]\s*")
+
+
+class FileKind(NamedTuple):
+    """How a file is to be read."""
+
+    file_format: FileFormat
+    """Never ``auto``."""
+
+    problem: str = ""
+    """Why it is not read, and the way out."""
+
+    is_known: bool = True
+    """Its suffix, or what stands in it, says what it is."""
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix below that of a compression: ``a.JSON.gz -> .json``; a dot-file has none."""
+    return Path(uncompressed_name(path)).suffix.lower()
+
+
+def format_by_name(path: Path) -> FileFormat:
+    """What the name alone says."""
+    return FORMATS.get(suffix_of(path), "text")
+
+
+def is_known_name(path: Path) -> bool:
+    """Whether a name says what its file is."""
+    suffix, name = suffix_of(path), uncompressed_name(path).lower()
+    return suffix in FORMATS or suffix in TEXT_SUFFIXES or suffix == ".json" or name in TEXT_NAMES
+
+
+def file_kind(path: Path, file_format: FileFormat) -> FileKind:
+    """What a file is; its beginning is looked at under ``auto``.
+
+    A file that cannot be opened or decompressed is what its name says: reading it says why not.
+    """
+    if file_format != "auto":
+        return FileKind(file_format)
+    suffix = suffix_of(path)
+    by_name = format_by_name(path)
+    try:
+        with open(path, "rb") as raw:
+            start = raw.peek(512)[:512]
+            head, is_whole = _beginning(raw, path)
+    except DamagedError:  # a download may have left something else; reading it says so else
+        problem = "" if is_compressed_as_named(start, path) else _download_problem(start)
+        return FileKind("jsonl" if suffix == ".json" else by_name, problem)
+    except OSError as error:
+        return FileKind(by_name, f"cannot be read ({error.strerror}): copy it again")
+    if by_name == "parquet":
+        return FileKind(by_name, _parquet_problem(path, head))
+    problem = (
+        _twice_compressed(path, head) or signature_problem(head) or UNREAD_SUFFIXES.get(suffix, "")
+    )
+    if problem:
+        return FileKind(by_name, problem)
+    head = head.removeprefix(_MARK)
+    if suffix == ".json" or by_name == "jsonl":
+        return FileKind("jsonl", _json_problem(path, suffix, head, is_whole))
+    if _holds_json_lines(head, is_whole):
+        return FileKind("jsonl")
+    return FileKind("text", _text_problem(path, head, is_whole), is_known_name(path))
+
+
+def _beginning(raw: io.BufferedReader, path: Path) -> tuple[bytes, bool]:
+    """The first bytes of an open file, up to damage if any come before, and whether they are all.
+
+    Raises:
+        OSError: there are none.
+    """
+    file, head = decompressed(raw, path), b""
+    try:
+        while len(head) <= HEAD_BYTES and (block := file.read1(HEAD_BYTES + 1 - len(head))):
+            head += block
+    except DamagedError:
+        if not head:
+            raise
+        return head, False
+    return head, len(head) <= HEAD_BYTES
+
+
+def nul_problem(at: int) -> str:
+    """Of a text with a NUL at this byte or character."""
+    return f"holds a NUL at {at:,}, which no text does: is it binary? If it is text, {_AS_TEXT}"
+
+
+def _download_problem(head: bytes) -> str:
+    """Of a file that is not even what its last suffix says."""
+    is_page = head.lstrip()[:1] == b"<"
+    return signature_problem(head) or (_PAGE if is_page else "")
+
+
+def _twice_compressed(path: Path, head: bytes) -> str:
+    outer, inner = COMPRESSIONS.get(path.suffix.lower()), compression_of(head)
+    return f"is {inner} inside {outer}: decompress it once" if outer and inner else ""
+
+
+def _parquet_problem(path: Path, head: bytes) -> str:
+    if path.suffix.lower() in COMPRESSIONS:
+        return f"is parquet inside {COMPRESSIONS[path.suffix.lower()]}: decompress it"
+    return "" if head.startswith(b"PAR1") else _download_problem(head)
+
+
+def _json_problem(path: Path, suffix: str, head: bytes, is_whole: bool) -> str:
+    """What is wrong with a file that JSON lines are expected in; they tell of bad ones."""
+    start = head.lstrip()[:1]
+    if start == b"<":
+        return _PAGE
+    if start == b"\0":
+        return nul_problem(0)
+    if start == b"[" or _is_spread(head, is_whole):
+        return _value_problem(path, head)
+    if b"\r" in head.strip() and b"\n" not in head:
+        return _CARRIAGE
+    if suffix == ".json" and start not in (b"{", b""):
+        return f"is no JSON, nor JSON lines: give it the suffix of what it is, or {_AS_TEXT}"
+    return ""
+
+
+def _text_problem(path: Path, head: bytes, is_whole: bool) -> str:
+    """What is wrong with a file that is to be one text."""
+    if b"\0" in head:
+        return nul_problem(head.index(b"\0"))
+    if b"\n" not in head and _holds_json_lines(head.replace(b"\r", b"\n"), is_whole):
+        return _CARRIAGE
+    if _BEGINS_AS_JSON.match(head) or (is_whole and isinstance(_value(head), dict | list)):
+        return _value_problem(path, head)
+    return ""
+
+
+def _value_problem(path: Path, head: bytes) -> str:
+    name = uncompressed_name(path)
+    if head.lstrip()[:1] == b"[":
+        what, query = "a JSON array", "'.[]'"
+    else:
+        what, query = "one JSON value over several lines", "."
+    return (
+        f"is {what}, where JSON lines are read: write a line for each record with "
+        f"`jq -c {query} {name} > new.jsonl`; {_AS_TEXT}"
+    )
+
+
+def _is_spread(head: bytes, is_whole: bool) -> bool:
+    """Whether a file is one value of JSON that is spread over lines."""
+    first, newline, _ = head.strip().partition(b"\n")
+    if not newline or isinstance(_value(first), dict):
+        return False
+    return isinstance(_value(head), dict) if is_whole else bool(_OPENS.fullmatch(first))
+
+
+def _holds_json_lines(head: bytes, is_whole: bool) -> bool:
+    """Whether the first lines are JSON objects, but for fewer than half of them."""
+    lines = head.split(b"\n")
+    if not is_whole:
+        if len(lines) == 1:  # one line that does not end here
+            return bool(_BEGINS_AS_JSON.match(head)) and head.lstrip().startswith(b"{")
+        lines.pop()
+    lines = [line for line in lines if line.strip()][:MAX_LINES]
+    if lines and _OPENS.fullmatch(lines[0]):
+        return False
+    found = sum(line.lstrip().startswith(b"{") and isinstance(_value(line), dict) for line in lines)
+    return len(lines) < 2 * found
+
+
+def _value(text: bytes) -> Any:
+    try:
+        return json_value(text)
+    except (json.JSONDecodeError, UnicodeDecodeError, TooLargeError):
+        return None

@@ -1,0 +1,80 @@
+"""Records of one file: JSONL, parquet or plain text, plain or compressed, streamed.
+
+Nothing is raised for a bad record: it is yielded with its error, so that the caller decides
+whether the run stops there or goes on with the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES, TooLargeError, read_whole
+from megatron_ultralong.data.read.compression import COMPRESSIONS, decompressed
+from megatron_ultralong.data.read.file_kind import FileFormat, format_by_name
+from megatron_ultralong.data.read.json_lines import read_jsonl
+from megatron_ultralong.data.read.parquet import read_parquet
+from megatron_ultralong.data.read.record import Record, unreadable
+
+
+def read_records(
+    path: Path,
+    keys: tuple[str, ...],
+    file_format: FileFormat,
+    start: int = 0,
+    stop: int | None = None,
+    limit: int = MAX_DOCUMENT_BYTES,
+) -> Iterator[Record]:
+    """Records of a file; a text file is one record, whose text stands under ``keys[0]``.
+
+    Args:
+        path: the file; what its last suffix says of a compression is undone on the way.
+        keys: top-level keys that are wanted; only these columns of a parquet file are read.
+        file_format: ``auto`` goes by the name alone.
+        start: of plain JSONL the first byte wanted: lines that begin before it are left out; of
+            parquet the first row group wanted; 0 for any other file.
+        stop: the byte or row group after the last one wanted; a line that begins before it is read
+            to its end.
+        limit: bytes of a record at most: of a line, a text, the texts of a row; a longer one is
+            yielded as an error, and never held.
+    """
+    file_format = format_of(path, file_format)
+    if file_format == "parquet":
+        return read_parquet(path, keys, limit, start, stop)
+    assert is_plain_jsonl(path, file_format) or (start == 0 and stop is None), (path, start, stop)
+    if file_format == "jsonl":
+        return read_jsonl(path, keys, limit, start, stop)
+    return _read_text(path, keys[0], limit)
+
+
+def format_of(path: Path, file_format: FileFormat) -> FileFormat:
+    """The format itself, or under ``auto`` the one that the file's name stands for."""
+    if file_format != "auto":
+        return file_format
+    return format_by_name(path)
+
+
+def is_plain_jsonl(path: Path, file_format: FileFormat) -> bool:
+    """Whether parts of the file can be read without what stands before them."""
+    return format_of(path, file_format) == "jsonl" and path.suffix.lower() not in COMPRESSIONS
+
+
+def _read_text(path: Path, key: str, limit: int) -> Iterator[Record]:
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with open(path, "rb") as raw:
+            data = read_whole(decompressed(raw, path), limit)
+    except TooLargeError as error:
+        yield Record(str(path), size, {}, str(error), is_too_long=True)
+        return
+    except OSError as error:
+        yield unreadable(path, error)
+        return
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        yield Record(f"{path}:{line}", size, {}, f"not UTF-8 ({error.reason})")
+        return
+    del data
+    yield Record(str(path), size, {key: text}, is_text_file=True)

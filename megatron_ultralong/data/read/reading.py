@@ -1,0 +1,191 @@
+"""Documents of the sources ``NAME=PATH`` on the command line, streamed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES
+from megatron_ultralong.data.read.file_kind import FileFormat, nul_problem
+from megatron_ultralong.data.read.formats import read_records
+from megatron_ultralong.data.read.record import Record, absolute_place
+from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, find_files
+from megatron_ultralong.data.read.text_check import text_error
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranges import Range
+from megatron_ultralong.sequence.documents import document_id
+
+MAX_BAD_SHOWN = 5
+"""Bad documents that are told one by one."""
+
+MAX_REASON = 500
+"""Characters of what is told of one."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: whole, as it stands in its file."""
+
+    text: str
+    """The text."""
+
+    source: str
+    """Name of the source it counts for."""
+
+    id: str
+    """:func:`~megatron_ultralong.sequence.documents.document_id` of the text."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files are read."""
+
+    text_key: str = "text"
+    """Key (JSONL) or column (parquet) of the text; a.b is the key b inside a."""
+
+    source_key: str | None = None
+    """Key or column with the name of the source of every document, in place of NAME."""
+
+    suffixes: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
+    ] = ()
+    """Ending of the files wanted in a folder or pattern, such as .py; repeatable, all if none."""
+
+    file_format: FileFormat = "auto"
+    """Format of all files; auto goes by the name of each and by what stands at its beginning."""
+
+    skip_bad: bool = False
+    """Count and skip what cannot be read, instead of stopping there."""
+
+    max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
+    """Bytes of a line, of a text file or of a parquet row at most; a longer one is bad, and never
+    held. None: what 2 GiB of memory are enough for, 80 MiB with gigatoken (five rows of 4M tokens),
+    and of the references tiktoken 32, sentencepiece 16, tokenizers 8."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes of a document at most."""
+        return MAX_DOCUMENT_BYTES if self.max_document_bytes is None else self.max_document_bytes
+
+
+def find_documents(source: Source, options: ReadOptions) -> FoundFiles:
+    """The files of a source, see :func:`~megatron_ultralong.data.read.sources.find_files`."""
+    return find_files(source, options.suffixes, options.file_format, skip_bad=options.skip_bad)
+
+
+class DocumentReader:
+    """The documents of parts of one source, in their order; iterate once.
+
+    Empty texts are dropped and counted, and so are bad records under ``skip_bad``.
+
+    Args:
+        source: the source.
+        options: how it is read.
+        parts: what is read of it, see :func:`find_documents`.
+
+    Raises:
+        InputError: at a bad record (file, line and reason).
+    """
+
+    def __init__(self, source: Source, options: ReadOptions, parts: Sequence[FilePart]) -> None:
+        self.source = source
+        self.options = options
+        self.parts = parts
+        self.bytes_read = 0
+        self.num_documents = self.num_empty = self.num_bad = self.num_cut_files = 0
+        self.bad: list[str] = []
+        """Of the first bad documents, where they stand and why they are bad."""
+
+    def __iter__(self) -> Iterator[Document]:
+        options = self.options
+        keys = [options.text_key] + ([options.source_key] if options.source_key else [])
+        columns = tuple(dict.fromkeys(k for key in keys for k in (key, key.partition(".")[0])))
+        before = 0
+        for part in self.parts:
+            records: Iterator[Record] = iter([Record(str(part.path), 0, {}, part.problem)])
+            if not part.problem:
+                records = read_records(
+                    part.path, columns, part.file_format, part.start, part.stop, options.limit
+                )
+            for record in records:
+                self.bytes_read = before + min(record.position, part.size)
+                document = self._document(record)
+                if document is not None:
+                    self.num_documents += 1
+                    yield document
+            before += part.size
+            self.bytes_read = before
+
+    def _document(self, record: Record) -> Document | None:
+        """The document of a record; None for one that is counted and skipped."""
+        text = _value(record.fields, self.options.text_key)
+        name: Any = self.source.name
+        if self.options.source_key and not record.is_text_file:
+            name = _value(record.fields, self.options.source_key)
+        error = record.error or self._what_is_wrong(record, text, name)
+        if error and not self.options.skip_bad:
+            fix = "raise --max-document-bytes" if record.is_too_long else "fix it"
+            raise InputError(
+                f"source {self.source.name!r}: {absolute_place(record)}: {error}; {fix}, or "
+                "skip and count such documents with --skip-bad"
+            )
+        if error:
+            self.num_bad += record.num_records
+            self.num_cut_files += record.is_rest_lost
+            if len(self.bad) < MAX_BAD_SHOWN:
+                self.bad.append(f"{absolute_place(record)}: {error}"[:MAX_REASON])
+            return None
+        if not text or text.isspace():
+            self.num_empty += 1
+            return None
+        return Document(text, name, document_id(text))
+
+    def _what_is_wrong(self, record: Record, text: object, name: object) -> str:
+        options = self.options
+        wanted = (
+            ("--text-key", options.text_key, text),
+            ("--source-key", options.source_key, name),
+        )
+        for flag, key, value in wanted:
+            if not isinstance(value, str):
+                keys = record.keys or tuple(map(str, record.fields))
+                return _key_error(flag, str(key), value, keys)
+        assert isinstance(text, str)
+        if record.is_text_file and self.options.file_format == "auto" and "\0" in text:
+            return nul_problem(text.index("\0"))
+        return text_error(text)
+
+
+def _key_error(flag: str, key: str, value: object, keys: Sequence[str]) -> str:
+    """What is said of a key under which there is no text."""
+    found = ", ".join(keys)[:300] or "none"
+    kind = "no value" if value is None else f"a {type(value).__name__}"
+    lower = {name.lower(): name for name in keys}
+    near = difflib.get_close_matches(key.lower(), lower, 1, 0.6)
+    hint = f"; did you mean {flag} {lower[near[0]]}?" if near and lower[near[0]] != key else ""
+    return f"key {key!r} has {kind}, where a text belongs (keys here: {found}){hint}"
+
+
+def require_text(
+    source: Source, num_documents: int, num_files: int, num_empty: int, num_bad: int
+) -> None:
+    """Refuse a source in which no document has any text."""
+    if num_documents == 0:
+        raise InputError(
+            f"source {source.name!r} has no text: {source.pattern} ({num_files} files, {num_empty} "
+            f"empty documents, {num_bad} bad ones skipped); leave this --source out or check its "
+            "path and --text-key"
+        )
+
+
+def _value(fields: Mapping[str, Any], key: str) -> Any:
+    """Value under a key, or under a path: ``({"a": {"b": 1}}, "a.b") -> 1``."""
+    if key in fields:
+        return fields[key]
+    first, dot, rest = key.partition(".")
+    inner = fields.get(first)
+    return _value(inner, rest) if dot and isinstance(inner, Mapping) else None

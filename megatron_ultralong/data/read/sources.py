@@ -1,0 +1,257 @@
+"""The files of a source ``NAME=PATH``: which are read, as what, and which are left out, and why."""
+
+from __future__ import annotations
+
+import collections
+import glob
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ultralong.data.read.compression import uncompressed_name
+from megatron_ultralong.data.read.file_kind import FileFormat, FileKind, file_kind, is_known_name
+from megatron_ultralong.data.read.file_names import litter_reason
+from megatron_ultralong.data.read.folder_walk import Entry, matches, walk
+from megatron_ultralong.program.errors import InputError
+
+MAX_COUNTS = 60
+"""Lines of :attr:`FoundFiles.counts`; suffixes beyond them are counted together."""
+
+Counts = collections.Counter[tuple[str, FileFormat | None, str]]
+
+UNKNOWN = "of no known suffix, and no JSON lines: --suffix or --file-format text reads it as text"
+REPEATED = "the same as another one, by another name"
+HIDDEN = "hidden: a name on its path begins with a dot"
+NOT_WANTED = "not asked for by --suffix"
+NO_FILE = "a pipe, a socket or a device"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named set of files: ``NAME=PATH`` on the command line."""
+
+    name: str
+    """Name in tables and in the manifest; its share of the tokens is kept."""
+
+    pattern: str
+    """A file, a folder (all files below it) or a glob pattern (``**`` spans folders)."""
+
+
+def parse_source(argument: str) -> Source:
+    """The source that ``NAME=PATH`` names: ``"web=/data/*.jsonl" -> Source("web", ...)``.
+
+    Raises:
+        InputError: where a part is missing.
+    """
+    name, equals, pattern = argument.partition("=")
+    if not (name and equals and pattern):
+        raise InputError(
+            f"--source {argument!r} must be NAME=PATH, a name for the table and a file, folder or "
+            f"glob pattern; for example --source code={argument.strip('=') or '/data/code'}"
+        )
+    return Source(name, os.path.expanduser(pattern))
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A file, or a part of one: bytes of plain JSONL, row groups of parquet."""
+
+    path: Path
+    """The file."""
+
+    size: int
+    """Bytes of the part on disk."""
+
+    start: int = 0
+    """First byte or row group."""
+
+    stop: int | None = None
+    """The one after the last; None: the end of the file."""
+
+    file_format: FileFormat = "auto"
+    """What it is; ``auto``: what its name says."""
+
+    problem: str = ""
+    """Why it is not read: it is one bad document."""
+
+
+@dataclass(frozen=True)
+class FileCount:
+    """Files of one suffix that were treated alike."""
+
+    suffix: str
+    """With that of the compression, ``.json.gz``; the whole name of a dot-file; may be empty."""
+
+    num_files: int
+    """How many."""
+
+    read_as: str
+    """``jsonl``, ``parquet`` or ``text``; empty where they were left out."""
+
+    reason: str
+    """Why they were left out; empty where they were read."""
+
+
+@dataclass(frozen=True)
+class FoundFiles:
+    """What stands at a source."""
+
+    source: Source
+    """The source."""
+
+    files: list[FilePart]
+    """Whole files that are read, by path."""
+
+    counts: list[FileCount]
+    """All files, by suffix and treatment: those that are read first."""
+
+
+def find_files(
+    source: Source,
+    suffixes: Sequence[str] = (),
+    file_format: FileFormat = "auto",
+    *,
+    skip_bad: bool = False,
+) -> FoundFiles:
+    """The files of a source, each looked at, and taken once.
+
+    Below a folder what programs and people leave there is left out, and so is a file of which
+    neither suffix nor beginning says what it is. A file that is named is read: itself, by
+    ``suffixes``, by the suffix in a pattern.
+
+    Args:
+        source: where they are.
+        suffixes: endings of the files wanted below folders and of patterns; all if none.
+        file_format: of all files; ``auto``: by name and beginning.
+        skip_bad: keep files that cannot be read, each as one bad document.
+
+    Raises:
+        InputError: where there are no files, a folder cannot be listed, or a file is not what can
+            be read, unless ``skip_bad``.
+    """
+    is_wanted = bool(suffixes)
+    counts: Counts = collections.Counter()
+    files: list[FilePart] = []
+    for entry, size, found in _each_once(source, tuple(suffixes)):
+        reason, path = found, entry.path
+        kind = FileKind("text")
+        if not reason:
+            kind = file_kind(path, file_format)
+            if not (kind.is_known or kind.problem or entry.is_named or is_wanted):
+                reason = UNKNOWN
+        counts[_label(path), None if reason else kind.file_format, reason] += 1
+        if reason:
+            continue
+        if kind.problem and not skip_bad:
+            raise InputError(
+                f"source {source.name!r}: {path} {kind.problem}; or name the files wanted with "
+                "--suffix, or skip and count such files with --skip-bad"
+            )
+        files.append(FilePart(path, size, 0, None, kind.file_format, kind.problem))
+    if not files:
+        among = f" ending in {' or '.join(suffixes)}" if suffixes else ""
+        raise InputError(
+            f"source {source.name!r}: no file{among} at {source.pattern} ({_told(counts)}); check "
+            "the path, the quotes around a pattern, and --suffix"
+        )
+    return FoundFiles(source, files, _merged(counts))
+
+
+def _each_once(source: Source, suffixes: tuple[str, ...]) -> list[tuple[Entry, int, str]]:
+    """What stands at a source, by path: its size, and why it is left out.
+
+    Of several names of one file that is taken which tells what it is, and stands there itself.
+    """
+    found: list[tuple[Entry, int, str]] = []
+    best: dict[tuple[int, int], tuple[bool, bool, str]] = {}
+    places: list[tuple[int, int] | None] = []
+    for entry in _entries(source):
+        status = _status(entry.path)
+        reason = _reason(source, entry, status, suffixes)
+        place = None if status is None or reason else (status.st_dev, status.st_ino)
+        if place is not None:
+            best[place] = min(best.get(place, _rank(entry)), _rank(entry))
+        found.append((entry, 0 if status is None else status.st_size, reason))
+        places.append(place)
+    once = [
+        (entry, size, reason if place is None or best[place] == _rank(entry) else REPEATED)
+        for (entry, size, reason), place in zip(found, places, strict=True)
+    ]
+    return sorted(once, key=lambda each: each[0].path)
+
+
+def _rank(entry: Entry) -> tuple[bool, bool, str]:
+    """What comes first of the names of one file."""
+    return not is_known_name(entry.path), entry.is_linked, str(entry.path)
+
+
+def _entries(source: Source) -> Iterable[Entry]:
+    path = Path(source.pattern)
+    if os.path.isfile(source.pattern):
+        return [Entry(path, is_named=True)]
+    try:
+        return walk(path) if os.path.isdir(source.pattern) else matches(source.pattern)
+    except OSError as error:
+        raise InputError(
+            f"source {source.name!r}: cannot list {error.filename} ({error.strerror}): its files "
+            "would be missed; let it be read, or name the other ones with a pattern"
+        ) from error
+
+
+def _reason(
+    source: Source, entry: Entry, status: os.stat_result | None, suffixes: tuple[str, ...]
+) -> str:
+    """Why a file is left out whatever it holds; empty where it is not."""
+    if entry.is_repeated:
+        return REPEATED
+    if entry.is_hidden:
+        return HIDDEN
+    if entry.is_named and not glob.has_magic(source.pattern):
+        return ""
+    if suffixes and not _ends_with(entry.path, suffixes):
+        return NOT_WANTED
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        return NO_FILE
+    return "" if suffixes or entry.is_named else litter_reason(entry.path, source.pattern)
+
+
+def _ends_with(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.endswith(suffixes) or uncompressed_name(path).endswith(suffixes)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """None of a link to nothing: reading it says so."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _label(path: Path) -> str:
+    """The suffix that counts are kept by: ``a.json.gz -> .json.gz``, ``.x -> .x``."""
+    if path.name.startswith("."):
+        return path.name
+    inner = uncompressed_name(path)
+    return Path(inner).suffix + path.name[len(inner) :]
+
+
+def _told(counts: Counts) -> str:
+    """``3 files before that filter: 2 .md about the data``."""
+    common = [
+        f"{number} {label or 'without suffix'} {why}"
+        for (label, _, why), number in counts.most_common(3)
+    ]
+    return f"{counts.total()} files before that filter{': ' * bool(common)}{'; '.join(common)}"
+
+
+def _merged(counts: Counts) -> list[FileCount]:
+    """The commonest, those read first; the others by treatment alone."""
+    known = {key for key, _ in counts.most_common(MAX_COUNTS)}
+    merged: Counts = collections.Counter()
+    for (label, read_as, reason), number in counts.items():
+        is_shown = (label, read_as, reason) in known
+        merged[label if is_shown else "other suffixes", read_as, reason] += number
+    lines = [FileCount(label, n, read_as or "", why) for (label, read_as, why), n in merged.items()]
+    return sorted(lines, key=lambda line: (line.reason != "", -line.num_files, line.suffix))

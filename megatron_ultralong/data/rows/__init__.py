@@ -1,0 +1,1 @@
+"""Packed rows on disk, as training and evaluations read them."""

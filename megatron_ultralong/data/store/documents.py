@@ -1,0 +1,248 @@
+"""Every distinct document of the sources, tokenised once: sampling and packing choose from it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.read.reading import MAX_BAD_SHOWN, require_text
+from megatron_ultralong.data.read.sources import FoundFiles
+from megatron_ultralong.data.rows.manifest import FileSummary, InputSummary
+from megatron_ultralong.data.store.shards import Shard
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DocumentStore:
+    """Distinct documents; their tokens stay in the files of their shards."""
+
+    folder: Path
+    """Where the shards lie."""
+
+    shard_names: list[str]
+    """Their folders."""
+
+    dtype: np.dtype[np.integer]
+    """Of a token on disk."""
+
+    ids: list[str]
+    """Identity of every document."""
+
+    sources: Int64Array
+    """Index of its source, shape [num_documents]."""
+
+    source_names: list[str]
+    """Names of the sources, in the order in which they were met."""
+
+    lengths: Int64Array
+    """Tokens of every document, shape [num_documents]."""
+
+    shards: Int64Array
+    """Index of its shard, shape [num_documents]."""
+
+    offsets: Int64Array
+    """Its first token there, shape [num_documents]."""
+
+    inputs: list[InputSummary]
+    """What was found where."""
+
+    num_with_separator: int
+    """Documents found with the separator among their own tokens."""
+
+    def read(self, document: int, start: int, stop: int) -> npt.NDArray[np.integer]:
+        """Tokens ``[start, stop)`` of a document.
+
+        Read, not mapped: pages of a map that was walked through count as this process's memory.
+        """
+        file = _open(self.folder / self.shard_names[int(self.shards[document])] / "tokens.bin")
+        size = self.dtype.itemsize
+        data = os.pread(file, (stop - start) * size, (int(self.offsets[document]) + start) * size)
+        assert len(data) == (stop - start) * size, (document, start, stop)
+        return np.frombuffer(data, dtype=self.dtype)
+
+
+class _Opened:
+    """A file descriptor that is closed when it is forgotten."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+@functools.lru_cache(maxsize=256)  # shards may be more than the files that a process may open
+def _opened(path: Path) -> _Opened:
+    return _Opened(path)
+
+
+def _open(path: Path) -> int:
+    return _opened(path).number
+
+
+def one_file_store(
+    folder: Path,
+    dtype: np.dtype[np.integer],
+    ids: list[str],
+    source_names: list[str],
+    sources: Int64Array,
+    lengths: Int64Array,
+) -> DocumentStore:
+    """Documents whose tokens lie one after the other in ``FOLDER/tokens.bin``.
+
+    Args:
+        folder: where the file is.
+        dtype: of a token in it.
+        ids: identity of every document.
+        source_names: names of the sources.
+        sources: index of each document's, shape [num_documents].
+        lengths: tokens of each, shape [num_documents].
+    """
+    _opened.cache_clear()  # an earlier run in this process may have had a file of this name
+    return DocumentStore(
+        folder=folder.parent,
+        shard_names=[folder.name],
+        dtype=dtype,
+        ids=ids,
+        sources=sources,
+        source_names=source_names,
+        lengths=lengths,
+        shards=np.zeros_like(lengths),
+        offsets=np.cumsum(lengths) - lengths,
+        inputs=[],
+        num_with_separator=0,
+    )
+
+
+def merge_shards(
+    shards: Sequence[Shard],
+    sources: Sequence[FoundFiles],
+    folder: Path,
+    dtype: np.dtype[np.integer],
+    *,
+    drop_separators: bool = False,
+) -> DocumentStore:
+    """The documents of finished shards, in the order of reading, the first of equal ones alone.
+
+    Args:
+        shards: their plan.
+        sources: what was found, and cut to these shards.
+        folder: where they lie.
+        dtype: of a token in them.
+        drop_separators: leave out documents with the separator among their own tokens.
+
+    Raises:
+        InputError: for a source without text.
+    """
+    merge = _Merge(folder, drop_separators)
+    inputs = []
+    for index, source in enumerate(sources):
+        own = [shard for shard in shards if shard.input == index]
+        inputs.append(merge.add_input(source, own))
+    columns = [np.concatenate(column) for column in zip(*merge.columns, strict=True)]
+    lengths, offsets, numbers, shard_numbers = columns
+    _opened.cache_clear()  # an earlier run in this process may have had files of these names
+    return DocumentStore(
+        folder=folder,
+        shard_names=merge.shard_names,
+        dtype=dtype,
+        ids=merge.ids,
+        sources=numbers,
+        source_names=list(merge.source_numbers),
+        lengths=lengths,
+        shards=shard_numbers,
+        offsets=offsets,
+        inputs=inputs,
+        num_with_separator=merge.num_with_separator,
+    )
+
+
+class _Merge:
+    """Collects the tables of the shards, one after the other."""
+
+    def __init__(self, folder: Path, drop_separators: bool) -> None:
+        self.folder = folder
+        self.drop_separators = drop_separators
+        self.seen: set[str] = set()
+        self.ids: list[str] = []
+        self.columns: list[tuple[Int64Array, Int64Array, Int64Array, Int64Array]] = []
+        self.shard_names: list[str] = []
+        self.source_numbers: dict[str, int] = {}
+        self.num_with_separator = 0
+
+    def add_input(self, found: FoundFiles, shards: Sequence[Shard]) -> InputSummary:
+        """The shards of one ``--source``."""
+        source = found.source
+        digest = hashlib.sha256()
+        files: list[FileSummary] = []
+        num_documents = num_duplicates = num_empty = num_bad = num_cut = 0
+        bad: list[str] = []
+        for shard in shards:
+            table = np.load(self.folder / shard.name / "table.npy")
+            counts = json.loads((self.folder / shard.name / "counts.json").read_text())
+            digest.update(np.ascontiguousarray(table["id"]).tobytes())
+            is_new = self._is_first(table["id"].tobytes().hex())
+            num_documents += table.size
+            num_duplicates += table.size - int(is_new.sum())
+            num_empty += counts["num_empty"] + int((is_new & (table["num_tokens"] == 0)).sum())
+            num_bad += counts["num_bad"]
+            num_cut += counts["num_cut_files"]
+            bad += counts["bad"]
+            files += [FileSummary(**file) for file in counts["files"]]
+            self._add(shard, table, is_new & (table["num_tokens"] > 0), counts["sources"])
+        require_text(source, num_documents, len(files), num_empty, num_bad)
+        return InputSummary(
+            name=source.name,
+            path=source.pattern,
+            files=files,
+            num_documents=num_documents,
+            num_duplicates=num_duplicates,
+            num_empty=num_empty,
+            num_bad=num_bad,
+            num_cut_files=num_cut,
+            bad=bad[:MAX_BAD_SHOWN],
+            counts=found.counts,
+            ids_sha256=digest.hexdigest(),
+        )
+
+    def _is_first(self, hexadecimal: str) -> npt.NDArray[np.bool_]:
+        """Whether no document before was equal, for each of a shard's."""
+        first = []
+        for start in range(0, len(hexadecimal), 32):
+            identity = hexadecimal[start : start + 32]
+            first.append(identity not in self.seen)
+            self.seen.add(identity)
+        return np.asarray(first, dtype=bool)
+
+    def _add(
+        self,
+        shard: Shard,
+        table: npt.NDArray[np.void],
+        chosen: npt.NDArray[np.bool_],
+        names: Sequence[str],
+    ) -> None:
+        self.num_with_separator += int((table["with_separator"] & chosen).sum())
+        if self.drop_separators:
+            chosen = chosen & ~table["with_separator"]
+        lengths = np.maximum(table["num_tokens"], 0)
+        offsets = np.cumsum(lengths) - lengths
+        kept = table[chosen]
+        self.ids += [identity.tobytes().hex() for identity in kept["id"]]
+        # names count from the documents that are kept, in their order: as if read one by one
+        for number in kept["source"].tolist():
+            self.source_numbers.setdefault(names[number], len(self.source_numbers))
+        numbers = [self.source_numbers[names[number]] for number in kept["source"].tolist()]
+        where = np.full(kept.size, len(self.shard_names), dtype=np.int64)
+        self.columns.append(
+            (lengths[chosen], offsets[chosen], np.asarray(numbers, dtype=np.int64), where)
+        )
+        self.shard_names.append(shard.name)

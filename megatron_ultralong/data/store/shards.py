@@ -1,0 +1,233 @@
+"""Shards: the parts of the input that are tokenised one by one, and their results on disk.
+
+A shard's result is a folder ``shard-00003`` of ``tokens.bin`` (the tokens of its documents, one
+after the other), ``table.npy`` (a line for each document) and ``counts.json``. It gets its name
+when it is whole, so that a run that was killed goes on after its finished shards. The plan depends
+on the input alone: any number of workers gives the same shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.read.formats import is_plain_jsonl
+from megatron_ultralong.data.read.parquet import row_group_sizes
+from megatron_ultralong.data.read.reading import (
+    Document,
+    DocumentReader,
+    ReadOptions,
+    require_text,
+)
+from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source
+from megatron_ultralong.data.rows.indexed import token_dtype
+from megatron_ultralong.data.rows.manifest import FileSummary
+from megatron_ultralong.data.tokenize.fast_tokenizer import SAMPLE_CHARACTERS, FastTokenizer
+from megatron_ultralong.data.tokenize.separator import holds_separator, split_separators
+from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
+
+SHARD_BYTES = 64 << 20
+"""Input of a shard: what a killed run does again; some seconds."""
+
+BATCH_CHARACTERS = 1 << 20
+"""Text tokenised at a time: the library takes up to a hundred bytes a character while it works."""
+
+TABLE = np.dtype([("id", "V16"), ("source", "<i4"), ("num_tokens", "<i8"), ("with_separator", "?")])
+"""A document: identity, number of its source in the shard, tokens (-1: equal to an earlier one)."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One part of the input."""
+
+    number: int
+    """Its place in the order of reading."""
+
+    input: int
+    """Index of the ``--source`` it belongs to."""
+
+    parts: tuple[FilePart, ...]
+    """Files, or a range of one."""
+
+    is_whole_input: bool = False
+    """No other shard is of this ``--source``: that it has no text is known at its end."""
+
+    @property
+    def name(self) -> str:
+        """Name of its result."""
+        return f"shard-{self.number:05}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(part.size for part in self.parts)
+
+
+def plan_shards(found: Sequence[FoundFiles], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
+    """Shards of about ``shard_bytes``, in the order of reading.
+
+    Small files share one, plain JSONL is cut at lines and parquet between row groups; a larger file
+    of another kind is one shard, because its middle cannot be read without what stands before it.
+    """
+    shards: list[Shard] = []
+    for index, source in enumerate(found):
+        pieces = (piece for part in source.files for piece in _cut(part, shard_bytes))
+        groups = list(_groups(pieces, shard_bytes))
+        for parts in groups:
+            shards.append(Shard(len(shards), index, tuple(parts), len(groups) == 1))
+    return shards
+
+
+def _cut(part: FilePart, shard_bytes: int) -> Iterator[FilePart]:
+    path, size = part.path, part.size
+    if size <= shard_bytes or part.problem:
+        yield part
+    elif is_plain_jsonl(path, part.file_format):
+        for start in range(0, size, shard_bytes):
+            stop = min(start + shard_bytes, size)
+            yield replace(part, size=stop - start, start=start, stop=stop)
+    elif part.file_format == "parquet":
+        sizes = row_group_sizes(path)
+        row_groups = [replace(part, size=n, start=i, stop=i + 1) for i, n in enumerate(sizes)]
+        for run in _groups(row_groups, shard_bytes):
+            yield replace(run[0], size=sum(p.size for p in run), stop=run[-1].stop)
+        if not row_groups:
+            yield part
+    else:
+        yield part
+
+
+def _groups(parts: Iterable[FilePart], shard_bytes: int) -> Iterator[list[FilePart]]:
+    """Consecutive parts of about ``shard_bytes`` in all; a larger one stands alone."""
+    group: list[FilePart] = []
+    size = 0
+    for part in parts:
+        if group and size + part.size > shard_bytes:
+            yield group
+            group, size = [], 0
+        group.append(part)
+        size += part.size
+    if group:
+        yield group
+
+
+def tokenise_shard(
+    shard: Shard,
+    source: Source,
+    options: ReadOptions,
+    tokenizer: DocumentTokenizer,
+    separator_ids: Sequence[int],
+    folder: Path,
+    advance: Callable[[int], None],
+    *,
+    split: bool = False,
+) -> None:
+    """Write ``FOLDER/shard-NNNNN``; ``advance`` is told the bytes read.
+
+    ``split``: documents that hold the separator's ids are written in others.
+
+    Raises:
+        InputError: at a document that cannot be read.
+        FastPathError: where the fast engine differs from the reference on a sample of the shard.
+    """
+    aside = folder / f"{shard.name}.partial-{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    reader = DocumentReader(source, options, shard.parts)
+    result = _ShardResult(tokenizer, separator_ids, split)
+    done = 0
+    with open(aside / "tokens.bin", "wb") as file:
+        for batch in _batches(iter(reader)):
+            for tokens in result.add(batch):
+                file.write(tokens.data)
+            advance(reader.bytes_read - done)
+            done = reader.bytes_read
+        if shard.is_whole_input:
+            num_files, empty, bad = len(shard.parts), reader.num_empty, reader.num_bad
+            require_text(source, reader.num_documents, num_files, empty, bad)
+        file.flush()
+        os.fsync(file.fileno())
+    advance(shard.num_bytes - done)
+    counts = {
+        "sources": list(result.sources),
+        "num_empty": reader.num_empty,
+        "num_bad": reader.num_bad,
+        "num_cut_files": reader.num_cut_files,
+        "bad": reader.bad,
+        # of a file in several shards, the first one has it
+        "files": [asdict(summarise(part.path)) for part in shard.parts if part.start == 0],
+    }
+    (aside / "counts.json").write_text(json.dumps(counts))
+    np.save(aside / "table.npy", np.array(result.table, dtype=TABLE))
+    os.replace(aside, folder / shard.name)
+
+
+def summarise(path: Path) -> FileSummary:
+    """Size and hash of a file, read once more: all but a large file comes from the page cache."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    except OSError:  # the reader has named it, or counted it as bad
+        return FileSummary(str(path), 0, "")
+    return FileSummary(str(path), size, digest.hexdigest())
+
+
+class _ShardResult:
+    """The table of a shard, made batch by batch."""
+
+    def __init__(
+        self, tokenizer: DocumentTokenizer, separator_ids: Sequence[int], split: bool
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.separator_ids = separator_ids
+        self.split = split
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self.sources: dict[str, int] = {}
+        self.table: list[tuple[bytes, int, int, bool]] = []
+        self._seen: set[str] = set()
+
+    def add(self, batch: Sequence[Document]) -> Iterator[npt.NDArray[np.integer]]:
+        """Tokens of the documents that no earlier one of this shard is equal to."""
+        new = list({d.id: d for d in reversed(batch) if d.id not in self._seen}.values())[::-1]
+        self._seen.update(document.id for document in new)
+        if isinstance(self.tokenizer, FastTokenizer) and new:
+            self.tokenizer.check([new[0].text[:SAMPLE_CHARACTERS]])
+        arrays = self.tokenizer.encode_documents([document.text for document in new])
+        tokens_of = {document.id: tokens for document, tokens in zip(new, arrays, strict=True)}
+        for document in batch:
+            source = self.sources.setdefault(document.source, len(self.sources))
+            tokens = tokens_of.pop(document.id, None)
+            identity = bytes.fromhex(document.id)
+            if tokens is None:
+                self.table.append((identity, source, -1, False))
+                continue
+            within = holds_separator(tokens, self.separator_ids)
+            if within and self.split:
+                tokens = split_separators(tokens, self.separator_ids, self.tokenizer)
+            self.table.append((identity, source, tokens.size, within))
+            yield np.ascontiguousarray(tokens, dtype=self.dtype)
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Consecutive documents of about :data:`BATCH_CHARACTERS` in all; a longer one stands alone."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        if batch and size + len(document.text) > BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+        batch.append(document)
+        size += len(document.text)
+    if batch:
+        yield batch

@@ -1,0 +1,216 @@
+"""Conversations to token ids and the runs of them that are to be learnt."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.tokenize.chat_template import END, ChatTemplate, Piece
+from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
+from megatron_ultralong.program.errors import InputError
+
+Int32Array = npt.NDArray[np.int32]
+
+
+class Example(NamedTuple):
+    """A tokenised conversation."""
+
+    tokens: Int32Array
+    """Token ids, shape [T]."""
+    targets: Int32Array
+    """Tokens ``[start, stop)`` to be learnt, ascending, shape [num_targets, 2]."""
+
+    @property
+    def num_target_tokens(self) -> int:
+        """Tokens to be learnt."""
+        return int((self.targets[:, 1] - self.targets[:, 0]).sum())
+
+    def cut(self, length: int) -> Example:
+        """Its first ``length`` tokens."""
+        targets = np.minimum(self.targets, length)
+        return Example(self.tokens[:length], targets[targets[:, 0] < targets[:, 1]])
+
+
+class ChatEncoder:
+    """Writes conversations in a template with a tokenizer.
+
+    Special tokens are put in by their ids; what looks like one inside a conversation is text, so
+    that no user's words can end a turn. Text between two special tokens is tokenised as one.
+
+    Raises:
+        InputError: where the tokenizer lacks a special token of the template.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, tokenizer: DocumentTokenizer, is_marked: bool = False
+    ) -> None:
+        """``is_marked``: what is learnt is what a foreign template marks, token by token."""
+        self.template = template
+        self.tokenizer = tokenizer
+        self.is_marked = is_marked
+        missing = [name for name in template.special if not self._is_known(name)]
+        if missing:
+            raise InputError(
+                f"--chat-template {template.name} needs the special tokens {', '.join(missing)}, "
+                f"which {tokenizer.file} has not: give the tokenizer of a Llama 3.1 Instruct "
+                "model, or take --chat-template plain, which needs an EOS alone"
+            )
+        self._ids = {name: self._special_id(name) for name in template.special}
+
+    def encode(self, conversations: Sequence[Sequence[Piece]]) -> list[Example]:
+        """Examples of conversations as their template has rendered them.
+
+        Raises:
+            InputError: where a token reaches over the beginning or end of what is to be learnt.
+        """
+        runs = [_runs(pieces) for pieces in conversations]
+        texts = dict.fromkeys(
+            run.text for some in runs for run in some if not run.is_special and run.text
+        )
+        ids_of = dict(zip(texts, self.tokenizer.encode_documents(list(texts)), strict=True))
+        return [self._example(some, ids_of) for some in runs]
+
+    def _example(self, runs: Sequence[_Run], ids_of: dict[str, Int32Array]) -> Example:
+        parts: list[Int32Array] = []
+        targets: list[list[int]] = []
+        length = 0
+        for run, after in itertools.zip_longest(runs, runs[1:]):
+            goes_on = after is not None and bool(after.targets)
+            if run.is_special:
+                ids = np.asarray([self._ids[run.text]], dtype=np.int32)
+            else:
+                ids = ids_of[run.text] if run.text else np.empty(0, dtype=np.int32)
+            for span in run.targets:
+                first, last = self._tokens(run, ids, span, goes_on)
+                # nothing predicts a conversation's first token
+                start, stop = max(1, length + first), length + last
+                if targets and start <= targets[-1][1]:
+                    targets[-1][1] = max(stop, targets[-1][1])
+                elif start < stop:
+                    targets.append([start, stop])
+            parts.append(ids)
+            length += ids.size
+        return Example(
+            np.concatenate(parts).astype(np.int32),
+            np.asarray(targets, dtype=np.int32).reshape(-1, 2),
+        )
+
+    def _tokens(
+        self, run: _Run, ids: Int32Array, span: tuple[int, int], goes_on: bool
+    ) -> tuple[int, int]:
+        """Tokens ``[first, stop)`` of characters of a run; ``goes_on``: so does what is learnt.
+
+        What is marked ends with the first token of its last character, of which there may be
+        several: so it does in transformers' ``return_assistant_tokens_mask``.
+        """
+        if run.is_special:
+            return 0, 1
+        text, (start, stop) = run.text, span
+        if not self.is_marked:
+            assert stop == len(text), run
+            return self._first_target(text, ids, start), ids.size
+        first = self._token_at(text, ids, start)
+        if stop == len(text) and goes_on:
+            return first, ids.size
+        return first, self._token_at(text, ids, stop - 1) + 1
+
+    def _token_at(self, text: str, ids: Int32Array, char: int) -> int:
+        """The first token that a character, or a part of it, is in: transformers' char_to_token."""
+        low, high = 0, 1
+        while high < ids.size and self._covered(text, ids[:high]) <= char:
+            low, high = high, 2 * high
+        high = min(high, ids.size)
+        while low + 1 < high:
+            middle = (low + high) // 2
+            if self._covered(text, ids[:middle]) <= char:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def _covered(self, text: str, ids: Int32Array) -> int:
+        """Characters that the first tokens of a text are of, the last one perhaps in part."""
+        found = self.tokenizer.decode(ids.tolist())
+        if text.startswith(found):
+            return len(found)
+        pairs = enumerate(zip(found, text, strict=False))
+        same = next((place for place, (one, other) in pairs if one != other), len(text))
+        if found[same:].strip("\ufffd"):
+            raise InputError(
+                f"{self.tokenizer.file} does not give the text back that it was given, so that "
+                "what a template marks cannot be found among its tokens: use the model's own "
+                "tokenizer, or --no-check-template, which learns the assistant's turns"
+            )
+        return same + 1
+
+    def _first_target(self, text: str, ids: Int32Array, start: int) -> int:
+        """Index of the first token of a run that is to be learnt: those of its prefix come first.
+
+        A token that is part of both would blur what is learnt: it is refused, not guessed.
+        """
+        prefix = text[:start]
+        if not prefix:
+            return 0
+        size = self._prefix_size(prefix, tuple(ids[: len(prefix.encode())].tolist()))
+        if size is None:
+            raise InputError(
+                f"template {self.template.name} and tokenizer {self.tokenizer.file} do not fit: "
+                f"the text before an answer, {prefix!r}, and the answer "
+                f"{text[start:][:20]!r} share a token, so that what is learnt has "
+                "no clear beginning; use the model's own template"
+            )
+        return size
+
+    @functools.cache  # noqa: B019 - a handful of prefixes, as long as the encoder lives
+    def _prefix_size(self, prefix: str, ids: tuple[int, ...]) -> int | None:
+        """How many of the first ids are the prefix and nothing else."""
+        sizes = range(1, len(ids) + 1)
+        return next((n for n in sizes if self.tokenizer.decode(ids[:n]) == prefix), None)
+
+    def _is_known(self, name: str) -> bool:
+        return name == END or name in self.tokenizer.special_texts
+
+    def _special_id(self, name: str) -> int:
+        text = self.tokenizer.eos_text() if name == END else name
+        ids = self.tokenizer.encode_separator(text)
+        if len(ids) != 1:
+            raise InputError(
+                f"--chat-template {self.template.name}: {text!r} is {len(ids)} tokens in "
+                f"{self.tokenizer.file}, where a special token is one; use the model's own "
+                "tokenizer"
+            )
+        return ids[0]
+
+
+class _Run(NamedTuple):
+    """One special token, or text that is tokenised as one."""
+
+    text: str
+    is_special: bool
+    targets: list[tuple[int, int]]
+    """Characters ``[start, stop)`` to be learnt; of a special token all or nothing."""
+
+
+def _runs(pieces: Sequence[Piece]) -> list[_Run]:
+    """Neighbouring texts joined."""
+    runs = []
+    for is_special, group in itertools.groupby(pieces, lambda piece: piece.is_special):
+        if is_special:
+            runs += [_Run(p.text, True, [(0, 1)] if p.is_target else []) for p in group]
+            continue
+        texts: list[str] = []
+        targets: list[tuple[int, int]] = []
+        length = 0
+        for is_target, some in itertools.groupby(group, lambda piece: piece.is_target):
+            text = "".join(piece.text for piece in some)
+            if is_target and text:
+                targets.append((length, length + len(text)))
+            texts.append(text)
+            length += len(text)
+        runs.append(_Run("".join(texts), False, targets))
+    return runs

@@ -1,0 +1,197 @@
+r"""Chat templates as pieces: ordinary text, special tokens, and which of them is to be learnt.
+
+Llama 3.1's, as its tokenizer_config.json has it::
+
+    <|begin_of_text|>{<|start_header_id|>ROLE<|end_header_id|>\n\nCONTENT<|eot_id|>}*
+
+The first turn is always a system turn, which names two dates before the system prompt, if there is
+one: the template writes "Cutting Knowledge Date: December 2023" and "Today Date: 26 Jul 2024", and
+engines that are given no ``date_string`` write the same at inference. Learnt are the assistant's
+contents and the token that ends them, ``<|eot_id|>``, or ``<|eom_id|>`` after a tool call in
+ipython mode. ``tests/data/test_chat_template.py`` compares our pieces with transformers'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Message
+from megatron_ultralong.data.tokenize.chat_date import DATE
+
+__all__ = ["DATE", "END", "TEMPLATES", "ChatTemplate", "Piece", "TemplateName", "rendered_text"]
+
+TemplateName = Literal["llama3.1", "llama3", "plain"]
+
+
+class Piece(NamedTuple):
+    """A run of text."""
+
+    text: str
+    is_special: bool = False
+    """The name of a special token, not its text."""
+    is_target: bool = False
+    """To be learnt."""
+    is_never_target: bool = False
+    """Of a turn with weight 0: not to be learnt, whatever a template marks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """How a conversation is written."""
+
+    name: TemplateName
+    special: tuple[str, ...]
+    """Special tokens that the tokenizer must have; :data:`END` stands for its EOS."""
+    render: Callable[[Conversation, str], list[Piece]]
+    """Pieces of a checked conversation, given the date."""
+    jinja: str | None = None
+    """The same for transformers; None: it comes with the model's tokenizer."""
+
+
+END = "<eos>"
+"""The tokenizer's own EOS, whatever its name."""
+
+_BEGIN = Piece("<|begin_of_text|>", is_special=True)
+_HEADER = Piece("<|start_header_id|>", is_special=True)
+_HEADER_END = Piece("<|end_header_id|>", is_special=True)
+_LLAMA_TOKENS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+
+def _turn(role: str, *contents: Piece, end: str = "<|eot_id|>", weight: bool = True) -> list[Piece]:
+    """A turn of Llama 3; the assistant's contents and end are to be learnt."""
+    is_target = role == "assistant" and weight
+    pieces = [
+        _HEADER,
+        Piece(role),
+        _HEADER_END,
+        Piece("\n\n"),
+        *(piece._replace(is_target=is_target) for piece in contents),
+        Piece(end, is_special=True, is_target=is_target),
+    ]
+    return pieces if weight else [piece._replace(is_never_target=True) for piece in pieces]
+
+
+def _llama3_1(conversation: Conversation, date: str) -> list[Piece]:
+    messages = list(conversation.messages)
+    system = messages.pop(0).content.strip() if messages[0].role == "system" else ""
+    text = _system_text(conversation, date) + system
+    pieces = [_BEGIN, *_turn("system", Piece(text))]
+    if conversation.tools is not None:
+        question = messages.pop(0)
+        text = _tools_text(conversation.tools) + question.content.strip()
+        pieces += _turn("user", Piece(text), weight=question.is_learnt)
+    for message in messages:
+        pieces += _llama3_1_turn(message, conversation.builtin_tools)
+    return pieces
+
+
+def _system_text(conversation: Conversation, date: str) -> str:
+    text = ""
+    builtin = conversation.builtin_tools
+    if builtin is not None or conversation.tools is not None:
+        text += "Environment: ipython\n"
+    if builtin is not None:
+        text += "Tools: " + ", ".join(n for n in builtin if n != "code_interpreter") + "\n\n"
+    return text + f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n"
+
+
+def _tools_text(tools: tuple[Any, ...]) -> str:
+    """What the template writes before the first question."""
+    head = (
+        "Given the following functions, please respond with a JSON for a function call "
+        "with its proper arguments that best answers the given prompt.\n\n"
+        'Respond in the format {"name": function name, "parameters": dictionary of argument name '
+        "and its value}.Do not use variables.\n\n"
+    )
+    return head + "".join(json.dumps(t, ensure_ascii=False, indent=4) + "\n\n" for t in tools)
+
+
+def _llama3_1_turn(message: Message, builtin: tuple[str, ...] | None) -> list[Piece]:
+    if message.role == "tool":
+        # A text is written as JSON too, in quotes: to Jinja a text is iterable.
+        text = json.dumps(message.content, ensure_ascii=False)
+        return _turn("ipython", Piece(text), weight=message.is_learnt)
+    call = message.tool_call
+    if call is None:
+        return _turn(message.role, Piece(message.content.strip()), weight=message.is_learnt)
+    end = "<|eot_id|>" if builtin is None else "<|eom_id|>"
+    if builtin is not None and call.name in builtin:
+        wrong = [name for name, value in call.arguments.items() if not isinstance(value, str)]
+        if wrong:
+            raise ConversationError(
+                "bad tool call",
+                f"argument {wrong[0]!r} of built-in tool {call.name!r} is no text: the template "
+                "writes texts alone",
+            )
+        written = ", ".join(f'{name}="{value}"' for name, value in call.arguments.items())
+        tag = Piece("<|python_tag|>", is_special=True)
+        text = f"{call.name}.call({written})"
+        return _turn("assistant", tag, Piece(text), end=end, weight=message.is_learnt)
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    text = f'{{"name": "{call.name}", "parameters": {arguments}}}'
+    return _turn("assistant", Piece(text), end=end, weight=message.is_learnt)
+
+
+def _refuse_tools(conversation: Conversation, name: TemplateName) -> None:
+    uses = conversation.tools is not None or conversation.builtin_tools is not None
+    if uses or any(message.role == "tool" for message in conversation.messages):
+        raise ConversationError(
+            "beyond the template", f"it has tools, which template {name} cannot write"
+        )
+    if any(message.tool_call for message in conversation.messages):
+        raise ConversationError(
+            "beyond the template", f"it has a tool call, which template {name} cannot write"
+        )
+
+
+def _llama3(conversation: Conversation, date: str) -> list[Piece]:
+    del date
+    _refuse_tools(conversation, "llama3")
+    pieces = [_BEGIN]
+    for message in conversation.messages:
+        pieces += _turn(message.role, Piece(message.content.strip()), weight=message.is_learnt)
+    return pieces
+
+
+def _plain(conversation: Conversation, date: str) -> list[Piece]:
+    del date
+    _refuse_tools(conversation, "plain")
+    pieces = []
+    for message in conversation.messages:
+        is_target = message.role == "assistant" and message.is_learnt
+        turn = [
+            Piece(f"{message.role}:\n"),
+            Piece(message.content.strip(), is_target=is_target),
+            Piece(END, is_special=True, is_target=is_target),
+        ]
+        pieces += [piece._replace(is_never_target=not message.is_learnt) for piece in turn]
+    return pieces
+
+
+TEMPLATES: dict[TemplateName, ChatTemplate] = {
+    "llama3.1": ChatTemplate(
+        "llama3.1", (*_LLAMA_TOKENS, "<|eom_id|>", "<|python_tag|>"), _llama3_1
+    ),
+    "llama3": ChatTemplate("llama3", _LLAMA_TOKENS, _llama3),
+    "plain": ChatTemplate(
+        "plain",
+        (END,),
+        _plain,
+        jinja="{% for message in messages %}"
+        "{{ message['role'] + ':\n' + message['content'] | trim + eos_token }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}",
+    ),
+}
+"""Templates by the name that ``--chat-template`` takes.
+
+``llama3`` is Llama 3.0's: no dates, no system turn of its own, no tools. ``plain`` is for
+tokenizers without Llama 3's special tokens: roles in words, every turn ended by its EOS.
+"""
+
+
+def rendered_text(pieces: Sequence[Piece], eos: str = END) -> str:
+    """A conversation as one text, as transformers writes it."""
+    return "".join(eos if piece.text == END else piece.text for piece in pieces)

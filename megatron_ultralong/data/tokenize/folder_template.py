@@ -1,0 +1,159 @@
+"""The chat template that lies in a tokenizer's folder."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from megatron_ultralong.data.read.conversation import Conversation, Message
+from megatron_ultralong.data.tokenize.chat_date import date_of
+from megatron_ultralong.data.tokenize.template_process import (
+    MAX_TEMPLATE_BYTES,
+    Rendered,
+    TemplateProcess,
+)
+from megatron_ultralong.data.tokenize.tokenising import side_file
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_bounded
+
+FolderDate = Literal["", "same", "fixed", "today"]
+"""What date a template writes where it is given none: that of the rows, another one, or the day's;
+empty: there is no template, or nobody looked."""
+
+_MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+_DAYS = (datetime.date(2001, 2, 3), datetime.date(2004, 5, 6))
+_SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+class FolderTemplate:
+    """Writes conversations as the template of a folder does, in a process of its own.
+
+    Args:
+        text: the template.
+        folder: where it lies.
+
+    Raises:
+        InputError: it is not a template.
+    """
+
+    def __init__(self, text: str, folder: Path) -> None:
+        self.name = str(folder)
+        self.has_marks = _MARKS.search(text) is not None
+        """What the assistant says is marked with ``{% generation %}``."""
+        tokens = {f"{name}_token": _token_text(folder, f"{name}_token") for name in _SPECIAL_TOKENS}
+        self.eos = tokens["eos_token"]
+        """Text of the folder's EOS; empty where it names none."""
+        self._tokens = {
+            name: token for name, token in tokens.items() if token or name in _ALWAYS_GIVEN
+        }
+        self._process = TemplateProcess(
+            text, self.name, "put the model's own there, or give --no-check-template"
+        )
+
+    def render(self, conversation: Conversation, date: str) -> Rendered:
+        """What it writes for a conversation.
+
+        Raises:
+            InputError: it fails, or takes more than it may.
+        """
+        options: dict[str, Any] = {}
+        if conversation.builtin_tools is not None:
+            options["builtin_tools"] = list(conversation.builtin_tools)
+        tools = None if conversation.tools is None else list(conversation.tools)
+        messages = [_as_given(message) for message in conversation.messages]
+        return self.render_messages(messages, date, tools, **options)
+
+    def render_messages(
+        self,
+        messages: list[dict[str, Any]],
+        date: str | None,
+        tools: list[Any] | None = None,
+        now: datetime.date | None = None,
+        **options: Any,
+    ) -> Rendered:
+        """What it writes for messages; without a ``date`` the one that it has or finds, ``now``."""
+        if date is not None:
+            options["date_string"] = date
+            now = date_of(date)
+        return self._process.render_marked(
+            now,
+            messages=messages,
+            tools=tools,
+            documents=None,
+            add_generation_prompt=False,
+            **self._tokens,
+            **options,
+        )
+
+    def own_date(self, date: str) -> FolderDate:
+        """What it writes where it is given no date, beside the rows' ``date``."""
+        try:
+            first, second = (self.render_messages(_PROBE, None, now=day).text for day in _DAYS)
+        except InputError:
+            if not self.is_alive:
+                raise
+            return ""  # it cannot do without
+        if first != second:
+            return "today"
+        return "same" if first == self.render_messages(_PROBE, date).text else "fixed"
+
+    @property
+    def is_alive(self) -> bool:
+        """It can be asked again: what went wrong was the conversation's doing."""
+        return self._process.is_alive
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+    def __enter__(self) -> FolderTemplate:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+_ALWAYS_GIVEN = ("bos_token", "eos_token")
+
+
+def _as_given(message: Message) -> dict[str, Any]:
+    """A turn as transformers gives it to templates."""
+    call = message.tool_call
+    if call is None:
+        return {"role": message.role, "content": message.content}
+    function = {"name": call.name, "arguments": dict(call.arguments)}
+    return {"role": message.role, "tool_calls": [{"type": "function", "function": function}]}
+
+
+def folder_template(folder: Path) -> str | None:
+    """The template of a tokenizer's folder, of several the default one; None: it has none.
+
+    Raises:
+        InputError: its file is damaged, or larger than a template is.
+    """
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return read_bounded(file, MAX_TEMPLATE_BYTES).decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is not UTF-8 ({error.reason}): copy it again") from error
+    value = side_file(folder, "tokenizer_config.json").get("chat_template")
+    if isinstance(value, list):
+        entries = [entry for entry in value if isinstance(entry, dict)]
+        value = next((e.get("template") for e in entries if e.get("name") == "default"), None)
+    return value if isinstance(value, str) else None
+
+
+def _token_text(folder: Path, name: str) -> str:
+    value = side_file(folder, "tokenizer_config.json").get(name)
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else ""

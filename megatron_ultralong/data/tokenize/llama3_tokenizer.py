@@ -1,0 +1,174 @@
+"""Meta's Llama 3 ``tokenizer.model``: ranks of byte strings, read by tiktoken."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import regex  # type: ignore[import-untyped]
+import tiktoken
+
+from megatron_ultralong.data.tokenize.tokenising import MAX_MODEL_BYTES, well_formed
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_bounded
+
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Meta's tokenizer.py cuts a text before merging."""
+
+NUM_RANKS = 128_000
+"""Ranks of Llama 3's file; Llama 4's looks the same but goes with another pattern."""
+
+NUM_SPECIAL_TOKENS = 256
+
+SPECIAL_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_2|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+)
+"""Llama 3.1's first special tokens, as its tokenizer.json names them; reserved ones follow."""
+
+LONG_RUN = re.compile(r"\s{50000}|\S{200000}")
+"""Runs on which tiktoken's pattern engine gives up (a panic, which no ``except Exception`` catches)
+or takes a stack that grows with them."""
+
+
+class Llama3Tokenizer:
+    """Meta's ``tokenizer.model``, whole documents, whatever is in them.
+
+    Meta's own wrapper slices a text every 400,000 characters, which changes ids at the cuts; here
+    a document is never sliced.
+
+    Raises:
+        InputError: where the file is not Llama 3's.
+    """
+
+    engine = "tiktoken"
+    max_document_bytes = 32 << 20  # 10 bytes for each, 40 where each is a token
+
+    def __init__(self, file: Path) -> None:
+        data = read_bounded(file, MAX_MODEL_BYTES)
+        ranks = _ranks(data, file)
+        if len(ranks) != NUM_RANKS:
+            raise InputError(
+                f"{file} has {len(ranks)} ranks, where Llama 3's has {NUM_RANKS}: another model's "
+                "file goes with another pattern, which it does not state; give the tokenizer.json"
+            )
+        rest = NUM_SPECIAL_TOKENS - len(SPECIAL_TOKENS)
+        names = [*SPECIAL_TOKENS, *(f"<|reserved_special_token_{3 + i}|>" for i in range(rest))]
+        special = {name: NUM_RANKS + number for number, name in enumerate(names)}
+        self._encoding = tiktoken.Encoding(
+            "llama3", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special
+        )
+        self._ranks = ranks
+        self.file = file
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.vocab_size = NUM_RANKS + NUM_SPECIAL_TOKENS
+        self.special_texts = names
+
+    def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Ids of every text, see
+        :class:`~megatron_ultralong.data.tokenize.tokenising.DocumentTokenizer`.
+        """
+        return [np.asarray(self._encode(well_formed(text)), dtype=np.int32) for text in texts]
+
+    def _encode(self, text: str) -> list[int]:
+        if LONG_RUN.search(text) is None:
+            try:
+                return self._encoding.encode_ordinary(text)
+            except BaseException as error:  # a panic of the library is no Exception
+                if not is_panic(error):
+                    raise
+        # the same pattern by an engine without that limit, then the same merges piece by piece
+        pieces = (piece.encode() for piece in regex.findall(PATTERN, text))
+        return [token for piece in pieces for token in self._encoding._encode_single_piece(piece)]
+
+    def encode_separator(self, text: str) -> list[int]:
+        """Ids of a text alone: ``"<s>" -> [45147, 29]``, ``"<|end_of_text|>" -> [128001]``."""
+        return self._encoding.encode(text, allowed_special="all")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+        return self._encoding.decode(list(ids))
+
+    def eos_text(self) -> str:
+        """``<|end_of_text|>``, the EOS of Meta's own wrapper."""
+        return "<|end_of_text|>"
+
+    def tokenizer_json(self) -> str:
+        """The same vocabulary as a ``tokenizer.json`` without special tokens, for the fast path.
+
+        Every way to write a token as two others is a merge, in the order of the tokens' ranks:
+        that is what the ranks mean to tiktoken, which merges the pair of the lowest rank first.
+        """
+        merges: list[list[str]] = []
+        ranks, table = self._ranks, _byte_level_table()
+        for token in sorted(ranks, key=ranks.__getitem__):
+            pairs = [
+                (ranks[token[:cut]], ranks[token[cut:]], cut)
+                for cut in range(1, len(token))
+                if token[:cut] in ranks and token[cut:] in ranks
+            ]
+            name = token.decode("latin-1").translate(table)
+            merges += [[name[:cut], name[cut:]] for _, _, cut in sorted(pairs)]
+        vocab = {token.decode("latin-1").translate(table): rank for token, rank in ranks.items()}
+        split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated"}
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+        steps = [{**split, "invert": False}, {**level, "use_regex": False}]
+        return json.dumps(
+            {
+                "version": "1.0",
+                "added_tokens": [],
+                "normalizer": None,
+                "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+                "post_processor": None,
+                "decoder": {**level, "use_regex": True},
+                "model": {
+                    "type": "BPE",
+                    "byte_fallback": False,
+                    "ignore_merges": True,  # a piece that is a token is taken whole
+                    "vocab": vocab,
+                    "merges": merges,
+                },
+            }
+        )
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a Rust library gave up: its exception derives from BaseException alone."""
+    return type(error).__name__ == "PanicException"
+
+
+def _ranks(data: bytes, file: Path) -> dict[bytes, int]:
+    """Rank of every token: lines of its bytes in base 64, a space and the rank."""
+    try:
+        pairs = (line.split() for line in data.splitlines() if line)
+        return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+    except (ValueError, binascii.Error) as error:
+        raise InputError(
+            f"{file} is no tokenizer.model of tiktoken ({error}); is it cut short?"
+        ) from error
+
+
+def _byte_level_table() -> dict[int, int]:
+    """Characters that stand for bytes in a ``tokenizer.json``: printable ones for themselves."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: 256 + number for number, byte in enumerate(others)}

@@ -1,0 +1,206 @@
+"""Whole documents to token ids, without BOS or EOS, special tokens in the text taken as text."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_bounded, read_json
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""What a Hugging Face tokenizer folder may hold; the first is needed."""
+
+
+MAX_TOKENIZER_BYTES = 40 << 20
+"""Of a tokenizer.json: Llama 3's has 17 MB, Gemma 3's 33 MB; libraries take up to 30 times it."""
+
+MAX_MODEL_BYTES = 16 << 20
+"""Of a tokenizer.model: those that are known have 0.5 to 5 MB."""
+
+
+class DocumentTokenizer(Protocol):
+    """What an engine offers; its ids must be those of the reference tokenizer."""
+
+    engine: str
+    """Package that finds the ids."""
+
+    file: Path
+    """The file that defines the ids."""
+
+    sha256: str
+    """Its hash."""
+
+    vocab_size: int
+    """Largest id + 1, added tokens included."""
+
+    special_texts: list[str]
+    """Texts of the special tokens."""
+
+    max_document_bytes: int
+    """Bytes of a document that it tokenises within 2 GiB of memory."""
+
+    def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Ids of every text: no BOS, no EOS, the text of a special token in ordinary ids."""
+
+    def encode_separator(self, text: str) -> list[int]:
+        """Ids of a text that stands alone; the text of a special token gives that token's id."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+
+    def eos_text(self) -> str:
+        """Text of the end-of-sequence token; InputError where none is named."""
+
+
+class HuggingFaceTokenizer:
+    """Any ``tokenizer.json``, or a folder that holds one.
+
+    A batch runs on all cores (``RAYON_NUM_THREADS`` sets how many, ``TOKENIZERS_PARALLELISM=false``
+    one). Tokens added as *not special* keep their ids inside a text: they are vocabulary.
+
+    Raises:
+        InputError: where the file is missing or not a tokenizer.
+    """
+
+    engine = "tokenizers"
+    max_document_bytes = 8 << 20  # 90 bytes for each, 170 where each is a token
+
+    def __init__(self, path: Path) -> None:
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise InputError(
+                f"--tokenizer {path} has no tokenizer.json; give that file or its folder"
+            )
+        data = read_bounded(file, MAX_TOKENIZER_BYTES)
+        try:
+            self._tokenizer = Tokenizer.from_str(data.decode())
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"{file} is not a tokenizer: {error}; is it cut short?") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.file = file
+        self.folder = file.parent
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self.special_texts = [token.content for token in added if token.special]
+
+    def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Ids of every text, see :class:`DocumentTokenizer`."""
+        self._tokenizer.encode_special_tokens = True  # as text, says the library's flag
+        whole = [well_formed(text) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(whole, add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def encode_separator(self, text: str) -> list[int]:
+        """Ids of a text alone: ``"<s>" -> [45147, 29]`` with Llama 3's vocabulary."""
+        self._tokenizer.encode_special_tokens = False
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def eos_text(self) -> str:
+        """The ``eos_token`` that the folder names."""
+        return eos_token(self.folder)
+
+
+def well_formed(text: str) -> str:
+    """The text as UTF-8 can hold it, by tiktoken's rule: a lone surrogate becomes U+FFFD.
+
+    The engines' libraries refuse such a text, each in its own way; the reader counts it as bad.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def separator_ids(tokenizer: DocumentTokenizer, separator: str) -> list[int]:
+    """Ids between documents: of a text, of the tokenizer's EOS (``eos``), or none (``none``, "").
+
+    Raises:
+        InputError: where the text has no ids, or the tokenizer names no EOS.
+    """
+    if separator in ("", "none"):
+        return []
+    text = tokenizer.eos_text() if separator == "eos" else separator
+    ids = tokenizer.encode_separator(text)
+    if not ids:
+        raise InputError(
+            f"--separator {text!r} encodes to no token with {tokenizer.file}; use another text, "
+            "or none for no separator"
+        )
+    return ids
+
+
+def eos_token(folder: Path) -> str:
+    """Text of the end-of-sequence token that a tokenizer folder names.
+
+    Raises:
+        InputError: where it names none.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token: Any = side_file(folder, name).get("eos_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str) and text:
+            return text
+    raise InputError(
+        f"--separator eos: {folder} names no eos_token in tokenizer_config.json or "
+        "special_tokens_map.json; give the token's text as --separator"
+    )
+
+
+def side_file(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file beside a tokenizer; empty where there is no such file.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    file = folder / name
+    return read_json(file) if file.is_file() else {}
+
+
+def check_file_sizes(folder: Path) -> None:
+    """Refuse a tokenizer's folder before a library reads, or we copy, files of any size from it.
+
+    Raises:
+        InputError: one of its files is larger than the largest vocabulary.
+    """
+    for name in (*TOKENIZER_FILES, "added_tokens.json", "vocab.json"):
+        file = folder / name
+        size = file.stat().st_size if file.exists() else 0
+        if size > MAX_TOKENIZER_BYTES:
+            raise InputError(
+                f"{file} has {size:,} bytes, and a tokenizer's files have at most "
+                f"{MAX_TOKENIZER_BYTES:,}: it is not what its name says"
+            )
+
+
+def copy_tokenizer(tokenizer: DocumentTokenizer, folder: Path) -> None:
+    """Copy the tokenizer's files into a new folder."""
+    folder.mkdir()
+    shutil.copyfile(tokenizer.file, folder / canonical_name(tokenizer.file))
+    for name in TOKENIZER_FILES[1:]:
+        if (tokenizer.file.parent / name).is_file():
+            shutil.copyfile(tokenizer.file.parent / name, folder / name)
+
+
+def canonical_name(file: Path) -> str:
+    """Name under which a folder's reader looks for the file: ``my.model -> tokenizer.model``."""
+    return "tokenizer.json" if file.suffix == ".json" else "tokenizer.model"

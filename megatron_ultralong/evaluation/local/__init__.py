@@ -1,0 +1,1 @@
+"""LV-Eval and InfiniteBench, from local copies."""

@@ -1,0 +1,1 @@
+"""The models that are evaluated, Megatron's and Hugging Face's, as one interface."""

@@ -1,0 +1,190 @@
+"""The models that an evaluation is asked for: Megatron checkpoints or Hugging Face folders."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_ultralong.checkpoint.disk.folder import resolve
+from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
+from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.evaluation.models.config import ModelsConfig
+from megatron_ultralong.evaluation.models.generator import Generator
+from megatron_ultralong.evaluation.models.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.megatron_generator import MegatronGenerator
+from megatron_ultralong.evaluation.models.megatron_scorer import MegatronScorer
+from megatron_ultralong.evaluation.models.scorer import Scorer
+from megatron_ultralong.evaluation.results.model import ModelRecord
+from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.plan.job import stage_parameters
+from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.ranks import world_size
+
+
+@contextlib.contextmanager
+def open_scorers(config: ModelsConfig) -> Iterator[Sequence[Scorer]]:
+    """Load the models of ``config.load``; every rank of the job enters it.
+
+    Raises:
+        InputError: a folder is missing or of no known kind, or the layout is none for evaluations.
+    """
+    models = _models(config)
+    with _layout(config, models) as (groups, dtype):
+        yield [
+            HuggingFaceScorer(folder, name=name)
+            if _is_hugging_face(folder)
+            else MegatronScorer(
+                *(folder, config.parallel, groups),
+                dtype=dtype,
+                name=name,
+                verify_checksums=config.verify_checksums,
+            )
+            for name, folder in models
+        ]
+
+
+@contextlib.contextmanager
+def open_generators(config: ModelsConfig) -> Iterator[Sequence[Generator]]:
+    """Load the models of ``config.load`` to write with; every rank of the job enters it.
+
+    Raises:
+        InputError: a folder is missing or of no known kind.
+    """
+    models = _models(config)
+    with _layout(config, models) as (groups, dtype):
+        yield [
+            HuggingFaceGenerator(folder, name=name)
+            if _is_hugging_face(folder)
+            else MegatronGenerator(
+                *(folder, config.parallel, groups),
+                dtype=dtype,
+                name=name,
+                verify_checksums=config.verify_checksums,
+            )
+            for name, folder in models
+        ]
+
+
+@contextlib.contextmanager
+def _layout(
+    config: ModelsConfig, models: Sequence[tuple[str, Path]]
+) -> Iterator[tuple[Any, torch.dtype]]:
+    """Process groups and dtype of the Megatron checkpoints among ``models``."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    if all(_is_hugging_face(folder) for _, folder in models):
+        yield None, dtype
+        return
+    with parallel_groups(config.parallel, seed=0) as groups:
+        yield groups, dtype
+
+
+def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
+    """Names and folders of ``config.load``, which the layout can hold."""
+    if not config.load:
+        raise InputError("--load is needed: a Megatron checkpoint or a Hugging Face folder")
+    models = [_name_and_folder(argument) for argument in config.load]
+    megatron = [folder for _, folder in models if not _is_hugging_face(folder)]
+    for folder in megatron:
+        config.parallel.check_model(load_metadata(folder).model)
+    if len(megatron) < len(models) and world_size() > 1:
+        raise InputError(
+            f"Hugging Face folders are evaluated in one process, not {world_size()}: start "
+            "without torchrun, or convert the folder with `ultralong convert import`"
+        )
+    default = ParallelConfig()
+    layout = [
+        f"--{field.name.replace('_', '-')} {getattr(config.parallel, field.name)}"
+        for field in dataclasses.fields(ParallelConfig)
+        if getattr(config.parallel, field.name) != getattr(default, field.name)
+    ]
+    if layout and not megatron:
+        raise InputError(
+            f"{', '.join(layout)}: a layout is for Megatron checkpoints, and transformers reads a "
+            "Hugging Face folder in one process; leave it out, or convert the folder with "
+            "`ultralong convert import`"
+        )
+    chunks = config.parallel.num_virtual_stages_per_pipeline_rank
+    if megatron and chunks > 1:
+        raise InputError(
+            f"an evaluation has no backward pass, and does not run the interleaved schedule: leave "
+            f"num_virtual_stages_per_pipeline_rank 1, not {chunks}; the checkpoint does not mind"
+        )
+    return models
+
+
+def tokenizer_folder(argument: str) -> Path:
+    """Folder with the tokenizer of a model given as ``[NAME=]FOLDER``."""
+    _, folder = _name_and_folder(argument)
+    return folder if _is_hugging_face(folder) else folder / SOURCE_FOLDER
+
+
+def _name_and_folder(argument: str) -> tuple[str, Path]:
+    name, found, folder = argument.partition("=")
+    path = Path(folder if found else argument)
+    if not path.is_dir():
+        raise InputError(f"--load {argument}: folder {missing(path)}")
+    return (name if found else path.resolve().name), path
+
+
+def _is_hugging_face(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before it is loaded."""
+
+    name: str
+    folder: Path
+    model: ModelConfig
+    identity: Mapping[str, object]
+    """JSON that tells its weights from others, and how they are run: part of what decides every
+    figure."""
+    max_positions: int
+    """Positions that it was trained for; its rotary embedding may be made for more."""
+
+    @property
+    def record(self) -> ModelRecord:
+        """What a result states of it."""
+        return ModelRecord(
+            folder=str(self.folder),
+            engine=str(self.identity["engine"]),
+            precision=str(self.identity["precision"]),
+            weights=str(self.identity["weights"]),
+            num_parameters=stage_parameters(self.model, ParallelConfig(), 0),
+        )
+
+
+def model_facts(argument: str, precision: str) -> ModelFacts:
+    """Facts of a model given as ``[NAME=]FOLDER``.
+
+    Weights are told from others by the names, sizes and times of their files.
+
+    Raises:
+        InputError: the folder is missing or of no known kind.
+    """
+    name, folder = _name_and_folder(argument)
+    if _is_hugging_face(folder):
+        model = model_config(read_config(folder), str(folder))
+        positions = model.max_position_embeddings
+        weights, engine, precision = folder, "transformers", "fp32"
+    else:
+        metadata = load_metadata(folder)
+        model, positions = metadata.model, metadata.trained_positions
+        (weights, _), engine = resolve(folder), "megatron"
+    files = sorted(path for path in weights.rglob("*") if path.is_file())
+    stats = [(str(path.relative_to(weights)), path.stat()) for path in files]
+    listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+    digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+    identity = {"checkpoint": name, "engine": engine, "precision": precision, "weights": digest}
+    return ModelFacts(name, folder, model, identity, positions)

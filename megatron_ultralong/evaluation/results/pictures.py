@@ -1,0 +1,278 @@
+"""Results as pictures: loss by position, maps of scores in the field's colours."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.results.tables import column_title, token_count
+
+LINE_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
+_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
+INK, FAINT, SHADE = "#1f2937", "#9ca3af", "#f3f4f6"
+NOT_MEASURED = "#d1d5db"
+MOST_LABELLED_CELLS = 150
+"""Maps with more cells than this carry no numbers in them."""
+_MAPS_IN_A_ROW = 3
+DPI = 160
+
+
+def line_style(number: int) -> tuple[str, Any]:
+    """Colour and dashes of line ``number``; they repeat after eighteen."""
+    turn, place = divmod(number, len(LINE_COLOURS))
+    return LINE_COLOURS[place], _DASHES[turn % len(_DASHES)]
+
+
+def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
+    """Loss by position as PNG: a line for every checkpoint, the first one being the base."""
+    base = results[0]
+    longest = max(results, key=lambda result: result.num_positions)
+    seq_length = longest.num_positions
+    figure = Figure(figsize=(8.0, 4.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    finish_axes(axes)
+    _position_axis(axes, sorted({0, *(stop for one in results for _, stop in one.bins)}))
+    if base.max_positions < seq_length:
+        axes.axvspan(base.max_positions, seq_length, color=SHADE, zorder=0)
+        axes.axvline(base.max_positions, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f" trained context of {base.checkpoint}: {base.max_positions:,}",
+            (base.max_positions, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            fontsize=9,
+            color=INK,
+        )
+    reference = base.mean_loss(0, base.max_positions)
+    if reference is not None:
+        axes.axhline(
+            reference,
+            color=FAINT,
+            linewidth=1.0,
+            label=f"{base.checkpoint}, mean inside its context: {reference:.3f}",
+        )
+    for k, result in enumerate(results):
+        _loss_line(axes, result, *line_style(k))
+        if base.max_positions < result.max_positions < seq_length:
+            axes.axvline(
+                result.max_positions, color=line_style(k)[0], linewidth=1.0, linestyle=(0, (1, 2))
+            )
+    axes.set_ylabel("loss (nats per token)", fontsize=10, color=INK)
+    axes.set_xlabel("position in the row (tokens of context)", fontsize=10, color=INK)
+    _title(
+        axes,
+        f"Loss by position, {longest.num_packed_rows} rows of {seq_length:,} tokens",
+        pad=22,
+        fontsize=12,
+    )
+    axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+    figure.savefig(path, format="png", facecolor="white")
+
+
+def _loss_line(axes: Any, result: Result, colour: str, dashes: Any) -> None:
+    """Mean and two standard errors at the geometric centre of every bin."""
+    known = [(place, cell) for place in result.bins if (cell := result.loss(place))]
+    centres = [math.sqrt(max(start, stop / 2) * stop) for (start, stop), _ in known]
+    losses = [cell.score or 0.0 for _, cell in known]
+    margins = [2 * (cell.error or 0.0) for _, cell in known]
+    low = [loss - margin for loss, margin in zip(losses, margins, strict=True)]
+    high = [loss + margin for loss, margin in zip(losses, margins, strict=True)]
+    axes.fill_between(centres, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(
+        centres,
+        losses,
+        color=colour,
+        linestyle=dashes,
+        linewidth=2.0,
+        marker="o",
+        markersize=5,
+        label=f"{result.checkpoint} (trained for {result.max_positions:,} positions)",
+    )
+
+
+def _position_axis(axes: Any, edges: Sequence[int]) -> None:
+    """A log-2 axis whose ticks are the doubling edges."""
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(edges[1] / 2, edges[-1])
+    shown = edges[1:]
+    if len(shown) > 12:  # 128 to 4M has sixteen: every second one, from the end
+        shown = shown[::-1][::2]
+    axes.xaxis.set_major_locator(FixedLocator(list(shown)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(list(shown), [token_count(edge) for edge in shown])
+
+
+def retrieval_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
+    """Maps of retrieval side by side as PNG: x context length, y depth, red 0 % to green 100 %.
+
+    All maps have the lengths of all, so that columns stand alike; grey is where nothing was asked.
+    A thick line stands at the length that a map's checkpoint was trained for, a dashed one at the
+    shortest of all, the original context.
+    """
+    lengths = sorted({length for result in results for length in result.lengths})
+    shortest = min(results, key=lambda result: result.max_positions)
+    num_columns = min(len(results), _MAPS_IN_A_ROW)
+    num_rows = -(-len(results) // num_columns)
+    deepest = max(len(result.depths) for result in results)
+    width = min(max((0.62 if num_columns == 1 else 0.5) * len(lengths) + 0.9, 4.2), 12.0)
+    height = min(max(0.36 * deepest + 1.4, 3.2), 8.0)
+    size = (width * num_columns + 0.8, height * num_rows)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    grid = figure.subplots(num_rows, num_columns, squeeze=False)
+    images = [
+        _retrieval_map(axes, result, lengths, shortest, width)
+        for axes, result in zip(grid.flat, results, strict=False)
+    ]
+    for axes in grid.flat[len(results) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("depth of the key (%)", fontsize=10, color=INK)
+    bar = _colour_bar(figure, images[0], list(grid.flat))
+    bar.set_ticks([0, 50, 100], labels=["0 %", "50 %", "100 %"])
+    figure.savefig(path, format="png", facecolor="white")
+
+
+def _retrieval_map(
+    axes: Any, result: Result, lengths: Sequence[int], shortest: Result, width: float
+) -> Any:
+    """One map, ``width`` inches wide."""
+    depths = result.depths
+    shares = [[result.score(depth, str(length)) for length in lengths] for depth in depths]
+    is_labelled = len(lengths) * len(depths) <= MOST_LABELLED_CELLS
+    image = _score_map(axes, shares, NOT_MEASURED, digits=0 if is_labelled else None)
+    finish_axes(axes)
+    axes.spines[:].set_visible(False)
+    step = -(-len(lengths) // 16)
+    shown = range(0, len(lengths), step)
+    axes.set_xticks(
+        [k + 0.5 for k in shown],
+        [token_count(lengths[k]) for k in shown],
+        rotation=45 if len(shown) > 8 else 0,
+    )
+    axes.set_yticks(
+        [k + 0.5 for k in range(len(depths))], [f"{float(depth):g}" for depth in depths]
+    )
+    axes.set_xlabel("context length (tokens)", fontsize=10, color=INK)
+    _title(
+        axes,
+        textwrap.fill(
+            f"{result.checkpoint}: trained for {result.max_positions:,} positions",
+            width=max(int(10.5 * width), 30),
+        ),
+        pad=32 if shortest.max_positions < result.max_positions < lengths[-1] else 20,
+    )
+    height = 4
+    if shortest.max_positions < result.max_positions:
+        text = f"original context: {shortest.max_positions:,}"
+        _context_line(axes, lengths, shortest.max_positions, text, height, thin=True)
+        height = 16
+    text = f"trained for {result.max_positions:,}"
+    _context_line(axes, lengths, result.max_positions, text, height)
+    return image
+
+
+def task_picture(result: Result, path: Path | BinaryIO) -> None:
+    """Scores as a map, PNG: x length, y task and the mean below, red 0 to green 100."""
+    columns, tasks = result.columns, result.rows
+    scores = [[result.score(task, column) for column in columns] for task in tasks]
+    scores.append([result.mean(column) for column in columns])
+    size = (min(max(0.75 * len(columns) + 2.6, 5.0), 14.0), 0.36 * len(scores) + 1.3)
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    axes: Any = figure.subplots()
+    image = _score_map(axes, scores, "#e5e7eb", digits=1)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(labelsize=9, length=0, labelcolor=INK)
+    axes.set_xticks([k + 0.5 for k in range(len(columns))], [*map(column_title, columns)])
+    axes.set_yticks([k + 0.5 for k in range(len(scores))], [*tasks, "mean"])
+    axes.axhline(len(tasks), color=INK, linewidth=1.5)
+    title = f"{result.kind.title} of {result.checkpoint}"
+    inside = sum(not result.is_beyond(column) for column in columns)
+    if 0 < inside < len(columns):
+        axes.axvline(inside, color="black", linewidth=2.5)
+        title += f"; line: trained for {result.max_positions:,} positions"
+    _title(axes, title, pad=12)
+    _colour_bar(figure, image, axes)
+    figure.savefig(path, format="png", facecolor="white")
+
+
+def _score_map(
+    axes: Any, scores: Sequence[Sequence[float | None]], nothing: str, digits: int | None
+) -> Any:
+    """Cells from red 0 to green 100, with their scores in them; ``digits`` None: without."""
+    values = [[math.nan if score is None else score for score in line] for line in scores]
+    axes.set_facecolor(nothing)  # where there is no score
+    image = axes.pcolormesh(
+        values,
+        cmap=matplotlib.colormaps["RdYlGn"],
+        vmin=0,
+        vmax=100,
+        edgecolors="white",
+        linewidth=1.0,
+    )
+    axes.invert_yaxis()
+    for y, line in enumerate(scores if digits is not None else ()):
+        for x, score in enumerate(line):
+            if score is not None:
+                dark = score < 12 or score > 92  # the ends of the colour map need white ink
+                axes.text(
+                    x + 0.5,
+                    y + 0.5,
+                    f"{score:.{digits}f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else INK,
+                )
+    return image
+
+
+def _colour_bar(figure: Figure, image: Any, axes: Any) -> Any:
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, aspect=30)
+    bar.ax.tick_params(labelsize=8, length=0, labelcolor=INK)
+    bar.outline.set_visible(False)
+    return bar
+
+
+def _title(axes: Any, text: str, *, pad: int, fontsize: int = 11) -> None:
+    axes.set_title(text, fontsize=fontsize, fontweight="bold", color=INK, loc="left", pad=pad)
+
+
+def _context_line(
+    axes: Any, lengths: Sequence[int], positions: int, text: str, height: int, thin: bool = False
+) -> None:
+    """A line between the lengths within ``positions`` and those beyond, where there are both.
+
+    Its text stands ``height`` points above the map.
+    """
+    inside = sum(length <= positions for length in lengths)
+    if 0 < inside < len(lengths):
+        style = {"linewidth": 1.5, "linestyle": (0, (4, 2))} if thin else {"linewidth": 2.5}
+        axes.axvline(inside, color="black", **style)
+        axes.annotate(
+            text,
+            (inside, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, height),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=INK,
+            ha="center" if inside > 1 else "left",
+        )
+
+
+def finish_axes(axes: Any, grid: str = "y") -> None:
+    """The style of all pictures, with lines across ``grid``."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(labelsize=9, length=0, labelcolor=INK)
+    axes.set_axisbelow(True)
+    axes.grid(axis=grid, color="#e5e7eb", linewidth=0.8)

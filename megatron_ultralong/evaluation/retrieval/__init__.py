@@ -1,0 +1,1 @@
+"""Passkeys and needles, by length and depth."""

@@ -1,0 +1,174 @@
+"""Retrieval over a grid of lengths and depths: prompts asked, judged, noted, counted by cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.evaluation.asking.run import Benchmark, Entries, measure, run_benchmark
+from megatron_ultralong.evaluation.asking.samples import (
+    Prompt,
+    Put,
+    Row,
+    Sample,
+    scoring,
+    writing,
+)
+from megatron_ultralong.evaluation.models.generator import Generator
+from megatron_ultralong.evaluation.models.opening import ModelFacts
+from megatron_ultralong.evaluation.models.scorer import Scorer, Scores, check_length
+from megatron_ultralong.evaluation.results.result import (
+    Kind,
+    Result,
+    ScoreCell,
+    depth_row,
+    mean_cell,
+)
+from megatron_ultralong.evaluation.retrieval.config import NeedleConfig, PasskeyConfig
+from megatron_ultralong.evaluation.retrieval.passkey_prompt import PasskeyPrompt
+from megatron_ultralong.program.journal import Journal, sample_key
+from megatron_ultralong.sequence.documents import unit_hash
+
+GridConfig = PasskeyConfig | NeedleConfig
+_ANSWER = 5
+"""Tokens of an answer, for the estimate: its digits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Prompts by length and depth."""
+
+    kind: Kind
+    config: GridConfig
+    make: Callable[[int, float, int], PasskeyPrompt]
+    """The prompt of a length, a depth in per cent, and an index that decides the rest."""
+    decides: Mapping[str, Any]
+    """JSON of all that a prompt depends on beside those three, and how it is judged."""
+    material: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Texts that needles are hidden in, files by their SHA-256."""
+
+    @property
+    def places(self) -> list[tuple[int, float, int]]:
+        """(length, depth, number) of every prompt, in the order in which they are asked."""
+        config = self.config
+        numbers = range(config.num_samples)
+        depths = sorted(float(depth) for depth in config.depths)
+        return list(itertools.product(sorted(config.lengths), depths, numbers))
+
+    def prompt(self, length: int, depth: float, number: int) -> PasskeyPrompt:
+        """Prompt ``number`` of a cell: the same in every grid that has this cell."""
+        index = int(unit_hash(self.config.seed, f"{length}:{depth:g}:{number}") * 2**53)
+        return self.make(length, depth / 100, index)
+
+
+def evaluate_grid(
+    grid: Grid, model: Scorer | Generator, facts: ModelFacts, cost: CostConfig
+) -> Result:
+    """Ask all prompts, print a table, write ``KIND.json`` and ``KIND.png``.
+
+    Every rank calls this; the main one prints and writes.
+
+    Args:
+        grid: the prompts.
+        model: a scorer where they are judged ``by: argmax``, a generator for ``by: decoding``.
+        facts: what is known of it, for the cost and the journal.
+        cost: what the evaluation may cost.
+
+    Raises:
+        InputError: a length beyond the trained positions, an output folder in use, or a cost
+            above the limit.
+    """
+    check_grid(grid, model)
+    return run_benchmark(_benchmark(grid), _put(grid, model), model, facts, cost)
+
+
+def measure_grid(grid: Grid, model: Scorer | Generator, journal: Journal | None = None) -> Result:
+    """Cells of the grid, by length and depth; what the journal has is not asked again.
+
+    By argmax a prompt counts as retrieved when every token of the answer is the argmax where it is
+    predicted: as long as that holds greedy decoding goes the same way, so both agree.
+
+    Raises:
+        InputError: a length beyond the trained positions, or token ids that the model does not
+            know.
+    """
+    check_grid(grid, model)
+    return measure(_benchmark(grid), _put(grid, model), model, journal or Journal({}, None))
+
+
+def check_grid(grid: Grid, model: Scorer | Generator) -> None:
+    """Check, before the work starts, that the model is made for the lengths, and they have room.
+
+    Raises:
+        InputError: a length is beyond the trained positions, or too short for a prompt.
+    """
+    lengths = sorted(grid.config.lengths)
+    check_length(model, lengths[-1], grid.config.beyond_trained_positions)
+    for length in {lengths[0], lengths[-1]}:
+        grid.prompt(length, min(grid.config.depths), 0)
+
+
+def _benchmark(grid: Grid) -> Benchmark[Any]:
+    return Benchmark(
+        kind=grid.kind,
+        config=grid.config,
+        samples=[_sample(grid, *place) for place in grid.places],
+        cells=_cells,
+        decides=grid.decides,
+        material=grid.material,
+    )
+
+
+def _put(grid: Grid, model: Scorer | Generator) -> Put[Any]:
+    """By argmax every token of prompt and answer is scored; by decoding the answer is written."""
+    return scoring(model) if grid.config.by == "argmax" else writing(model)  # type: ignore[arg-type]
+
+
+def _sample(grid: Grid, length: int, depth: float, number: int) -> Sample[Any]:
+    # By argmax every token passes the output layer; decoding makes logits for the answer alone.
+    room = _ANSWER if grid.config.by == "decoding" else 0
+
+    def make() -> Prompt:
+        prompt = grid.prompt(length, depth, number)
+        tokens = prompt.tokens[: prompt.answer_start] if room else prompt.tokens
+        return Prompt(tokens, prompt, max_new_tokens=prompt.answer.size if room else 0)
+
+    def judge(asked: Prompt, reply: Scores | list[int]) -> dict[str, Any]:
+        prompt: PasskeyPrompt = asked.references
+        if isinstance(reply, Scores):
+            hit = reply.correct[prompt.answer_start - 1 :]
+        else:
+            written = reply[: prompt.answer.size]
+            hit = np.asarray(written) == prompt.answer
+        return {
+            "length": length,
+            "depth": depth,
+            "number": number,
+            "answer": prompt.key,
+            "num_answer_tokens": int(hit.size),
+            "num_right": int(hit.sum()),
+            "is_retrieved": bool(hit.all()),
+        }
+
+    name = grid.kind.name
+    key = sample_key(kind=name, sample=[length, depth, number], decides=dict(grid.decides))
+    row = Row(length - room, make, judge, f"the {name} prompt", room, batch=str(length))
+    return Sample(key, (row,))
+
+
+def _cells(entries: Entries) -> tuple[ScoreCell, ...]:
+    """Prompts of one length and depth, in the order in which they were asked."""
+    groups = itertools.groupby(entries, lambda entry: (entry["length"], entry["depth"]))
+    cells = []
+    for (length, depth), group in groups:
+        of_cell = list(group)
+        right, of = (sum(e[name] for e in of_cell) for name in ("num_right", "num_answer_tokens"))
+        hits = [float(entry["is_retrieved"]) for entry in of_cell]
+        figures = {"token_accuracy": right / of}
+        cells.append(mean_cell(depth_row(depth), str(length), hits, figures))
+    return tuple(cells)

@@ -1,0 +1,115 @@
+"""The model's tokenizer, as prompts need it: special tokens by name, everything else as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from megatron_ultralong.data.tokenize.engines import choose_tokenizer
+from megatron_ultralong.generation.prompt_parts import Parts, Special
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_json
+
+IdArray = npt.NDArray[np.int64]
+
+
+_BEGINNINGS = ("<|begin_of_text|>", "<s>")
+_TURN_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+
+
+class PromptTokenizer:
+    """The tokenizer in a folder; the fast engine where its ids are those of the reference.
+
+    Args:
+        folder: with ``tokenizer.json`` or ``tokenizer.model``, and what names its stop tokens.
+
+    Raises:
+        InputError: the folder has no tokenizer.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = choose_tokenizer(folder, "auto").tokenizer
+        self.folder = self._tokenizer.file.parent
+        self.sha256 = self._tokenizer.sha256
+        self.vocab_size = self._tokenizer.vocab_size
+        self._special_ids: dict[str, int] = {}
+        for text in self._tokenizer.special_texts:
+            ids = self._tokenizer.encode_separator(text)
+            if len(ids) == 1:
+                self._special_ids[text] = ids[0]
+        self._not_written = frozenset(self._special_ids.values())
+        self.begin_ids = self._begin_ids()
+        """Ids that the tokenizer puts before a text of its own accord, such as its BOS."""
+
+    @property
+    def has_chat_tokens(self) -> bool:
+        """Whether it has the special tokens of Llama 3's turns."""
+        return {*_BEGINNINGS[:1], *_TURN_TOKENS} <= self._special_ids.keys()
+
+    def encode(self, text: str) -> IdArray:
+        """Ids of a text, without anything before or after it; special tokens' texts are text."""
+        return self._tokenizer.encode_documents([text])[0].astype(np.int64)
+
+    def count(self, texts: Sequence[str]) -> IdArray:
+        """Number of ids of every text, each alone."""
+        return np.asarray([ids.size for ids in self._tokenizer.encode_documents(texts)], np.int64)
+
+    def encode_parts(self, parts: Parts) -> IdArray:
+        """Ids of a prompt; neighbouring texts are one text.
+
+        Raises:
+            InputError: the vocabulary has no such special token.
+        """
+        ids: list[IdArray] = []
+        for is_special, group in groupby(parts, lambda part: isinstance(part, Special)):
+            if is_special:
+                ids.append(np.asarray([self._special_id(part) for part in group], np.int64))
+            elif text := "".join(group):
+                ids.append(self.encode(text))
+        return np.concatenate(ids) if ids else np.zeros(0, np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of what a model wrote, without special tokens."""
+        return self._tokenizer.decode([int(i) for i in ids if int(i) not in self._not_written])
+
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer, as ``generation_config.json`` or ``config.json`` name them."""
+        for name in ("generation_config.json", "config.json"):
+            file = self.folder / name
+            if not file.is_file():
+                continue
+            try:
+                values = read_json(file)
+            except InputError as error:
+                raise InputError(f"{file} is damaged ({error}): export the model again") from error
+            ids = values.get("eos_token_id")
+            if ids is not None:
+                ids = ids if isinstance(ids, list) else [ids]
+                if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
+                    raise values.wrong("eos_token_id", "a token id, or an array of them")
+                return frozenset(ids)
+        return frozenset()
+
+    def _special_id(self, text: str) -> int:
+        if text not in self._special_ids:
+            known = ", ".join(sorted(self._special_ids)[:8]) or "none"
+            raise InputError(
+                f"the chat template needs the special token {text!r}, and the tokenizer in "
+                f"{self.folder} has {known}: the two do not fit; use --prompt-template base"
+            )
+        return self._special_ids[text]
+
+    def _begin_ids(self) -> list[int]:
+        if self._tokenizer.file.suffix == ".json":
+            tokenizer = Tokenizer.from_file(str(self._tokenizer.file))
+            ids = [int(i) for i in tokenizer.encode("", add_special_tokens=True).ids]
+            ends = {self._special_ids[text] for text in _BEGINNINGS if text in self._special_ids}
+            # What stands after a text (an EOS) has no place in a prompt that is to be continued.
+            return ids[:1] if len(ids) == 1 or (ids and ids[0] in ends) else []
+        found = [self._special_ids[text] for text in _BEGINNINGS if text in self._special_ids]
+        return found[:1]

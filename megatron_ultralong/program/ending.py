@@ -1,0 +1,82 @@
+"""How a program ends as a user should see it: one message, and the exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_ultralong.program.errors import InputError, RunStopped, printable
+from megatron_ultralong.program.ranks import is_main_rank
+
+PROGRAM = "ultralong"
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+_OTHERS_WAIT_SECONDS = 1.0
+"""torchrun looks at its ranks ten times a second."""
+
+
+@contextlib.contextmanager
+def ends_with_message() -> Iterator[None]:
+    """Turn the errors that a user can fix, and clean ends, into a message and a status."""
+    try:
+        yield
+    except InputError as error:
+        _tell_from_any_rank(f"error: {error}")
+        sys.exit(2)
+    except RunStopped as end:
+        _tell(f"stopped: {end}")
+        sys.exit(end.status)
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        sys.exit(INTERRUPTED)
+    except Exception:
+        _leave_for_torchrun(traceback.format_exc())
+        raise
+
+
+def tell(line: str) -> None:
+    """Write a line for the user to standard error, on the main rank alone."""
+    if is_main_rank():
+        sys.stderr.write(f"{printable(line)}\n")
+
+
+def _tell(message: str) -> None:
+    message = printable(message)
+    _leave_for_torchrun(f"{PROGRAM}: {message}")
+    if is_main_rank():
+        sys.stderr.write(f"{PROGRAM}: {message}\n")
+
+
+def _tell_from_any_rank(message: str) -> None:
+    """As :func:`_tell`, from a rank that may be the only one with that error too.
+
+    Where the first rank of its machine has the same error, torchrun ends this one meanwhile.
+    """
+    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    if rank == 0:
+        _tell(message)
+        return
+    message = f"rank {rank} on {socket.gethostname()}: {printable(message)}"
+    _leave_for_torchrun(f"{PROGRAM}: {message}")
+    time.sleep(_OTHERS_WAIT_SECONDS * (2 if local_rank else 1))
+    sys.stderr.write(f"{PROGRAM}: {message}\n")
+
+
+def _leave_for_torchrun(message: str) -> None:
+    """What torchrun prints last, under "Root Cause", where it would name a page of its own.
+
+    In the form of torch's ``ErrorHandler.record_exception``.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        details = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        content = {"message": {"message": message, "extraInfo": details}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps(content), encoding="utf-8")

@@ -1,0 +1,152 @@
+"""Who owns a folder, as its file says: a process, its machine and its job."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import re
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from megatron_ultralong.program.errors import InputError, escaped
+from megatron_ultralong.program.json_file import read_json
+
+_NAME = re.compile(r"owner-(\d{6,18})\.json")
+_MAX_BYTES = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnerRecord:
+    """What an owner says of itself: the content of its file."""
+
+    number: int
+    token: str = ""
+    """No two owners have the same."""
+    what: str = "a process"
+    """What it does: ``pretrain``."""
+    host: str = "an unknown machine"
+    place: str = ""
+    """Boot of a kernel and name space of processes: where ``pid`` means one process."""
+    pid: int = 0
+    process_start: float = 0.0
+    """When that process began, in seconds since 1970."""
+    job: str = ""
+    """The scheduler's name for its job."""
+    restart: int = 0
+    """How often the scheduler has started that job again."""
+    start: str = "an unknown time"
+    ended: str = ""
+    """When it gave the folder back."""
+
+    def __str__(self) -> str:
+        job = f", {self.job}" if self.job else ""
+        text = f"{self.what} (process {self.pid} on {self.host}{job}, since {self.start})"
+        return escaped(text[:400])
+
+
+def read_owners(folder: Path) -> list[OwnerRecord]:
+    """Records in ``folder``, the owner last.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    found = [match for name in os.listdir(folder) if (match := _NAME.fullmatch(name))]
+    records = [_read(folder / match.string, int(match.group(1))) for match in found]
+    return sorted((record for record in records if record), key=lambda record: record.number)
+
+
+def _read(path: Path, number: int) -> OwnerRecord | None:
+    """None: it is gone. What is damaged or of another version is an owner whom nobody knows."""
+    try:
+        values = read_json(path, max_bytes=_MAX_BYTES)
+    except InputError:
+        return OwnerRecord(number) if os.path.lexists(path) else None
+    known: dict[str, Any] = {}
+    for field in dataclasses.fields(OwnerRecord)[1:]:
+        value = values.get(field.name)
+        if isinstance(value, int) and isinstance(field.default, float):
+            value = float(value)
+        if type(value) is type(field.default):
+            known[field.name] = value
+    return OwnerRecord(number, **known)
+
+
+def is_owner_file(path: Path) -> bool:
+    """Whether a file is one of an owner, or is becoming one."""
+    return _NAME.fullmatch(path.name) is not None or path.name.startswith(".owner-")
+
+
+def owner_path(folder: Path, number: int) -> Path:
+    """Where owner ``number`` of a folder stands: ``owner-000007.json``."""
+    return folder / f"owner-{number:06d}.json"
+
+
+def is_alive(pid: int, process_start: float) -> bool:
+    """Whether a process of this place runs; another one may have its number by now."""
+    try:
+        process = psutil.Process(pid)
+        began = process.create_time()
+        return process.status() != psutil.STATUS_ZOMBIE and abs(began - process_start) < 2.0
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return False
+    except psutil.Error:
+        return True
+
+
+def this_process(number: int, what: str) -> OwnerRecord:
+    """A record of this process, that does ``what``."""
+    job, restart = this_job()
+    return OwnerRecord(
+        number=number,
+        token=uuid.uuid4().hex,
+        what=what,
+        host=socket.gethostname(),
+        place=this_place(),
+        pid=os.getpid(),
+        process_start=psutil.Process().create_time(),
+        job=job,
+        restart=restart,
+        start=now_text(),
+    )
+
+
+def this_place() -> str:
+    """Where process ids can be looked up: containers of one machine may have its name and boot."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return f"{socket.gethostname()} {psutil.boot_time():.0f}"
+
+
+def this_job() -> tuple[str, int]:
+    """The job that this process belongs to, and how often it was started again; "": none."""
+    if name := os.environ.get("SLURM_JOB_ID"):
+        restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+        return f"SLURM job {name}", int(restart) if restart.isdecimal() else 0
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return ("" if name == "none" else f"torchrun {name}"), 0
+
+
+def now_text() -> str:
+    """The time as records have it."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def write_record_aside(folder: Path, record: OwnerRecord) -> Path:
+    """Write a record under a name that nobody looks for; returns the path."""
+    aside = folder / f".owner-{uuid.uuid4().hex}"
+    values = dataclasses.asdict(record)
+    del values["number"]
+    with aside.open("x", encoding="utf-8") as file:
+        json.dump(values, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return aside

@@ -1,0 +1,39 @@
+"""What the ranks of a job tell each other in plain values, before and beside the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from megatron_ultralong.program.errors import InputError
+
+Value = TypeVar("Value")
+
+
+def every_rank(value: Value) -> list[Value]:
+    """The values that all ranks gave, by rank, on every rank; before ranks meet, this one's."""
+    if not dist.is_initialized():
+        return [value]
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def check_agreement(values: Mapping[str, object]) -> None:
+    """Check that all ranks hold the same ``values``.
+
+    Raises:
+        InputError: on every rank, naming the first difference and the ranks that differ.
+    """
+    mine = {name: str(value) for name, value in values.items()}
+    everyone = every_rank(mine)
+    for name, value in everyone[0].items():
+        differing = [rank for rank, other in enumerate(everyone) if other.get(name) != value]
+        if differing:
+            raise InputError(
+                f"ranks disagree on {name}: rank 0 has {value}, rank {differing[0]} has "
+                f"{everyone[differing[0]].get(name)} (ranks that differ from rank 0: "
+                f"{differing}); start every rank with the same arguments and the same files"
+            )

@@ -1,0 +1,76 @@
+"""Files of YAML that people write: numbers as they mean them, no key twice."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_ultralong.program.errors import InputError
+
+MOST_BYTES = 2**18
+"""Of a file: configurations are a few kilobytes."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, but ``1e-5`` is a number as in YAML 1.2, and ``1:30`` is text."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping without a key that stands in it twice."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = (key_node.tag, str(key_node.value))
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key[1]!r} stands there twice", key_node.start_mark
+                )
+            seen.add(key)
+        values: dict[Any, Any] = super().construct_mapping(node, deep)
+        return values
+
+
+_FLOAT = "tag:yaml.org,2002:float"
+_INT = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [one for one in resolvers if one[0] not in (_FLOAT, _INT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+# The core schema of YAML 1.2.2, section 10.3.2.
+_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
+_Loader.add_constructor(_INT, lambda loader, node: int(node.value))  # 010 is ten, not eight
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping that a file holds.
+
+    Args:
+        path: the file.
+        what: it is, for messages: ``configuration``.
+
+    Raises:
+        InputError: no such file, or it does not hold one mapping.
+    """
+    if not path.is_file():
+        raise InputError(f"{what} {path} does not exist")
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(
+            f"{what} {path} has {path.stat().st_size} bytes, and at most {MOST_BYTES} are read: it "
+            "is another file"
+        )
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a {what}: it holds {type(values).__name__}")
+    return values

@@ -1,0 +1,1 @@
+"""A row of tokens: its documents, and which rank holds what of it."""

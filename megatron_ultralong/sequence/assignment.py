@@ -1,0 +1,209 @@
+"""Assignment of equal chunks of the sequence to the ranks of a context-parallel group.
+
+The sequence is cut into ``chunks_per_rank * cp_size`` chunks of equal length; every rank holds
+``chunks_per_rank`` of them, in ascending order, end to end. *Zigzag* (two chunks, ``r`` and
+``2 * cp_size - 1 - r``) shares causal work evenly when every token may see the whole past.
+*Balanced* shares it evenly when tokens see their own document alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from megatron_ultralong.program.errors import InputError
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Chunk numbers of every rank, ascending: zigzag of two ranks is ``((0, 3), (1, 2))``."""
+
+    chunks: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Every chunk belongs to one rank, and every rank holds equally many."""
+        held = [chunk for rank in self.chunks for chunk in rank]
+        assert sorted(held) == list(range(len(held))), f"not a partition of chunks: {self.chunks}"
+        assert len({len(rank) for rank in self.chunks}) == 1, f"unequal ranks: {self.chunks}"
+        assert all(list(rank) == sorted(rank) for rank in self.chunks), f"order: {self.chunks}"
+
+    @property
+    def cp_size(self) -> int:
+        """Number of ranks."""
+        return len(self.chunks)
+
+    @property
+    def chunks_per_rank(self) -> int:
+        """Number of chunks that each rank holds."""
+        return len(self.chunks[0])
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks that the sequence is cut into."""
+        return self.cp_size * self.chunks_per_rank
+
+    def chunk_length(self, seq_length: int) -> int:
+        """Tokens of one chunk.
+
+        Raises:
+            InputError: the sequence does not divide into the chunks.
+        """
+        if seq_length % self.num_chunks:
+            lower = seq_length // self.num_chunks * self.num_chunks
+            raise InputError(
+                f"seq_length ({seq_length}) must be divisible by the number of chunks "
+                f"({self.num_chunks} = {self.chunks_per_rank} for each of {self.cp_size} "
+                f"context-parallel ranks); use {lower + self.num_chunks}"
+                + (f" or {lower}" if lower else "")
+            )
+        return seq_length // self.num_chunks
+
+    def ranges(self, cp_rank: int, seq_length: int) -> list[tuple[int, int]]:
+        """Tokens ``[start, stop)`` of a rank's chunks: zigzag, 2 ranks, rank 0, 8 -> 0:2, 6:8."""
+        length = self.chunk_length(seq_length)
+        return [(chunk * length, (chunk + 1) * length) for chunk in self.chunks[cp_rank]]
+
+    def positions(self, cp_rank: int, seq_length: int) -> Tensor:
+        """Positions of a rank's tokens, int64 [s_local]: zigzag, 2 ranks, rank 0, 8 -> 0 1 6 7."""
+        return torch.cat([torch.arange(*part) for part in self.ranges(cp_rank, seq_length)])
+
+    def shard(self, x: Tensor, cp_rank: int, dim: int) -> Tensor:
+        """Tokens of one rank: dimension ``dim`` goes from seq_length to s_local."""
+        length = self.chunk_length(x.shape[dim])
+        parts = [x.narrow(dim, chunk * length, length) for chunk in self.chunks[cp_rank]]
+        return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+
+    def unshard(self, shards: Sequence[Tensor], dim: int) -> Tensor:
+        """Whole sequence from the shards of all ranks, in rank order: inverse of :meth:`shard`."""
+        assert len(shards) == self.cp_size, f"{len(shards)} shards of {self.cp_size} ranks"
+        parts: dict[int, Tensor] = {}
+        for numbers, shard in zip(self.chunks, shards, strict=True):
+            parts |= dict(zip(numbers, shard.chunk(self.chunks_per_rank, dim), strict=True))
+        return torch.cat([parts[chunk] for chunk in range(self.num_chunks)], dim)
+
+
+@lru_cache(maxsize=32)
+def zigzag(cp_size: int) -> Assignment:
+    """One early and one late chunk for each rank: ``2 -> ((0, 3), (1, 2))``, ``1 -> ((0,),)``."""
+    if cp_size == 1:  # one chunk, so that any length will do
+        return Assignment(((0,),))
+    return Assignment(tuple((rank, 2 * cp_size - 1 - rank) for rank in range(cp_size)))
+
+
+def zigzag_shard(x: Tensor, cp_size: int, cp_rank: int, dim: int) -> Tensor:
+    """Tokens of rank ``cp_rank``, two ranks of ``[0..7]``: rank 0 has ``[0, 1, 6, 7]``.
+
+    Raises:
+        InputError: the length of ``dim`` is not divisible by ``2 * cp_size``.
+    """
+    _check_zigzag(x.shape[dim], cp_size)
+    return zigzag(cp_size).shard(x, cp_rank, dim)
+
+
+def zigzag_unshard(shards: Sequence[Tensor], dim: int) -> Tensor:
+    """Inverse of :func:`zigzag_shard`: ``[0, 1, 6, 7], [2, 3, 4, 5] -> [0..7]``."""
+    return zigzag(len(shards)).unshard(shards, dim)
+
+
+def zigzag_positions(seq_length: int, cp_size: int, cp_rank: int) -> Tensor:
+    """Positions of a rank's tokens under zigzag, int64 [seq_length / cp_size].
+
+    Raises:
+        InputError: ``seq_length`` is not divisible by ``2 * cp_size``.
+    """
+    _check_zigzag(seq_length, cp_size)
+    return zigzag(cp_size).positions(cp_rank, seq_length)
+
+
+def _check_zigzag(seq_length: int, cp_size: int) -> None:
+    """Zigzag's rule in the words of the user's flags."""
+    num_chunks = 2 * cp_size
+    if cp_size > 1 and seq_length % num_chunks:
+        lower = seq_length // num_chunks * num_chunks
+        raise InputError(
+            f"seq_length ({seq_length}) must be divisible by 2 * context_parallel_size "
+            f"({num_chunks}): zigzag gives each rank one early and one late chunk; "
+            f"use {lower + num_chunks}" + (f" or {lower}" if lower else "")
+        )
+
+
+def chunk_areas(cu_seqlens: Sequence[int], num_chunks: int) -> npt.NDArray[np.float64]:
+    """Number of (query, key) pairs that the queries of every chunk attend to, [num_chunks].
+
+    ``[0, 3, 4]`` in two chunks: ``[1 + 2, 3 + 1]``.
+    """
+    edges = np.asarray(cu_seqlens, dtype=np.float64)
+    before = np.concatenate([[0.0], np.cumsum(_triangle(np.diff(edges)))])
+    cuts = np.linspace(0.0, edges[-1], num_chunks + 1)
+    document = np.clip(np.searchsorted(edges, cuts, side="right") - 1, 0, len(edges) - 2)
+    return np.diff(before[document] + _triangle(cuts - edges[document]))
+
+
+def _triangle(length: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Pairs of a causal mask over ``length`` tokens."""
+    return length * (length + 1) / 2
+
+
+def balanced(
+    cu_seqlens: Sequence[int],
+    cp_size: int,
+    *,
+    tolerance: float = 1.05,
+    max_chunks_per_rank: int = 64,
+) -> Assignment:
+    """Assignment that shares the work of ``document_mask: block`` evenly.
+
+    Zigzag where it is even enough; otherwise the fewest chunks per rank (each one more is more
+    and smaller kernel calls) with which the busiest rank has at most ``tolerance`` x the mean, or
+    the best one found. A function of its arguments alone: all ranks compute the same.
+    """
+    seq_length = int(cu_seqlens[-1])
+    best = zigzag(cp_size)
+    if cp_size == 1:
+        return best
+    best.chunk_length(seq_length)
+    best_load = _imbalance(best, chunk_areas(cu_seqlens, best.num_chunks))
+    chunks_per_rank = 2
+    while (
+        best_load > tolerance
+        and chunks_per_rank <= max_chunks_per_rank
+        and seq_length % (chunks_per_rank * cp_size) == 0
+    ):
+        areas = chunk_areas(cu_seqlens, chunks_per_rank * cp_size)
+        candidate = _largest_first(areas, cp_size)
+        load = _imbalance(candidate, areas)
+        if load < best_load:
+            best, best_load = candidate, load
+        chunks_per_rank *= 2
+    return best
+
+
+def _imbalance(assignment: Assignment, areas: npt.NDArray[np.float64]) -> float:
+    """Work of the busiest rank over the mean."""
+    loads = [areas[list(rank)].sum() for rank in assignment.chunks]
+    return float(max(loads) / np.mean(loads))
+
+
+def _largest_first(areas: npt.NDArray[np.float64], cp_size: int) -> Assignment:
+    """Chunks from the largest down, each to the least busy rank that has room (Graham's LPT).
+
+    Of equally busy ranks the first.
+    """
+    room = len(areas) // cp_size
+    held: list[list[int]] = [[] for _ in range(cp_size)]
+    ranks = [(0.0, rank) for rank in range(cp_size)]  # a heap of (load, rank), those with room
+    for chunk in np.argsort(-areas, kind="stable").tolist():
+        load, rank = ranks[0]
+        held[rank].append(chunk)
+        if len(held[rank]) < room:
+            heapq.heapreplace(ranks, (load + float(areas[chunk]), rank))
+        else:
+            heapq.heappop(ranks)
+    return Assignment(tuple(tuple(sorted(rank)) for rank in held))

@@ -1,0 +1,170 @@
+"""When a run saves, and when it ends before its time."""
+
+from __future__ import annotations
+
+import signal
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+
+from megatron_ultralong.checkpoint.disk.folder import iteration_folders
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.mcore.cpu import device
+from megatron_ultralong.program.errors import RunStopped
+from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.training.config_file import CONFIG_FILE, config_text
+from megatron_ultralong.training.optimizer import make_states
+from megatron_ultralong.training.saving.checkpoint_writer import CheckpointWriter, wait_before_retry
+from megatron_ultralong.training.saving.run_folder import RunFolder
+from megatron_ultralong.training.saving.state_dict import checkpoint_state
+from megatron_ultralong.training.state import TrainingState
+from megatron_ultralong.training.telling.phases import PhaseTimers
+from megatron_ultralong.training.telling.stop import STOPPED, StopRequests
+
+CANNOT_SAVE = 74
+"""Exit status of a run that cannot write checkpoints (EX_IOERR)."""
+_TRIES_AT_THE_END = 5
+
+
+class Saving:
+    """What every rank does between two iterations; all of them come to the same decisions."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        folder: RunFolder,
+        state: TrainingState,
+        stop: StopRequests,
+        timers: PhaseTimers,
+        damaged: frozenset[int],
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._state = state
+        self._stop = stop
+        self._timers = timers
+        self._writer: CheckpointWriter | None = None
+        if folder.root is not None:
+            self._writer = CheckpointWriter(folder, config.checkpoint)
+            # Later ones are of a run that was set back: this one goes another way.
+            later = {i for i in iteration_folders(folder.root) if i > folder.resumed_iteration}
+            self._writer.distrust(set(damaged) | later)
+
+    def at_boundary(self) -> None:
+        """After an iteration: take up what was written, save if it is time, end if told to.
+
+        Raises:
+            RunStopped: told to end, too many saves failed, or another job has the folder.
+        """
+        writer, iteration = self._writer, self._state.iteration
+        with self._timers.phase("checkpoint"):
+            is_writing = writer is not None and writer.is_writing
+            flags = torch.tensor(
+                [
+                    self._stop.signal_number,
+                    is_main_rank() and self._stop.is_late,
+                    is_writing,
+                    is_main_rank() and not self._folder.is_mine(),
+                ],
+                dtype=torch.int64,
+                device=device(),
+            )
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+            number, is_late, someone_writes, is_taken_over = flags.tolist()
+            if is_taken_over:
+                self._folder.end_taken_over()
+            if writer is not None:
+                if writer.is_pending and not someone_writes:
+                    writer.finish()
+                interval = self._config.save_interval
+                if interval and iteration % interval == 0:
+                    self._start(writer)
+                self._check_failures(writer)
+        if iteration == self._config.train_iters:
+            return
+        if number:
+            self.save_and_stop(STOPPED, f"{signal.Signals(number).name} came")
+        if is_late:
+            minutes = self._config.faults.exit_duration_in_mins
+            self.save_and_stop(STOPPED, f"exit_duration_in_mins ({minutes:g}) is over")
+
+    def finish_run(self) -> None:
+        """After the last iteration: the last checkpoint.
+
+        Raises:
+            RunStopped: it cannot be written.
+        """
+        self._save_now()
+        self._folder.write_status(0)
+
+    def save_and_stop(self, status: int, reason: str) -> NoReturn:
+        """Save the state as it is, and end the run.
+
+        Raises:
+            RunStopped: always.
+        """
+        self._save_now()
+        self._folder.write_status(status)
+        iteration = self._state.iteration
+        saved = f"the checkpoint of iteration {iteration} is written" if self._writer else ""
+        if not self._writer:
+            saved = "nothing is saved: the run has no --save"
+        elif not iteration:
+            saved = "nothing is saved: no iteration was done"
+        raise RunStopped(status, f"{reason}; {saved}")
+
+    def figures(self) -> tuple[int, int, str]:
+        """Checkpoints written and failed, and where the last one is, for the summary."""
+        if self._writer is None:
+            return 0, 0, "no --save"
+        last = self._writer.last_iteration
+        place = f"the last is iteration {last} in {self._folder.root}" if last else "none written"
+        return self._writer.num_written, self._writer.total_failures, place
+
+    def _start(self, writer: CheckpointWriter) -> None:
+        state, config = self._state, self._config
+        if not state.scheduler.num_steps:  # all steps so far were skipped
+            make_states(state.chunks, state.optimizer)
+        position = {
+            "iteration": state.iteration,
+            "consumed_samples": state.iteration * config.global_batch_size,
+        }
+        writer.start(
+            state.iteration,
+            lambda: checkpoint_state(
+                *(state.chunks, state.optimizer, state.scheduler, position),
+                state.inputs.result.model,
+            ),
+            {CONFIG_FILE: config_text(config)},
+        )
+
+    def _save_now(self) -> None:
+        """Write the checkpoint of this iteration, unless it is there, and wait for it."""
+        writer, iteration = self._writer, self._state.iteration
+        if writer is None or iteration in (0, self._folder.resumed_iteration):
+            return
+        limit = self._config.checkpoint.max_save_failures or _TRIES_AT_THE_END
+        with self._timers.phase("checkpoint"):
+            while True:
+                if writer.iteration != iteration:
+                    self._start(writer)
+                if writer.finish():
+                    return
+                if writer.num_failures >= limit:
+                    self._give_up(writer)
+                wait_before_retry()
+
+    def _check_failures(self, writer: CheckpointWriter) -> None:
+        limit = self._config.checkpoint.max_save_failures
+        if limit and writer.num_failures >= limit:
+            self._give_up(writer)
+
+    def _give_up(self, writer: CheckpointWriter) -> NoReturn:
+        self._folder.write_status(CANNOT_SAVE)
+        raise RunStopped(
+            CANNOT_SAVE,
+            f"{writer.num_failures} checkpoints in a row could not be written to "
+            f"{self._folder.root} (max_save_failures): make room there, or name another --save; "
+            "older checkpoints stand",
+        )

@@ -1,0 +1,274 @@
+"""Writes checkpoints in the background, and makes each the current one in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+
+from megatron_ultralong.checkpoint.disk.checksums import write_checksums
+from megatron_ultralong.checkpoint.disk.folder import iteration_folder, iterations, write_latest
+from megatron_ultralong.config.run import CheckpointConfig
+from megatron_ultralong.program.rank_values import every_rank
+from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.training.saving.retention import expired
+from megatron_ultralong.training.saving.run_folder import RunFolder
+from megatron_ultralong.training.saving.snapshot import Snapshot, Written
+
+_LEFT_OVER = (".partial", ".removed")
+_TAKEN_OVER = "another job has the folder"
+_log = logging.getLogger(__name__)
+
+
+class _Job(NamedTuple):
+    """A checkpoint on its way to the disk."""
+
+    iteration: int
+    folder: Path
+    snapshot: Snapshot
+    thread: threading.Thread
+    outcome: list[Written | str]
+    """What the thread has written, or why it could not; empty while it works."""
+
+
+class CheckpointWriter:
+    """One checkpoint at a time; every rank has one, and calls its methods at the same places.
+
+    A checkpoint that cannot be written is counted and warned of; what is on the disk stays.
+    """
+
+    def __init__(self, run: RunFolder, config: CheckpointConfig) -> None:
+        """Write into the folder of ``run``, as long as that is this job's."""
+        self.num_written = 0
+        self.num_failures = 0
+        """One after another, up to now."""
+        self.total_failures = 0
+        self.last_iteration: int | None = None
+        """Of the newest checkpoint that this writer finished."""
+        assert run.root is not None
+        self._run = run
+        self._root = root = run.root
+        self._config = config
+        self._job: _Job | None = None
+        self._was_validated = False
+        self._damaged: set[int] = set()
+        if is_main_rank() and root.is_dir():
+            for path in [p for p in root.iterdir() if p.suffix in _LEFT_OVER and p.is_dir()]:
+                shutil.rmtree(path, ignore_errors=True)
+
+    @property
+    def iteration(self) -> int | None:
+        """Of the checkpoint that is being written, or else was written last."""
+        return self._job.iteration if self._job else self.last_iteration
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a checkpoint was begun and not finished; the same on every rank."""
+        return self._job is not None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank's thread is at work."""
+        return self._job is not None and self._job.thread.is_alive()
+
+    def distrust(self, damaged: set[int]) -> None:
+        """Do not count these iterations as checkpoints that can be gone back to."""
+        self._damaged |= damaged
+
+    def start(
+        self, iteration: int, state: Callable[[], dict[str, Any]], texts: Mapping[str, str]
+    ) -> None:
+        """Begin the checkpoint of ``iteration``; the one before is finished first.
+
+        Args:
+            iteration: iterations done.
+            state: makes the sharded state.
+            texts: small files to add, by name.
+
+        Raises:
+            RunStopped: another job has taken the folder over.
+        """
+        self.finish()
+        final = iteration_folder(self._root, iteration)
+        # By the owner's number: ranks of a job that was taken over never write into this one.
+        folder = final.with_name(f"{final.name}.{self._run.owner_number}.partial")
+        error = self._first_of(self._make(folder) if is_main_rank() else None)
+        if error:
+            self._failed(iteration, error)
+            return
+        snapshot = Snapshot(state(), folder, validate=not self._was_validated)
+        self._was_validated = True
+        outcome: list[Written | str] = []
+        thread = threading.Thread(
+            target=_write,
+            args=(snapshot, texts, outcome, self._root),
+            name="checkpoint",
+            daemon=True,
+        )
+        self._job = _Job(iteration, folder, snapshot, thread, outcome)
+        thread.start()
+        if not self._config.async_save:
+            self.finish()
+
+    def finish(self) -> bool:
+        """Wait for the checkpoint that was begun; returns whether the last one stands.
+
+        Raises:
+            RunStopped: another job has taken the folder over.
+        """
+        job = self._job
+        if job is None:
+            return self.num_failures == 0
+        job.thread.join()
+        self._job = None
+        parts = every_rank(job.outcome[0])
+        error = self._first_of(self._end(job, parts) if is_main_rank() else None)
+        if error:
+            self._failed(job.iteration, error, job.folder)
+            return False
+        self.num_failures = 0
+        self.num_written += 1
+        self.last_iteration = job.iteration
+        return True
+
+    def _first_of(self, error: str | None) -> str | None:
+        """The first rank's error, on all ranks.
+
+        Raises:
+            RunStopped: it is that another job has taken the folder over.
+        """
+        first = next((error for error in every_rank(error) if error), None)
+        if first == _TAKEN_OVER:
+            self._run.end_taken_over()
+        return first
+
+    def _make(self, folder: Path) -> str | None:
+        if not self._run.is_mine():
+            return _TAKEN_OVER
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            # Without its parents: a run's folder that is gone may be a disk that is not mounted.
+            folder.mkdir()
+            self._run.write_identity()
+        except OSError as error:
+            return f"{error}"
+        return None
+
+    def _end(self, job: _Job, parts: list[Any]) -> str | None:
+        """Commit what all ranks have written, on the main one; returns what went wrong."""
+        error = next((part for part in parts if isinstance(part, str)), None)
+        try:
+            if error is None:
+                write_checksums(job.folder, job.snapshot.finish(parts))
+                _sync_folder(job.folder)
+                self._commit(job)
+        except Exception as exception:
+            error = _reason(exception, self._root)
+        if not self._run.is_mine():  # whose next owner has removed what this one wrote
+            return _TAKEN_OVER
+        if error is None:
+            self._damaged.discard(job.iteration)
+            self._remove_expired(job.iteration)
+        return error
+
+    def _commit(self, job: _Job) -> None:
+        """Give the folder its name, and name it the current one."""
+        final = iteration_folder(self._root, job.iteration)
+        if not self._run.is_mine():
+            return
+        with _set_aside(final):  # damaged, or from a run that was set back
+            os.replace(job.folder, final)
+        _sync_folder(self._root)
+        if self._run.is_mine():
+            write_latest(self._root, job.iteration)
+            _sync_folder(self._root)
+
+    def _remove_expired(self, newest: int) -> None:
+        known = [i for i in iterations(self._root) if 0 < i <= newest]
+        good = [i for i in known if i not in self._damaged]
+        gone = expired(
+            good,
+            retain_last=self._config.save_retain_last,
+            retain_interval=self._config.save_retain_interval,
+        )
+        for iteration in [*gone, *(i for i in known if i in self._damaged)]:
+            try:
+                with _set_aside(iteration_folder(self._root, iteration)):
+                    pass
+            except OSError as error:
+                _log.warning("checkpoint of iteration %d stays: %s", iteration, error)
+
+    def _failed(self, iteration: int, error: str, folder: Path | None = None) -> None:
+        self.num_failures += 1
+        self.total_failures += 1
+        if not is_main_rank():
+            return
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        limit = self._config.max_save_failures
+        _log.warning(
+            "WARNING: the checkpoint of iteration %d could not be written to %s: %s (failure %d"
+            "%s in a row); older checkpoints stand, and the next interval tries again",
+            iteration,
+            self._root,
+            error,
+            self.num_failures,
+            f" of {limit}" if limit else "",
+        )
+
+
+def _write(
+    snapshot: Snapshot, texts: Mapping[str, str], outcome: list[Written | str], root: Path
+) -> None:
+    try:
+        outcome.append(snapshot.write(texts))
+    except Exception as error:  # whatever it is, it is told on the main thread
+        outcome.append(f"rank {dist.get_rank()}: {_reason(error, root)}")
+
+
+def _reason(error: Exception, root: Path) -> str:
+    """The error, and the room on the disk: torch's writer does not say that it is full."""
+    try:
+        room = f"the disk has {shutil.disk_usage(root).free / 2**30:.2f} GiB free"
+    except OSError:
+        room = "the folder is gone"
+    return f"{type(error).__name__}: {error} ({room})"
+
+
+@contextlib.contextmanager
+def _set_aside(folder: Path) -> Iterator[None]:
+    """Remove a checkpoint, if one is there; where the body fails it stays."""
+    aside = folder.with_name(folder.name + ".removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    was_there = folder.exists()
+    if was_there:  # its name first: a kill leaves no half of it under that name
+        os.replace(folder, aside)
+    try:
+        yield
+    except BaseException:
+        if was_there:
+            os.replace(aside, folder)
+        raise
+    if was_there:
+        shutil.rmtree(aside)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def wait_before_retry() -> None:
+    """Give a full disk or a lost folder some time before the last checkpoint is tried again."""
+    time.sleep(2.0)

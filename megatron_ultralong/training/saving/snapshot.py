@@ -1,0 +1,165 @@
+"""A sharded state as it was at one moment, which a thread can write while training goes on.
+
+Megatron-Core plans who writes what (torch_dist format). Its own way to write forks a process for
+every file, and a manager process that passes results on: killed ranks leave those behind, and a
+fork copies the page tables of the whole process while communication threads hold locks. Here every
+rank copies its tensors to fresh host memory and writes one file from a thread, which ends with it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import queue
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.state_dict_saver import save_state_dict_async_plan
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+
+from megatron_ultralong.checkpoint.disk.checksums import Checksum, checksum
+from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
+
+
+class Written(NamedTuple):
+    """What a rank has written: how the pieces can be found, and its files."""
+
+    results: list[WriteResult]
+    files: dict[str, Checksum]
+
+
+class _Writer(FileSystemWriterAsync):
+    """Takes copies of what Megatron's plan gives this rank."""
+
+    items: tuple[list[Any], list[Any]] = ([], [])
+    prefix = ""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Nothing: the folder is there."""
+        return plan
+
+    def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
+        """Copy the tensors, whose training goes on."""
+        self.prefix = plan.storage_data.prefix
+        data = [(item, planner.resolve_data(item)) for item in plan.items]
+        self.items = (
+            [(item, value) for item, value in data if item.type == WriteItemType.BYTE_IO],
+            [(item, _copy(value)) for item, value in data if isinstance(value, torch.Tensor)],
+        )
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the copies have arrived
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    if tensor.device.type == "cpu":
+        return tensor.clone()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+        tensor, non_blocking=True
+    )
+
+
+class Snapshot:
+    """The part of a checkpoint that this rank writes. Every rank makes one at the same time."""
+
+    def __init__(self, state: dict[str, Any], folder: Path, *, validate: bool) -> None:
+        """Plan, and copy.
+
+        Args:
+            state: sharded state; plain values in it are stored once, by rank 0.
+            folder: where the files will be; it exists.
+            validate: check that the ranks' shards cover every tensor once.
+        """
+        self._folder = folder
+        sharded, common = save_preprocess(state, validate)
+        keyed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
+        self._writer = _Writer(str(folder), thread_count=1)
+        (_, self._metadata, _), *_ = save_state_dict_async_plan(
+            mcore_to_pyt_state_dict(keyed, False),
+            self._writer,
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+        self._common: bytes | None = None
+        if dist.get_rank() == 0:
+            buffer = io.BytesIO()
+            torch.save(common, buffer)
+            self._common = buffer.getvalue()
+
+    def write(self, texts: Mapping[str, str]) -> Written:
+        """Write this rank's files through to the disk; no other rank is waited for.
+
+        Args:
+            texts: small files that rank 0 adds, by name.
+
+        Raises:
+            Exception: a file could not be written.
+        """
+        files, results = {}, []
+        if any(self._writer.items):
+            name = f"{self._writer.prefix}0.distcp"
+            results = self._write_items(name)
+            files[name] = checksum(self._folder / name)
+        if self._common is not None:
+            small = {COMMON_STATE_FNAME: self._common}
+            small.update({name: text.encode() for name, text in texts.items()})
+            for name, content in small.items():
+                _write_through(self._folder / name, content)
+                files[name] = checksum(self._folder / name)
+        return Written(results, files)
+
+    def finish(self, written: list[Written]) -> dict[str, Checksum]:
+        """Write what makes the files a checkpoint, on rank 0; returns all files.
+
+        Raises:
+            OSError: a file could not be written.
+        """
+        assert self._metadata is not None, "rank 0 finishes"
+        self._writer.finish(self._metadata, [part.results for part in written])
+        save_config(CheckpointingConfig("torch_dist", 1), str(self._folder))
+        files = {name: entry for part in written for name, entry in part.files.items()}
+        for name in (".metadata", FORMAT_FILE):
+            files[name] = checksum(self._folder / name)
+        return files
+
+    def _write_items(self, name: str) -> list[WriteResult]:
+        results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        counts: queue.Queue[int] = queue.Queue()
+        counts.put(0)
+        transforms = [self._writer.transforms] if hasattr(self._writer, "transforms") else []
+        FileSystemWriterAsync.write_preloaded_data(
+            transforms,
+            local_proc_idx=0,
+            write_bucket=(str(self._folder / name), name, self._writer.items),
+            results_queue=results,
+            count_queue=counts,
+            use_fsync=True,
+        )
+        _, outcome = results.get()
+        if isinstance(outcome, Exception):
+            # The frames of a write that failed hold each other and torch's half-written file: where
+            # Python's collector found them (3.12 did), that file's end was a segmentation fault.
+            traceback.clear_frames(outcome.__traceback__)
+            raise outcome
+        written: list[WriteResult] = outcome
+        return written
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

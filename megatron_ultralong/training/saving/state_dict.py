@@ -1,0 +1,238 @@
+"""What a checkpoint of a run holds: model, optimizer, schedule, random states and position."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_ultralong.checkpoint.formats.megatron_args import megatron_args
+from megatron_ultralong.checkpoint.formats.model_state import take_state, without_extra_states
+from megatron_ultralong.checkpoint.formats.sharded_load import load_common, load_sharded
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.errors import InputError
+
+_SHARDING = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "chained_optim_avoid_prefix": True,
+    "singleton_local_shards": False,
+}
+"""The optimizer's states are stored in the shapes of the weights: any layout can read them."""
+_IDENTITY = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
+"""What tells groups of parameters apart in every release."""
+_RATES = ("max_lr", "min_lr")
+
+
+def _names(chunks: Sequence[DistributedDataParallel]) -> list[str]:
+    """Megatron-LM's names for the parts of a model on a rank; no tensor is stored by them."""
+    return ["model"] if len(chunks) == 1 else [f"model{index}" for index in range(len(chunks))]
+
+
+def _sharded_state(
+    chunks: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    *,
+    is_loading: bool,
+) -> dict[str, Any]:
+    # A copy each: Megatron adds process groups to the dictionary it is given.
+    weights = {
+        name: chunk.module.sharded_state_dict(metadata=dict(_SHARDING))
+        for name, chunk in zip(_names(chunks), chunks, strict=True)
+    }
+    states = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(_SHARDING))
+    for group in states["optimizer"]["param_groups"]:
+        # The offloading optimizer names its classes there, and torch reads no file with classes.
+        for name in [name for name, value in group.items() if isinstance(value, type)]:
+            del group[name]
+    return {**weights, "optimizer": states, "opt_param_scheduler": scheduler.state_dict()}
+
+
+def prepare_torch_adam(parts: Iterable[MegatronOptimizer]) -> None:
+    """Make states that can be loaded into, where Megatron runs torch's Adam (no Apex, no TE).
+
+    torch's Adam keeps its step with the other states and makes them all in its first step;
+    Megatron-Core stores the step once for all, and then misses it parameter by parameter.
+    """
+    for part in parts:
+        inner = part.optimizer
+        if isinstance(inner, HybridDeviceOptimizer) and not inner.state:
+            inner.dummy_step()  # what it does to the weights is loaded over
+        if not isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
+            continue
+        for parameter in (p for group in inner.param_groups for p in group["params"]):
+            inner.state[parameter] = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        part._set_main_param_and_optimizer_states = functools.partial(
+            _set_states_with_step, part, part._set_main_param_and_optimizer_states
+        )
+
+
+def _set_states_with_step(
+    part: Any,
+    set_states: Callable[[torch.nn.Parameter, dict[str, torch.Tensor]], None],
+    model_parameter: torch.nn.Parameter,
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    group, place = part.model_param_group_index_map[model_parameter]
+    parameter = part.optimizer.param_groups[group]["params"][place]
+    set_states(model_parameter, {"step": part.optimizer.state[parameter]["step"], **tensors})
+
+
+def separate_steps(parts: Iterable[MegatronOptimizer]) -> None:
+    """Give every parameter of torch's Adam a step of its own.
+
+    Megatron-Core loads one tensor into all of them, and every parameter would count it up: after
+    one iteration Adam would take itself to be as many steps further as there are parameters.
+    """
+    for part in parts:
+        for states in part.optimizer.state.values():
+            for name, value in states.items():
+                if isinstance(value, torch.Tensor) and _is_shared(name, value):
+                    states[name] = value.clone()
+        if isinstance(part.optimizer, HybridDeviceOptimizer):
+            part.optimizer._sync_sub_optimizers_state_to_hdo()
+
+
+def _is_shared(name: str, value: torch.Tensor) -> bool:
+    """Whether it is one step for all, or a part of a tensor that is kept for its sake."""
+    return name == "step" or value.untyped_storage().nbytes() > value.nbytes
+
+
+def checkpoint_state(
+    chunks: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    position: dict[str, Any],
+    source: ModelConfig,
+) -> dict[str, Any]:
+    """The sharded state of a checkpoint, for :class:`Snapshot`; every rank calls it.
+
+    Args:
+        chunks: wrapped model.
+        optimizer: its optimizer.
+        scheduler: its learning-rate schedule.
+        position: where the run is; plain values, ``iteration`` among them.
+        source: shape of the model, for Megatron-LM's ``--use-checkpoint-args``.
+    """
+    return {
+        **_sharded_state(chunks, optimizer, scheduler, is_loading=False),
+        "rng_state": _rng_shard(_rng_state()),
+        "args": megatron_args(source),
+        "iteration": position["iteration"],
+        "checkpoint_version": 3.0,
+        "ultralong": {**position, "world_size": dist.get_world_size()},
+        "content_metadata": dict(_SHARDING),
+    }
+
+
+def load_checkpoint(
+    folder: Path,
+    chunks: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+) -> dict[str, Any]:
+    """Restore everything from ``folder`` (an ``iter_NNNNNNN``); returns the saved position.
+
+    Any tensor, pipeline (virtual stages too), context and data parallel sizes can read it. The
+    random states are each rank's own, and restored where as many ranks read as have written.
+
+    Raises:
+        InputError: it is damaged, would run code, or is not of a run of this project.
+    """
+    prepare_torch_adam(optimizer.chained_optimizers)
+    asked = [_hyperparameters(group) for group in optimizer.param_groups]
+    state = _sharded_state(chunks, optimizer, scheduler, is_loading=True)
+    position = _position(load_common(folder), folder)
+    as_many_ranks = position["world_size"] == dist.get_world_size()
+    if as_many_ranks:
+        state["rng_state"] = _rng_shard(None)
+    state, _, lacking = load_sharded(state, folder, strict=StrictHandling.RETURN_UNEXPECTED)
+    lacking = without_extra_states(lacking)
+    if lacking:
+        raise InputError(
+            f"{folder} lacks {len(lacking)} tensors of this run, {lacking[0]} first: it is of "
+            "another model or optimizer; name another --save"
+        )
+    for name, chunk in zip(_names(chunks), chunks, strict=True):
+        take_state(chunk.module, state[name])
+    _take_rates(state["optimizer"]["optimizer"]["param_groups"], asked)
+    optimizer.load_state_dict(state["optimizer"])
+    separate_steps(optimizer.chained_optimizers)
+    for group, values in zip(optimizer.param_groups, asked, strict=True):
+        group.update(values)
+    scheduler.load_state_dict(state["opt_param_scheduler"])
+    if as_many_ranks:
+        try:
+            _set_rng_state(state["rng_state"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(f"{folder}: the random states are damaged ({error})") from error
+    return position
+
+
+def _position(common: dict[str, Any], folder: Path) -> dict[str, Any]:
+    position = common.get("ultralong")
+    if not isinstance(position, dict) or any(
+        type(position.get(name)) is not int for name in ("iteration", "world_size")
+    ):
+        raise InputError(
+            f"{folder} does not say where its run was: it is no checkpoint of `pretrain` or `sft`; "
+            "begin from it by --load, with another --save"
+        )
+    return dict(position)
+
+
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    """What the configuration says of a group of parameters; a checkpoint brings the old values."""
+    return {name: value for name, value in group.items() if name not in ("params", "step")}
+
+
+def _take_rates(saved: list[dict[str, Any]], asked: list[dict[str, Any]]) -> None:
+    """Give saved groups of parameters the rates of the groups that are to take their place.
+
+    Megatron-Core 0.19 finds a saved group by its rates too, and would find none under another one.
+    """
+    for group in saved:
+        for other in asked:
+            if all(group.get(name) == other.get(name) for name in _IDENTITY):
+                group.update({name: other[name] for name in _RATES if name in other})
+
+
+def _rng_shard(state: dict[str, Any] | None) -> ShardedObject:
+    return ShardedObject("rng_state", state, (dist.get_world_size(),), (dist.get_rank(),))
+
+
+def _rng_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "random": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).copy()), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    kind, keys, *rest = state["numpy"]
+    random.setstate(state["random"])
+    np.random.set_state((kind, keys.numpy(), *rest))
+    torch.set_rng_state(state["torch"])
+    torch.cuda.set_rng_state(state["cuda"])
+    tensor_parallel.get_cuda_rng_tracker().set_states(state["tracker"])

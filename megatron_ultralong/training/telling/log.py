@@ -1,0 +1,153 @@
+"""What a run tells: a line an iteration in Megatron-LM's words, JSON lines, and other sinks."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+import torch
+
+from megatron_ultralong.program.progress import ProgressBar
+
+FILE_NAME = "log.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionBin:
+    """Validation loss of the predictions made at positions ``[start, stop)``."""
+
+    start: int
+    stop: int
+    lm_loss: float
+    """Mean nats a token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationRecord:
+    """Figures of one iteration."""
+
+    iteration: int
+    consumed_samples: int
+    consumed_tokens: int
+    lm_loss: float
+    """Mean nats a token over the global batch."""
+    grad_norm: float
+    learning_rate: float
+    elapsed_ms: float
+    """Wall time since the iteration before was done, validation left out, in milliseconds."""
+    tokens_per_second_per_rank: float
+    tflops_per_rank: float
+    """Model FLOPs (:mod:`megatron_ultralong.model.flops`), without recomputation, in TFLOP/s."""
+    mfu: float | None
+    """Their share of the device's peak; None where the peak is not known."""
+    peak_memory_gib: float
+    """Peak of the device's allocations; on a CPU the resident memory of the process."""
+    phases_ms: dict[str, float]
+    """Elapsed time by phase (:mod:`megatron_ultralong.training.telling.phases`), in
+    milliseconds."""
+    skipped: bool = False
+    """Loss or gradients were not finite, and the weights were left as they are."""
+    num_skipped: int = 0
+    """Iterations skipped since the run was started."""
+    warning: str | None = None
+    """A loss spike, or where the numbers went bad."""
+    validation_loss: float | None = None
+    validation_bins: tuple[PositionBin, ...] = ()
+
+
+class Sink(Protocol):
+    """Another place for records."""
+
+    def write(self, record: IterationRecord) -> None:
+        """Take one record."""
+
+    def close(self) -> None:
+        """Finish."""
+
+
+def peak_memory_gib() -> float:
+    """Memory of this rank so far, in GiB: see :class:`IterationRecord`."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30
+
+
+class RunLog:
+    """Writes records to the terminal, to ``log.jsonl`` and to sinks; made on the main rank only.
+
+    A disk that is full or gone costs lines of the log, never the run.
+    """
+
+    def __init__(
+        self, folder: Path | None, train_iters: int, bar: ProgressBar, sinks: Sequence[Sink] = ()
+    ) -> None:
+        self._file = (folder / FILE_NAME).open("a", encoding="utf-8") if folder else None
+        self._train_iters = train_iters
+        self._bar = bar
+        self._sinks = sinks
+        self._has_warned = False
+
+    def write(self, record: IterationRecord, *, to_terminal: bool) -> None:
+        """Append one record."""
+        self._attempt(lambda: self._append(record))
+        for sink in self._sinks:
+            self._attempt(lambda sink=sink: sink.write(record))  # type: ignore[misc]
+        if to_terminal or record.warning:
+            self._bar.print(self.line(record))
+
+    def close(self) -> None:
+        """Close the file and the sinks."""
+        if self._file:
+            self._attempt(self._file.close)
+        for sink in self._sinks:
+            self._attempt(sink.close)
+
+    def line(self, record: IterationRecord) -> str:
+        """The line of one iteration."""
+        now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        parts = [
+            f" [{now}] iteration {record.iteration:8d}/{self._train_iters:8d}",
+            f"consumed samples: {record.consumed_samples:12d}",
+            f"consumed tokens: {record.consumed_tokens:14d}",
+            f"elapsed time per iteration (ms): {record.elapsed_ms:.1f}",
+            f"tokens/s/GPU: {record.tokens_per_second_per_rank:.0f}",
+            f"throughput per GPU (TFLOP/s/GPU): {record.tflops_per_rank:.3g}",
+        ]
+        if record.mfu is not None:
+            parts.append(f"MFU: {100 * record.mfu:.1f} %")
+        parts += [
+            f"learning rate: {record.learning_rate:.6E}",
+            f"lm loss: {record.lm_loss:.6E}",
+            f"grad norm: {record.grad_norm:.3f}",
+            f"number of skipped iterations: {record.num_skipped:3d}",
+            f"peak memory (GiB): {record.peak_memory_gib:.2f}",
+        ]
+        if record.validation_loss is not None:
+            parts.append(f"validation loss: {record.validation_loss:.6E}")
+        if record.validation_bins:
+            losses = " ".join(
+                f"<{part.stop}: {part.lm_loss:.4f}" for part in record.validation_bins
+            )
+            parts.append(f"by position: {losses}")
+        if record.warning:
+            parts.append(f"WARNING: {record.warning}")
+        return " | ".join(parts) + " |"
+
+    def _append(self, record: IterationRecord) -> None:
+        if self._file:
+            self._file.write(json.dumps(dataclasses.asdict(record)) + "\n")
+            self._file.flush()
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                sys.stderr.write(f"WARNING: the log cannot be written ({error}); the run goes on\n")
