@@ -18,7 +18,7 @@ WRITERS: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lambda data: lzma.compress(data, preset=0),
     ".zst": lambda data: bytes(pa.compress(data, codec="zstd", asbytes=True)),
 }
-LINES = b"".join(b"line %d of some text\n" % number for number in range(12_000))
+LINES = b"".join(b"line %d of some text\n" % number for number in range(5_000))
 
 
 def read(path: Path, data: bytes, size: int = 1 << 20) -> tuple[bytes, str]:
@@ -52,11 +52,11 @@ def test_whole_files(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [s for s in WRITERS if s != ".zst"])
-@pytest.mark.parametrize("count", [1, 3, 4, 512, 70_000])
+@pytest.mark.parametrize("count", [1, 4, 70_000])
 def test_zeros_behind_a_member_are_padding(tmp_path: Path, suffix: str, count: int) -> None:
     write, path = WRITERS[suffix], tmp_path / f"a{suffix}"
     assert read(path, write(LINES) + bytes(count)) == (LINES, "")
-    between = write(LINES[:100]) + bytes(count) + write(LINES[100:]) + bytes(count)
+    between = write(LINES[:99]) + bytes(count) + write(LINES[99:]) + bytes(count)
     assert read(path, between) == (LINES, "")
 
 

@@ -19,7 +19,7 @@ from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
 from megatron_ultralong.program.errors import escaped
 from tests.data.corpora import Corpus, make
 
-SAMPLE, ALL = 60, 500
+SAMPLE, ALL = 50, 500
 SEQ_LENGTH = 4096
 TEXTS = [f"Document {number}: " + "some words of it. " * 3 for number in range(40)]
 LINES = ["".join(json.dumps({"text": t}) + "\n" for t in half) for half in (TEXTS[:20], TEXTS[20:])]

@@ -12,7 +12,7 @@ def find(folder: Path) -> Work:
     return lambda: find_files(Source("s", str(folder)))
 
 
-@counted(100)
+@counted(40)
 def files_of_a_folder(n: int, folder: Path) -> Work:
     for number in range(n):
         (folder / f"{number}.txt").write_text("a text")
@@ -20,7 +20,7 @@ def files_of_a_folder(n: int, folder: Path) -> Work:
     return find(folder)
 
 
-@counted(60)
+@counted(20)
 def folders_that_link_to_all_others(n: int, folder: Path) -> Work:
     """Each has a link to the one that holds them all: by paths they are n to the power of n."""
     for number in range(n):
@@ -30,7 +30,7 @@ def folders_that_link_to_all_others(n: int, folder: Path) -> Work:
     return find(folder)
 
 
-@counted(60)
+@counted(20)
 def folders_of_a_pattern(n: int, folder: Path) -> Work:
     for number in range(n):
         (folder / f"{number}").mkdir()
