@@ -312,6 +312,9 @@ class _Maker:
             "noise": b"\0\xff" + draw.randbytes(300),
             "latin-1": text.encode() + "\nnaïve".encode("latin-1"),
         }
+        if Path(path.name.removesuffix(compression)).suffix in (".py", ".rst"):
+            for name in ("array", "lines of an array", "object"):  # which source code may be
+                del kinds[name]
         what = draw.choice(sorted(kinds))
         self.corpus.what.append(f"{what} as {path.name!a}")
         self.corpus.bad[path] = 1

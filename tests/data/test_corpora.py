@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.cli import main
+from megatron_ultralong.data.read.sources import REFUSED
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
@@ -86,10 +87,10 @@ def check(corpus: Corpus, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -
             ]
             assert shown, (bad, told)
             assert escaped(shown[0]) in said.out, told
-    read = sum(line.num_files for line in summary.counts if line.read_as)
+    read = sum(n.num_files for n in summary.counts if n.read_as or n.reason == REFUSED)
     assert read == corpus.num_read, told
     if not corpus.source.endswith("*"):
-        left_out = sum(line.num_files for line in summary.counts if line.reason)
+        left_out = sum(n.num_files for n in summary.counts if n.reason not in ("", REFUSED))
         assert left_out == corpus.num_left_out, told
     for line in summary.counts:
         assert f"s: {line.num_files} {line.suffix or 'without a suffix'} " in said.out, told

@@ -281,11 +281,11 @@ def test_files_of_a_folder_are_looked_at_and_told_as_those_of_documents_are(
     assert source.num_conversations == 12
     assert (source.num_bad, source.num_cut_files) == ({"unreadable": 2}, 1)
     read = {line.suffix: line.read_as for line in source.counts if line.read_as}
-    assert read == {".json.gz": "jsonl", ".txt": "jsonl", ".jsonl": "jsonl", ".jsonl.gz": "jsonl"}
+    assert read == {".json.gz": "jsonl", ".txt": "jsonl", ".jsonl.gz": "jsonl"}
     said = capsys.readouterr().out
     for line in source.counts:
         assert f"x: {line.num_files} {line.suffix or 'without a suffix'} " in said
-    assert sum(line.num_files for line in source.counts if line.reason) == 5
+    assert sum(line.num_files for line in source.counts if line.reason) == 6
     assert "x: of 1 files the rest could not be read" in said
     for name in ("array.jsonl: unreadable: is a JSON array", "cut.jsonl.gz:1: unreadable: cannot"):
         assert name in said

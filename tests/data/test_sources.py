@@ -25,6 +25,7 @@ from megatron_ultralong.data.read.signatures import SIGNATURES, signature_proble
 from megatron_ultralong.data.read.sources import (
     HIDDEN,
     NOT_WANTED,
+    REFUSED,
     REPEATED,
     UNKNOWN,
     FoundFiles,
@@ -62,11 +63,14 @@ def refusal(path: Path, data: bytes) -> str:
     assert "--skip-bad" in message
     skipped = find_files(Source("s", str(path)), skip_bad=True)
     assert [bool(part.problem) for part in skipped.files] == [True]
+    assert [(line.num_files, line.reason) for line in skipped.counts] == [(1, REFUSED)]
     path.unlink()
     return message
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.JSON", "a.txt", "a.jl", "part-00000", "a.data", "a"])
+@pytest.mark.parametrize(
+    "name", ["a.json", "a.JSON", "a.txt", "a.py", "a.jl", "part-00000", "a.data", "a"]
+)
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_json_lines_are_read_as_such_whatever_their_name(
     tmp_path: Path, name: str, suffix: str
@@ -152,6 +156,15 @@ TEXT_THAT_LOOKS_LIKE = [
 def test_texts_stay_texts(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text)
     assert texts_of(tmp_path) == [text.removeprefix("\ufeff")]
+
+
+def test_source_code_may_look_like_json(tmp_path: Path) -> None:
+    """As a list of patches in a file of Python's."""
+    for text in (json.dumps(ROWS, indent=2), json.dumps(ROWS), json.dumps({"a": ROWS}, indent=2)):
+        for name in ("a.py", "b.js", "c.rb.gz"):
+            data = text.encode()
+            (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        assert texts_of(tmp_path) == [text] * 3
 
 
 def table() -> pa.Table:

@@ -21,7 +21,12 @@ from megatron_ultralong.data.read.compression import (
     is_compressed_as_named,
     uncompressed_name,
 )
-from megatron_ultralong.data.read.file_names import TEXT_NAMES, TEXT_SUFFIXES, UNREAD_SUFFIXES
+from megatron_ultralong.data.read.file_names import (
+    PLAIN_SUFFIXES,
+    TEXT_NAMES,
+    TEXT_SUFFIXES,
+    UNREAD_SUFFIXES,
+)
 from megatron_ultralong.data.read.signatures import signature_problem
 
 FileFormat = Literal["auto", "jsonl", "parquet", "text"]
@@ -102,9 +107,14 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
     head = head.removeprefix(_MARK)
     if suffix == ".json" or by_name == "jsonl":
         return FileKind("jsonl", _json_problem(path, suffix, head, is_whole))
+    is_known = is_known_name(path)
+    if b"\0" in head:
+        return FileKind("text", nul_problem(head.index(b"\0")), is_known)
     if _holds_json_lines(head, is_whole):
         return FileKind("jsonl")
-    return FileKind("text", _text_problem(path, head, is_whole), is_known_name(path))
+    if is_known and suffix not in PLAIN_SUFFIXES:
+        return FileKind("text")
+    return FileKind("text", _text_problem(path, head, is_whole), is_known)
 
 
 def _beginning(raw: io.BufferedReader, path: Path) -> tuple[bytes, bool]:
@@ -164,8 +174,6 @@ def _json_problem(path: Path, suffix: str, head: bytes, is_whole: bool) -> str:
 
 def _text_problem(path: Path, head: bytes, is_whole: bool) -> str:
     """What is wrong with a file that is to be one text."""
-    if b"\0" in head:
-        return nul_problem(head.index(b"\0"))
     if b"\n" not in head and _holds_json_lines(head.replace(b"\r", b"\n"), is_whole):
         return _CARRIAGE
     if _BEGINS_AS_JSON.match(head) or (is_whole and isinstance(_value(head), dict | list)):

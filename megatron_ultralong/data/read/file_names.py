@@ -22,6 +22,9 @@ TEXT_SUFFIXES = frozenset(
 )
 """Suffixes of files that are one text each."""
 
+PLAIN_SUFFIXES = frozenset((".txt", ".text", ".md", ".markdown"))
+"""Those that say nothing of what the text is; a list of Python's may be JSON by chance."""
+
 TEXT_NAMES = frozenset("makefile gnumakefile dockerfile rakefile gemfile jenkinsfile".split())
 """Names without a suffix of such files."""
 

@@ -25,6 +25,7 @@ UNKNOWN = "of no known suffix, and no JSON lines: --suffix or --file-format text
 REPEATED = "the same as another one, by another name"
 HIDDEN = "hidden: a name on its path begins with a dot"
 NOT_WANTED = "not asked for by --suffix"
+REFUSED = "not what is read here, counted as unreadable"
 NO_FILE = "a pipe, a socket or a device"
 
 
@@ -141,7 +142,8 @@ def find_files(
             kind = file_kind(path, file_format)
             if not (kind.is_known or kind.problem or entry.is_named or is_wanted):
                 reason = UNKNOWN
-        counts[_label(path), None if reason else kind.file_format, reason] += 1
+        why = reason or REFUSED * bool(kind.problem)
+        counts[_label(path), None if why else kind.file_format, why] += 1
         if reason:
             continue
         if kind.problem and not skip_bad:
