@@ -28,7 +28,8 @@ from tests.patience import patience
 # a process that works in small shards: the corpus has one of the usual size
 PROGRAM = """
 import sys, tyro
-from megatron_ultralong.data import prepare, shards, workers
+from megatron_ultralong.data.prepare import documents as prepare
+from megatron_ultralong.data.store import shards
 if __name__ == "__main__":
     plan = shards.plan_shards
     prepare.plan_shards = lambda found: plan(found, 20_000)
