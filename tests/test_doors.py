@@ -117,8 +117,8 @@ def test_the_doors_are_the_only_ones() -> None:
         for what in uses - ALLOWED.get(name, {}).keys()
     }
     assert not wrong, (
-        "read pickles by checkpoint/formats/pickles.py, checkpoints by checkpoint/formats/sharded_load.py, JSON by "
-        f"program/json_file.py: {sorted(wrong)}"
+        f"read pickles by {PICKLES}, checkpoints by {LOADING}, JSON by program/json_file.py: "
+        f"{sorted(wrong)}"
     )
 
 

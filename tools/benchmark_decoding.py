@@ -83,9 +83,7 @@ def main() -> None:
     with parallel_groups(parallel, seed=1) as groups, torch.no_grad():
         decoder = random_decoder(model, parallel, groups, length + arguments.max_new_tokens)
         warm = [prompt[: min(length, 2 * arguments.prefill_chunk_size)] for prompt in prompts]
-        Continuation(decoder, config=config).generate(
-            warm, 4
-        )  # compiles block_attention, meets ranks
+        Continuation(decoder, config=config).generate(warm, 4)  # compiles kernels, meets ranks
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         continuation = Continuation(decoder, config=config)

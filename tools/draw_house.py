@@ -4,9 +4,9 @@
 
     python tools/draw_house.py docs/house.svg
 
-The layers are those of the contract in ``pyproject.toml`` that `make lint` checks, the imports those
-of the code. An arrow that follows from others is left out: where ``training`` imports ``mcore`` and
-``mcore`` imports ``config``, none is drawn from ``training`` to ``config``.
+The layers are those of the contract in ``pyproject.toml`` that `make lint` checks, the imports
+those of the code. An arrow that follows from others is left out: where ``training`` imports
+``mcore`` and ``mcore`` imports ``config``, none is drawn from ``training`` to ``config``.
 """
 
 from __future__ import annotations

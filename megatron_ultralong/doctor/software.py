@@ -30,7 +30,7 @@ def software_findings() -> Iterator[Finding]:
     torch = _torch()
     yield torch
     if torch.level == "problem":
-        text = "not looked at without torch: GPUs, NCCL, block_attention, megatron-core, TE, Apex"
+        text = "not looked at without torch: GPUs, NCCL, kernels, megatron-core, TE, Apex"
         yield Finding("note", "the rest", text)
         return
     yield from _gpus()

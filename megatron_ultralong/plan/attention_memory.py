@@ -1,7 +1,8 @@
 """What attention takes beyond its inputs and results, as ``attention/`` runs it.
 
-Sizes follow the code: the ring's buffers and float32 sums (``attention/ring/ring.py``), the gathered
-keys (``attention/ring/gather.py``), and what kernels take inside, as benchmarks/attention.md measured.
+Sizes follow the code: the ring's buffers and float32 sums (``attention/ring/ring.py``), the
+gathered keys (``attention/ring/gather.py``), and what kernels take inside, as
+benchmarks/attention.md measured.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from megatron_ultralong.plan.job import RankSizes
 from megatron_ultralong.plan.ledger import Ledger
 
 MAX_ELEMENTS = 2**31 - 1
-"""Of one tensor in a kernel; more query heads are split (``attention/kernels/block_attention.py``)."""
+"""Of one tensor in a kernel; more query heads are split
+(``attention/kernels/block_attention.py``)."""
 MERGED_TOKENS = 16_384
 """Whose float32 copy exists while a partial result is added."""
 MIN_PIECES, MAX_PIECES, PIECE_BYTES = 8, 64, 4 << 20

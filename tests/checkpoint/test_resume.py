@@ -28,7 +28,7 @@ KILLED_AT = 14
 KILL = f"""
 import os, signal, sys
 from megatron_ultralong import cli
-from megatron_ultralong.checkpoint import manifest
+from megatron_ultralong.program import conversion_journal
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 
