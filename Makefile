@@ -14,13 +14,13 @@ HARNESS := $(VENV)/harness
 # Against hanging only: nothing fails because a machine is slow.
 HOUR := timeout 3600
 # Files go to whichever process is free, in the order of tests/conftest.py.
-PYTEST := $(HOUR) $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(HOUR) $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
 
 # Legs of tools/version_matrix/leg.py; empty: all. Interpreters to try before python3.10 ... of the path.
 LEGS ?=
 MATRIX_PYTHON ?=
 
-.PHONY: picture help install harness test test-all test-gpu test-faults test-matrix lint docs format demo mock bench bench-plan clean
+.PHONY: help install harness picture quick test test-all test-gpu test-faults test-matrix lint docs format demo mock bench bench-plan clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -55,8 +55,11 @@ harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of it
 test: install harness  ## the tests, about five minutes on two cores
 	$(PYTEST)
 
+quick: install  ## unit and property tests and one training on two ranks, in less than two minutes
+	$(PYTEST) --quick
+
 test-all: test  ## those, then what is heavier: every layout, faults at full length, pages that train
-	$(PYTEST) -m "faults or slow"
+	$(PYTEST) --numprocesses 4 -m "faults or slow"  # these wait more than they compute
 
 test-gpu:  ## tests on one, two and four GPUs, by $(PYTHON) as it is: a torch with CUDA, Transformer Engine if it is there
 	$(HOUR) $(PYTHON) -m pytest -q -m "gpu or multi_gpu" --timeout 600

@@ -42,6 +42,44 @@ SLOWEST = (
     "training/test_sft.py",
 )
 
+NOT_QUICK = (
+    "checkpoint/test_flipped_bytes.py",
+    "checkpoint/test_logits.py",
+    "checkpoint/test_payloads.py",
+    "checkpoint/test_random_folders.py",
+    "checkpoint/test_shape_families.py",
+    "checkpoint/test_torch_dist.py",
+    "data/test_bombs.py",
+    "data/test_corpora.py",
+    "data/test_engines.py",
+    "docs/test_blocks.py",
+    "dropin",
+    "evaluation/test_benchmark.py",
+    "evaluation/test_chat.py",
+    "evaluation/test_choices.py",
+    "evaluation/test_harness.py",
+    "evaluation/test_megatron_scorer.py",
+    "evaluation/test_passkey.py",
+    "generation",
+    "growth",
+    "plan/test_live_bytes.py",
+    "plan/test_sizes.py",
+    "slurm",
+    "test_docker.py",
+    "test_doctor.py",
+    "test_examples.py",
+    "training",
+)
+"""Files and folders that `make quick` leaves out."""
+QUICK_TRAINING = "training/test_phases.py"
+"""A training on two ranks, which it has all the same."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--quick``: what a minute or two can show."""
+    text = "leave out the files that take long (NOT_QUICK of tests/conftest.py)"
+    parser.addoption("--quick", action="store_true", help=text)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Measure the machine once, before the processes that run the tests are started."""
@@ -66,6 +104,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     assert all(path.exists() for path in paths), "a slow file has another name"
     place = {path: number for number, path in enumerate(paths)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+    if config.getoption("quick"):
+        _leave_out_what_is_not_quick(config, items)
+
+
+def _leave_out_what_is_not_quick(config: pytest.Config, items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    left_out = {tests / name for name in NOT_QUICK}
+    assert all(path.exists() for path in left_out), "a file that is not quick has another name"
+    kept, dropped = [], []
+    for item in items:
+        is_long = left_out & {item.path, *item.path.parents} and item.path != tests / QUICK_TRAINING
+        (dropped if is_long else kept).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=dropped)
 
 
 @pytest.fixture(scope="session")
