@@ -18,6 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
 from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.model import yarn
 from tests.docs.blocks import ROOT, blocks
 from tests.patience import patience
@@ -100,10 +101,8 @@ def test_log_likelihoods_and_scores_are_ours(results: Path, style: str) -> None:
 
     [file] = (results / "harness").rglob("results_*.json")
     scores = json.loads(file.read_text())["results"][f"choices_{style}"]
-    cells = {
-        cell["column"]: cell["score"]
-        for cell in json.loads((results / style / "choices.json").read_text())["cells"]
-    }
+    result = read_result(results / style / "choices.json")
+    cells = {cell.column: cell.score for cell in result.cells}
     metrics = {"accuracy": "acc,none", "accuracy by character": "acc_norm,none"}
     assert set(cells) == set(metrics) if style == "texts" else {"accuracy"}
     for column, score in cells.items():

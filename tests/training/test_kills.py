@@ -53,8 +53,12 @@ def kill_once(config: PretrainConfig, choice: random.Random, *, in_saving: bool)
         after = before + choice.randrange(1, 4)
         assert job.until(lambda: num_lines(root) >= after), job.text(0)
         if in_saving:  # while the next checkpoint is written aside and made current
-            assert job.until(lambda: any(root.glob("iter_*.partial"))), job.text(0)
-            time.sleep(choice.random() * 0.02)
+            delay = choice.random() * 0.02
+            for tries in range(4):  # a save may be over before that: then earlier in the next one
+                assert job.until(lambda: any(root.glob("iter_*.partial"))), job.text(0)
+                time.sleep(delay / 4**tries)
+                if any(root.glob("iter_*.partial")):
+                    break
         else:
             time.sleep(choice.random() * 3 * ROW_SECONDS)
         is_saving = any(root.glob("iter_*.partial"))

@@ -100,8 +100,9 @@ def test_a_killed_rank_is_named_at_the_default_timeout(
         more = max(losses(Path(config.save))) + 3
         with Job(dataclasses.replace(config, train_iters=more), 2) as again:
             assert again.wait() == [0, 0]
-            # A dead owner is taken over at once; one that lost another rank has given it back.
-            assert ("its process is gone" in again.text(0)) == (rank == 0)
+            # A dead owner is taken over at once. One that lost another rank gives the folder back,
+            # unless torchrun ends it before that.
+            assert rank or "its process is gone" in again.text(0)
 
 
 def test_a_torchrun_whose_restarts_fail_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
