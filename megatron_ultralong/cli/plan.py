@@ -6,18 +6,12 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME, load_metadata
-from megatron_ultralong.checkpoint.formats.hugging_face_config import (
-    CONFIG_FILE,
-    model_config,
-    read_config,
-)
 from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.config.sft import SftConfig
 from megatron_ultralong.config.training import PretrainConfig, TrainingConfig
-from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.model.flops import attention_area
 from megatron_ultralong.model.models import model_by_name, model_of_recipe
 from megatron_ultralong.model.shape import ModelConfig
@@ -27,6 +21,9 @@ from megatron_ultralong.plan.documents_area import DRAWN_ROWS, DocumentRows
 from megatron_ultralong.plan.report import Plan
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import InputError
+
+if TYPE_CHECKING:
+    from megatron_ultralong.data.rows.packed import PackedRows
 
 MOST_ROWS = 1000
 """Whose documents are read for a mean."""
@@ -91,6 +88,13 @@ def shape_of(command: PlanConfig, recipe: str) -> tuple[ModelConfig, str]:
     Raises:
         InputError: it is neither known nor a folder that tells.
     """
+    from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME, load_metadata
+    from megatron_ultralong.checkpoint.formats.hugging_face_config import (
+        CONFIG_FILE,
+        model_config,
+        read_config,
+    )
+
     name = command.model or command.run.load or model_of_recipe(recipe)
     folder = Path(name)
     if (folder / FILE_NAME).is_file():
@@ -117,6 +121,8 @@ def with_rows(command: PlanConfig) -> tuple[PlanConfig, Rows | None]:
         if isinstance(config, SftConfig) and not length:
             return _with_length(command, SFT_ROW), None
         return command, None
+    from megatron_ultralong.data.rows.packed import PackedRows
+
     rows = PackedRows(Path(config.data.data_path) / "train")
     length = length or rows.seq_length
     if length != rows.seq_length:
