@@ -19,9 +19,7 @@ went into finding and clearing small ones."""
 
 
 def load(place: str) -> Any:
-    """What ``module:name`` names, a module of this package:
-    ``load("config.recipes:SFT_RECIPES")``.
-    """
+    """What ``module:name`` of this package names: ``load("config.recipes:SFT_RECIPES")``."""
     module, name = place.split(":")
     return getattr(importlib.import_module(f"megatron_ultralong.{module}"), name)
 

@@ -25,7 +25,7 @@ from megatron_ultralong.evaluation.models.opening import (
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 
-Benchmark = (
+OneModelCommand = (
     ChatCommand
     | ChoicesCommand
     | InfiniteBenchCommand
@@ -53,52 +53,54 @@ def run_passkey(command: PasskeyCommand) -> None:
     """Passkeys at every length and depth."""
     from megatron_ultralong.evaluation.retrieval.passkey import passkey_grid
 
-    _run_retrieval(command, command.passkey, passkey_grid)
+    _run_retrieval(command, "passkey", passkey_grid)
 
 
 def run_needle(command: NeedleCommand) -> None:
     """Needles at every length and depth."""
     from megatron_ultralong.evaluation.retrieval.needle import needle_grid
 
-    _run_retrieval(command, command.needle, needle_grid)
+    _run_retrieval(command, "needle", needle_grid)
 
 
 def run_ruler(command: RulerCommand) -> None:
     """RULER's tasks."""
     from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
 
-    _run_benchmark(command, command.ruler, evaluate_ruler)
+    _run_benchmark(command, "ruler", evaluate_ruler)
 
 
 def run_lv_eval(command: LvEvalCommand) -> None:
     """LV-Eval's sets."""
     from megatron_ultralong.evaluation.local.local_benchmarks import evaluate_lv_eval
 
-    _run_benchmark(command, command.lv_eval, evaluate_lv_eval)
+    _run_benchmark(command, "lv_eval", evaluate_lv_eval)
 
 
 def run_infinitebench(command: InfiniteBenchCommand) -> None:
     """InfiniteBench's tasks."""
     from megatron_ultralong.evaluation.local.local_benchmarks import evaluate_infinitebench
 
-    _run_benchmark(command, command.infinitebench, evaluate_infinitebench)
+    _run_benchmark(command, "infinitebench", evaluate_infinitebench)
 
 
 def run_choices(command: ChoicesCommand) -> None:
     """Multiple-choice questions."""
     from megatron_ultralong.evaluation.choices.evaluation import evaluate_choices
 
-    _run_benchmark(command, command.choices, evaluate_choices, is_scored=True)
+    _run_benchmark(command, "choices", evaluate_choices, is_scored=True)
 
 
 def run_chat(command: ChatCommand) -> None:
     """Held-out conversations."""
     from megatron_ultralong.evaluation.chat.evaluation import evaluate_chat
 
-    _run_benchmark(command, command.chat, evaluate_chat, is_scored=True)
+    _run_benchmark(command, "chat", evaluate_chat, is_scored=True)
 
 
-def _run_retrieval(command: Benchmark, config: Any, make_grid: Callable[..., Any]) -> None:
+def _run_retrieval(
+    command: PasskeyCommand | NeedleCommand, part: str, make_grid: Callable[..., Any]
+) -> None:
     """A grid of prompts put to one model, which scores them or writes the answers."""
     from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid
 
@@ -109,17 +111,30 @@ def _run_retrieval(command: Benchmark, config: Any, make_grid: Callable[..., Any
 
         evaluate_grid(make_grid(config, encode, tokenizer.sha256), model, facts, cost)
 
-    _run_benchmark(command, config, run_grid, is_scored=config.by == "argmax")
+    is_scored = getattr(command, part).by == "argmax"
+    _run_benchmark(command, part, run_grid, is_scored=is_scored)
 
 
 def _run_benchmark(
-    command: Benchmark, config: Any, run: Callable[..., Any], *, is_scored: bool = False
+    command: OneModelCommand, part: str, run: Callable[..., Any], *, is_scored: bool = False
 ) -> None:
-    """A benchmark of one model, which scores rows or writes its answers."""
+    """A benchmark of one model, which scores rows or writes its answers.
+
+    Args:
+        command: the options.
+        part: the field of them that is the benchmark's own.
+        run: called with these, the model, what is known of it, its tokenizer, and the cost.
+        is_scored: it scores rows.
+
+    Raises:
+        InputError: an option is out of its range, or not one model is given.
+    """
+    config = getattr(command, part)
     config.check()
     command.cost.check()
     if len(command.models.load) != 1:
-        raise InputError(f"this verb takes one --load, not {len(command.models.load)}")
+        verb = f"evaluate {part.replace('_', '-')}"
+        raise InputError(f"{verb} takes one --load, not {len(command.models.load)}")
     (load,) = command.models.load
     facts = model_facts(load, command.models.precision)
     tokenizer = PromptTokenizer(tokenizer_folder(load))

@@ -36,9 +36,7 @@ class Batch:
 
 
 class DocumentRow(Protocol):
-    """A row of tokens: :class:`~megatron_ultralong.sequence.documents.Row`, or one that is on
-    disk.
-    """
+    """A row of tokens, in memory (:class:`Row` of ``sequence/documents.py``) or on disk."""
 
     @property
     def seq_length(self) -> int:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_ultralong.checkpoint.convert.open_model import open_model
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.data.read.signatures import POINTERS, Signature
 from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import edit_config, save_llama
 
@@ -128,14 +129,16 @@ def test_a_stale_index_is_left_out_and_that_is_said(
     assert torch.equal(found.tensors[NORM].read(), judge.model.norm.weight.data)
 
 
+@pytest.mark.parametrize("pointer", POINTERS, ids=lambda pointer: pointer.magic.decode())
 @pytest.mark.parametrize("add", SETS[:4])
-def test_a_note_of_git_is_no_file(
-    originals: Path, folder: Path, add: Callable[[Path, Path], str]
+def test_a_pointer_is_no_file(
+    originals: Path, folder: Path, add: Callable[[Path, Path], str], pointer: Signature
 ) -> None:
     add(originals, folder)
     files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
-    max(files).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
-    with pytest.raises(InputError, match=rf"{max(files).name} is a note of Git LFS.*git lfs pull"):
+    max(files).write_bytes(pointer.magic + b"v1\noid sha256:00\nsize 9\n")
+    text = f"{max(files).name} is {pointer.name} ({pointer.way_out})"
+    with pytest.raises(InputError, match=re.escape(text)):
         open_model(folder)
 
 

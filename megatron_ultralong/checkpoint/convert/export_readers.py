@@ -8,8 +8,7 @@ from typing import Any
 
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
-from megatron_ultralong.checkpoint.formats.hugging_face_config import good_for as rope_readers
+from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE, rope_readers
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 
 TRIED = (

@@ -176,7 +176,7 @@ def write_config(folder: Path, metadata: CheckpointMetadata) -> None:
     aside.replace(folder / CONFIG_FILE)
 
 
-def good_for(metadata: CheckpointMetadata) -> dict[str, str]:
+def rope_readers(metadata: CheckpointMetadata) -> dict[str, str]:
     """Versions of inference programs that read the exported rope block as it was trained.
 
     transformers took ``max_position_embeddings`` for yarn's original context before 4.51, and

@@ -14,6 +14,7 @@ from megatron_ultralong.checkpoint.formats.tensor_file import (
     SafetensorsFile,
     TensorFile,
 )
+from megatron_ultralong.data.read.signatures import POINTERS
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
@@ -31,7 +32,6 @@ _INDEX_SUFFIX = ".index.json"
 _CHOICE_KEY = "transformers_weights"
 """Key of ``config.json`` that names the file: transformers looks for no other then."""
 _ADAPTER = "adapter_config.json"
-_POINTER = b"version https://git-lfs"
 _PER_RANK = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """What a distributed training of transformers 5 saves; it takes these before any other file."""
 _LOOKS_LIKE_WEIGHTS = re.compile(
@@ -176,12 +176,14 @@ def _named(folder: Path, name: str, kind: type[TensorFile]) -> WeightSet:
 
 
 def _pointers(folder: Path, names: Iterable[str]) -> str | None:
-    """What is wrong where Git left its notes of large files in place of them."""
+    """What is wrong where version control left its pointers in place of files."""
     for name in names:
         check_inside(folder / name, folder)
         with (folder / name).open("rb") as file:
-            if file.read(len(_POINTER)) == _POINTER:
-                return f"{name} is a note of Git LFS, not the file (`git lfs pull` fetches it)"
+            head = file.read(64)
+        for pointer in POINTERS:
+            if pointer.matches(head):
+                return f"{name} is {pointer.name} ({pointer.way_out})"
     return None
 
 

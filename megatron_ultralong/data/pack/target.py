@@ -35,8 +35,7 @@ def meet_target(
     fraction ``f`` of its weight.
 
     Args:
-        copies: of every document, by :func:`~megatron_ultralong.data.pack.sampling.num_copies`,
-        shape
+        copies: of every document, by :func:`num_copies` of ``sampling.py``, shape
             [num_documents]; so are all others.
         weights: expected copies, equal inside a bin.
         units: the documents' hashes.

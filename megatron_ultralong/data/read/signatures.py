@@ -53,6 +53,34 @@ _TABLE = "write it as parquet, with pyarrow or `datasets`"
 _WEIGHTS = "it holds weights or arrays, not documents: leave it out"
 _PAPER = "extract its text first"
 
+POINTERS = (
+    Signature(
+        b"version https://git-lfs.github.com/spec/",
+        "a pointer of Git LFS, not the file itself",
+        "fetch it: git lfs pull",
+        is_text=True,
+    ),
+    Signature(
+        b"version https://hawser.github.com/spec/",
+        "a pointer of Git LFS, not the file itself",
+        "fetch it: git lfs pull",
+        is_text=True,
+    ),
+    Signature(
+        b"# xet version",
+        "a pointer of Xet, not the file itself",
+        "fetch it: git xet checkout",
+        is_text=True,
+    ),
+    Signature(
+        b"/annex/objects/",
+        "a pointer of git-annex, not the file itself",
+        "fetch it: git annex get",
+        is_text=True,
+    ),
+)
+"""What version control leaves in place of a large file until that is fetched."""
+
 SIGNATURES = (
     Signature(b"\x1f\x8b", "gzip", _RENAME.format(".gz")),
     Signature(b"BZh", "bzip2", _RENAME.format(".bz2")),
@@ -123,30 +151,7 @@ SIGNATURES = (
     Signature(b"BC\xc0\xde", "LLVM bitcode", _NO_DATA),
     Signature(b"PACK\0\0", "a Git pack", "clone the repository, and give its files"),
     Signature(b"DIRC\0\0", "a Git index", _NO_DATA),
-    Signature(
-        b"version https://git-lfs.github.com/spec/",
-        "a pointer of Git LFS, not the file itself",
-        "fetch it: git lfs pull",
-        is_text=True,
-    ),
-    Signature(
-        b"version https://hawser.github.com/spec/",
-        "a pointer of Git LFS, not the file itself",
-        "fetch it: git lfs pull",
-        is_text=True,
-    ),
-    Signature(
-        b"# xet version",
-        "a pointer of Xet, not the file itself",
-        "fetch it: git xet checkout",
-        is_text=True,
-    ),
-    Signature(
-        b"/annex/objects/",
-        "a pointer of git-annex, not the file itself",
-        "fetch it: git annex get",
-        is_text=True,
-    ),
+    *POINTERS,
 )
 """Formats in which texts are compressed, packed, or not there at all."""
 

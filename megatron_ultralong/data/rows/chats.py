@@ -165,9 +165,7 @@ class ChatRow:
         return target_mask(self.seq_length, self.rows.targets(self.number))
 
     def read_chunks(self, chunks: Sequence[Chunk]) -> tuple[Int64Array, Int64Array]:
-        """Tokens and labels of the chunks:
-        :func:`~megatron_ultralong.data.rows.stored.read_chunks`.
-        """
+        """Tokens and labels of the chunks, as :func:`read_chunks` reads them."""
         return read_chunks(self.rows.rows, self.number, chunks)
 
 

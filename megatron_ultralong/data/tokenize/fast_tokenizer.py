@@ -67,9 +67,7 @@ class FastTokenizer:
         self.check([*PROBES, *reference.special_texts[:300], joined])
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """Ids of every text, see
-        :class:`~megatron_ultralong.data.tokenize.tokenising.DocumentTokenizer`.
-        """
+        """Ids of every text, see :class:`DocumentTokenizer` of ``tokenising.py``."""
         return [self._encode_one(text) for text in texts]
 
     def _encode_one(self, text: str) -> npt.NDArray[np.int32]:
@@ -103,9 +101,7 @@ class FastTokenizer:
                 )
 
     def encode_separator(self, text: str) -> list[int]:
-        """By the reference: see
-        :class:`~megatron_ultralong.data.tokenize.tokenising.DocumentTokenizer`.
-        """
+        """By the reference: see :class:`DocumentTokenizer` of ``tokenising.py``."""
         return self.reference.encode_separator(text)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -84,9 +84,7 @@ class Llama3Tokenizer:
         self.special_texts = names
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-        """Ids of every text, see
-        :class:`~megatron_ultralong.data.tokenize.tokenising.DocumentTokenizer`.
-        """
+        """Ids of every text, see :class:`DocumentTokenizer` of ``tokenising.py``."""
         return [np.asarray(self._encode(well_formed(text)), dtype=np.int32) for text in texts]
 
     def _encode(self, text: str) -> list[int]:

@@ -49,8 +49,7 @@ class IterationRecord:
     peak_memory_gib: float
     """Peak of the device's allocations; on a CPU the resident memory of the process."""
     phases_ms: dict[str, float]
-    """Elapsed time by phase (:mod:`megatron_ultralong.training.telling.phases`), in
-    milliseconds."""
+    """Elapsed time by phase (``training/telling/phases.py``), in milliseconds."""
     skipped: bool = False
     """Loss or gradients were not finite, and the weights were left as they are."""
     num_skipped: int = 0
