@@ -83,12 +83,6 @@ def prepare(config: PrepareConfig) -> Manifest:
     if not sources:
         raise InputError("no --source: give at least one NAME=PATH")
     with work_folder(config.output) as work:
-        if config.sampling.name != "none":
-            short, _, long = config.sampling.bin_names()
-            _say(
-                f"sampling: documents of {short} tokens are short, of {long} long in rows of "
-                f"{config.seq_length:,} (--short-length, --long-length, --length-sampling none)"
-            )
         tokenised = _tokenise(config, sources, work)
         folder = work.new_folder("rows")
         try:
@@ -122,6 +116,12 @@ def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFold
     separator = separator_ids(tokenizer, config.separator)
     found = [find_documents(source, config.reading) for source in sources]
     shards = plan_shards(found)
+    if config.sampling.name != "none":
+        short, _, long = config.sampling.bin_names()
+        _say(
+            f"sampling: documents of {short} tokens are short, of {long} long in rows of "
+            f"{config.seq_length:,} (--short-length, --long-length, --length-sampling none)"
+        )
     key = _key(config, sources, shards, tokenizer, separator)
     if work.resume(key) and any(work.path.glob("shards-*/shard-*")):
         _say(f"going on from the shards in {work.path}")
