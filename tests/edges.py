@@ -12,7 +12,7 @@ from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, YarnConfig
 from megatron_ultralong.plan.hardware import Hardware
-from megatron_ultralong.program.ranges import Number, nested_classes, numbers_of
+from megatron_ultralong.program.fields import Number, nested_classes, numbers_of
 
 RECIPES = {"pretrain": "demo-cpu", "plan": "demo-cpu", "sft": "demo-sft-cpu"}
 NEEDED = {

@@ -16,9 +16,8 @@ import pytest
 from megatron_ultralong.cli import main
 from megatron_ultralong.doctor import communication, machine
 from megatron_ultralong.doctor.finding import Finding
-from megatron_ultralong.doctor.libraries import LIBRARIES, release
 from megatron_ultralong.doctor.machine import machine_findings
-from megatron_ultralong.doctor.software import software_findings
+from megatron_ultralong.doctor.software import LIBRARIES, release, software_findings
 
 ROOT = Path(__file__).parent.parent
 

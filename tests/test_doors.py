@@ -12,7 +12,7 @@ import megatron_ultralong
 
 PACKAGE = Path(megatron_ultralong.__file__).parent
 PICKLES = "checkpoint/formats/pickles.py"
-LOADING = "checkpoint/formats/sharded_load.py"
+LOADING = "checkpoint/formats/model_state.py"
 
 UNPICKLES = {
     "torch.load",
@@ -73,7 +73,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "training/telling/heartbeat.py": {"json.loads": "from the job's own store"},
     "doctor/communication.py": {"json.loads": "from a process that it started"},
     "checkpoint/logits/transformers_model.py": {"from_pretrained": "of tensors, no folder"},
-    "generation/chat_prompt.py": {"from_pretrained": "a tokenizer, without its code"},
+    "generation/prompts.py": {"from_pretrained": "a tokenizer, without its code"},
 }
 
 

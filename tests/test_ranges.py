@@ -28,7 +28,7 @@ from megatron_ultralong.doctor import diagnosis
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import (
+from megatron_ultralong.program.fields import (
     INT32,
     Number,
     Range,

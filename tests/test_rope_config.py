@@ -29,7 +29,7 @@ from megatron_ultralong.model.yarn import (
     raw_context,
 )
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import numbers_of
+from megatron_ultralong.program.fields import numbers_of
 from megatron_ultralong.training.config_file import load_config, save_config
 from tests.edges import inside
 

@@ -31,8 +31,7 @@ from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.model.flops import attention_area, forward_flops
-from megatron_ultralong.model.models import MODELS
-from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.shape import MODELS, ModelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank, world_size
 

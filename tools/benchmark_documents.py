@@ -41,7 +41,7 @@ from megatron_ultralong.data.rows.packed import PackedRows, boundaries_prefix
 from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.mcore import batch
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.model.models import MODELS
+from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.training.rows import PackedRowSource
 from megatron_ultralong.training.step import LanguageModelStep
 

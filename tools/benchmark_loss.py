@@ -24,8 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_ultralong.config.run import MemoryConfig
-from megatron_ultralong.mcore.sequence_tiles import SequenceTiles
 from megatron_ultralong.mcore.tiled_loss import _TiledCrossEntropy, _Tiling
+from megatron_ultralong.mcore.tiles import SequenceTiles
 
 
 def peak_gib(length: int, arguments: argparse.Namespace, *, tiled: bool, fake: bool) -> float:

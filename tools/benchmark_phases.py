@@ -26,7 +26,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.model.models import MODELS
+from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training.telling.phases import Clock, CudaClock, HostClock
 

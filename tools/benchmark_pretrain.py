@@ -23,7 +23,7 @@ import sysconfig
 import time
 from pathlib import Path
 
-from megatron_ultralong.model.models import MODELS
+from megatron_ultralong.model.shape import MODELS
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "examples" / "demo" / "base"
@@ -71,7 +71,7 @@ _MODEL = """
 import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from megatron_ultralong.model.models import MODELS
+from megatron_ultralong.model.shape import MODELS
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.bfloat16)

@@ -40,8 +40,7 @@ from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.mcore.cpu import device as mcore_device
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model.flops import attention_area, peak_tflops, training_flops
-from megatron_ultralong.model.models import MODELS
-from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.shape import MODELS, ModelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank, world_size
 

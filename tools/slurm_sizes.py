@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
-from megatron_ultralong.model.models import model_by_name
+from megatron_ultralong.model.shape import model_by_name
 from megatron_ultralong.plan.advice import best
 from megatron_ultralong.plan.hardware import hardware_by_name
 from megatron_ultralong.plan.job import Job

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_ultralong.checkpoint.convert.export_readers import TRIED, export_good_for
+from megatron_ultralong.checkpoint.convert.report import TRIED, export_good_for
 
 from .export_matrix.cases import write_exports
 from .export_matrix.comparison import Export, Outcome, outcomes

@@ -16,8 +16,8 @@ from pathlib import Path
 from megatron_ultralong.config.recipes import SFT_RECIPES
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.model.flops import attention_area, forward_flops
-from megatron_ultralong.model.models import model_by_name
-from megatron_ultralong.plan.documents_area import expected_area
+from megatron_ultralong.model.shape import model_by_name
+from megatron_ultralong.plan.area import expected_area
 from megatron_ultralong.plan.estimate import Estimate
 from megatron_ultralong.plan.job import GIB, Job
 from tools.page_tables import page_with, table

@@ -27,9 +27,8 @@ import psutil
 from conversations import write_conversations
 
 from megatron_ultralong.config.recipes import demo_cpu, demo_sft_cpu
+from megatron_ultralong.evaluation.report.page import print_report, write_report
 from megatron_ultralong.evaluation.report.report import Report, gather_report
-from megatron_ultralong.evaluation.report.terminal import print_report
-from megatron_ultralong.evaluation.report.writing import write_report
 from megatron_ultralong.evaluation.results.file import read_result, read_results
 from megatron_ultralong.evaluation.verdicts import (
     Bounds,

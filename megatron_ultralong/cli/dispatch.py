@@ -14,8 +14,8 @@ from typing import Any
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.log_format import PrintableFormatter
 from megatron_ultralong.program.ranks import world_size
+from megatron_ultralong.program.terminal import PrintableFormatter
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,11 +13,9 @@ from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.config.sft import SftConfig
 from megatron_ultralong.config.training import PretrainConfig, TrainingConfig
 from megatron_ultralong.model.flops import attention_area
-from megatron_ultralong.model.models import model_by_name, model_of_recipe
-from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.plan.area import Rows
+from megatron_ultralong.model.shape import ModelConfig, model_by_name, model_of_recipe
+from megatron_ultralong.plan.area import DRAWN_ROWS, DocumentRows, Rows
 from megatron_ultralong.plan.command import PlanConfig, plan_run
-from megatron_ultralong.plan.documents_area import DRAWN_ROWS, DocumentRows
 from megatron_ultralong.plan.report import Plan
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import InputError

@@ -63,13 +63,13 @@ def _evaluate(text: str, options: str, run: str) -> Verb:
 VERBS: dict[str, Verb] = {
     "prepare": Verb(
         "documents to packed rows of exactly --seq-length tokens",
-        options="data.options.documents:PrepareConfig",
+        options="data.options:PrepareConfig",
         run="data.prepare.documents:prepare",
         environment=_ARROW,
     ),
     "prepare chat": Verb(
         "conversations to packed rows, and what of them is learnt",
-        options="data.options.chats:PrepareChatConfig",
+        options="data.options:PrepareChatConfig",
         run="data.prepare.chats:prepare_chat",
         environment=_ARROW,
     ),
@@ -145,8 +145,8 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate report": Verb(
         "results of several checkpoints on one page, beside the paper's",
-        options="evaluation.report.config:ReportConfig",
-        run="evaluation.report.command:evaluate_report",
+        options="evaluation.options:ReportConfig",
+        run="evaluation.report.page:evaluate_report",
     ),
     "generate": Verb(
         "continue prompts with a checkpoint, in any layout",

@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
-from megatron_ultralong.program.ranges import Range, check_ranges, numbers_of
+from megatron_ultralong.program.fields import Range, check_ranges, numbers_of
 
 
 def parse(config_class: Any, program: str, words: Sequence[str], default: Any = None) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from megatron_ultralong.config.rope import RopeConfig
-from megatron_ultralong.program.ranges import Range
+from megatron_ultralong.program.fields import Range
 
 DtypeName = Literal["keep", "bf16", "fp16", "fp32"]
 LogitsDtype = Literal["fp32", "fp64"]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import UINT32, Range, check_ranges
+from megatron_ultralong.program.fields import UINT32, Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import Range, check_ranges
+from megatron_ultralong.program.fields import Range, check_ranges
 
 StateType = Literal["fp32", "fp16", "bf16", "fp8"]
 _TYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")

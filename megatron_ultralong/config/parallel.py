@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import YEAR, Range
+from megatron_ultralong.program.fields import YEAR, Range
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import check_number, numbers_of, shown
+from megatron_ultralong.program.fields import check_number, numbers_of, shown
 
 Config = TypeVar("Config")
 

@@ -17,7 +17,7 @@ from megatron_ultralong.model.yarn import (
     yarn_attention_factor,
 )
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import Range
+from megatron_ultralong.program.fields import Range
 
 AnglePrecision = Literal["exact", "float32"]
 _OF_YARN = (

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import YEAR, Range, check_ranges
+from megatron_ultralong.program.fields import YEAR, Range, check_ranges
 
 RecomputeGranularity = Literal["none", "full", "keep_attention"]
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from megatron_ultralong.config.training import DataConfig, TrainingConfig
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import Range
+from megatron_ultralong.program.fields import Range
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.run import CheckpointConfig, FaultConfig, LogConfig, MemoryConfig
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import UINT32, Range, check_ranges
+from megatron_ultralong.program.fields import UINT32, Range, check_ranges
 from megatron_ultralong.sequence.documents import DocumentMask
 
 

@@ -14,7 +14,7 @@ from typing import Annotated
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
 from megatron_ultralong.doctor.software import DRIVER, python_finding, software_findings
-from megatron_ultralong.program.ranges import Range, check_ranges
+from megatron_ultralong.program.fields import Range, check_ranges
 
 SICK = 1
 """Exit status where a run cannot work here."""

@@ -1,7 +1,7 @@
 """Megatron-LM's own reading of checkpoints: vetted first, running nothing, with torch's Adam.
 
 Megatron-LM's loaders unpickle what a checkpoint holds. While a run lasts they read by
-:func:`~megatron_ultralong.checkpoint.formats.sharded_load.guarded` readers, after the checkpoint
+:func:`~megatron_ultralong.checkpoint.formats.model_state.guarded` readers, after the checkpoint
 was looked through as our own programs do it.
 """
 
@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, resolve
 from megatron_ultralong.checkpoint.disk.integrity import check_tensors, listed_files
-from megatron_ultralong.checkpoint.formats.sharded_load import guarded
+from megatron_ultralong.checkpoint.formats.model_state import guarded
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank

@@ -9,7 +9,7 @@ from megatron_ultralong.config.rope import AnglePrecision, RopeConfig
 from megatron_ultralong.config.run import RecomputeGranularity
 from megatron_ultralong.model.yarn import Ramp, RopeScaling
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import Range, check_ranges
+from megatron_ultralong.program.fields import Range, check_ranges
 from megatron_ultralong.sequence.documents import DocumentMask
 
 _OF_YARN = (

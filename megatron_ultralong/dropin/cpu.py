@@ -1,4 +1,4 @@
-"""Megatron-LM's training loop on a CPU over gloo: what it asks of CUDA beyond Megatron-Core.
+"""Megatron-LM's training loop where there is no GPU: over gloo, without Triton, without a compiler.
 
 Megatron-LM's ``pretrain`` refuses to start without CUDA. Where there is none,
 :func:`training_on_cpu` adds to :func:`~megatron_ultralong.mcore.cpu.cpu_backend`, in this process
@@ -15,6 +15,9 @@ and until it is left:
 
 :func:`set_cpu_defaults` changes the defaults of arguments that ask for NCCL, Transformer Engine
 and fused kernels; what a command line says still counts.
+
+Before 0.17 ``megatron.training`` cannot be imported without Triton, for kernels of one module that
+run on GPUs alone. PyTorch's builds for CPUs bring none.
 """
 
 from __future__ import annotations
@@ -22,14 +25,78 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
+import importlib.util
 import multiprocessing.spawn
-from collections.abc import Iterator
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_ultralong.dropin.without_triton import import_kernels_without_triton
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
+
+
+def keep_compiled_helpers() -> None:
+    """Do not let Megatron-LM compile its index builder where it has been compiled.
+
+    At its start it runs ``make`` in ``megatron/core/datasets`` and ends the program if that fails:
+    in a wheel, which has the result and no Makefile, and in a source tree where ``pybind11`` is not
+    installed for the ``python3`` of the path.
+    """
+    from megatron.core.datasets import utils
+
+    compiled = importlib.util.find_spec("megatron.core.datasets.helpers_cpp")
+    if compiled is None or compiled.origin is None:
+        return
+    source = Path(str(utils.__file__)).parent / "helpers.cpp"
+    is_stale = source.is_file() and source.stat().st_mtime > Path(compiled.origin).stat().st_mtime
+    if not is_stale:
+        utils.compile_helpers = _nothing_to_compile
+
+
+def _nothing_to_compile() -> None:
+    return None
+
+
+_KERNELS = "megatron.core.transformer.custom_layers.batch_invariant_kernels"
+
+
+def import_kernels_without_triton() -> None:
+    """Import that module; its kernels raise where they are called.
+
+    While it is imported, and by nothing else, ``triton`` is a stand-in: elsewhere Megatron-Core and
+    torch ask whether there is a Triton, and have to hear that there is none.
+    """
+    try:
+        importlib.import_module(_KERNELS)
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            return  # not in this release, or something else is missing: whoever needs it says so
+        triton, language = types.ModuleType("triton"), types.ModuleType("triton.language")
+        vars(triton).update(jit=_jit, language=language)
+        vars(language).update(constexpr=object)
+        stand_ins = {"triton": triton, "triton.language": language}
+        sys.modules.update(stand_ins)
+        try:
+            importlib.import_module(_KERNELS)
+        finally:
+            for name in stand_ins:
+                del sys.modules[name]
+
+
+def _jit(kernel: Callable[..., Any] | None = None, **_: Any) -> Any:
+    """In the place of ``triton.jit``, with and without options."""
+    if kernel is None:
+        return _jit
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"{kernel.__name__} is a Triton kernel, and Triton is not installed")
+
+    return missing
+
 
 _DEFAULTS = {
     "distributed_backend": "gloo",

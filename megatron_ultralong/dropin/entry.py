@@ -16,14 +16,11 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from megatron_ultralong.dropin.arguments import add_ultralong_args, with_ultralong_args
-from megatron_ultralong.dropin.asked import ASKED
+from megatron_ultralong.dropin.arguments import ASKED, add_ultralong_args, with_ultralong_args
 from megatron_ultralong.dropin.attention import ring_attention_in_layers
 from megatron_ultralong.dropin.checkpoints import checkpoints_are_vetted
-from megatron_ultralong.dropin.cpu import training_on_cpu
-from megatron_ultralong.dropin.extension import Extension
-from megatron_ultralong.dropin.norms import norms_under_sequence_parallelism
-from megatron_ultralong.dropin.wheel import keep_compiled_helpers
+from megatron_ultralong.dropin.cpu import keep_compiled_helpers, training_on_cpu
+from megatron_ultralong.dropin.extension import Extension, norms_under_sequence_parallelism
 
 _MARK = "extended_by_ultralong"
 ArgsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
@@ -214,7 +211,7 @@ def _forward_step(once: _Once, theirs: Any) -> Callable[..., Any]:
     def step(*arguments: Any, **keywords: Any) -> Any:
         if once().manifest is None:
             return theirs(*arguments, **keywords)
-        from megatron_ultralong.dropin.step import forward_step
+        from megatron_ultralong.dropin.rows import forward_step
 
         return forward_step(*arguments, **keywords)
 

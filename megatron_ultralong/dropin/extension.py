@@ -1,29 +1,37 @@
-"""What this project does to a model that Megatron-LM has built."""
+"""What this project does to a model that Megatron-LM has built.
+
+Each rank sees its part of the sequence, so a norm's gradients are partial. Megatron sums those of
+the parameters that carry ``sequence_parallel``; torch's norms do not carry it, hence the refusal.
+Without Apex and Transformer Engine there are no others.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.dropin.arguments import drop_in_config
-from megatron_ultralong.dropin.check import check_arguments, check_model_config, parts
+from megatron_ultralong.dropin.attention import ResetMask
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.identity import Identity, find_identity
-from megatron_ultralong.dropin.reset_mask import ResetMask
-from megatron_ultralong.dropin.rules import Part
+from megatron_ultralong.dropin.rules import Part, check_arguments, check_model_config, parts
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.recomputed_layer import Recomputation, RecomputedLayer
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding
-from megatron_ultralong.mcore.tiled_embedding import TiledEmbedding
 from megatron_ultralong.mcore.tiled_loss import TiledLoss
+from megatron_ultralong.mcore.tiles import TiledEmbedding
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
@@ -167,3 +175,25 @@ def _padding_of(tokenizer: Any) -> int | None:
     except (AttributeError, NotImplementedError):
         return None
     return found
+
+
+@contextlib.contextmanager
+def norms_under_sequence_parallelism() -> Iterator[None]:
+    """Let ``WrappedTorchNorm`` build a norm whose parameters carry the mark."""
+    theirs = WrappedTorchNorm.__new__
+
+    def build(kind: Any, config: Any, *arguments: Any, **keywords: Any) -> Any:
+        if not config.sequence_parallel:
+            return theirs(kind, config, *arguments, **keywords)
+        unsplit = copy.copy(config)
+        unsplit.sequence_parallel = False
+        norm = theirs(kind, unsplit, *arguments, **keywords)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = True
+        return norm
+
+    WrappedTorchNorm.__new__ = staticmethod(build)
+    try:
+        yield
+    finally:
+        WrappedTorchNorm.__new__ = staticmethod(theirs)

@@ -21,11 +21,95 @@ from megatron_ultralong.checkpoint.disk.metadata import (
 )
 from megatron_ultralong.checkpoint.formats.hugging_face_config import write_config
 from megatron_ultralong.data.rows.manifest import Manifest
-from megatron_ultralong.dropin.asked import ASKED
+from megatron_ultralong.dropin.arguments import ASKED
 from megatron_ultralong.dropin.config import DropInConfig
-from megatron_ultralong.dropin.shape import check_shape, model_of, not_of_a_llama, vocabulary
 from megatron_ultralong.model import yarn
+from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
+
+_ARGUMENT_OF = {"norm_epsilon": "layernorm_epsilon", "vocab_size": "padded_vocab_size"}
+"""Arguments that have another name than the field."""
+_LLAMA = {
+    "normalization": ("RMSNorm",),
+    "swiglu": (True,),
+    "position_embedding_type": ("rope",),
+    "rotary_percent": (1,),
+}
+_ABSENT = (
+    *("add_bias_linear", "add_qkv_bias", "qk_layernorm", "qk_l2_norm", "attention_output_gate"),
+    *("layernorm_zero_centered_gamma", "apply_layernorm_1p", "num_experts", "mtp_num_layers"),
+    *("rotary_interleaved", "rotary_seq_len_interpolation_factor", "use_rope_scaling"),
+    *("glu_linear_offset", "activation_func_clamp_value", "quick_geglu", "squared_relu"),
+    *("openai_gelu", "apply_residual_connection_post_layernorm", "no_rope_freq", "use_mup"),
+    *("heterogeneous_layers_config_path", "heterogeneous_layers_config_encoded_json"),
+    *("multi_latent_attention", "experimental_attention_variant", "enable_mhc_connections"),
+)
+"""What a Llama has not."""
+
+
+def model_of(args: Any) -> ModelConfig:
+    """The shape that Megatron-LM's validated arguments describe."""
+    values = {
+        field.name: getattr(args, _ARGUMENT_OF.get(field.name, field.name))
+        for field in dataclasses.fields(ModelConfig)
+    }
+    if not args.group_query_attention:
+        values["num_query_groups"] = args.num_attention_heads
+    values["rotary_base"] = float(values["rotary_base"])
+    return ModelConfig(**values)
+
+
+def vocabulary(args: Any) -> int | None:
+    """Ids of the run's tokenizer; None: it does not tell.
+
+    Megatron-LM gives the model rows up to the next multiple of ``--make-vocab-size-divisible-by``
+    times the tensor parallel size. No id reads them, and no other program expects them.
+    """
+    from megatron.training import get_tokenizer
+
+    size = getattr(get_tokenizer(), "vocab_size", None)
+    is_size = isinstance(size, int) and 0 < size <= args.padded_vocab_size
+    return size if is_size else None
+
+
+def not_of_a_llama(args: Any) -> str | None:
+    """The first argument that makes the model something else than a Llama; None: it is one."""
+    wanted = {**_LLAMA, **{name: (None, False, 0) for name in _ABSENT}}
+    for name, accepted in wanted.items():
+        value = getattr(args, name, accepted[0])
+        if value not in accepted:
+            return f"{ASKED.flag(name)} {value}"
+    return None
+
+
+def check_shape(args: Any, source: CheckpointMetadata, folder: Path) -> None:
+    """Check that the arguments describe the model that a checkpoint's ``ultralong.json`` does.
+
+    The base of the rotary embedding is taken from there, unless the command line names another.
+
+    Raises:
+        InputError: they do not.
+    """
+    other = not_of_a_llama(args)
+    if other is not None and not source.not_exportable:
+        raise InputError(
+            f"{other} beside {folder}, which is a Llama's checkpoint without it: leave it out, or "
+            "add --use-checkpoint-args"
+        )
+    asked, given = model_of(args), ASKED.given()
+    for field in dataclasses.fields(ModelConfig):
+        if field.name in ("vocab_size", "max_position_embeddings"):
+            continue  # padded, and extended
+        name = _ARGUMENT_OF.get(field.name, field.name)
+        if field.name == "rotary_base" and name not in given:
+            continue
+        ours, theirs = getattr(asked, field.name), getattr(source.model, field.name)
+        if ours != theirs:
+            raise InputError(
+                f"{ASKED.flag(name)} is {ours:g} and the model in {folder} has {theirs:g}: pass "
+                f"{theirs:g}, or leave it to --use-checkpoint-args"
+            )
+
 
 _log = logging.getLogger(__name__)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
-from megatron_ultralong.evaluation.chat.config import ChatConfig
-from megatron_ultralong.evaluation.choices.config import ChoicesConfig
 from megatron_ultralong.evaluation.local.config import InfiniteBenchConfig, LvEvalConfig
-from megatron_ultralong.evaluation.models.config import ModelsConfig
-from megatron_ultralong.evaluation.retrieval.config import LossConfig, NeedleConfig, PasskeyConfig
+from megatron_ultralong.evaluation.options import (
+    ChatConfig,
+    ChoicesConfig,
+    CostConfig,
+    LossConfig,
+    ModelsConfig,
+    NeedleConfig,
+    PasskeyConfig,
+)
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 
 

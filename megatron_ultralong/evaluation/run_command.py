@@ -38,7 +38,7 @@ OneModelCommand = (
 
 def run_loss(command: LossCommand) -> None:
     """Loss by position of every model."""
-    from megatron_ultralong.evaluation.loss.evaluation import evaluate_loss
+    from megatron_ultralong.evaluation.loss import evaluate_loss
 
     command.loss.check()
     separator_ids = load_manifest(command.loss.data_path).separator_ids
@@ -51,14 +51,14 @@ def run_loss(command: LossCommand) -> None:
 
 def run_passkey(command: PasskeyCommand) -> None:
     """Passkeys at every length and depth."""
-    from megatron_ultralong.evaluation.retrieval.passkey import passkey_grid
+    from megatron_ultralong.evaluation.retrieval.grid import passkey_grid
 
     _run_retrieval(command, "passkey", passkey_grid)
 
 
 def run_needle(command: NeedleCommand) -> None:
     """Needles at every length and depth."""
-    from megatron_ultralong.evaluation.retrieval.needle import needle_grid
+    from megatron_ultralong.evaluation.retrieval.grid import needle_grid
 
     _run_retrieval(command, "needle", needle_grid)
 
@@ -93,7 +93,7 @@ def run_choices(command: ChoicesCommand) -> None:
 
 def run_chat(command: ChatCommand) -> None:
     """Held-out conversations."""
-    from megatron_ultralong.evaluation.chat.evaluation import evaluate_chat
+    from megatron_ultralong.evaluation.chat import evaluate_chat
 
     _run_benchmark(command, "chat", evaluate_chat, is_scored=True)
 

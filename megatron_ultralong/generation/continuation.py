@@ -1,4 +1,9 @@
-"""Continuations of prompts: batches, the loop of steps, and rows that end before the others."""
+"""Continuations of prompts: batches, the loop of steps, sampling, and text as it comes.
+
+A draw takes a number ``u`` from the seed, the prompt's number and the token's, and returns the
+first token, in falling order of probability, at which the cumulative probability passes ``u``. So
+it is a function of (seed, prompt, token), whatever the batch and the layout.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +15,52 @@ import torch
 from torch import Tensor
 
 from megatron_ultralong.config.generate import DecodingConfig, SamplingConfig
-from megatron_ultralong.generation.sampling import choose
 from megatron_ultralong.mcore.decoding import Decoder, Tokens
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import unit_hash
+
+
+def choose(logits_BV: Tensor, config: SamplingConfig, prompts: Sequence[int], token: int) -> Tensor:
+    """The next token of every row, int64 [b].
+
+    Args:
+        logits_BV: float32, [b, vocabulary].
+        config: greedy, or how to draw.
+        prompts: numbers of the prompts that the rows continue.
+        token: number of the token, from 0.
+    """
+    if config.temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    probabilities_BV, ids_BV = distribution(logits_BV, config)
+    u_B1 = torch.tensor(
+        [[unit_hash(config.seed, f"token:{prompt}:{token}")] for prompt in prompts],
+        dtype=probabilities_BV.dtype,
+        device=probabilities_BV.device,
+    )
+    passed_BV = probabilities_BV.cumsum(dim=-1)
+    # Times the total: a sum of rounded numbers is not exactly one.
+    place_B1 = torch.searchsorted(passed_BV, u_B1 * passed_BV[:, -1:], right=True)
+    return ids_BV.gather(-1, place_B1.clamp_(max=ids_BV.shape[-1] - 1)).squeeze(-1)
+
+
+def distribution(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
+    """Probabilities in falling order and their token ids, [b, vocabulary]; 0 where cut off.
+
+    Temperature, then top-k (ties with the k-th stay), then top-p (the first token that completes
+    the share stays): the order and the edges are those of transformers' logits processors.
+    """
+    scaled_BV = logits_BV.double() / config.temperature
+    sorted_BV, ids_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)
+    if 0 < config.top_k < sorted_BV.shape[-1]:
+        smallest_B1 = sorted_BV[:, config.top_k - 1 : config.top_k]
+        sorted_BV = sorted_BV.masked_fill(sorted_BV < smallest_B1, -torch.inf)
+    probabilities_BV = sorted_BV.softmax(dim=-1)
+    if config.top_p < 1:
+        before_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV
+        probabilities_BV = probabilities_BV.masked_fill(before_BV >= config.top_p, 0.0)
+        probabilities_BV = probabilities_BV / probabilities_BV.sum(dim=-1, keepdim=True)
+    return probabilities_BV, ids_BV
+
 
 OnToken = Callable[[int, int], None]
 
@@ -161,3 +209,44 @@ def _clock() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+class TextStream:
+    """Writes the text of one continuation, token by token.
+
+    A character can be several tokens, and a token's text can depend on the one before it. So the
+    text of a token is what it adds to the text of the few before, and it waits while that ends in
+    a half character. All that was written is the text of all ids together.
+    """
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], write: Callable[[str], None]
+    ) -> None:
+        self._decode = decode
+        self._write = write
+        self._ids: list[int] = []
+        self._start = 0
+        """First id that is decoded again with the next one."""
+        self._done = 0
+        """Ids whose text is written."""
+
+    def add(self, token: int) -> None:
+        """Take one more id."""
+        self._ids.append(token)
+        text = self._text(len(self._ids))
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self._write_rest(text)
+
+    def finish(self) -> None:
+        """Write what is left, be it half a character."""
+        if self._done < len(self._ids):
+            self._write_rest(self._text(len(self._ids)))
+
+    def _write_rest(self, text: str) -> None:
+        new = text[len(self._text(self._done)) :]
+        if new:
+            self._write(new)
+        self._start, self._done = self._done, len(self._ids)
+
+    def _text(self, stop: int) -> str:
+        return self._decode(self._ids[self._start : stop])

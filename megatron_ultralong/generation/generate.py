@@ -12,12 +12,10 @@ import torch
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.config.generate import GenerateConfig
 from megatron_ultralong.data.read.bounded import read_text
-from megatron_ultralong.generation.chat_prompt import ChatPrompt
 from megatron_ultralong.generation.checkpoint import open_decoder
-from megatron_ultralong.generation.continuation import Continuation
+from megatron_ultralong.generation.continuation import Continuation, TextStream
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.generation.prompts import check_prompts
-from megatron_ultralong.generation.text_stream import TextStream
+from megatron_ultralong.generation.prompts import ChatPrompt, check_prompts
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, harmless

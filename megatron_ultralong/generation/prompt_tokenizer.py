@@ -5,15 +5,56 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer
-from megatron_ultralong.generation.prompt_parts import Parts, Special
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
+
+PromptTemplate = Literal["base", "chat"]
+
+
+class Special(str):
+    """The text of a special token where the token itself is meant, not its letters."""
+
+    __slots__ = ()
+
+
+Parts = Sequence["str | Special"]
+"""A prompt: text, and special tokens between it."""
+
+
+def prompt_parts(template: PromptTemplate, text: str, answer_prefix: str) -> Parts:
+    """A task's text and the beginning of its answer, in the form that a model was trained on.
+
+    ``chat`` is upstream's ``meta-llama3``: one user turn, and the assistant's turn begun.
+    """
+    if template == "base":
+        return [text, answer_prefix]
+    return [
+        Special("<|begin_of_text|>"),
+        *chat_turn(text),
+        Special("<|start_header_id|>"),
+        "assistant",
+        Special("<|end_header_id|>"),
+        "\n\n" + answer_prefix,
+    ]
+
+
+def chat_turn(text: str) -> Parts:
+    """A user turn of Llama 3."""
+    return [
+        Special("<|start_header_id|>"),
+        "user",
+        Special("<|end_header_id|>"),
+        "\n\n" + text,
+        Special("<|eot_id|>"),
+    ]
+
 
 IdArray = npt.NDArray[np.int64]
 

@@ -22,12 +22,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from megatron_ultralong.attention.decoding.key_value_cache import (
-    KeyValueCache,
-    local_capacity,
-    spread_length,
-)
-from megatron_ultralong.mcore.cached_core_attention import CachedCoreAttention, GivenPositions, Pass
+from megatron_ultralong.attention.decoding import KeyValueCache, local_capacity, spread_length
+from megatron_ultralong.mcore.core_attention import CachedCoreAttention, GivenPositions, Pass
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.sequence.assignment import zigzag
 

@@ -20,8 +20,8 @@ from megatron_ultralong.mcore.layer_spec import block_spec
 from megatron_ultralong.mcore.parallel import virtual_pipeline_size
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
-from megatron_ultralong.mcore.tiled_embedding import TiledEmbedding
 from megatron_ultralong.mcore.tiled_loss import TiledLoss
+from megatron_ultralong.mcore.tiles import TiledEmbedding
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.shape import ModelConfig
 

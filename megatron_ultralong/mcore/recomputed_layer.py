@@ -24,11 +24,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.attention import KeptOutput
-from megatron_ultralong.mcore.cached_core_attention import CachedCoreAttention
 from megatron_ultralong.mcore.compat import fp8_context
-from megatron_ultralong.mcore.core_attention import RingCoreAttention, refuse_mask
+from megatron_ultralong.mcore.core_attention import (
+    CachedCoreAttention,
+    RingCoreAttention,
+    refuse_mask,
+)
 from megatron_ultralong.mcore.host_memory import Device, Kept, Store
-from megatron_ultralong.mcore.sequence_tiles import SequenceTiles
+from megatron_ultralong.mcore.tiles import SequenceTiles
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from megatron.core.tensor_parallel.mappings import (
 from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.mcore.loss import token_scores
-from megatron_ultralong.mcore.sequence_tiles import SequenceTiles
+from megatron_ultralong.mcore.tiles import SequenceTiles
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import Range, check_ranges
+from megatron_ultralong.program.fields import Range, check_ranges
 
 FloatArray = npt.NDArray[np.float64]
 Ramp = Literal["rotations", "dimensions"]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator
 
-from megatron_ultralong.plan.candidates import nearest_rule
 from megatron_ultralong.plan.changes import Change, changes
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.host_memory import NODE_SHARE
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.optimizer_memory import least_memory
-from megatron_ultralong.plan.search import SAME_TIME, Found, search
+from megatron_ultralong.plan.search import SAME_TIME, Found, nearest_rule, search
 from megatron_ultralong.program.errors import InputError
 
 MOST_NAMED = 3

@@ -1,12 +1,94 @@
-"""Attention area of a run's rows, and what it is counted by."""
+"""Attention area of a run's rows, and how unevenly ranks share it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.plan.documents_area import DocumentRows, drawn_rows, expected_area
 from megatron_ultralong.program.errors import InputError
+
+Float64Array = npt.NDArray[np.float64]
+BALANCED = 1.02
+"""The busiest rank over the mean under ``cp_assignment balanced``: 1.00 to 1.025 were computed
+(benchmarks/attention.md)."""
+DRAWN_ROWS, DRAWN_DOCUMENTS = 32, 200_000
+"""Rows that are drawn where documents are known by their mean length alone, at the most; fewer of
+many short documents, whose ranks hardly differ."""
+
+
+def expected_area(seq_length: int, mean_document_length: float) -> float:
+    """Pairs (query, key) inside documents that end after every token with chance 1 / mean.
+
+    Position ``i`` sees ``1 + q + q^2 + ... + q^i`` keys, with ``q = 1 - 1 / mean``; documents reach
+    over the ends of rows, as ``prepare`` cuts them. ``(4, 1) -> 4``; a mean beyond all measure is
+    one document: ``S (S + 1) / 2``.
+    """
+    if mean_document_length <= 1:
+        return float(seq_length)
+    mean = float(mean_document_length)
+    log_q = math.log1p(-1.0 / mean)
+    if -log_q * seq_length < 1e-6:
+        return seq_length * (seq_length + 1) / 2
+    # sum over i of mean (1 - q^(i+1))
+    tail = -math.expm1(seq_length * log_q) * math.exp(log_q) * mean
+    return mean * (seq_length - tail)
+
+
+def drawn_rows(seq_length: int, mean_document_length: float) -> DocumentRows:
+    """Rows whose documents have that mean length, the same ones whenever they are drawn."""
+    generator, mean = np.random.default_rng(0), max(mean_document_length, 1.0)
+    most = math.ceil(2 * seq_length / mean) + 64
+    rows = []
+    for _ in range(max(1, min(DRAWN_ROWS, DRAWN_DOCUMENTS // most))):
+        lengths = generator.geometric(1 / mean, size=most)
+        ends = np.cumsum(lengths)
+        rows.append(tuple([0, *ends[ends < seq_length].tolist(), seq_length]))
+    return DocumentRows(tuple(rows))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DocumentRows:
+    """Documents of some rows, by their ``cu_seqlens``."""
+
+    rows: tuple[tuple[int, ...], ...]
+
+    def busiest_over_mean(self, context_parallel_size: int, cp_assignment: str) -> float:
+        """Attention of each row's busiest context-parallel rank, over the mean of all ranks."""
+        if context_parallel_size == 1:
+            return 1.0
+        if cp_assignment == "balanced":
+            return BALANCED
+        if context_parallel_size not in self._known:
+            shares = np.stack([zigzag_areas(row, context_parallel_size) for row in self.rows])
+            self._known[context_parallel_size] = float(shares.max(axis=1).mean() / shares.mean())
+        return self._known[context_parallel_size]
+
+    @functools.cached_property
+    def _known(self) -> dict[int, float]:
+        """By number of ranks; a search asks for each again and again."""
+        return {}
+
+
+def zigzag_areas(cu_seqlens: Sequence[int], ranks: int) -> Float64Array:
+    """Pairs of every rank, which has chunk ``r`` and chunk ``2 R - 1 - r`` of ``2 R``, shape [R].
+
+    ``([0, 1, 4], 2) -> [4, 3]``: queries see 1, 1, 2, 3 keys; rank 0 has the first and the last.
+    """
+    edges = np.asarray(cu_seqlens, dtype=np.float64)
+    lengths = edges[1:] - edges[:-1]
+    before = np.concatenate([[0.0], np.cumsum(lengths * (lengths + 1) / 2)])
+    cuts = np.linspace(0, edges[-1], 2 * ranks + 1)
+    document = np.clip(np.searchsorted(edges, cuts, side="right") - 1, 0, len(lengths) - 1)
+    inside = cuts - edges[document]
+    chunks = np.diff(before[document] + inside * (inside + 1) / 2)
+    areas: Float64Array = chunks[:ranks] + chunks[::-1][:ranks]
+    return areas
 
 
 @dataclasses.dataclass(frozen=True)

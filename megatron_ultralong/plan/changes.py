@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator
 
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.plan.candidates import LAYOUT_FLAGS
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job
+from megatron_ultralong.plan.search import LAYOUT_FLAGS
 
 MOST_GPUS = 16_384
 SHORTEST_ROW = 8192

@@ -22,12 +22,11 @@ from megatron_ultralong.plan.hardware import (
     hardware_from,
 )
 from megatron_ultralong.plan.job import Job
-from megatron_ultralong.plan.picture import save_memory_picture
 from megatron_ultralong.plan.report import Plan, show
 from megatron_ultralong.plan.search import Found
-from megatron_ultralong.plan.values import as_values
+from megatron_ultralong.plan.values import as_values, save_memory_picture
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import Range, check_ranges
+from megatron_ultralong.program.fields import Range, check_ranges
 from megatron_ultralong.program.terminal import Console
 from megatron_ultralong.program.yaml_file import read_yaml
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.model.flops import PEAK_TFLOPS, device_key
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import Range, check_ranges
+from megatron_ultralong.program.fields import Range, check_ranges
 
 KERNELS = ("fa4", "fa3", "cudnn", "fa2", "cpu")
 

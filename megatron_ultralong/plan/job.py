@@ -10,7 +10,7 @@ from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.activations import KeptTensors, kept_tensors
-from megatron_ultralong.plan.documents_area import DocumentRows
+from megatron_ultralong.plan.area import DocumentRows
 
 GIB = 2**30
 

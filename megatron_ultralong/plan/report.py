@@ -10,12 +10,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from megatron_ultralong.plan.attention_memory import fp32_notes
 from megatron_ultralong.plan.estimate import Estimate, layout_text
-from megatron_ultralong.plan.estimate_tables import memory_table, time_rows, traffic_table
+from megatron_ultralong.plan.given import memory_table, time_rows, traffic_table
 from megatron_ultralong.plan.job import GIB
-from megatron_ultralong.plan.paper import paper_hours
-from megatron_ultralong.plan.run_time import RunTime, run_time
-from megatron_ultralong.plan.score_matrices import fp32_notes
+from megatron_ultralong.plan.run_time import RunTime, paper_hours, run_time
 from megatron_ultralong.plan.search import SAME_TIME, Found
 from megatron_ultralong.plan.without_effect import idle_flags
 from megatron_ultralong.program.terminal import Console

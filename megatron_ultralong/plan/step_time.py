@@ -6,14 +6,6 @@ import dataclasses
 
 from megatron_ultralong.config.layers import Fp8Recipe
 from megatron_ultralong.model.flops import training_flops
-from megatron_ultralong.plan.communication import (
-    Traffic,
-    data_parallel_bytes,
-    links,
-    rate,
-    ring_bytes,
-    tensor_parallel_bytes,
-)
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job, stage_parameters
 from megatron_ultralong.plan.optimizer_memory import (
@@ -21,7 +13,17 @@ from megatron_ultralong.plan.optimizer_memory import (
     optimizer_bytes,
     optimizer_memory,
 )
-from megatron_ultralong.plan.work import ATTENTION_BACKWARD, layer_work, loss_work
+from megatron_ultralong.plan.work import (
+    ATTENTION_BACKWARD,
+    Traffic,
+    data_parallel_bytes,
+    layer_work,
+    links,
+    loss_work,
+    rate,
+    ring_bytes,
+    tensor_parallel_bytes,
+)
 
 FP8_SPEEDUP: dict[Fp8Recipe, float] = {
     "tensorwise": 1.44,

@@ -1,10 +1,16 @@
-"""Work of one rank: operations that it executes, recomputation included, and bytes it moves."""
+"""Work of one rank, and bytes that leave it in one step.
+
+``tools/benchmark_rank.py`` counts the same while one rank runs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
-from megatron_ultralong.plan.job import Job, layer_parameters
+from megatron_ultralong.plan.hardware import Hardware
+from megatron_ultralong.plan.job import Job, layer_parameters, stage_parameters
+from megatron_ultralong.plan.optimizer_memory import optimizer_bytes
 
 ATTENTION_BACKWARD = 2.5
 """Backward's five products (scores again, and four gradients) over forward's two."""
@@ -87,3 +93,123 @@ def loss_work(job: Job) -> EndWork:
         # Float32 logits: about eight times read and as often written, in both passes.
         moved=float(words * 66 + tiles * weight * 12),
     )
+
+
+Link = Literal["NVLink", "network"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What one kind of communication sends from a rank in a step."""
+
+    name: str
+    num_bytes: float
+    """All micro-batches and layers."""
+    link: Link
+    seconds: float
+    """On that link, alone."""
+    hidden_seconds: float = 0.0
+    """Of them, beside kernels."""
+
+    @property
+    def exposed_seconds(self) -> float:
+        """What the step gets longer by."""
+        return self.seconds - self.hidden_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorParallelBytes:
+    """Bytes that leave a rank in its tensor-parallel group, one micro-batch."""
+
+    gathered: float
+    scattered: float
+    reduced: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.gathered + self.scattered + self.reduced
+
+
+def tensor_parallel_bytes(job: Job, stage: int = 0) -> TensorParallelBytes:
+    """All-gathers, reduce-scatters and all-reduces of a stage, one micro-batch.
+
+    With sequence parallelism and recomputation a layer gathers 9 times (2 forward; 2 again for
+    queries, keys and values; 1 again and 4 in backward for the rest) and scatters 6 times; without
+    recomputation 6 and 4 times.
+    """
+    its, parallel = job.sizes, job.parallel
+    tp = parallel.tensor_model_parallel_size
+    if tp == 1:
+        return TensorParallelBytes(0.0, 0.0, 0.0)
+    layers = parallel.stage_layers(job.model.num_layers)[stage]
+    again = job.memory.recompute_granularity != "none"
+    is_first, is_last = stage == 0, stage == parallel.pipeline_model_parallel_size - 1
+    whole = its.tokens * its.hidden_size * its.element
+    part = whole * (tp - 1) / tp
+    tiled = job.memory.loss_tile_size > 0
+    # Three float32 numbers a token forward, summed over the vocabulary's parts.
+    sums = is_last * 3 * its.tokens * 4 * 2 * (tp - 1) / tp
+    if its.runs > 1:
+        tiled_embedding = again and job.memory.sequence_tile_size > 0
+        gathers = layers * (9 if again else 6) + is_last * (2 if tiled else 3) + is_first
+        scatters = layers * (6 if again else 4) + is_last + is_first * (1 + tiled_embedding)
+        return TensorParallelBytes(gathers * part, scatters * part, sums)
+    reduces = layers * (6 if again else 4) + is_first + is_last
+    return TensorParallelBytes(0.0, 0.0, reduces * 2 * part + sums)
+
+
+def ring_bytes(job: Job, rank: int | None = None) -> tuple[float, float]:
+    """Bytes that one rank passes on in the rings of one layer and micro-batch: forward, backward.
+
+    Keys and values go round forward and backward, float32 sums of their gradients backward.
+    Without documents nobody needs rank 0's late keys, so half of its keys travel. Rank ``r`` passes
+    on the keys of all ranks but ``r + 1``, and the sums of all but ``r``: rank 0 sends none of its
+    own half sums, the last rank none of rank 0's half keys. ``rank`` None: the busiest, which are
+    these two, with as many bytes each.
+    """
+    cp = job.parallel.context_parallel_size
+    if cp == 1:
+        return 0.0, 0.0
+    pair = 2.0 * job.sizes.keys
+    sums = pair * 4 / job.sizes.element
+    if job.parallel.cp_comm_type == "all_gather":
+        return (cp - 1) * pair, (cp - 1) * (pair + sums)
+    rank = rank or 0
+    key_hops = cp - 1 - 0.5 * (rank != cp - 1)
+    sum_hops = cp - 1 - 0.5 * (rank != 0)
+    return key_hops * pair, key_hops * pair + sum_hops * sums
+
+
+def links(job: Job, hardware: Hardware) -> dict[str, Link]:
+    """The link of every group: ranks are numbered tensor, context, data, pipeline parallel."""
+    tp, cp = job.parallel.tensor_model_parallel_size, job.parallel.context_parallel_size
+    node = hardware.gpus_per_node
+
+    def inside(size: int) -> Link:
+        # Groups that do not divide a node have members on two.
+        is_whole = node % size == 0 or job.num_gpus <= node
+        return "NVLink" if size <= node and is_whole else "network"
+
+    dp = job.data_parallel_size
+    return {
+        "tensor": inside(tp),
+        "context": inside(tp * cp),
+        "data": inside(tp * cp * dp),
+        "pipeline": inside(job.num_gpus),
+    }
+
+
+def rate(hardware: Hardware, link: Link) -> float:
+    """Bytes a second of a link."""
+    gigabytes = (
+        hardware.nvlink_gb_per_second if link == "NVLink" else hardware.network_gb_per_second
+    )
+    return gigabytes * 1e9
+
+
+def data_parallel_bytes(job: Job, stage: int) -> tuple[float, float]:
+    """Gradients scattered, weights gathered, over data x context parallel ranks; a step."""
+    parameters = stage_parameters(job.model, job.parallel, stage)
+    part = parameters * (job.num_shards - 1) / job.num_shards
+    return optimizer_bytes(job).gradient * part, job.sizes.element * part

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
 import rich.console
 from rich.segment import Segment
 
-from megatron_ultralong.program.errors import escaped
+from megatron_ultralong.program.errors import escaped, printable
 
 
 class Console(rich.console.Console):
@@ -35,3 +36,11 @@ class Console(rich.console.Console):
                 yield segment
             else:
                 yield segment._replace(text=escaped(segment.text))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Messages of logging; control characters are written out, but for those of a traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The message as a terminal may see it."""
+        return printable(super().formatMessage(record))

@@ -150,3 +150,18 @@ def document_id(text: str) -> str:
 def document_split(identity: str, valid_fraction: float, seed: int) -> Literal["train", "valid"]:
     """The split a document belongs to, by its identity: equal texts never stand in both."""
     return "valid" if unit_hash(seed, f"split:{identity}") < valid_fraction else "train"
+
+
+class Boundaries(tuple[int, ...]):
+    """``Boundaries((0, 3, 5))``: a tuple that keeps its hash, equal to any tuple of its numbers.
+
+    A plain tuple is hashed and compared number by number at every question, in every layer; the
+    same object is known by its kept hash and its identity.
+    """
+
+    def __hash__(self) -> int:
+        """The tuple's own."""
+        kept: int | None = self.__dict__.get("_hash")
+        if kept is None:
+            kept = self.__dict__["_hash"] = super().__hash__()
+        return kept

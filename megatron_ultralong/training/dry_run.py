@@ -8,9 +8,9 @@ from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.program.owner_signs import check_not_owned
 from megatron_ultralong.program.ranks import world_size
 from megatron_ultralong.training.config_file import config_text
-from megatron_ultralong.training.held_out import validation_notes
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.saving.run_folder import NOTHING_SAVED, RunFolder
+from megatron_ultralong.training.validation import validation_notes
 
 
 def dry_run(inputs: RunInputs) -> str:

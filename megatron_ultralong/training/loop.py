@@ -16,30 +16,31 @@ from megatron_ultralong.model.flops import training_flops
 from megatron_ultralong.program.progress import ProgressBar, progress
 from megatron_ultralong.program.rank_values import check_agreement
 from megatron_ultralong.program.ranks import is_main_rank
-from megatron_ultralong.training.agreement import check_weights, code_version
 from megatron_ultralong.training.anomalies import (
     NOT_FINITE,
     FiniteGuard,
     NotFiniteError,
     SpikeDetector,
 )
-from megatron_ultralong.training.held_out import validation_notes
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.iteration_boundary import Saving
 from megatron_ultralong.training.optimizer import describe_optimizer
 from megatron_ultralong.training.rows import check_rows, microbatches, replica_samples
+from megatron_ultralong.training.same_run import check_weights, code_version
 from megatron_ultralong.training.saving.run_folder import NOTHING_SAVED, RunFolder
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep, StepResult
 from megatron_ultralong.training.telling.heartbeat import Heartbeat
-from megatron_ultralong.training.telling.log import IterationRecord, RunLog, peak_memory_gib
-from megatron_ultralong.training.telling.phases import PhaseTimers
-from megatron_ultralong.training.telling.profile import Profile
-from megatron_ultralong.training.telling.sinks import open_sinks
+from megatron_ultralong.training.telling.log import (
+    IterationRecord,
+    RunLog,
+    open_sinks,
+    peak_memory_gib,
+)
+from megatron_ultralong.training.telling.phases import PhaseTimers, Profile
 from megatron_ultralong.training.telling.stop import StopRequests
-from megatron_ultralong.training.telling.summary import RunSummary
-from megatron_ultralong.training.telling.throughput import Throughput
-from megatron_ultralong.training.validation import Validation
+from megatron_ultralong.training.telling.summary import RunSummary, Throughput
+from megatron_ultralong.training.validation import Validation, validation_notes
 
 
 def train(inputs: RunInputs) -> list[IterationRecord]:

@@ -9,8 +9,7 @@ from megatron_ultralong.config.sft import SftConfig
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
 from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.program.ranks import world_size
-from megatron_ultralong.training.attention_check import check_attention
-from megatron_ultralong.training.checks import check_machine, check_result
+from megatron_ultralong.training.checks import check_attention, check_machine, check_result
 from megatron_ultralong.training.early_checks import check_chat_run
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.loop import train

@@ -18,8 +18,8 @@ from megatron_ultralong.mcore.host_memory import Device, HostMemory, Store
 from megatron_ultralong.mcore.model import build_model_chunks, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.program.ranks import world_size
+from megatron_ultralong.training.checks import check_offloading
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.offloading import check_offloading
 from megatron_ultralong.training.optimizer import build_optimizer, build_scheduler, wrap_model
 from megatron_ultralong.training.saving.state_dict import load_checkpoint
 from megatron_ultralong.training.telling.phases import PhaseTimers

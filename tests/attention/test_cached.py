@@ -11,14 +11,9 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.attention import reference
-from megatron_ultralong.attention.decoding import cached
-from megatron_ultralong.attention.decoding.key_value_cache import (
-    KeyValueCache,
-    local_capacity,
-    spread_length,
-)
-from megatron_ultralong.attention.kernels.online_softmax import merge_, merge_all
+from megatron_ultralong.attention import decoding, reference
+from megatron_ultralong.attention.decoding import KeyValueCache, local_capacity, spread_length
+from megatron_ultralong.attention.kernels.kernel import merge_, merge_all
 from megatron_ultralong.sequence.assignment import zigzag
 from tests.attention.whole_sequence import inputs
 from tests.ranks import run_on_ranks
@@ -55,7 +50,7 @@ def run_case(number: int, group: dist.ProcessGroup | None, dtype: torch.dtype) -
             its = [zigzag(size).shard(x, rank, 0) for x in its]
             kept = [range(len(its[0]))]
             before = cache.cached(0, [0], cache.lengths) if start else None
-            out = cached.spread(*its, before, **options)
+            out = decoding.spread(*its, before, **options)
             if group is not None:
                 shards = [torch.empty_like(out) for _ in range(size)]
                 dist.all_gather(shards, out.contiguous(), group=group)
@@ -70,7 +65,9 @@ def run_case(number: int, group: dist.ProcessGroup | None, dtype: torch.dtype) -
         else:
             lengths = list(cache.lengths)
         if not is_spread:
-            out = cached.shared(*its, cache.cached(0, [0], lengths), is_written=is_step, **options)
+            out = decoding.shared(
+                *its, cache.cached(0, [0], lengths), is_written=is_step, **options
+            )
         if not is_step:
             cache.write(0, placement, *its[1:])
         cache.advance([0], kept)
@@ -126,7 +123,7 @@ def test_rows_of_a_batch_do_not_see_each_other(data):
         cache.write(layer, cache.place(range(num_rows), kept), k, v)
     cache.advance(range(num_rows), kept)
     q, new_k, new_v, _ = inputs(1, HEADS, KV_HEADS, DIM, seed=1, batch=len(rows))
-    out = cached.shared(
+    out = decoding.shared(
         q,
         new_k,
         new_v,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from megatron_ultralong.attention.kernels import block_attention, cudnn
 from megatron_ultralong.attention.kernels.cpu import CPU, CpuKernel
+from megatron_ultralong.attention.kernels.kernel import merge_
 from megatron_ultralong.attention.kernels.math import MATH
-from megatron_ultralong.attention.kernels.online_softmax import merge_
 from megatron_ultralong.program.errors import InputError
 from tests.attention.whole_sequence import inputs
 

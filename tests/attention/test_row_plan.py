@@ -15,7 +15,7 @@ from megatron_ultralong.attention.kernels.cpu import CPU, CpuKernel
 from megatron_ultralong.attention.ring import plan
 from megatron_ultralong.attention.ring.plan import make_plan, row_plan
 from megatron_ultralong.sequence.assignment import zigzag
-from megatron_ultralong.sequence.boundaries import Boundaries
+from megatron_ultralong.sequence.documents import Boundaries
 
 
 def test_layers_of_a_row_share_its_plan_and_nobody_keeps_it() -> None:

@@ -10,8 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from megatron_ultralong.checkpoint.convert.export_readers import TRIED, export_good_for
-from megatron_ultralong.checkpoint.convert.report import ConversionReport
+from megatron_ultralong.checkpoint.convert.report import TRIED, ConversionReport, export_good_for
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles

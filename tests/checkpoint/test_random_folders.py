@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.logits.megatron_logits import megatron_logits
+from megatron_ultralong.checkpoint.logits.megatron_model import megatron_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.program.errors import InputError
 from tests.checkpoint import random_folders

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.convert.export_readers import TRIED
+from megatron_ultralong.checkpoint.convert.report import TRIED
 from tests.patience import patience
 from tools.try_exports import Exports, small, try_release
 

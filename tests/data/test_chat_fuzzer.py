@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ultralong.data.read.chat_read_options import ChatReadOptions
-from megatron_ultralong.data.read.chat_reading import ConversationReader
+from megatron_ultralong.data.read.chat_reading import ChatReadOptions, ConversationReader
 from megatron_ultralong.data.read.reading import Source
 from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES

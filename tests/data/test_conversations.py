@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ultralong.data.read.chat_read_options import ChatReadOptions
-from megatron_ultralong.data.read.chat_reading import ConversationReader
+from megatron_ultralong.data.read.chat_reading import ChatReadOptions, ConversationReader
 from megatron_ultralong.data.read.conversation import ConversationError, Message, ToolCall
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
 from megatron_ultralong.data.read.sources import Source

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.options.chats import PrepareChatConfig
+from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
 from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare

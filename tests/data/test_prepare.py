@@ -12,8 +12,7 @@ import pytest
 import tyro
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.pack.splits import split_of
+from megatron_ultralong.data.pack.sampling import LengthSampling, split_of
 from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
 from megatron_ultralong.data.read.reading import ReadOptions
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest

@@ -13,8 +13,11 @@ from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
 from megatron_ultralong.data.read.reading import ReadOptions
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.data.rows.packed import PackedRows
-from megatron_ultralong.data.tokenize.separator import holds_separator, split_separators
-from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
+from megatron_ultralong.data.tokenize.tokenising import (
+    HuggingFaceTokenizer,
+    holds_separator,
+    split_separators,
+)
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import document_boundaries
 

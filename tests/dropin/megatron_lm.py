@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from megatron_ultralong.config.training import PretrainConfig
-from megatron_ultralong.dropin.without_triton import import_kernels_without_triton
+from megatron_ultralong.dropin.cpu import import_kernels_without_triton
 from tools.dropin_flags import data, variants
 from tools.dropin_flags.enumeration import OWN_SCRIPT, end_of_document
 from tools.dropin_flags.runs import train

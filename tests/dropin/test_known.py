@@ -15,11 +15,17 @@ from megatron.core.fusions import fused_softmax
 from megatron.core.transformer import dot_product_attention
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_ultralong.dropin.asked import ASKED, Asked
-from megatron_ultralong.dropin.check import check_arguments, check_model_config, parts
+from megatron_ultralong.dropin.arguments import ASKED, Asked
 from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.known_arguments import KNOWN
-from megatron_ultralong.dropin.rules import RULES, Part, Rule
+from megatron_ultralong.dropin.rules import (
+    RULES,
+    Part,
+    Rule,
+    check_arguments,
+    check_model_config,
+    parts,
+)
 from megatron_ultralong.program.errors import InputError
 
 HONOURED = {

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.evaluation.options import LossConfig, NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.results.file import write_results
-from megatron_ultralong.evaluation.results.model import ModelRecord
 from megatron_ultralong.evaluation.results.result import (
     KINDS,
     LOSS,
+    ModelRecord,
     Result,
     ScoreCell,
     depth_row,
     plain_values,
     position_row,
 )
-from megatron_ultralong.evaluation.retrieval.config import LossConfig, NeedleConfig, PasskeyConfig
 
 DATE = "2026-01-31T12:00:00+00:00"
 VERSIONS = {"megatron-ultralong": "0.1.0", "torch": "2.13.0"}

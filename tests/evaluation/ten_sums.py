@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.models.generator import Generator
+from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import ModelFacts
+from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.results.result import Kind, Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
-from megatron_ultralong.evaluation.models.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
 from megatron_ultralong.evaluation.models.opening import ModelFacts, model_facts
+from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler

@@ -14,14 +14,12 @@ from transformers import LlamaForCausalLM
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.data.options.chats import PrepareChatConfig
+from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.rows.chats import ChatRows
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
-from megatron_ultralong.evaluation.chat.config import ChatConfig
-from megatron_ultralong.evaluation.chat.evaluation import evaluate_chat
-from megatron_ultralong.evaluation.models.config import ModelsConfig
+from megatron_ultralong.evaluation.chat import evaluate_chat
 from megatron_ultralong.evaluation.models.opening import model_facts, open_scorers, tokenizer_folder
+from megatron_ultralong.evaluation.options import ChatConfig, CostConfig, ModelsConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer

@@ -14,12 +14,10 @@ from transformers import LlamaForCausalLM
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
-from megatron_ultralong.evaluation.choices.config import ChoicesConfig
 from megatron_ultralong.evaluation.choices.evaluation import evaluate_choices
 from megatron_ultralong.evaluation.choices.questions import read_questions
-from megatron_ultralong.evaluation.models.config import ModelsConfig
 from megatron_ultralong.evaluation.models.opening import model_facts, open_scorers, tokenizer_folder
+from megatron_ultralong.evaluation.options import ChoicesConfig, CostConfig, ModelsConfig
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError

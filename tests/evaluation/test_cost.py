@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
 from megatron_ultralong.evaluation.asking.cost import check_cost, estimate_cost
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megatron_ultralong.evaluation.report.page import report_page
+from megatron_ultralong.evaluation.report.page import print_report, report_page
 from megatron_ultralong.evaluation.report.report import Report, gather_report
-from megatron_ultralong.evaluation.report.terminal import print_report
 from megatron_ultralong.evaluation.results.file import read_result, read_results, write_results
 from megatron_ultralong.evaluation.results.tables import loss_table, score_table
 from tests.evaluation.results import DATE, VERSIONS

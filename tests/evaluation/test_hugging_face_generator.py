@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from megatron_ultralong.evaluation.models.config import ModelsConfig
-from megatron_ultralong.evaluation.models.generator import before_stop
-from megatron_ultralong.evaluation.models.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.interface import before_stop
 from megatron_ultralong.evaluation.models.opening import open_generators
+from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.program.errors import InputError
 
 from .conftest import VOCAB_SIZE, make_llama

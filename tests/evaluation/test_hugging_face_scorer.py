@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.evaluation.models.config import ModelsConfig
-from megatron_ultralong.evaluation.models.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.interface import Scorer
 from megatron_ultralong.evaluation.models.opening import open_scorers
-from megatron_ultralong.evaluation.models.scorer import Scorer
+from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.program.errors import InputError
 
 from .conftest import make_llama

@@ -10,20 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
 from megatron_ultralong.evaluation.local import infinitebench as infinitebench
 from megatron_ultralong.evaluation.local.config import InfiniteBenchConfig, LvEvalConfig
-from megatron_ultralong.evaluation.local.infinitebench_scores import infinitebench_score
 from megatron_ultralong.evaluation.local.local_benchmarks import (
     evaluate_infinitebench,
     evaluate_lv_eval,
 )
 from megatron_ultralong.evaluation.local.local_data import cut_prompt
 from megatron_ultralong.evaluation.local.lv_eval import DATA_SETS
-from megatron_ultralong.evaluation.local.lv_eval_scores import lv_eval_score
+from megatron_ultralong.evaluation.local.scores import infinitebench_score, lv_eval_score
 from megatron_ultralong.evaluation.local.text_scores import normalised, normalised_chinese
-from megatron_ultralong.evaluation.models.hugging_face_generator import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
 from megatron_ultralong.evaluation.models.opening import model_facts
+from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama

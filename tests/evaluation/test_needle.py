@@ -13,22 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
-from megatron_ultralong.evaluation.models.hugging_face_generator import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.hugging_face import (
+    HuggingFaceGenerator,
+    HuggingFaceScorer,
+)
 from megatron_ultralong.evaluation.models.opening import model_facts
+from megatron_ultralong.evaluation.options import CostConfig, NeedleConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.evaluation.retrieval.config import NeedleConfig
-from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, measure_grid
-from megatron_ultralong.evaluation.retrieval.needle import needle_grid
-from megatron_ultralong.evaluation.retrieval.needle_haystack import made_up, of_files
+from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, measure_grid, needle_grid
 from megatron_ultralong.evaluation.retrieval.needle_prompt import (
     CITIES,
     INTRODUCTION,
     NEEDLE,
     QUESTION,
+    made_up,
     needle_prompt,
+    of_files,
 )
 from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama

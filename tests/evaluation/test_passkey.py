@@ -12,16 +12,13 @@ from transformers import LlamaForCausalLM
 
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
-from megatron_ultralong.evaluation.models.config import ModelsConfig
-from megatron_ultralong.evaluation.models.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.interface import Scores
 from megatron_ultralong.evaluation.models.opening import model_facts, open_generators, open_scorers
-from megatron_ultralong.evaluation.models.scorer import Scores
+from megatron_ultralong.evaluation.options import CostConfig, ModelsConfig, PasskeyConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.evaluation.retrieval.config import PasskeyConfig
-from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, measure_grid
-from megatron_ultralong.evaluation.retrieval.passkey import passkey_grid
+from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, measure_grid, passkey_grid
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
 

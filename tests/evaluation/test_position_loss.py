@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
-from megatron_ultralong.evaluation.loss.evaluation import evaluate_loss, measure_position_loss
-from megatron_ultralong.evaluation.models.hugging_face_scorer import HuggingFaceScorer
+from megatron_ultralong.evaluation.loss import evaluate_loss, measure_position_loss
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceScorer
+from megatron_ultralong.evaluation.options import LossConfig
 from megatron_ultralong.evaluation.results.file import read_results
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.evaluation.retrieval.config import LossConfig
 from megatron_ultralong.program.errors import InputError
 from tests.evaluation.results import record
 

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from megatron_ultralong.evaluation.report.page import print_report, write_report
 from megatron_ultralong.evaluation.report.report import Report, gather_report
 from megatron_ultralong.evaluation.report.table import Cell, with_best
-from megatron_ultralong.evaluation.report.terminal import print_report
-from megatron_ultralong.evaluation.report.writing import write_report
-from megatron_ultralong.evaluation.results.conditions import versions
+from megatron_ultralong.evaluation.results.result import versions
 from megatron_ultralong.evaluation.ruler.parameters import TASKS as RULER_TASKS
 from megatron_ultralong.evaluation.verdicts import Check
 from megatron_ultralong.program.errors import InputError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.evaluation.report.gathering import gather, load_results
+from megatron_ultralong.evaluation.report.report import gather, load_results
 from megatron_ultralong.evaluation.report.sections import sections
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.program.errors import InputError

@@ -15,9 +15,8 @@ import pytest
 from rich.console import Console
 
 from megatron_ultralong.evaluation.report.measurement import conditions
+from megatron_ultralong.evaluation.report.page import print_report, write_report
 from megatron_ultralong.evaluation.report.report import gather_report
-from megatron_ultralong.evaluation.report.terminal import print_report
-from megatron_ultralong.evaluation.report.writing import write_report
 from megatron_ultralong.evaluation.results.file import read_result, read_results, write_results
 from megatron_ultralong.evaluation.results.result import (
     KINDS,

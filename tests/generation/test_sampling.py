@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from megatron_ultralong.config.generate import SamplingConfig
-from megatron_ultralong.generation.sampling import choose, distribution
+from megatron_ultralong.generation.continuation import choose, distribution
 from megatron_ultralong.program.errors import InputError
 
 configs = st.builds(

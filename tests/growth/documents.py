@@ -8,17 +8,17 @@ import numpy as np
 import torch
 
 from megatron_ultralong.attention.kernels import cpu, cudnn
-from megatron_ultralong.attention.kernels.cuda_domain import device_edges
+from megatron_ultralong.attention.kernels.kernel import device_edges
 from megatron_ultralong.attention.ring.gather import _mask
 from megatron_ultralong.attention.ring.plan import boundaries, make_plan, row_plan
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
-from megatron_ultralong.model.models import MODELS
-from megatron_ultralong.plan.communication import ring_bytes
+from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.plan.job import Job
+from megatron_ultralong.plan.work import ring_bytes
 from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
-from megatron_ultralong.sequence.boundaries import Boundaries
 from megatron_ultralong.sequence.documents import (
+    Boundaries,
     document_boundaries,
     document_numbers,
     document_positions,

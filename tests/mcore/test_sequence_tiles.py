@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.mcore.sequence_tiles import SequenceTiles, tiles
+from megatron_ultralong.mcore.tiles import SequenceTiles, tiles
 
 
 def test_tiles_cover_a_sequence_once() -> None:

@@ -13,8 +13,8 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.loss import token_loss
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.mcore.sequence_tiles import SequenceTiles
 from megatron_ultralong.mcore.tiled_loss import _TiledCrossEntropy, _Tiling
+from megatron_ultralong.mcore.tiles import SequenceTiles
 from megatron_ultralong.model.shape import ModelConfig
 from tests.ranks import run_on_ranks
 

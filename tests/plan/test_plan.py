@@ -20,11 +20,11 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.plain_values import to_dict
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.model.flops import attention_area
-from megatron_ultralong.model.models import MODELS
-from megatron_ultralong.plan.communication import links
-from megatron_ultralong.plan.documents_area import drawn_rows, expected_area, zigzag_areas
+from megatron_ultralong.model.shape import MODELS
+from megatron_ultralong.plan.area import drawn_rows, expected_area, zigzag_areas
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.job import Job
+from megatron_ultralong.plan.work import links
 from tests.models import write_llama
 from tests.patience import patience
 

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_ultralong import cli
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.plan.candidates import stage_ends
+from megatron_ultralong.plan.search import stage_ends
 from tests.plan.test_plan import planned, refusal
 
 MODELS = ("llama3.1-8b", "llama3.1-70b", "llama3.1-405b")

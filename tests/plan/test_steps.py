@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
-from megatron_ultralong.model.models import MODELS
-from megatron_ultralong.plan.communication import ring_bytes
-from megatron_ultralong.plan.documents_area import drawn_rows
+from megatron_ultralong.model.shape import MODELS
+from megatron_ultralong.plan.area import drawn_rows
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.search import search
+from megatron_ultralong.plan.work import ring_bytes
 
 
 def num_lines(function: Callable[[], object]) -> int:

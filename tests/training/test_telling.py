@@ -18,20 +18,19 @@ import pytest
 import torch
 
 from megatron_ultralong.config.run import LogConfig
-from megatron_ultralong.evaluation.loss.evaluation import measure_position_loss
-from megatron_ultralong.evaluation.models.config import ModelsConfig
+from megatron_ultralong.evaluation.loss import measure_position_loss
 from megatron_ultralong.evaluation.models.opening import open_scorers
+from megatron_ultralong.evaluation.options import LossConfig, ModelsConfig
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.evaluation.retrieval.config import LossConfig
 from megatron_ultralong.model.flops import training_flops
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.training.anomalies import SpikeDetector
-from megatron_ultralong.training.attention_check import check_attention
+from megatron_ultralong.training.checks import check_attention
 from megatron_ultralong.training.config_file import save_config
 from megatron_ultralong.training.dry_run import dry_run
 from megatron_ultralong.training.pretrain import check_run
-from megatron_ultralong.training.saving.retention import expired
+from megatron_ultralong.training.saving.checkpoint_writer import expired
 from megatron_ultralong.training.step import LanguageModelStep
 from megatron_ultralong.training.telling.phases import PHASES
 from tests.ranks import run_on_ranks

@@ -13,10 +13,9 @@ from megatron_ultralong.checkpoint.disk.folder import write_latest
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import PretrainConfig
-from megatron_ultralong.evaluation.loss.evaluation import measure_position_loss
-from megatron_ultralong.evaluation.models.config import ModelsConfig
+from megatron_ultralong.evaluation.loss import measure_position_loss
 from megatron_ultralong.evaluation.models.opening import open_scorers
-from megatron_ultralong.evaluation.retrieval.config import LossConfig
+from megatron_ultralong.evaluation.options import LossConfig, ModelsConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.pretrain import check_run, pretrain
 from megatron_ultralong.training.telling.log import IterationRecord

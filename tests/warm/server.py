@@ -27,7 +27,7 @@ _PRELOADED = [
     "megatron_ultralong.checkpoint.convert.verbs",
     "megatron_ultralong.data.prepare.documents",
     "megatron_ultralong.evaluation.models.opening",
-    "megatron_ultralong.evaluation.models.megatron_scorer",
+    "megatron_ultralong.evaluation.models.megatron",
     "megatron_ultralong.evaluation.ruler.evaluation",
     "torch.distributed.run",
     "transformers.models.llama.modeling_llama",

@@ -115,8 +115,11 @@ def _child(mode: Mode, script: Path, words: list[str], folder: Path) -> None:
 def train(mode: Mode, script: Path, losses: list[float]) -> None:
     """Run ``script`` with ``sys.argv``; the losses of its iterations are added to ``losses``."""
     from megatron_ultralong.dropin.__main__ import extend
-    from megatron_ultralong.dropin.cpu import set_cpu_defaults, training_on_cpu
-    from megatron_ultralong.dropin.wheel import keep_compiled_helpers
+    from megatron_ultralong.dropin.cpu import (
+        keep_compiled_helpers,
+        set_cpu_defaults,
+        training_on_cpu,
+    )
 
     with training_on_cpu(), contextlib.ExitStack() as stack:
         from megatron.training import arguments, training

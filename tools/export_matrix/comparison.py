@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig
 
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.logits.transformers_logits import transformers_logits
+from megatron_ultralong.checkpoint.logits.transformers_model import transformers_logits
 
 from .probe import LENGTH, MESSAGES, TEXTS, TOOLS
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.checkpoint.convert.export_readers import TRIED
+from megatron_ultralong.checkpoint.convert.report import TRIED
 
 _TOKENIZERS = {
     "4.43.4": "0.19.1",

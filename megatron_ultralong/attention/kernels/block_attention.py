@@ -23,12 +23,12 @@ from megatron_ultralong.attention.kernels.kernel import (
     Gradients,
     Kernel,
     Mask,
+    accumulation_dtype,
     nothing_attended,
     room_for,
     room_for_gradients,
 )
 from megatron_ultralong.attention.kernels.math import MATH
-from megatron_ultralong.attention.kernels.online_softmax import accumulation_dtype
 from megatron_ultralong.program.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.cuda_domain import unfit
 from megatron_ultralong.attention.kernels.flash import FA2, no_dropout
 from megatron_ultralong.attention.kernels.kernel import (
     Gradients,
@@ -22,8 +21,9 @@ from megatron_ultralong.attention.kernels.kernel import (
     room_for,
     room_for_gradients,
     sequence_first,
+    unfit,
 )
-from megatron_ultralong.sequence.boundaries import Boundaries
+from megatron_ultralong.sequence.documents import Boundaries
 
 # Queries x keys of a block that cuDNN does so much faster than FA2 that in one step of some 32
 # layers it gains what it takes to build the plan.

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import attention as implementations
 
-from megatron_ultralong.attention.kernels.cuda_domain import (
+from megatron_ultralong.attention.kernels.kernel import (
+    Gradients,
+    Kernel,
+    Mask,
     batch_first,
     device_edges,
     missing,
     unfit,
 )
-from megatron_ultralong.attention.kernels.kernel import Gradients, Kernel, Mask
 
 
 class FlashKernel(Kernel):

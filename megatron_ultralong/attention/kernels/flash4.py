@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.cuda_domain import (
+from megatron_ultralong.attention.kernels.kernel import (
+    Gradients,
+    Kernel,
+    Mask,
     batch_first,
     device_edges,
     missing,
     unfit,
 )
-from megatron_ultralong.attention.kernels.kernel import Gradients, Kernel, Mask
 
 _PACKAGE = "flash_attn.cute.interface"
 

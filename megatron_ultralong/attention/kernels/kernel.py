@@ -1,6 +1,6 @@
-"""A kernel: attention of one block of queries over one block of keys, in Megatron's layout.
+"""A kernel: attention of one block of queries over one block of keys, and the sum of such results.
 
-    forward(q, k, v, mask, scale) -> out, lse
+forward(q, k, v, mask, scale) -> out, lse
     backward(dout, q, k, v, out, lse, mask, scale) -> dq, dk, dv
 
 with q, out [s, b, heads, d]; k, v [t, b, kv_heads, d]; lse float32 (float64 for float64),
@@ -9,16 +9,61 @@ the block's: that is what makes the sums over blocks exact.
 
 A new kernel is a subclass in a file of its own, and a place in
 :func:`~megatron_ultralong.attention.kernels.block_attention.candidates`.
+
+``out = sum_j exp(s_j - lse) v_j`` over keys ``j``, with ``lse = log sum_j exp(s_j)``. Two results
+over disjoint keys join as
+
+    lse_new = log(exp(lse_a) + exp(lse_b))
+    out_new = exp(lse_a - lse_new) out_a + exp(lse_b - lse_new) out_b
+
+which is a step from ``out_a`` towards ``out_b`` of size ``sigmoid(lse_b - lse_a)``.
 """
 
 from __future__ import annotations
 
 import abc
+import importlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.online_softmax import accumulation_dtype
+_ROWS = 16_384  # merged at a time: the float32 copy of a part is of these alone
+
+
+def merge_(out_SBHD: Tensor, lse_BHS: Tensor, part_SBHD: Tensor, part_lse_BHS: Tensor) -> None:
+    """Add a partial result to the running one, in place.
+
+    Args:
+        out_SBHD: running output, float32 or float64.
+        lse_BHS: running log-sum-exp of the scores, of the same dtype; -inf: no key yet.
+        part_SBHD: output over other keys, of any dtype.
+        part_lse_BHS: its log-sum-exp; -inf: no key.
+    """
+    part_lse_BHS = part_lse_BHS.to(lse_BHS.dtype)
+    # nan: -inf - (-inf), neither side has a key; the output stays.
+    share_BHS = torch.sigmoid(part_lse_BHS - lse_BHS).nan_to_num_(nan=0.0)
+    share_SBH1 = share_BHS.permute(2, 0, 1).unsqueeze(-1)
+    for start in range(0, len(out_SBHD), _ROWS):
+        rows = slice(start, start + _ROWS)
+        out_SBHD[rows].lerp_(part_SBHD[rows].to(out_SBHD.dtype), share_SBH1[rows])
+    torch.logaddexp(lse_BHS, part_lse_BHS, out=lse_BHS)
+
+
+def merge_all(outs_RSBHD: Tensor, lses_RBHS: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of R partial results over disjoint keys, float32 or float64.
+
+    A part without a key has lse -inf; where no part has one, the output is 0 and lse is -inf.
+    """
+    lse_BHS = lses_RBHS.logsumexp(dim=0)
+    shares_RBHS = torch.exp(lses_RBHS - lse_BHS).nan_to_num_(nan=0.0)
+    return (shares_RBHS.permute(0, 3, 1, 2).unsqueeze(-1) * outs_RSBHD).sum(dim=0), lse_BHS
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of sums: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
 
 Mask = tuple[int, ...] | None
 """What a block's queries attend to. None: every key. Boundaries ``(0, ..., s)``, for s = t alone:
@@ -88,3 +133,47 @@ def nothing_attended(q: Tensor) -> tuple[Tensor, Tensor]:
     s, b, heads, _ = q.shape
     lse = q.new_full((b, heads, s), -torch.inf, dtype=accumulation_dtype(q.dtype))
     return torch.zeros_like(q), lse
+
+
+def unfit(
+    dtype: torch.dtype,
+    head_dim: int,
+    device: torch.device,
+    max_head_dim: int,
+    capability: tuple[int, int],
+) -> str | None:
+    """Why the arguments are outside a kernel's domain."""
+    if device.type != "cuda":
+        return f"it runs on a GPU, not on {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"it computes in bfloat16 or float16, not {dtype}"
+    if head_dim % 8 or head_dim > max_head_dim:
+        return f"the head size must be a multiple of 8, at most {max_head_dim}"
+    found = torch.cuda.get_device_capability(device)
+    if found < capability:
+        return f"it needs compute capability {capability}, the device has {found}"
+    return None
+
+
+def missing(package: str, generations: tuple[int, ...], device: torch.device) -> str | None:
+    """Why a package made for some generations of GPUs cannot serve here."""
+    major, _ = torch.cuda.get_device_capability(device)
+    if major not in generations:
+        return f"it is for compute capability {generations}, the device has {major}"
+    try:
+        importlib.import_module(package)
+    except Exception as error:  # a broken package raises anything when it loads its library
+        return f"{package} cannot be imported ({type(error).__name__}: {error})"
+    return None
+
+
+@lru_cache(maxsize=64)
+def device_edges(cu_seqlens: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
+    """Boundaries on the device, int32, and the longest document: one copy for all layers."""
+    edges = torch.tensor(cu_seqlens, dtype=torch.int32)
+    return edges.to(device), int(edges.diff().max())
+
+
+def batch_first(*tensors: Tensor) -> list[Tensor]:
+    """Views [b, s, heads, d] of [s, b, heads, d]."""
+    return [x.transpose(0, 1) for x in tensors]

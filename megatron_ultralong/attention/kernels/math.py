@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.kernel import Gradients, Kernel, Mask
-from megatron_ultralong.attention.kernels.online_softmax import accumulation_dtype
+from megatron_ultralong.attention.kernels.kernel import Gradients, Kernel, Mask, accumulation_dtype
 
 
 class MathKernel(Kernel):

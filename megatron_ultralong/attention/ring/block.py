@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megatron_ultralong.attention.kernels import block_attention
-from megatron_ultralong.attention.kernels.kernel import Gradients, Kernel
-from megatron_ultralong.attention.kernels.online_softmax import accumulation_dtype, merge_
+from megatron_ultralong.attention.kernels.kernel import (
+    Gradients,
+    Kernel,
+    accumulation_dtype,
+    merge_,
+)
 from megatron_ultralong.attention.ring.plan import Plan
 from megatron_ultralong.attention.ring.rectangle import Rectangle
 

@@ -14,12 +14,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.kernel import Gradients
-from megatron_ultralong.attention.kernels.online_softmax import accumulation_dtype
+from megatron_ultralong.attention.kernels.kernel import Gradients, accumulation_dtype
 from megatron_ultralong.attention.ring.block import Block, Saved
 from megatron_ultralong.attention.ring.plan import Plan
 from megatron_ultralong.attention.ring.rectangle import Rectangle, rectangles
-from megatron_ultralong.sequence.boundaries import Boundaries
+from megatron_ultralong.sequence.documents import Boundaries
 from megatron_ultralong.sequence.transport import Transport
 
 

@@ -20,7 +20,7 @@ from megatron_ultralong.attention.ring.rectangle import (
     rectangles,
 )
 from megatron_ultralong.sequence.assignment import Assignment
-from megatron_ultralong.sequence.boundaries import Boundaries
+from megatron_ultralong.sequence.documents import Boundaries
 
 Range = tuple[int, int]
 

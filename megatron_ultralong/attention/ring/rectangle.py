@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from megatron_ultralong.sequence.boundaries import Boundaries
+from megatron_ultralong.sequence.documents import Boundaries
 
 
 class Rectangle(NamedTuple):

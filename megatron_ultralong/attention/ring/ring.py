@@ -18,8 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.kernel import Gradients
-from megatron_ultralong.attention.kernels.online_softmax import accumulation_dtype
+from megatron_ultralong.attention.kernels.kernel import Gradients, accumulation_dtype
 from megatron_ultralong.attention.ring.block import Block, Saved
 from megatron_ultralong.attention.ring.gradient_sum import GradientSum, SumSpace
 from megatron_ultralong.sequence.transport import Transfer, Transport

@@ -1,23 +1,69 @@
-"""``ultralong convert inspect``: what a model folder or checkpoint holds."""
+"""A model on disk in whichever format it is, and ``ultralong convert inspect``: what it holds."""
 
 from __future__ import annotations
 
 import dataclasses
 import json as json_format
 import sys
+from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.checkpoint.convert.open_model import open_model, summarise
-from megatron_ultralong.checkpoint.convert.report import show, show_rows
-from megatron_ultralong.checkpoint.convert.verification import Model
-from megatron_ultralong.checkpoint.disk.folder import iterations
+import torch
+
+from megatron_ultralong.checkpoint.convert.report import WeightsSummary, show, show_rows
+from megatron_ultralong.checkpoint.convert.verification import Model, converted_dtype, num_bytes
+from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, iterations
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.formats.hugging_face_config import tokenizer_sha256
+from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE, tokenizer_sha256
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.meta import MetaFolder
+from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, MetaFolder
 from megatron_ultralong.checkpoint.formats.weight_map import weight_map
 from megatron_ultralong.config.convert import InspectConfig
-from megatron_ultralong.program.ranges import check_ranges
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import check_ranges
+
+
+def open_model(
+    path: Path, iteration: int | None = None, *, verify_checksums: bool = True
+) -> HuggingFaceFolder | MetaFolder | MegatronCheckpoint:
+    """The model at ``path``, in whichever format it is.
+
+    All bytes of a Megatron checkpoint are compared with its checksums, unless ``verify_checksums``
+    is false; other formats have none.
+
+    Raises:
+        InputError: it is in none, or damaged.
+    """
+    if (path / CONFIG_FILE).is_file():
+        if (path / LATEST_FILE).is_file():
+            raise InputError(
+                f"{path} holds a Hugging Face model ({CONFIG_FILE}) and a Megatron checkpoint "
+                f"({LATEST_FILE}), which may be two models: move one of them out of the folder"
+            )
+        return HuggingFaceFolder(path)
+    if (path / PARAMS_FILE).is_file():
+        return MetaFolder(path)
+    if path.is_dir() and not (path / LATEST_FILE).is_file() and not (path / FORMAT_FILE).is_file():
+        raise InputError(
+            f"{path} is no model: it has no {CONFIG_FILE} (Hugging Face), no {PARAMS_FILE} (Meta) "
+            f"and no {LATEST_FILE} (Megatron)"
+        )
+    checkpoint = MegatronCheckpoint(path, iteration, verify_checksums=verify_checksums)
+    checkpoint.check_tensors()
+    return checkpoint
+
+
+def summarise(source: Model, dtype: torch.dtype | None = None) -> WeightsSummary:
+    """Count the weights of ``source``, converted to ``dtype``."""
+    weights = weight_map(source.model)
+    dtypes = {converted_dtype(source.dtype(weight), dtype) for weight in weights}
+    return WeightsSummary(
+        num_tensors=sum(len(weight.names) for weight in weights),
+        num_parameters=sum(weight.numel for weight in weights),
+        num_bytes=num_bytes(source, dtype),
+        dtype=", ".join(sorted(str(each).removeprefix("torch.") for each in dtypes)),
+    )
+
 
 _QKV = "self_attention.linear_qkv.weight"
 _OPTIMIZER = "optimizer."

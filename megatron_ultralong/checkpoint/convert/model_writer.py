@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from megatron_ultralong import __version__
 from megatron_ultralong.checkpoint.convert import small_files
 from megatron_ultralong.checkpoint.convert.verification import (
     Model,
@@ -15,6 +16,7 @@ from megatron_ultralong.checkpoint.convert.verification import (
     converted_dtype,
     num_bytes,
 )
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.hugging_face_config import (
     CONFIG_FILE,
     export_config,
@@ -22,10 +24,9 @@ from megatron_ultralong.checkpoint.formats.hugging_face_config import (
 )
 from megatron_ultralong.checkpoint.formats.hugging_face_writer import SafetensorsWriter
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, read_params
+from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, MetaFolder, read_params
 from megatron_ultralong.checkpoint.formats.meta_writer import MetaWriter, write_params
-from megatron_ultralong.checkpoint.formats.read_ahead import read_ahead
-from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo
+from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, read_ahead
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.formats.weight_map import weight_map
 from megatron_ultralong.program.conversion_journal import Manifest
@@ -124,3 +125,27 @@ def _write_weights(
         writer.finish()
     finally:
         writer.close()
+
+
+def describe(
+    action: str, source: HuggingFaceFolder | MetaFolder | MegatronCheckpoint, **flags: object
+) -> dict[str, Any]:
+    """Source, flags and programs of a conversion, as JSON values.
+
+    A source file is known by its size and the time of its last change.
+    """
+    folder = source.path if isinstance(source, MegatronCheckpoint) else source.folder
+    return {
+        "action": action,
+        "source": str(folder.resolve()),
+        **flags,
+        **{f"file {path.name}": _state(path) for path in sorted(folder.iterdir())},
+        "megatron_ultralong": __version__,
+        # its torch.save lays the files out
+        "torch": torch.__version__,
+    }
+
+
+def _state(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.checkpoint.disk.checksums import FILE_NAME as CHECKSUMS_FILE
-from megatron_ultralong.checkpoint.disk.links import check_inside, is_plain_name
+from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
 from megatron_ultralong.checkpoint.disk.metadata import seal_small_files
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE, without_code
 from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 
 from megatron_ultralong.checkpoint.convert import small_files
-from megatron_ultralong.checkpoint.convert.export_readers import good_for
-from megatron_ultralong.checkpoint.convert.identity import describe
+from megatron_ultralong.checkpoint.convert.inspection import open_model, summarise
 from megatron_ultralong.checkpoint.convert.model_writer import (
+    describe,
     write_hugging_face,
     write_json,
     write_meta,
 )
-from megatron_ultralong.checkpoint.convert.open_model import open_model, summarise
-from megatron_ultralong.checkpoint.convert.report import ConversionReport, show
+from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, show
 from megatron_ultralong.checkpoint.convert.verification import (
     Comparison,
     Model,
@@ -32,7 +31,6 @@ from megatron_ultralong.checkpoint.disk.metadata import (
     CheckpointMetadata,
     save_metadata,
 )
-from megatron_ultralong.checkpoint.formats.extended_model import ExtendedModel
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.hugging_face_config import (
     CONFIG_FILE,
@@ -44,12 +42,12 @@ from megatron_ultralong.checkpoint.formats.meta import MetaFolder, hugging_face_
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.formats.torch_dist_writer import write_torch_dist
 from megatron_ultralong.checkpoint.formats.weight_map import weight_map
-from megatron_ultralong.checkpoint.logits.check import check_logits
+from megatron_ultralong.checkpoint.logits.check import ExtendedModel, check_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.new_folder import new_folder
 from megatron_ultralong.program.progress import progress
-from megatron_ultralong.program.ranges import check_ranges
 
 _DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

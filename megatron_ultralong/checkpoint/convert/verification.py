@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from megatron_ultralong.checkpoint.formats.read_ahead import read_ahead
+from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
 from megatron_ultralong.checkpoint.formats.weight_map import META, Weight, WeightSource, weight_map
 from megatron_ultralong.checkpoint.logits.comparison import LogitsComparison
 from megatron_ultralong.model.shape import ModelConfig

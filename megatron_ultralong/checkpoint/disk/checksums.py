@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import IO, NamedTuple
 
-from megatron_ultralong.checkpoint.disk.links import check_inside, is_plain_name
+from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
 
@@ -240,3 +242,46 @@ def _entry(entry: Checksum) -> dict[str, object]:
 def _text(files: Mapping[str, object]) -> str:
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     return json.dumps({"files": files, "sha256": digest}, indent=1) + "\n"
+
+
+_MAX_PENDING = 64
+"""Copies of pieces (256 KiB) that wait for the thread, at most."""
+
+
+class HashingThread:
+    """The checksum of bytes that are given in their order; SHA-256 does 1 to 2 GB a second."""
+
+    def __init__(self) -> None:
+        self._hasher = Hasher()
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> HashingThread:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown()
+
+    def read(self, file: IO[bytes], length: int) -> None:
+        """Take the first ``length`` bytes of ``file``, which an earlier process wrote."""
+        file.seek(0)
+        while length and (block := file.read(min(length, _BLOCK))):
+            self.update(block)
+            length -= len(block)
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take the next bytes; they may change afterwards."""
+        self._pending.append(self._thread.submit(self._hasher.update, bytes(data)))
+        while len(self._pending) > _MAX_PENDING:
+            self._pending.popleft().result()
+
+    def checksum(self) -> Checksum:
+        """Of all bytes so far."""
+        while self._pending:
+            self._pending.popleft().result()
+        return self._hasher.checksum()

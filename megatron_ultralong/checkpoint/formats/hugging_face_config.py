@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_ultralong.checkpoint.disk.links import check_inside
+from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.rope_block import max_positions, rotary_base
 from megatron_ultralong.model.shape import ModelConfig
@@ -19,8 +19,8 @@ from megatron_ultralong.model.yarn import (
     yarn_attention_factor,
 )
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.json_file import JsonObject, read_json
-from megatron_ultralong.program.ranges import shown
 
 if TYPE_CHECKING:  # reading a shape needs no torch
     import torch

@@ -15,7 +15,7 @@ from typing import IO
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.chunked_write import write_tensor
+from megatron_ultralong.checkpoint.disk.large_files import write_tensor
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorInfo
 from megatron_ultralong.checkpoint.formats.weight_files import INDEX_FILE, SINGLE_FILE
 

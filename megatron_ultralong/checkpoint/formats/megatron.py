@@ -11,8 +11,7 @@ from megatron_ultralong.checkpoint.disk.checksums import Checksums
 from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.integrity import check_tensors, listed_files
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
-from megatron_ultralong.checkpoint.formats.objects import check_objects
-from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader
+from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader, check_objects
 from megatron_ultralong.checkpoint.formats.weight_map import (
     MEGATRON,
     Weight,

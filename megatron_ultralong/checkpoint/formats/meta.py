@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.links import check_inside
+from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.formats.meta_names import (
     MetaTensor,
     meta_tensor,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.chunked_write import write_tensor
+from megatron_ultralong.checkpoint.disk.large_files import write_tensor
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, needs_factor
 from megatron_ultralong.checkpoint.formats.meta_names import (
@@ -19,8 +19,7 @@ from megatron_ultralong.checkpoint.formats.meta_names import (
     num_heads,
     to_pairs,
 )
-from megatron_ultralong.checkpoint.formats.pickle_layout import record_offsets
-from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo
+from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, record_offsets
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import NtkConfig, YarnConfig, effective_rotary_base

@@ -1,17 +1,132 @@
-"""Weights of a Megatron checkpoint, into this rank's part of a model."""
+"""Weights of a Megatron checkpoint into this rank's part of a model, by readers that run nothing.
+
+``dist_checkpointing`` unpickles ``.metadata`` by :mod:`pickle`, objects by ``torch.load`` with
+``weights_only=False``, and ``common.pt`` as the release and an environment variable say. While
+:func:`guarded` lasts, all three go through :mod:`megatron_ultralong.checkpoint.formats.pickles`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 import torch.distributed as dist
+from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
 
+from megatron_ultralong.checkpoint.disk.large_files import Window
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.sharded_load import load_sharded
+from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, read_record, read_torch_file
+from megatron_ultralong.checkpoint.formats.torch_dist import check_object
+from megatron_ultralong.checkpoint.formats.torch_dist_metadata import read_torch_dist_metadata
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.rank_values import every_rank
+
+_LOAD_BYTES = DefaultLoadPlanner.load_bytes
+
+
+def load_sharded(state: dict[str, Any], folder: Path, **arguments: Any) -> Any:
+    """``dist_checkpointing.load`` of ``folder`` into ``state``; every rank calls it.
+
+    Raises:
+        InputError: a file is damaged, or would run code; on every rank.
+    """
+    try:
+        with guarded():
+            return dist_checkpointing.load(
+                sharded_state_dict=state, checkpoint_dir=str(folder), **arguments
+            )
+    except InputError as error:
+        if str(folder) in str(error):
+            raise
+        raise InputError(f"{folder}: {error}") from error
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Let whatever loads a checkpoint meanwhile, in this process, run nothing that is in it.
+
+    Raises:
+        InputError: a file is damaged, or would run code.
+    """
+    with contextlib.ExitStack() as stack:
+        for owner, name, replacement in (
+            (torch, "load", _load),
+            (FileSystemReader, "read_metadata", _read_metadata),
+            (DefaultLoadPlanner, "load_bytes", _load_bytes),
+        ):
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, replacement)
+        try:
+            yield
+        except CheckpointException as error:  # what the ranks had to say, gathered by torch
+            causes = [failure[0] for failure in error.failures.values()]
+            known = [cause for cause in causes if isinstance(cause, InputError)]
+            if known:
+                raise InputError(str(known[0])) from error
+            raise InputError(
+                f"the checkpoint cannot be loaded ({type(causes[0]).__name__}: {causes[0]}): its "
+                "records are not what .metadata says; copy or write it again"
+            ) from error
+
+
+def _load(f: Any, *_: Any, **__: Any) -> Any:
+    """``torch.load`` of a checkpoint: on the CPU, weights only, whatever it was asked for."""
+    name = getattr(getattr(f, "base_stream", f), "name", f)
+    try:
+        if isinstance(f, str | Path):
+            return read_torch_file(Path(f))
+        if hasattr(f, "base_stream"):  # torch's view of a record in a file
+            f = cast(Any, Window(f.base_stream, f.offset, f.len))
+        return read_record(f)
+    except FileNotFoundError:
+        raise
+    except (UnsafeError, OSError) as error:
+        where = name if isinstance(name, str | Path) else "a record of the checkpoint"
+        raise InputError(
+            f"{where} cannot be read as plain values ({error}): it is damaged or would run code; "
+            "use a checkpoint from a source that you trust"
+        ) from error
+
+
+def _read_metadata(self: FileSystemReader, *_: Any, **__: Any) -> Metadata:
+    metadata = read_torch_dist_metadata(Path(self.path))
+    for index, place in metadata.storage_data.items():
+        if getattr(place, "transform_descriptors", None):  # it would be unpacked without bound
+            raise InputError(
+                f"{Path(self.path) / place.relative_path}: {index.fqn} is compressed by an "
+                "extension of torch: write the checkpoint without it"
+            )
+    assert metadata.storage_meta is not None
+    metadata.storage_meta.load_id = self.load_id
+    return metadata
+
+
+def _load_bytes(self: DefaultLoadPlanner, read_item: Any, value: io.BytesIO) -> None:
+    """Torch's own, after a look at what it is given: here its place is known."""
+    assert self.metadata is not None
+    place = self.metadata.storage_data[read_item.storage_index]
+    check_object(value.getvalue(), read_item.storage_index.fqn, Path(place.relative_path))
+    _LOAD_BYTES(self, read_item, value)
+
+
+def load_common(folder: Path) -> dict[str, Any]:
+    """What every rank has the same of in ``folder``.
+
+    Raises:
+        InputError: it is damaged, or would run code.
+    """
+    with guarded():
+        state: dict[str, Any] = dist_checkpointing.load_common_state_dict(str(folder))
+        return state
 
 
 def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint | Path) -> None:

@@ -6,21 +6,47 @@ import dataclasses
 import math
 import struct
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_ultralong.checkpoint.disk.open_file import OpenFile
-from megatron_ultralong.checkpoint.formats.pickle_layout import record_offsets
+from megatron_ultralong.checkpoint.disk.large_files import OpenFile
 from megatron_ultralong.checkpoint.formats.pickles import (
     UnsafeError,
     is_plain_tensor,
     read_torch_file,
 )
+from megatron_ultralong.checkpoint.formats.weight_map import Weight
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import parse_json
+
+_ZIP_LENGTHS = 26
+"""Offset, in a record's local header, of the lengths of the name and the extra field."""
+
+
+def record_offsets(path: Path) -> list[int]:
+    """Where the bytes of each tensor begin in a file of ``torch.save``, in the order of saving.
+
+    Empty tensors are left out. The file is a zip archive without compression, with one record
+    ``archive/data/N`` a tensor.
+    """
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        headers = {
+            int(record.filename.rsplit("/", 1)[1]): record.header_offset
+            for record in archive.infolist()
+            if "/data/" in record.filename and record.file_size
+        }
+        offsets = []
+        for _, start in sorted(headers.items()):
+            file.seek(start + _ZIP_LENGTHS)
+            name_length, extra_length = struct.unpack("<HH", file.read(4))
+            offsets.append(start + _ZIP_LENGTHS + 4 + name_length + extra_length)
+    return offsets
+
 
 DTYPES = {
     "F64": torch.float64,
@@ -185,3 +211,26 @@ def _places(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int
     if {address - begin for address in addresses} != set(offsets):
         raise ValueError("its directory names other places than those of its tensors")
     return {name: (t.data_ptr() - begin, t.stride()) for name, t in tensors.items()}
+
+
+T = TypeVar("T")
+
+
+def read_ahead(
+    weights: Sequence[Weight], read: Callable[[Weight], T]
+) -> Iterator[tuple[Weight, T]]:
+    """Each of ``weights`` with what ``read`` makes of it; two of them are in memory at a time.
+
+    The large tensors of a Llama, embedding and output, have small neighbours. Reading and writing
+    take about the same time, and Python's lock is free in most of both.
+    """
+    with ThreadPoolExecutor(1) as reader:
+        ahead: Future[T] | None = reader.submit(read, weights[0]) if weights else None
+        for number, weight in enumerate(weights):
+            assert ahead is not None
+            value = ahead.result()
+            ahead = None  # or it would keep the value
+            if number + 1 < len(weights):
+                ahead = reader.submit(read, weights[number + 1])
+            yield weight, value
+            del value

@@ -1,11 +1,14 @@
-"""Reader of Megatron torch_dist checkpoints, one tensor at a time, in one process.
+"""Reader of Megatron torch_dist checkpoints: one tensor at a time, and records of objects.
 
 It reads what any parallel layout wrote, with or without optimizer state, and needs neither the
 process group that wrote it nor Megatron-Core.
+
+They are read, by a reader that runs nothing, before Megatron-Core reads them by the same.
 """
 
 from __future__ import annotations
 
+import bisect
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -15,18 +18,125 @@ from typing import IO, Any, cast
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
+    Metadata,
     MetadataIndex,
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
-from megatron_ultralong.checkpoint.disk.chunk_index import ChunkIndex
-from megatron_ultralong.checkpoint.disk.page_cache import announce
-from megatron_ultralong.checkpoint.disk.window import Window
-from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, is_plain_tensor, read_record
-from megatron_ultralong.checkpoint.formats.torch_dist_metadata import read_torch_dist_metadata
+from megatron_ultralong.checkpoint.disk.folder import check_inside
+from megatron_ultralong.checkpoint.disk.large_files import Window, announce
+from megatron_ultralong.checkpoint.formats.pickles import (
+    UnsafeError,
+    check_extra_state,
+    is_plain_tensor,
+    read_record,
+    read_torch_file,
+)
+from megatron_ultralong.checkpoint.formats.torch_dist_metadata import (
+    place_of,
+    read_torch_dist_metadata,
+)
 from megatron_ultralong.program.errors import InputError
+
+COMMON_FILE = "common.pt"
+_MAX_COMMON_BYTES = 16 * 2**20
+_EXTRA_STATE = "_extra_state"
+
+
+def check_objects(folder: Path, metadata: Metadata) -> None:
+    """Check that everything in ``folder`` that is no tensor is a plain value.
+
+    Raises:
+        InputError: a file or record of it is damaged, or would run code.
+    """
+    _check_common(folder / COMMON_FILE)
+    places: dict[tuple[str, int, int], str] = {}
+    for key, entry in metadata.state_dict_metadata.items():
+        if isinstance(entry, BytesStorageMetadata):
+            place = place_of(metadata, key, None)
+            if place is None:
+                continue
+            if getattr(place, "transform_descriptors", None):
+                raise InputError(
+                    f"{folder / place.relative_path}: object {key} is compressed, which "
+                    "Megatron-Core never does: use a checkpoint from a source that you trust"
+                )
+            # empty states of many modules are one record
+            places.setdefault((place.relative_path, place.offset, place.length), key)
+    for (name, offset, length), key in sorted(places.items()):
+        with (folder / name).open("rb") as file:
+            file.seek(offset)
+            data = file.read(length)
+        check_object(data, key, folder / name)
+
+
+def check_object(data: bytes, key: str, path: Path) -> Any:
+    """The value of object ``key``, whose record in ``path`` is ``data``.
+
+    Raises:
+        InputError: it is damaged, or would run code.
+    """
+    try:
+        value = read_record(io.BytesIO(data))
+        if _EXTRA_STATE in key:
+            for state in value if isinstance(value, list) else [value]:
+                check_extra_state(state)
+    except UnsafeError as error:
+        raise InputError(
+            f"{path}: object {key} is no plain value ({error}): the checkpoint is damaged or would "
+            "run code; use one from a source that you trust"
+        ) from error
+    return value
+
+
+def _check_common(path: Path) -> None:
+    if not path.is_file():  # Megatron-Core 0.19 keeps it as an object with the others
+        return
+    check_inside(path, path.parent)
+    if path.stat().st_size > _MAX_COMMON_BYTES:
+        raise InputError(f"{path} has more than {_MAX_COMMON_BYTES:,} bytes")
+    try:
+        value = read_torch_file(path)
+    except (UnsafeError, OSError) as error:
+        raise InputError(
+            f"{path} is no file of plain values ({error}): the checkpoint is damaged or would run "
+            "code; use one from a source that you trust"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold a dict, not a {type(value).__name__}")
+
+
+class ChunkIndex:
+    """Chunks by where they begin: what a region needs is found without a look at the others.
+
+    A stack of a model's layers has a chunk for each of them at least; to look at all for each
+    would take steps by the square of the layers.
+    """
+
+    def __init__(self, chunks: Sequence[ChunkStorageMetadata]) -> None:
+        self._sizes = {chunk.offsets: chunk.sizes for chunk in chunks}
+        self._chunks = sorted(chunks, key=lambda chunk: tuple(chunk.offsets))
+        self._begins = [_first(chunk.offsets) for chunk in self._chunks]
+        self._longest = max((_first(chunk.sizes) for chunk in chunks), default=0)
+
+    def sizes(self, offsets: torch.Size) -> torch.Size:
+        """Shape of the chunk that begins at ``offsets``."""
+        return self._sizes[offsets]
+
+    def near(self, start: Sequence[int], shape: Sequence[int]) -> Sequence[ChunkStorageMetadata]:
+        """Chunks that may reach into the region, in their order; others do not."""
+        if not len(start):
+            return self._chunks
+        low = bisect.bisect_right(self._begins, start[0] - self._longest)
+        return self._chunks[low : bisect.bisect_left(self._begins, start[0] + shape[0])]
+
+
+def _first(sizes: torch.Size) -> int:
+    return sizes[0] if len(sizes) else 0
+
 
 _SPARE = 2**20
 """Bytes that a record has over those of its tensor, at most."""

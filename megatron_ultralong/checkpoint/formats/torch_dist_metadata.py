@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_ultralong.checkpoint.disk.links import check_inside, is_plain_name
+from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
 from megatron_ultralong.checkpoint.formats.pickles import read_metadata
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.checkpoint.disk.links import check_inside, is_plain_name
+from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
 from megatron_ultralong.checkpoint.formats.tensor_file import (
     PickleFile,
     SafetensorsFile,

@@ -15,7 +15,7 @@ from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.meta import MetaFolder
 from megatron_ultralong.checkpoint.formats.tokenizer_files import load_fast
-from megatron_ultralong.checkpoint.formats.weight_map import weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import Weight, weight_map
 from megatron_ultralong.checkpoint.logits.comparison import (
     DTYPES,
     LogitsComparison,
@@ -24,9 +24,12 @@ from megatron_ultralong.checkpoint.logits.comparison import (
     rounding_bound,
 )
 from megatron_ultralong.checkpoint.logits.layered_logits import POSITIONS, LayeredLogits
-from megatron_ultralong.checkpoint.logits.transformers_logits import transformers_logits
+from megatron_ultralong.checkpoint.logits.transformers_model import transformers_logits
 from megatron_ultralong.config.convert import LogitsDtype, LogitsMethod
+from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.yarn import RopeScaling, describe, hf_rope_scaling
+from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 
 
@@ -166,7 +169,7 @@ def model_logits(
 ) -> torch.Tensor:
     """Logits [S, vocabulary] of a model that is whole in memory."""
     if isinstance(model, MegatronCheckpoint):
-        from megatron_ultralong.checkpoint.logits.megatron_logits import megatron_logits
+        from megatron_ultralong.checkpoint.logits.megatron_model import megatron_logits
 
         return megatron_logits(model, tokens_S, dtype=dtype)
     return transformers_logits(model, tokens_S, dtype)
@@ -199,3 +202,61 @@ def _by_layer(model: ModelConfig, seq_length: int, itemsize: int, method: Logits
             "--logits-seq-length, or the bit comparison alone"
         )
     return method == "layers"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtendedModel:
+    """The weights of ``source`` for the positions and the scaling of a :class:`RopeConfig`."""
+
+    source: HuggingFaceFolder | MetaFolder
+    rope: RopeConfig
+
+    @property
+    def format(self) -> str:
+        """Name of its format."""
+        return self.source.format
+
+    @property
+    def rope_scaling(self) -> RopeScaling:
+        """What is done to the rotary frequencies."""
+        return self.rope.scaling(self.source.rope_scaling)
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its shape."""
+        model = self.source.model
+        positions = self.rope.max_positions(model.max_position_embeddings, self.source.rope_scaling)
+        return dataclasses.replace(model, max_position_embeddings=positions)
+
+    @property
+    def trained_seq_length(self) -> int | None:
+        """Positions that the weights were trained for, where they are not the model's own."""
+        if self.rope_scaling == self.source.rope_scaling:
+            return None
+        models = (self.source.model, self.model)
+        return min(model.max_position_embeddings for model in models)
+
+    def dtype(self, weight: Weight) -> torch.dtype:
+        """Dtype that ``weight`` is stored in."""
+        return self.source.dtype(weight)
+
+    def read(self, weight: Weight) -> tuple[torch.Tensor, ...]:
+        """The parts of ``weight``."""
+        return self.source.read(weight)
+
+    def check(self) -> None:
+        """Say what becomes of the rotary embedding, where it changes.
+
+        Raises:
+            InputError: no rope block can express it, or the positions would be too many.
+        """
+        hf_rope_scaling(self.rope_scaling)
+        self.model.check("--rope-scaling")
+        source = self.source
+        positions = source.model.max_position_embeddings
+        if self.rope_scaling != source.rope_scaling:
+            before = describe(source.rope_scaling, positions)
+            after = describe(self.rope_scaling, self.model.max_position_embeddings)
+            tell(f"rotary: {before} -> {after}; the weights are not trained for it")
+        for line in self.rope.warnings(positions, source.rope_scaling):
+            tell(line)

@@ -86,13 +86,13 @@ class LayeredLogits:
         groups = None
         for model in self._models:
             if isinstance(model, MegatronCheckpoint):
-                from megatron_ultralong.checkpoint.logits.megatron_layers import MegatronLayers
+                from megatron_ultralong.checkpoint.logits.megatron_model import MegatronLayers
                 from megatron_ultralong.mcore.parallel import parallel_groups
 
                 groups = groups or stack.enter_context(parallel_groups(ParallelConfig(), seed=1))
                 programs.append(MegatronLayers(model, groups, len(self._tokens_S), self._dtype))
             else:
-                from megatron_ultralong.checkpoint.logits.transformers_layers import (
+                from megatron_ultralong.checkpoint.logits.transformers_model import (
                     TransformersLayers,
                 )
 

@@ -1,4 +1,4 @@
-"""A Hugging Face or Meta folder as a model of transformers, which is given tensors and no files.
+"""A Hugging Face or Meta folder in transformers: the model, its logits, its layers one at a time.
 
 ``from_pretrained`` of a folder does what keys of its configuration say: it downloads kernels that
 ``attn_implementation`` names, quantises, imports the files of ``auto_map``, and loads the adapter
@@ -12,12 +12,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.hugging_face_config import export_config
 from megatron_ultralong.checkpoint.formats.meta import MetaFolder, hugging_face_defaults
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, weight_map
+from megatron_ultralong.checkpoint.logits.float64_mode import arithmetic
+from megatron_ultralong.model.yarn import attention_factor, inv_freq
+from megatron_ultralong.program.errors import InputError
 
 ATTENTION = "sdpa"
 """Ours, whatever a folder asks for."""
@@ -79,3 +83,93 @@ def transformers_model(folder: HuggingFaceFolder | MetaFolder) -> Any:
         attn_implementation=ATTENTION,
         trust_remote_code=False,
     ).eval()
+
+
+_ROUNDING = 1e-6
+"""Relative error of a power and two products in float32, 2^-24 each."""
+
+
+@torch.no_grad()
+def transformers_logits(
+    folder: HuggingFaceFolder | MetaFolder,
+    tokens_S: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Logits [S, vocabulary] of one row, in ``dtype``, float32 or float64.
+
+    transformers is given the tensors, and reads the rope block of ``config.json`` itself.
+
+    Raises:
+        InputError: it makes other rotary frequencies of config.json than this project.
+    """
+    model = transformers_model(folder).to(dtype)
+    round_frequencies(model.model.rotary_emb, folder, dtype)
+    with arithmetic(dtype):
+        logits: torch.Tensor = model(tokens_S[None], use_cache=False).logits[0]
+    return logits
+
+
+def round_frequencies(
+    rotary: Any, folder: HuggingFaceFolder | MetaFolder, dtype: torch.dtype
+) -> None:
+    """Check transformers' rotary frequencies, and round them to ``dtype`` as Megatron's are.
+
+    It computes them in float32, wrong by two units in the last place. At position 8,192 that turns
+    q and k by 1e-3 rad and moves logits by as much: rounding, which would hide real differences.
+    """
+    model = folder.model
+    expected = torch.from_numpy(inv_freq(folder.rope_scaling, model.kv_channels, model.rotary_base))
+    deviation = (rotary.inv_freq.double() / expected - 1).abs().max().item()
+    factor = attention_factor(folder.rope_scaling)
+    if deviation > _ROUNDING or abs(rotary.attention_scaling / factor - 1) > _ROUNDING:
+        raise InputError(
+            f"{folder.folder}: this version of transformers reads the rope block in another way: "
+            f"frequencies differ by {deviation:.2g}, attention factors are "
+            f"{rotary.attention_scaling:.6g} and {factor:.6g}; see the versions in the export's "
+            "report"
+        )
+    rotary.inv_freq = expected.to(dtype)
+
+
+class TransformersLayers:
+    """A LlamaModel of one layer, filled with one layer of the folder after the other."""
+
+    def __init__(self, folder: HuggingFaceFolder | MetaFolder, dtype: torch.dtype) -> None:
+        """Build it, and check its rotary frequencies.
+
+        Raises:
+            InputError: transformers makes others of the rope block than this project.
+        """
+        from transformers import LlamaModel
+
+        config = transformers_config(folder)
+        config.num_hidden_layers = 1
+        # hidden states are given to it: it looks up no token
+        config.vocab_size, config.pad_token_id = 1, None
+        model = LlamaModel(config).to(dtype).eval()
+        round_frequencies(model.rotary_emb, folder, dtype)
+        self._norm, model.norm = model.norm, nn.Identity()
+        self._model = model
+        self._folder = folder
+        self._weights = weight_map(folder.model)
+        self._parameters = dict(model.named_parameters())
+
+    def layer(self, number: int, hidden_SH: torch.Tensor) -> torch.Tensor:
+        """Hidden states behind layer ``number``."""
+        for weight in self._weights:
+            if weight.layer == number:
+                for name, part in zip(weight.names, self._folder.read(weight), strict=True):
+                    own = name.replace(f"model.layers.{number}.", "layers.0.")
+                    self._parameters[own].data.copy_(part)
+        with arithmetic(hidden_SH.dtype):
+            output = self._model(inputs_embeds=hidden_SH[None], use_cache=False)
+        result: torch.Tensor = output.last_hidden_state[0]
+        return result
+
+    def final_norm(self, hidden_SH: torch.Tensor) -> torch.Tensor:
+        """What the output layer is given."""
+        (weight,) = (weight for weight in self._weights if weight.names == ("model.norm.weight",))
+        self._norm.weight.data.copy_(self._folder.read(weight)[0])
+        with arithmetic(hidden_SH.dtype):
+            result: torch.Tensor = self._norm(hidden_SH)
+        return result

@@ -1,4 +1,4 @@
-"""Which documents a corpus keeps, and how often: by length, reproducible by construction.
+"""Which documents a corpus keeps, how often and in which split: reproducible by construction.
 
 Every document has a weight ``w(source, length bin)``, its expected number of copies. A hash of the
 document decides, ``copies = floor(w) + [u < frac(w)]`` with ``u = hash(seed, document)``; then the
@@ -20,8 +20,8 @@ import numpy.typing as npt
 import tyro
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import Range, check_ranges
-from megatron_ultralong.sequence.documents import unit_hash
+from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.sequence.documents import document_split, unit_hash
 
 SHORT_LENGTH = 4096
 """Tokens under which a document is short, as in Fu's code and in the paper."""
@@ -198,3 +198,18 @@ def mixed_order(copies: Int64Array, ids: Sequence[str], seed: int) -> Int64Array
     # equal places (all but impossible) fall back on the identity, not on the order of the input
     ranks = np.argsort(np.argsort(np.asarray(ids, dtype=np.str_), kind="stable"))
     return np.asarray(entries[np.lexsort((ranks[entries], places))])
+
+
+Split = Literal["train", "valid", "test"]
+
+
+def split_of(identity: str, valid_fraction: float, test_fraction: float, seed: int) -> Split:
+    """The split of a document.
+
+    ``valid`` is that of :func:`~megatron_ultralong.sequence.documents.document_split`; ``test`` is
+    cut from the rest with the same number, so that a larger fraction only adds documents to it.
+    """
+    if document_split(identity, valid_fraction, seed) == "valid":
+        return "valid"
+    held_out = unit_hash(seed, f"split:{identity}") < valid_fraction + test_fraction
+    return "test" if held_out else "train"

@@ -11,16 +11,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.options.chats import PrepareChatConfig
+from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.read.chat_reading import ConversationReader
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError
-from megatron_ultralong.data.read.text_check import text_error
+from megatron_ultralong.data.read.record import text_error
 from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.store.documents import DocumentStore, one_file_store
 from megatron_ultralong.data.store.shards import BATCH_CHARACTERS, summarise
-from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example
-from megatron_ultralong.data.tokenize.chat_marks import marked_pieces
+from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example, marked_pieces
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, Piece, rendered_text
 from megatron_ultralong.data.tokenize.fast_tokenizer import SAMPLE_CHARACTERS, FastTokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate

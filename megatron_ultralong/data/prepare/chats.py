@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import megatron_ultralong
-from megatron_ultralong.data.options.chats import PrepareChatConfig
+from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.pack.packing import PADDING, Int64Array, RowPlan, plan_rows
 from megatron_ultralong.data.pack.row_writer import RowWriter
 from megatron_ultralong.data.pack.sampling import mixed_order
@@ -37,8 +37,7 @@ from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
 from megatron_ultralong.data.rows.chats import targets_prefix
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
-from megatron_ultralong.data.tokenize.chat_date import resolved_date
-from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, resolved_date
 from megatron_ultralong.data.tokenize.engines import (
     choose_tokenizer,
     open_reference,
@@ -48,9 +47,9 @@ from megatron_ultralong.data.tokenize.fast_tokenizer import FastPathError, fast_
 from megatron_ultralong.data.tokenize.folder_template import (
     FolderDate,
     FolderTemplate,
+    check_template,
     folder_template,
 )
-from megatron_ultralong.data.tokenize.template_check import check_template
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.options.documents import PrepareConfig
+from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.packing import RowPlan
-from megatron_ultralong.data.pack.sampling import document_weights, num_copies, sample_units
-from megatron_ultralong.data.pack.splits import split_of
+from megatron_ultralong.data.pack.sampling import (
+    document_weights,
+    num_copies,
+    sample_units,
+    split_of,
+)
 from megatron_ultralong.data.pack.target import meet_target
 from megatron_ultralong.data.rows.manifest import SourceShare
 from megatron_ultralong.data.store.documents import DocumentStore

@@ -4,16 +4,56 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
 
 from megatron_ultralong.data.read.arrow_values import num_kept_nulls
-from megatron_ultralong.data.read.chat_read_options import ChatReadOptions
+from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
-from megatron_ultralong.data.read.conversation_formats import KEYS, parse_conversation
+from megatron_ultralong.data.read.conversation_formats import KEYS, ChatFormat, parse_conversation
+from megatron_ultralong.data.read.conversation_turns import Reasoning
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.reading import MAX_BAD_SHOWN, MAX_REASON
 from megatron_ultralong.data.read.record import Record, absolute_place
 from megatron_ultralong.data.read.sources import FilePart, Source, find_files
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import Range
+
+
+@dataclass(frozen=True)
+class ChatReadOptions:
+    """How files of conversations are read."""
+
+    chat_format: ChatFormat = "auto"
+    """messages, sharegpt, prompt-completion or alpaca; auto goes by the keys of every record."""
+
+    reasoning: Reasoning = "drop"
+    """What the assistant thought (reasoning_content, reasoning or thinking in a turn): drop, as
+    Llama's templates do, or keep, in <think> and </think> before the answer, and learnt."""
+
+    ignore_keys: tuple[str, ...] = ()
+    """Keys inside a turn that mean nothing here; any other unknown key is an error."""
+
+    suffixes: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
+    ] = ()
+    """Ending of the files wanted in a folder or pattern, such as .jsonl; repeatable, all if
+    none."""
+
+    skip_bad: bool = False
+    """Count and skip conversations that cannot be trained on, instead of stopping there."""
+
+    max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
+    """Bytes of a line or of a parquet row at most; a longer one is bad, and never held. None:
+    what 2 GiB of memory are enough for, 80 MiB with gigatoken."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes of a conversation at most."""
+        return MAX_DOCUMENT_BYTES if self.max_document_bytes is None else self.max_document_bytes
+
 
 _COLUMNS = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))
 

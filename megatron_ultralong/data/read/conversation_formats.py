@@ -26,8 +26,6 @@ from megatron_ultralong.data.read.conversation import (
     Message,
     Role,
 )
-from megatron_ultralong.data.read.conversation_json import list_of
-from megatron_ultralong.data.read.conversation_tools import builtin_tools_of, tools_of
 from megatron_ultralong.data.read.conversation_turns import (
     Reasoning,
     TurnOptions,
@@ -35,6 +33,7 @@ from megatron_ultralong.data.read.conversation_turns import (
     content_of,
     read_turns,
 )
+from megatron_ultralong.data.read.conversation_values import builtin_tools_of, list_of, tools_of
 
 ChatFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca"]
 Fields = Mapping[str, Any]

@@ -20,8 +20,13 @@ from megatron_ultralong.data.read.conversation import (
     Message,
     Role,
 )
-from megatron_ultralong.data.read.conversation_json import JsonTexts, check_json, list_of
-from megatron_ultralong.data.read.conversation_tools import call_of, only_call
+from megatron_ultralong.data.read.conversation_values import (
+    JsonTexts,
+    call_of,
+    check_json,
+    list_of,
+    only_call,
+)
 
 Reasoning = Literal["drop", "keep"]
 

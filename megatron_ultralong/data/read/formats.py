@@ -6,15 +6,95 @@ whether the run stops there or goes on with the next one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES, TooLargeError, read_whole
+from megatron_ultralong.data.read.bounded import (
+    MAX_DOCUMENT_BYTES,
+    TooLargeError,
+    json_value,
+    read_whole,
+    skip_line,
+    value_error,
+)
 from megatron_ultralong.data.read.compression import COMPRESSIONS, decompressed
 from megatron_ultralong.data.read.file_kind import FileFormat, format_by_name
-from megatron_ultralong.data.read.json_lines import read_jsonl
 from megatron_ultralong.data.read.parquet import read_parquet
 from megatron_ultralong.data.read.record import Record, unreadable
+
+
+def read_jsonl(
+    path: Path, keys: tuple[str, ...], limit: int, start: int = 0, stop: int | None = None
+) -> Iterator[Record]:
+    """Records of a file; see :func:`~megatron_ultralong.data.read.formats.read_records`.
+
+    What is left of a line that is too long is passed over, without being held, when the record
+    after it is asked for.
+    """
+    number = 0
+    try:
+        with open(path, "rb") as raw:
+            first = start
+            if start:  # the line that this byte is in belongs to the part before, unless it begins
+                raw.seek(start - 1)
+                first = start - 1 + skip_line(raw, _until(stop, start - 1))
+            file = decompressed(raw, path)
+            position = first
+            while (stop is None or position < stop) and (line := file.readline(limit + 1)):
+                number += 1
+                place = f"{path}:{number}"
+                position += len(line)
+                at = (raw.tell() if stop is None else position) - start
+                if len(line) > limit:
+                    is_whole = line.endswith(b"\n")
+                    line = b""  # not held while the caller looks at the record
+                    error = f"a line of more than {limit:,} bytes, the longest that is read"
+                    yield Record(place, at, {}, error, counted_from=first, is_too_long=True)
+                    if not is_whole:
+                        position += skip_line(file, _until(stop, position))
+                elif line.strip():
+                    yield _json_record(place, at, line, keys)._replace(counted_from=first)
+    except OSError as error:
+        yield unreadable(f"{path}:{number + 1}", error)
+
+
+def _until(stop: int | None, position: int) -> int | None:
+    """Bytes up to ``stop``: no line that begins behind it is wanted."""
+    return None if stop is None else max(0, stop - position)
+
+
+def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) -> Record:
+    try:
+        fields = json_value(line)
+    except UnicodeDecodeError as error:
+        return Record(place, position, {}, f"not UTF-8 ({error.reason})")
+    except TooLargeError as error:
+        return Record(place, position, {}, str(error))
+    except json.JSONDecodeError as error:
+        return Record(place, position, {}, f"not JSON ({error}); {_cause(line, error)}")
+    if not isinstance(fields, dict):
+        kind = type(fields).__name__
+        return Record(place, position, {}, f"a {kind}, where one JSON object a line belongs")
+    for key in keys:
+        if reason := value_error(fields.get(key)):
+            return Record(place, position, {}, f"key {key!r} has {reason}")
+    return Record(place, position, fields)
+
+
+def _cause(line: bytes, error: json.JSONDecodeError) -> str:
+    """What may have made a line no JSON."""
+    if b"\0" in line:
+        return "it holds NULs, as a file has that was not written to its end: copy it again"
+    if b"\r" in line.strip():
+        return "do its lines end in a carriage return alone? Convert it with `tr '\\r' '\\n'`"
+    if line.lstrip().startswith(b"{'"):
+        return "it is written as Python writes a dict: write it with json.dumps"
+    if error.msg == "Extra data":
+        return "one JSON object a line belongs here: write them so with `jq -c .`"
+    if line.lstrip()[:1] not in b"{[":
+        return "one JSON object a line belongs here"
+    return "is the file cut short?"
 
 
 def read_records(

@@ -12,11 +12,10 @@ import tyro
 from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.read.file_kind import FileFormat, nul_problem
 from megatron_ultralong.data.read.formats import read_records
-from megatron_ultralong.data.read.record import Record, absolute_place
+from megatron_ultralong.data.read.record import Record, absolute_place, text_error
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, find_files
-from megatron_ultralong.data.read.text_check import text_error
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import Range
+from megatron_ultralong.program.fields import Range
 from megatron_ultralong.sequence.documents import document_id
 
 MAX_BAD_SHOWN = 5

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from megatron_ultralong.data.read.compression import uncompressed_name
 from megatron_ultralong.data.read.file_kind import FileFormat, FileKind, file_kind, is_known_name
-from megatron_ultralong.data.read.file_names import litter_reason
-from megatron_ultralong.data.read.folder_walk import Entry, matches, walk
+from megatron_ultralong.data.read.file_names import Entry, litter_reason, matches, walk
 from megatron_ultralong.program.errors import InputError
 
 MAX_COUNTS = 60

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.read.token_ids import unknown_id, why_unknown
-from megatron_ultralong.data.rows.indexed import IndexedReader
+from megatron_ultralong.data.rows.indexed import IndexedReader, unknown_id, why_unknown
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import Row, document_boundaries
 

@@ -31,8 +31,11 @@ from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import FileSummary
 from megatron_ultralong.data.tokenize.fast_tokenizer import SAMPLE_CHARACTERS, FastTokenizer
-from megatron_ultralong.data.tokenize.separator import holds_separator, split_separators
-from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
+from megatron_ultralong.data.tokenize.tokenising import (
+    DocumentTokenizer,
+    holds_separator,
+    split_separators,
+)
 
 SHARD_BYTES = 64 << 20
 """Input of a shard: what a killed run does again; some seconds."""

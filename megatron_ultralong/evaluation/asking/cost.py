@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.model.flops import attention_area, forward_flops, peak_tflops
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.ending import tell

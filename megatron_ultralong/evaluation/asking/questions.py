@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
 from megatron_ultralong.evaluation.asking.run import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, writing
-from megatron_ultralong.evaluation.models.generator import Generator
+from megatron_ultralong.evaluation.models.interface import Generator, check_length
 from megatron_ultralong.evaluation.models.opening import ModelFacts
-from megatron_ultralong.evaluation.models.scorer import check_length
+from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.results.result import Kind, Result, ScoreCell, mean_cell
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.journal import sample_key

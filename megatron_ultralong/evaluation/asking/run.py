@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
 from megatron_ultralong.evaluation.asking.samples import Put, Reply, Sample, ask
+from megatron_ultralong.evaluation.models.interface import Model
 from megatron_ultralong.evaluation.models.opening import ModelFacts
-from megatron_ultralong.evaluation.models.scorer import Model
+from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.results.file import write_results
 from megatron_ultralong.evaluation.results.result import Kind, Result, ScoreCell, plain_values
 from megatron_ultralong.evaluation.results.tables import score_table

@@ -16,9 +16,14 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from megatron_ultralong.evaluation.asking.cost import check_cost, estimate_cost
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
-from megatron_ultralong.evaluation.models.generator import Generator
-from megatron_ultralong.evaluation.models.scorer import Model, Scorer, Scores, check_ids
+from megatron_ultralong.evaluation.models.interface import (
+    Generator,
+    Model,
+    Scorer,
+    Scores,
+    check_ids,
+)
+from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.generation.prompt_tokenizer import IdArray
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.journal import Journal

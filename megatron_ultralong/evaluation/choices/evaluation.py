@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
 from megatron_ultralong.evaluation.asking.run import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
-from megatron_ultralong.evaluation.choices.config import ChoicesConfig
 from megatron_ultralong.evaluation.choices.questions import (
     ChoiceQuestion,
     continuations,
@@ -22,8 +20,9 @@ from megatron_ultralong.evaluation.choices.questions import (
     task_name,
 )
 from megatron_ultralong.evaluation.local.local_data import file_sha256
+from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
 from megatron_ultralong.evaluation.models.opening import ModelFacts
-from megatron_ultralong.evaluation.models.scorer import Scorer, Scores, check_length
+from megatron_ultralong.evaluation.options import ChoicesConfig, CostConfig
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell, mean_cell
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError

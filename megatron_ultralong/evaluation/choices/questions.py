@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.data.read.formats import read_records
-from megatron_ultralong.evaluation.choices.config import ChoiceStyle
+from megatron_ultralong.evaluation.options import ChoiceStyle
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from megatron_ultralong.evaluation.local.infinitebench import TASKS
 from megatron_ultralong.evaluation.local.lv_eval import DATA_SETS, LEVELS
-from megatron_ultralong.generation.prompt_parts import PromptTemplate
+from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import Range, check_ranges
+from megatron_ultralong.program.fields import Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)

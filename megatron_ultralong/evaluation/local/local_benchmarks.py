@@ -7,22 +7,21 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import infinitebench as infinitebench
 from megatron_ultralong.evaluation.local import lv_eval as lv_eval
 from megatron_ultralong.evaluation.local.config import InfiniteBenchConfig, LvEvalConfig
-from megatron_ultralong.evaluation.local.infinitebench_scores import infinitebench_score
 from megatron_ultralong.evaluation.local.local_data import (
     cut_prompt,
     file_sha256,
     find_file,
     read_jsonl,
 )
-from megatron_ultralong.evaluation.local.lv_eval_scores import lv_eval_score
-from megatron_ultralong.evaluation.models.generator import Generator
+from megatron_ultralong.evaluation.local.scores import infinitebench_score, lv_eval_score
+from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import ModelFacts
+from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError

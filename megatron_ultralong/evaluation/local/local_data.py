@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.data.read.formats import read_records
-from megatron_ultralong.generation.prompt_parts import PromptTemplate, prompt_parts
-from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.generation.prompt_tokenizer import (
+    IdArray,
+    PromptTemplate,
+    PromptTokenizer,
+    prompt_parts,
+)
 from megatron_ultralong.program.errors import InputError
 
 

@@ -16,14 +16,14 @@ from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.evaluation.models.config import ModelsConfig
-from megatron_ultralong.evaluation.models.generator import Generator
-from megatron_ultralong.evaluation.models.hugging_face_generator import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models.hugging_face_scorer import HuggingFaceScorer
-from megatron_ultralong.evaluation.models.megatron_generator import MegatronGenerator
-from megatron_ultralong.evaluation.models.megatron_scorer import MegatronScorer
-from megatron_ultralong.evaluation.models.scorer import Scorer
-from megatron_ultralong.evaluation.results.model import ModelRecord
+from megatron_ultralong.evaluation.models.hugging_face import (
+    HuggingFaceGenerator,
+    HuggingFaceScorer,
+)
+from megatron_ultralong.evaluation.models.interface import Generator, Scorer
+from megatron_ultralong.evaluation.models.megatron import MegatronGenerator, MegatronScorer
+from megatron_ultralong.evaluation.options import ModelsConfig
+from megatron_ultralong.evaluation.results.result import ModelRecord
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.job import stage_parameters

@@ -1,17 +1,31 @@
-"""The report as one HTML page that needs no other file, in light and dark."""
+"""``evaluate report``: a page that needs no other file, every figure as JSON, terminal tables."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from rich.table import Table
+from rich.text import Text
 
-from megatron_ultralong.evaluation.report.report import Report
-from megatron_ultralong.evaluation.report.section import Picture
-from megatron_ultralong.evaluation.report.table import ReportTable, words
+from megatron_ultralong.evaluation.options import ReportConfig
+from megatron_ultralong.evaluation.report.report import Report, gather_report
+from megatron_ultralong.evaluation.report.table import (
+    OF_THE_CHECKPOINT,
+    Cell,
+    Picture,
+    ReportTable,
+    words,
+)
+from megatron_ultralong.evaluation.results.file import write_json
+from megatron_ultralong.evaluation.results.result import plain_values
+from megatron_ultralong.program.new_output import check_output_folder, new_output_folder
+from megatron_ultralong.program.terminal import Console
 
 _PIXELS_A_DOT = 0.8
 """A picture's letters are then as large as the page's."""
@@ -65,3 +79,146 @@ def _endings(report: Report) -> Iterator[tuple[str, ReportTable]]:
 def _pairs(values: Mapping[str, Any]) -> ReportTable:
     rows = tuple(words(name, str(value)) for name, value in values.items())
     return ReportTable(("", ""), rows, figures=(0, 0))
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print the results, in what conditions they differ, and the checks, as tables."""
+    console = console or Console()
+    console.print(Text(report.title, style="bold"))
+    for notice in report.gathered.notices:
+        console.print(Text(f"note: {notice}", style="yellow"))
+    for section in report.sections:
+        console.print(Text(f"\n{section.title}", style="bold"))
+        for remark in section.remarks:
+            console.print(Text(remark, style="yellow"))
+        for table in section.tables:
+            console.print(_table(table))
+        if section.paper:
+            paper = section.paper
+            console.print(_table(paper) if paper.rows else Text(f"{paper.title}. {paper.note}"))
+        if differing := _differing(section.conditions):
+            console.print(_table(differing))
+    if report.wall_times:
+        console.print(_times_table(report))
+    if report.checks:
+        console.print(_checks_table(report))
+
+
+def _differing(conditions: ReportTable) -> ReportTable | None:
+    """Conditions in which columns differ, but for those in which checkpoints always do."""
+    rows = tuple(
+        row for row in conditions.rows if len(row) > 2 and row[0].text not in OF_THE_CHECKPOINT
+    )
+    title = "Conditions that differ; the page has all"
+    return dataclasses.replace(conditions, rows=rows, title=title) if rows else None
+
+
+def _table(table: ReportTable) -> Table:
+    shown = Table(title=table.title or None, caption=table.note or None, min_width=60)
+    for place, name in enumerate(table.header):
+        shown.add_column(name, justify="right" if table.holds_figures(place) else "left")
+    for row in table.rows:
+        shown.add_row(*_cells(row))
+    if table.footer:
+        shown.add_section()
+    for row in table.footer:
+        shown.add_row(*_cells(row))
+    return shown
+
+
+def _cells(row: tuple[Cell, ...]) -> Iterator[Text]:
+    """The best of a line bold, and with a star for where there is no bold."""
+    for cell in row:
+        colour = "red" if cell.is_beyond else "green" if cell.is_best else ""
+        style = f"bold {colour}" if cell.is_best else colour
+        yield Text(f"{cell.text} *" if cell.is_best else cell.text, style=style)
+
+
+def _checks_table(report: Report) -> Table:
+    table = Table(title="Checks")
+    for column in ("", "check", "measured", "asked for"):
+        table.add_column(column)
+    for check in report.checks:
+        verdict = Text("pass", style="green") if check.passed else Text("FAIL", style="bold red")
+        table.add_row(verdict, check.name, check.figure, check.bound)
+    return table
+
+
+def _times_table(report: Report) -> Table:
+    memory = report.peak_memory_gib
+    peak = "" if memory is None else f", peak memory {memory:.2f} GiB"
+    table = Table(title=f"Wall times{peak}")
+    table.add_column("step")
+    table.add_column("seconds", justify="right")
+    for step, seconds in report.wall_times.items():
+        table.add_row(step, f"{seconds:.1f}")
+    table.add_section()
+    table.add_row("all", f"{sum(report.wall_times.values()):.1f}")
+    return table
+
+
+_KIND = "report"
+
+
+def write_report(report: Report, folder: str | Path) -> Path:
+    """Write the report folder, whole or not at all, and return its page.
+
+    The folder holds ``index.html`` (which needs no other file), the pictures as PNG, and
+    ``report.json`` with every result.
+
+    Raises:
+        InputError: the folder holds something.
+    """
+    with new_output_folder(folder) as aside:
+        for section in report.sections:
+            for picture in section.pictures:
+                (aside / f"{picture.name}.png").write_bytes(picture.png)
+        (aside / "index.html").write_text(report_page(report), encoding="utf-8")
+        write_json(aside / "report.json", _KIND, _values(report))
+    return Path(folder) / "index.html"
+
+
+def _values(report: Report) -> dict[str, Any]:
+    plain = ("title", "command", "summary", "machine", "date", "peak_memory_gib")
+    values = {name: getattr(report, name) for name in plain}
+    for name in ("settings", "wall_times", "versions"):
+        values[name] = dict(getattr(report, name))
+    return {
+        **values,
+        "passed": report.passed,
+        "checks": [dataclasses.asdict(check) for check in report.checks],
+        "notices": list(report.gathered.notices),
+        "results": [
+            {
+                "label": one.label,
+                "benchmark": one.kind,
+                "file": str(one.source),
+                "result": plain_values(one.result),
+            }
+            for one in report.gathered.measurements
+        ],
+        "paper": {
+            section.title: [[cell.text for cell in row] for row in section.paper.rows]
+            for section in report.sections
+            if section.paper
+        },
+    }
+
+
+def evaluate_report(config: ReportConfig) -> Report:
+    """Print the tables and write the page.
+
+    Raises:
+        InputError: no results, a damaged file, or an output folder that holds something.
+    """
+    if config.output:
+        check_output_folder(config.output)
+    words = ["ultralong", "evaluate", "report", *config.runs]
+    for flag in ("output", "title"):
+        if value := getattr(config, flag):
+            words += [f"--{flag}", value]
+    report = gather_report(config.runs, title=config.title, command=shlex.join(words))
+    print_report(report)
+    if config.output:
+        Console(soft_wrap=True).print(f"\nreport: {write_report(report, config.output)}")
+    return report

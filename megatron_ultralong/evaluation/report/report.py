@@ -1,18 +1,154 @@
-"""What stands in a report."""
+"""What stands in a report: results under folders and files, found, read and told apart."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.report.gathering import Gathered, gather
-from megatron_ultralong.evaluation.report.section import Section
+from megatron_ultralong.evaluation.report.measurement import Measurement, with_labels
 from megatron_ultralong.evaluation.report.sections import sections
-from megatron_ultralong.evaluation.results.conditions import now, versions
+from megatron_ultralong.evaluation.report.table import Section
+from megatron_ultralong.evaluation.results.file import beginning_of, holds_results, read_results
+from megatron_ultralong.evaluation.results.result import KINDS, Result, now, versions
 from megatron_ultralong.evaluation.verdicts import Check
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.new_output import IDENTITY_FILE, SAMPLES_FILE, SUFFIX
+
+_FILE_NAMES = {"loss.json", *(f"{kind}.json" for kind in KINDS)}
+_REPORT = "report"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """What was found."""
+
+    measurements: tuple[Measurement, ...]
+    """Those of each benchmark by trained positions, then in the order they were found."""
+    notices: tuple[str, ...]
+    """What a reader has to know of them, and what was left out."""
+
+
+def gather(runs: Sequence[str | Path]) -> Gathered:
+    """Results of ``runs``: files, and folders that are searched to their bottom.
+
+    Folders that end in ``.partial`` are left out, and named in the notices.
+
+    Raises:
+        InputError: a run is absent or unfinished, a file is damaged or no result, or there are no
+            results at all.
+    """
+    if not runs:
+        raise InputError(
+            "RUN is needed: folders that `ultralong evaluate ... --output` wrote, or files in them"
+        )
+    found: list[Measurement] = []
+    notices: list[str] = []
+    seen: set[Path] = set()
+    for run in map(Path, runs):
+        for path in _result_files(run, notices):
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                results = load_results(path)
+                found += [Measurement(result.checkpoint, result, path) for result in results]
+    if not found:
+        left_out = f"; {'; '.join(notices)}" if notices else ""
+        raise InputError(
+            f"no results in {', '.join(map(str, runs))}: name folders that `ultralong evaluate "
+            f"... --output` wrote, or files in them{left_out}"
+        )
+    found = _without_copies(found, notices)
+    kinds = list(dict.fromkeys((*KINDS, *(one.kind for one in found))))
+    found.sort(key=lambda one: (kinds.index(one.kind), one.max_positions))
+    labelled, label_notices = with_labels(found)
+    return Gathered(tuple(labelled), (*label_notices, *notices))
+
+
+def load_results(path: str | Path) -> tuple[Result, ...]:
+    """The results in a file, of whatever benchmark.
+
+    Raises:
+        InputError: the file is absent or damaged, or holds no result.
+    """
+    found = beginning_of(path)
+    if found is None or not (found[0] in KINDS or holds_results(*found)):
+        holds = "other JSON" if found is None else f"'{found[0]}'"
+        raise InputError(
+            f"{path} holds {holds}, not a result of an evaluation: name a file that holds one of "
+            f"{', '.join(KINDS)}"
+        )
+    return read_results(path)
+
+
+def _result_files(run: Path, notices: list[str]) -> Iterator[Path]:
+    if any(part.endswith(SUFFIX) for part in (run.name, run.parent.name)):
+        raise InputError(
+            f"{run} is of an evaluation that is not finished: the command that began it goes on "
+            "there; name its folder when it is done"
+        )
+    if run.is_file():
+        yield run
+        return
+    if not run.is_dir():
+        raise InputError(f"RUN {run} does not exist: name a folder or a file with results")
+    for folder, folders, files in os.walk(run, onerror=_refuse):
+        folders.sort()
+        for name in [name for name in folders if name.endswith(SUFFIX)]:
+            folders.remove(name)
+            notices.append(_unfinished(Path(folder) / name))
+        for name in sorted(files):
+            path = Path(folder) / name
+            if name.endswith(".json") and _is_result(path, notices):
+                yield path
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"cannot search {error.filename} ({error.strerror}): name other folders")
+
+
+def _is_result(path: Path, notices: list[str]) -> bool:
+    """Whether a file in a folder is to be read; others of the same names are left alone."""
+    try:
+        found = beginning_of(path)
+    except InputError:
+        if path.name not in _FILE_NAMES:
+            return False
+        raise
+    if found is None or found[0] == _REPORT:
+        return False
+    if not holds_results(*found):
+        notices.append(f"{path} holds '{found[0]}', which this version does not know: left out")
+        return False
+    return True
+
+
+def _unfinished(folder: Path) -> str:
+    """What is said of a folder that an evaluation has not finished, or a conversion."""
+    try:
+        identity: dict[str, Any] = read_json(folder / IDENTITY_FILE)
+        with (folder / SAMPLES_FILE).open("rb") as lines:
+            num_samples = sum(1 for _ in lines)
+        what = f"{identity['kind']} of '{identity['checkpoint']}', {num_samples:,} samples noted"
+    except (OSError, InputError, KeyError, TypeError):
+        return f"{folder} is not finished: left out"
+    return f"{folder} is not finished ({what}): left out; the command that began it goes on there"
+
+
+def _without_copies(found: list[Measurement], notices: list[str]) -> list[Measurement]:
+    kept: list[Measurement] = []
+    for one in found:
+        first = next((k for k in kept if k.result == one.result and k.source != one.source), None)
+        if first is None:
+            kept.append(one)
+        else:
+            notice = f"{one.source} holds the result of {first.source}: shown once"
+            if notice not in notices:
+                notices.append(notice)
+    return kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +190,7 @@ def gather_report(runs: Sequence[str | Path], *, title: str = "", **others: Any)
     """A report of the results of ``runs``; ``others`` are further fields of :class:`Report`.
 
     Raises:
-        InputError: as :func:`~megatron_ultralong.evaluation.report.gathering.gather`.
+        InputError: as :func:`~megatron_ultralong.evaluation.report.report.gather`.
     """
     gathered = gather(runs)
     names = list(dict.fromkeys(one.checkpoint for one in gathered.measurements))

@@ -5,12 +5,138 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from megatron_ultralong.evaluation.report.loss_section import loss_section
 from megatron_ultralong.evaluation.report.measurement import Measurement, conflicts
 from megatron_ultralong.evaluation.report.paper import paper_table
-from megatron_ultralong.evaluation.report.retrieval_section import retrieval_section
-from megatron_ultralong.evaluation.report.section import Section
+from megatron_ultralong.evaluation.report.table import (
+    NOTHING,
+    Cell,
+    ReportTable,
+    Section,
+    conditions_table,
+    picture,
+    with_best,
+)
 from megatron_ultralong.evaluation.report.task_section import task_section
+from megatron_ultralong.evaluation.results.pictures import loss_picture, retrieval_picture
+from megatron_ultralong.evaluation.results.result import Result, ScoreCell, perplexity
+from megatron_ultralong.evaluation.results.tables import counts, figure
+
+
+def loss_section(measurements: Sequence[Measurement], name: str) -> Section:
+    """The section of measurements on the same rows; ``name`` is that of its picture."""
+    results = [one.labelled for one in measurements]
+    labels = ", ".join(one.label for one in measurements)
+    return Section(
+        title="Loss by position",
+        pictures=(
+            picture(
+                name, f"Loss by position of {labels}", lambda file: loss_picture(results, file)
+            ),
+        ),
+        tables=(_table(results),),
+        conditions=conditions_table(measurements),
+    )
+
+
+def _table(results: Sequence[Result]) -> ReportTable:
+    longest = max(results, key=lambda result: result.num_positions)
+    rows = []
+    for place in sorted({place for result in results for place in result.bins}):
+        start, stop = place
+        found = [result.loss(place) for result in results]
+        cells = [
+            _cell(cell, stop > result.max_positions)
+            for cell, result in zip(found, results, strict=True)
+        ]
+        losses = [cell.score if cell else None for cell in found]
+        label = Cell(f"{start:,} – {stop:,}")  # noqa: RUF001
+        rows.append((label, *with_best(cells, losses, 3, lower_is_better=True)))
+    means = [_mean(result.mean_loss()) for result in results]
+    what = "held-out" if longest.config["split"] == "valid" else "training"
+    return ReportTable(
+        header=(
+            "positions",
+            *(f"{one.checkpoint}, trained for {one.max_positions:,}" for one in results),
+        ),
+        rows=tuple(rows),
+        footer=((Cell("all"), *means), *_reference(results)),
+        note=(
+            f"Nats per token over {longest.num_packed_rows} {what} rows of "
+            f"{longest.num_positions:,} tokens, ± one standard error from the spread between rows; "
+            "perplexity in brackets. Red: beyond the trained positions."
+        ),
+    )
+
+
+def _cell(cell: ScoreCell | None, is_beyond: bool) -> Cell:
+    if cell is None or cell.score is None:
+        return NOTHING
+    error = "" if cell.error is None else f" ± {cell.error:.3f}"
+    return Cell(f"{cell.score:.3f}{error} ({perplexity(cell.score):.1f})", is_beyond=is_beyond)
+
+
+def _mean(loss: float | None) -> Cell:
+    return NOTHING if loss is None else Cell(f"{loss:.3f}")
+
+
+def _reference(results: Sequence[Result]) -> tuple[tuple[Cell, ...], ...]:
+    """The base's own mean inside its context, what the others are to reach beyond it."""
+    base, *others = results
+    inside = base.mean_loss(0, base.max_positions)
+    if inside is None or not others:
+        return ()
+    name = f"{base.checkpoint}, mean inside its {base.max_positions:,}"
+    return ((Cell(name), _mean(inside), *[Cell("")] * len(others)),)
+
+
+def retrieval_section(measurements: Sequence[Measurement], name: str) -> Section:
+    """The section of measurements with the same prompts; ``name`` is that of its picture."""
+    results = [one.labelled for one in measurements]
+    title = results[0].kind.title
+    labels = ", ".join(one.label for one in measurements)
+    return Section(
+        title=title,
+        pictures=(
+            picture(name, f"{title} of {labels}", lambda file: retrieval_picture(results, file)),
+        ),
+        tables=(_retrieval_table(results),),
+        conditions=conditions_table(measurements),
+    )
+
+
+def _retrieval_table(results: Sequence[Result]) -> ReportTable:
+    rows = []
+    for length in sorted({length for result in results for length in result.lengths}):
+        shares = [result.retrieved([length]) for result in results]
+        cells = [
+            _retrieval_cell(result, length, share)
+            for result, share in zip(results, shares, strict=True)
+        ]
+        rows.append((Cell(f"{length:,} tokens"), *with_best(cells, shares, 0)))
+    form, by = (
+        results[0].kind.form,
+        " or ".join(sorted({result.config["by"] for result in results})),
+    )
+    samples = " or ".join(dict.fromkeys(map(counts, results)))
+    return ReportTable(
+        header=("length", *(result.checkpoint for result in results)),
+        rows=tuple(rows),
+        note=(
+            f"Per cent of prompts whose whole answer is right, by {by}; {samples} prompts at every "
+            f"length and depth, {form}. In brackets: the worst depth. Red: beyond the trained "
+            "positions."
+        ),
+    )
+
+
+def _retrieval_cell(result: Result, length: int, share: float | None) -> Cell:
+    if share is None:
+        return NOTHING
+    depths = [result.score(depth, str(length)) for depth in result.depths]
+    worst = min(depth for depth in depths if depth is not None)
+    text = f"{figure(share)} % ({figure(worst)} %)"
+    return Cell(text, is_beyond=length > result.max_positions)
+
 
 _SECTIONS: dict[str, Callable[[Sequence[Measurement], str], Section]] = {
     "positions": loss_section,

@@ -1,9 +1,13 @@
-"""Tables of the report, as the page and the terminal both show them."""
+"""Tables and sections of the report, as the page and the terminal both show them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from megatron_ultralong.evaluation.report.measurement import Measurement, conditions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,4 +69,55 @@ def with_best(
     return tuple(
         dataclasses.replace(cell, is_best=figure == best)
         for cell, figure in zip(cells, shown, strict=True)
+    )
+
+
+OF_THE_CHECKPOINT = {"checkpoint", "folder", "model", "trained positions", "date", "file"}
+"""Conditions in which checkpoints differ from each other anyway."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A PNG."""
+
+    name: str
+    """Of its file, without the ending."""
+    png: bytes
+    description: str
+    """For those who do not see it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Pictures and tables of one benchmark, the paper's figures, and all conditions."""
+
+    title: str
+    pictures: tuple[Picture, ...]
+    tables: tuple[ReportTable, ...]
+    conditions: ReportTable
+    paper: ReportTable | None = None
+    """The paper's figures beside those that can be compared with them."""
+    remarks: tuple[str, ...] = ()
+
+
+def picture(name: str, description: str, draw: Callable[[Any], None]) -> Picture:
+    """What ``draw`` writes into a file."""
+    file = io.BytesIO()
+    draw(file)
+    return Picture(name, file.getvalue(), description)
+
+
+def conditions_table(measurements: Sequence[Measurement]) -> ReportTable:
+    """Conditions of every column; a line in which all agree has one cell for all."""
+    found = [conditions(one) for one in measurements]
+    names = list(dict.fromkeys(name for one in found for name in one))
+    rows = []
+    for name in names:
+        values = [one.get(name, "–") for one in found]  # noqa: RUF001
+        rows.append(words(name, *(values[:1] if len(set(values)) == 1 else values)))
+    return ReportTable(
+        header=("condition", *(one.label for one in measurements)),
+        rows=tuple(rows),
+        figures=(0, 0),
+        title="Conditions",
     )

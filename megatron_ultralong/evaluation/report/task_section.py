@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from megatron_ultralong.evaluation.report.measurement import Measurement
-from megatron_ultralong.evaluation.report.section import (
+from megatron_ultralong.evaluation.report.table import (
+    NOTHING,
+    Cell,
     Picture,
+    ReportTable,
     Section,
     conditions_table,
     picture,
+    with_best,
 )
-from megatron_ultralong.evaluation.report.table import NOTHING, Cell, ReportTable, with_best
 from megatron_ultralong.evaluation.report.task_pictures import (
     Bars,
     Line,

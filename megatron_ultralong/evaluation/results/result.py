@@ -3,16 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
+import importlib.metadata
 import math
+import platform
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic_core import to_jsonable_python
 
-from megatron_ultralong.evaluation.results.conditions import now, versions
-from megatron_ultralong.evaluation.results.model import ModelRecord
+_PACKAGES = ("megatron-core", "torch", "transformers", "tokenizers", "numpy", "matplotlib")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that decide figures."""
+    from megatron_ultralong import __version__
+
+    found = {"megatron-ultralong": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # an optional one: it had no part in the figures
+    return found
+
+
+def now() -> str:
+    """The date and time in UTC, to the second: ``2026-01-31T12:00:00+00:00``."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRecord:
+    """Which weights, and how they were run."""
+
+    folder: str
+    """As it was given."""
+    engine: str
+    """``megatron`` or ``transformers``."""
+    precision: str
+    """Of weights and activations: ``bf16`` or ``fp32``."""
+    weights: str
+    """Hash of the names, sizes and times of the weights' files: tells checkpoints of one name from
+    each other."""
+    num_parameters: int
+    """Weights of the whole model."""
+
 
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 """Columns whose scores are better when lower, and not of 100."""

@@ -1,36 +1,43 @@
-"""Retrieval over a grid of lengths and depths: prompts asked, judged, noted, counted by cell."""
+"""Passkeys and needles over a grid of lengths and depths: asked for, judged, counted by cell."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
+from megatron_ultralong.data.read.bounded import read_text
 from megatron_ultralong.evaluation.asking.run import Benchmark, Entries, measure, run_benchmark
-from megatron_ultralong.evaluation.asking.samples import (
-    Prompt,
-    Put,
-    Row,
-    Sample,
-    scoring,
-    writing,
-)
-from megatron_ultralong.evaluation.models.generator import Generator
+from megatron_ultralong.evaluation.asking.samples import Prompt, Put, Row, Sample, scoring, writing
+from megatron_ultralong.evaluation.models.interface import Generator, Scorer, Scores, check_length
 from megatron_ultralong.evaluation.models.opening import ModelFacts
-from megatron_ultralong.evaluation.models.scorer import Scorer, Scores, check_length
+from megatron_ultralong.evaluation.options import CostConfig, NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.results.result import (
+    KINDS,
     Kind,
     Result,
     ScoreCell,
     depth_row,
     mean_cell,
 )
-from megatron_ultralong.evaluation.retrieval.config import NeedleConfig, PasskeyConfig
-from megatron_ultralong.evaluation.retrieval.passkey_prompt import PasskeyPrompt
+from megatron_ultralong.evaluation.retrieval.needle_prompt import (
+    PROMPT_VERSION,
+    made_up,
+    needle_prompt,
+    of_files,
+)
+from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
+    Encode,
+    PasskeyPrompt,
+    passkey_prompt,
+)
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal, sample_key
 from megatron_ultralong.sequence.documents import unit_hash
 
@@ -172,3 +179,77 @@ def _cells(entries: Entries) -> tuple[ScoreCell, ...]:
         figures = {"token_accuracy": right / of}
         cells.append(mean_cell(depth_row(depth), str(length), hits, figures))
     return tuple(cells)
+
+
+def needle_grid(config: NeedleConfig, encode: Encode, tokenizer_sha256: str = "") -> Grid:
+    """Prompts with a sentence hidden in running text; arguments and errors of a passkey's."""
+    config.check()
+    haystack = (
+        of_files(encode, config.haystack) if config.haystack else made_up(encode, config.seed)
+    )
+
+    def make(length: int, depth: float, index: int) -> PasskeyPrompt:
+        return needle_prompt(
+            encode,
+            length,
+            depth,
+            seed=config.seed,
+            index=index,
+            haystack=haystack,
+            num_distractors=config.num_distractors,
+        )
+
+    digests = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in config.haystack}
+    decides = {
+        "version": PROMPT_VERSION,
+        "seed": config.seed,
+        "num_distractors": config.num_distractors,
+        "haystack": list(digests.values()),
+        "by": config.by,
+        "tokenizer": tokenizer_sha256,
+    }
+    material = {f"haystack {k}": digest for k, digest in enumerate(digests.values(), 1)}
+    return Grid(KINDS["needle"], config, make, decides, material)
+
+
+def passkey_grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str = "") -> Grid:
+    """Prompts with a number hidden in noise, or in a text.
+
+    Args:
+        config: lengths, depths, haystack and how the answers are judged.
+        encode: the model's tokenizer: text to ids, without special tokens.
+        tokenizer_sha256: what tells it from others.
+
+    Raises:
+        InputError: a flag is missing or out of range, or the haystack cannot be read.
+    """
+    config.check()
+    haystack, digest = _haystack(config, encode)
+
+    def make(length: int, depth: float, index: int) -> PasskeyPrompt:
+        return passkey_prompt(
+            encode, length, depth, seed=config.seed, index=index, haystack=haystack
+        )
+
+    decides = {
+        "seed": config.seed,
+        "haystack": digest,
+        "by": config.by,
+        "tokenizer": tokenizer_sha256,
+    }
+    material = {"haystack": digest} if digest else {}
+    return Grid(KINDS["passkey"], config, make, decides, material)
+
+
+def _haystack(config: PasskeyConfig, encode: Encode) -> tuple[npt.NDArray[np.int64] | None, str]:
+    """Ids of the haystack, and a hash of its text; None and empty for the noise line."""
+    if not config.haystack:
+        return None, ""
+    try:
+        text = read_text(Path(config.haystack))
+    except ValueError as error:
+        raise InputError(
+            f"haystack {config.haystack} cannot be read ({error}): name a text file in UTF-8"
+        ) from error
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return np.asarray(encode(text), dtype=np.int64), digest

@@ -6,9 +6,9 @@ import dataclasses
 from typing import Annotated
 
 from megatron_ultralong.evaluation.ruler.parameters import TASKS, NeedleTask, QuestionTask
-from megatron_ultralong.generation.prompt_parts import PromptTemplate
+from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranges import UINT32, Range, check_ranges
+from megatron_ultralong.program.fields import UINT32, Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Sequence
 
-from megatron_ultralong.evaluation.asking.cost_config import CostConfig
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.models.generator import Generator
+from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import ModelFacts
+from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
-from megatron_ultralong.evaluation.ruler.parameters import TASKS, family
+from megatron_ultralong.evaluation.ruler.parameters import TASKS, Metric, family
 from megatron_ultralong.evaluation.ruler.samples import PROMPT_VERSION, RulerSamples
-from megatron_ultralong.evaluation.ruler.scores import string_match
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+
+def cleaned(prediction: str) -> str:
+    """What a model wrote, without control characters and space around it."""
+    return _CONTROL.sub("\n", prediction.strip()).strip()
+
+
+def string_match(metric: Metric, prediction: str, references: Sequence[str]) -> float:
+    """Score of one answer, 0 to 1, whatever the letters' case.
+
+    ``string_match_all``: share of the references that stand in the answer;
+    ``string_match_part``: 1 if any does (``scripts/eval/synthetic/constants.py`` upstream).
+    """
+    text = cleaned(prediction).lower()
+    found = [reference.lower() in text for reference in references]
+    return float(any(found)) if metric == "string_match_part" else sum(found) / len(found)
 
 
 def evaluate_ruler(

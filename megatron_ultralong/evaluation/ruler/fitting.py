@@ -13,8 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.generation.prompt_parts import Parts
-from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, Parts, PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 
 _PROBE_TOKENS = 8192

@@ -6,8 +6,8 @@ import random
 import uuid
 from collections.abc import Sequence
 
-from megatron_ultralong.evaluation.ruler.essay import Essays
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
+from megatron_ultralong.evaluation.ruler.haystacks import Essays, WordLists
 from megatron_ultralong.evaluation.ruler.parameters import (
     DEPTHS,
     FAMILIES,
@@ -16,9 +16,12 @@ from megatron_ultralong.evaluation.ruler.parameters import (
     NeedleTask,
     NeedleType,
 )
-from megatron_ultralong.evaluation.ruler.word_lists import WordLists
-from megatron_ultralong.generation.prompt_parts import Parts, PromptTemplate, prompt_parts
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.generation.prompt_tokenizer import (
+    Parts,
+    PromptTemplate,
+    PromptTokenizer,
+    prompt_parts,
+)
 
 
 class NeedleBuilder:

@@ -11,8 +11,12 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.evaluation.ruler.parameters import DOCUMENT, FAMILIES, QuestionTask
-from megatron_ultralong.generation.prompt_parts import Parts, PromptTemplate, prompt_parts
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.generation.prompt_tokenizer import (
+    Parts,
+    PromptTemplate,
+    PromptTokenizer,
+    prompt_parts,
+)
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json_value
 

@@ -8,8 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
-from megatron_ultralong.evaluation.ruler.essay import Essays, read_essays
 from megatron_ultralong.evaluation.ruler.fitting import Builder, fit
+from megatron_ultralong.evaluation.ruler.haystacks import (
+    Essays,
+    WordLists,
+    load_word_lists,
+    read_essays,
+)
 from megatron_ultralong.evaluation.ruler.needles import NeedleBuilder
 from megatron_ultralong.evaluation.ruler.parameters import (
     TASKS,
@@ -25,9 +30,11 @@ from megatron_ultralong.evaluation.ruler.question_answering import (
     QuestionBuilder,
     read_documents,
 )
-from megatron_ultralong.evaluation.ruler.variables import VariableBuilder
-from megatron_ultralong.evaluation.ruler.word_lists import WordLists, load_word_lists
-from megatron_ultralong.evaluation.ruler.words import CommonWordsBuilder, FrequentWordsBuilder
+from megatron_ultralong.evaluation.ruler.words import (
+    CommonWordsBuilder,
+    FrequentWordsBuilder,
+    VariableBuilder,
+)
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,29 @@ from megatron_ultralong.checkpoint.disk.folder import iteration_folder, iteratio
 from megatron_ultralong.config.run import CheckpointConfig
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank
-from megatron_ultralong.training.saving.retention import expired
 from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.saving.snapshot import Snapshot, Written
+
+
+def expired(iterations: Iterable[int], *, retain_last: int, retain_interval: int) -> list[int]:
+    """Iterations whose checkpoints can go, in order; never the newest.
+
+    ``[5, 10, 15, 20, 25], retain_last=2, retain_interval=10 -> [5, 15]``.
+
+    Args:
+        iterations: good checkpoints, the one just written among them.
+        retain_last: the newest to keep; 0 keeps all.
+        retain_interval: multiples of it stay for good; 0: none.
+    """
+    ordered = sorted(iterations)
+    if not retain_last:
+        return []
+    return [
+        iteration
+        for iteration in ordered[:-retain_last]
+        if not retain_interval or iteration % retain_interval
+    ]
+
 
 _LEFT_OVER = (".partial", ".removed")
 _TAKEN_OVER = "another job has the folder"

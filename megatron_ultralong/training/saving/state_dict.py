@@ -19,9 +19,13 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_ultralong.checkpoint.formats.megatron_args import megatron_args
-from megatron_ultralong.checkpoint.formats.model_state import take_state, without_extra_states
-from megatron_ultralong.checkpoint.formats.sharded_load import load_common, load_sharded
+from megatron_ultralong.checkpoint.formats.model_state import (
+    load_common,
+    load_sharded,
+    take_state,
+    without_extra_states,
+)
+from megatron_ultralong.checkpoint.formats.torch_dist_writer import megatron_args
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 

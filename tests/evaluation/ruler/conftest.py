@@ -11,8 +11,7 @@ import pytest
 
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
 from megatron_ultralong.evaluation.ruler.samples import RulerSamples
-from megatron_ultralong.generation.prompt_parts import Special
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Special
 from tests.models import write_tokenizer
 
 BASE = Path(__file__).parents[3] / "examples" / "demo" / "base"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from megatron_ultralong.evaluation.ruler.config import RulerConfig
-from megatron_ultralong.evaluation.ruler.essay import Essays
+from megatron_ultralong.evaluation.ruler.haystacks import Essays
 from megatron_ultralong.evaluation.ruler.parameters import DEPTHS, NOISE
 from megatron_ultralong.evaluation.ruler.samples import RulerSamples
 from megatron_ultralong.evaluation.ruler.words import _zeta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_ultralong.evaluation.ruler.scores import string_match
+from megatron_ultralong.evaluation.ruler.evaluation import string_match
 
 from .cases import CASES
 

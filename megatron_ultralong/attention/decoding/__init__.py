@@ -1,1 +1,0 @@
-"""Attention of new tokens over cached keys and values."""

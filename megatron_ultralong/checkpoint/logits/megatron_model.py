@@ -1,0 +1,167 @@
+"""A Megatron checkpoint in Megatron-Core: logits of its GPTModel, or layers one at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.spec_utils import build_module
+
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.model_state import load_weights
+from megatron_ultralong.checkpoint.formats.weight_map import weight_map
+from megatron_ultralong.checkpoint.logits.float64_mode import arithmetic
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.mcore.cpu import device
+from megatron_ultralong.mcore.layer_spec import RMSNorm, ring_layer_local_spec
+from megatron_ultralong.mcore.model import build_model, transformer_config
+from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding
+
+
+@torch.no_grad()
+def megatron_logits(
+    checkpoint: MegatronCheckpoint,
+    tokens_S: torch.Tensor,
+    parallel: ParallelConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Logits [S, vocabulary] of one row, on the CPU of every rank of ``parallel``.
+
+    It computes in ``dtype``, float32 or float64. Rotary angles are made in it too, as transformers
+    makes them: float32 tables are off by up to 5e-4 rad at position 8,192, and the exact ones of
+    training would be compared with that error.
+    """
+    parallel = parallel or ParallelConfig()
+    parallel.check_model(checkpoint.model)
+    assert parallel.context_parallel_size == 1, "a row is whole here"
+    with parallel_groups(parallel, seed=1) as groups:
+        model = build_model(
+            checkpoint.model,
+            transformer_config(
+                checkpoint.model,
+                parallel,
+                params_dtype=dtype,
+                rope_scaling=checkpoint.rope_scaling,
+            ),
+            groups,
+            seq_length=len(tokens_S),
+            rope_scaling=checkpoint.rope_scaling,
+            angle_precision="float32",
+        )
+        load_weights([model], checkpoint)
+        with arithmetic(dtype):
+            return _forward(model.eval(), tokens_S, groups).cpu()
+
+
+def _forward(model: Any, tokens_S: torch.Tensor, groups: ProcessGroupCollection) -> torch.Tensor:
+    length = len(tokens_S)
+
+    def forward_step(
+        rows: Iterator[torch.Tensor], model: Any
+    ) -> tuple[torch.Tensor, Callable[..., Any]]:
+        row = next(rows)
+        output = model(row, torch.arange(length, device=row.device)[None], None)
+
+        def report(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            zero = logits.new_zeros(())
+            return zero, zero.int(), logits[0]
+
+        return output, report
+
+    reports = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter([tokens_S[None].to(device())]),
+        model=model,
+        num_microbatches=1,
+        seq_length=length,
+        micro_batch_size=1,
+        forward_only=True,
+    )
+    size = groups.tp.size()
+    columns = model.vocab_size // size
+    # [S, vocabulary / tensor parallel size]; only the last stage has it
+    local = (
+        reports[0].contiguous()
+        if reports
+        else torch.empty(length, columns, dtype=model.config.params_dtype, device=device())
+    )
+    if groups.pp.size() > 1:
+        last = dist.get_global_rank(groups.pp, groups.pp.size() - 1)
+        dist.broadcast(local, src=last, group=groups.pp)
+    parts = [torch.empty_like(local) for _ in range(size)]
+    dist.all_gather(parts, local, group=groups.tp)
+    return torch.cat(parts, dim=1)
+
+
+_PREFIX = "decoder.layers."
+
+
+class MegatronLayers:
+    """One layer of Megatron-Core, filled with one layer of the checkpoint after the other.
+
+    It needs Megatron's process ``groups`` of one rank.
+    """
+
+    def __init__(
+        self,
+        checkpoint: MegatronCheckpoint,
+        groups: ProcessGroupCollection,
+        seq_length: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self._checkpoint = checkpoint
+        model = checkpoint.model
+        self._weights = {(weight.key, weight.layer): weight for weight in weight_map(model)}
+        config = transformer_config(
+            dataclasses.replace(model, num_layers=1),
+            ParallelConfig(),
+            params_dtype=dtype,
+            rope_scaling=checkpoint.rope_scaling,
+        )
+        layer = build_module(
+            ring_layer_local_spec(), config=config, layer_number=1, pg_collection=groups
+        )
+        self._layer = layer.to(device()).eval()
+        # Megatron's own word for where each parameter stands in a checkpoint
+        entries = self._layer.sharded_state_dict(
+            _PREFIX, metadata={"singleton_local_shards": False}
+        )
+        parameters = dict(self._layer.named_parameters())
+        self._keys = {
+            entries[_PREFIX + name].key: parameter for name, parameter in parameters.items()
+        }
+        self._norm = RMSNorm(config, model.hidden_size, eps=model.norm_epsilon).to(device())
+        rotary = LocalRotaryEmbedding(
+            checkpoint.rope_scaling,
+            model.kv_channels,
+            model.rotary_base,
+            groups.cp,
+            device(),
+            "float32",
+        )
+        with arithmetic(dtype):
+            self._angles = rotary(seq_length)
+
+    def layer(self, number: int, hidden_SH: torch.Tensor) -> torch.Tensor:
+        """Hidden states behind layer ``number``, on the CPU."""
+        for key, parameter in self._keys.items():
+            parameter.data.copy_(self._checkpoint.read_fused(self._weights[key, number]))
+        with arithmetic(hidden_SH.dtype):
+            hidden_S1H, _ = self._layer(
+                hidden_SH[:, None].to(device()), attention_mask=None, rotary_pos_emb=self._angles
+            )
+        result: torch.Tensor = hidden_S1H[:, 0].cpu()
+        return result
+
+    def final_norm(self, hidden_SH: torch.Tensor) -> torch.Tensor:
+        """What the output layer is given, on the CPU."""
+        weight = self._weights["decoder.final_layernorm.weight", None]
+        self._norm.weight.data.copy_(self._checkpoint.read_fused(weight))
+        result: torch.Tensor = self._norm(hidden_SH.to(device())).cpu()
+        return result

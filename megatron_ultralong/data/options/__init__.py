@@ -1,1 +1,0 @@
-"""Options of ``prepare`` and ``prepare chat``."""

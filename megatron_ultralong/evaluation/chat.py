@@ -1,0 +1,167 @@
+"""``evaluate chat``: every assistant's turn of a conversation by one forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
+from megatron_ultralong.data.rows.chats import ChatRows, Int64Array
+from megatron_ultralong.evaluation.asking.run import Benchmark, Entries, run_benchmark
+from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
+from megatron_ultralong.evaluation.local.local_data import file_sha256
+from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
+from megatron_ultralong.evaluation.models.opening import ModelFacts
+from megatron_ultralong.evaluation.options import ChatConfig, CostConfig
+from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell, mean_cell
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.journal import sample_key
+
+METRIC = "turns exact"
+"""Share of turns of which every token, the end too, is the likeliest after all before it: those
+that greedy decoding writes word for word."""
+LAST_TURN = 4
+"""Turns from this one on stand together."""
+SHORTEST = 128
+"""Tokens of the first column; each after it is twice as long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Conversation:
+    key: str
+    tokens: Int64Array
+    """Shape [T]."""
+    turns: Int64Array
+    """Assistant's turns ``[start, stop)``, shape [num_turns, 2]."""
+
+
+def evaluate_chat(
+    config: ChatConfig,
+    scorer: Scorer,
+    facts: ModelFacts,
+    tokenizer: PromptTokenizer,
+    cost: CostConfig,
+) -> Result:
+    """Measure the share of assistant's turns that greedy decoding writes, by turn and length.
+
+    Every turn is given the conversation before it as it was, its own earlier answers included.
+    Every rank calls this; the main one prints and writes.
+
+    Raises:
+        InputError: rows that are missing, damaged or of another tokenizer, conversations beyond
+            the trained positions, an output folder in use, or a cost above the limit.
+    """
+    config.check()
+    manifest = load_chat_manifest(config.data_path)
+    if config.split not in manifest.splits:
+        raise InputError(
+            f"{config.data_path} has no split '{config.split}': prepare it with a --valid-fraction "
+            "above 0, or give --split train"
+        )
+    if manifest.tokenizer_sha256 != tokenizer.sha256:
+        raise InputError(
+            f"the conversations of {config.data_path} were made by another tokenizer "
+            f"({manifest.tokenizer_sha256[:12]}...) than the one of checkpoint '{facts.name}' "
+            f"({tokenizer.sha256[:12]}...): prepare them with {tokenizer.folder}"
+        )
+    asked = _conversations(config, scorer.vocab_size)
+    longest = max(one.tokens.size for one in asked)
+    check_length(
+        scorer,
+        longest,
+        config.beyond_trained_positions,
+        what=f"a conversation of {longest} tokens",
+        way_out=f"prepare conversations with --max-length {scorer.max_positions}",
+    )
+    prefix = Path(config.data_path) / config.split
+    benchmark = Benchmark(
+        kind=KINDS["chat"],
+        config=config,
+        samples=[_sample(one) for one in asked],
+        cells=_cells,
+        decides={"chat_template": manifest.chat_template},
+        metrics={_turn(number): METRIC for number in range(1, LAST_TURN + 1)},
+        notes=lambda entries: _notes(config, manifest.chat_template, entries),
+        material={
+            file.name: file_sha256(file)
+            for file in (prefix.with_name(f"{prefix.name}{end}.bin") for end in ("", ".targets"))
+        },
+        description="Conversations",
+    )
+    return run_benchmark(benchmark, scoring(scorer), scorer, facts, cost)
+
+
+def _conversations(config: ChatConfig, vocab_size: int) -> list[_Conversation]:
+    rows = ChatRows(Path(config.data_path) / config.split, vocab_size)
+    found: list[_Conversation] = []
+    for number in range(len(rows)):
+        for tokens, turns in rows.examples(number):
+            key = sample_key(tokens=tokens, turns=turns)
+            found.append(_Conversation(key, tokens.astype(np.int64), turns))
+            if len(found) == config.num_samples:
+                return found
+    if len(found) < config.num_samples:
+        raise InputError(
+            f"num_samples ({config.num_samples}) is more than the {len(found)} conversations of "
+            f"{config.data_path} ({config.split}): ask for at most {len(found)}"
+        )
+    return found
+
+
+def _sample(one: _Conversation) -> Sample[Scores]:
+    """Losses of the turns, and how many of their tokens are the likeliest."""
+
+    def judge(prompt: Prompt, scores: Scores) -> dict[str, Any]:
+        turns = one.turns.tolist()
+        parts = [slice(start - 1, stop - 1) for start, stop in turns]
+        losses = [float(scores.loss[part].sum(dtype=np.float64)) for part in parts]
+        if not np.isfinite(losses).all():
+            raise InputError(
+                f"a conversation of {one.tokens.size} tokens has losses {losses}: the "
+                "checkpoint's weights or its precision are broken; try --precision fp32"
+            )
+        right = [int(scores.correct[part].sum()) for part in parts]
+        return {"turns": turns, "losses": losses, "right": right}
+
+    row = Row(int(one.tokens.size), lambda: Prompt(one.tokens), judge, "the conversations")
+    return Sample(one.key, (row,))
+
+
+def _turn(number: int) -> str:
+    return f"turn {number}" + (" and later" if number == LAST_TURN else "")
+
+
+def _cells(entries: Entries) -> tuple[ScoreCell, ...]:
+    """Turns by their number and by the tokens up to their end."""
+    groups: dict[tuple[int, int], list[tuple[bool, int]]] = {}
+    for entry in entries:
+        for number, ((start, stop), right) in enumerate(
+            zip(entry["turns"], entry["right"], strict=True), 1
+        ):
+            place = (max(SHORTEST, 1 << (stop - 1).bit_length()), min(number, LAST_TURN))
+            groups.setdefault(place, []).append((right == stop - start, start))
+    return tuple(
+        mean_cell(
+            _turn(number),
+            str(length),
+            [float(exact) for exact, _ in group],
+            {"num_prompt_tokens": sum(start for _, start in group) / len(group)},
+        )
+        for (length, number), group in sorted(groups.items())
+    )
+
+
+def _notes(config: ChatConfig, chat_template: str, entries: Entries) -> list[str]:
+    num_tokens = sum(stop - start for entry in entries for start, stop in entry["turns"])
+    num_right = sum(sum(entry["right"]) for entry in entries)
+    total = sum(sum(entry["losses"]) for entry in entries)
+    return [
+        f"{len(entries)} conversations of split '{config.split}', template {chat_template}; "
+        "column: tokens up to the turn's end, at most",
+        f"loss {total / num_tokens:.4f} nats a token over the {num_tokens} tokens to be learnt, "
+        f"{100 * num_right / num_tokens:.1f} % of which are the likeliest",
+    ]

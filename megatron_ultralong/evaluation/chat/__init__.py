@@ -1,1 +1,0 @@
-"""Held-out conversations: how well a model writes the assistant's turns."""

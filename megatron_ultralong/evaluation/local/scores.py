@@ -1,0 +1,227 @@
+"""Scores of InfiniteBench and LV-Eval, one definition a task, as upstream states them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from megatron_ultralong.evaluation.local.lv_eval import (
+    KEYWORD_RECALL,
+    KEYWORD_RECALL_ZH,
+    STOP_WORDS,
+    STOP_WORDS_ZH,
+    Metric,
+)
+from megatron_ultralong.evaluation.local.text_scores import (
+    chinese_words,
+    f1,
+    normalised_chinese,
+    rouge_l,
+    rouge_l_summary,
+    segmented,
+    words,
+)
+
+_DIGITS = re.compile(r"[0-9]+")
+_NUMBER = re.compile(r"\d+\.\d+|\d+")
+_RETRIEVAL_MARKS = "\n:\"'.,?!{}"
+
+
+def infinitebench_score(task: str, prediction: str, label: Any) -> float:
+    """Score of one answer, 0 to 1."""
+    return float(_SCORES[task](prediction, label))
+
+
+def _first(label: Any) -> Any:
+    return label[0] if isinstance(label, list) else label
+
+
+def _all(label: Any) -> list[str]:
+    return label if isinstance(label, list) else [label]
+
+
+def _without(text: str, marks: str | list[str]) -> str:
+    for mark in marks:
+        text = text.replace(mark, " ")
+    return text
+
+
+def _first_digits(prediction: str, label: Any) -> bool:
+    """passkey, number_string: the first run of digits is the number."""
+    found = _DIGITS.search(prediction)
+    return bool((found[0] if found else "") == _first(label))
+
+
+def _key_value(prediction: str, label: Any) -> bool:
+    return _first(label) in _without(prediction, _RETRIEVAL_MARKS).split()
+
+
+def _dialogue(prediction: str, label: Any) -> bool:
+    """A single word of the answer is the name, in capitals."""
+    found = _without(prediction.strip(), _RETRIEVAL_MARKS).split()
+    return _first(label) in [word.upper() for word in found]
+
+
+def _code_run(prediction: str, label: Any) -> bool:
+    """The last word is the number."""
+    found = _without(prediction.strip(), "\n.`'\":").split()
+    try:
+        return bool(found) and int(found[-1]) == _first(label)
+    except ValueError:
+        return False
+
+
+def _math_find(prediction: str, label: Any) -> bool:
+    """The first number, whole or decimal, is the one asked for."""
+    wanted, found = _first(label), _NUMBER.search(prediction)
+    if found is None:
+        return False
+    if isinstance(wanted, int):
+        # Upstream's int("1.5") ends its program: such an answer is wrong.
+        return found[0].isdigit() and int(found[0]) == wanted
+    return float(found[0]) == float(wanted)
+
+
+def _math_calc(prediction: str, label: Any) -> float:
+    """Share of the values that are right, up to the first that is not."""
+    wanted = label[0] if isinstance(label[0], list) else label
+    found = [int(digits) for digits in _DIGITS.findall(prediction)]
+    right = 0
+    for ours, theirs in zip(found, wanted, strict=False):
+        if ours != theirs:
+            break
+        right += 1
+    return right / len(wanted)
+
+
+def _after_prefix(prediction: str, prefixes: list[str], labels: list[str]) -> bool | None:
+    """Whether a label follows the first prefix that is found; None where none is."""
+    for prefix in prefixes:
+        place = prediction.find(prefix)
+        if place < 0:
+            continue
+        after = prediction[place + len(prefix) + 1 :]
+        return any(after.startswith(label) for label in labels)
+    return None
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(" {2,}", " ", text)
+
+
+def _code_debug(prediction: str, label: Any) -> bool:
+    function, letter = label
+    text = prediction.strip()
+    if text[:2] in (f"{letter}.", f"{letter}:"):
+        return True
+    text = _squeezed(_without(text, ["\n", "`", "'", '"', "-", "*", "Option", "option"]))
+    prefixes = ["answer is:", "is:", "answer:", "correct option is:"]
+    return bool(_after_prefix(text, prefixes, [letter, function]))
+
+
+def _choice(prediction: str, label: Any) -> bool:
+    text = prediction.strip()
+    if not text:
+        return False
+    if text[0] in "ABCD":
+        return text[0] in label
+    if text in label:
+        return True
+    text = _squeezed(_without(text, "\n\"'.,?!{}"))
+    prefixes = ["answer is:", "answer:", "answer is", "option is"]
+    after = _after_prefix(text, prefixes, label)
+    if after is not None:
+        return after
+    letters = [word for word in text.split() if word in "ABCD"]
+    return bool(letters) and letters[0] in label
+
+
+def _f1(prediction: str, label: Any) -> float:
+    return max(f1(words(prediction), words(truth)) for truth in _all(label))
+
+
+def _f1_characters(prediction: str, label: Any) -> float:
+    written = list(normalised_chinese(prediction))
+    return max(f1(written, list(normalised_chinese(truth))) for truth in _all(label))
+
+
+def _summary(prediction: str, label: Any) -> float:
+    return rouge_l_summary(prediction, _first(label))
+
+
+_SCORES: dict[str, Callable[[str, Any], float]] = {
+    "passkey": _first_digits,
+    "number_string": _first_digits,
+    "kv_retrieval": _key_value,
+    "longbook_sum_eng": _summary,
+    "longbook_choice_eng": _choice,
+    "longbook_qa_eng": _f1,
+    "longbook_qa_chn": _f1_characters,
+    "longdialogue_qa_eng": _dialogue,
+    "math_find": _math_find,
+    "math_calc": _math_calc,
+    "code_run": _code_run,
+    "code_debug": _code_debug,
+}
+
+
+def lv_eval_score(metric: Metric, prediction: str, references: Mapping[str, Any]) -> float:
+    """Score of one answer, 0 to 1.
+
+    Args:
+        metric: of the data set.
+        prediction: what the model wrote.
+        references: ``answer``, the first of upstream's, and ``keywords``, which may be None.
+    """
+    answer, keywords = references["answer"], references["keywords"]
+    return _METRICS[metric](prediction, answer, keywords)
+
+
+def _f1_words(prediction: str, answer: str, keywords: str | None) -> float:
+    return f1(words(prediction), words(answer))
+
+
+def _f1_zh(prediction: str, answer: str, keywords: str | None) -> float:
+    return f1(chinese_words(prediction), chinese_words(answer))
+
+
+def _f1_keywords(prediction: str, answer: str, keywords: str | None) -> float:
+    written = words(prediction)
+    if keywords and _recall(written, words(keywords), STOP_WORDS) < KEYWORD_RECALL:
+        return 0.0
+    return f1(written, words(answer))
+
+
+def _f1_keywords_zh(prediction: str, answer: str, keywords: str | None) -> float:
+    written = chinese_words(prediction)
+    wanted = chinese_words(keywords or answer)
+    if wanted and _recall(written, wanted, STOP_WORDS_ZH) < KEYWORD_RECALL_ZH:
+        return 0.0
+    return f1(written, chinese_words(answer))
+
+
+def _recall(written: Sequence[str], wanted: Sequence[str], without: Collection[str]) -> float:
+    """Share of ``wanted`` that is written; words of ``without`` count as not found."""
+    common = Counter(written) & Counter(wanted)
+    found = sum(count for word, count in common.items() if word not in without)
+    return found / len(wanted) if wanted else 1.0
+
+
+def _rouge_l_zh(prediction: str, answer: str, keywords: str | None) -> float:
+    def kept(text: str) -> str:
+        # Upstream cuts, joins by spaces and cuts again: the spaces become words that are emptied.
+        cut = segmented(" ".join(segmented(text)))
+        return " ".join(word for word in map(normalised_chinese, cut) if word not in STOP_WORDS_ZH)
+
+    return rouge_l(kept(prediction), kept(answer))
+
+
+_METRICS: dict[Metric, Callable[[str, str, str | None], float]] = {
+    "f1": _f1_words,
+    "f1_zh": _f1_zh,
+    "f1_keywords": _f1_keywords,
+    "f1_keywords_zh": _f1_keywords_zh,
+    "rouge_l_zh": _rouge_l_zh,
+}

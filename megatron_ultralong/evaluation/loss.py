@@ -1,0 +1,203 @@
+"""Loss by position on held-out rows: where in its context a model predicts how well."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.rows.manifest import FILE_NAME
+from megatron_ultralong.data.rows.packed import PackedRows
+from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, ask, scoring
+from megatron_ultralong.evaluation.local.local_data import file_sha256
+from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
+from megatron_ultralong.evaluation.options import LossConfig
+from megatron_ultralong.evaluation.results.file import write_results
+from megatron_ultralong.evaluation.results.result import (
+    KINDS,
+    LOSS,
+    ModelRecord,
+    Result,
+    ScoreCell,
+    perplexity,
+    plain_values,
+    position_row,
+)
+from megatron_ultralong.evaluation.results.tables import loss_table
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.journal import Journal
+from megatron_ultralong.program.new_output import check_output_folder, new_output_folder
+from megatron_ultralong.program.terminal import Console
+from megatron_ultralong.sequence.position_bins import bin_edges, bin_sums
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def evaluate_loss(
+    config: LossConfig,
+    scorers: Sequence[Scorer],
+    separator_ids: Sequence[int] = (),
+    records: Sequence[ModelRecord] = (),
+) -> list[Result]:
+    """Measure the loss of ``scorers`` by position, print a table, write JSON and a picture.
+
+    Every rank calls this; the main one prints and writes.
+
+    Args:
+        config: rows, bins and output folder.
+        scorers: checkpoints to compare, the base first.
+        separator_ids: ids between documents, which ``document_mask: block`` needs.
+        records: what the result is to state of every one of ``scorers``.
+
+    Raises:
+        InputError: the output folder holds something, or as :func:`measure_position_loss`.
+    """
+    if config.output:
+        check_output_folder(config.output)
+    results = measure_position_loss(config, scorers, separator_ids)
+    if records:
+        pairs = zip(results, records, strict=True)
+        results = [dataclasses.replace(result, model=record) for result, record in pairs]
+    if scorers[0].is_main:
+        Console().print(loss_table(results))
+        if config.output:
+            from megatron_ultralong.evaluation.results.pictures import loss_picture
+
+            with new_output_folder(config.output) as folder:
+                write_results(folder / "loss.json", results)
+                loss_picture(results, folder / "loss.png")
+    return results
+
+
+def measure_position_loss(
+    config: LossConfig, scorers: Sequence[Scorer], separator_ids: Sequence[int] = ()
+) -> list[Result]:
+    """Loss by position of ``scorers`` on the first rows of a split.
+
+    Raises:
+        InputError: too few rows, rows too short or beyond a checkpoint's positions, or token ids
+            that a model does not know.
+    """
+    assert scorers
+    config.check()
+    if config.document_mask == "block" and not separator_ids:
+        raise InputError(
+            "document_mask 'block' needs the ids that separate documents, and the rows state none: "
+            "use --document-mask none, or rows from `ultralong prepare`"
+        )
+    rows = PackedRows(Path(config.data_path) / config.split)
+    seq_length, num_rows = _extent(config, rows)
+    for scorer in scorers:
+        check_length(scorer, seq_length, config.beyond_trained_positions)
+    contexts = [scorer.max_positions for scorer in scorers]
+    edges = bin_edges(seq_length, config.smallest_bin, contexts)
+    # Equal manifests are of equal rows; rows from elsewhere have none.
+    manifest = Path(config.data_path) / FILE_NAME
+    material = {FILE_NAME: file_sha256(manifest)} if manifest.is_file() else {}
+    results = []
+    for scorer in scorers:
+        sums = _row_sums(config, scorer, rows, num_rows, edges, separator_ids)
+        cells = (_cell(edges[k], edges[k + 1], *sums[:, :, k]) for k in range(len(edges) - 1))
+        results.append(
+            Result(
+                kind=KINDS["position_loss"],
+                config=plain_values(config),
+                checkpoint=scorer.name,
+                max_positions=scorer.max_positions,
+                cells=tuple(cells),
+                material=material,
+                num_packed_rows=num_rows,
+            )
+        )
+    return results
+
+
+def _extent(config: LossConfig, rows: PackedRows) -> tuple[int, int]:
+    """Tokens of a row, and number of rows, to use."""
+    where = f"{config.data_path} ({config.split})"
+    if config.num_samples > len(rows):
+        raise InputError(
+            f"num_samples ({config.num_samples}) is more than the {len(rows)} rows of {where}: "
+            f"ask for at most {len(rows)}, or prepare more text"
+        )
+    seq_length = config.seq_length or rows.seq_length
+    if not 2 <= seq_length <= rows.seq_length:
+        raise InputError(
+            f"seq_length ({seq_length}) must be between 2 and the {rows.seq_length} tokens of a "
+            f"row of {where}: use 0 for whole rows, or prepare longer ones"
+        )
+    return seq_length, config.num_samples or len(rows)
+
+
+def _row_sums(
+    config: LossConfig,
+    scorer: Scorer,
+    rows: PackedRows,
+    num_rows: int,
+    edges: Sequence[int],
+    separator_ids: Sequence[int],
+) -> FloatArray:
+    """Number, loss and hits of the predictions that count, shape [3, num_rows, num_bins]."""
+    seq_length = edges[-1]
+
+    def sample(number: int) -> Sample[Scores]:
+        def make() -> Prompt:
+            row = rows.row(number, separator_ids, seq_length)
+            return Prompt(row.tokens, row.loss_mask(config.document_mask)[:-1])
+
+        def judge(prompt: Prompt, scores: Scores) -> dict[str, Any]:
+            _check_finite(scorer, scores.loss, number)
+            weight: npt.NDArray[np.floating] = prompt.references
+            parts = (weight, weight * scores.loss, weight * scores.correct)
+            return {"sums": [bin_sums(part, edges).tolist() for part in parts]}
+
+        source = f"{rows.path_prefix}.bin: row {number}"
+        return Sample(str(number), (Row(seq_length, make, judge, source),))
+
+    entries = ask(
+        [sample(number) for number in range(num_rows)],
+        scoring(scorer),
+        scorer,
+        Journal({}, None),
+        micro_batch_size=config.micro_batch_size,
+        description=f"Loss of {scorer.name}",
+    )
+    return np.asarray([entry["sums"] for entry in entries]).swapaxes(0, 1)
+
+
+def _check_finite(scorer: Scorer, loss: npt.NDArray[np.float32], row: int) -> None:
+    wrong = np.flatnonzero(~np.isfinite(loss))
+    if wrong.size:
+        position = wrong[0]
+        raise InputError(
+            f"checkpoint '{scorer.name}' has loss {loss[position]} at position {position} of "
+            f"row {row}: its weights or its precision are broken; try fp32, or look at "
+            "it with `ultralong convert inspect`"
+        )
+
+
+def _cell(
+    start: int, stop: int, count_r: FloatArray, loss_r: FloatArray, correct_r: FloatArray
+) -> ScoreCell:
+    """The loss of a bin from every row's sums, shape [num_rows] each.
+
+    The standard error is that of a ratio of sums over rows (Cochran, Sampling Techniques, 2.11),
+    ``sqrt(n / (n - 1) * sum_r (loss_r - mean * count_r)^2) / sum_r count_r``: tokens of one row
+    depend on each other, and taking them as independent would understate it.
+    """
+    count, num_rows = float(count_r.sum()), count_r.size
+    if count == 0:
+        return ScoreCell(position_row(start, stop), LOSS, 0, None)
+    mean = float(loss_r.sum()) / count
+    error = None
+    if num_rows > 1:
+        residual = float(((loss_r - mean * count_r) ** 2).sum())
+        error = (num_rows / (num_rows - 1) * residual) ** 0.5 / count
+    figures = {"accuracy": float(correct_r.sum()) / count, "perplexity": perplexity(mean)}
+    figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+    return ScoreCell(position_row(start, stop), LOSS, int(count), mean, error, figures)

@@ -1,1 +1,0 @@
-"""Loss by position."""
