@@ -54,6 +54,8 @@ def main() -> None:
     ultralong("plan", *words, "--json", str(plan), *run_flags)
     planned = json.loads(plan.read_text())["chosen"]
 
+    if not arguments.train_iters:
+        return
     saved = work / "run"
     shutil.rmtree(saved, ignore_errors=True)
     run_flags += ["--load", str(work / "base"), "--data-path", str(rows), "--log-interval", "1"]
@@ -154,7 +156,12 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--work", type=Path, required=True, help="folder for all files; 300 GB with --save")
     add("--gpus", type=int, required=True, help="ranks that torchrun starts")
     add("--seq-length", type=int, default=131_072, help="tokens of a row")
-    add("--train-iters", type=int, default=2, help="iterations before the checkpoint")
+    add(
+        "--train-iters",
+        type=int,
+        default=2,
+        help="iterations before the checkpoint; 0: make model, rows and plan",
+    )
     add("--model", choices=sorted(MODELS), default="llama3.1-8b", help="whose shape to take")
     add("--layers", type=int, default=0, help="of the model; 0: all of its shape")
     add("--save", action="store_true", help="save, resume for an iteration more, and export")
