@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: place.get(item.path, len(place)))
     if config.getoption("quick"):
         _leave_out_what_is_not_quick(config, items)
+
+
+def pytest_collection_finish() -> None:
+    """Keep all that the imports have made out of the sight of tests that collect garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def _leave_out_what_is_not_quick(config: pytest.Config, items: list[pytest.Item]) -> None:

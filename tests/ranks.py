@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-# Ranks are forked from a server that has imported Megatron-Core once: a rank starts in hundredths
-# of a second instead of five seconds.
-_PRELOADED = ["megatron_ultralong.training.pretrain", "tests.ranks"]
+# Ranks are forked from a server that has imported everything once: a rank starts in hundredths of a
+# second instead of seven seconds.
+_PRELOADED = ["tests.warm.imports"]
 
 
 def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:

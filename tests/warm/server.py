@@ -20,20 +20,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-_PRELOADED = [
-    "megatron_ultralong.cli",
-    "megatron_ultralong.training.pretrain",
-    "megatron_ultralong.checkpoint.convert.inspection",
-    "megatron_ultralong.checkpoint.convert.verbs",
-    "megatron_ultralong.data.prepare.documents",
-    "megatron_ultralong.evaluation.models.opening",
-    "megatron_ultralong.evaluation.models.megatron",
-    "megatron_ultralong.evaluation.ruler.evaluation",
-    "torch.distributed.run",
-    "transformers.models.llama.modeling_llama",
-    "tyro",
-]
-
 
 class Server:
     """Takes requests until its socket's folder is gone or it is killed."""
@@ -139,8 +125,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for module in _PRELOADED:
-        importlib.import_module(module)
+    importlib.import_module("tests.warm.imports")
     import atexit
 
     atexit._clear()  # those of this server are not the programs'

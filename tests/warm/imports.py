@@ -1,0 +1,35 @@
+"""Imports what programs and tests import, so that processes forked from this one begin with it.
+
+The forkserver of :mod:`tests.ranks` and :mod:`tests.warm.server` import it before they fork. What
+it has made is out of the garbage collector's sight: a collection in a fork would visit all of it,
+and copy every page that the fork shares with its server.
+"""
+
+import gc
+import importlib
+
+MODULES = (
+    "hypothesis.strategies",
+    "megatron_ultralong.checkpoint.convert.inspection",
+    "megatron_ultralong.checkpoint.convert.verbs",
+    "megatron_ultralong.cli",
+    "megatron_ultralong.data.prepare.documents",
+    "megatron_ultralong.evaluation.models.megatron",
+    "megatron_ultralong.evaluation.models.opening",
+    "megatron_ultralong.evaluation.ruler.evaluation",
+    "megatron_ultralong.training.pretrain",
+    "megatron_ultralong.training.sft",
+    "numpy.ma",
+    "pytest",
+    "tests.ranks",
+    "tests.training.conftest",
+    "tests.training.job",
+    "torch.distributed.run",
+    "transformers.models.llama.modeling_llama",
+    "tyro",
+)
+
+for module in MODULES:
+    importlib.import_module(module)
+gc.collect()
+gc.freeze()
