@@ -29,8 +29,8 @@ def make_source(args: argparse.Namespace, folder: Path) -> None:
     import numpy as np
     import torch
 
+    from megatron_ultralong.checkpoint.formats.hugging_face import SafetensorsWriter
     from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config
-    from megatron_ultralong.checkpoint.formats.hugging_face_writer import SafetensorsWriter
     from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo
     from megatron_ultralong.checkpoint.formats.weight_map import weight_map
 

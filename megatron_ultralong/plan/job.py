@@ -8,6 +8,7 @@ from megatron_ultralong.config.layers import LOCAL_LAYERS
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.model.parameters import num_parameters, part_parameters
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.activations import KeptTensors, kept_tensors
 from megatron_ultralong.plan.area import DocumentRows
@@ -50,7 +51,7 @@ class Job:
     @property
     def model_parameters(self) -> int:
         """Weights of the whole model."""
-        return stage_parameters(self.model, ParallelConfig(), 0)
+        return num_parameters(self.model)
 
     @property
     def num_shards(self) -> int:
@@ -206,31 +207,12 @@ class RankSizes:
         return size * self.tile // self.tokens
 
 
-def layer_matrices(model: ModelConfig, tensor_parallel_size: int) -> tuple[int, int, int, int]:
-    """Weights of one layer's matrices on a rank: q, k, v; out of attention; gate, up; down."""
-    queries = model.num_attention_heads * model.kv_channels
-    keys = model.num_query_groups * model.kv_channels
-    widths = (queries + 2 * keys, queries, 2 * model.ffn_hidden_size, model.ffn_hidden_size)
-    qkv, out, up, down = (model.hidden_size * width // tensor_parallel_size for width in widths)
-    return qkv, out, up, down
-
-
-def layer_parameters(model: ModelConfig, tensor_parallel_size: int) -> int:
-    """Weights of one layer on a rank."""
-    return sum(layer_matrices(model, tensor_parallel_size)) + 2 * model.hidden_size
-
-
 def stage_parameters(model: ModelConfig, parallel: ParallelConfig, stage: int) -> int:
     """Weights of a rank of pipeline stage ``stage``, its part of the vocabulary included."""
-    layers = parallel.stage_layers(model.num_layers)[stage]
-    tp = parallel.tensor_model_parallel_size
-    words = model.vocab_size // tp * model.hidden_size
-    is_first, is_last = stage == 0, stage == parallel.pipeline_model_parallel_size - 1
-    count = layers * layer_parameters(model, tp)
-    if is_first:
-        count += words
-    if is_last:
-        count += model.hidden_size  # the final norm
-        if model.untie_embeddings_and_output_weights or not is_first:
-            count += words
-    return count
+    return part_parameters(
+        model,
+        parallel.stage_layers(model.num_layers)[stage],
+        parallel.tensor_model_parallel_size,
+        is_first=stage == 0,
+        is_last=stage == parallel.pipeline_model_parallel_size - 1,
+    )

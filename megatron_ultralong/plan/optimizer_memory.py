@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.model.parameters import layer_matrices
 from megatron_ultralong.plan.activations import pinned_bytes
-from megatron_ultralong.plan.job import Job, layer_matrices, stage_parameters
+from megatron_ultralong.plan.job import Job, stage_parameters
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 

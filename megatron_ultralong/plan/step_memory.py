@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from megatron_ultralong.model.parameters import layer_matrices
 from megatron_ultralong.plan.activations import LSE_BYTES
 from megatron_ultralong.plan.attention_memory import AttentionMemory
-from megatron_ultralong.plan.job import Job, layer_matrices, stage_parameters
+from megatron_ultralong.plan.job import Job, stage_parameters
 from megatron_ultralong.plan.ledger import Ledger, Peak
 from megatron_ultralong.plan.optimizer_memory import OptimizerMemory, optimizer_memory
 from megatron_ultralong.plan.tile_memory import TileMemory

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from megatron_ultralong.model.parameters import layer_parameters
 from megatron_ultralong.plan.hardware import Hardware
-from megatron_ultralong.plan.job import Job, layer_parameters, stage_parameters
+from megatron_ultralong.plan.job import Job, stage_parameters
 from megatron_ultralong.plan.optimizer_memory import optimizer_bytes
 
 ATTENTION_BACKWARD = 2.5

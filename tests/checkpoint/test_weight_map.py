@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ultralong.checkpoint.formats.weight_map import fuse_qkv, weight_map
+from megatron_ultralong.model.parameters import layer_parameters, num_parameters
 from megatron_ultralong.model.shape import ModelConfig
 
 shapes = st.builds(
@@ -50,6 +51,8 @@ def test_every_tensor_has_one_place(model: ModelConfig) -> None:
     assert len(set(names)) == len(names)
     assert len(set(places)) == len(places)
     assert len(names) == 9 * model.num_layers + 2 + model.untie_embeddings_and_output_weights
+    assert sum(weight.numel for weight in weights) == num_parameters(model)
+    assert sum(weight.numel for weight in weights if weight.layer == 0) == layer_parameters(model)
 
 
 def test_qkv_rows_stand_by_query_group() -> None:

@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.checksums import Checksum, read_checksums, write_checksums
-from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.formats.hugging_face_writer import SafetensorsWriter
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder, SafetensorsWriter
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.tensor_file import PickleFile, TensorInfo
 from megatron_ultralong.checkpoint.formats.tensor_names import known_names

@@ -16,13 +16,12 @@ from megatron_ultralong.checkpoint.convert.verification import (
     converted_dtype,
     num_bytes,
 )
-from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder, SafetensorsWriter
 from megatron_ultralong.checkpoint.formats.hugging_face_config import (
     CONFIG_FILE,
     export_config,
     read_config,
 )
-from megatron_ultralong.checkpoint.formats.hugging_face_writer import SafetensorsWriter
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, MetaFolder, read_params
 from megatron_ultralong.checkpoint.formats.meta_writer import MetaWriter, write_params

@@ -12,10 +12,11 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.large_files import write_tensor
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
-from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, needs_factor
-from megatron_ultralong.checkpoint.formats.meta_names import (
+from megatron_ultralong.checkpoint.formats.meta import (
+    PARAMS_FILE,
     MetaTensor,
     meta_tensor,
+    needs_factor,
     num_heads,
     to_pairs,
 )

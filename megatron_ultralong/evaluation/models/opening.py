@@ -25,8 +25,8 @@ from megatron_ultralong.evaluation.models.megatron import MegatronGenerator, Meg
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.evaluation.results.result import ModelRecord
 from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.plan.job import stage_parameters
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.ranks import world_size
 
@@ -161,7 +161,7 @@ class ModelFacts:
             engine=str(self.identity["engine"]),
             precision=str(self.identity["precision"]),
             weights=str(self.identity["weights"]),
-            num_parameters=stage_parameters(self.model, ParallelConfig(), 0),
+            num_parameters=num_parameters(self.model),
         )
 
 

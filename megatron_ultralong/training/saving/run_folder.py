@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -28,9 +27,9 @@ from megatron_ultralong.checkpoint.disk.metadata import (
     save_metadata,
     seal_small_files,
 )
-from megatron_ultralong.checkpoint.formats.weight_map import weight_map
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.folder_template import folder_template
+from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.program.errors import InputError, RunStopped
 from megatron_ultralong.program.new_folder import check_free
 from megatron_ultralong.program.owner import Owner, take
@@ -222,7 +221,7 @@ class RunFolder:
     def _checkpoint_bytes(self) -> int:
         """Bytes of one checkpoint: weights, and three float32 numbers of the optimizer."""
         each = 16 if self._config.precision == "fp32" else 14
-        return each * sum(math.prod(weight.shape) for weight in weight_map(self._metadata.model))
+        return each * num_parameters(self._metadata.model)
 
 
 def _check_nobodys(root: Path) -> None:
