@@ -23,7 +23,7 @@ from typing import Any
 _PRELOADED = [
     "megatron_ultralong.cli",
     "megatron_ultralong.training.pretrain",
-    "megatron_ultralong.checkpoint.convert.inspection",
+    "megatron_ultralong.checkpoint.convert.report",
     "megatron_ultralong.checkpoint.convert.verbs",
     "megatron_ultralong.data.prepare.documents",
     "megatron_ultralong.evaluation.models.opening",
