@@ -87,7 +87,7 @@ VERBS: dict[str, Verb] = {
     ),
     "convert inspect": _convert(
         "what a folder or checkpoint holds",
-        *("config.convert:InspectConfig", "checkpoint.convert.inspection:inspect"),
+        *("config.convert:InspectConfig", "checkpoint.convert.report:inspect"),
     ),
     "pretrain": TrainingVerb(
         "extend the context; under torchrun for several ranks",

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_ultralong.checkpoint.disk.checksums import check_tensors, listed_files
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, resolve
-from megatron_ultralong.checkpoint.disk.integrity import check_tensors, listed_files
 from megatron_ultralong.checkpoint.formats.model_state import guarded
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader
 from megatron_ultralong.program.errors import InputError
@@ -103,19 +103,11 @@ def vet(folder: Path, step: int | None, *, verify_checksums: bool) -> None:
     try:
         checksums = listed_files(path)
         if checksums is not None and dist.is_initialized():
-            size = dist.get_world_size()
-            check_tensors(path, checksums, dist.get_rank(), size, _agree)
+            check_tensors(path, checksums)
         TorchDistReader(path)
     except InputError as error:
         said = str(error).replace("--no-verify-checksums", "--ultralong-verify-checksums no")
         raise InputError(said) from error
-
-
-def _agree(found: str | None) -> list[str | None]:
-    """What every rank has found, on every rank."""
-    every: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, found)
-    return every
 
 
 def _take_steps(parts: list[Any]) -> None:

@@ -11,13 +11,13 @@ import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.convert.small_files import copy_once
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, RELEASE
-from megatron_ultralong.checkpoint.disk.integrity import unseal
 from megatron_ultralong.checkpoint.disk.metadata import (
     FILE_NAME,
     SOURCE_FOLDER,
     CheckpointMetadata,
     load_metadata,
     save_metadata,
+    unseal,
 )
 from megatron_ultralong.checkpoint.formats.hugging_face_config import write_config
 from megatron_ultralong.data.rows.manifest import Manifest

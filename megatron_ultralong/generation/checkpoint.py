@@ -9,15 +9,10 @@ from typing import Any
 import torch
 
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.model_state import load_weights
+from megatron_ultralong.checkpoint.formats.model_state import load_model
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.mcore.decoding import Decoder
-from megatron_ultralong.mcore.model import build_model, transformer_config
-from megatron_ultralong.mcore.recomputed_layer import Recomputation
-
-_TILE_SIZE = 4096
-"""Tokens that go through projections and MLP at a time."""
 
 
 def open_decoder(
@@ -49,20 +44,8 @@ def open_decoder(
         InputError: ``folder`` is no checkpoint of ours, is damaged, or cannot be split this way.
     """
     checkpoint = MegatronCheckpoint(folder, iteration, verify_checksums=verify_checksums)
-    metadata = checkpoint.metadata
     parallel = dataclasses.replace(parallel, sequence_parallel=False)
-    parallel.check_model(metadata.model)
-    model = build_model(
-        metadata.model,
-        transformer_config(
-            metadata.model, parallel, params_dtype=dtype, rope_scaling=metadata.rope_scaling
-        ),
-        groups,
-        seq_length=metadata.model.max_position_embeddings,
-        rope_scaling=metadata.rope_scaling,
-        angle_precision=angle_precision or metadata.angle_precision,
-        recomputation=Recomputation(tile_size=_TILE_SIZE),
-        loss_tile_size=_TILE_SIZE,
-    ).to(dtype)
-    load_weights([model], checkpoint)
+    model = load_model(
+        *(checkpoint, parallel, groups), dtype=dtype, angle_precision=angle_precision
+    )
     return Decoder(model, groups)

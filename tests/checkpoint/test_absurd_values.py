@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.checkpoint.disk.integrity import unseal
+from megatron_ultralong.checkpoint.disk.metadata import unseal
 from tests.checkpoint.limits import check_refused, little_memory
 from tests.checkpoint.verbs import OPENS, write_inputs
 

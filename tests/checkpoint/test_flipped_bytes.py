@@ -26,7 +26,6 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.dropin.checkpoints import vet
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.rank_values import every_rank
 from tests.checkpoint.verbs import OPENS, refusal, write_inputs
 from tests.ranks import run_on_ranks
 
@@ -149,7 +148,6 @@ def test_what_is_not_checked_is_said(
 
 def read_share(folder: Path) -> tuple[list[tuple[int, int]], str]:
     """Pieces that this rank reads of a checkpoint, and what all ranks say of it."""
-    import torch.distributed as dist
 
     from megatron_ultralong.checkpoint.disk import checksums
 
@@ -163,7 +161,7 @@ def read_share(folder: Path) -> tuple[list[tuple[int, int]], str]:
     checkpoint = MegatronCheckpoint(folder)
     checksums._check_piece = spy
     try:
-        checkpoint.check_tensors(dist.get_rank(), dist.get_world_size(), every_rank)
+        checkpoint.check_tensors()
     except InputError as error:
         return pieces, str(error)
     finally:

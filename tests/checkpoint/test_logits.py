@@ -14,9 +14,8 @@ from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.meta import MetaFolder
 from megatron_ultralong.checkpoint.logits import check
-from megatron_ultralong.checkpoint.logits.check import prompt
+from megatron_ultralong.checkpoint.logits.check import LayeredLogits, prompt
 from megatron_ultralong.checkpoint.logits.comparison import compare_logits, compare_tiles
-from megatron_ultralong.checkpoint.logits.layered_logits import LayeredLogits
 from megatron_ultralong.checkpoint.logits.megatron_model import megatron_logits
 from megatron_ultralong.checkpoint.logits.transformers_model import transformers_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig

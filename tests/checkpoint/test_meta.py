@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
-from megatron_ultralong.checkpoint.convert.inspection import inspect
+from megatron_ultralong.checkpoint.convert.report import inspect
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint, verify
 from megatron_ultralong.config.convert import (
     ExportConfig,

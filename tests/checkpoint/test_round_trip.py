@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from megatron_ultralong.checkpoint.convert.inspection import inspect
+from megatron_ultralong.checkpoint.convert.report import inspect
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint, verify
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder

@@ -14,7 +14,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import AutoModelForCausalLM
 
-from megatron_ultralong.checkpoint.convert.inspection import inspect
+from megatron_ultralong.checkpoint.convert.report import inspect
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint, verify
 from megatron_ultralong.checkpoint.disk.folder import iteration_folder, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from megatron_ultralong.checkpoint.convert.inspection import open_model
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.models import open_model
 from megatron_ultralong.data.read.signatures import POINTERS, Signature
 from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import edit_config, save_llama

@@ -10,24 +10,20 @@ import torch
 
 from megatron_ultralong import __version__
 from megatron_ultralong.checkpoint.convert import small_files
-from megatron_ultralong.checkpoint.convert.verification import (
-    Model,
-    convert_tensor,
-    converted_dtype,
-    num_bytes,
-)
-from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder, SafetensorsWriter
+from megatron_ultralong.checkpoint.convert.verification import convert_tensor, num_bytes
+from megatron_ultralong.checkpoint.formats.hugging_face import SafetensorsWriter
 from megatron_ultralong.checkpoint.formats.hugging_face_config import (
     CONFIG_FILE,
     export_config,
     read_config,
 )
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, MetaFolder, read_params
+from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, read_params
 from megatron_ultralong.checkpoint.formats.meta_writer import MetaWriter, write_params
+from megatron_ultralong.checkpoint.formats.models import DiskModel
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, read_ahead
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
-from megatron_ultralong.checkpoint.formats.weight_map import weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
 from megatron_ultralong.program.conversion_journal import Manifest
 from megatron_ultralong.program.progress import progress
 
@@ -53,7 +49,7 @@ def write_hugging_face(
     tokenizer = TokenizerFiles(source.source_folder)
     if merges == "strings":
         tokenizer.check_string_merges()
-    main_dtype = converted_dtype(source.dtype(weight_map(source.model)[0]), dtype)
+    main_dtype = dtype or source.dtype(weight_map(source.model)[0])
     values = export_config(read_config(source.source_folder), source.metadata, main_dtype)
     writer = SafetensorsWriter(folder, _tensors(source, dtype), max_shard_size)
     _write_weights(source, writer, manifest, dtype)
@@ -93,17 +89,17 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _tensors(source: Model, dtype: torch.dtype | None) -> list[tuple[str, TensorInfo]]:
+def _tensors(source: WeightSource, dtype: torch.dtype | None) -> list[tuple[str, TensorInfo]]:
     """Hugging Face names of all weights in the order of writing."""
     return [
-        (name, TensorInfo(converted_dtype(source.dtype(weight), dtype), shape))
+        (name, TensorInfo(dtype or source.dtype(weight), shape))
         for weight in weight_map(source.model)
         for name, shape in zip(weight.names, weight.shapes, strict=True)
     ]
 
 
 def _write_weights(
-    source: Model,
+    source: WeightSource,
     writer: SafetensorsWriter | MetaWriter,
     manifest: Manifest,
     dtype: torch.dtype | None,
@@ -126,9 +122,7 @@ def _write_weights(
         writer.close()
 
 
-def describe(
-    action: str, source: HuggingFaceFolder | MetaFolder | MegatronCheckpoint, **flags: object
-) -> dict[str, Any]:
+def describe(action: str, source: DiskModel, **flags: object) -> dict[str, Any]:
     """Source, flags and programs of a conversion, as JSON values.
 
     A source file is known by its size and the time of its last change.

@@ -1,4 +1,7 @@
-"""Reports of conversions: a table for people, JSON for programs, and who reads an export right."""
+"""Reports of models and conversions: tables for people, JSON for programs.
+
+Among them ``ultralong convert inspect``: what a model on disk holds.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
+from megatron_ultralong.checkpoint.convert.verification import num_bytes
+from megatron_ultralong.checkpoint.disk.folder import iterations
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
+from megatron_ultralong.checkpoint.formats import hugging_face_config
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE, rope_readers
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.models import ModelFolder, open_model
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.config.convert import InspectConfig
+from megatron_ultralong.model.parameters import num_parameters
+from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.terminal import Console
 
 
@@ -27,6 +39,18 @@ class WeightsSummary:
     num_parameters: int
     num_bytes: int
     dtype: str
+
+
+def summarise(source: WeightSource, dtype: torch.dtype | None = None) -> WeightsSummary:
+    """Count the weights of ``source``, converted to ``dtype``."""
+    weights = weight_map(source.model)
+    dtypes = {dtype or source.dtype(weight) for weight in weights}
+    return WeightsSummary(
+        num_tensors=sum(len(weight.names) for weight in weights),
+        num_parameters=num_parameters(source.model),
+        num_bytes=num_bytes(source, dtype),
+        dtype=", ".join(sorted(str(each).removeprefix("torch.") for each in dtypes)),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +125,82 @@ def _text(value: Any) -> str:
     return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
 
 
+_QKV = "self_attention.linear_qkv.weight"
+_OPTIMIZER = "optimizer."
+
+
+def inspect(config: InspectConfig) -> dict[str, Any]:
+    """Format, shape, rotary embedding and tensors of a model; also printed.
+
+    Raises:
+        InputError: it is in no known format, or damaged.
+    """
+    check_ranges(config)
+    model = open_model(config.src, config.iteration, verify_checksums=config.verify_checksums)
+    values: dict[str, Any] = {
+        "format": model.format,
+        "path": str(config.src),
+        **(_megatron(model) if isinstance(model, MegatronCheckpoint) else _folder(model)),
+        **dataclasses.asdict(summarise(model)),
+        "model": dataclasses.asdict(model.model),
+        "rope": dataclasses.asdict(model.rope_scaling) if model.rope_scaling else None,
+        "rope_kind": type(model.rope_scaling).__name__ if model.rope_scaling else "none",
+    }
+    tensors = _tensors(model)
+    if config.json:
+        sys.stdout.write(json.dumps({**values, "tensors": tensors}, indent=2) + "\n")
+    else:
+        show(values, as_json=False)
+        show_rows(tensors)
+    return {**values, "tensors": tensors}
+
+
+def _folder(model: ModelFolder) -> dict[str, Any]:
+    return {
+        "source_model": model.name,
+        "files": [file.path.name for file in model.files],
+        "tokenizer_sha256": hugging_face_config.tokenizer_sha256(model.folder),
+    }
+
+
+def _megatron(model: MegatronCheckpoint) -> dict[str, Any]:
+    tensors = model.tensors.tensors
+    files = {info.relative_path for info in model.tensors.metadata.storage_data.values()}
+    qkv = next(entry for key, entry in tensors.items() if key.endswith(_QKV))
+    return {
+        "iteration": model.iteration,
+        "iterations": iterations(model.root),
+        "source_model": model.metadata.source_model,
+        "tokenizer_sha256": model.metadata.tokenizer_sha256,
+        "trained_positions": model.metadata.trained_positions,
+        "separator_ids": list(model.metadata.separator_ids or ()),
+        "optimizer_state": any(key.startswith(_OPTIMIZER) for key in tensors),
+        # files are named __RANK_NUMBER.distcp
+        "ranks_that_wrote": len({name.rsplit("_", 1)[0] for name in files}),
+        "written_at_tensor_model_parallel_size": len({chunk.offsets[-2] for chunk in qkv.chunks}),
+    }
+
+
+def _tensors(model: WeightSource) -> list[dict[str, Any]]:
+    """One row for each weight, the layers of a weight together, without their common prefix."""
+    rows: dict[str, dict[str, Any]] = {}
+    for weight in weight_map(model.model):
+        if weight.key in rows:
+            rows[weight.key]["layers"] += 1
+            continue
+        rows[weight.key] = {
+            "megatron": weight.key.removeprefix("decoder.layers."),
+            "hugging_face": [
+                name.removeprefix("model.layers.0.").removesuffix(".weight")
+                for name in weight.names
+            ],
+            "layers": 0 if weight.layer is None else 1,
+            "shape": " x ".join(map(str, weight.shape)),
+            "dtype": str(model.dtype(weight)).removeprefix("torch."),
+        }
+    return list(rows.values())
+
+
 TRIED = (
     *("4.43.4", "4.44.2", "4.45.2", "4.48.3", "4.50.3", "4.51.3", "4.52.4", "4.55.4", "4.56.2"),
     *("4.57.6", "5.0.0", "5.23.0"),
@@ -118,11 +218,11 @@ def good_for(
 
     ``vllm`` speaks of the rope block in ``config.json``.
     """
-    rope = rope_readers(metadata)
+    rope = hugging_face_config.rope_readers(metadata)
     model = metadata.model
     plain = model.kv_channels * model.num_attention_heads == model.hidden_size
     files: Mapping[str, str] = {
-        CONFIG_FILE: rope["transformers"]
+        hugging_face_config.CONFIG_FILE: rope["transformers"]
         if plain
         else max(rope["transformers"], _HEAD_DIM, key=_release),
         **tokenizer.readers(merges),

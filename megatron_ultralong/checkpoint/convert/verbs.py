@@ -9,40 +9,23 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.convert import small_files
-from megatron_ultralong.checkpoint.convert.inspection import open_model, summarise
-from megatron_ultralong.checkpoint.convert.model_writer import (
-    describe,
-    write_hugging_face,
-    write_json,
-    write_meta,
-)
-from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, show
-from megatron_ultralong.checkpoint.convert.verification import (
-    Comparison,
-    Model,
-    compare,
-    compared_bytes,
-    num_bytes,
-)
+from megatron_ultralong.checkpoint.convert import model_writer, small_files
+from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, show, summarise
+from megatron_ultralong.checkpoint.convert.verification import Comparison, compare, num_bytes
 from megatron_ultralong.checkpoint.disk.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import (
     SOURCE_FOLDER,
     CheckpointMetadata,
     save_metadata,
 )
-from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.formats.hugging_face_config import (
-    CONFIG_FILE,
-    export_config,
-    tokenizer_sha256,
-)
+from megatron_ultralong.checkpoint.formats import hugging_face_config
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.meta import MetaFolder, hugging_face_defaults
+from megatron_ultralong.checkpoint.formats.models import ModelFolder, extended, open_model
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.formats.torch_dist_writer import write_torch_dist
-from megatron_ultralong.checkpoint.formats.weight_map import weight_map
-from megatron_ultralong.checkpoint.logits.check import ExtendedModel, check_logits
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.checkpoint.logits.check import check_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
@@ -65,45 +48,37 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
         raise InputError(f"{config.src} is a Megatron checkpoint already: use it as it is")
     if config.tokenizer:
         small_files.check_tokenizer(config.src)
-    source = ExtendedModel(found, config.rope)
-    source.check()
+    source = extended(found, config.rope)
+    is_extended = source.rope_scaling != found.rope_scaling
+    positions = (found.model.max_position_embeddings, source.model.max_position_embeddings)
     metadata = CheckpointMetadata(
         model=source.model,
         rope_scaling=source.rope_scaling,
         source_model=found.name,
-        tokenizer_sha256=tokenizer_sha256(config.src),
+        tokenizer_sha256=hugging_face_config.tokenizer_sha256(config.src),
         angle_precision=config.rope.angle_precision,
-        trained_seq_length=source.trained_seq_length,
+        trained_seq_length=min(positions) if is_extended else None,
     )
     size = num_bytes(source)
-    conversion = describe("import", found, rope=dataclasses.asdict(config.rope))
+    conversion = model_writer.describe("import", found, rope=dataclasses.asdict(config.rope))
     with new_folder(config.dst, size, conversion, resume=config.resume) as (folder, manifest):
-        start = time.monotonic()
+        times = [time.monotonic()]
         with progress("import", size - manifest.num_bytes, "B") as bar:
             write_torch_dist(folder / RELEASE, source, manifest, bar.advance)
         _keep_small_files(found, folder / SOURCE_FOLDER, metadata)
         save_metadata(folder, metadata)
         write_latest(folder, RELEASE)
-        written = time.monotonic()
+        times.append(time.monotonic())
         if config.verify:
-            _compare(source, MegatronCheckpoint(folder), None)
-        verified = time.monotonic()
-    report = ConversionReport(
-        action="import",
-        source=str(config.src),
-        output=str(config.dst),
+            compare(source, MegatronCheckpoint(folder))
+        times.append(time.monotonic())
+    return _report(
+        *("import", config, source, times),
         iteration=0,
         weights=summarise(source),
-        seconds=written - start,
-        verify_seconds=verified - written,
-        verified=config.verify,
         num_resumed_tensors=manifest.num_resumed,
-        rope=_rope(source),
-        max_position_embeddings=source.model.max_position_embeddings,
         tokenizer_sha256=metadata.tokenizer_sha256,
     )
-    show(dataclasses.asdict(report), config.json)
-    return report
 
 
 def export_checkpoint(config: ExportConfig) -> ConversionReport:
@@ -121,7 +96,7 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
     dtype = _DTYPES[config.dtype]
     size = num_bytes(source, dtype)
     shard_size = int(config.max_shard_size_gb * 1e9)
-    conversion = describe(
+    conversion = model_writer.describe(
         "export",
         source,
         format=config.format,
@@ -129,36 +104,27 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         **({"shards": config.num_shards} if config.format == "meta" else {"shard": shard_size}),
     )
     with new_folder(config.dst, size, conversion, resume=config.resume) as (folder, manifest):
-        start = time.monotonic()
+        times = [time.monotonic()]
         changes: dict[str, list[str]] = {}
         if config.format == "meta":
-            write_meta(source, folder, manifest, dtype, config.num_shards)
+            model_writer.write_meta(source, folder, manifest, dtype, config.num_shards)
         else:
-            changes = write_hugging_face(
+            changes = model_writer.write_hugging_face(
                 source, folder, manifest, dtype, shard_size, config.tokenizer_merges
             )
-        written = time.monotonic()
+        times.append(time.monotonic())
         if config.verify:
-            _compare(source, open_model(folder), dtype)
-        verified = time.monotonic()
-    report = ConversionReport(
-        action="export",
-        source=str(config.src),
-        output=str(config.dst),
+            compare(source, open_model(folder), dtype)
+        times.append(time.monotonic())
+    return _report(
+        *("export", config, source, times),
         iteration=source.iteration,
         weights=summarise(source, dtype),
-        seconds=written - start,
-        verify_seconds=verified - written,
-        verified=config.verify,
         num_resumed_tensors=manifest.num_resumed,
-        rope=_rope(source),
-        max_position_embeddings=source.model.max_position_embeddings,
-        tokenizer_sha256=tokenizer_sha256(config.dst),
+        tokenizer_sha256=hugging_face_config.tokenizer_sha256(config.dst),
         good_for=_good_for(source, config),
         changed_files=changes,
     )
-    show(dataclasses.asdict(report), config.json)
-    return report
 
 
 def verify(config: VerifyConfig) -> Comparison:
@@ -168,20 +134,16 @@ def verify(config: VerifyConfig) -> Comparison:
         InputError: they differ; the message names the tensors, or says by how much.
     """
     check_ranges(config)
-    models = [
+    a, b = (
         open_model(path, config.iteration, verify_checksums=config.verify_checksums)
         for path in (config.a, config.b)
-    ]
+    )
     if config.logits and config.dtype != "keep":
         raise InputError("--logits compares models of one dtype: leave --dtype out")
-    comparison = _compare(models[0], models[1], _DTYPES[config.dtype])
+    comparison = compare(a, b, _DTYPES[config.dtype])
     if config.logits:
         logits = check_logits(
-            models[0],
-            models[1],
-            config.logits_seq_length,
-            config.logits_dtype,
-            config.logits_method,
+            *(a, b, config.logits_seq_length), config.logits_dtype, config.logits_method
         )
         comparison = dataclasses.replace(comparison, logits=logits)
     values = {"action": "verify", "a": str(config.a), "b": str(config.b), "equal": True}
@@ -189,9 +151,29 @@ def verify(config: VerifyConfig) -> Comparison:
     return comparison
 
 
-def _compare(source: Model, output: Model, dtype: torch.dtype | None) -> Comparison:
-    with progress("verify", compared_bytes(source, output), "B") as bar:
-        return compare(source, output, dtype, bar.advance)
+def _report(
+    action: str,
+    config: ImportConfig | ExportConfig,
+    source: WeightSource,
+    times: list[float],
+    **values: Any,
+) -> ConversionReport:
+    """Report and show a conversion, which began, had written and had verified at ``times``."""
+    start, written, verified = times
+    scaling = source.rope_scaling
+    report = ConversionReport(
+        action=action,
+        source=str(config.src),
+        output=str(config.dst),
+        seconds=written - start,
+        verify_seconds=verified - written,
+        verified=config.verify,
+        rope=dataclasses.asdict(scaling) if scaling else None,
+        max_position_embeddings=source.model.max_position_embeddings,
+        **values,
+    )
+    show(dataclasses.asdict(report), config.json)
+    return report
 
 
 def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any]:
@@ -201,15 +183,10 @@ def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any
     return good_for(source.metadata, tokenizer, config.tokenizer_merges)
 
 
-def _keep_small_files(
-    source: HuggingFaceFolder | MetaFolder, folder: Path, metadata: CheckpointMetadata
-) -> None:
+def _keep_small_files(source: ModelFolder, folder: Path, metadata: CheckpointMetadata) -> None:
     small_files.keep(source.folder, folder)
     if isinstance(source, MetaFolder):
         dtype = source.dtype(weight_map(source.model)[0])
-        values = export_config(hugging_face_defaults(source.model), metadata, dtype)
-        write_json(folder / CONFIG_FILE, values)
-
-
-def _rope(model: Model) -> dict[str, Any] | None:
-    return dataclasses.asdict(model.rope_scaling) if model.rope_scaling else None
+        defaults = hugging_face_defaults(source.model)
+        values = hugging_face_config.export_config(defaults, metadata, dtype)
+        model_writer.write_json(folder / hugging_face_config.CONFIG_FILE, values)

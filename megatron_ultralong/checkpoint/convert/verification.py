@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
-from megatron_ultralong.checkpoint.formats.weight_map import META, Weight, WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import META, WeightSource, weight_map
 from megatron_ultralong.checkpoint.logits.comparison import LogitsComparison
+from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.model.yarn import RopeScaling, attention_factor, inv_freq
+from megatron_ultralong.model.yarn import attention_factor, inv_freq
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.progress import progress
 
 _OF_ROPE = ". All tensors are equal: one was imported or trained with another --rope-scaling"
 _OF_BYTES = ". Convert again; if it happens again, test the disk and the memory"
 _NAMED = 8
 """Differing tensors that a message names."""
-
-
-class Model(WeightSource, Protocol):
-    """Weights and what their positions mean."""
-
-    @property
-    def format(self) -> str:
-        """Name of its format."""
-
-    @property
-    def rope_scaling(self) -> RopeScaling:
-        """What was done to the rotary frequencies."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +31,6 @@ class Comparison:
     num_parameters: int
     logits: LogitsComparison | None = None
     """Of what both models compute, where that was asked for."""
-
-
-def converted_dtype(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    """Dtype of a conversion's output: ``wanted``, or the source's own."""
-    return dtype if wanted is None else wanted
 
 
 def convert_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
@@ -68,22 +52,12 @@ def convert_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -
 
 def num_bytes(source: WeightSource, dtype: torch.dtype | None = None) -> int:
     """Bytes of all weights of ``source``, in ``dtype``."""
-    return sum(
-        weight.numel * converted_dtype(source.dtype(weight), dtype).itemsize
-        for weight in weight_map(source.model)
-    )
-
-
-def compared_bytes(source: WeightSource, output: WeightSource) -> int:
-    """Bytes of ``output`` that :func:`compare` reads."""
-    return sum(_weight_bytes(weight, output) for weight in weight_map(source.model))
+    weights = weight_map(source.model)
+    return sum(weight.numel * (dtype or source.dtype(weight)).itemsize for weight in weights)
 
 
 def compare(
-    source: Model,
-    output: Model,
-    dtype: torch.dtype | None = None,
-    advance: Callable[[int], None] = lambda num_bytes: None,
+    source: WeightSource, output: WeightSource, dtype: torch.dtype | None = None
 ) -> Comparison:
     """Compare every tensor of ``output`` with ``source`` converted to ``dtype``, bit for bit.
 
@@ -95,14 +69,14 @@ def compare(
     differences = list(rope)
     weights = weight_map(source.model)
     pairs = read_ahead(weights, lambda weight: (source.read(weight), output.read(weight)))
-    for weight, (expected_parts, found_parts) in pairs:
-        for name, expected, found in zip(weight.names, expected_parts, found_parts, strict=True):
-            expected = convert_tensor(name, expected, dtype)
-            difference = _difference(expected, found)
-            if difference:
-                differences.append(f"{name}: {difference}")
-        del expected_parts, found_parts, expected, found
-        advance(_weight_bytes(weight, output))
+    with progress("verify", num_bytes(output), "B") as bar:
+        for weight, (wanted, got) in pairs:
+            for name, expected, found in zip(weight.names, wanted, got, strict=True):
+                difference = _difference(convert_tensor(name, expected, dtype), found)
+                if difference:
+                    differences.append(f"{name}: {difference}")
+                bar.advance(found.nbytes)
+            del wanted, got, expected, found
     if differences:
         more = len(differences) - _NAMED
         raise InputError(
@@ -111,13 +85,7 @@ def compare(
             + (f"; and {more} more" if more > 0 else "")
             + (_OF_ROPE if differences == rope else _OF_BYTES)
         )
-    return Comparison(
-        sum(len(weight.names) for weight in weights), sum(weight.numel for weight in weights)
-    )
-
-
-def _weight_bytes(weight: Weight, source: WeightSource) -> int:
-    return weight.numel * source.dtype(weight).itemsize
+    return Comparison(sum(len(weight.names) for weight in weights), num_parameters(source.model))
 
 
 def _difference(expected: torch.Tensor, found: torch.Tensor) -> str | None:
@@ -137,7 +105,7 @@ def _difference(expected: torch.Tensor, found: torch.Tensor) -> str | None:
     )
 
 
-def _check_shapes(source: Model, output: Model) -> None:
+def _check_shapes(source: WeightSource, output: WeightSource) -> None:
     # the base is compared with the frequencies: NTK-aware scaling moves it on export
     ignored: dict[str, Any] = {"rotary_base": 0.0}
     if META in (source.format, output.format):  # its files do not state their positions
@@ -155,7 +123,7 @@ def _check_shapes(source: Model, output: Model) -> None:
         raise InputError(f"the models have different shapes: {', '.join(differing)}")
 
 
-def _rope_differences(source: Model, output: Model) -> list[str]:
+def _rope_differences(source: WeightSource, output: WeightSource) -> list[str]:
     frequencies = [
         inv_freq(model.rope_scaling, model.model.kv_channels, model.model.rotary_base)
         for model in (source, output)

@@ -13,22 +13,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
-from typing import IO, NamedTuple
+from typing import NamedTuple
+
+import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
+from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
+from megatron_ultralong.program.progress import progress
+from megatron_ultralong.program.rank_values import every_rank
 
 FILE_NAME = "checksums.json"
 PIECE_BYTES = 128 * 2**20
 _BLOCK = 4 * 2**20
 _MAX_BYTES = 64 * 2**20
 """Of ``checksums.json``: 100 TB in pieces have 50 MB."""
+_DATA_SUFFIX = ".distcp"
+_SHOWN_BYTES = 4 * 2**30
+"""From which on the reading of a checkpoint shows its progress."""
+_MAX_THREADS = 8
 
 
 class Checksum(NamedTuple):
@@ -95,13 +103,11 @@ def checksum(path: Path) -> Checksum:
 
 def write_checksums(folder: Path, checksums: Checksums) -> None:
     """Write ``checksums.json`` into ``folder``, through to the disk and aside first."""
-    text = _text({name: _entry(checksums[name]) for name in sorted(checksums)})
-    aside = folder / (FILE_NAME + ".partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, folder / FILE_NAME)
+    files = {
+        name: {key: value for key, value in entry._asdict().items() if value != ()}
+        for name, entry in sorted(checksums.items())
+    }
+    write_aside(folder / FILE_NAME, _text(files))
 
 
 def read_checksums(folder: Path) -> dict[str, Checksum]:
@@ -142,7 +148,7 @@ def check_files(
     rank: int = 0,
     world_size: int = 1,
     num_threads: int = 1,
-    advance: Callable[[int], None] = lambda num_bytes: None,
+    advance: Callable[[int], None] | None = None,
 ) -> None:
     """Read files of ``folder`` and compare their hashes.
 
@@ -165,7 +171,8 @@ def check_files(
 
     def check(piece: _Piece) -> None:
         _check_piece(folder, piece)
-        advance(piece.length)
+        if advance is not None:
+            advance(piece.length)
 
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
         results = [pool.submit(check, piece) for piece in pieces[rank::world_size]]
@@ -175,6 +182,64 @@ def check_files(
         except DamagedError:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def listed_files(folder: Path) -> Checksums | None:
+    """What the files of a ``release`` or ``iter_XXXXXXX`` folder must be; None: nobody wrote it.
+
+    All but the tensors' files are compared here, and the sizes of those.
+
+    Raises:
+        InputError: a file is missing or not as it was written.
+    """
+    if not (folder / FILE_NAME).is_file():
+        return None
+    try:
+        checksums = read_checksums(folder)
+        small = [name for name in checksums if not name.endswith(_DATA_SUFFIX)]
+        check_files(folder, checksums, small)
+    except DamagedError as error:
+        raise _refused(error) from error
+    return checksums
+
+
+def check_tensors(folder: Path, checksums: Checksums) -> None:
+    """Compare the files of tensors with their hashes, this rank its share; every rank calls it.
+
+    Args:
+        folder: of the checkpoint.
+        checksums: from :func:`listed_files`.
+
+    Raises:
+        InputError: a file is not as it was written; on every rank.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    names = [name for name in checksums if name.endswith(_DATA_SUFFIX)]
+    share = sum(checksums[name].size for name in names) / world_size
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    is_shown = rank == 0 and share >= _SHOWN_BYTES
+    found: str | None = None
+    try:
+        with progress("checksums", share, "B") if is_shown else nullcontext() as bar:
+            check_files(
+                *(folder, checksums, names),
+                rank=rank,
+                world_size=world_size,
+                num_threads=min(_MAX_THREADS, (os.cpu_count() or 1) // local or 1),
+                advance=bar.advance if bar else None,
+            )
+    except DamagedError as error:
+        found = str(_refused(error))
+    first = next((error for error in every_rank(found) if error), None)
+    if first is not None:
+        raise InputError(first)
+
+
+def _refused(error: DamagedError) -> InputError:
+    return InputError(
+        f"{error}; copy the checkpoint again, or go back to an earlier one (--no-verify-checksums "
+        "reads it as it is)"
+    )
 
 
 class _Piece(NamedTuple):
@@ -234,54 +299,6 @@ def _joined(pieces: list[bytes]) -> str:
     return hashlib.sha256(b"".join(pieces)).hexdigest()
 
 
-def _entry(entry: Checksum) -> dict[str, object]:
-    values: dict[str, object] = {"size": entry.size, "sha256": entry.sha256}
-    return {**values, "pieces": list(entry.pieces)} if entry.pieces else values
-
-
 def _text(files: Mapping[str, object]) -> str:
     digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     return json.dumps({"files": files, "sha256": digest}, indent=1) + "\n"
-
-
-_MAX_PENDING = 64
-"""Copies of pieces (256 KiB) that wait for the thread, at most."""
-
-
-class HashingThread:
-    """The checksum of bytes that are given in their order; SHA-256 does 1 to 2 GB a second."""
-
-    def __init__(self) -> None:
-        self._hasher = Hasher()
-        self._thread = ThreadPoolExecutor(1)
-        self._pending: deque[Future[None]] = deque()
-
-    def __enter__(self) -> HashingThread:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._thread.shutdown()
-
-    def read(self, file: IO[bytes], length: int) -> None:
-        """Take the first ``length`` bytes of ``file``, which an earlier process wrote."""
-        file.seek(0)
-        while length and (block := file.read(min(length, _BLOCK))):
-            self.update(block)
-            length -= len(block)
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Take the next bytes; they may change afterwards."""
-        self._pending.append(self._thread.submit(self._hasher.update, bytes(data)))
-        while len(self._pending) > _MAX_PENDING:
-            self._pending.popleft().result()
-
-    def checksum(self) -> Checksum:
-        """Of all bytes so far."""
-        while self._pending:
-            self._pending.popleft().result()
-        return self._hasher.checksum()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final, Literal
 
+from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError, missing
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
@@ -60,12 +60,7 @@ def resolve(folder: str | Path, iteration: int | None = None) -> tuple[Path, int
 
 def write_latest(folder: Path, iteration: int | Literal["release"]) -> None:
     """Name the latest checkpoint of ``folder``, in one step: readers see the old or the new."""
-    aside = folder / (LATEST_FILE + ".partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(f"{iteration}")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, folder / LATEST_FILE)
+    write_aside(folder / LATEST_FILE, f"{iteration}")
 
 
 def _resolve_itself(folder: Path, iteration: int | None) -> tuple[Path, int]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any, get_args
 
-from megatron_ultralong.checkpoint.disk.integrity import check_seal, seal, unseal
+from megatron_ultralong.checkpoint.disk import checksums
 from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.model.shape import MOST_IDS, MOST_POSITIONS, ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, RopeScaling, YarnConfig
+from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.json_file import JsonObject, read_json
+from megatron_ultralong.program.ranks import is_main_rank
 
 FILE_NAME = "ultralong.json"
 SOURCE_FOLDER = "huggingface"
@@ -74,11 +75,14 @@ def save_metadata(checkpoint: Path, metadata: CheckpointMetadata) -> None:
     values = dataclasses.asdict(metadata)
     values["rope_scaling"] = rope
     text = json.dumps({"format_version": _FORMAT_VERSION, **values}, indent=2) + "\n"
-    aside = checkpoint / (FILE_NAME + ".partial")
-    aside.write_text(text, encoding="utf-8")
     unseal(checkpoint)
-    os.replace(aside, checkpoint / FILE_NAME)
+    write_aside(checkpoint / FILE_NAME, text)
     seal_small_files(checkpoint)
+
+
+def unseal(checkpoint: Path) -> None:
+    """Before a change of small files: a kill in its midst must not leave hashes of other bytes."""
+    (checkpoint / checksums.FILE_NAME).unlink(missing_ok=True)
 
 
 def seal_small_files(checkpoint: Path) -> None:
@@ -86,9 +90,33 @@ def seal_small_files(checkpoint: Path) -> None:
 
     Whoever changes one of them calls :func:`unseal` before and this after it.
     """
-    kept = sorted(path for path in (checkpoint / SOURCE_FOLDER).rglob("*") if path.is_file())
+    kept = [path for path in (checkpoint / SOURCE_FOLDER).rglob("*") if path.is_file()]
     if (checkpoint / FILE_NAME).is_file():
-        seal(checkpoint, [checkpoint / FILE_NAME, *kept])
+        sealed = {
+            path.relative_to(checkpoint).as_posix(): checksums.checksum(path)
+            for path in (checkpoint / FILE_NAME, *kept)
+        }
+        checksums.write_checksums(checkpoint, sealed)
+
+
+def _check_seal(root: Path) -> None:
+    """Compare the small files of a checkpoint with their checksums, where there are such.
+
+    Raises:
+        InputError: a file is missing or not as it was written.
+    """
+    if not (root / checksums.FILE_NAME).is_file():
+        return
+    try:
+        sealed = checksums.read_checksums(root)
+        # a tokenizer has 10 MB or more, and a job thousands of ranks
+        names = [name for name in sealed if "/" not in name or is_main_rank()]
+        checksums.check_files(root, sealed, names)
+    except checksums.DamagedError as error:
+        raise InputError(
+            f"{error}; copy it again, or remove {root / checksums.FILE_NAME} if you changed it "
+            "yourself"
+        ) from error
 
 
 def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMetadata:
@@ -113,7 +141,7 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
             f"{checkpoint} has no {FILE_NAME}: it is not a Megatron checkpoint of "
             "this project; make one with `ultralong convert import SRC DST`"
         )
-    check_seal(path.parent)
+    _check_seal(path.parent)
     values = read_json(path, hint="import the checkpoint again")
     version = values.integer("format_version")
     if version != _FORMAT_VERSION:

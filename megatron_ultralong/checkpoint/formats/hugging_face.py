@@ -38,7 +38,6 @@ from megatron_ultralong.checkpoint.formats.weight_map import (
     Weight,
     weight_map,
 )
-from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError, missing
 
 
@@ -75,21 +74,16 @@ class HuggingFaceFolder:
             raise InputError(f"model folder {missing(self.folder)}")
         where = str(self.folder / CONFIG_FILE)
         self.config = read_config(self.folder)
-        self._model = model_config(self.config, where)
+        self.model = model_config(self.config, where)
         self.rope_scaling = rope_scaling(self.config, where)
         self.files, located = open_weights(self.folder, self.config)
-        self._known = {name for weight in weight_map(self._model) for name in weight.names}
+        self._known = {name for weight in weight_map(self.model) for name in weight.names}
         names = known_names(located, {*self._known, LM_HEAD}, self.folder)
         self.tensors = {
             name: StoredTensor(located[stored], stored) for name, stored in names.items()
         }
         self._check_tied()
         self._check_tensors()
-
-    @property
-    def model(self) -> ModelConfig:
-        """Its shape."""
-        return self._model
 
     @property
     def name(self) -> str:
@@ -109,7 +103,7 @@ class HuggingFaceFolder:
         return self.tensors[name].info
 
     def _check_tensors(self) -> None:
-        for weight in weight_map(self._model):
+        for weight in weight_map(self.model):
             for name, shape in zip(weight.names, weight.shapes, strict=True):
                 self._check_tensor(name, shape)
             dtypes = {name: self._info(name).dtype for name in weight.names}
@@ -166,7 +160,7 @@ class HuggingFaceFolder:
         Raises:
             InputError: it has two that differ.
         """
-        if self._model.untie_embeddings_and_output_weights or LM_HEAD not in self.tensors:
+        if self.model.untie_embeddings_and_output_weights or LM_HEAD not in self.tensors:
             return
         output = self.tensors.pop(LM_HEAD)
         if EMBEDDING not in self.tensors:  # as transformers does

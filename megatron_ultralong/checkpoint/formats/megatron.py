@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.checksums import Checksums
+from megatron_ultralong.checkpoint.disk import checksums
 from megatron_ultralong.checkpoint.disk.folder import resolve
-from megatron_ultralong.checkpoint.disk.integrity import check_tensors, listed_files
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader, check_objects
 from megatron_ultralong.checkpoint.formats.weight_map import (
@@ -18,8 +16,6 @@ from megatron_ultralong.checkpoint.formats.weight_map import (
     unstacked_key,
     weight_map,
 )
-from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
@@ -48,10 +44,16 @@ class MegatronCheckpoint:
         self.root = self.path.parent
         self.source_folder = self.root / SOURCE_FOLDER
         self.metadata = load_metadata(self.root)
+        self.model, self.rope_scaling = self.metadata.model, self.metadata.rope_scaling
         self._verify_checksums = verify_checksums
         self._is_checked = False
-        self._checksums: Checksums | None = None
-        damage = self._read_checksums() if verify_checksums else None
+        self._checksums: checksums.Checksums | None = None
+        damage = None
+        try:
+            if verify_checksums:
+                self._checksums = checksums.listed_files(self.path)
+        except InputError as error:  # by the sizes of the files and the bytes of the small ones
+            damage = error
         try:
             self.tensors = TorchDistReader(self.path)
             if is_main_rank():  # the others read no object that is not vetted as it is read
@@ -66,36 +68,21 @@ class MegatronCheckpoint:
         self._check_tied()
         self._check_padding()
 
-    def check_tensors(
-        self,
-        rank: int = 0,
-        world_size: int = 1,
-        agree: Callable[[str | None], list[str | None]] = lambda error: [error],
-    ) -> None:
+    def check_tensors(self) -> None:
         """Compare the tensors' bytes with what was written, or say that nobody does.
 
-        See :func:`megatron_ultralong.checkpoint.disk.integrity.check_tensors`.
+        Every rank calls it, and reads its share.
 
         Raises:
-            InputError: a file is not as it was written.
+            InputError: a file is not as it was written; on every rank.
         """
         if not self._verify_checksums:
             tell(f"warning: --no-verify-checksums: the bytes of {self.path} are read unchecked")
         elif self._checksums is None:
             tell(f"warning: {self.path} has no checksums.json: its bytes are read unchecked")
         elif not self._is_checked:
-            check_tensors(self.path, self._checksums, rank, world_size, agree)
+            checksums.check_tensors(self.path, self._checksums)
         self._is_checked = True
-
-    @property
-    def model(self) -> ModelConfig:
-        """Its shape."""
-        return self.metadata.model
-
-    @property
-    def rope_scaling(self) -> RopeScaling:
-        """What was done to its rotary frequencies."""
-        return self.metadata.rope_scaling
 
     def dtype(self, weight: Weight) -> torch.dtype:
         """Dtype that ``weight`` is stored in."""
@@ -111,14 +98,6 @@ class MegatronCheckpoint:
         regions = [self.tensors.read(*region) for region in self._locations[weight]]
         tensor = regions[0] if len(regions) == 1 else torch.cat(regions)
         return tensor.reshape(weight.shape)
-
-    def _read_checksums(self) -> InputError | None:
-        """What is wrong with the files, by their sizes and the bytes of the small ones."""
-        try:
-            self._checksums = listed_files(self.path)
-        except InputError as error:
-            return error
-        return None
 
     def _locate(self, weight: Weight) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
         """Key, start and shape of the regions that hold ``weight``, one below the other.

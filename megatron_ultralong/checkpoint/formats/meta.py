@@ -108,14 +108,9 @@ class MetaFolder:
         self.params = read_params(self.folder)
         self.files = _open_shards(self.folder)
         self._axes: dict[str, int] = {}
-        self._model = self._read_shape()
+        self.model = self._read_shape()
         self.rope_scaling = _rope_scaling(self.params)
         self._check_tensors()
-
-    @property
-    def model(self) -> ModelConfig:
-        """Its shape."""
-        return self._model
 
     @property
     def name(self) -> str:
@@ -138,7 +133,7 @@ class MetaFolder:
             whole = self._joined(tensor.name, axis)
         if tensor.heads == "none":
             return whole
-        return to_halves(whole, num_heads(self._model, tensor.heads))
+        return to_halves(whole, num_heads(self.model, tensor.heads))
 
     def _joined(self, name: str, axis: int) -> torch.Tensor:
         """The shards' parts side by side; one part at a time is in memory besides."""
@@ -204,7 +199,7 @@ class MetaFolder:
 
     def _check_tensors(self) -> None:
         expected = {*_BUFFERS, meta_tensor(LM_HEAD).name}
-        for weight in weight_map(self._model):
+        for weight in weight_map(self.model):
             for name, shape in zip(weight.names, weight.shapes, strict=True):
                 tensor = meta_tensor(name)
                 expected.add(tensor.name)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -27,8 +27,11 @@ from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, read_record, read_torch_file
 from megatron_ultralong.checkpoint.formats.torch_dist import check_object
 from megatron_ultralong.checkpoint.formats.torch_dist_metadata import read_torch_dist_metadata
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.rope import AnglePrecision
+from megatron_ultralong.mcore.model import build_model, transformer_config
+from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.rank_values import every_rank
 
 _LOAD_BYTES = DefaultLoadPlanner.load_bytes
 
@@ -144,13 +147,52 @@ def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint | Pa
     """
     if not isinstance(checkpoint, MegatronCheckpoint):
         checkpoint = MegatronCheckpoint(checkpoint)
-    checkpoint.check_tensors(dist.get_rank(), dist.get_world_size(), every_rank)
+    checkpoint.check_tensors()
     state = load_sharded(  # all chunks at once: the ranks' shards cover every tensor
         {f"model{index}": _weights(chunk) for index, chunk in enumerate(chunks)},
         checkpoint.path,
     )
     for index, chunk in enumerate(chunks):
         take_state(chunk, state[f"model{index}"])
+
+
+def load_model(
+    checkpoint: MegatronCheckpoint,
+    parallel: ParallelConfig,
+    groups: ProcessGroupCollection,
+    *,
+    dtype: torch.dtype,
+    angle_precision: AnglePrecision | None = None,
+    tile_size: int = 4096,
+) -> GPTModel:
+    """The model of a checkpoint on this rank, in evaluation mode; every rank calls it.
+
+    Args:
+        checkpoint: opened; see :func:`load_weights`.
+        parallel: the layout.
+        groups: Megatron's process groups.
+        dtype: of weights and activations.
+        angle_precision: of the rotary angles; None: the checkpoint's own.
+        tile_size: tokens that go through projections, MLP and output layer at a time; such a model
+            makes no logits of its own. 0: all of them, and it makes logits.
+
+    Raises:
+        InputError: the model cannot be split this way, or a file is damaged; on every rank.
+    """
+    model, scaling = checkpoint.model, checkpoint.rope_scaling
+    parallel.check_model(model)
+    part = build_model(
+        model,
+        transformer_config(model, parallel, params_dtype=dtype, rope_scaling=scaling),
+        groups,
+        seq_length=model.max_position_embeddings,
+        rope_scaling=scaling,
+        angle_precision=angle_precision or checkpoint.metadata.angle_precision,
+        recomputation=Recomputation(tile_size=tile_size) if tile_size else None,
+        loss_tile_size=tile_size,
+    ).to(dtype)
+    load_weights([part], checkpoint)
+    return part.eval()
 
 
 def take_state(chunk: GPTModel, state: dict[str, Any]) -> None:

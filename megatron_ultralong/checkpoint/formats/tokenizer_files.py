@@ -177,8 +177,6 @@ class TokenizerFiles:
     def _adds_as_asked(self) -> bool:
         """Whether the file itself adds the BOS and EOS tokens that the configuration asks for."""
         tokenizer = load_fast(self._folder / FAST_FILE)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
         added = tokenizer.encode("a").tokens
         plain = tokenizer.encode("a", add_special_tokens=False).tokens
         asked = [
@@ -197,16 +195,19 @@ class TokenizerFiles:
 
 
 def load_fast(path: Path) -> Tokenizer:
-    """The tokenizer in a ``tokenizer.json``.
+    """The tokenizer in a ``tokenizer.json``, for texts of any length.
 
     Raises:
         InputError: it is damaged, or larger than such a file is.
     """
     data = read_bounded(path, MAX_TOKENIZER_BYTES)
     try:
-        return Tokenizer.from_str(data.decode())
+        tokenizer = Tokenizer.from_str(data.decode())
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{path} is not a tokenizer: {error}; is it cut short?") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def template_files(folder: Path) -> list[Path]:

@@ -12,7 +12,9 @@ import contextlib
 import json
 import os
 import pickle
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, cast
 
@@ -33,7 +35,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
-from megatron_ultralong.checkpoint.disk.checksums import HashingThread, checksum, write_checksums
+from megatron_ultralong.checkpoint.disk.checksums import Checksum, Hasher, checksum, write_checksums
 from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
 from megatron_ultralong.checkpoint.formats.weight_map import (
@@ -157,6 +159,39 @@ def _write_weights(
         del tensor, shaped
     manifest.flush(lambda: _sync(file))
     return places
+
+
+_MAX_PENDING = 64
+"""Copies of pieces (256 KiB) that wait for the thread, at most."""
+
+
+class HashingThread(contextlib.ExitStack):
+    """The checksum of bytes that are given in their order; SHA-256 does 1 to 2 GB a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hasher = Hasher()
+        self._thread = self.enter_context(ThreadPoolExecutor(1))
+        self._pending: deque[Future[None]] = deque()
+
+    def read(self, file: IO[bytes], length: int) -> None:
+        """Take the first ``length`` bytes of ``file``, which an earlier process wrote."""
+        file.seek(0)
+        while length and (block := file.read(min(length, 4 * 2**20))):
+            self.update(block)
+            length -= len(block)
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take the next bytes; they may change afterwards."""
+        self._pending.append(self._thread.submit(self._hasher.update, bytes(data)))
+        while len(self._pending) > _MAX_PENDING:
+            self._pending.popleft().result()
+
+    def checksum(self) -> Checksum:
+        """Of all bytes so far."""
+        while self._pending:
+            self._pending.popleft().result()
+        return self._hasher.checksum()
 
 
 def _append(value: object, file: IO[bytes], offset: int, hashing: HashingThread) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 
 from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.yarn import RopeScaling
 
 Layout = Literal["whole", "qkv", "gate_up"]
 Shape = tuple[int, ...]
@@ -85,8 +86,16 @@ class WeightSource(Protocol):
     """A model on disk, read one weight at a time, whatever its format."""
 
     @property
+    def format(self) -> str:
+        """Name of its format."""
+
+    @property
     def model(self) -> ModelConfig:
         """Its shape."""
+
+    @property
+    def rope_scaling(self) -> RopeScaling:
+        """What was done to its rotary frequencies."""
 
     def dtype(self, weight: Weight) -> torch.dtype:
         """Dtype that ``weight`` is stored in."""

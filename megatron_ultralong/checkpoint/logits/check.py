@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 import torch
+import torch.nn.functional as F
 
 import megatron_ultralong
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
-from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.meta import MetaFolder
+from megatron_ultralong.checkpoint.formats.models import DiskModel
 from megatron_ultralong.checkpoint.formats.tokenizer_files import load_fast
-from megatron_ultralong.checkpoint.formats.weight_map import Weight, weight_map
-from megatron_ultralong.checkpoint.logits.comparison import (
-    DTYPES,
-    LogitsComparison,
-    compare_logits,
-    compare_tiles,
-    rounding_bound,
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.checkpoint.logits import comparison as compared
+from megatron_ultralong.checkpoint.logits.transformers_model import (
+    TransformersLayers,
+    transformers_logits,
 )
-from megatron_ultralong.checkpoint.logits.layered_logits import POSITIONS, LayeredLogits
-from megatron_ultralong.checkpoint.logits.transformers_model import transformers_logits
 from megatron_ultralong.config.convert import LogitsDtype, LogitsMethod
-from megatron_ultralong.config.rope import RopeConfig
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.model.parameters import layer_parameters, num_parameters
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.model.yarn import RopeScaling, describe, hf_rope_scaling
-from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.progress import ProgressBar, progress
+
+_ROWS = 16_384
+"""Rows of the output layer that are in the wide dtype at a time."""
 
 
 def prompt(vocab_size: int, seq_length: int) -> torch.Tensor:
@@ -49,8 +51,6 @@ def text_prompt(tokenizer_file: Path, seq_length: int) -> torch.Tensor:
         InputError: the file is no tokenizer.
     """
     tokenizer = load_fast(tokenizer_file)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     tokens: list[int] = []
     files = sorted(Path(megatron_ultralong.__file__).parent.rglob("*.py"))
     while len(tokens) < seq_length:
@@ -64,14 +64,12 @@ def text_prompt(tokenizer_file: Path, seq_length: int) -> torch.Tensor:
     return torch.tensor(tokens[:seq_length])
 
 
-def _prompt_for(
-    model: HuggingFaceFolder | MetaFolder | MegatronCheckpoint, seq_length: int
-) -> torch.Tensor:
+def _prompt_for(model: DiskModel, seq_length: int) -> torch.Tensor:
     """Text where the model has a ``tokenizer.json`` that can write it, else random ids.
 
     A row of one id over and over would look the same whatever the rotary embedding.
     """
-    root = model.path.parent if isinstance(model, MegatronCheckpoint) else model.folder
+    root = model.root if isinstance(model, MegatronCheckpoint) else model.folder
     vocab_size = model.model.vocab_size
     for folder in (root, root / SOURCE_FOLDER):
         file = folder / "tokenizer.json"
@@ -84,12 +82,12 @@ def _prompt_for(
 
 
 def check_logits(
-    a: HuggingFaceFolder | MetaFolder | MegatronCheckpoint,
-    b: HuggingFaceFolder | MetaFolder | MegatronCheckpoint,
+    a: DiskModel,
+    b: DiskModel,
     seq_length: int,
     dtype: LogitsDtype = "fp32",
     method: LogitsMethod = "auto",
-) -> LogitsComparison:
+) -> compared.LogitsComparison:
     """Compare the logits of two models at every position of one prompt.
 
     Megatron checkpoints are computed by Megatron-Core, folders of weights by transformers: both
@@ -120,30 +118,26 @@ def check_logits(
 
 
 def _comparison(
-    a: HuggingFaceFolder | MetaFolder | MegatronCheckpoint,
-    b: HuggingFaceFolder | MetaFolder | MegatronCheckpoint,
-    tokens_S: torch.Tensor,
-    dtype: LogitsDtype,
-    method: LogitsMethod,
-) -> LogitsComparison:
-    layer_differences: tuple[float, ...] = ()
-    if _by_layer(a.model, len(tokens_S), DTYPES[dtype].itemsize, method):
-        layered = LayeredLogits(a, b, tokens_S, DTYPES[dtype])
-        comparison = compare_tiles(layered.tiles())
-        layer_differences = tuple(layered.layer_differences)
+    a: DiskModel, b: DiskModel, tokens_S: torch.Tensor, name: LogitsDtype, method: LogitsMethod
+) -> compared.LogitsComparison:
+    dtype = compared.DTYPES[name]
+    differences: list[float] = []
+    if _by_layer(a.model, len(tokens_S), dtype.itemsize, method):
+        layered = LayeredLogits(a, b, tokens_S, dtype)
+        comparison = compared.compare_tiles(layered.tiles())
+        differences = layered.layer_differences
     else:
-        comparison = compare_logits(
-            *(model_logits(model, tokens_S, DTYPES[dtype]) for model in (a, b))
-        )
+        logits = (model_logits(model, tokens_S, dtype) for model in (a, b))
+        comparison = compared.compare_logits(*logits)
     return dataclasses.replace(
         comparison,
-        dtype=dtype,
-        bound=rounding_bound(dtype, a.model.num_layers, comparison.max_logit),
-        layer_differences=layer_differences,
+        dtype=name,
+        bound=compared.rounding_bound(name, a.model.num_layers, comparison.max_logit),
+        layer_differences=tuple(differences),
     )
 
 
-def _difference(comparison: LogitsComparison) -> str:
+def _difference(comparison: compared.LogitsComparison) -> str:
     """What a message says of logits that differ."""
     layer = comparison.parted_layer
     where = ""
@@ -162,11 +156,7 @@ def _difference(comparison: LogitsComparison) -> str:
     )
 
 
-def model_logits(
-    model: HuggingFaceFolder | MetaFolder | MegatronCheckpoint,
-    tokens_S: torch.Tensor,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def model_logits(model: DiskModel, tokens_S: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Logits [S, vocabulary] of a model that is whole in memory."""
     if isinstance(model, MegatronCheckpoint):
         from megatron_ultralong.checkpoint.logits.megatron_model import megatron_logits
@@ -181,15 +171,14 @@ def _by_layer(model: ModelConfig, seq_length: int, itemsize: int, method: Logits
     Raises:
         InputError: there is too little memory for ``method``.
     """
-    weights = weight_map(model)
-    parameters = sum(weight.numel for weight in weights)
-    layer = sum(weight.numel for weight in weights if weight.layer == 0)
+    words = model.vocab_size * model.hidden_size
     activations = itemsize * seq_length * (8 * model.hidden_size + 4 * model.ffn_hidden_size)
     # the weights with the files' own beside them, and both sets of logits
-    whole = (itemsize + 2) * parameters + itemsize * seq_length * 2 * model.vocab_size + activations
+    whole = (itemsize + 2) * num_parameters(model) + activations
+    whole += itemsize * seq_length * 2 * model.vocab_size
     # a layer of each, both output layers as they are in the files, and a tile of logits
-    head = 2 * 2 * weights[0].numel + 8 * 4 * POSITIONS * model.vocab_size
-    layers = 2 * itemsize * layer + head + activations
+    head = 2 * 2 * words + 8 * 4 * compared.POSITIONS * model.vocab_size
+    layers = 2 * itemsize * layer_parameters(model) + head + activations
     available = psutil.virtual_memory().available
     if method == "auto":
         method = "whole" if whole <= available else "layers"
@@ -204,59 +193,91 @@ def _by_layer(model: ModelConfig, seq_length: int, itemsize: int, method: Logits
     return method == "layers"
 
 
+class LayeredModel(Protocol):
+    """A model in the hands of a program that computes one of its layers at a time."""
+
+    def layer(self, number: int, hidden_SH: torch.Tensor) -> torch.Tensor:
+        """Hidden states behind layer ``number`` of those before it."""
+
+    def final_norm(self, hidden_SH: torch.Tensor) -> torch.Tensor:
+        """What the output layer is given of the last layer's hidden states."""
+
+
 @dataclasses.dataclass(frozen=True)
-class ExtendedModel:
-    """The weights of ``source`` for the positions and the scaling of a :class:`RopeConfig`."""
+class LayeredLogits:
+    """Logits of two models of one shape, tile by tile, and how their hidden states part.
 
-    source: HuggingFaceFolder | MetaFolder
-    rope: RopeConfig
+    One layer of each is in memory, not the models. Each model goes on from its own hidden states,
+    so the logits are those of the whole models.
+    """
 
-    @property
-    def format(self) -> str:
-        """Name of its format."""
-        return self.source.format
+    a: DiskModel
+    b: DiskModel
+    tokens: torch.Tensor
+    """Of the prompt, [S]."""
+    dtype: torch.dtype
+    layer_differences: list[float] = dataclasses.field(default_factory=list)
+    """After each layer: ``|h_a - h_b| / |h_a|`` at the worst position."""
 
-    @property
-    def rope_scaling(self) -> RopeScaling:
-        """What is done to the rotary frequencies."""
-        return self.rope.scaling(self.source.rope_scaling)
+    @torch.no_grad()
+    def tiles(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Both models' logits, [T, vocabulary] each, of some positions after the others."""
+        shape = self.a.model
+        head_size = shape.vocab_size * shape.hidden_size
+        size = 2 * (shape.num_layers * layer_parameters(shape) + head_size)
+        with progress("logits", size, "parameters") as bar:
+            states = self._hidden_states(bar)
+            heads = [_head(model) for model in (self.a, self.b)]
+            split = (hidden_SH.split(compared.POSITIONS) for hidden_SH in states)
+            for tiles in zip(*split, strict=True):
+                a, b = (_product(tile, head) for tile, head in zip(tiles, heads, strict=True))
+                yield a, b
+                bar.advance(2 * head_size * len(a) / len(self.tokens))
 
-    @property
-    def model(self) -> ModelConfig:
-        """Its shape."""
-        model = self.source.model
-        positions = self.rope.max_positions(model.max_position_embeddings, self.source.rope_scaling)
-        return dataclasses.replace(model, max_position_embeddings=positions)
+    def _hidden_states(self, bar: ProgressBar) -> list[torch.Tensor]:
+        """What the two output layers are given, [S, hidden] each."""
+        models = (self.a, self.b)
+        with contextlib.ExitStack() as stack:
+            programs = self._programs(stack)
+            states = [_embedded(model, self.tokens).to(self.dtype) for model in models]
+            for number in range(self.a.model.num_layers):
+                for side, program in enumerate(programs):
+                    states[side] = program.layer(number, states[side])
+                    bar.advance(layer_parameters(self.a.model))
+                self.layer_differences.append(_relative_difference(*states))
+            return [p.final_norm(hidden) for p, hidden in zip(programs, states, strict=True)]
 
-    @property
-    def trained_seq_length(self) -> int | None:
-        """Positions that the weights were trained for, where they are not the model's own."""
-        if self.rope_scaling == self.source.rope_scaling:
-            return None
-        models = (self.source.model, self.model)
-        return min(model.max_position_embeddings for model in models)
+    def _programs(self, stack: contextlib.ExitStack) -> list[LayeredModel]:
+        """The program of each model; what Megatron-Core needs lives as long as ``stack``."""
+        programs: list[LayeredModel] = []
+        groups = None
+        for model in (self.a, self.b):
+            if isinstance(model, MegatronCheckpoint):
+                from megatron_ultralong.checkpoint.logits.megatron_model import MegatronLayers
+                from megatron_ultralong.mcore.parallel import parallel_groups
 
-    def dtype(self, weight: Weight) -> torch.dtype:
-        """Dtype that ``weight`` is stored in."""
-        return self.source.dtype(weight)
+                groups = groups or stack.enter_context(parallel_groups(ParallelConfig(), seed=1))
+                programs.append(MegatronLayers(model, groups, len(self.tokens), self.dtype))
+            else:
+                programs.append(TransformersLayers(model, self.dtype))
+        return programs
 
-    def read(self, weight: Weight) -> tuple[torch.Tensor, ...]:
-        """The parts of ``weight``."""
-        return self.source.read(weight)
 
-    def check(self) -> None:
-        """Say what becomes of the rotary embedding, where it changes.
+def _relative_difference(a_SH: torch.Tensor, b_SH: torch.Tensor) -> float:
+    """``|a - b| / |a|`` of the position where it is largest."""
+    return float(((a_SH - b_SH).norm(dim=-1) / a_SH.norm(dim=-1)).max())
 
-        Raises:
-            InputError: no rope block can express it, or the positions would be too many.
-        """
-        hf_rope_scaling(self.rope_scaling)
-        self.model.check("--rope-scaling")
-        source = self.source
-        positions = source.model.max_position_embeddings
-        if self.rope_scaling != source.rope_scaling:
-            before = describe(source.rope_scaling, positions)
-            after = describe(self.rope_scaling, self.model.max_position_embeddings)
-            tell(f"rotary: {before} -> {after}; the weights are not trained for it")
-        for line in self.rope.warnings(positions, source.rope_scaling):
-            tell(line)
+
+def _embedded(model: WeightSource, tokens_S: torch.Tensor) -> torch.Tensor:
+    return model.read(weight_map(model.model)[0])[0][tokens_S]
+
+
+def _head(model: WeightSource) -> torch.Tensor:
+    weights = weight_map(model.model)
+    tied = not model.model.untie_embeddings_and_output_weights
+    return model.read(weights[0] if tied else weights[-1])[0]
+
+
+def _product(hidden_TH: torch.Tensor, head_VH: torch.Tensor) -> torch.Tensor:
+    parts = [F.linear(hidden_TH, rows.to(hidden_TH.dtype)) for rows in head_VH.split(_ROWS)]
+    return torch.cat(parts, dim=-1)

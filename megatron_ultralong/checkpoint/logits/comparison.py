@@ -1,16 +1,24 @@
-"""How far the logits of two models are apart, and how far rounding alone can part them."""
+"""How far the logits of two models are apart, and how far rounding alone can part them.
+
+:func:`arithmetic` leaves less to rounding: programs compute in float64 what they would compute in
+float32 of their own accord.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from megatron_ultralong.checkpoint.logits.layered_logits import POSITIONS
 from megatron_ultralong.config.convert import LogitsDtype
 
+POSITIONS = 256
+"""Positions whose logits are in memory at a time."""
 DTYPES: dict[LogitsDtype, torch.dtype] = {"fp32": torch.float32, "fp64": torch.float64}
 
 _ROUNDINGS: dict[LogitsDtype, float] = {"fp32": 16.0, "fp64": 2.0**20}
@@ -91,19 +99,31 @@ def compare_tiles(tiles: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> LogitsC
         length += len(a)
         log_a, log_b = a.double().log_softmax(-1), b.double().log_softmax(-1)
         divergence_T = (log_a.exp() * (log_a - log_b)).sum(-1)
-        parts.append(
-            torch.stack(
-                [
-                    (a - b).abs().max().double(),
-                    a.abs().max().double(),
-                    divergence_T.sum(),
-                    divergence_T.max(),
-                ]
-            )
-        )
+        largest = (a - b).abs().max().double(), a.abs().max().double()
+        parts.append(torch.stack([*largest, divergence_T.sum(), divergence_T.max()]))
     # torch's maximum of numbers and NaN is NaN, Python's depends on their order
     parts_P4 = torch.stack(parts)
     difference, max_logit, _, max_kl = parts_P4.amax(0).tolist()
     return LogitsComparison(
         length, difference, max_logit, parts_P4[:, 2].sum().item() / length, max_kl
     )
+
+
+def arithmetic(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """A context in which a program that is given tensors of ``dtype`` computes in no narrower one.
+
+    transformers' norms and both programs' rotary angles are float32 of their own accord: inside,
+    where ``dtype`` is float64, float32 by name is float64.
+    """
+    return _Float32MeansFloat64() if dtype == torch.float64 else contextlib.nullcontext()
+
+
+class _Float32MeansFloat64(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        return func(*map(_widened, args), **{k: _widened(v) for k, v in (kwargs or {}).items()})
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value

@@ -13,13 +13,13 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import build_module
 
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.model_state import load_weights
+from megatron_ultralong.checkpoint.formats.model_state import load_model
 from megatron_ultralong.checkpoint.formats.weight_map import weight_map
-from megatron_ultralong.checkpoint.logits.float64_mode import arithmetic
+from megatron_ultralong.checkpoint.logits.comparison import arithmetic
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.layer_spec import RMSNorm, ring_layer_local_spec
-from megatron_ultralong.mcore.model import build_model, transformer_config
+from megatron_ultralong.mcore.model import transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding
 
@@ -38,25 +38,13 @@ def megatron_logits(
     training would be compared with that error.
     """
     parallel = parallel or ParallelConfig()
-    parallel.check_model(checkpoint.model)
     assert parallel.context_parallel_size == 1, "a row is whole here"
     with parallel_groups(parallel, seed=1) as groups:
-        model = build_model(
-            checkpoint.model,
-            transformer_config(
-                checkpoint.model,
-                parallel,
-                params_dtype=dtype,
-                rope_scaling=checkpoint.rope_scaling,
-            ),
-            groups,
-            seq_length=len(tokens_S),
-            rope_scaling=checkpoint.rope_scaling,
-            angle_precision="float32",
+        model = load_model(
+            *(checkpoint, parallel, groups), dtype=dtype, angle_precision="float32", tile_size=0
         )
-        load_weights([model], checkpoint)
         with arithmetic(dtype):
-            return _forward(model.eval(), tokens_S, groups).cpu()
+            return _forward(model, tokens_S, groups).cpu()
 
 
 def _forward(model: Any, tokens_S: torch.Tensor, groups: ProcessGroupCollection) -> torch.Tensor:

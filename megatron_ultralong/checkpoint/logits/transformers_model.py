@@ -17,9 +17,10 @@ from torch import nn
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.hugging_face_config import export_config
-from megatron_ultralong.checkpoint.formats.meta import MetaFolder, hugging_face_defaults
+from megatron_ultralong.checkpoint.formats.meta import hugging_face_defaults
+from megatron_ultralong.checkpoint.formats.models import ModelFolder
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, weight_map
-from megatron_ultralong.checkpoint.logits.float64_mode import arithmetic
+from megatron_ultralong.checkpoint.logits.comparison import arithmetic
 from megatron_ultralong.model.yarn import attention_factor, inv_freq
 from megatron_ultralong.program.errors import InputError
 
@@ -49,7 +50,7 @@ def shape_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in _SHAPE_KEYS if config.get(key) is not None}
 
 
-def transformers_config(folder: HuggingFaceFolder | MetaFolder) -> Any:
+def transformers_config(folder: ModelFolder) -> Any:
     """The LlamaConfig of ``folder``: its shape and its rope block, which transformers reads."""
     from transformers import LlamaConfig
 
@@ -64,7 +65,7 @@ def transformers_config(folder: HuggingFaceFolder | MetaFolder) -> Any:
     return config
 
 
-def transformers_model(folder: HuggingFaceFolder | MetaFolder) -> Any:
+def transformers_model(folder: ModelFolder) -> Any:
     """``folder`` as a LlamaForCausalLM in float32, in evaluation mode."""
     from transformers import LlamaForCausalLM
 
@@ -91,7 +92,7 @@ _ROUNDING = 1e-6
 
 @torch.no_grad()
 def transformers_logits(
-    folder: HuggingFaceFolder | MetaFolder,
+    folder: ModelFolder,
     tokens_S: torch.Tensor,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
@@ -109,9 +110,7 @@ def transformers_logits(
     return logits
 
 
-def round_frequencies(
-    rotary: Any, folder: HuggingFaceFolder | MetaFolder, dtype: torch.dtype
-) -> None:
+def round_frequencies(rotary: Any, folder: ModelFolder, dtype: torch.dtype) -> None:
     """Check transformers' rotary frequencies, and round them to ``dtype`` as Megatron's are.
 
     It computes them in float32, wrong by two units in the last place. At position 8,192 that turns
@@ -134,7 +133,7 @@ def round_frequencies(
 class TransformersLayers:
     """A LlamaModel of one layer, filled with one layer of the folder after the other."""
 
-    def __init__(self, folder: HuggingFaceFolder | MetaFolder, dtype: torch.dtype) -> None:
+    def __init__(self, folder: ModelFolder, dtype: torch.dtype) -> None:
         """Build it, and check its rotary frequencies.
 
         Raises:

@@ -12,7 +12,7 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.model_state import load_weights
+from megatron_ultralong.checkpoint.formats.model_state import load_model
 from megatron_ultralong.config.generate import DecodingConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.models.interface import Scores
@@ -20,12 +20,7 @@ from megatron_ultralong.generation.checkpoint import open_decoder
 from megatron_ultralong.generation.continuation import Continuation
 from megatron_ultralong.generation.prompts import check_prompts
 from megatron_ultralong.mcore.loss import score_rows
-from megatron_ultralong.mcore.model import build_model, transformer_config
-from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.program.ranks import is_main_rank
-
-_TILE_SIZE = 4096
-"""Tokens that go through projections, MLP and output layer at a time."""
 
 
 class MegatronScorer:
@@ -53,28 +48,13 @@ class MegatronScorer:
                 way.
         """
         checkpoint = MegatronCheckpoint(folder, iteration, verify_checksums=verify_checksums)
-        metadata = checkpoint.metadata
-        parallel.check_model(metadata.model)
         self.iteration = checkpoint.iteration
         self.name = name or folder.name
-        self.max_positions = metadata.trained_positions
-        self.vocab_size = metadata.model.vocab_size
+        self.max_positions = checkpoint.metadata.trained_positions
+        self.vocab_size = checkpoint.model.vocab_size
         self.is_main = is_main_rank()
         self._groups = groups
-        self._model = build_model(
-            metadata.model,
-            transformer_config(
-                metadata.model, parallel, params_dtype=dtype, rope_scaling=metadata.rope_scaling
-            ),
-            groups,
-            seq_length=metadata.model.max_position_embeddings,
-            rope_scaling=metadata.rope_scaling,
-            angle_precision=metadata.angle_precision,
-            recomputation=Recomputation(tile_size=_TILE_SIZE),
-            loss_tile_size=_TILE_SIZE,
-        ).to(dtype)
-        load_weights([self._model], checkpoint)
-        self._model.eval()
+        self._model = load_model(checkpoint, parallel, groups, dtype=dtype)
         self._unit = 2 * parallel.context_parallel_size
         if parallel.sequence_parallel:
             self._unit *= parallel.tensor_model_parallel_size

@@ -19,13 +19,13 @@ from megatron_ultralong.checkpoint.disk.folder import (
     resolve,
     write_latest,
 )
-from megatron_ultralong.checkpoint.disk.integrity import unseal
 from megatron_ultralong.checkpoint.disk.metadata import (
     FILE_NAME,
     SOURCE_FOLDER,
     CheckpointMetadata,
     save_metadata,
     seal_small_files,
+    unseal,
 )
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.folder_template import folder_template
