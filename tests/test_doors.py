@@ -63,10 +63,8 @@ ALLOWED: dict[str, dict[str, str]] = {
         "json.loads": "of its own work folder",
     },
     "data/read/bounded.py": {"json.loads": "records by the million, in bounded lines"},
-    "data/tokenize/fast_tokenizer.py": {
-        "json.loads": "text that the library of tokenizers has read"
-    },
-    "data/tokenize/template_process.py": {"json.loads": "from a process that it started"},
+    "data/tokenize/engines.py": {"json.loads": "text that the library of tokenizers has read"},
+    "data/tokenize/folder_template.py": {"json.loads": "from a process that it started"},
     "data/tokenize/template_worker.py": {"json.loads": "from the process that started it"},
     "program/journal.py": {"json.loads": "of what was dumped in the same line"},
     "program/conversion_journal.py": {"json.loads": "of what was dumped in the same line"},

@@ -30,9 +30,8 @@ from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.data.rows.stored import read_chunks
-from megatron_ultralong.data.tokenize.engines import open_reference
-from megatron_ultralong.data.tokenize.fast_tokenizer import FastTokenizer
-from megatron_ultralong.data.tokenize.llama3_tokenizer import Llama3Tokenizer
+from megatron_ultralong.data.tokenize.engines import FastTokenizer, open_reference
+from megatron_ultralong.data.tokenize.tokenizer_model import Llama3Tokenizer
 from megatron_ultralong.sequence.assignment import zigzag
 
 TEXT_SUFFIXES = (".py", ".rst", ".txt", ".pod", ".c", ".h", ".dict", ".md", ".html")

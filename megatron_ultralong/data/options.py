@@ -10,8 +10,7 @@ import tyro
 
 from megatron_ultralong.data.pack.packing import Packing
 from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.read.chat_reading import ChatReadOptions
-from megatron_ultralong.data.read.reading import ReadOptions
+from megatron_ultralong.data.read.reading import ChatReadOptions, ReadOptions
 from megatron_ultralong.data.tokenize.chat_template import DATE, TemplateName
 from megatron_ultralong.data.tokenize.engines import TokenizerEngine
 from megatron_ultralong.data.tokenize.tokenising import SeparatorInText

@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_ultralong.checkpoint.convert.small_files import check_tokenizer_names
 from megatron_ultralong.data.rows.indexed import unknown_id, why_unknown
-from megatron_ultralong.data.tokenize.template_process import TemplateProcess
+from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
 from megatron_ultralong.data.tokenize.tokenising import check_file_sizes
 from megatron_ultralong.program.errors import InputError
 

@@ -15,7 +15,7 @@ from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
 from megatron_ultralong.data.read.reading import ReadOptions
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.data.tokenize.engines import open_reference
-from megatron_ultralong.data.tokenize.llama3_tokenizer import Llama3Tokenizer
+from megatron_ultralong.data.tokenize.tokenizer_model import Llama3Tokenizer
 
 LIBRARY = Path(os.__file__).parent
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from megatron_ultralong.data.read.bounded import read_text
-from megatron_ultralong.data.tokenize.template_process import TemplateProcess
+from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
 from megatron_ultralong.evaluation.choices.questions import read_questions
 from megatron_ultralong.evaluation.local.local_data import read_jsonl
 from megatron_ultralong.program.errors import InputError

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ultralong.data.read.chat_reading import ChatReadOptions, ConversationReader
-from megatron_ultralong.data.read.reading import Source
+from megatron_ultralong.data.read.reading import ChatReadOptions, ConversationReader, Source
 from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
-from megatron_ultralong.data.tokenize.llama3_tokenizer import Llama3Tokenizer
+from megatron_ultralong.data.tokenize.tokenizer_model import Llama3Tokenizer
 from tests.data.chat_fuzz import File, expected_mask
 from tests.data.chats import TEMPLATE
 

@@ -19,9 +19,9 @@ from megatron_ultralong.data.tokenize.chat_template import (
     TemplateName,
     rendered_text,
 )
-from megatron_ultralong.data.tokenize.llama3_tokenizer import Llama3Tokenizer
-from megatron_ultralong.data.tokenize.template_process import TemplateProcess
+from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
 from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
+from megatron_ultralong.data.tokenize.tokenizer_model import Llama3Tokenizer
 from megatron_ultralong.program.errors import InputError
 from tests.data.chats import TEMPLATE, marked_template, random_record
 from tests.models import write_tokenizer

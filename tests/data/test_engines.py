@@ -13,17 +13,18 @@ import sentencepiece
 from tokenizers import Tokenizer, models
 
 from megatron_ultralong.data.tokenize.engines import (
+    FastPathError,
+    FastTokenizer,
     TokenizerEngine,
     choose_tokenizer,
     open_reference,
 )
-from megatron_ultralong.data.tokenize.fast_tokenizer import FastPathError, FastTokenizer
-from megatron_ultralong.data.tokenize.llama3_tokenizer import Llama3Tokenizer
 from megatron_ultralong.data.tokenize.tokenising import (
     HuggingFaceTokenizer,
     copy_tokenizer,
     separator_ids,
 )
+from megatron_ultralong.data.tokenize.tokenizer_model import Llama3Tokenizer
 from megatron_ultralong.program.errors import InputError
 
 HOSTILE = [

@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
-from megatron_ultralong.data.read.chat_reading import ChatReadOptions
+from megatron_ultralong.data.read.reading import ChatReadOptions
 from megatron_ultralong.data.rows.chat_manifest import FILE_NAME, ChatManifest, load_chat_manifest
 from megatron_ultralong.data.rows.chats import ChatRows, target_mask
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES

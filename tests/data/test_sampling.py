@@ -10,7 +10,7 @@ from megatron_ultralong.data.pack.sampling import (
     num_copies,
     sample_units,
 )
-from megatron_ultralong.data.pack.target import meet_target
+from megatron_ultralong.data.prepare.selection import meet_target
 from megatron_ultralong.program.errors import InputError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.tokenize.template_process import MAX_TEMPLATE_BYTES
+from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES
 from megatron_ultralong.data.tokenize.tokenising import MAX_TOKENIZER_BYTES
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json

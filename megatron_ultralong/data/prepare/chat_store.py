@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.options import PrepareChatConfig
-from megatron_ultralong.data.read.chat_reading import ConversationReader
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError
+from megatron_ultralong.data.read.reading import ConversationReader
 from megatron_ultralong.data.read.record import text_error
 from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.indexed import token_dtype
@@ -21,7 +21,7 @@ from megatron_ultralong.data.store.documents import DocumentStore, one_file_stor
 from megatron_ultralong.data.store.shards import BATCH_CHARACTERS, summarise
 from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example, marked_pieces
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, Piece, rendered_text
-from megatron_ultralong.data.tokenize.fast_tokenizer import SAMPLE_CHARACTERS, FastTokenizer
+from megatron_ultralong.data.tokenize.engines import SAMPLE_CHARACTERS, FastTokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
@@ -236,7 +236,7 @@ class _Collector:
         source = ChatSource(
             name=reader.source.name,
             path=reader.source.pattern,
-            files=[summarise(part.path) for part in reader.files],
+            files=[summarise(part.path) for part in reader.parts],
             counts=reader.counts,
             num_cut_files=reader.num_cut_files,
             bad=reader.bad,

@@ -30,7 +30,7 @@ from megatron_ultralong.data.prepare.chat_report import (
 )
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
 from megatron_ultralong.data.prepare.work_folder import WorkFolder, work_folder
-from megatron_ultralong.data.read.chat_reading import ConversationReader
+from megatron_ultralong.data.read.reading import ConversationReader
 from megatron_ultralong.data.read.sources import parse_source
 from megatron_ultralong.data.rows import chat_manifest as manifests
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
@@ -39,11 +39,12 @@ from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, resolved_date
 from megatron_ultralong.data.tokenize.engines import (
+    FastPathError,
     choose_tokenizer,
+    fast_version,
     open_reference,
     require_fallback,
 )
-from megatron_ultralong.data.tokenize.fast_tokenizer import FastPathError, fast_version
 from megatron_ultralong.data.tokenize.folder_template import (
     FolderDate,
     FolderTemplate,

@@ -33,14 +33,21 @@ from megatron_ultralong.data.rows import manifest as manifests
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import Manifest, SplitSummary, load_manifest
 from megatron_ultralong.data.store.documents import DocumentStore, merge_shards
-from megatron_ultralong.data.store.shards import SHARD_BYTES, Shard, plan_shards
-from megatron_ultralong.data.store.workers import ShardJob, WorkerLostError, tokenise_shards
+from megatron_ultralong.data.store.shards import (
+    SHARD_BYTES,
+    Shard,
+    ShardJob,
+    WorkerLostError,
+    plan_shards,
+    tokenise_shards,
+)
 from megatron_ultralong.data.tokenize.engines import (
+    FastPathError,
     choose_tokenizer,
+    fast_version,
     open_reference,
     require_fallback,
 )
-from megatron_ultralong.data.tokenize.fast_tokenizer import FastPathError, fast_version
 from megatron_ultralong.data.tokenize.tokenising import (
     DocumentTokenizer,
     copy_tokenizer,

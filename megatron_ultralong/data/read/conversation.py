@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+from megatron_ultralong.data.read import bounded
 from megatron_ultralong.data.read.record import text_error
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -35,6 +36,22 @@ class ConversationError(Exception):
         self.problem: Problem = problem
 
 
+def require_type(
+    value: Any,
+    kind: type | tuple[type, ...],
+    before: str,
+    after: str = "",
+    problem: Problem = "wrong type",
+) -> None:
+    """Refuse a value of another type; the message: ``{before} TYPE{after}``.
+
+    Raises:
+        ConversationError: it is of another.
+    """
+    if not isinstance(value, kind):
+        raise ConversationError(problem, f"{before} {type(value).__name__}{after}")
+
+
 @dataclasses.dataclass(frozen=True)
 class ToolCall:
     """A function that the assistant calls, in place of a text."""
@@ -53,6 +70,8 @@ class Message:
     tool_call: ToolCall | None = None
     is_learnt: bool = True
     """False for a turn of the assistant's that is there to be read alone: its weight is 0."""
+    has_reasoning: bool = dataclasses.field(default=False, compare=False)
+    """The turn had reasoning, kept or left out: it is no part of what is written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +136,8 @@ class Conversation:
                 place = f"after {last.role!r}" if last else "at the beginning"
                 raise ConversationError(
                     "roles out of order",
-                    f"turn {number} is {message.role!r} {place}, where {_or(allowed)} belongs",
+                    f"turn {number} is {message.role!r} {place}, where "
+                    f"{' or '.join(map(repr, allowed))} belongs",
                 )
             _check_content(number, message)
             last = message
@@ -143,10 +163,6 @@ def _after(last: Message | None) -> Sequence[Role]:
     return ("user",) if last.role == "system" else ("assistant",)
 
 
-def _or(roles: Sequence[Role]) -> str:
-    return " or ".join(repr(role) for role in roles)
-
-
 def _check_content(number: int, message: Message) -> None:
     place = f"turn {number} ({message.role})"
     if message.tool_call is not None:
@@ -158,14 +174,87 @@ def _check_content(number: int, message: Message) -> None:
             )
         return
     if message.role == "tool":
-        if not isinstance(message.content, (str, Mapping, list)):
-            kind = type(message.content).__name__
-            raise ConversationError("wrong type", f"{place} has content of type {kind}")
+        require_type(message.content, (str, Mapping, list), f"{place} has content of type")
         return
-    if not isinstance(message.content, str):
-        kind = type(message.content).__name__
-        raise ConversationError("wrong type", f"{place} has content of type {kind}, not a text")
+    require_type(message.content, str, f"{place} has content of type", ", not a text")
     if not message.content or message.content.isspace():
         raise ConversationError("empty turn", f"{place} is empty")
     if error := text_error(message.content):
         raise ConversationError("unreadable", f"{place} has {error}")
+
+
+_PLAIN = (str, int, float, bool, type(None))
+_SMALL = 1 << 16
+
+
+class JsonTexts:
+    """Reads the texts of JSON of one record, in as much memory for all as for one.
+
+    A line of 80 MiB may have many, each of as much JSON as is read at once.
+    """
+
+    def __init__(self) -> None:
+        self._left = bounded.MAX_JSON_BYTES
+
+    def value(self, place: str, value: Any, problem: Problem = "bad tool call") -> Any:
+        """A value, or what is written in a text of JSON: ``'{"a": 1}' -> {"a": 1}``.
+
+        Raises:
+            ConversationError: a text that is not JSON or too much of it, a value that JSON has not.
+        """
+        if not isinstance(value, str):
+            check_json(place, value, problem)
+            return value
+        try:
+            found = self._read(value)
+        except bounded.TooLargeError as error:
+            raise ConversationError(problem, f"{place} cannot be read: {error}") from error
+        except ValueError as error:  # not UTF-8, not JSON
+            raise ConversationError(
+                problem, f"{place} is a text that is not JSON: {error}, in {value[:40]!r}"
+            ) from error
+        if reason := bounded.value_error(found):
+            raise ConversationError(problem, f"{place} has {reason}")
+        return found
+
+    def _read(self, text: str) -> Any:
+        data = text.encode()
+        self._left -= len(data) if len(data) <= _SMALL else bounded.bytes_outside_strings(data)
+        if self._left < 0:
+            raise bounded.TooLargeError(
+                f"the texts of JSON here have more than {bounded.MAX_JSON_BYTES:,} bytes around "
+                "their own texts, the most that is read of a record"
+            )
+        return bounded.json_value(data)
+
+
+def check_json(place: str, value: Any, problem: Problem) -> None:
+    """Refuse what a parquet file may hold and JSON not: times, bytes, decimals, other keys.
+
+    Raises:
+        ConversationError: naming the type.
+    """
+    if reason := bounded.value_error(value):
+        raise ConversationError(problem, f"{place} has {reason}")
+    left = [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, Mapping) and all(isinstance(key, str) for key in inner):
+            left += inner.values()
+        elif isinstance(inner, list):
+            left += inner
+        elif not isinstance(inner, _PLAIN):
+            kind = type(inner).__name__
+            raise ConversationError(
+                problem, f"{place} has a value of type {kind}, which JSON has not: write it as text"
+            )
+
+
+def list_of(place: str, value: Any) -> list[Any]:
+    """A list.
+
+    Raises:
+        ConversationError: it is none.
+    """
+    require_type(value, list, f"{place} is a", ", not a list")
+    return list(value)

@@ -23,17 +23,18 @@ from typing import Any, Literal
 from megatron_ultralong.data.read.conversation import (
     Conversation,
     ConversationError,
+    JsonTexts,
     Message,
     Role,
+    list_of,
+    require_type,
 )
 from megatron_ultralong.data.read.conversation_turns import (
     Reasoning,
     TurnOptions,
-    Turns,
     content_of,
     read_turns,
 )
-from megatron_ultralong.data.read.conversation_values import builtin_tools_of, list_of, tools_of
 
 ChatFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca"]
 Fields = Mapping[str, Any]
@@ -79,8 +80,16 @@ def parse_conversation(
         raise ConversationError(
             "unknown format", f"a record of format {name} has no {missing[0]!r}; {_keys(fields)}"
         )
-    conversation = _PARSERS[name](fields, TurnOptions(frozenset(ignore_keys), reasoning))
-    conversation = conversation.learnable()
+    options = TurnOptions(frozenset(ignore_keys), reasoning)
+    read = {key: fields[key] for key in KEYS[name] if key in fields}
+    messages = _PARSERS[name](read, options)
+    builtin_tools = _builtin_tools_of(read.get("builtin_tools"), options.texts)
+    conversation = Conversation(
+        _without_empty_system(messages),
+        _tools_of(read.get("tools"), options.texts),
+        builtin_tools,
+        has_reasoning=any(message.has_reasoning for message in messages),
+    ).learnable()
     conversation.check()
     return conversation
 
@@ -99,38 +108,27 @@ def _keys(fields: Fields) -> str:
     return f"keys here: {', '.join(map(str, fields))[:300] or 'none'}"
 
 
-def _messages(fields: Fields, options: TurnOptions) -> Conversation:
-    turns = read_turns(fields["messages"], "messages", options)
-    return _conversation(
-        turns,
-        fields,
-        options,
-        builtin_tools=builtin_tools_of(fields.get("builtin_tools"), options.texts),
-    )
+def _messages(fields: Fields, options: TurnOptions) -> list[Message]:
+    return read_turns(fields["messages"], "messages", options)
 
 
-def _sharegpt(fields: Fields, options: TurnOptions) -> Conversation:
+def _sharegpt(fields: Fields, options: TurnOptions) -> list[Message]:
     turns = read_turns(fields["conversations"], "conversations", options)
-    turns = dataclasses.replace(turns, messages=_system(fields, options) + turns.messages)
-    return _conversation(turns, fields, options)
+    return _system(fields, options) + turns
 
 
-def _prompt_completion(fields: Fields, options: TurnOptions) -> Conversation:
+def _prompt_completion(fields: Fields, options: TurnOptions) -> list[Message]:
     prompt = _side(fields["prompt"], "prompt", "user", options)
     completion = _side(fields["completion"], "completion", "assistant", options)
-    read = [dataclasses.replace(message, is_learnt=False) for message in prompt.messages]
-    has_reasoning = prompt.has_reasoning or completion.has_reasoning
-    return _conversation(Turns(read + completion.messages, has_reasoning), fields, options)
+    return [dataclasses.replace(message, is_learnt=False) for message in prompt] + completion
 
 
-def _side(value: Any, name: str, role: Role, options: TurnOptions) -> Turns:
+def _side(value: Any, name: str, role: Role, options: TurnOptions) -> list[Message]:
     """Turns of a prompt or a completion; a text is one turn."""
-    if isinstance(value, str):
-        return Turns([Message(role, value)], has_reasoning=False)
-    return read_turns(value, name, options)
+    return [Message(role, value)] if isinstance(value, str) else read_turns(value, name, options)
 
 
-def _alpaca(fields: Fields, options: TurnOptions) -> Conversation:
+def _alpaca(fields: Fields, options: TurnOptions) -> list[Message]:
     messages = _system(fields, options)
     for number, pair in enumerate(list_of("history", fields.get("history", []))):
         pair = list_of(f"history {number}", pair)
@@ -141,34 +139,18 @@ def _alpaca(fields: Fields, options: TurnOptions) -> Conversation:
         messages += [Message("user", pair[0]), Message("assistant", pair[1])]
     question, more = fields["instruction"], fields.get("input", "")
     for key, value in (("instruction", question), ("input", more)):
-        if not isinstance(value, str):
-            raise ConversationError("wrong type", f"{key} is a {type(value).__name__}, not a text")
+        require_type(value, str, f"{key} is a", ", not a text")
     if more.strip():
         question = f"{question.strip()}\n\n{more.strip()}"
-    messages += [Message("user", question), Message("assistant", fields["output"])]
-    return _conversation(Turns(messages, has_reasoning=False), {}, options)
+    return [*messages, Message("user", question), Message("assistant", fields["output"])]
 
 
-_PARSERS: dict[str, Callable[[Fields, TurnOptions], Conversation]] = {
+_PARSERS: dict[str, Callable[[Fields, TurnOptions], list[Message]]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "prompt-completion": _prompt_completion,
     "alpaca": _alpaca,
 }
-
-
-def _conversation(
-    turns: Turns,
-    fields: Fields,
-    options: TurnOptions,
-    builtin_tools: tuple[str, ...] | None = None,
-) -> Conversation:
-    return Conversation(
-        _without_empty_system(turns.messages),
-        tools_of(fields.get("tools"), options.texts),
-        builtin_tools,
-        has_reasoning=turns.has_reasoning,
-    )
 
 
 def _system(fields: Fields, options: TurnOptions) -> list[Message]:
@@ -183,3 +165,46 @@ def _without_empty_system(messages: list[Message]) -> tuple[Message, ...]:
     if is_empty and not first.content.strip():
         return tuple(messages[1:])
     return tuple(messages)
+
+
+def _tools_of(value: Any, texts: JsonTexts) -> tuple[Mapping[str, Any], ...] | None:
+    """JSON schemas of functions: a list, or JSON of one; so is each of them, and its parameters.
+
+    Raises:
+        ConversationError: a tool is no object.
+    """
+    value = texts.value("tools", value) if value else None
+    if value is None:
+        return None
+    tools = []
+    for number, tool in enumerate(list_of("tools", value)):
+        tool = texts.value(f"tool {number}", tool)
+        require_type(tool, Mapping, f"tool {number} is a", f": {tool!r:.80}", "bad tool call")
+        tools.append(_with_schema(number, tool, texts))
+    return tuple(tools) or None
+
+
+def _with_schema(number: int, tool: Mapping[str, Any], texts: JsonTexts) -> Mapping[str, Any]:
+    """The tool, its parameters an object where they were written as JSON."""
+    function = tool.get("function")
+    if isinstance(function, Mapping):
+        return {**tool, "function": _with_schema(number, function, texts)}
+    parameters = tool.get("parameters")
+    if not isinstance(parameters, str):
+        return tool
+    return {**tool, "parameters": texts.value(f"tool {number}: parameters", parameters)}
+
+
+def _builtin_tools_of(value: Any, texts: JsonTexts) -> tuple[str, ...] | None:
+    """Names of Llama 3.1's own tools: a list, or JSON of one.
+
+    Raises:
+        ConversationError: they are no texts.
+    """
+    value = texts.value("builtin_tools", value) if value else value
+    if value is None:
+        return None
+    names = list_of("builtin_tools", value)
+    if not all(isinstance(name, str) for name in names):
+        raise ConversationError("bad tool call", f"builtin_tools are names, not {names!r:.80}")
+    return tuple(names)

@@ -17,15 +17,13 @@ from typing import Any, Literal
 from megatron_ultralong.data.read.conversation import (
     ROLES,
     ConversationError,
+    JsonTexts,
     Message,
     Role,
-)
-from megatron_ultralong.data.read.conversation_values import (
-    JsonTexts,
-    call_of,
+    ToolCall,
     check_json,
     list_of,
-    only_call,
+    require_type,
 )
 
 Reasoning = Literal["drop", "keep"]
@@ -70,16 +68,7 @@ class TurnOptions:
     """Reads what is written as JSON; of one record."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Turns:
-    """The turns of a list."""
-
-    messages: list[Message]
-    has_reasoning: bool
-    """Some turn has reasoning, kept or left out."""
-
-
-def read_turns(value: Any, name: str, options: TurnOptions) -> Turns:
+def read_turns(value: Any, name: str, options: TurnOptions) -> list[Message]:
     """The turns of a list, of JSON of a list, or of a list of JSON.
 
     Args:
@@ -92,27 +81,24 @@ def read_turns(value: Any, name: str, options: TurnOptions) -> Turns:
     """
     texts = options.texts
     value = texts.value(name, value, "wrong type") if isinstance(value, str) else value
-    messages, has_reasoning = [], False
+    messages = []
     for number, turn in enumerate(list_of(name, value)):
         if isinstance(turn, str):
             turn = texts.value(f"turn {number}", turn, "wrong type")
-        if not isinstance(turn, Mapping):
-            kind = type(turn).__name__
-            raise ConversationError("wrong type", f"turn {number} is a {kind}, not an object")
+        require_type(turn, Mapping, f"turn {number} is a", ", not an object")
         given = {
             key: inner
             for key, inner in turn.items()
             if inner is not None and key not in options.ignore_keys
         }
         reasoning = _reasoning(number, given)
-        has_reasoning |= bool(reasoning)
         message = _message(number, given, options)
         if message.role == "assistant" and reasoning and options.reasoning == "keep":
             message = _with_reasoning(number, message, reasoning)
-        messages.append(message)
+        messages.append(dataclasses.replace(message, has_reasoning=bool(reasoning)))
     if not messages:
         raise ConversationError("no assistant turn", f"{name} is empty")
-    return Turns(messages, has_reasoning)
+    return messages
 
 
 def _message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> Message:
@@ -126,7 +112,7 @@ def _message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> Mess
             "roles out of order",
             f"turn {number} has role {role!r:.80}; known are {', '.join(ROLES)} and ipython",
         )
-    call = only_call(number, role, turn.get("tool_calls"), options.texts)
+    call = _only_call(number, role, turn.get("tool_calls"), options.texts)
     content = content_of(f"turn {number} ({role})", role, turn.get("content", ""), options)
     return Message(role, content, call, _is_learnt(number, role, turn))
 
@@ -142,7 +128,7 @@ def _sharegpt_message(number: int, turn: Mapping[str, Any], options: TurnOptions
     role = SHAREGPT_ROLES[name]
     is_learnt = _is_learnt(number, role, turn)
     if name == "function_call":
-        return Message(role, "", call_of(number, value, options.texts), is_learnt)
+        return Message(role, "", _call_of(number, value, options.texts), is_learnt)
     return Message(
         role, content_of(f"turn {number} ({name})", role, value, options), None, is_learnt
     )
@@ -156,6 +142,52 @@ def _check_keys(number: int, turn: Mapping[str, Any], known: set[str]) -> None:
             f"turn {number} has unknown keys {unknown}, known are {sorted(known)}: name those "
             "that mean nothing here with --ignore-keys",
         )
+
+
+def _only_call(number: int, role: str, calls: Any, texts: JsonTexts) -> ToolCall | None:
+    """The call of a turn, None for an empty list.
+
+    Raises:
+        ConversationError: it is none, there are several, or the turn is not the assistant's.
+    """
+    calls = texts.value(f"turn {number}: tool_calls", calls) if calls else None
+    if calls is None or not list_of("tool_calls", calls):
+        return None
+    if role != "assistant":
+        raise ConversationError("bad tool call", f"turn {number} ({role}) has tool_calls")
+    if len(calls) != 1:
+        raise ConversationError(
+            "bad tool call",
+            f"turn {number} has {len(calls)} tool calls: Llama 3.1 makes one in a turn",
+        )
+    return _call_of(number, calls[0], texts)
+
+
+def _call_of(number: int, call: Any, texts: JsonTexts) -> ToolCall:
+    """``{"function": {"name": ..., "arguments": {...}}}`` or what is inside, or JSON of either.
+
+    Raises:
+        ConversationError: it has no name, other keys, or arguments that are no object.
+    """
+    place = f"turn {number}: tool call"
+    call = texts.value(place, call)
+    if isinstance(call, Mapping) and isinstance(call.get("function"), Mapping):
+        _refuse_others(place, call, {"function", "id", "type", "index"})
+        call = call["function"]
+    if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+        raise ConversationError("bad tool call", f"{place} has no name: {str(call)[:80]}")
+    _refuse_others(place, call, {"name", "arguments"})
+    arguments = texts.value(f"{place}: arguments", call.get("arguments") or {})
+    arguments = {} if arguments is None else arguments  # of the text null
+    before = f"{place}: arguments are a"
+    require_type(arguments, Mapping, before, ", not an object", "bad tool call")
+    return ToolCall(call["name"], dict(arguments))
+
+
+def _refuse_others(place: str, call: Mapping[str, Any], known: set[str]) -> None:
+    others = {key for key, value in call.items() if value is not None} - known
+    if others:
+        raise ConversationError("bad tool call", f"{place} has unknown keys {sorted(others)}")
 
 
 def content_of(place: str, role: str, content: Any, options: TurnOptions) -> Any:
@@ -177,9 +209,7 @@ def content_of(place: str, role: str, content: Any, options: TurnOptions) -> Any
 
 
 def _part(place: str, part: Any, ignored: frozenset[str]) -> str:
-    if not isinstance(part, Mapping):
-        kind = type(part).__name__
-        raise ConversationError("wrong type", f"{place} is a {kind}, not an object with a text")
+    require_type(part, Mapping, f"{place} is a", ", not an object with a text")
     kind = part.get("type", "text")
     if kind not in _PART_TYPES:
         raise ConversationError(
@@ -193,12 +223,8 @@ def _part(place: str, part: Any, ignored: frozenset[str]) -> str:
             f"{place} has {others[0]!r:.80} beside its text: pass over what means nothing with "
             "--ignore-keys",
         )
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise ConversationError(
-            "wrong type", f"{place} has a text of type {type(text).__name__}, not a text"
-        )
-    return text
+    require_type(part.get("text"), str, f"{place} has a text of type", ", not a text")
+    return str(part["text"])
 
 
 def _is_learnt(number: int, role: str, turn: Mapping[str, Any]) -> bool:
@@ -230,11 +256,9 @@ def _reasoning(number: int, turn: Mapping[str, Any]) -> str:
     """The reasoning of a turn; empty where it has none."""
     for key in REASONING:
         value = turn.get(key, "")
-        if not isinstance(value, str):
-            kind = type(value).__name__
-            raise ConversationError("wrong type", f"turn {number} has {key} of type {kind}")
+        require_type(value, str, f"turn {number} has {key} of type")
         if value.strip():
-            return value
+            return str(value)
     return ""
 
 

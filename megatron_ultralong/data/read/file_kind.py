@@ -68,9 +68,9 @@ def suffix_of(path: Path) -> str:
     return Path(uncompressed_name(path)).suffix.lower()
 
 
-def format_by_name(path: Path) -> FileFormat:
-    """What the name alone says."""
-    return FORMATS.get(suffix_of(path), "text")
+def format_of(path: Path, file_format: FileFormat = "auto") -> FileFormat:
+    """The format itself, or under ``auto`` the one that the file's name stands for."""
+    return FORMATS.get(suffix_of(path), "text") if file_format == "auto" else file_format
 
 
 def is_known_name(path: Path) -> bool:
@@ -87,7 +87,7 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
     if file_format != "auto":
         return FileKind(file_format)
     suffix = suffix_of(path)
-    by_name = format_by_name(path)
+    by_name = format_of(path)
     try:
         with open(path, "rb") as raw:
             start = raw.peek(512)[:512]

@@ -114,9 +114,7 @@ def walk(root: Path) -> list[Entry]:
     Raises:
         OSError: a folder cannot be listed.
     """
-    walked = _Walk(hidden=True)
-    walked.run([root])
-    return walked.entries
+    return _Walk([root], hidden=True).entries
 
 
 def matches(pattern: str) -> list[Entry]:
@@ -134,20 +132,17 @@ def matches(pattern: str) -> list[Entry]:
         found = list(dict.fromkeys(_step(found, part)))
     name = parts[-1] if parts else ""
     is_named = not glob.has_magic(name) or not glob.has_magic(Path(name).suffix or "*")
-    walked = _Walk(hidden=True)
-    walked.run([path for path in found if path.is_dir()])
+    below = _Walk([path for path in found if path.is_dir()], hidden=True).entries
     files = [path for path in found if not path.is_dir()]
     named = [Entry(path, is_named=is_named, is_linked=path.is_symlink()) for path in files]
-    return list({(e.path, e.is_repeated): e for e in [*walked.entries, *named]}.values())
+    return list({(e.path, e.is_repeated): e for e in [*below, *named]}.values())
 
 
 def _step(found: Iterable[Path], part: str) -> Iterator[Path]:
     """What one part of a pattern matches below these folders."""
     for folder in found:
         if part == "**":
-            walked = _Walk(hidden=False)
-            walked.run([folder] if folder.is_dir() else [])
-            yield from walked.folders
+            yield from _Walk([folder] if folder.is_dir() else [], hidden=False).folders
         elif glob.has_magic(part):
             yield from (folder / name for name in sorted(glob.glob(part, root_dir=folder)))
         elif os.path.lexists(folder / part):
@@ -155,9 +150,9 @@ def _step(found: Iterable[Path], part: str) -> Iterator[Path]:
 
 
 class _Walk:
-    """Folders below one, each listed once."""
+    """Folders below some, each listed once."""
 
-    def __init__(self, *, hidden: bool) -> None:
+    def __init__(self, roots: Iterable[Path], *, hidden: bool) -> None:
         self.entries: list[Entry] = []
         self.folders: list[Path] = []
         self._hidden = hidden
@@ -165,8 +160,6 @@ class _Walk:
         self._plain: list[Entry] = []
         self._linked: list[Entry] = []
         self._last: list[Entry] = []
-
-    def run(self, roots: Iterable[Path]) -> None:
         for root in roots:
             is_linked = root.is_symlink()
             (self._linked if is_linked else self._plain).append(Entry(root, is_linked=is_linked))

@@ -19,7 +19,7 @@ from megatron_ultralong.data.read.bounded import (
     value_error,
 )
 from megatron_ultralong.data.read.compression import COMPRESSIONS, decompressed
-from megatron_ultralong.data.read.file_kind import FileFormat, format_by_name
+from megatron_ultralong.data.read.file_kind import FileFormat, format_of
 from megatron_ultralong.data.read.parquet import read_parquet
 from megatron_ultralong.data.read.record import Record, unreadable
 
@@ -125,13 +125,6 @@ def read_records(
     if file_format == "jsonl":
         return read_jsonl(path, keys, limit, start, stop)
     return _read_text(path, keys[0], limit)
-
-
-def format_of(path: Path, file_format: FileFormat) -> FileFormat:
-    """The format itself, or under ``auto`` the one that the file's name stands for."""
-    if file_format != "auto":
-        return file_format
-    return format_by_name(path)
 
 
 def is_plain_jsonl(path: Path, file_format: FileFormat) -> bool:

@@ -65,16 +65,8 @@ def read_parquet(
             for group in groups:
                 for found in _group_rows(file, group, columns, limit):
                     place, at = f"{path}:{row + 1}", size * (row + 1 - before) // max(num_rows, 1)
-                    row += found.num_rows
-                    yield Record(
-                        place,
-                        at,
-                        found.fields,
-                        found.error,
-                        is_too_long=found.is_too_long,
-                        num_records=found.num_rows,
-                        keys=lacks,
-                    )
+                    row += found.num_records
+                    yield found._replace(place=place, position=at, keys=lacks)
     except (OSError, pa.ArrowException) as error:
         yield unreadable(f"{path}:{row + 1}", error)
 
@@ -96,17 +88,8 @@ def _row_groups(metadata: Any) -> tuple[list[int], list[int]]:
     return sizes, [group.num_rows for group in groups]
 
 
-class _Row(NamedTuple):
-    """A row, or what is wrong with it and how many after it are lost."""
-
-    fields: dict[str, Any]
-    error: str = ""
-    num_rows: int = 1
-    is_too_long: bool = False
-
-
-def _group_rows(file: Any, group: int, columns: list[str], limit: int) -> Iterator[_Row]:
-    """Rows of a row group; where a batch is too large, one by one."""
+def _group_rows(file: Any, group: int, columns: list[str], limit: int) -> Iterator[Record]:
+    """Rows of a row group, their places left empty; where a batch is too large, one by one."""
     metadata = file.metadata.row_group(group)
     size = _size(metadata, columns)
     most = size + MAX_REPEATED_BYTES + MAX_REPETITION * min(size, 4 << 20)
@@ -139,14 +122,14 @@ def _group_rows(file: Any, group: int, columns: list[str], limit: int) -> Iterat
     yield _lost(metadata.num_rows - done, what)
 
 
-def _lost(num_rows: int, what: str) -> _Row:
+def _lost(num_rows: int, what: str) -> Record:
     """What stands for the rows of a row group that are not read."""
     those = (
         "this row"
         if num_rows == 1
         else f"this row and the {num_rows - 1:,} behind it in its row group"
     )
-    return _Row({}, f"{those} {what}", num_rows)
+    return Record("", 0, {}, f"{those} {what}", num_records=num_rows)
 
 
 def _size(metadata: Any, columns: list[str]) -> int:
@@ -191,7 +174,7 @@ def _limited_memory(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _rows(batch: Any, limit: int) -> Iterator[_Row]:
+def _rows(batch: Any, limit: int) -> Iterator[Record]:
     """The rows of a batch as Python's objects, one at a time unless all are small."""
     cost = _total(map(_cost, batch.columns))
     if cost.texts <= min(BATCH_BYTES, limit) and cost.objects <= BATCH_BYTES:
@@ -199,24 +182,25 @@ def _rows(batch: Any, limit: int) -> Iterator[_Row]:
         with contextlib.suppress(*_UNREADABLE):
             rows = python_rows(batch)
         if rows is not None:
-            yield from map(_Row, rows)
+            yield from (Record("", 0, fields) for fields in rows)
             return
     for number in range(batch.num_rows):
         row = batch.slice(number, 1)
         cost = _total(map(_cost, row.columns))
         if cost.texts > limit:
             error = f"{cost.texts:,} bytes, and {limit:,} is the longest that is read"
-            yield _Row({}, error, is_too_long=True)
+            yield Record("", 0, {}, error, is_too_long=True)
         elif cost.objects > MAX_OBJECT_BYTES:
-            yield _Row({}, f"values that take {cost.objects:,} bytes, and {MAX_OBJECT_BYTES:,} is "
-                       "the most that is read")  # fmt: skip
+            error = f"values that take {cost.objects:,} bytes, and {MAX_OBJECT_BYTES:,} is the most"
+            yield Record("", 0, {}, f"{error} that is read")
         else:
             try:
                 (fields,) = python_rows(row)
-            except _UNREADABLE as error:
-                yield _Row({}, f"cannot be read ({type(error).__name__}: {error})")
+            except _UNREADABLE as caught:
+                error = f"cannot be read ({type(caught).__name__}: {caught})"
+                yield Record("", 0, {}, error)
                 continue
-            yield _Row(fields)
+            yield Record("", 0, fields)
 
 
 class _Cost(NamedTuple):

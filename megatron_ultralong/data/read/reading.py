@@ -1,7 +1,8 @@
-"""Documents of the sources ``NAME=PATH`` on the command line, streamed."""
+"""Documents and conversations of the sources ``NAME=PATH`` on the command line, streamed."""
 
 from __future__ import annotations
 
+import collections
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,11 @@ from typing import Annotated, Any
 
 import tyro
 
+from megatron_ultralong.data.read.arrow_values import num_kept_nulls
 from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES
+from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
+from megatron_ultralong.data.read.conversation_formats import KEYS, ChatFormat, parse_conversation
+from megatron_ultralong.data.read.conversation_turns import Reasoning
 from megatron_ultralong.data.read.file_kind import FileFormat, nul_problem
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.record import Record, absolute_place, text_error
@@ -65,18 +70,61 @@ class ReadOptions:
     held. None: what 2 GiB of memory are enough for, 80 MiB with gigatoken (five rows of 4M tokens),
     and of the references tiktoken 32, sentencepiece 16, tokenizers 8."""
 
-    @property
-    def limit(self) -> int:
-        """Bytes of a document at most."""
-        return MAX_DOCUMENT_BYTES if self.max_document_bytes is None else self.max_document_bytes
-
 
 def find_documents(source: Source, options: ReadOptions) -> FoundFiles:
     """The files of a source, see :func:`~megatron_ultralong.data.read.sources.find_files`."""
     return find_files(source, options.suffixes, options.file_format, skip_bad=options.skip_bad)
 
 
-class DocumentReader:
+class _SourceReader:
+    """Records of parts of one source, in their order, and the bad ones among them."""
+
+    kind: str
+    """What a record is, in messages."""
+
+    def __init__(
+        self, source: Source, options: ReadOptions | ChatReadOptions, parts: Sequence[FilePart]
+    ) -> None:
+        self.source = source
+        self.parts = parts
+        self.bytes_read = self.num_cut_files = 0
+        self.bad: list[str] = []
+        """Of the first bad records, where they stand and why they are bad."""
+        self._skip_bad = options.skip_bad
+        self._limit = options.max_document_bytes or MAX_DOCUMENT_BYTES
+
+    def _records(self, columns: tuple[str, ...]) -> Iterator[tuple[FilePart, Record]]:
+        before = 0
+        for part in self.parts:
+            records: Iterator[Record] = iter([Record(str(part.path), 0, {}, part.problem)])
+            if not part.problem:
+                records = read_records(
+                    part.path, columns, part.file_format, part.start, part.stop, self._limit
+                )
+            for record in records:
+                self.bytes_read = before + min(record.position, part.size)
+                yield part, record
+            before += part.size
+            self.bytes_read = before
+
+    def _pass_over(self, record: Record, reason: str) -> None:
+        """Tell of a bad record.
+
+        Raises:
+            InputError: it is not to be skipped.
+        """
+        if not self._skip_bad:
+            fix = "raise --max-document-bytes" if record.is_too_long else "fix it"
+            raise InputError(
+                f"source {self.source.name!r}: {absolute_place(record)}: {reason}; {fix}, or "
+                f"skip and count such {self.kind} with --skip-bad"
+            )
+        self.num_cut_files += record.is_rest_lost
+        if len(self.bad) < MAX_BAD_SHOWN:
+            self.bad.append(f"{absolute_place(record)}: {reason}"[:MAX_REASON])
+
+
+class DocumentReader(_SourceReader):
     """The documents of parts of one source, in their order; iterate once.
 
     Empty texts are dropped and counted, and so are bad records under ``skip_bad``.
@@ -90,34 +138,22 @@ class DocumentReader:
         InputError: at a bad record (file, line and reason).
     """
 
+    kind = "documents"
+
     def __init__(self, source: Source, options: ReadOptions, parts: Sequence[FilePart]) -> None:
-        self.source = source
+        super().__init__(source, options, parts)
         self.options = options
-        self.parts = parts
-        self.bytes_read = 0
-        self.num_documents = self.num_empty = self.num_bad = self.num_cut_files = 0
-        self.bad: list[str] = []
-        """Of the first bad documents, where they stand and why they are bad."""
+        self.num_documents = self.num_empty = self.num_bad = 0
 
     def __iter__(self) -> Iterator[Document]:
         options = self.options
         keys = [options.text_key] + ([options.source_key] if options.source_key else [])
         columns = tuple(dict.fromkeys(k for key in keys for k in (key, key.partition(".")[0])))
-        before = 0
-        for part in self.parts:
-            records: Iterator[Record] = iter([Record(str(part.path), 0, {}, part.problem)])
-            if not part.problem:
-                records = read_records(
-                    part.path, columns, part.file_format, part.start, part.stop, options.limit
-                )
-            for record in records:
-                self.bytes_read = before + min(record.position, part.size)
-                document = self._document(record)
-                if document is not None:
-                    self.num_documents += 1
-                    yield document
-            before += part.size
-            self.bytes_read = before
+        for _, record in self._records(columns):
+            document = self._document(record)
+            if document is not None:
+                self.num_documents += 1
+                yield document
 
     def _document(self, record: Record) -> Document | None:
         """The document of a record; None for one that is counted and skipped."""
@@ -126,17 +162,9 @@ class DocumentReader:
         if self.options.source_key and not record.is_text_file:
             name = _value(record.fields, self.options.source_key)
         error = record.error or self._what_is_wrong(record, text, name)
-        if error and not self.options.skip_bad:
-            fix = "raise --max-document-bytes" if record.is_too_long else "fix it"
-            raise InputError(
-                f"source {self.source.name!r}: {absolute_place(record)}: {error}; {fix}, or "
-                "skip and count such documents with --skip-bad"
-            )
         if error:
+            self._pass_over(record, error)
             self.num_bad += record.num_records
-            self.num_cut_files += record.is_rest_lost
-            if len(self.bad) < MAX_BAD_SHOWN:
-                self.bad.append(f"{absolute_place(record)}: {error}"[:MAX_REASON])
             return None
         if not text or text.isspace():
             self.num_empty += 1
@@ -188,3 +216,113 @@ def _value(fields: Mapping[str, Any], key: str) -> Any:
     first, dot, rest = key.partition(".")
     inner = fields.get(first)
     return _value(inner, rest) if dot and isinstance(inner, Mapping) else None
+
+
+@dataclass(frozen=True)
+class ChatReadOptions:
+    """How files of conversations are read."""
+
+    chat_format: ChatFormat = "auto"
+    """messages, sharegpt, prompt-completion or alpaca; auto goes by the keys of every record."""
+
+    reasoning: Reasoning = "drop"
+    """What the assistant thought (reasoning_content, reasoning or thinking in a turn): drop, as
+    Llama's templates do, or keep, in <think> and </think> before the answer, and learnt."""
+
+    ignore_keys: tuple[str, ...] = ()
+    """Keys inside a turn that mean nothing here; any other unknown key is an error."""
+
+    suffixes: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
+    ] = ()
+    """Ending of the files wanted in a folder or pattern, such as .jsonl; repeatable, all if
+    none."""
+
+    skip_bad: bool = False
+    """Count and skip conversations that cannot be trained on, instead of stopping there."""
+
+    max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
+    """Bytes of a line or of a parquet row at most; a longer one is bad, and never held. None:
+    what 2 GiB of memory are enough for, 80 MiB with gigatoken."""
+
+
+_COLUMNS = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))
+
+MAX_UNREAD_KEYS = 1000
+OTHER_KEYS = "(other keys)"
+"""Where unread keys are counted beyond so many: each record may have new ones."""
+
+
+class ConversationReader(_SourceReader):
+    """The conversations of one source, in their order; iterate once.
+
+    Args:
+        source: the source.
+        options: how it is read.
+
+    Raises:
+        InputError: where there is no file, or one of another format; while iterating at a
+            conversation that cannot be trained on (file, line and reason), unless ``skip_bad``.
+    """
+
+    kind = "conversations"
+
+    def __init__(self, source: Source, options: ChatReadOptions) -> None:
+        found = find_files(source, options.suffixes, skip_bad=options.skip_bad)
+        super().__init__(source, options, found.files)
+        self.options = options
+        self.counts = found.counts
+        """All files that stand there, read and left out."""
+        self.num_conversations = 0
+        self.num_bad: collections.Counter[Problem] = collections.Counter()
+        self.unread_keys: collections.Counter[str] = collections.Counter()
+        """Keys of records that are not read, and how many records have them (of JSONL)."""
+        self.num_kept_nulls = 0
+        """Nulls of tools in Arrow's structs that were kept."""
+        for part in found.files:
+            if part.file_format == "text" and not part.problem:
+                raise InputError(
+                    f"source {source.name!r}: {part.path} is neither JSONL nor parquet: give JSONL "
+                    "or parquet, or name the files wanted with --suffix"
+                )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(part.size for part in self.parts)
+
+    def __iter__(self) -> Iterator[tuple[Record, Conversation]]:
+        for part, record in self._records(_COLUMNS):
+            conversation = self._conversation(record)
+            if conversation is not None:
+                self.num_conversations += 1
+                if part.file_format == "parquet":
+                    # a text of JSON, which is none of Arrow's structs, has no keys
+                    self.num_kept_nulls += num_kept_nulls(record.fields.get("tools"))
+                yield record, conversation
+
+    def reject(self, record: Record, error: ConversationError) -> None:
+        """Count a bad conversation.
+
+        Raises:
+            InputError: it is not to be skipped.
+        """
+        self._pass_over(record, f"{error.problem}: {error}")
+        self.num_bad[error.problem] += record.num_records
+
+    def _conversation(self, record: Record) -> Conversation | None:
+        """The conversation of a record; None for one that is counted and skipped."""
+        try:
+            if record.error:
+                raise ConversationError("unreadable", record.error)
+            for key in record.fields:
+                if key not in _COLUMNS:
+                    known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
+                    self.unread_keys[key if known else OTHER_KEYS] += 1
+            options = self.options
+            return parse_conversation(
+                record.fields, options.chat_format, options.ignore_keys, options.reasoning
+            )
+        except ConversationError as error:
+            self.reject(record, error)
+            return None

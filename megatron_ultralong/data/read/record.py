@@ -44,12 +44,12 @@ class Record(NamedTuple):
     """Keys that the record has in its file, where its fields are fewer."""
 
 
-def unreadable(place: Path | str, error: Exception, num_records: int = 1) -> Record:
+def unreadable(place: Path | str, error: Exception) -> Record:
     """What stands for the records from here on, that a library cannot read."""
     reason = f"cannot be read ({error})"
     if not isinstance(error, DamagedError):
         reason += "; is the file cut short?"
-    return Record(str(place), 0, {}, reason, num_records=num_records, is_rest_lost=True)
+    return Record(str(place), 0, {}, reason, is_rest_lost=True)
 
 
 def absolute_place(record: Record) -> str:

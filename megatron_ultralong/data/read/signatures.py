@@ -53,31 +53,16 @@ _TABLE = "write it as parquet, with pyarrow or `datasets`"
 _WEIGHTS = "it holds weights or arrays, not documents: leave it out"
 _PAPER = "extract its text first"
 
-POINTERS = (
+POINTERS = tuple(
     Signature(
-        b"version https://git-lfs.github.com/spec/",
-        "a pointer of Git LFS, not the file itself",
-        "fetch it: git lfs pull",
-        is_text=True,
-    ),
-    Signature(
-        b"version https://hawser.github.com/spec/",
-        "a pointer of Git LFS, not the file itself",
-        "fetch it: git lfs pull",
-        is_text=True,
-    ),
-    Signature(
-        b"# xet version",
-        "a pointer of Xet, not the file itself",
-        "fetch it: git xet checkout",
-        is_text=True,
-    ),
-    Signature(
-        b"/annex/objects/",
-        "a pointer of git-annex, not the file itself",
-        "fetch it: git annex get",
-        is_text=True,
-    ),
+        magic, f"a pointer of {program}, not the file itself", f"fetch it: {command}", is_text=True
+    )
+    for magic, program, command in (
+        (b"version https://git-lfs.github.com/spec/", "Git LFS", "git lfs pull"),
+        (b"version https://hawser.github.com/spec/", "Git LFS", "git lfs pull"),
+        (b"# xet version", "Xet", "git xet checkout"),
+        (b"/annex/objects/", "git-annex", "git annex get"),
+    )
 )
 """What version control leaves in place of a large file until that is fetched."""
 

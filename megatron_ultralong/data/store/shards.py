@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,21 +25,22 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.read.formats import is_plain_jsonl
 from megatron_ultralong.data.read.parquet import row_group_sizes
-from megatron_ultralong.data.read.reading import (
-    Document,
-    DocumentReader,
-    ReadOptions,
-    require_text,
-)
+from megatron_ultralong.data.read.reading import Document, DocumentReader, ReadOptions, require_text
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import FileSummary
-from megatron_ultralong.data.tokenize.fast_tokenizer import SAMPLE_CHARACTERS, FastTokenizer
+from megatron_ultralong.data.tokenize.engines import (
+    SAMPLE_CHARACTERS,
+    FastTokenizer,
+    TokenizerEngine,
+    choose_tokenizer,
+)
 from megatron_ultralong.data.tokenize.tokenising import (
     DocumentTokenizer,
     holds_separator,
     split_separators,
 )
+from megatron_ultralong.program.errors import InputError
 
 SHARD_BYTES = 64 << 20
 """Input of a shard: what a killed run does again; some seconds."""
@@ -234,3 +239,113 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         size += len(document.text)
     if batch:
         yield batch
+
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """All that a process needs to know to tokenise any shard."""
+
+    sources: tuple[Source, ...]
+    """The inputs."""
+
+    options: ReadOptions
+    """How they are read."""
+
+    tokenizer_path: Path
+    """As given on the command line."""
+
+    engine: TokenizerEngine
+    """``gigatoken`` or ``reference``: decided before, so that all processes agree."""
+
+    separator_ids: tuple[int, ...]
+    """Ids of the separator, to count the documents that hold them."""
+
+    split_separators: bool
+    """Write documents that hold them in other ids."""
+
+    folder: Path
+    """Where the results go."""
+
+    def run(self, shard: Shard, tokenizer: DocumentTokenizer, advance: Advance) -> None:
+        """Tokenise one shard."""
+        source = self.sources[shard.input]
+        tokenise_shard(
+            shard,
+            source,
+            self.options,
+            tokenizer,
+            self.separator_ids,
+            self.folder,
+            advance,
+            split=self.split_separators,
+        )
+
+
+class WorkerLostError(InputError):
+    """A worker ended without a word; finished shards stay."""
+
+
+def tokenise_shards(
+    shards: Sequence[Shard],
+    job: ShardJob,
+    tokenizer: DocumentTokenizer,
+    num_workers: int,
+    advance: Advance,
+) -> None:
+    """Tokenise the shards that are not finished yet; ``advance`` is told the bytes done.
+
+    Raises:
+        InputError: at a document that cannot be read: of several, the first in order of reading.
+        FastPathError: where the fast engine differs from the reference.
+        WorkerLostError: where a worker was killed.
+    """
+    left = [shard for shard in shards if not (job.folder / shard.name).is_dir()]
+    advance(sum(shard.num_bytes for shard in shards) - sum(shard.num_bytes for shard in left))
+    num_workers = min(num_workers, len(left))
+    if num_workers < 2:
+        for shard in left:
+            job.run(shard, tokenizer, advance)
+        return
+    # spawned, not forked: the libraries' threads do not survive a fork
+    pool = ProcessPoolExecutor(
+        num_workers, multiprocessing.get_context("spawn"), _start_worker, (job,)
+    )
+    try:
+        futures = [pool.submit(_run_shard, shard) for shard in left]
+        for shard, future in zip(left, futures, strict=True):
+            future.result()
+            advance(shard.num_bytes)
+    except BrokenProcessPool as error:
+        raise WorkerLostError(
+            f"one of {num_workers} workers was killed, for want of memory it may be; run the same "
+            "command again: finished parts are kept, and fewer --workers take less memory"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_job: ShardJob
+_tokenizer: DocumentTokenizer
+
+
+def _start_worker(job: ShardJob) -> None:
+    """Open the tokenizer once a process; end with the process that started this one."""
+    global _job, _tokenizer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a worker
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _job, _tokenizer = job, choose_tokenizer(job.tokenizer_path, job.engine).tokenizer
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """A killed run must not leave workers behind, that write what its continuation writes."""
+    parent.join()
+    os._exit(1)
+
+
+def _run_shard(shard: Shard) -> None:
+    _job.run(shard, _tokenizer, lambda _: None)

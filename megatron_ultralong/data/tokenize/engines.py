@@ -1,20 +1,174 @@
-"""Which tokenizer reads the documents: by what the file holds, and by ``--tokenizer-engine``."""
+"""Which tokenizer reads the documents: the reference, or gigatoken where its ids are the same."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from megatron_ultralong.data.tokenize.fast_tokenizer import FastPathError, FastTokenizer
-from megatron_ultralong.data.tokenize.llama3_tokenizer import Llama3Tokenizer
-from megatron_ultralong.data.tokenize.sentencepiece_tokenizer import SentencePieceTokenizer
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.tokenize.tokenising import (
     DocumentTokenizer,
     HuggingFaceTokenizer,
     check_file_sizes,
+    well_formed,
+)
+from megatron_ultralong.data.tokenize.tokenizer_model import (
+    Llama3Tokenizer,
+    SentencePieceTokenizer,
+    is_panic,
 )
 from megatron_ultralong.program.errors import InputError, missing
+
+SAMPLE_CHARACTERS = 2048
+"""Characters of a batch's first document that the reference reads too; a batch is a million."""
+
+PROBES = (
+    "",
+    " ",
+    "It's I'LL don'T we'\u017fe 'K\u212a",
+    "0123456789 \u0661\u0662\u0663\u0664 1e-5 x2\u00b2",
+    " \t\r\n\r \n\n  a\n \u3000\u00a0\u2028b   ",
+    "end.<s>Start </s><unk><0x41>",
+    "\x00\x00a\x00\x7f\ufffd\ufeff",
+    "e\u0301\u0323 \u1e9b\u0323 \ufb01 \u202e\U0001f642\U0001f468\u200d\U0001f469 \u0e01\u0e33",
+    "\u6f22\u5b57\u4eee\u540d \u0939\u093f\u0928\u094d\u0926\u0940 \u0627\u0644\u0639",
+    "def f(x):\n\treturn x  # '''\n\n\n" * 3,
+    " " * 1000 + "x" + "a" * 1000 + "=" * 500 + "\n" * 300,
+)
+"""What a run begins with: each is read by both engines before the fast one is taken."""
+
+
+class FastPathError(Exception):
+    """Why the reference has to take over; never seen by the user as an error."""
+
+
+class FastTokenizer:
+    """A reference tokenizer whose documents gigatoken reads.
+
+    Raises:
+        FastPathError: where gigatoken is missing, cannot hold this vocabulary or differs from the
+            reference; the message names the reason.
+    """
+
+    engine = "gigatoken"
+    max_document_bytes = MAX_DOCUMENT_BYTES
+
+    def __init__(self, reference: DocumentTokenizer) -> None:
+        self.reference = reference
+        self._encode = _backend(reference).encode
+        # the one vocabulary whose special tokens gigatoken cannot be kept from knowing
+        is_model = isinstance(reference, SentencePieceTokenizer)
+        self._not_in_text = reference.special_texts if is_model else []
+        self.file = reference.file
+        self.sha256 = reference.sha256
+        self.vocab_size = reference.vocab_size
+        self.special_texts = reference.special_texts
+        joined = "x".join(reference.special_texts[:300])
+        self.check([*PROBES, *reference.special_texts[:300], joined])
+
+    def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Ids of every text, see :class:`DocumentTokenizer` of ``tokenising.py``."""
+        return [self._encode_one(text) for text in texts]
+
+    def _encode_one(self, text: str) -> npt.NDArray[np.int32]:
+        if any(special in text for special in self._not_in_text):
+            return self.reference.encode_documents([text])[0]
+        data = well_formed(text).encode()  # as bytes: half the memory of a str inside the library
+        try:
+            ids = self._encode(data)
+        except BaseException as error:
+            if isinstance(error, Exception) or is_panic(error):
+                raise FastPathError(
+                    f"gigatoken fails on a document ({_first_line(error)})"
+                ) from error
+            raise
+        return np.asarray(ids).astype(np.int32, copy=False)
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Compare with the reference.
+
+        Raises:
+            FastPathError: at the first text whose ids differ.
+        """
+        fast, slow = self.encode_documents(texts), self.reference.encode_documents(texts)
+        for text, a, b in zip(texts, fast, slow, strict=True):
+            if not np.array_equal(a, b):
+                size = min(a.size, b.size)
+                first = int(np.argmax(np.append(a[:size] != b[:size], True)))
+                raise FastPathError(
+                    f"gigatoken's ids differ from those of {self.reference.engine} at token "
+                    f"{first} of the text {text[:60]!r}"
+                )
+
+    def encode_separator(self, text: str) -> list[int]:
+        """By the reference: see :class:`DocumentTokenizer` of ``tokenising.py``."""
+        return self.reference.encode_separator(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """By the reference."""
+        return self.reference.decode(ids)
+
+    def eos_text(self) -> str:
+        """By the reference."""
+        return self.reference.eos_text()
+
+
+def _backend(reference: DocumentTokenizer) -> Any:
+    """A tokenizer of gigatoken with the reference's vocabulary, but none of its special tokens.
+
+    gigatoken has no switch that reads special tokens as text: it must not know them. Of a
+    sentencepiece model it does; documents that hold the text of one go to the reference.
+    """
+    try:
+        import gigatoken
+    except ImportError as error:
+        raise FastPathError(f"gigatoken is not installed ({error})") from error
+    description: str | None
+    if isinstance(reference, Llama3Tokenizer):
+        description = reference.tokenizer_json()
+    elif isinstance(reference, HuggingFaceTokenizer):
+        description = _without_special_tokens(reference.file.read_text(encoding="utf-8"))
+    else:
+        description = None
+    try:
+        if description is None:
+            return gigatoken.Tokenizer.from_sentencepiece(reference.file.read_bytes())
+        return gigatoken.Tokenizer.from_json(description)
+    except BaseException as error:
+        if isinstance(error, Exception) or is_panic(error):
+            raise FastPathError(
+                f"gigatoken cannot hold this vocabulary ({_first_line(error)})"
+            ) from error
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    """What a message says before its stack trace."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _without_special_tokens(text: str) -> str:
+    """A ``tokenizer.json`` that adds, cuts and recognises nothing special."""
+    data = json.loads(text)
+    data["added_tokens"] = [t for t in data.get("added_tokens") or [] if not t.get("special")]
+    data["post_processor"] = data["truncation"] = data["padding"] = None
+    return json.dumps(data)
+
+
+def fast_version() -> str:
+    """Version of gigatoken, or ``missing``."""
+    try:
+        return version("gigatoken")
+    except PackageNotFoundError:
+        return "missing"
+
 
 TokenizerEngine = Literal["auto", "gigatoken", "reference"]
 

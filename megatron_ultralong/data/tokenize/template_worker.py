@@ -2,7 +2,7 @@
 
 A template is a program: a few characters of it are an endless loop or a string of gigabytes, and
 Jinja's sandbox keeps it from Python's objects only. So it runs here, beside the program, where the
-system ends what takes too much. :mod:`~megatron_ultralong.data.tokenize.template_process` starts
+system ends what takes too much. :mod:`~megatron_ultralong.data.tokenize.folder_template` starts
 this and talks to it in lines of JSON: the template, then for each rendering its variables and the
 date that ``strftime_now`` writes. The answer is the text and what of it stands in ``{% generation
 %}``.
