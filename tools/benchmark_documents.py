@@ -137,9 +137,9 @@ def _ask_cudnn_too(direction: str) -> None:
 
     @functools.wraps(theirs)
     def asking(*arguments: Any) -> Any:
-        mask = arguments[-2]
-        if mask is not None and len(mask) > 2:
-            cudnn._runs(mask)
+        _, inputs, *_ = arguments
+        if inputs.documents is not None:
+            cudnn.CUDNN.runs(inputs.documents)
         return theirs(*arguments)
 
     setattr(block_attention, direction, asking)

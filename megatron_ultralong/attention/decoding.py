@@ -2,7 +2,7 @@
 
 Keys and values stay where they are, however many there are; queries and results travel. Each rank
 computes attention over its own keys, and the partial results join by their log-sum-exp
-(:mod:`~megatron_ultralong.attention.kernels.kernel`).
+(:mod:`~megatron_ultralong.attention.kernels.base`).
 
 Two forms: :func:`shared` where every rank has the same few queries (a step of decoding), and
 :func:`spread` where each has its zigzag share of a chunk (reading a prompt).
@@ -22,14 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels import block_attention
-from megatron_ultralong.attention.kernels.kernel import (
-    Kernel,
-    accumulation_dtype,
-    merge_,
-    merge_all,
-    nothing_attended,
-)
+from megatron_ultralong.attention.kernels import base, block_attention
+from megatron_ultralong.attention.kernels.base import Inputs, Kernel, Result, merge_
 from megatron_ultralong.attention.ring.function import KeptOutput, ring_attention
 
 
@@ -159,9 +153,6 @@ def local_capacity(prompt_length: int, num_new_tokens: int, cp_size: int) -> int
     return spread // cp_size + -(-(prompt_length + num_new_tokens - spread) // cp_size)
 
 
-Result = tuple[Tensor, Tensor]
-
-
 def shared(
     q: Tensor,
     k: Tensor,
@@ -190,7 +181,9 @@ def shared(
     chosen = block_attention.resolve(q.dtype, q.shape[-1], q.device, kernel)
     out, lse = _gather(*_over_cached(chosen, q, cached, softmax_scale), group)
     if not is_written:
-        part, part_lse = block_attention.forward(chosen, q, k, v, (0, len(q)), softmax_scale)
+        part, part_lse = block_attention.forward(
+            chosen, Inputs(q, k, v, (0, len(q)), softmax_scale)
+        )
         merge_(out, lse, part, part_lse)
     return out.to(q.dtype)
 
@@ -228,7 +221,7 @@ def spread(
         return out
     assert keep.out_lse is not None
     chosen = block_attention.resolve(q.dtype, q.shape[-1], q.device, kernel)
-    dtype = accumulation_dtype(q.dtype)
+    dtype = base.accumulation_dtype(q.dtype)
     sum_SBHD, lse_BHS = out.to(dtype), keep.out_lse[1].clone()
     size = 1 if group is None else group.size()
     every_q = q
@@ -249,11 +242,8 @@ def _over_cached(kernel: Kernel, q: Tensor, cached: CachedRows, scale: float) ->
     """Output [s, b, heads, d] and log-sum-exp [b, heads, s] over this rank's keys alone."""
     results = []
     for columns, keys, values in cached.runs():
-        queries = q[:, columns]
-        if len(keys):
-            results.append(block_attention.forward(kernel, queries, keys, values, None, scale))
-        else:
-            results.append(nothing_attended(queries))
+        inputs = Inputs(q[:, columns], keys, values, None, scale)
+        results.append(block_attention.forward(kernel, inputs))
     if len(results) == 1:
         return results[0]
     outs, lses = zip(*results, strict=True)
@@ -262,14 +252,14 @@ def _over_cached(kernel: Kernel, q: Tensor, cached: CachedRows, scale: float) ->
 
 def _gather(out: Tensor, lse: Tensor, group: dist.ProcessGroup | None) -> Result:
     """All ranks' partial results of the same queries, joined; float32 (float64) on the wire too."""
-    dtype = accumulation_dtype(out.dtype)
+    dtype = base.accumulation_dtype(out.dtype)
     if group is None or group.size() == 1:
         return out.to(dtype), lse.to(dtype)
     # [s, b, heads, d + 1]: one message instead of two
     mine = torch.cat((out.to(dtype), lse.to(dtype).permute(2, 0, 1).unsqueeze(-1)), dim=-1)
     every = mine.new_empty((group.size(), *mine.shape))
     dist.all_gather_into_tensor(every.flatten(0, 1), mine.contiguous(), group=group)
-    return merge_all(every[..., :-1], every[..., -1].permute(0, 2, 3, 1))
+    return base.merge_all(every[..., :-1], every[..., -1].permute(0, 2, 3, 1))
 
 
 def _return(parts: Tensor, group: dist.ProcessGroup) -> Tensor:

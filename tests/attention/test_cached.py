@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from megatron_ultralong.attention import decoding, reference
 from megatron_ultralong.attention.decoding import KeyValueCache, local_capacity, spread_length
-from megatron_ultralong.attention.kernels.kernel import merge_, merge_all
+from megatron_ultralong.attention.kernels.base import merge_, merge_all
 from megatron_ultralong.sequence.assignment import zigzag
 from tests.attention.whole_sequence import inputs
 from tests.ranks import run_on_ranks

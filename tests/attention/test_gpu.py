@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_ultralong.attention.kernels import block_attention, cudnn
-from megatron_ultralong.attention.kernels.kernel import Kernel
+from megatron_ultralong.attention.kernels.base import Inputs, Kernel, Saved
 from megatron_ultralong.attention.kernels.math import MATH
 from megatron_ultralong.program.errors import InputError
 from tests.attention.whole_sequence import dense, inputs, ring
@@ -39,12 +39,12 @@ def test_kernels_equal_the_formulas(kernel, length):
     q, k, v, dout = _inputs(length)
     wide = [x.double() for x in (dout, q, k, v)]
     for mask in (None, (0, length)):
-        exact, exact_lse = MATH.forward(*wide[1:], mask, 0.1)
-        out, lse = block_attention.forward(kernel, q, k, v, mask, 0.1)
+        exact, exact_lse = MATH.forward(Inputs(*wide[1:], mask, 0.1))
+        out, lse = block_attention.forward(kernel, Inputs(q, k, v, mask, 0.1))
         assert (out - exact).abs().max() <= ROUNDING * exact.abs().max()
         assert (lse - exact_lse).abs().max() <= 1e-3
-        expected = MATH.backward(*wide, exact, exact_lse, mask, 0.1)
-        found = block_attention.backward(kernel, dout, q, k, v, out, lse, mask, 0.1)
+        expected = MATH.backward(Inputs(*wide[1:], mask, 0.1), Saved(wide[0], exact, exact_lse))
+        found = block_attention.backward(kernel, Inputs(q, k, v, mask, 0.1), Saved(dout, out, lse))
         for a, b in zip(found, expected, strict=True):
             assert (a - b).norm() <= ROUNDING * b.norm() + 1e-3
 
@@ -54,32 +54,36 @@ def test_documents_equal_the_formulas(kernel, length):
     q, k, v, dout = _inputs(length)
     wide = [x.double() for x in (dout, q, k, v)]
     edges = tuple(sorted({0, length // 5, length // 3, length // 3 + 1, length // 2, length}))
-    out, lse = block_attention.forward(kernel, q, k, v, edges, 0.1)
-    exact, exact_lse = block_attention.forward(MATH, *wide[1:], edges, 0.1)
+    out, lse = block_attention.forward(kernel, Inputs(q, k, v, edges, 0.1))
+    exact, exact_lse = block_attention.forward(MATH, Inputs(*wide[1:], edges, 0.1))
     assert (out - exact).abs().max() <= ROUNDING * exact.abs().max()
     assert (lse - exact_lse).abs().max() <= 1e-3
-    expected = block_attention.backward(MATH, *wide, exact, exact_lse, edges, 0.1)
-    found = block_attention.backward(kernel, dout, q, k, v, out, lse, edges, 0.1)
+    expected = block_attention.backward(
+        MATH, Inputs(*wide[1:], edges, 0.1), Saved(wide[0], exact, exact_lse)
+    )
+    found = block_attention.backward(kernel, Inputs(q, k, v, edges, 0.1), Saved(dout, out, lse))
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() <= ROUNDING * b.norm() + 1e-3
 
 
 def test_empty_blocks_add_nothing(kernel):
     q, k, v, dout = _inputs(4)
-    out, lse = block_attention.forward(kernel, q, k[:0], v[:0], None, 1.0)
+    out, lse = block_attention.forward(kernel, Inputs(q, k[:0], v[:0], None, 1.0))
     assert not out.any()
     assert torch.isneginf(lse).all()
-    assert not block_attention.backward(kernel, dout, q, k[:0], v[:0], out, lse, None, 1.0)[0].any()
+    assert not block_attention.backward(
+        kernel, Inputs(q, k[:0], v[:0], None, 1.0), Saved(dout, out, lse)
+    )[0].any()
 
 
 def test_heads_are_split_where_a_tensor_cannot_be_indexed(kernel, monkeypatch):
     q, k, v, dout = (x.to(DEVICE) for x in inputs(256, 8, 2, 128, torch.bfloat16))
     edges = (0, 30, 200, 256)
-    whole = block_attention.forward(kernel, q, k, v, edges, 0.1)
-    expected = block_attention.backward(kernel, dout, q, k, v, *whole, edges, 0.1)
+    whole = block_attention.forward(kernel, Inputs(q, k, v, edges, 0.1))
+    expected = block_attention.backward(kernel, Inputs(q, k, v, edges, 0.1), Saved(dout, *whole))
     monkeypatch.setattr(block_attention, "MAX_ELEMENTS", q.numel() // 2)
-    split = block_attention.forward(kernel, q, k, v, edges, 0.1)
-    found = block_attention.backward(kernel, dout, q, k, v, *whole, edges, 0.1)
+    split = block_attention.forward(kernel, Inputs(q, k, v, edges, 0.1))
+    found = block_attention.backward(kernel, Inputs(q, k, v, edges, 0.1), Saved(dout, *whole))
     for a, b in zip((*split, *found), (*whole, *expected), strict=True):
         assert (a.double() - b.double()).norm() <= ROUNDING * b.double().norm()
 

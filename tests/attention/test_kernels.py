@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ultralong.attention.kernels import block_attention, cudnn
+from megatron_ultralong.attention.kernels.base import Inputs, Saved, merge_
 from megatron_ultralong.attention.kernels.cpu import CPU, CpuKernel
-from megatron_ultralong.attention.kernels.kernel import merge_
 from megatron_ultralong.attention.kernels.math import MATH
 from megatron_ultralong.program.errors import InputError
 from tests.attention.whole_sequence import inputs
@@ -29,14 +29,16 @@ def test_cpu_kernel_equals_the_formulas(dtype, heads, mask):
     q, k, v, dout = inputs(70, *heads, 64, dtype, batch=2)
     if mask is None:
         k, v = k[:33], v[:33]
-    expected_out, expected_lse = MATH.forward(q.double(), k.double(), v.double(), mask, 0.2)
-    out, lse = CPU.forward(q, k, v, mask, 0.2)
+    expected_out, expected_lse = MATH.forward(Inputs(q.double(), k.double(), v.double(), mask, 0.2))
+    out, lse = CPU.forward(Inputs(q, k, v, mask, 0.2))
     assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert (lse - expected_lse).abs().max() <= TOLERANCE[dtype]
     assert (out - expected_out).abs().max() <= TOLERANCE[dtype]
     wide = [x.double() for x in (dout, q, k, v)]
-    expected = MATH.backward(*wide, expected_out, expected_lse, mask, 0.2)
-    found = CPU.backward(dout, q, k, v, out, lse, mask, 0.2)
+    expected = MATH.backward(
+        Inputs(*wide[1:], mask, 0.2), Saved(wide[0], expected_out, expected_lse)
+    )
+    found = CPU.backward(Inputs(q, k, v, mask, 0.2), Saved(dout, out, lse))
     for its, gradient in zip(found, expected, strict=True):
         assert (its - gradient).abs().max() <= TOLERANCE[dtype] * gradient.abs().max()
 
@@ -44,21 +46,23 @@ def test_cpu_kernel_equals_the_formulas(dtype, heads, mask):
 @pytest.mark.parametrize("kernel", [CPU, MATH], ids=lambda kernel: kernel.name)
 def test_empty_blocks_add_nothing(kernel):
     q, k, v, dout = inputs(4, 2, 1, 64, torch.float32)
-    out, lse = block_attention.forward(kernel, q, k[:0], v[:0], None, 1.0)
+    out, lse = block_attention.forward(kernel, Inputs(q, k[:0], v[:0], None, 1.0))
     assert not out.any()
     assert torch.isneginf(lse).all()
-    dq, dk, _ = block_attention.backward(kernel, dout, q, k[:0], v[:0], out, lse, None, 1.0)
+    dq, dk, _ = block_attention.backward(
+        kernel, Inputs(q, k[:0], v[:0], None, 1.0), Saved(dout, out, lse)
+    )
     assert not dq.any()
     assert dk.shape == k[:0].shape
-    assert block_attention.forward(kernel, q[:0], k, v, None, 1.0)[0].shape == q[:0].shape
+    assert block_attention.forward(kernel, Inputs(q[:0], k, v, None, 1.0))[0].shape == q[:0].shape
 
 
 def test_merging_halves_equals_the_whole_and_nothing_is_neutral():
     q, k, v, _ = inputs(16, 2, 1, 64)
-    whole, whole_lse = MATH.forward(q, k, v, None, 0.1)
-    out, lse = block_attention.forward(MATH, q, k[:0], v[:0], None, 0.1)
+    whole, whole_lse = MATH.forward(Inputs(q, k, v, None, 0.1))
+    out, lse = block_attention.forward(MATH, Inputs(q, k[:0], v[:0], None, 0.1))
     for part in (slice(0, 0), slice(0, 5), slice(5, 16), slice(3, 3)):
-        merge_(out, lse, *block_attention.forward(MATH, q, k[part], v[part], None, 0.1))
+        merge_(out, lse, *block_attention.forward(MATH, Inputs(q, k[part], v[part], None, 0.1)))
         assert not out.isnan().any()
     assert (out - whole).abs().max() <= 1e-15
     assert (lse - whole_lse).abs().max() <= 1e-14
@@ -66,38 +70,40 @@ def test_merging_halves_equals_the_whole_and_nothing_is_neutral():
 
 def test_heads_are_split_where_a_tensor_cannot_be_indexed(monkeypatch):
     q, k, v, dout = inputs(16, 8, 4, 64)
-    out, lse = block_attention.forward(CPU, q, k, v, (0, len(q)), 0.1)
-    whole = block_attention.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
+    out, lse = block_attention.forward(CPU, Inputs(q, k, v, (0, len(q)), 0.1))
+    whole = block_attention.backward(CPU, Inputs(q, k, v, (0, len(q)), 0.1), Saved(dout, out, lse))
     monkeypatch.setattr(block_attention, "MAX_ELEMENTS", q.numel() // 2)
-    split_out, split_lse = block_attention.forward(CPU, q, k, v, (0, len(q)), 0.1)
+    split_out, split_lse = block_attention.forward(CPU, Inputs(q, k, v, (0, len(q)), 0.1))
     assert torch.equal(split_out, out)
     assert torch.equal(split_lse, lse)
-    split = block_attention.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
+    split = block_attention.backward(CPU, Inputs(q, k, v, (0, len(q)), 0.1), Saved(dout, out, lse))
     assert all(torch.equal(a, b) for a, b in zip(split, whole, strict=True))
     # A kernel that takes all documents in one call is called for each group of heads too.
     edges, calls = (0, 5, 16), []
 
     class Counted(CpuKernel):
-        def forward(self, q, k, v, mask, scale):
-            calls.append(q.shape[2])
-            return super().forward(q, k, v, mask, scale)
+        def forward(self, inputs):
+            calls.append(inputs.q.shape[2])
+            return super().forward(inputs)
 
-    found = block_attention.forward(Counted(), q, k, v, edges, 0.1)
+    found = block_attention.forward(Counted(), Inputs(q, k, v, edges, 0.1))
     assert calls == [4, 4]
-    assert torch.equal(found[0], block_attention.forward(CPU, q, k, v, edges, 0.1)[0])
+    assert torch.equal(found[0], block_attention.forward(CPU, Inputs(q, k, v, edges, 0.1))[0])
     # Query heads of one key head are split last: its gradient is then a sum of parts.
     for num_groups in (4, 8):
         monkeypatch.setattr(block_attention, "MAX_ELEMENTS", q.numel() // num_groups)
         assert len(block_attention._head_groups(q, k)) == num_groups
-        split_out, split_lse = block_attention.forward(CPU, q, k, v, (0, len(q)), 0.1)
+        split_out, split_lse = block_attention.forward(CPU, Inputs(q, k, v, (0, len(q)), 0.1))
         assert torch.equal(split_out, out)
         assert torch.equal(split_lse, lse)
-        split = block_attention.backward(CPU, dout, q, k, v, out, lse, (0, len(q)), 0.1)
+        split = block_attention.backward(
+            CPU, Inputs(q, k, v, (0, len(q)), 0.1), Saved(dout, out, lse)
+        )
         for part, exact in zip(split, whole, strict=True):
             torch.testing.assert_close(part, exact, rtol=1e-12, atol=1e-12)
     monkeypatch.setattr(block_attention, "MAX_ELEMENTS", q.numel() // 9)
     with pytest.raises(InputError, match="raise context_parallel_size"):
-        block_attention.forward(CPU, q, k, v, (0, len(q)), 0.1)
+        block_attention.forward(CPU, Inputs(q, k, v, (0, len(q)), 0.1))
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=20))
@@ -105,7 +111,7 @@ def test_cudnn_takes_long_documents_alone_and_short_ones_together(lengths):
     edges = [0, *accumulate(lengths)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cudnn, "MIN_AREA", 100)  # long: 10 tokens
-        runs = cudnn._runs(tuple(edges))
+        runs = cudnn.CUDNN.runs(tuple(edges))
     found = [start + edge for start, its in runs for edge in its]
     assert sorted(set(found)) == edges
     assert [start + its[-1] for start, its in runs] == [start for start, _ in runs[1:]] + edges[-1:]

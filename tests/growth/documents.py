@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from megatron_ultralong.attention.kernels import cpu, cudnn
-from megatron_ultralong.attention.kernels.kernel import device_edges
+from megatron_ultralong.attention.kernels.base import device_edges
 from megatron_ultralong.attention.ring.gather import _mask
 from megatron_ultralong.attention.ring.plan import boundaries, make_plan, row_plan
 from megatron_ultralong.config.parallel import ParallelConfig
@@ -30,13 +30,13 @@ from tests.growth.table import Work, counted, edges_of
 @counted(500)
 def cudnn_runs(n: int, folder: Path) -> Work:
     edges = Boundaries(edges_of(n))
-    return lambda: cudnn._runs(edges)
+    return lambda: cudnn.CUDNN.runs(edges)
 
 
 @counted(500)
 def cudnn_runs_of_long_documents(n: int, folder: Path) -> Work:
     edges = Boundaries(range(0, 30_000 * n + 1, 30_000))
-    return lambda: cudnn._runs(edges)
+    return lambda: cudnn.CUDNN.runs(edges)
 
 
 @counted(2000)
@@ -71,7 +71,7 @@ def kernel_questions_in_many_layers(n: int, folder: Path) -> Work:
 
     def ask() -> None:
         for _ in range(n):
-            cudnn._runs(edges)
+            cudnn.CUDNN.runs(edges)
             device_edges(edges, device)
             cpu._groups(edges)
 

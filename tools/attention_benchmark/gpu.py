@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_ultralong.attention import ring_attention
 from megatron_ultralong.attention.kernels import block_attention
+from megatron_ultralong.attention.kernels.base import Inputs, Saved
 from megatron_ultralong.attention.ring.plan import make_plan
 from megatron_ultralong.attention.ring.rectangle import causal_area
 from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
@@ -125,22 +126,17 @@ def _kernel_speed(
     q, k, v, dout = block
     units = work(causal_area((0, len(q))) if causal else len(q) * len(k), arguments)
     scale = arguments.head_dim**-0.5
-    mask = (0, len(q)) if causal else None
-    out, lse = block_attention.forward(kernel, q, k, v, mask, scale)
-    saved = (dout, q, k, v, out, lse)
-    block_attention.backward(kernel, *saved, mask, scale)
-    _, once, _ = measured(q.device, lambda: block_attention.forward(kernel, q, k, v, mask, scale))
+    inputs = Inputs(q, k, v, (0, len(q)) if causal else None, scale)
+    saved = Saved(dout, *block_attention.forward(kernel, inputs))
+    block_attention.backward(kernel, inputs, saved)
+    _, once, _ = measured(q.device, lambda: block_attention.forward(kernel, inputs))
     times = max(1, int(arguments.seconds / once))
-    _, forward = timed(
-        lambda: _repeat(times, lambda: block_attention.forward(kernel, q, k, v, mask, scale))
-    )
+    _, forward = timed(lambda: _repeat(times, lambda: block_attention.forward(kernel, inputs)))
     forward_speed = FORWARD * units * times / forward
-    _, once, memory = measured(
-        q.device, lambda: block_attention.backward(kernel, *saved, mask, scale)
-    )
+    _, once, memory = measured(q.device, lambda: block_attention.backward(kernel, inputs, saved))
     times = max(1, int(arguments.seconds / once))
     _, backward = timed(
-        lambda: _repeat(times, lambda: block_attention.backward(kernel, *saved, mask, scale))
+        lambda: _repeat(times, lambda: block_attention.backward(kernel, inputs, saved))
     )
     return forward_speed, BACKWARD * units * times / backward, memory
 

@@ -8,26 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from functools import lru_cache
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from megatron_ultralong.attention.kernels import base
+from megatron_ultralong.attention.kernels.base import Gradients, Inputs, Kernel, Result, Saved
 from megatron_ultralong.attention.kernels.cpu import CPU
 from megatron_ultralong.attention.kernels.cudnn import CUDNN
 from megatron_ultralong.attention.kernels.flash import FA2, FA3
 from megatron_ultralong.attention.kernels.flash4 import FA4
-from megatron_ultralong.attention.kernels.kernel import (
-    Gradients,
-    Kernel,
-    Mask,
-    accumulation_dtype,
-    nothing_attended,
-    room_for,
-    room_for_gradients,
-)
 from megatron_ultralong.attention.kernels.math import MATH
 from megatron_ultralong.program.errors import InputError
 
@@ -81,72 +72,60 @@ def _resolve(dtype: torch.dtype, head_dim: int, device: torch.device, name: str 
     )
 
 
-def forward(
-    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of one block (:mod:`~megatron_ultralong.attention.kernels.kernel`)."""
+def forward(kernel: Kernel, inputs: Inputs) -> Result:
+    """Output and log-sum-exp of one block (:mod:`~megatron_ultralong.attention.kernels.base`)."""
+    q, k, *_ = inputs
     if q.numel() == 0 or k.numel() == 0:
-        return nothing_attended(q)
-    if mask is not None and _is_split(kernel, q, mask):
-        out, lse = room_for(q)
-        for its in _documents(mask):
-            part = (q[its], k[its], v[its], (0, its.stop - its.start), scale)
-            out[its], lse[..., its] = forward(kernel, *part)
+        return base.nothing_attended(q)
+    runs = _runs(kernel, inputs)
+    if len(runs) > 1:
+        out, lse = base.room_for(q)
+        for rows, edges in runs:
+            out[rows], lse[..., rows] = forward(kernel, inputs.rows(rows, edges))
         return out, lse
     groups = _head_groups(q, k)
     if len(groups) == 1:
-        return kernel.forward(q, k, v, mask, scale)
-    out, lse = room_for(q)
+        return kernel.forward(inputs)
+    out, lse = base.room_for(q)
     for heads, kv in groups:
-        group = (q[:, :, heads], k[:, :, kv], v[:, :, kv])
-        out[:, :, heads], lse[:, heads] = kernel.forward(*group, mask, scale)
+        out[:, :, heads], lse[:, heads] = kernel.forward(inputs.heads(heads, kv))
     return out, lse
 
 
-def backward(
-    kernel: Kernel,
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    mask: Mask,
-    scale: float,
-) -> Gradients:
+def backward(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
     """Gradients of one block, given out and lse over all keys."""
+    q, k, v, *_ = inputs
     if q.numel() == 0 or k.numel() == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    if mask is not None and _is_split(kernel, q, mask):
-        dq, dk, dv = room_for_gradients(q, k, v)
-        for its in _documents(mask):
-            part = (dout[its], q[its], k[its], v[its], out[its], lse[..., its])
-            length = its.stop - its.start
-            dq[its], dk[its], dv[its] = backward(kernel, *part, (0, length), scale)
+    runs = _runs(kernel, inputs)
+    if len(runs) > 1:
+        dq, dk, dv = base.room_for_gradients(q, k, v)
+        for rows, edges in runs:
+            part = backward(kernel, inputs.rows(rows, edges), saved.rows(rows))
+            dq[rows], dk[rows], dv[rows] = part
         return dq, dk, dv
     groups = _head_groups(q, k)
     if len(groups) == 1:
-        return kernel.backward(dout, q, k, v, out, lse, mask, scale)
+        return kernel.backward(inputs, saved)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     # Groups that share a key head add to its gradient.
     shared = len(groups) > k.shape[2]
-    dtype = accumulation_dtype(k.dtype) if shared else k.dtype
+    dtype = base.accumulation_dtype(k.dtype) if shared else k.dtype
     dk, dv = (k.new_zeros(k.shape, dtype=dtype) for _ in range(2))
     for heads, kv in groups:
-        group = (dout[:, :, heads], q[:, :, heads], k[:, :, kv], v[:, :, kv], out[:, :, heads])
-        dq[:, :, heads], dk_part, dv_part = kernel.backward(*group, lse[:, heads], mask, scale)
+        part = kernel.backward(inputs.heads(heads, kv), saved.heads(heads))
+        dq[:, :, heads], dk_part, dv_part = part
         dk[:, :, kv] += dk_part
         dv[:, :, kv] += dv_part
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _is_split(kernel: Kernel, q: Tensor, edges: tuple[int, ...]) -> bool:
-    """Whether every document is a call of its own; a batch may be one of chunks."""
-    return len(edges) > 2 and not (kernel.serves_documents and q.shape[1] == 1)
-
-
-def _documents(edges: tuple[int, ...]) -> Iterator[slice]:
-    return (slice(start, stop) for start, stop in pairwise(edges))
+def _runs(kernel: Kernel, inputs: Inputs) -> list[tuple[slice, tuple[int, ...]]]:
+    """Rows and boundaries of documents that are one call; a batch may be one of chunks."""
+    if inputs.documents is None:
+        return []
+    runs = kernel.runs if inputs.q.shape[1] == 1 else base.each_alone
+    return [(slice(start, start + its[-1]), its) for start, its in runs(inputs.documents)]
 
 
 def _head_groups(q: Tensor, k: Tensor) -> list[tuple[slice, slice]]:

@@ -12,80 +12,65 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.kernel import (
-    Gradients,
-    Kernel,
-    Mask,
-    heads_first,
-    room_for,
-    room_for_gradients,
-    sequence_first,
-)
+from megatron_ultralong.attention.kernels import base
+from megatron_ultralong.attention.kernels.base import room_for, room_for_gradients
 
 
-class CpuKernel(Kernel):
+class CpuKernel(base.Kernel):
     """PyTorch's own."""
 
     name = "cpu"
-    serves_documents = True
     can_widen = True
 
     def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
         """It serves every dtype and head size on a CPU."""
         return None if device.type == "cpu" else f"it runs on the CPU, not on {device.type}"
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def runs(self, cu_seqlens: tuple[int, ...]) -> base.Runs:
+        """All of them."""
+        return ((0, cu_seqlens),)
+
+    def forward(self, inputs: base.Inputs) -> base.Result:
         """See :class:`Kernel`."""
-        if mask is None or len(mask) == 2:
-            return _forward(q, k, v, causal=mask is not None, scale=scale)
-        out, lse = room_for(q)
-        for places in _groups(mask):
-            taken = [_taken(x, places) for x in (q, k, v)]
-            part, lse_NHS = _forward(*taken, causal=True, scale=scale)
+        if inputs.documents is None:
+            return _forward(inputs)
+        out, lse = room_for(inputs.q)
+        for places in _groups(inputs.documents):
+            part, lse_NHS = _forward(_side_by_side(inputs, places))
             _put_back(out, places, part)
             lse[0][:, places] = lse_NHS.transpose(0, 1)
         return out, lse
 
-    def backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        mask: Mask,
-        scale: float,
-    ) -> Gradients:
+    def backward(self, inputs: base.Inputs, saved: base.Saved) -> base.Gradients:
         """See :class:`Kernel`."""
-        if mask is None or len(mask) == 2:
-            return _backward(dout, q, k, v, out, lse, causal=mask is not None, scale=scale)
-        dq, dk, dv = room_for_gradients(q, k, v)
-        for places in _groups(mask):
-            lse_NHS = lse[0][:, places].transpose(0, 1).contiguous()
-            its = (_taken(x, places) for x in (dout, q, k, v, out))
-            parts = _backward(*its, lse_NHS, causal=True, scale=scale)
+        if inputs.documents is None:
+            return _backward(inputs, saved)
+        dq, dk, dv = room_for_gradients(*inputs[:3])
+        for places in _groups(inputs.documents):
+            dout, out = (_taken(x, places) for x in (saved.dout, saved.out))
+            lse_NHS = saved.lse[0][:, places].transpose(0, 1).contiguous()
+            parts = _backward(_side_by_side(inputs, places), base.Saved(dout, out, lse_NHS))
             for x, part in zip((dq, dk, dv), parts, strict=True):
                 _put_back(x, places, part)
         return dq, dk, dv
 
 
-def _forward(*q_k_v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _forward(inputs: base.Inputs) -> base.Result:
+    """Of a block without documents."""
+    q, k, v, mask, scale = inputs
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        *heads_first(*q_k_v), 0.0, causal, scale=scale
+        *base.heads_first(q, k, v), 0.0, mask is not None, scale=scale
     )
-    return sequence_first(out)[0], lse
+    return base.sequence_first(out)[0], lse
 
 
-def _backward(*tensors: Tensor, causal: bool, scale: float) -> Gradients:
-    """Gradients from dout, q, k, v, out, lse."""
-    *others, lse = tensors
-    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        *heads_first(*others), lse, 0.0, causal, scale=scale
+def _backward(inputs: base.Inputs, saved: base.Saved) -> base.Gradients:
+    q, k, v, mask, scale = inputs
+    gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *(*base.heads_first(saved.dout, q, k, v, saved.out), saved.lse, 0.0, mask is not None),
+        scale=scale,
     )
-    dq, dk, dv = sequence_first(dq, dk, dv)
+    dq, dk, dv = base.sequence_first(*gradients)
     return dq, dk, dv
 
 
@@ -98,6 +83,12 @@ def _groups(edges: tuple[int, ...]) -> tuple[Tensor, ...]:
     sizes, first = np.unique(lengths[order], return_index=True)
     groups = zip(sizes.tolist(), np.split(starts[order], first[1:]), strict=True)
     return tuple(torch.from_numpy(its[:, None] + np.arange(size)) for size, its in groups)
+
+
+def _side_by_side(inputs: base.Inputs, places: Tensor) -> base.Inputs:
+    """Documents of one length as a batch."""
+    q, k, v = (_taken(x, places) for x in inputs[:3])
+    return base.Inputs(q, k, v, (0, places.shape[1]), inputs.scale)
 
 
 def _taken(x: Tensor, places: Tensor) -> Tensor:

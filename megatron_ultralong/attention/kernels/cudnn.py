@@ -12,17 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from megatron_ultralong.attention.kernels import base
 from megatron_ultralong.attention.kernels.flash import FA2, no_dropout
-from megatron_ultralong.attention.kernels.kernel import (
-    Gradients,
-    Kernel,
-    Mask,
-    heads_first,
-    room_for,
-    room_for_gradients,
-    sequence_first,
-    unfit,
-)
 from megatron_ultralong.sequence.documents import Boundaries
 
 # Queries x keys of a block that cuDNN does so much faster than FA2 that in one step of some 32
@@ -34,84 +25,44 @@ _shapes: set[tuple[torch.Size, torch.Size]] = set()
 logger = logging.getLogger(__name__)
 
 
-class CudnnKernel(Kernel):
+class CudnnKernel(base.Kernel):
     """cuDNN's, and FlashAttention 2 where it has no plan."""
 
     name = "cudnn"
-    serves_documents = True
 
     def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
         """It serves 16-bit floats and head sizes up to 128."""
-        return unfit(dtype, head_dim, device, 128, (9, 0))
+        return base.unfit(dtype, head_dim, device, 128, (9, 0))
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """See :class:`Kernel`."""
-        if mask is None or len(mask) == 2:
-            return _forward(q, k, v, mask, scale)
-        out, lse = room_for(q)
-        for start, edges in _runs(mask):
-            rows = slice(start, start + edges[-1])
-            run = _forward if len(edges) == 2 else FA2.forward
-            out[rows], lse[..., rows] = run(q[rows], k[rows], v[rows], edges, scale)
-        return out, lse
+    def runs(self, cu_seqlens: tuple[int, ...]) -> base.Runs:
+        """Long documents alone, and the short ones between them together."""
+        return _runs(cu_seqlens, MIN_AREA)
 
-    def backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        mask: Mask,
-        scale: float,
-    ) -> Gradients:
+    def forward(self, inputs: base.Inputs) -> base.Result:
         """See :class:`Kernel`."""
-        if mask is None or len(mask) == 2:
-            return _backward(dout, q, k, v, out, lse, mask, scale)
-        dq, dk, dv = room_for_gradients(q, k, v)
-        for start, edges in _runs(mask):
-            rows = slice(start, start + edges[-1])
-            run = _backward if len(edges) == 2 else FA2.backward
-            its = (dout[rows], q[rows], k[rows], v[rows], out[rows], lse[..., rows])
-            dq[rows], dk[rows], dv[rows] = run(*its, edges, scale)
+        q, k, v, mask, scale = inputs
+        if inputs.documents or _falls_to_fa2(q, k):
+            return FA2.forward(inputs)
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            *(*base.heads_first(q, k, v), None, True, 0.0, mask is not None, False), scale=scale
+        )
+        return base.sequence_first(out)[0], lse.reshape(q.shape[1], q.shape[2], q.shape[0])
+
+    def backward(self, inputs: base.Inputs, saved: base.Saved) -> base.Gradients:
+        """See :class:`Kernel`."""
+        q, k, v, mask, scale = inputs
+        # cuDNN's sums have no fixed order, nor does PyTorch ask it for one.
+        is_ordered = torch.are_deterministic_algorithms_enabled()
+        if inputs.documents or _falls_to_fa2(q, k) or is_ordered:
+            return FA2.backward(inputs, saved)
+        gradients = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+            *base.heads_first(saved.dout, q, k, v, saved.out),
+            saved.lse.contiguous().unsqueeze(-1),
+            *(*no_dropout(q.device), None, None, None, len(q), len(k), 0.0, mask is not None),
+            scale=scale,
+        )
+        dq, dk, dv = base.sequence_first(*gradients)
         return dq, dk, dv
-
-
-def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> tuple[Tensor, Tensor]:
-    """Of a block without documents."""
-    if _falls_to_fa2(q, k):
-        return FA2.forward(q, k, v, mask, scale)
-    causal = mask is not None
-    out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        *heads_first(q, k, v), None, True, 0.0, causal, False, scale=scale
-    )
-    return sequence_first(out)[0], lse.reshape(q.shape[1], q.shape[2], q.shape[0])
-
-
-def _backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    mask: Mask,
-    scale: float,
-) -> Gradients:
-    # cuDNN's sums have no fixed order, nor does PyTorch ask it for one.
-    if _falls_to_fa2(q, k) or torch.are_deterministic_algorithms_enabled():
-        return FA2.backward(dout, q, k, v, out, lse, mask, scale)
-    dq, dk, dv = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
-        *heads_first(dout, q, k, v, out),
-        lse.contiguous().unsqueeze(-1),
-        *(*no_dropout(q.device), None, None, None, len(q), len(k), 0.0, mask is not None),
-        scale=scale,
-    )
-    dq, dk, dv = sequence_first(dq, dk, dv)
-    return dq, dk, dv
 
 
 def _falls_to_fa2(q: Tensor, k: Tensor) -> bool:
@@ -137,18 +88,14 @@ def _falls_to_fa2(q: Tensor, k: Tensor) -> bool:
     return shape not in _shapes
 
 
-def _runs(cu_seqlens: tuple[int, ...]) -> tuple[tuple[int, Boundaries], ...]:
+@lru_cache(maxsize=16)
+def _runs(cu_seqlens: tuple[int, ...], min_area: int) -> base.Runs:
     """Start and boundaries of long documents alone, and of the short ones between them together.
 
     With 10 as the length of a long document ``(0, 3, 4, 20, 22)`` is ``(0, (0, 3, 4))``,
     ``(4, (0, 16))`` and ``(20, (0, 2))``. Made once for all layers of a row.
     """
-    return _runs_of(cu_seqlens, MIN_AREA)
-
-
-@lru_cache(maxsize=16)
-def _runs_of(cu_seqlens: tuple[int, ...], min_area: int) -> tuple[tuple[int, Boundaries], ...]:
-    found: list[tuple[int, Boundaries]] = []
+    found: list[tuple[int, tuple[int, ...]]] = []
     first, together = 0, [0]  # the run of short documents that is open
     for start, stop in pairwise(cu_seqlens):
         if (stop - start) ** 2 < min_area:

@@ -12,18 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import attention as implementations
 
-from megatron_ultralong.attention.kernels.kernel import (
-    Gradients,
-    Kernel,
-    Mask,
-    batch_first,
-    device_edges,
-    missing,
-    unfit,
-)
+from megatron_ultralong.attention.kernels import base
 
 
-class FlashKernel(Kernel):
+class FlashKernel(base.Kernel):
     """One of the versions, [b, s, heads, d] inside, [s, heads, d] for documents.
 
     Args:
@@ -32,8 +24,6 @@ class FlashKernel(Kernel):
         package: what must be installed.
     """
 
-    serves_documents = True
-
     def __init__(self, name: str, implementation: str | None, package: str | None) -> None:
         self.name = name
         self._implementation = implementation
@@ -41,57 +31,47 @@ class FlashKernel(Kernel):
 
     def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
         """It serves 16-bit floats and head sizes up to 256."""
-        why = unfit(dtype, head_dim, device, 256, (8, 0))
+        why = base.unfit(dtype, head_dim, device, 256, (8, 0))
         if why or self._package is None:
             return why
         if not _has_registry():
             return f"PyTorch {torch.__version__} has no registry of FlashAttention versions"
-        return missing(self._package, (9,), device)
+        return base.missing(self._package, (9,), device)
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def runs(self, cu_seqlens: tuple[int, ...]) -> base.Runs:
+        """All of them."""
+        return ((0, cu_seqlens),)
+
+    def forward(self, inputs: base.Inputs) -> base.Result:
         """See :class:`Kernel`."""
         _activate(self._implementation)
-        run = torch.ops.aten._flash_attention_forward
-        if mask is None or len(mask) == 2:
-            its = (*batch_first(q, k, v), None, None, len(q), len(k), 0.0, mask is not None, False)
-            out, lse, *_ = run(*its, scale=scale)
-            return out.transpose(0, 1), lse
-        edges, longest = device_edges(mask, q.device)
-        its = (q[:, 0], k[:, 0], v[:, 0], edges, edges, longest, longest, 0.0, True, False)
-        out, lse, *_ = run(*its, scale=scale)
-        return out[:, None], lse.reshape(1, q.shape[2], len(q))
-
-    def backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        mask: Mask,
-        scale: float,
-    ) -> Gradients:
-        """See :class:`Kernel`."""
-        _activate(self._implementation)
-        run = torch.ops.aten._flash_attention_backward
-        if mask is None or len(mask) == 2:
-            dq, dk, dv = run(
-                *(*batch_first(dout, q, k, v, out), lse.contiguous(), None, None, len(q), len(k)),
-                *(0.0, mask is not None, *no_dropout(q.device)),
-                scale=scale,
-            )
-            return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1)
-        edges, longest = device_edges(mask, q.device)
-        dq, dk, dv = run(
-            *(x[:, 0] for x in (dout, q, k, v, out)),
-            *(lse[0].contiguous(), edges, edges, longest, longest),
-            *(0.0, True, *no_dropout(q.device)),
+        q, k, v, mask, scale = inputs
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(
+            *(*base.packed(inputs, q, k, v), *_lengths(inputs), 0.0, mask is not None, False),
             scale=scale,
         )
-        return dq[:, None], dk[:, None], dv[:, None]
+        return base.unpacked(out)[0], lse.reshape(q.shape[1], q.shape[2], len(q))
+
+    def backward(self, inputs: base.Inputs, saved: base.Saved) -> base.Gradients:
+        """See :class:`Kernel`."""
+        _activate(self._implementation)
+        q, k, v, mask, scale = inputs
+        gradients = torch.ops.aten._flash_attention_backward(
+            *base.packed(inputs, saved.dout, q, k, v, saved.out),
+            *(base.packed_lse(inputs, saved.lse), *_lengths(inputs)),
+            *(0.0, mask is not None, *no_dropout(q.device)),
+            scale=scale,
+        )
+        dq, dk, dv = base.unpacked(*gradients)
+        return dq, dk, dv
+
+
+def _lengths(inputs: base.Inputs) -> tuple[Tensor | None, Tensor | None, int, int]:
+    """Boundaries of queries and keys on the device, None without documents; longest of each."""
+    if inputs.documents is None:
+        return None, None, len(inputs.q), len(inputs.k)
+    edges, longest = base.device_edges(inputs.documents, inputs.q.device)
+    return edges, edges, longest, longest
 
 
 @lru_cache(maxsize=8)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.kernel import Gradients, Kernel, Mask, accumulation_dtype
+from megatron_ultralong.attention.kernels import base
 
 
-class MathKernel(Kernel):
+class MathKernel(base.Kernel):
     """Plain formulas."""
 
     name = "math"
@@ -21,32 +21,22 @@ class MathKernel(Kernel):
         """It serves everything."""
         return None
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: base.Inputs) -> base.Result:
         """See :class:`Kernel`."""
-        wide = accumulation_dtype(q.dtype)
+        q, k, v, mask, scale = inputs
+        wide = base.accumulation_dtype(q.dtype)
         scores = _scores(q.to(wide), k.to(wide), mask, scale)
         v_SBHD = v.to(wide).repeat_interleave(q.shape[2] // v.shape[2], dim=2)
         out = torch.einsum("bhst,tbhd->sbhd", scores.softmax(-1), v_SBHD)
         return out.to(q.dtype), scores.logsumexp(-1)
 
-    def backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        mask: Mask,
-        scale: float,
-    ) -> Gradients:
+    def backward(self, inputs: base.Inputs, saved: base.Saved) -> base.Gradients:
         """See :class:`Kernel`."""
-        wide = accumulation_dtype(q.dtype)
-        dout_, q_, k_, v_, out_ = (x.to(wide) for x in (dout, q, k, v, out))
+        q, k, v, mask, scale = inputs
+        wide = base.accumulation_dtype(q.dtype)
+        dout_, q_, k_, v_, out_ = (x.to(wide) for x in (saved.dout, q, k, v, saved.out))
         group = q.shape[2] // k.shape[2]
-        p_BHST = torch.exp(_scores(q_, k_, mask, scale) - lse.to(wide).unsqueeze(-1))
+        p_BHST = torch.exp(_scores(q_, k_, mask, scale) - saved.lse.to(wide).unsqueeze(-1))
         dp_BHST = torch.einsum("sbhd,tbhd->bhst", dout_, v_.repeat_interleave(group, dim=2))
         delta_BHS1 = torch.einsum("sbhd,sbhd->bhs", dout_, out_).unsqueeze(-1)
         ds_BHST = scale * p_BHST * (dp_BHST - delta_BHS1)
@@ -57,7 +47,7 @@ class MathKernel(Kernel):
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _scores(q: Tensor, k: Tensor, mask: Mask, scale: float) -> Tensor:
+def _scores(q: Tensor, k: Tensor, mask: base.Mask, scale: float) -> Tensor:
     """Masked scores [b, heads, s, t]."""
     group = q.shape[2] // k.shape[2]
     scores = scale * torch.einsum("sbhd,tbhd->bhst", q, k.repeat_interleave(group, dim=2))

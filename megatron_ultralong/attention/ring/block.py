@@ -6,24 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels import block_attention
-from megatron_ultralong.attention.kernels.kernel import (
-    Gradients,
-    Kernel,
-    accumulation_dtype,
-    merge_,
-)
+from megatron_ultralong.attention.kernels import base, block_attention
+from megatron_ultralong.attention.kernels.base import Gradients, Inputs, Kernel, Result, Saved
 from megatron_ultralong.attention.ring.plan import Plan
 from megatron_ultralong.attention.ring.rectangle import Rectangle
 
-
-@dataclass(frozen=True)
-class Saved:
-    """What backward starts from: dout and out [s, b, heads, d], lse [b, heads, s]."""
-
-    dout: Tensor
-    out: Tensor
-    lse: Tensor
+_ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -54,43 +42,45 @@ class Block:
         """
         if self.plan.size == 1 or not self.kernel.can_widen:
             return list(tensors)
-        return [x.to(accumulation_dtype(x.dtype)) for x in tensors]
+        return [x.to(base.accumulation_dtype(x.dtype)) for x in tensors]
 
-    def forward_own(self, edges: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _inputs(self, rows: slice, k: Tensor, v: Tensor, mask: base.Mask) -> Inputs:
+        """Queries ``rows`` over some keys."""
+        q, k, v = self.exact(self.q[rows], k, v)
+        return Inputs(q, k, v, mask, self.scale)
+
+    def forward_own(self, edges: tuple[int, ...]) -> Result:
         """Causal attention inside the documents of the rank's own tokens.
 
         Returns:
             The running sums out [s, b, heads, d] and lse [b, heads, s], float32 or float64; of a
             ring of one, to which nothing is added, out as the kernel has it.
         """
-        q, k, v = self.exact(self.q, self.k, self.v)
-        out, lse = block_attention.forward(self.kernel, q, k, v, edges, self.scale)
-        wide = accumulation_dtype(out.dtype)
-        return (out if self.plan.size == 1 else out.to(wide)).contiguous(), lse.to(
-            wide
-        ).contiguous()
+        inputs = self._inputs(_ALL, self.k, self.v, edges)
+        out, lse = block_attention.forward(self.kernel, inputs)
+        wide = base.accumulation_dtype(out.dtype)
+        out = out if self.plan.size == 1 else out.to(wide)
+        return out.contiguous(), lse.to(wide).contiguous()
 
     def add_rectangle_(
         self, rectangle: Rectangle, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
     ) -> None:
         """Add to the running sums what some queries see of keys ``k``, the rectangle's alone."""
         rows = slice(rectangle.query_start, rectangle.query_stop)
-        q, k, v = self.exact(self.q[rows], k, v)
-        part, part_lse = block_attention.forward(self.kernel, q, k, v, None, self.scale)
-        merge_(out[rows], lse[..., rows], part, part_lse)
+        part = block_attention.forward(self.kernel, self._inputs(rows, k, v, None))
+        base.merge_(out[rows], lse[..., rows], *part)
 
     def backward_own(self, saved: Saved, edges: tuple[int, ...]) -> Gradients:
         """Gradients through the mask of :meth:`forward_own`."""
-        dout, q, k, v, out = self.exact(saved.dout, self.q, self.k, self.v, saved.out)
-        return block_attention.backward(
-            self.kernel, dout, q, k, v, out, saved.lse, edges, self.scale
-        )
+        return self._backward(self._inputs(_ALL, self.k, self.v, edges), saved)
 
     def backward_rectangle(
         self, saved: Saved, rectangle: Rectangle, k: Tensor, v: Tensor
     ) -> Gradients:
         """Gradients through one rectangle, of its queries and its keys alone."""
         rows = slice(rectangle.query_start, rectangle.query_stop)
-        dout, q, k, v, out = self.exact(saved.dout[rows], self.q[rows], k, v, saved.out[rows])
-        lse = saved.lse[..., rows]
-        return block_attention.backward(self.kernel, dout, q, k, v, out, lse, None, self.scale)
+        return self._backward(self._inputs(rows, k, v, None), saved.rows(rows))
+
+    def _backward(self, inputs: Inputs, saved: Saved) -> Gradients:
+        dout, out = self.exact(saved.dout, saved.out)
+        return block_attention.backward(self.kernel, inputs, Saved(dout, out, saved.lse))

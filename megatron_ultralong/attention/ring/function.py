@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.attention.kernels import block_attention
-from megatron_ultralong.attention.kernels.kernel import Gradients, Kernel
+from megatron_ultralong.attention.kernels.base import Gradients, Kernel, Result, Saved
 from megatron_ultralong.attention.ring import gather, ring
-from megatron_ultralong.attention.ring.block import Block, Saved
+from megatron_ultralong.attention.ring.block import Block
 from megatron_ultralong.attention.ring.plan import Plan, row_plan
 from megatron_ultralong.sequence.assignment import Assignment, zigzag
 from megatron_ultralong.sequence.transport import LocalRing, ProcessGroupRing, Transport
@@ -85,7 +85,7 @@ class _RingAttention(torch.autograd.Function):
         return (*_backward(ctx.call, dout.contiguous(), *ctx.saved_tensors), None, None)
 
 
-def _forward(call: _Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _forward(call: _Call, q: Tensor, k: Tensor, v: Tensor) -> Result:
     """Output [s, b, heads, d] and log-sum-exp [b, heads, s]."""
     run = gather.forward if call.gathers else ring.forward
     with _determinism(call.deterministic):

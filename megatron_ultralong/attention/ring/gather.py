@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.kernel import Gradients, accumulation_dtype
-from megatron_ultralong.attention.ring.block import Block, Saved
+from megatron_ultralong.attention.kernels.base import Gradients, Result, Saved, accumulation_dtype
+from megatron_ultralong.attention.ring.block import Block
 from megatron_ultralong.attention.ring.plan import Plan
 from megatron_ultralong.attention.ring.rectangle import Rectangle, rectangles
 from megatron_ultralong.sequence.documents import Boundaries
@@ -37,7 +37,7 @@ def _keys(blocks: Sequence[Block], transport: Transport) -> list[list[Tensor]]:
     return transport.all_gather([torch.stack([block.k, block.v]) for block in blocks])
 
 
-def forward(blocks: Sequence[Block], transport: Transport) -> list[tuple[Tensor, Tensor]]:
+def forward(blocks: Sequence[Block], transport: Transport) -> list[Result]:
     """Output [s, b, heads, d] and log-sum-exp [b, heads, s] of every rank here."""
     results = []
     for block, shards in zip(blocks, _keys(blocks, transport), strict=True):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.kernel import accumulation_dtype
+from megatron_ultralong.attention.kernels.base import accumulation_dtype
 from megatron_ultralong.attention.ring.plan import Plan
 from megatron_ultralong.sequence.transport import Transfer
 

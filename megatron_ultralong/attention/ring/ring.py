@@ -18,8 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.kernel import Gradients, accumulation_dtype
-from megatron_ultralong.attention.ring.block import Block, Saved
+from megatron_ultralong.attention.kernels.base import Gradients, Result, Saved, accumulation_dtype
+from megatron_ultralong.attention.ring.block import Block
 from megatron_ultralong.attention.ring.gradient_sum import GradientSum, SumSpace
 from megatron_ultralong.sequence.transport import Transfer, Transport
 
@@ -212,7 +212,7 @@ class BackwardPass:
         self._home.copy_to(self.dk, self.dv)  # rounded once, to the dtype of the inputs
 
 
-def forward(blocks: Sequence[Block], transport: Transport) -> list[tuple[Tensor, Tensor]]:
+def forward(blocks: Sequence[Block], transport: Transport) -> list[Result]:
     """Output [s, b, heads, d] and log-sum-exp [b, heads, s] of every rank here."""
     passes = [ForwardPass(block) for block in blocks]
     run(passes, transport)

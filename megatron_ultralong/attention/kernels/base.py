@@ -1,11 +1,11 @@
 """A kernel: attention of one block of queries over one block of keys, and the sum of such results.
 
-forward(q, k, v, mask, scale) -> out, lse
-    backward(dout, q, k, v, out, lse, mask, scale) -> dq, dk, dv
+    forward(inputs) -> out, lse
+    backward(inputs, saved) -> dq, dk, dv
 
 with q, out [s, b, heads, d]; k, v [t, b, kv_heads, d]; lse float32 (float64 for float64),
-[b, heads, s]. In backward, ``out`` and ``lse`` are those over **all** keys of a query, not over
-the block's: that is what makes the sums over blocks exact.
+[b, heads, s]. In backward, the saved ``out`` and ``lse`` are those over **all** keys of a query,
+not over the block's: that is what makes the sums over blocks exact.
 
 A new kernel is a subclass in a file of its own, and a place in
 :func:`~megatron_ultralong.attention.kernels.block_attention.candidates`.
@@ -24,6 +24,8 @@ from __future__ import annotations
 import abc
 import importlib
 from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +52,7 @@ def merge_(out_SBHD: Tensor, lse_BHS: Tensor, part_SBHD: Tensor, part_lse_BHS: T
     torch.logaddexp(lse_BHS, part_lse_BHS, out=lse_BHS)
 
 
-def merge_all(outs_RSBHD: Tensor, lses_RBHS: Tensor) -> tuple[Tensor, Tensor]:
+def merge_all(outs_RSBHD: Tensor, lses_RBHS: Tensor) -> Result:
     """Output and log-sum-exp of R partial results over disjoint keys, float32 or float64.
 
     A part without a key has lse -inf; where no part has one, the output is 0 and lse is -inf.
@@ -68,7 +70,58 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 Mask = tuple[int, ...] | None
 """What a block's queries attend to. None: every key. Boundaries ``(0, ..., s)``, for s = t alone:
 the keys of their own document up to themselves; ``(0, s)`` is plain causal attention."""
+Result = tuple[Tensor, Tensor]
+"""Output and log-sum-exp."""
 Gradients = tuple[Tensor, Tensor, Tensor]
+"""Of q, k and v."""
+Runs = tuple[tuple[int, tuple[int, ...]], ...]
+"""Where a run of documents starts, and its boundaries, counted from there."""
+
+
+class Inputs(NamedTuple):
+    """What a kernel is called with; shapes are the module's."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Mask
+    scale: float
+
+    @property
+    def documents(self) -> tuple[int, ...] | None:
+        """Boundaries, where the mask is one of several documents."""
+        return self.mask if self.mask is not None and len(self.mask) > 2 else None
+
+    def rows(self, rows: slice, mask: Mask) -> Inputs:
+        """Documents alone: their queries over their keys."""
+        return Inputs(self.q[rows], self.k[rows], self.v[rows], mask, self.scale)
+
+    def heads(self, heads: slice, kv: slice) -> Inputs:
+        """Some heads, and the key heads that they read."""
+        group = (self.q[:, :, heads], self.k[:, :, kv], self.v[:, :, kv])
+        return Inputs(*group, self.mask, self.scale)
+
+
+class Saved(NamedTuple):
+    """What backward starts from: dout and out [s, b, heads, d], lse [b, heads, s]."""
+
+    dout: Tensor
+    out: Tensor
+    lse: Tensor
+
+    def rows(self, rows: slice) -> Saved:
+        """Those of some queries."""
+        return Saved(self.dout[rows], self.out[rows], self.lse[..., rows])
+
+    def heads(self, heads: slice) -> Saved:
+        """Those of some heads."""
+        return Saved(self.dout[:, :, heads], self.out[:, :, heads], self.lse[:, heads])
+
+
+@lru_cache(maxsize=16)
+def each_alone(cu_seqlens: tuple[int, ...]) -> Runs:
+    """Runs of one document each: ``(0, 3, 5) -> ((0, (0, 3)), (3, (0, 2)))``."""
+    return tuple((start, (0, stop - start)) for start, stop in pairwise(cu_seqlens))
 
 
 class Kernel(abc.ABC):
@@ -76,8 +129,6 @@ class Kernel(abc.ABC):
 
     name: str
     """As users write it in ``ULTRALONG_ATTENTION_KERNEL``."""
-    serves_documents = False
-    """It takes masks of several documents where b = 1; others get a call for each document."""
     can_widen = False
     """It can compute bfloat16 blocks in float32, so that parts of a sum are not rounded."""
 
@@ -85,24 +136,16 @@ class Kernel(abc.ABC):
     def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
         """Why it cannot serve tensors of that dtype and head size on the device; None: it can."""
 
-    @abc.abstractmethod
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Output and log-sum-exp; shapes are the module's."""
+    def runs(self, cu_seqlens: tuple[int, ...]) -> Runs:
+        """Documents that it takes in one call where b = 1; of a batch, each is a call."""
+        return each_alone(cu_seqlens)
 
     @abc.abstractmethod
-    def backward(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        out: Tensor,
-        lse: Tensor,
-        mask: Mask,
-        scale: float,
-    ) -> Gradients:
+    def forward(self, inputs: Inputs) -> Result:
+        """Output and log-sum-exp."""
+
+    @abc.abstractmethod
+    def backward(self, inputs: Inputs, saved: Saved) -> Gradients:
         """Gradients of q, k and v, given out and lse over all keys."""
 
 
@@ -116,7 +159,7 @@ def sequence_first(*tensors: Tensor) -> list[Tensor]:
     return [x.permute(2, 0, 1, 3) for x in tensors]
 
 
-def room_for(q: Tensor) -> tuple[Tensor, Tensor]:
+def room_for(q: Tensor) -> Result:
     """Memory for the output and log-sum-exp of queries ``q``, not yet written."""
     s, b, heads, _ = q.shape
     lse = q.new_empty((b, heads, s), dtype=accumulation_dtype(q.dtype))
@@ -128,7 +171,7 @@ def room_for_gradients(*tensors: Tensor) -> list[Tensor]:
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors]
 
 
-def nothing_attended(q: Tensor) -> tuple[Tensor, Tensor]:
+def nothing_attended(q: Tensor) -> Result:
     """Result without keys: zero, with a log-sum-exp of -inf that merging ignores."""
     s, b, heads, _ = q.shape
     lse = q.new_full((b, heads, s), -torch.inf, dtype=accumulation_dtype(q.dtype))
@@ -174,6 +217,16 @@ def device_edges(cu_seqlens: tuple[int, ...], device: torch.device) -> tuple[Ten
     return edges.to(device), int(edges.diff().max())
 
 
-def batch_first(*tensors: Tensor) -> list[Tensor]:
-    """Views [b, s, heads, d] of [s, b, heads, d]."""
-    return [x.transpose(0, 1) for x in tensors]
+def packed(inputs: Inputs, *tensors: Tensor) -> list[Tensor]:
+    """Views [b, s, heads, d] of [s, b, heads, d]; of documents in one call, [s, heads, d]."""
+    return [x[:, 0] if inputs.documents else x.transpose(0, 1) for x in tensors]
+
+
+def packed_lse(inputs: Inputs, lse: Tensor) -> Tensor:
+    """[b, heads, s], contiguous; of documents in one call, [heads, s]."""
+    return (lse[0] if inputs.documents else lse).contiguous()
+
+
+def unpacked(*tensors: Tensor) -> list[Tensor]:
+    """Views [s, b, heads, d] of what came from tensors of :func:`packed`."""
+    return [x[:, None] if x.ndim == 3 else x.transpose(0, 1) for x in tensors]
