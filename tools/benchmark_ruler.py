@@ -18,9 +18,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from megatron_ultralong.evaluation.ruler.config import RulerConfig
-from megatron_ultralong.evaluation.ruler.parameters import TASKS, NeedleTask, family
-from megatron_ultralong.evaluation.ruler.samples import RulerSamples
+from megatron_ultralong.evaluation.ruler.evaluation import RulerSamples
+from megatron_ultralong.evaluation.ruler.parameters import TASKS, NeedleTask, RulerConfig, family
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 
 

@@ -25,19 +25,12 @@ from pathlib import Path
 
 import psutil
 from conversations import write_conversations
+from verdicts import Bounds, chat_checks, loss_checks, memory_check, passkey_checks
 
 from megatron_ultralong.config.recipes import demo_cpu, demo_sft_cpu
 from megatron_ultralong.evaluation.report.page import print_report, write_report
-from megatron_ultralong.evaluation.report.report import Report, gather_report
+from megatron_ultralong.evaluation.report.report import Check, Report, gather_report
 from megatron_ultralong.evaluation.results.file import read_result, read_results
-from megatron_ultralong.evaluation.verdicts import (
-    Bounds,
-    Check,
-    chat_checks,
-    loss_checks,
-    memory_check,
-    passkey_checks,
-)
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.new_output import check_output_folder
 

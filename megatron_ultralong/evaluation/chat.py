@@ -10,14 +10,13 @@ import numpy as np
 
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.chats import ChatRows, Int64Array
-from megatron_ultralong.evaluation.asking.run import Benchmark, Entries, run_benchmark
+from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
-from megatron_ultralong.evaluation.local.local_data import file_sha256
 from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
-from megatron_ultralong.evaluation.models.opening import ModelFacts
-from megatron_ultralong.evaluation.options import ChatConfig, CostConfig
+from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.options import ChatConfig
+from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell, mean_cell
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import sample_key
 
@@ -39,13 +38,7 @@ class _Conversation:
     """Assistant's turns ``[start, stop)``, shape [num_turns, 2]."""
 
 
-def evaluate_chat(
-    config: ChatConfig,
-    scorer: Scorer,
-    facts: ModelFacts,
-    tokenizer: PromptTokenizer,
-    cost: CostConfig,
-) -> Result:
+def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
     """Measure the share of assistant's turns that greedy decoding writes, by turn and length.
 
     Every turn is given the conversation before it as it was, its own earlier answers included.
@@ -56,6 +49,7 @@ def evaluate_chat(
             the trained positions, an output folder in use, or a cost above the limit.
     """
     config.check()
+    scorer, tokenizer = subject.model, subject.tokenizer
     manifest = load_chat_manifest(config.data_path)
     if config.split not in manifest.splits:
         raise InputError(
@@ -65,7 +59,7 @@ def evaluate_chat(
     if manifest.tokenizer_sha256 != tokenizer.sha256:
         raise InputError(
             f"the conversations of {config.data_path} were made by another tokenizer "
-            f"({manifest.tokenizer_sha256[:12]}...) than the one of checkpoint '{facts.name}' "
+            f"({manifest.tokenizer_sha256[:12]}...) than the one of checkpoint '{scorer.name}' "
             f"({tokenizer.sha256[:12]}...): prepare them with {tokenizer.folder}"
         )
     asked = _conversations(config, scorer.vocab_size)
@@ -92,7 +86,7 @@ def evaluate_chat(
         },
         description="Conversations",
     )
-    return run_benchmark(benchmark, scoring(scorer), scorer, facts, cost)
+    return run_benchmark(benchmark, scoring(scorer), subject)
 
 
 def _conversations(config: ChatConfig, vocab_size: int) -> list[_Conversation]:

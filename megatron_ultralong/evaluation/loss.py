@@ -14,10 +14,9 @@ import numpy.typing as npt
 from megatron_ultralong.data.rows.manifest import FILE_NAME
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, ask, scoring
-from megatron_ultralong.evaluation.local.local_data import file_sha256
 from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
 from megatron_ultralong.evaluation.options import LossConfig
-from megatron_ultralong.evaluation.results.file import write_results
+from megatron_ultralong.evaluation.results.file import file_sha256, write_results
 from megatron_ultralong.evaluation.results.result import (
     KINDS,
     LOSS,

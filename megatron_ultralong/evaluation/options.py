@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -42,13 +43,9 @@ class ModelsConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
 
-MOST_DISTRACTORS = 20
-"""Sentences of a needle's form beside it."""
-
-
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Loss and perplexity by position on held-out rows."""
+    """Loss and perplexity by position on held-out rows; several models in one picture."""
 
     data_path: str = ""
     """Folder written by `ultralong prepare`."""
@@ -77,19 +74,17 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PasskeyConfig:
-    """Retrieval of a number hidden in a long text, by length and depth."""
+class GridConfig:
+    """Retrieval of something hidden in a text, by length and depth."""
 
     lengths: Annotated[tuple[int, ...], Range(1)] = ()
     """Tokens of prompt and answer together; one column of the map each."""
     depths: Annotated[tuple[float, ...], Range(0, 100)] = (0, 11, 22, 33, 44, 56, 67, 78, 89, 100)
-    """Where the number stands, in per cent of the text; one line of the map each."""
+    """Where the answer is hidden, in per cent of the text; one line of the map each."""
     num_samples: Annotated[int, Range(1)] = 10
     """Prompts at every length and depth."""
     seed: Annotated[int, Range(0, UINT32)] = 1234
-    """Determines the hidden numbers."""
-    haystack: str = ""
-    """Text file to hide the number in; empty: InfiniteBench's noise line."""
+    """Determines what is hidden, and the text where it is made up."""
     by: Literal["argmax", "decoding"] = "argmax"
     """argmax: one forward pass over prompt and answer; decoding: the answer is written token by
     token. Both find the same."""
@@ -98,26 +93,33 @@ class PasskeyConfig:
     beyond_trained_positions: bool = False
     """Allow lengths beyond those the checkpoint was trained for, to see how it breaks."""
     output: str = ""
-    """New folder for passkey.json and passkey.png; empty: print only. A killed evaluation goes on
-    from OUTPUT.partial."""
+    """New folder for passkey.json and passkey.png, or for needle.json and needle.png; empty: print
+    only. A killed evaluation goes on from OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        check_grid(self)
+        if not self.lengths:
+            raise InputError("--lengths is needed: token counts, such as --lengths 512 1024 2048")
+        check_different("numbers", lengths=self.lengths, depths=self.depths)
+        check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)
-class NeedleConfig:
+class PasskeyConfig(GridConfig):
+    """Retrieval of a number hidden in a long text, by length and depth."""
+
+    haystack: str = ""
+    """Text file to hide the number in; empty: InfiniteBench's noise line."""
+
+
+MOST_DISTRACTORS = 20
+"""Sentences of a needle's form beside it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleConfig(GridConfig):
     """Retrieval of a sentence hidden in running text, by length and depth."""
 
-    lengths: Annotated[tuple[int, ...], Range(1)] = ()
-    """Tokens of prompt and answer together; one column of the map each."""
-    depths: Annotated[tuple[float, ...], Range(0, 100)] = (0, 11, 22, 33, 44, 56, 67, 78, 89, 100)
-    """Where the needle stands, in per cent of the text; one line of the map each."""
-    num_samples: Annotated[int, Range(1)] = 10
-    """Prompts at every length and depth."""
-    seed: Annotated[int, Range(0, UINT32)] = 1234
-    """Determines needles and haystacks."""
     haystack: tuple[str, ...] = ()
     """Text files to hide the needle in, from a different place each time; empty: sentences made
     up at random."""
@@ -125,30 +127,21 @@ class NeedleConfig:
         int, Range(0, MOST_DISTRACTORS, rule="every one is about a city of its own")
     ] = 3
     """Sentences of the needle's form about other cities, at random places."""
-    by: Literal["argmax", "decoding"] = "argmax"
-    """argmax: one forward pass over prompt and answer; decoding: the answer is written token by
-    token. Both find the same."""
-    micro_batch_size: Annotated[int, Range(1)] = 1
-    """Prompts in one forward pass."""
-    beyond_trained_positions: bool = False
-    """Allow lengths beyond those the checkpoint was trained for, to see how it breaks."""
-    output: str = ""
-    """New folder for needle.json and needle.png; empty: print only. A killed evaluation goes on
-    from OUTPUT.partial."""
-
-    def check(self) -> None:
-        """Raise InputError where a field is missing or out of range."""
-        check_grid(self)
 
 
-def check_grid(config: PasskeyConfig | NeedleConfig) -> None:
-    """Raise InputError where a grid of lengths and depths is missing or out of range."""
-    if not config.lengths:
-        raise InputError("--lengths is needed: token counts, such as --lengths 512 1024 2048")
-    for name, values in (("lengths", config.lengths), ("depths", config.depths)):
+def check_different(what: str, **flags: Sequence[Any]) -> None:
+    """Raise InputError where a flag has no values, or one twice; ``what`` they are."""
+    for name, values in flags.items():
         if not values or len(set(values)) != len(values):
-            raise InputError(f"{name} must be different numbers, not {list(values)}")
-    check_ranges(config)
+            raise InputError(f"{name} must be different {what}, not {list(values)}")
+
+
+def check_tasks(tasks: Sequence[str], known: Collection[str]) -> None:
+    """Raise InputError where a task is not known, or given twice, or there is none."""
+    unknown = [task for task in tasks if task not in known]
+    if unknown:
+        raise InputError(f"task {unknown[0]!r} is not known; known: {', '.join(known)}")
+    check_different("values", tasks=tasks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +174,7 @@ ChoiceStyle = Literal["letters", "texts"]
 
 @dataclasses.dataclass(frozen=True)
 class ChoicesConfig:
-    """Multiple-choice questions answered by likelihood."""
+    """Multiple-choice questions answered by likelihood: whether short-context skill stayed."""
 
     data: tuple[str, ...] = ()
     """Files of questions, or folders of them: JSONL with question, choices and answer, or CSV as

@@ -2,142 +2,78 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from megatron_ultralong.data.rows.manifest import load_manifest
-from megatron_ultralong.evaluation.commands import (
-    ChatCommand,
-    ChoicesCommand,
-    InfiniteBenchCommand,
-    LossCommand,
-    LvEvalCommand,
-    NeedleCommand,
-    PasskeyCommand,
-    RulerCommand,
+from megatron_ultralong.evaluation.chat import evaluate_chat
+from megatron_ultralong.evaluation.choices import evaluate_choices
+from megatron_ultralong.evaluation.local.local_benchmarks import (
+    evaluate_infinitebench,
+    evaluate_lv_eval,
 )
-from megatron_ultralong.evaluation.models.opening import (
-    model_facts,
-    open_generators,
-    open_scorers,
-    tokenizer_folder,
-)
+from megatron_ultralong.evaluation.loss import evaluate_loss
+from megatron_ultralong.evaluation.models import opening
+from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, needle_grid, passkey_grid
+from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 
-OneModelCommand = (
-    ChatCommand
-    | ChoicesCommand
-    | InfiniteBenchCommand
-    | LvEvalCommand
-    | NeedleCommand
-    | PasskeyCommand
-    | RulerCommand
-)
 
-
-def run_loss(command: LossCommand) -> None:
-    """Loss by position of every model."""
-    from megatron_ultralong.evaluation.loss import evaluate_loss
-
+def run_loss(command: Any) -> None:
+    """Loss by position of every model of a ``LossCommand``."""
     command.loss.check()
     separator_ids = load_manifest(command.loss.data_path).separator_ids
-    with open_scorers(command.models) as scorers:
-        records = [
-            model_facts(load, command.models.precision).record for load in command.models.load
-        ]
+    models = command.models
+    with opening.open_scorers(models) as scorers:
+        records = [opening.model_facts(load, models.precision).record for load in models.load]
         evaluate_loss(command.loss, scorers, separator_ids, records)
 
 
-def run_passkey(command: PasskeyCommand) -> None:
-    """Passkeys at every length and depth."""
-    from megatron_ultralong.evaluation.retrieval.grid import passkey_grid
-
-    _run_retrieval(command, "passkey", passkey_grid)
-
-
-def run_needle(command: NeedleCommand) -> None:
-    """Needles at every length and depth."""
-    from megatron_ultralong.evaluation.retrieval.grid import needle_grid
-
-    _run_retrieval(command, "needle", needle_grid)
-
-
-def run_ruler(command: RulerCommand) -> None:
-    """RULER's tasks."""
-    from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
-
-    _run_benchmark(command, "ruler", evaluate_ruler)
-
-
-def run_lv_eval(command: LvEvalCommand) -> None:
-    """LV-Eval's sets."""
-    from megatron_ultralong.evaluation.local.local_benchmarks import evaluate_lv_eval
-
-    _run_benchmark(command, "lv_eval", evaluate_lv_eval)
-
-
-def run_infinitebench(command: InfiniteBenchCommand) -> None:
-    """InfiniteBench's tasks."""
-    from megatron_ultralong.evaluation.local.local_benchmarks import evaluate_infinitebench
-
-    _run_benchmark(command, "infinitebench", evaluate_infinitebench)
-
-
-def run_choices(command: ChoicesCommand) -> None:
-    """Multiple-choice questions."""
-    from megatron_ultralong.evaluation.choices.evaluation import evaluate_choices
-
-    _run_benchmark(command, "choices", evaluate_choices, is_scored=True)
-
-
-def run_chat(command: ChatCommand) -> None:
-    """Held-out conversations."""
-    from megatron_ultralong.evaluation.chat import evaluate_chat
-
-    _run_benchmark(command, "chat", evaluate_chat, is_scored=True)
-
-
-def _run_retrieval(
-    command: PasskeyCommand | NeedleCommand, part: str, make_grid: Callable[..., Any]
-) -> None:
-    """A grid of prompts put to one model, which scores them or writes the answers."""
-    from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid
-
-    def run_grid(config: Any, model: Any, facts: Any, tokenizer: Any, cost: Any) -> None:
-        def encode(text: str) -> list[int]:
-            ids: list[int] = tokenizer.encode(text).tolist()
-            return ids
-
-        evaluate_grid(make_grid(config, encode, tokenizer.sha256), model, facts, cost)
-
-    is_scored = getattr(command, part).by == "argmax"
-    _run_benchmark(command, part, run_grid, is_scored=is_scored)
-
-
-def _run_benchmark(
-    command: OneModelCommand, part: str, run: Callable[..., Any], *, is_scored: bool = False
+def _evaluate(
+    name: str, evaluate: Callable[..., Any], command: Any, *, is_scored: bool = False
 ) -> None:
     """A benchmark of one model, which scores rows or writes its answers.
 
     Args:
-        command: the options.
-        part: the field of them that is the benchmark's own.
-        run: called with these, the model, what is known of it, its tokenizer, and the cost.
+        name: of the field of ``command`` that has the benchmark's own options.
+        evaluate: called with these and the model.
+        command: the options, of :mod:`megatron_ultralong.evaluation.commands`.
         is_scored: it scores rows.
 
     Raises:
         InputError: an option is out of its range, or not one model is given.
     """
-    config = getattr(command, part)
+    config, models = getattr(command, name), command.models
     config.check()
     command.cost.check()
-    if len(command.models.load) != 1:
-        verb = f"evaluate {part.replace('_', '-')}"
-        raise InputError(f"{verb} takes one --load, not {len(command.models.load)}")
-    (load,) = command.models.load
-    facts = model_facts(load, command.models.precision)
-    tokenizer = PromptTokenizer(tokenizer_folder(load))
-    opened: Any = open_scorers if is_scored else open_generators
-    with opened(command.models) as (model,):
-        run(config, model, facts, tokenizer, command.cost)
+    if len(models.load) != 1:
+        verb = f"evaluate {name.replace('_', '-')}"
+        raise InputError(f"{verb} takes one --load, not {len(models.load)}")
+    (load,) = models.load
+    facts = opening.model_facts(load, models.precision)
+    tokenizer = PromptTokenizer(opening.tokenizer_folder(load))
+    opened: Any = opening.open_scorers if is_scored else opening.open_generators
+    with opened(models) as (model,):
+        evaluate(config, opening.Subject(model, facts, tokenizer, command.cost))
+
+
+def _evaluate_retrieval(name: str, make_grid: Callable[..., Any], command: Any) -> None:
+    """A grid of prompts put to one model, which scores them or writes the answers."""
+
+    def evaluate(config: Any, subject: opening.Subject[Any]) -> None:
+        tokenizer = subject.tokenizer
+        grid = make_grid(config, lambda text: tokenizer.encode(text).tolist(), tokenizer.sha256)
+        evaluate_grid(grid, subject)
+
+    _evaluate(name, evaluate, command, is_scored=getattr(command, name).by == "argmax")
+
+
+run_passkey = functools.partial(_evaluate_retrieval, "passkey", passkey_grid)
+run_needle = functools.partial(_evaluate_retrieval, "needle", needle_grid)
+run_ruler = functools.partial(_evaluate, "ruler", evaluate_ruler)
+run_lv_eval = functools.partial(_evaluate, "lv_eval", evaluate_lv_eval)
+run_infinitebench = functools.partial(_evaluate, "infinitebench", evaluate_infinitebench)
+run_choices = functools.partial(_evaluate, "choices", evaluate_choices, is_scored=True)
+run_chat = functools.partial(_evaluate, "chat", evaluate_chat, is_scored=True)

@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.options import LossConfig, NeedleConfig, PasskeyConfig
+from megatron_ultralong.evaluation.models.opening import ModelFacts, Subject, model_facts
+from megatron_ultralong.evaluation.options import (
+    CostConfig,
+    LossConfig,
+    NeedleConfig,
+    PasskeyConfig,
+)
 from megatron_ultralong.evaluation.results.file import write_results
 from megatron_ultralong.evaluation.results.result import (
     KINDS,
@@ -18,6 +24,7 @@ from megatron_ultralong.evaluation.results.result import (
     plain_values,
     position_row,
 )
+from megatron_ultralong.model.shape import MODELS
 
 DATE = "2026-01-31T12:00:00+00:00"
 VERSIONS = {"megatron-ultralong": "0.1.0", "torch": "2.13.0"}
@@ -29,6 +36,16 @@ LLAMA_8B = 8_030_261_248
 def record(name: str, num_parameters: int = LLAMA_8B, folder: str = "") -> ModelRecord:
     weights = f"{name}-{folder}".encode().hex()[:16]
     return ModelRecord(folder or f"runs/{name}", "megatron", "bf16", weights, num_parameters)
+
+
+def subject_of(model: Any, folder: Path | None = None, **limits: float) -> Subject:
+    """A model in Hugging Face's format as benchmarks take it; of ``folder`` if results say so."""
+    if folder is None:  # its figures are all that matters
+        identity = {"engine": "transformers", "precision": "fp32", "weights": ""}
+        facts = ModelFacts(model.name, Path(), MODELS["llama3.1-8b"], identity, model.max_positions)
+    else:
+        facts = model_facts(str(folder), "fp32")
+    return Subject(model, facts, None, CostConfig(estimated_tflops=0.01, **limits))
 
 
 def loss_of(

@@ -9,10 +9,8 @@ import numpy as np
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import ModelFacts
-from megatron_ultralong.evaluation.options import CostConfig
+from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.result import Kind, Result
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 
 SUMS = Kind("ten_sums", "Ten sums")
 QUESTIONS = [(f"{a} + {b} =", str(a + b)) for a, b in zip(range(10), range(7, 17), strict=True)]
@@ -32,13 +30,8 @@ def exact_match(written: str, answer: str) -> float:
     return float(written.strip() == answer)
 
 
-def evaluate_sums(
-    config: SumsConfig,
-    generator: Generator,
-    facts: ModelFacts,
-    tokenizer: PromptTokenizer,
-    cost: CostConfig,
-) -> Result:
+def evaluate_sums(config: SumsConfig, subject: Subject[Generator]) -> Result:
+    tokenizer = subject.tokenizer
     prompts = [
         Prompt(np.concatenate([tokenizer.begin_ids, tokenizer.encode(text)]).astype(int), answer)
         for text, answer in QUESTIONS
@@ -51,6 +44,6 @@ def evaluate_sums(
     ]  # fmt: skip
     longest = max(prompt.tokens.size for prompt in prompts) + ROOM
     return evaluate_questions(
-        questions, generator, facts, tokenizer, cost, kind=SUMS, config=config,
+        questions, subject, kind=SUMS, config=config,
         lengths={longest: "the longest sum"}, metrics={"sums": "exact match"},
     )  # fmt: skip

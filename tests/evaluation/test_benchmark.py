@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models.opening import ModelFacts, model_facts
+from megatron_ultralong.evaluation.models.opening import ModelFacts, Subject, model_facts
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.results.file import read_result
-from megatron_ultralong.evaluation.ruler.config import RulerConfig
-from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
-from megatron_ultralong.evaluation.ruler.samples import RulerSamples
+from megatron_ultralong.evaluation.ruler.evaluation import RulerSamples, evaluate_ruler
+from megatron_ultralong.evaluation.ruler.parameters import RulerConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama
@@ -74,18 +73,18 @@ def generator(folder: Path) -> HuggingFaceGenerator:
 def test_an_evaluation_goes_on_after_a_kill(generator, facts, tokenizer, tmp_path, capsys):
     config = dataclasses.replace(CONFIG, output=str(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
-        evaluate_ruler(config, Mortal(generator, 2), facts, tokenizer, COST)
+        evaluate_ruler(config, Subject(Mortal(generator, 2), facts, tokenizer, COST))
     assert not (tmp_path / "out").exists()
     assert "estimate: 12 samples" in capsys.readouterr().err
     second = Mortal(generator)
-    result = evaluate_ruler(config, second, facts, tokenizer, COST)
+    result = evaluate_ruler(config, Subject(second, facts, tokenizer, COST))
     output = capsys.readouterr()
     assert "estimate: 9 samples" in output.err
     assert "RULER of tiny, trained for 1,536 positions" in output.out
     assert len(second.prompts) == 9
     whole = Mortal(generator)
     other = dataclasses.replace(config, output=str(tmp_path / "whole"))
-    at_once = evaluate_ruler(other, whole, facts, tokenizer, COST)
+    at_once = evaluate_ruler(other, Subject(whole, facts, tokenizer, COST))
     assert at_once.cells == result.cells
     lines = [
         sorted((tmp_path / name / "samples.jsonl").read_text().splitlines())
@@ -115,25 +114,27 @@ def test_the_same_output_is_refused_to_other_flags_and_models(
 ):
     config = dataclasses.replace(CONFIG, output=str(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
-        evaluate_ruler(config, Mortal(generator, 1), facts, tokenizer, COST)
+        evaluate_ruler(config, Subject(Mortal(generator, 1), facts, tokenizer, COST))
     for changes, message in (
         ({"seed": 7}, "its seed was 42, now it is 7"),
         ({"prompt_template": "chat"}, "chat needs Llama 3's"),
     ):
         with pytest.raises(InputError, match=message):
             evaluate_ruler(
-                dataclasses.replace(config, **changes), Mortal(generator), facts, tokenizer, COST
+                dataclasses.replace(config, **changes),
+                Subject(Mortal(generator), facts, tokenizer, COST),
             )
     (folder / "notes.txt").write_text("other weights, to all appearances")
     with pytest.raises(InputError, match="its weights was '"):
         evaluate_ruler(
-            config, Mortal(generator), model_facts(f"tiny={folder}", "bf16"), tokenizer, COST
+            config,
+            Subject(Mortal(generator), model_facts(f"tiny={folder}", "bf16"), tokenizer, COST),
         )
     (folder / "notes.txt").unlink()
     # More samples and lengths are the same evaluation, and what is done is not done again.
     more = dataclasses.replace(config, num_samples=4, lengths=(1024,))
     asked = Mortal(generator)
-    evaluate_ruler(more, asked, facts, tokenizer, COST)
+    evaluate_ruler(more, Subject(asked, facts, tokenizer, COST))
     assert len(asked.prompts) == 8 - 2
 
 
@@ -144,18 +145,18 @@ def test_what_costs_too_much_or_is_too_long_is_refused(
     dear = CostConfig(max_cost=1e-9, estimated_tflops=0.01)
     config = dataclasses.replace(CONFIG, output=str(tmp_path / "out"))
     with pytest.raises(InputError, match=r"above --max-cost 1e-09: .* lower --num-samples"):
-        evaluate_ruler(config, untouched, facts, tokenizer, dear)
+        evaluate_ruler(config, Subject(untouched, facts, tokenizer, dear))
     with pytest.raises(
         InputError, match=r"length 2048 \(2048 tokens\) is beyond the 1536 positions .*--beyond"
     ):
         evaluate_ruler(
-            dataclasses.replace(CONFIG, lengths=(2048,)), untouched, facts, tokenizer, COST
+            dataclasses.replace(CONFIG, lengths=(2048,)), Subject(untouched, facts, tokenizer, COST)
         )
     assert untouched.prompts == []
     beyond = dataclasses.replace(
         CONFIG, lengths=(2048,), tasks=("fwe",), num_samples=1, beyond_trained_positions=True
     )
-    result = evaluate_ruler(beyond, untouched, facts, tokenizer, COST)
+    result = evaluate_ruler(beyond, Subject(untouched, facts, tokenizer, COST))
     assert result.columns == ("2048",)
     told = capsys.readouterr().err
     assert "warning: length 2048 (2048 tokens) is beyond the 1536 positions" in told

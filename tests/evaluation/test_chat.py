@@ -18,7 +18,12 @@ from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.rows.chats import ChatRows
 from megatron_ultralong.evaluation.chat import evaluate_chat
-from megatron_ultralong.evaluation.models.opening import model_facts, open_scorers, tokenizer_folder
+from megatron_ultralong.evaluation.models.opening import (
+    Subject,
+    model_facts,
+    open_scorers,
+    tokenizer_folder,
+)
 from megatron_ultralong.evaluation.options import ChatConfig, CostConfig, ModelsConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result
@@ -79,7 +84,8 @@ def run(load: Path, config: ChatConfig, parallel: ParallelConfig | None = None) 
     facts = model_facts(str(load), "fp32")
     tokenizer = PromptTokenizer(tokenizer_folder(str(load)))
     with open_scorers(models) as scorers:
-        return evaluate_chat(config, scorers[0], facts, tokenizer, CostConfig(estimated_tflops=0.1))
+        cost = CostConfig(estimated_tflops=0.1)
+        return evaluate_chat(config, Subject(scorers[0], facts, tokenizer, cost))
 
 
 def on_two_ranks(folder: Path, output: Path) -> None:

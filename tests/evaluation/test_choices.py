@@ -14,9 +14,13 @@ from transformers import LlamaForCausalLM
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.evaluation.choices.evaluation import evaluate_choices
-from megatron_ultralong.evaluation.choices.questions import read_questions
-from megatron_ultralong.evaluation.models.opening import model_facts, open_scorers, tokenizer_folder
+from megatron_ultralong.evaluation.choices import evaluate_choices, read_questions
+from megatron_ultralong.evaluation.models.opening import (
+    Subject,
+    model_facts,
+    open_scorers,
+    tokenizer_folder,
+)
 from megatron_ultralong.evaluation.options import ChoicesConfig, CostConfig, ModelsConfig
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
@@ -62,7 +66,7 @@ def run(load: str, config: ChoicesConfig, parallel: ParallelConfig | None = None
     models = ModelsConfig((load,), "fp32", parallel or ParallelConfig())
     with open_scorers(models) as scorers:
         facts, tokenizer = model_facts(load, "fp32"), PromptTokenizer(tokenizer_folder(load))
-        return evaluate_choices(config, scorers[0], facts, tokenizer, COST)
+        return evaluate_choices(config, Subject(scorers[0], facts, tokenizer, COST))
 
 
 def losses(output: Path) -> dict[tuple[str, int], list[float]]:

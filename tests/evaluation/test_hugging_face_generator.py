@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models.interface import before_stop
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator, before_stop
 from megatron_ultralong.evaluation.models.opening import open_generators
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.program.errors import InputError
@@ -51,7 +50,8 @@ def test_continuations_are_the_argmax_of_every_step_whatever_the_folder_asks_for
     assert stopped == [before_stop(ids, stops) for ids in expected]
     assert len(stopped[0]) <= 4
     assert len({len(ids) for ids in stopped}) > 1
-    alone = HuggingFaceGenerator(folder, max_batch_size=1)
+    alone = HuggingFaceGenerator(folder)
+    alone.max_batch_size = 1
     assert alone.generate(PROMPTS, max_new_tokens=12, stop_ids=stops) == stopped
 
 

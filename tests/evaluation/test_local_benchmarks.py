@@ -11,17 +11,21 @@ import numpy as np
 import pytest
 
 from megatron_ultralong.evaluation.local import infinitebench as infinitebench
-from megatron_ultralong.evaluation.local.config import InfiniteBenchConfig, LvEvalConfig
+from megatron_ultralong.evaluation.local.infinitebench import InfiniteBenchConfig
 from megatron_ultralong.evaluation.local.local_benchmarks import (
+    cut_prompt,
     evaluate_infinitebench,
     evaluate_lv_eval,
 )
-from megatron_ultralong.evaluation.local.local_data import cut_prompt
-from megatron_ultralong.evaluation.local.lv_eval import DATA_SETS
-from megatron_ultralong.evaluation.local.scores import infinitebench_score, lv_eval_score
-from megatron_ultralong.evaluation.local.text_scores import normalised, normalised_chinese
+from megatron_ultralong.evaluation.local.lv_eval import DATA_SETS, LvEvalConfig
+from megatron_ultralong.evaluation.local.scores import (
+    infinitebench_score,
+    lv_eval_score,
+    normalised,
+    normalised_chinese,
+)
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models.opening import model_facts
+from megatron_ultralong.evaluation.models.opening import Subject, model_facts
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
@@ -138,10 +142,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parts(model: Path) -> tuple[Any, ...]:
-    """Generator, facts, tokenizer and cost, as every benchmark takes them."""
+def subject(model: Path) -> Subject:
     generator = HuggingFaceGenerator(model, name="tiny")
-    return generator, model_facts(f"tiny={model}", "fp32"), PromptTokenizer(model), COST
+    return Subject(generator, model_facts(f"tiny={model}", "fp32"), PromptTokenizer(model), COST)
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> None:
@@ -166,7 +169,7 @@ def lv_eval_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_lv_eval_runs_over_upstreams_files(parts, lv_eval_data, tmp_path, capsys):
+def test_lv_eval_runs_over_upstreams_files(subject, lv_eval_data, tmp_path, capsys):
     config = LvEvalConfig(
         data=str(lv_eval_data),
         length_levels=("16k", "32k"),
@@ -174,7 +177,7 @@ def test_lv_eval_runs_over_upstreams_files(parts, lv_eval_data, tmp_path, capsys
         num_samples=1,
         output=str(tmp_path / "out"),
     )
-    result = evaluate_lv_eval(config, *parts)
+    result = evaluate_lv_eval(config, subject)
     assert result.rows == tuple(DATA_SETS)
     assert result.columns == ("16k", "32k")
     assert [cell.figures["num_truncated"] for cell in result.cells if cell.column == "32k"] == [
@@ -215,18 +218,18 @@ def infinite_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_infinitebench_runs_over_upstreams_files(parts, infinite_data, tmp_path):
+def test_infinitebench_runs_over_upstreams_files(subject, infinite_data, tmp_path):
     tasks = tuple(name for name, task in infinitebench.TASKS.items() if task.max_new_tokens < 100)
     config = InfiniteBenchConfig(
         data=str(infinite_data), tasks=tasks, output=str(tmp_path / "out"), micro_batch_size=4
     )
-    result = evaluate_infinitebench(config, *parts)
+    result = evaluate_infinitebench(config, subject)
     assert result.rows == tasks
     assert result.columns == ("512",)
     with pytest.raises(
         InputError, match=r"longbook_sum_eng takes answers of 1200 tokens, and --max"
     ):
-        evaluate_infinitebench(InfiniteBenchConfig(data=str(infinite_data)), *parts)
+        evaluate_infinitebench(InfiniteBenchConfig(data=str(infinite_data)), subject)
 
 
 def test_prompts_of_infinitebench_are_upstreams(infinite_data):
@@ -260,8 +263,8 @@ def test_prompts_of_infinitebench_are_upstreams(infinite_data):
             assert "{" not in prompt(task, template)
 
 
-def test_the_middle_of_a_long_prompt_is_left_out(parts):
-    tokenizer = parts[2]
+def test_the_middle_of_a_long_prompt_is_left_out(subject):
+    tokenizer = subject.tokenizer
     text = "".join(f"x{number} = {number}\n" for number in range(300))
     whole, was_cut = cut_prompt(tokenizer, "base", text, 10_000)
     assert not was_cut
@@ -276,7 +279,7 @@ def test_the_middle_of_a_long_prompt_is_left_out(parts):
     assert exact.size == whole.size
 
 
-def test_bad_local_copies_are_refused(parts, lv_eval_data, infinite_data, tmp_path):
+def test_bad_local_copies_are_refused(subject, lv_eval_data, infinite_data, tmp_path):
     lv_eval = LvEvalConfig(data=str(lv_eval_data), tasks=("cmrc_mixup",), length_levels=("16k",))
     infinite = InfiniteBenchConfig(data=str(tmp_path), tasks=("code_run",))
     for changes, message in (
@@ -288,7 +291,7 @@ def test_bad_local_copies_are_refused(parts, lv_eval_data, infinite_data, tmp_pa
         ({"num_samples": -1}, "num_samples must be at least 0, not -1"),
     ):
         with pytest.raises(InputError, match=message):
-            evaluate_lv_eval(dataclasses.replace(lv_eval, **changes), *parts)
+            evaluate_lv_eval(dataclasses.replace(lv_eval, **changes), subject)
     file = tmp_path / "code_run.jsonl"
     good = infinite_records("code_run")
     for text, message in (
@@ -299,8 +302,8 @@ def test_bad_local_copies_are_refused(parts, lv_eval_data, infinite_data, tmp_pa
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=message):
-            evaluate_infinitebench(infinite, *parts)
+            evaluate_infinitebench(infinite, subject)
     options = {**infinite_records("code_debug"), "options": ["a"]}
     (tmp_path / "code_debug.jsonl").write_text(json.dumps(options))
     with pytest.raises(InputError, match="record 1 has 1 options, and code_debug asks for four"):
-        evaluate_infinitebench(dataclasses.replace(infinite, tasks=("code_debug",)), *parts)
+        evaluate_infinitebench(dataclasses.replace(infinite, tasks=("code_debug",)), subject)

@@ -17,11 +17,10 @@ from megatron_ultralong.evaluation.models.hugging_face import (
     HuggingFaceGenerator,
     HuggingFaceScorer,
 )
-from megatron_ultralong.evaluation.models.opening import model_facts
-from megatron_ultralong.evaluation.options import CostConfig, NeedleConfig
+from megatron_ultralong.evaluation.options import NeedleConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, measure_grid, needle_grid
+from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, needle_grid
 from megatron_ultralong.evaluation.retrieval.needle_prompt import (
     CITIES,
     INTRODUCTION,
@@ -32,15 +31,15 @@ from megatron_ultralong.evaluation.retrieval.needle_prompt import (
     of_files,
 )
 from megatron_ultralong.program.errors import InputError
+from tests.evaluation.results import subject_of
 from tests.models import write_llama
 
 CONFIG = NeedleConfig(lengths=(700, 900), depths=(0.0, 50.0), num_samples=3, micro_batch_size=4)
-COST = CostConfig(estimated_tflops=0.01)
 STORY = "".join(f"Line {n} of the story is about {n * n}. Then came rain!\n" for n in range(300))
 
 
 def measure_needle(config: NeedleConfig, model, encode) -> Result:
-    return measure_grid(needle_grid(config, encode), model)
+    return evaluate_grid(needle_grid(config, encode), subject_of(model))
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +165,11 @@ def test_files_are_written_and_read_back(folder, encode, tmp_path, capsys):
     text.write_text("Tea is made of leaves and of water. Leaves grow on bushes. " * 100)
     output = str(tmp_path / "needle")
     config = dataclasses.replace(CONFIG, output=output, haystack=(str(text),))
-    facts = model_facts(str(folder), "fp32")
-    result = evaluate_grid(
-        needle_grid(config, encode, "sha"), HuggingFaceScorer(folder), facts, COST
-    )
+    subject = subject_of(HuggingFaceScorer(folder), folder)
+    result = evaluate_grid(needle_grid(config, encode, "sha"), subject)
     assert read_result(tmp_path / "needle" / "needle.json", "needle") == result
     assert result.material == {"haystack 1": hashlib.sha256(text.read_bytes()).hexdigest()}
-    assert result.model == facts.record
+    assert result.model == subject.facts.record
     names = sorted(path.name for path in (tmp_path / "needle").iterdir())
     assert names == ["evaluation.json", "needle.json", "needle.png", "samples.jsonl"]
     out = " ".join(capsys.readouterr().out.split())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models.opening import model_facts
+from megatron_ultralong.evaluation.models.opening import Subject, model_facts
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.report.report import gather_report
 from megatron_ultralong.evaluation.results.file import read_result
@@ -38,7 +38,7 @@ def test_it_is_asked_resumed_written_and_reported(
     config = SumsConfig(output=str(tmp_path / "out"))
     killed = Mortal(generator, 1)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_sums(config, killed, facts, tokenizer, COST)
+        evaluate_sums(config, Subject(killed, facts, tokenizer, COST))
     second = Mortal(generator)
     # A model that has never learnt to add: half of the answers are made what it writes.
     lines = (tmp_path / "out.partial" / "samples.jsonl").read_text().splitlines()
@@ -48,7 +48,7 @@ def test_it_is_asked_resumed_written_and_reported(
     written = [tokenizer.decode(one) for one in generator.generate(ids, max_new_tokens=4)]
     known = [(text, answer.strip()) for text, answer in zip(answers[5:], written, strict=True)]
     monkeypatch.setattr(ten_sums, "QUESTIONS", [*QUESTIONS[:5], *known])
-    result = evaluate_sums(config, second, facts, tokenizer, COST)
+    result = evaluate_sums(config, Subject(second, facts, tokenizer, COST))
     assert len(second.prompts) == 5
     (cell,) = result.cells
     num_right = sum(json.loads(line)["score"] for line in (tmp_path / "out/samples.jsonl").open())
@@ -65,7 +65,7 @@ def test_it_is_asked_resumed_written_and_reported(
     assert section.title == "Ten sums"
     assert section.tables[0].rows[0][-1].text == f"{10 * num_right:.1f}"
     with pytest.raises(InputError, match="holds 4 entries"):
-        evaluate_sums(config, second, facts, tokenizer, COST)
+        evaluate_sums(config, Subject(second, facts, tokenizer, COST))
     dear = dataclasses.replace(COST, max_cost=1e-15)
     with pytest.raises(InputError, match="above --max-cost"):
-        evaluate_sums(SumsConfig(), second, facts, tokenizer, dear)
+        evaluate_sums(SumsConfig(), Subject(second, facts, tokenizer, dear))

@@ -14,13 +14,13 @@ from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceScorer
 from megatron_ultralong.evaluation.models.interface import Scores
-from megatron_ultralong.evaluation.models.opening import model_facts, open_generators, open_scorers
-from megatron_ultralong.evaluation.options import CostConfig, ModelsConfig, PasskeyConfig
+from megatron_ultralong.evaluation.models.opening import open_generators, open_scorers
+from megatron_ultralong.evaluation.options import ModelsConfig, PasskeyConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, measure_grid, passkey_grid
+from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, passkey_grid
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.journal import Journal
+from tests.evaluation.results import subject_of
 
 from .conftest import make_llama
 
@@ -28,8 +28,8 @@ CONFIG = PasskeyConfig(lengths=(136, 160), depths=(0.0, 100.0), num_samples=5, m
 MANY = dataclasses.replace(CONFIG, num_samples=50, micro_batch_size=25)
 
 
-def measure_passkey(config: PasskeyConfig, model, encode, journal: Journal | None = None) -> Result:
-    return measure_grid(passkey_grid(config, encode), model, journal)
+def measure_passkey(config: PasskeyConfig, model, encode) -> Result:
+    return evaluate_grid(passkey_grid(config, encode), subject_of(model))
 
 
 class Recorder:
@@ -136,11 +136,13 @@ def test_decoding_in_the_training_layout_finds_what_argmax_finds(half_trained, e
     models = ModelsConfig((str(tmp_path / "megatron"),), "fp32")
     found = {}
     for by, opened in (("argmax", open_scorers), ("decoding", open_generators)):
-        journal = Journal({}, None)
         with opened(models) as (model,):
-            measure_passkey(dataclasses.replace(MANY, by=by), model, encode, journal)
+            measure_passkey(
+                dataclasses.replace(MANY, by=by, output=str(tmp_path / by)), model, encode
+            )
         lines = sorted(
-            journal._entries.values(), key=lambda x: (x["length"], x["depth"], x["number"])
+            map(json.loads, (tmp_path / by / "samples.jsonl").open()),
+            key=lambda x: (x["length"], x["depth"], x["number"]),
         )
         found[by] = [line["is_retrieved"] for line in lines]
     assert len(found["argmax"]) == 200
@@ -150,9 +152,8 @@ def test_decoding_in_the_training_layout_finds_what_argmax_finds(half_trained, e
 
 
 def evaluate(config: PasskeyConfig, model, encode, **limits: float) -> Result:
-    facts = model_facts(str(model.folder), "fp32")
-    cost = CostConfig(estimated_tflops=0.01, **limits)
-    return evaluate_grid(passkey_grid(config, encode, "sha"), model, facts, cost)
+    subject = subject_of(model, model.folder, **limits)
+    return evaluate_grid(passkey_grid(config, encode, "sha"), subject)
 
 
 def test_files_are_written_and_read_back(scorer, encode, tmp_path, capsys):

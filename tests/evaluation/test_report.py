@@ -13,11 +13,10 @@ import pytest
 from rich.console import Console
 
 from megatron_ultralong.evaluation.report.page import print_report, write_report
-from megatron_ultralong.evaluation.report.report import Report, gather_report
+from megatron_ultralong.evaluation.report.report import Check, Report, gather_report
 from megatron_ultralong.evaluation.report.table import Cell, with_best
 from megatron_ultralong.evaluation.results.result import versions
 from megatron_ultralong.evaluation.ruler.parameters import TASKS as RULER_TASKS
-from megatron_ultralong.evaluation.verdicts import Check
 from megatron_ultralong.program.errors import InputError
 from tests.evaluation.results import (
     loss_results,

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
-from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.evaluation.verdicts import (
+from examples.demo.verdicts import (
     Bounds,
     chat_checks,
     loss_checks,
     passkey_checks,
 )
+from megatron_ultralong.evaluation.results.result import Result
 from tests.evaluation.results import AFTER, BEFORE, loss_results, passkey_result, task_result
 
 

@@ -17,7 +17,7 @@ from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.config.generate import DecodingConfig
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.evaluation.models.interface import before_stop
+from megatron_ultralong.evaluation.models.hugging_face import before_stop
 from megatron_ultralong.generation.checkpoint import open_decoder
 from megatron_ultralong.generation.continuation import Continuation, make_batches
 from megatron_ultralong.mcore.parallel import parallel_groups

@@ -1,19 +1,107 @@
-"""Questions that a model answers in writing: what a benchmark asks, and how it is scored."""
+"""A benchmark from its samples, or from questions to be answered in writing, to its table."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic
 
-from megatron_ultralong.evaluation.asking.run import Benchmark, Entries, run_benchmark
-from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, writing
-from megatron_ultralong.evaluation.models.interface import Generator, check_length
-from megatron_ultralong.evaluation.models.opening import ModelFacts
-from megatron_ultralong.evaluation.options import CostConfig
-from megatron_ultralong.evaluation.results.result import Kind, Result, ScoreCell, mean_cell
+from megatron_ultralong.evaluation.asking.samples import (
+    Prompt,
+    Put,
+    Reply,
+    Row,
+    Sample,
+    ask,
+    writing,
+)
+from megatron_ultralong.evaluation.models.interface import Generator, Model, check_length
+from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.results.file import write_results
+from megatron_ultralong.evaluation.results.result import (
+    Kind,
+    Result,
+    ScoreCell,
+    mean_cell,
+    plain_values,
+)
+from megatron_ultralong.evaluation.results.tables import score_table
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.program.journal import sample_key
+from megatron_ultralong.program.journal import Journal, open_journal, sample_key
+from megatron_ultralong.program.terminal import Console
+
+Entries = Sequence[Mapping[str, Any]]
+"""What the journal has of a benchmark's samples, in their order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark(Generic[Reply]):
+    """What is asked, and what is made of the replies."""
+
+    kind: Kind
+    config: Any
+    """The verb's configuration, with ``output`` and ``micro_batch_size``."""
+    samples: Sequence[Sample[Reply]]
+    cells: Callable[[Entries], tuple[ScoreCell, ...]]
+    decides: Mapping[str, Any]
+    """JSON of what decides each figure beside the model, and may not differ when going on."""
+    metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: Callable[[Entries], Sequence[str]] = lambda entries: ()
+    material: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    description: str = ""
+    """Beside the progress; empty: the benchmark's title."""
+
+
+def run_benchmark(benchmark: Benchmark[Reply], put: Put[Reply], subject: Subject[Model]) -> Result:
+    """Ask all samples, print a table and write ``KIND.json``, ``KIND.png`` and every answer.
+
+    Every rank calls it; the main one prints and writes.
+
+    Raises:
+        InputError: an output folder in use, or a cost above the limit.
+    """
+    model, facts, kind = subject.model, subject.facts, benchmark.kind
+    identity = {**facts.identity, **benchmark.decides}
+    output = benchmark.config.output
+    with open_journal(output, kind.name, identity, is_main=model.is_main) as journal:
+        entries = ask(
+            benchmark.samples,
+            put,
+            model,
+            journal,
+            micro_batch_size=benchmark.config.micro_batch_size,
+            description=f"{benchmark.description or kind.title} of {model.name}",
+            shape=facts.model,
+            cost=subject.cost,
+        )
+        result = Result(
+            kind=kind,
+            config=plain_values(benchmark.config),
+            checkpoint=model.name,
+            max_positions=facts.max_positions,
+            cells=benchmark.cells(entries),
+            metrics=benchmark.metrics,
+            notes=tuple(benchmark.notes(entries)),
+            material=benchmark.material,
+            model=facts.record,
+        )
+        if model.is_main:
+            _show(result, journal)
+    return result
+
+
+def _show(result: Result, journal: Journal) -> None:
+    """Print the table, and write the files where there is a folder for them."""
+    from megatron_ultralong.evaluation.results import pictures
+
+    Console().print(score_table(result))
+    if journal.folder is not None:
+        picture = journal.folder / f"{result.kind.name}.png"
+        if result.kind.rows == "depths":
+            pictures.retrieval_picture([result], picture)
+        else:
+            pictures.task_picture(result, picture)
+        write_results(journal.folder / f"{result.kind.name}.json", [result])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +124,7 @@ class Question:
 
 def evaluate_questions(
     questions: Sequence[Question],
-    generator: Generator,
-    facts: ModelFacts,
-    tokenizer: PromptTokenizer,
-    cost: CostConfig,
+    subject: Subject[Generator],
     *,
     kind: Kind,
     config: Any,
@@ -52,10 +137,7 @@ def evaluate_questions(
 
     Args:
         questions: what is asked.
-        generator: the model.
-        facts: what is known of it.
-        tokenizer: the model's.
-        cost: what the evaluation may cost.
+        subject: the model.
         kind: the benchmark.
         config: the verb's configuration, with ``output``, ``micro_batch_size`` and
             ``beyond_trained_positions``.
@@ -70,7 +152,8 @@ def evaluate_questions(
     """
     longest, what = max(lengths.items())
     what = f"{what} ({longest} tokens)"
-    check_length(generator, longest, config.beyond_trained_positions, what=what)
+    check_length(subject.model, longest, config.beyond_trained_positions, what=what)
+    tokenizer = subject.tokenizer
     stop_ids = tokenizer.stop_ids()
     benchmark = Benchmark(
         kind=kind,
@@ -82,7 +165,7 @@ def evaluate_questions(
         notes=lambda entries: notes,
         material=material or {},
     )
-    return run_benchmark(benchmark, writing(generator, stop_ids), generator, facts, cost)
+    return run_benchmark(benchmark, writing(subject.model, stop_ids), subject)
 
 
 def _sample(

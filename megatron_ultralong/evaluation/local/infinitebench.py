@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from megatron_ultralong.evaluation.options import check_tasks
+from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import Range, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +127,39 @@ TASKS: dict[str, Task] = {
         "and obvious error in A, B, C, or D.",
     ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class InfiniteBenchConfig:
+    """InfiniteBench's twelve tasks from a local copy."""
+
+    data: str = ""
+    """Folder with upstream's files: passkey.jsonl, longbook_qa_eng.jsonl and the others."""
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """Tasks to ask; all twelve by default."""
+    max_length: Annotated[int, Range(0)] = 0
+    """Tokens of prompt and answer together; longer prompts lose their middle. 0: the positions
+    the checkpoint was trained for."""
+    num_samples: Annotated[int, Range(0)] = 0
+    """Questions of every task, the first ones; 0: all."""
+    prompt_template: PromptTemplate = "base"
+    """base: upstream's prompts for YaRN-Mistral, to be continued; chat: those for GPT-4, as a user
+    turn of Llama 3."""
+    micro_batch_size: Annotated[int, Range(1)] = 1
+    """Prompts that are continued together."""
+    beyond_trained_positions: bool = False
+    """Allow a max_length beyond the positions the checkpoint was trained for."""
+    output: str = ""
+    """New folder for infinitebench.json, infinitebench.png and every answer; empty: print only. A
+    folder that a killed evaluation left is continued."""
+
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range."""
+        if not self.data:
+            raise InputError("--data is needed: the folder with upstream's files")
+        check_tasks(self.tasks, TASKS)
+        check_ranges(self)
+
 
 _CALL = re.compile(r"(func_\d+)\(-?\d+\)")
 _WANTED = re.compile(r"The (.+?) of")

@@ -4,27 +4,98 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.local import infinitebench as infinitebench
-from megatron_ultralong.evaluation.local import lv_eval as lv_eval
-from megatron_ultralong.evaluation.local.config import InfiniteBenchConfig, LvEvalConfig
-from megatron_ultralong.evaluation.local.local_data import (
-    cut_prompt,
-    file_sha256,
-    find_file,
-    read_jsonl,
-)
+from megatron_ultralong.evaluation.local import infinitebench, lv_eval
+from megatron_ultralong.evaluation.local.infinitebench import InfiniteBenchConfig
+from megatron_ultralong.evaluation.local.lv_eval import LvEvalConfig
 from megatron_ultralong.evaluation.local.scores import infinitebench_score, lv_eval_score
 from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import ModelFacts
-from megatron_ultralong.evaluation.options import CostConfig
-from megatron_ultralong.evaluation.results.result import KINDS, Result
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.results.file import file_sha256
+from megatron_ultralong.evaluation.results.result import KINDS, Kind, Result
+from megatron_ultralong.generation import prompt_tokenizer
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTemplate, PromptTokenizer
 from megatron_ultralong.program.errors import InputError
+
+
+def read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
+    """Records of a file, each of which has ``keys``.
+
+    Raises:
+        InputError: no such file, a line that is not JSON, or one without a key.
+    """
+    records = []
+    for record in read_records(path, tuple(keys), "jsonl"):
+        if record.error:
+            raise InputError(f"{record.place}: {record.error}")
+        missing = [key for key in keys if key not in record.fields]
+        if missing:
+            raise InputError(
+                f"{record.place} has no {missing[0]!r}, only {sorted(record.fields)}: the file is "
+                "not in upstream's format"
+            )
+        records.append(dict(record.fields))
+    if not records:
+        raise InputError(f"{path} holds no records")
+    return records
+
+
+def find_file(data: str, names: Iterable[str]) -> Path:
+    """The first of ``names`` that is a file in the folder ``data``.
+
+    Raises:
+        InputError: none is.
+    """
+    tried = list(names)
+    for name in tried:
+        if (Path(data) / name).is_file():
+            return Path(data) / name
+    raise InputError(
+        f"--data {data} has no {' and no '.join(tried)}: give the folder with the files as "
+        "upstream publishes them, or leave the task out by --tasks"
+    )
+
+
+def cut_prompt(
+    tokenizer: PromptTokenizer, template: PromptTemplate, text: str, room: int
+) -> tuple[IdArray, bool]:
+    """Ids of a prompt within ``room`` tokens, and whether its middle was left out.
+
+    Of a text that is too long, as many tokens are kept at its start as at its end. Upstream cuts
+    so too, and then tokenises the text anew; here the ids stay as they are.
+    """
+    before, after = _around(tokenizer, template)
+    body = tokenizer.encode(text if template == "base" else f"\n\n{text}")
+    space = room - before.size - after.size
+    if space < 2:
+        raise InputError(
+            f"a prompt of {room} tokens has no room beside its template's "
+            f"{before.size + after.size}: raise --max-length"
+        )
+    was_cut = body.size > space
+    if was_cut:
+        half = space // 2
+        body = np.concatenate([body[:half], body[-half:]])
+    return np.concatenate([before, body, after]), was_cut
+
+
+def _around(tokenizer: PromptTokenizer, template: PromptTemplate) -> tuple[IdArray, IdArray]:
+    """What stands before and after the text of a prompt."""
+    if template == "base":
+        return np.asarray(tokenizer.begin_ids, np.int64), np.zeros(0, np.int64)
+    parts = list(prompt_tokenizer.prompt_parts("chat", "", ""))
+    place = parts.index("\n\n")  # of the user's turn; the assistant's comes after it
+    return tokenizer.encode_parts(parts[:place]), tokenizer.encode_parts(parts[place + 1 :])
+
 
 PROMPT_VERSION = 1
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""
@@ -36,21 +107,20 @@ class _Source:
 
     task: str
     column: str
-    file: str
+    file: Path
     records: list[dict[str, Any]]
     max_new_tokens: int
+    metric: str
     text: Callable[[Mapping[str, Any], str], str]
     references: Callable[[Mapping[str, Any], str], Any]
     score: Callable[[str, Any], float]
 
+    def place(self, index: int) -> str:
+        """Where record ``index`` stands, as messages say it."""
+        return f"{self.file}, record {index + 1}"
 
-def evaluate_lv_eval(
-    config: LvEvalConfig,
-    generator: Generator,
-    facts: ModelFacts,
-    tokenizer: PromptTokenizer,
-    cost: CostConfig,
-) -> Result:
+
+def evaluate_lv_eval(config: LvEvalConfig, subject: Subject[Generator]) -> Result:
     """Measure LV-Eval, print a table, write JSON, a picture and every answer.
 
     Every rank calls this; the main one prints and writes.
@@ -60,38 +130,23 @@ def evaluate_lv_eval(
             positions, an output folder in use, or a cost above the limit.
     """
     config.check()
-    sources, material = [], {}
-    for task in config.tasks:
-        data_set = lv_eval.DATA_SETS[task]
-        for level in config.length_levels:
-            name = f"{task}_{level}.jsonl"
-            file = find_file(config.data, (name, f"{task}/{name}"))
-            material[name] = file_sha256(file)
-            source = _Source(
-                task=task,
-                column=level,
-                file=str(file),
-                records=read_jsonl(file, ("input", "context", "answers")),
-                max_new_tokens=data_set.max_new_tokens,
-                text=functools.partial(_lv_eval_text, data_set.template),
-                references=_lv_eval_references,
-                score=functools.partial(lv_eval_score, data_set.metric),
-            )
-            source.score("", source.references(source.records[0], str(file)))  # packages are there
-            sources.append(source)
-    metrics = {task: lv_eval.DATA_SETS[task].metric for task in config.tasks}
-    return _evaluate(
-        "lv_eval", config, sources, metrics, material, generator, facts, tokenizer, cost
-    )
+    sources = []
+    for task, level in itertools.product(config.tasks, config.length_levels):
+        upstream, name = lv_eval.DATA_SETS[task], f"{task}_{level}.jsonl"
+        file = find_file(config.data, (name, f"{task}/{name}"))
+        source = _Source(
+            *(task, level, file, read_jsonl(file, ("input", "context", "answers"))),
+            *(upstream.max_new_tokens, upstream.metric),
+            text=functools.partial(_lv_eval_text, upstream.template),
+            references=_lv_eval_references,
+            score=functools.partial(lv_eval_score, upstream.metric),
+        )
+        source.score("", source.references(source.records[0], str(file)))  # packages are there
+        sources.append(source)
+    return _evaluate(KINDS["lv_eval"], config, sources, subject)
 
 
-def evaluate_infinitebench(
-    config: InfiniteBenchConfig,
-    generator: Generator,
-    facts: ModelFacts,
-    tokenizer: PromptTokenizer,
-    cost: CostConfig,
-) -> Result:
+def evaluate_infinitebench(config: InfiniteBenchConfig, subject: Subject[Generator]) -> Result:
     """Measure InfiniteBench, print a table, write JSON, a picture and every answer.
 
     Every rank calls this; the main one prints and writes.
@@ -100,31 +155,23 @@ def evaluate_infinitebench(
         InputError: as :func:`evaluate_lv_eval`.
     """
     config.check()
-    column = str(_max_length(config, facts))
-    sources, material = [], {}
-    for name in config.tasks:
-        file = find_file(config.data, (f"{name}.jsonl",))
-        material[file.name] = file_sha256(file)
+    column = str(config.max_length or subject.facts.max_positions)
+    sources = []
+    for task in config.tasks:
+        upstream, file = infinitebench.TASKS[task], find_file(config.data, (f"{task}.jsonl",))
         source = _Source(
-            task=name,
-            column=column,
-            file=str(file),
-            records=read_jsonl(file, ("input", "context", "answer")),
-            max_new_tokens=infinitebench.TASKS[name].max_new_tokens,
-            text=functools.partial(infinitebench.prompt_text, name, config.prompt_template),
-            references=functools.partial(infinitebench.labels, name),
-            score=functools.partial(infinitebench_score, name),
+            *(task, column, file, read_jsonl(file, ("input", "context", "answer"))),
+            *(upstream.max_new_tokens, upstream.metric),
+            text=functools.partial(infinitebench.prompt_text, task, config.prompt_template),
+            references=functools.partial(infinitebench.labels, task),
+            score=functools.partial(infinitebench_score, task),
         )
-        for number, record in enumerate(source.records, 1):
-            where = f"{file}, record {number}"
-            source.text(record, where)
-            references = source.references(record, where)
+        for index, record in enumerate(source.records):
+            source.text(record, source.place(index))
+            references = source.references(record, source.place(index))
         source.score("", references)  # packages are there
         sources.append(source)
-    metrics = {name: infinitebench.TASKS[name].metric for name in config.tasks}
-    return _evaluate(
-        "infinitebench", config, sources, metrics, material, generator, facts, tokenizer, cost
-    )
+    return _evaluate(KINDS["infinitebench"], config, sources, subject)
 
 
 def _lv_eval_text(template: str, record: Mapping[str, Any], where: str) -> str:
@@ -137,22 +184,13 @@ def _lv_eval_references(record: Mapping[str, Any], where: str) -> dict[str, Any]
     return {"answer": record["answers"][0], "keywords": record.get("answer_keywords")}
 
 
-def _max_length(config: LvEvalConfig | InfiniteBenchConfig, facts: ModelFacts) -> int:
-    return config.max_length or facts.max_positions
-
-
 def _evaluate(
-    kind: str,
+    kind: Kind,
     config: LvEvalConfig | InfiniteBenchConfig,
     sources: list[_Source],
-    metrics: Mapping[str, str],
-    material: Mapping[str, str],
-    generator: Generator,
-    facts: ModelFacts,
-    tokenizer: PromptTokenizer,
-    cost: CostConfig,
+    subject: Subject[Generator],
 ) -> Result:
-    max_length = _max_length(config, facts)
+    max_length = config.max_length or subject.facts.max_positions
     too_long = [source for source in sources if source.max_new_tokens + 16 > max_length]
     if too_long:
         raise InputError(
@@ -160,10 +198,24 @@ def _evaluate(
             f"--max-length {max_length} leaves no room for a prompt beside them: raise it, or "
             "leave the task out by --tasks"
         )
+    material = {source.file.name: file_sha256(source.file) for source in sources}
+    decides = {
+        "version": PROMPT_VERSION,
+        "template": config.prompt_template,
+        "max_length": max_length,
+        "tokenizer": subject.tokenizer.sha256,
+    }
+    config = dataclasses.replace(config, max_length=max_length)
     questions = [
-        _question(config, source, max_length, tokenizer, material, index)
+        _question(
+            config,
+            source,
+            subject.tokenizer,
+            index,
+            decides | {"file": material[source.file.name]},
+        )
         for source in sources
-        for index in range(min(config.num_samples or len(source.records), len(source.records)))
+        for index in range(len(source.records[: config.num_samples or None]))
     ]
     notes = [
         f"prompt template {config.prompt_template}; prompts beyond {max_length:,} tokens (the "
@@ -173,14 +225,11 @@ def _evaluate(
         notes.append(f"the first {config.num_samples} questions of every file")
     return evaluate_questions(
         questions,
-        generator,
-        facts,
-        tokenizer,
-        cost,
-        kind=KINDS[kind],
-        config=dataclasses.replace(config, max_length=max_length),
+        subject,
+        kind=kind,
+        config=config,
         lengths={max_length: "--max-length"},
-        metrics=metrics,
+        metrics={source.task: source.metric for source in sources},
         notes=notes,
         material=material,
     )
@@ -189,13 +238,12 @@ def _evaluate(
 def _question(
     config: LvEvalConfig | InfiniteBenchConfig,
     source: _Source,
-    max_length: int,
     tokenizer: PromptTokenizer,
-    material: Mapping[str, str],
     index: int,
+    decides: Mapping[str, Any],
 ) -> Question:
-    record, where = source.records[index], f"{source.file}, record {index + 1}"
-    room = max_length - source.max_new_tokens
+    record, where = source.records[index], source.place(index)
+    room = config.max_length - source.max_new_tokens
 
     def make() -> Prompt:
         text = source.text(record, where)
@@ -205,18 +253,10 @@ def _question(
     # A token has at least one byte: what is long in bytes may be as long in tokens, not longer.
     num_bytes = len(record["context"].encode("utf-8", "surrogatepass"))
     return Question(
-        task=source.task,
-        column=source.column,
-        index=index,
+        *(source.task, source.column, index),
         num_tokens=min(room, max(num_bytes // _BYTES_A_TOKEN, 1)),
         max_new_tokens=source.max_new_tokens,
-        decides={
-            "version": PROMPT_VERSION,
-            "template": config.prompt_template,
-            "max_length": max_length,
-            "tokenizer": tokenizer.sha256,
-            "file": material[source.file.rsplit("/", 1)[-1]],
-        },
+        decides=decides,
         make=make,
         score=source.score,
     )

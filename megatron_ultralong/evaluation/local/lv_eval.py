@@ -8,7 +8,12 @@ so.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from megatron_ultralong.evaluation.options import check_tasks
+from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import Range, check_ranges
 
 Metric = Literal["f1_keywords", "f1_keywords_zh", "f1", "f1_zh", "rouge_l_zh"]
 LEVELS = ("16k", "32k", "64k", "128k", "256k")
@@ -100,3 +105,42 @@ STOP_WORDS_ZH = frozenset(
 """Chinese ones, and words left out before ROUGE."""
 KEYWORD_RECALL, KEYWORD_RECALL_ZH = 0.2, 0.4
 """Share of an answer's keywords that has to be found, else the score is 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LvEvalConfig:
+    """LV-Eval's eleven sets from a local copy."""
+
+    data: str = ""
+    """Folder with upstream's files: hotpotwikiqa_mixup_16k.jsonl, or in a folder of the set's
+    name."""
+    tasks: tuple[str, ...] = tuple(DATA_SETS)
+    """Sets to ask; all eleven by default."""
+    length_levels: tuple[str, ...] = LEVELS
+    """Lengths in words, as upstream names its files."""
+    max_length: Annotated[int, Range(0)] = 0
+    """Tokens of prompt and answer together; longer prompts lose their middle. 0: the positions
+    the checkpoint was trained for."""
+    num_samples: Annotated[int, Range(0)] = 0
+    """Questions of every file, the first ones; 0: all."""
+    prompt_template: PromptTemplate = "base"
+    """base: upstream's prompt as it is; chat: as a user turn of Llama 3."""
+    micro_batch_size: Annotated[int, Range(1)] = 1
+    """Prompts that are continued together."""
+    beyond_trained_positions: bool = False
+    """Allow a max_length beyond the positions the checkpoint was trained for."""
+    output: str = ""
+    """New folder for lv_eval.json, lv_eval.png and every answer; empty: print only. A folder that
+    a killed evaluation left is continued."""
+
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range."""
+        if not self.data:
+            raise InputError("--data is needed: the folder with upstream's files")
+        check_tasks(self.tasks, DATA_SETS)
+        check_ranges(self)
+        unknown = [level for level in self.length_levels if level not in LEVELS]
+        if unknown or not self.length_levels:
+            raise InputError(
+                f"length_levels {list(self.length_levels)} must be among {', '.join(LEVELS)}"
+            )

@@ -14,69 +14,64 @@ import torch
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
 from megatron_ultralong.checkpoint.logits.transformers_model import transformers_model
-from megatron_ultralong.evaluation.models.interface import Scores, before_stop
+from megatron_ultralong.evaluation.models.interface import Scores
 from megatron_ultralong.generation.prompts import check_prompts
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 
 
-def load_llama(folder: Path, device: torch.device) -> Any:
-    """The folder as transformers' ``LlamaForCausalLM`` in float32, in evaluation mode.
-
-    Args:
-        folder: what `ultralong convert export` writes, or any plain Llama.
-        device: where it runs.
-
-    Raises:
-        InputError: the folder does not hold a plain Llama, or a damaged one.
-    """
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise InputError(
-            f"{folder} has no config.json: it is not a Hugging Face folder; name the folder that "
-            "`ultralong convert export` wrote"
-        )
-    try:
-        model_type = read_json(path).get("model_type")
-    except InputError as error:
-        raise InputError(f"{path} is damaged ({error}): export the checkpoint again") from error
-    if model_type != "llama":
-        raise InputError(f"{path} has model_type {model_type!r}: only 'llama' can be evaluated")
-    return transformers_model(HuggingFaceFolder(folder)).to(device)
+def before_stop(ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:
+    """What comes before the first id of ``stop_ids``: ``[5, 6, 2, 2]`` and ``{2}``: ``[5, 6]``."""
+    stop = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
+    return [int(token) for token in ids[:stop]]
 
 
-class HuggingFaceScorer:
+class _Llama:
     """A Llama in a Hugging Face folder, run by transformers in float32 in this process.
-
-    Logits are made for ``logits_chunk_size`` positions at a time: a row of 1M tokens and 128,256
-    ids would need 0.5 TB of them at once.
 
     Args:
         folder: what `ultralong convert export` writes, or any Llama that transformers loads.
         name: name in tables and pictures; the folder's own by default.
         device: where it runs.
-        logits_chunk_size: positions whose logits are held together.
 
     Raises:
-        InputError: the folder does not hold a Llama.
+        InputError: the folder does not hold a plain Llama, or a damaged one.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        *,
-        name: str | None = None,
-        device: str | torch.device = "cpu",
-        logits_chunk_size: int = 4096,
+        self, folder: str | Path, *, name: str | None = None, device: str | torch.device = "cpu"
     ) -> None:
+        from transformers import GenerationConfig
+
         folder = Path(folder)
+        path = folder / CONFIG_FILE
+        if not path.is_file():
+            raise InputError(
+                f"{folder} has no config.json: it is not a Hugging Face folder; name the folder "
+                "that `ultralong convert export` wrote"
+            )
+        try:
+            model_type = read_json(path).get("model_type")
+        except InputError as error:
+            raise InputError(f"{path} is damaged ({error}): export the checkpoint again") from error
+        if model_type != "llama":
+            raise InputError(f"{path} has model_type {model_type!r}: only 'llama' can be evaluated")
         self._device = torch.device(device)
-        self._model = load_llama(folder, self._device)
-        self._logits_chunk_size = logits_chunk_size
+        self._model: Any = transformers_model(HuggingFaceFolder(folder)).to(self._device)
+        # The folder's own would fill in what is left open: sampling, and ids to stop at.
+        self._model.generation_config = GenerationConfig()
         self.name = name or folder.resolve().name
         self.max_positions: int = self._model.config.max_position_embeddings
         self.vocab_size: int = self._model.config.vocab_size
         self.is_main = True
+
+
+class HuggingFaceScorer(_Llama):
+    """A Llama that scores rows."""
+
+    logits_chunk_size = 4096
+    """Positions whose logits are held together: a row of 1M tokens and 128,256 ids would need
+    0.5 TB of them at once."""
 
     @torch.inference_mode()
     def score(self, tokens: npt.NDArray[np.int64]) -> Scores:
@@ -84,8 +79,8 @@ class HuggingFaceScorer:
         tokens_bs = torch.from_numpy(np.ascontiguousarray(tokens)).to(self._device)
         hidden_bsh = self._model.model(input_ids=tokens_bs, use_cache=False).last_hidden_state
         losses, hits = [], []
-        for start in range(0, tokens.shape[1] - 1, self._logits_chunk_size):
-            stop = min(start + self._logits_chunk_size, tokens.shape[1] - 1)
+        for start in range(0, tokens.shape[1] - 1, self.logits_chunk_size):
+            stop = min(start + self.logits_chunk_size, tokens.shape[1] - 1)
             labels_bc = tokens_bs[:, start + 1 : stop + 1]
             logits_bcv = self._model.lm_head(hidden_bsh[:, start:stop])
             label_logits_bc = logits_bcv.gather(2, labels_bc[..., None]).squeeze(2)
@@ -94,42 +89,15 @@ class HuggingFaceScorer:
         return Scores(torch.cat(losses, dim=1).numpy(), torch.cat(hits, dim=1).numpy())
 
 
-class HuggingFaceGenerator:
-    """A Llama in a Hugging Face folder that transformers' ``generate`` continues greedily.
+class HuggingFaceGenerator(_Llama):
+    """A Llama that transformers' ``generate`` continues greedily.
 
-    It runs in float32 in this process. Prompts of one length make a batch, so that none is padded
-    and the continuation of a prompt does not depend on the others.
-
-    Args:
-        folder: what `ultralong convert export` writes, or any Llama that transformers loads.
-        name: name in tables and pictures; the folder's own by default.
-        device: where it runs.
-        max_batch_size: prompts that are continued together, at most.
-
-    Raises:
-        InputError: the folder does not hold a Llama.
+    Prompts of one length make a batch, so that none is padded and the continuation of a prompt does
+    not depend on the others.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        name: str | None = None,
-        device: str | torch.device = "cpu",
-        max_batch_size: int = 16,
-    ) -> None:
-        from transformers import GenerationConfig
-
-        folder = Path(folder)
-        self._device = torch.device(device)
-        self._model = load_llama(folder, self._device)
-        # The folder's own would fill in what is left open: sampling, and ids to stop at.
-        self._model.generation_config = GenerationConfig()
-        self._max_batch_size = max_batch_size
-        self.name = name or folder.resolve().name
-        self.max_positions: int = self._model.config.max_position_embeddings
-        self.vocab_size: int = self._model.config.vocab_size
-        self.is_main = True
+    max_batch_size = 16
+    """Prompts that are continued together, at most."""
 
     def generate(
         self,
@@ -145,8 +113,8 @@ class HuggingFaceGenerator:
             by_length[len(prompt)].append(number)
         continuations: dict[int, list[int]] = {}
         for numbers in by_length.values():
-            for start in range(0, len(numbers), self._max_batch_size):
-                batch = numbers[start : start + self._max_batch_size]
+            for start in range(0, len(numbers), self.max_batch_size):
+                batch = numbers[start : start + self.max_batch_size]
                 written = self._continue([prompts[k] for k in batch], max_new_tokens, stop_ids)
                 for number, ids in zip(batch, written, strict=True):
                     continuations[number] = before_stop(ids, stop_ids)

@@ -24,12 +24,8 @@ class Scores:
     """Whether the argmax at position ``i`` is ``tokens[:, i + 1]``, shape [b, S - 1]."""
 
 
-class Scorer(Protocol):
-    """A checkpoint that scores rows of tokens.
-
-    Under torchrun every rank calls :meth:`score` with the same tokens, and every rank gets the
-    whole result.
-    """
+class Model(Protocol):
+    """What scorers and generators have in common."""
 
     @property
     def name(self) -> str:
@@ -47,28 +43,41 @@ class Scorer(Protocol):
     def is_main(self) -> bool:
         """True on the one rank that prints and writes files."""
 
+
+class Scorer(Model, Protocol):
+    """A checkpoint that scores rows of tokens.
+
+    Under torchrun every rank calls :meth:`score` with the same tokens, and every rank gets the
+    whole result.
+    """
+
     def score(self, tokens: npt.NDArray[np.int64]) -> Scores:
         """Scores of rows ``tokens``, shape [b, S], from one forward in the training layout."""
 
 
-class Model(Protocol):
-    """What scorers and generators have in common."""
+class Generator(Model, Protocol):
+    """A checkpoint that continues prompts greedily.
 
-    @property
-    def name(self) -> str:
-        """Name in tables and pictures."""
+    Under torchrun every rank calls :meth:`generate` with the same prompts, and every rank gets all
+    continuations.
+    """
 
-    @property
-    def max_positions(self) -> int:
-        """Positions that the model was trained for; its embedding may be made for more."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+    ) -> list[list[int]]:
+        """Ids of the greedy continuation of every prompt, in their order.
 
-    @property
-    def vocab_size(self) -> int:
-        """Token ids that the model knows."""
+        A continuation is without its prompt, has at most ``max_new_tokens`` ids, and ends before
+        the first id of ``stop_ids``. Prompts may differ in length; what they yield is the same as
+        one by one.
 
-    @property
-    def is_main(self) -> bool:
-        """True on the one rank that prints and writes files."""
+        Raises:
+            InputError: an empty prompt, or an id that the model does not know.
+        """
 
 
 def check_length(
@@ -127,50 +136,3 @@ def check_ids(model: Model, tokens: npt.NDArray[np.integer], source: str) -> Non
         f"{source} has at position {position} {why}: the tokenizer does not fit the model, or the "
         "file is damaged; use the tokenizer that the checkpoint was imported with"
     )
-
-
-class Generator(Protocol):
-    """A checkpoint that continues prompts greedily.
-
-    Under torchrun every rank calls :meth:`generate` with the same prompts, and every rank gets all
-    continuations.
-    """
-
-    @property
-    def name(self) -> str:
-        """Name in tables and pictures, such as ``before``."""
-
-    @property
-    def max_positions(self) -> int:
-        """Positions that the model was trained for."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids that the model knows: 0 to ``vocab_size - 1``."""
-
-    @property
-    def is_main(self) -> bool:
-        """True on the one rank that prints and writes files."""
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_ids: frozenset[int] = frozenset(),
-    ) -> list[list[int]]:
-        """Ids of the greedy continuation of every prompt, in their order.
-
-        A continuation is without its prompt, has at most ``max_new_tokens`` ids, and ends before
-        the first id of ``stop_ids``. Prompts may differ in length; what they yield is the same as
-        one by one.
-
-        Raises:
-            InputError: an empty prompt, or an id that the model does not know.
-        """
-
-
-def before_stop(ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:
-    """What comes before the first id of ``stop_ids``: ``[5, 6, 2, 2]`` and ``{2}``: ``[5, 6]``."""
-    stop = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
-    return [int(token) for token in ids[:stop]]

@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 
@@ -20,72 +20,60 @@ from megatron_ultralong.evaluation.models.hugging_face import (
     HuggingFaceGenerator,
     HuggingFaceScorer,
 )
-from megatron_ultralong.evaluation.models.interface import Generator, Scorer
+from megatron_ultralong.evaluation.models.interface import Generator, Model, Scorer
 from megatron_ultralong.evaluation.models.megatron import MegatronGenerator, MegatronScorer
-from megatron_ultralong.evaluation.options import ModelsConfig
+from megatron_ultralong.evaluation.options import CostConfig, ModelsConfig
 from megatron_ultralong.evaluation.results.result import ModelRecord
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.ranks import world_size
 
+M = TypeVar("M", bound=Model, covariant=True)
 
-@contextlib.contextmanager
-def open_scorers(config: ModelsConfig) -> Iterator[Sequence[Scorer]]:
+
+def open_scorers(
+    config: ModelsConfig,
+) -> contextlib.AbstractContextManager[Sequence[Scorer]]:
     """Load the models of ``config.load``; every rank of the job enters it.
 
     Raises:
         InputError: a folder is missing or of no known kind, or the layout is none for evaluations.
     """
-    models = _models(config)
-    with _layout(config, models) as (groups, dtype):
-        yield [
-            HuggingFaceScorer(folder, name=name)
-            if _is_hugging_face(folder)
-            else MegatronScorer(
-                *(folder, config.parallel, groups),
-                dtype=dtype,
-                name=name,
-                verify_checksums=config.verify_checksums,
-            )
-            for name, folder in models
-        ]
+    return _opened(config, HuggingFaceScorer, MegatronScorer)
+
+
+def open_generators(
+    config: ModelsConfig,
+) -> contextlib.AbstractContextManager[Sequence[Generator]]:
+    """The same, to write with."""
+    return _opened(config, HuggingFaceGenerator, MegatronGenerator)
 
 
 @contextlib.contextmanager
-def open_generators(config: ModelsConfig) -> Iterator[Sequence[Generator]]:
-    """Load the models of ``config.load`` to write with; every rank of the job enters it.
-
-    Raises:
-        InputError: a folder is missing or of no known kind.
-    """
+def _opened(
+    config: ModelsConfig, hugging_face: Callable[..., M], megatron: Callable[..., M]
+) -> Iterator[Sequence[M]]:
+    """The models; process groups are for the Megatron checkpoints among them."""
     models = _models(config)
-    with _layout(config, models) as (groups, dtype):
-        yield [
-            HuggingFaceGenerator(folder, name=name)
-            if _is_hugging_face(folder)
-            else MegatronGenerator(
-                *(folder, config.parallel, groups),
-                dtype=dtype,
-                name=name,
-                verify_checksums=config.verify_checksums,
-            )
-            for name, folder in models
-        ]
-
-
-@contextlib.contextmanager
-def _layout(
-    config: ModelsConfig, models: Sequence[tuple[str, Path]]
-) -> Iterator[tuple[Any, torch.dtype]]:
-    """Process groups and dtype of the Megatron checkpoints among ``models``."""
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    if all(_is_hugging_face(folder) for _, folder in models):
-        yield None, dtype
-        return
-    with parallel_groups(config.parallel, seed=0) as groups:
-        yield groups, dtype
+    with contextlib.ExitStack() as stack:
+        groups = None
+        if not all(_is_hugging_face(folder) for _, folder in models):
+            groups = stack.enter_context(parallel_groups(config.parallel, seed=0))
+        yield [
+            hugging_face(folder, name=name)
+            if _is_hugging_face(folder)
+            else megatron(
+                *(folder, config.parallel, groups),
+                dtype=dtype,
+                name=name,
+                verify_checksums=config.verify_checksums,
+            )
+            for name, folder in models
+        ]
 
 
 def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
@@ -188,3 +176,15 @@ def model_facts(argument: str, precision: str) -> ModelFacts:
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
     identity = {"checkpoint": name, "engine": engine, "precision": precision, "weights": digest}
     return ModelFacts(name, folder, model, identity, positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject(Generic[M]):
+    """The model that a benchmark is put to."""
+
+    model: M
+    """Loaded, to score or to write."""
+    facts: ModelFacts
+    tokenizer: PromptTokenizer
+    cost: CostConfig
+    """What asking it may cost."""

@@ -14,7 +14,6 @@ from megatron_ultralong.evaluation.report.sections import sections
 from megatron_ultralong.evaluation.report.table import Section
 from megatron_ultralong.evaluation.results.file import beginning_of, holds_results, read_results
 from megatron_ultralong.evaluation.results.result import KINDS, Result, now, versions
-from megatron_ultralong.evaluation.verdicts import Check
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.new_output import IDENTITY_FILE, SAMPLES_FILE, SUFFIX
@@ -149,6 +148,18 @@ def _without_copies(found: list[Measurement], notices: list[str]) -> list[Measur
             if notice not in notices:
                 notices.append(notice)
     return kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One figure against its bound."""
+
+    name: str
+    figure: str
+    """What was measured, in words."""
+    bound: str
+    """What was asked for, in words."""
+    passed: bool
 
 
 @dataclasses.dataclass(frozen=True)

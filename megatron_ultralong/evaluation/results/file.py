@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -221,6 +222,15 @@ def read_result(path: str | Path, kind: str = "") -> Result:
 @functools.cache
 def _adapter() -> TypeAdapter[tuple[Result, ...]]:
     return TypeAdapter(tuple[Result, ...])
+
+
+def file_sha256(path: Path) -> str:
+    """``sha256 ...`` of a file, as results state it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return f"sha256 {digest.hexdigest()}"
 
 
 def _damaged(path: Path, reason: str) -> InputError:

@@ -13,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.read.bounded import read_text
-from megatron_ultralong.evaluation.asking.run import Benchmark, Entries, measure, run_benchmark
+from megatron_ultralong.evaluation.asking.questions import (
+    Benchmark,
+    Entries,
+    run_benchmark,
+)
 from megatron_ultralong.evaluation.asking.samples import Prompt, Put, Row, Sample, scoring, writing
-from megatron_ultralong.evaluation.models.interface import Generator, Scorer, Scores, check_length
-from megatron_ultralong.evaluation.models.opening import ModelFacts
-from megatron_ultralong.evaluation.options import CostConfig, NeedleConfig, PasskeyConfig
+from megatron_ultralong.evaluation.models.interface import Scores, check_length
+from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.options import GridConfig, NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.results.result import (
     KINDS,
     Kind,
@@ -38,10 +42,9 @@ from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
     passkey_prompt,
 )
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.journal import Journal, sample_key
+from megatron_ultralong.program.journal import sample_key
 from megatron_ultralong.sequence.documents import unit_hash
 
-GridConfig = PasskeyConfig | NeedleConfig
 _ANSWER = 5
 """Tokens of an answer, for the estimate: its digits."""
 
@@ -73,67 +76,37 @@ class Grid:
         return self.make(length, depth / 100, index)
 
 
-def evaluate_grid(
-    grid: Grid, model: Scorer | Generator, facts: ModelFacts, cost: CostConfig
-) -> Result:
+def evaluate_grid(grid: Grid, subject: Subject[Any]) -> Result:
     """Ask all prompts, print a table, write ``KIND.json`` and ``KIND.png``.
+
+    By argmax a prompt counts as retrieved when every token of the answer is the argmax where it is
+    predicted: as long as that holds greedy decoding goes the same way, so both agree.
 
     Every rank calls this; the main one prints and writes.
 
     Args:
         grid: the prompts.
-        model: a scorer where they are judged ``by: argmax``, a generator for ``by: decoding``.
-        facts: what is known of it, for the cost and the journal.
-        cost: what the evaluation may cost.
+        subject: a scorer where they are judged ``by: argmax``, a generator for ``by: decoding``.
 
     Raises:
-        InputError: a length beyond the trained positions, an output folder in use, or a cost
-            above the limit.
+        InputError: a length beyond the trained positions or too short for a prompt, token ids that
+            the model does not know, an output folder in use, or a cost above the limit.
     """
-    check_grid(grid, model)
-    return run_benchmark(_benchmark(grid), _put(grid, model), model, facts, cost)
-
-
-def measure_grid(grid: Grid, model: Scorer | Generator, journal: Journal | None = None) -> Result:
-    """Cells of the grid, by length and depth; what the journal has is not asked again.
-
-    By argmax a prompt counts as retrieved when every token of the answer is the argmax where it is
-    predicted: as long as that holds greedy decoding goes the same way, so both agree.
-
-    Raises:
-        InputError: a length beyond the trained positions, or token ids that the model does not
-            know.
-    """
-    check_grid(grid, model)
-    return measure(_benchmark(grid), _put(grid, model), model, journal or Journal({}, None))
-
-
-def check_grid(grid: Grid, model: Scorer | Generator) -> None:
-    """Check, before the work starts, that the model is made for the lengths, and they have room.
-
-    Raises:
-        InputError: a length is beyond the trained positions, or too short for a prompt.
-    """
-    lengths = sorted(grid.config.lengths)
-    check_length(model, lengths[-1], grid.config.beyond_trained_positions)
-    for length in {lengths[0], lengths[-1]}:
-        grid.prompt(length, min(grid.config.depths), 0)
-
-
-def _benchmark(grid: Grid) -> Benchmark[Any]:
-    return Benchmark(
+    model, config = subject.model, grid.config
+    lengths = sorted(config.lengths)
+    check_length(model, lengths[-1], config.beyond_trained_positions)
+    for length in {lengths[0], lengths[-1]}:  # before the work starts
+        grid.prompt(length, min(config.depths), 0)
+    benchmark: Benchmark[Any] = Benchmark(
         kind=grid.kind,
-        config=grid.config,
+        config=config,
         samples=[_sample(grid, *place) for place in grid.places],
         cells=_cells,
         decides=grid.decides,
         material=grid.material,
     )
-
-
-def _put(grid: Grid, model: Scorer | Generator) -> Put[Any]:
-    """By argmax every token of prompt and answer is scored; by decoding the answer is written."""
-    return scoring(model) if grid.config.by == "argmax" else writing(model)  # type: ignore[arg-type]
+    put: Put[Any] = scoring(model) if config.by == "argmax" else writing(model)
+    return run_benchmark(benchmark, put, subject)
 
 
 def _sample(grid: Grid, length: int, depth: float, number: int) -> Sample[Any]:

@@ -1,22 +1,158 @@
-"""``evaluate ruler``: the tasks put to a checkpoint, scored, and written down."""
+"""``evaluate ruler``: samples of the tasks, put to a checkpoint, scored, and written down."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import re
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import ModelFacts
-from megatron_ultralong.evaluation.options import CostConfig
+from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.result import KINDS, Result
-from megatron_ultralong.evaluation.ruler.config import RulerConfig
-from megatron_ultralong.evaluation.ruler.parameters import TASKS, Metric, family
-from megatron_ultralong.evaluation.ruler.samples import PROMPT_VERSION, RulerSamples
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.ruler.fitting import Builder, fit
+from megatron_ultralong.evaluation.ruler.needles import (
+    Essays,
+    NeedleBuilder,
+    WordLists,
+    load_word_lists,
+    read_essays,
+)
+from megatron_ultralong.evaluation.ruler.parameters import (
+    TASKS,
+    CommonWordsTask,
+    FrequentWordsTask,
+    Metric,
+    NeedleTask,
+    QuestionTask,
+    RulerConfig,
+    VariableTask,
+    family,
+)
+from megatron_ultralong.evaluation.ruler.question_answering import (
+    Documents,
+    QuestionBuilder,
+    read_documents,
+)
+from megatron_ultralong.evaluation.ruler.words import (
+    CommonWordsBuilder,
+    FrequentWordsBuilder,
+    VariableBuilder,
+)
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.program.errors import InputError
+
+PROMPT_VERSION = 1
+"""Counts up when a prompt changes, so that no half-done evaluation mixes two."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RulerSample:
+    """A prompt and what its answer has to hold."""
+
+    tokens: IdArray
+    references: tuple[str, ...]
+    num_units: int
+    """Words, lines, list words or documents of its haystack."""
+
+
+class RulerSamples:
+    """Makes samples; files are read and counted once, when the first task needs them."""
+
+    def __init__(self, config: RulerConfig, tokenizer: PromptTokenizer) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._documents: dict[str, Documents] = {}
+
+    def sample(self, task: str, length: int, index: int) -> RulerSample:
+        """Sample ``index`` of a task: prompt and answer together have at most ``length`` tokens.
+
+        Raises:
+            InputError: the length has no room for the fixed parts, or the data set no such
+                question.
+        """
+        builder = self.builder(task, length, index)
+        begin_ids = self._tokenizer.begin_ids if self._config.prompt_template == "base" else []
+        room = length - family(task).tokens_to_generate
+        num_units, tokens = fit(
+            builder, self._tokenizer, room, begin_ids, f"{task} at length {length}"
+        )
+        return RulerSample(tokens, tuple(builder.references(num_units)), num_units)
+
+    def builder(self, name: str, length: int, index: int) -> Builder:
+        """The sample with any number of units."""
+        task, config, tokenizer = TASKS[name], self._config, self._tokenizer
+        seed = f"{config.seed}/{name}/{length}/{index}"
+        template = config.prompt_template
+        if isinstance(task, NeedleTask):
+            words = self.words if task.key == "words" else None
+            essays = self.essays if task.haystack == "essay" else None
+            return NeedleBuilder(task, seed, tokenizer, template, words, essays)
+        if isinstance(task, VariableTask):
+            return VariableBuilder(task, seed, tokenizer, template)
+        if isinstance(task, CommonWordsTask):
+            return CommonWordsBuilder(task, seed, length, tokenizer, template, self.words)
+        if isinstance(task, FrequentWordsTask):
+            return FrequentWordsBuilder(task, seed, length, tokenizer, template)
+        return QuestionBuilder(self.documents(task), index, seed, template)
+
+    @cached_property
+    def words(self) -> WordLists:
+        """Words of keys and lists."""
+        return load_word_lists(self._config.word_lists, self._config.english_words)
+
+    @cached_property
+    def essays(self) -> Essays:
+        """The essays."""
+        return Essays(read_essays(self._config.essays), self._tokenizer)
+
+    def documents(self, task: QuestionTask) -> Documents:
+        """A data set of questions."""
+        if task.dataset not in self._documents:
+            file = getattr(self._config, task.dataset)
+            self._documents[task.dataset] = read_documents(task, file, self._tokenizer)
+        return self._documents[task.dataset]
+
+    def check(self) -> None:
+        """Read every file that the tasks need, before the work starts.
+
+        Raises:
+            InputError: one is missing or damaged, or has fewer questions than samples asked for.
+        """
+        for name in self._config.tasks:
+            task = TASKS[name]
+            if isinstance(task, QuestionTask):
+                available = len(self.documents(task).questions)
+                if self._config.num_samples > available:
+                    raise InputError(
+                        f"num_samples ({self._config.num_samples}) is more than the {available} "
+                        f"questions of --{task.dataset} {getattr(self._config, task.dataset)}: "
+                        f"ask for at most {available}"
+                    )
+            elif isinstance(task, NeedleTask) and task.haystack == "essay":
+                _ = self.essays
+            if isinstance(task, CommonWordsTask) or getattr(task, "key", "") == "words":
+                _ = self.words
+
+    def material(self) -> dict[str, str]:
+        """What the samples are made of: files by their SHA-256, packages by their version."""
+        config = self._config
+        names = ("essays", "squad", "hotpotqa", "english_words")
+        found = {
+            name: f"sha256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
+            for name in names
+            if (file := getattr(config, name))
+        }
+        if "cwe" in config.tasks or any(
+            getattr(TASKS[name], "key", "") == "words" for name in config.tasks
+        ):
+            found["words"] = self.words.source
+        return found
+
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
@@ -37,13 +173,7 @@ def string_match(metric: Metric, prediction: str, references: Sequence[str]) -> 
     return float(any(found)) if metric == "string_match_part" else sum(found) / len(found)
 
 
-def evaluate_ruler(
-    config: RulerConfig,
-    generator: Generator,
-    facts: ModelFacts,
-    tokenizer: PromptTokenizer,
-    cost: CostConfig,
-) -> Result:
+def evaluate_ruler(config: RulerConfig, subject: Subject[Generator]) -> Result:
     """Measure RULER, print a table, write JSON, a picture and every answer.
 
     Every rank calls this; the main one prints and writes.
@@ -53,6 +183,7 @@ def evaluate_ruler(
             that is missing, an output folder in use, or a cost above the limit.
     """
     config.check()
+    tokenizer = subject.tokenizer
     if config.prompt_template == "chat" and not tokenizer.has_chat_tokens:
         raise InputError(
             "--prompt-template chat needs Llama 3's <|start_header_id|>, which the tokenizer in "
@@ -82,10 +213,7 @@ def evaluate_ruler(
         notes.append("cwe: pairs of words where the list is longer than the vocabulary")
     return evaluate_questions(
         questions,
-        generator,
-        facts,
-        tokenizer,
-        cost,
+        subject,
         kind=KINDS["ruler"],
         config=config,
         lengths={length: f"length {length}" for length in lengths},

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
-from megatron_ultralong.evaluation.ruler.haystacks import WordLists
+from megatron_ultralong.evaluation.ruler.needles import WordLists
 from megatron_ultralong.evaluation.ruler.parameters import (
     FAMILIES,
     NOISE,

@@ -9,8 +9,8 @@ from pathlib import Path
 import llama_models
 import pytest
 
-from megatron_ultralong.evaluation.ruler.config import RulerConfig
-from megatron_ultralong.evaluation.ruler.samples import RulerSamples
+from megatron_ultralong.evaluation.ruler.evaluation import RulerSamples
+from megatron_ultralong.evaluation.ruler.parameters import RulerConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Special
 from tests.models import write_tokenizer
 

@@ -10,10 +10,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from megatron_ultralong.evaluation.ruler.config import RulerConfig
-from megatron_ultralong.evaluation.ruler.haystacks import Essays
-from megatron_ultralong.evaluation.ruler.parameters import DEPTHS, NOISE
-from megatron_ultralong.evaluation.ruler.samples import RulerSamples
+from megatron_ultralong.evaluation.ruler.evaluation import RulerSamples
+from megatron_ultralong.evaluation.ruler.needles import Essays
+from megatron_ultralong.evaluation.ruler.parameters import DEPTHS, NOISE, RulerConfig
 from megatron_ultralong.evaluation.ruler.words import _zeta
 
 from .conftest import TEXT, text_of

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ultralong.data.tokenize.engines import open_reference
+from megatron_ultralong.evaluation.ruler.evaluation import RulerSamples
 from megatron_ultralong.evaluation.ruler.parameters import TASKS, family
-from megatron_ultralong.evaluation.ruler.samples import RulerSamples
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 
 from .conftest import BASE, text_of

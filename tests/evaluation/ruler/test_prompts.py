@@ -7,9 +7,8 @@ import re
 
 import pytest
 
-from megatron_ultralong.evaluation.ruler.config import RulerConfig
-from megatron_ultralong.evaluation.ruler.parameters import NOISE, family
-from megatron_ultralong.evaluation.ruler.samples import RulerSamples
+from megatron_ultralong.evaluation.ruler.evaluation import RulerSamples
+from megatron_ultralong.evaluation.ruler.parameters import NOISE, RulerConfig, family
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from tests.models import write_tokenizer

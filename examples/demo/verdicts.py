@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from megatron_ultralong.evaluation.report.report import Check
 from megatron_ultralong.evaluation.results.result import Result
 
 NOT_MEASURED = "not measured"
@@ -32,18 +33,6 @@ class Bounds:
     """Least share that the tuned model retrieves at the greatest length."""
     memory_gib: float = 6.0
     """Peak memory of all processes together."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One figure against its bound."""
-
-    name: str
-    figure: str
-    """What was measured, in words."""
-    bound: str
-    """What was asked for, in words."""
-    passed: bool
 
 
 def loss_checks(results: Sequence[Result], bounds: Bounds) -> list[Check]:

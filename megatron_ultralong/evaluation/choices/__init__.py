@@ -1,1 +1,0 @@
-"""Multiple-choice questions answered by likelihood: whether short-context skill stayed."""
