@@ -10,7 +10,7 @@ import importlib
 
 MODULES = (
     "hypothesis.strategies",
-    "megatron_ultralong.checkpoint.convert.inspection",
+    "megatron_ultralong.checkpoint.convert.report",
     "megatron_ultralong.checkpoint.convert.verbs",
     "megatron_ultralong.cli",
     "megatron_ultralong.data.prepare.documents",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_ultralong.checkpoint.disk import checksums
+from megatron_ultralong.checkpoint.disk import integrity
+from megatron_ultralong.checkpoint.disk.checksums import Checksums
 from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader, check_objects
@@ -47,11 +48,11 @@ class MegatronCheckpoint:
         self.model, self.rope_scaling = self.metadata.model, self.metadata.rope_scaling
         self._verify_checksums = verify_checksums
         self._is_checked = False
-        self._checksums: checksums.Checksums | None = None
+        self._checksums: Checksums | None = None
         damage = None
         try:
             if verify_checksums:
-                self._checksums = checksums.listed_files(self.path)
+                self._checksums = integrity.listed_files(self.path)
         except InputError as error:  # by the sizes of the files and the bytes of the small ones
             damage = error
         try:
@@ -81,7 +82,7 @@ class MegatronCheckpoint:
         elif self._checksums is None:
             tell(f"warning: {self.path} has no checksums.json: its bytes are read unchecked")
         elif not self._is_checked:
-            checksums.check_tensors(self.path, self._checksums)
+            integrity.check_tensors(self.path, self._checksums)
         self._is_checked = True
 
     def dtype(self, weight: Weight) -> torch.dtype:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import regex
+import regex  # type: ignore[import-untyped]
 import sentencepiece
 import tiktoken
 
