@@ -6,11 +6,13 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 
+from tests.order import sort
 from tests.patience import patience, slowness
 from tests.warm.programs import warm_programs
 
@@ -22,26 +24,6 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 # The same sums on every machine, and no fight over cores with the ranks that tests start.
 torch.set_num_threads(1)
 
-
-# The files that take longest, longest first.
-SLOWEST = (
-    "training/test_layouts.py",
-    "training/test_torchrun.py",
-    "training/test_two_jobs.py",
-    "training/test_kills.py",
-    "slurm/test_slurm.py",
-    "generation/test_continuation.py",
-    "training/test_faults.py",
-    "test_examples.py",
-    "docs/test_blocks.py",
-    "evaluation/test_passkey.py",
-    "checkpoint/test_shape_families.py",
-    "checkpoint/test_logits.py",
-    "plan/test_live_bytes.py",
-    "test_docker.py",
-    "training/test_resharding.py",
-    "training/test_sft.py",
-)
 
 NOT_QUICK = (
     "checkpoint/test_flipped_bytes.py",
@@ -101,12 +83,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(limit))
-    paths = [Path(__file__).parent / name for name in SLOWEST]
-    assert all(path.exists() for path in paths), "a slow file has another name"
-    place = {path: number for number, path in enumerate(paths)}
-    items.sort(key=lambda item: place.get(item.path, len(place)))
+    sort(items)
     if config.getoption("quick"):
         _leave_out_what_is_not_quick(config, items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """``--dist loadfile``, but of some files test by test."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.spread import Spread  # pytest-xdist is there
+
+    return Spread(config, log)
 
 
 def pytest_collection_finish() -> None:

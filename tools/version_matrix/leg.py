@@ -9,7 +9,7 @@ SELECTION = (
     "tests/mcore",
     "tests/generation",
     "tests/checkpoint",
-    "tests/training/test_layouts.py",
+    "tests/training/layouts",
     "tests/training/test_sft.py",
     "tests/dropin",
     "tests/test_config.py",
