@@ -131,6 +131,7 @@ def test_another_seed_gives_other_keys_and_a_haystack_other_text(scorer, encode,
     assert not np.array_equal(plain.rows[0], own.rows[0])
 
 
+@pytest.mark.slow  # test_needle.py has the same in little
 def test_decoding_in_the_training_layout_finds_what_argmax_finds(half_trained, encode, tmp_path):
     import_checkpoint(ImportConfig(half_trained.folder, tmp_path / "megatron", tokenizer=False))
     models = ModelsConfig((str(tmp_path / "megatron"),), "fp32")

@@ -20,11 +20,16 @@ def measured(tmp_path: Path, *words: str) -> Any:
     return json.loads(path.read_text())
 
 
-def test_the_peak_of_a_layout_is_the_plan_s(tmp_path: Path) -> None:
-    layouts = ("TP 2, sequence", "PP 2", "DP 2", "CP 2, optimizer")
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        ("DP 2", "CP 2, optimizer"),
+        pytest.param(("TP 2, sequence", "PP 2"), marks=pytest.mark.slow),
+    ],
+)
+def test_the_peak_of_a_layout_is_the_plan_s(tmp_path: Path, layouts: tuple[str, ...]) -> None:
     rows = measured(tmp_path, "layouts", "--emulate", "--only", *layouts)
-    assert len(rows) == 4
-    assert len({row["memory"]["recompute_granularity"] for row in rows}) == 2
+    assert len(rows) == len(layouts)
     for row in rows:
         # Asked: 10 %; what is left are tensors of single tiles and buffers between stages.
         assert row["planned"] == pytest.approx(row["measured"], rel=0.05), row["layout"]

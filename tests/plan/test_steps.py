@@ -49,7 +49,8 @@ def job(num_gpus: int, *, documents: bool = False) -> Job:
 @pytest.mark.parametrize(
     ("num_gpus", "documents"),
     [
-        (64, False),
+        (16, False),
+        pytest.param(64, False, marks=pytest.mark.slow),
         pytest.param(32, True, marks=pytest.mark.slow),
         pytest.param(1024, False, marks=pytest.mark.slow),
         pytest.param(1024, True, marks=pytest.mark.slow),

@@ -114,7 +114,9 @@ class Job:
 
     def until_iteration(self, iteration: int) -> bool:
         """Wait until the log has that iteration."""
-        return self.until(lambda: iteration in losses(Path(self.config.save)))
+        root = Path(self.config.save)
+        # Every iteration has a line, some have two.
+        return self.until(lambda: num_lines(root) >= iteration and iteration in losses(root))
 
 
 def _rank(

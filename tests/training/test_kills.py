@@ -17,7 +17,6 @@ from megatron_ultralong.sequence.documents import DocumentMask
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job, every_loss, losses, num_lines
 
-STEPS = 20
 ROW_SECONDS = 0.05
 
 
@@ -85,17 +84,20 @@ def compare(config: PretrainConfig, plain: PretrainConfig, num_kills: int) -> No
     with Job(config, 2) as job:
         assert set(job.wait()) == {0}, job.text(0)
         assert "is refused" not in job.text(0)
-    assert check_current(root) == STEPS
+    assert check_current(root) == config.train_iters
     expected = losses(Path(plain.save))
     found = every_loss(root)
-    assert sorted(found) == sorted(expected) == list(range(1, STEPS + 1))
+    assert sorted(found) == sorted(expected) == list(range(1, config.train_iters + 1))
     for iteration, values in found.items():
         assert values == {expected[iteration]}, iteration
 
 
 def test_a_run_that_is_killed_repeats_itself(tmp_path: Path, make_config: MakeConfig) -> None:
-    names = ("killed", "plain")
-    compare(*(make_config(tmp_path / n, (1, 2), "block", timeout_seconds=20) for n in names), 1)
+    killed, plain = (
+        make_config(tmp_path / name, (1, 2), "block", train_iters=10, timeout_seconds=20)
+        for name in ("killed", "plain")
+    )
+    compare(killed, plain, 1)
 
 
 @pytest.mark.faults
@@ -104,5 +106,7 @@ def test_a_run_that_is_killed_repeats_itself(tmp_path: Path, make_config: MakeCo
 def test_every_layout_survives_five_kills(
     tmp_path: Path, make_config: MakeConfig, layout: tuple[int, int], mask: DocumentMask
 ) -> None:
-    killed, plain = (make_config(tmp_path / name, layout, mask) for name in ("killed", "plain"))
+    killed, plain = (
+        make_config(tmp_path / name, layout, mask, train_iters=20) for name in ("killed", "plain")
+    )
     compare(killed, plain, 5)

@@ -22,6 +22,7 @@ from tests.training.job import Job
 
 SAVED, STEPS = 2, 4
 FRACTIONS = {"device": 0.0, "half": 0.5, "host": 1.0}
+NAMES = ["half", pytest.param("host", marks=pytest.mark.slow)]
 Records = dict[str, list[IterationRecord]]
 
 
@@ -41,9 +42,21 @@ def offloaded(config: PretrainConfig, fraction: float) -> PretrainConfig:
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory, make_config: MakeConfig) -> Records:
-    """Runs with all, half and none of the states on the host, whole and resumed."""
+def records(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_config: MakeConfig,
+    request: pytest.FixtureRequest,
+) -> Records:
+    """Runs with none, half and, where a test asks for it, all of the states on the host.
+
+    Each is there whole and resumed.
+    """
     folder = tmp_path_factory.mktemp("optimizer")
+    asked = {"device"} | {
+        item.callspec.params["name"]
+        for item in request.session.items
+        if item.path == request.path and "name" in getattr(item, "fixturenames", ())
+    }
     found: Records = {}
     for resumed in ("", "-resumed"):
         configs = {
@@ -54,6 +67,7 @@ def records(tmp_path_factory: pytest.TempPathFactory, make_config: MakeConfig) -
                 fraction,
             )
             for name, fraction in FRACTIONS.items()
+            if name in asked
         }
         for name, config in configs.items():
             if resumed:
@@ -68,13 +82,13 @@ def figures(records: list[IterationRecord]) -> list[tuple[float, float]]:
     return [(record.lm_loss, record.grad_norm) for record in records]
 
 
-@pytest.mark.parametrize("name", ["half", "host"])
+@pytest.mark.parametrize("name", NAMES)
 def test_states_on_the_host_make_the_same_steps(records: Records, name: str) -> None:
     assert len(records[name]) == STEPS
     assert figures(records[name]) == figures(records["device"])
 
 
-@pytest.mark.parametrize("name", FRACTIONS)
+@pytest.mark.parametrize("name", ["device", *NAMES])
 def test_a_resumed_run_repeats_the_uninterrupted_one(records: Records, name: str) -> None:
     assert figures(records[f"{name}-resumed"]) == figures(records[name][SAVED:])
 

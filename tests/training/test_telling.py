@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gzip
 import json
 import math
 import os
 import pty
-import subprocess
+import select
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.training.anomalies import SpikeDetector
 from megatron_ultralong.training.checks import check_attention
-from megatron_ultralong.training.config_file import save_config
 from megatron_ultralong.training.dry_run import dry_run
 from megatron_ultralong.training.pretrain import check_run
 from megatron_ultralong.training.saving.checkpoint_writer import expired
@@ -158,28 +158,25 @@ def test_validation_is_what_the_evaluation_finds(
     assert ours == pytest.approx(theirs, rel=1e-5)  # float32 sums over other splits
 
 
-def test_a_bar_on_a_terminal(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config(None, train_iters=6)
-    save_config(tmp_path / "config.yaml", config)
-    command = [sys.executable, "-m", "megatron_ultralong", "pretrain", "--config"]
+def show_on(terminal: str, rank: int) -> None:
+    """Run on every rank before the job: its standard error is a terminal."""
+    os.environ.update(TERM="xterm", COLUMNS="120")
+    os.dup2(os.open(terminal, os.O_WRONLY | os.O_NOCTTY), 2)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+
+
+def test_a_bar_on_a_terminal(make_config: MakeConfig) -> None:
     terminal, end = pty.openpty()
-    with subprocess.Popen(
-        [*command, str(tmp_path / "config.yaml")],
-        stdout=subprocess.PIPE,
-        stderr=end,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
-    ) as process:
-        os.close(end)
-        assert process.stdout is not None
-        lines = process.stdout.read().decode()
-        shown = b""
-        while True:
-            try:
-                shown += os.read(terminal, 65536)
-            except OSError:  # the other end is closed
-                break
-        os.close(terminal)
-    assert process.returncode == 0, shown
+    shown = b""
+    prepare = functools.partial(show_on, os.ttyname(end))
+    with Job(make_config(None, train_iters=6), 1, prepare) as job:
+        can_read = lambda seconds: select.select([terminal], [], [], seconds)[0]  # noqa: E731
+        while can_read(0.05) or job.ranks[0].is_alive():
+            shown += os.read(terminal, 65536) if can_read(0.0) else b""
+        assert job.wait() == [0], shown
+        lines = job.text(0)
+    os.close(end)
+    os.close(terminal)
     assert lines.count("] iteration ") == 6  # to standard output, though the bar is drawn
     assert "done: iterations 1 to 6" in lines
     for part in ("training", "100%", "ETA", "it/s"):
