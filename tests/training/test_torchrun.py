@@ -56,9 +56,18 @@ def at_default_timeout(config: PretrainConfig) -> PretrainConfig:
     return dataclasses.replace(config, parallel=parallel)
 
 
-def test_torchrun_restarts_after_a_lost_rank_and_saves_on_sigterm(
-    tmp_path: Path, make_config: MakeConfig
-) -> None:
+def test_torchrun_ends_and_saves_on_sigterm(tmp_path: Path, make_config: MakeConfig) -> None:
+    root = tmp_path / "run"
+    config = at_default_timeout(make_config(root, (1, 2), train_iters=ENDLESS))
+    with torchrun(config, tmp_path / "job") as job:
+        job.until_more(root, 5)
+        os.kill(job.process.pid, signal.SIGTERM)  # torchrun alone: it tells the ranks
+        job.until_gone(LIMIT)
+    assert_saved(root, 75)
+
+
+@pytest.mark.faults
+def test_torchrun_restarts_after_a_lost_rank(tmp_path: Path, make_config: MakeConfig) -> None:
     root = tmp_path / "run"
     config = at_default_timeout(make_config(root, (1, 2), train_iters=ENDLESS))
     with torchrun(config, tmp_path / "job", "--max-restarts", "1", **RESTARTS) as job:
@@ -68,7 +77,7 @@ def test_torchrun_restarts_after_a_lost_rank_and_saves_on_sigterm(
         job.until_more(root, 5)
         assert f"rank 1 (process {lost}" in job.text
         assert "resumed at iteration" in job.text
-        os.kill(job.process.pid, signal.SIGTERM)  # torchrun alone: it tells the ranks
+        os.kill(job.process.pid, signal.SIGTERM)
         job.until_gone(LIMIT)
     assert_saved(root, 75)
 
@@ -124,7 +133,9 @@ def test_torchrun_restarts_after_a_hung_rank_and_the_losses_are_those_of_one_run
 ) -> None:
     names = ("hung", "plain")
     hung, plain = (
-        make_config(tmp_path / name, (1, 2), train_iters=120, timeout_seconds=TIMEOUT)
+        make_config(
+            tmp_path / name, (1, 2), train_iters=60, save_interval=5, timeout_seconds=TIMEOUT
+        )
         for name in names
     )
     root = Path(hung.save)
@@ -132,13 +143,14 @@ def test_torchrun_restarts_after_a_hung_rank_and_the_losses_are_those_of_one_run
         for number in (signal.SIGSTOP, signal.SIGKILL):
             job.until_more(root, 10)
             os.kill(job.ranks()[1], number)
+        # The other run uses the time until the loss is seen.
+        with torchrun(plain, tmp_path / "job-plain") as other:
+            other.until_gone(300.0)
         job.until_gone(300.0)
         assert job.process.returncode == 0, job.text
     assert_saved(root, 0)
-    with torchrun(plain, tmp_path / "job-plain") as job:
-        job.until_gone(300.0)
     assert losses(root) == losses(Path(plain.save))
-    assert len(losses(root)) == 120
+    assert len(losses(root)) == 60
 
 
 @pytest.mark.faults
