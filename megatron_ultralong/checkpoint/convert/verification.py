@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_ultralong.checkpoint.formats.meta import MetaFolder
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
-from megatron_ultralong.checkpoint.formats.weight_map import META, WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
 from megatron_ultralong.checkpoint.logits.comparison import LogitsComparison
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.model.shape import ModelConfig
@@ -108,7 +109,10 @@ def _difference(expected: torch.Tensor, found: torch.Tensor) -> str | None:
 def _check_shapes(source: WeightSource, output: WeightSource) -> None:
     # the base is compared with the frequencies: NTK-aware scaling moves it on export
     ignored: dict[str, Any] = {"rotary_base": 0.0}
-    if META in (source.format, output.format):  # its files do not state their positions
+    if MetaFolder.format in (
+        source.format,
+        output.format,
+    ):  # its files do not state their positions
         ignored["max_position_embeddings"] = 0
         if source.model.untie_embeddings_and_output_weights:
             # an output that equals the embedding looks tied there; both are compared below

@@ -9,18 +9,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.checkpoint.disk.checksums import (
-    FILE_NAME,
-    Checksums,
-    DamagedError,
-    check_files,
-    read_checksums,
-)
+from megatron_ultralong.checkpoint.disk import checksums
 from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader, check_objects
 from megatron_ultralong.checkpoint.formats.weight_map import (
-    MEGATRON,
     Weight,
     unstacked_key,
     weight_map,
@@ -37,7 +30,7 @@ _SHOWN_BYTES = 4 * 2**30
 _MAX_THREADS = 8
 
 
-def listed_files(folder: Path) -> Checksums | None:
+def listed_files(folder: Path) -> checksums.Checksums | None:
     """What the files of a ``release`` or ``iter_XXXXXXX`` folder must be; None: nobody wrote it.
 
     All but the tensors' files are compared here, and the sizes of those.
@@ -45,50 +38,50 @@ def listed_files(folder: Path) -> Checksums | None:
     Raises:
         InputError: a file is missing or not as it was written.
     """
-    if not (folder / FILE_NAME).is_file():
+    if not (folder / checksums.FILE_NAME).is_file():
         return None
     try:
-        checksums = read_checksums(folder)
-        small = [name for name in checksums if not name.endswith(_DATA_SUFFIX)]
-        check_files(folder, checksums, small)
-    except DamagedError as error:
+        listed = checksums.read_checksums(folder)
+        small = [name for name in listed if not name.endswith(_DATA_SUFFIX)]
+        checksums.check_files(folder, listed, small)
+    except checksums.DamagedError as error:
         raise _refused(error) from error
-    return checksums
+    return listed
 
 
-def check_tensors(folder: Path, checksums: Checksums) -> None:
+def check_tensors(folder: Path, listed: checksums.Checksums) -> None:
     """Compare the files of tensors with their hashes, this rank its share; every rank calls it.
 
     Args:
         folder: of the checkpoint.
-        checksums: from :func:`listed_files`.
+        listed: from :func:`listed_files`.
 
     Raises:
         InputError: a file is not as it was written; on every rank.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    names = [name for name in checksums if name.endswith(_DATA_SUFFIX)]
-    share = sum(checksums[name].size for name in names) / world_size
+    names = [name for name in listed if name.endswith(_DATA_SUFFIX)]
+    share = sum(listed[name].size for name in names) / world_size
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     is_shown = rank == 0 and share >= _SHOWN_BYTES
     found: str | None = None
     try:
         with progress("checksums", share, "B") if is_shown else nullcontext() as bar:
-            check_files(
-                *(folder, checksums, names),
+            checksums.check_files(
+                *(folder, listed, names),
                 rank=rank,
                 world_size=world_size,
                 num_threads=min(_MAX_THREADS, (os.cpu_count() or 1) // local or 1),
                 advance=bar.advance if bar else None,
             )
-    except DamagedError as error:
+    except checksums.DamagedError as error:
         found = str(_refused(error))
     first = next((error for error in every_rank(found) if error), None)
     if first is not None:
         raise InputError(first)
 
 
-def _refused(error: DamagedError) -> InputError:
+def _refused(error: checksums.DamagedError) -> InputError:
     return InputError(
         f"{error}; copy the checkpoint again, or go back to an earlier one (--no-verify-checksums "
         "reads it as it is)"
@@ -98,7 +91,7 @@ def _refused(error: DamagedError) -> InputError:
 class MegatronCheckpoint:
     """One iteration of a checkpoint folder that carries ``ultralong.json``."""
 
-    format = MEGATRON
+    format = "Megatron torch_dist"
 
     def __init__(
         self, folder: str | Path, iteration: int | None = None, *, verify_checksums: bool = True
@@ -121,7 +114,7 @@ class MegatronCheckpoint:
         self.model, self.rope_scaling = self.metadata.model, self.metadata.rope_scaling
         self._verify_checksums = verify_checksums
         self._is_checked = False
-        self._checksums: Checksums | None = None
+        self._checksums: checksums.Checksums | None = None
         damage = None
         try:
             if verify_checksums:

@@ -23,14 +23,7 @@ from typing import IO, Any, Final
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
-from megatron_ultralong.checkpoint.formats.pickle_names import (
-    CLASS_NAME,
-    EXTRA_STATE_CLASSES,
-    METADATA_CLASSES,
-    RECIPES,
-    RECORD_CLASSES,
-    TORCH_NAMES,
-)
+from megatron_ultralong.checkpoint.formats import pickle_names
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
 
@@ -126,7 +119,7 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Unpickles the plain data classes of torch.distributed.checkpoint, and nothing that acts."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in METADATA_CLASSES.get(module, ()):
+        if name in pickle_names.METADATA_CLASSES.get(module, ()):
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
@@ -150,15 +143,15 @@ class _Inert:
 
 class _ExtraStateUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        is_recipe = module == RECIPES and CLASS_NAME.fullmatch(name)
+        is_recipe = module == pickle_names.RECIPES and pickle_names.CLASS_NAME.fullmatch(name)
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_recipe or is_dtype or (module, name) in EXTRA_STATE_CLASSES:
+        if is_recipe or is_dtype or (module, name) in pickle_names.EXTRA_STATE_CLASSES:
             return _Inert
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a module's state")
 
 
 def _read(source: Path | IO[bytes], names: set[str], *, mmap: bool = False) -> Any:
-    classes = names & set(RECORD_CLASSES)
+    classes = names & set(pickle_names.RECORD_CLASSES)
     if "numpy.dtype" in classes:  # makes one that is named nowhere: of numpy's random state
         classes.add("numpy.dtypes.UInt32DType")
     try:
@@ -266,7 +259,11 @@ def _names(data: IO[bytes]) -> set[str]:
         if opcode.name == "GLOBAL"
     }
     for name in sorted(names):
-        if not (name in TORCH_NAMES or name in RECORD_CLASSES or _is_torch_type(name)):
+        if not (
+            name in pickle_names.TORCH_NAMES
+            or name in pickle_names.RECORD_CLASSES
+            or _is_torch_type(name)
+        ):
             raise UnsafeError(f"{name} has no place in a checkpoint")
     return names
 

@@ -15,11 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_ultralong.checkpoint.disk.large_files import OpenFile
-from megatron_ultralong.checkpoint.formats.pickles import (
-    UnsafeError,
-    is_plain_tensor,
-    read_torch_file,
-)
+from megatron_ultralong.checkpoint.formats import pickles
 from megatron_ultralong.checkpoint.formats.weight_map import Weight
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import parse_json
@@ -155,14 +151,15 @@ class PickleFile:
 
     def _load(self) -> dict[str, torch.Tensor]:
         try:
-            values = read_torch_file(self.path, mmap=self._can_map)
-        except (UnsafeError, OSError) as error:
+            values = pickles.read_torch_file(self.path, mmap=self._can_map)
+        except (pickles.UnsafeError, OSError) as error:
             raise InputError(
                 f"{self.path} does not open as a file of weights only ({error}): it is damaged "
                 "or would run code; use the model's safetensors files"
             ) from error
         if not isinstance(values, dict) or not all(
-            isinstance(name, str) and is_plain_tensor(value) for name, value in values.items()
+            isinstance(name, str) and pickles.is_plain_tensor(value)
+            for name, value in values.items()
         ):
             raise InputError(f"{self.path} must hold a dict of tensors: it is not a model's file")
         return values

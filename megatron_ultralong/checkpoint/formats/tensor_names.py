@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from megatron_ultralong.program.ending import tell
@@ -56,9 +56,8 @@ def known_names(stored: Iterable[str], known: Collection[str], folder: Path) -> 
     return result
 
 
-def why_unknown(names: Mapping[str, str], known: Collection[str]) -> str:
+def why_unknown(stored: Sequence[str], known: Collection[str]) -> str:
     """What seems to be wrong with names that are not a Llama's, and the way out; may be empty."""
-    stored = list(names.values())
     adapters = [name for name in stored if ".lora_" in name or ".base_layer." in name]
     if adapters:
         return (
@@ -77,9 +76,8 @@ def why_unknown(names: Mapping[str, str], known: Collection[str]) -> str:
             f"; {flat[0]} is what FSDP keeps many tensors in: save the model's full state dict "
             "(FullStateDictConfig)"
         )
-    prefixes = collections.Counter(_parted(name, known)[0] for name in stored)
-    prefixes.pop("", None)
-    prefixes.pop(None, None)
+    found = (_parted(name, known)[0] for name in stored)
+    prefixes = collections.Counter(prefix for prefix in found if prefix)
     if not prefixes:
         return ""
     ((prefix, count),) = prefixes.most_common(1)
@@ -96,18 +94,11 @@ def _parted(name: str, known: Collection[str]) -> tuple[str | None, str | None]:
     parts = name.split(".")
     for start in range(len(parts)):
         rest = [part for i, part in enumerate(parts[start:]) if i == 0 or part not in _WRAPPERS]
-        plain = _as_transformers(".".join(rest), known)
-        if plain is not None:
-            return "".join(part + "." for part in parts[:start]), plain
+        inner = ".".join(rest)
+        for plain in (inner, inner.removeprefix(_BASE), _BASE + inner):  # as transformers 5 does
+            if plain in known:
+                return "".join(part + "." for part in parts[:start]), plain
     return None, None
-
-
-def _as_transformers(name: str, known: Collection[str]) -> str | None:
-    """The Llama's tensor that transformers 5 takes ``name`` for."""
-    for candidate in (name, name.removeprefix(_BASE), _BASE + name):
-        if candidate in known:
-            return candidate
-    return None
 
 
 def _common_prefix(found: Mapping[str, tuple[str | None, str | None]]) -> str:
@@ -126,12 +117,9 @@ def _tell_changes(names: Mapping[str, str], prefix: str, folder: Path) -> None:
         tell(
             f"warning: {folder}: all {len(names)} names begin with {prefix!r}{by}: read without it"
         )
-    inner = [
-        (target, name.removeprefix(prefix))
-        for target, name in names.items()
-        if name.removeprefix(prefix) != target
-    ]
-    if inner:
-        target, name = inner[0]
-        counts = f"{len(inner)} of {len(names)}"
+    inner = {target: name.removeprefix(prefix) for target, name in names.items()}
+    changed = [(name, target) for target, name in inner.items() if name != target]
+    if changed:
+        name, target = changed[0]
+        counts = f"{len(changed)} of {len(names)}"
         tell(f"warning: {folder}: {counts} names are changed: {name} is read as {target}")

@@ -11,16 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
 from megatron_ultralong.checkpoint.formats.pickles import read_metadata
@@ -37,7 +29,7 @@ MAX_OBJECT_BYTES = 16 * 2**20
 """Of a record that is no tensor: states of random generators have 20 kB."""
 
 
-def read_torch_dist_metadata(folder: Path) -> Metadata:
+def read_torch_dist_metadata(folder: Path) -> dcp.Metadata:
     """The checked contents of a ``release`` or ``iter_XXXXXXX`` folder.
 
     Raises:
@@ -50,12 +42,12 @@ def read_torch_dist_metadata(folder: Path) -> Metadata:
     path = folder / METADATA_FILE
     found = read_metadata(path, _most_metadata(folder))
     try:
-        metadata = Metadata(
+        metadata = dcp.Metadata(
             state_dict_metadata={
                 _text(key): _entry(value) for key, value in found.state_dict_metadata.items()
             },
             storage_data={_index(key): _place(value) for key, value in found.storage_data.items()},
-            storage_meta=StorageMeta(),
+            storage_meta=dcp.StorageMeta(),
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}): copy the checkpoint again") from error
@@ -64,9 +56,9 @@ def read_torch_dist_metadata(folder: Path) -> Metadata:
     return metadata
 
 
-def place_of(metadata: Metadata, key: str, chunk: ChunkStorageMetadata | None) -> Any:
+def place_of(metadata: dcp.Metadata, key: str, chunk: dcp.ChunkStorageMetadata | None) -> Any:
     """Where the record of an object, or of a chunk of a tensor, stands; None: nowhere."""
-    return metadata.storage_data.get(MetadataIndex(key, chunk.offsets if chunk else None))
+    return metadata.storage_data.get(dcp.MetadataIndex(key, chunk.offsets if chunk else None))
 
 
 def _most_metadata(folder: Path) -> int:
@@ -92,7 +84,7 @@ def _check_format(folder: Path) -> None:
         values.integer(key, 1, minimum=1, maximum=1)
 
 
-def _check_places(folder: Path, metadata: Metadata) -> None:
+def _check_places(folder: Path, metadata: dcp.Metadata) -> None:
     ends: dict[str, int] = {}
     for index, info in metadata.storage_data.items():
         if not is_plain_name(info.relative_path):
@@ -113,10 +105,10 @@ def _check_places(folder: Path, metadata: Metadata) -> None:
             )
 
 
-def _check_sizes(folder: Path, metadata: Metadata) -> None:
+def _check_sizes(folder: Path, metadata: dcp.Metadata) -> None:
     """A tensor has no more elements than there are bytes for it: memory is bounded by files."""
     for key, entry in metadata.state_dict_metadata.items():
-        if isinstance(entry, BytesStorageMetadata):
+        if isinstance(entry, dcp.BytesStorageMetadata):
             place = place_of(metadata, key, None)
             if place is not None and place.length > MAX_OBJECT_BYTES:
                 raise InputError(
@@ -135,13 +127,13 @@ def _check_sizes(folder: Path, metadata: Metadata) -> None:
                 )
 
 
-def _entry(value: Any) -> BytesStorageMetadata | TensorStorageMetadata:
-    if type(value) is BytesStorageMetadata:
-        return BytesStorageMetadata()
-    if type(value) is not TensorStorageMetadata:
+def _entry(value: Any) -> dcp.BytesStorageMetadata | dcp.TensorStorageMetadata:
+    if type(value) is dcp.BytesStorageMetadata:
+        return dcp.BytesStorageMetadata()
+    if type(value) is not dcp.TensorStorageMetadata:
         raise TypeError(f"a tensor is described by a {type(value).__name__}")
     size = _size(value.size)
-    chunks = [ChunkStorageMetadata(_size(c.offsets), _size(c.sizes)) for c in value.chunks]
+    chunks = [dcp.ChunkStorageMetadata(_size(c.offsets), _size(c.sizes)) for c in value.chunks]
     for chunk in chunks:
         if not len(chunk.offsets) == len(chunk.sizes) == len(size) or any(
             offset + count > whole
@@ -151,14 +143,14 @@ def _entry(value: Any) -> BytesStorageMetadata | TensorStorageMetadata:
     dtype = value.properties.dtype
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"a dtype is a {type(dtype).__name__}")
-    return TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
+    return dcp.TensorStorageMetadata(dcp.TensorProperties(dtype=dtype), size, chunks)
 
 
-def _index(value: Any) -> MetadataIndex:
-    if type(value) is not MetadataIndex:
+def _index(value: Any) -> dcp.MetadataIndex:
+    if type(value) is not dcp.MetadataIndex:
         raise TypeError(f"a place is under a {type(value).__name__}")
     offset = None if value.offset is None else _size(value.offset)
-    return MetadataIndex(_text(value.fqn), offset)
+    return dcp.MetadataIndex(_text(value.fqn), offset)
 
 
 def _place(value: Any) -> _StorageInfo:

@@ -19,21 +19,10 @@ from pathlib import Path
 from typing import IO, cast
 
 import torch
+from torch.distributed.checkpoint import metadata as dcp
+from torch.distributed.checkpoint import planner
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-)
-from torch.distributed.checkpoint.planner import (
-    BytesIOWriteData,
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
 
 from megatron_ultralong.checkpoint.disk.checksums import Checksum, Hasher, checksum, write_checksums
 from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go
@@ -106,10 +95,12 @@ def write_torch_dist(
     folder.mkdir(exist_ok=True)
     items = [_tensor_item(weight, source) for weight in weights]
     objects = [
-        WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO, BytesIOWriteData(0))
+        planner.WriteItem(
+            dcp.MetadataIndex(key), planner.WriteItemType.BYTE_IO, planner.BytesIOWriteData(0)
+        )
         for key in extra_state_keys(source.model)
     ]
-    plans, metadata = create_default_global_save_plan([SavePlan([*items, *objects])])
+    plans, metadata = create_default_global_save_plan([planner.SavePlan([*items, *objects])])
     path = folder / _DATA_FILE
     path.touch()
     with path.open("r+b") as file, HashingThread() as hashing:
@@ -124,7 +115,7 @@ def write_torch_dist(
         for item, (offset, length) in zip(plans[0].items, places, strict=True)
     }
     metadata.version = CURRENT_DCP_VERSION
-    metadata.storage_meta = StorageMeta()
+    metadata.storage_meta = dcp.StorageMeta()
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     torch.save(_common_state(source.model), folder / "common.pt")
     _write_format(folder)
@@ -220,15 +211,15 @@ def _sync(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def _tensor_item(weight: Weight, source: WeightSource) -> WriteItem:
+def _tensor_item(weight: Weight, source: WeightSource) -> planner.WriteItem:
     offset, shape, size = _position(weight, source.model.num_layers)
-    data = TensorWriteData(
-        ChunkStorageMetadata(torch.Size(offset), torch.Size(shape)),
-        TensorProperties(dtype=source.dtype(weight)),
+    data = planner.TensorWriteData(
+        dcp.ChunkStorageMetadata(torch.Size(offset), torch.Size(shape)),
+        dcp.TensorProperties(dtype=source.dtype(weight)),
         torch.Size(size),
     )
-    index = MetadataIndex(weight.key, torch.Size(offset))
-    return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
+    index = dcp.MetadataIndex(weight.key, torch.Size(offset))
+    return planner.WriteItem(index, planner.WriteItemType.SHARD, tensor_data=data)
 
 
 def _position(

@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
-from megatron_ultralong.checkpoint.formats.tensor_file import (
-    PickleFile,
-    SafetensorsFile,
-    TensorFile,
-)
+from megatron_ultralong.checkpoint.formats import tensor_file
 from megatron_ultralong.data.read.signatures import POINTERS
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
@@ -21,11 +17,11 @@ from megatron_ultralong.program.json_file import read_json
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-_NAMES: tuple[tuple[str, type[TensorFile]], ...] = (
-    (SINGLE_FILE, SafetensorsFile),
-    (INDEX_FILE, SafetensorsFile),
-    ("pytorch_model.bin", PickleFile),
-    ("pytorch_model.bin.index.json", PickleFile),
+_NAMES: tuple[tuple[str, type[tensor_file.TensorFile]], ...] = (
+    (SINGLE_FILE, tensor_file.SafetensorsFile),
+    (INDEX_FILE, tensor_file.SafetensorsFile),
+    ("pytorch_model.bin", tensor_file.PickleFile),
+    ("pytorch_model.bin.index.json", tensor_file.PickleFile),
 )
 """In the order in which transformers 5 looks for them."""
 _INDEX_SUFFIX = ".index.json"
@@ -47,7 +43,7 @@ class WeightSet:
     name: str
     """The file that a reader opens first."""
     files: frozenset[str]
-    kind: type[TensorFile] | None = None
+    kind: type[tensor_file.TensorFile] | None = None
     """None: not read here."""
     places: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What an index says: tensor to file."""
@@ -63,7 +59,7 @@ class WeightSet:
 
 def open_weights(
     folder: Path, config: Mapping[str, Any]
-) -> tuple[list[TensorFile], dict[str, TensorFile]]:
+) -> tuple[list[tensor_file.TensorFile], dict[str, tensor_file.TensorFile]]:
     """The weight files of ``folder``, and which of them holds each tensor.
 
     As in transformers, all tensors of an index's files count, also those that it does not name.
@@ -83,7 +79,7 @@ def open_weights(
     for name in names:
         check_inside(folder / name, folder)
     files = {name: chosen.kind(folder / name) for name in names}
-    located: dict[str, TensorFile] = {}
+    located: dict[str, tensor_file.TensorFile] = {}
     for file in files.values():
         for tensor in file.tensors:
             if tensor in located:
@@ -150,10 +146,10 @@ def _chosen_by_name(folder: Path, name: object) -> WeightSet:
             f"{folder / 'config.json'}: {_CHOICE_KEY} is {name!r}, which must be a safetensors "
             "file or an index of the folder: name one, or remove the key"
         )
-    return _named(folder, str(name), SafetensorsFile)
+    return _named(folder, str(name), tensor_file.SafetensorsFile)
 
 
-def _named(folder: Path, name: str, kind: type[TensorFile]) -> WeightSet:
+def _named(folder: Path, name: str, kind: type[tensor_file.TensorFile]) -> WeightSet:
     if not name.endswith(_INDEX_SUFFIX):
         return WeightSet(name, frozenset([name]), kind, fault=_pointers(folder, [name]))
     index = folder / name

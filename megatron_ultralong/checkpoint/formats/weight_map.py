@@ -20,11 +20,6 @@ from megatron_ultralong.model.yarn import RopeScaling
 Layout = Literal["whole", "qkv", "gate_up"]
 Shape = tuple[int, ...]
 
-HUGGING_FACE = "Hugging Face"
-MEGATRON = "Megatron torch_dist"
-META = "Meta"
-"""Formats of models on disk."""
-
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 _LAYERS = "decoder.layers."

@@ -15,15 +15,12 @@ import torch.nn.functional as F
 
 import megatron_ultralong
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
+from megatron_ultralong.checkpoint.formats import tokenizer_files
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import DiskModel
-from megatron_ultralong.checkpoint.formats.tokenizer_files import load_fast
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
 from megatron_ultralong.checkpoint.logits import comparison as compared
-from megatron_ultralong.checkpoint.logits.transformers_model import (
-    TransformersLayers,
-    transformers_logits,
-)
+from megatron_ultralong.checkpoint.logits import transformers_model
 from megatron_ultralong.config.convert import LogitsDtype, LogitsMethod
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.model.parameters import layer_parameters, num_parameters
@@ -50,7 +47,7 @@ def text_prompt(tokenizer_file: Path, seq_length: int) -> torch.Tensor:
     Raises:
         InputError: the file is no tokenizer.
     """
-    tokenizer = load_fast(tokenizer_file)
+    tokenizer = tokenizer_files.load_fast(tokenizer_file)
     tokens: list[int] = []
     files = sorted(Path(megatron_ultralong.__file__).parent.rglob("*.py"))
     while len(tokens) < seq_length:
@@ -162,7 +159,7 @@ def model_logits(model: DiskModel, tokens_S: torch.Tensor, dtype: torch.dtype) -
         from megatron_ultralong.checkpoint.logits.megatron_model import megatron_logits
 
         return megatron_logits(model, tokens_S, dtype=dtype)
-    return transformers_logits(model, tokens_S, dtype)
+    return transformers_model.transformers_logits(model, tokens_S, dtype)
 
 
 def _by_layer(model: ModelConfig, seq_length: int, itemsize: int, method: LogitsMethod) -> bool:
@@ -259,7 +256,7 @@ class LayeredLogits:
                 groups = groups or stack.enter_context(parallel_groups(ParallelConfig(), seed=1))
                 programs.append(MegatronLayers(model, groups, len(self.tokens), self.dtype))
             else:
-                programs.append(TransformersLayers(model, self.dtype))
+                programs.append(transformers_model.TransformersLayers(model, self.dtype))
         return programs
 
 
