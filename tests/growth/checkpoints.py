@@ -13,8 +13,7 @@ from megatron_ultralong.checkpoint.disk.checksums import Checksum, read_checksum
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder, SafetensorsWriter
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.tensor_file import PickleFile, TensorInfo
-from megatron_ultralong.checkpoint.formats.tensor_names import known_names
-from megatron_ultralong.checkpoint.formats.weight_map import weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import known_names, weight_map
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.program.conversion_journal import Manifest
 from tests.growth.table import Work, counted

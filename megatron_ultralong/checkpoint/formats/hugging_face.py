@@ -8,22 +8,22 @@ does not depend on the size of a shard.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.large_files import write_tensor
+from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
 from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_block, weight_files
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorFile, TensorInfo
-from megatron_ultralong.checkpoint.formats.tensor_names import known_names, why_unknown
 from megatron_ultralong.checkpoint.formats.weight_map import (
     EMBEDDING,
     LM_HEAD,
     Weight,
+    known_names,
     weight_map,
+    why_unknown,
 )
 from megatron_ultralong.program.errors import InputError, missing
 
@@ -207,8 +207,7 @@ class SafetensorsWriter:
     def sync(self) -> None:
         """Wait until the disk has everything."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            sync(self._file)
 
     def finish(self) -> None:
         """Close the last shard and write the index, where there are several."""

@@ -13,11 +13,7 @@ from megatron_ultralong.checkpoint.disk import checksums
 from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader, check_objects
-from megatron_ultralong.checkpoint.formats.weight_map import (
-    Weight,
-    unstacked_key,
-    weight_map,
-)
+from megatron_ultralong.checkpoint.formats.weight_map import Weight, unstacked_key, weight_map
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress

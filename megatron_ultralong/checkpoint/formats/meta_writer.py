@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.large_files import write_tensor
+from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats import meta
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, record_offsets
@@ -71,8 +70,7 @@ class MetaWriter:
     def sync(self) -> None:
         """Wait until the disk has everything."""
         for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
 
     def close(self) -> None:
         """Close the files, complete or not."""

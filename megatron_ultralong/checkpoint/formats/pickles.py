@@ -121,7 +121,7 @@ class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name in pickle_names.METADATA_CLASSES.get(module, ()):
             return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+        if _is_dtype(module, name):
             return getattr(torch, name)
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's metadata")
 
@@ -144,8 +144,11 @@ class _Inert:
 class _ExtraStateUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_recipe = module == pickle_names.RECIPES and pickle_names.CLASS_NAME.fullmatch(name)
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_recipe or is_dtype or (module, name) in pickle_names.EXTRA_STATE_CLASSES:
+        if (
+            is_recipe
+            or _is_dtype(module, name)
+            or (module, name) in pickle_names.EXTRA_STATE_CLASSES
+        ):
             return _Inert
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a module's state")
 
@@ -154,11 +157,10 @@ def _read(source: Path | IO[bytes], names: set[str], *, mmap: bool = False) -> A
     classes = names & set(pickle_names.RECORD_CLASSES)
     if "numpy.dtype" in classes:  # makes one that is named nowhere: of numpy's random state
         classes.add("numpy.dtypes.UInt32DType")
+    flags = {"mmap": True} if mmap else {}
     try:
-        with _allowed(classes):
-            return _READ_TORCH(
-                source, map_location="cpu", weights_only=True, **({"mmap": True} if mmap else {})
-            )
+        with _ALLOWANCE.of(classes):
+            return _READ_TORCH(source, map_location="cpu", weights_only=True, **flags)
     except Exception as error:  # a damaged file can end in any
         raise UnsafeError(_short(error)) from error
 
@@ -175,32 +177,27 @@ class _Allowance:
         self._num_readers = 0
         self._before: list[Any] = []
 
-    def enter(self, classes: list[Any]) -> None:
+    @contextlib.contextmanager
+    def of(self, names: set[str]) -> Iterator[None]:
+        """While it lasts, ``names`` are allowed."""
+        classes = [_record_class(name) for name in sorted(names)]
         with self._lock:
             if not self._num_readers:
                 self._before = torch.serialization.get_safe_globals()
                 torch.serialization.clear_safe_globals()
             self._num_readers += 1
             torch.serialization.add_safe_globals(classes)
-
-    def leave(self) -> None:
-        with self._lock:
-            self._num_readers -= 1
-            if not self._num_readers:
-                torch.serialization.clear_safe_globals()
-                torch.serialization.add_safe_globals(self._before)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_readers -= 1
+                if not self._num_readers:
+                    torch.serialization.clear_safe_globals()
+                    torch.serialization.add_safe_globals(self._before)
 
 
 _ALLOWANCE = _Allowance()
-
-
-@contextlib.contextmanager
-def _allowed(names: set[str]) -> Iterator[None]:
-    _ALLOWANCE.enter([_record_class(name) for name in sorted(names)])
-    try:
-        yield
-    finally:
-        _ALLOWANCE.leave()
 
 
 def _record_class(path: str) -> Any:
@@ -271,9 +268,11 @@ def _names(data: IO[bytes]) -> set[str]:
 def _is_torch_type(name: str) -> bool:
     """Names of dtypes and storages: ``torch.bfloat16``, ``torch.BFloat16Storage``."""
     module, _, last = name.rpartition(".")
-    if module != "torch":
-        return False
-    return last.endswith("Storage") or isinstance(getattr(torch, last, None), torch.dtype)
+    return _is_dtype(module, last) or (module == "torch" and last.endswith("Storage"))
+
+
+def _is_dtype(module: str, name: str) -> bool:
+    return module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
 
 
 def _short(error: BaseException) -> str:

@@ -36,7 +36,8 @@ def check_objects(folder: Path, metadata: dcp.Metadata) -> None:
     Raises:
         InputError: a file or record of it is damaged, or would run code.
     """
-    _check_common(folder / COMMON_FILE)
+    if (folder / COMMON_FILE).is_file():  # Megatron-Core 0.19 keeps it with the other objects
+        _check_common(folder / COMMON_FILE)
     places: dict[tuple[str, int, int], str] = {}
     for key, entry in metadata.state_dict_metadata.items():
         if isinstance(entry, dcp.BytesStorageMetadata):
@@ -77,8 +78,6 @@ def check_object(data: bytes, key: str, path: Path) -> Any:
 
 
 def _check_common(path: Path) -> None:
-    if not path.is_file():  # Megatron-Core 0.19 keeps it as an object with the others
-        return
     check_inside(path, path.parent)
     if path.stat().st_size > _MAX_COMMON_BYTES:
         raise InputError(f"{path} has more than {_MAX_COMMON_BYTES:,} bytes")

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
+from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, check_inside, is_plain_name
 from megatron_ultralong.checkpoint.formats.pickles import read_metadata
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 
+Kind = TypeVar("Kind")
+
 METADATA_FILE = ".metadata"
-FORMAT_FILE = "metadata.json"
-_FORMAT = "torch_dist"
-_COMMON = "torch"
 _SMALL_METADATA = 16 * 2**20
 """Bytes that ``.metadata`` of any checkpoint may have; Python takes up to 64 times as much."""
 MAX_OBJECT_BYTES = 16 * 2**20
@@ -44,7 +43,8 @@ def read_torch_dist_metadata(folder: Path) -> dcp.Metadata:
     try:
         metadata = dcp.Metadata(
             state_dict_metadata={
-                _text(key): _entry(value) for key, value in found.state_dict_metadata.items()
+                _exactly(str, key, "a name is"): _entry(value)
+                for key, value in found.state_dict_metadata.items()
             },
             storage_data={_index(key): _place(value) for key, value in found.storage_data.items()},
             storage_meta=dcp.StorageMeta(),
@@ -73,13 +73,13 @@ def _check_format(folder: Path) -> None:
         raise InputError(f"{folder} has no metadata.json: it is not a finished checkpoint")
     values = read_json(path)
     backend = values.string("sharded_backend")
-    if backend != _FORMAT:
+    if backend != "torch_dist":
         raise InputError(
             f"{folder} has format {backend!r}, 'torch_dist' is read: save it with "
             "`--ckpt-format torch_dist`"
         )
-    if values.string("common_backend", _COMMON) != _COMMON:
-        raise values.wrong("common_backend", repr(_COMMON))
+    if values.string("common_backend", "torch") != "torch":
+        raise values.wrong("common_backend", "'torch'")
     for key in ("sharded_backend_version", "common_backend_version"):
         values.integer(key, 1, minimum=1, maximum=1)
 
@@ -130,8 +130,7 @@ def _check_sizes(folder: Path, metadata: dcp.Metadata) -> None:
 def _entry(value: Any) -> dcp.BytesStorageMetadata | dcp.TensorStorageMetadata:
     if type(value) is dcp.BytesStorageMetadata:
         return dcp.BytesStorageMetadata()
-    if type(value) is not dcp.TensorStorageMetadata:
-        raise TypeError(f"a tensor is described by a {type(value).__name__}")
+    value = _exactly(dcp.TensorStorageMetadata, value, "a tensor is described by")
     size = _size(value.size)
     chunks = [dcp.ChunkStorageMetadata(_size(c.offsets), _size(c.sizes)) for c in value.chunks]
     for chunk in chunks:
@@ -140,29 +139,25 @@ def _entry(value: Any) -> dcp.BytesStorageMetadata | dcp.TensorStorageMetadata:
             for offset, count, whole in zip(chunk.offsets, chunk.sizes, size, strict=True)
         ):
             raise ValueError(f"a chunk at {list(chunk.offsets)} is outside shape {list(size)}")
-    dtype = value.properties.dtype
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"a dtype is a {type(dtype).__name__}")
+    dtype = _exactly(torch.dtype, value.properties.dtype, "a dtype is")
     return dcp.TensorStorageMetadata(dcp.TensorProperties(dtype=dtype), size, chunks)
 
 
 def _index(value: Any) -> dcp.MetadataIndex:
-    if type(value) is not dcp.MetadataIndex:
-        raise TypeError(f"a place is under a {type(value).__name__}")
+    value = _exactly(dcp.MetadataIndex, value, "a place is under")
     offset = None if value.offset is None else _size(value.offset)
-    return dcp.MetadataIndex(_text(value.fqn), offset)
+    return dcp.MetadataIndex(_exactly(str, value.fqn, "a name is"), offset)
 
 
 def _place(value: Any) -> _StorageInfo:
-    if type(value) is not _StorageInfo:
-        raise TypeError(f"a place is a {type(value).__name__}")
-    descriptors = getattr(value, "transform_descriptors", None)
-    name, offset, length = _text(value.relative_path), value.offset, value.length
+    value = _exactly(_StorageInfo, value, "a place is")
+    descriptors = getattr(value, "transform_descriptors", None) or ()
+    names = [_exactly(str, each, "a name is") for each in (value.relative_path, *descriptors)]
+    offset, length = value.offset, value.length
     if type(offset) is not int or type(length) is not int or offset < 0 or length < 0:
         raise ValueError(f"a record stands at {offset!r} and has {length!r} bytes")
-    if not descriptors:  # fields of before torch 2.7 too
-        return _StorageInfo(name, offset, length)
-    return _StorageInfo(name, offset, length, [_text(each) for each in descriptors])
+    # fields of before torch 2.7 too
+    return _StorageInfo(names[0], offset, length, *([names[1:]] if descriptors else []))
 
 
 def _size(value: Any) -> torch.Size:
@@ -171,7 +166,8 @@ def _size(value: Any) -> torch.Size:
     return torch.Size(value)
 
 
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise TypeError(f"a name is a {type(value).__name__}")
+def _exactly(kind: type[Kind], value: Any, what: str) -> Kind:
+    """``value``, which is of ``kind`` and of no class under it."""
+    if type(value) is not kind:
+        raise TypeError(f"{what} a {type(value).__name__}")
     return value

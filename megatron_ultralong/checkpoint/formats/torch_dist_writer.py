@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
-import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +25,11 @@ from torch.distributed.checkpoint.default_planner import create_default_global_s
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 
 from megatron_ultralong.checkpoint.disk.checksums import Checksum, Hasher, checksum, write_checksums
-from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go
+from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
+from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go, sync
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
+from megatron_ultralong.checkpoint.formats.torch_dist import COMMON_FILE
+from megatron_ultralong.checkpoint.formats.torch_dist_metadata import METADATA_FILE
 from megatron_ultralong.checkpoint.formats.weight_map import (
     Weight,
     WeightSource,
@@ -44,36 +47,36 @@ def megatron_args(model: ModelConfig) -> argparse.Namespace:
     Megatron-LM reads the parallel sizes without asking whether they are there, and takes the
     model's shape over under ``--use-checkpoint-args``.
     """
+    shape = dataclasses.asdict(model)
+    del shape["vocab_size"]
     return argparse.Namespace(
+        **shape,
+        padded_vocab_size=model.vocab_size,
+        group_query_attention=model.num_query_groups != model.num_attention_heads,
         tensor_model_parallel_size=1,
         pipeline_model_parallel_size=1,
         context_parallel_size=1,
         data_parallel_size=1,
         world_size=1,
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        ffn_hidden_size=model.ffn_hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        group_query_attention=model.num_query_groups != model.num_attention_heads,
-        num_query_groups=model.num_query_groups,
-        kv_channels=model.kv_channels,
-        max_position_embeddings=model.max_position_embeddings,
-        padded_vocab_size=model.vocab_size,
         position_embedding_type="rope",
-        rotary_base=model.rotary_base,
         rotary_percent=1.0,
         normalization="RMSNorm",
-        norm_epsilon=model.norm_epsilon,
         swiglu=True,
         add_bias_linear=False,
         add_qkv_bias=False,
         attention_dropout=0.0,
         hidden_dropout=0.0,
-        untie_embeddings_and_output_weights=model.untie_embeddings_and_output_weights,
     )
 
 
 _DATA_FILE = "__0_0.distcp"
+_FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+"""What ``metadata.json`` says."""
 
 
 def write_torch_dist(
@@ -109,17 +112,17 @@ def write_torch_dist(
         # all the empty objects are one
         places += places[-1:] * (len(objects) - 1)
         file.truncate(sum(places[-1]))
-        _sync(file)
+        sync(file)
     metadata.storage_data = {
         item.index: _StorageInfo(_DATA_FILE, offset, length)
         for item, (offset, length) in zip(plans[0].items, places, strict=True)
     }
     metadata.version = CURRENT_DCP_VERSION
     metadata.storage_meta = dcp.StorageMeta()
-    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-    torch.save(_common_state(source.model), folder / "common.pt")
-    _write_format(folder)
-    small = (".metadata", "common.pt", "metadata.json")
+    (folder / METADATA_FILE).write_bytes(pickle.dumps(metadata))
+    torch.save(_common_state(source.model), folder / COMMON_FILE)
+    (folder / FORMAT_FILE).write_text(json.dumps(_FORMAT), encoding="utf-8")
+    small = (METADATA_FILE, COMMON_FILE, FORMAT_FILE)
     checksums = {name: checksum(folder / name) for name in small}
     write_checksums(folder, {**checksums, _DATA_FILE: hashing.checksum()})
 
@@ -146,9 +149,9 @@ def _write_weights(
         places.append(_append(shaped, file, end, hashing))
         end = sum(places[-1])
         advance(tensor.nbytes)
-        manifest.add(weight.label, tensor.nbytes, lambda: _sync(file), list(places[-1]))
+        manifest.add(weight.label, tensor.nbytes, lambda: sync(file), list(places[-1]))
         del tensor, shaped
-    manifest.flush(lambda: _sync(file))
+    manifest.flush(lambda: sync(file))
     return places
 
 
@@ -206,30 +209,17 @@ def _without_crc32() -> Iterator[None]:
         torch.serialization.set_crc32_options(before)
 
 
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def _tensor_item(weight: Weight, source: WeightSource) -> planner.WriteItem:
-    offset, shape, size = _position(weight, source.model.num_layers)
-    data = planner.TensorWriteData(
-        dcp.ChunkStorageMetadata(torch.Size(offset), torch.Size(shape)),
-        dcp.TensorProperties(dtype=source.dtype(weight)),
-        torch.Size(size),
-    )
-    index = dcp.MetadataIndex(weight.key, torch.Size(offset))
+    """``weight`` in the tensor under its key, on whose first axis the layers are."""
+    axes = [(0, size, size) for size in weight.shape]
+    if weight.layer is not None:
+        axes.insert(0, (weight.layer, 1, source.model.num_layers))
+    offset, shape, whole = map(torch.Size, zip(*axes, strict=True))
+    chunk = dcp.ChunkStorageMetadata(offset, shape)
+    properties = dcp.TensorProperties(dtype=source.dtype(weight))
+    data = planner.TensorWriteData(chunk, properties, whole)
+    index = dcp.MetadataIndex(weight.key, offset)
     return planner.WriteItem(index, planner.WriteItemType.SHARD, tensor_data=data)
-
-
-def _position(
-    weight: Weight, num_layers: int
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Offset and shape of ``weight`` in the tensor under its key, and that tensor's shape."""
-    shape = weight.shape
-    if weight.layer is None:
-        return (0,) * len(shape), shape, shape
-    return (weight.layer, *(0,) * len(shape)), (1, *shape), (num_layers, *shape)
 
 
 def _check_dtypes(weights: Sequence[Weight], source: WeightSource) -> None:
@@ -253,13 +243,3 @@ def _common_state(model: ModelConfig) -> dict[str, object]:
         # how the layers are keyed: stacked, not one by one
         "content_metadata": {"singleton_local_shards": False},
     }
-
-
-def _write_format(folder: Path) -> None:
-    values = {
-        "sharded_backend": "torch_dist",
-        "sharded_backend_version": 1,
-        "common_backend": "torch",
-        "common_backend_version": 1,
-    }
-    (folder / "metadata.json").write_text(json.dumps(values), encoding="utf-8")
