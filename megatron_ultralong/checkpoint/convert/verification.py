@@ -13,7 +13,6 @@ from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
 from megatron_ultralong.checkpoint.logits.comparison import LogitsComparison
 from megatron_ultralong.model.parameters import num_parameters
-from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import attention_factor, inv_freq
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress
@@ -109,20 +108,19 @@ def _difference(expected: torch.Tensor, found: torch.Tensor) -> str | None:
 def _check_shapes(source: WeightSource, output: WeightSource) -> None:
     # the base is compared with the frequencies: NTK-aware scaling moves it on export
     ignored: dict[str, Any] = {"rotary_base": 0.0}
-    if MetaFolder.format in (
-        source.format,
-        output.format,
-    ):  # its files do not state their positions
+    formats = (source.format, output.format)
+    if MetaFolder.format in formats:  # its files do not state their positions
         ignored["max_position_embeddings"] = 0
         if source.model.untie_embeddings_and_output_weights:
             # an output that equals the embedding looks tied there; both are compared below
             ignored["untie_embeddings_and_output_weights"] = True
     wanted, got = (dataclasses.replace(model.model, **ignored) for model in (source, output))
     if wanted != got:
+        other = vars(got)
         differing = [
-            f"{field.name} {getattr(wanted, field.name)} against {getattr(got, field.name)}"
-            for field in dataclasses.fields(ModelConfig)
-            if getattr(wanted, field.name) != getattr(got, field.name)
+            f"{name} {value} against {other[name]}"
+            for name, value in vars(wanted).items()
+            if value != other[name]
         ]
         raise InputError(f"the models have different shapes: {', '.join(differing)}")
 

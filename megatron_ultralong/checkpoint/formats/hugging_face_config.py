@@ -23,6 +23,18 @@ if TYPE_CHECKING:  # reading a shape needs no torch
 
 CONFIG_FILE = "config.json"
 ARCHITECTURE = "LlamaForCausalLM"
+SHAPE_KEYS = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "head_dim": "kv_channels",
+    "vocab_size": "vocab_size",
+    "rms_norm_eps": "norm_epsilon",
+    "max_position_embeddings": "max_position_embeddings",
+}
+"""Megatron's words for keys of ``config.json``."""
 _FIXED = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -145,15 +157,7 @@ def export_config(
         **kept,
         "architectures": [ARCHITECTURE],
         "model_type": "llama",
-        "num_hidden_layers": model.num_layers,
-        "hidden_size": model.hidden_size,
-        "intermediate_size": model.ffn_hidden_size,
-        "num_attention_heads": model.num_attention_heads,
-        "num_key_value_heads": model.num_query_groups,
-        "head_dim": model.kv_channels,
-        "vocab_size": model.vocab_size,
-        "rms_norm_eps": model.norm_epsilon,
-        "max_position_embeddings": model.max_position_embeddings,
+        **{key: getattr(model, name) for key, name in SHAPE_KEYS.items()},
         "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
         "rope_theta": base,
         "rope_scaling": yarn.hf_rope_scaling(metadata.rope_scaling),

@@ -11,7 +11,7 @@ import contextlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_ultralong.checkpoint.disk.large_files import Window
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, read_record, read_torch_file
+from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, read_saved
 from megatron_ultralong.checkpoint.formats.torch_dist import check_object
 from megatron_ultralong.checkpoint.formats.torch_dist_metadata import read_torch_dist_metadata
 from megatron_ultralong.config.parallel import ParallelConfig
@@ -85,11 +85,9 @@ def _load(f: Any, *_: Any, **__: Any) -> Any:
     """``torch.load`` of a checkpoint: on the CPU, weights only, whatever it was asked for."""
     name = getattr(getattr(f, "base_stream", f), "name", f)
     try:
-        if isinstance(f, str | Path):
-            return read_torch_file(Path(f))
         if hasattr(f, "base_stream"):  # torch's view of a record in a file
-            f = cast(Any, Window(f.base_stream, f.offset, f.len))
-        return read_record(f)
+            f = Window(f.base_stream, f.offset, f.len)
+        return read_saved(Path(f) if isinstance(f, str) else f)
     except FileNotFoundError:
         raise
     except (UnsafeError, OSError) as error:
@@ -132,7 +130,7 @@ def load_common(folder: Path) -> dict[str, Any]:
         return state
 
 
-def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint | Path) -> None:
+def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint) -> None:
     """Load the weights of a checkpoint into a model; every rank calls it.
 
     The layout that wrote them does not matter. Optimizer states in the folder are not loaded. Each
@@ -140,13 +138,11 @@ def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint | Pa
 
     Args:
         chunks: the model's chunks on this rank, one where it has no virtual stages.
-        checkpoint: opened, and so checked but for the tensors' bytes; or its folder.
+        checkpoint: opened, and so checked but for the tensors' bytes.
 
     Raises:
         InputError: a file is damaged, or would run code; on every rank.
     """
-    if not isinstance(checkpoint, MegatronCheckpoint):
-        checkpoint = MegatronCheckpoint(checkpoint)
     checkpoint.check_tensors()
     state = load_sharded(  # all chunks at once: the ranks' shards cover every tensor
         {f"model{index}": _weights(chunk) for index, chunk in enumerate(chunks)},

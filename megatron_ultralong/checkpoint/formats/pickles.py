@@ -9,7 +9,6 @@ the file's name. ``tests/test_doors.py`` sees to it that no other module unpickl
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import pickle
@@ -17,6 +16,7 @@ import pickletools
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -40,26 +40,28 @@ class UnsafeError(Exception):
     """A pickle that names what it has no business with, or is damaged."""
 
 
-def read_torch_file(path: Path, *, mmap: bool = False) -> Any:
-    """What ``torch.save`` wrote into ``path``: tensors, plain values and the classes above.
+def read_saved(source: Path | IO[bytes], *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote: tensors, plain values and the classes that are allowed.
+
+    Args:
+        source: a file, or a seekable stream such as one record of a ``.distcp`` file.
+        mmap: whether to map the file's tensors.
 
     Raises:
         UnsafeError: it is damaged, or holds something else.
     """
-    with path.open("rb") as file:
-        names = _check_container(file)
-    return _read(path, names, mmap=mmap)
-
-
-def read_record(stream: IO[bytes]) -> Any:
-    """The same of a seekable stream, such as one record of a ``.distcp`` file.
-
-    Raises:
-        UnsafeError: it is damaged, or holds something else.
-    """
-    names = _check_container(stream)
-    stream.seek(0)
-    return _read(stream, names)
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+        names = _check_container(stream)
+        stream.seek(0)
+    classes = names & set(pickle_names.RECORD_CLASSES)
+    if "numpy.dtype" in classes:  # makes one that is named nowhere: of numpy's random state
+        classes.add("numpy.dtypes.UInt32DType")
+    flags = {"mmap": True} if mmap else {}
+    try:
+        with _ALLOWANCE.of(classes):
+            return _READ_TORCH(source, map_location="cpu", weights_only=True, **flags)
+    except Exception as error:  # a damaged file can end in any
+        raise UnsafeError(_short(error)) from error
 
 
 def read_metadata(path: Path, max_bytes: int) -> Metadata:
@@ -88,7 +90,7 @@ def check_extra_state(value: Any) -> None:
     """
     if isinstance(value, io.BytesIO):
         if value.getbuffer().nbytes:
-            read_record(io.BytesIO(value.getvalue()))
+            read_saved(io.BytesIO(value.getvalue()))
     elif isinstance(value, torch.Tensor) and value.numel():
         if value.dtype != torch.uint8:
             raise UnsafeError(f"its state is of dtype {value.dtype}, not bytes")
@@ -153,18 +155,6 @@ class _ExtraStateUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a module's state")
 
 
-def _read(source: Path | IO[bytes], names: set[str], *, mmap: bool = False) -> Any:
-    classes = names & set(pickle_names.RECORD_CLASSES)
-    if "numpy.dtype" in classes:  # makes one that is named nowhere: of numpy's random state
-        classes.add("numpy.dtypes.UInt32DType")
-    flags = {"mmap": True} if mmap else {}
-    try:
-        with _ALLOWANCE.of(classes):
-            return _READ_TORCH(source, map_location="cpu", weights_only=True, **flags)
-    except Exception as error:  # a damaged file can end in any
-        raise UnsafeError(_short(error)) from error
-
-
 class _Allowance:
     """Classes that torch's reader allows besides its own, for as long as files are read.
 
@@ -177,7 +167,7 @@ class _Allowance:
         self._num_readers = 0
         self._before: list[Any] = []
 
-    @contextlib.contextmanager
+    @contextmanager
     def of(self, names: set[str]) -> Iterator[None]:
         """While it lasts, ``names`` are allowed."""
         classes = [_record_class(name) for name in sorted(names)]

@@ -154,7 +154,7 @@ class PickleFile:
 
     def _load(self) -> dict[str, torch.Tensor]:
         try:
-            values = pickles.read_torch_file(self.path, mmap=self._can_map)
+            values = pickles.read_saved(self.path, mmap=self._can_map)
         except (pickles.UnsafeError, OSError) as error:
             raise InputError(
                 f"{self.path} does not open as a file of weights only ({error}): it is damaged "

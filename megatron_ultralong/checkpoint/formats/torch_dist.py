@@ -65,7 +65,7 @@ def check_object(data: bytes, key: str, path: Path) -> Any:
         InputError: it is damaged, or would run code.
     """
     try:
-        value = pickles.read_record(io.BytesIO(data))
+        value = pickles.read_saved(io.BytesIO(data))
         if _EXTRA_STATE in key:
             for state in value if isinstance(value, list) else [value]:
                 pickles.check_extra_state(state)
@@ -82,7 +82,7 @@ def _check_common(path: Path) -> None:
     if path.stat().st_size > _MAX_COMMON_BYTES:
         raise InputError(f"{path} has more than {_MAX_COMMON_BYTES:,} bytes")
     try:
-        value = pickles.read_torch_file(path)
+        value = pickles.read_saved(path)
     except (pickles.UnsafeError, OSError) as error:
         raise InputError(
             f"{path} is no file of plain values ({error}): the checkpoint is damaged or would run "
@@ -100,14 +100,11 @@ class ChunkIndex:
     """
 
     def __init__(self, chunks: Sequence[dcp.ChunkStorageMetadata]) -> None:
-        self._sizes = {chunk.offsets: chunk.sizes for chunk in chunks}
+        self.sizes = {chunk.offsets: chunk.sizes for chunk in chunks}
+        """Of the chunk that begins there."""
         self._chunks = sorted(chunks, key=lambda chunk: tuple(chunk.offsets))
         self._begins = [_first(chunk.offsets) for chunk in self._chunks]
         self._longest = max((_first(chunk.sizes) for chunk in chunks), default=0)
-
-    def sizes(self, offsets: torch.Size) -> torch.Size:
-        """Shape of the chunk that begins at ``offsets``."""
-        return self._sizes[offsets]
 
     def near(
         self, start: Sequence[int], shape: Sequence[int]
@@ -196,7 +193,7 @@ class TorchDistReader:
         try:
             with path.open("rb") as file:
                 announce(file, place.offset, place.length)
-                record = pickles.read_record(self._stream(file, item, place))
+                record = pickles.read_saved(self._stream(file, item, place))
         except (OSError, pickles.UnsafeError) as error:
             raise InputError(
                 f"{path}: tensor {key} cannot be read ({error}): the file is truncated or "
@@ -231,7 +228,7 @@ class TorchDistReader:
     def _sizes(self, item: ReadItem) -> torch.Size:
         offset = item.storage_index.offset
         assert offset is not None
-        return self._index(item.storage_index.fqn).sizes(offset)
+        return self._index(item.storage_index.fqn).sizes[offset]
 
     def _index(self, key: str) -> ChunkIndex:
         if key not in self._indexes:

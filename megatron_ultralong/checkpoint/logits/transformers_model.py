@@ -16,7 +16,7 @@ from torch import nn
 
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.formats.hugging_face_config import export_config
+from megatron_ultralong.checkpoint.formats.hugging_face_config import SHAPE_KEYS, export_config
 from megatron_ultralong.checkpoint.formats.meta import hugging_face_defaults
 from megatron_ultralong.checkpoint.formats.models import ModelFolder
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, weight_map
@@ -28,20 +28,8 @@ ATTENTION = "sdpa"
 """Ours, whatever a folder asks for."""
 
 _SHAPE_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "rms_norm_eps",
-    "max_position_embeddings",
-    "original_max_position_embeddings",
-    "tie_word_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
+    *(*SHAPE_KEYS, "original_max_position_embeddings", "tie_word_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters"),
 )
 
 
@@ -55,12 +43,11 @@ def transformers_config(folder: ModelFolder) -> Any:
     from transformers import LlamaConfig
 
     if isinstance(folder, HuggingFaceFolder):
-        values = shape_values(folder.config)
+        values: Mapping[str, Any] = folder.config
     else:
         metadata = CheckpointMetadata(folder.model, folder.rope_scaling, folder.name)
-        exported = export_config(hugging_face_defaults(folder.model), metadata, torch.float32)
-        values = shape_values(exported)
-    config = LlamaConfig.from_dict(values)
+        values = export_config(hugging_face_defaults(folder.model), metadata, torch.float32)
+    config = LlamaConfig.from_dict(shape_values(values))
     config._attn_implementation = ATTENTION
     return config
 
