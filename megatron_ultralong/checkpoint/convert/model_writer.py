@@ -16,7 +16,7 @@ from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import DiskModel
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, read_ahead
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
-from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.program.conversion_journal import Manifest
 from megatron_ultralong.program.progress import progress
 
@@ -42,7 +42,7 @@ def write_hugging_face(
     tokenizer = TokenizerFiles(source.source_folder)
     if merges == "strings":
         tokenizer.check_string_merges()
-    main_dtype = dtype or source.dtype(weight_map(source.model)[0])
+    main_dtype = dtype or source.dtype(model_weights(source.model)[0])
     config = hugging_face_config.read_config(source.source_folder)
     values = hugging_face_config.export_config(config, source.metadata, main_dtype)
     writer = SafetensorsWriter(folder, _tensors(source, dtype), max_shard_size)
@@ -83,7 +83,7 @@ def _tensors(source: WeightSource, dtype: torch.dtype | None) -> list[tuple[str,
     """Hugging Face names of all weights in the order of writing."""
     return [
         (name, TensorInfo(dtype or source.dtype(weight), shape))
-        for weight in weight_map(source.model)
+        for weight in model_weights(source.model)
         for name, shape in zip(weight.names, weight.shapes, strict=True)
     ]
 
@@ -96,7 +96,7 @@ def _write_weights(
 ) -> None:
     try:
         with progress("export", num_bytes(source, dtype) - manifest.num_bytes, "B") as bar:
-            left = [w for w in weight_map(source.model) if w.label not in manifest.finished]
+            left = [w for w in model_weights(source.model) if w.label not in manifest.finished]
             for weight, parts in read_ahead(left, source.read):
                 written = 0
                 for name, part in zip(weight.names, parts, strict=True):

@@ -23,7 +23,7 @@ from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import ModelFolder, open_model
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
-from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.config.convert import InspectConfig
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.program.fields import check_ranges
@@ -43,7 +43,7 @@ class WeightsSummary:
 
 def summarise(source: WeightSource, dtype: torch.dtype | None = None) -> WeightsSummary:
     """Count the weights of ``source``, converted to ``dtype``."""
-    weights = weight_map(source.model)
+    weights = model_weights(source.model)
     dtypes = {dtype or source.dtype(weight) for weight in weights}
     return WeightsSummary(
         num_tensors=sum(len(weight.names) for weight in weights),
@@ -184,7 +184,7 @@ def _megatron(model: MegatronCheckpoint) -> dict[str, Any]:
 def _tensors(model: WeightSource) -> list[dict[str, Any]]:
     """One row for each weight, the layers of a weight together, without their common prefix."""
     rows: dict[str, dict[str, Any]] = {}
-    for weight in weight_map(model.model):
+    for weight in model_weights(model.model):
         if weight.key in rows:
             rows[weight.key]["layers"] += 1
             continue

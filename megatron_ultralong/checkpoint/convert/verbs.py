@@ -17,7 +17,7 @@ from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save
 from megatron_ultralong.checkpoint.formats import hugging_face_config, meta, models, tokenizer_files
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.torch_dist_writer import write_torch_dist
-from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.check import check_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.program.errors import InputError
@@ -181,7 +181,7 @@ def _keep_small_files(
 ) -> None:
     kept = small_files.keep(source.folder, folder)
     if isinstance(source, meta.MetaFolder):
-        dtype = source.dtype(weight_map(source.model)[0])
+        dtype = source.dtype(model_weights(source.model)[0])
         defaults = meta.hugging_face_defaults(source.model)
         values = hugging_face_config.export_config(defaults, metadata, dtype)
         hugging_face_config.write_config(kept, values)

@@ -10,7 +10,7 @@ import torch
 
 from megatron_ultralong.checkpoint.formats.meta import MetaFolder
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
-from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.comparison import LogitsComparison
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.model.yarn import attention_factor, inv_freq
@@ -52,7 +52,7 @@ def convert_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -
 
 def num_bytes(source: WeightSource, dtype: torch.dtype | None = None) -> int:
     """Bytes of all weights of ``source``, in ``dtype``."""
-    weights = weight_map(source.model)
+    weights = model_weights(source.model)
     return sum(weight.numel * (dtype or source.dtype(weight)).itemsize for weight in weights)
 
 
@@ -67,7 +67,7 @@ def compare(
     _check_shapes(source, output)
     rope = _rope_differences(source, output)
     differences = list(rope)
-    weights = weight_map(source.model)
+    weights = model_weights(source.model)
     pairs = read_ahead(weights, lambda weight: (source.read(weight), output.read(weight)))
     with progress("verify", num_bytes(output), "B") as bar:
         for weight, (wanted, got) in pairs:

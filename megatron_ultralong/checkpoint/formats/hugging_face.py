@@ -15,16 +15,10 @@ from typing import IO, NamedTuple
 import torch
 
 from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
-from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_block, weight_files
+from megatron_ultralong.checkpoint.formats import hugging_face_config, weight_files, weight_map
+from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorFile, TensorInfo
-from megatron_ultralong.checkpoint.formats.weight_map import (
-    EMBEDDING,
-    LM_HEAD,
-    Weight,
-    known_names,
-    weight_map,
-    why_unknown,
-)
+from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, Weight
 from megatron_ultralong.program.errors import InputError, missing
 
 
@@ -57,10 +51,12 @@ class HuggingFaceFolder:
         where = str(self.folder / hugging_face_config.CONFIG_FILE)
         self.config = hugging_face_config.read_config(self.folder)
         self.model = hugging_face_config.model_config(self.config, where)
-        self.rope_scaling = rope_block.rope_scaling(self.config, where)
+        self.rope_scaling = rope_scaling(self.config, where)
         self.files, located = weight_files.open_weights(self.folder, self.config)
-        self._known = {name for weight in weight_map(self.model) for name in weight.names}
-        names = known_names(located, {*self._known, LM_HEAD}, self.folder)
+        self._known = {
+            name for weight in weight_map.model_weights(self.model) for name in weight.names
+        }
+        names = weight_map.known_names(located, {*self._known, LM_HEAD}, self.folder)
         self.tensors = {
             name: StoredTensor(located[stored], stored, located[stored].tensors[stored])
             for name, stored in names.items()
@@ -83,7 +79,7 @@ class HuggingFaceFolder:
         return tuple(self.tensors[name].read() for name in weight.names)
 
     def _check_tensors(self) -> None:
-        for weight in weight_map(self.model):
+        for weight in weight_map.model_weights(self.model):
             for name, shape in zip(weight.names, weight.shapes, strict=True):
                 self._check_tensor(name, shape)
             dtypes = {name: self.tensors[name].info.dtype for name in weight.names}
@@ -132,7 +128,7 @@ class HuggingFaceFolder:
 
     def _why_unknown(self) -> str:
         stored = [tensor.name for tensor in self.tensors.values()]
-        return why_unknown(stored, {*self._known, LM_HEAD})
+        return weight_map.why_unknown(stored, {*self._known, LM_HEAD})
 
     def _check_tied(self) -> None:
         """Of tied weights keep one: a model may have stored either, or two that are equal.

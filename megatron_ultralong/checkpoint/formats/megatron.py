@@ -13,7 +13,7 @@ from megatron_ultralong.checkpoint.disk import checksums
 from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader, check_objects
-from megatron_ultralong.checkpoint.formats.weight_map import Weight, unstacked_key, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import Weight, model_weights, unstacked_key
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress
@@ -127,7 +127,7 @@ class MegatronCheckpoint:
             raise InputError(f"{error}; {damage}") from error  # what it did, and why
         if damage is not None:
             raise damage
-        self._locations = {weight: self._locate(weight) for weight in weight_map(self.model)}
+        self._locations = {weight: self._locate(weight) for weight in model_weights(self.model)}
         self._check_tied()
         self._check_padding()
 

@@ -27,15 +27,8 @@ from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _Storag
 from megatron_ultralong.checkpoint.disk.checksums import Checksum, Hasher, checksum, write_checksums
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
 from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go, sync
+from megatron_ultralong.checkpoint.formats import torch_dist, torch_dist_metadata, weight_map
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
-from megatron_ultralong.checkpoint.formats.torch_dist import COMMON_FILE
-from megatron_ultralong.checkpoint.formats.torch_dist_metadata import METADATA_FILE
-from megatron_ultralong.checkpoint.formats.weight_map import (
-    Weight,
-    WeightSource,
-    extra_state_keys,
-    weight_map,
-)
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.conversion_journal import Manifest
 from megatron_ultralong.program.errors import InputError
@@ -81,7 +74,7 @@ _FORMAT = {
 
 def write_torch_dist(
     folder: Path,
-    source: WeightSource,
+    source: weight_map.WeightSource,
     manifest: Manifest,
     advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
@@ -93,7 +86,7 @@ def write_torch_dist(
     Raises:
         InputError: the layers of ``source`` have different dtypes, or it cannot be read.
     """
-    weights = weight_map(source.model)
+    weights = weight_map.model_weights(source.model)
     _check_dtypes(weights, source)
     folder.mkdir(exist_ok=True)
     items = [_tensor_item(weight, source) for weight in weights]
@@ -101,7 +94,7 @@ def write_torch_dist(
         planner.WriteItem(
             dcp.MetadataIndex(key), planner.WriteItemType.BYTE_IO, planner.BytesIOWriteData(0)
         )
-        for key in extra_state_keys(source.model)
+        for key in weight_map.extra_state_keys(source.model)
     ]
     plans, metadata = create_default_global_save_plan([planner.SavePlan([*items, *objects])])
     path = folder / _DATA_FILE
@@ -119,18 +112,18 @@ def write_torch_dist(
     }
     metadata.version = CURRENT_DCP_VERSION
     metadata.storage_meta = dcp.StorageMeta()
-    (folder / METADATA_FILE).write_bytes(pickle.dumps(metadata))
-    torch.save(_common_state(source.model), folder / COMMON_FILE)
+    (folder / torch_dist_metadata.METADATA_FILE).write_bytes(pickle.dumps(metadata))
+    torch.save(_common_state(source.model), folder / torch_dist.COMMON_FILE)
     (folder / FORMAT_FILE).write_text(json.dumps(_FORMAT), encoding="utf-8")
-    small = (METADATA_FILE, COMMON_FILE, FORMAT_FILE)
+    small = (torch_dist_metadata.METADATA_FILE, torch_dist.COMMON_FILE, FORMAT_FILE)
     checksums = {name: checksum(folder / name) for name in small}
     write_checksums(folder, {**checksums, _DATA_FILE: hashing.checksum()})
 
 
 def _write_weights(
     file: IO[bytes],
-    weights: Sequence[Weight],
-    source: WeightSource,
+    weights: Sequence[weight_map.Weight],
+    source: weight_map.WeightSource,
     manifest: Manifest,
     advance: Callable[[int], None],
     hashing: HashingThread,
@@ -209,7 +202,7 @@ def _without_crc32() -> Iterator[None]:
         torch.serialization.set_crc32_options(before)
 
 
-def _tensor_item(weight: Weight, source: WeightSource) -> planner.WriteItem:
+def _tensor_item(weight: weight_map.Weight, source: weight_map.WeightSource) -> planner.WriteItem:
     """``weight`` in the tensor under its key, on whose first axis the layers are."""
     axes = [(0, size, size) for size in weight.shape]
     if weight.layer is not None:
@@ -222,8 +215,8 @@ def _tensor_item(weight: Weight, source: WeightSource) -> planner.WriteItem:
     return planner.WriteItem(index, planner.WriteItemType.SHARD, tensor_data=data)
 
 
-def _check_dtypes(weights: Sequence[Weight], source: WeightSource) -> None:
-    dtypes: dict[str, tuple[torch.dtype, Weight]] = {}
+def _check_dtypes(weights: Sequence[weight_map.Weight], source: weight_map.WeightSource) -> None:
+    dtypes: dict[str, tuple[torch.dtype, weight_map.Weight]] = {}
     for weight in weights:
         dtype = source.dtype(weight)
         first, other = dtypes.setdefault(weight.key, (dtype, weight))

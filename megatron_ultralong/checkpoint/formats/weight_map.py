@@ -124,7 +124,7 @@ def split_qkv(
     return tuple(part.reshape(-1, qkv.shape[-1]) for part in parts)
 
 
-def weight_map(model: ModelConfig) -> list[Weight]:
+def model_weights(model: ModelConfig) -> list[Weight]:
     """Every weight of ``model``, in the order of the forward pass."""
     hidden, vocabulary = model.hidden_size, model.vocab_size
     weights = [

@@ -18,7 +18,7 @@ from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
 from megatron_ultralong.checkpoint.formats import tokenizer_files
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import DiskModel
-from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits import comparison as compared
 from megatron_ultralong.checkpoint.logits import transformers_model
 from megatron_ultralong.config.convert import LogitsDtype, LogitsMethod
@@ -266,11 +266,11 @@ def _relative_difference(a_SH: torch.Tensor, b_SH: torch.Tensor) -> float:
 
 
 def _embedded(model: WeightSource, tokens_S: torch.Tensor) -> torch.Tensor:
-    return model.read(weight_map(model.model)[0])[0][tokens_S]
+    return model.read(model_weights(model.model)[0])[0][tokens_S]
 
 
 def _head(model: WeightSource) -> torch.Tensor:
-    weights = weight_map(model.model)
+    weights = model_weights(model.model)
     tied = not model.model.untie_embeddings_and_output_weights
     return model.read(weights[0] if tied else weights[-1])[0]
 

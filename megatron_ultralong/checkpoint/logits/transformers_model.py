@@ -19,7 +19,7 @@ from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.hugging_face_config import SHAPE_KEYS, export_config
 from megatron_ultralong.checkpoint.formats.meta import hugging_face_defaults
 from megatron_ultralong.checkpoint.formats.models import ModelFolder
-from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, model_weights
 from megatron_ultralong.checkpoint.logits.comparison import arithmetic
 from megatron_ultralong.model.yarn import attention_factor, inv_freq
 from megatron_ultralong.program.errors import InputError
@@ -58,7 +58,7 @@ def transformers_model(folder: ModelFolder) -> Any:
 
     state = {
         name: part.float()
-        for weight in weight_map(folder.model)
+        for weight in model_weights(folder.model)
         for name, part in zip(weight.names, folder.read(weight), strict=True)
     }
     if not folder.model.untie_embeddings_and_output_weights:
@@ -137,7 +137,7 @@ class TransformersLayers:
         self._norm, model.norm = model.norm, nn.Identity()
         self._model = model
         self._folder = folder
-        self._weights = weight_map(folder.model)
+        self._weights = model_weights(folder.model)
         self._parameters = dict(model.named_parameters())
 
     def layer(self, number: int, hidden_SH: torch.Tensor) -> torch.Tensor:
