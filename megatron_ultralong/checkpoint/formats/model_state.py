@@ -17,9 +17,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint import api, default_planner, filesystem
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_ultralong.checkpoint.disk.large_files import Window
@@ -33,7 +31,7 @@ from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.program.errors import InputError
 
-_LOAD_BYTES = DefaultLoadPlanner.load_bytes
+_LOAD_BYTES = default_planner.DefaultLoadPlanner.load_bytes
 
 
 def load_sharded(state: dict[str, Any], folder: Path, **arguments: Any) -> Any:
@@ -63,14 +61,14 @@ def guarded() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in (
             (torch, "load", _load),
-            (FileSystemReader, "read_metadata", _read_metadata),
-            (DefaultLoadPlanner, "load_bytes", _load_bytes),
+            (filesystem.FileSystemReader, "read_metadata", _read_metadata),
+            (default_planner.DefaultLoadPlanner, "load_bytes", _load_bytes),
         ):
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, replacement)
         try:
             yield
-        except CheckpointException as error:  # what the ranks had to say, gathered by torch
+        except api.CheckpointException as error:  # what the ranks had to say, gathered by torch
             causes = [failure[0] for failure in error.failures.values()]
             known = [cause for cause in causes if isinstance(cause, InputError)]
             if known:
@@ -98,7 +96,7 @@ def _load(f: Any, *_: Any, **__: Any) -> Any:
         ) from error
 
 
-def _read_metadata(self: FileSystemReader, *_: Any, **__: Any) -> Metadata:
+def _read_metadata(self: filesystem.FileSystemReader, *_: Any, **__: Any) -> Metadata:
     metadata = read_torch_dist_metadata(Path(self.path))
     for index, place in metadata.storage_data.items():
         if getattr(place, "transform_descriptors", None):  # it would be unpacked without bound
@@ -111,9 +109,8 @@ def _read_metadata(self: FileSystemReader, *_: Any, **__: Any) -> Metadata:
     return metadata
 
 
-def _load_bytes(self: DefaultLoadPlanner, read_item: Any, value: io.BytesIO) -> None:
+def _load_bytes(self: Any, read_item: Any, value: io.BytesIO) -> None:
     """Torch's own, after a look at what it is given: here its place is known."""
-    assert self.metadata is not None
     place = self.metadata.storage_data[read_item.storage_index]
     check_object(value.getvalue(), read_item.storage_index.fqn, Path(place.relative_path))
     _LOAD_BYTES(self, read_item, value)

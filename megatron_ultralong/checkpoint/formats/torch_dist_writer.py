@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import IO, cast
 
 import torch
+from torch.distributed.checkpoint import default_planner, filesystem, planner
 from torch.distributed.checkpoint import metadata as dcp
-from torch.distributed.checkpoint import planner
-from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 
 from megatron_ultralong.checkpoint.disk.checksums import Checksum, Hasher, checksum, write_checksums
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
@@ -90,13 +88,11 @@ def write_torch_dist(
     _check_dtypes(weights, source)
     folder.mkdir(exist_ok=True)
     items = [_tensor_item(weight, source) for weight in weights]
-    objects = [
-        planner.WriteItem(
-            dcp.MetadataIndex(key), planner.WriteItemType.BYTE_IO, planner.BytesIOWriteData(0)
-        )
-        for key in weight_map.extra_state_keys(source.model)
-    ]
-    plans, metadata = create_default_global_save_plan([planner.SavePlan([*items, *objects])])
+    empty = (planner.WriteItemType.BYTE_IO, planner.BytesIOWriteData(0))
+    keys = weight_map.extra_state_keys(source.model)
+    objects = [planner.WriteItem(dcp.MetadataIndex(key), *empty) for key in keys]
+    plan = planner.SavePlan([*items, *objects])
+    plans, metadata = default_planner.create_default_global_save_plan([plan])
     path = folder / _DATA_FILE
     path.touch()
     with path.open("r+b") as file, HashingThread() as hashing:
@@ -107,10 +103,10 @@ def write_torch_dist(
         file.truncate(sum(places[-1]))
         sync(file)
     metadata.storage_data = {
-        item.index: _StorageInfo(_DATA_FILE, offset, length)
+        item.index: filesystem._StorageInfo(_DATA_FILE, offset, length)
         for item, (offset, length) in zip(plans[0].items, places, strict=True)
     }
-    metadata.version = CURRENT_DCP_VERSION
+    metadata.version = filesystem.CURRENT_DCP_VERSION
     metadata.storage_meta = dcp.StorageMeta()
     (folder / torch_dist_metadata.METADATA_FILE).write_bytes(pickle.dumps(metadata))
     torch.save(_common_state(source.model), folder / torch_dist.COMMON_FILE)

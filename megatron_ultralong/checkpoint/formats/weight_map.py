@@ -84,17 +84,12 @@ class Weight:
 class WeightSource(Protocol):
     """A model on disk, read one weight at a time, whatever its format."""
 
-    @property
-    def format(self) -> str:
-        """Name of its format."""
-
-    @property
-    def model(self) -> ModelConfig:
-        """Its shape."""
-
-    @property
-    def rope_scaling(self) -> RopeScaling:
-        """What was done to its rotary frequencies."""
+    format: str
+    """Name of its format."""
+    model: ModelConfig
+    """Its shape."""
+    rope_scaling: RopeScaling
+    """What was done to its rotary frequencies."""
 
     def dtype(self, weight: Weight) -> torch.dtype:
         """Dtype that ``weight`` is stored in."""
