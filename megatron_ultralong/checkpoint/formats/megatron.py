@@ -13,7 +13,7 @@ from megatron_ultralong.checkpoint.disk import checksums
 from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader, check_objects
-from megatron_ultralong.checkpoint.formats.weight_map import Weight, model_weights, unstacked_key
+from megatron_ultralong.checkpoint.formats.weight_map import Shape, Weight, model_weights
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress
@@ -162,29 +162,24 @@ class MegatronCheckpoint:
         tensor = regions[0] if len(regions) == 1 else torch.cat(regions)
         return tensor.reshape(weight.shape)
 
-    def _locate(self, weight: Weight) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    def _locate(self, weight: Weight) -> list[tuple[str, Shape, Shape]]:
         """Key, start and shape of the regions that hold ``weight``, one below the other.
 
         Megatron-Core stacks the layers under one key, or keys them one by one, and then keeps the
         gate (``_w``) and up (``_v``) halves of an MLP apart.
         """
-        known = self.tensors.tensors
-        whole = weight.shape
-        if weight.key in known:
-            layers = () if weight.layer is None else (self.model.num_layers,)
-            self._check_shape(weight, weight.key, (*layers, *whole))
-            start = () if weight.layer is None else (weight.layer,)
-            shape = (*(1 for _ in start), *whole)
-            return [(weight.key, (*start, *(0 for _ in whole)), shape)]
-        key = unstacked_key(weight)
-        halves = [key + "_w", key + "_v"] if weight.layout == "gate_up" else []
-        if key in known:
-            self._check_shape(weight, key, whole)
-            return [(key, tuple(0 for _ in whole), whole)]
-        if halves and all(half in known for half in halves):
-            for half in halves:
-                self._check_shape(weight, half, weight.shapes[0])
-            return [(half, (0, 0), weight.shapes[0]) for half in halves]
+        key, shape, half = weight.unstacked_key, weight.shape, weight.shapes[0]
+        places: list[list[tuple[str, Shape, Shape, Shape]]] = [
+            [(weight.key, *weight.stacked(self.model.num_layers))],
+            [(key, (0,) * len(shape), shape, shape)],
+        ]
+        if weight.layout == "gate_up":
+            places.append([(key + end, (0, 0), half, half) for end in ("_w", "_v")])
+        for place in places:
+            if all(name in self.tensors.tensors for name, *_ in place):
+                for name, _, _, whole in place:
+                    self._check_shape(weight, name, whole)
+                return [region[:3] for region in place]
         raise InputError(
             f"{self.path} holds no tensor {weight.key}: it is not the Llama that "
             f"{self.root / 'ultralong.json'} describes"

@@ -133,8 +133,7 @@ def _write_weights(
     hashing.read(file, end)  # what a killed conversion has written
     left = weights[len(done) :]
     for weight, tensor in read_ahead(left, lambda weight: weight.fuse(source.read(weight))):
-        # a layer's tensor has the axis of the layers before its own: [1, ...]
-        shaped = tensor if weight.layer is None else tensor.unsqueeze(0)
+        shaped = tensor.reshape(weight.stacked(1)[1])
         places.append(_append(shaped, file, end, hashing))
         end = sum(places[-1])
         advance(tensor.nbytes)
@@ -199,11 +198,7 @@ def _without_crc32() -> Iterator[None]:
 
 
 def _tensor_item(weight: weight_map.Weight, source: weight_map.WeightSource) -> planner.WriteItem:
-    """``weight`` in the tensor under its key, on whose first axis the layers are."""
-    axes = [(0, size, size) for size in weight.shape]
-    if weight.layer is not None:
-        axes.insert(0, (weight.layer, 1, source.model.num_layers))
-    offset, shape, whole = map(torch.Size, zip(*axes, strict=True))
+    offset, shape, whole = weight.stacked(source.model.num_layers)
     chunk = dcp.ChunkStorageMetadata(offset, shape)
     properties = dcp.TensorProperties(dtype=source.dtype(weight))
     data = planner.TensorWriteData(chunk, properties, whole)

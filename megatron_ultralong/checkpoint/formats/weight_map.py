@@ -62,9 +62,24 @@ class Weight:
         return math.prod(self.shape)
 
     @property
+    def unstacked_key(self) -> str:
+        """Its key in a checkpoint whose layers are not stacked: ``decoder.layers.3.…``."""
+        if self.layer is None:
+            return self.key
+        return f"{_LAYERS}{self.layer}.{self.key.removeprefix(_LAYERS)}"
+
+    @property
     def label(self) -> str:
         """Name for messages."""
         return self.key if self.layer is None else f"{self.key}[{self.layer}]"
+
+    def stacked(self, num_layers: int) -> tuple[torch.Size, torch.Size, torch.Size]:
+        """Where it begins in the tensor under its key, its shape there, and that tensor's."""
+        axes = [(0, size, size) for size in self.shape]
+        if self.layer is not None:
+            axes.insert(0, (self.layer, 1, num_layers))
+        start, shape, whole = map(torch.Size, zip(*axes, strict=True))
+        return start, shape, whole
 
     def fuse(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The Megatron tensor made of the Hugging Face ``parts``; a single part is not copied."""
@@ -165,13 +180,6 @@ def _layer_weights(model: ModelConfig, layer: int) -> list[Weight]:
         ),
         weight("mlp.linear_fc2.weight", {"mlp.down_proj": (hidden, ffn)}),
     ]
-
-
-def unstacked_key(weight: Weight) -> str:
-    """Key of ``weight`` in a checkpoint whose layers are not stacked: ``decoder.layers.3.…``."""
-    if weight.layer is None:
-        return weight.key
-    return f"{_LAYERS}{weight.layer}.{weight.key.removeprefix(_LAYERS)}"
 
 
 def extra_state_keys(model: ModelConfig) -> list[str]:
