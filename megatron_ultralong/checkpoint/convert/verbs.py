@@ -135,9 +135,8 @@ def verify(config: VerifyConfig) -> Comparison:
         raise InputError("--logits compares models of one dtype: leave --dtype out")
     comparison = compare(a, b, _DTYPES[config.dtype])
     if config.logits:
-        logits = check_logits(
-            *(a, b, config.logits_seq_length), config.logits_dtype, config.logits_method
-        )
+        how = (config.logits_seq_length, config.logits_dtype, config.logits_method)
+        logits = check_logits((a, b), *how)
         comparison = dataclasses.replace(comparison, logits=logits)
     values = {"action": "verify", "a": str(config.a), "b": str(config.b), "equal": True}
     show({**values, **dataclasses.asdict(comparison)}, config.json)

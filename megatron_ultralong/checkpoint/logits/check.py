@@ -28,6 +28,7 @@ from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar, progress
 
+Pair = tuple[DiskModel, DiskModel]
 _ROWS = 16_384
 """Rows of the output layer that are in the wide dtype at a time."""
 
@@ -79,8 +80,7 @@ def _prompt_for(model: DiskModel, seq_length: int) -> torch.Tensor:
 
 
 def check_logits(
-    a: DiskModel,
-    b: DiskModel,
+    models: Pair,
     seq_length: int,
     dtype: LogitsDtype = "fp32",
     method: LogitsMethod = "auto",
@@ -95,12 +95,12 @@ def check_logits(
     Raises:
         InputError: they differ by more than rounding, are not finite, or do not fit in memory.
     """
-    tokens_S = _prompt_for(a, seq_length)
-    comparison = _comparison(a, b, tokens_S, dtype, method)
+    tokens_S = _prompt_for(models[0], seq_length)
+    comparison = _comparison(models, tokens_S, dtype, method)
     if not comparison.equal and dtype == "fp32" and math.isfinite(comparison.max_difference):
         before = comparison.max_difference
         try:
-            comparison = _comparison(a, b, tokens_S, "fp64", method)
+            comparison = _comparison(models, tokens_S, "fp64", method)
         except InputError as error:
             raise InputError(
                 f"{_difference(comparison)}; to judge it in float64: {error}"
@@ -115,21 +115,21 @@ def check_logits(
 
 
 def _comparison(
-    a: DiskModel, b: DiskModel, tokens_S: torch.Tensor, name: LogitsDtype, method: LogitsMethod
+    models: Pair, tokens_S: torch.Tensor, name: LogitsDtype, method: LogitsMethod
 ) -> compared.LogitsComparison:
-    dtype = compared.DTYPES[name]
+    dtype, shape = compared.DTYPES[name], models[0].model
     differences: list[float] = []
-    if _by_layer(a.model, len(tokens_S), dtype.itemsize, method):
-        layered = LayeredLogits(a, b, tokens_S, dtype)
+    if _by_layer(shape, len(tokens_S), dtype.itemsize, method):
+        layered = LayeredLogits(models, tokens_S, dtype)
         comparison = compared.compare_tiles(layered.tiles())
         differences = layered.layer_differences
     else:
-        logits = (model_logits(model, tokens_S, dtype) for model in (a, b))
+        logits = (model_logits(model, tokens_S, dtype) for model in models)
         comparison = compared.compare_logits(*logits)
     return dataclasses.replace(
         comparison,
         dtype=name,
-        bound=compared.rounding_bound(name, a.model.num_layers, comparison.max_logit),
+        bound=compared.rounding_bound(name, shape.num_layers, comparison.max_logit),
         layer_differences=tuple(differences),
     )
 
@@ -208,8 +208,7 @@ class LayeredLogits:
     so the logits are those of the whole models.
     """
 
-    a: DiskModel
-    b: DiskModel
+    models: Pair
     tokens: torch.Tensor
     """Of the prompt, [S]."""
     dtype: torch.dtype
@@ -219,12 +218,12 @@ class LayeredLogits:
     @torch.no_grad()
     def tiles(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Both models' logits, [T, vocabulary] each, of some positions after the others."""
-        shape = self.a.model
+        shape = self.models[0].model
         head_size = shape.vocab_size * shape.hidden_size
         size = 2 * (shape.num_layers * layer_parameters(shape) + head_size)
         with progress("logits", size, "parameters") as bar:
             states = self._hidden_states(bar)
-            heads = [_head(model) for model in (self.a, self.b)]
+            heads = [_head(model) for model in self.models]
             split = (hidden_SH.split(compared.POSITIONS) for hidden_SH in states)
             for tiles in zip(*split, strict=True):
                 a, b = (_product(tile, head) for tile, head in zip(tiles, heads, strict=True))
@@ -233,14 +232,14 @@ class LayeredLogits:
 
     def _hidden_states(self, bar: ProgressBar) -> list[torch.Tensor]:
         """What the two output layers are given, [S, hidden] each."""
-        models = (self.a, self.b)
         with contextlib.ExitStack() as stack:
             programs = self._programs(stack)
-            states = [_embedded(model, self.tokens).to(self.dtype) for model in models]
-            for number in range(self.a.model.num_layers):
+            states = [_embedded(model, self.tokens).to(self.dtype) for model in self.models]
+            shape = self.models[0].model
+            for number in range(shape.num_layers):
                 for side, program in enumerate(programs):
                     states[side] = program.layer(number, states[side])
-                    bar.advance(layer_parameters(self.a.model))
+                    bar.advance(layer_parameters(shape))
                 self.layer_differences.append(_relative_difference(*states))
             return [p.final_norm(hidden) for p, hidden in zip(programs, states, strict=True)]
 
@@ -248,7 +247,7 @@ class LayeredLogits:
         """The program of each model; what Megatron-Core needs lives as long as ``stack``."""
         programs: list[LayeredModel] = []
         groups = None
-        for model in (self.a, self.b):
+        for model in self.models:
             if isinstance(model, MegatronCheckpoint):
                 from megatron_ultralong.checkpoint.logits.megatron_model import MegatronLayers
                 from megatron_ultralong.mcore.parallel import parallel_groups
