@@ -9,7 +9,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from megatron_ultralong.checkpoint.convert.verification import num_bytes
 from megatron_ultralong.checkpoint.disk.folder import iterations
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats import hugging_face_config
-from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import ModelFolder, open_model
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
@@ -235,17 +233,6 @@ def good_for(
         "files": files,
         "tried": f"transformers {', '.join(TRIED)}",
     }
-
-
-def export_good_for(folder: Path) -> dict[str, Any]:
-    """The same of an export that was written before, read off its files.
-
-    Raises:
-        InputError: it is no Hugging Face folder of a Llama, or one of its files is damaged.
-    """
-    model = HuggingFaceFolder(folder)
-    metadata = CheckpointMetadata(model.model, model.rope_scaling, model.name)
-    return good_for(metadata, TokenizerFiles(folder))
 
 
 def _release(text: str) -> tuple[int, ...]:

@@ -22,11 +22,7 @@ SOURCE_FOLDER = "huggingface"
 """Small files of the source model (config, tokenizer, generation config), kept for export."""
 
 _FORMAT_VERSION = 1
-_SCALINGS = {
-    "yarn": YarnConfig,
-    "ntk": NtkConfig,
-    "linear": LinearConfig,
-}
+_SCALINGS = {"yarn": YarnConfig, "ntk": NtkConfig, "linear": LinearConfig}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,8 +142,7 @@ def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint) -> 
     """
     checkpoint.check_tensors()
     state = load_sharded(  # all chunks at once: the ranks' shards cover every tensor
-        {f"model{index}": _weights(chunk) for index, chunk in enumerate(chunks)},
-        checkpoint.path,
+        {f"model{index}": _weights(chunk) for index, chunk in enumerate(chunks)}, checkpoint.path
     )
     for index, chunk in enumerate(chunks):
         take_state(chunk, state[f"model{index}"])

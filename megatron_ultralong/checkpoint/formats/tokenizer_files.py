@@ -39,7 +39,7 @@ _PARTS = {
         *("Sequence", "Split", "Punctuation", "WhitespaceSplit", "Digits", "UnicodeScripts"),
     },
     "post_processor": {
-        *("RobertaProcessing", "BertProcessing", "ByteLevel", "TemplateProcessing", "Sequence"),
+        *("RobertaProcessing", "BertProcessing", "ByteLevel", "TemplateProcessing", "Sequence")
     },
     "decoder": {
         *("BPEDecoder", "ByteLevel", "WordPiece", "Metaspace", "CTC", "Sequence", "Replace"),

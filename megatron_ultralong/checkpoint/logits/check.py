@@ -80,10 +80,7 @@ def _prompt_for(model: DiskModel, seq_length: int) -> torch.Tensor:
 
 
 def check_logits(
-    models: Pair,
-    seq_length: int,
-    dtype: LogitsDtype = "fp32",
-    method: LogitsMethod = "auto",
+    models: Pair, seq_length: int, dtype: LogitsDtype = "fp32", method: LogitsMethod = "auto"
 ) -> compared.LogitsComparison:
     """Compare the logits of two models at every position of one prompt.
 

@@ -79,9 +79,7 @@ _ROUNDING = 1e-6
 
 @torch.no_grad()
 def transformers_logits(
-    folder: ModelFolder,
-    tokens_S: torch.Tensor,
-    dtype: torch.dtype = torch.float32,
+    folder: ModelFolder, tokens_S: torch.Tensor, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """Logits [S, vocabulary] of one row, in ``dtype``, float32 or float64.
 
