@@ -22,10 +22,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_ultralong.checkpoint.convert.report import TRIED, export_good_for
+from megatron_ultralong.checkpoint.convert.report import TRIED
 
 from .export_matrix.cases import write_exports
-from .export_matrix.comparison import Export, Outcome, outcomes
+from .export_matrix.comparison import Export, Outcome, export_good_for, outcomes
 from .export_matrix.releases import install, probe
 
 Exports = Mapping[str, Export]

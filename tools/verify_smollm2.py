@@ -146,7 +146,7 @@ def _is_refused(what: str, model: Path, checkpoint: Path) -> bool:
     ways: dict[str, Callable[[], object]] = {
         "verify --logits": lambda: verify(VerifyConfig(model, checkpoint, logits=True)),
         "logits": lambda: check_logits(
-            HuggingFaceFolder(model), MegatronCheckpoint(checkpoint), PERMUTED_LENGTH
+            (HuggingFaceFolder(model), MegatronCheckpoint(checkpoint)), PERMUTED_LENGTH
         ),
     }
     refused = True

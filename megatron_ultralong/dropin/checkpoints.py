@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, resolve
-from megatron_ultralong.checkpoint.disk.integrity import check_tensors, listed_files
+from megatron_ultralong.checkpoint.formats.megatron import check_tensors, listed_files
 from megatron_ultralong.checkpoint.formats.model_state import guarded
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader
 from megatron_ultralong.program.errors import InputError

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.convert.small_files import copy_once
@@ -19,7 +20,7 @@ from megatron_ultralong.checkpoint.disk.metadata import (
     save_metadata,
     unseal,
 )
-from megatron_ultralong.checkpoint.formats.hugging_face_config import write_config
+from megatron_ultralong.checkpoint.formats.hugging_face_config import export_config, write_config
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.dropin.arguments import ASKED
 from megatron_ultralong.dropin.config import DropInConfig
@@ -150,7 +151,8 @@ class Identity:
             if self.folder is not None:
                 copy_once(self.folder / SOURCE_FOLDER, root / SOURCE_FOLDER)
             elif not self.result.not_exportable:
-                write_config(root / SOURCE_FOLDER, self.result)
+                values = export_config({"hidden_act": "silu"}, self.result, torch.float32)
+                write_config(root / SOURCE_FOLDER, values)
             save_metadata(root, self.result)
             if self.result.not_exportable:
                 _log.warning(

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.model.shape import MOST_POSITIONS
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
 
@@ -42,7 +43,7 @@ class YarnConfig:
 
     scaling_factor: Annotated[float, Range(1, 1_000_000, rule=_FACTOR_RULE)]
     """``s``: target context / original context (128, 256, 512 for 1M, 2M, 4M over 8192)."""
-    original_max_position_embeddings: Annotated[int, Range(1)] = 8192
+    original_max_position_embeddings: Annotated[int, Range(1, MOST_POSITIONS)] = 8192
     """``L``: the context over which rotations are counted, in tokens."""
     beta_fast: Annotated[float, Range(1e-6, 1_000_000)] = 4.0
     """Dimensions with more rotations than this keep their frequency."""

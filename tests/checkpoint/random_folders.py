@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.formats.weight_map import weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import model_weights
 from megatron_ultralong.model.shape import ModelConfig
 from tests.checkpoint.odd_files import ODD_LAYOUTS, PLAIN_LAYOUTS, write_plain
 from tests.checkpoint.odd_folder import Folder, Tensors
@@ -52,7 +52,7 @@ def random_tensors(model: ModelConfig, seed: int) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: torch.randn(shape, generator=generator) * 0.3
-        for weight in weight_map(model)
+        for weight in model_weights(model)
         for name, shape in zip(weight.names, weight.shapes, strict=True)
     }
     return {n: t.abs() + 0.5 if t.dim() == 1 else t for n, t in tensors.items()}

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from megatron_ultralong.checkpoint.convert.report import TRIED, ConversionReport, export_good_for
+from megatron_ultralong.checkpoint.convert.report import TRIED, ConversionReport
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
@@ -18,6 +18,7 @@ from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import edit_config
 from tools.export_matrix.cases import KINDS, TEMPLATE, TOOL_TEMPLATE, save_model, save_tokenizer
+from tools.export_matrix.comparison import export_good_for
 from tools.export_matrix.probe import MESSAGES, TEXTS
 
 WRITTEN_ANEW = {"config.json", "model.safetensors"}

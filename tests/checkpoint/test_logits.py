@@ -132,15 +132,14 @@ def test_layer_by_layer_gives_the_logits_of_the_whole_models(folder: Path, tmp_p
         (MetaFolder(tmp_path / "meta"), MegatronCheckpoint(tmp_path / "megatron")),
         (MegatronCheckpoint(tmp_path / "megatron"), MegatronCheckpoint(tmp_path / "megatron")),
     ):
-        layered = LayeredLogits(a, b, tokens, torch.float32)
+        layered = LayeredLogits((a, b), tokens, torch.float32)
         found = [torch.cat(tiles) for tiles in zip(*layered.tiles(), strict=True)]
         for model, values in zip((a, b), found, strict=True):
             assert torch.equal(values, check.model_logits(model, tokens, torch.float32))
         assert len(layered.layer_differences) == a.model.num_layers
     # yarn's temperature is in cos and sin there, in the softmax's scale here
     yarn = LayeredLogits(
-        HuggingFaceFolder(folder / "yarn-hf"),
-        MegatronCheckpoint(folder / "yarn"),
+        (HuggingFaceFolder(folder / "yarn-hf"), MegatronCheckpoint(folder / "yarn")),
         tokens,
         torch.float64,
     )
@@ -154,7 +153,7 @@ def test_layer_by_layer_gives_the_logits_of_the_whole_models(folder: Path, tmp_p
 )
 def test_in_float64_nothing_is_left_of_the_difference(folder: Path, rope: str) -> None:
     models = HuggingFaceFolder(folder / f"{rope}-hf"), MegatronCheckpoint(folder / rope)
-    comparison = check.check_logits(*models, LENGTH, "fp64", "whole")
+    comparison = check.check_logits(models, LENGTH, "fp64", "whole")
     # sums of up to 9,216 products in float64, of size 1: 1e-14 is usual
     assert comparison.max_difference < 1e-12
     assert comparison.max_kl < 1e-14
@@ -169,7 +168,7 @@ def test_the_layer_that_is_wrong_is_named(folder: Path, tmp_path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     models = HuggingFaceFolder(tmp_path / "hf"), MegatronCheckpoint(folder / "llama3")
     with pytest.raises(InputError, match=r"hidden states part in layer 1, by 0\.\d+ of their norm"):
-        check.check_logits(*models, 64, method="layers")
+        check.check_logits(models, 64, method="layers")
 
 
 def test_other_logits_are_refused(folder: Path) -> None:
@@ -177,7 +176,7 @@ def test_other_logits_are_refused(folder: Path) -> None:
     with pytest.raises(
         InputError, match=r"in fp64 the largest difference is \d\.\d+ \(rounding makes .*e-09, for"
     ):
-        check.check_logits(*models, 64)
+        check.check_logits(models, 64)
 
 
 def test_the_method_is_that_which_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,16 +187,16 @@ def test_the_method_is_that_which_fits(folder: Path, monkeypatch: pytest.MonkeyP
         memory = check.psutil.virtual_memory()._replace(available=num_bytes)
         monkeypatch.setattr(check.psutil, "virtual_memory", lambda: memory)
 
-    assert not check.check_logits(*models, 2048).layer_differences
+    assert not check.check_logits(models, 2048).layer_differences
     leave(7_000_000)  # 7.7 MB are needed for the whole models, 6.6 MB for one layer of each
-    assert check.check_logits(*models, 2048).layer_differences
+    assert check.check_logits(models, 2048).layer_differences
     with pytest.raises(
         InputError, match=r"needs about 0\.0 GiB .* 2048 tokens \(whole; 0\.0 GiB layer by layer"
     ):
-        check.check_logits(*models, 2048, method="whole")
+        check.check_logits(models, 2048, method="whole")
     leave(1000)
     with pytest.raises(InputError, match=r"64 tokens \(layers; .*, 0\.0 GiB are available"):
-        check.check_logits(*models, 64)
+        check.check_logits(models, 64)
 
 
 def test_another_reading_of_the_rope_block_is_refused(folder: Path) -> None:

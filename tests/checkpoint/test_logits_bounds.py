@@ -49,7 +49,7 @@ def change(folder: Path, new: Callable[[str, torch.Tensor], torch.Tensor]) -> No
 
 def test_amplified_rounding_is_judged_in_float64(deep: Path) -> None:
     models = HuggingFaceFolder(deep / "hf"), MegatronCheckpoint(deep / "megatron")
-    found = check.check_logits(*models, 256)
+    found = check.check_logits(models, 256)
     # 1.5e-3 in float32, 56 times its bound; 7e-12 in float64, for logits up to 2.6
     assert found.float32_difference is not None
     assert found.float32_difference > 1e-4
@@ -87,7 +87,7 @@ def test_a_permuted_head_of_one_layer_is_seen(
     change(tmp_path / "hf", permuted)
     models = HuggingFaceFolder(tmp_path / "hf"), MegatronCheckpoint(deep / "megatron")
     with pytest.raises(InputError, match="in fp64 the largest difference is") as refused:
-        check.check_logits(*models, 64, method="layers")
+        check.check_logits(models, 64, method="layers")
     assert f"the hidden states part in layer {layer}, by" in str(refused.value)
 
 
@@ -113,4 +113,4 @@ def test_a_model_of_infinite_weights_is_refused(deep: Path, tmp_path: Path) -> N
     change(tmp_path / "hf", lambda name, w: w / 0 if "layers.3.mlp.down" in name else w)
     models = HuggingFaceFolder(tmp_path / "hf"), HuggingFaceFolder(tmp_path / "hf")
     with pytest.raises(InputError, match=r"logits that are no finite numbers; .* in layer 3, by"):
-        check.check_logits(*models, 32, method="layers")
+        check.check_logits(models, 32, method="layers")

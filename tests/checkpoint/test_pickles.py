@@ -13,7 +13,7 @@ import torch
 from megatron_ultralong.checkpoint.formats.pickles import (
     UnsafeError,
     check_extra_state,
-    read_torch_file,
+    read_saved,
 )
 
 
@@ -67,9 +67,9 @@ def test_what_other_libraries_allow_is_not_allowed_here(tmp_path: Path) -> None:
         torch.save({"a": Recipe()}, tmp_path / "file")
         torch.load(tmp_path / "file", weights_only=True)
         with pytest.raises(UnsafeError, match="Recipe has no place in a checkpoint"):
-            read_torch_file(tmp_path / "file")
+            read_saved(tmp_path / "file")
         torch.save({"a": torch.ones(1), "b": Namespace(c=1)}, tmp_path / "file")
-        assert read_torch_file(tmp_path / "file")["b"] == Namespace(c=1)
+        assert read_saved(tmp_path / "file")["b"] == Namespace(c=1)
         assert set(torch.serialization.get_safe_globals()) == {*before, Recipe}
     finally:
         torch.serialization.clear_safe_globals()

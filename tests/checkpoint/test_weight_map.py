@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ultralong.checkpoint.formats.weight_map import fuse_qkv, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import fuse_qkv, model_weights
 from megatron_ultralong.model.parameters import layer_parameters, num_parameters
 from megatron_ultralong.model.shape import ModelConfig
 
@@ -34,7 +34,7 @@ def models(draw: st.DrawFn) -> ModelConfig:
 @given(models())
 @settings(max_examples=50, deadline=None)
 def test_split_inverts_fuse_for_every_weight(model: ModelConfig) -> None:
-    for weight in weight_map(model):
+    for weight in model_weights(model):
         parts = [torch.rand(shape) for shape in weight.shapes]
         fused = weight.fuse(parts)
         assert tuple(fused.shape) == weight.shape
@@ -45,7 +45,7 @@ def test_split_inverts_fuse_for_every_weight(model: ModelConfig) -> None:
 @given(models())
 @settings(max_examples=50, deadline=None)
 def test_every_tensor_has_one_place(model: ModelConfig) -> None:
-    weights = weight_map(model)
+    weights = model_weights(model)
     names = [name for weight in weights for name in weight.names]
     places = [(weight.key, weight.layer) for weight in weights]
     assert len(set(names)) == len(names)

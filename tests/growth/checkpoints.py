@@ -13,8 +13,7 @@ from megatron_ultralong.checkpoint.disk.checksums import Checksum, read_checksum
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder, SafetensorsWriter
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.tensor_file import PickleFile, TensorInfo
-from megatron_ultralong.checkpoint.formats.tensor_names import known_names
-from megatron_ultralong.checkpoint.formats.weight_map import weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import known_names, model_weights
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.program.conversion_journal import Manifest
 from tests.growth.table import Work, counted
@@ -72,7 +71,7 @@ def layers_read_from_one_file(n: int, folder: Path) -> Work:
 
     def read() -> None:
         source = HuggingFaceFolder(folder / "hf")
-        for weight in weight_map(source.model):
+        for weight in model_weights(source.model):
             source.read(weight)
 
     return read
@@ -111,7 +110,7 @@ def layers_read_from_a_checkpoint(n: int, folder: Path) -> Work:
 
     def read() -> None:
         source = MegatronCheckpoint(path)
-        for weight in weight_map(source.model):
+        for weight in model_weights(source.model):
             source.read(weight)
 
     return read

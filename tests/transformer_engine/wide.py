@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
-from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.model_state import load_weights
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.layers import LOCAL_LAYERS, LayerConfig
@@ -161,7 +161,7 @@ def logits(
             rope_scaling=metadata.rope_scaling,
             layers=layers,
         ).to(dtype)
-        load_weights([model], resolve(str(checkpoint))[0])
+        load_weights([model], MegatronCheckpoint(checkpoint))
         with torch.no_grad():
             local = model.eval()(row.cuda(), None, None).contiguous()
         parts = [torch.empty_like(local) for _ in range(groups.tp.size())]
@@ -182,7 +182,7 @@ def weights(checkpoint: Path, layers: LayerConfig) -> dict[str, torch.Tensor]:
             rope_scaling=None,
             layers=layers,
         )
-        load_weights([model], resolve(str(checkpoint))[0])
+        load_weights([model], MegatronCheckpoint(checkpoint))
         return {
             name.replace(
                 "self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"

@@ -12,7 +12,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GenerationConfig
 
+from megatron_ultralong.checkpoint.convert.report import good_for
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.logits.transformers_model import transformers_logits
 
 from .probe import LENGTH, MESSAGES, TEXTS, TOOLS
@@ -26,6 +29,17 @@ _FILES = {
     "generation": (),
 }
 """Files of ``good_for`` that a part of the probe reads."""
+
+
+def export_good_for(folder: Path) -> dict[str, Any]:
+    """What the report of an export promised, read off its files.
+
+    Raises:
+        InputError: it is no Hugging Face folder of a Llama, or one of its files is damaged.
+    """
+    model = HuggingFaceFolder(folder)
+    metadata = CheckpointMetadata(model.model, model.rope_scaling, model.name)
+    return good_for(metadata, TokenizerFiles(folder))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,13 @@ import torch
 from megatron_ultralong import __version__
 from megatron_ultralong.checkpoint.convert import small_files
 from megatron_ultralong.checkpoint.convert.verification import convert_tensor, num_bytes
+from megatron_ultralong.checkpoint.formats import hugging_face_config, meta, meta_writer
 from megatron_ultralong.checkpoint.formats.hugging_face import SafetensorsWriter
-from megatron_ultralong.checkpoint.formats.hugging_face_config import (
-    CONFIG_FILE,
-    export_config,
-    read_config,
-)
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, read_params
-from megatron_ultralong.checkpoint.formats.meta_writer import MetaWriter, write_params
 from megatron_ultralong.checkpoint.formats.models import DiskModel
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, read_ahead
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
-from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.program.conversion_journal import Manifest
 from megatron_ultralong.program.progress import progress
 
@@ -49,13 +42,15 @@ def write_hugging_face(
     tokenizer = TokenizerFiles(source.source_folder)
     if merges == "strings":
         tokenizer.check_string_merges()
-    main_dtype = dtype or source.dtype(weight_map(source.model)[0])
-    values = export_config(read_config(source.source_folder), source.metadata, main_dtype)
+    main_dtype = dtype or source.dtype(model_weights(source.model)[0])
+    config = hugging_face_config.read_config(source.source_folder)
+    values = hugging_face_config.export_config(config, source.metadata, main_dtype)
     writer = SafetensorsWriter(folder, _tensors(source, dtype), max_shard_size)
     _write_weights(source, writer, manifest, dtype)
+    writer.finish()
     positions = source.model.max_position_embeddings
     changes = small_files.restore(source.source_folder, folder, tokenizer, positions, merges)
-    write_json(folder / CONFIG_FILE, values)
+    hugging_face_config.write_config(folder, values)
     return changes
 
 
@@ -71,12 +66,12 @@ def write_meta(
     Raises:
         InputError: Meta's code has no such model, or it does not divide into the shards.
     """
-    kept = source.source_folder / PARAMS_FILE
-    params = read_params(source.source_folder) if kept.is_file() else {}
-    write_params(folder, source.metadata, params)
+    kept = source.source_folder / meta.PARAMS_FILE
+    params = meta.read_params(source.source_folder) if kept.is_file() else {}
+    meta_writer.write_params(folder, source.metadata, params)
     laid_out = _LAYOUT in manifest.finished
     tensors = _tensors(source, dtype)
-    writer = MetaWriter(folder, tensors, source.model, num_shards, laid_out=laid_out)
+    writer = meta_writer.MetaWriter(folder, tensors, source.model, num_shards, laid_out=laid_out)
     if not laid_out:
         manifest.add(_LAYOUT, 0, writer.sync)
         manifest.flush(writer.sync)
@@ -84,29 +79,24 @@ def write_meta(
     small_files.restore_meta(source.source_folder, folder)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file that people read too."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
 def _tensors(source: WeightSource, dtype: torch.dtype | None) -> list[tuple[str, TensorInfo]]:
     """Hugging Face names of all weights in the order of writing."""
     return [
         (name, TensorInfo(dtype or source.dtype(weight), shape))
-        for weight in weight_map(source.model)
+        for weight in model_weights(source.model)
         for name, shape in zip(weight.names, weight.shapes, strict=True)
     ]
 
 
 def _write_weights(
     source: WeightSource,
-    writer: SafetensorsWriter | MetaWriter,
+    writer: SafetensorsWriter | meta_writer.MetaWriter,
     manifest: Manifest,
     dtype: torch.dtype | None,
 ) -> None:
     try:
         with progress("export", num_bytes(source, dtype) - manifest.num_bytes, "B") as bar:
-            left = [w for w in weight_map(source.model) if w.label not in manifest.finished]
+            left = [w for w in model_weights(source.model) if w.label not in manifest.finished]
             for weight, parts in read_ahead(left, source.read):
                 written = 0
                 for name, part in zip(weight.names, parts, strict=True):
@@ -117,7 +107,6 @@ def _write_weights(
                 bar.advance(written)
                 manifest.add(weight.label, written, writer.sync)
         manifest.flush(writer.sync)
-        writer.finish()
     finally:
         writer.close()
 
@@ -128,17 +117,13 @@ def describe(action: str, source: DiskModel, **flags: object) -> dict[str, Any]:
     A source file is known by its size and the time of its last change.
     """
     folder = source.path if isinstance(source, MegatronCheckpoint) else source.folder
+    states = {f"file {path.name}": path.stat() for path in sorted(folder.iterdir())}
     return {
         "action": action,
         "source": str(folder.resolve()),
         **flags,
-        **{f"file {path.name}": _state(path) for path in sorted(folder.iterdir())},
+        **{name: [state.st_size, state.st_mtime_ns] for name, state in states.items()},
         "megatron_ultralong": __version__,
         # its torch.save lays the files out
         "torch": torch.__version__,
     }
-
-
-def _state(path: Path) -> list[int]:
-    state = path.stat()
-    return [state.st_size, state.st_mtime_ns]

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +18,10 @@ from megatron_ultralong.checkpoint.convert.verification import num_bytes
 from megatron_ultralong.checkpoint.disk.folder import iterations
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats import hugging_face_config
-from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import ModelFolder, open_model
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
-from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.config.convert import InspectConfig
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.program.fields import check_ranges
@@ -43,7 +41,7 @@ class WeightsSummary:
 
 def summarise(source: WeightSource, dtype: torch.dtype | None = None) -> WeightsSummary:
     """Count the weights of ``source``, converted to ``dtype``."""
-    weights = weight_map(source.model)
+    weights = model_weights(source.model)
     dtypes = {dtype or source.dtype(weight) for weight in weights}
     return WeightsSummary(
         num_tensors=sum(len(weight.names) for weight in weights),
@@ -184,7 +182,7 @@ def _megatron(model: MegatronCheckpoint) -> dict[str, Any]:
 def _tensors(model: WeightSource) -> list[dict[str, Any]]:
     """One row for each weight, the layers of a weight together, without their common prefix."""
     rows: dict[str, dict[str, Any]] = {}
-    for weight in weight_map(model.model):
+    for weight in model_weights(model.model):
         if weight.key in rows:
             rows[weight.key]["layers"] += 1
             continue
@@ -235,17 +233,6 @@ def good_for(
         "files": files,
         "tried": f"transformers {', '.join(TRIED)}",
     }
-
-
-def export_good_for(folder: Path) -> dict[str, Any]:
-    """The same of an export that was written before, read off its files.
-
-    Raises:
-        InputError: it is no Hugging Face folder of a Llama, or one of its files is damaged.
-    """
-    model = HuggingFaceFolder(folder)
-    metadata = CheckpointMetadata(model.model, model.rope_scaling, model.name)
-    return good_for(metadata, TokenizerFiles(folder))
 
 
 def _release(text: str) -> tuple[int, ...]:

@@ -11,33 +11,25 @@ from typing import Any
 
 from megatron_ultralong.checkpoint.disk.checksums import FILE_NAME as CHECKSUMS_FILE
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
-from megatron_ultralong.checkpoint.disk.metadata import seal_small_files
-from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE, without_code
-from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE
-from megatron_ultralong.checkpoint.formats.tokenizer_files import (
-    CONFIG_FILE as TOKENIZER_CONFIG_FILE,
-)
-from megatron_ultralong.checkpoint.formats.tokenizer_files import (
-    FAST_FILE,
-    TEMPLATE_FILE,
-    TokenizerFiles,
-    template_files,
-)
+from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, seal_small_files
+from megatron_ultralong.checkpoint.formats import hugging_face_config, meta, tokenizer_files
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.json_file import JsonObject, read_json
+from megatron_ultralong.program.json_file import read_json
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _NOT_KEPT = (CHECKSUMS_FILE, "adapter_config.json")
 """transformers loads another model where it finds the configuration of an adapter."""
+_FAST, _CONFIG = tokenizer_files.FAST_FILE, tokenizer_files.CONFIG_FILE
 _META_TOKENIZER = "tokenizer.model"
-_TOKENIZERS = (FAST_FILE, _META_TOKENIZER)
-_OF_FAST_TOKENIZER = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", TEMPLATE_FILE)
+_TOKENIZERS = (_FAST, _META_TOKENIZER)
+_OF_FAST = (_FAST, _CONFIG, "special_tokens_map.json", tokenizer_files.TEMPLATE_FILE)
+_WRITTEN_ANEW = (hugging_face_config.CONFIG_FILE, meta.PARAMS_FILE, _CONFIG)
 
 
 def small_files(folder: Path) -> list[Path]:
     """Files of ``folder`` that belong to the model and are not weights, by name."""
     found = {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()}
-    found.update(template_files(folder))
+    found.update(tokenizer_files.template_files(folder))
     check_tokenizer_names(folder)
     kept = sorted(path for path in found if not path.name.endswith(".index.json"))
     for path in kept:  # they are copied into exports, which people publish
@@ -60,7 +52,7 @@ def check_tokenizer_names(folder: Path) -> None:
     Raises:
         InputError: one is not a file of the folder.
     """
-    path = folder / TOKENIZER_CONFIG_FILE
+    path = folder / _CONFIG
     if not path.is_file():
         return
     for key, name in read_json(path).items():
@@ -70,16 +62,18 @@ def check_tokenizer_names(folder: Path) -> None:
             )
 
 
-def keep(source: Path, folder: Path) -> None:
-    """Copy the small files of ``source`` into the folder ``folder``.
+def keep(source: Path, checkpoint: Path) -> Path:
+    """Copy the small files of ``source`` into ``checkpoint``; the folder in it that has them.
 
     Raises:
         InputError: one of the tokenizer's is damaged.
     """
-    TokenizerFiles(source)
+    tokenizer_files.TokenizerFiles(source)
+    folder = checkpoint / SOURCE_FOLDER
     folder.mkdir(exist_ok=True)
     for path in small_files(source):
         _copy(path, folder / path.relative_to(source))
+    return folder
 
 
 def copy_once(source: Path, folder: Path) -> None:
@@ -102,7 +96,7 @@ def restore_meta(kept: Path, folder: Path) -> None:
     for path in small_files(kept):
         name = path.relative_to(kept)
         of_meta = path.name == _META_TOKENIZER or path.suffix not in (".json", ".jinja")
-        of_fast = path.name in (FAST_FILE, *_OF_FAST_TOKENIZER) or len(name.parts) > 1
+        of_fast = path.name in _OF_FAST or len(name.parts) > 1
         if of_meta or (of_fast and not has_own):
             _copy(path, folder / name)
 
@@ -111,9 +105,9 @@ def meta_tokenizer(kept: Path) -> str:
     """What a report says of the tokenizer of a model in Meta's format."""
     if (kept / _META_TOKENIZER).is_file():
         return _META_TOKENIZER
-    if (kept / FAST_FILE).is_file():
+    if (kept / _FAST).is_file():
         return (
-            f"{FAST_FILE}, which `convert import` reads and Meta's code does not: the source has "
+            f"{_FAST}, which `convert import` reads and Meta's code does not: the source has "
             f"no {_META_TOKENIZER}; put the one of the model that it came from beside params.json"
         )
     return "none: the checkpoint was imported without one"
@@ -122,7 +116,7 @@ def meta_tokenizer(kept: Path) -> str:
 def restore(
     kept: Path,
     folder: Path,
-    tokenizer: TokenizerFiles,
+    tokenizer: tokenizer_files.TokenizerFiles,
     max_position_embeddings: int,
     merges: str = "keep",
 ) -> dict[str, list[str]]:
@@ -134,36 +128,32 @@ def restore(
     """
     changes: dict[str, list[str]] = {}
     for path in small_files(kept):
-        if path.name in (CONFIG_FILE, PARAMS_FILE, TOKENIZER_CONFIG_FILE):
+        if path.name in _WRITTEN_ANEW:
             continue
         target = folder / path.relative_to(kept)
         if path.name.endswith("config.json"):
-            values = read_json(path)
-            _write_changed(path, target, without_code(values), _left_out(values), changes)
-        elif (
-            path.name == FAST_FILE and merges == "strings" and tokenizer.write_string_merges(target)
-        ):
-            changes[FAST_FILE] = ["merges as strings"]
+            _write_changed(path, target, *_without_code(read_json(path)), changes)
+        elif path.name == _FAST and merges == "strings" and tokenizer.write_string_merges(target):
+            changes[_FAST] = ["merges as strings"]
         else:
             _copy(path, target)
-    path = kept / TOKENIZER_CONFIG_FILE
-    if any((kept / name).is_file() for name in (*_TOKENIZERS, TOKENIZER_CONFIG_FILE)):
-        values = read_json(path) if path.is_file() else JsonObject({}, str(path))
-        new, said = tokenizer.config(without_code(values))
-        said = _left_out(values) + said
+    path = kept / _CONFIG
+    if any((kept / name).is_file() for name in (*_TOKENIZERS, _CONFIG)):
+        plain, left_out = _without_code(tokenizer.values)
+        new, said = tokenizer.config(plain)
         length = new.get("model_max_length")
         if isinstance(length, int) and length < max_position_embeddings:
             new["model_max_length"] = max_position_embeddings
             said.append(f"model_max_length {length} -> {max_position_embeddings}")
-        _write_changed(path, folder / path.name, new, said, changes)
+        _write_changed(path, folder / path.name, new, left_out + said, changes)
     return changes
 
 
-def _left_out(values: Mapping[str, Any]) -> list[str]:
-    """What is said of keys that choose code in their readers."""
-    plain = without_code(values)
+def _without_code(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """``values`` without the keys that choose code in their readers, and what is said of those."""
+    plain = hugging_face_config.without_code(values)
     gone = [key for key, value in values.items() if key not in plain or plain[key] != value]
-    return [f"left out, since they choose code: {', '.join(gone)}"] if gone else []
+    return plain, [f"left out, since they choose code: {', '.join(gone)}"] if gone else []
 
 
 def _write_changed(

@@ -13,18 +13,11 @@ from megatron_ultralong.checkpoint.convert import model_writer, small_files
 from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, show, summarise
 from megatron_ultralong.checkpoint.convert.verification import Comparison, compare, num_bytes
 from megatron_ultralong.checkpoint.disk.folder import RELEASE, write_latest
-from megatron_ultralong.checkpoint.disk.metadata import (
-    SOURCE_FOLDER,
-    CheckpointMetadata,
-    save_metadata,
-)
-from megatron_ultralong.checkpoint.formats import hugging_face_config
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save_metadata
+from megatron_ultralong.checkpoint.formats import hugging_face_config, meta, models, tokenizer_files
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.meta import MetaFolder, hugging_face_defaults
-from megatron_ultralong.checkpoint.formats.models import ModelFolder, extended, open_model
-from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.formats.torch_dist_writer import write_torch_dist
-from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.check import check_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.program.errors import InputError
@@ -43,12 +36,12 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
             embedding that was asked for, or the output is in use.
     """
     check_ranges(config)
-    found = open_model(config.src)
+    found = models.open_model(config.src)
     if isinstance(found, MegatronCheckpoint):
         raise InputError(f"{config.src} is a Megatron checkpoint already: use it as it is")
     if config.tokenizer:
         small_files.check_tokenizer(config.src)
-    source = extended(found, config.rope)
+    source = models.extended(found, config.rope)
     is_extended = source.rope_scaling != found.rope_scaling
     positions = (found.model.max_position_embeddings, source.model.max_position_embeddings)
     metadata = CheckpointMetadata(
@@ -65,7 +58,7 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
         times = [time.monotonic()]
         with progress("import", size - manifest.num_bytes, "B") as bar:
             write_torch_dist(folder / RELEASE, source, manifest, bar.advance)
-        _keep_small_files(found, folder / SOURCE_FOLDER, metadata)
+        _keep_small_files(found, folder, metadata)
         save_metadata(folder, metadata)
         write_latest(folder, RELEASE)
         times.append(time.monotonic())
@@ -114,7 +107,7 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
             )
         times.append(time.monotonic())
         if config.verify:
-            compare(source, open_model(folder), dtype)
+            compare(source, models.open_model(folder), dtype)
         times.append(time.monotonic())
     return _report(
         *("export", config, source, times),
@@ -135,16 +128,15 @@ def verify(config: VerifyConfig) -> Comparison:
     """
     check_ranges(config)
     a, b = (
-        open_model(path, config.iteration, verify_checksums=config.verify_checksums)
+        models.open_model(path, config.iteration, verify_checksums=config.verify_checksums)
         for path in (config.a, config.b)
     )
     if config.logits and config.dtype != "keep":
         raise InputError("--logits compares models of one dtype: leave --dtype out")
     comparison = compare(a, b, _DTYPES[config.dtype])
     if config.logits:
-        logits = check_logits(
-            *(a, b, config.logits_seq_length), config.logits_dtype, config.logits_method
-        )
+        how = (config.logits_seq_length, config.logits_dtype, config.logits_method)
+        logits = check_logits((a, b), *how)
         comparison = dataclasses.replace(comparison, logits=logits)
     values = {"action": "verify", "a": str(config.a), "b": str(config.b), "equal": True}
     show({**values, **dataclasses.asdict(comparison)}, config.json)
@@ -179,14 +171,16 @@ def _report(
 def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any]:
     if config.format == "meta":
         return {"tokenizer": small_files.meta_tokenizer(source.source_folder)}
-    tokenizer = TokenizerFiles(source.source_folder)
+    tokenizer = tokenizer_files.TokenizerFiles(source.source_folder)
     return good_for(source.metadata, tokenizer, config.tokenizer_merges)
 
 
-def _keep_small_files(source: ModelFolder, folder: Path, metadata: CheckpointMetadata) -> None:
-    small_files.keep(source.folder, folder)
-    if isinstance(source, MetaFolder):
-        dtype = source.dtype(weight_map(source.model)[0])
-        defaults = hugging_face_defaults(source.model)
+def _keep_small_files(
+    source: models.ModelFolder, folder: Path, metadata: CheckpointMetadata
+) -> None:
+    kept = small_files.keep(source.folder, folder)
+    if isinstance(source, meta.MetaFolder):
+        dtype = source.dtype(model_weights(source.model)[0])
+        defaults = meta.hugging_face_defaults(source.model)
         values = hugging_face_config.export_config(defaults, metadata, dtype)
-        model_writer.write_json(folder / hugging_face_config.CONFIG_FILE, values)
+        hugging_face_config.write_config(kept, values)

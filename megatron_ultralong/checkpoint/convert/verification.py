@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_ultralong.checkpoint.formats.meta import MetaFolder
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
-from megatron_ultralong.checkpoint.formats.weight_map import META, WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.comparison import LogitsComparison
 from megatron_ultralong.model.parameters import num_parameters
-from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import attention_factor, inv_freq
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress
@@ -52,7 +52,7 @@ def convert_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -
 
 def num_bytes(source: WeightSource, dtype: torch.dtype | None = None) -> int:
     """Bytes of all weights of ``source``, in ``dtype``."""
-    weights = weight_map(source.model)
+    weights = model_weights(source.model)
     return sum(weight.numel * (dtype or source.dtype(weight)).itemsize for weight in weights)
 
 
@@ -67,7 +67,7 @@ def compare(
     _check_shapes(source, output)
     rope = _rope_differences(source, output)
     differences = list(rope)
-    weights = weight_map(source.model)
+    weights = model_weights(source.model)
     pairs = read_ahead(weights, lambda weight: (source.read(weight), output.read(weight)))
     with progress("verify", num_bytes(output), "B") as bar:
         for weight, (wanted, got) in pairs:
@@ -108,17 +108,19 @@ def _difference(expected: torch.Tensor, found: torch.Tensor) -> str | None:
 def _check_shapes(source: WeightSource, output: WeightSource) -> None:
     # the base is compared with the frequencies: NTK-aware scaling moves it on export
     ignored: dict[str, Any] = {"rotary_base": 0.0}
-    if META in (source.format, output.format):  # its files do not state their positions
+    formats = (source.format, output.format)
+    if MetaFolder.format in formats:  # its files do not state their positions
         ignored["max_position_embeddings"] = 0
         if source.model.untie_embeddings_and_output_weights:
             # an output that equals the embedding looks tied there; both are compared below
             ignored["untie_embeddings_and_output_weights"] = True
     wanted, got = (dataclasses.replace(model.model, **ignored) for model in (source, output))
     if wanted != got:
+        other = vars(got)
         differing = [
-            f"{field.name} {getattr(wanted, field.name)} against {getattr(got, field.name)}"
-            for field in dataclasses.fields(ModelConfig)
-            if getattr(wanted, field.name) != getattr(got, field.name)
+            f"{name} {value} against {other[name]}"
+            for name, value in vars(wanted).items()
+            if value != other[name]
         ]
         raise InputError(f"the models have different shapes: {', '.join(differing)}")
 

@@ -36,6 +36,12 @@ def let_go(file: IO[bytes]) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def sync(file: IO[bytes]) -> None:
+    """Wait until the disk has everything that was written to ``file``."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
 MOST_OPEN = 64
 """Files open at a time, over all models; a model has up to a few hundred, a process may open 1,024
 or fewer."""

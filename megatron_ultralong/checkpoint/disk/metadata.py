@@ -22,11 +22,7 @@ SOURCE_FOLDER = "huggingface"
 """Small files of the source model (config, tokenizer, generation config), kept for export."""
 
 _FORMAT_VERSION = 1
-_SCALINGS = {
-    "yarn": YarnConfig,
-    "ntk": NtkConfig,
-    "linear": LinearConfig,
-}
+_SCALINGS = {"yarn": YarnConfig, "ntk": NtkConfig, "linear": LinearConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,15 +175,6 @@ def _rope_scaling(values: JsonObject, path: Path) -> RopeScaling:
         return None
     if method not in _SCALINGS:
         raise values.wrong("method", f"none or one of {', '.join(_SCALINGS)}")
-    for key, value in values.items():
-        if isinstance(value, str):
-            continue
-        if key == "original_max_position_embeddings":
-            values.integer(key, minimum=1, maximum=MOST_POSITIONS)
-        elif key == "truncate":
-            values.boolean(key)
-        else:
-            values.number(key, above=0, maximum=1e9)
     arguments = {key: value for key, value in values.items() if key != "method"}
     scaling: RopeScaling = from_dict(_SCALINGS[method], arguments, str(path))
     return scaling

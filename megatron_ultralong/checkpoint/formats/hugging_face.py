@@ -7,51 +7,27 @@ does not depend on the size of a shard.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.large_files import write_tensor
-from megatron_ultralong.checkpoint.formats.hugging_face_config import (
-    CONFIG_FILE,
-    model_config,
-    read_config,
-)
+from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
+from megatron_ultralong.checkpoint.formats import hugging_face_config, weight_files, weight_map
 from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorFile, TensorInfo
-from megatron_ultralong.checkpoint.formats.tensor_names import known_names, why_unknown
-from megatron_ultralong.checkpoint.formats.weight_files import (
-    INDEX_FILE,
-    SINGLE_FILE,
-    open_weights,
-    some,
-)
-from megatron_ultralong.checkpoint.formats.weight_map import (
-    EMBEDDING,
-    HUGGING_FACE,
-    LM_HEAD,
-    Weight,
-    weight_map,
-)
+from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, Weight
 from megatron_ultralong.program.errors import InputError, missing
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """A tensor in a file, where it may have another name than the model's."""
 
     file: TensorFile
     name: str
-
-    @property
-    def info(self) -> TensorInfo:
-        """Its dtype and shape."""
-        return self.file.tensors[self.name]
+    info: TensorInfo
 
     def read(self) -> torch.Tensor:
         """The tensor."""
@@ -61,7 +37,7 @@ class StoredTensor:
 class HuggingFaceFolder:
     """Weights and configuration of a Llama in Hugging Face's format."""
 
-    format = HUGGING_FACE
+    format = "Hugging Face"
 
     def __init__(self, folder: str | Path) -> None:
         """Read configuration and headers, and check every tensor's name and shape.
@@ -72,15 +48,18 @@ class HuggingFaceFolder:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"model folder {missing(self.folder)}")
-        where = str(self.folder / CONFIG_FILE)
-        self.config = read_config(self.folder)
-        self.model = model_config(self.config, where)
+        where = str(self.folder / hugging_face_config.CONFIG_FILE)
+        self.config = hugging_face_config.read_config(self.folder)
+        self.model = hugging_face_config.model_config(self.config, where)
         self.rope_scaling = rope_scaling(self.config, where)
-        self.files, located = open_weights(self.folder, self.config)
-        self._known = {name for weight in weight_map(self.model) for name in weight.names}
-        names = known_names(located, {*self._known, LM_HEAD}, self.folder)
+        self.files, located = weight_files.open_weights(self.folder, self.config)
+        self._known = {
+            name for weight in weight_map.model_weights(self.model) for name in weight.names
+        }
+        names = weight_map.known_names(located, {*self._known, LM_HEAD}, self.folder)
         self.tensors = {
-            name: StoredTensor(located[stored], stored) for name, stored in names.items()
+            name: StoredTensor(located[stored], stored, located[stored].tensors[stored])
+            for name, stored in names.items()
         }
         self._check_tied()
         self._check_tensors()
@@ -93,20 +72,17 @@ class HuggingFaceFolder:
 
     def dtype(self, weight: Weight) -> torch.dtype:
         """Dtype that ``weight`` is stored in; its parts agree."""
-        return self._info(weight.names[0]).dtype
+        return self.tensors[weight.names[0]].info.dtype
 
     def read(self, weight: Weight) -> tuple[torch.Tensor, ...]:
         """The parts of ``weight``."""
         return tuple(self.tensors[name].read() for name in weight.names)
 
-    def _info(self, name: str) -> TensorInfo:
-        return self.tensors[name].info
-
     def _check_tensors(self) -> None:
-        for weight in weight_map(self.model):
+        for weight in weight_map.model_weights(self.model):
             for name, shape in zip(weight.names, weight.shapes, strict=True):
                 self._check_tensor(name, shape)
-            dtypes = {name: self._info(name).dtype for name in weight.names}
+            dtypes = {name: self.tensors[name].info.dtype for name in weight.names}
             if len(set(dtypes.values())) > 1:
                 raise InputError(
                     f"{self.folder}: {dtypes} must have one dtype: Megatron keeps them in one "
@@ -116,29 +92,29 @@ class HuggingFaceFolder:
         if left_over:
             raise InputError(
                 f"{self.folder} holds {len(left_over)} tensors that its config.json leaves no "
-                f"place for: {some(left_over)}{self._why_unknown()}; it is not the plain Llama "
-                "that config.json says"
+                f"place for: {weight_files.some(left_over)}{self._why_unknown()}; it is not the "
+                "plain Llama that config.json says"
             )
 
     def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
         if name not in self.tensors:
             raise InputError(
                 f"{self.folder} holds no tensor {name} of shape {list(shape)}, which its "
-                f"config.json asks for{self._why_missing(name)}"
+                f"config.json asks for{self._why_missing()}"
             )
-        found, path = self._info(name), self.tensors[name].file.path
+        file, _, found = self.tensors[name]
         if found.shape != shape:
             raise InputError(
-                f"{path}: tensor {name} has shape {list(found.shape)}, config.json makes it "
+                f"{file.path}: tensor {name} has shape {list(found.shape)}, config.json makes it "
                 f"{list(shape)}: weights and config.json are of different models"
             )
         if not found.dtype.is_floating_point or found.dtype.itemsize < 2:
             raise InputError(
-                f"{path}: tensor {name} is {found.dtype}; float32, bfloat16 and float16 are "
+                f"{file.path}: tensor {name} is {found.dtype}; float32, bfloat16 and float16 are "
                 "converted: dequantise the model first"
             )
 
-    def _why_missing(self, name: str) -> str:
+    def _why_missing(self) -> str:
         missing = sorted(self._known - set(self.tensors))
         if missing == [LM_HEAD]:
             return (
@@ -151,8 +127,8 @@ class HuggingFaceFolder:
         )
 
     def _why_unknown(self) -> str:
-        names = {name: tensor.name for name, tensor in self.tensors.items()}
-        return why_unknown(names, {*self._known, LM_HEAD})
+        stored = [tensor.name for tensor in self.tensors.values()]
+        return weight_map.why_unknown(stored, {*self._known, LM_HEAD})
 
     def _check_tied(self) -> None:
         """Of tied weights keep one: a model may have stored either, or two that are equal.
@@ -227,8 +203,7 @@ class SafetensorsWriter:
     def sync(self) -> None:
         """Wait until the disk has everything."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            sync(self._file)
 
     def finish(self) -> None:
         """Close the last shard and write the index, where there are several."""
@@ -238,7 +213,7 @@ class SafetensorsWriter:
             size = sum(_num_bytes(info) for info in self._infos.values())
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
             text = json.dumps(index, indent=2) + "\n"
-            (self._folder / INDEX_FILE).write_text(text, encoding="utf-8")
+            (self._folder / weight_files.INDEX_FILE).write_text(text, encoding="utf-8")
 
     def close(self) -> None:
         """Close the open shard, complete or not."""
@@ -259,7 +234,11 @@ class SafetensorsWriter:
 
     def _shard_name(self, number: int) -> str:
         count = len(self._shards)
-        return SINGLE_FILE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        return (
+            weight_files.SINGLE_FILE
+            if count == 1
+            else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        )
 
 
 def _num_bytes(info: TensorInfo) -> int:

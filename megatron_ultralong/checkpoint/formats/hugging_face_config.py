@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
-from megatron_ultralong.checkpoint.formats.rope_block import max_positions, rotary_base
+from megatron_ultralong.checkpoint.formats import rope_block
+from megatron_ultralong.model import yarn
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.model.yarn import (
-    YarnConfig,
-    effective_rotary_base,
-    hf_rope_scaling,
-    yarn_attention_factor,
-)
+from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.json_file import JsonObject, read_json
@@ -27,6 +23,18 @@ if TYPE_CHECKING:  # reading a shape needs no torch
 
 CONFIG_FILE = "config.json"
 ARCHITECTURE = "LlamaForCausalLM"
+SHAPE_KEYS = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_query_groups",
+    "head_dim": "kv_channels",
+    "vocab_size": "vocab_size",
+    "rms_norm_eps": "norm_epsilon",
+    "max_position_embeddings": "max_position_embeddings",
+}
+"""Megatron's words for keys of ``config.json``."""
 _FIXED = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -102,8 +110,8 @@ def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
         kv_channels=config.integer("head_dim", 0) or hidden // heads,
         vocab_size=config.integer("vocab_size"),
         norm_epsilon=config.number("rms_norm_eps", 1e-6),
-        rotary_base=rotary_base(config),
-        max_position_embeddings=max_positions(config),
+        rotary_base=rope_block.rotary_base(config),
+        max_position_embeddings=rope_block.max_positions(config),
         untie_embeddings_and_output_weights=not config.boolean("tie_word_embeddings", False),
     )
     model.check(where)
@@ -144,36 +152,23 @@ def export_config(
     """
     model = metadata.model
     kept = {key: value for key, value in without_code(source).items() if key not in _REPLACED}
-    base = effective_rotary_base(metadata.rope_scaling, model.kv_channels, model.rotary_base)
+    base = yarn.effective_rotary_base(metadata.rope_scaling, model.kv_channels, model.rotary_base)
     return {
         **kept,
         "architectures": [ARCHITECTURE],
         "model_type": "llama",
-        "num_hidden_layers": model.num_layers,
-        "hidden_size": model.hidden_size,
-        "intermediate_size": model.ffn_hidden_size,
-        "num_attention_heads": model.num_attention_heads,
-        "num_key_value_heads": model.num_query_groups,
-        "head_dim": model.kv_channels,
-        "vocab_size": model.vocab_size,
-        "rms_norm_eps": model.norm_epsilon,
-        "max_position_embeddings": model.max_position_embeddings,
+        **{key: getattr(model, name) for key, name in SHAPE_KEYS.items()},
         "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
         "rope_theta": base,
-        "rope_scaling": hf_rope_scaling(metadata.rope_scaling),
+        "rope_scaling": yarn.hf_rope_scaling(metadata.rope_scaling),
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
 
 
-def write_config(folder: Path, metadata: CheckpointMetadata) -> None:
-    """Write the ``config.json`` of a model that came from no Hugging Face folder, for export."""
-    import torch
-
-    values = export_config({"hidden_act": "silu"}, metadata, torch.float32)
+def write_config(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write ``config.json`` into ``folder``, which may be new."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / (CONFIG_FILE + ".partial")
-    aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    aside.replace(folder / CONFIG_FILE)
+    write_aside(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
 
 
 def rope_readers(metadata: CheckpointMetadata) -> dict[str, str]:
@@ -184,13 +179,13 @@ def rope_readers(metadata: CheckpointMetadata) -> dict[str, str]:
     ``attention_factor`` of yarn, and apply 0.1 ln s + 1. ``truncate`` is younger than both.
     """
     scaling = metadata.rope_scaling
-    if not isinstance(scaling, YarnConfig) or scaling.ramp == "rotations":
+    if not isinstance(scaling, yarn.YarnConfig) or scaling.ramp == "rotations":
         return {"transformers": ">=4.43", "vllm": ">=0.5.4"}
     if not scaling.truncate:
         return {"transformers": ">=4.57", "vllm": "releases whose yarn reads truncate"}
     context = scaling.scaling_factor * scaling.original_max_position_embeddings
     implied = metadata.model.max_position_embeddings == context
-    usual = scaling.attention_factor == yarn_attention_factor(scaling.scaling_factor)
+    usual = scaling.attention_factor == yarn.yarn_attention_factor(scaling.scaling_factor)
     return {
         "transformers": ">=4.51" if implied else ">=4.56",
         "vllm": ">=0.5.4" if usual else "releases whose yarn reads attention_factor only",

@@ -2,30 +2,92 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
-from megatron_ultralong.checkpoint.disk import integrity
-from megatron_ultralong.checkpoint.disk.checksums import Checksums
+from megatron_ultralong.checkpoint.disk import checksums
 from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader, check_objects
-from megatron_ultralong.checkpoint.formats.weight_map import (
-    MEGATRON,
-    Weight,
-    unstacked_key,
-    weight_map,
-)
+from megatron_ultralong.checkpoint.formats.weight_map import Shape, Weight, model_weights
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.progress import progress
+from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank
+
+_DATA_SUFFIX = ".distcp"
+_SHOWN_BYTES = 4 * 2**30
+"""From which on the reading of a checkpoint shows its progress."""
+_MAX_THREADS = 8
+
+
+def listed_files(folder: Path) -> checksums.Checksums | None:
+    """What the files of a ``release`` or ``iter_XXXXXXX`` folder must be; None: nobody wrote it.
+
+    All but the tensors' files are compared here, and the sizes of those.
+
+    Raises:
+        InputError: a file is missing or not as it was written.
+    """
+    if not (folder / checksums.FILE_NAME).is_file():
+        return None
+    try:
+        listed = checksums.read_checksums(folder)
+        small = [name for name in listed if not name.endswith(_DATA_SUFFIX)]
+        checksums.check_files(folder, listed, small)
+    except checksums.DamagedError as error:
+        raise _refused(error) from error
+    return listed
+
+
+def check_tensors(folder: Path, listed: checksums.Checksums) -> None:
+    """Compare the files of tensors with their hashes, this rank its share; every rank calls it.
+
+    Args:
+        folder: of the checkpoint.
+        listed: from :func:`listed_files`.
+
+    Raises:
+        InputError: a file is not as it was written; on every rank.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    names = [name for name in listed if name.endswith(_DATA_SUFFIX)]
+    share = sum(listed[name].size for name in names) / world_size
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    is_shown = rank == 0 and share >= _SHOWN_BYTES
+    found: str | None = None
+    try:
+        with progress("checksums", share, "B") if is_shown else nullcontext() as bar:
+            checksums.check_files(
+                *(folder, listed, names),
+                rank=rank,
+                world_size=world_size,
+                num_threads=min(_MAX_THREADS, (os.cpu_count() or 1) // local or 1),
+                advance=bar.advance if bar else None,
+            )
+    except checksums.DamagedError as error:
+        found = str(_refused(error))
+    first = next((error for error in every_rank(found) if error), None)
+    if first is not None:
+        raise InputError(first)
+
+
+def _refused(error: checksums.DamagedError) -> InputError:
+    return InputError(
+        f"{error}; copy the checkpoint again, or go back to an earlier one (--no-verify-checksums "
+        "reads it as it is)"
+    )
 
 
 class MegatronCheckpoint:
     """One iteration of a checkpoint folder that carries ``ultralong.json``."""
 
-    format = MEGATRON
+    format = "Megatron torch_dist"
 
     def __init__(
         self, folder: str | Path, iteration: int | None = None, *, verify_checksums: bool = True
@@ -48,11 +110,11 @@ class MegatronCheckpoint:
         self.model, self.rope_scaling = self.metadata.model, self.metadata.rope_scaling
         self._verify_checksums = verify_checksums
         self._is_checked = False
-        self._checksums: Checksums | None = None
+        self._checksums: checksums.Checksums | None = None
         damage = None
         try:
             if verify_checksums:
-                self._checksums = integrity.listed_files(self.path)
+                self._checksums = listed_files(self.path)
         except InputError as error:  # by the sizes of the files and the bytes of the small ones
             damage = error
         try:
@@ -65,7 +127,7 @@ class MegatronCheckpoint:
             raise InputError(f"{error}; {damage}") from error  # what it did, and why
         if damage is not None:
             raise damage
-        self._locations = {weight: self._locate(weight) for weight in weight_map(self.model)}
+        self._locations = {weight: self._locate(weight) for weight in model_weights(self.model)}
         self._check_tied()
         self._check_padding()
 
@@ -82,7 +144,7 @@ class MegatronCheckpoint:
         elif self._checksums is None:
             tell(f"warning: {self.path} has no checksums.json: its bytes are read unchecked")
         elif not self._is_checked:
-            integrity.check_tensors(self.path, self._checksums)
+            check_tensors(self.path, self._checksums)
         self._is_checked = True
 
     def dtype(self, weight: Weight) -> torch.dtype:
@@ -100,29 +162,24 @@ class MegatronCheckpoint:
         tensor = regions[0] if len(regions) == 1 else torch.cat(regions)
         return tensor.reshape(weight.shape)
 
-    def _locate(self, weight: Weight) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    def _locate(self, weight: Weight) -> list[tuple[str, Shape, Shape]]:
         """Key, start and shape of the regions that hold ``weight``, one below the other.
 
         Megatron-Core stacks the layers under one key, or keys them one by one, and then keeps the
         gate (``_w``) and up (``_v``) halves of an MLP apart.
         """
-        known = self.tensors.tensors
-        whole = weight.shape
-        if weight.key in known:
-            layers = () if weight.layer is None else (self.model.num_layers,)
-            self._check_shape(weight, weight.key, (*layers, *whole))
-            start = () if weight.layer is None else (weight.layer,)
-            shape = (*(1 for _ in start), *whole)
-            return [(weight.key, (*start, *(0 for _ in whole)), shape)]
-        key = unstacked_key(weight)
-        halves = [key + "_w", key + "_v"] if weight.layout == "gate_up" else []
-        if key in known:
-            self._check_shape(weight, key, whole)
-            return [(key, tuple(0 for _ in whole), whole)]
-        if halves and all(half in known for half in halves):
-            for half in halves:
-                self._check_shape(weight, half, weight.shapes[0])
-            return [(half, (0, 0), weight.shapes[0]) for half in halves]
+        key, shape, half = weight.unstacked_key, weight.shape, weight.shapes[0]
+        places: list[list[tuple[str, Shape, Shape, Shape]]] = [
+            [(weight.key, *weight.stacked(self.model.num_layers))],
+            [(key, (0,) * len(shape), shape, shape)],
+        ]
+        if weight.layout == "gate_up":
+            places.append([(key + end, (0, 0), half, half) for end in ("_w", "_v")])
+        for place in places:
+            if all(name in self.tensors.tensors for name, *_ in place):
+                for name, _, _, whole in place:
+                    self._check_shape(weight, name, whole)
+                return [region[:3] for region in place]
         raise InputError(
             f"{self.path} holds no tensor {weight.key}: it is not the Llama that "
             f"{self.root / 'ultralong.json'} describes"

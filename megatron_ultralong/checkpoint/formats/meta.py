@@ -10,7 +10,7 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.formats.tensor_file import PickleFile
-from megatron_ultralong.checkpoint.formats.weight_map import LM_HEAD, META, Weight, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import LM_HEAD, Weight, model_weights
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import RopeScaling, YarnConfig
 from megatron_ultralong.program.errors import InputError
@@ -96,7 +96,7 @@ _SMALL_MODEL = 3072
 class MetaFolder:
     """Weights of a Llama in Meta's format, under Hugging Face's names and in its rotary order."""
 
-    format = META
+    format = "Meta"
 
     def __init__(self, folder: str | Path) -> None:
         """Read parameters and the shards' lists of tensors, and check every name and shape.
@@ -199,7 +199,7 @@ class MetaFolder:
 
     def _check_tensors(self) -> None:
         expected = {*_BUFFERS, meta_tensor(LM_HEAD).name}
-        for weight in weight_map(self.model):
+        for weight in model_weights(self.model):
             for name, shape in zip(weight.names, weight.shapes, strict=True):
                 tensor = meta_tensor(name)
                 expected.add(tensor.name)

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.large_files import write_tensor
+from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
-from megatron_ultralong.checkpoint.formats.meta import (
-    PARAMS_FILE,
-    MetaTensor,
-    meta_tensor,
-    needs_factor,
-    num_heads,
-    to_pairs,
-)
+from megatron_ultralong.checkpoint.formats import meta
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, record_offsets
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD
 from megatron_ultralong.model.shape import ModelConfig
@@ -50,12 +42,12 @@ class MetaWriter:
         self._num_shards = num_shards
         layout: dict[str, torch.Tensor] = {}
         for name, info in tensors:
-            tensor = meta_tensor(name)
+            tensor = meta.meta_tensor(name)
             layout[tensor.name] = torch.empty(self._part(tensor, info.shape), dtype=info.dtype)
         self._tied = LM_HEAD not in dict(tensors)
         if self._tied:  # Meta's code has no tied weights: it reads a copy
-            layout[meta_tensor(LM_HEAD).name] = torch.empty_like(
-                layout[meta_tensor(EMBEDDING).name]
+            layout[meta.meta_tensor(LM_HEAD).name] = torch.empty_like(
+                layout[meta.meta_tensor(EMBEDDING).name]
             )
         paths = [folder / f"consolidated.{number:02d}.pth" for number in range(num_shards)]
         if not laid_out:
@@ -68,30 +60,24 @@ class MetaWriter:
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Fill Hugging Face tensor ``name`` in."""
-        place = meta_tensor(name)
+        place = meta.meta_tensor(name)
         if place.heads != "none":
-            tensor = to_pairs(tensor, num_heads(self._model, place.heads))
+            tensor = meta.to_pairs(tensor, meta.num_heads(self._model, place.heads))
         self._fill(place, tensor)
         if name == EMBEDDING and self._tied:
-            self._fill(meta_tensor(LM_HEAD), tensor)
+            self._fill(meta.meta_tensor(LM_HEAD), tensor)
 
     def sync(self) -> None:
         """Wait until the disk has everything."""
         for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
-
-    def finish(self) -> None:
-        """Close the files."""
-        self.sync()
-        self.close()
+            sync(file)
 
     def close(self) -> None:
         """Close the files, complete or not."""
         for file in self._files:
             file.close()
 
-    def _part(self, tensor: MetaTensor, shape: Sequence[int]) -> list[int]:
+    def _part(self, tensor: meta.MetaTensor, shape: Sequence[int]) -> list[int]:
         part = list(shape)
         if tensor.axis is not None:
             if part[tensor.axis] % self._num_shards:
@@ -102,7 +88,7 @@ class MetaWriter:
             part[tensor.axis] //= self._num_shards
         return part
 
-    def _fill(self, place: MetaTensor, tensor: torch.Tensor) -> None:
+    def _fill(self, place: meta.MetaTensor, tensor: torch.Tensor) -> None:
         parts = (
             [tensor] * self._num_shards
             if place.axis is None
@@ -143,9 +129,9 @@ def write_params(folder: Path, metadata: CheckpointMetadata, kept: Mapping[str, 
         "use_scaled_rope": factor is not None,
     }
     values.pop("rope_scaling_factor", None)
-    if needs_factor(model.hidden_size, factor):
+    if meta.needs_factor(model.hidden_size, factor):
         values["rope_scaling_factor"] = factor
-    (folder / PARAMS_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / meta.PARAMS_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _ffn_params(model: ModelConfig) -> dict[str, Any]:

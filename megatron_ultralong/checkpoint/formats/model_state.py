@@ -11,20 +11,18 @@ import contextlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint import api, default_planner, filesystem
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_ultralong.checkpoint.disk.large_files import Window
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, read_record, read_torch_file
+from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, read_saved
 from megatron_ultralong.checkpoint.formats.torch_dist import check_object
 from megatron_ultralong.checkpoint.formats.torch_dist_metadata import read_torch_dist_metadata
 from megatron_ultralong.config.parallel import ParallelConfig
@@ -33,7 +31,7 @@ from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.program.errors import InputError
 
-_LOAD_BYTES = DefaultLoadPlanner.load_bytes
+_LOAD_BYTES = default_planner.DefaultLoadPlanner.load_bytes
 
 
 def load_sharded(state: dict[str, Any], folder: Path, **arguments: Any) -> Any:
@@ -63,14 +61,14 @@ def guarded() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in (
             (torch, "load", _load),
-            (FileSystemReader, "read_metadata", _read_metadata),
-            (DefaultLoadPlanner, "load_bytes", _load_bytes),
+            (filesystem.FileSystemReader, "read_metadata", _read_metadata),
+            (default_planner.DefaultLoadPlanner, "load_bytes", _load_bytes),
         ):
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, replacement)
         try:
             yield
-        except CheckpointException as error:  # what the ranks had to say, gathered by torch
+        except api.CheckpointException as error:  # what the ranks had to say, gathered by torch
             causes = [failure[0] for failure in error.failures.values()]
             known = [cause for cause in causes if isinstance(cause, InputError)]
             if known:
@@ -85,11 +83,9 @@ def _load(f: Any, *_: Any, **__: Any) -> Any:
     """``torch.load`` of a checkpoint: on the CPU, weights only, whatever it was asked for."""
     name = getattr(getattr(f, "base_stream", f), "name", f)
     try:
-        if isinstance(f, str | Path):
-            return read_torch_file(Path(f))
         if hasattr(f, "base_stream"):  # torch's view of a record in a file
-            f = cast(Any, Window(f.base_stream, f.offset, f.len))
-        return read_record(f)
+            f = Window(f.base_stream, f.offset, f.len)
+        return read_saved(Path(f) if isinstance(f, str) else f)
     except FileNotFoundError:
         raise
     except (UnsafeError, OSError) as error:
@@ -100,7 +96,7 @@ def _load(f: Any, *_: Any, **__: Any) -> Any:
         ) from error
 
 
-def _read_metadata(self: FileSystemReader, *_: Any, **__: Any) -> Metadata:
+def _read_metadata(self: filesystem.FileSystemReader, *_: Any, **__: Any) -> Metadata:
     metadata = read_torch_dist_metadata(Path(self.path))
     for index, place in metadata.storage_data.items():
         if getattr(place, "transform_descriptors", None):  # it would be unpacked without bound
@@ -113,9 +109,8 @@ def _read_metadata(self: FileSystemReader, *_: Any, **__: Any) -> Metadata:
     return metadata
 
 
-def _load_bytes(self: DefaultLoadPlanner, read_item: Any, value: io.BytesIO) -> None:
+def _load_bytes(self: Any, read_item: Any, value: io.BytesIO) -> None:
     """Torch's own, after a look at what it is given: here its place is known."""
-    assert self.metadata is not None
     place = self.metadata.storage_data[read_item.storage_index]
     check_object(value.getvalue(), read_item.storage_index.fqn, Path(place.relative_path))
     _LOAD_BYTES(self, read_item, value)
@@ -132,7 +127,7 @@ def load_common(folder: Path) -> dict[str, Any]:
         return state
 
 
-def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint | Path) -> None:
+def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint) -> None:
     """Load the weights of a checkpoint into a model; every rank calls it.
 
     The layout that wrote them does not matter. Optimizer states in the folder are not loaded. Each
@@ -140,17 +135,14 @@ def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint | Pa
 
     Args:
         chunks: the model's chunks on this rank, one where it has no virtual stages.
-        checkpoint: opened, and so checked but for the tensors' bytes; or its folder.
+        checkpoint: opened, and so checked but for the tensors' bytes.
 
     Raises:
         InputError: a file is damaged, or would run code; on every rank.
     """
-    if not isinstance(checkpoint, MegatronCheckpoint):
-        checkpoint = MegatronCheckpoint(checkpoint)
     checkpoint.check_tensors()
     state = load_sharded(  # all chunks at once: the ranks' shards cover every tensor
-        {f"model{index}": _weights(chunk) for index, chunk in enumerate(chunks)},
-        checkpoint.path,
+        {f"model{index}": _weights(chunk) for index, chunk in enumerate(chunks)}, checkpoint.path
     )
     for index, chunk in enumerate(chunks):
         take_state(chunk, state[f"model{index}"])

@@ -9,7 +9,6 @@ the file's name. ``tests/test_doors.py`` sees to it that no other module unpickl
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import pickle
@@ -17,20 +16,14 @@ import pickletools
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Final
 
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
-from megatron_ultralong.checkpoint.formats.pickle_names import (
-    CLASS_NAME,
-    EXTRA_STATE_CLASSES,
-    METADATA_CLASSES,
-    RECIPES,
-    RECORD_CLASSES,
-    TORCH_NAMES,
-)
+from megatron_ultralong.checkpoint.formats import pickle_names
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
 
@@ -47,26 +40,28 @@ class UnsafeError(Exception):
     """A pickle that names what it has no business with, or is damaged."""
 
 
-def read_torch_file(path: Path, *, mmap: bool = False) -> Any:
-    """What ``torch.save`` wrote into ``path``: tensors, plain values and the classes above.
+def read_saved(source: Path | IO[bytes], *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote: tensors, plain values and the classes that are allowed.
+
+    Args:
+        source: a file, or a seekable stream such as one record of a ``.distcp`` file.
+        mmap: whether to map the file's tensors.
 
     Raises:
         UnsafeError: it is damaged, or holds something else.
     """
-    with path.open("rb") as file:
-        names = _check_container(file)
-    return _read(path, names, mmap=mmap)
-
-
-def read_record(stream: IO[bytes]) -> Any:
-    """The same of a seekable stream, such as one record of a ``.distcp`` file.
-
-    Raises:
-        UnsafeError: it is damaged, or holds something else.
-    """
-    names = _check_container(stream)
-    stream.seek(0)
-    return _read(stream, names)
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+        names = _check_container(stream)
+        stream.seek(0)
+    classes = names & set(pickle_names.RECORD_CLASSES)
+    if "numpy.dtype" in classes:  # makes one that is named nowhere: of numpy's random state
+        classes.add("numpy.dtypes.UInt32DType")
+    flags = {"mmap": True} if mmap else {}
+    try:
+        with _ALLOWANCE.of(classes):
+            return _READ_TORCH(source, map_location="cpu", weights_only=True, **flags)
+    except Exception as error:  # a damaged file can end in any
+        raise UnsafeError(_short(error)) from error
 
 
 def read_metadata(path: Path, max_bytes: int) -> Metadata:
@@ -95,7 +90,7 @@ def check_extra_state(value: Any) -> None:
     """
     if isinstance(value, io.BytesIO):
         if value.getbuffer().nbytes:
-            read_record(io.BytesIO(value.getvalue()))
+            read_saved(io.BytesIO(value.getvalue()))
     elif isinstance(value, torch.Tensor) and value.numel():
         if value.dtype != torch.uint8:
             raise UnsafeError(f"its state is of dtype {value.dtype}, not bytes")
@@ -126,9 +121,9 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Unpickles the plain data classes of torch.distributed.checkpoint, and nothing that acts."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in METADATA_CLASSES.get(module, ()):
+        if name in pickle_names.METADATA_CLASSES.get(module, ()):
             return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+        if _is_dtype(module, name):
             return getattr(torch, name)
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's metadata")
 
@@ -150,24 +145,14 @@ class _Inert:
 
 class _ExtraStateUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        is_recipe = module == RECIPES and CLASS_NAME.fullmatch(name)
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_recipe or is_dtype or (module, name) in EXTRA_STATE_CLASSES:
+        is_recipe = module == pickle_names.RECIPES and pickle_names.CLASS_NAME.fullmatch(name)
+        if (
+            is_recipe
+            or _is_dtype(module, name)
+            or (module, name) in pickle_names.EXTRA_STATE_CLASSES
+        ):
             return _Inert
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a module's state")
-
-
-def _read(source: Path | IO[bytes], names: set[str], *, mmap: bool = False) -> Any:
-    classes = names & set(RECORD_CLASSES)
-    if "numpy.dtype" in classes:  # makes one that is named nowhere: of numpy's random state
-        classes.add("numpy.dtypes.UInt32DType")
-    try:
-        with _allowed(classes):
-            return _READ_TORCH(
-                source, map_location="cpu", weights_only=True, **({"mmap": True} if mmap else {})
-            )
-    except Exception as error:  # a damaged file can end in any
-        raise UnsafeError(_short(error)) from error
 
 
 class _Allowance:
@@ -182,32 +167,27 @@ class _Allowance:
         self._num_readers = 0
         self._before: list[Any] = []
 
-    def enter(self, classes: list[Any]) -> None:
+    @contextmanager
+    def of(self, names: set[str]) -> Iterator[None]:
+        """While it lasts, ``names`` are allowed."""
+        classes = [_record_class(name) for name in sorted(names)]
         with self._lock:
             if not self._num_readers:
                 self._before = torch.serialization.get_safe_globals()
                 torch.serialization.clear_safe_globals()
             self._num_readers += 1
             torch.serialization.add_safe_globals(classes)
-
-    def leave(self) -> None:
-        with self._lock:
-            self._num_readers -= 1
-            if not self._num_readers:
-                torch.serialization.clear_safe_globals()
-                torch.serialization.add_safe_globals(self._before)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_readers -= 1
+                if not self._num_readers:
+                    torch.serialization.clear_safe_globals()
+                    torch.serialization.add_safe_globals(self._before)
 
 
 _ALLOWANCE = _Allowance()
-
-
-@contextlib.contextmanager
-def _allowed(names: set[str]) -> Iterator[None]:
-    _ALLOWANCE.enter([_record_class(name) for name in sorted(names)])
-    try:
-        yield
-    finally:
-        _ALLOWANCE.leave()
 
 
 def _record_class(path: str) -> Any:
@@ -266,7 +246,11 @@ def _names(data: IO[bytes]) -> set[str]:
         if opcode.name == "GLOBAL"
     }
     for name in sorted(names):
-        if not (name in TORCH_NAMES or name in RECORD_CLASSES or _is_torch_type(name)):
+        if not (
+            name in pickle_names.TORCH_NAMES
+            or name in pickle_names.RECORD_CLASSES
+            or _is_torch_type(name)
+        ):
             raise UnsafeError(f"{name} has no place in a checkpoint")
     return names
 
@@ -274,9 +258,11 @@ def _names(data: IO[bytes]) -> set[str]:
 def _is_torch_type(name: str) -> bool:
     """Names of dtypes and storages: ``torch.bfloat16``, ``torch.BFloat16Storage``."""
     module, _, last = name.rpartition(".")
-    if module != "torch":
-        return False
-    return last.endswith("Storage") or isinstance(getattr(torch, last, None), torch.dtype)
+    return _is_dtype(module, last) or (module == "torch" and last.endswith("Storage"))
+
+
+def _is_dtype(module: str, name: str) -> bool:
+    return module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
 
 
 def _short(error: BaseException) -> str:

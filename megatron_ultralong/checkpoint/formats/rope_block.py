@@ -30,14 +30,12 @@ def rotary_base(config: JsonObject) -> float:
     Raises:
         InputError: two keys state two bases, or other figures of the block differ.
     """
-    base: float = _block(config)["rope_theta"]
-    return base
+    return float(_block(config)["rope_theta"])
 
 
 def max_positions(config: JsonObject) -> int:
     """Positions that the model was made for."""
-    positions: int = config.integer("max_position_embeddings", _DEFAULT_POSITIONS)
-    return positions
+    return int(config.integer("max_position_embeddings", _DEFAULT_POSITIONS))
 
 
 def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
@@ -71,11 +69,15 @@ def _block(config: JsonObject) -> dict[str, Any]:
         for key in (_OLD, _NEW)
         if (block := config.object(key, None))
     }
-    if len(blocks) == 2 and _stated(blocks[_OLD]) != _stated(blocks[_NEW]):
+    stated = [
+        {key: value for key, value in sorted(block.items()) if value is not None}
+        for block in blocks.values()
+    ]
+    if len(stated) == 2 and stated[0] != stated[1]:
         raise InputError(
-            f"{config.where}: {_OLD} and {_NEW} disagree: {_stated(blocks[_OLD])} and "
-            f"{_stated(blocks[_NEW])}; transformers 5 reads the first alone: remove the one that "
-            "the model was not trained with"
+            f"{config.where}: {_OLD} and {_NEW} disagree: {stated[0]} and {stated[1]}; "
+            "transformers 5 reads the first alone: remove the one that the model was not trained "
+            "with"
         )
     return next(iter(blocks.values()), None) or _in_new_words(JsonObject({}, config.where), config)
 
@@ -115,10 +117,6 @@ def _check_values(block: JsonObject, config: JsonObject) -> None:
     block.boolean("truncate", None)
     block.integer(_LENGTH, None, minimum=1, maximum=2**40)
     config.integer(_LENGTH, None, minimum=1, maximum=2**40)
-
-
-def _stated(block: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in sorted(block.items()) if value is not None}
 
 
 def _check_whole_heads(block: dict[str, Any], where: str) -> None:

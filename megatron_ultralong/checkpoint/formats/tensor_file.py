@@ -7,7 +7,7 @@ import math
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -15,11 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_ultralong.checkpoint.disk.large_files import OpenFile
-from megatron_ultralong.checkpoint.formats.pickles import (
-    UnsafeError,
-    is_plain_tensor,
-    read_torch_file,
-)
+from megatron_ultralong.checkpoint.formats import pickles
 from megatron_ultralong.checkpoint.formats.weight_map import Weight
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import parse_json
@@ -98,24 +94,27 @@ class SafetensorsFile:
         """
         self.path = path
         self._file = OpenFile(path)
-        self.tensors: dict[str, TensorInfo] = {}
         try:
-            _check_header(path)
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    entry = file.get_slice(name)
-                    dtype = _dtype(entry.get_dtype(), name, path)
-                    self.tensors[name] = TensorInfo(dtype, tuple(entry.get_shape()))
-            self._places = _safetensors_places(path)
+            length = _header_length(path)
+            with safe_open(path, framework="pt"), path.open("rb") as file:  # the library checks it
+                header = parse_json(file.read(8 + length)[8:], f"the header of {path}")
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{path} is not a complete safetensors file ({error}): download it again"
             ) from error
+        header.pop("__metadata__", None)
+        self.tensors = {
+            name: TensorInfo(_dtype(entry["dtype"], name, path), tuple(entry["shape"]))
+            for name, entry in header.items()
+        }
+        self._offsets = {
+            name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()
+        }
 
     def read(self, name: str) -> torch.Tensor:
         """Tensor ``name``; the file is mapped for as long as the tensor lives, and no longer."""
         info = self.tensors[name]
-        flat = self._file.tensor(self._places[name][0], info.dtype, math.prod(info.shape))
+        flat = self._file.tensor(self._offsets[name], info.dtype, math.prod(info.shape))
         return flat.view(info.shape)
 
 
@@ -155,14 +154,15 @@ class PickleFile:
 
     def _load(self) -> dict[str, torch.Tensor]:
         try:
-            values = read_torch_file(self.path, mmap=self._can_map)
-        except (UnsafeError, OSError) as error:
+            values = pickles.read_saved(self.path, mmap=self._can_map)
+        except (pickles.UnsafeError, OSError) as error:
             raise InputError(
                 f"{self.path} does not open as a file of weights only ({error}): it is damaged "
                 "or would run code; use the model's safetensors files"
             ) from error
         if not isinstance(values, dict) or not all(
-            isinstance(name, str) and is_plain_tensor(value) for name, value in values.items()
+            isinstance(name, str) and pickles.is_plain_tensor(value)
+            for name, value in values.items()
         ):
             raise InputError(f"{self.path} must hold a dict of tensors: it is not a model's file")
         return values
@@ -177,8 +177,8 @@ def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_header(path: Path) -> None:
-    """The library reads a header of 100 MB, and takes many times as much for it."""
+def _header_length(path: Path) -> int:
+    """Checked: the library reads a header of 100 MB, and takes many times as much for it."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if not 0 < length <= min(_MAX_HEADER_BYTES, path.stat().st_size - 8):
@@ -187,15 +187,7 @@ def _check_header(path: Path) -> None:
             f"of a file of {path.stat().st_size:,}; at most {_MAX_HEADER_BYTES:,} are read): "
             "download it again"
         )
-
-
-def _safetensors_places(path: Path) -> dict[str, tuple[int, int]]:
-    """Offset and length of every tensor in a file, which starts with its header's length."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = parse_json(file.read(length), f"the header of {path}")
-    ranges = {name: e["data_offsets"] for name, e in header.items() if name != "__metadata__"}
-    return {name: (8 + length + begin, end - begin) for name, (begin, end) in ranges.items()}
+    return length
 
 
 def _places(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, tuple[int, ...]]]:
@@ -225,12 +217,9 @@ def read_ahead(
     take about the same time, and Python's lock is free in most of both.
     """
     with ThreadPoolExecutor(1) as reader:
-        ahead: Future[T] | None = reader.submit(read, weights[0]) if weights else None
-        for number, weight in enumerate(weights):
-            assert ahead is not None
-            value = ahead.result()
-            ahead = None  # or it would keep the value
-            if number + 1 < len(weights):
-                ahead = reader.submit(read, weights[number + 1])
+        ahead = [reader.submit(read, weight) for weight in weights[:1]]
+        for number, weight in enumerate(weights, 1):
+            value = ahead.pop().result()
+            ahead += [reader.submit(read, following) for following in weights[number : number + 1]]
             yield weight, value
             del value

@@ -39,7 +39,7 @@ _PARTS = {
         *("Sequence", "Split", "Punctuation", "WhitespaceSplit", "Digits", "UnicodeScripts"),
     },
     "post_processor": {
-        *("RobertaProcessing", "BertProcessing", "ByteLevel", "TemplateProcessing", "Sequence"),
+        *("RobertaProcessing", "BertProcessing", "ByteLevel", "TemplateProcessing", "Sequence")
     },
     "decoder": {
         *("BPEDecoder", "ByteLevel", "WordPiece", "Metaspace", "CTC", "Sequence", "Replace"),
@@ -63,7 +63,8 @@ class TokenizerFiles:
         self.templates = dict(_templates(folder))
         """Chat templates in files of their own, by name."""
         path = folder / CONFIG_FILE
-        self._config = read_json(path) if path.is_file() else JsonObject({}, str(path))
+        self.values = read_json(path) if path.is_file() else JsonObject({}, str(path))
+        """Of ``tokenizer_config.json``."""
         path = folder / FAST_FILE
         self._fast = read_json(path, max_bytes=MAX_TOKENIZER_BYTES) if path.is_file() else None
 
@@ -94,30 +95,24 @@ class TokenizerFiles:
         """Releases of transformers that read each file of an export as it was meant."""
         found: dict[str, str] = {}
         if self._fast is not None:
-            found[FAST_FILE] = self._fast_readers(merges)
-        kind = self._config.get("tokenizer_class")
+            unknown = sorted(_unknown_parts(self._fast))
+            has_pairs = merges == "keep" and _has_pairs(self._fast)
+            found[FAST_FILE] = ">=4.45" if has_pairs else ">=4.43"
+            if unknown:
+                found[FAST_FILE] = f"not tried: {', '.join(unknown)} came after tokenizers 0.19"
+        kind = self.values.get("tokenizer_class")
         if self._fast is None:
-            if self._config:
+            if self.values:
                 found[CONFIG_FILE] = f"not tried: there is no {FAST_FILE}"
         elif kind == FAST_CLASS or self._is_read_as_it_is(kind):
             found[CONFIG_FILE] = ">=4.43"
         else:
             found[CONFIG_FILE] = f"not tried: tokenizer_class {kind} makes a tokenizer of its own"
-        listed = self._config.get("chat_template")
         if self.templates.keys() - {"default"}:
             found["chat templates"] = ">=4.52"
-        elif self.templates or listed:
+        elif self.templates or self.values.get("chat_template"):
             found["chat template"] = ">=4.43"
         return found
-
-    def _fast_readers(self, merges: str) -> str:
-        assert self._fast is not None
-        unknown = sorted(set(_unknown_parts(self._fast)))
-        if unknown:
-            return f"not tried: {', '.join(unknown)} came after tokenizers 0.19"
-        if merges == "keep" and _has_pairs(self._fast):
-            return ">=4.45"
-        return ">=4.43"
 
     def check_string_merges(self) -> None:
         """Check that the merges of ``tokenizer.json`` can be said as strings.
@@ -170,22 +165,21 @@ class TokenizerFiles:
 
     def _is_sentencepiece(self) -> bool:
         assert self._fast is not None
-        return "\u2581" in json.dumps(
-            [self._fast.get("normalizer"), self._fast.get("pre_tokenizer")], ensure_ascii=False
-        )
+        parts = [self._fast.get("normalizer"), self._fast.get("pre_tokenizer")]
+        return "\u2581" in json.dumps(parts, ensure_ascii=False)
 
     def _adds_as_asked(self) -> bool:
         """Whether the file itself adds the BOS and EOS tokens that the configuration asks for."""
         tokenizer = load_fast(self._folder / FAST_FILE)
         added = tokenizer.encode("a").tokens
         plain = tokenizer.encode("a", add_special_tokens=False).tokens
-        asked = [
-            [_text(self._config.get(f"{name}_token"))]
-            if self._config.get(f"add_{name}_token", default)
+        bos, eos = (
+            [_text(self.values.get(f"{name}_token"))]
+            if self.values.get(f"add_{name}_token", default)
             else []
             for name, default in (("bos", True), ("eos", False))
-        ]
-        return added == [*asked[0], *plain, *asked[1]]
+        )
+        return added == [*bos, *plain, *eos]
 
     def _template(self) -> str | list[dict[str, str]] | None:
         """What releases that know no files of templates have to read: one, or several by name."""
@@ -235,11 +229,9 @@ def _has_pairs(fast: Mapping[str, Any]) -> bool:
     return bool(merges) and isinstance(merges, list) and isinstance(merges[0], list)
 
 
-def _unknown_parts(fast: Mapping[str, Any]) -> Iterator[str]:
-    for part, known in _PARTS.items():
-        for kind in _types(fast.get(part)):
-            if kind not in known:
-                yield f"{part} {kind}"
+def _unknown_parts(fast: Mapping[str, Any]) -> set[str]:
+    kinds = ((part, kind) for part in _PARTS for kind in _types(fast.get(part)))
+    return {f"{part} {kind}" for part, kind in kinds if kind not in _PARTS[part]}
 
 
 def _types(value: Any) -> Iterator[str]:

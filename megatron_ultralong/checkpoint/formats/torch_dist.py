@@ -16,29 +16,13 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorStorageMetadata,
-)
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.large_files import Window, announce
-from megatron_ultralong.checkpoint.formats.pickles import (
-    UnsafeError,
-    check_extra_state,
-    is_plain_tensor,
-    read_record,
-    read_torch_file,
-)
-from megatron_ultralong.checkpoint.formats.torch_dist_metadata import (
-    place_of,
-    read_torch_dist_metadata,
-)
+from megatron_ultralong.checkpoint.formats import pickles, torch_dist_metadata
 from megatron_ultralong.program.errors import InputError
 
 COMMON_FILE = "common.pt"
@@ -46,17 +30,18 @@ _MAX_COMMON_BYTES = 16 * 2**20
 _EXTRA_STATE = "_extra_state"
 
 
-def check_objects(folder: Path, metadata: Metadata) -> None:
+def check_objects(folder: Path, metadata: dcp.Metadata) -> None:
     """Check that everything in ``folder`` that is no tensor is a plain value.
 
     Raises:
         InputError: a file or record of it is damaged, or would run code.
     """
-    _check_common(folder / COMMON_FILE)
+    if (folder / COMMON_FILE).is_file():  # Megatron-Core 0.19 keeps it with the other objects
+        _check_common(folder / COMMON_FILE)
     places: dict[tuple[str, int, int], str] = {}
     for key, entry in metadata.state_dict_metadata.items():
-        if isinstance(entry, BytesStorageMetadata):
-            place = place_of(metadata, key, None)
+        if isinstance(entry, dcp.BytesStorageMetadata):
+            place = torch_dist_metadata.place_of(metadata, key, None)
             if place is None:
                 continue
             if getattr(place, "transform_descriptors", None):
@@ -80,11 +65,11 @@ def check_object(data: bytes, key: str, path: Path) -> Any:
         InputError: it is damaged, or would run code.
     """
     try:
-        value = read_record(io.BytesIO(data))
+        value = pickles.read_saved(io.BytesIO(data))
         if _EXTRA_STATE in key:
             for state in value if isinstance(value, list) else [value]:
-                check_extra_state(state)
-    except UnsafeError as error:
+                pickles.check_extra_state(state)
+    except pickles.UnsafeError as error:
         raise InputError(
             f"{path}: object {key} is no plain value ({error}): the checkpoint is damaged or would "
             "run code; use one from a source that you trust"
@@ -93,14 +78,12 @@ def check_object(data: bytes, key: str, path: Path) -> Any:
 
 
 def _check_common(path: Path) -> None:
-    if not path.is_file():  # Megatron-Core 0.19 keeps it as an object with the others
-        return
     check_inside(path, path.parent)
     if path.stat().st_size > _MAX_COMMON_BYTES:
         raise InputError(f"{path} has more than {_MAX_COMMON_BYTES:,} bytes")
     try:
-        value = read_torch_file(path)
-    except (UnsafeError, OSError) as error:
+        value = pickles.read_saved(path)
+    except (pickles.UnsafeError, OSError) as error:
         raise InputError(
             f"{path} is no file of plain values ({error}): the checkpoint is damaged or would run "
             "code; use one from a source that you trust"
@@ -116,17 +99,16 @@ class ChunkIndex:
     would take steps by the square of the layers.
     """
 
-    def __init__(self, chunks: Sequence[ChunkStorageMetadata]) -> None:
-        self._sizes = {chunk.offsets: chunk.sizes for chunk in chunks}
+    def __init__(self, chunks: Sequence[dcp.ChunkStorageMetadata]) -> None:
+        self.sizes = {chunk.offsets: chunk.sizes for chunk in chunks}
+        """Of the chunk that begins there."""
         self._chunks = sorted(chunks, key=lambda chunk: tuple(chunk.offsets))
         self._begins = [_first(chunk.offsets) for chunk in self._chunks]
         self._longest = max((_first(chunk.sizes) for chunk in chunks), default=0)
 
-    def sizes(self, offsets: torch.Size) -> torch.Size:
-        """Shape of the chunk that begins at ``offsets``."""
-        return self._sizes[offsets]
-
-    def near(self, start: Sequence[int], shape: Sequence[int]) -> Sequence[ChunkStorageMetadata]:
+    def near(
+        self, start: Sequence[int], shape: Sequence[int]
+    ) -> Sequence[dcp.ChunkStorageMetadata]:
         """Chunks that may reach into the region, in their order; others do not."""
         if not len(start):
             return self._chunks
@@ -152,15 +134,15 @@ class TorchDistReader:
             InputError: it is not a torch_dist checkpoint, or not a complete one.
         """
         self.folder = Path(folder)
-        self.metadata = read_torch_dist_metadata(self.folder)
+        self.metadata = torch_dist_metadata.read_torch_dist_metadata(self.folder)
         self._reader = FileSystemReader(self.folder)
         self._reader.set_up_storage_reader(self.metadata, True)
         self._indexes: dict[str, ChunkIndex] = {}
         self._complete: set[str] = set()  # tensors that were looked at: layers share them
-        self.tensors: dict[str, TensorStorageMetadata] = {
+        self.tensors: dict[str, dcp.TensorStorageMetadata] = {
             key: entry
             for key, entry in self.metadata.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
+            if isinstance(entry, dcp.TensorStorageMetadata)
         }
 
     def check_complete(self, key: str) -> None:
@@ -211,14 +193,14 @@ class TorchDistReader:
         try:
             with path.open("rb") as file:
                 announce(file, place.offset, place.length)
-                record = read_record(self._stream(file, item, place))
-        except (OSError, UnsafeError) as error:
+                record = pickles.read_saved(self._stream(file, item, place))
+        except (OSError, pickles.UnsafeError) as error:
             raise InputError(
                 f"{path}: tensor {key} cannot be read ({error}): the file is truncated or "
                 "damaged; write the checkpoint again"
             ) from error
         properties, sizes = self.tensors[key].properties, self._sizes(item)
-        if not is_plain_tensor(record, properties.dtype, sizes):
+        if not pickles.is_plain_tensor(record, properties.dtype, sizes):
             raise InputError(
                 f"{path}: tensor {key} is not of dtype {properties.dtype} and shape "
                 f"{list(sizes)}, as .metadata says: the files are of different checkpoints"
@@ -238,15 +220,15 @@ class TorchDistReader:
             stream = self._reader.transforms.transform_load_stream(item, descriptors, window)
             data = stream.read(limit + 1)
         except Exception as error:  # each decoder has its own
-            raise UnsafeError(f"{error}") from error
+            raise pickles.UnsafeError(f"{error}") from error
         if len(data) > limit:
-            raise UnsafeError(f"it unpacks to more than the {limit:,} bytes of its tensor")
+            raise pickles.UnsafeError(f"it unpacks to more than the {limit:,} bytes of its tensor")
         return io.BytesIO(data)
 
     def _sizes(self, item: ReadItem) -> torch.Size:
         offset = item.storage_index.offset
         assert offset is not None
-        return self._index(item.storage_index.fqn).sizes(offset)
+        return self._index(item.storage_index.fqn).sizes[offset]
 
     def _index(self, key: str) -> ChunkIndex:
         if key not in self._indexes:
@@ -261,7 +243,7 @@ def _slices(begins: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _overlap(
-    key: str, chunk: ChunkStorageMetadata, start: Sequence[int], shape: Sequence[int]
+    key: str, chunk: dcp.ChunkStorageMetadata, start: Sequence[int], shape: Sequence[int]
 ) -> Iterator[ReadItem]:
     """The piece of ``chunk`` inside the region at ``start`` with ``shape``, if there is one."""
     begins = [max(o, s) for o, s in zip(chunk.offsets, start, strict=True)]
@@ -272,9 +254,9 @@ def _overlap(
     if all(begin < end for begin, end in zip(begins, ends, strict=True)):
         yield ReadItem(
             type=LoadItemType.TENSOR,
-            dest_index=MetadataIndex(key),
+            dest_index=dcp.MetadataIndex(key),
             dest_offsets=torch.Size(b - s for b, s in zip(begins, start, strict=True)),
-            storage_index=MetadataIndex(key, chunk.offsets),
+            storage_index=dcp.MetadataIndex(key, chunk.offsets),
             storage_offsets=torch.Size(b - o for b, o in zip(begins, chunk.offsets, strict=True)),
             lengths=torch.Size(e - b for b, e in zip(begins, ends, strict=True)),
         )

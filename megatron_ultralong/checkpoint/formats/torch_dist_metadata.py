@@ -8,36 +8,27 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
-from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
+from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, check_inside, is_plain_name
 from megatron_ultralong.checkpoint.formats.pickles import read_metadata
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 
+Kind = TypeVar("Kind")
+
 METADATA_FILE = ".metadata"
-FORMAT_FILE = "metadata.json"
-_FORMAT = "torch_dist"
-_COMMON = "torch"
 _SMALL_METADATA = 16 * 2**20
 """Bytes that ``.metadata`` of any checkpoint may have; Python takes up to 64 times as much."""
 MAX_OBJECT_BYTES = 16 * 2**20
 """Of a record that is no tensor: states of random generators have 20 kB."""
 
 
-def read_torch_dist_metadata(folder: Path) -> Metadata:
+def read_torch_dist_metadata(folder: Path) -> dcp.Metadata:
     """The checked contents of a ``release`` or ``iter_XXXXXXX`` folder.
 
     Raises:
@@ -50,12 +41,13 @@ def read_torch_dist_metadata(folder: Path) -> Metadata:
     path = folder / METADATA_FILE
     found = read_metadata(path, _most_metadata(folder))
     try:
-        metadata = Metadata(
+        metadata = dcp.Metadata(
             state_dict_metadata={
-                _text(key): _entry(value) for key, value in found.state_dict_metadata.items()
+                _exactly(str, key, "a name is"): _entry(value)
+                for key, value in found.state_dict_metadata.items()
             },
             storage_data={_index(key): _place(value) for key, value in found.storage_data.items()},
-            storage_meta=StorageMeta(),
+            storage_meta=dcp.StorageMeta(),
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}): copy the checkpoint again") from error
@@ -64,9 +56,9 @@ def read_torch_dist_metadata(folder: Path) -> Metadata:
     return metadata
 
 
-def place_of(metadata: Metadata, key: str, chunk: ChunkStorageMetadata | None) -> Any:
+def place_of(metadata: dcp.Metadata, key: str, chunk: dcp.ChunkStorageMetadata | None) -> Any:
     """Where the record of an object, or of a chunk of a tensor, stands; None: nowhere."""
-    return metadata.storage_data.get(MetadataIndex(key, chunk.offsets if chunk else None))
+    return metadata.storage_data.get(dcp.MetadataIndex(key, chunk.offsets if chunk else None))
 
 
 def _most_metadata(folder: Path) -> int:
@@ -81,18 +73,18 @@ def _check_format(folder: Path) -> None:
         raise InputError(f"{folder} has no metadata.json: it is not a finished checkpoint")
     values = read_json(path)
     backend = values.string("sharded_backend")
-    if backend != _FORMAT:
+    if backend != "torch_dist":
         raise InputError(
             f"{folder} has format {backend!r}, 'torch_dist' is read: save it with "
             "`--ckpt-format torch_dist`"
         )
-    if values.string("common_backend", _COMMON) != _COMMON:
-        raise values.wrong("common_backend", repr(_COMMON))
+    if values.string("common_backend", "torch") != "torch":
+        raise values.wrong("common_backend", "'torch'")
     for key in ("sharded_backend_version", "common_backend_version"):
         values.integer(key, 1, minimum=1, maximum=1)
 
 
-def _check_places(folder: Path, metadata: Metadata) -> None:
+def _check_places(folder: Path, metadata: dcp.Metadata) -> None:
     ends: dict[str, int] = {}
     for index, info in metadata.storage_data.items():
         if not is_plain_name(info.relative_path):
@@ -113,10 +105,10 @@ def _check_places(folder: Path, metadata: Metadata) -> None:
             )
 
 
-def _check_sizes(folder: Path, metadata: Metadata) -> None:
+def _check_sizes(folder: Path, metadata: dcp.Metadata) -> None:
     """A tensor has no more elements than there are bytes for it: memory is bounded by files."""
     for key, entry in metadata.state_dict_metadata.items():
-        if isinstance(entry, BytesStorageMetadata):
+        if isinstance(entry, dcp.BytesStorageMetadata):
             place = place_of(metadata, key, None)
             if place is not None and place.length > MAX_OBJECT_BYTES:
                 raise InputError(
@@ -135,42 +127,37 @@ def _check_sizes(folder: Path, metadata: Metadata) -> None:
                 )
 
 
-def _entry(value: Any) -> BytesStorageMetadata | TensorStorageMetadata:
-    if type(value) is BytesStorageMetadata:
-        return BytesStorageMetadata()
-    if type(value) is not TensorStorageMetadata:
-        raise TypeError(f"a tensor is described by a {type(value).__name__}")
+def _entry(value: Any) -> dcp.BytesStorageMetadata | dcp.TensorStorageMetadata:
+    if type(value) is dcp.BytesStorageMetadata:
+        return dcp.BytesStorageMetadata()
+    value = _exactly(dcp.TensorStorageMetadata, value, "a tensor is described by")
     size = _size(value.size)
-    chunks = [ChunkStorageMetadata(_size(c.offsets), _size(c.sizes)) for c in value.chunks]
+    chunks = [dcp.ChunkStorageMetadata(_size(c.offsets), _size(c.sizes)) for c in value.chunks]
     for chunk in chunks:
         if not len(chunk.offsets) == len(chunk.sizes) == len(size) or any(
             offset + count > whole
             for offset, count, whole in zip(chunk.offsets, chunk.sizes, size, strict=True)
         ):
             raise ValueError(f"a chunk at {list(chunk.offsets)} is outside shape {list(size)}")
-    dtype = value.properties.dtype
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"a dtype is a {type(dtype).__name__}")
-    return TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
+    dtype = _exactly(torch.dtype, value.properties.dtype, "a dtype is")
+    return dcp.TensorStorageMetadata(dcp.TensorProperties(dtype=dtype), size, chunks)
 
 
-def _index(value: Any) -> MetadataIndex:
-    if type(value) is not MetadataIndex:
-        raise TypeError(f"a place is under a {type(value).__name__}")
+def _index(value: Any) -> dcp.MetadataIndex:
+    value = _exactly(dcp.MetadataIndex, value, "a place is under")
     offset = None if value.offset is None else _size(value.offset)
-    return MetadataIndex(_text(value.fqn), offset)
+    return dcp.MetadataIndex(_exactly(str, value.fqn, "a name is"), offset)
 
 
 def _place(value: Any) -> _StorageInfo:
-    if type(value) is not _StorageInfo:
-        raise TypeError(f"a place is a {type(value).__name__}")
-    descriptors = getattr(value, "transform_descriptors", None)
-    name, offset, length = _text(value.relative_path), value.offset, value.length
+    value = _exactly(_StorageInfo, value, "a place is")
+    descriptors = getattr(value, "transform_descriptors", None) or ()
+    names = [_exactly(str, each, "a name is") for each in (value.relative_path, *descriptors)]
+    offset, length = value.offset, value.length
     if type(offset) is not int or type(length) is not int or offset < 0 or length < 0:
         raise ValueError(f"a record stands at {offset!r} and has {length!r} bytes")
-    if not descriptors:  # fields of before torch 2.7 too
-        return _StorageInfo(name, offset, length)
-    return _StorageInfo(name, offset, length, [_text(each) for each in descriptors])
+    # fields of before torch 2.7 too
+    return _StorageInfo(names[0], offset, length, *([names[1:]] if descriptors else []))
 
 
 def _size(value: Any) -> torch.Size:
@@ -179,7 +166,8 @@ def _size(value: Any) -> torch.Size:
     return torch.Size(value)
 
 
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise TypeError(f"a name is a {type(value).__name__}")
+def _exactly(kind: type[Kind], value: Any, what: str) -> Kind:
+    """``value``, which is of ``kind`` and of no class under it."""
+    if type(value) is not kind:
+        raise TypeError(f"{what} a {type(value).__name__}")
     return value

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
-import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,31 +19,14 @@ from pathlib import Path
 from typing import IO, cast
 
 import torch
-from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-)
-from torch.distributed.checkpoint.planner import (
-    BytesIOWriteData,
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
+from torch.distributed.checkpoint import default_planner, filesystem, planner
+from torch.distributed.checkpoint import metadata as dcp
 
 from megatron_ultralong.checkpoint.disk.checksums import Checksum, Hasher, checksum, write_checksums
-from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go
+from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
+from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go, sync
+from megatron_ultralong.checkpoint.formats import torch_dist, torch_dist_metadata, weight_map
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
-from megatron_ultralong.checkpoint.formats.weight_map import (
-    Weight,
-    WeightSource,
-    extra_state_keys,
-    weight_map,
-)
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.conversion_journal import Manifest
 from megatron_ultralong.program.errors import InputError
@@ -55,41 +38,41 @@ def megatron_args(model: ModelConfig) -> argparse.Namespace:
     Megatron-LM reads the parallel sizes without asking whether they are there, and takes the
     model's shape over under ``--use-checkpoint-args``.
     """
+    shape = dataclasses.asdict(model)
+    del shape["vocab_size"]
     return argparse.Namespace(
+        **shape,
+        padded_vocab_size=model.vocab_size,
+        world_size=1,
+        data_parallel_size=1,
         tensor_model_parallel_size=1,
         pipeline_model_parallel_size=1,
         context_parallel_size=1,
-        data_parallel_size=1,
-        world_size=1,
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        ffn_hidden_size=model.ffn_hidden_size,
-        num_attention_heads=model.num_attention_heads,
         group_query_attention=model.num_query_groups != model.num_attention_heads,
-        num_query_groups=model.num_query_groups,
-        kv_channels=model.kv_channels,
-        max_position_embeddings=model.max_position_embeddings,
-        padded_vocab_size=model.vocab_size,
         position_embedding_type="rope",
-        rotary_base=model.rotary_base,
         rotary_percent=1.0,
         normalization="RMSNorm",
-        norm_epsilon=model.norm_epsilon,
         swiglu=True,
         add_bias_linear=False,
         add_qkv_bias=False,
         attention_dropout=0.0,
         hidden_dropout=0.0,
-        untie_embeddings_and_output_weights=model.untie_embeddings_and_output_weights,
     )
 
 
 _DATA_FILE = "__0_0.distcp"
+_FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+"""What ``metadata.json`` says."""
 
 
 def write_torch_dist(
     folder: Path,
-    source: WeightSource,
+    source: weight_map.WeightSource,
     manifest: Manifest,
     advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
@@ -101,15 +84,15 @@ def write_torch_dist(
     Raises:
         InputError: the layers of ``source`` have different dtypes, or it cannot be read.
     """
-    weights = weight_map(source.model)
+    weights = weight_map.model_weights(source.model)
     _check_dtypes(weights, source)
     folder.mkdir(exist_ok=True)
     items = [_tensor_item(weight, source) for weight in weights]
-    objects = [
-        WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO, BytesIOWriteData(0))
-        for key in extra_state_keys(source.model)
-    ]
-    plans, metadata = create_default_global_save_plan([SavePlan([*items, *objects])])
+    empty = (planner.WriteItemType.BYTE_IO, planner.BytesIOWriteData(0))
+    keys = weight_map.extra_state_keys(source.model)
+    objects = [planner.WriteItem(dcp.MetadataIndex(key), *empty) for key in keys]
+    plan = planner.SavePlan([*items, *objects])
+    plans, metadata = default_planner.create_default_global_save_plan([plan])
     path = folder / _DATA_FILE
     path.touch()
     with path.open("r+b") as file, HashingThread() as hashing:
@@ -118,25 +101,25 @@ def write_torch_dist(
         # all the empty objects are one
         places += places[-1:] * (len(objects) - 1)
         file.truncate(sum(places[-1]))
-        _sync(file)
+        sync(file)
     metadata.storage_data = {
-        item.index: _StorageInfo(_DATA_FILE, offset, length)
+        item.index: filesystem._StorageInfo(_DATA_FILE, offset, length)
         for item, (offset, length) in zip(plans[0].items, places, strict=True)
     }
-    metadata.version = CURRENT_DCP_VERSION
-    metadata.storage_meta = StorageMeta()
-    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
-    torch.save(_common_state(source.model), folder / "common.pt")
-    _write_format(folder)
-    small = (".metadata", "common.pt", "metadata.json")
+    metadata.version = filesystem.CURRENT_DCP_VERSION
+    metadata.storage_meta = dcp.StorageMeta()
+    (folder / torch_dist_metadata.METADATA_FILE).write_bytes(pickle.dumps(metadata))
+    torch.save(_common_state(source.model), folder / torch_dist.COMMON_FILE)
+    (folder / FORMAT_FILE).write_text(json.dumps(_FORMAT), encoding="utf-8")
+    small = (torch_dist_metadata.METADATA_FILE, torch_dist.COMMON_FILE, FORMAT_FILE)
     checksums = {name: checksum(folder / name) for name in small}
     write_checksums(folder, {**checksums, _DATA_FILE: hashing.checksum()})
 
 
 def _write_weights(
     file: IO[bytes],
-    weights: Sequence[Weight],
-    source: WeightSource,
+    weights: Sequence[weight_map.Weight],
+    source: weight_map.WeightSource,
     manifest: Manifest,
     advance: Callable[[int], None],
     hashing: HashingThread,
@@ -150,14 +133,13 @@ def _write_weights(
     hashing.read(file, end)  # what a killed conversion has written
     left = weights[len(done) :]
     for weight, tensor in read_ahead(left, lambda weight: weight.fuse(source.read(weight))):
-        # a layer's tensor has the axis of the layers before its own: [1, ...]
-        shaped = tensor if weight.layer is None else tensor.unsqueeze(0)
+        shaped = tensor.reshape(weight.stacked(1)[1])
         places.append(_append(shaped, file, end, hashing))
         end = sum(places[-1])
         advance(tensor.nbytes)
-        manifest.add(weight.label, tensor.nbytes, lambda: _sync(file), list(places[-1]))
+        manifest.add(weight.label, tensor.nbytes, lambda: sync(file), list(places[-1]))
         del tensor, shaped
-    manifest.flush(lambda: _sync(file))
+    manifest.flush(lambda: sync(file))
     return places
 
 
@@ -215,34 +197,17 @@ def _without_crc32() -> Iterator[None]:
         torch.serialization.set_crc32_options(before)
 
 
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _tensor_item(weight: weight_map.Weight, source: weight_map.WeightSource) -> planner.WriteItem:
+    offset, shape, whole = weight.stacked(source.model.num_layers)
+    chunk = dcp.ChunkStorageMetadata(offset, shape)
+    properties = dcp.TensorProperties(dtype=source.dtype(weight))
+    data = planner.TensorWriteData(chunk, properties, whole)
+    index = dcp.MetadataIndex(weight.key, offset)
+    return planner.WriteItem(index, planner.WriteItemType.SHARD, tensor_data=data)
 
 
-def _tensor_item(weight: Weight, source: WeightSource) -> WriteItem:
-    offset, shape, size = _position(weight, source.model.num_layers)
-    data = TensorWriteData(
-        ChunkStorageMetadata(torch.Size(offset), torch.Size(shape)),
-        TensorProperties(dtype=source.dtype(weight)),
-        torch.Size(size),
-    )
-    index = MetadataIndex(weight.key, torch.Size(offset))
-    return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
-
-
-def _position(
-    weight: Weight, num_layers: int
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Offset and shape of ``weight`` in the tensor under its key, and that tensor's shape."""
-    shape = weight.shape
-    if weight.layer is None:
-        return (0,) * len(shape), shape, shape
-    return (weight.layer, *(0,) * len(shape)), (1, *shape), (num_layers, *shape)
-
-
-def _check_dtypes(weights: Sequence[Weight], source: WeightSource) -> None:
-    dtypes: dict[str, tuple[torch.dtype, Weight]] = {}
+def _check_dtypes(weights: Sequence[weight_map.Weight], source: weight_map.WeightSource) -> None:
+    dtypes: dict[str, tuple[torch.dtype, weight_map.Weight]] = {}
     for weight in weights:
         dtype = source.dtype(weight)
         first, other = dtypes.setdefault(weight.key, (dtype, weight))
@@ -262,13 +227,3 @@ def _common_state(model: ModelConfig) -> dict[str, object]:
         # how the layers are keyed: stacked, not one by one
         "content_metadata": {"singleton_local_shards": False},
     }
-
-
-def _write_format(folder: Path) -> None:
-    values = {
-        "sharded_backend": "torch_dist",
-        "sharded_backend_version": 1,
-        "common_backend": "torch",
-        "common_backend_version": 1,
-    }
-    (folder / "metadata.json").write_text(json.dumps(values), encoding="utf-8")

@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
-from megatron_ultralong.checkpoint.formats.tensor_file import (
-    PickleFile,
-    SafetensorsFile,
-    TensorFile,
-)
+from megatron_ultralong.checkpoint.formats import tensor_file
 from megatron_ultralong.data.read.signatures import POINTERS
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
@@ -21,11 +17,11 @@ from megatron_ultralong.program.json_file import read_json
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-_NAMES: tuple[tuple[str, type[TensorFile]], ...] = (
-    (SINGLE_FILE, SafetensorsFile),
-    (INDEX_FILE, SafetensorsFile),
-    ("pytorch_model.bin", PickleFile),
-    ("pytorch_model.bin.index.json", PickleFile),
+_NAMES: tuple[tuple[str, type[tensor_file.TensorFile]], ...] = (
+    (SINGLE_FILE, tensor_file.SafetensorsFile),
+    (INDEX_FILE, tensor_file.SafetensorsFile),
+    ("pytorch_model.bin", tensor_file.PickleFile),
+    ("pytorch_model.bin.index.json", tensor_file.PickleFile),
 )
 """In the order in which transformers 5 looks for them."""
 _INDEX_SUFFIX = ".index.json"
@@ -47,7 +43,7 @@ class WeightSet:
     name: str
     """The file that a reader opens first."""
     files: frozenset[str]
-    kind: type[TensorFile] | None = None
+    kind: type[tensor_file.TensorFile] | None = None
     """None: not read here."""
     places: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What an index says: tensor to file."""
@@ -63,7 +59,7 @@ class WeightSet:
 
 def open_weights(
     folder: Path, config: Mapping[str, Any]
-) -> tuple[list[TensorFile], dict[str, TensorFile]]:
+) -> tuple[list[tensor_file.TensorFile], dict[str, tensor_file.TensorFile]]:
     """The weight files of ``folder``, and which of them holds each tensor.
 
     As in transformers, all tensors of an index's files count, also those that it does not name.
@@ -83,7 +79,7 @@ def open_weights(
     for name in names:
         check_inside(folder / name, folder)
     files = {name: chosen.kind(folder / name) for name in names}
-    located: dict[str, TensorFile] = {}
+    located: dict[str, tensor_file.TensorFile] = {}
     for file in files.values():
         for tensor in file.tensors:
             if tensor in located:
@@ -132,7 +128,13 @@ def _sets(folder: Path, config: Mapping[str, Any]) -> Iterator[WeightSet]:
     """All sets of weights in ``folder``: first the one that transformers takes."""
     choice = config.get(_CHOICE_KEY)
     if choice:
-        yield _chosen_by_name(folder, choice)
+        is_safe = str(choice).endswith((".safetensors", ".safetensors.index.json"))
+        if not is_safe or not is_plain_name(choice) or not (folder / choice).is_file():
+            raise InputError(
+                f"{folder / 'config.json'}: {_CHOICE_KEY} is {choice!r}, which must be a "
+                "safetensors file or an index of the folder: name one, or remove the key"
+            )
+        yield _named(folder, choice, tensor_file.SafetensorsFile)
     names = sorted(path.name for path in folder.iterdir())
     per_rank = [name for name in names if _PER_RANK.fullmatch(name)]
     if per_rank:
@@ -143,36 +145,26 @@ def _sets(folder: Path, config: Mapping[str, Any]) -> Iterator[WeightSet]:
     yield from _of_meta(folder, names)
 
 
-def _chosen_by_name(folder: Path, name: object) -> WeightSet:
-    is_safe = isinstance(name, str) and name.endswith((".safetensors", ".safetensors.index.json"))
-    if not is_safe or not is_plain_name(name) or not (folder / str(name)).is_file():
-        raise InputError(
-            f"{folder / 'config.json'}: {_CHOICE_KEY} is {name!r}, which must be a safetensors "
-            "file or an index of the folder: name one, or remove the key"
-        )
-    return _named(folder, str(name), SafetensorsFile)
-
-
-def _named(folder: Path, name: str, kind: type[TensorFile]) -> WeightSet:
+def _named(folder: Path, name: str, kind: type[tensor_file.TensorFile]) -> WeightSet:
     if not name.endswith(_INDEX_SUFFIX):
         return WeightSet(name, frozenset([name]), kind, fault=_pointers(folder, [name]))
-    index = folder / name
-    check_inside(index, folder)
+    check_inside(folder / name, folder)
     try:
-        places = read_json(index).object("weight_map")
+        places = read_json(folder / name).object("weight_map")
     except InputError as error:
         return WeightSet(name, frozenset(), kind, fault=f"{name} is damaged ({error})")
     wrong = [file for file in places.values() if not is_plain_name(file)]
     if wrong:  # nobody's mistake: nothing of such a folder is read
-        raise InputError(f"{index} names {wrong[0]!r}, which is not a file of its own folder")
-    if not places:
-        return WeightSet(name, frozenset(), kind, fault=f"{name} names no file")
-    files = frozenset(places.values())
-    absent = sorted(file for file in files if not (folder / file).is_file())
-    fault = None if absent else _pointers(folder, sorted(files))
+        raise InputError(
+            f"{folder / name} names {wrong[0]!r}, which is not a file of its own folder"
+        )
+    files = sorted(set(places.values()))
+    absent = [file for file in files if not (folder / file).is_file()]
     if absent:
-        fault = f"{name} names {len(absent)} files that are not there: {some(absent)}"
-    return WeightSet(name, files, kind, places, fault)
+        fault: str | None = f"{name} names {len(absent)} files that are not there: {some(absent)}"
+    else:
+        fault = _pointers(folder, files) if files else f"{name} names no file"
+    return WeightSet(name, frozenset(files), kind, places, fault)
 
 
 def _pointers(folder: Path, names: Iterable[str]) -> str | None:
@@ -198,8 +190,8 @@ def _of_meta(folder: Path, names: Iterable[str]) -> Iterator[WeightSet]:
 
 
 def _nothing_to_read(folder: Path, sets: list[WeightSet]) -> str:
-    if sets and any(other.kind is not None for other in sets):
-        other = next(other for other in sets if other.kind is not None)
+    other = next((other for other in sets if other.kind is not None), None)
+    if other is not None:
         return (
             f"{folder} holds {sets[0].label}, which transformers 5 takes before {other.label}, and "
             "which is not read here: move one of them out of the folder, or load and save the "
@@ -208,9 +200,8 @@ def _nothing_to_read(folder: Path, sets: list[WeightSet]) -> str:
     text = f"{folder} holds no weights: none of {', '.join(name for name, _ in _NAMES)} is there"
     if sets and (folder / "params.json").is_file():
         return f"{text}, but {sets[0].label} is: to convert that, move config.json away"
-    found = sorted(
-        path.name for path in folder.iterdir() if _LOOKS_LIKE_WEIGHTS.fullmatch(path.name)
-    )
+    names = sorted(path.name for path in folder.iterdir())
+    found = list(filter(_LOOKS_LIKE_WEIGHTS.fullmatch, names))
     if not found:
         return text
     if any(name.startswith("adapter_model") for name in found):

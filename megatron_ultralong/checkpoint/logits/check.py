@@ -15,15 +15,12 @@ import torch.nn.functional as F
 
 import megatron_ultralong
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
+from megatron_ultralong.checkpoint.formats import tokenizer_files
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import DiskModel
-from megatron_ultralong.checkpoint.formats.tokenizer_files import load_fast
-from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits import comparison as compared
-from megatron_ultralong.checkpoint.logits.transformers_model import (
-    TransformersLayers,
-    transformers_logits,
-)
+from megatron_ultralong.checkpoint.logits import transformers_model
 from megatron_ultralong.config.convert import LogitsDtype, LogitsMethod
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.model.parameters import layer_parameters, num_parameters
@@ -31,6 +28,7 @@ from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar, progress
 
+Pair = tuple[DiskModel, DiskModel]
 _ROWS = 16_384
 """Rows of the output layer that are in the wide dtype at a time."""
 
@@ -50,7 +48,7 @@ def text_prompt(tokenizer_file: Path, seq_length: int) -> torch.Tensor:
     Raises:
         InputError: the file is no tokenizer.
     """
-    tokenizer = load_fast(tokenizer_file)
+    tokenizer = tokenizer_files.load_fast(tokenizer_file)
     tokens: list[int] = []
     files = sorted(Path(megatron_ultralong.__file__).parent.rglob("*.py"))
     while len(tokens) < seq_length:
@@ -82,11 +80,7 @@ def _prompt_for(model: DiskModel, seq_length: int) -> torch.Tensor:
 
 
 def check_logits(
-    a: DiskModel,
-    b: DiskModel,
-    seq_length: int,
-    dtype: LogitsDtype = "fp32",
-    method: LogitsMethod = "auto",
+    models: Pair, seq_length: int, dtype: LogitsDtype = "fp32", method: LogitsMethod = "auto"
 ) -> compared.LogitsComparison:
     """Compare the logits of two models at every position of one prompt.
 
@@ -98,12 +92,12 @@ def check_logits(
     Raises:
         InputError: they differ by more than rounding, are not finite, or do not fit in memory.
     """
-    tokens_S = _prompt_for(a, seq_length)
-    comparison = _comparison(a, b, tokens_S, dtype, method)
+    tokens_S = _prompt_for(models[0], seq_length)
+    comparison = _comparison(models, tokens_S, dtype, method)
     if not comparison.equal and dtype == "fp32" and math.isfinite(comparison.max_difference):
         before = comparison.max_difference
         try:
-            comparison = _comparison(a, b, tokens_S, "fp64", method)
+            comparison = _comparison(models, tokens_S, "fp64", method)
         except InputError as error:
             raise InputError(
                 f"{_difference(comparison)}; to judge it in float64: {error}"
@@ -118,21 +112,21 @@ def check_logits(
 
 
 def _comparison(
-    a: DiskModel, b: DiskModel, tokens_S: torch.Tensor, name: LogitsDtype, method: LogitsMethod
+    models: Pair, tokens_S: torch.Tensor, name: LogitsDtype, method: LogitsMethod
 ) -> compared.LogitsComparison:
-    dtype = compared.DTYPES[name]
+    dtype, shape = compared.DTYPES[name], models[0].model
     differences: list[float] = []
-    if _by_layer(a.model, len(tokens_S), dtype.itemsize, method):
-        layered = LayeredLogits(a, b, tokens_S, dtype)
+    if _by_layer(shape, len(tokens_S), dtype.itemsize, method):
+        layered = LayeredLogits(models, tokens_S, dtype)
         comparison = compared.compare_tiles(layered.tiles())
         differences = layered.layer_differences
     else:
-        logits = (model_logits(model, tokens_S, dtype) for model in (a, b))
+        logits = (model_logits(model, tokens_S, dtype) for model in models)
         comparison = compared.compare_logits(*logits)
     return dataclasses.replace(
         comparison,
         dtype=name,
-        bound=compared.rounding_bound(name, a.model.num_layers, comparison.max_logit),
+        bound=compared.rounding_bound(name, shape.num_layers, comparison.max_logit),
         layer_differences=tuple(differences),
     )
 
@@ -162,7 +156,7 @@ def model_logits(model: DiskModel, tokens_S: torch.Tensor, dtype: torch.dtype) -
         from megatron_ultralong.checkpoint.logits.megatron_model import megatron_logits
 
         return megatron_logits(model, tokens_S, dtype=dtype)
-    return transformers_logits(model, tokens_S, dtype)
+    return transformers_model.transformers_logits(model, tokens_S, dtype)
 
 
 def _by_layer(model: ModelConfig, seq_length: int, itemsize: int, method: LogitsMethod) -> bool:
@@ -211,8 +205,7 @@ class LayeredLogits:
     so the logits are those of the whole models.
     """
 
-    a: DiskModel
-    b: DiskModel
+    models: Pair
     tokens: torch.Tensor
     """Of the prompt, [S]."""
     dtype: torch.dtype
@@ -222,12 +215,12 @@ class LayeredLogits:
     @torch.no_grad()
     def tiles(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Both models' logits, [T, vocabulary] each, of some positions after the others."""
-        shape = self.a.model
+        shape = self.models[0].model
         head_size = shape.vocab_size * shape.hidden_size
         size = 2 * (shape.num_layers * layer_parameters(shape) + head_size)
         with progress("logits", size, "parameters") as bar:
             states = self._hidden_states(bar)
-            heads = [_head(model) for model in (self.a, self.b)]
+            heads = [_head(model) for model in self.models]
             split = (hidden_SH.split(compared.POSITIONS) for hidden_SH in states)
             for tiles in zip(*split, strict=True):
                 a, b = (_product(tile, head) for tile, head in zip(tiles, heads, strict=True))
@@ -236,14 +229,14 @@ class LayeredLogits:
 
     def _hidden_states(self, bar: ProgressBar) -> list[torch.Tensor]:
         """What the two output layers are given, [S, hidden] each."""
-        models = (self.a, self.b)
         with contextlib.ExitStack() as stack:
             programs = self._programs(stack)
-            states = [_embedded(model, self.tokens).to(self.dtype) for model in models]
-            for number in range(self.a.model.num_layers):
+            states = [_embedded(model, self.tokens).to(self.dtype) for model in self.models]
+            shape = self.models[0].model
+            for number in range(shape.num_layers):
                 for side, program in enumerate(programs):
                     states[side] = program.layer(number, states[side])
-                    bar.advance(layer_parameters(self.a.model))
+                    bar.advance(layer_parameters(shape))
                 self.layer_differences.append(_relative_difference(*states))
             return [p.final_norm(hidden) for p, hidden in zip(programs, states, strict=True)]
 
@@ -251,7 +244,7 @@ class LayeredLogits:
         """The program of each model; what Megatron-Core needs lives as long as ``stack``."""
         programs: list[LayeredModel] = []
         groups = None
-        for model in (self.a, self.b):
+        for model in self.models:
             if isinstance(model, MegatronCheckpoint):
                 from megatron_ultralong.checkpoint.logits.megatron_model import MegatronLayers
                 from megatron_ultralong.mcore.parallel import parallel_groups
@@ -259,7 +252,7 @@ class LayeredLogits:
                 groups = groups or stack.enter_context(parallel_groups(ParallelConfig(), seed=1))
                 programs.append(MegatronLayers(model, groups, len(self.tokens), self.dtype))
             else:
-                programs.append(TransformersLayers(model, self.dtype))
+                programs.append(transformers_model.TransformersLayers(model, self.dtype))
         return programs
 
 
@@ -269,11 +262,11 @@ def _relative_difference(a_SH: torch.Tensor, b_SH: torch.Tensor) -> float:
 
 
 def _embedded(model: WeightSource, tokens_S: torch.Tensor) -> torch.Tensor:
-    return model.read(weight_map(model.model)[0])[0][tokens_S]
+    return model.read(model_weights(model.model)[0])[0][tokens_S]
 
 
 def _head(model: WeightSource) -> torch.Tensor:
-    weights = weight_map(model.model)
+    weights = model_weights(model.model)
     tied = not model.model.untie_embeddings_and_output_weights
     return model.read(weights[0] if tied else weights[-1])[0]
 

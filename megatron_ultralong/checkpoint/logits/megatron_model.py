@@ -14,7 +14,7 @@ from megatron.core.transformer.spec_utils import build_module
 
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.model_state import load_model
-from megatron_ultralong.checkpoint.formats.weight_map import weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import model_weights
 from megatron_ultralong.checkpoint.logits.comparison import arithmetic
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.cpu import device
@@ -105,7 +105,7 @@ class MegatronLayers:
     ) -> None:
         self._checkpoint = checkpoint
         model = checkpoint.model
-        self._weights = {(weight.key, weight.layer): weight for weight in weight_map(model)}
+        self._weights = {(weight.key, weight.layer): weight for weight in model_weights(model)}
         config = transformer_config(
             dataclasses.replace(model, num_layers=1),
             ParallelConfig(),

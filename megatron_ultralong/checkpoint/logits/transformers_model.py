@@ -16,10 +16,10 @@ from torch import nn
 
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.formats.hugging_face_config import export_config
+from megatron_ultralong.checkpoint.formats.hugging_face_config import SHAPE_KEYS, export_config
 from megatron_ultralong.checkpoint.formats.meta import hugging_face_defaults
 from megatron_ultralong.checkpoint.formats.models import ModelFolder
-from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, weight_map
+from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, model_weights
 from megatron_ultralong.checkpoint.logits.comparison import arithmetic
 from megatron_ultralong.model.yarn import attention_factor, inv_freq
 from megatron_ultralong.program.errors import InputError
@@ -28,20 +28,8 @@ ATTENTION = "sdpa"
 """Ours, whatever a folder asks for."""
 
 _SHAPE_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "rms_norm_eps",
-    "max_position_embeddings",
-    "original_max_position_embeddings",
-    "tie_word_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
+    *(*SHAPE_KEYS, "original_max_position_embeddings", "tie_word_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters"),
 )
 
 
@@ -55,12 +43,11 @@ def transformers_config(folder: ModelFolder) -> Any:
     from transformers import LlamaConfig
 
     if isinstance(folder, HuggingFaceFolder):
-        values = shape_values(folder.config)
+        values: Mapping[str, Any] = folder.config
     else:
         metadata = CheckpointMetadata(folder.model, folder.rope_scaling, folder.name)
-        exported = export_config(hugging_face_defaults(folder.model), metadata, torch.float32)
-        values = shape_values(exported)
-    config = LlamaConfig.from_dict(values)
+        values = export_config(hugging_face_defaults(folder.model), metadata, torch.float32)
+    config = LlamaConfig.from_dict(shape_values(values))
     config._attn_implementation = ATTENTION
     return config
 
@@ -71,7 +58,7 @@ def transformers_model(folder: ModelFolder) -> Any:
 
     state = {
         name: part.float()
-        for weight in weight_map(folder.model)
+        for weight in model_weights(folder.model)
         for name, part in zip(weight.names, folder.read(weight), strict=True)
     }
     if not folder.model.untie_embeddings_and_output_weights:
@@ -92,9 +79,7 @@ _ROUNDING = 1e-6
 
 @torch.no_grad()
 def transformers_logits(
-    folder: ModelFolder,
-    tokens_S: torch.Tensor,
-    dtype: torch.dtype = torch.float32,
+    folder: ModelFolder, tokens_S: torch.Tensor, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """Logits [S, vocabulary] of one row, in ``dtype``, float32 or float64.
 
@@ -150,7 +135,7 @@ class TransformersLayers:
         self._norm, model.norm = model.norm, nn.Identity()
         self._model = model
         self._folder = folder
-        self._weights = weight_map(folder.model)
+        self._weights = model_weights(folder.model)
         self._parameters = dict(model.named_parameters())
 
     def layer(self, number: int, hidden_SH: torch.Tensor) -> torch.Tensor:
