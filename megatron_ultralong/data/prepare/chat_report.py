@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,18 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.data.prepare.summary import file_lines
-from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatManifest, ChatSource
+from megatron_ultralong.data.prepare.inspection import (
+    PICTURE,
+    length_panels,
+    length_table,
+    powers,
+)
+from megatron_ultralong.data.prepare.summary import print_files
+from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSource
 from megatron_ultralong.data.rows.chats import ChatRows
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.terminal import Console
 
-PICTURE = "lengths.png"
 _EXCERPT_TOKENS = 60
 """Tokens of a run that are shown, half of them at each end."""
 
@@ -30,7 +33,9 @@ def print_chat_summary(
     """Print sources, lengths, rows and, with a tokenizer, the first conversation."""
     console = Console()
     console.print(source_table(manifest))
-    console.print(length_table(manifest))
+    limit = manifest.max_length or manifest.seq_length
+    columns = ("tokens", "conversations", "tokens in all", "too long")
+    console.print(length_table(f"lengths (limit {limit:,} tokens)", columns, manifest.lengths))
     for name, split in manifest.splits.items():
         whole = split.num_rows * manifest.seq_length
         console.print(
@@ -43,8 +48,7 @@ def print_chat_summary(
     for line in _notes(manifest):
         console.print(line, highlight=False)
     for source in manifest.sources:
-        for line in file_lines(source.name, source.counts, source.num_cut_files, source.bad):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_files(console, source)
     if tokenizer is not None:
         console.print(
             "the first conversation; what is learnt is in [bold green]\u27e6 \u27e7[/]:",
@@ -75,26 +79,6 @@ def source_table(manifest: ChatManifest) -> Table:
             source.num_target_tokens,
         )
         table.add_row(source.name, *(f"{count:,}" for count in counts))
-    return table
-
-
-def length_table(manifest: ChatManifest) -> Table:
-    """Conversations by doubling of their length, as found."""
-    limit = manifest.max_length or manifest.seq_length
-    table = Table(title=f"lengths (limit {limit:,} tokens)", box=box.SIMPLE_HEAD)
-    table.add_column("source")
-    for column in ("tokens", "conversations", "tokens in all", "too long"):
-        table.add_column(column, justify="right")
-    name = ""
-    for count in manifest.lengths:
-        table.add_row(
-            count.source if count.source != name else "",
-            f"{count.min_length:,}-{2 * count.min_length - 1:,}",
-            f"{count.num_conversations:,}",
-            f"{count.num_tokens:,}",
-            f"{count.num_too_long:,}",
-        )
-        name = count.source
     return table
 
 
@@ -173,33 +157,20 @@ def decoded_example(tokens: Any, targets: Any, tokenizer: DocumentTokenizer) -> 
 
 def draw_chat_lengths(file: Path, manifest: ChatManifest) -> None:
     """A panel for each source: conversations by length, and the limit."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    sources = list(dict.fromkeys(count.source for count in manifest.lengths))
-    powers = [count.min_length.bit_length() - 1 for count in manifest.lengths]
-    figure = Figure(figsize=(8, 0.6 + 2.2 * len(sources)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(sources), sharex=True, squeeze=False)[:, 0]
     limit = manifest.max_length or manifest.seq_length
-    for panel, source in zip(panels, sources, strict=True):
-        _draw_source(panel, [count for count in manifest.lengths if count.source == source])
-        panel.axvline(np.log2(limit) - 0.5, color="black", linestyle="--", linewidth=1)
-        panel.set_title(source, loc="left", fontsize=10)
-        panel.set_ylabel("conversations")
-    panels[0].legend(frameon=False)
-    panels[0].annotate(f"limit {limit:,}", (np.log2(limit) - 0.5, panels[0].get_ylim()[1]))
-    ticks = np.arange(min(powers), max(*powers, int(np.log2(limit))) + 1)
-    panels[-1].set_xticks(ticks, [f"{1 << int(tick):,}" for tick in ticks], rotation=30)
-    panels[-1].set_xlabel("tokens of a conversation, from")
-    aside = file.with_suffix(".partial")
-    figure.savefig(aside, format="png", dpi=120)
-    os.replace(aside, file)
-
-
-def _draw_source(panel: Any, counts: Sequence[ChatLengths]) -> None:
-    places = np.array([count.min_length.bit_length() - 1 for count in counts])
-    fits = np.array([count.num_conversations - count.num_too_long for count in counts])
-    panel.bar(places, fits, width=0.8, label="fit")
-    too_long = [count.num_too_long for count in counts]
-    panel.bar(places, too_long, width=0.8, bottom=fits, color="tab:red", label="too long")
+    edge = np.log2(limit) - 0.5
+    with length_panels(file, manifest.lengths) as panels:
+        for panel, counts in panels:
+            fits = np.array([count.num_conversations - count.num_too_long for count in counts])
+            panel.bar(powers(counts), fits, width=0.8, label="fit")
+            too_long = [count.num_too_long for count in counts]
+            style = {"width": 0.8, "color": "tab:red", "label": "too long"}
+            panel.bar(powers(counts), too_long, bottom=fits, **style)
+            panel.axvline(edge, color="black", linestyle="--", linewidth=1)
+            panel.set_ylabel("conversations")
+        first, last = panels[0][0], panels[-1][0]
+        first.annotate(f"limit {limit:,}", (edge, first.get_ylim()[1]))
+        places = powers(manifest.lengths)
+        ticks = np.arange(places.min(), max(*places, int(np.log2(limit))) + 1)
+        last.set_xticks(ticks, [f"{1 << int(tick):,}" for tick in ticks], rotation=30)
+        last.set_xlabel("tokens of a conversation, from")

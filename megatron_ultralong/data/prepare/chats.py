@@ -23,11 +23,7 @@ from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.pack.packing import PADDING, Int64Array, RowPlan, plan_rows
 from megatron_ultralong.data.pack.row_writer import RowWriter
 from megatron_ultralong.data.pack.sampling import mixed_order
-from megatron_ultralong.data.prepare.chat_report import (
-    PICTURE,
-    draw_chat_lengths,
-    print_chat_summary,
-)
+from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print_chat_summary
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
 from megatron_ultralong.data.prepare.work_folder import WorkFolder, work_folder
 from megatron_ultralong.data.read.reading import ConversationReader
@@ -89,7 +85,7 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
         tokenised = _tokenise(config, work)
         folder = work.new_folder("rows")
         manifest = _write(config, tokenised, folder)
-        draw_chat_lengths(folder / PICTURE, manifest)
+        draw_chat_lengths(folder / "lengths.png", manifest)
         work.finish(folder, config.output)
     print_chat_summary(manifest, config.output, tokenised.tokenizer)
     return manifest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ from rich import box
 from rich.table import Table
 
 from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.read.sources import FileCount
-from megatron_ultralong.data.rows.manifest import BinSummary, LengthCount, Manifest
+from megatron_ultralong.data.rows.chat_manifest import ChatSource
+from megatron_ultralong.data.rows.manifest import BinSummary, InputSummary, LengthCount, Manifest
 from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.program.terminal import Console
 
@@ -44,7 +43,8 @@ def print_summary(manifest: Manifest, output: Path) -> None:
     dropped = ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
     if dropped:
         console.print(f"documents dropped while reading: {dropped}", highlight=False)
-    _print_inputs(console, manifest)
+    for found in manifest.inputs:
+        print_files(console, found)
     if manifest.num_documents_with_separator:
         console.print(
             f"{manifest.num_documents_with_separator:,} documents hold the separator "
@@ -61,30 +61,16 @@ _SEPARATOR: dict[str, str] = {
 }
 
 
-def _print_inputs(console: Console, manifest: Manifest) -> None:
-    """Print which files of each source were read and which not, and the first bad documents."""
-    for found in manifest.inputs:
-        for line in file_lines(found.name, found.counts, found.num_cut_files, found.bad):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
-
-
-def file_lines(
-    name: str, counts: Sequence[FileCount], num_cut_files: int, bad: Sequence[str]
-) -> Iterator[str]:
-    """What became of the files of a source: ``web: 2 .json.gz read: as jsonl``.
-
-    Args:
-        name: of the source.
-        counts: all its files.
-        num_cut_files: those of which the rest could not be read.
-        bad: the first bad records.
-    """
-    for line in counts:
+def print_files(console: Console, found: InputSummary | ChatSource) -> None:
+    """Print what became of the files of a source: ``web: 2 .json.gz read: as jsonl``."""
+    lines = []
+    for line in found.counts:
         how = f"left out: {line.reason}" if line.reason else f"read: as {line.read_as}"
-        yield f"{name}: {line.num_files:,} {line.suffix or 'without a suffix'} {how}"
-    if num_cut_files:
-        yield f"{name}: of {num_cut_files:,} files the rest could not be read"
-    yield from (f"{name}: unreadable: {place}" for place in bad)
+        lines.append(f"{line.num_files:,} {line.suffix or 'without a suffix'} {how}")
+    if found.num_cut_files:
+        lines.append(f"of {found.num_cut_files:,} files the rest could not be read")
+    for text in (*lines, *(f"unreadable: {place}" for place in found.bad)):
+        console.print(f"{found.name}: {text}", highlight=False, soft_wrap=True, markup=False)
 
 
 def source_table(manifest: Manifest) -> Table:
@@ -126,34 +112,28 @@ Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """Documents of one source and one bin: found and packed, documents and tokens."""
-
-    source: str
-    bin: int
-    num_documents: int
-    num_tokens: int
-    num_documents_sampled: int
-    num_tokens_sampled: int
-
-
 def _count_cells(
     store: DocumentStore, bins: Int64Array, num_bins: int, packed: Int64Array
-) -> list[_Cell]:
-    """One for each source and bin, in this order; ``packed`` holds a document once a copy."""
+) -> Iterator[tuple[str, int, dict[str, int]]]:
+    """Source, bin and counts of each cell, in this order.
+
+    Args:
+        store: the documents.
+        bins: of every document, shape [num_documents].
+        num_bins: how many there are.
+        packed: documents, each once a copy.
+    """
     cells = store.sources * num_bins + bins
     size = len(store.source_names) * num_bins
-    columns = [
-        np.bincount(cells, minlength=size),
-        np.bincount(cells, store.lengths, size),
-        np.bincount(cells[packed], minlength=size),
-        np.bincount(cells[packed], store.lengths[packed], size),
-    ]
-    return [
-        _Cell(store.source_names[i // num_bins], i % num_bins, *(int(c[i]) for c in columns))
-        for i in range(size)
-    ]
+    columns = {
+        "num_documents": np.bincount(cells, minlength=size),
+        "num_tokens": np.bincount(cells, store.lengths, size),
+        "num_documents_sampled": np.bincount(cells[packed], minlength=size),
+        "num_tokens_sampled": np.bincount(cells[packed], store.lengths[packed], size),
+    }
+    for cell in range(size):
+        counts = {name: int(column[cell]) for name, column in columns.items()}
+        yield store.source_names[cell // num_bins], cell % num_bins, counts
 
 
 def bin_summaries(
@@ -164,17 +144,10 @@ def bin_summaries(
     bins = sampling.bins(store.lengths)
     weight = np.zeros((len(store.source_names), len(names)))
     weight[store.sources, bins] = weights  # one value in each cell
+    cells = _count_cells(store, bins, len(names), packed)
     return [
-        BinSummary(
-            source=cell.source,
-            length_bin=names[cell.bin],
-            weight=float(weight[number // len(names), cell.bin]),
-            num_documents=cell.num_documents,
-            num_tokens=cell.num_tokens,
-            num_documents_sampled=cell.num_documents_sampled,
-            num_tokens_sampled=cell.num_tokens_sampled,
-        )
-        for number, cell in enumerate(_count_cells(store, bins, len(names), packed))
+        BinSummary(source, names[number], float(each), **counts)
+        for (source, number, counts), each in zip(cells, weight.flat, strict=True)
     ]
 
 
@@ -183,14 +156,7 @@ def length_counts(store: DocumentStore, packed: Int64Array) -> list[LengthCount]
     powers = np.frexp(store.lengths.astype(np.float64))[1].astype(np.int64) - 1
     cells = _count_cells(store, powers, int(powers.max(initial=0)) + 1, packed)
     return [
-        LengthCount(
-            source=cell.source,
-            min_length=1 << cell.bin,
-            num_documents=cell.num_documents,
-            num_tokens=cell.num_tokens,
-            num_documents_sampled=cell.num_documents_sampled,
-            num_tokens_sampled=cell.num_tokens_sampled,
-        )
-        for cell in cells
-        if cell.num_documents
+        LengthCount(source, 1 << power, **counts)
+        for source, power, counts in cells
+        if counts["num_documents"]
     ]

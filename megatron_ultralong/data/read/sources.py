@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from megatron_ultralong.data.read.compression import uncompressed_name
 from megatron_ultralong.data.read.file_kind import FileFormat, FileKind, file_kind, is_known_name
@@ -79,7 +80,9 @@ class FilePart:
 
 @dataclass(frozen=True)
 class FileCount:
-    """Files of one suffix that were treated alike."""
+    """Files of one suffix that were treated alike; manifests hold them, with no other fields."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     suffix: str
     """With that of the compression, ``.json.gz``; the whole name of a dot-file; may be empty."""

@@ -9,6 +9,7 @@ from megatron_ultralong.data.read.sources import FileCount
 from megatron_ultralong.data.rows.manifest import (
     CHAT_FILE_NAME,
     FileSummary,
+    Record,
     read_manifest,
     write_manifest,
 )
@@ -19,7 +20,7 @@ FILE_NAME = CHAT_FILE_NAME
 
 
 @dataclass(frozen=True)
-class ChatSource:
+class ChatSource(Record):
     """What was found at one ``--source``."""
 
     name: str
@@ -68,7 +69,7 @@ class ChatSource:
 
 
 @dataclass(frozen=True)
-class ChatLengths:
+class ChatLengths(Record):
     """Conversations of one source of ``min_length`` up to twice as many tokens, as found."""
 
     source: str
@@ -81,7 +82,7 @@ class ChatLengths:
 
 
 @dataclass(frozen=True)
-class ChatSplit:
+class ChatSplit(Record):
     """One pair of ``.bin`` and ``.idx``."""
 
     num_examples: int
@@ -95,7 +96,7 @@ class ChatSplit:
 
 
 @dataclass(frozen=True)
-class ChatManifest:
+class ChatManifest(Record):
     """Everything that determined the rows; equal input gives an equal manifest and equal rows."""
 
     format_version: int

@@ -7,9 +7,10 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from megatron_ultralong.data.read.json_record import RecordError, record_of
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from megatron_ultralong.data.read.sources import FileCount
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
@@ -26,8 +27,14 @@ CHAT_FILE_NAME = "chat_manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
 
 
+class Record:
+    """A dataclass that is written as JSON; what is read has its fields and no others."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
 @dataclass(frozen=True)
-class FileSummary:
+class FileSummary(Record):
     """One file that was read."""
 
     path: str
@@ -41,7 +48,7 @@ class FileSummary:
 
 
 @dataclass(frozen=True)
-class InputSummary:
+class InputSummary(Record):
     """What was found at one ``--source``."""
 
     name: str
@@ -80,7 +87,7 @@ class InputSummary:
 
 
 @dataclass(frozen=True)
-class BinSummary:
+class BinSummary(Record):
     """The documents of one source in one length bin, before and after sampling."""
 
     source: str
@@ -106,7 +113,7 @@ class BinSummary:
 
 
 @dataclass(frozen=True)
-class SourceShare:
+class SourceShare(Record):
     """What part of the training tokens one source has."""
 
     source: str
@@ -123,7 +130,7 @@ class SourceShare:
 
 
 @dataclass(frozen=True)
-class LengthCount:
+class LengthCount(Record):
     """The documents of one source of ``min_length`` up to twice as many tokens."""
 
     source: str
@@ -146,7 +153,7 @@ class LengthCount:
 
 
 @dataclass(frozen=True)
-class SplitSummary:
+class SplitSummary(Record):
     """One pair of ``.bin`` and ``.idx``."""
 
     num_documents: int
@@ -172,7 +179,7 @@ class SplitSummary:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Record):
     """Everything that determined the rows; equal input gives an equal manifest and equal rows."""
 
     format_version: int
@@ -294,8 +301,12 @@ def read_manifest(file: Path, format_version: int, kind: type[Contents], way_out
             "prepare the rows again, or use the program that made them"
         )
     try:
-        return record_of(kind, data)
-    except RecordError as error:
+        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        what = "" if first["type"] == "missing" else f" is {first['input']!r:.60}"
         raise InputError(
-            f"{file} lacks a field or has an unknown one ({error}); prepare the rows again"
+            f"{file} lacks a field or has an unknown one (field {place}{what}: {first['msg']}); "
+            "prepare the rows again"
         ) from error

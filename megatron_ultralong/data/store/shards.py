@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,10 @@ BATCH_CHARACTERS = 1 << 20
 
 TABLE = np.dtype([("id", "V16"), ("source", "<i4"), ("num_tokens", "<i8"), ("with_separator", "?")])
 """A document: identity, number of its source in the shard, tokens (-1: equal to an earlier one)."""
+
+
+Advance = Callable[[int], None]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def plan_shards(found: Sequence[FoundFiles], shard_bytes: int = SHARD_BYTES) -> 
     shards: list[Shard] = []
     for index, source in enumerate(found):
         pieces = (piece for part in source.files for piece in _cut(part, shard_bytes))
-        groups = list(_groups(pieces, shard_bytes))
+        groups = list(_groups(pieces, _num_bytes, shard_bytes))
         for parts in groups:
             shards.append(Shard(len(shards), index, tuple(parts), len(groups) == 1))
     return shards
@@ -105,7 +110,7 @@ def _cut(part: FilePart, shard_bytes: int) -> Iterator[FilePart]:
     elif part.file_format == "parquet":
         sizes = row_group_sizes(path)
         row_groups = [replace(part, size=n, start=i, stop=i + 1) for i, n in enumerate(sizes)]
-        for run in _groups(row_groups, shard_bytes):
+        for run in _groups(row_groups, _num_bytes, shard_bytes):
             yield replace(run[0], size=sum(p.size for p in run), stop=run[-1].stop)
         if not row_groups:
             yield part
@@ -113,69 +118,24 @@ def _cut(part: FilePart, shard_bytes: int) -> Iterator[FilePart]:
         yield part
 
 
-def _groups(parts: Iterable[FilePart], shard_bytes: int) -> Iterator[list[FilePart]]:
-    """Consecutive parts of about ``shard_bytes`` in all; a larger one stands alone."""
-    group: list[FilePart] = []
+def _num_bytes(part: FilePart) -> int:
+    return part.size
+
+
+def _groups(
+    items: Iterable[Item], size_of: Callable[[Item], int], limit: int
+) -> Iterator[list[Item]]:
+    """Consecutive items of about ``limit`` in all; a larger one stands alone."""
+    group: list[Item] = []
     size = 0
-    for part in parts:
-        if group and size + part.size > shard_bytes:
+    for item in items:
+        if group and size + size_of(item) > limit:
             yield group
             group, size = [], 0
-        group.append(part)
-        size += part.size
+        group.append(item)
+        size += size_of(item)
     if group:
         yield group
-
-
-def tokenise_shard(
-    shard: Shard,
-    source: Source,
-    options: ReadOptions,
-    tokenizer: DocumentTokenizer,
-    separator_ids: Sequence[int],
-    folder: Path,
-    advance: Callable[[int], None],
-    *,
-    split: bool = False,
-) -> None:
-    """Write ``FOLDER/shard-NNNNN``; ``advance`` is told the bytes read.
-
-    ``split``: documents that hold the separator's ids are written in others.
-
-    Raises:
-        InputError: at a document that cannot be read.
-        FastPathError: where the fast engine differs from the reference on a sample of the shard.
-    """
-    aside = folder / f"{shard.name}.partial-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    reader = DocumentReader(source, options, shard.parts)
-    result = _ShardResult(tokenizer, separator_ids, split)
-    done = 0
-    with open(aside / "tokens.bin", "wb") as file:
-        for batch in _batches(iter(reader)):
-            for tokens in result.add(batch):
-                file.write(tokens.data)
-            advance(reader.bytes_read - done)
-            done = reader.bytes_read
-        if shard.is_whole_input:
-            num_files, empty, bad = len(shard.parts), reader.num_empty, reader.num_bad
-            require_text(source, reader.num_documents, num_files, empty, bad)
-        file.flush()
-        os.fsync(file.fileno())
-    advance(shard.num_bytes - done)
-    counts = {
-        "sources": list(result.sources),
-        "num_empty": reader.num_empty,
-        "num_bad": reader.num_bad,
-        "num_cut_files": reader.num_cut_files,
-        "bad": reader.bad,
-        # of a file in several shards, the first one has it
-        "files": [asdict(summarise(part.path)) for part in shard.parts if part.start == 0],
-    }
-    (aside / "counts.json").write_text(json.dumps(counts))
-    np.save(aside / "table.npy", np.array(result.table, dtype=TABLE))
-    os.replace(aside, folder / shard.name)
 
 
 def summarise(path: Path) -> FileSummary:
@@ -227,23 +187,6 @@ class _ShardResult:
             yield np.ascontiguousarray(tokens, dtype=self.dtype)
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Consecutive documents of about :data:`BATCH_CHARACTERS` in all; a longer one stands alone."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        if batch and size + len(document.text) > BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += len(document.text)
-    if batch:
-        yield batch
-
-
-Advance = Callable[[int], None]
-
-
 @dataclass(frozen=True)
 class ShardJob:
     """All that a process needs to know to tokenise any shard."""
@@ -270,18 +213,43 @@ class ShardJob:
     """Where the results go."""
 
     def run(self, shard: Shard, tokenizer: DocumentTokenizer, advance: Advance) -> None:
-        """Tokenise one shard."""
+        """Write ``FOLDER/shard-NNNNN``; ``advance`` is told the bytes read.
+
+        Raises:
+            InputError: at a document that cannot be read.
+            FastPathError: where the fast engine differs from the reference on a sample of it.
+        """
+        aside = self.folder / f"{shard.name}.partial-{os.getpid()}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         source = self.sources[shard.input]
-        tokenise_shard(
-            shard,
-            source,
-            self.options,
-            tokenizer,
-            self.separator_ids,
-            self.folder,
-            advance,
-            split=self.split_separators,
-        )
+        reader = DocumentReader(source, self.options, shard.parts)
+        result = _ShardResult(tokenizer, self.separator_ids, self.split_separators)
+        done = 0
+        with open(aside / "tokens.bin", "wb") as file:
+            for batch in _groups(reader, lambda document: len(document.text), BATCH_CHARACTERS):
+                for tokens in result.add(batch):
+                    file.write(tokens.data)
+                advance(reader.bytes_read - done)
+                done = reader.bytes_read
+            if shard.is_whole_input:
+                num_files, empty, bad = len(shard.parts), reader.num_empty, reader.num_bad
+                require_text(source, reader.num_documents, num_files, empty, bad)
+            file.flush()
+            os.fsync(file.fileno())
+        advance(shard.num_bytes - done)
+        counts = {
+            "sources": list(result.sources),
+            "num_empty": reader.num_empty,
+            "num_bad": reader.num_bad,
+            "num_cut_files": reader.num_cut_files,
+            "bad": reader.bad,
+            # of a file in several shards, the first one has it
+            "files": [asdict(summarise(part.path)) for part in shard.parts if part.start == 0],
+        }
+        (aside / "counts.json").write_text(json.dumps(counts))
+        np.save(aside / "table.npy", np.array(result.table, dtype=TABLE))
+        os.replace(aside, self.folder / shard.name)
 
 
 class WorkerLostError(InputError):
@@ -310,9 +278,8 @@ def tokenise_shards(
             job.run(shard, tokenizer, advance)
         return
     # spawned, not forked: the libraries' threads do not survive a fork
-    pool = ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context("spawn"), _start_worker, (job,)
-    )
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, spawn, _start_worker, (job,))
     try:
         futures = [pool.submit(_run_shard, shard) for shard in left]
         for shard, future in zip(left, futures, strict=True):
