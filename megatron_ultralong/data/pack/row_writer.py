@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows.manifest import SplitSummary
 from megatron_ultralong.data.rows.packed import boundaries_prefix
 from megatron_ultralong.data.store.documents import DocumentStore
-from megatron_ultralong.program.progress import ProgressBar
+from megatron_ultralong.program.progress import ProgressBar, progress
 
 
 class RowWriter:
@@ -34,11 +34,16 @@ class RowWriter:
         self.dtype = token_dtype(vocab_size)
         self._lengths = store.lengths + self.separator.size
 
-    def write(self, prefix: Path, plan: RowPlan, bar: ProgressBar) -> SplitSummary:
-        """``PREFIX.bin/.idx`` of the rows and ``PREFIX.boundaries.bin/.idx`` beside them.
+    def write(self, folder: Path, plans: Mapping[str, RowPlan]) -> dict[str, SplitSummary]:
+        """``SPLIT.bin/.idx`` of the rows and ``SPLIT.boundaries.bin/.idx`` beside them.
 
         A sequence of the latter is the number of tokens before the padding and ``cu_seqlens``.
         """
+        num_rows = sum(len(plan.rows) for plan in plans.values())
+        with progress("Packing", num_rows * self.seq_length / 1e6, "Mtokens") as bar:
+            return {split: self._write(folder / split, plan, bar) for split, plan in plans.items()}
+
+    def _write(self, prefix: Path, plan: RowPlan, bar: ProgressBar) -> SplitSummary:
         int32 = np.dtype("<i4")
         with (
             IndexedWriter(boundaries_prefix(prefix), int32) as boundaries,

@@ -40,19 +40,24 @@ class Source:
     """A file, a folder (all files below it) or a glob pattern (``**`` spans folders)."""
 
 
-def parse_source(argument: str) -> Source:
-    """The source that ``NAME=PATH`` names: ``"web=/data/*.jsonl" -> Source("web", ...)``.
+def parse_sources(arguments: Sequence[str]) -> tuple[Source, ...]:
+    """The sources that ``NAME=PATH`` name: ``["web=/data/*.jsonl"] -> (Source("web", ...),)``.
 
     Raises:
-        InputError: where a part is missing.
+        InputError: where there is none, or a part of one is missing.
     """
-    name, equals, pattern = argument.partition("=")
-    if not (name and equals and pattern):
-        raise InputError(
-            f"--source {argument!r} must be NAME=PATH, a name for the table and a file, folder or "
-            f"glob pattern; for example --source code={argument.strip('=') or '/data/code'}"
-        )
-    return Source(name, os.path.expanduser(pattern))
+    if not arguments:
+        raise InputError("no --source: give at least one NAME=PATH")
+    sources = []
+    for argument in arguments:
+        name, equals, pattern = argument.partition("=")
+        if not (name and equals and pattern):
+            raise InputError(
+                f"--source {argument!r} must be NAME=PATH, a name for the table and a file, folder "
+                f"or glob pattern; for example --source code={argument.strip('=') or '/data/code'}"
+            )
+        sources.append(Source(name, os.path.expanduser(pattern)))
+    return tuple(sources)
 
 
 @dataclass(frozen=True)

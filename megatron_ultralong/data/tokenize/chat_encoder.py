@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError
 from megatron_ultralong.data.tokenize.chat_template import END, ChatTemplate, Piece, rendered_text
-from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, difference
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, difference, num_equal
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
 
@@ -131,22 +131,15 @@ class ChatEncoder:
         low, high = 0, 1
         while high < ids.size and self._covered(text, ids[:high]) <= char:
             low, high = high, 2 * high
-        high = min(high, ids.size)
-        while low + 1 < high:
-            middle = (low + high) // 2
-            if self._covered(text, ids[:middle]) <= char:
-                low = middle
-            else:
-                high = middle
-        return low
+        sizes = range(low + 1, min(high, ids.size))
+        return low + bisect.bisect_right(sizes, char, key=lambda n: self._covered(text, ids[:n]))
 
     def _covered(self, text: str, ids: Int32Array) -> int:
         """Characters that the first tokens of a text are of, the last one perhaps in part."""
         found = self.tokenizer.decode(ids.tolist())
         if text.startswith(found):
             return len(found)
-        pairs = enumerate(zip(found, text, strict=False))
-        same = next((place for place, (one, other) in pairs if one != other), len(text))
+        same = num_equal(found, text)
         if found[same:].strip("\ufffd"):
             raise InputError(
                 f"{self.tokenizer.file} does not give the text back that it was given, so that "
@@ -235,7 +228,7 @@ def marked_pieces(
         InputError: it takes more than it may.
     """
     try:
-        theirs = folder.render(conversation, date)
+        theirs = folder.render_conversation(conversation, date)
     except InputError as error:
         if not folder.is_alive:
             raise

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong import __version__
 from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.tokenize.tokenising import (
     DocumentTokenizer,
@@ -70,6 +73,8 @@ class FastTokenizer:
         self.sha256 = reference.sha256
         self.vocab_size = reference.vocab_size
         self.special_texts = reference.special_texts
+        self.encode_separator, self.decode = reference.encode_separator, reference.decode
+        self.eos_text = reference.eos_text
         joined = "x".join(reference.special_texts[:300])
         self.check([*PROBES, *reference.special_texts[:300], joined])
 
@@ -81,14 +86,8 @@ class FastTokenizer:
         if any(special in text for special in self._not_in_text):
             return self.reference.encode_documents([text])[0]
         data = well_formed(text).encode()  # as bytes: half the memory of a str inside the library
-        try:
+        with _failing("gigatoken fails on a document"):
             ids = self._encode(data)
-        except BaseException as error:
-            if isinstance(error, Exception) or is_panic(error):
-                raise FastPathError(
-                    f"gigatoken fails on a document ({_first_line(error)})"
-                ) from error
-            raise
         return np.asarray(ids).astype(np.int32, copy=False)
 
     def check(self, texts: Sequence[str]) -> None:
@@ -107,18 +106,6 @@ class FastTokenizer:
                     f"{first} of the text {text[:60]!r}"
                 )
 
-    def encode_separator(self, text: str) -> list[int]:
-        """By the reference: see :class:`DocumentTokenizer` of ``tokenising.py``."""
-        return self.reference.encode_separator(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """By the reference."""
-        return self.reference.decode(ids)
-
-    def eos_text(self) -> str:
-        """By the reference."""
-        return self.reference.eos_text()
-
 
 def _backend(reference: DocumentTokenizer) -> Any:
     """A tokenizer of gigatoken with the reference's vocabulary, but none of its special tokens.
@@ -130,28 +117,25 @@ def _backend(reference: DocumentTokenizer) -> Any:
         import gigatoken
     except ImportError as error:
         raise FastPathError(f"gigatoken is not installed ({error})") from error
-    description: str | None
-    if isinstance(reference, Llama3Tokenizer):
-        description = reference.tokenizer_json()
-    elif isinstance(reference, HuggingFaceTokenizer):
-        description = _without_special_tokens(reference.file.read_text(encoding="utf-8"))
-    else:
-        description = None
+    open_json = gigatoken.Tokenizer.from_json
+    with _failing("gigatoken cannot hold this vocabulary"):
+        if isinstance(reference, Llama3Tokenizer):
+            return open_json(reference.tokenizer_json())
+        if isinstance(reference, HuggingFaceTokenizer):
+            return open_json(_without_special_tokens(reference.file.read_text(encoding="utf-8")))
+        return gigatoken.Tokenizer.from_sentencepiece(reference.file.read_bytes())
+
+
+@contextlib.contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Any failure of the library, a panic too, as FastPathError with what it says first."""
     try:
-        if description is None:
-            return gigatoken.Tokenizer.from_sentencepiece(reference.file.read_bytes())
-        return gigatoken.Tokenizer.from_json(description)
+        yield
     except BaseException as error:
         if isinstance(error, Exception) or is_panic(error):
-            raise FastPathError(
-                f"gigatoken cannot hold this vocabulary ({_first_line(error)})"
-            ) from error
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise FastPathError(f"{what} ({line})") from error
         raise
-
-
-def _first_line(error: BaseException) -> str:
-    """What a message says before its stack trace."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _without_special_tokens(text: str) -> str:
@@ -162,15 +146,21 @@ def _without_special_tokens(text: str) -> str:
     return json.dumps(data)
 
 
-def fast_version() -> str:
-    """Version of gigatoken, or ``missing``."""
-    try:
-        return version("gigatoken")
-    except PackageNotFoundError:
-        return "missing"
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of this program, of Python and of packages; gigatoken's may be ``missing``."""
+    found = {"megatron_ultralong": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            if package != "gigatoken":
+                raise
+            found[package] = "missing"
+    return found
 
 
 TokenizerEngine = Literal["auto", "gigatoken", "reference"]
+Result = TypeVar("Result")
 
 NAMES = ("tokenizer.json", "tokenizer.model")
 """What is looked for in a folder, in this order."""
@@ -231,13 +221,32 @@ def choose_tokenizer(path: Path, engine: TokenizerEngine) -> ChosenTokenizer:
     try:
         return ChosenTokenizer(FastTokenizer(reference), "")
     except FastPathError as error:
-        require_fallback(engine, error)
-        return ChosenTokenizer(reference, str(error))
+        return _fallback(engine, reference, error)
 
 
-def require_fallback(engine: TokenizerEngine, error: FastPathError) -> None:
-    """Refuse to go on with the reference where gigatoken alone was asked for."""
+def tokenise_by(
+    chosen: ChosenTokenizer,
+    engine: TokenizerEngine,
+    tokenise: Callable[[DocumentTokenizer], Result],
+) -> tuple[ChosenTokenizer, Result]:
+    """What ``tokenise`` gives, and by which tokenizer: the reference where gigatoken fails.
+
+    Raises:
+        InputError: where it fails, and it alone was asked for.
+    """
+    try:
+        return chosen, tokenise(chosen.tokenizer)
+    except FastPathError as error:
+        assert isinstance(chosen.tokenizer, FastTokenizer), chosen
+        chosen = _fallback(engine, chosen.tokenizer.reference, error)
+    return chosen, tokenise(chosen.tokenizer)
+
+
+def _fallback(
+    engine: TokenizerEngine, reference: DocumentTokenizer, error: FastPathError
+) -> ChosenTokenizer:
     if engine == "gigatoken":
         raise InputError(
             f"--tokenizer-engine gigatoken: {error}; use auto, which takes the reference then"
         ) from error
+    return ChosenTokenizer(reference, str(error))

@@ -156,15 +156,20 @@ def eos_token(folder: Path) -> str:
     Raises:
         InputError: where it names none.
     """
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token: Any = side_file(folder, name).get("eos_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        if isinstance(text, str) and text:
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if text := token_text(folder, file, "eos_token"):
             return text
     raise InputError(
         f"--separator eos: {folder} names no eos_token in tokenizer_config.json or "
         "special_tokens_map.json; give the token's text as --separator"
     )
+
+
+def token_text(folder: Path, file: str, name: str) -> str:
+    """The text of a token that a file beside a tokenizer names; empty where it does not."""
+    value = side_file(folder, file).get(name)
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else ""
 
 
 def side_file(folder: Path, name: str) -> dict[str, Any]:
