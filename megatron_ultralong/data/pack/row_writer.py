@@ -8,13 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.pack.packing import (
-    PADDING,
-    Int64Array,
-    RowPlan,
-    num_real_tokens,
-    row_boundaries,
-)
+from megatron_ultralong.data.pack import packing
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows.manifest import SplitSummary
 from megatron_ultralong.data.rows.packed import boundaries_prefix
@@ -34,7 +28,7 @@ class RowWriter:
         self.dtype = token_dtype(vocab_size)
         self._lengths = store.lengths + self.separator.size
 
-    def write(self, folder: Path, plans: Mapping[str, RowPlan]) -> dict[str, SplitSummary]:
+    def write(self, folder: Path, plans: Mapping[str, packing.RowPlan]) -> dict[str, SplitSummary]:
         """``SPLIT.bin/.idx`` of the rows and ``SPLIT.boundaries.bin/.idx`` beside them.
 
         A sequence of the latter is the number of tokens before the padding and ``cu_seqlens``.
@@ -43,7 +37,7 @@ class RowWriter:
         with progress("Packing", num_rows * self.seq_length / 1e6, "Mtokens") as bar:
             return {split: self._write(folder / split, plan, bar) for split, plan in plans.items()}
 
-    def _write(self, prefix: Path, plan: RowPlan, bar: ProgressBar) -> SplitSummary:
+    def _write(self, prefix: Path, plan: packing.RowPlan, bar: ProgressBar) -> SplitSummary:
         int32 = np.dtype("<i4")
         with (
             IndexedWriter(boundaries_prefix(prefix), int32) as boundaries,
@@ -51,8 +45,8 @@ class RowWriter:
         ):
             for row in plan.rows:
                 rows.add(self._tokens(row))
-                cu_seqlens = row_boundaries(row, self._lengths, self.separator.size)
-                boundaries.add(np.append(np.int32(num_real_tokens(row)), cu_seqlens))
+                cu_seqlens = packing.row_boundaries(row, self._lengths, self.separator.size)
+                boundaries.add(np.append(np.int32(packing.num_real_tokens(row)), cu_seqlens))
                 bar.advance(self.seq_length / 1e6)
         return SplitSummary(
             num_documents=len(plan.kept),
@@ -64,7 +58,7 @@ class RowWriter:
             num_padding_tokens=plan.num_padding_tokens,
         )
 
-    def _tokens(self, row: Int64Array) -> npt.NDArray[np.int32]:
+    def _tokens(self, row: packing.Int64Array) -> npt.NDArray[np.int32]:
         """Tokens of a planned row, shape [seq_length]."""
         tokens = np.empty(self.seq_length, dtype=np.int32)
         filled = 0
@@ -75,7 +69,7 @@ class RowWriter:
         return tokens
 
     def _segment(self, document: int, start: int, stop: int) -> npt.NDArray[np.integer]:
-        if document == PADDING:
+        if document == packing.PADDING:
             return np.resize(self.separator, stop) if self.separator.size else np.zeros(stop, "i4")
         length = int(self.store.lengths[document])
         inside = self.store.read(document, start, min(stop, length)) if start < length else ()

@@ -30,12 +30,8 @@ from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
 from megatron_ultralong.data.rows.chats import targets_prefix
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
+from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, resolved_date
-from megatron_ultralong.data.tokenize.engines import (
-    choose_tokenizer,
-    tokenise_by,
-    versions,
-)
 from megatron_ultralong.data.tokenize.folder_template import (
     FolderDate,
     FolderTemplate,
@@ -86,11 +82,11 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
 def _tokenise(
     config: PrepareChatConfig, sources: tuple[Source, ...], work: WorkFolder
 ) -> _Tokenised:
-    chosen = choose_tokenizer(config.tokenizer, config.tokenizer_engine)
+    chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     with _open_template(config, chosen.tokenizer.file.parent) as folder:
         marks = folder if folder is not None and folder.has_marks else None
         folder_date = "" if folder is None else folder.own_date(config.date_string)
-        (tokenizer, reason), store = tokenise_by(
+        (tokenizer, reason), store = engines.tokenise_by(
             chosen,
             config.tokenizer_engine,
             lambda found: tokenise_chats(config, sources, found, work.new_folder("tokens"), marks),
@@ -161,7 +157,7 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
         sources=store.sources,
         lengths=store.lengths,
         splits=found,
-        versions=versions("gigatoken", "numpy", "pyarrow", "tokenizers"),
+        versions=engines.versions("gigatoken", "numpy", "pyarrow", "tokenizers"),
     )
     manifest.save(folder)
     return manifest

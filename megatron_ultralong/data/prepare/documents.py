@@ -38,12 +38,7 @@ from megatron_ultralong.data.store.shards import (
     plan_shards,
     tokenise_shards,
 )
-from megatron_ultralong.data.tokenize.engines import (
-    choose_tokenizer,
-    open_reference,
-    tokenise_by,
-    versions,
-)
+from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.data.tokenize.tokenising import (
     DocumentTokenizer,
     copy_tokenizer,
@@ -82,7 +77,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     config = dataclasses.replace(config, sampling=config.sampling.for_rows(config.seq_length))
     if config.inspect and (config.output / manifests.FILE_NAME).is_file():
         manifest = load_manifest(config.output)
-        tokenizer = open_reference(config.output / manifests.TOKENIZER_FOLDER)
+        tokenizer = engines.open_reference(config.output / manifests.TOKENIZER_FOLDER)
         inspect_rows(config.output, manifest, tokenizer)
         return manifest
     sources = parse_sources(config.source)
@@ -112,7 +107,7 @@ def prepare(config: PrepareConfig) -> Manifest:
 
 def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFolder) -> _Tokenised:
     """Every document of the sources, by the fast engine or, where it fails, by the reference."""
-    chosen = choose_tokenizer(config.tokenizer, config.tokenizer_engine)
+    chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     separator = separator_ids(chosen.tokenizer, config.separator)
     found = [find_documents(source, config.reading) for source in sources]
     shards = plan_shards(found)
@@ -126,7 +121,7 @@ def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFold
     if work.resume(key) and any(work.path.glob("shards-*/shard-*")):
         _say(f"going on from the shards in {work.path}")
     try:
-        (tokenizer, reason), folder = tokenise_by(
+        (tokenizer, reason), folder = engines.tokenise_by(
             chosen,
             config.tokenizer_engine,
             lambda found: _tokenise_with(config, sources, shards, found, separator, work),
@@ -188,7 +183,7 @@ def _key(
         "tokenizer": tokenizer.sha256,
         "engine": [config.tokenizer_engine, tokenizer.engine],
         "separator": [separator, config.separator_in_text == "split"],
-        "versions": versions(*PACKAGES, tokenizer.engine),
+        "versions": engines.versions(*PACKAGES, tokenizer.engine),
     }
 
 
@@ -231,7 +226,7 @@ def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> M
         shares=shares,
         lengths=length_counts(store, packed),
         splits=splits,
-        versions=versions(*PACKAGES, tokenizer.engine),
+        versions=engines.versions(*PACKAGES, tokenizer.engine),
     )
     manifest.save(folder)
     return manifest

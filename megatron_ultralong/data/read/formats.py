@@ -10,14 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ultralong.data.read.bounded import (
-    MAX_DOCUMENT_BYTES,
-    TooLargeError,
-    json_value,
-    read_whole,
-    skip_line,
-    value_error,
-)
+from megatron_ultralong.data.read import bounded
 from megatron_ultralong.data.read.compression import COMPRESSIONS, decompressed
 from megatron_ultralong.data.read.file_kind import FileFormat, format_of
 from megatron_ultralong.data.read.parquet import read_parquet
@@ -38,7 +31,7 @@ def read_jsonl(
             first = start
             if start:  # the line that this byte is in belongs to the part before, unless it begins
                 raw.seek(start - 1)
-                first = start - 1 + skip_line(raw, _until(stop, start - 1))
+                first = start - 1 + bounded.skip_line(raw, _until(stop, start - 1))
             file = decompressed(raw, path)
             position = first
             while (stop is None or position < stop) and (line := file.readline(limit + 1)):
@@ -52,7 +45,7 @@ def read_jsonl(
                     error = f"a line of more than {limit:,} bytes, the longest that is read"
                     yield Record(place, at, {}, error, counted_from=first, is_too_long=True)
                     if not is_whole:
-                        position += skip_line(file, _until(stop, position))
+                        position += bounded.skip_line(file, _until(stop, position))
                 elif line.strip():
                     yield _json_record(place, at, line, keys)._replace(counted_from=first)
     except OSError as error:
@@ -66,10 +59,10 @@ def _until(stop: int | None, position: int) -> int | None:
 
 def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) -> Record:
     try:
-        fields = json_value(line)
+        fields = bounded.json_value(line)
     except UnicodeDecodeError as error:
         return Record(place, position, {}, f"not UTF-8 ({error.reason})")
-    except TooLargeError as error:
+    except bounded.TooLargeError as error:
         return Record(place, position, {}, str(error))
     except json.JSONDecodeError as error:
         return Record(place, position, {}, f"not JSON ({error}); {_cause(line, error)}")
@@ -77,7 +70,7 @@ def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) 
         kind = type(fields).__name__
         return Record(place, position, {}, f"a {kind}, where one JSON object a line belongs")
     for key in keys:
-        if reason := value_error(fields.get(key)):
+        if reason := bounded.value_error(fields.get(key)):
             return Record(place, position, {}, f"key {key!r} has {reason}")
     return Record(place, position, fields)
 
@@ -103,7 +96,7 @@ def read_records(
     file_format: FileFormat,
     start: int = 0,
     stop: int | None = None,
-    limit: int = MAX_DOCUMENT_BYTES,
+    limit: int = bounded.MAX_DOCUMENT_BYTES,
 ) -> Iterator[Record]:
     """Records of a file; a text file is one record, whose text stands under ``keys[0]``.
 
@@ -136,8 +129,8 @@ def _read_text(path: Path, key: str, limit: int) -> Iterator[Record]:
     size = path.stat().st_size if path.exists() else 0
     try:
         with open(path, "rb") as raw:
-            data = read_whole(decompressed(raw, path), limit)
-    except TooLargeError as error:
+            data = bounded.read_whole(decompressed(raw, path), limit)
+    except bounded.TooLargeError as error:
         yield Record(str(path), size, {}, str(error), is_too_long=True)
         return
     except OSError as error:

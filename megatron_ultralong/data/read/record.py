@@ -15,31 +15,22 @@ class Record(NamedTuple):
 
     place: str
     """``FILE`` or ``FILE:LINE``, for messages."""
-
     position: int
     """Bytes (as they lie on disk) read so far, of what was asked for."""
-
     fields: Mapping[str, Any]
     """Values by key."""
-
     error: str = ""
     """What is wrong; the fields are empty then."""
-
     is_text_file: bool = False
     """The record is a whole text file, which has no key but that of its text."""
-
     counted_from: int = 0
     """Byte of the file where the counting of lines began, see :func:`absolute_place`."""
-
     is_too_long: bool = False
     """The error is that the record is longer than the caller lets it be."""
-
     num_records: int = 1
     """Records that the error stands for: those behind it in a row group may be lost with it."""
-
     is_rest_lost: bool = False
     """What stands behind it in the file cannot be read either, and nobody knows how much it is."""
-
     keys: tuple[str, ...] = ()
     """Keys that the record has in its file, where its fields are fewer."""
 

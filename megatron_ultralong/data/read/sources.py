@@ -35,7 +35,6 @@ class Source:
 
     name: str
     """Name in tables and in the manifest; its share of the tokens is kept."""
-
     pattern: str
     """A file, a folder (all files below it) or a glob pattern (``**`` spans folders)."""
 
@@ -66,19 +65,14 @@ class FilePart:
 
     path: Path
     """The file."""
-
     size: int
     """Bytes of the part on disk."""
-
     start: int = 0
     """First byte or row group."""
-
     stop: int | None = None
     """The one after the last; None: the end of the file."""
-
     file_format: FileFormat = "auto"
     """What it is; ``auto``: what its name says."""
-
     problem: str = ""
     """Why it is not read: it is one bad document."""
 
@@ -91,13 +85,10 @@ class FileCount:
 
     suffix: str
     """With that of the compression, ``.json.gz``; the whole name of a dot-file; may be empty."""
-
     num_files: int
     """How many."""
-
     read_as: str
     """``jsonl``, ``parquet`` or ``text``; empty where they were left out."""
-
     reason: str
     """Why they were left out; empty where they were read."""
 
@@ -108,10 +99,8 @@ class FoundFiles:
 
     source: Source
     """The source."""
-
     files: list[FilePart]
     """Whole files that are read, by path."""
-
     counts: list[FileCount]
     """All files, by suffix and treatment: those that are read first."""
 

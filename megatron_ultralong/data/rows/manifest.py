@@ -39,10 +39,8 @@ class FileSummary(Record):
 
     path: str
     """Its path, as the pattern found it."""
-
     num_bytes: int
     """Its size on disk."""
-
     sha256: str
     """Its hash; empty where it could not be read, under ``--skip-bad``."""
 
@@ -53,35 +51,25 @@ class InputSummary(Record):
 
     name: str
     """Name given on the command line."""
-
     path: str
     """Path or pattern given there."""
-
     files: list[FileSummary]
     """Files read, in this order."""
-
     num_documents: int
     """Documents with text, duplicates included."""
-
     num_duplicates: int
     """Documents dropped because an equal one came before, in this input or an earlier one."""
-
     num_empty: int
     """Documents without text or tokens, dropped."""
-
     num_bad: int
     """Documents that could not be read, dropped under ``--skip-bad``."""
-
     num_cut_files: int
     """Files of which the rest, from such a document on, could not be read: nobody knows how many
     documents stood there."""
-
     bad: list[str]
     """Where the first of these documents stand, and what is wrong with them."""
-
     counts: list[FileCount]
     """All files that stand there, read and left out, by suffix and reason."""
-
     ids_sha256: str
     """SHA-256 over the ids of the documents, in the order of reading."""
 
@@ -92,22 +80,16 @@ class BinSummary(Record):
 
     source: str
     """Name of the source."""
-
     length_bin: str
     """Tokens of a document: ``<4096``, ``4096-8191`` or ``>=8192``."""
-
     weight: float
     """Expected number of copies of a document of the training split."""
-
     num_documents: int
     """Distinct documents found."""
-
     num_tokens: int
     """Their tokens, separators not counted."""
-
     num_documents_sampled: int
     """Documents packed, each copy counted."""
-
     num_tokens_sampled: int
     """Their tokens, separators not counted."""
 
@@ -118,13 +100,10 @@ class SourceShare(Record):
 
     source: str
     """Name of the source."""
-
     share_asked: float
     """Its share of all tokens found, which sampling keeps but under ``none``."""
-
     share: float
     """Its share of the tokens packed in ``train``, separators not counted."""
-
     warning: str
     """Why it is not met, and what can be done; empty where it is met to 1 in 100."""
 
@@ -135,19 +114,14 @@ class LengthCount(Record):
 
     source: str
     """Name of the source."""
-
     min_length: int
     """Smallest length counted here, a power of two."""
-
     num_documents: int
     """Distinct documents found."""
-
     num_tokens: int
     """Their tokens."""
-
     num_documents_sampled: int
     """Documents packed, each copy counted."""
-
     num_tokens_sampled: int
     """Their tokens."""
 
@@ -158,22 +132,16 @@ class SplitSummary(Record):
 
     num_documents: int
     """Documents packed, each copy counted."""
-
     num_repeats_dropped: int
     """Copies left out because they would have shared a row with the copy before them."""
-
     num_rows: int
     """Rows of exactly ``seq_length`` tokens."""
-
     num_tokens: int
     """Tokens of all rows, separators included."""
-
     num_dropped_tokens: int
     """Tokens of the incomplete row at the end."""
-
     num_documents_cut: int
     """Copies that stand in more than one row."""
-
     num_padding_tokens: int
     """Tokens that only fill rows up, the waste of packing ``whole``."""
 
@@ -184,68 +152,47 @@ class Manifest(Record):
 
     format_version: int
     """:data:`FORMAT_VERSION` of the writer."""
-
     seq_length: int
     """Tokens of a row."""
-
     separator: str
     """Separator asked for: a text, ``eos`` or ``none``."""
-
     separator_ids: list[int]
     """Its ids, as they stand between documents."""
-
     tokenizer_sha256: str
     """SHA-256 of the file that defines the ids; the tokenizer lies in ``tokenizer/``."""
-
     tokenizer_engine: str
     """Package that found the ids of the documents."""
-
     tokenizer_engine_reason: str
     """Why it was not gigatoken; empty if it was."""
-
     vocab_size: int
     """Largest id + 1."""
-
     seed: int
     """Seed of the split, the sample and the order."""
-
     valid_fraction: float
     """Expected share of the documents in ``valid``."""
-
     test_fraction: float
     """Expected share of the documents in ``test``."""
-
     packing: str
     """``stream``, ``row-start`` or ``whole``."""
-
     max_tokens: int | None
     """Budget of the training split asked for."""
-
     length_sampling: dict[str, Any]
     """Fields of :class:`~megatron_ultralong.data.pack.sampling.LengthSampling`."""
-
     separator_in_text: str
     """What was done with documents that hold the separator's ids."""
-
     num_documents_with_separator: int
     """Documents found with the separator among their own tokens; under ``keep`` it reads as a
     boundary in the rows."""
-
     inputs: list[InputSummary]
     """One for each ``--source``."""
-
     bins: list[BinSummary]
     """One for each source and length bin."""
-
     shares: list[SourceShare]
     """One for each source."""
-
     lengths: list[LengthCount]
     """One for each source and doubling of the length that has documents."""
-
     splits: dict[str, SplitSummary]
     """``train`` and, unless their fraction is 0, ``valid`` and ``test``."""
-
     versions: dict[str, str]
     """Versions of Python and of the packages that the ids and rows depend on."""
 

@@ -27,34 +27,24 @@ class DocumentStore:
 
     folder: Path
     """Where the shards lie."""
-
     shard_names: list[str]
     """Their folders."""
-
     dtype: np.dtype[np.integer]
     """Of a token on disk."""
-
     ids: list[str]
     """Identity of every document."""
-
     sources: Int64Array
     """Index of its source, shape [num_documents]."""
-
     source_names: list[str]
     """Names of the sources, in the order in which they were met."""
-
     lengths: Int64Array
     """Tokens of every document, shape [num_documents]."""
-
     shards: Int64Array
     """Index of its shard, shape [num_documents]."""
-
     offsets: Int64Array
     """Its first token there, shape [num_documents]."""
-
     inputs: list[InputSummary]
     """What was found where."""
-
     num_with_separator: int
     """Documents found with the separator among their own tokens."""
 

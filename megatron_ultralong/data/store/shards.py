@@ -30,12 +30,7 @@ from megatron_ultralong.data.read.reading import Document, DocumentReader, ReadO
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import FileSummary
-from megatron_ultralong.data.tokenize.engines import (
-    SAMPLE_CHARACTERS,
-    FastTokenizer,
-    TokenizerEngine,
-    choose_tokenizer,
-)
+from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.data.tokenize.tokenising import (
     DocumentTokenizer,
     holds_separator,
@@ -63,13 +58,10 @@ class Shard:
 
     number: int
     """Its place in the order of reading."""
-
     input: int
     """Index of the ``--source`` it belongs to."""
-
     parts: tuple[FilePart, ...]
     """Files, or a range of one."""
-
     is_whole_input: bool = False
     """No other shard is of this ``--source``: that it has no text is known at its end."""
 
@@ -169,8 +161,8 @@ class _ShardResult:
         """Tokens of the documents that no earlier one of this shard is equal to."""
         new = list({d.id: d for d in reversed(batch) if d.id not in self._seen}.values())[::-1]
         self._seen.update(document.id for document in new)
-        if isinstance(self.tokenizer, FastTokenizer) and new:
-            self.tokenizer.check([new[0].text[:SAMPLE_CHARACTERS]])
+        if isinstance(self.tokenizer, engines.FastTokenizer) and new:
+            self.tokenizer.check([new[0].text[: engines.SAMPLE_CHARACTERS]])
         arrays = self.tokenizer.encode_documents([document.text for document in new])
         tokens_of = {document.id: tokens for document, tokens in zip(new, arrays, strict=True)}
         for document in batch:
@@ -193,22 +185,16 @@ class ShardJob:
 
     sources: tuple[Source, ...]
     """The inputs."""
-
     options: ReadOptions
     """How they are read."""
-
     tokenizer_path: Path
     """As given on the command line."""
-
-    engine: TokenizerEngine
+    engine: engines.TokenizerEngine
     """``gigatoken`` or ``reference``: decided before, so that all processes agree."""
-
     separator_ids: tuple[int, ...]
     """Ids of the separator, to count the documents that hold them."""
-
     split_separators: bool
     """Write documents that hold them in other ids."""
-
     folder: Path
     """Where the results go."""
 
@@ -305,7 +291,7 @@ def _start_worker(job: ShardJob) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _job, _tokenizer = job, choose_tokenizer(job.tokenizer_path, job.engine).tokenizer
+    _job, _tokenizer = job, engines.choose_tokenizer(job.tokenizer_path, job.engine).tokenizer
 
 
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:

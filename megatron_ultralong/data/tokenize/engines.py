@@ -16,17 +16,7 @@ import numpy.typing as npt
 
 from megatron_ultralong import __version__
 from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES
-from megatron_ultralong.data.tokenize.tokenising import (
-    DocumentTokenizer,
-    HuggingFaceTokenizer,
-    check_file_sizes,
-    well_formed,
-)
-from megatron_ultralong.data.tokenize.tokenizer_model import (
-    Llama3Tokenizer,
-    SentencePieceTokenizer,
-    is_panic,
-)
+from megatron_ultralong.data.tokenize import tokenising, tokenizer_model
 from megatron_ultralong.program.errors import InputError, missing
 
 SAMPLE_CHARACTERS = 2048
@@ -63,11 +53,11 @@ class FastTokenizer:
     engine = "gigatoken"
     max_document_bytes = MAX_DOCUMENT_BYTES
 
-    def __init__(self, reference: DocumentTokenizer) -> None:
+    def __init__(self, reference: tokenising.DocumentTokenizer) -> None:
         self.reference = reference
         self._encode = _backend(reference).encode
         # the one vocabulary whose special tokens gigatoken cannot be kept from knowing
-        is_model = isinstance(reference, SentencePieceTokenizer)
+        is_model = isinstance(reference, tokenizer_model.SentencePieceTokenizer)
         self._not_in_text = reference.special_texts if is_model else []
         self.file = reference.file
         self.sha256 = reference.sha256
@@ -85,7 +75,8 @@ class FastTokenizer:
     def _encode_one(self, text: str) -> npt.NDArray[np.int32]:
         if any(special in text for special in self._not_in_text):
             return self.reference.encode_documents([text])[0]
-        data = well_formed(text).encode()  # as bytes: half the memory of a str inside the library
+        # as bytes: half the memory of a str inside the library
+        data = tokenising.well_formed(text).encode()
         with _failing("gigatoken fails on a document"):
             ids = self._encode(data)
         return np.asarray(ids).astype(np.int32, copy=False)
@@ -107,7 +98,7 @@ class FastTokenizer:
                 )
 
 
-def _backend(reference: DocumentTokenizer) -> Any:
+def _backend(reference: tokenising.DocumentTokenizer) -> Any:
     """A tokenizer of gigatoken with the reference's vocabulary, but none of its special tokens.
 
     gigatoken has no switch that reads special tokens as text: it must not know them. Of a
@@ -119,9 +110,9 @@ def _backend(reference: DocumentTokenizer) -> Any:
         raise FastPathError(f"gigatoken is not installed ({error})") from error
     open_json = gigatoken.Tokenizer.from_json
     with _failing("gigatoken cannot hold this vocabulary"):
-        if isinstance(reference, Llama3Tokenizer):
+        if isinstance(reference, tokenizer_model.Llama3Tokenizer):
             return open_json(reference.tokenizer_json())
-        if isinstance(reference, HuggingFaceTokenizer):
+        if isinstance(reference, tokenising.HuggingFaceTokenizer):
             return open_json(_without_special_tokens(reference.file.read_text(encoding="utf-8")))
         return gigatoken.Tokenizer.from_sentencepiece(reference.file.read_bytes())
 
@@ -132,7 +123,7 @@ def _failing(what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, Exception) or is_panic(error):
+        if isinstance(error, Exception) or tokenizer_model.is_panic(error):
             line = next(iter(str(error).splitlines()), type(error).__name__)
             raise FastPathError(f"{what} ({line})") from error
         raise
@@ -171,14 +162,13 @@ TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 class ChosenTokenizer(NamedTuple):
     """A tokenizer and why it is this one."""
 
-    tokenizer: DocumentTokenizer
+    tokenizer: tokenising.DocumentTokenizer
     """The fast one, or the reference."""
-
     reason: str
     """Why the reference has to read the documents; empty for the fast one."""
 
 
-def open_reference(path: Path) -> DocumentTokenizer:
+def open_reference(path: Path) -> tokenising.DocumentTokenizer:
     """The reference tokenizer of a file, or of a folder that holds one.
 
     ``tokenizer.json`` goes to tokenizers, Llama 3's ``tokenizer.model`` to tiktoken, any other
@@ -197,14 +187,14 @@ def open_reference(path: Path) -> DocumentTokenizer:
         raise InputError(
             f"--tokenizer {path} has no {' or '.join(NAMES)}; give such a file or its folder"
         )
-    check_file_sizes(file.parent)
+    tokenising.check_file_sizes(file.parent)
     if file.suffix == ".json":
-        return HuggingFaceTokenizer(file)
+        return tokenising.HuggingFaceTokenizer(file)
     with open(file, "rb") as opened:
         first = opened.readline(4096)
     if TIKTOKEN_LINE.fullmatch(first):
-        return Llama3Tokenizer(file)
-    return SentencePieceTokenizer(file)
+        return tokenizer_model.Llama3Tokenizer(file)
+    return tokenizer_model.SentencePieceTokenizer(file)
 
 
 def choose_tokenizer(path: Path, engine: TokenizerEngine) -> ChosenTokenizer:
@@ -227,7 +217,7 @@ def choose_tokenizer(path: Path, engine: TokenizerEngine) -> ChosenTokenizer:
 def tokenise_by(
     chosen: ChosenTokenizer,
     engine: TokenizerEngine,
-    tokenise: Callable[[DocumentTokenizer], Result],
+    tokenise: Callable[[tokenising.DocumentTokenizer], Result],
 ) -> tuple[ChosenTokenizer, Result]:
     """What ``tokenise`` gives, and by which tokenizer: the reference where gigatoken fails.
 
@@ -243,7 +233,7 @@ def tokenise_by(
 
 
 def _fallback(
-    engine: TokenizerEngine, reference: DocumentTokenizer, error: FastPathError
+    engine: TokenizerEngine, reference: tokenising.DocumentTokenizer, error: FastPathError
 ) -> ChosenTokenizer:
     if engine == "gigatoken":
         raise InputError(

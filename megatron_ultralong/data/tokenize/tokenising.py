@@ -37,19 +37,14 @@ class DocumentTokenizer(Protocol):
 
     engine: str
     """Package that finds the ids."""
-
     file: Path
     """The file that defines the ids."""
-
     sha256: str
     """Its hash."""
-
     vocab_size: int
     """Largest id + 1, added tokens included."""
-
     special_texts: list[str]
     """Texts of the special tokens."""
-
     max_document_bytes: int
     """Bytes of a document that it tokenises within 2 GiB of memory."""
 
