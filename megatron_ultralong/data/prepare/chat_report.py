@@ -11,10 +11,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.data.prepare import inspection
-from megatron_ultralong.data.prepare.summary import print_files
+from megatron_ultralong.data.prepare import report
+from megatron_ultralong.data.prepare.report import print_files
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSource
-from megatron_ultralong.data.rows.chats import ChatRows
+from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.terminal import Console
 
@@ -31,7 +31,7 @@ def print_chat_summary(
     limit = manifest.max_length or manifest.seq_length
     columns = ("tokens", "conversations", "tokens in all", "too long")
     title = f"lengths (limit {limit:,} tokens)"
-    console.print(inspection.length_table(title, columns, manifest.lengths))
+    console.print(report.length_table(title, columns, manifest.lengths))
     for name, split in manifest.splits.items():
         whole = split.num_rows * manifest.seq_length
         console.print(
@@ -52,7 +52,7 @@ def print_chat_summary(
         )
         rows = ChatRows(output / next(iter(manifest.splits)))
         console.print(decoded_example(*rows.examples(0)[0], tokenizer), highlight=False)
-    console.print(f"written: {output} (lengths: {output / inspection.PICTURE})", highlight=False)
+    console.print(f"written: {output} (lengths: {output / report.PICTURE})", highlight=False)
 
 
 def source_table(manifest: ChatManifest) -> Table:
@@ -155,18 +155,18 @@ def draw_chat_lengths(file: Path, manifest: ChatManifest) -> None:
     """A panel for each source: conversations by length, and the limit."""
     limit = manifest.max_length or manifest.seq_length
     edge = np.log2(limit) - 0.5
-    with inspection.length_panels(file, manifest.lengths) as panels:
+    with report.length_panels(file, manifest.lengths) as panels:
         for panel, counts in panels:
             fits = np.array([count.num_conversations - count.num_too_long for count in counts])
-            panel.bar(inspection.powers(counts), fits, width=0.8, label="fit")
+            panel.bar(report.powers(counts), fits, width=0.8, label="fit")
             too_long = [count.num_too_long for count in counts]
             style = {"width": 0.8, "color": "tab:red", "label": "too long"}
-            panel.bar(inspection.powers(counts), too_long, bottom=fits, **style)
+            panel.bar(report.powers(counts), too_long, bottom=fits, **style)
             panel.axvline(edge, color="black", linestyle="--", linewidth=1)
             panel.set_ylabel("conversations")
         first, last = panels[0][0], panels[-1][0]
         first.annotate(f"limit {limit:,}", (edge, first.get_ylim()[1]))
-        places = inspection.powers(manifest.lengths)
+        places = report.powers(manifest.lengths)
         ticks = np.arange(places.min(), max(*places, int(np.log2(limit))) + 1)
         last.set_xticks(ticks, [f"{1 << int(tick):,}" for tick in ticks], rotation=30)
         last.set_xlabel("tokens of a conversation, from")

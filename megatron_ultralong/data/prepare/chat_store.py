@@ -19,7 +19,7 @@ from megatron_ultralong.data.read.record import text_error
 from megatron_ultralong.data.read.sources import Source
 from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.indexed import token_dtype
-from megatron_ultralong.data.store.documents import DocumentStore, one_file_store
+from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.store.shards import BATCH_CHARACTERS, summarise
 from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example, marked_pieces
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, Piece, rendered_text
@@ -150,13 +150,19 @@ class _Collector:
 
     def store(self, folder: Path) -> ChatStore:
         """All that was taken in."""
-        documents = one_file_store(
-            folder,
-            self.dtype,
-            self._ids,
-            [source.name for source in self.sources],
-            np.asarray(self._example_sources, dtype=np.int64),
-            np.asarray(self._example_lengths, dtype=np.int64),
+        lengths = np.asarray(self._example_lengths, dtype=np.int64)
+        documents = DocumentStore(
+            folder=folder.parent,
+            shard_names=[folder.name],
+            dtype=self.dtype,
+            ids=self._ids,
+            sources=np.asarray(self._example_sources, dtype=np.int64),
+            source_names=[source.name for source in self.sources],
+            lengths=lengths,
+            shards=np.zeros_like(lengths),
+            offsets=np.cumsum(lengths) - lengths,
+            inputs=[],
+            num_with_separator=0,
         )
         return ChatStore(
             documents=documents,

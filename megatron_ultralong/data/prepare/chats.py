@@ -27,9 +27,9 @@ from megatron_ultralong.data.prepare.work_folder import WorkFolder, work_folder
 from megatron_ultralong.data.read.sources import Source, parse_sources
 from megatron_ultralong.data.rows import chat_manifest as manifests
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
-from megatron_ultralong.data.rows.chats import targets_prefix
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
+from megatron_ultralong.data.rows.stored import targets_prefix
 from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, resolved_date
 from megatron_ultralong.data.tokenize.folder_template import (

@@ -20,9 +20,13 @@ from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.packing import RowPlan, plan_rows
 from megatron_ultralong.data.pack.row_writer import RowWriter
 from megatron_ultralong.data.pack.sampling import mixed_order
-from megatron_ultralong.data.prepare.inspection import inspect_rows
+from megatron_ultralong.data.prepare.report import (
+    bin_summaries,
+    inspect_rows,
+    length_counts,
+    print_summary,
+)
 from megatron_ultralong.data.prepare.selection import Selection, select_documents, source_shares
-from megatron_ultralong.data.prepare.summary import bin_summaries, length_counts, print_summary
 from megatron_ultralong.data.prepare.work_folder import WorkFolder, work_folder
 from megatron_ultralong.data.read.reading import find_documents
 from megatron_ultralong.data.read.sources import FilePart, Source, parse_sources

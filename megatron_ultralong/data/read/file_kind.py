@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from megatron_ultralong.data.read import compression, file_names
-from megatron_ultralong.data.read.bounded import TooLargeError, json_value
+from megatron_ultralong.data.read.record import TooLargeError, json_value
 from megatron_ultralong.data.read.signatures import signature_problem
 
 FileFormat = Literal["auto", "jsonl", "parquet", "text"]

@@ -11,13 +11,17 @@ from typing import Annotated, Any
 import tyro
 
 from megatron_ultralong.data.read.arrow_values import num_kept_nulls
-from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
 from megatron_ultralong.data.read.conversation_formats import KEYS, ChatFormat, parse_conversation
 from megatron_ultralong.data.read.conversation_turns import Reasoning
 from megatron_ultralong.data.read.file_kind import FileFormat, nul_problem
 from megatron_ultralong.data.read.formats import read_records
-from megatron_ultralong.data.read.record import Record, absolute_place, text_error
+from megatron_ultralong.data.read.record import (
+    MAX_DOCUMENT_BYTES,
+    Record,
+    absolute_place,
+    text_error,
+)
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, find_files
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range

@@ -48,14 +48,17 @@ class DocumentStore:
     num_with_separator: int
     """Documents found with the separator among their own tokens."""
 
+    def __post_init__(self) -> None:
+        _opened.cache_clear()  # an earlier run in this process may have had files of these names
+
     def read(self, document: int, start: int, stop: int) -> npt.NDArray[np.integer]:
         """Tokens ``[start, stop)`` of a document.
 
         Read, not mapped: pages of a map that was walked through count as this process's memory.
         """
-        file = _open(self.folder / self.shard_names[int(self.shards[document])] / "tokens.bin")
-        size = self.dtype.itemsize
-        data = os.pread(file, (stop - start) * size, (int(self.offsets[document]) + start) * size)
+        file = _opened(self.folder / self.shard_names[int(self.shards[document])] / "tokens.bin")
+        size, first = self.dtype.itemsize, int(self.offsets[document]) + start
+        data = os.pread(file.number, (stop - start) * size, first * size)
         assert len(data) == (stop - start) * size, (document, start, stop)
         return np.frombuffer(data, dtype=self.dtype)
 
@@ -73,44 +76,6 @@ class _Opened:
 @functools.lru_cache(maxsize=256)  # shards may be more than the files that a process may open
 def _opened(path: Path) -> _Opened:
     return _Opened(path)
-
-
-def _open(path: Path) -> int:
-    return _opened(path).number
-
-
-def one_file_store(
-    folder: Path,
-    dtype: np.dtype[np.integer],
-    ids: list[str],
-    source_names: list[str],
-    sources: Int64Array,
-    lengths: Int64Array,
-) -> DocumentStore:
-    """Documents whose tokens lie one after the other in ``FOLDER/tokens.bin``.
-
-    Args:
-        folder: where the file is.
-        dtype: of a token in it.
-        ids: identity of every document.
-        source_names: names of the sources.
-        sources: index of each document's, shape [num_documents].
-        lengths: tokens of each, shape [num_documents].
-    """
-    _opened.cache_clear()  # an earlier run in this process may have had a file of this name
-    return DocumentStore(
-        folder=folder.parent,
-        shard_names=[folder.name],
-        dtype=dtype,
-        ids=ids,
-        sources=sources,
-        source_names=source_names,
-        lengths=lengths,
-        shards=np.zeros_like(lengths),
-        offsets=np.cumsum(lengths) - lengths,
-        inputs=[],
-        num_with_separator=0,
-    )
 
 
 def merge_shards(
@@ -140,7 +105,6 @@ def merge_shards(
         inputs.append(merge.add_input(source, own))
     columns = [np.concatenate(column) for column in zip(*merge.columns, strict=True)]
     lengths, offsets, numbers, shard_numbers = columns
-    _opened.cache_clear()  # an earlier run in this process may have had files of these names
     return DocumentStore(
         folder=folder,
         shard_names=merge.shard_names,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong import __version__
-from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES
+from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.tokenize import tokenising, tokenizer_model
 from megatron_ultralong.program.errors import InputError, missing
 
