@@ -12,7 +12,8 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
+from megatron_ultralong.data.options import PrepareChatConfig
+from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.read.reading import ChatReadOptions
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.stored import ChatRows

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.options import PrepareChatConfig
+from megatron_ultralong.data.options import PrepareChatConfig, PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
 from megatron_ultralong.data.prepare.chats import prepare_chat
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import load_manifest

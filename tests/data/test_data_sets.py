@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
+from megatron_ultralong.data.options import PrepareChatConfig
+from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.read.conversation import ConversationError, Message, ToolCall
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
 from megatron_ultralong.data.read.reading import ChatReadOptions

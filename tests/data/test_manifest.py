@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.data.prepare.documents import PrepareConfig
+from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.program.errors import InputError
 

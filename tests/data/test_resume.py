@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.prepare import documents as module
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.data.read.reading import ReadOptions, find_documents
 from megatron_ultralong.data.read.sources import Source
 from megatron_ultralong.data.rows.manifest import Manifest

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.data.prepare import report
-from megatron_ultralong.data.prepare.report import print_files
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSource
 from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
@@ -22,11 +21,10 @@ _EXCERPT_TOKENS = 60
 """Tokens of a run that are shown, half of them at each end."""
 
 
-def print_chat_summary(
-    manifest: ChatManifest, output: Path, tokenizer: DocumentTokenizer | None = None
-) -> None:
-    """Print sources, lengths, rows and, with a tokenizer, the first conversation."""
+def print_chat_summary(manifest: ChatManifest, output: Path, tokenizer: DocumentTokenizer) -> None:
+    """Print sources, lengths, rows and the first conversation."""
     console = Console()
+    say = functools.partial(console.print, highlight=False)
     console.print(source_table(manifest))
     limit = manifest.max_length or manifest.seq_length
     columns = ("tokens", "conversations", "tokens in all", "too long")
@@ -34,34 +32,27 @@ def print_chat_summary(
     console.print(report.length_table(title, columns, manifest.lengths))
     for name, split in manifest.splits.items():
         whole = split.num_rows * manifest.seq_length
-        console.print(
+        say(
             f"{name}: {split.num_rows:,} rows x {manifest.seq_length:,}; {split.num_examples:,} "
             f"conversations, {split.num_tokens:,} tokens, of which {split.num_target_tokens:,} "
             f"({split.num_target_tokens / split.num_tokens:.1%}) are learnt; "
-            f"{split.num_padding_tokens / whole:.1%} padding",
-            highlight=False,
+            f"{split.num_padding_tokens / whole:.1%} padding"
         )
     for line in _notes(manifest):
-        console.print(line, highlight=False)
+        say(line)
     for source in manifest.sources:
-        print_files(console, source)
-    if tokenizer is not None:
-        console.print(
-            "the first conversation; what is learnt is in [bold green]\u27e6 \u27e7[/]:",
-            markup=True,
-        )
-        rows = ChatRows(output / next(iter(manifest.splits)))
-        console.print(decoded_example(*rows.examples(0)[0], tokenizer), highlight=False)
-    console.print(f"written: {output} (lengths: {output / report.PICTURE})", highlight=False)
+        report.print_files(console, source)
+    learnt = "[bold green]\u27e6 \u27e7[/]"
+    console.print(f"the first conversation; what is learnt is in {learnt}:", markup=True)
+    rows = ChatRows(output / next(iter(manifest.splits)))
+    say(decoded_example(*rows.examples(0)[0], tokenizer))
+    say(f"written: {output} (lengths: {output / report.PICTURE})")
 
 
 def source_table(manifest: ChatManifest) -> Table:
     """One line for each source: what was found, and what became of it."""
-    table = Table(title="conversations", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("source")
     columns = ("found", "bad", "equal", "too long", "cut", "nothing left", "kept", "tokens")
-    for column in (*columns, "learnt"):
-        table.add_column(column, justify="right")
+    table = report.new_table("conversations", (*columns, "learnt"), padding=(0, 1, 0, 0))
     for source in manifest.sources:
         counts = (
             source.num_conversations,

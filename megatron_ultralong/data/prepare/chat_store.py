@@ -161,8 +161,6 @@ class _Collector:
             lengths=lengths,
             shards=np.zeros_like(lengths),
             offsets=np.cumsum(lengths) - lengths,
-            inputs=[],
-            num_with_separator=0,
         )
         return ChatStore(
             documents=documents,

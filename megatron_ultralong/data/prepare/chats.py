@@ -42,8 +42,6 @@ from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import document_split
 
-__all__ = ["PrepareChatConfig", "prepare_chat"]
-
 
 @dataclass(frozen=True)
 class _Tokenised:

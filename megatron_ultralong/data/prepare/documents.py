@@ -51,8 +51,6 @@ from megatron_ultralong.data.tokenize.tokenising import (
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress
 
-__all__ = ["PrepareConfig", "prepare"]
-
 PACKAGES = ("numpy", "pyarrow", "tokenizers", "gigatoken")
 """That ids and rows depend on."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -49,12 +50,18 @@ def inspect_rows(folder: Path, manifest: Manifest, tokenizer: DocumentTokenizer)
         console.print(line, highlight=False)
 
 
-def length_table(title: str, columns: Sequence[str], counts: Sequence[Counts]) -> Table:
-    """A line for each source and doubling of the length, with its counts under ``columns``."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+def new_table(title: str, columns: Sequence[str], padding: Any = (0, 1)) -> Table:
+    """A table of sources, with numbers in the other ``columns``."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=padding)
     table.add_column("source")
     for column in columns:
         table.add_column(column, justify="right")
+    return table
+
+
+def length_table(title: str, columns: Sequence[str], counts: Sequence[Counts]) -> Table:
+    """A line for each source and doubling of the length, with its counts under ``columns``."""
+    table = new_table(title, columns)
     shown = ""
     for count in counts:
         source, length, *numbers = dataclasses.astuple(count)
@@ -152,20 +159,19 @@ def _excerpt(
 def print_summary(manifest: Manifest, output: Path) -> None:
     """Print documents and tokens by source, and rows by split, to standard output."""
     console = Console()
+    say = functools.partial(console.print, highlight=False)
     console.print(source_table(manifest))
     for name, split in manifest.splits.items():
-        console.print(
+        say(
             f"{name}: {split.num_rows:,} rows x {manifest.seq_length:,} = {split.num_tokens:,} "
             f"tokens of {split.num_documents:,} documents; {split.num_dropped_tokens:,} tokens in "
-            f"the incomplete last row and {split.num_repeats_dropped:,} repeats dropped",
-            highlight=False,
+            f"the incomplete last row and {split.num_repeats_dropped:,} repeats dropped"
         )
         if split.num_padding_tokens:
             share = split.num_padding_tokens / max(split.num_tokens, 1)
-            console.print(
+            say(
                 f"{name}: {split.num_padding_tokens:,} tokens ({share:.2%}) are padding: "
-                "predictions there must not count in the loss",
-                highlight=False,
+                "predictions there must not count in the loss"
             )
     notes = {
         "equal to an earlier one": sum(i.num_duplicates for i in manifest.inputs),
@@ -174,16 +180,15 @@ def print_summary(manifest: Manifest, output: Path) -> None:
     }
     dropped = ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
     if dropped:
-        console.print(f"documents dropped while reading: {dropped}", highlight=False)
+        say(f"documents dropped while reading: {dropped}")
     for found in manifest.inputs:
         print_files(console, found)
     if manifest.num_documents_with_separator:
-        console.print(
+        say(
             f"{manifest.num_documents_with_separator:,} documents hold the separator "
-            f"{manifest.separator_ids} themselves: {_SEPARATOR[manifest.separator_in_text]}",
-            highlight=False,
+            f"{manifest.separator_ids} themselves: {_SEPARATOR[manifest.separator_in_text]}"
         )
-    console.print(f"written: {output}", highlight=False, soft_wrap=True)
+    say(f"written: {output}", soft_wrap=True)
 
 
 _SEPARATOR: dict[str, str] = {
@@ -208,10 +213,8 @@ def print_files(console: Console, found: InputSummary | ChatSource) -> None:
 def source_table(manifest: Manifest) -> Table:
     """One line for each source and length bin, before and after sampling."""
     title = f"documents by length (sampling: {manifest.length_sampling['name']})"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # 80 columns
-    table.add_column("source")
-    for column in ("length", "found", "tokens", "share", "weight", "sampled", "tokens", "share"):
-        table.add_column(column, justify="right")
+    columns = ("length", "found", "tokens", "share", "weight", "sampled", "tokens", "share")
+    table = new_table(title, columns, padding=(0, 1, 0, 0))  # 80 columns
     before = sum(line.num_tokens for line in manifest.bins)
     after = sum(line.num_tokens_sampled for line in manifest.bins)
     for source in dict.fromkeys(line.source for line in manifest.bins):

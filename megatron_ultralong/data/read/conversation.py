@@ -122,9 +122,10 @@ class Conversation:
         Raises:
             ConversationError: naming the turn, counted from 0.
         """
-        if not any(message.role == "assistant" for message in self.messages):
+        roles = [message.role for message in self.messages]
+        if "assistant" not in roles:
             raise ConversationError("no assistant turn", "no turn is the assistant's to train on")
-        if not self._has_answer():
+        if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
             raise ConversationError(
                 "no assistant turn", "no turn of the assistant's follows one of the user's"
             )
@@ -147,10 +148,6 @@ class Conversation:
                 f"the last turn is {last.role!r}, where 'assistant' belongs: nothing after the "
                 "assistant's last turn can be trained on",
             )
-
-    def _has_answer(self) -> bool:
-        roles = [message.role for message in self.messages]
-        return "user" in roles and "assistant" in roles[roles.index("user") :]
 
 
 def _after(last: Message | None) -> Sequence[Role]:

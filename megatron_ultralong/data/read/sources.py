@@ -208,15 +208,12 @@ def _reason(
         return HIDDEN
     if entry.is_named and not glob.has_magic(source.pattern):
         return ""
-    if suffixes and not _ends_with(entry.path, suffixes):
+    names = entry.path.name, uncompressed_name(entry.path)
+    if suffixes and not any(name.endswith(suffixes) for name in names):
         return NOT_WANTED
     if status is not None and not stat.S_ISREG(status.st_mode):
         return NO_FILE
     return "" if suffixes or entry.is_named else litter_reason(entry.path, source.pattern)
-
-
-def _ends_with(path: Path, suffixes: tuple[str, ...]) -> bool:
-    return path.name.endswith(suffixes) or uncompressed_name(path).endswith(suffixes)
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.indexed import IndexedReader
-from megatron_ultralong.data.rows.packed import PackedRows, RowsManifest, rows_of
+from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import DocumentMask, loss_mask
 
@@ -178,7 +179,7 @@ def _target_problem(record: Int64Array, cu_seqlens: npt.NDArray[np.int32]) -> st
 
 
 def chat_rows_of(
-    folder: str | Path, split: str, manifest: RowsManifest, vocab_size: int | None = None
+    folder: str | Path, split: str, manifest: ChatManifest, vocab_size: int | None = None
 ) -> ChatRows:
     """Rows of a split, as :func:`~megatron_ultralong.data.rows.packed.rows_of` opens them.
 

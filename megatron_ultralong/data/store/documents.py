@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +43,9 @@ class DocumentStore:
     """Index of its shard, shape [num_documents]."""
     offsets: Int64Array
     """Its first token there, shape [num_documents]."""
-    inputs: list[InputSummary]
+    inputs: list[InputSummary] = field(default_factory=list)
     """What was found where."""
-    num_with_separator: int
+    num_with_separator: int = 0
     """Documents found with the separator among their own tokens."""
 
     def __post_init__(self) -> None:

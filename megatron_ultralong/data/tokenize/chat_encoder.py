@@ -60,7 +60,8 @@ class ChatEncoder:
         self.template = template
         self.tokenizer = tokenizer
         self.is_marked = is_marked
-        missing = [name for name in template.special if not self._is_known(name)]
+        known = {END, *tokenizer.special_texts}
+        missing = [name for name in template.special if name not in known]
         if missing:
             raise InputError(
                 f"--chat-template {template.name} needs the special tokens {', '.join(missing)}, "
@@ -171,9 +172,6 @@ class ChatEncoder:
         """How many of the first ids are the prefix and nothing else."""
         sizes = range(1, len(ids) + 1)
         return next((n for n in sizes if self.tokenizer.decode(ids[:n]) == prefix), None)
-
-    def _is_known(self, name: str) -> bool:
-        return name == END or name in self.tokenizer.special_texts
 
     def _special_id(self, name: str) -> int:
         text = self.tokenizer.eos_text() if name == END else name
