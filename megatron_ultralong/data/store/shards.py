@@ -17,7 +17,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -85,33 +86,25 @@ def plan_shards(found: Sequence[FoundFiles], shard_bytes: int = SHARD_BYTES) -> 
     shards: list[Shard] = []
     for index, source in enumerate(found):
         pieces = (piece for part in source.files for piece in _cut(part, shard_bytes))
-        groups = list(_groups(pieces, _num_bytes, shard_bytes))
+        groups = list(_groups(pieces, attrgetter("size"), shard_bytes))
         for parts in groups:
             shards.append(Shard(len(shards), index, tuple(parts), len(groups) == 1))
     return shards
 
 
 def _cut(part: FilePart, shard_bytes: int) -> Iterator[FilePart]:
-    path, size = part.path, part.size
-    if size <= shard_bytes or part.problem:
-        yield part
-    elif is_plain_jsonl(path, part.file_format):
-        for start in range(0, size, shard_bytes):
-            stop = min(start + shard_bytes, size)
+    is_large = part.size > shard_bytes and not part.problem
+    if is_large and is_plain_jsonl(part.path, part.file_format):
+        for start in range(0, part.size, shard_bytes):
+            stop = min(start + shard_bytes, part.size)
             yield replace(part, size=stop - start, start=start, stop=stop)
-    elif part.file_format == "parquet":
-        sizes = row_group_sizes(path)
-        row_groups = [replace(part, size=n, start=i, stop=i + 1) for i, n in enumerate(sizes)]
-        for run in _groups(row_groups, _num_bytes, shard_bytes):
-            yield replace(run[0], size=sum(p.size for p in run), stop=run[-1].stop)
-        if not row_groups:
-            yield part
-    else:
+        return
+    sizes = row_group_sizes(part.path) if is_large and part.file_format == "parquet" else []
+    row_groups = [replace(part, size=n, start=i, stop=i + 1) for i, n in enumerate(sizes)]
+    for run in _groups(row_groups, attrgetter("size"), shard_bytes):
+        yield replace(run[0], size=sum(p.size for p in run), stop=run[-1].stop)
+    if not row_groups:
         yield part
-
-
-def _num_bytes(part: FilePart) -> int:
-    return part.size
 
 
 def _groups(
@@ -143,19 +136,16 @@ def summarise(path: Path) -> FileSummary:
     return FileSummary(str(path), size, digest.hexdigest())
 
 
+@dataclass
 class _ShardResult:
     """The table of a shard, made batch by batch."""
 
-    def __init__(
-        self, tokenizer: DocumentTokenizer, separator_ids: Sequence[int], split: bool
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.separator_ids = separator_ids
-        self.split = split
-        self.dtype = token_dtype(tokenizer.vocab_size)
-        self.sources: dict[str, int] = {}
-        self.table: list[tuple[bytes, int, int, bool]] = []
-        self._seen: set[str] = set()
+    tokenizer: DocumentTokenizer
+    separator_ids: Sequence[int]
+    split: bool
+    sources: dict[str, int] = field(default_factory=dict)
+    table: list[tuple[bytes, int, int, bool]] = field(default_factory=list)
+    _seen: set[str] = field(default_factory=set)
 
     def add(self, batch: Sequence[Document]) -> Iterator[npt.NDArray[np.integer]]:
         """Tokens of the documents that no earlier one of this shard is equal to."""
@@ -163,6 +153,7 @@ class _ShardResult:
         self._seen.update(document.id for document in new)
         if isinstance(self.tokenizer, engines.FastTokenizer) and new:
             self.tokenizer.check([new[0].text[: engines.SAMPLE_CHARACTERS]])
+        dtype = token_dtype(self.tokenizer.vocab_size)
         arrays = self.tokenizer.encode_documents([document.text for document in new])
         tokens_of = {document.id: tokens for document, tokens in zip(new, arrays, strict=True)}
         for document in batch:
@@ -176,7 +167,7 @@ class _ShardResult:
             if within and self.split:
                 tokens = split_separators(tokens, self.separator_ids, self.tokenizer)
             self.table.append((identity, source, tokens.size, within))
-            yield np.ascontiguousarray(tokens, dtype=self.dtype)
+            yield np.ascontiguousarray(tokens, dtype=dtype)
 
 
 @dataclass(frozen=True)
