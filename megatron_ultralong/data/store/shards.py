@@ -31,12 +31,7 @@ from megatron_ultralong.data.read.reading import Document, DocumentReader, ReadO
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import FileSummary
-from megatron_ultralong.data.tokenize import engines
-from megatron_ultralong.data.tokenize.tokenising import (
-    DocumentTokenizer,
-    holds_separator,
-    split_separators,
-)
+from megatron_ultralong.data.tokenize import engines, tokenising
 from megatron_ultralong.program.errors import InputError
 
 SHARD_BYTES = 64 << 20
@@ -140,7 +135,7 @@ def summarise(path: Path) -> FileSummary:
 class _ShardResult:
     """The table of a shard, made batch by batch."""
 
-    tokenizer: DocumentTokenizer
+    tokenizer: tokenising.DocumentTokenizer
     separator_ids: Sequence[int]
     split: bool
     sources: dict[str, int] = field(default_factory=dict)
@@ -163,9 +158,9 @@ class _ShardResult:
             if tokens is None:
                 self.table.append((identity, source, -1, False))
                 continue
-            within = holds_separator(tokens, self.separator_ids)
+            within = tokenising.holds_separator(tokens, self.separator_ids)
             if within and self.split:
-                tokens = split_separators(tokens, self.separator_ids, self.tokenizer)
+                tokens = tokenising.split_separators(tokens, self.separator_ids, self.tokenizer)
             self.table.append((identity, source, tokens.size, within))
             yield np.ascontiguousarray(tokens, dtype=dtype)
 
@@ -189,7 +184,7 @@ class ShardJob:
     folder: Path
     """Where the results go."""
 
-    def run(self, shard: Shard, tokenizer: DocumentTokenizer, advance: Advance) -> None:
+    def run(self, shard: Shard, tokenizer: tokenising.DocumentTokenizer, advance: Advance) -> None:
         """Write ``FOLDER/shard-NNNNN``; ``advance`` is told the bytes read.
 
         Raises:
@@ -236,7 +231,7 @@ class WorkerLostError(InputError):
 def tokenise_shards(
     shards: Sequence[Shard],
     job: ShardJob,
-    tokenizer: DocumentTokenizer,
+    tokenizer: tokenising.DocumentTokenizer,
     num_workers: int,
     advance: Advance,
 ) -> None:
@@ -272,7 +267,7 @@ def tokenise_shards(
 
 
 _job: ShardJob
-_tokenizer: DocumentTokenizer
+_tokenizer: tokenising.DocumentTokenizer
 
 
 def _start_worker(job: ShardJob) -> None:

@@ -88,7 +88,6 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.file = file
-        self.folder = file.parent
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder().values()
@@ -111,8 +110,18 @@ class HuggingFaceTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def eos_text(self) -> str:
-        """The ``eos_token`` that the folder names."""
-        return eos_token(self.folder)
+        """The ``eos_token`` that the folder names.
+
+        Raises:
+            InputError: where it names none.
+        """
+        for file in ("tokenizer_config.json", "special_tokens_map.json"):
+            if text := token_text(self.file.parent, file, "eos_token"):
+                return text
+        raise InputError(
+            f"--separator eos: {self.file.parent} names no eos_token in tokenizer_config.json or "
+            "special_tokens_map.json; give the token's text as --separator"
+        )
 
 
 def well_formed(text: str) -> str:
@@ -143,21 +152,6 @@ def separator_ids(tokenizer: DocumentTokenizer, separator: str) -> list[int]:
             "or none for no separator"
         )
     return ids
-
-
-def eos_token(folder: Path) -> str:
-    """Text of the end-of-sequence token that a tokenizer folder names.
-
-    Raises:
-        InputError: where it names none.
-    """
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        if text := token_text(folder, file, "eos_token"):
-            return text
-    raise InputError(
-        f"--separator eos: {folder} names no eos_token in tokenizer_config.json or "
-        "special_tokens_map.json; give the token's text as --separator"
-    )
 
 
 def token_text(folder: Path, file: str, name: str) -> str:
