@@ -30,27 +30,6 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar, progress
 from megatron_ultralong.sequence.documents import document_id
 
-Int32Array = npt.NDArray[np.int32]
-
-
-@dataclasses.dataclass(frozen=True)
-class ChatStore:
-    """Examples, by number."""
-
-    documents: DocumentStore
-    """Their tokens, identities, lengths and sources."""
-    target_values: Int32Array
-    """Targets of all examples, one after the other, shape [num_targets, 2]."""
-    target_ends: npt.NDArray[np.int64]
-    """Where each example's end there, shape [num_examples]."""
-    sources: list[ChatSource]
-    lengths: list[ChatLengths]
-
-    def targets(self, example: int) -> Int32Array:
-        """Tokens ``[start, stop)`` of an example to be learnt, shape [num, 2]."""
-        first = int(self.target_ends[example - 1]) if example else 0
-        return self.target_values[first : int(self.target_ends[example])]
-
 
 def tokenise_chats(
     config: PrepareChatConfig,
@@ -74,25 +53,27 @@ def tokenise_chats(
     readers = [ConversationReader(source, reading) for source in sources]
     megabytes = sum(reader.num_bytes for reader in readers) / 1e6
     with progress("Tokenising", megabytes, "MB") as bar, open(folder / "tokens.bin", "wb") as file:
-        collector = _Collector(config, tokenizer, file.write, marks)
+        store = ChatStore(config, tokenizer, folder, file.write, marks)
         for reader in readers:
-            collector.add_source(reader, bar)
-    return collector.store(folder)
+            store.add_source(reader, bar)
+    return store
 
 
-class _Collector:
-    """Takes conversations in, batch by batch."""
+class ChatStore:
+    """Examples, by number: taken in batch by batch, their tokens written."""
 
     def __init__(
         self,
         config: PrepareChatConfig,
         tokenizer: DocumentTokenizer,
+        folder: Path,
         write: Callable[[memoryview], object],
         marks: FolderTemplate | None,
     ) -> None:
         self.config = config
         self.marks = marks
         self.tokenizer = tokenizer
+        self.folder = folder
         self.write = write
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.template = TEMPLATES[config.chat_template]
@@ -148,12 +129,19 @@ class _Collector:
             pieces = marked_pieces(pieces, conversation, self.marks, self.config.date_string)
         return pieces, document_id(text)
 
-    def store(self, folder: Path) -> ChatStore:
-        """All that was taken in."""
+    def targets(self, example: int) -> npt.NDArray[np.int32]:
+        """Tokens ``[start, stop)`` of an example to be learnt, shape [num, 2]."""
+        first = self._target_ends[example - 1] if example else 0
+        ends = np.asarray(self._targets[2 * first : 2 * self._target_ends[example]], np.int32)
+        return ends.reshape(-1, 2)
+
+    @property
+    def documents(self) -> DocumentStore:
+        """Tokens, identities, lengths and sources of all that was taken in."""
         lengths = np.asarray(self._example_lengths, dtype=np.int64)
-        documents = DocumentStore(
-            folder=folder.parent,
-            shard_names=[folder.name],
+        return DocumentStore(
+            folder=self.folder.parent,
+            shard_names=[self.folder.name],
             dtype=self.dtype,
             ids=self._ids,
             sources=np.asarray(self._example_sources, dtype=np.int64),
@@ -161,13 +149,6 @@ class _Collector:
             lengths=lengths,
             shards=np.zeros_like(lengths),
             offsets=np.cumsum(lengths) - lengths,
-        )
-        return ChatStore(
-            documents=documents,
-            target_values=np.asarray(self._targets, dtype=np.int32).reshape(-1, 2),
-            target_ends=np.asarray(self._target_ends, dtype=np.int64),
-            sources=self.sources,
-            lengths=self.lengths,
         )
 
     def _is_new(self, identity: str, pieces: list[Piece]) -> bool:
