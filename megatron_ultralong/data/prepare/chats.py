@@ -19,7 +19,6 @@ import numpy as np
 
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.pack.packing import PADDING, Int64Array, RowPlan, plan_rows
-from megatron_ultralong.data.pack.row_writer import RowWriter
 from megatron_ultralong.data.pack.sampling import mixed_order
 from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print_chat_summary
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
@@ -30,6 +29,7 @@ from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
 from megatron_ultralong.data.rows.stored import targets_prefix
+from megatron_ultralong.data.store.documents import RowWriter
 from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, resolved_date
 from megatron_ultralong.data.tokenize.folder_template import (

@@ -18,7 +18,6 @@ import numpy as np
 
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.packing import RowPlan, plan_rows
-from megatron_ultralong.data.pack.row_writer import RowWriter
 from megatron_ultralong.data.pack.sampling import mixed_order
 from megatron_ultralong.data.prepare.report import (
     bin_summaries,
@@ -33,7 +32,7 @@ from megatron_ultralong.data.read.sources import FilePart, Source, parse_sources
 from megatron_ultralong.data.rows import manifest as manifests
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
-from megatron_ultralong.data.store.documents import DocumentStore, merge_shards
+from megatron_ultralong.data.store.documents import DocumentStore, RowWriter, merge_shards
 from megatron_ultralong.data.store.shards import (
     SHARD_BYTES,
     Shard,

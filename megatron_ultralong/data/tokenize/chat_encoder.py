@@ -251,18 +251,12 @@ def with_marks(pieces: Sequence[Piece], spans: Iterable[tuple[int, int]], eos: s
     for piece in pieces:
         stop = start + len(rendered_text([piece], eos))
         inner = edges[bisect.bisect_right(edges, start) : bisect.bisect_left(edges, stop)]
-        if piece.is_special:
-            is_marked = bool(inner) or bisect.bisect_right(edges, start) % 2 == 1
-            found.append(piece._replace(is_target=is_marked and not piece.is_never_target))
-        else:
-            for left, right in itertools.pairwise([start, *inner, stop]):
-                is_marked = bisect.bisect_right(edges, left) % 2 == 1
-                found.append(
-                    piece._replace(
-                        text=piece.text[left - start : right - start],
-                        is_target=is_marked and not piece.is_never_target,
-                    )
-                )
+        is_hit = piece.is_special and bool(inner)
+        for left, right in itertools.pairwise([start, *([] if piece.is_special else inner), stop]):
+            is_marked = is_hit or bisect.bisect_right(edges, left) % 2 == 1
+            text = piece.text if piece.is_special else piece.text[left - start : right - start]
+            is_target = is_marked and not piece.is_never_target
+            found.append(piece._replace(text=text, is_target=is_target))
         start = stop
     return found
 
