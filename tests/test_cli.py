@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.prepare.documents import prepare
 from tests.models import TEXT, write_llama, write_tokenizer
 from tests.patience import patience
 from tests.ranks import run_on_ranks

@@ -29,7 +29,7 @@ import numpy as np
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows
-from megatron_ultralong.data.rows.stored import read_chunks
+from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.data.tokenize.engines import FastTokenizer, open_reference
 from megatron_ultralong.data.tokenize.tokenizer_model import Llama3Tokenizer
 from megatron_ultralong.sequence.assignment import zigzag
@@ -285,7 +285,8 @@ def rank(arguments: argparse.Namespace) -> None:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             rows = PackedRows(prefix)
             start = time.perf_counter()
-            tokens, labels = read_chunks(rows, 1, zigzag(size).ranges(number, seq_length))
+            chunks = zigzag(size).ranges(number, seq_length)
+            tokens, labels = StoredRow(rows, 1, ()).read_chunks(chunks)
             times.append(1e3 * (time.perf_counter() - start))
             touched = max(touched, mapped_bytes(f"{prefix}.bin"))
             assert tokens.size == labels.size == seq_length // size

@@ -50,7 +50,8 @@ def main() -> None:
         ultralong("prepare", *words, "--output", str(rows))
     run_flags = ["--seq-length", str(arguments.seq_length), "--global-batch-size", "1", *flags]
     plan = work / "plan.json"
-    words = (RECIPE, "--no-search", "--gpus", str(arguments.gpus), "--load", str(work / "base"))
+    words = (RECIPE, "--no-search", "--gpus", str(arguments.gpus), "--gpu", arguments.gpu)
+    words += ("--load", str(work / "base"))
     ultralong("plan", *words, "--json", str(plan), *run_flags)
     planned = json.loads(plan.read_text())["chosen"]
 
@@ -155,6 +156,7 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder for all files; 300 GB with --save")
     add("--gpus", type=int, required=True, help="ranks that torchrun starts")
+    add("--gpu", default="h100-80gb", help="which, as `ultralong plan` names it")
     add("--seq-length", type=int, default=131_072, help="tokens of a row")
     add(
         "--train-iters",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
-from megatron_ultralong.data.rows.chats import ChatRows, Int64Array
+from megatron_ultralong.data.rows.stored import ChatRows, Int64Array
 from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
 from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length

@@ -11,7 +11,7 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.config.generate import GenerateConfig
-from megatron_ultralong.data.read.bounded import read_text
+from megatron_ultralong.data.read.record import read_text
 from megatron_ultralong.generation.checkpoint import open_decoder
 from megatron_ultralong.generation.continuation import Continuation, TextStream
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer

@@ -15,9 +15,9 @@ from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load
 from megatron_ultralong.config.sft import SftConfig
 from megatron_ultralong.config.training import PretrainConfig, TrainingConfig
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
-from megatron_ultralong.data.rows.chats import ChatRows, chat_rows_of
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows, rows_of
+from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 

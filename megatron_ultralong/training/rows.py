@@ -9,9 +9,8 @@ from typing import Protocol
 import numpy as np
 import torch.distributed as dist
 
-from megatron_ultralong.data.rows.chats import ChatRow, ChatRows
 from megatron_ultralong.data.rows.packed import PackedRows, global_row_index, rows_of_samples
-from megatron_ultralong.data.rows.stored import StoredRow
+from megatron_ultralong.data.rows.stored import ChatRow, ChatRows, StoredRow
 from megatron_ultralong.mcore.batch import DocumentRow
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.rank_values import every_rank

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong import cli
+from megatron_ultralong.data.options import PrepareChatConfig, PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.prepare.chats import prepare_chat
+from megatron_ultralong.data.prepare.documents import prepare
 from tests.data.chats import write_jsonl
 from tests.models import TEXT
 from tests.training.chats import conversations, write_chat_model

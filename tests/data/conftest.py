@@ -10,8 +10,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.data.read.reading import ReadOptions
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.data.tokenize.engines import open_reference

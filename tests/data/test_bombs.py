@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from megatron_ultralong.data.read.bounded import read_text
+from megatron_ultralong.data.read.record import read_text
 from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
 from megatron_ultralong.evaluation.choices import read_questions
 from megatron_ultralong.evaluation.local.local_benchmarks import read_jsonl

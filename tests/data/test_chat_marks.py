@@ -12,10 +12,11 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
+from megatron_ultralong.data.options import PrepareChatConfig
+from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.read.reading import ChatReadOptions
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest
-from megatron_ultralong.data.rows.chats import ChatRows
+from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.chat_encoder import with_marks
 from megatron_ultralong.data.tokenize.chat_template import Piece, date_of, resolved_date
 from megatron_ultralong.data.tokenize.folder_template import TemplateProcess

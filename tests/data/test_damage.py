@@ -14,16 +14,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.options import PrepareChatConfig
+from megatron_ultralong.data.options import PrepareChatConfig, PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
 from megatron_ultralong.data.prepare.chats import prepare_chat
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
-from megatron_ultralong.data.rows.chats import ChatRows, chat_rows_of, targets_prefix
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows, boundaries_prefix, rows_of
-from megatron_ultralong.data.rows.stored import StoredRow
+from megatron_ultralong.data.rows.stored import ChatRows, StoredRow, chat_rows_of, targets_prefix
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.training.rows import ChatRowSource, PackedRowSource, check_rows

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
+from megatron_ultralong.data.options import PrepareChatConfig
+from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.read.conversation import ConversationError, Message, ToolCall
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
 from megatron_ultralong.data.read.reading import ChatReadOptions
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest
-from megatron_ultralong.data.rows.chats import ChatRows
+from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
 from megatron_ultralong.program.errors import InputError
 from tests.data.chats import TEMPLATE, write_chat_tokenizer, write_jsonl

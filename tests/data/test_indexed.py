@@ -9,7 +9,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from megatron.core.tokenizers.text.libraries.null_tokenizer import NullTokenizer
 
-from megatron_ultralong.data.prepare.documents import PrepareConfig
+from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.rows.indexed import IndexedReader, IndexedWriter, token_dtype
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.data.rows.packed import PackedRows

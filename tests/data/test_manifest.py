@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.data.prepare.documents import PrepareConfig
+from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.program.errors import InputError
 
@@ -60,13 +60,23 @@ def test_broken_manifests(config: PrepareConfig, manifest: Manifest, tmp_path: P
     with pytest.raises(InputError, match=r"cannot read .*manifest\.json \(No such file"):
         load_manifest(tmp_path)
     good = json.loads((config.output / "manifest.json").read_text())
+    found = good["inputs"][0]
     for text, message in (
         ("{", "is not JSON"),
         ("[]", "must hold a JSON object"),
         ("{}", "has format_version None, where this program reads 4"),
-        (json.dumps({**good, "seq_length": "64"}), r"field seq_length is '64', where int is held"),
-        (json.dumps({**good, "separator_ids": [1, None]}), r"field separator_ids\[1\] is None"),
-        (json.dumps({**good, "splits": {"train": 3}}), r"splits\.train\. is 3, not an object"),
+        (json.dumps({**good, "seq_length": "64"}), r"field seq_length is '64': .* valid integer"),
+        (json.dumps({**good, "seq_length": True}), r"field seq_length is True: .* valid integer"),
+        (json.dumps({**good, "separator_ids": [1, None]}), r"field separator_ids\.1 is None: "),
+        (json.dumps({**good, "splits": {"train": 3}}), r"field splits\.train is 3: .* an object"),
+        (
+            json.dumps({**good, "inputs": [{**found, "x": 1}]}),
+            r"field inputs\.0\.x is 1: Unexpected",
+        ),
+        (
+            json.dumps({**good, "inputs": [{**found, "counts": [{**found["counts"][0], "z": 1}]}]}),
+            r"field inputs\.0\.counts\.0\.z is 1: Unexpected",
+        ),
         (json.dumps({**good, "format_version": 9}), "has format_version 9"),
         (json.dumps({k: v for k, v in good.items() if k != "seed"}), "lacks a field .*seed"),
         (json.dumps({k: v for k, v in good.items() if k != "bins"}), "lacks a field .*bins"),

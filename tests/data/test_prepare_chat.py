@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
+from megatron_ultralong.data.options import PrepareChatConfig
+from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.read.reading import ChatReadOptions
 from megatron_ultralong.data.rows.chat_manifest import FILE_NAME, ChatManifest, load_chat_manifest
-from megatron_ultralong.data.rows.chats import ChatRows, target_mask
+from megatron_ultralong.data.rows.stored import ChatRows, target_mask
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
 from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
 from megatron_ultralong.program.errors import InputError

@@ -10,7 +10,7 @@ import pytest
 from megatron_ultralong.data.read import parquet
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.reading import DocumentReader, ReadOptions, find_documents
-from megatron_ultralong.data.read.sources import FilePart, Source, find_files, parse_source
+from megatron_ultralong.data.read.sources import FilePart, Source, find_files, parse_sources
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import document_id
 
@@ -86,10 +86,10 @@ def test_files_of_folders_and_patterns(tmp_path: Path) -> None:
 
 
 def test_source_argument() -> None:
-    assert parse_source("web=/data/a=b.jsonl") == Source("web", "/data/a=b.jsonl")
+    assert parse_sources(["web=/data/a=b.jsonl"]) == (Source("web", "/data/a=b.jsonl"),)
     for argument in ("web", "web=", "=/data", "/data/x.jsonl"):
         with pytest.raises(InputError, match="must be NAME=PATH"):
-            parse_source(argument)
+            parse_sources([argument])
 
 
 def cut(data: bytes) -> bytes:

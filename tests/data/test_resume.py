@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.prepare import documents as module
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.data.read.reading import ReadOptions, find_documents
 from megatron_ultralong.data.read.sources import Source
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.data.store import shards
+from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.program.errors import InputError
 from tests.patience import patience
 
@@ -231,10 +233,10 @@ def test_the_reference_takes_over_where_the_fast_engine_differs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert manifest.tokenizer_engine == "gigatoken"
-    encode = shards.FastTokenizer.encode_documents
+    encode = engines.FastTokenizer.encode_documents
     # exact on the probes of the start, wrong on the documents
     monkeypatch.setattr(
-        shards.FastTokenizer,
+        engines.FastTokenizer,
         "encode_documents",
         lambda self, texts: [
             ids[:-1] if "import" in text else ids

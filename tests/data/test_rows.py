@@ -12,7 +12,7 @@ from megatron_ultralong.data.rows.packed import (
     global_row_index,
     row_order,
 )
-from megatron_ultralong.data.rows.stored import read_chunks
+from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.sequence.documents import next_token_labels
@@ -72,7 +72,7 @@ def test_chunks_are_cut_from_the_row(prefix: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(PackedRows, "read", lambda *args: touched.append(args[2:]) or read(*args))
     for rank in range(3):
         chunks = zigzag(3).ranges(rank, 12)
-        tokens, labels = read_chunks(rows, 2, chunks)
+        tokens, labels = StoredRow(rows, 2, ()).read_chunks(chunks)
         wanted = [p for start, stop in chunks for p in range(start, stop)]
         np.testing.assert_array_equal(tokens, ROWS[2][wanted])
         np.testing.assert_array_equal(labels, next_token_labels(ROWS[2])[wanted])

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling, split_of
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.data.rows.manifest import Manifest, SourceShare
 from megatron_ultralong.sequence.documents import document_id
 

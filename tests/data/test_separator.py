@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.options import PrepareConfig
+from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.data.read.reading import ReadOptions
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.data.rows.packed import PackedRows

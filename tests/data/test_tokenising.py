@@ -55,7 +55,7 @@ def test_separator(tokenizer: HuggingFaceTokenizer, reference: Tokenizer) -> Non
 def test_file_and_folder_give_the_same(tokenizer_folder: Path) -> None:
     folder = HuggingFaceTokenizer(tokenizer_folder)
     file = HuggingFaceTokenizer(tokenizer_folder / "tokenizer.json")
-    assert (folder.sha256, folder.folder) == (file.sha256, file.folder)
+    assert (folder.sha256, folder.file) == (file.sha256, file.file)
     np.testing.assert_array_equal(folder.encode_documents(["a b"]), file.encode_documents(["a b"]))
 
 

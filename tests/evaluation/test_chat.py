@@ -16,7 +16,7 @@ from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
-from megatron_ultralong.data.rows.chats import ChatRows
+from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.evaluation.chat import evaluate_chat
 from megatron_ultralong.evaluation.models.opening import (
     Subject,

@@ -10,7 +10,6 @@ import numpy as np
 
 from megatron_ultralong.data.pack.packing import plan_rows, row_boundaries
 from megatron_ultralong.data.pack.sampling import mixed_order
-from megatron_ultralong.data.rows.chats import ChatRows, target_mask, targets_prefix
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.packed import (
     PackedRows,
@@ -18,7 +17,7 @@ from megatron_ultralong.data.rows.packed import (
     row_order,
     rows_of_samples,
 )
-from megatron_ultralong.data.rows.stored import StoredRow
+from megatron_ultralong.data.rows.stored import ChatRows, StoredRow, target_mask, targets_prefix
 from megatron_ultralong.training.rows import PackedRowSource, check_rows
 from tests.growth.table import Work, counted, edges_of
 

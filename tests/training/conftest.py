@@ -15,8 +15,9 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.run import CheckpointConfig, LogConfig, MemoryConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.sequence.documents import DocumentMask
 from tests.models import TEXT, write_llama
 from tests.patience import patience

@@ -21,8 +21,9 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import CheckpointConfig, LogConfig, MemoryConfig
 from megatron_ultralong.config.sft import SftConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
-from megatron_ultralong.data.prepare.chats import PrepareChatConfig, prepare_chat
-from megatron_ultralong.data.rows.chats import ChatRow, ChatRows
+from megatron_ultralong.data.options import PrepareChatConfig
+from megatron_ultralong.data.prepare.chats import prepare_chat
+from megatron_ultralong.data.rows.stored import ChatRow, ChatRows
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model.flops import attention_area
 from megatron_ultralong.program.errors import InputError

@@ -21,8 +21,9 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.run import CheckpointConfig, LogConfig, MemoryConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
+from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.training.pretrain import pretrain

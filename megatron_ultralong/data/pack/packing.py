@@ -29,19 +29,14 @@ class RowPlan:
 
     rows: list[Int64Array] = field(default_factory=list)
     """Segments of each row, int64 [num_segments, 3]."""
-
     kept: list[int] = field(default_factory=list)
     """Documents packed, each copy, in the order of packing."""
-
     num_repeats_dropped: int = 0
     """Copies left out because they would have shared a row with another copy."""
-
     num_dropped_tokens: int = 0
     """Tokens of the incomplete row at the end."""
-
     num_padding_tokens: int = 0
     """Tokens that only fill rows up (``whole``)."""
-
     num_documents_cut: int = 0
     """Copies that stand in more than one row."""
 

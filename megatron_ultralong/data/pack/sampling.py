@@ -51,18 +51,14 @@ class LengthSampling:
     """fu: short documents at short_weight, all others once, as in Fu's code. ultralong: long ones
     at long_weight too, as the paper says. none: every document once. Under the first two, sources
     are scaled to keep their shares of the tokens."""
-
     short_length: Annotated[int | None, Range(0)] = None
     """Documents under this many tokens are short. None: 4096, the paper's, and in rows of under
     65,536 tokens a sixteenth of a row."""
-
     long_length: Annotated[int | None, Range(0)] = None
     """Documents of at least this many tokens are long. None: twice short_length, the paper's 8192
     in rows of 65,536 tokens and more."""
-
     short_weight: Annotated[float, Range(0, 1000)] = 0.1
     """Weight of short documents; 0.1 is that of Fu's code."""
-
     long_weight: Annotated[float, Range(0, 1000)] = 2.0
     """Weight of long documents under ultralong; our choice, the paper gives none."""
 

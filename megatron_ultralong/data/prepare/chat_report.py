@@ -2,66 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.data.prepare.summary import file_lines
-from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatManifest, ChatSource
-from megatron_ultralong.data.rows.chats import ChatRows
+from megatron_ultralong.data.prepare import report
+from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSource
+from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.terminal import Console
 
-PICTURE = "lengths.png"
 _EXCERPT_TOKENS = 60
 """Tokens of a run that are shown, half of them at each end."""
 
 
-def print_chat_summary(
-    manifest: ChatManifest, output: Path, tokenizer: DocumentTokenizer | None = None
-) -> None:
-    """Print sources, lengths, rows and, with a tokenizer, the first conversation."""
+def print_chat_summary(manifest: ChatManifest, output: Path, tokenizer: DocumentTokenizer) -> None:
+    """Print sources, lengths, rows and the first conversation."""
     console = Console()
+    say = functools.partial(console.print, highlight=False)
     console.print(source_table(manifest))
-    console.print(length_table(manifest))
+    limit = manifest.max_length or manifest.seq_length
+    columns = ("tokens", "conversations", "tokens in all", "too long")
+    title = f"lengths (limit {limit:,} tokens)"
+    console.print(report.length_table(title, columns, manifest.lengths))
     for name, split in manifest.splits.items():
         whole = split.num_rows * manifest.seq_length
-        console.print(
+        say(
             f"{name}: {split.num_rows:,} rows x {manifest.seq_length:,}; {split.num_examples:,} "
             f"conversations, {split.num_tokens:,} tokens, of which {split.num_target_tokens:,} "
             f"({split.num_target_tokens / split.num_tokens:.1%}) are learnt; "
-            f"{split.num_padding_tokens / whole:.1%} padding",
-            highlight=False,
+            f"{split.num_padding_tokens / whole:.1%} padding"
         )
     for line in _notes(manifest):
-        console.print(line, highlight=False)
+        say(line)
     for source in manifest.sources:
-        for line in file_lines(source.name, source.counts, source.num_cut_files, source.bad):
-            console.print(line, highlight=False, soft_wrap=True, markup=False)
-    if tokenizer is not None:
-        console.print(
-            "the first conversation; what is learnt is in [bold green]\u27e6 \u27e7[/]:",
-            markup=True,
-        )
-        rows = ChatRows(output / next(iter(manifest.splits)))
-        console.print(decoded_example(*rows.examples(0)[0], tokenizer), highlight=False)
-    console.print(f"written: {output} (lengths: {output / PICTURE})", highlight=False)
+        report.print_files(console, source)
+    learnt = "[bold green]\u27e6 \u27e7[/]"
+    console.print(f"the first conversation; what is learnt is in {learnt}:", markup=True)
+    rows = ChatRows(output / next(iter(manifest.splits)))
+    say(decoded_example(*rows.examples(0)[0], tokenizer))
+    say(f"written: {output} (lengths: {output / report.PICTURE})")
 
 
 def source_table(manifest: ChatManifest) -> Table:
     """One line for each source: what was found, and what became of it."""
-    table = Table(title="conversations", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("source")
     columns = ("found", "bad", "equal", "too long", "cut", "nothing left", "kept", "tokens")
-    for column in (*columns, "learnt"):
-        table.add_column(column, justify="right")
+    table = report.new_table("conversations", (*columns, "learnt"), padding=(0, 1, 0, 0))
     for source in manifest.sources:
         counts = (
             source.num_conversations,
@@ -75,26 +66,6 @@ def source_table(manifest: ChatManifest) -> Table:
             source.num_target_tokens,
         )
         table.add_row(source.name, *(f"{count:,}" for count in counts))
-    return table
-
-
-def length_table(manifest: ChatManifest) -> Table:
-    """Conversations by doubling of their length, as found."""
-    limit = manifest.max_length or manifest.seq_length
-    table = Table(title=f"lengths (limit {limit:,} tokens)", box=box.SIMPLE_HEAD)
-    table.add_column("source")
-    for column in ("tokens", "conversations", "tokens in all", "too long"):
-        table.add_column(column, justify="right")
-    name = ""
-    for count in manifest.lengths:
-        table.add_row(
-            count.source if count.source != name else "",
-            f"{count.min_length:,}-{2 * count.min_length - 1:,}",
-            f"{count.num_conversations:,}",
-            f"{count.num_tokens:,}",
-            f"{count.num_too_long:,}",
-        )
-        name = count.source
     return table
 
 
@@ -173,33 +144,20 @@ def decoded_example(tokens: Any, targets: Any, tokenizer: DocumentTokenizer) -> 
 
 def draw_chat_lengths(file: Path, manifest: ChatManifest) -> None:
     """A panel for each source: conversations by length, and the limit."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    sources = list(dict.fromkeys(count.source for count in manifest.lengths))
-    powers = [count.min_length.bit_length() - 1 for count in manifest.lengths]
-    figure = Figure(figsize=(8, 0.6 + 2.2 * len(sources)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(sources), sharex=True, squeeze=False)[:, 0]
     limit = manifest.max_length or manifest.seq_length
-    for panel, source in zip(panels, sources, strict=True):
-        _draw_source(panel, [count for count in manifest.lengths if count.source == source])
-        panel.axvline(np.log2(limit) - 0.5, color="black", linestyle="--", linewidth=1)
-        panel.set_title(source, loc="left", fontsize=10)
-        panel.set_ylabel("conversations")
-    panels[0].legend(frameon=False)
-    panels[0].annotate(f"limit {limit:,}", (np.log2(limit) - 0.5, panels[0].get_ylim()[1]))
-    ticks = np.arange(min(powers), max(*powers, int(np.log2(limit))) + 1)
-    panels[-1].set_xticks(ticks, [f"{1 << int(tick):,}" for tick in ticks], rotation=30)
-    panels[-1].set_xlabel("tokens of a conversation, from")
-    aside = file.with_suffix(".partial")
-    figure.savefig(aside, format="png", dpi=120)
-    os.replace(aside, file)
-
-
-def _draw_source(panel: Any, counts: Sequence[ChatLengths]) -> None:
-    places = np.array([count.min_length.bit_length() - 1 for count in counts])
-    fits = np.array([count.num_conversations - count.num_too_long for count in counts])
-    panel.bar(places, fits, width=0.8, label="fit")
-    too_long = [count.num_too_long for count in counts]
-    panel.bar(places, too_long, width=0.8, bottom=fits, color="tab:red", label="too long")
+    edge = np.log2(limit) - 0.5
+    with report.length_panels(file, manifest.lengths) as panels:
+        for panel, counts in panels:
+            fits = np.array([count.num_conversations - count.num_too_long for count in counts])
+            panel.bar(report.powers(counts), fits, width=0.8, label="fit")
+            too_long = [count.num_too_long for count in counts]
+            style = {"width": 0.8, "color": "tab:red", "label": "too long"}
+            panel.bar(report.powers(counts), too_long, bottom=fits, **style)
+            panel.axvline(edge, color="black", linestyle="--", linewidth=1)
+            panel.set_ylabel("conversations")
+        first, last = panels[0][0], panels[-1][0]
+        first.annotate(f"limit {limit:,}", (edge, first.get_ylim()[1]))
+        places = report.powers(manifest.lengths)
+        ticks = np.arange(places.min(), max(*places, int(np.log2(limit))) + 1)
+        last.set_xticks(ticks, [f"{1 << int(tick):,}" for tick in ticks], rotation=30)
+        last.set_xlabel("tokens of a conversation, from")

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,10 @@ from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError
 from megatron_ultralong.data.read.reading import ConversationReader
 from megatron_ultralong.data.read.record import text_error
+from megatron_ultralong.data.read.sources import Source
 from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.indexed import token_dtype
-from megatron_ultralong.data.store.documents import DocumentStore, one_file_store
+from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.store.shards import BATCH_CHARACTERS, summarise
 from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example, marked_pieces
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, Piece, rendered_text
@@ -25,39 +27,18 @@ from megatron_ultralong.data.tokenize.engines import SAMPLE_CHARACTERS, FastToke
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.progress import ProgressBar, progress
 from megatron_ultralong.sequence.documents import document_id
-
-Int32Array = npt.NDArray[np.int32]
-
-
-@dataclasses.dataclass(frozen=True)
-class ChatStore:
-    """Examples, by number."""
-
-    documents: DocumentStore
-    """Their tokens, identities, lengths and sources."""
-    target_values: Int32Array
-    """Targets of all examples, one after the other, shape [num_targets, 2]."""
-    target_ends: npt.NDArray[np.int64]
-    """Where each example's end there, shape [num_examples]."""
-    sources: list[ChatSource]
-    lengths: list[ChatLengths]
-
-    def targets(self, example: int) -> Int32Array:
-        """Tokens ``[start, stop)`` of an example to be learnt, shape [num, 2]."""
-        first = int(self.target_ends[example - 1]) if example else 0
-        return self.target_values[first : int(self.target_ends[example])]
 
 
 def tokenise_chats(
     config: PrepareChatConfig,
-    readers: Sequence[ConversationReader],
+    sources: Sequence[Source],
     tokenizer: DocumentTokenizer,
     folder: Path,
-    advance: Callable[[float], None],
     marks: FolderTemplate | None = None,
 ) -> ChatStore:
-    """Tokenise all conversations into ``FOLDER/tokens.bin``; ``advance`` is told the bytes read.
+    """Tokenise all conversations into ``FOLDER/tokens.bin``.
 
     ``marks``: the template that says what is learnt; None: the assistant's turns are.
 
@@ -65,62 +46,44 @@ def tokenise_chats(
         InputError: at a conversation that cannot be trained on, or where a source has none.
         FastPathError: where the fast engine differs from the reference on a sample.
     """
-    with open(folder / "tokens.bin", "wb") as file:
-        collector = _Collector(config, tokenizer, file.write, marks)
+    reading = dataclasses.replace(
+        config.reading,
+        max_document_bytes=config.reading.max_document_bytes or tokenizer.max_document_bytes,
+    )
+    readers = [ConversationReader(source, reading) for source in sources]
+    megabytes = sum(reader.num_bytes for reader in readers) / 1e6
+    with progress("Tokenising", megabytes, "MB") as bar, open(folder / "tokens.bin", "wb") as file:
+        store = ChatStore(config, tokenizer, folder, file.write, marks)
         for reader in readers:
-            collector.add_source(reader, advance)
-    return collector.store(folder)
+            store.add_source(reader, bar)
+    return store
 
 
-@dataclasses.dataclass
-class _Found:
-    """Counts of one source."""
-
-    num_duplicates: int = 0
-    num_too_long: int = 0
-    num_truncated: int = 0
-    num_nothing_left: int = 0
-    num_cut_at_start: int = 0
-    num_cut_at_end: int = 0
-    num_turns_cut: int = 0
-    num_turns_not_learnt: int = 0
-    num_with_reasoning: int = 0
-    num_examples: int = 0
-    num_tokens: int = 0
-    num_target_tokens: int = 0
-    longest: int = 0
-
-    def count(self, conversation: Conversation) -> None:
-        """What was left out of a conversation that can be trained on."""
-        self.num_cut_at_start += bool(conversation.num_cut_at_start)
-        self.num_cut_at_end += bool(conversation.num_cut_at_end)
-        self.num_turns_cut += conversation.num_cut_at_start + conversation.num_cut_at_end
-        self.num_turns_not_learnt += sum(
-            message.role == "assistant" and not message.is_learnt
-            for message in conversation.messages
-        )
-        self.num_with_reasoning += conversation.has_reasoning
-
-
-class _Collector:
-    """Takes conversations in, batch by batch."""
+class ChatStore:
+    """Examples, by number: taken in batch by batch, their tokens written."""
 
     def __init__(
         self,
         config: PrepareChatConfig,
         tokenizer: DocumentTokenizer,
+        folder: Path,
         write: Callable[[memoryview], object],
         marks: FolderTemplate | None,
     ) -> None:
         self.config = config
         self.marks = marks
         self.tokenizer = tokenizer
+        self.folder = folder
         self.write = write
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.template = TEMPLATES[config.chat_template]
         self.encoder = ChatEncoder(self.template, tokenizer, is_marked=marks is not None)
         self.sources: list[ChatSource] = []
         self.lengths: list[ChatLengths] = []
+        self._found: collections.Counter[str] = collections.Counter()
+        """What is counted of the source, by the names of :class:`ChatSource`."""
+        self._bins: dict[int, list[int]] = {}
+        """Its conversations, their tokens and the too long ones, by doubling of the length."""
         self._seen: set[bytes] = set()
         self._ids: list[str] = []
         self._example_sources = array.array("q")
@@ -128,10 +91,10 @@ class _Collector:
         self._targets = array.array("i")
         self._target_ends = array.array("q")
 
-    def add_source(self, reader: ConversationReader, advance: Callable[[float], None]) -> None:
+    def add_source(self, reader: ConversationReader, bar: ProgressBar) -> None:
         """Tokenise the conversations of one source."""
-        found = _Found()
-        bins: dict[int, list[int]] = collections.defaultdict(lambda: [0, 0, 0])
+        self._found.clear()
+        self._bins = collections.defaultdict(lambda: [0, 0, 0])
         batch: list[tuple[str, list[Piece]]] = []
         size = done = 0
         for record, conversation in reader:
@@ -141,20 +104,20 @@ class _Collector:
                 reader.num_conversations -= 1
                 reader.reject(record, problem)
                 continue
-            found.count(conversation)
+            self._count(conversation)
             if not self._is_new(identity, pieces):
-                found.num_duplicates += 1
+                self._found["num_duplicates"] += 1
                 continue
             batch.append((identity, pieces))
             size += sum(len(piece.text) for piece in pieces)
             if size > BATCH_CHARACTERS:
-                self._add(batch, found, bins)
+                self._add(batch)
                 batch, size = [], 0
-                advance(reader.bytes_read - done)
+                bar.advance((reader.bytes_read - done) / 1e6)
                 done = reader.bytes_read
-        self._add(batch, found, bins)
-        advance(reader.num_bytes - done)
-        self._close_source(reader, found, bins)
+        self._add(batch)
+        bar.advance((reader.num_bytes - done) / 1e6)
+        self._close_source(reader)
 
     def _rendered(self, conversation: Conversation) -> tuple[list[Piece], str]:
         """A conversation's pieces, and the identity of what they say."""
@@ -166,22 +129,26 @@ class _Collector:
             pieces = marked_pieces(pieces, conversation, self.marks, self.config.date_string)
         return pieces, document_id(text)
 
-    def store(self, folder: Path) -> ChatStore:
-        """All that was taken in."""
-        documents = one_file_store(
-            folder,
-            self.dtype,
-            self._ids,
-            [source.name for source in self.sources],
-            np.asarray(self._example_sources, dtype=np.int64),
-            np.asarray(self._example_lengths, dtype=np.int64),
-        )
-        return ChatStore(
-            documents=documents,
-            target_values=np.asarray(self._targets, dtype=np.int32).reshape(-1, 2),
-            target_ends=np.asarray(self._target_ends, dtype=np.int64),
-            sources=self.sources,
-            lengths=self.lengths,
+    def targets(self, example: int) -> npt.NDArray[np.int32]:
+        """Tokens ``[start, stop)`` of an example to be learnt, shape [num, 2]."""
+        first = self._target_ends[example - 1] if example else 0
+        ends = np.asarray(self._targets[2 * first : 2 * self._target_ends[example]], np.int32)
+        return ends.reshape(-1, 2)
+
+    @property
+    def documents(self) -> DocumentStore:
+        """Tokens, identities, lengths and sources of all that was taken in."""
+        lengths = np.asarray(self._example_lengths, dtype=np.int64)
+        return DocumentStore(
+            folder=self.folder.parent,
+            shard_names=[self.folder.name],
+            dtype=self.dtype,
+            ids=self._ids,
+            sources=np.asarray(self._example_sources, dtype=np.int64),
+            source_names=[source.name for source in self.sources],
+            lengths=lengths,
+            shards=np.zeros_like(lengths),
+            offsets=np.cumsum(lengths) - lengths,
         )
 
     def _is_new(self, identity: str, pieces: list[Piece]) -> bool:
@@ -192,9 +159,19 @@ class _Collector:
         self._seen.add(key)
         return not known
 
-    def _add(
-        self, batch: list[tuple[str, list[Piece]]], found: _Found, bins: dict[int, list[int]]
-    ) -> None:
+    def _count(self, conversation: Conversation) -> None:
+        """What was left out of a conversation that can be trained on."""
+        at_start, at_end = conversation.num_cut_at_start, conversation.num_cut_at_end
+        self._found["num_cut_at_start"] += bool(at_start)
+        self._found["num_cut_at_end"] += bool(at_end)
+        self._found["num_turns_cut"] += at_start + at_end
+        self._found["num_turns_not_learnt"] += sum(
+            message.role == "assistant" and not message.is_learnt
+            for message in conversation.messages
+        )
+        self._found["num_with_reasoning"] += conversation.has_reasoning
+
+    def _add(self, batch: list[tuple[str, list[Piece]]]) -> None:
         if not batch:
             return
         if isinstance(self.tokenizer, FastTokenizer):
@@ -203,26 +180,26 @@ class _Collector:
         examples = self.encoder.encode([pieces for _, pieces in batch])
         for (identity, _), example in zip(batch, examples, strict=True):
             length = example.tokens.size
-            found.longest = max(found.longest, length)
-            counts = bins[1 << (length.bit_length() - 1)]
+            self._found["longest"] = max(self._found["longest"], length)
+            counts = self._bins[1 << (length.bit_length() - 1)]
             counts[0] += 1
             counts[1] += length
             if length > self.config.limit:
                 counts[2] += 1
                 if self.config.too_long == "drop":
-                    found.num_too_long += 1
+                    self._found["num_too_long"] += 1
                     continue
                 example = example.cut(self.config.limit)
             if not example.num_target_tokens:
-                found.num_nothing_left += 1
+                self._found["num_nothing_left"] += 1
                 continue
-            found.num_truncated += length > self.config.limit
-            self._keep(identity, example, found)
+            self._found["num_truncated"] += length > self.config.limit
+            self._keep(identity, example)
 
-    def _keep(self, identity: str, example: Example, found: _Found) -> None:
-        found.num_examples += 1
-        found.num_tokens += example.tokens.size
-        found.num_target_tokens += example.num_target_tokens
+    def _keep(self, identity: str, example: Example) -> None:
+        self._found["num_examples"] += 1
+        self._found["num_tokens"] += example.tokens.size
+        self._found["num_target_tokens"] += example.num_target_tokens
         self.write(np.ascontiguousarray(example.tokens, dtype=self.dtype).data)
         self._ids.append(identity)
         self._example_sources.append(len(self.sources))
@@ -230,22 +207,22 @@ class _Collector:
         self._targets.extend(example.targets.ravel().tolist())
         self._target_ends.append(len(self._targets) // 2)
 
-    def _close_source(
-        self, reader: ConversationReader, found: _Found, bins: dict[int, list[int]]
-    ) -> None:
-        source = ChatSource(
-            name=reader.source.name,
-            path=reader.source.pattern,
-            files=[summarise(part.path) for part in reader.parts],
-            counts=reader.counts,
-            num_cut_files=reader.num_cut_files,
-            bad=reader.bad,
-            num_conversations=reader.num_conversations,
-            num_bad={str(problem): count for problem, count in sorted(reader.num_bad.items())},
-            unread_keys=dict(sorted(reader.unread_keys.items())),
-            num_kept_nulls=reader.num_kept_nulls,
-            **dataclasses.asdict(found),
-        )
+    def _close_source(self, reader: ConversationReader) -> None:
+        known: dict[str, Any] = {
+            "name": reader.source.name,
+            "path": reader.source.pattern,
+            "files": [summarise(part.path) for part in reader.parts],
+            "counts": reader.counts,
+            "num_cut_files": reader.num_cut_files,
+            "bad": reader.bad,
+            "num_conversations": reader.num_conversations,
+            "num_bad": {str(problem): n for problem, n in sorted(reader.num_bad.items())},
+            "unread_keys": dict(sorted(reader.unread_keys.items())),
+            "num_kept_nulls": reader.num_kept_nulls,
+        }
+        counted = {field.name for field in dataclasses.fields(ChatSource)} - known.keys()
+        assert self._found.keys() <= counted, self._found.keys() - counted
+        source = ChatSource(**known | {name: self._found[name] for name in counted})
         if not source.num_examples:
             raise InputError(
                 f"source {source.name!r} has nothing to train on: {source.num_conversations} "
@@ -257,5 +234,5 @@ class _Collector:
             )
         self.sources.append(source)
         self.lengths += [
-            ChatLengths(source.name, least, *counts) for least, counts in sorted(bins.items())
+            ChatLengths(source.name, least, *counts) for least, counts in sorted(self._bins.items())
         ]

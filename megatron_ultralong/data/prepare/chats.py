@@ -11,40 +11,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-import megatron_ultralong
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.pack.packing import PADDING, Int64Array, RowPlan, plan_rows
-from megatron_ultralong.data.pack.row_writer import RowWriter
 from megatron_ultralong.data.pack.sampling import mixed_order
-from megatron_ultralong.data.prepare.chat_report import (
-    PICTURE,
-    draw_chat_lengths,
-    print_chat_summary,
-)
+from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print_chat_summary
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
 from megatron_ultralong.data.prepare.work_folder import WorkFolder, work_folder
-from megatron_ultralong.data.read.reading import ConversationReader
-from megatron_ultralong.data.read.sources import parse_source
+from megatron_ultralong.data.read.sources import Source, parse_sources
 from megatron_ultralong.data.rows import chat_manifest as manifests
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
-from megatron_ultralong.data.rows.chats import targets_prefix
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
+from megatron_ultralong.data.rows.stored import targets_prefix
+from megatron_ultralong.data.store.documents import RowWriter
+from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, resolved_date
-from megatron_ultralong.data.tokenize.engines import (
-    FastPathError,
-    choose_tokenizer,
-    fast_version,
-    open_reference,
-    require_fallback,
-)
 from megatron_ultralong.data.tokenize.folder_template import (
     FolderDate,
     FolderTemplate,
@@ -53,10 +40,7 @@ from megatron_ultralong.data.tokenize.folder_template import (
 )
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.progress import progress
 from megatron_ultralong.sequence.documents import document_split
-
-__all__ = ["PrepareChatConfig", "prepare_chat"]
 
 
 @dataclass(frozen=True)
@@ -82,76 +66,44 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
     config.check()
     date = resolved_date(config.date_string, datetime.date.today())
     config = dataclasses.replace(config, date_string=date)
-    sources = tuple(parse_source(argument) for argument in config.source)
-    if not sources:
-        raise InputError("no --source: give at least one NAME=PATH")
+    sources = parse_sources(config.source)
     with work_folder(config.output) as work:
-        tokenised = _tokenise(config, work)
+        tokenised = _tokenise(config, sources, work)
         folder = work.new_folder("rows")
         manifest = _write(config, tokenised, folder)
-        draw_chat_lengths(folder / PICTURE, manifest)
+        draw_chat_lengths(folder / "lengths.png", manifest)
         work.finish(folder, config.output)
     print_chat_summary(manifest, config.output, tokenised.tokenizer)
     return manifest
 
 
-def _tokenise(config: PrepareChatConfig, work: WorkFolder) -> _Tokenised:
-    tokenizer, reason = choose_tokenizer(config.tokenizer, config.tokenizer_engine)
-    with contextlib.ExitStack() as stack:
-        folder = _open_template(config, tokenizer, stack)
+def _tokenise(
+    config: PrepareChatConfig, sources: tuple[Source, ...], work: WorkFolder
+) -> _Tokenised:
+    chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
+    with _open_template(config, chosen.tokenizer.file.parent) as folder:
         marks = folder if folder is not None and folder.has_marks else None
         folder_date = "" if folder is None else folder.own_date(config.date_string)
-        try:
-            store = _tokenise_with(config, tokenizer, work, marks)
-        except FastPathError as error:
-            require_fallback(config.tokenizer_engine, error)
-            reason = str(error)
-            tokenizer = open_reference(config.tokenizer)
-            store = _tokenise_with(config, tokenizer, work, marks)
-        return _Tokenised(
-            store,
-            tokenizer,
-            reason,
-            is_checked=folder is not None,
-            is_marked=marks is not None,
-            folder_date=folder_date,
+        (tokenizer, reason), store = engines.tokenise_by(
+            chosen,
+            config.tokenizer_engine,
+            lambda found: tokenise_chats(config, sources, found, work.new_folder("tokens"), marks),
         )
+        is_checked, is_marked = folder is not None, marks is not None
+        return _Tokenised(store, tokenizer, reason, is_checked, is_marked, folder_date)
 
 
-def _open_template(
-    config: PrepareChatConfig, tokenizer: DocumentTokenizer, stack: contextlib.ExitStack
-) -> FolderTemplate | None:
+@contextlib.contextmanager
+def _open_template(config: PrepareChatConfig, place: Path) -> Iterator[FolderTemplate | None]:
     """The template in the tokenizer's folder, which writes what ours does; None: there is none."""
-    place = tokenizer.file.parent
     text = folder_template(place) if config.check_template else None
     if text is None:
-        return None
-    folder = stack.enter_context(FolderTemplate(text, place))
-    check_template(TEMPLATES[config.chat_template], folder, config.date_string)
-    return folder
-
-
-def _tokenise_with(
-    config: PrepareChatConfig,
-    tokenizer: DocumentTokenizer,
-    work: WorkFolder,
-    marks: FolderTemplate | None,
-) -> ChatStore:
-    reading = dataclasses.replace(
-        config.reading,
-        max_document_bytes=config.reading.max_document_bytes or tokenizer.max_document_bytes,
-    )
-    readers = [ConversationReader(parse_source(s), reading) for s in config.source]
-    megabytes = sum(reader.num_bytes for reader in readers) / 1e6
-    with progress("Tokenising", megabytes, "MB") as bar:
-        return tokenise_chats(
-            config,
-            readers,
-            tokenizer,
-            work.new_folder("tokens"),
-            lambda count: bar.advance(count / 1e6),
-            marks,
-        )
+        yield None
+        return
+    folder = FolderTemplate(text, place)
+    with folder:
+        check_template(TEMPLATES[config.chat_template], folder, config.date_string)
+        yield folder
 
 
 def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> ChatManifest:
@@ -162,25 +114,22 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
         [document_split(i, config.valid_fraction, config.seed) for i in documents.ids]
     )
     writer = RowWriter(documents, (), config.seq_length, tokenizer.vocab_size)
-    found: dict[str, ChatSplit] = {}
     plans: dict[str, RowPlan] = {}
     for name in names:
         order = mixed_order((splits == name).astype(np.int64), documents.ids, config.seed)
         _require_examples(config, name, order, len(documents.ids))
         plans[name] = _plan(config, order, documents.lengths)
-    num_rows = sum(len(plan.rows) for plan in plans.values())
-    with progress("Packing", num_rows * config.seq_length / 1e6, "Mtokens") as bar:
-        for name, plan in plans.items():
-            written = writer.write(folder / name, plan, bar)
-            num_targets = _write_targets(folder / name, plan, store)
-            found[name] = ChatSplit(
-                num_examples=written.num_documents,
-                num_rows=written.num_rows,
-                num_tokens=written.num_tokens - written.num_padding_tokens,
-                num_target_tokens=num_targets,
-                num_padding_tokens=written.num_padding_tokens,
-                longest=int(documents.lengths[plan.kept].max()),
-            )
+    found = {
+        name: ChatSplit(
+            num_examples=written.num_documents,
+            num_rows=written.num_rows,
+            num_tokens=written.num_tokens - written.num_padding_tokens,
+            num_target_tokens=_write_targets(folder / name, plans[name], store),
+            num_padding_tokens=written.num_padding_tokens,
+            longest=int(documents.lengths[plans[name].kept].max()),
+        )
+        for name, written in writer.write(folder, plans).items()
+    }
     copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
     jinja = TEMPLATES[config.chat_template].jinja
     if jinja and folder_template(tokenizer.file.parent) is None:
@@ -206,12 +155,7 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
         sources=store.sources,
         lengths=store.lengths,
         splits=found,
-        versions={
-            "megatron_ultralong": megatron_ultralong.__version__,
-            "python": platform.python_version(),
-            "gigatoken": fast_version(),
-            **{package: version(package) for package in ("numpy", "pyarrow", "tokenizers")},
-        },
+        versions=engines.versions("gigatoken", "numpy", "pyarrow", "tokenizers"),
     )
     manifest.save(folder)
     return manifest

@@ -9,30 +9,30 @@ give equal bytes, with any number of workers, and after any number of interrupti
 from __future__ import annotations
 
 import dataclasses
-import platform
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import megatron_ultralong
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.packing import RowPlan, plan_rows
-from megatron_ultralong.data.pack.row_writer import RowWriter
 from megatron_ultralong.data.pack.sampling import mixed_order
-from megatron_ultralong.data.prepare.inspection import inspect_rows
+from megatron_ultralong.data.prepare.report import (
+    bin_summaries,
+    inspect_rows,
+    length_counts,
+    print_summary,
+)
 from megatron_ultralong.data.prepare.selection import Selection, select_documents, source_shares
-from megatron_ultralong.data.prepare.summary import bin_summaries, length_counts, print_summary
 from megatron_ultralong.data.prepare.work_folder import WorkFolder, work_folder
 from megatron_ultralong.data.read.reading import find_documents
-from megatron_ultralong.data.read.sources import FilePart, Source, parse_source
+from megatron_ultralong.data.read.sources import FilePart, Source, parse_sources
 from megatron_ultralong.data.rows import manifest as manifests
 from megatron_ultralong.data.rows.indexed import token_dtype
-from megatron_ultralong.data.rows.manifest import Manifest, SplitSummary, load_manifest
-from megatron_ultralong.data.store.documents import DocumentStore, merge_shards
+from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
+from megatron_ultralong.data.store.documents import DocumentStore, RowWriter, merge_shards
 from megatron_ultralong.data.store.shards import (
     SHARD_BYTES,
     Shard,
@@ -41,13 +41,7 @@ from megatron_ultralong.data.store.shards import (
     plan_shards,
     tokenise_shards,
 )
-from megatron_ultralong.data.tokenize.engines import (
-    FastPathError,
-    choose_tokenizer,
-    fast_version,
-    open_reference,
-    require_fallback,
-)
+from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.data.tokenize.tokenising import (
     DocumentTokenizer,
     copy_tokenizer,
@@ -56,7 +50,8 @@ from megatron_ultralong.data.tokenize.tokenising import (
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress
 
-__all__ = ["PrepareConfig", "prepare"]
+PACKAGES = ("numpy", "pyarrow", "tokenizers", "gigatoken")
+"""That ids and rows depend on."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +78,10 @@ def prepare(config: PrepareConfig) -> Manifest:
     config = dataclasses.replace(config, sampling=config.sampling.for_rows(config.seq_length))
     if config.inspect and (config.output / manifests.FILE_NAME).is_file():
         manifest = load_manifest(config.output)
-        inspect_rows(config.output, manifest, open_reference(_own_tokenizer(config.output)))
+        tokenizer = engines.open_reference(config.output / manifests.TOKENIZER_FOLDER)
+        inspect_rows(config.output, manifest, tokenizer)
         return manifest
-    sources = tuple(parse_source(argument) for argument in config.source)
-    if not sources:
-        raise InputError("no --source: give at least one NAME=PATH")
+    sources = parse_sources(config.source)
     with work_folder(config.output) as work:
         tokenised = _tokenise(config, sources, work)
         folder = work.new_folder("rows")
@@ -112,14 +106,10 @@ def prepare(config: PrepareConfig) -> Manifest:
     return manifest
 
 
-def _own_tokenizer(output: Path) -> Path:
-    return output / manifests.TOKENIZER_FOLDER
-
-
 def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFolder) -> _Tokenised:
     """Every document of the sources, by the fast engine or, where it fails, by the reference."""
-    tokenizer, reason = choose_tokenizer(config.tokenizer, config.tokenizer_engine)
-    separator = separator_ids(tokenizer, config.separator)
+    chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
+    separator = separator_ids(chosen.tokenizer, config.separator)
     found = [find_documents(source, config.reading) for source in sources]
     shards = plan_shards(found)
     if config.sampling.name != "none":
@@ -128,35 +118,23 @@ def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFold
             f"sampling: documents of {short} tokens are short, of {long} long in rows of "
             f"{config.seq_length:,} (--short-length, --long-length, --length-sampling none)"
         )
-    key = _key(config, sources, shards, tokenizer, separator)
+    key = _key(config, sources, shards, chosen.tokenizer, separator)
     if work.resume(key) and any(work.path.glob("shards-*/shard-*")):
         _say(f"going on from the shards in {work.path}")
     try:
-        _tokenise_with(config, sources, shards, tokenizer, separator, work)
-    except FastPathError as error:
-        require_fallback(config.tokenizer_engine, error)
-        reason = str(error)
-        tokenizer = open_reference(config.tokenizer)
-        _tokenise_with(config, sources, shards, tokenizer, separator, work)
+        (tokenizer, reason), folder = engines.tokenise_by(
+            chosen,
+            config.tokenizer_engine,
+            lambda found: _tokenise_with(config, sources, shards, found, separator, work),
+        )
     except WorkerLostError:
         work.keep = True
         raise
     if reason:
         _say(f"documents were tokenised by {tokenizer.engine}: {reason}")
-    folder = _shard_folder(work, tokenizer)
-    store = merge_shards(
-        shards,
-        found,
-        folder,
-        token_dtype(tokenizer.vocab_size),
-        drop_separators=config.separator_in_text == "drop",
-    )
+    dtype, is_dropped = token_dtype(tokenizer.vocab_size), config.separator_in_text == "drop"
+    store = merge_shards(shards, found, folder, dtype, drop_separators=is_dropped)
     return _Tokenised(store, tokenizer, reason, separator)
-
-
-def _shard_folder(work: WorkFolder, tokenizer: DocumentTokenizer) -> Path:
-    """Shards of two engines are never mixed."""
-    return work.path / f"shards-{tokenizer.engine}"
 
 
 def _tokenise_with(
@@ -166,8 +144,8 @@ def _tokenise_with(
     tokenizer: DocumentTokenizer,
     separator: list[int],
     work: WorkFolder,
-) -> None:
-    folder = _shard_folder(work, tokenizer)
+) -> Path:
+    folder = work.path / f"shards-{tokenizer.engine}"  # those of two engines are never mixed
     folder.mkdir(exist_ok=True)
     job = ShardJob(
         sources=sources,
@@ -186,6 +164,7 @@ def _tokenise_with(
         tokenise_shards(
             shards, job, tokenizer, config.workers, lambda count: bar.advance(count / 1e6)
         )
+    return folder
 
 
 def _key(
@@ -205,7 +184,7 @@ def _key(
         "tokenizer": tokenizer.sha256,
         "engine": [config.tokenizer_engine, tokenizer.engine],
         "separator": [separator, config.separator_in_text == "split"],
-        "versions": _versions(tokenizer),
+        "versions": engines.versions(*PACKAGES, tokenizer.engine),
     }
 
 
@@ -222,13 +201,9 @@ def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> M
     selection = select_documents(config, store)
     plans = _plans(config, store, selection, len(separator))
     shares = source_shares(config, store, selection, plans["train"])
-    num_rows = sum(len(plan.rows) for plan in plans.values())
     writer = RowWriter(store, separator, config.seq_length, tokenizer.vocab_size)
-    splits: dict[str, SplitSummary] = {}
-    with progress("Packing", num_rows * config.seq_length / 1e6, "Mtokens") as bar:
-        for split, plan in plans.items():
-            splits[split] = writer.write(folder / split, plan, bar)
-    copy_tokenizer(tokenizer, _own_tokenizer(folder))
+    splits = writer.write(folder, plans)
+    copy_tokenizer(tokenizer, folder / manifests.TOKENIZER_FOLDER)
     packed = np.concatenate([np.asarray(plan.kept, dtype=np.int64) for plan in plans.values()])
     manifest = Manifest(
         format_version=manifests.FORMAT_VERSION,
@@ -252,7 +227,7 @@ def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> M
         shares=shares,
         lengths=length_counts(store, packed),
         splits=splits,
-        versions=_versions(tokenizer),
+        versions=engines.versions(*PACKAGES, tokenizer.engine),
     )
     manifest.save(folder)
     return manifest
@@ -286,18 +261,6 @@ def _require_one_row(config: PrepareConfig, split: str, plan: RowPlan, num_token
             f"less strictly (--length-sampling {config.sampling.name}, short documents under "
             f"{config.sampling.edges[0]} tokens)"
         )
-
-
-def _versions(tokenizer: DocumentTokenizer) -> dict[str, str]:
-    engines = {"tokenizers": version("tokenizers"), "gigatoken": fast_version()}
-    if tokenizer.engine not in engines:
-        engines[tokenizer.engine] = version(tokenizer.engine)
-    return {
-        "megatron_ultralong": megatron_ultralong.__version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("numpy", "pyarrow")},
-        **engines,
-    }
 
 
 def _say(line: str) -> None:

@@ -10,13 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.options import PrepareConfig
+from megatron_ultralong.data.pack import sampling
 from megatron_ultralong.data.pack.packing import RowPlan
-from megatron_ultralong.data.pack.sampling import (
-    document_weights,
-    num_copies,
-    sample_units,
-    split_of,
-)
 from megatron_ultralong.data.rows.manifest import SourceShare
 from megatron_ultralong.data.store.documents import DocumentStore
 
@@ -140,10 +135,8 @@ class Selection:
 
     splits: npt.NDArray[np.str_]
     """Name of the split."""
-
     weights: npt.NDArray[np.float64]
     """Expected copies in the training split, or what they would be there."""
-
     copies: npt.NDArray[np.int64]
     """Copies to pack."""
 
@@ -157,9 +150,9 @@ def select_documents(config: PrepareConfig, store: DocumentStore) -> Selection:
         InputError: where a source would lose all its documents.
     """
     fractions = config.valid_fraction, config.test_fraction
-    splits = np.asarray([split_of(i, *fractions, config.seed) for i in store.ids])
+    splits = np.asarray([sampling.split_of(i, *fractions, config.seed) for i in store.ids])
     trained = splits == "train"
-    weights = document_weights(
+    weights = sampling.document_weights(
         store.lengths,
         store.sources,
         store.source_names,
@@ -167,8 +160,8 @@ def select_documents(config: PrepareConfig, store: DocumentStore) -> Selection:
         trained,
         config.max_tokens,
     )
-    units = sample_units(store.ids, config.seed)
-    copies = num_copies(np.where(trained, weights, np.minimum(weights, 1)), units)
+    units = sampling.sample_units(store.ids, config.seed)
+    copies = sampling.num_copies(np.where(trained, weights, np.minimum(weights, 1)), units)
     bins = config.sampling.bins(store.lengths)
     for source in range(len(store.source_names)):
         own = np.flatnonzero(trained & (store.sources == source))

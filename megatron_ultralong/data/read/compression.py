@@ -68,10 +68,8 @@ class _Codec(NamedTuple):
 
     start: Callable[[], Any]
     """A decompressor of one member."""
-
     program: str
     """Decompresses to standard output."""
-
     magic: bytes
     """First bytes of a member."""
 

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from megatron_ultralong.data.read import bounded
-from megatron_ultralong.data.read.record import text_error
+from megatron_ultralong.data.read import record
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -123,9 +122,10 @@ class Conversation:
         Raises:
             ConversationError: naming the turn, counted from 0.
         """
-        if not any(message.role == "assistant" for message in self.messages):
+        roles = [message.role for message in self.messages]
+        if "assistant" not in roles:
             raise ConversationError("no assistant turn", "no turn is the assistant's to train on")
-        if not self._has_answer():
+        if "user" not in roles or "assistant" not in roles[roles.index("user") :]:
             raise ConversationError(
                 "no assistant turn", "no turn of the assistant's follows one of the user's"
             )
@@ -148,10 +148,6 @@ class Conversation:
                 f"the last turn is {last.role!r}, where 'assistant' belongs: nothing after the "
                 "assistant's last turn can be trained on",
             )
-
-    def _has_answer(self) -> bool:
-        roles = [message.role for message in self.messages]
-        return "user" in roles and "assistant" in roles[roles.index("user") :]
 
 
 def _after(last: Message | None) -> Sequence[Role]:
@@ -179,7 +175,7 @@ def _check_content(number: int, message: Message) -> None:
     require_type(message.content, str, f"{place} has content of type", ", not a text")
     if not message.content or message.content.isspace():
         raise ConversationError("empty turn", f"{place} is empty")
-    if error := text_error(message.content):
+    if error := record.text_error(message.content):
         raise ConversationError("unreadable", f"{place} has {error}")
 
 
@@ -194,7 +190,7 @@ class JsonTexts:
     """
 
     def __init__(self) -> None:
-        self._left = bounded.MAX_JSON_BYTES
+        self._left = record.MAX_JSON_BYTES
 
     def value(self, place: str, value: Any, problem: Problem = "bad tool call") -> Any:
         """A value, or what is written in a text of JSON: ``'{"a": 1}' -> {"a": 1}``.
@@ -207,25 +203,25 @@ class JsonTexts:
             return value
         try:
             found = self._read(value)
-        except bounded.TooLargeError as error:
+        except record.TooLargeError as error:
             raise ConversationError(problem, f"{place} cannot be read: {error}") from error
         except ValueError as error:  # not UTF-8, not JSON
             raise ConversationError(
                 problem, f"{place} is a text that is not JSON: {error}, in {value[:40]!r}"
             ) from error
-        if reason := bounded.value_error(found):
+        if reason := record.value_error(found):
             raise ConversationError(problem, f"{place} has {reason}")
         return found
 
     def _read(self, text: str) -> Any:
         data = text.encode()
-        self._left -= len(data) if len(data) <= _SMALL else bounded.bytes_outside_strings(data)
+        self._left -= len(data) if len(data) <= _SMALL else record.bytes_outside_strings(data)
         if self._left < 0:
-            raise bounded.TooLargeError(
-                f"the texts of JSON here have more than {bounded.MAX_JSON_BYTES:,} bytes around "
+            raise record.TooLargeError(
+                f"the texts of JSON here have more than {record.MAX_JSON_BYTES:,} bytes around "
                 "their own texts, the most that is read of a record"
             )
-        return bounded.json_value(data)
+        return record.json_value(data)
 
 
 def check_json(place: str, value: Any, problem: Problem) -> None:
@@ -234,7 +230,7 @@ def check_json(place: str, value: Any, problem: Problem) -> None:
     Raises:
         ConversationError: naming the type.
     """
-    if reason := bounded.value_error(value):
+    if reason := record.value_error(value):
         raise ConversationError(problem, f"{place} has {reason}")
     left = [value]
     while left:

@@ -20,15 +20,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
-from megatron_ultralong.data.read.conversation import (
-    Conversation,
-    ConversationError,
-    JsonTexts,
-    Message,
-    Role,
-    list_of,
-    require_type,
-)
+from megatron_ultralong.data.read import conversation as chat
 from megatron_ultralong.data.read.conversation_turns import (
     Reasoning,
     TurnOptions,
@@ -61,7 +53,7 @@ def parse_conversation(
     chat_format: ChatFormat,
     ignore_keys: Collection[str] = (),
     reasoning: Reasoning = "drop",
-) -> Conversation:
+) -> chat.Conversation:
     """The conversation of a record, cut to what can be learnt, and checked.
 
     Args:
@@ -77,14 +69,14 @@ def parse_conversation(
     name = _format_of(fields) if chat_format == "auto" else chat_format
     missing = [key for key in MARKS[name] if key not in fields]
     if missing:
-        raise ConversationError(
+        raise chat.ConversationError(
             "unknown format", f"a record of format {name} has no {missing[0]!r}; {_keys(fields)}"
         )
     options = TurnOptions(frozenset(ignore_keys), reasoning)
     read = {key: fields[key] for key in KEYS[name] if key in fields}
     messages = _PARSERS[name](read, options)
     builtin_tools = _builtin_tools_of(read.get("builtin_tools"), options.texts)
-    conversation = Conversation(
+    conversation = chat.Conversation(
         _without_empty_system(messages),
         _tools_of(read.get("tools"), options.texts),
         builtin_tools,
@@ -99,7 +91,7 @@ def _format_of(fields: Fields) -> str:
         if all(key in fields for key in marks):
             return name
     known = ", ".join(f"{name} ({' and '.join(marks)})" for name, marks in MARKS.items())
-    raise ConversationError(
+    raise chat.ConversationError(
         "unknown format", f"no format has these keys; {_keys(fields)}; known are {known}"
     )
 
@@ -108,44 +100,46 @@ def _keys(fields: Fields) -> str:
     return f"keys here: {', '.join(map(str, fields))[:300] or 'none'}"
 
 
-def _messages(fields: Fields, options: TurnOptions) -> list[Message]:
+def _messages(fields: Fields, options: TurnOptions) -> list[chat.Message]:
     return read_turns(fields["messages"], "messages", options)
 
 
-def _sharegpt(fields: Fields, options: TurnOptions) -> list[Message]:
+def _sharegpt(fields: Fields, options: TurnOptions) -> list[chat.Message]:
     turns = read_turns(fields["conversations"], "conversations", options)
     return _system(fields, options) + turns
 
 
-def _prompt_completion(fields: Fields, options: TurnOptions) -> list[Message]:
+def _prompt_completion(fields: Fields, options: TurnOptions) -> list[chat.Message]:
     prompt = _side(fields["prompt"], "prompt", "user", options)
     completion = _side(fields["completion"], "completion", "assistant", options)
     return [dataclasses.replace(message, is_learnt=False) for message in prompt] + completion
 
 
-def _side(value: Any, name: str, role: Role, options: TurnOptions) -> list[Message]:
+def _side(value: Any, name: str, role: chat.Role, options: TurnOptions) -> list[chat.Message]:
     """Turns of a prompt or a completion; a text is one turn."""
-    return [Message(role, value)] if isinstance(value, str) else read_turns(value, name, options)
+    return (
+        [chat.Message(role, value)] if isinstance(value, str) else read_turns(value, name, options)
+    )
 
 
-def _alpaca(fields: Fields, options: TurnOptions) -> list[Message]:
+def _alpaca(fields: Fields, options: TurnOptions) -> list[chat.Message]:
     messages = _system(fields, options)
-    for number, pair in enumerate(list_of("history", fields.get("history", []))):
-        pair = list_of(f"history {number}", pair)
+    for number, pair in enumerate(chat.list_of("history", fields.get("history", []))):
+        pair = chat.list_of(f"history {number}", pair)
         if len(pair) != 2:
-            raise ConversationError(
+            raise chat.ConversationError(
                 "wrong type", f"history {number} has {len(pair)} texts, not a question and answer"
             )
-        messages += [Message("user", pair[0]), Message("assistant", pair[1])]
+        messages += [chat.Message("user", pair[0]), chat.Message("assistant", pair[1])]
     question, more = fields["instruction"], fields.get("input", "")
     for key, value in (("instruction", question), ("input", more)):
-        require_type(value, str, f"{key} is a", ", not a text")
+        chat.require_type(value, str, f"{key} is a", ", not a text")
     if more.strip():
         question = f"{question.strip()}\n\n{more.strip()}"
-    return [*messages, Message("user", question), Message("assistant", fields["output"])]
+    return [*messages, chat.Message("user", question), chat.Message("assistant", fields["output"])]
 
 
-_PARSERS: dict[str, Callable[[Fields, TurnOptions], list[Message]]] = {
+_PARSERS: dict[str, Callable[[Fields, TurnOptions], list[chat.Message]]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "prompt-completion": _prompt_completion,
@@ -153,12 +147,12 @@ _PARSERS: dict[str, Callable[[Fields, TurnOptions], list[Message]]] = {
 }
 
 
-def _system(fields: Fields, options: TurnOptions) -> list[Message]:
+def _system(fields: Fields, options: TurnOptions) -> list[chat.Message]:
     text = content_of("system", "system", fields.get("system", ""), options)
-    return [Message("system", text)] if text else []
+    return [chat.Message("system", text)] if text else []
 
 
-def _without_empty_system(messages: list[Message]) -> tuple[Message, ...]:
+def _without_empty_system(messages: list[chat.Message]) -> tuple[chat.Message, ...]:
     """Many sets have an empty system turn in every conversation: it says nothing."""
     first = messages[0]
     is_empty = first.role == "system" and isinstance(first.content, str)
@@ -167,7 +161,7 @@ def _without_empty_system(messages: list[Message]) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _tools_of(value: Any, texts: JsonTexts) -> tuple[Mapping[str, Any], ...] | None:
+def _tools_of(value: Any, texts: chat.JsonTexts) -> tuple[Mapping[str, Any], ...] | None:
     """JSON schemas of functions: a list, or JSON of one; so is each of them, and its parameters.
 
     Raises:
@@ -177,14 +171,14 @@ def _tools_of(value: Any, texts: JsonTexts) -> tuple[Mapping[str, Any], ...] | N
     if value is None:
         return None
     tools = []
-    for number, tool in enumerate(list_of("tools", value)):
+    for number, tool in enumerate(chat.list_of("tools", value)):
         tool = texts.value(f"tool {number}", tool)
-        require_type(tool, Mapping, f"tool {number} is a", f": {tool!r:.80}", "bad tool call")
+        chat.require_type(tool, Mapping, f"tool {number} is a", f": {tool!r:.80}", "bad tool call")
         tools.append(_with_schema(number, tool, texts))
     return tuple(tools) or None
 
 
-def _with_schema(number: int, tool: Mapping[str, Any], texts: JsonTexts) -> Mapping[str, Any]:
+def _with_schema(number: int, tool: Mapping[str, Any], texts: chat.JsonTexts) -> Mapping[str, Any]:
     """The tool, its parameters an object where they were written as JSON."""
     function = tool.get("function")
     if isinstance(function, Mapping):
@@ -195,7 +189,7 @@ def _with_schema(number: int, tool: Mapping[str, Any], texts: JsonTexts) -> Mapp
     return {**tool, "parameters": texts.value(f"tool {number}: parameters", parameters)}
 
 
-def _builtin_tools_of(value: Any, texts: JsonTexts) -> tuple[str, ...] | None:
+def _builtin_tools_of(value: Any, texts: chat.JsonTexts) -> tuple[str, ...] | None:
     """Names of Llama 3.1's own tools: a list, or JSON of one.
 
     Raises:
@@ -204,7 +198,7 @@ def _builtin_tools_of(value: Any, texts: JsonTexts) -> tuple[str, ...] | None:
     value = texts.value("builtin_tools", value) if value else value
     if value is None:
         return None
-    names = list_of("builtin_tools", value)
+    names = chat.list_of("builtin_tools", value)
     if not all(isinstance(name, str) for name in names):
-        raise ConversationError("bad tool call", f"builtin_tools are names, not {names!r:.80}")
+        raise chat.ConversationError("bad tool call", f"builtin_tools are names, not {names!r:.80}")
     return tuple(names)

@@ -14,17 +14,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from megatron_ultralong.data.read.conversation import (
-    ROLES,
-    ConversationError,
-    JsonTexts,
-    Message,
-    Role,
-    ToolCall,
-    check_json,
-    list_of,
-    require_type,
-)
+from megatron_ultralong.data.read import conversation as chat
 
 Reasoning = Literal["drop", "keep"]
 
@@ -37,7 +27,7 @@ _WEIGHTS_OF_ALL = ("train", "training")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a turn with what the assistant thought before it answered."""
 
-SHAREGPT_ROLES: dict[str, Role] = {
+SHAREGPT_ROLES: dict[str, chat.Role] = {
     "system": "system",
     "human": "user",
     "user": "user",
@@ -64,11 +54,11 @@ class TurnOptions:
     """Keys that mean nothing here."""
     reasoning: Reasoning = "drop"
     """Whether the assistant's reasoning is left out, or stands before the answer."""
-    texts: JsonTexts = dataclasses.field(default_factory=JsonTexts)
+    texts: chat.JsonTexts = dataclasses.field(default_factory=chat.JsonTexts)
     """Reads what is written as JSON; of one record."""
 
 
-def read_turns(value: Any, name: str, options: TurnOptions) -> list[Message]:
+def read_turns(value: Any, name: str, options: TurnOptions) -> list[chat.Message]:
     """The turns of a list, of JSON of a list, or of a list of JSON.
 
     Args:
@@ -82,10 +72,10 @@ def read_turns(value: Any, name: str, options: TurnOptions) -> list[Message]:
     texts = options.texts
     value = texts.value(name, value, "wrong type") if isinstance(value, str) else value
     messages = []
-    for number, turn in enumerate(list_of(name, value)):
+    for number, turn in enumerate(chat.list_of(name, value)):
         if isinstance(turn, str):
             turn = texts.value(f"turn {number}", turn, "wrong type")
-        require_type(turn, Mapping, f"turn {number} is a", ", not an object")
+        chat.require_type(turn, Mapping, f"turn {number} is a", ", not an object")
         given = {
             key: inner
             for key, inner in turn.items()
@@ -97,39 +87,39 @@ def read_turns(value: Any, name: str, options: TurnOptions) -> list[Message]:
             message = _with_reasoning(number, message, reasoning)
         messages.append(dataclasses.replace(message, has_reasoning=bool(reasoning)))
     if not messages:
-        raise ConversationError("no assistant turn", f"{name} is empty")
+        raise chat.ConversationError("no assistant turn", f"{name} is empty")
     return messages
 
 
-def _message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> Message:
+def _message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> chat.Message:
     if "from" in turn or "value" in turn:
         return _sharegpt_message(number, turn, options)
     _check_keys(number, turn, _OPENAI_KEYS)
     role = turn.get("role")
     role = "tool" if role == "ipython" else role
-    if role not in ROLES:
-        raise ConversationError(
+    if role not in chat.ROLES:
+        raise chat.ConversationError(
             "roles out of order",
-            f"turn {number} has role {role!r:.80}; known are {', '.join(ROLES)} and ipython",
+            f"turn {number} has role {role!r:.80}; known are {', '.join(chat.ROLES)} and ipython",
         )
     call = _only_call(number, role, turn.get("tool_calls"), options.texts)
     content = content_of(f"turn {number} ({role})", role, turn.get("content", ""), options)
-    return Message(role, content, call, _is_learnt(number, role, turn))
+    return chat.Message(role, content, call, _is_learnt(number, role, turn))
 
 
-def _sharegpt_message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> Message:
+def _sharegpt_message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> chat.Message:
     _check_keys(number, turn, _SHAREGPT_KEYS)
     name, value = turn.get("from"), turn.get("value", "")
     if not isinstance(name, str) or name not in SHAREGPT_ROLES:
-        raise ConversationError(
+        raise chat.ConversationError(
             "roles out of order",
             f"turn {number} is from {name!r:.80}; known are {', '.join(SHAREGPT_ROLES)}",
         )
     role = SHAREGPT_ROLES[name]
     is_learnt = _is_learnt(number, role, turn)
     if name == "function_call":
-        return Message(role, "", _call_of(number, value, options.texts), is_learnt)
-    return Message(
+        return chat.Message(role, "", _call_of(number, value, options.texts), is_learnt)
+    return chat.Message(
         role, content_of(f"turn {number} ({name})", role, value, options), None, is_learnt
     )
 
@@ -137,33 +127,33 @@ def _sharegpt_message(number: int, turn: Mapping[str, Any], options: TurnOptions
 def _check_keys(number: int, turn: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(turn) - known)
     if unknown:
-        raise ConversationError(
+        raise chat.ConversationError(
             "unknown keys",
             f"turn {number} has unknown keys {unknown}, known are {sorted(known)}: name those "
             "that mean nothing here with --ignore-keys",
         )
 
 
-def _only_call(number: int, role: str, calls: Any, texts: JsonTexts) -> ToolCall | None:
+def _only_call(number: int, role: str, calls: Any, texts: chat.JsonTexts) -> chat.ToolCall | None:
     """The call of a turn, None for an empty list.
 
     Raises:
         ConversationError: it is none, there are several, or the turn is not the assistant's.
     """
     calls = texts.value(f"turn {number}: tool_calls", calls) if calls else None
-    if calls is None or not list_of("tool_calls", calls):
+    if calls is None or not chat.list_of("tool_calls", calls):
         return None
     if role != "assistant":
-        raise ConversationError("bad tool call", f"turn {number} ({role}) has tool_calls")
+        raise chat.ConversationError("bad tool call", f"turn {number} ({role}) has tool_calls")
     if len(calls) != 1:
-        raise ConversationError(
+        raise chat.ConversationError(
             "bad tool call",
             f"turn {number} has {len(calls)} tool calls: Llama 3.1 makes one in a turn",
         )
     return _call_of(number, calls[0], texts)
 
 
-def _call_of(number: int, call: Any, texts: JsonTexts) -> ToolCall:
+def _call_of(number: int, call: Any, texts: chat.JsonTexts) -> chat.ToolCall:
     """``{"function": {"name": ..., "arguments": {...}}}`` or what is inside, or JSON of either.
 
     Raises:
@@ -175,19 +165,19 @@ def _call_of(number: int, call: Any, texts: JsonTexts) -> ToolCall:
         _refuse_others(place, call, {"function", "id", "type", "index"})
         call = call["function"]
     if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
-        raise ConversationError("bad tool call", f"{place} has no name: {str(call)[:80]}")
+        raise chat.ConversationError("bad tool call", f"{place} has no name: {str(call)[:80]}")
     _refuse_others(place, call, {"name", "arguments"})
     arguments = texts.value(f"{place}: arguments", call.get("arguments") or {})
     arguments = {} if arguments is None else arguments  # of the text null
     before = f"{place}: arguments are a"
-    require_type(arguments, Mapping, before, ", not an object", "bad tool call")
-    return ToolCall(call["name"], dict(arguments))
+    chat.require_type(arguments, Mapping, before, ", not an object", "bad tool call")
+    return chat.ToolCall(call["name"], dict(arguments))
 
 
 def _refuse_others(place: str, call: Mapping[str, Any], known: set[str]) -> None:
     others = {key for key, value in call.items() if value is not None} - known
     if others:
-        raise ConversationError("bad tool call", f"{place} has unknown keys {sorted(others)}")
+        raise chat.ConversationError("bad tool call", f"{place} has unknown keys {sorted(others)}")
 
 
 def content_of(place: str, role: str, content: Any, options: TurnOptions) -> Any:
@@ -200,7 +190,7 @@ def content_of(place: str, role: str, content: Any, options: TurnOptions) -> Any
         ConversationError: a part is no text.
     """
     if role == "tool":
-        check_json(place, content, "wrong type")
+        chat.check_json(place, content, "wrong type")
         return content
     if not isinstance(content, list):
         return content
@@ -209,21 +199,21 @@ def content_of(place: str, role: str, content: Any, options: TurnOptions) -> Any
 
 
 def _part(place: str, part: Any, ignored: frozenset[str]) -> str:
-    require_type(part, Mapping, f"{place} is a", ", not an object with a text")
+    chat.require_type(part, Mapping, f"{place} is a", ", not an object with a text")
     kind = part.get("type", "text")
     if kind not in _PART_TYPES:
-        raise ConversationError(
+        raise chat.ConversationError(
             "no text", f"{place} is of type {kind!r:.80}: nothing but text can be written"
         )
     known = {"type", "text", "cache_control", *ignored}
     others = [key for key, value in part.items() if value is not None and key not in known]
     if others:
-        raise ConversationError(
+        raise chat.ConversationError(
             "no text",
             f"{place} has {others[0]!r:.80} beside its text: pass over what means nothing with "
             "--ignore-keys",
         )
-    require_type(part.get("text"), str, f"{place} has a text of type", ", not a text")
+    chat.require_type(part.get("text"), str, f"{place} has a text of type", ", not a text")
     return str(part["text"])
 
 
@@ -235,20 +225,22 @@ def _is_learnt(number: int, role: str, turn: Mapping[str, Any]) -> bool:
             continue
         value = turn[key]
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
-            raise ConversationError(
+            raise chat.ConversationError(
                 "bad weight",
                 f"turn {number} has {key} {value!r:.80}: a turn is learnt (1, true) or not (0, "
                 "false)",
             )
         found[key] = bool(value)
         if role != "assistant" and value and key in _WEIGHTS_OF_ALL:
-            raise ConversationError(
+            raise chat.ConversationError(
                 "bad weight",
                 f"turn {number} ({role}) has {key} {value!r}, and the assistant's turns alone are "
                 f"learnt: leave the key out, or pass over it with --ignore-keys {key}",
             )
     if len(set(found.values())) > 1:
-        raise ConversationError("bad weight", f"turn {number} has weights that differ: {found}")
+        raise chat.ConversationError(
+            "bad weight", f"turn {number} has weights that differ: {found}"
+        )
     return all(found.values())
 
 
@@ -256,16 +248,16 @@ def _reasoning(number: int, turn: Mapping[str, Any]) -> str:
     """The reasoning of a turn; empty where it has none."""
     for key in REASONING:
         value = turn.get(key, "")
-        require_type(value, str, f"turn {number} has {key} of type")
+        chat.require_type(value, str, f"turn {number} has {key} of type")
         if value.strip():
             return str(value)
     return ""
 
 
-def _with_reasoning(number: int, message: Message, reasoning: str) -> Message:
+def _with_reasoning(number: int, message: chat.Message, reasoning: str) -> chat.Message:
     """The turn as Qwen 3's template and DeepSeek R1 write it: the reasoning before the answer."""
     if message.tool_call is not None:
-        raise ConversationError(
+        raise chat.ConversationError(
             "bad tool call",
             f"turn {number} (assistant) has reasoning beside its tool call, which the template "
             "leaves out: so does --reasoning drop",

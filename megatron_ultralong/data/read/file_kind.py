@@ -12,21 +12,8 @@ import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from megatron_ultralong.data.read.bounded import TooLargeError, json_value
-from megatron_ultralong.data.read.compression import (
-    COMPRESSIONS,
-    DamagedError,
-    compression_of,
-    decompressed,
-    is_compressed_as_named,
-    uncompressed_name,
-)
-from megatron_ultralong.data.read.file_names import (
-    PLAIN_SUFFIXES,
-    TEXT_NAMES,
-    TEXT_SUFFIXES,
-    UNREAD_SUFFIXES,
-)
+from megatron_ultralong.data.read import compression, file_names
+from megatron_ultralong.data.read.record import TooLargeError, json_value
 from megatron_ultralong.data.read.signatures import signature_problem
 
 FileFormat = Literal["auto", "jsonl", "parquet", "text"]
@@ -55,17 +42,15 @@ class FileKind(NamedTuple):
 
     file_format: FileFormat
     """Never ``auto``."""
-
     problem: str = ""
     """Why it is not read, and the way out."""
-
     is_known: bool = True
     """Its suffix, or what stands in it, says what it is."""
 
 
 def suffix_of(path: Path) -> str:
     """The suffix below that of a compression: ``a.JSON.gz -> .json``; a dot-file has none."""
-    return Path(uncompressed_name(path)).suffix.lower()
+    return Path(compression.uncompressed_name(path)).suffix.lower()
 
 
 def format_of(path: Path, file_format: FileFormat = "auto") -> FileFormat:
@@ -75,8 +60,9 @@ def format_of(path: Path, file_format: FileFormat = "auto") -> FileFormat:
 
 def is_known_name(path: Path) -> bool:
     """Whether a name says what its file is."""
-    suffix, name = suffix_of(path), uncompressed_name(path).lower()
-    return suffix in FORMATS or suffix in TEXT_SUFFIXES or suffix == ".json" or name in TEXT_NAMES
+    suffix, name = suffix_of(path), compression.uncompressed_name(path).lower()
+    known = file_names.TEXT_SUFFIXES | {".json", *FORMATS}
+    return suffix in known or name in file_names.TEXT_NAMES
 
 
 def file_kind(path: Path, file_format: FileFormat) -> FileKind:
@@ -92,16 +78,16 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
         with open(path, "rb") as raw:
             start = raw.peek(512)[:512]
             head, is_whole = _beginning(raw, path)
-    except DamagedError:  # a download may have left something else; reading it says so else
-        problem = "" if is_compressed_as_named(start, path) else _download_problem(start)
+    except compression.DamagedError:  # a download may have left something else
+        as_named = compression.is_compressed_as_named(start, path)  # then reading it says so
+        problem = "" if as_named else _download_problem(start)
         return FileKind("jsonl" if suffix == ".json" else by_name, problem)
     except OSError as error:
         return FileKind(by_name, f"cannot be read ({error.strerror}): copy it again")
     if by_name == "parquet":
         return FileKind(by_name, _parquet_problem(path, head))
-    problem = (
-        _twice_compressed(path, head) or signature_problem(head) or UNREAD_SUFFIXES.get(suffix, "")
-    )
+    by_suffix = file_names.UNREAD_SUFFIXES.get(suffix, "")
+    problem = _twice_compressed(path, head) or signature_problem(head) or by_suffix
     if problem:
         return FileKind(by_name, problem)
     head = head.removeprefix(_MARK)
@@ -112,7 +98,7 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
         return FileKind("text", nul_problem(head.index(b"\0")), is_known)
     if _holds_json_lines(head, is_whole):
         return FileKind("jsonl")
-    if is_known and suffix not in PLAIN_SUFFIXES:
+    if is_known and suffix not in file_names.PLAIN_SUFFIXES:
         return FileKind("text")
     return FileKind("text", _text_problem(path, head, is_whole), is_known)
 
@@ -123,11 +109,11 @@ def _beginning(raw: io.BufferedReader, path: Path) -> tuple[bytes, bool]:
     Raises:
         OSError: there are none.
     """
-    file, head = decompressed(raw, path), b""
+    file, head = compression.decompressed(raw, path), b""
     try:
         while len(head) <= HEAD_BYTES and (block := file.read1(HEAD_BYTES + 1 - len(head))):
             head += block
-    except DamagedError:
+    except compression.DamagedError:
         if not head:
             raise
         return head, False
@@ -146,13 +132,14 @@ def _download_problem(head: bytes) -> str:
 
 
 def _twice_compressed(path: Path, head: bytes) -> str:
-    outer, inner = COMPRESSIONS.get(path.suffix.lower()), compression_of(head)
+    outer = compression.COMPRESSIONS.get(path.suffix.lower())
+    inner = compression.compression_of(head)
     return f"is {inner} inside {outer}: decompress it once" if outer and inner else ""
 
 
 def _parquet_problem(path: Path, head: bytes) -> str:
-    if path.suffix.lower() in COMPRESSIONS:
-        return f"is parquet inside {COMPRESSIONS[path.suffix.lower()]}: decompress it"
+    if path.suffix.lower() in compression.COMPRESSIONS:
+        return f"is parquet inside {compression.COMPRESSIONS[path.suffix.lower()]}: decompress it"
     return "" if head.startswith(b"PAR1") else _download_problem(head)
 
 
@@ -182,7 +169,7 @@ def _text_problem(path: Path, head: bytes, is_whole: bool) -> str:
 
 
 def _value_problem(path: Path, head: bytes) -> str:
-    name = uncompressed_name(path)
+    name = compression.uncompressed_name(path)
     if head.lstrip()[:1] == b"[":
         what, query = "a JSON array", "'.[]'"
     else:

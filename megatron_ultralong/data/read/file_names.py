@@ -91,16 +91,12 @@ class Entry(NamedTuple):
 
     path: Path
     """The path by which it was reached."""
-
     is_named: bool = False
     """Named itself or by its suffix, not found below a folder."""
-
     is_hidden: bool = False
     """Its name, or that of a folder between, begins with a dot."""
-
     is_linked: bool = False
     """A link, or reached by one."""
-
     is_repeated: bool = False
     """A folder that was listed under another path."""
 

@@ -10,23 +10,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ultralong.data.read.bounded import (
-    MAX_DOCUMENT_BYTES,
-    TooLargeError,
-    json_value,
-    read_whole,
-    skip_line,
-    value_error,
-)
+from megatron_ultralong.data.read import record
 from megatron_ultralong.data.read.compression import COMPRESSIONS, decompressed
 from megatron_ultralong.data.read.file_kind import FileFormat, format_of
 from megatron_ultralong.data.read.parquet import read_parquet
-from megatron_ultralong.data.read.record import Record, unreadable
 
 
 def read_jsonl(
     path: Path, keys: tuple[str, ...], limit: int, start: int = 0, stop: int | None = None
-) -> Iterator[Record]:
+) -> Iterator[record.Record]:
     """Records of a file; see :func:`~megatron_ultralong.data.read.formats.read_records`.
 
     What is left of a line that is too long is passed over, without being held, when the record
@@ -38,7 +30,7 @@ def read_jsonl(
             first = start
             if start:  # the line that this byte is in belongs to the part before, unless it begins
                 raw.seek(start - 1)
-                first = start - 1 + skip_line(raw, _until(stop, start - 1))
+                first = start - 1 + record.skip_line(raw, _until(stop, start - 1))
             file = decompressed(raw, path)
             position = first
             while (stop is None or position < stop) and (line := file.readline(limit + 1)):
@@ -50,13 +42,13 @@ def read_jsonl(
                     is_whole = line.endswith(b"\n")
                     line = b""  # not held while the caller looks at the record
                     error = f"a line of more than {limit:,} bytes, the longest that is read"
-                    yield Record(place, at, {}, error, counted_from=first, is_too_long=True)
+                    yield record.Record(place, at, {}, error, counted_from=first, is_too_long=True)
                     if not is_whole:
-                        position += skip_line(file, _until(stop, position))
+                        position += record.skip_line(file, _until(stop, position))
                 elif line.strip():
                     yield _json_record(place, at, line, keys)._replace(counted_from=first)
     except OSError as error:
-        yield unreadable(f"{path}:{number + 1}", error)
+        yield record.unreadable(f"{path}:{number + 1}", error)
 
 
 def _until(stop: int | None, position: int) -> int | None:
@@ -64,22 +56,22 @@ def _until(stop: int | None, position: int) -> int | None:
     return None if stop is None else max(0, stop - position)
 
 
-def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) -> Record:
+def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) -> record.Record:
     try:
-        fields = json_value(line)
+        fields = record.json_value(line)
     except UnicodeDecodeError as error:
-        return Record(place, position, {}, f"not UTF-8 ({error.reason})")
-    except TooLargeError as error:
-        return Record(place, position, {}, str(error))
+        return record.Record(place, position, {}, f"not UTF-8 ({error.reason})")
+    except record.TooLargeError as error:
+        return record.Record(place, position, {}, str(error))
     except json.JSONDecodeError as error:
-        return Record(place, position, {}, f"not JSON ({error}); {_cause(line, error)}")
+        return record.Record(place, position, {}, f"not JSON ({error}); {_cause(line, error)}")
     if not isinstance(fields, dict):
         kind = type(fields).__name__
-        return Record(place, position, {}, f"a {kind}, where one JSON object a line belongs")
+        return record.Record(place, position, {}, f"a {kind}, where one JSON object a line belongs")
     for key in keys:
-        if reason := value_error(fields.get(key)):
-            return Record(place, position, {}, f"key {key!r} has {reason}")
-    return Record(place, position, fields)
+        if reason := record.value_error(fields.get(key)):
+            return record.Record(place, position, {}, f"key {key!r} has {reason}")
+    return record.Record(place, position, fields)
 
 
 def _cause(line: bytes, error: json.JSONDecodeError) -> str:
@@ -103,8 +95,8 @@ def read_records(
     file_format: FileFormat,
     start: int = 0,
     stop: int | None = None,
-    limit: int = MAX_DOCUMENT_BYTES,
-) -> Iterator[Record]:
+    limit: int = record.MAX_DOCUMENT_BYTES,
+) -> Iterator[record.Record]:
     """Records of a file; a text file is one record, whose text stands under ``keys[0]``.
 
     Args:
@@ -132,22 +124,22 @@ def is_plain_jsonl(path: Path, file_format: FileFormat) -> bool:
     return format_of(path, file_format) == "jsonl" and path.suffix.lower() not in COMPRESSIONS
 
 
-def _read_text(path: Path, key: str, limit: int) -> Iterator[Record]:
+def _read_text(path: Path, key: str, limit: int) -> Iterator[record.Record]:
     size = path.stat().st_size if path.exists() else 0
     try:
         with open(path, "rb") as raw:
-            data = read_whole(decompressed(raw, path), limit)
-    except TooLargeError as error:
-        yield Record(str(path), size, {}, str(error), is_too_long=True)
+            data = record.read_whole(decompressed(raw, path), limit)
+    except record.TooLargeError as error:
+        yield record.Record(str(path), size, {}, str(error), is_too_long=True)
         return
     except OSError as error:
-        yield unreadable(path, error)
+        yield record.unreadable(path, error)
         return
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        yield Record(f"{path}:{line}", size, {}, f"not UTF-8 ({error.reason})")
+        yield record.Record(f"{path}:{line}", size, {}, f"not UTF-8 ({error.reason})")
         return
     del data
-    yield Record(str(path), size, {key: text}, is_text_file=True)
+    yield record.Record(str(path), size, {key: text}, is_text_file=True)

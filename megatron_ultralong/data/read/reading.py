@@ -11,13 +11,17 @@ from typing import Annotated, Any
 import tyro
 
 from megatron_ultralong.data.read.arrow_values import num_kept_nulls
-from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
 from megatron_ultralong.data.read.conversation_formats import KEYS, ChatFormat, parse_conversation
 from megatron_ultralong.data.read.conversation_turns import Reasoning
 from megatron_ultralong.data.read.file_kind import FileFormat, nul_problem
 from megatron_ultralong.data.read.formats import read_records
-from megatron_ultralong.data.read.record import Record, absolute_place, text_error
+from megatron_ultralong.data.read.record import (
+    MAX_DOCUMENT_BYTES,
+    Record,
+    absolute_place,
+    text_error,
+)
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, find_files
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range
@@ -36,10 +40,8 @@ class Document:
 
     text: str
     """The text."""
-
     source: str
     """Name of the source it counts for."""
-
     id: str
     """:func:`~megatron_ultralong.sequence.documents.document_id` of the text."""
 
@@ -50,21 +52,16 @@ class ReadOptions:
 
     text_key: str = "text"
     """Key (JSONL) or column (parquet) of the text; a.b is the key b inside a."""
-
     source_key: str | None = None
     """Key or column with the name of the source of every document, in place of NAME."""
-
     suffixes: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
     ] = ()
     """Ending of the files wanted in a folder or pattern, such as .py; repeatable, all if none."""
-
     file_format: FileFormat = "auto"
     """Format of all files; auto goes by the name of each and by what stands at its beginning."""
-
     skip_bad: bool = False
     """Count and skip what cannot be read, instead of stopping there."""
-
     max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
     """Bytes of a line, of a text file or of a parquet row at most; a longer one is bad, and never
     held. None: what 2 GiB of memory are enough for, 80 MiB with gigatoken (five rows of 4M tokens),
@@ -224,23 +221,18 @@ class ChatReadOptions:
 
     chat_format: ChatFormat = "auto"
     """messages, sharegpt, prompt-completion or alpaca; auto goes by the keys of every record."""
-
     reasoning: Reasoning = "drop"
     """What the assistant thought (reasoning_content, reasoning or thinking in a turn): drop, as
     Llama's templates do, or keep, in <think> and </think> before the answer, and learnt."""
-
     ignore_keys: tuple[str, ...] = ()
     """Keys inside a turn that mean nothing here; any other unknown key is an error."""
-
     suffixes: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
     ] = ()
     """Ending of the files wanted in a folder or pattern, such as .jsonl; repeatable, all if
     none."""
-
     skip_bad: bool = False
     """Count and skip conversations that cannot be trained on, instead of stopping there."""
-
     max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
     """Bytes of a line or of a parquet row at most; a longer one is bad, and never held. None:
     what 2 GiB of memory are enough for, 80 MiB with gigatoken."""

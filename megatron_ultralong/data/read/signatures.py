@@ -12,16 +12,12 @@ class Signature(NamedTuple):
 
     magic: bytes
     """What stands there."""
-
     name: str
     """The format: ``is NAME``."""
-
     way_out: str
     """What to do with such a file."""
-
     offset: int = 0
     """Where it stands."""
-
     is_text: bool = False
     """The format is text, so that nothing else tells it from other texts."""
 

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from megatron_ultralong.data.read.compression import uncompressed_name
 from megatron_ultralong.data.read.file_kind import FileFormat, FileKind, file_kind, is_known_name
@@ -34,24 +35,28 @@ class Source:
 
     name: str
     """Name in tables and in the manifest; its share of the tokens is kept."""
-
     pattern: str
     """A file, a folder (all files below it) or a glob pattern (``**`` spans folders)."""
 
 
-def parse_source(argument: str) -> Source:
-    """The source that ``NAME=PATH`` names: ``"web=/data/*.jsonl" -> Source("web", ...)``.
+def parse_sources(arguments: Sequence[str]) -> tuple[Source, ...]:
+    """The sources that ``NAME=PATH`` name: ``["web=/data/*.jsonl"] -> (Source("web", ...),)``.
 
     Raises:
-        InputError: where a part is missing.
+        InputError: where there is none, or a part of one is missing.
     """
-    name, equals, pattern = argument.partition("=")
-    if not (name and equals and pattern):
-        raise InputError(
-            f"--source {argument!r} must be NAME=PATH, a name for the table and a file, folder or "
-            f"glob pattern; for example --source code={argument.strip('=') or '/data/code'}"
-        )
-    return Source(name, os.path.expanduser(pattern))
+    if not arguments:
+        raise InputError("no --source: give at least one NAME=PATH")
+    sources = []
+    for argument in arguments:
+        name, equals, pattern = argument.partition("=")
+        if not (name and equals and pattern):
+            raise InputError(
+                f"--source {argument!r} must be NAME=PATH, a name for the table and a file, folder "
+                f"or glob pattern; for example --source code={argument.strip('=') or '/data/code'}"
+            )
+        sources.append(Source(name, os.path.expanduser(pattern)))
+    return tuple(sources)
 
 
 @dataclass(frozen=True)
@@ -60,36 +65,30 @@ class FilePart:
 
     path: Path
     """The file."""
-
     size: int
     """Bytes of the part on disk."""
-
     start: int = 0
     """First byte or row group."""
-
     stop: int | None = None
     """The one after the last; None: the end of the file."""
-
     file_format: FileFormat = "auto"
     """What it is; ``auto``: what its name says."""
-
     problem: str = ""
     """Why it is not read: it is one bad document."""
 
 
 @dataclass(frozen=True)
 class FileCount:
-    """Files of one suffix that were treated alike."""
+    """Files of one suffix that were treated alike; manifests hold them, with no other fields."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     suffix: str
     """With that of the compression, ``.json.gz``; the whole name of a dot-file; may be empty."""
-
     num_files: int
     """How many."""
-
     read_as: str
     """``jsonl``, ``parquet`` or ``text``; empty where they were left out."""
-
     reason: str
     """Why they were left out; empty where they were read."""
 
@@ -100,10 +99,8 @@ class FoundFiles:
 
     source: Source
     """The source."""
-
     files: list[FilePart]
     """Whole files that are read, by path."""
-
     counts: list[FileCount]
     """All files, by suffix and treatment: those that are read first."""
 
@@ -211,15 +208,12 @@ def _reason(
         return HIDDEN
     if entry.is_named and not glob.has_magic(source.pattern):
         return ""
-    if suffixes and not _ends_with(entry.path, suffixes):
+    names = entry.path.name, uncompressed_name(entry.path)
+    if suffixes and not any(name.endswith(suffixes) for name in names):
         return NOT_WANTED
     if status is not None and not stat.S_ISREG(status.st_mode):
         return NO_FILE
     return "" if suffixes or entry.is_named else litter_reason(entry.path, source.pattern)
-
-
-def _ends_with(path: Path, suffixes: tuple[str, ...]) -> bool:
-    return path.name.endswith(suffixes) or uncompressed_name(path).endswith(suffixes)
 
 
 def _status(path: Path) -> os.stat_result | None:

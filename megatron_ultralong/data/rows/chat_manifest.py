@@ -6,25 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ultralong.data.read.sources import FileCount
-from megatron_ultralong.data.rows.manifest import (
-    CHAT_FILE_NAME,
-    FileSummary,
-    read_manifest,
-    write_manifest,
-)
-from megatron_ultralong.data.rows.manifest import FILE_NAME as DOCUMENTS_MANIFEST
+from megatron_ultralong.data.rows import manifest
 
 FORMAT_VERSION = 2
-FILE_NAME = CHAT_FILE_NAME
+FILE_NAME = manifest.CHAT_FILE_NAME
 
 
 @dataclass(frozen=True)
-class ChatSource:
+class ChatSource(manifest.Record):
     """What was found at one ``--source``."""
 
     name: str
     path: str
-    files: list[FileSummary]
+    files: list[manifest.FileSummary]
     counts: list[FileCount]
     """All files that stand there, read and left out, by suffix and reason."""
     num_cut_files: int
@@ -68,7 +62,7 @@ class ChatSource:
 
 
 @dataclass(frozen=True)
-class ChatLengths:
+class ChatLengths(manifest.Record):
     """Conversations of one source of ``min_length`` up to twice as many tokens, as found."""
 
     source: str
@@ -81,7 +75,7 @@ class ChatLengths:
 
 
 @dataclass(frozen=True)
-class ChatSplit:
+class ChatSplit(manifest.Record):
     """One pair of ``.bin`` and ``.idx``."""
 
     num_examples: int
@@ -95,7 +89,7 @@ class ChatSplit:
 
 
 @dataclass(frozen=True)
-class ChatManifest:
+class ChatManifest(manifest.Record):
     """Everything that determined the rows; equal input gives an equal manifest and equal rows."""
 
     format_version: int
@@ -130,7 +124,7 @@ class ChatManifest:
 
     def save(self, folder: Path) -> None:
         """Write ``FOLDER/chat_manifest.json``."""
-        write_manifest(folder / FILE_NAME, self)
+        manifest.write_manifest(folder / FILE_NAME, self)
 
 
 def load_chat_manifest(folder: str | Path) -> ChatManifest:
@@ -140,7 +134,7 @@ def load_chat_manifest(folder: str | Path) -> ChatManifest:
         InputError: where it is missing, broken or of another format version.
     """
     file = Path(folder) / FILE_NAME
-    return read_manifest(file, FORMAT_VERSION, ChatManifest, _way_out(file))
+    return manifest.read_manifest(file, FORMAT_VERSION, ChatManifest, _way_out(file))
 
 
 def _way_out(file: Path) -> str:
@@ -150,7 +144,7 @@ def _way_out(file: Path) -> str:
             "that is a file, not a folder of rows; make one with `ultralong prepare chat --source "
             f"NAME={folder}`"
         )
-    if (folder / DOCUMENTS_MANIFEST).is_file():
+    if (folder / manifest.FILE_NAME).is_file():
         return (
             "these are rows of documents; conversations are made into rows by `ultralong prepare "
             "chat`"

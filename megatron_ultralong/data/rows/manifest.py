@@ -7,9 +7,10 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from megatron_ultralong.data.read.json_record import RecordError, record_of
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from megatron_ultralong.data.read.sources import FileCount
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
@@ -26,219 +27,172 @@ CHAT_FILE_NAME = "chat_manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
 
 
+class Record:
+    """A dataclass that is written as JSON; what is read has its fields and no others."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
 @dataclass(frozen=True)
-class FileSummary:
+class FileSummary(Record):
     """One file that was read."""
 
     path: str
     """Its path, as the pattern found it."""
-
     num_bytes: int
     """Its size on disk."""
-
     sha256: str
     """Its hash; empty where it could not be read, under ``--skip-bad``."""
 
 
 @dataclass(frozen=True)
-class InputSummary:
+class InputSummary(Record):
     """What was found at one ``--source``."""
 
     name: str
     """Name given on the command line."""
-
     path: str
     """Path or pattern given there."""
-
     files: list[FileSummary]
     """Files read, in this order."""
-
     num_documents: int
     """Documents with text, duplicates included."""
-
     num_duplicates: int
     """Documents dropped because an equal one came before, in this input or an earlier one."""
-
     num_empty: int
     """Documents without text or tokens, dropped."""
-
     num_bad: int
     """Documents that could not be read, dropped under ``--skip-bad``."""
-
     num_cut_files: int
     """Files of which the rest, from such a document on, could not be read: nobody knows how many
     documents stood there."""
-
     bad: list[str]
     """Where the first of these documents stand, and what is wrong with them."""
-
     counts: list[FileCount]
     """All files that stand there, read and left out, by suffix and reason."""
-
     ids_sha256: str
     """SHA-256 over the ids of the documents, in the order of reading."""
 
 
 @dataclass(frozen=True)
-class BinSummary:
+class BinSummary(Record):
     """The documents of one source in one length bin, before and after sampling."""
 
     source: str
     """Name of the source."""
-
     length_bin: str
     """Tokens of a document: ``<4096``, ``4096-8191`` or ``>=8192``."""
-
     weight: float
     """Expected number of copies of a document of the training split."""
-
     num_documents: int
     """Distinct documents found."""
-
     num_tokens: int
     """Their tokens, separators not counted."""
-
     num_documents_sampled: int
     """Documents packed, each copy counted."""
-
     num_tokens_sampled: int
     """Their tokens, separators not counted."""
 
 
 @dataclass(frozen=True)
-class SourceShare:
+class SourceShare(Record):
     """What part of the training tokens one source has."""
 
     source: str
     """Name of the source."""
-
     share_asked: float
     """Its share of all tokens found, which sampling keeps but under ``none``."""
-
     share: float
     """Its share of the tokens packed in ``train``, separators not counted."""
-
     warning: str
     """Why it is not met, and what can be done; empty where it is met to 1 in 100."""
 
 
 @dataclass(frozen=True)
-class LengthCount:
+class LengthCount(Record):
     """The documents of one source of ``min_length`` up to twice as many tokens."""
 
     source: str
     """Name of the source."""
-
     min_length: int
     """Smallest length counted here, a power of two."""
-
     num_documents: int
     """Distinct documents found."""
-
     num_tokens: int
     """Their tokens."""
-
     num_documents_sampled: int
     """Documents packed, each copy counted."""
-
     num_tokens_sampled: int
     """Their tokens."""
 
 
 @dataclass(frozen=True)
-class SplitSummary:
+class SplitSummary(Record):
     """One pair of ``.bin`` and ``.idx``."""
 
     num_documents: int
     """Documents packed, each copy counted."""
-
     num_repeats_dropped: int
     """Copies left out because they would have shared a row with the copy before them."""
-
     num_rows: int
     """Rows of exactly ``seq_length`` tokens."""
-
     num_tokens: int
     """Tokens of all rows, separators included."""
-
     num_dropped_tokens: int
     """Tokens of the incomplete row at the end."""
-
     num_documents_cut: int
     """Copies that stand in more than one row."""
-
     num_padding_tokens: int
     """Tokens that only fill rows up, the waste of packing ``whole``."""
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Record):
     """Everything that determined the rows; equal input gives an equal manifest and equal rows."""
 
     format_version: int
     """:data:`FORMAT_VERSION` of the writer."""
-
     seq_length: int
     """Tokens of a row."""
-
     separator: str
     """Separator asked for: a text, ``eos`` or ``none``."""
-
     separator_ids: list[int]
     """Its ids, as they stand between documents."""
-
     tokenizer_sha256: str
     """SHA-256 of the file that defines the ids; the tokenizer lies in ``tokenizer/``."""
-
     tokenizer_engine: str
     """Package that found the ids of the documents."""
-
     tokenizer_engine_reason: str
     """Why it was not gigatoken; empty if it was."""
-
     vocab_size: int
     """Largest id + 1."""
-
     seed: int
     """Seed of the split, the sample and the order."""
-
     valid_fraction: float
     """Expected share of the documents in ``valid``."""
-
     test_fraction: float
     """Expected share of the documents in ``test``."""
-
     packing: str
     """``stream``, ``row-start`` or ``whole``."""
-
     max_tokens: int | None
     """Budget of the training split asked for."""
-
     length_sampling: dict[str, Any]
     """Fields of :class:`~megatron_ultralong.data.pack.sampling.LengthSampling`."""
-
     separator_in_text: str
     """What was done with documents that hold the separator's ids."""
-
     num_documents_with_separator: int
     """Documents found with the separator among their own tokens; under ``keep`` it reads as a
     boundary in the rows."""
-
     inputs: list[InputSummary]
     """One for each ``--source``."""
-
     bins: list[BinSummary]
     """One for each source and length bin."""
-
     shares: list[SourceShare]
     """One for each source."""
-
     lengths: list[LengthCount]
     """One for each source and doubling of the length that has documents."""
-
     splits: dict[str, SplitSummary]
     """``train`` and, unless their fraction is 0, ``valid`` and ``test``."""
-
     versions: dict[str, str]
     """Versions of Python and of the packages that the ids and rows depend on."""
 
@@ -294,8 +248,12 @@ def read_manifest(file: Path, format_version: int, kind: type[Contents], way_out
             "prepare the rows again, or use the program that made them"
         )
     try:
-        return record_of(kind, data)
-    except RecordError as error:
+        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        what = "" if first["type"] == "missing" else f" is {first['input']!r:.60}"
         raise InputError(
-            f"{file} lacks a field or has an unknown one ({error}); prepare the rows again"
+            f"{file} lacks a field or has an unknown one (field {place}{what}: {first['msg']}); "
+            "prepare the rows again"
         ) from error

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.indexed import IndexedReader, unknown_id, why_unknown
+from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import Row, document_boundaries
 
@@ -20,18 +21,6 @@ Int64Array = npt.NDArray[np.int64]
 def boundaries_prefix(path_prefix: str | Path) -> Path:
     """Where the boundaries of the documents stand: ``out/train -> out/train.boundaries``."""
     return Path(f"{path_prefix}.boundaries")
-
-
-class RowsManifest(Protocol):
-    """What a manifest says of rows."""
-
-    @property
-    def seq_length(self) -> int:
-        """Tokens of a row."""
-
-    @property
-    def splits(self) -> Mapping[str, Any]:
-        """Summaries with ``num_rows``, by the name of the split."""
 
 
 class PackedRows:
@@ -185,7 +174,7 @@ class PackedRows:
 def rows_of(
     folder: str | Path,
     split: str,
-    manifest: RowsManifest,
+    manifest: Manifest | ChatManifest,
     vocab_size: int | None = None,
     *,
     searchable: bool = False,

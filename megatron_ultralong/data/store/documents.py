@@ -1,4 +1,4 @@
-"""Every distinct document of the sources, tokenised once: sampling and packing choose from it."""
+"""Every distinct document of the sources, tokenised once, and the rows that are made of them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.pack import packing
 from megatron_ultralong.data.read.reading import MAX_BAD_SHOWN, require_text
 from megatron_ultralong.data.read.sources import FoundFiles
-from megatron_ultralong.data.rows.manifest import FileSummary, InputSummary
+from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.data.rows.manifest import FileSummary, InputSummary, SplitSummary
+from megatron_ultralong.data.rows.packed import boundaries_prefix
 from megatron_ultralong.data.store.shards import Shard
+from megatron_ultralong.program.progress import ProgressBar, progress
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -27,45 +31,38 @@ class DocumentStore:
 
     folder: Path
     """Where the shards lie."""
-
     shard_names: list[str]
     """Their folders."""
-
     dtype: np.dtype[np.integer]
     """Of a token on disk."""
-
     ids: list[str]
     """Identity of every document."""
-
     sources: Int64Array
     """Index of its source, shape [num_documents]."""
-
     source_names: list[str]
     """Names of the sources, in the order in which they were met."""
-
     lengths: Int64Array
     """Tokens of every document, shape [num_documents]."""
-
     shards: Int64Array
     """Index of its shard, shape [num_documents]."""
-
     offsets: Int64Array
     """Its first token there, shape [num_documents]."""
-
-    inputs: list[InputSummary]
+    inputs: list[InputSummary] = field(default_factory=list)
     """What was found where."""
-
-    num_with_separator: int
+    num_with_separator: int = 0
     """Documents found with the separator among their own tokens."""
+
+    def __post_init__(self) -> None:
+        _opened.cache_clear()  # an earlier run in this process may have had files of these names
 
     def read(self, document: int, start: int, stop: int) -> npt.NDArray[np.integer]:
         """Tokens ``[start, stop)`` of a document.
 
         Read, not mapped: pages of a map that was walked through count as this process's memory.
         """
-        file = _open(self.folder / self.shard_names[int(self.shards[document])] / "tokens.bin")
-        size = self.dtype.itemsize
-        data = os.pread(file, (stop - start) * size, (int(self.offsets[document]) + start) * size)
+        file = _opened(self.folder / self.shard_names[int(self.shards[document])] / "tokens.bin")
+        size, first = self.dtype.itemsize, int(self.offsets[document]) + start
+        data = os.pread(file.number, (stop - start) * size, first * size)
         assert len(data) == (stop - start) * size, (document, start, stop)
         return np.frombuffer(data, dtype=self.dtype)
 
@@ -83,44 +80,6 @@ class _Opened:
 @functools.lru_cache(maxsize=256)  # shards may be more than the files that a process may open
 def _opened(path: Path) -> _Opened:
     return _Opened(path)
-
-
-def _open(path: Path) -> int:
-    return _opened(path).number
-
-
-def one_file_store(
-    folder: Path,
-    dtype: np.dtype[np.integer],
-    ids: list[str],
-    source_names: list[str],
-    sources: Int64Array,
-    lengths: Int64Array,
-) -> DocumentStore:
-    """Documents whose tokens lie one after the other in ``FOLDER/tokens.bin``.
-
-    Args:
-        folder: where the file is.
-        dtype: of a token in it.
-        ids: identity of every document.
-        source_names: names of the sources.
-        sources: index of each document's, shape [num_documents].
-        lengths: tokens of each, shape [num_documents].
-    """
-    _opened.cache_clear()  # an earlier run in this process may have had a file of this name
-    return DocumentStore(
-        folder=folder.parent,
-        shard_names=[folder.name],
-        dtype=dtype,
-        ids=ids,
-        sources=sources,
-        source_names=source_names,
-        lengths=lengths,
-        shards=np.zeros_like(lengths),
-        offsets=np.cumsum(lengths) - lengths,
-        inputs=[],
-        num_with_separator=0,
-    )
 
 
 def merge_shards(
@@ -150,7 +109,6 @@ def merge_shards(
         inputs.append(merge.add_input(source, own))
     columns = [np.concatenate(column) for column in zip(*merge.columns, strict=True)]
     lengths, offsets, numbers, shard_numbers = columns
-    _opened.cache_clear()  # an earlier run in this process may have had files of these names
     return DocumentStore(
         folder=folder,
         shard_names=merge.shard_names,
@@ -246,3 +204,66 @@ class _Merge:
             (lengths[chosen], offsets[chosen], np.asarray(numbers, dtype=np.int64), where)
         )
         self.shard_names.append(shard.name)
+
+
+class RowWriter:
+    """Writes the rows of one split after the other."""
+
+    def __init__(
+        self, store: DocumentStore, separator_ids: Sequence[int], seq_length: int, vocab_size: int
+    ) -> None:
+        self.store = store
+        self.separator = np.asarray(separator_ids, dtype=np.int32)
+        self.seq_length = seq_length
+        self.dtype = token_dtype(vocab_size)
+        self._lengths = store.lengths + self.separator.size
+
+    def write(self, folder: Path, plans: Mapping[str, packing.RowPlan]) -> dict[str, SplitSummary]:
+        """``SPLIT.bin/.idx`` of the rows and ``SPLIT.boundaries.bin/.idx`` beside them.
+
+        A sequence of the latter is the number of tokens before the padding and ``cu_seqlens``.
+        """
+        num_rows = sum(len(plan.rows) for plan in plans.values())
+        with progress("Packing", num_rows * self.seq_length / 1e6, "Mtokens") as bar:
+            return {split: self._write(folder / split, plan, bar) for split, plan in plans.items()}
+
+    def _write(self, prefix: Path, plan: packing.RowPlan, bar: ProgressBar) -> SplitSummary:
+        int32 = np.dtype("<i4")
+        with (
+            IndexedWriter(boundaries_prefix(prefix), int32) as boundaries,
+            IndexedWriter(prefix, self.dtype) as rows,
+        ):
+            for row in plan.rows:
+                rows.add(self._tokens(row))
+                cu_seqlens = packing.row_boundaries(row, self._lengths, self.separator.size)
+                boundaries.add(np.append(np.int32(packing.num_real_tokens(row)), cu_seqlens))
+                bar.advance(self.seq_length / 1e6)
+        return SplitSummary(
+            num_documents=len(plan.kept),
+            num_repeats_dropped=plan.num_repeats_dropped,
+            num_rows=len(plan.rows),
+            num_tokens=len(plan.rows) * self.seq_length,
+            num_dropped_tokens=plan.num_dropped_tokens,
+            num_documents_cut=plan.num_documents_cut,
+            num_padding_tokens=plan.num_padding_tokens,
+        )
+
+    def _tokens(self, row: packing.Int64Array) -> npt.NDArray[np.int32]:
+        """Tokens of a planned row, shape [seq_length]."""
+        tokens = np.empty(self.seq_length, dtype=np.int32)
+        filled = 0
+        for document, start, stop in row.tolist():
+            tokens[filled : filled + stop - start] = self._segment(document, start, stop)
+            filled += stop - start
+        assert filled == self.seq_length, (filled, self.seq_length)
+        return tokens
+
+    def _segment(self, document: int, start: int, stop: int) -> npt.NDArray[np.integer]:
+        if document == packing.PADDING:
+            return np.resize(self.separator, stop) if self.separator.size else np.zeros(stop, "i4")
+        length = int(self.store.lengths[document])
+        inside = self.store.read(document, start, min(stop, length)) if start < length else ()
+        if stop <= length:
+            return np.asarray(inside)
+        after = self.separator[max(start - length, 0) : stop - length]
+        return np.concatenate([np.asarray(inside, dtype=np.int32), after])

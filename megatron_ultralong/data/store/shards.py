@@ -17,8 +17,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,17 +31,7 @@ from megatron_ultralong.data.read.reading import Document, DocumentReader, ReadO
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import FileSummary
-from megatron_ultralong.data.tokenize.engines import (
-    SAMPLE_CHARACTERS,
-    FastTokenizer,
-    TokenizerEngine,
-    choose_tokenizer,
-)
-from megatron_ultralong.data.tokenize.tokenising import (
-    DocumentTokenizer,
-    holds_separator,
-    split_separators,
-)
+from megatron_ultralong.data.tokenize import engines, tokenising
 from megatron_ultralong.program.errors import InputError
 
 SHARD_BYTES = 64 << 20
@@ -52,19 +44,20 @@ TABLE = np.dtype([("id", "V16"), ("source", "<i4"), ("num_tokens", "<i8"), ("wit
 """A document: identity, number of its source in the shard, tokens (-1: equal to an earlier one)."""
 
 
+Advance = Callable[[int], None]
+Item = TypeVar("Item")
+
+
 @dataclass(frozen=True)
 class Shard:
     """One part of the input."""
 
     number: int
     """Its place in the order of reading."""
-
     input: int
     """Index of the ``--source`` it belongs to."""
-
     parts: tuple[FilePart, ...]
     """Files, or a range of one."""
-
     is_whole_input: bool = False
     """No other shard is of this ``--source``: that it has no text is known at its end."""
 
@@ -88,94 +81,41 @@ def plan_shards(found: Sequence[FoundFiles], shard_bytes: int = SHARD_BYTES) -> 
     shards: list[Shard] = []
     for index, source in enumerate(found):
         pieces = (piece for part in source.files for piece in _cut(part, shard_bytes))
-        groups = list(_groups(pieces, shard_bytes))
+        groups = list(_groups(pieces, attrgetter("size"), shard_bytes))
         for parts in groups:
             shards.append(Shard(len(shards), index, tuple(parts), len(groups) == 1))
     return shards
 
 
 def _cut(part: FilePart, shard_bytes: int) -> Iterator[FilePart]:
-    path, size = part.path, part.size
-    if size <= shard_bytes or part.problem:
-        yield part
-    elif is_plain_jsonl(path, part.file_format):
-        for start in range(0, size, shard_bytes):
-            stop = min(start + shard_bytes, size)
+    is_large = part.size > shard_bytes and not part.problem
+    if is_large and is_plain_jsonl(part.path, part.file_format):
+        for start in range(0, part.size, shard_bytes):
+            stop = min(start + shard_bytes, part.size)
             yield replace(part, size=stop - start, start=start, stop=stop)
-    elif part.file_format == "parquet":
-        sizes = row_group_sizes(path)
-        row_groups = [replace(part, size=n, start=i, stop=i + 1) for i, n in enumerate(sizes)]
-        for run in _groups(row_groups, shard_bytes):
-            yield replace(run[0], size=sum(p.size for p in run), stop=run[-1].stop)
-        if not row_groups:
-            yield part
-    else:
+        return
+    sizes = row_group_sizes(part.path) if is_large and part.file_format == "parquet" else []
+    row_groups = [replace(part, size=n, start=i, stop=i + 1) for i, n in enumerate(sizes)]
+    for run in _groups(row_groups, attrgetter("size"), shard_bytes):
+        yield replace(run[0], size=sum(p.size for p in run), stop=run[-1].stop)
+    if not row_groups:
         yield part
 
 
-def _groups(parts: Iterable[FilePart], shard_bytes: int) -> Iterator[list[FilePart]]:
-    """Consecutive parts of about ``shard_bytes`` in all; a larger one stands alone."""
-    group: list[FilePart] = []
+def _groups(
+    items: Iterable[Item], size_of: Callable[[Item], int], limit: int
+) -> Iterator[list[Item]]:
+    """Consecutive items of about ``limit`` in all; a larger one stands alone."""
+    group: list[Item] = []
     size = 0
-    for part in parts:
-        if group and size + part.size > shard_bytes:
+    for item in items:
+        if group and size + size_of(item) > limit:
             yield group
             group, size = [], 0
-        group.append(part)
-        size += part.size
+        group.append(item)
+        size += size_of(item)
     if group:
         yield group
-
-
-def tokenise_shard(
-    shard: Shard,
-    source: Source,
-    options: ReadOptions,
-    tokenizer: DocumentTokenizer,
-    separator_ids: Sequence[int],
-    folder: Path,
-    advance: Callable[[int], None],
-    *,
-    split: bool = False,
-) -> None:
-    """Write ``FOLDER/shard-NNNNN``; ``advance`` is told the bytes read.
-
-    ``split``: documents that hold the separator's ids are written in others.
-
-    Raises:
-        InputError: at a document that cannot be read.
-        FastPathError: where the fast engine differs from the reference on a sample of the shard.
-    """
-    aside = folder / f"{shard.name}.partial-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    reader = DocumentReader(source, options, shard.parts)
-    result = _ShardResult(tokenizer, separator_ids, split)
-    done = 0
-    with open(aside / "tokens.bin", "wb") as file:
-        for batch in _batches(iter(reader)):
-            for tokens in result.add(batch):
-                file.write(tokens.data)
-            advance(reader.bytes_read - done)
-            done = reader.bytes_read
-        if shard.is_whole_input:
-            num_files, empty, bad = len(shard.parts), reader.num_empty, reader.num_bad
-            require_text(source, reader.num_documents, num_files, empty, bad)
-        file.flush()
-        os.fsync(file.fileno())
-    advance(shard.num_bytes - done)
-    counts = {
-        "sources": list(result.sources),
-        "num_empty": reader.num_empty,
-        "num_bad": reader.num_bad,
-        "num_cut_files": reader.num_cut_files,
-        "bad": reader.bad,
-        # of a file in several shards, the first one has it
-        "files": [asdict(summarise(part.path)) for part in shard.parts if part.start == 0],
-    }
-    (aside / "counts.json").write_text(json.dumps(counts))
-    np.save(aside / "table.npy", np.array(result.table, dtype=TABLE))
-    os.replace(aside, folder / shard.name)
 
 
 def summarise(path: Path) -> FileSummary:
@@ -191,26 +131,24 @@ def summarise(path: Path) -> FileSummary:
     return FileSummary(str(path), size, digest.hexdigest())
 
 
+@dataclass
 class _ShardResult:
     """The table of a shard, made batch by batch."""
 
-    def __init__(
-        self, tokenizer: DocumentTokenizer, separator_ids: Sequence[int], split: bool
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.separator_ids = separator_ids
-        self.split = split
-        self.dtype = token_dtype(tokenizer.vocab_size)
-        self.sources: dict[str, int] = {}
-        self.table: list[tuple[bytes, int, int, bool]] = []
-        self._seen: set[str] = set()
+    tokenizer: tokenising.DocumentTokenizer
+    separator_ids: Sequence[int]
+    split: bool
+    sources: dict[str, int] = field(default_factory=dict)
+    table: list[tuple[bytes, int, int, bool]] = field(default_factory=list)
+    _seen: set[str] = field(default_factory=set)
 
     def add(self, batch: Sequence[Document]) -> Iterator[npt.NDArray[np.integer]]:
         """Tokens of the documents that no earlier one of this shard is equal to."""
         new = list({d.id: d for d in reversed(batch) if d.id not in self._seen}.values())[::-1]
         self._seen.update(document.id for document in new)
-        if isinstance(self.tokenizer, FastTokenizer) and new:
-            self.tokenizer.check([new[0].text[:SAMPLE_CHARACTERS]])
+        if isinstance(self.tokenizer, engines.FastTokenizer) and new:
+            self.tokenizer.check([new[0].text[: engines.SAMPLE_CHARACTERS]])
+        dtype = token_dtype(self.tokenizer.vocab_size)
         arrays = self.tokenizer.encode_documents([document.text for document in new])
         tokens_of = {document.id: tokens for document, tokens in zip(new, arrays, strict=True)}
         for document in batch:
@@ -220,28 +158,11 @@ class _ShardResult:
             if tokens is None:
                 self.table.append((identity, source, -1, False))
                 continue
-            within = holds_separator(tokens, self.separator_ids)
+            within = tokenising.holds_separator(tokens, self.separator_ids)
             if within and self.split:
-                tokens = split_separators(tokens, self.separator_ids, self.tokenizer)
+                tokens = tokenising.split_separators(tokens, self.separator_ids, self.tokenizer)
             self.table.append((identity, source, tokens.size, within))
-            yield np.ascontiguousarray(tokens, dtype=self.dtype)
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Consecutive documents of about :data:`BATCH_CHARACTERS` in all; a longer one stands alone."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        if batch and size + len(document.text) > BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += len(document.text)
-    if batch:
-        yield batch
-
-
-Advance = Callable[[int], None]
+            yield np.ascontiguousarray(tokens, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -250,38 +171,57 @@ class ShardJob:
 
     sources: tuple[Source, ...]
     """The inputs."""
-
     options: ReadOptions
     """How they are read."""
-
     tokenizer_path: Path
     """As given on the command line."""
-
-    engine: TokenizerEngine
+    engine: engines.TokenizerEngine
     """``gigatoken`` or ``reference``: decided before, so that all processes agree."""
-
     separator_ids: tuple[int, ...]
     """Ids of the separator, to count the documents that hold them."""
-
     split_separators: bool
     """Write documents that hold them in other ids."""
-
     folder: Path
     """Where the results go."""
 
-    def run(self, shard: Shard, tokenizer: DocumentTokenizer, advance: Advance) -> None:
-        """Tokenise one shard."""
+    def run(self, shard: Shard, tokenizer: tokenising.DocumentTokenizer, advance: Advance) -> None:
+        """Write ``FOLDER/shard-NNNNN``; ``advance`` is told the bytes read.
+
+        Raises:
+            InputError: at a document that cannot be read.
+            FastPathError: where the fast engine differs from the reference on a sample of it.
+        """
+        aside = self.folder / f"{shard.name}.partial-{os.getpid()}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         source = self.sources[shard.input]
-        tokenise_shard(
-            shard,
-            source,
-            self.options,
-            tokenizer,
-            self.separator_ids,
-            self.folder,
-            advance,
-            split=self.split_separators,
-        )
+        reader = DocumentReader(source, self.options, shard.parts)
+        result = _ShardResult(tokenizer, self.separator_ids, self.split_separators)
+        done = 0
+        with open(aside / "tokens.bin", "wb") as file:
+            for batch in _groups(reader, lambda document: len(document.text), BATCH_CHARACTERS):
+                for tokens in result.add(batch):
+                    file.write(tokens.data)
+                advance(reader.bytes_read - done)
+                done = reader.bytes_read
+            if shard.is_whole_input:
+                num_files, empty, bad = len(shard.parts), reader.num_empty, reader.num_bad
+                require_text(source, reader.num_documents, num_files, empty, bad)
+            file.flush()
+            os.fsync(file.fileno())
+        advance(shard.num_bytes - done)
+        counts = {
+            "sources": list(result.sources),
+            "num_empty": reader.num_empty,
+            "num_bad": reader.num_bad,
+            "num_cut_files": reader.num_cut_files,
+            "bad": reader.bad,
+            # of a file in several shards, the first one has it
+            "files": [asdict(summarise(part.path)) for part in shard.parts if part.start == 0],
+        }
+        (aside / "counts.json").write_text(json.dumps(counts))
+        np.save(aside / "table.npy", np.array(result.table, dtype=TABLE))
+        os.replace(aside, self.folder / shard.name)
 
 
 class WorkerLostError(InputError):
@@ -291,7 +231,7 @@ class WorkerLostError(InputError):
 def tokenise_shards(
     shards: Sequence[Shard],
     job: ShardJob,
-    tokenizer: DocumentTokenizer,
+    tokenizer: tokenising.DocumentTokenizer,
     num_workers: int,
     advance: Advance,
 ) -> None:
@@ -310,9 +250,8 @@ def tokenise_shards(
             job.run(shard, tokenizer, advance)
         return
     # spawned, not forked: the libraries' threads do not survive a fork
-    pool = ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context("spawn"), _start_worker, (job,)
-    )
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_workers, spawn, _start_worker, (job,))
     try:
         futures = [pool.submit(_run_shard, shard) for shard in left]
         for shard, future in zip(left, futures, strict=True):
@@ -328,7 +267,7 @@ def tokenise_shards(
 
 
 _job: ShardJob
-_tokenizer: DocumentTokenizer
+_tokenizer: tokenising.DocumentTokenizer
 
 
 def _start_worker(job: ShardJob) -> None:
@@ -338,7 +277,7 @@ def _start_worker(job: ShardJob) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _job, _tokenizer = job, choose_tokenizer(job.tokenizer_path, job.engine).tokenizer
+    _job, _tokenizer = job, engines.choose_tokenizer(job.tokenizer_path, job.engine).tokenizer
 
 
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:

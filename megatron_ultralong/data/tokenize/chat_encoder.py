@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError
 from megatron_ultralong.data.tokenize.chat_template import END, ChatTemplate, Piece, rendered_text
-from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, difference
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, difference, num_equal
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
 
@@ -60,7 +60,8 @@ class ChatEncoder:
         self.template = template
         self.tokenizer = tokenizer
         self.is_marked = is_marked
-        missing = [name for name in template.special if not self._is_known(name)]
+        known = {END, *tokenizer.special_texts}
+        missing = [name for name in template.special if name not in known]
         if missing:
             raise InputError(
                 f"--chat-template {template.name} needs the special tokens {', '.join(missing)}, "
@@ -131,22 +132,15 @@ class ChatEncoder:
         low, high = 0, 1
         while high < ids.size and self._covered(text, ids[:high]) <= char:
             low, high = high, 2 * high
-        high = min(high, ids.size)
-        while low + 1 < high:
-            middle = (low + high) // 2
-            if self._covered(text, ids[:middle]) <= char:
-                low = middle
-            else:
-                high = middle
-        return low
+        sizes = range(low + 1, min(high, ids.size))
+        return low + bisect.bisect_right(sizes, char, key=lambda n: self._covered(text, ids[:n]))
 
     def _covered(self, text: str, ids: Int32Array) -> int:
         """Characters that the first tokens of a text are of, the last one perhaps in part."""
         found = self.tokenizer.decode(ids.tolist())
         if text.startswith(found):
             return len(found)
-        pairs = enumerate(zip(found, text, strict=False))
-        same = next((place for place, (one, other) in pairs if one != other), len(text))
+        same = num_equal(found, text)
         if found[same:].strip("\ufffd"):
             raise InputError(
                 f"{self.tokenizer.file} does not give the text back that it was given, so that "
@@ -178,9 +172,6 @@ class ChatEncoder:
         """How many of the first ids are the prefix and nothing else."""
         sizes = range(1, len(ids) + 1)
         return next((n for n in sizes if self.tokenizer.decode(ids[:n]) == prefix), None)
-
-    def _is_known(self, name: str) -> bool:
-        return name == END or name in self.tokenizer.special_texts
 
     def _special_id(self, name: str) -> int:
         text = self.tokenizer.eos_text() if name == END else name
@@ -235,7 +226,7 @@ def marked_pieces(
         InputError: it takes more than it may.
     """
     try:
-        theirs = folder.render(conversation, date)
+        theirs = folder.render_conversation(conversation, date)
     except InputError as error:
         if not folder.is_alive:
             raise
@@ -260,18 +251,12 @@ def with_marks(pieces: Sequence[Piece], spans: Iterable[tuple[int, int]], eos: s
     for piece in pieces:
         stop = start + len(rendered_text([piece], eos))
         inner = edges[bisect.bisect_right(edges, start) : bisect.bisect_left(edges, stop)]
-        if piece.is_special:
-            is_marked = bool(inner) or bisect.bisect_right(edges, start) % 2 == 1
-            found.append(piece._replace(is_target=is_marked and not piece.is_never_target))
-        else:
-            for left, right in itertools.pairwise([start, *inner, stop]):
-                is_marked = bisect.bisect_right(edges, left) % 2 == 1
-                found.append(
-                    piece._replace(
-                        text=piece.text[left - start : right - start],
-                        is_target=is_marked and not piece.is_never_target,
-                    )
-                )
+        is_hit = piece.is_special and bool(inner)
+        for left, right in itertools.pairwise([start, *([] if piece.is_special else inner), stop]):
+            is_marked = is_hit or bisect.bisect_right(edges, left) % 2 == 1
+            text = piece.text if piece.is_special else piece.text[left - start : right - start]
+            is_target = is_marked and not piece.is_never_target
+            found.append(piece._replace(text=text, is_target=is_target))
         start = stop
     return found
 

@@ -46,8 +46,6 @@ def date_of(text: str) -> datetime.date | None:
     return None
 
 
-__all__ = ["DATE", "END", "TEMPLATES", "ChatTemplate", "Piece", "TemplateName", "rendered_text"]
-
 TemplateName = Literal["llama3.1", "llama3", "plain"]
 
 
@@ -161,15 +159,14 @@ def _llama3_1_turn(message: Message, builtin: tuple[str, ...] | None) -> list[Pi
 
 
 def _refuse_tools(conversation: Conversation, name: TemplateName) -> None:
+    messages = conversation.messages
+    what = "a tool call" if any(message.tool_call for message in messages) else ""
     uses = conversation.tools is not None or conversation.builtin_tools is not None
-    if uses or any(message.role == "tool" for message in conversation.messages):
-        raise ConversationError(
-            "beyond the template", f"it has tools, which template {name} cannot write"
-        )
-    if any(message.tool_call for message in conversation.messages):
-        raise ConversationError(
-            "beyond the template", f"it has a tool call, which template {name} cannot write"
-        )
+    if uses or any(message.role == "tool" for message in messages):
+        what = "tools"
+    if what:
+        message = f"it has {what}, which template {name} cannot write"
+        raise ConversationError("beyond the template", message)
 
 
 def _llama3(conversation: Conversation, date: str) -> list[Piece]:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES
-from megatron_ultralong.data.tokenize.tokenising import (
-    DocumentTokenizer,
-    HuggingFaceTokenizer,
-    check_file_sizes,
-    well_formed,
-)
-from megatron_ultralong.data.tokenize.tokenizer_model import (
-    Llama3Tokenizer,
-    SentencePieceTokenizer,
-    is_panic,
-)
+from megatron_ultralong import __version__
+from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES
+from megatron_ultralong.data.tokenize import tokenising, tokenizer_model
 from megatron_ultralong.program.errors import InputError, missing
 
 SAMPLE_CHARACTERS = 2048
@@ -60,16 +53,18 @@ class FastTokenizer:
     engine = "gigatoken"
     max_document_bytes = MAX_DOCUMENT_BYTES
 
-    def __init__(self, reference: DocumentTokenizer) -> None:
+    def __init__(self, reference: tokenising.DocumentTokenizer) -> None:
         self.reference = reference
         self._encode = _backend(reference).encode
         # the one vocabulary whose special tokens gigatoken cannot be kept from knowing
-        is_model = isinstance(reference, SentencePieceTokenizer)
+        is_model = isinstance(reference, tokenizer_model.SentencePieceTokenizer)
         self._not_in_text = reference.special_texts if is_model else []
         self.file = reference.file
         self.sha256 = reference.sha256
         self.vocab_size = reference.vocab_size
         self.special_texts = reference.special_texts
+        self.encode_separator, self.decode = reference.encode_separator, reference.decode
+        self.eos_text = reference.eos_text
         joined = "x".join(reference.special_texts[:300])
         self.check([*PROBES, *reference.special_texts[:300], joined])
 
@@ -80,15 +75,10 @@ class FastTokenizer:
     def _encode_one(self, text: str) -> npt.NDArray[np.int32]:
         if any(special in text for special in self._not_in_text):
             return self.reference.encode_documents([text])[0]
-        data = well_formed(text).encode()  # as bytes: half the memory of a str inside the library
-        try:
+        # as bytes: half the memory of a str inside the library
+        data = tokenising.well_formed(text).encode()
+        with _failing("gigatoken fails on a document"):
             ids = self._encode(data)
-        except BaseException as error:
-            if isinstance(error, Exception) or is_panic(error):
-                raise FastPathError(
-                    f"gigatoken fails on a document ({_first_line(error)})"
-                ) from error
-            raise
         return np.asarray(ids).astype(np.int32, copy=False)
 
     def check(self, texts: Sequence[str]) -> None:
@@ -107,20 +97,8 @@ class FastTokenizer:
                     f"{first} of the text {text[:60]!r}"
                 )
 
-    def encode_separator(self, text: str) -> list[int]:
-        """By the reference: see :class:`DocumentTokenizer` of ``tokenising.py``."""
-        return self.reference.encode_separator(text)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """By the reference."""
-        return self.reference.decode(ids)
-
-    def eos_text(self) -> str:
-        """By the reference."""
-        return self.reference.eos_text()
-
-
-def _backend(reference: DocumentTokenizer) -> Any:
+def _backend(reference: tokenising.DocumentTokenizer) -> Any:
     """A tokenizer of gigatoken with the reference's vocabulary, but none of its special tokens.
 
     gigatoken has no switch that reads special tokens as text: it must not know them. Of a
@@ -130,28 +108,25 @@ def _backend(reference: DocumentTokenizer) -> Any:
         import gigatoken
     except ImportError as error:
         raise FastPathError(f"gigatoken is not installed ({error})") from error
-    description: str | None
-    if isinstance(reference, Llama3Tokenizer):
-        description = reference.tokenizer_json()
-    elif isinstance(reference, HuggingFaceTokenizer):
-        description = _without_special_tokens(reference.file.read_text(encoding="utf-8"))
-    else:
-        description = None
+    open_json = gigatoken.Tokenizer.from_json
+    with _failing("gigatoken cannot hold this vocabulary"):
+        if isinstance(reference, tokenizer_model.Llama3Tokenizer):
+            return open_json(reference.tokenizer_json())
+        if isinstance(reference, tokenising.HuggingFaceTokenizer):
+            return open_json(_without_special_tokens(reference.file.read_text(encoding="utf-8")))
+        return gigatoken.Tokenizer.from_sentencepiece(reference.file.read_bytes())
+
+
+@contextlib.contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Any failure of the library, a panic too, as FastPathError with what it says first."""
     try:
-        if description is None:
-            return gigatoken.Tokenizer.from_sentencepiece(reference.file.read_bytes())
-        return gigatoken.Tokenizer.from_json(description)
+        yield
     except BaseException as error:
-        if isinstance(error, Exception) or is_panic(error):
-            raise FastPathError(
-                f"gigatoken cannot hold this vocabulary ({_first_line(error)})"
-            ) from error
+        if isinstance(error, Exception) or tokenizer_model.is_panic(error):
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise FastPathError(f"{what} ({line})") from error
         raise
-
-
-def _first_line(error: BaseException) -> str:
-    """What a message says before its stack trace."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _without_special_tokens(text: str) -> str:
@@ -162,15 +137,21 @@ def _without_special_tokens(text: str) -> str:
     return json.dumps(data)
 
 
-def fast_version() -> str:
-    """Version of gigatoken, or ``missing``."""
-    try:
-        return version("gigatoken")
-    except PackageNotFoundError:
-        return "missing"
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of this program, of Python and of packages; gigatoken's may be ``missing``."""
+    found = {"megatron_ultralong": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            if package != "gigatoken":
+                raise
+            found[package] = "missing"
+    return found
 
 
 TokenizerEngine = Literal["auto", "gigatoken", "reference"]
+Result = TypeVar("Result")
 
 NAMES = ("tokenizer.json", "tokenizer.model")
 """What is looked for in a folder, in this order."""
@@ -181,14 +162,13 @@ TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 class ChosenTokenizer(NamedTuple):
     """A tokenizer and why it is this one."""
 
-    tokenizer: DocumentTokenizer
+    tokenizer: tokenising.DocumentTokenizer
     """The fast one, or the reference."""
-
     reason: str
     """Why the reference has to read the documents; empty for the fast one."""
 
 
-def open_reference(path: Path) -> DocumentTokenizer:
+def open_reference(path: Path) -> tokenising.DocumentTokenizer:
     """The reference tokenizer of a file, or of a folder that holds one.
 
     ``tokenizer.json`` goes to tokenizers, Llama 3's ``tokenizer.model`` to tiktoken, any other
@@ -207,14 +187,14 @@ def open_reference(path: Path) -> DocumentTokenizer:
         raise InputError(
             f"--tokenizer {path} has no {' or '.join(NAMES)}; give such a file or its folder"
         )
-    check_file_sizes(file.parent)
+    tokenising.check_file_sizes(file.parent)
     if file.suffix == ".json":
-        return HuggingFaceTokenizer(file)
+        return tokenising.HuggingFaceTokenizer(file)
     with open(file, "rb") as opened:
         first = opened.readline(4096)
     if TIKTOKEN_LINE.fullmatch(first):
-        return Llama3Tokenizer(file)
-    return SentencePieceTokenizer(file)
+        return tokenizer_model.Llama3Tokenizer(file)
+    return tokenizer_model.SentencePieceTokenizer(file)
 
 
 def choose_tokenizer(path: Path, engine: TokenizerEngine) -> ChosenTokenizer:
@@ -231,13 +211,32 @@ def choose_tokenizer(path: Path, engine: TokenizerEngine) -> ChosenTokenizer:
     try:
         return ChosenTokenizer(FastTokenizer(reference), "")
     except FastPathError as error:
-        require_fallback(engine, error)
-        return ChosenTokenizer(reference, str(error))
+        return _fallback(engine, reference, error)
 
 
-def require_fallback(engine: TokenizerEngine, error: FastPathError) -> None:
-    """Refuse to go on with the reference where gigatoken alone was asked for."""
+def tokenise_by(
+    chosen: ChosenTokenizer,
+    engine: TokenizerEngine,
+    tokenise: Callable[[tokenising.DocumentTokenizer], Result],
+) -> tuple[ChosenTokenizer, Result]:
+    """What ``tokenise`` gives, and by which tokenizer: the reference where gigatoken fails.
+
+    Raises:
+        InputError: where it fails, and it alone was asked for.
+    """
+    try:
+        return chosen, tokenise(chosen.tokenizer)
+    except FastPathError as error:
+        assert isinstance(chosen.tokenizer, FastTokenizer), chosen
+        chosen = _fallback(engine, chosen.tokenizer.reference, error)
+    return chosen, tokenise(chosen.tokenizer)
+
+
+def _fallback(
+    engine: TokenizerEngine, reference: tokenising.DocumentTokenizer, error: FastPathError
+) -> ChosenTokenizer:
     if engine == "gigatoken":
         raise InputError(
             f"--tokenizer-engine gigatoken: {error}; use auto, which takes the reference then"
         ) from error
+    return ChosenTokenizer(reference, str(error))

@@ -12,14 +12,13 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from megatron_ultralong.data.read.conversation import Conversation, Message
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
 from megatron_ultralong.data.tokenize.chat_template import ChatTemplate, date_of, rendered_text
 from megatron_ultralong.data.tokenize.template_worker import SECONDS
-from megatron_ultralong.data.tokenize.tokenising import side_file
+from megatron_ultralong.data.tokenize.tokenising import side_file, token_text
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
 
@@ -88,7 +87,7 @@ class TemplateProcess:
 
     @property
     def is_alive(self) -> bool:
-        """It has not been ended for what a template took."""
+        """It can be asked again: what went wrong was the conversation's doing."""
         return self._process.poll() is None
 
     def close(self) -> None:
@@ -98,12 +97,7 @@ class TemplateProcess:
     def __enter__(self) -> TemplateProcess:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ask(self, value: Any) -> dict[str, Any]:
@@ -153,11 +147,12 @@ empty: there is no template, or nobody looked."""
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 _DAYS = (datetime.date(2001, 2, 3), datetime.date(2004, 5, 6))
-_SPECIAL_TOKENS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_ALWAYS_GIVEN = ("bos_token", "eos_token")
+_SPECIAL_TOKENS = (*_ALWAYS_GIVEN, "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-class FolderTemplate:
-    """Writes conversations as the template of a folder does, in a process of its own.
+class FolderTemplate(TemplateProcess):
+    """Writes conversations as the template of a folder does.
 
     Args:
         text: the template.
@@ -168,20 +163,20 @@ class FolderTemplate:
     """
 
     def __init__(self, text: str, folder: Path) -> None:
-        self.name = str(folder)
         self.has_marks = _MARKS.search(text) is not None
         """What the assistant says is marked with ``{% generation %}``."""
-        tokens = {f"{name}_token": _token_text(folder, f"{name}_token") for name in _SPECIAL_TOKENS}
+        tokens = {
+            name: token_text(folder, "tokenizer_config.json", name) for name in _SPECIAL_TOKENS
+        }
         self.eos = tokens["eos_token"]
         """Text of the folder's EOS; empty where it names none."""
         self._tokens = {
             name: token for name, token in tokens.items() if token or name in _ALWAYS_GIVEN
         }
-        self._process = TemplateProcess(
-            text, self.name, "put the model's own there, or give --no-check-template"
-        )
+        way_out = "put the model's own there, or give --no-check-template"
+        super().__init__(text, str(folder), way_out)
 
-    def render(self, conversation: Conversation, date: str) -> Rendered:
+    def render_conversation(self, conversation: Conversation, date: str) -> Rendered:
         """What it writes for a conversation.
 
         Raises:
@@ -206,7 +201,7 @@ class FolderTemplate:
         if date is not None:
             options["date_string"] = date
             now = date_of(date)
-        return self._process.render_marked(
+        return self.render_marked(
             now,
             messages=messages,
             tools=tools,
@@ -227,29 +222,6 @@ class FolderTemplate:
         if first != second:
             return "today"
         return "same" if first == self.render_messages(_PROBE, date).text else "fixed"
-
-    @property
-    def is_alive(self) -> bool:
-        """It can be asked again: what went wrong was the conversation's doing."""
-        return self._process.is_alive
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.close()
-
-    def __enter__(self) -> FolderTemplate:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-_ALWAYS_GIVEN = ("bos_token", "eos_token")
 
 
 def _as_given(message: Message) -> dict[str, Any]:
@@ -278,12 +250,6 @@ def folder_template(folder: Path) -> str | None:
         entries = [entry for entry in value if isinstance(entry, dict)]
         value = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return value if isinstance(value, str) else None
-
-
-def _token_text(folder: Path, name: str) -> str:
-    value = side_file(folder, "tokenizer_config.json").get(name)
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else ""
 
 
 _QUESTION = {"role": "user", "content": " How many?\n"}
@@ -315,12 +281,15 @@ def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) ->
             )
 
 
+def num_equal(one: str, other: str) -> int:
+    """Characters that two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def difference(ours: str, theirs: str) -> str:
     """Where two texts part, and what each has there."""
-    same = next(
-        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-        min(len(ours), len(theirs)),
-    )
+    same = num_equal(ours, theirs)
     return (
         f"at character {same} one writes {ours[same : same + 30]!r}, the other "
         f"{theirs[same : same + 30]!r}"

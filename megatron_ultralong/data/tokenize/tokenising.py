@@ -37,19 +37,14 @@ class DocumentTokenizer(Protocol):
 
     engine: str
     """Package that finds the ids."""
-
     file: Path
     """The file that defines the ids."""
-
     sha256: str
     """Its hash."""
-
     vocab_size: int
     """Largest id + 1, added tokens included."""
-
     special_texts: list[str]
     """Texts of the special tokens."""
-
     max_document_bytes: int
     """Bytes of a document that it tokenises within 2 GiB of memory."""
 
@@ -93,7 +88,6 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.file = file
-        self.folder = file.parent
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder().values()
@@ -116,8 +110,18 @@ class HuggingFaceTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def eos_text(self) -> str:
-        """The ``eos_token`` that the folder names."""
-        return eos_token(self.folder)
+        """The ``eos_token`` that the folder names.
+
+        Raises:
+            InputError: where it names none.
+        """
+        for file in ("tokenizer_config.json", "special_tokens_map.json"):
+            if text := token_text(self.file.parent, file, "eos_token"):
+                return text
+        raise InputError(
+            f"--separator eos: {self.file.parent} names no eos_token in tokenizer_config.json or "
+            "special_tokens_map.json; give the token's text as --separator"
+        )
 
 
 def well_formed(text: str) -> str:
@@ -150,21 +154,11 @@ def separator_ids(tokenizer: DocumentTokenizer, separator: str) -> list[int]:
     return ids
 
 
-def eos_token(folder: Path) -> str:
-    """Text of the end-of-sequence token that a tokenizer folder names.
-
-    Raises:
-        InputError: where it names none.
-    """
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        token: Any = side_file(folder, name).get("eos_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        if isinstance(text, str) and text:
-            return text
-    raise InputError(
-        f"--separator eos: {folder} names no eos_token in tokenizer_config.json or "
-        "special_tokens_map.json; give the token's text as --separator"
-    )
+def token_text(folder: Path, file: str, name: str) -> str:
+    """The text of a token that a file beside a tokenizer names; empty where it does not."""
+    value = side_file(folder, file).get(name)
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else ""
 
 
 def side_file(folder: Path, name: str) -> dict[str, Any]:

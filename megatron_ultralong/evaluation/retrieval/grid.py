@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.read.bounded import read_text
+from megatron_ultralong.data.read.record import read_text
 from megatron_ultralong.evaluation.asking.questions import (
     Benchmark,
     Entries,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.read.bounded import read_text
+from megatron_ultralong.data.read.record import read_text
 from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
     Encode,
     PasskeyPrompt,

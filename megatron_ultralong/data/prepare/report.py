@@ -1,0 +1,297 @@
+"""What ``prepare`` shows of its rows: tables, a picture of their lengths, and one row as text."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
+from megatron_ultralong.data.rows.manifest import BinSummary, InputSummary, LengthCount, Manifest
+from megatron_ultralong.data.rows.packed import PackedRows
+from megatron_ultralong.data.store.documents import DocumentStore
+from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
+from megatron_ultralong.program.terminal import Console
+
+PICTURE = "lengths.png"
+Counts = TypeVar("Counts", LengthCount, ChatLengths)
+
+EXCERPT_TOKENS = 24
+"""Tokens shown at each end of a document; two documents a row's end and beginning."""
+
+MAX_DOCUMENTS = 12
+"""Documents of a row that are shown."""
+
+
+def inspect_rows(folder: Path, manifest: Manifest, tokenizer: DocumentTokenizer) -> None:
+    """Print the lengths and one row of an output folder, and draw ``lengths.png`` in it."""
+    console = Console()
+    columns = ("tokens a document", "found", "tokens", "sampled", "tokens")
+    console.print(length_table("lengths before and after sampling", columns, manifest.lengths))
+    draw_lengths(folder / PICTURE, manifest)
+    console.print(f"written: {folder / PICTURE}", highlight=False, soft_wrap=True)
+    split = next(iter(manifest.splits))
+    rows = PackedRows(folder / split)
+    title = f"{split}, row 0 of {len(rows):,}: {rows.boundaries(0).size - 1:,} documents"
+    console.print(title, highlight=False)
+    for line in decoded_row(rows, 0, manifest, tokenizer):
+        console.print(line, highlight=False)
+
+
+def new_table(title: str, columns: Sequence[str], padding: Any = (0, 1)) -> Table:
+    """A table of sources, with numbers in the other ``columns``."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=padding)
+    table.add_column("source")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def length_table(title: str, columns: Sequence[str], counts: Sequence[Counts]) -> Table:
+    """A line for each source and doubling of the length, with its counts under ``columns``."""
+    table = new_table(title, columns)
+    shown = ""
+    for count in counts:
+        source, length, *numbers = dataclasses.astuple(count)
+        cells = [f"{length:,}-{2 * length - 1:,}", *(f"{number:,}" for number in numbers)]
+        table.add_row(source if source != shown else "", *cells)
+        shown = source
+    return table
+
+
+@contextlib.contextmanager
+def length_panels(file: Path, counts: Sequence[Counts]) -> Iterator[list[tuple[Any, list[Counts]]]]:
+    """A panel for each source and its counts, to draw on; ``file`` is written behind the block."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sources = list(dict.fromkeys(count.source for count in counts))
+    figure = Figure(figsize=(8, 0.6 + 2.2 * len(sources)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(sources), sharex=True, squeeze=False)[:, 0]
+    for panel, source in zip(panels, sources, strict=True):
+        panel.set_title(source, loc="left", fontsize=10)
+    yield [(p, [c for c in counts if c.source == s]) for p, s in zip(panels, sources, strict=True)]
+    panels[0].legend(frameon=False)
+    aside = file.with_suffix(".partial")
+    figure.savefig(aside, format="png", dpi=120)
+    os.replace(aside, file)
+
+
+def powers(counts: Sequence[Counts]) -> npt.NDArray[np.int64]:
+    """The powers of two of the lengths: places on the horizontal axis."""
+    return np.array([count.min_length.bit_length() - 1 for count in counts])
+
+
+def draw_lengths(file: Path, manifest: Manifest) -> None:
+    """A panel for each source: tokens by length of their document, before and after."""
+    with length_panels(file, manifest.lengths) as panels:
+        for panel, counts in panels:
+            for shift, label, tokens in (
+                (-0.2, "found", [count.num_tokens for count in counts]),
+                (0.2, "sampled", [count.num_tokens_sampled for count in counts]),
+            ):
+                panel.bar(powers(counts) + shift, np.array(tokens) / 1e6, width=0.4, label=label)
+            panel.set_ylabel("million tokens")
+        places = powers(manifest.lengths)
+        ticks = np.arange(places.min(), places.max() + 1)
+        ticks = ticks[:: 1 + ticks.size // 14]  # room for their labels
+        panels[-1][0].set_xticks(ticks, [_short(1 << int(tick)) for tick in ticks])
+        panels[-1][0].set_xlabel("tokens of a document, from")
+
+
+def _short(count: int) -> str:
+    """``2048 -> "2K"``."""
+    for unit, name in ((1 << 20, "M"), (1 << 10, "K")):
+        if count >= unit:
+            return f"{count // unit}{name}"
+    return str(count)
+
+
+def decoded_row(
+    rows: PackedRows, row: int, manifest: Manifest, tokenizer: DocumentTokenizer
+) -> list[Text]:
+    """A line for each document of a row: its place, its beginning, its end and its separator."""
+    cu_seqlens = rows.boundaries(row).tolist()
+    separator = manifest.separator_ids
+    lines = []
+    for start, stop in list(itertools.pairwise(cu_seqlens))[:MAX_DOCUMENTS]:
+        line = Text(f"[{start:,}, {stop:,}) ")
+        if start >= rows.num_real_tokens(row):
+            lines.append(line.append("padding", style="dim"))
+            continue
+        closing = rows.read(row, max(start, stop - len(separator)), stop).tolist()
+        closes = bool(separator) and closing == separator
+        end = stop - len(separator) if closes else stop
+        line.append(_excerpt(rows, row, start, end, tokenizer))
+        if closes:
+            line.append(f" {tokenizer.decode(separator)} {separator}", style="bold")
+        else:
+            line.append(" (no separator: cut, or the end of the row)", style="dim")
+        lines.append(line)
+    hidden = len(cu_seqlens) - 1 - len(lines)
+    return [*lines, Text(f"... and {hidden:,} documents")] if hidden > 0 else lines
+
+
+def _excerpt(
+    rows: PackedRows, row: int, start: int, stop: int, tokenizer: DocumentTokenizer
+) -> str:
+    def text(first: int, last: int) -> str:
+        return repr(tokenizer.decode(rows.read(row, first, last).tolist()))
+
+    if stop - start <= 2 * EXCERPT_TOKENS:
+        return text(start, stop)
+    return f"{text(start, start + EXCERPT_TOKENS)} ... {text(stop - EXCERPT_TOKENS, stop)}"
+
+
+def print_summary(manifest: Manifest, output: Path) -> None:
+    """Print documents and tokens by source, and rows by split, to standard output."""
+    console = Console()
+    say = functools.partial(console.print, highlight=False)
+    console.print(source_table(manifest))
+    for name, split in manifest.splits.items():
+        say(
+            f"{name}: {split.num_rows:,} rows x {manifest.seq_length:,} = {split.num_tokens:,} "
+            f"tokens of {split.num_documents:,} documents; {split.num_dropped_tokens:,} tokens in "
+            f"the incomplete last row and {split.num_repeats_dropped:,} repeats dropped"
+        )
+        if split.num_padding_tokens:
+            share = split.num_padding_tokens / max(split.num_tokens, 1)
+            say(
+                f"{name}: {split.num_padding_tokens:,} tokens ({share:.2%}) are padding: "
+                "predictions there must not count in the loss"
+            )
+    notes = {
+        "equal to an earlier one": sum(i.num_duplicates for i in manifest.inputs),
+        "empty": sum(i.num_empty for i in manifest.inputs),
+        "unreadable": sum(i.num_bad for i in manifest.inputs),
+    }
+    dropped = ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
+    if dropped:
+        say(f"documents dropped while reading: {dropped}")
+    for found in manifest.inputs:
+        print_files(console, found)
+    if manifest.num_documents_with_separator:
+        say(
+            f"{manifest.num_documents_with_separator:,} documents hold the separator "
+            f"{manifest.separator_ids} themselves: {_SEPARATOR[manifest.separator_in_text]}"
+        )
+    say(f"written: {output}", soft_wrap=True)
+
+
+_SEPARATOR: dict[str, str] = {
+    "keep": "a boundary will be seen there (--separator-in-text drop or split)",
+    "drop": "they were left out",
+    "split": "these characters were encoded one by one",
+}
+
+
+def print_files(console: Console, found: InputSummary | ChatSource) -> None:
+    """Print what became of the files of a source: ``web: 2 .json.gz read: as jsonl``."""
+    lines = []
+    for line in found.counts:
+        how = f"left out: {line.reason}" if line.reason else f"read: as {line.read_as}"
+        lines.append(f"{line.num_files:,} {line.suffix or 'without a suffix'} {how}")
+    if found.num_cut_files:
+        lines.append(f"of {found.num_cut_files:,} files the rest could not be read")
+    for text in (*lines, *(f"unreadable: {place}" for place in found.bad)):
+        console.print(f"{found.name}: {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def source_table(manifest: Manifest) -> Table:
+    """One line for each source and length bin, before and after sampling."""
+    title = f"documents by length (sampling: {manifest.length_sampling['name']})"
+    columns = ("length", "found", "tokens", "share", "weight", "sampled", "tokens", "share")
+    table = new_table(title, columns, padding=(0, 1, 0, 0))  # 80 columns
+    before = sum(line.num_tokens for line in manifest.bins)
+    after = sum(line.num_tokens_sampled for line in manifest.bins)
+    for source in dict.fromkeys(line.source for line in manifest.bins):
+        lines = [line for line in manifest.bins if line.source == source and line.num_documents]
+        for line in lines:
+            weight = f"{line.weight:.3g}"
+            table.add_row("", *_cells(line.length_bin, weight, [line], before, after))
+        table.add_row(source, *_cells("all", "", lines, before, after), end_section=True)
+    return table
+
+
+def _cells(
+    length_bin: str, weight: str, lines: Sequence[BinSummary], before: int, after: int
+) -> list[str]:
+    tokens = sum(line.num_tokens for line in lines)
+    sampled = sum(line.num_tokens_sampled for line in lines)
+    return [
+        length_bin,
+        f"{sum(line.num_documents for line in lines):,}",
+        f"{tokens / 1e6:,.2f}M",
+        f"{tokens / max(before, 1):.1%}",
+        weight,
+        f"{sum(line.num_documents_sampled for line in lines):,}",
+        f"{sampled / 1e6:,.2f}M",
+        f"{sampled / max(after, 1):.1%}",
+    ]
+
+
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+
+
+def _count_cells(
+    store: DocumentStore, bins: Int64Array, num_bins: int, packed: Int64Array
+) -> Iterator[tuple[str, int, dict[str, int]]]:
+    """Source, bin and counts of each cell, in this order.
+
+    Args:
+        store: the documents.
+        bins: of every document, shape [num_documents].
+        num_bins: how many there are.
+        packed: documents, each once a copy.
+    """
+    cells = store.sources * num_bins + bins
+    size = len(store.source_names) * num_bins
+    columns = {
+        "num_documents": np.bincount(cells, minlength=size),
+        "num_tokens": np.bincount(cells, store.lengths, size),
+        "num_documents_sampled": np.bincount(cells[packed], minlength=size),
+        "num_tokens_sampled": np.bincount(cells[packed], store.lengths[packed], size),
+    }
+    for cell in range(size):
+        counts = {name: int(column[cell]) for name, column in columns.items()}
+        yield store.source_names[cell // num_bins], cell % num_bins, counts
+
+
+def bin_summaries(
+    store: DocumentStore, sampling: LengthSampling, weights: Float64Array, packed: Int64Array
+) -> list[BinSummary]:
+    """Counts by the bins of the sampling, with their weights."""
+    names = sampling.bin_names()
+    bins = sampling.bins(store.lengths)
+    weight = np.zeros((len(store.source_names), len(names)))
+    weight[store.sources, bins] = weights  # one value in each cell
+    cells = _count_cells(store, bins, len(names), packed)
+    return [
+        BinSummary(source, names[number], float(each), **counts)
+        for (source, number, counts), each in zip(cells, weight.flat, strict=True)
+    ]
+
+
+def length_counts(store: DocumentStore, packed: Int64Array) -> list[LengthCount]:
+    """Counts by powers of two: a document of 1,000 tokens counts at 512."""
+    powers = np.frexp(store.lengths.astype(np.float64))[1].astype(np.int64) - 1
+    cells = _count_cells(store, powers, int(powers.max(initial=0)) + 1, packed)
+    return [
+        LengthCount(source, 1 << power, **counts)
+        for source, power, counts in cells
+        if counts["num_documents"]
+    ]
