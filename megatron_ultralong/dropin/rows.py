@@ -79,9 +79,7 @@ def local_batches(
     assert manifest is not None
     if extension.identity.folder is not None:
         source = extension.identity.source
-        check_tokenizer(
-            *(config.data_path, args.load, source), manifest.vocab_size, manifest.tokenizer_sha256
-        )
+        check_tokenizer(config.data_path, args.load, source, manifest)
     if config.document_mask == "block" and not manifest.separator_ids:
         raise InputError(
             f"--ultralong-document-mask block needs a separator, but {config.data_path} was "

@@ -30,7 +30,7 @@ from megatron_ultralong.mcore.core_attention import (
     RingCoreAttention,
     refuse_mask,
 )
-from megatron_ultralong.mcore.host_memory import Device, Kept, Store
+from megatron_ultralong.mcore.host_memory import Kept, Store
 from megatron_ultralong.mcore.tiles import SequenceTiles
 
 
@@ -42,7 +42,7 @@ class Recomputation:
     """Keep (out, lse) of attention; without, backward computes attention once more."""
     tile_size: int = 0
     """Tokens that go through projections and MLP at a time; 0: all."""
-    store: Store = dataclasses.field(default_factory=Device)
+    store: Store = dataclasses.field(default_factory=Store)
     """Where kept tensors stay meanwhile."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
@@ -22,15 +21,6 @@ NOT_FINITE = 65
 
 class NotFiniteError(Exception):
     """The norm of the gradients is not finite; raised before any weight is changed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Finding:
-    """What one rank knows of a step that went bad."""
-
-    rows: list[str]
-    """Rows of its micro-batches whose loss is not finite."""
-    has_bad_gradient: bool
 
 
 class FiniteGuard:
@@ -69,22 +59,17 @@ class FiniteGuard:
         """Ranks and rows of the last step's bad numbers; every rank calls it."""
         rows = [source.name(n) for index in bad_microbatches for n in samples[index]]
         batch = [source.name(n) for numbers in samples for n in numbers]
-        has_bad_gradient = not all(bool(torch.isfinite(total)) for total in self._gradient_sums)
-        findings = every_rank((_Finding(rows, has_bad_gradient), batch))
-        losses = [
-            f"rank {rank} (rows {', '.join(finding.rows)})"
-            for rank, (finding, _) in enumerate(findings)
-            if finding.rows
-        ]
-        if losses:
-            return f"loss not finite on {'; '.join(losses)}"
-        gradients = [
-            f"rank {rank} (rows {', '.join(names)})"
-            for rank, (finding, names) in enumerate(findings)
-            if finding.has_bad_gradient
-        ]
-        if gradients:
-            return f"gradients not finite on {'; '.join(gradients)}"
+        is_good = all(bool(torch.isfinite(total)) for total in self._gradient_sums)
+        bad = {"loss": rows, "gradients": [] if is_good else batch}
+        findings = every_rank((bad, batch))
+        for what in bad:
+            ranks = [
+                f"rank {rank} (rows {', '.join(found[what])})"
+                for rank, (found, _) in enumerate(findings)
+                if found[what]
+            ]
+            if ranks:
+                return f"{what} not finite on {'; '.join(ranks)}"
         every_row = sorted({name for _, names in findings for name in names})
         return (
             "the sum over ranks is not finite, though every rank's own loss and gradients are "

@@ -22,7 +22,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.program.errors import InputError
 
-_DTYPES = {
+DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -128,10 +128,10 @@ def _megatron_config(config: OptimizerConfig, params_dtype: torch.dtype) -> Mega
         params_dtype=params_dtype,
         use_distributed_optimizer=True,
         use_precision_aware_optimizer=config.use_precision_aware_optimizer,
-        main_grads_dtype=_DTYPES[config.main_grads_dtype],
-        main_params_dtype=_DTYPES[config.main_params_dtype],
-        exp_avg_dtype=_DTYPES[config.exp_avg_dtype],
-        exp_avg_sq_dtype=_DTYPES[config.exp_avg_sq_dtype],
+        main_grads_dtype=DTYPES[config.main_grads_dtype],
+        main_params_dtype=DTYPES[config.main_params_dtype],
+        exp_avg_dtype=DTYPES[config.exp_avg_dtype],
+        exp_avg_sq_dtype=DTYPES[config.exp_avg_sq_dtype],
         optimizer_cpu_offload=config.optimizer_cpu_offload,
         optimizer_offload_fraction=config.optimizer_offload_fraction,
         overlap_cpu_optimizer_d2h_h2d=config.overlap_cpu_optimizer_d2h_h2d,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -47,21 +48,19 @@ class RowSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedRowSource:
-    """Rows that ``ultralong prepare`` wrote, in another order every epoch."""
+class _ShuffledRows(abc.ABC):
+    """Rows of two files, in another order every epoch."""
 
-    rows: PackedRows
+    rows: PackedRows | ChatRows
     seed: int
     """Of the order."""
-    separator_ids: tuple[int, ...]
-    """Ids between documents, for rows that came without boundaries."""
+
+    @abc.abstractmethod
+    def row(self, sample: int) -> DocumentRow:
+        """See :class:`RowSource`."""
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def row(self, sample: int) -> StoredRow:
-        """See :class:`RowSource`."""
-        return StoredRow(self.rows, self._number(sample), self.separator_ids)
 
     def name(self, sample: int) -> str:
         """Path and number of the row: ``rows/train[17]``."""
@@ -78,32 +77,27 @@ class PackedRowSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatRowSource:
-    """Rows that ``ultralong prepare chat`` wrote, in another order every epoch."""
+class PackedRowSource(_ShuffledRows):
+    """Rows that ``ultralong prepare`` wrote."""
+
+    rows: PackedRows
+    separator_ids: tuple[int, ...]
+    """Ids between documents, for rows that came without boundaries."""
+
+    def row(self, sample: int) -> StoredRow:
+        """See :class:`RowSource`."""
+        return StoredRow(self.rows, self._number(sample), self.separator_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatRowSource(_ShuffledRows):
+    """Rows that ``ultralong prepare chat`` wrote."""
 
     rows: ChatRows
-    seed: int
-    """Of the order."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def row(self, sample: int) -> ChatRow:
         """See :class:`RowSource`."""
         return self.rows.row(self._number(sample))
-
-    def name(self, sample: int) -> str:
-        """Path and number of the row: ``chats/train[17]``."""
-        return f"{self.rows.path_prefix}[{self._number(sample)}]"
-
-    def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
-        """See :class:`RowSource`."""
-        numbers = rows_of_samples(samples, len(self.rows), self.seed)
-        for number in np.array_split(numbers, parts)[part].tolist():
-            self.rows.check(number)
-
-    def _number(self, sample: int) -> int:
-        return global_row_index(sample, len(self.rows), self.seed)
 
 
 def check_rows(sources: Sequence[tuple[RowSource | None, range]]) -> None:

@@ -5,26 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.model_state import load_weights
-from megatron_ultralong.mcore.host_memory import Device, HostMemory, Store
+from megatron_ultralong.mcore.host_memory import HostMemory, Store
 from megatron_ultralong.mcore.model import build_model_chunks, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.program.ranks import world_size
-from megatron_ultralong.training.checks import check_offloading
-from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.optimizer import build_optimizer, build_scheduler, wrap_model
+from megatron_ultralong.training import optimizer
+from megatron_ultralong.training.inputs import RunInputs, check_offloading
 from megatron_ultralong.training.saving.state_dict import load_checkpoint
 from megatron_ultralong.training.telling.phases import PhaseTimers
-
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class TrainingState:
@@ -44,7 +37,7 @@ class TrainingState:
         config = inputs.config
         self.inputs = inputs
         self.recomputation = _recomputation(inputs)
-        dtype = _DTYPES[config.precision]
+        dtype = optimizer.DTYPES[config.precision]
         megatron_config = transformer_config(
             inputs.source.model,
             config.parallel,
@@ -70,10 +63,10 @@ class TrainingState:
         if resumed is None:
             # Before the optimizer is built: it copies the weights into its float32 masters.
             self.load_weights(chunks)
-        self.chunks: list[DistributedDataParallel] = wrap_model(chunks, config.optimizer)
+        self.chunks = optimizer.wrap_model(chunks, config.optimizer)
         """This rank's part of the model: one module, or one for each of its virtual stages."""
-        self.optimizer: MegatronOptimizer = build_optimizer(self.chunks, config.optimizer, dtype)
-        self.scheduler: OptimizerParamScheduler = build_scheduler(
+        self.optimizer = optimizer.build_optimizer(self.chunks, config.optimizer, dtype)
+        self.scheduler = optimizer.build_scheduler(
             self.optimizer, config.optimizer, config.train_iters
         )
         self.iteration = 0
@@ -96,7 +89,7 @@ def _recomputation(inputs: RunInputs) -> Recomputation | None:
     memory = inputs.config.memory
     if memory.recompute_granularity == "none":
         return None
-    store: Store = Device()
+    store = Store()
     if memory.offload_activations:
         store = HostMemory(check_offloading(inputs.config, inputs.source.model, world_size()))
     return Recomputation(

@@ -7,12 +7,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ultralong.mcore.batch import DocumentRow
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.sequence.position_bins import bin_edges
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.rows import RowSource, microbatches, replica_samples
@@ -59,7 +58,9 @@ class CountedRows:
         """See :class:`RowSource`."""
         if sample < self.num_counted:
             return self.source.row(sample)
-        return _FillingRow(self.source.row(0))
+        length = self.source.row(0).seq_length
+        edges = np.asarray([0, length], dtype=np.int32)
+        return Row(np.zeros(length, dtype=np.int64), edges, num_real_tokens=0)
 
     def name(self, sample: int) -> str:
         """See :class:`RowSource`."""
@@ -68,38 +69,6 @@ class CountedRows:
     def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
         """See :class:`RowSource`."""
         self.source.check(range(samples.start, min(samples.stop, self.num_counted)), part, parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class _FillingRow:
-    """A row none of whose predictions counts."""
-
-    inner: DocumentRow
-
-    @property
-    def seq_length(self) -> int:
-        """See :class:`DocumentRow`."""
-        return self.inner.seq_length
-
-    @property
-    def num_real_tokens(self) -> int:
-        """See :class:`DocumentRow`."""
-        return self.inner.num_real_tokens
-
-    @property
-    def cu_seqlens(self) -> npt.NDArray[np.int32]:
-        """See :class:`DocumentRow`."""
-        return self.inner.cu_seqlens
-
-    def loss_mask(self, document_mask: DocumentMask) -> npt.NDArray[np.float32]:
-        """Zeros, shape [S]."""
-        return np.zeros_like(self.inner.loss_mask(document_mask))
-
-    def read_chunks(
-        self, chunks: Sequence[tuple[int, int]]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """See :class:`DocumentRow`."""
-        return self.inner.read_chunks(chunks)
 
 
 _SMALLEST_BIN = 1024

@@ -20,8 +20,8 @@ from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
 from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
 from megatron_ultralong.sequence.documents import DocumentMask
-from megatron_ultralong.training.pretrain import pretrain
 from megatron_ultralong.training.telling.log import IterationRecord
+from megatron_ultralong.training.verbs import pretrain
 from tests.models import TEXT, write_llama
 from tests.patience import patience
 from tests.ranks import run_on_ranks

@@ -27,13 +27,12 @@ from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model.flops import attention_area
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.config_file import save_config
-from megatron_ultralong.training.pretrain import check_run
 from megatron_ultralong.training.saving.run_folder import RunFolder
-from megatron_ultralong.training.sft import check_sft, sft
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep
 from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.telling.phases import PhaseTimers
+from megatron_ultralong.training.verbs import check_run, check_sft, sft
 from tests.data.chats import write_jsonl
 from tests.models import write_tokenizer
 from tests.ranks import run_on_ranks

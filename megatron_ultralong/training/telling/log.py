@@ -6,10 +6,9 @@ import dataclasses
 import datetime
 import importlib.util
 import json
-import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from megatron_ultralong.config.plain_values import to_dict
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar
+from megatron_ultralong.training.config_file import write_aside
 
 FILE_NAME = "log.jsonl"
 
@@ -218,24 +218,18 @@ class TensorBoardSink:
 
     def write(self, record: IterationRecord) -> None:
         """Take one record."""
-        _add(self._writer, scalars(record), record.iteration)
+        for name, value in scalars(record).items():
+            self._writer.add_scalar(name, value, record.iteration)
 
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
 
 
-def _add(writer: Any, values: Mapping[str, float], iteration: int) -> None:
-    for name, value in values.items():
-        writer.add_scalar(name, value, iteration)
-
-
 def _identity(path: Path) -> str:
     """Of the run at Weights & Biases: made once, and kept in the run's folder."""
     if not path.is_file():
-        aside = path.with_name(path.name + ".partial")
-        aside.write_text(secrets.token_hex(8), encoding="utf-8")
-        os.replace(aside, path)
+        write_aside(path, secrets.token_hex(8))
     return path.read_text(encoding="utf-8")
 
 

@@ -8,45 +8,36 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from megatron_ultralong.config.run import LogConfig
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "checkpoint", "other")
-_MEGATRON = {"forward-compute": "forward", "backward-compute": "backward"}
+_MEGATRON = {
+    "forward-compute": "forward",
+    "backward-compute": "backward",
+    "forward-backward": "other",  # the whole pass: its parts are counted
+}
 
 
-class Clock(Protocol):
-    """Marks moments, and tells later what lay between two of them."""
+class Clock:
+    """Marks moments, and tells later what lay between two of them: the time of the process."""
 
     def mark(self) -> Any:
         """The moment now."""
+        return time.perf_counter()
 
     def wait(self, mark: Any) -> None:
         """Wait until the moment has come; those before it have then, too."""
 
     def seconds(self, first: Any, second: Any) -> float:
         """Between two moments that have come."""
+        return float(second - first)
 
 
-class HostClock:
-    """The time of the process, which does its work itself."""
-
-    def mark(self) -> float:
-        """See :class:`Clock`."""
-        return time.perf_counter()
-
-    def wait(self, mark: float) -> None:
-        """Nothing."""
-
-    def seconds(self, first: float, second: float) -> float:
-        """See :class:`Clock`."""
-        return second - first
-
-
-class CudaClock:
+class CudaClock(Clock):
     """The time of a GPU's stream: events among its kernels, which nobody waits for meanwhile.
 
     Kernels are launched ahead. To wait for them at the border of every phase would end the overlap
@@ -80,8 +71,7 @@ class PhaseTimers:
 
     def __init__(self, clock: Clock | None = None) -> None:
         """Take the device's clock, or another one."""
-        device_clock: Clock = CudaClock() if torch.cuda.is_available() else HostClock()
-        self._clock: Clock = clock or device_clock
+        self._clock = clock or (CudaClock() if torch.cuda.is_available() else Clock())
         self._stack = ["other"]
         self._since = self._clock.mark()
         self._ends: list[tuple[str, Any]] = []
@@ -119,8 +109,6 @@ class PhaseTimers:
 
     def __call__(self, name: str, log_level: int | None = None) -> _MegatronTimer:
         """A timer by Megatron's name for it."""
-        if name == "forward-backward":  # the whole pass: its parts are counted
-            return _MegatronTimer(self, "other")
         return _MegatronTimer(self, _MEGATRON.get(name, "communication"))
 
     def _push(self, name: str) -> None:
