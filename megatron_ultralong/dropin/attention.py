@@ -35,6 +35,7 @@ from megatron_ultralong.mcore.core_attention import (
     RowsOfDocuments,
     document_params,
 )
+from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import zigzag_unshard
 
@@ -48,11 +49,8 @@ def ring_attention_in_layers() -> Iterator[None]:
     def build(self: Any, config: Any, submodules: Any, *arguments: Any, **keywords: Any) -> None:
         theirs(self, config, with_ring_attention(submodules), *arguments, **keywords)
 
-    attention.SelfAttention.__init__ = build
-    try:
+    with replaced((attention.SelfAttention, "__init__", build)):
         yield
-    finally:
-        attention.SelfAttention.__init__ = theirs
 
 
 def with_ring_attention(submodules: Any) -> Any:

@@ -21,6 +21,7 @@ from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, 
 from megatron_ultralong.checkpoint.disk.integrity import check_tensors, listed_files
 from megatron_ultralong.checkpoint.formats.model_state import guarded
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader
+from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training.saving.state_dict import prepare_torch_adam, separate_steps
@@ -69,13 +70,11 @@ def checkpoints_are_vetted() -> Iterator[None]:
         return result
 
     setattr(guarded_read, _MARK, True)
-    checkpointing._load_base_checkpoint = guarded_read
-    training.load_checkpoint = load_with_adam
-    try:
+    with replaced(
+        (checkpointing, "_load_base_checkpoint", guarded_read),
+        (training, "load_checkpoint", load_with_adam),
+    ):
         yield
-    finally:
-        checkpointing._load_base_checkpoint = read
-        training.load_checkpoint = load
 
 
 def vet(folder: Path, step: int | None, *, verify_checksums: bool) -> None:

@@ -21,6 +21,7 @@ from megatron_ultralong.dropin.attention import ring_attention_in_layers
 from megatron_ultralong.dropin.checkpoints import checkpoints_are_vetted
 from megatron_ultralong.dropin.cpu import keep_compiled_helpers, training_on_cpu
 from megatron_ultralong.dropin.extension import Extension, norms_under_sequence_parallelism
+from megatron_ultralong.mcore.cpu import replaced
 
 _MARK = "extended_by_ultralong"
 ArgsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
@@ -164,11 +165,8 @@ def _checked_first(once: _Once) -> Iterator[None]:
         once()
         return result
 
-    training.initialize_megatron = initialize
-    try:
+    with replaced((training, "initialize_megatron", initialize)):
         yield
-    finally:
-        training.initialize_megatron = theirs
 
 
 class _Datasets:

@@ -184,12 +184,11 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
         if folder == Path(args.load or "") and _iteration(folder) and not args.finetune:
             _check_resume(config, source, folder)
     config.check_scaling(source.rope_scaling)
-    rope = config.rope()
-    scaling = rope.scaling(source.rope_scaling)
+    scaling = config.scaling(source.rope_scaling)
     yarn.hf_rope_scaling(scaling)  # what could not be exported is not trained for hours
     positions = source.model.max_position_embeddings
     if scaling != source.rope_scaling:  # else the source is extended already
-        positions = rope.max_positions(positions, source.rope_scaling)
+        positions = config.max_positions(positions, source.rope_scaling)
     result = dataclasses.replace(
         source,
         model=dataclasses.replace(source.model, max_position_embeddings=positions),
@@ -226,7 +225,7 @@ def _iteration(folder: Path) -> int:
 
 def _check_resume(config: DropInConfig, source: CheckpointMetadata, folder: Path) -> None:
     """Refuse to go on with another rotary embedding than a run was begun with."""
-    scaling = config.rope().scaling(source.rope_scaling)
+    scaling = config.scaling(source.rope_scaling)
     for name, here, there in (
         ("--ultralong-rope-scaling", scaling, source.rope_scaling),
         ("--ultralong-angle-precision", config.angle_precision, source.angle_precision),

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.rerun_state_machine import get_rerun_state_machine
-from megatron.core.utils import get_attr_wrapped_model
 
 from megatron_ultralong.data.rows.packed import rows_of
 from megatron_ultralong.dropin.extension import Extension
@@ -136,16 +135,7 @@ def forward_step(
     """Losses of the next micro-batch, and what makes one number of them."""
     assert not return_schedule_plan, "a schedule plan is for mixtures of experts"
     batch = next(batches)
-    # The angles of this pass are made at its start; a recomputation is handed the same ones.
-    get_attr_wrapped_model(model, "rotary_pos_emb").assignment = batch.assignment
-    losses = model(
-        batch.tokens,
-        batch.position_ids,
-        None,
-        labels=batch.labels,
-        packed_seq_params=batch.packed_seq_params,
-    )
-    return losses, functools.partial(_finite_loss, batch.loss_mask)
+    return batch.losses(model), functools.partial(_finite_loss, batch.loss_mask)
 
 
 def _finite_loss(loss_mask: torch.Tensor, losses: torch.Tensor) -> LossTerms:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.utils import get_attr_wrapped_model
 
 from megatron_ultralong.mcore.core_attention import document_params
 from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
@@ -33,6 +34,20 @@ class Batch:
     """Chunks of the row that each context-parallel rank holds."""
     restarts: tuple[int, ...] | None = None
     """Boundaries of the row at which positions start again; None: they do not."""
+
+    def losses(self, model: Any) -> torch.Tensor:
+        """The model's forward pass: losses in nats, [b, s_local], on the last pipeline stage."""
+        # The angles of this pass are made at its start; a recomputation is handed the same ones.
+        rotary = get_attr_wrapped_model(model, "rotary_pos_emb")
+        rotary.assignment, rotary.restarts = self.assignment, self.restarts
+        losses: torch.Tensor = model(
+            self.tokens,
+            self.position_ids,
+            None,
+            labels=self.labels,
+            packed_seq_params=self.packed_seq_params,
+        )
+        return losses
 
 
 class DocumentRow(Protocol):

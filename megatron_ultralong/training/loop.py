@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import time
 from collections.abc import Iterator
@@ -89,25 +90,21 @@ def _few_objects_to_collect() -> Iterator[None]:
             gc.unfreeze()
 
 
+@dataclasses.dataclass
 class _Run:
     """A run between its start and its end, on this rank."""
 
-    def __init__(
-        self,
-        inputs: RunInputs,
-        groups: ProcessGroupCollection,
-        stop: StopRequests,
-        timers: PhaseTimers,
-        place: dict[str, int],
-        folder: RunFolder,
-    ) -> None:
-        self.inputs = inputs
+    inputs: RunInputs
+    groups: ProcessGroupCollection
+    stop: StopRequests
+    timers: PhaseTimers
+    place: dict[str, int]
+    """The iteration that it is in."""
+    folder: RunFolder
+
+    def __post_init__(self) -> None:
+        inputs, groups, timers = self.inputs, self.groups, self.timers
         self.config = config = inputs.config
-        self.groups = groups
-        self.stop = stop
-        self.timers = timers
-        self.place = place
-        self.folder = folder
         resumed = self.folder.open(dist.get_rank(), dist.get_world_size())
         self.state = state = TrainingState(inputs, groups, resumed.folder, timers)
         check_weights(state.chunks, groups)
@@ -131,12 +128,10 @@ class _Run:
         )
         self.guard = FiniteGuard(state.chunks, state.optimizer)
         self.spikes = SpikeDetector(config.faults.loss_spike_deviations)
-        self.saving = Saving(config, self.folder, state, stop, timers, resumed.damaged)
+        self.saving = Saving(config, self.folder, state, self.stop, timers, resumed.damaged)
         self.profile = Profile(config.log, self.folder.root, dist.get_rank())
         self.validation = Validation(inputs, self.step, groups)
-        self.throughput = Throughput(
-            inputs.source.model, config.log.peak_tflops, dist.get_world_size()
-        )
+        self.throughput = Throughput(config.log.peak_tflops, dist.get_world_size())
         self.num_skipped_in_a_row = 0
         self.summary = RunSummary()
         self.mark = time.perf_counter()

@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.utils import get_attr_wrapped_model
 
 from megatron_ultralong.mcore.batch import Batch, CpAssignment, DocumentRow, local_batch
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.loss import LossTerms, token_loss
+from megatron_ultralong.mcore.parallel import broadcast
 from megatron_ultralong.model.flops import attention_area
 from megatron_ultralong.sequence.documents import DocumentMask
 from megatron_ultralong.training.telling.phases import PhaseTimers
@@ -153,27 +153,14 @@ class LanguageModelStep:
         """Sums over data and context parallel ranks of the last stage, on every rank."""
         with self.timers.phase("communication"):
             dist.all_reduce(sums, group=self.groups.dp_cp)
-            if self.groups.pp.size() > 1:
-                last = dist.get_global_rank(self.groups.pp, self.groups.pp.size() - 1)
-                dist.broadcast(sums, src=last, group=self.groups.pp)
-        return sums
+            return broadcast(sums, self.groups.pp, -1)
 
 
 def _forward_step(
     loss: LossFunction, batches: Iterator[Batch], model: Any
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], LossTerms]]:
     batch = next(batches)
-    # The angles of this pass are made at its start; a recomputation is handed the same ones.
-    rotary = get_attr_wrapped_model(model, "rotary_pos_emb")
-    rotary.assignment, rotary.restarts = batch.assignment, batch.restarts
-    output = model(
-        batch.tokens,
-        batch.position_ids,
-        None,
-        labels=batch.labels,
-        packed_seq_params=batch.packed_seq_params,
-    )
-    return output, functools.partial(loss, batch)
+    return batch.losses(model), functools.partial(loss, batch)
 
 
 def _mean_terms(batch: Batch, losses: torch.Tensor) -> LossTerms:

@@ -8,7 +8,6 @@ import math
 import torch
 
 from megatron_ultralong.model.flops import peak_tflops
-from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.telling.phases import PHASES
 
@@ -84,9 +83,8 @@ class RunSummary:
 class Throughput:
     """Speed of the ranks of a job."""
 
-    def __init__(self, model: ModelConfig, peak: float, world_size: int) -> None:
+    def __init__(self, peak: float, world_size: int) -> None:
         """Take the peak in TFLOP/s as given; 0 looks the device up."""
-        self.model = model
         self.peak: float | None = peak or None
         if not peak and torch.cuda.is_available():
             self.peak = peak_tflops(torch.cuda.get_device_name())
