@@ -21,9 +21,8 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
-from megatron_ultralong.dropin.arguments import drop_in_config
+from megatron_ultralong.dropin.arguments import DropInConfig, drop_in_config
 from megatron_ultralong.dropin.attention import ResetMask
-from megatron_ultralong.dropin.config import DropInConfig
 from megatron_ultralong.dropin.identity import Identity, find_identity
 from megatron_ultralong.dropin.rules import Part, check_arguments, check_model_config, parts
 from megatron_ultralong.mcore.core_attention import RingCoreAttention

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch.distributed as dist
 
+from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.rows.chats import ChatRow, ChatRows
 from megatron_ultralong.data.rows.packed import PackedRows, global_row_index, rows_of_samples
 from megatron_ultralong.data.rows.stored import StoredRow
@@ -128,18 +129,18 @@ def check_rows(sources: Sequence[tuple[RowSource | None, range]]) -> None:
 
 
 def replica_samples(
-    *, iteration: int, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int
+    config: TrainingConfig, dp_group: dist.ProcessGroup, iteration: int
 ) -> list[range]:
     """Sample numbers of the micro-batches of one replica in one iteration.
 
     The global batch of an iteration is the same samples whatever the layout; a replica takes its
-    own from every stride of ``micro_batch_size * dp_size``:
-    ``(1, 8, 2, 1, 2) -> [range(10, 12), range(14, 16)]``.
+    own from every stride of ``micro_batch_size * dp_size``: in iteration 1, of batches of 8, the
+    second of two replicas that take 2 at a time has ``[range(10, 12), range(14, 16)]``.
     """
-    first = iteration * global_batch_size
-    stride = micro_batch_size * dp_size
-    starts = range(first + dp_rank * micro_batch_size, first + global_batch_size, stride)
-    return [range(start, start + micro_batch_size) for start in starts]
+    first, size = iteration * config.global_batch_size, config.micro_batch_size
+    last, stride = first + config.global_batch_size, size * dp_group.size()
+    starts = range(first + dp_group.rank() * size, last, stride)
+    return [range(start, start + size) for start in starts]
 
 
 def microbatches(source: RowSource, samples: list[range]) -> Iterator[list[DocumentRow]]:

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_ultralong.mcore.batch import Batch, CpAssignment, DocumentRow, local_batch
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.mcore.batch import Batch, DocumentRow, local_batch
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.loss import LossTerms, token_loss
 from megatron_ultralong.mcore.parallel import broadcast
 from megatron_ultralong.model.flops import attention_area
-from megatron_ultralong.sequence.documents import DocumentMask
 from megatron_ultralong.training.telling.phases import PhaseTimers
 
 LossFunction = Callable[[Batch, torch.Tensor], LossTerms]
@@ -45,31 +45,16 @@ class StepResult:
         return math.isfinite(self.loss)
 
 
+@dataclasses.dataclass
 class LanguageModelStep:
     """Forward, and backward if asked, over the micro-batches of this replica."""
 
-    def __init__(
-        self,
-        chunks: Sequence[Any],
-        groups: ProcessGroupCollection,
-        timers: PhaseTimers,
-        *,
-        document_mask: DocumentMask,
-        seq_length: int,
-        micro_batch_size: int,
-        num_microbatches: int,
-        cp_assignment: CpAssignment = "zigzag",
-        reset_position_ids: bool = False,
-    ) -> None:
-        self.chunks = list(chunks)
-        self.groups = groups
-        self.timers = timers
-        self.document_mask = document_mask
-        self.seq_length = seq_length
-        self.micro_batch_size = micro_batch_size
-        self.num_microbatches = num_microbatches
-        self.cp_assignment = cp_assignment
-        self.reset_position_ids = reset_position_ids
+    chunks: Sequence[Any]
+    groups: ProcessGroupCollection
+    timers: PhaseTimers
+    config: TrainingConfig
+
+    def __post_init__(self) -> None:
         self._schedule = get_forward_backward_func()
         self._area = self._num_real_tokens = 0
 
@@ -117,12 +102,12 @@ class LanguageModelStep:
             forward_step_func=functools.partial(_forward_step, loss),
             # Every chunk of the model sees every micro-batch, each in its turn.
             data_iterator=list(itertools.tee(self._batches(rows), len(self.chunks))),
-            model=self.chunks,
-            num_microbatches=self.num_microbatches,
+            model=list(self.chunks),
+            num_microbatches=self.config.num_microbatches(dist.get_world_size()),
             # Megatron divides by the context and, under sequence parallelism, tensor parallel
             # size itself.
-            seq_length=self.seq_length,
-            micro_batch_size=self.micro_batch_size,
+            seq_length=self.config.data.seq_length,
+            micro_batch_size=self.config.micro_batch_size,
             forward_only=forward_only,
         )
         return reports
@@ -137,16 +122,17 @@ class LanguageModelStep:
                 self._num_real_tokens += sum(row.num_real_tokens for row in micro_batch)
                 batch = local_batch(
                     micro_batch,
-                    document_mask=self.document_mask,
+                    document_mask=self.config.data.document_mask,
                     cp_group=self.groups.cp,
                     device=device(),
-                    cp_assignment=self.cp_assignment,
-                    reset_position_ids=self.reset_position_ids,
+                    cp_assignment=self.config.parallel.cp_assignment,
+                    reset_position_ids=self.config.data.reset_position_ids,
                 )
             yield batch
 
     def _row_area(self, row: DocumentRow) -> int:
-        edges = [0, row.seq_length] if self.document_mask == "none" else row.cu_seqlens
+        is_whole = self.config.data.document_mask == "none"
+        edges = [0, row.seq_length] if is_whole else row.cu_seqlens
         return attention_area(np.minimum(edges, row.num_real_tokens))
 
     def _everywhere(self, sums: torch.Tensor) -> torch.Tensor:

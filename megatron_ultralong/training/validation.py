@@ -111,13 +111,7 @@ class Validation:
         with torch.no_grad():
             counted = CountedRows(rows, num_validation_rows(self._inputs))
             for batch in range(math.ceil(len(counted) / config.global_batch_size)):
-                samples = replica_samples(
-                    iteration=batch,
-                    global_batch_size=config.global_batch_size,
-                    micro_batch_size=config.micro_batch_size,
-                    dp_rank=self._groups.dp.rank(),
-                    dp_size=self._groups.dp.size(),
-                )
+                samples = replica_samples(config, self._groups.dp, batch)
                 rows_of_batch = microbatches(counted, samples)
                 sums += self._step.position_sums(rows_of_batch, self._edges)
         losses, counts = sums.tolist()

@@ -91,17 +91,7 @@ def gradients(config: SftConfig) -> tuple[float, dict[str, np.ndarray]]:
         timers = PhaseTimers()
         state = TrainingState(inputs, groups, None, timers)
         model = state.chunks[0].module
-        step = LanguageModelStep(
-            [model],
-            groups,
-            timers,
-            document_mask=config.data.document_mask,
-            seq_length=config.data.seq_length,
-            micro_batch_size=1,
-            num_microbatches=config.global_batch_size,
-            cp_assignment=config.parallel.cp_assignment,
-            reset_position_ids=config.data.reset_position_ids,
-        )
+        step = LanguageModelStep([model], groups, timers, config)
         # Without DistributedDataParallel: sums over the tokens of this rank, as autograd has them.
         model.config.finalize_model_grads_func = None
         rows = ([inputs.train_rows.row(n)] for n in range(config.global_batch_size))
@@ -199,16 +189,8 @@ def without_targets(config: SftConfig) -> tuple[float, float, float]:
     with parallel_groups(config.parallel, 0) as groups:
         timers = PhaseTimers()
         state = TrainingState(inputs, groups, None, timers)
-        step = LanguageModelStep(
-            state.chunks,
-            groups,
-            timers,
-            document_mask="block",
-            seq_length=SEQ_LENGTH,
-            micro_batch_size=1,
-            num_microbatches=1,
-            reset_position_ids=True,
-        )
+        one_row_each = dataclasses.replace(config, global_batch_size=dist.get_world_size())
+        step = LanguageModelStep(state.chunks, groups, timers, one_row_each)
         row = inputs.train_rows.row(0)
         empty = NoTargets(row)
         result = step(iter([[empty]]), forward_only=False)
