@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
@@ -172,14 +169,3 @@ def build_model(
         angle_precision,
     )
     return gpt.to(device())
-
-
-def build_model_chunks(
-    model: ModelConfig, config: TransformerConfig, *arguments: Any, **options: Any
-) -> list[GPTModel]:
-    """The chunks of this rank's part of the model; see :func:`build_model`."""
-    num_chunks = config.virtual_pipeline_model_parallel_size
-    stages: Iterable[int | None] = range(num_chunks) if num_chunks else (None,)
-    return [
-        build_model(model, config, *arguments, vp_stage=vp_stage, **options) for vp_stage in stages
-    ]

@@ -20,6 +20,7 @@ from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import DocumentMask
 
 Config = TypeVar("Config", bound=TrainingConfig)
 AnyManifest = TypeVar("AnyManifest", Manifest, ChatManifest)
@@ -51,14 +52,8 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
     source = _check_source(config, num_ranks)
     data = Path(config.data.data_path)
     manifest = load_manifest(data)
-    searchable = manifest.separators_tell_all or (
-        config.data.document_mask == "none" and manifest.packing != "whole"
-    )
-
-    def rows(split: str) -> PackedRows:
-        return rows_of(data, split, manifest, source.model.vocab_size, searchable=searchable)
-
-    train_rows = rows("train")
+    vocab_size, document_mask = source.model.vocab_size, config.data.document_mask
+    train_rows = packed_rows(data, "train", manifest, vocab_size, document_mask)
     config = _with_row_length(config, train_rows.seq_length)
     config.check_positions(source.model.max_position_embeddings, source.rope_scaling)
     check_tokenizer(config.data.data_path, config.load, source, manifest)
@@ -67,8 +62,20 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
             f"document_mask 'block' needs a separator, but {data} was prepared without one: "
             "its documents cannot be told apart; prepare it again with --separator"
         )
-    valid_rows = rows("valid") if config.eval_interval else None
+    valid_rows = None
+    if config.eval_interval:
+        valid_rows = packed_rows(data, "valid", manifest, vocab_size, document_mask)
     return EarlyRun(config, source, manifest, train_rows, valid_rows)
+
+
+def packed_rows(
+    folder: str | Path, split: str, manifest: Manifest, vocab_size: int, document_mask: DocumentMask
+) -> PackedRows:
+    """Rows of one split, whose documents can be told apart where the mask needs it."""
+    searchable = manifest.separators_tell_all or (
+        document_mask == "none" and manifest.packing != "whole"
+    )
+    return rows_of(folder, split, manifest, vocab_size, searchable=searchable)
 
 
 def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from typing import NoReturn
 
@@ -27,29 +28,26 @@ CANNOT_SAVE = 74
 _TRIES_AT_THE_END = 5
 
 
+@dataclasses.dataclass
 class Saving:
     """What every rank does between two iterations; all of them come to the same decisions."""
 
-    def __init__(
-        self,
-        config: TrainingConfig,
-        folder: RunFolder,
-        state: TrainingState,
-        stop: StopRequests,
-        timers: PhaseTimers,
-        damaged: frozenset[int],
-    ) -> None:
-        self._config = config
-        self._folder = folder
-        self._state = state
-        self._stop = stop
-        self._timers = timers
+    config: TrainingConfig
+    folder: RunFolder
+    state: TrainingState
+    stop: StopRequests
+    timers: PhaseTimers
+    damaged: frozenset[int]
+    """Iterations whose checkpoints were refused."""
+
+    def __post_init__(self) -> None:
+        folder = self.folder
         self._writer: CheckpointWriter | None = None
         if folder.root is not None:
-            self._writer = CheckpointWriter(folder, config.checkpoint)
+            self._writer = CheckpointWriter(folder, self.config.checkpoint)
             # Later ones are of a run that was set back: this one goes another way.
             later = {i for i in iteration_folders(folder.root) if i > folder.resumed_iteration}
-            self._writer.distrust(set(damaged) | later)
+            self._writer.distrust({*self.damaged, *later})
 
     def at_boundary(self) -> None:
         """After an iteration: take up what was written, save if it is time, end if told to.
@@ -57,15 +55,15 @@ class Saving:
         Raises:
             RunStopped: told to end, too many saves failed, or another job has the folder.
         """
-        writer, iteration = self._writer, self._state.iteration
-        with self._timers.phase("checkpoint"):
+        writer, iteration = self._writer, self.state.iteration
+        with self.timers.phase("checkpoint"):
             is_writing = writer is not None and writer.is_writing
             flags = torch.tensor(
                 [
-                    self._stop.signal_number,
-                    is_main_rank() and self._stop.is_late,
+                    self.stop.signal_number,
+                    is_main_rank() and self.stop.is_late,
                     is_writing,
-                    is_main_rank() and not self._folder.is_mine(),
+                    is_main_rank() and not self.folder.is_mine(),
                 ],
                 dtype=torch.int64,
                 device=device(),
@@ -73,20 +71,20 @@ class Saving:
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
             number, is_late, someone_writes, is_taken_over = flags.tolist()
             if is_taken_over:
-                self._folder.end_taken_over()
+                self.folder.end_taken_over()
             if writer is not None:
                 if writer.is_pending and not someone_writes:
                     writer.finish()
-                interval = self._config.save_interval
+                interval = self.config.save_interval
                 if interval and iteration % interval == 0:
                     self._start(writer)
                 self._check_failures(writer)
-        if iteration == self._config.train_iters:
+        if iteration == self.config.train_iters:
             return
         if number:
             self.save_and_stop(STOPPED, f"{signal.Signals(number).name} came")
         if is_late:
-            minutes = self._config.faults.exit_duration_in_mins
+            minutes = self.config.faults.exit_duration_in_mins
             self.save_and_stop(STOPPED, f"exit_duration_in_mins ({minutes:g}) is over")
 
     def finish_run(self) -> None:
@@ -96,7 +94,7 @@ class Saving:
             RunStopped: it cannot be written.
         """
         self._save_now()
-        self._folder.write_status(0)
+        self.folder.write_status(0)
 
     def save_and_stop(self, status: int, reason: str) -> NoReturn:
         """Save the state as it is, and end the run.
@@ -105,8 +103,8 @@ class Saving:
             RunStopped: always.
         """
         self._save_now()
-        self._folder.write_status(status)
-        iteration = self._state.iteration
+        self.folder.write_status(status)
+        iteration = self.state.iteration
         saved = f"the checkpoint of iteration {iteration} is written" if self._writer else ""
         if not self._writer:
             saved = "nothing is saved: the run has no --save"
@@ -119,11 +117,11 @@ class Saving:
         if self._writer is None:
             return 0, 0, "no --save"
         last = self._writer.last_iteration
-        place = f"the last is iteration {last} in {self._folder.root}" if last else "none written"
+        place = f"the last is iteration {last} in {self.folder.root}" if last else "none written"
         return self._writer.num_written, self._writer.total_failures, place
 
     def _start(self, writer: CheckpointWriter) -> None:
-        state, config = self._state, self._config
+        state, config = self.state, self.config
         if not state.scheduler.num_steps:  # all steps so far were skipped
             make_states(state.chunks, state.optimizer)
         position = {
@@ -141,11 +139,11 @@ class Saving:
 
     def _save_now(self) -> None:
         """Write the checkpoint of this iteration, unless it is there, and wait for it."""
-        writer, iteration = self._writer, self._state.iteration
-        if writer is None or iteration in (0, self._folder.resumed_iteration):
+        writer, iteration = self._writer, self.state.iteration
+        if writer is None or iteration in (0, self.folder.resumed_iteration):
             return
-        limit = self._config.checkpoint.max_save_failures or _TRIES_AT_THE_END
-        with self._timers.phase("checkpoint"):
+        limit = self.config.checkpoint.max_save_failures or _TRIES_AT_THE_END
+        with self.timers.phase("checkpoint"):
             while True:
                 if writer.iteration != iteration:
                     self._start(writer)
@@ -156,15 +154,15 @@ class Saving:
                 wait_before_retry()
 
     def _check_failures(self, writer: CheckpointWriter) -> None:
-        limit = self._config.checkpoint.max_save_failures
+        limit = self.config.checkpoint.max_save_failures
         if limit and writer.num_failures >= limit:
             self._give_up(writer)
 
     def _give_up(self, writer: CheckpointWriter) -> NoReturn:
-        self._folder.write_status(CANNOT_SAVE)
+        self.folder.write_status(CANNOT_SAVE)
         raise RunStopped(
             CANNOT_SAVE,
             f"{writer.num_failures} checkpoints in a row could not be written to "
-            f"{self._folder.root} (max_save_failures): make room there, or name another --save; "
+            f"{self.folder.root} (max_save_failures): make room there, or name another --save; "
             "older checkpoints stand",
         )

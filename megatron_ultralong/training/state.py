@@ -11,7 +11,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.model_state import load_weights
 from megatron_ultralong.mcore.host_memory import HostMemory, Store
-from megatron_ultralong.mcore.model import build_model_chunks, transformer_config
+from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.program.ranks import world_size
 from megatron_ultralong.training import optimizer
@@ -47,17 +47,22 @@ class TrainingState:
             layers=config.layers,
         )
         megatron_config.timers = timers
-        chunks = build_model_chunks(
-            inputs.source.model,
-            megatron_config,
-            groups,
-            seq_length=config.data.seq_length,
-            rope_scaling=inputs.result.rope_scaling,
-            angle_precision=config.rope.angle_precision,
-            recomputation=self.recomputation,
-            loss_tile_size=config.memory.loss_tile_size,
-            layers=config.layers,
-        )
+        num_chunks = megatron_config.virtual_pipeline_model_parallel_size
+        chunks = [
+            build_model(
+                inputs.source.model,
+                megatron_config,
+                groups,
+                seq_length=config.data.seq_length,
+                rope_scaling=inputs.result.rope_scaling,
+                angle_precision=config.rope.angle_precision,
+                recomputation=self.recomputation,
+                loss_tile_size=config.memory.loss_tile_size,
+                layers=config.layers,
+                vp_stage=vp_stage,
+            )
+            for vp_stage in (range(num_chunks) if num_chunks else (None,))
+        ]
         for chunk in chunks:
             chunk.to(dtype)
         if resumed is None:
