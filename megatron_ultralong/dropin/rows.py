@@ -13,9 +13,8 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 
 from megatron_ultralong.dropin.arguments import DropInConfig
 from megatron_ultralong.dropin.extension import Extension
-from megatron_ultralong.mcore.batch import Batch, local_batch
+from megatron_ultralong.mcore.batch import Batch, LossTerms, local_batch, token_loss
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.mcore.loss import LossTerms, token_loss
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.early_checks import check_tokenizer, packed_rows
 from megatron_ultralong.training.rows import PackedRowSource, RowSource, check_rows

@@ -22,7 +22,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import mappings
 from torch.autograd.function import once_differentiable
 
-from megatron_ultralong.mcore.loss import token_scores
+from megatron_ultralong.mcore.batch import token_scores
 from megatron_ultralong.mcore.tiles import SequenceTiles
 
 

@@ -17,7 +17,7 @@ from megatron_ultralong.model.flops import training_flops
 from megatron_ultralong.program.progress import ProgressBar, progress
 from megatron_ultralong.program.rank_values import check_agreement
 from megatron_ultralong.program.ranks import is_main_rank
-from megatron_ultralong.training import anomalies
+from megatron_ultralong.training import step
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.iteration_boundary import Saving
 from megatron_ultralong.training.optimizer import describe_optimizer
@@ -29,9 +29,8 @@ from megatron_ultralong.training.step import LanguageModelStep, StepResult
 from megatron_ultralong.training.telling import log as run_log
 from megatron_ultralong.training.telling.heartbeat import Heartbeat
 from megatron_ultralong.training.telling.log import IterationRecord
-from megatron_ultralong.training.telling.phases import PhaseTimers, Profile
+from megatron_ultralong.training.telling.phases import PhaseTimers, Profile, RunSummary, Throughput
 from megatron_ultralong.training.telling.stop import StopRequests
-from megatron_ultralong.training.telling.summary import RunSummary, Throughput
 from megatron_ultralong.training.validation import Validation, validation_notes
 
 
@@ -107,8 +106,8 @@ class _Run:
             ]
         )
         self.step = LanguageModelStep(state.chunks, groups, timers, config)
-        self.guard = anomalies.FiniteGuard(state.chunks, state.optimizer)
-        self.spikes = anomalies.SpikeDetector(config.faults.loss_spike_deviations)
+        self.guard = step.FiniteGuard(state.chunks, state.optimizer)
+        self.spikes = step.SpikeDetector(config.faults.loss_spike_deviations)
         self.saving = Saving(config, self.folder, state, self.stop, timers, resumed.damaged)
         self.profile = Profile(config.log, self.folder.root, dist.get_rank())
         self.validation = Validation(inputs, self.step, groups)
@@ -225,9 +224,9 @@ class _Run:
         with self.timers.phase("optimizer"):
             try:
                 if not result.is_finite:
-                    raise anomalies.NotFiniteError(f"the loss is {result.loss}")
+                    raise step.NotFiniteError(f"the loss is {result.loss}")
                 norm = self.guard.step()
-            except anomalies.NotFiniteError as error:
+            except step.NotFiniteError as error:
                 rows = self.inputs.train_rows
                 found = self.guard.describe(result.bad_microbatches, samples, rows)
                 text = f"iteration {state.iteration + 1}: {error}; {found}"
@@ -243,12 +242,12 @@ class _Run:
         self.num_skipped_in_a_row += 1
         if faults.on_nan == "stop":
             self.saving.save_and_stop(
-                anomalies.NOT_FINITE,
+                step.NOT_FINITE,
                 f"{text}; go on without this step by --on-nan skip, after a look at the rows",
             )
         if self.num_skipped_in_a_row == faults.max_skipped_iters:
             self.saving.save_and_stop(
-                anomalies.NOT_FINITE,
+                step.NOT_FINITE,
                 f"{text}; that is step {faults.max_skipped_iters} in a row that had to be skipped "
                 "(max_skipped_iters), so it is not one bad row: look at the rows, the learning "
                 "rate and the checkpoint, or allow more by --max-skipped-iters",

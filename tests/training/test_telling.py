@@ -25,11 +25,10 @@ from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.model.flops import training_flops
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import Row
-from megatron_ultralong.training.anomalies import SpikeDetector
 from megatron_ultralong.training.config_file import save_config
 from megatron_ultralong.training.inputs import check_attention
 from megatron_ultralong.training.saving.checkpoint_writer import expired
-from megatron_ultralong.training.step import LanguageModelStep
+from megatron_ultralong.training.step import LanguageModelStep, SpikeDetector
 from megatron_ultralong.training.telling.phases import PHASES
 from megatron_ultralong.training.verbs import check_run, dry_run
 from tests.ranks import run_on_ranks
