@@ -10,8 +10,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from megatron_ultralong.config.rope import RopeConfig
-from megatron_ultralong.config.run import RecomputeGranularity
+from megatron_ultralong.config import rope, run
 from megatron_ultralong.dropin.cpu import set_cpu_defaults
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
@@ -20,7 +19,7 @@ from megatron_ultralong.sequence.documents import DocumentMask
 
 
 @dataclasses.dataclass(frozen=True)
-class DropInConfig(RopeConfig):
+class DropInConfig(rope.RopeConfig):
     """Rotary embedding, rows and memory; every field is an argument with ``ultralong`` before it.
 
     Megatron-LM has words of its own for much of this, with other meanings and defaults
@@ -38,7 +37,7 @@ class DropInConfig(RopeConfig):
     cp_assignment: Literal["zigzag", "balanced"] = "zigzag"
     """Which context-parallel rank holds which chunks of those rows; balanced is even under
     document mask block."""
-    recompute_granularity: RecomputeGranularity = "none"
+    recompute_granularity: run.RecomputeGranularity = "none"
     """keep_attention: backward makes everything of a layer again but the attention; full: that too;
     none: Megatron-LM's own --recompute-granularity decides."""
     sequence_tile_size: Annotated[int, Range(0)] = 16384

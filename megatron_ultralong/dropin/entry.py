@@ -16,10 +16,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from megatron_ultralong.dropin import attention, checkpoints, cpu
 from megatron_ultralong.dropin.arguments import ASKED, add_ultralong_args, with_ultralong_args
-from megatron_ultralong.dropin.attention import ring_attention_in_layers
-from megatron_ultralong.dropin.checkpoints import checkpoints_are_vetted
-from megatron_ultralong.dropin.cpu import keep_compiled_helpers, training_on_cpu
 from megatron_ultralong.dropin.extension import Extension, norms_under_sequence_parallelism
 from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.program.ending import ends_with_message
@@ -55,7 +53,7 @@ def pretrain(
     Raises:
         InputError: our arguments do not fit the model, the checkpoint or the rows.
     """
-    with training_on_cpu(), checkpoints_are_vetted():
+    with cpu.training_on_cpu(), checkpoints.checkpoints_are_vetted():
         _pretrain(
             (train_valid_test_dataset_provider, model_provider, model_type, forward_step_func),
             with_ultralong_args(extra_args_provider),
@@ -99,7 +97,7 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(theirs)
     def run(*arguments: Any, **keywords: Any) -> None:
-        keep_compiled_helpers()
+        cpu.keep_compiled_helpers()
         once = _Once()
         call = signature.bind(*arguments, **keywords).arguments
         call["train_valid_test_dataset_provider"] = _Datasets(
@@ -112,9 +110,9 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
         else:
             call["model_provider"] = _model_provider(once, call["model_provider"])
         with (
-            ring_attention_in_layers(),
+            attention.ring_attention_in_layers(),
             norms_under_sequence_parallelism(),
-            checkpoints_are_vetted(),
+            checkpoints.checkpoints_are_vetted(),
             _checked_first(once),
         ):
             theirs(**call)

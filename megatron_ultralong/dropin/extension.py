@@ -25,12 +25,9 @@ from megatron_ultralong.dropin.arguments import DropInConfig, drop_in_config
 from megatron_ultralong.dropin.attention import ResetMask
 from megatron_ultralong.dropin.identity import Identity, find_identity
 from megatron_ultralong.dropin.rules import Part, check_arguments, check_model_config, parts
+from megatron_ultralong.mcore import cpu, rotary, tiled_loss, tiles
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
-from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.recomputed_layer import Recomputation, RecomputedLayer
-from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding
-from megatron_ultralong.mcore.tiled_loss import TiledLoss
-from megatron_ultralong.mcore.tiles import TiledEmbedding
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
@@ -94,18 +91,18 @@ class Extension:
         if self.config.recompute_granularity != "none":
             self._recompute(model)
         if self.config.loss_tile_size and model.post_process:
-            TiledLoss(model, self.config.loss_tile_size).install(model)
+            tiled_loss.TiledLoss(model, self.config.loss_tile_size).install(model)
 
     def _replace_rotary(self, model: GPTModel, attentions: list[RingCoreAttention]) -> None:
         head_dim = model.config.kv_channels
         scaling = self.identity.result.rope_scaling
         rotary_base = self.identity.result.model.rotary_base
-        model.rotary_pos_emb = LocalRotaryEmbedding(
+        model.rotary_pos_emb = rotary.LocalRotaryEmbedding(
             scaling,
             head_dim,
             rotary_base,
             parallel_state.get_context_parallel_group(),
-            device(),
+            cpu.device(),
             self.config.angle_precision,
         )
         for attention in attentions:  # the temperature, beside the scale that the layer asked for
@@ -158,7 +155,7 @@ class Extension:
                 )
             layer.recomputation = recomputation
         if recomputation.tile_size and model.pre_process:
-            TiledEmbedding(model, recomputation.tile_size).install(model)
+            tiles.TiledEmbedding(model, recomputation.tile_size).install(model)
 
     def apply_to_all(self, models: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """:meth:`apply` to the stages that a builder made (a ``pre_wrap_hook``)."""

@@ -22,9 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
 from megatron_ultralong.config.layers import AttentionImpl, LayerConfig
-from megatron_ultralong.mcore import compat
-from megatron_ultralong.mcore.core_attention import RingCoreAttention
-from megatron_ultralong.mcore.recomputed_layer import RecomputedLayer
+from megatron_ultralong.mcore import compat, core_attention, recomputed_layer
 
 
 class RMSNorm(nn.RMSNorm):
@@ -49,10 +47,10 @@ class RMSNorm(nn.RMSNorm):
 def ring_layer_local_spec() -> ModuleSpec:
     """Llama's layer from Megatron's own modules, without Transformer Engine."""
     spec = copy.deepcopy(gpt_layer_specs.get_gpt_layer_local_spec(normalization="RMSNorm"))
-    spec.module = RecomputedLayer
+    spec.module = recomputed_layer.RecomputedLayer
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
-    spec.submodules.self_attention.submodules.core_attention = RingCoreAttention
+    spec.submodules.self_attention.submodules.core_attention = core_attention.RingCoreAttention
     return spec
 
 
@@ -64,13 +62,13 @@ def layer_te_spec(attention: AttentionImpl = "ring") -> ModuleSpec:
     """
     compat.require_transformer_engine("a layer of Transformer Engine's modules (ring_te_spec)")
     spec = copy.deepcopy(gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec())
-    spec.module = RecomputedLayer
+    spec.module = recomputed_layer.RecomputedLayer
     if attention == "ring":
-        spec.submodules.self_attention.submodules.core_attention = RingCoreAttention
+        spec.submodules.self_attention.submodules.core_attention = core_attention.RingCoreAttention
     return spec
 
 
-class RingLayer(RecomputedLayer):
+class RingLayer(recomputed_layer.RecomputedLayer):
     """The layer that Megatron-Core's configuration describes, with our attention.
 
     Which modules it has is known when it is built: a spec that is imported by name knows nothing
@@ -105,7 +103,7 @@ class RingLayer(RecomputedLayer):
         number = layer_number + offset
         # Layers behind the last one predict further tokens, and are as it is.
         submodules = copy.deepcopy(layers[min(number, len(layers)) - 1].submodules)
-        submodules.self_attention.submodules.core_attention = RingCoreAttention
+        submodules.self_attention.submodules.core_attention = core_attention.RingCoreAttention
         super().__init__(config, submodules, layer_number, *arguments, vp_stage=vp_stage, **others)
 
 

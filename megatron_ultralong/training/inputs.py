@@ -9,19 +9,15 @@ from collections.abc import Mapping
 import psutil
 import torch
 
-from megatron_ultralong.attention.kernels import block_attention
-from megatron_ultralong.attention.kernels.math import MATH
+from megatron_ultralong.attention.kernels import block_attention, math
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.mcore.compat import check_layers
-from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.model.yarn import describe
-from megatron_ultralong.plan import attention_memory
-from megatron_ultralong.plan.activations import kept_tensors
+from megatron_ultralong.model import shape, yarn
+from megatron_ultralong.plan import activations, attention_memory
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training.optimizer import DTYPES, check_optimizer
-from megatron_ultralong.training.rows import RowSource
+from megatron_ultralong.training import optimizer, rows
 from megatron_ultralong.training.telling.log import check_sinks
 
 
@@ -39,8 +35,8 @@ class RunInputs:
     """Of the checkpoint that the run starts from."""
     result: CheckpointMetadata
     """Of the checkpoints that it writes."""
-    train_rows: RowSource
-    valid_rows: RowSource | None
+    train_rows: rows.RowSource
+    valid_rows: rows.RowSource | None
     """None: no validation."""
     agreed: Mapping[str, object]
     """What else all ranks must have the same of, by name."""
@@ -57,7 +53,7 @@ class RunInputs:
             self.result.model.max_position_embeddings,
         )
         before, after = (
-            describe(one.rope_scaling, one.model.max_position_embeddings)
+            yarn.describe(one.rope_scaling, one.model.max_position_embeddings)
             + ("" if one.angle_precision == "exact" else f", angles in {one.angle_precision}")
             for one in (self.source, self.result)
         )
@@ -79,7 +75,7 @@ class RunInputs:
 
 def check_attention(
     config: TrainingConfig,
-    model: ModelConfig,
+    model: shape.ModelConfig,
     device: torch.device | None = None,
     memory_bytes: int | None = None,
 ) -> tuple[str, ...]:
@@ -98,8 +94,8 @@ def check_attention(
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type != "cuda":
         return ()
-    kernel = block_attention.resolve(DTYPES[config.precision], model.kv_channels, device)
-    if kernel is not MATH:
+    kernel = block_attention.resolve(optimizer.DTYPES[config.precision], model.kv_channels, device)
+    if kernel is not math.MATH:
         return ()
     why = f"precision '{config.precision}' with {model.kv_channels} channels a head"
     note = attention_memory.score_matrix_note(config, model, why)
@@ -118,9 +114,9 @@ AVAILABLE_SHARE = 0.8
 """Of the host memory that is available at the start; checkpoints are staged in the rest."""
 
 
-def host_bytes(config: TrainingConfig, model: ModelConfig, num_ranks: int) -> int:
+def host_bytes(config: TrainingConfig, model: shape.ModelConfig, num_ranks: int) -> int:
     """Host memory that the ranks of the pipeline stage fill which keeps the most."""
-    kept = kept_tensors(
+    kept = activations.kept_tensors(
         model,
         config.parallel,
         seq_length=config.data.seq_length,
@@ -137,7 +133,7 @@ def host_bytes(config: TrainingConfig, model: ModelConfig, num_ranks: int) -> in
     )
 
 
-def check_offloading(config: TrainingConfig, model: ModelConfig, num_ranks: int) -> int:
+def check_offloading(config: TrainingConfig, model: shape.ModelConfig, num_ranks: int) -> int:
     """Bytes of host memory that this rank may take for offloaded activations; 0: it needs none.
 
     Raises:
@@ -175,7 +171,7 @@ def check_machine(config: TrainingConfig) -> None:
     """
     check_sinks(config)
     check_layers(config.layers, deterministic=config.deterministic_mode, is_saved=bool(config.save))
-    check_optimizer(config.optimizer)
+    optimizer.check_optimizer(config.optimizer)
     # Before anything is built: memory is bounded by the weights that are there.
     MegatronCheckpoint(config.load, verify_checksums=config.checkpoint.verify_checksums)
 

@@ -14,11 +14,9 @@ from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.program.errors import RunStopped
 from megatron_ultralong.program.ranks import is_main_rank
-from megatron_ultralong.training.config_file import CONFIG_FILE, config_text
-from megatron_ultralong.training.optimizer import make_states
+from megatron_ultralong.training import config_file, optimizer
+from megatron_ultralong.training.saving import run_folder, state_dict
 from megatron_ultralong.training.saving.checkpoint_writer import CheckpointWriter, wait_before_retry
-from megatron_ultralong.training.saving.run_folder import RunFolder
-from megatron_ultralong.training.saving.state_dict import checkpoint_state
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.telling.phases import PhaseTimers
 from megatron_ultralong.training.telling.stop import STOPPED, StopRequests
@@ -33,7 +31,7 @@ class Saving:
     """What every rank does between two iterations; all of them come to the same decisions."""
 
     config: TrainingConfig
-    folder: RunFolder
+    folder: run_folder.RunFolder
     state: TrainingState
     stop: StopRequests
     timers: PhaseTimers
@@ -123,18 +121,18 @@ class Saving:
     def _start(self, writer: CheckpointWriter) -> None:
         state, config = self.state, self.config
         if not state.scheduler.num_steps:  # all steps so far were skipped
-            make_states(state.chunks, state.optimizer)
+            optimizer.make_states(state.chunks, state.optimizer)
         position = {
             "iteration": state.iteration,
             "consumed_samples": state.iteration * config.global_batch_size,
         }
         writer.start(
             state.iteration,
-            lambda: checkpoint_state(
+            lambda: state_dict.checkpoint_state(
                 *(state.chunks, state.optimizer, state.scheduler, position),
                 state.inputs.result.model,
             ),
-            {CONFIG_FILE: config_text(config)},
+            {config_file.CONFIG_FILE: config_file.config_text(config)},
         )
 
     def _save_now(self) -> None:

@@ -17,10 +17,8 @@ from megatron_ultralong.model.flops import training_flops
 from megatron_ultralong.program.progress import ProgressBar, progress
 from megatron_ultralong.program.rank_values import check_agreement
 from megatron_ultralong.program.ranks import is_main_rank
-from megatron_ultralong.training import step
+from megatron_ultralong.training import iteration_boundary, optimizer, step, validation
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.iteration_boundary import Saving
-from megatron_ultralong.training.optimizer import describe_optimizer
 from megatron_ultralong.training.rows import check_rows, microbatches, replica_samples
 from megatron_ultralong.training.same_run import check_weights, code_version
 from megatron_ultralong.training.saving.run_folder import NOTHING_SAVED, RunFolder
@@ -31,7 +29,6 @@ from megatron_ultralong.training.telling.heartbeat import Heartbeat
 from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.telling.phases import PhaseTimers, Profile, RunSummary, Throughput
 from megatron_ultralong.training.telling.stop import StopRequests
-from megatron_ultralong.training.validation import Validation, validation_notes
 
 
 def train(inputs: RunInputs) -> list[IterationRecord]:
@@ -108,9 +105,11 @@ class _Run:
         self.step = LanguageModelStep(state.chunks, groups, timers, config)
         self.guard = step.FiniteGuard(state.chunks, state.optimizer)
         self.spikes = step.SpikeDetector(config.faults.loss_spike_deviations)
-        self.saving = Saving(config, self.folder, state, self.stop, timers, resumed.damaged)
+        self.saving = iteration_boundary.Saving(
+            config, self.folder, state, self.stop, timers, resumed.damaged
+        )
         self.profile = Profile(config.log, self.folder.root, dist.get_rank())
-        self.validation = Validation(inputs, self.step, groups)
+        self.validation = validation.Validation(inputs, self.step, groups)
         self.throughput = Throughput(config.log.peak_tflops, dist.get_world_size())
         self.num_skipped_in_a_row = 0
         self.summary = RunSummary()
@@ -146,11 +145,11 @@ class _Run:
         with progress("training", self.config.train_iters - done) as bar:
             sinks = run_log.open_sinks(self.config, done)
             log = run_log.RunLog(self.folder.root, self.config.train_iters, bar, sinks)
-            bar.print(describe_optimizer(self.config.optimizer, self.groups.dp_cp.size()))
+            bar.print(optimizer.describe_optimizer(self.config.optimizer, self.groups.dp_cp.size()))
             for note in (
                 *self.inputs.notes,
                 *self.inputs.remarks,
-                *validation_notes(self.inputs),
+                *validation.validation_notes(self.inputs),
             ):
                 bar.print(note)
             if done:

@@ -11,9 +11,8 @@ import numpy as np
 import torch.distributed as dist
 
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.data.rows.chats import ChatRow, ChatRows
+from megatron_ultralong.data.rows import chats, stored
 from megatron_ultralong.data.rows.packed import PackedRows, global_row_index, rows_of_samples
-from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.mcore.batch import DocumentRow
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.rank_values import every_rank
@@ -52,7 +51,7 @@ class RowSource(Protocol):
 class _ShuffledRows(abc.ABC):
     """Rows of two files, in another order every epoch."""
 
-    rows: PackedRows | ChatRows
+    rows: PackedRows | chats.ChatRows
     seed: int
     """Of the order."""
 
@@ -85,18 +84,18 @@ class PackedRowSource(_ShuffledRows):
     separator_ids: tuple[int, ...]
     """Ids between documents, for rows that came without boundaries."""
 
-    def row(self, sample: int) -> StoredRow:
+    def row(self, sample: int) -> stored.StoredRow:
         """See :class:`RowSource`."""
-        return StoredRow(self.rows, self._number(sample), self.separator_ids)
+        return stored.StoredRow(self.rows, self._number(sample), self.separator_ids)
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatRowSource(_ShuffledRows):
     """Rows that ``ultralong prepare chat`` wrote."""
 
-    rows: ChatRows
+    rows: chats.ChatRows
 
-    def row(self, sample: int) -> ChatRow:
+    def row(self, sample: int) -> chats.ChatRow:
         """See :class:`RowSource`."""
         return self.rows.row(self._number(sample))
 

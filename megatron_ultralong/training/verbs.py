@@ -8,34 +8,28 @@ from pathlib import Path
 
 import torch
 
-from megatron_ultralong.config.plain_values import flat_fields
+from megatron_ultralong.config import plain_values, training
 from megatron_ultralong.config.sft import SftConfig
-from megatron_ultralong.config.training import PretrainConfig
-from megatron_ultralong.data.rows.chats import ChatRows
-from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
-from megatron_ultralong.data.rows.packed import PackedRows
+from megatron_ultralong.data.rows import chats, manifest, packed
 from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.program.owner_signs import check_not_owned
 from megatron_ultralong.program.ranks import world_size
-from megatron_ultralong.training import early_checks, inputs
-from megatron_ultralong.training.config_file import config_text
+from megatron_ultralong.training import config_file, early_checks, inputs, loop, validation
 from megatron_ultralong.training.early_checks import AnyManifest, Config, EarlyRun, Rows
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.loop import train
 from megatron_ultralong.training.rows import ChatRowSource, PackedRowSource, RowSource
 from megatron_ultralong.training.saving.run_folder import NOTHING_SAVED, RunFolder
 from megatron_ultralong.training.telling.log import IterationRecord
-from megatron_ultralong.training.validation import validation_notes
 
 
-def pretrain(config: PretrainConfig) -> list[IterationRecord]:
+def pretrain(config: training.PretrainConfig) -> list[IterationRecord]:
     """Continue pretraining; returns the records of the iterations done, none if it was complete.
 
     Raises:
         InputError: bad input; see :func:`check_run`.
     """
-    return train(check_run(config, world_size()))
+    return loop.train(check_run(config, world_size()))
 
 
 def sft(config: SftConfig) -> list[IterationRecord]:
@@ -44,10 +38,10 @@ def sft(config: SftConfig) -> list[IterationRecord]:
     Raises:
         InputError: bad input; see :func:`check_sft`.
     """
-    return train(check_sft(config, world_size()))
+    return loop.train(check_sft(config, world_size()))
 
 
-def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
+def check_run(config: training.PretrainConfig, num_ranks: int) -> RunInputs:
     """Check everything that can be known before a rank is started.
 
     Raises:
@@ -56,7 +50,7 @@ def check_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     early = early_checks.check_packed_run(config, num_ranks)
     separator_ids = tuple(early.manifest.separator_ids)
 
-    def source(rows: PackedRows) -> PackedRowSource:
+    def source(rows: packed.PackedRows) -> PackedRowSource:
         return PackedRowSource(rows, config.data.seed, separator_ids)
 
     run = _inputs(early, num_ranks, source)
@@ -72,10 +66,10 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
     """
     early = early_checks.check_chat_run(config, num_ranks)
 
-    def source(rows: ChatRows) -> ChatRowSource:
+    def source(rows: chats.ChatRows) -> ChatRowSource:
         return ChatRowSource(rows, config.data.seed)
 
-    template = folder_template(Path(config.data.data_path) / TOKENIZER_FOLDER)
+    template = folder_template(Path(config.data.data_path) / manifest.TOKENIZER_FOLDER)
     return dataclasses.replace(_inputs(early, num_ranks, source), template=template)
 
 
@@ -92,7 +86,7 @@ def _inputs(
         result=inputs.check_result(config, source, num_ranks),
         train_rows=source_of(early.train_rows),
         valid_rows=source_of(early.valid_rows) if early.valid_rows else None,
-        agreed=flat_fields(early.manifest, "data manifest"),
+        agreed=plain_values.flat_fields(early.manifest, "data manifest"),
         remarks=inputs.check_attention(config, source.model),
     )
 
@@ -116,8 +110,8 @@ def dry_run(run: RunInputs) -> str:
     lines = [*run.notes, *run.remarks, *plan.splitlines()]
     comments = "".join(f"# {line}".rstrip() + "\n" for line in lines)
     notes = [f"changed since the start before: {change}" for change in folder.changes]
-    notes += validation_notes(run)
+    notes += validation.validation_notes(run)
     if folder.root is None:
         notes.append(NOTHING_SAVED)
     comments = "".join(f"# {note}\n" for note in notes) + comments
-    return f"# a dry run: this one {start}\n{config_text(run.config)}{comments}"
+    return f"# a dry run: this one {start}\n{config_file.config_text(run.config)}{comments}"

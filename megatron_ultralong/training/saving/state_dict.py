@@ -19,8 +19,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_ultralong.checkpoint.formats import model_state
-from megatron_ultralong.checkpoint.formats.torch_dist_writer import megatron_args
+from megatron_ultralong.checkpoint.formats import model_state, torch_dist_writer
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 
@@ -133,7 +132,7 @@ def checkpoint_state(
     return {
         **_sharded_state(chunks, optimizer, scheduler, is_loading=False),
         "rng_state": _rng_shard(_rng_state()),
-        "args": megatron_args(source),
+        "args": torch_dist_writer.megatron_args(source),
         "iteration": position["iteration"],
         "checkpoint_version": 3.0,
         "ultralong": {**position, "world_size": dist.get_world_size()},

@@ -15,8 +15,7 @@ from typing import Any, Protocol
 import psutil
 import torch
 
-from megatron_ultralong.config.plain_values import to_dict
-from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.config import plain_values, training
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar
 from megatron_ultralong.training.config_file import write_aside
@@ -161,7 +160,7 @@ class RunLog:
 _WANDB_FILE = "wandb_run_id"
 
 
-def check_sinks(config: TrainingConfig) -> None:
+def check_sinks(config: training.TrainingConfig) -> None:
     """Raise InputError where a package that was asked for is not installed."""
     if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
         raise InputError(
@@ -170,7 +169,7 @@ def check_sinks(config: TrainingConfig) -> None:
         )
 
 
-def open_sinks(config: TrainingConfig, iteration: int) -> list[Sink]:
+def open_sinks(config: training.TrainingConfig, iteration: int) -> list[Sink]:
     """The sinks that were asked for; on the main rank only.
 
     Args:
@@ -236,7 +235,7 @@ def _identity(path: Path) -> str:
 class WandbSink:
     """A run of Weights & Biases; one that is resumed goes on."""
 
-    def __init__(self, project: str, config: TrainingConfig) -> None:
+    def __init__(self, project: str, config: training.TrainingConfig) -> None:
         import wandb  # optional
 
         folder = Path(config.save) if config.save else None
@@ -245,7 +244,7 @@ class WandbSink:
             name=folder.name if folder else None,
             id=_identity(folder / _WANDB_FILE) if folder else None,
             resume="allow",
-            config=to_dict(config),
+            config=plain_values.to_dict(config),
         )
 
     def write(self, record: IterationRecord) -> None:
