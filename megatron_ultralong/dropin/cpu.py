@@ -54,11 +54,7 @@ def keep_compiled_helpers() -> None:
     source = Path(str(utils.__file__)).parent / "helpers.cpp"
     is_stale = source.is_file() and source.stat().st_mtime > Path(compiled.origin).stat().st_mtime
     if not is_stale:
-        utils.compile_helpers = _nothing_to_compile
-
-
-def _nothing_to_compile() -> None:
-    return None
+        utils.compile_helpers = _nothing
 
 
 _KERNELS = "megatron.core.transformer.custom_layers.batch_invariant_kernels"

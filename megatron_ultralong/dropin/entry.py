@@ -24,6 +24,7 @@ from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.errors import InputError
 
 _MARK = "extended_by_ultralong"
+Once = Callable[[], Extension]
 ArgsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 
 
@@ -53,40 +54,25 @@ def pretrain(
     Raises:
         InputError: our arguments do not fit the model, the checkpoint or the rows.
     """
-    with cpu.training_on_cpu(), checkpoints.checkpoints_are_vetted():
-        _pretrain(
-            (train_valid_test_dataset_provider, model_provider, model_type, forward_step_func),
-            with_ultralong_args(extra_args_provider),
-            dict(args_defaults or {}),
-            others,
-        )
-
-
-def _pretrain(
-    script: tuple[Any, Any, Any, Any],
-    provider: ArgsProvider,
-    defaults: dict[str, Any],
-    others: dict[str, Any],
-) -> None:
-    from megatron.training import pretrain as theirs
-
-    run = extended(theirs)
-    if "extra_args_provider" in inspect.signature(theirs).parameters:
-        run(*script, extra_args_provider=provider, args_defaults=defaults, **others)
-        return
-    from megatron.training.argument_utils import pretrain_cfg_container_from_args
-    from megatron.training.arguments import parse_and_validate_args
-
-    args = parse_and_validate_args(extra_args_provider=provider, args_defaults=defaults)
-    datasets, model_provider, model_type, step = script
-    run(
-        cfg_container=pretrain_cfg_container_from_args(args),
-        train_valid_test_dataset_provider=datasets,
-        model_provider=model_provider,
-        model_type=model_type,
-        forward_step_func=step,
+    provider, defaults = with_ultralong_args(extra_args_provider), dict(args_defaults or {})
+    script = {
+        "train_valid_test_dataset_provider": train_valid_test_dataset_provider,
+        "model_provider": model_provider,
+        "model_type": model_type,
+        "forward_step_func": forward_step_func,
         **others,
-    )
+    }
+    with cpu.training_on_cpu(), checkpoints.checkpoints_are_vetted():
+        from megatron.training import pretrain as theirs
+
+        if "extra_args_provider" in inspect.signature(theirs).parameters:
+            extended(theirs)(**script, extra_args_provider=provider, args_defaults=defaults)
+            return
+        from megatron.training.argument_utils import pretrain_cfg_container_from_args
+        from megatron.training.arguments import parse_and_validate_args
+
+        args = parse_and_validate_args(extra_args_provider=provider, args_defaults=defaults)
+        extended(theirs)(cfg_container=pretrain_cfg_container_from_args(args), **script)
 
 
 def extended(theirs: Callable[..., None]) -> Callable[..., None]:
@@ -98,7 +84,7 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(theirs)
     def run(*arguments: Any, **keywords: Any) -> None:
         cpu.keep_compiled_helpers()
-        once = _Once()
+        once: Once = functools.cache(_extension)
         call = signature.bind(*arguments, **keywords).arguments
         call["train_valid_test_dataset_provider"] = _Datasets(
             once, call["train_valid_test_dataset_provider"]
@@ -136,24 +122,18 @@ def register_arguments() -> None:
     arguments.add_megatron_arguments = add
 
 
-class _Once:
-    """The extension of this process's run; made when Megatron-LM's arguments are there."""
+def _extension() -> Extension:
+    """The extension of this process's run, asked for when Megatron-LM's arguments are there."""
+    from megatron.training import get_args
 
-    def __init__(self) -> None:
-        self._extension: Extension | None = None
-
-    def __call__(self) -> Extension:
-        if self._extension is None:
-            from megatron.training import get_args
-
-            args = get_args()
-            self._extension = Extension.of(args)
-            self._extension.identity.write(args.save)
-        return self._extension
+    args = get_args()
+    extension = Extension.of(args)
+    extension.identity.write(args.save)
+    return extension
 
 
 @contextlib.contextmanager
-def _checked_first(once: _Once) -> Iterator[None]:
+def _checked_first(once: Once) -> Iterator[None]:
     """Check the arguments as soon as Megatron-LM has them, before it builds anything."""
     from megatron.training import training
 
@@ -172,7 +152,7 @@ def _checked_first(once: _Once) -> Iterator[None]:
 class _Datasets:
     """A dataset provider that is ours where ``--ultralong-data-path`` is given."""
 
-    def __init__(self, once: _Once, theirs: Any) -> None:
+    def __init__(self, once: Once, theirs: Any) -> None:
         self._once = once
         self._theirs = theirs
 
@@ -194,7 +174,7 @@ class _Datasets:
         return self._theirs(num_samples, **stage)
 
 
-def _model_provider(once: _Once, theirs: Any) -> Callable[..., Any]:
+def _model_provider(once: Once, theirs: Any) -> Callable[..., Any]:
     @functools.wraps(theirs)
     def build(*arguments: Any, **keywords: Any) -> Any:
         model = theirs(*arguments, **keywords)
@@ -204,7 +184,7 @@ def _model_provider(once: _Once, theirs: Any) -> Callable[..., Any]:
     return build
 
 
-def _forward_step(once: _Once, theirs: Any) -> Callable[..., Any]:
+def _forward_step(once: Once, theirs: Any) -> Callable[..., Any]:
     @functools.wraps(theirs)
     def step(*arguments: Any, **keywords: Any) -> Any:
         if once().manifest is None:

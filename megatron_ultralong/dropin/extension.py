@@ -81,11 +81,9 @@ class Extension:
             )
         if "rotary" in self.parts:
             self._replace_rotary(model, attentions)
-        elif is_main_rank():
-            _log.warning(
-                "rotary embedding: Megatron-LM's own, --position-embedding-type %s",
-                self.args.position_embedding_type,
-            )
+        else:
+            kind = self.args.position_embedding_type
+            _tell(f"rotary embedding: Megatron-LM's own, --position-embedding-type {kind}")
         if "reset mask" in self.parts:
             self._reset_mask(model)
         if self.config.recompute_granularity != "none":
@@ -107,12 +105,9 @@ class Extension:
         )
         for attention in attentions:  # the temperature, beside the scale that the layer asked for
             attention.softmax_scale *= yarn.attention_factor(scaling) ** 2
-        if is_main_rank():
-            _log.warning(
-                "rotary embedding: %s over base %g, angles %s",
-                *(scaling, yarn.effective_rotary_base(scaling, head_dim, rotary_base)),
-                self.config.angle_precision,
-            )
+        base = yarn.effective_rotary_base(scaling, head_dim, rotary_base)
+        precision = self.config.angle_precision
+        _tell(f"rotary embedding: {scaling} over base {base:g}, angles {precision}")
 
     def _reset_mask(self, model: GPTModel) -> None:
         from megatron.training import get_tokenizer
@@ -128,16 +123,14 @@ class Extension:
             )
         args = self.args
         counts_alike = args.calculate_per_token_loss or args.context_parallel_size == 1
-        if args.eod_mask_loss and not counts_alike and is_main_rank():
-            _log.warning(
-                "--eod-mask-loss with --context-parallel-size %d: Megatron-LM takes the mean of "
-                "each rank's own tokens, however many count; --calculate-per-token-loss makes it "
-                "the mean of all",
-                args.context_parallel_size,
+        if args.eod_mask_loss and not counts_alike:
+            _tell(
+                f"--eod-mask-loss with --context-parallel-size {args.context_parallel_size}: "
+                "Megatron-LM takes the mean of each rank's own tokens, however many count; "
+                "--calculate-per-token-loss makes it the mean of all"
             )
         ResetMask(eod, parallel_state.get_context_parallel_group()).install(model)
-        if is_main_rank():
-            _log.warning("documents end at token %d: attention stays within them", eod)
+        _tell(f"documents end at token {eod}: attention stays within them")
 
     def _recompute(self, model: GPTModel) -> None:
         recomputation = Recomputation(
@@ -162,6 +155,11 @@ class Extension:
         for model in models:
             self.apply(model)
         return models
+
+
+def _tell(text: str) -> None:
+    if is_main_rank():
+        _log.warning("%s", text)
 
 
 def _padding_of(tokenizer: Any) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from megatron_ultralong.mcore.batch import DocumentRow
 from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.sequence.position_bins import bin_edges
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.rows import RowSource, microbatches, replica_samples
+from megatron_ultralong.training.rows import RowSource, replica_samples
 from megatron_ultralong.training.step import LanguageModelStep
 from megatron_ultralong.training.telling.log import PositionBin
 
@@ -44,31 +44,15 @@ def validation_notes(inputs: RunInputs) -> list[str]:
     return [f"validation: {rows}, each counted once{more}"]
 
 
-@dataclasses.dataclass(frozen=True)
-class CountedRows:
-    """The first rows of a source, as many as asked; what fills the last batch counts nothing."""
-
-    source: RowSource
-    num_counted: int
-
-    def __len__(self) -> int:
-        return self.num_counted
-
-    def row(self, sample: int) -> DocumentRow:
-        """See :class:`RowSource`."""
-        if sample < self.num_counted:
-            return self.source.row(sample)
-        length = self.source.row(0).seq_length
-        edges = np.asarray([0, length], dtype=np.int32)
-        return Row(np.zeros(length, dtype=np.int64), edges, num_real_tokens=0)
-
-    def name(self, sample: int) -> str:
-        """See :class:`RowSource`."""
-        return self.source.name(sample if sample < self.num_counted else 0)
-
-    def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
-        """See :class:`RowSource`."""
-        self.source.check(range(samples.start, min(samples.stop, self.num_counted)), part, parts)
+def _first_rows(
+    source: RowSource, num_counted: int, samples: Sequence[range]
+) -> Iterator[list[DocumentRow]]:
+    """Micro-batches of the first rows of a source; what fills the last one counts nothing."""
+    length = source.row(0).seq_length
+    edges = np.asarray([0, length], dtype=np.int32)
+    filling = Row(np.zeros(length, dtype=np.int64), edges, num_real_tokens=0)
+    for numbers in samples:
+        yield [source.row(n) if n < num_counted else filling for n in numbers]
 
 
 _SMALLEST_BIN = 1024
@@ -109,11 +93,11 @@ class Validation:
             chunk.eval()
         sums = torch.zeros(2, len(self._edges) - 1, dtype=torch.float64)
         with torch.no_grad():
-            counted = CountedRows(rows, num_validation_rows(self._inputs))
-            for batch in range(math.ceil(len(counted) / config.global_batch_size)):
+            num_counted = num_validation_rows(self._inputs)
+            for batch in range(math.ceil(num_counted / config.global_batch_size)):
                 samples = replica_samples(config, self._groups.dp, batch)
-                rows_of_batch = microbatches(counted, samples)
-                sums += self._step.position_sums(rows_of_batch, self._edges)
+                micro_batches = _first_rows(rows, num_counted, samples)
+                sums += self._step.position_sums(micro_batches, self._edges)
         losses, counts = sums.tolist()
         starts, stops = self._edges[:-1], self._edges[1:]
         bins = zip(starts, stops, losses, counts, strict=True)
