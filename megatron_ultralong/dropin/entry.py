@@ -16,9 +16,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from megatron_ultralong.dropin import attention, checkpoints, cpu
+from megatron_ultralong.dropin import checkpoints, cpu, extension
 from megatron_ultralong.dropin.arguments import ASKED, add_ultralong_args, with_ultralong_args
-from megatron_ultralong.dropin.extension import Extension, norms_under_sequence_parallelism
+from megatron_ultralong.dropin.extension import Extension
 from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.errors import InputError
@@ -96,8 +96,8 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
         else:
             call["model_provider"] = _model_provider(once, call["model_provider"])
         with (
-            attention.ring_attention_in_layers(),
-            norms_under_sequence_parallelism(),
+            extension.ring_attention_in_layers(),
+            extension.norms_under_sequence_parallelism(),
             checkpoints.checkpoints_are_vetted(),
             _checked_first(once),
         ):
@@ -127,9 +127,9 @@ def _extension() -> Extension:
     from megatron.training import get_args
 
     args = get_args()
-    extension = Extension.of(args)
-    extension.identity.write(args.save)
-    return extension
+    found = Extension.of(args)
+    found.identity.write(args.save)
+    return found
 
 
 @contextlib.contextmanager

@@ -17,12 +17,12 @@ from megatron_ultralong.model.flops import training_flops
 from megatron_ultralong.program.progress import ProgressBar, progress
 from megatron_ultralong.program.rank_values import check_agreement
 from megatron_ultralong.program.ranks import is_main_rank
-from megatron_ultralong.training import iteration_boundary, optimizer, step, validation
+from megatron_ultralong.training import optimizer, step, validation
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.rows import check_rows, microbatches, replica_samples
 from megatron_ultralong.training.same_run import check_weights, code_version
 from megatron_ultralong.training.saving.run_folder import NOTHING_SAVED, RunFolder
-from megatron_ultralong.training.state import TrainingState
+from megatron_ultralong.training.state import Saving, TrainingState
 from megatron_ultralong.training.step import LanguageModelStep, StepResult
 from megatron_ultralong.training.telling import log as run_log
 from megatron_ultralong.training.telling.heartbeat import Heartbeat
@@ -105,9 +105,7 @@ class _Run:
         self.step = LanguageModelStep(state.chunks, groups, timers, config)
         self.guard = step.FiniteGuard(state.chunks, state.optimizer)
         self.spikes = step.SpikeDetector(config.faults.loss_spike_deviations)
-        self.saving = iteration_boundary.Saving(
-            config, self.folder, state, self.stop, timers, resumed.damaged
-        )
+        self.saving = Saving(config, self.folder, state, self.stop, timers, resumed.damaged)
         self.profile = Profile(config.log, self.folder.root, dist.get_rank())
         self.validation = validation.Validation(inputs, self.step, groups)
         self.throughput = Throughput(config.log.peak_tflops, dist.get_world_size())
