@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from megatron_ultralong.config.run import LogConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.evaluation.loss import measure_position_loss
 from megatron_ultralong.evaluation.models.opening import open_scorers
 from megatron_ultralong.evaluation.options import LossConfig, ModelsConfig
@@ -261,7 +262,7 @@ def test_padding_is_no_work(tmp_path: Path) -> None:
     row = Row(np.arange(12), np.asarray([0, 3, 8, 12], dtype=np.int32), 8)
     for mask, area in (("block", 6 + 15), ("none", 36)):
         step = object.__new__(LanguageModelStep)
-        step.document_mask = mask  # type: ignore[assignment]
+        step.config = PretrainConfig(data=DataConfig(document_mask=mask))  # type: ignore[arg-type]
         assert step._row_area(row) == area
 
 
