@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar
 
-import torch
 from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.transformer import transformer_block, transformer_layer
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -30,7 +29,8 @@ class RMSNorm(nn.RMSNorm):
 
     Its weight carries ``sequence_parallel``: under sequence parallelism each rank sees its part of
     the sequence only, and Megatron sums the gradients of the parameters that say so. Megatron's
-    own wrapper of the torch norm refuses sequence parallelism for want of this mark.
+    own wrapper of the torch norm refuses sequence parallelism for want of this mark. The sums are
+    float32.
     """
 
     def __init__(
@@ -38,10 +38,6 @@ class RMSNorm(nn.RMSNorm):
     ) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised hidden states, shape as ``x``; the sums are float32."""
-        return super().forward(x)
 
 
 def ring_layer_local_spec() -> ModuleSpec:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch.distributed as dist
@@ -18,21 +17,29 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.rank_values import every_rank
 
 
-class RowSource(Protocol):
-    """Rows by the number of the sample, counted from the start of the run.
+@dataclasses.dataclass(frozen=True)
+class RowSource(abc.ABC):
+    """Rows by the number of the sample, in another order every epoch.
 
-    A function of that number alone, on every rank and after every restart. A row brings its own
-    documents and its own loss mask.
+    Samples are counted from the start of the run. A row is a function of that number alone, on
+    every rank and after every restart. It brings its own documents and its own loss mask.
     """
 
-    def __len__(self) -> int:
-        """Rows in one epoch."""
+    rows: PackedRows | chats.ChatRows
+    seed: int
+    """Of the order."""
 
+    @abc.abstractmethod
     def row(self, sample: int) -> DocumentRow:
         """The row of sample number ``sample``."""
 
+    def __len__(self) -> int:
+        """Rows in one epoch."""
+        return len(self.rows)
+
     def name(self, sample: int) -> str:
-        """What a message calls that row, so that a user finds it."""
+        """What a message calls that row, so that a user finds it: ``rows/train[17]``."""
+        return f"{self.rows.path_prefix}[{self._number(sample)}]"
 
     def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
         """Read the rows of ``samples``, each once, and look for what is damaged or unknown.
@@ -45,29 +52,6 @@ class RowSource(Protocol):
         Raises:
             InputError: at the first such row.
         """
-
-
-@dataclasses.dataclass(frozen=True)
-class _ShuffledRows(abc.ABC):
-    """Rows of two files, in another order every epoch."""
-
-    rows: PackedRows | chats.ChatRows
-    seed: int
-    """Of the order."""
-
-    @abc.abstractmethod
-    def row(self, sample: int) -> DocumentRow:
-        """See :class:`RowSource`."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def name(self, sample: int) -> str:
-        """Path and number of the row: ``rows/train[17]``."""
-        return f"{self.rows.path_prefix}[{self._number(sample)}]"
-
-    def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
-        """See :class:`RowSource`."""
         numbers = rows_of_samples(samples, len(self.rows), self.seed)
         for number in np.array_split(numbers, parts)[part].tolist():
             self.rows.check(number)
@@ -77,7 +61,7 @@ class _ShuffledRows(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedRowSource(_ShuffledRows):
+class PackedRowSource(RowSource):
     """Rows that ``ultralong prepare`` wrote."""
 
     rows: PackedRows
@@ -90,7 +74,7 @@ class PackedRowSource(_ShuffledRows):
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatRowSource(_ShuffledRows):
+class ChatRowSource(RowSource):
     """Rows that ``ultralong prepare chat`` wrote."""
 
     rows: chats.ChatRows

@@ -19,13 +19,6 @@ from megatron_ultralong.training.step import LanguageModelStep
 from megatron_ultralong.training.telling.log import PositionBin
 
 
-def num_validation_rows(inputs: RunInputs) -> int:
-    """Rows that a validation counts: ``eval_iters`` global batches, or all that there are."""
-    config = inputs.config
-    assert inputs.valid_rows is not None
-    return min(config.eval_iters * config.global_batch_size, len(inputs.valid_rows))
-
-
 def validation_notes(inputs: RunInputs) -> list[str]:
     """One line: which rows are validated on; none where there is no validation."""
     if inputs.valid_rows is None:
@@ -93,7 +86,7 @@ class Validation:
             chunk.eval()
         sums = torch.zeros(2, len(self._edges) - 1, dtype=torch.float64)
         with torch.no_grad():
-            num_counted = num_validation_rows(self._inputs)
+            num_counted = min(config.eval_iters * config.global_batch_size, len(rows))
             for batch in range(math.ceil(num_counted / config.global_batch_size)):
                 samples = replica_samples(config, self._groups.dp, batch)
                 micro_batches = _first_rows(rows, num_counted, samples)
