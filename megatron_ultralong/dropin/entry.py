@@ -92,7 +92,7 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
         call["forward_step_func"] = _forward_step(once, call["forward_step_func"])
         described = getattr(call.get("cfg_container"), "model", None)
         if described is not None:
-            described.pre_wrap_hooks.append(lambda models: once().apply_to_all(models))
+            described.pre_wrap_hooks.append(lambda models: [once().apply(x) for x in models])
         else:
             call["model_provider"] = _model_provider(once, call["model_provider"])
         with (
@@ -177,9 +177,7 @@ class _Datasets:
 def _model_provider(once: Once, theirs: Any) -> Callable[..., Any]:
     @functools.wraps(theirs)
     def build(*arguments: Any, **keywords: Any) -> Any:
-        model = theirs(*arguments, **keywords)
-        once().apply(model)
-        return model
+        return once().apply(theirs(*arguments, **keywords))
 
     return build
 

@@ -179,7 +179,7 @@ class Extension:
             check_arguments(config, args, used)
         return cls(config, args, manifest, identity, used)
 
-    def apply(self, model: GPTModel) -> None:
+    def apply(self, model: GPTModel) -> GPTModel:
         """Give ``model`` (one stage, not wrapped yet) our rotary embedding, tiles and layers.
 
         Raises:
@@ -203,6 +203,7 @@ class Extension:
             self._recompute(model)
         if self.config.loss_tile_size and model.post_process:
             tiled_loss.TiledLoss(model, self.config.loss_tile_size).install(model)
+        return model
 
     def _replace_rotary(self, model: GPTModel, attentions: list[RingCoreAttention]) -> None:
         head_dim = model.config.kv_channels
@@ -262,12 +263,6 @@ class Extension:
             layer.recomputation = recomputation
         if recomputation.tile_size and model.pre_process:
             tiles.TiledEmbedding(model, recomputation.tile_size).install(model)
-
-    def apply_to_all(self, models: list[torch.nn.Module]) -> list[torch.nn.Module]:
-        """:meth:`apply` to the stages that a builder made (a ``pre_wrap_hook``)."""
-        for model in models:
-            self.apply(model)
-        return models
 
 
 def _tell(text: str) -> None:
