@@ -5,7 +5,7 @@ ring_te_spec --ultralong-data-path rows ... (docs/dropin.md). Your own script ke
 and step: call ``megatron_ultralong.dropin.entry.pretrain`` where it calls ``pretrain``.
 """
 
-from megatron_ultralong.dropin.gpt import pretrain_gpt
+from megatron_ultralong.dropin.entry import pretrain_gpt
 
 if __name__ == "__main__":
     pretrain_gpt()

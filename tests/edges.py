@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_ultralong import cli
 from megatron_ultralong.cli.verbs import load
-from megatron_ultralong.dropin.config import DropInConfig
+from megatron_ultralong.dropin.arguments import DropInConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, YarnConfig
 from megatron_ultralong.plan.hardware import Hardware

@@ -25,7 +25,7 @@ from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.config.sft import SftConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.doctor import diagnosis
-from megatron_ultralong.dropin.config import DropInConfig
+from megatron_ultralong.dropin.arguments import DropInConfig
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import (

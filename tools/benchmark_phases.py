@@ -28,7 +28,7 @@ from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.program.ranks import is_main_rank
-from megatron_ultralong.training.telling.phases import Clock, CudaClock, HostClock
+from megatron_ultralong.training.telling.phases import Clock, CudaClock
 
 
 class NoClock:
@@ -46,7 +46,7 @@ class NoClock:
         return 0.0
 
 
-class WaitingClock(HostClock):
+class WaitingClock(Clock):
     """The host's time, once the device has done all that it was given."""
 
     def mark(self) -> float:
@@ -93,7 +93,7 @@ def main() -> None:
     model = dataclasses.replace(MODELS[arguments.model], num_layers=arguments.num_layers)
     clocks: dict[str, Clock] = {
         "none": NoClock(),
-        "events": CudaClock() if torch.cuda.is_available() else HostClock(),
+        "events": CudaClock() if torch.cuda.is_available() else Clock(),
         "waiting": WaitingClock(),
     }
     with parallel_groups(config.parallel, 0) as groups:

@@ -138,7 +138,7 @@ def _run_training(name: str, verb: TrainingVerb, words: list[str]) -> None:
     options = _parse(verb, name, [word for word in rest if word != "--dry-run"], default)
     load(verb.check_early)(options, world_size())
     if "--dry-run" in rest:
-        from megatron_ultralong.training.dry_run import dry_run
+        from megatron_ultralong.training.verbs import dry_run
 
         sys.stdout.write(dry_run(load(verb.check)(options, world_size())))
         return

@@ -92,18 +92,18 @@ VERBS: dict[str, Verb] = {
     "pretrain": TrainingVerb(
         "extend the context; under torchrun for several ranks",
         options="config.training:PretrainConfig",
-        run="training.pretrain:pretrain",
+        run="training.verbs:pretrain",
         recipes="config.recipes:PRETRAIN_RECIPES",
         check_early="training.early_checks:check_packed_run",
-        check="training.pretrain:check_run",
+        check="training.verbs:check_run",
     ),
     "sft": TrainingVerb(
         "instruction tuning on conversations; under torchrun for several ranks",
         options="config.sft:SftConfig",
-        run="training.sft:sft",
+        run="training.verbs:sft",
         recipes="config.recipes:SFT_RECIPES",
         check_early="training.early_checks:check_chat_run",
-        check="training.sft:check_sft",
+        check="training.verbs:check_sft",
     ),
     "plan": Verb(
         "memory, time and the layout of a run, before a GPU is taken",

@@ -9,7 +9,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
 
 StateType = Literal["fp32", "fp16", "bf16", "fp8"]
-_TYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+TYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class OptimizerConfig:
 
     def check(self, precision: str) -> None:
         """Raise InputError where the fields do not fit together, or the run's precision."""
-        types = {name: getattr(self, name) for name in _TYPES}
+        types = {name: getattr(self, name) for name in TYPES}
         lower = {name: dtype for name, dtype in types.items() if dtype != "fp32"}
         for name in ("use_precision_aware_optimizer", "optimizer_cpu_offload"):
             if getattr(self, name) and precision != "bf16":

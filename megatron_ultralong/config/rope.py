@@ -100,7 +100,7 @@ class RopeConfig:
                 f"context before any scaling is {context:,}: rotations and positions are counted "
                 f"over the first; --original-max-position-embeddings {context} is the checkpoint's",
             )
-        without_effect = [f"{name} {getattr(self, name)}" for name in self._without_effect()]
+        without_effect = [f"{name} {getattr(self, name)}" for name in self.without_effect()]
         if not without_effect:
             return ()
         return (
@@ -108,7 +108,7 @@ class RopeConfig:
             f"'{self.rope_scaling}'; --rope-scaling yarn takes them",
         )
 
-    def _without_effect(self) -> list[str]:
+    def without_effect(self) -> list[str]:
         """Fields of a scaling that are given, and that this one does not look at."""
         read = {"keep": (), "none": (), "yarn": _OF_YARN}.get(self.rope_scaling, _OF_YARN[:1])
         default = RopeConfig()

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, resolve
-from megatron_ultralong.checkpoint.formats.megatron import check_tensors, listed_files
-from megatron_ultralong.checkpoint.formats.model_state import guarded
-from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader
+from megatron_ultralong.checkpoint.disk.integrity import check_tensors, listed_files
+from megatron_ultralong.checkpoint.formats import model_state, torch_dist
+from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training.saving.state_dict import prepare_torch_adam, separate_steps
@@ -54,7 +54,7 @@ def checkpoints_are_vetted() -> Iterator[None]:
             if what not in vetted:
                 vet(what[0], what[1], verify_checksums=args.ultralong_verify_checksums == "yes")
                 vetted.add(what)
-        with guarded():
+        with model_state.guarded():
             return read(load_dir, args, *others, **keywords)
 
     @functools.wraps(load)
@@ -62,20 +62,18 @@ def checkpoints_are_vetted() -> Iterator[None]:
         parts = _distributed(optimizer)
         prepare_torch_adam(parts)
         # Weights in float32 are their own main parameters, and are written into.
-        with guarded(), torch.no_grad():
+        with model_state.guarded(), torch.no_grad():
             result = load(model, optimizer, *others, **keywords)
         separate_steps(parts)
         _take_steps(parts)
         return result
 
     setattr(guarded_read, _MARK, True)
-    checkpointing._load_base_checkpoint = guarded_read
-    training.load_checkpoint = load_with_adam
-    try:
+    with replaced(
+        (checkpointing, "_load_base_checkpoint", guarded_read),
+        (training, "load_checkpoint", load_with_adam),
+    ):
         yield
-    finally:
-        checkpointing._load_base_checkpoint = read
-        training.load_checkpoint = load
 
 
 def vet(folder: Path, step: int | None, *, verify_checksums: bool) -> None:
@@ -98,13 +96,13 @@ def vet(folder: Path, step: int | None, *, verify_checksums: bool) -> None:
     if not verify_checksums:
         if is_main_rank():
             _log.warning("%s is read without comparing it with its checksums", path)
-        TorchDistReader(path)
+        torch_dist.TorchDistReader(path)
         return
     try:
         checksums = listed_files(path)
         if checksums is not None and dist.is_initialized():
             check_tensors(path, checksums)
-        TorchDistReader(path)
+        torch_dist.TorchDistReader(path)
     except InputError as error:
         said = str(error).replace("--no-verify-checksums", "--ultralong-verify-checksums no")
         raise InputError(said) from error

@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
+from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend, replaced
 
 
 def keep_compiled_helpers() -> None:
@@ -54,11 +54,7 @@ def keep_compiled_helpers() -> None:
     source = Path(str(utils.__file__)).parent / "helpers.cpp"
     is_stale = source.is_file() and source.stat().st_mtime > Path(compiled.origin).stat().st_mtime
     if not is_stale:
-        utils.compile_helpers = _nothing_to_compile
-
-
-def _nothing_to_compile() -> None:
-    return None
+        utils.compile_helpers = _nothing
 
 
 _KERNELS = "megatron.core.transformer.custom_layers.batch_invariant_kernels"
@@ -154,26 +150,22 @@ def training_on_cpu() -> Iterator[None]:
     import_kernels_without_triton()
     from megatron.training import arguments, initialize, training
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(cpu_backend())
-        for target, name, replacement in (
-            (torch.cuda, "device_count", lambda: 1),
-            (torch.cuda, "set_device", _nothing),
-            (torch.cuda, "Stream", torch.cpu.Stream),
-            (torch.cuda, "stream", torch.cpu.stream),
-            (torch.Tensor, "pin_memory", _itself),
-            (multiprocessing.spawn, "get_preparation_data", _without_the_script),
-            (training, "set_jit_fusion_options", _nothing),
-            (initialize, "fused_kernels", _NoFusedKernels),
-            (arguments, "get_device_arch_version", lambda: 10),
-            (
-                training,
-                "initialize_megatron",
-                functools.partial(training.initialize_megatron, allow_no_cuda=True),
-            ),
-        ):
-            if not hasattr(target, name):  # not in this release
-                continue
-            stack.callback(setattr, target, name, getattr(target, name))
-            setattr(target, name, replacement)
+    replacements = (
+        (torch.cuda, "device_count", lambda: 1),
+        (torch.cuda, "set_device", _nothing),
+        (torch.cuda, "Stream", torch.cpu.Stream),
+        (torch.cuda, "stream", torch.cpu.stream),
+        (torch.Tensor, "pin_memory", _itself),
+        (multiprocessing.spawn, "get_preparation_data", _without_the_script),
+        (training, "set_jit_fusion_options", _nothing),
+        (initialize, "fused_kernels", _NoFusedKernels),
+        (arguments, "get_device_arch_version", lambda: 10),
+        (
+            training,
+            "initialize_megatron",
+            functools.partial(training.initialize_megatron, allow_no_cuda=True),
+        ),
+    )
+    in_this_release = [each for each in replacements if hasattr(each[0], each[1])]
+    with cpu_backend(), replaced(*in_this_release):
         yield

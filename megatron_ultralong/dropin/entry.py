@@ -1,4 +1,4 @@
-"""``megatron.training.pretrain`` in each of its shapes, with our arguments, rotary and data.
+"""Megatron-LM's ``pretrain`` in each of its shapes, extended by ours, and an entry of our own.
 
 Up to 0.17 it parses the arguments itself: ``pretrain(datasets, model_provider, type, step,
 args_defaults=..., extra_args_provider=...)``. In 0.18 the script does, and hands over a container
@@ -16,13 +16,15 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from megatron_ultralong.dropin import checkpoints, cpu, extension
 from megatron_ultralong.dropin.arguments import ASKED, add_ultralong_args, with_ultralong_args
-from megatron_ultralong.dropin.attention import ring_attention_in_layers
-from megatron_ultralong.dropin.checkpoints import checkpoints_are_vetted
-from megatron_ultralong.dropin.cpu import keep_compiled_helpers, training_on_cpu
-from megatron_ultralong.dropin.extension import Extension, norms_under_sequence_parallelism
+from megatron_ultralong.dropin.extension import Extension
+from megatron_ultralong.mcore.cpu import replaced
+from megatron_ultralong.program.ending import ends_with_message
+from megatron_ultralong.program.errors import InputError
 
 _MARK = "extended_by_ultralong"
+Once = Callable[[], Extension]
 ArgsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 
 
@@ -52,40 +54,25 @@ def pretrain(
     Raises:
         InputError: our arguments do not fit the model, the checkpoint or the rows.
     """
-    with training_on_cpu(), checkpoints_are_vetted():
-        _pretrain(
-            (train_valid_test_dataset_provider, model_provider, model_type, forward_step_func),
-            with_ultralong_args(extra_args_provider),
-            dict(args_defaults or {}),
-            others,
-        )
-
-
-def _pretrain(
-    script: tuple[Any, Any, Any, Any],
-    provider: ArgsProvider,
-    defaults: dict[str, Any],
-    others: dict[str, Any],
-) -> None:
-    from megatron.training import pretrain as theirs
-
-    run = extended(theirs)
-    if "extra_args_provider" in inspect.signature(theirs).parameters:
-        run(*script, extra_args_provider=provider, args_defaults=defaults, **others)
-        return
-    from megatron.training.argument_utils import pretrain_cfg_container_from_args
-    from megatron.training.arguments import parse_and_validate_args
-
-    args = parse_and_validate_args(extra_args_provider=provider, args_defaults=defaults)
-    datasets, model_provider, model_type, step = script
-    run(
-        cfg_container=pretrain_cfg_container_from_args(args),
-        train_valid_test_dataset_provider=datasets,
-        model_provider=model_provider,
-        model_type=model_type,
-        forward_step_func=step,
+    provider, defaults = with_ultralong_args(extra_args_provider), dict(args_defaults or {})
+    script = {
+        "train_valid_test_dataset_provider": train_valid_test_dataset_provider,
+        "model_provider": model_provider,
+        "model_type": model_type,
+        "forward_step_func": forward_step_func,
         **others,
-    )
+    }
+    with cpu.training_on_cpu(), checkpoints.checkpoints_are_vetted():
+        from megatron.training import pretrain as theirs
+
+        if "extra_args_provider" in inspect.signature(theirs).parameters:
+            extended(theirs)(**script, extra_args_provider=provider, args_defaults=defaults)
+            return
+        from megatron.training.argument_utils import pretrain_cfg_container_from_args
+        from megatron.training.arguments import parse_and_validate_args
+
+        args = parse_and_validate_args(extra_args_provider=provider, args_defaults=defaults)
+        extended(theirs)(cfg_container=pretrain_cfg_container_from_args(args), **script)
 
 
 def extended(theirs: Callable[..., None]) -> Callable[..., None]:
@@ -96,8 +83,8 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(theirs)
     def run(*arguments: Any, **keywords: Any) -> None:
-        keep_compiled_helpers()
-        once = _Once()
+        cpu.keep_compiled_helpers()
+        once: Once = functools.cache(_extension)
         call = signature.bind(*arguments, **keywords).arguments
         call["train_valid_test_dataset_provider"] = _Datasets(
             once, call["train_valid_test_dataset_provider"]
@@ -105,13 +92,13 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
         call["forward_step_func"] = _forward_step(once, call["forward_step_func"])
         described = getattr(call.get("cfg_container"), "model", None)
         if described is not None:
-            described.pre_wrap_hooks.append(lambda models: once().apply_to_all(models))
+            described.pre_wrap_hooks.append(lambda models: [once().apply(x) for x in models])
         else:
             call["model_provider"] = _model_provider(once, call["model_provider"])
         with (
-            ring_attention_in_layers(),
-            norms_under_sequence_parallelism(),
-            checkpoints_are_vetted(),
+            extension.ring_attention_in_layers(),
+            extension.norms_under_sequence_parallelism(),
+            checkpoints.checkpoints_are_vetted(),
             _checked_first(once),
         ):
             theirs(**call)
@@ -135,24 +122,18 @@ def register_arguments() -> None:
     arguments.add_megatron_arguments = add
 
 
-class _Once:
-    """The extension of this process's run; made when Megatron-LM's arguments are there."""
+def _extension() -> Extension:
+    """The extension of this process's run, asked for when Megatron-LM's arguments are there."""
+    from megatron.training import get_args
 
-    def __init__(self) -> None:
-        self._extension: Extension | None = None
-
-    def __call__(self) -> Extension:
-        if self._extension is None:
-            from megatron.training import get_args
-
-            args = get_args()
-            self._extension = Extension.of(args)
-            self._extension.identity.write(args.save)
-        return self._extension
+    args = get_args()
+    found = Extension.of(args)
+    found.identity.write(args.save)
+    return found
 
 
 @contextlib.contextmanager
-def _checked_first(once: _Once) -> Iterator[None]:
+def _checked_first(once: Once) -> Iterator[None]:
     """Check the arguments as soon as Megatron-LM has them, before it builds anything."""
     from megatron.training import training
 
@@ -164,17 +145,14 @@ def _checked_first(once: _Once) -> Iterator[None]:
         once()
         return result
 
-    training.initialize_megatron = initialize
-    try:
+    with replaced((training, "initialize_megatron", initialize)):
         yield
-    finally:
-        training.initialize_megatron = theirs
 
 
 class _Datasets:
     """A dataset provider that is ours where ``--ultralong-data-path`` is given."""
 
-    def __init__(self, once: _Once, theirs: Any) -> None:
+    def __init__(self, once: Once, theirs: Any) -> None:
         self._once = once
         self._theirs = theirs
 
@@ -196,17 +174,15 @@ class _Datasets:
         return self._theirs(num_samples, **stage)
 
 
-def _model_provider(once: _Once, theirs: Any) -> Callable[..., Any]:
+def _model_provider(once: Once, theirs: Any) -> Callable[..., Any]:
     @functools.wraps(theirs)
     def build(*arguments: Any, **keywords: Any) -> Any:
-        model = theirs(*arguments, **keywords)
-        once().apply(model)
-        return model
+        return once().apply(theirs(*arguments, **keywords))
 
     return build
 
 
-def _forward_step(once: _Once, theirs: Any) -> Callable[..., Any]:
+def _forward_step(once: Once, theirs: Any) -> Callable[..., Any]:
     @functools.wraps(theirs)
     def step(*arguments: Any, **keywords: Any) -> Any:
         if once().manifest is None:
@@ -216,3 +192,63 @@ def _forward_step(once: _Once, theirs: Any) -> Callable[..., Any]:
         return forward_step(*arguments, **keywords)
 
     return step
+
+
+def pretrain_gpt() -> None:
+    """Train as the command line says: Megatron-LM's arguments and ours; on a CPU without a GPU.
+
+    Bad input ends with one message and exit status 2.
+    """
+    from megatron.core.enums import ModelType
+
+    with ends_with_message():
+        pretrain(_no_datasets, gpt_model_provider, ModelType.encoder_or_decoder, _no_step)
+
+
+def gpt_model_provider(pre_process: bool = True, post_process: bool = True, **others: Any) -> Any:
+    """The part of a GPT that this rank has, of the layers that ``--spec`` names.
+
+    Args:
+        pre_process: it begins with the embedding.
+        post_process: it ends with the output layer.
+        others: ``config``, ``vp_stage``, ``pg_collection``, as releases of Megatron-LM give them.
+    """
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.transformer.spec_utils import import_module
+    from megatron.training import get_args
+    from megatron.training.arguments import core_transformer_config_from_args
+
+    args = get_args()
+    if not args.spec:
+        raise InputError(
+            "which layers is not said: add --spec megatron_ultralong.spec ring_te_spec (layers of "
+            "Transformer Engine) or ring_local_spec (with --transformer-impl local)"
+        )
+    config = others.pop("config", None) or core_transformer_config_from_args(args)
+    known = inspect.signature(GPTModel).parameters
+    return GPTModel(
+        config=config,
+        transformer_layer_spec=import_module(args.spec),
+        vocab_size=args.padded_vocab_size,
+        max_sequence_length=args.max_position_embeddings,
+        pre_process=pre_process,
+        post_process=post_process,
+        fp16_lm_cross_entropy=args.fp16_lm_cross_entropy,
+        share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
+        position_embedding_type=args.position_embedding_type,
+        rotary_percent=args.rotary_percent,
+        rotary_base=args.rotary_base,
+        rope_scaling=args.use_rope_scaling,
+        **{name: value for name, value in others.items() if name in known},
+    )
+
+
+def _no_datasets(*_: Any, **__: Any) -> Any:
+    raise InputError(
+        "this entry trains on rows of `ultralong prepare`: add --ultralong-data-path FOLDER; your "
+        "own script keeps its own data (docs/dropin.md)"
+    )
+
+
+def _no_step(*_: Any, **__: Any) -> Any:
+    raise AssertionError("without rows no step is taken")

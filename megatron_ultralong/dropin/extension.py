@@ -1,8 +1,22 @@
-"""What this project does to a model that Megatron-LM has built.
+"""What this project does to a model that Megatron-LM builds: attention, documents, rotary, tiles.
 
 Each rank sees its part of the sequence, so a norm's gradients are partial. Megatron sums those of
 the parameters that carry ``sequence_parallel``; torch's norms do not carry it, hence the refusal.
 Without Apex and Transformer Engine there are no others.
+
+A layer's spec is made in many ways (``--spec``, experts, heterogeneous blocks, layers for further
+tokens, a described model). All of them end where ``SelfAttention`` builds the ``core_attention`` of
+its submodules. There, and nowhere else, ours takes its place: what a layer is made of otherwise is
+the user's.
+
+Megatron-LM's data set makes a mask of S x S in which no token sees what stands before the last
+end-of-document token. Our attention takes the boundaries instead. They are read off the tokens of
+the row as they come to the model: after every end-of-document token a document begins. Under
+context parallelism the ranks tell each other where theirs are.
+
+``--reset-position-ids`` asks for nothing more: a rotary embedding enters the attention by the
+difference of two positions, which within a document stays what it was, and a learned one is given
+the positions of the data set. ``--eod-mask-loss`` is in the data set's loss mask.
 """
 
 from __future__ import annotations
@@ -10,31 +24,126 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
 
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
-from megatron_ultralong.dropin.arguments import drop_in_config
-from megatron_ultralong.dropin.attention import ResetMask
-from megatron_ultralong.dropin.config import DropInConfig
+from megatron_ultralong.dropin.arguments import DropInConfig, drop_in_config
 from megatron_ultralong.dropin.identity import Identity, find_identity
 from megatron_ultralong.dropin.rules import Part, check_arguments, check_model_config, parts
-from megatron_ultralong.mcore.core_attention import RingCoreAttention
-from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.mcore.recomputed_layer import Recomputation, RecomputedLayer
-from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding
-from megatron_ultralong.mcore.tiled_loss import TiledLoss
-from megatron_ultralong.mcore.tiles import TiledEmbedding
+from megatron_ultralong.mcore import cpu, recomputed_layer, rotary, tiled_loss, tiles
+from megatron_ultralong.mcore.core_attention import (
+    DocumentParams,
+    RingCoreAttention,
+    RowsOfDocuments,
+    document_params,
+)
+from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.sequence.assignment import zigzag_unshard
+
+
+@contextlib.contextmanager
+def ring_attention_in_layers() -> Iterator[None]:
+    """Build ``RingCoreAttention`` wherever Megatron-Core would build a dot-product attention."""
+    theirs = SelfAttention.__init__
+
+    @functools.wraps(theirs)
+    def build(self: Any, config: Any, submodules: Any, *arguments: Any, **keywords: Any) -> None:
+        theirs(self, config, with_ring_attention(submodules), *arguments, **keywords)
+
+    with replaced((SelfAttention, "__init__", build)):
+        yield
+
+
+def with_ring_attention(submodules: Any) -> Any:
+    """The submodules of a self-attention, with ours as ``core_attention``.
+
+    Raises:
+        InputError: it is none of those that ours can stand for.
+    """
+    found = submodules.core_attention
+    kind = getattr(found, "module", found)
+    if kind is RingCoreAttention:
+        return submodules
+    if kind not in _replaced():
+        raise InputError(
+            f"the core_attention of this model's layers is {getattr(kind, '__name__', kind)}; ours "
+            f"takes the place of {' and '.join(one.__name__ for one in _replaced())} alone: leave "
+            "out what chooses another (--spec, --use-kitchen-attention), or train without "
+            "megatron_ultralong.dropin"
+        )
+    return dataclasses.replace(submodules, core_attention=RingCoreAttention)
+
+
+@functools.cache
+def _replaced() -> tuple[type, ...]:
+    try:
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+    except ImportError:
+        return (DotProductAttention,)
+    return (DotProductAttention, TEDotProductAttention)
+
+
+class ResetMask:
+    """Gives the forward passes of a model the documents of its rows."""
+
+    def __init__(self, eod: int, cp_group: dist.ProcessGroup) -> None:
+        """``eod``: id of the end-of-document token."""
+        self._eod = eod
+        self._group = cp_group
+
+    def install(self, model: torch.nn.Module) -> None:
+        """Be asked before every forward pass."""
+        model.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(
+        self, model: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a forward pass, ``packed_seq_params`` among them."""
+        tokens = arguments[0] if arguments else keywords["input_ids"]
+        return arguments, {**keywords, "packed_seq_params": self.documents(tokens)}
+
+    def documents(self, tokens: Tensor) -> DocumentParams:
+        """Of rows whose local shards are ``tokens``, int64 [b, s_local]."""
+        ends = self._whole_rows(tokens == self._eod)
+        rows = tuple(_boundaries(row) for row in ends.cpu())
+        first = document_params(rows[0], ends.shape[1])
+        if len(rows) == 1:
+            return first
+        return RowsOfDocuments(**vars(first), cu_seqlens_of_rows=rows)
+
+    def _whole_rows(self, local: Tensor) -> Tensor:
+        """[b, s_local] of every rank -> [b, s], in the order of the row."""
+        size = self._group.size()
+        if size == 1:
+            return local
+        shard = local.to(torch.uint8).contiguous()
+        shards = [torch.empty_like(shard) for _ in range(size)]
+        dist.all_gather(shards, shard, group=self._group)
+        return zigzag_unshard(shards, dim=1).bool()
+
+
+def _boundaries(ends: Tensor) -> Tensor:
+    """Boundaries of a row from its last tokens of documents: 0 0 1 0 -> 0 3 4, int32."""
+    starts = torch.nonzero(ends[:-1]).flatten() + 1
+    edges = [starts.new_zeros(1), starts, starts.new_full((1,), len(ends))]
+    return torch.cat(edges).to(torch.int32)
+
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +179,7 @@ class Extension:
             check_arguments(config, args, used)
         return cls(config, args, manifest, identity, used)
 
-    def apply(self, model: GPTModel) -> None:
+    def apply(self, model: GPTModel) -> GPTModel:
         """Give ``model`` (one stage, not wrapped yet) our rotary embedding, tiles and layers.
 
         Raises:
@@ -85,38 +194,34 @@ class Extension:
             )
         if "rotary" in self.parts:
             self._replace_rotary(model, attentions)
-        elif is_main_rank():
-            _log.warning(
-                "rotary embedding: Megatron-LM's own, --position-embedding-type %s",
-                self.args.position_embedding_type,
-            )
+        else:
+            kind = self.args.position_embedding_type
+            _tell(f"rotary embedding: Megatron-LM's own, --position-embedding-type {kind}")
         if "reset mask" in self.parts:
             self._reset_mask(model)
         if self.config.recompute_granularity != "none":
             self._recompute(model)
         if self.config.loss_tile_size and model.post_process:
-            TiledLoss(model, self.config.loss_tile_size).install(model)
+            tiled_loss.TiledLoss(model, self.config.loss_tile_size).install(model)
+        return model
 
     def _replace_rotary(self, model: GPTModel, attentions: list[RingCoreAttention]) -> None:
         head_dim = model.config.kv_channels
         scaling = self.identity.result.rope_scaling
         rotary_base = self.identity.result.model.rotary_base
-        model.rotary_pos_emb = LocalRotaryEmbedding(
+        model.rotary_pos_emb = rotary.LocalRotaryEmbedding(
             scaling,
             head_dim,
             rotary_base,
             parallel_state.get_context_parallel_group(),
-            device(),
+            cpu.device(),
             self.config.angle_precision,
         )
         for attention in attentions:  # the temperature, beside the scale that the layer asked for
             attention.softmax_scale *= yarn.attention_factor(scaling) ** 2
-        if is_main_rank():
-            _log.warning(
-                "rotary embedding: %s over base %g, angles %s",
-                *(scaling, yarn.effective_rotary_base(scaling, head_dim, rotary_base)),
-                self.config.angle_precision,
-            )
+        base = yarn.effective_rotary_base(scaling, head_dim, rotary_base)
+        precision = self.config.angle_precision
+        _tell(f"rotary embedding: {scaling} over base {base:g}, angles {precision}")
 
     def _reset_mask(self, model: GPTModel) -> None:
         from megatron.training import get_tokenizer
@@ -132,40 +237,37 @@ class Extension:
             )
         args = self.args
         counts_alike = args.calculate_per_token_loss or args.context_parallel_size == 1
-        if args.eod_mask_loss and not counts_alike and is_main_rank():
-            _log.warning(
-                "--eod-mask-loss with --context-parallel-size %d: Megatron-LM takes the mean of "
-                "each rank's own tokens, however many count; --calculate-per-token-loss makes it "
-                "the mean of all",
-                args.context_parallel_size,
+        if args.eod_mask_loss and not counts_alike:
+            _tell(
+                f"--eod-mask-loss with --context-parallel-size {args.context_parallel_size}: "
+                "Megatron-LM takes the mean of each rank's own tokens, however many count; "
+                "--calculate-per-token-loss makes it the mean of all"
             )
         ResetMask(eod, parallel_state.get_context_parallel_group()).install(model)
-        if is_main_rank():
-            _log.warning("documents end at token %d: attention stays within them", eod)
+        _tell(f"documents end at token {eod}: attention stays within them")
 
     def _recompute(self, model: GPTModel) -> None:
-        recomputation = Recomputation(
+        recomputation = recomputed_layer.Recomputation(
             keep_attention=self.config.recompute_granularity == "keep_attention",
             tile_size=self.config.sequence_tile_size,
         )
         for layer in model.decoder.layers:
             if type(layer) is TransformerLayer:
                 # It has methods more and nothing else: a layer that is built becomes one.
-                layer.__class__ = RecomputedLayer
-            if not isinstance(layer, RecomputedLayer):
+                layer.__class__ = recomputed_layer.RecomputedLayer
+            if not isinstance(layer, recomputed_layer.RecomputedLayer):
                 raise InputError(
                     f"--ultralong-recompute-granularity is for Megatron-Core's TransformerLayer, "
                     f"not {type(layer).__name__}: use Megatron-LM's own --recompute-granularity"
                 )
             layer.recomputation = recomputation
         if recomputation.tile_size and model.pre_process:
-            TiledEmbedding(model, recomputation.tile_size).install(model)
+            tiles.TiledEmbedding(model, recomputation.tile_size).install(model)
 
-    def apply_to_all(self, models: list[torch.nn.Module]) -> list[torch.nn.Module]:
-        """:meth:`apply` to the stages that a builder made (a ``pre_wrap_hook``)."""
-        for model in models:
-            self.apply(model)
-        return models
+
+def _tell(text: str) -> None:
+    if is_main_rank():
+        _log.warning("%s", text)
 
 
 def _padding_of(tokenizer: Any) -> int | None:

@@ -11,19 +11,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.convert.small_files import copy_once
+from megatron_ultralong.checkpoint.disk import metadata
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, RELEASE
-from megatron_ultralong.checkpoint.disk.metadata import (
-    FILE_NAME,
-    SOURCE_FOLDER,
-    CheckpointMetadata,
-    load_metadata,
-    save_metadata,
-    unseal,
-)
+from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME, SOURCE_FOLDER, CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.hugging_face_config import export_config, write_config
 from megatron_ultralong.data.rows.manifest import Manifest
-from megatron_ultralong.dropin.arguments import ASKED
-from megatron_ultralong.dropin.config import DropInConfig
+from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
@@ -137,7 +130,7 @@ class Identity:
             return
         root = Path(save)
         if (root / FILE_NAME).is_file() and (root / LATEST_FILE).is_file():
-            found = load_metadata(root, any_model=True)
+            found = metadata.load_metadata(root, any_model=True)
             if found != self.result:
                 raise InputError(
                     f"--save {root} holds checkpoints with other metadata than this run makes: "
@@ -147,13 +140,13 @@ class Identity:
         dist.barrier()  # every rank has looked
         if dist.get_rank() == 0:
             root.mkdir(parents=True, exist_ok=True)
-            unseal(root)
+            metadata.unseal(root)
             if self.folder is not None:
                 copy_once(self.folder / SOURCE_FOLDER, root / SOURCE_FOLDER)
             elif not self.result.not_exportable:
                 values = export_config({"hidden_act": "silu"}, self.result, torch.float32)
                 write_config(root / SOURCE_FOLDER, values)
-            save_metadata(root, self.result)
+            metadata.save_metadata(root, self.result)
             if self.result.not_exportable:
                 _log.warning(
                     "the checkpoints in %s cannot be exported, or read by other programs of this "
@@ -181,17 +174,16 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
     if folder is None:
         source = _described(args)
     else:
-        source = load_metadata(folder, any_model=True)
+        source = metadata.load_metadata(folder, any_model=True)
         check_shape(args, source, folder)
         if folder == Path(args.load or "") and _iteration(folder) and not args.finetune:
             _check_resume(config, source, folder)
     config.check_scaling(source.rope_scaling)
-    rope = config.rope()
-    scaling = rope.scaling(source.rope_scaling)
+    scaling = config.scaling(source.rope_scaling)
     yarn.hf_rope_scaling(scaling)  # what could not be exported is not trained for hours
     positions = source.model.max_position_embeddings
     if scaling != source.rope_scaling:  # else the source is extended already
-        positions = rope.max_positions(positions, source.rope_scaling)
+        positions = config.max_positions(positions, source.rope_scaling)
     result = dataclasses.replace(
         source,
         model=dataclasses.replace(source.model, max_position_embeddings=positions),
@@ -228,7 +220,7 @@ def _iteration(folder: Path) -> int:
 
 def _check_resume(config: DropInConfig, source: CheckpointMetadata, folder: Path) -> None:
     """Refuse to go on with another rotary embedding than a run was begun with."""
-    scaling = config.rope().scaling(source.rope_scaling)
+    scaling = config.scaling(source.rope_scaling)
     for name, here, there in (
         ("--ultralong-rope-scaling", scaling, source.rope_scaling),
         ("--ultralong-angle-precision", config.angle_precision, source.angle_precision),

@@ -3,69 +3,47 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.rerun_state_machine import get_rerun_state_machine
-from megatron.core.utils import get_attr_wrapped_model
 
-from megatron_ultralong.data.rows.packed import rows_of
+from megatron_ultralong.dropin.arguments import DropInConfig
 from megatron_ultralong.dropin.extension import Extension
-from megatron_ultralong.mcore.batch import Batch, CpAssignment, local_batch
+from megatron_ultralong.mcore.batch import Batch, LossTerms, local_batch, token_loss
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.mcore.loss import LossTerms, token_loss
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.sequence.documents import DocumentMask
-from megatron_ultralong.training.early_checks import check_tokenizer
+from megatron_ultralong.training.early_checks import check_tokenizer, packed_rows
 from megatron_ultralong.training.rows import PackedRowSource, RowSource, check_rows
 
 
-class LocalBatches(Iterator[Batch]):
+def _batches(
+    source: RowSource, first_sample: int, micro_batch_size: int, config: DropInConfig
+) -> Iterator[Batch]:
     """Micro-batch after micro-batch, from a sample on: the chunks of them that this rank works on.
 
     A data-parallel rank takes ``micro_batch_size`` samples of every ``micro_batch_size * dp_size``,
     as Megatron-LM's own sampler and our own loop do. There is no end: rows come again, in another
     order.
     """
-
-    def __init__(
-        self,
-        source: RowSource,
-        first_sample: int,
-        *,
-        micro_batch_size: int,
-        document_mask: DocumentMask,
-        cp_assignment: CpAssignment,
-        dp_group: dist.ProcessGroup,
-        cp_group: dist.ProcessGroup,
-    ) -> None:
-        self._source = source
-        self._sample = first_sample + dp_group.rank() * micro_batch_size
-        self._stride = micro_batch_size * dp_group.size()
-        self._micro_batch_size = micro_batch_size
-        self._document_mask = document_mask
-        self._cp_assignment = cp_assignment
-        self._cp_group = cp_group
-
-    def __next__(self) -> Batch:
-        """The next micro-batch."""
-        samples = range(self._sample, self._sample + self._micro_batch_size)
-        self._sample += self._stride
-        return local_batch(
-            [self._source.row(sample) for sample in samples],
-            document_mask=self._document_mask,
-            cp_group=self._cp_group,
+    dp_group = parallel_state.get_data_parallel_group()
+    first = first_sample + dp_group.rank() * micro_batch_size
+    for start in itertools.count(first, micro_batch_size * dp_group.size()):
+        yield local_batch(
+            [source.row(sample) for sample in range(start, start + micro_batch_size)],
+            document_mask=config.document_mask,
+            cp_group=parallel_state.get_context_parallel_group(),
             device=device(),
-            cp_assignment=self._cp_assignment,
+            cp_assignment=config.cp_assignment,
         )
 
 
 def local_batches(
     extension: Extension, num_samples: list[int]
-) -> tuple[LocalBatches | None, LocalBatches | None, None]:
+) -> tuple[Iterator[Batch] | None, Iterator[Batch] | None, None]:
     """Iterators for training, validation and (none) test; every rank makes its own.
 
     Args:
@@ -79,9 +57,7 @@ def local_batches(
     assert manifest is not None
     if extension.identity.folder is not None:
         source = extension.identity.source
-        check_tokenizer(
-            *(config.data_path, args.load, source), manifest.vocab_size, manifest.tokenizer_sha256
-        )
+        check_tokenizer(config.data_path, args.load, source, manifest)
     if config.document_mask == "block" and not manifest.separator_ids:
         raise InputError(
             f"--ultralong-document-mask block needs a separator, but {config.data_path} was "
@@ -92,14 +68,11 @@ def local_batches(
     vocab_size = extension.identity.source.model.vocab_size
     if extension.identity.folder is None:  # Megatron-LM's own, which may be padded
         vocab_size = min(vocab_size, manifest.vocab_size)
-    searchable = manifest.separators_tell_all or (
-        config.document_mask == "none" and manifest.packing != "whole"
-    )
 
     def batches(
         split: str, first_sample: int, last_sample: int, micro_batch_size: int
-    ) -> LocalBatches:
-        rows = rows_of(config.data_path, split, manifest, vocab_size, searchable=searchable)
+    ) -> Iterator[Batch]:
+        rows = packed_rows(config.data_path, split, manifest, vocab_size, config.document_mask)
         if rows.seq_length != args.seq_length:
             raise InputError(
                 f"--seq-length ({args.seq_length}) is not the length of the rows in "
@@ -108,15 +81,7 @@ def local_batches(
             )
         source = PackedRowSource(rows, args.seed, tuple(manifest.separator_ids))
         check_rows([(source, range(first_sample, last_sample))])
-        return LocalBatches(
-            source,
-            first_sample,
-            micro_batch_size=micro_batch_size,
-            document_mask=config.document_mask,
-            cp_assignment=config.cp_assignment,
-            dp_group=parallel_state.get_data_parallel_group(),
-            cp_group=parallel_state.get_context_parallel_group(),
-        )
+        return _batches(source, first_sample, micro_batch_size, config)
 
     size = args.micro_batch_size
     eval_size = getattr(args, "eval_micro_batch_size", None) or size
@@ -138,16 +103,7 @@ def forward_step(
     """Losses of the next micro-batch, and what makes one number of them."""
     assert not return_schedule_plan, "a schedule plan is for mixtures of experts"
     batch = next(batches)
-    # The angles of this pass are made at its start; a recomputation is handed the same ones.
-    get_attr_wrapped_model(model, "rotary_pos_emb").assignment = batch.assignment
-    losses = model(
-        batch.tokens,
-        batch.position_ids,
-        None,
-        labels=batch.labels,
-        packed_seq_params=batch.packed_seq_params,
-    )
-    return losses, functools.partial(_finite_loss, batch.loss_mask)
+    return batch.losses(model), functools.partial(_finite_loss, batch.loss_mask)
 
 
 def _finite_loss(loss_mask: torch.Tensor, losses: torch.Tensor) -> LossTerms:

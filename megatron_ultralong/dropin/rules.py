@@ -13,8 +13,7 @@ import enum
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from megatron_ultralong.dropin.arguments import ASKED
-from megatron_ultralong.dropin.config import DropInConfig
+from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
 from megatron_ultralong.dropin.known_arguments import KNOWN
 from megatron_ultralong.mcore.core_attention import CP_COMM_TYPES
 from megatron_ultralong.program.errors import InputError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -108,50 +109,37 @@ class RingCoreAttention(MegatronModule):
         """
         refuse_mask(attention_mask)
         assert attention_bias is None, "attention bias is not supported"
-        if packed_seq_params is None:
-            return self._attend(query, key, value, None, None, keep)
-        if packed_seq_params.qkv_format != "sbhd":
-            raise InputError(
-                f"documents came with qkv_format {packed_seq_params.qkv_format!r}, laid end to end "
-                "without a row; our attention takes rows [s, b, ...] and their boundaries: leave "
-                "--sft and --dataloader-inter-document-masking out, and keep documents apart by "
-                "--reset-attention-mask, or --ultralong-document-mask block over our rows"
-            )
-        assignment = getattr(packed_seq_params, "assignment", None)
+        edges_of_rows: Sequence[Tensor | None] = (None,)
+        if packed_seq_params is not None:
+            if packed_seq_params.qkv_format != "sbhd":
+                raise InputError(
+                    f"documents came with qkv_format {packed_seq_params.qkv_format!r}, laid end to "
+                    "end without a row; our attention takes rows [s, b, ...] and their boundaries: "
+                    "leave --sft and --dataloader-inter-document-masking out, and keep documents "
+                    "apart by --reset-attention-mask, or --ultralong-document-mask block over our "
+                    "rows"
+                )
+            edges_of_rows = (packed_seq_params.cu_seqlens_q,)
+        rows = [(query, key, value)]
         if isinstance(packed_seq_params, RowsOfDocuments):
             assert keep is None, "one row's output is kept"
-            size = len(packed_seq_params.cu_seqlens_of_rows)
-            rows = zip(*(x.chunk(size, dim=1) for x in (query, key, value)), strict=True)
-            out = [
-                self._attend(q, k, v, edges, assignment)
-                for (q, k, v), edges in zip(rows, packed_seq_params.cu_seqlens_of_rows, strict=True)
-            ]
-            return torch.cat(out, dim=1)
-        cu_seqlens = packed_seq_params.cu_seqlens_q
-        return self._attend(query, key, value, cu_seqlens, assignment, keep)
-
-    def _attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        cu_seqlens: torch.Tensor | None,
-        assignment: Assignment | None,
-        keep: KeptOutput | None = None,
-    ) -> torch.Tensor:
-        out_SBHD = ring_attention(
-            query,
-            key,
-            value,
-            group=self.cp_group,
-            cu_seqlens=cu_seqlens,
-            softmax_scale=self.softmax_scale,
-            assignment=assignment,
-            backend=self.backend,
-            deterministic=self.deterministic,
-            keep=keep,
-        )
-        return out_SBHD.flatten(2)
+            edges_of_rows = packed_seq_params.cu_seqlens_of_rows
+            parts = (x.chunk(len(edges_of_rows), dim=1) for x in (query, key, value))
+            rows = list(zip(*parts, strict=True))
+        outs_SBHD = [
+            ring_attention(
+                *row,
+                group=self.cp_group,
+                cu_seqlens=cu_seqlens,
+                softmax_scale=self.softmax_scale,
+                assignment=getattr(packed_seq_params, "assignment", None),
+                backend=self.backend,
+                deterministic=self.deterministic,
+                keep=keep,
+            )
+            for row, cu_seqlens in zip(rows, edges_of_rows, strict=True)
+        ]
+        return (outs_SBHD[0] if len(rows) == 1 else torch.cat(outs_SBHD, dim=1)).flatten(2)
 
 
 @dataclasses.dataclass

@@ -114,6 +114,16 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 @contextlib.contextmanager
+def replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
+    """Inside this context, other attributes of modules and classes: (owner, name, value) each."""
+    with contextlib.ExitStack() as stack:
+        for target, name, value in replacements:
+            stack.callback(setattr, target, name, getattr(target, name))
+            setattr(target, name, value)
+        yield
+
+
+@contextlib.contextmanager
 def cpu_backend() -> Iterator[None]:
     """Run Megatron-Core on the CPU inside this context.
 
@@ -125,22 +135,19 @@ def cpu_backend() -> Iterator[None]:
     from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
     from megatron.core.tensor_parallel import random as megatron_random
 
-    with contextlib.ExitStack() as stack:
-        for target, name, replacement in (
-            (torch.cuda, "current_device", lambda: "cpu"),
-            (torch.cuda, "synchronize", _nothing),
-            (torch.cuda, "empty_cache", _nothing),
-            (torch.cuda, "current_stream", _cpu_stream),
-            (torch.cuda, "stream", torch.cpu.stream),
-            (torch.cuda, "Stream", _CpuStream),
-            (HybridDeviceOptimizer, "_get_sub_optimizer_param_groups", _share_out),
-            (torch.cuda, "manual_seed", torch.manual_seed),
-            (torch.cuda, "get_rng_state", _cpu_rng_state),
-            (torch.cuda, "set_rng_state", _set_cpu_rng_state),
-            (megatron_random, "_get_cuda_rng_state", _cpu_rng_state),
-            (megatron_random, "_set_cuda_rng_state", _set_cpu_rng_state),
-        ):
-            stack.callback(setattr, target, name, getattr(target, name))
-            setattr(target, name, replacement)
-        stack.enter_context(_CudaMeansCpu())
+    replacements = (
+        (torch.cuda, "current_device", lambda: "cpu"),
+        (torch.cuda, "synchronize", _nothing),
+        (torch.cuda, "empty_cache", _nothing),
+        (torch.cuda, "current_stream", _cpu_stream),
+        (torch.cuda, "stream", torch.cpu.stream),
+        (torch.cuda, "Stream", _CpuStream),
+        (HybridDeviceOptimizer, "_get_sub_optimizer_param_groups", _share_out),
+        (torch.cuda, "manual_seed", torch.manual_seed),
+        (torch.cuda, "get_rng_state", _cpu_rng_state),
+        (torch.cuda, "set_rng_state", _set_cpu_rng_state),
+        (megatron_random, "_get_cuda_rng_state", _cpu_rng_state),
+        (megatron_random, "_set_cuda_rng_state", _set_cpu_rng_state),
+    )
+    with replaced(*replacements), _CudaMeansCpu():
         yield

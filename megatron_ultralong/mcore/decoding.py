@@ -9,8 +9,7 @@ token after it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +17,13 @@ import psutil
 import torch
 import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_ultralong.attention.decoding import KeyValueCache, local_capacity, spread_length
 from megatron_ultralong.mcore.core_attention import CachedCoreAttention, GivenPositions, Pass
 from megatron_ultralong.mcore.cpu import device
+from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
 from megatron_ultralong.sequence.assignment import zigzag
 
 Tokens = Sequence[int] | npt.NDArray[np.integer]
@@ -188,43 +187,16 @@ class Decoder:
         for attention in self._attentions:
             attention.current = now
         self._positions.angles = self._rotary.angles_at(positions_SB)
-        hidden_BSH = self._run(tokens_BS.to(device()))
+        tokens_BS = tokens_BS.to(device())  # positions: see GivenPositions
+        hidden_BSH = last_stage_output(
+            self._model, tokens_BS, torch.zeros_like(tokens_BS), self._cp_size
+        )
         cache.advance(rows, kept)
         return hidden_BSH
 
     @torch.no_grad()
-    def _run(self, tokens_BS: Tensor) -> Tensor | None:
-        """The forward pass through all pipeline stages."""
-
-        def forward_step(
-            batches: Iterator[Tensor], model: Any
-        ) -> tuple[Tensor, Callable[..., Any]]:
-            tokens = next(batches)
-            output = model(tokens, torch.zeros_like(tokens), None)
-
-            def hidden(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                zero = hidden_BSH.new_zeros(())
-                return zero, zero.int(), hidden_BSH
-
-            return output, hidden
-
-        num_rows, length = tokens_BS.shape
-        reports: list[Tensor] = get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=iter([tokens_BS]),
-            model=self._model,
-            num_microbatches=1,
-            # Stages hand on this divided by the context-parallel size.
-            seq_length=length * self._cp_size,
-            micro_batch_size=num_rows,
-            forward_only=True,
-        )
-        return reports[0] if reports else None
-
-    @torch.no_grad()
     def _last_logits(self, hidden_BSH: Tensor | None, num_rows: int) -> Tensor:
         """Logits [b, vocabulary] of the last token, on all ranks."""
-        pp = self._groups.pp
         if hidden_BSH is not None:
             logits: Tensor = self._model.tiled_loss.logits(hidden_BSH[:, -1:])[:, 0].contiguous()
         else:
@@ -234,9 +206,7 @@ class Decoder:
                 dtype=dtype if dtype == torch.float64 else torch.float32,
                 device=device(),
             )
-        if pp.size() > 1:
-            dist.broadcast(logits, src=dist.get_global_rank(pp, pp.size() - 1), group=pp)
-        return logits
+        return broadcast(logits, self._groups.pp, -1)
 
     def agree(self, values: Tensor) -> Tensor:
         """The ``values`` of the first rank that holds this replica, on every rank of it.
@@ -244,8 +214,7 @@ class Decoder:
         Ranks compute the same; this makes a token the same where the last bit of a logit is not.
         """
         for group in (self._groups.tp, self._groups.cp, self._groups.pp):
-            if group.size() > 1:
-                dist.broadcast(values, src=dist.get_global_rank(group, 0), group=group)
+            broadcast(values, group, 0)
         return values
 
 

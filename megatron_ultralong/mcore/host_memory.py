@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,45 +18,30 @@ from torch import Tensor
 from megatron_ultralong.plan.activations import pinned_bytes
 
 
-class Kept(Protocol):
-    """Tensors of one forward pass of a layer, for its backward pass."""
+class Kept:
+    """Tensors of one forward pass of a layer, for its backward pass; these stay where they are."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
 
     def take(self) -> Sequence[Tensor]:
         """The tensors, on the device; once."""
+        tensors, self._tensors = self._tensors, ()
+        return tensors
 
     def prefetch_previous(self) -> None:
         """Start bringing the tensors of the layer before to the device."""
 
 
-class Store(Protocol):
-    """Keeps the tensors of layers, which backward takes in reverse order."""
+class Store:
+    """Keeps the tensors of layers, on their device; backward takes them in reverse order."""
 
     def keep(self, tensors: Sequence[Tensor], *, begins_pass: bool = False) -> Kept:
         """Keep the tensors of the layer that has just run, which may be the first of its pass."""
+        return Kept(tensors)
 
 
-class Device:
-    """Leaves tensors where they are."""
-
-    def keep(self, tensors: Sequence[Tensor], *, begins_pass: bool = False) -> Kept:
-        """Keep references."""
-        return _OnDevice(tensors)
-
-
-class _OnDevice:
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors: Sequence[Tensor] = tensors
-
-    def take(self) -> Sequence[Tensor]:
-        """The tensors themselves."""
-        tensors, self._tensors = self._tensors, ()
-        return tensors
-
-    def prefetch_previous(self) -> None:
-        """Nothing: they are there."""
-
-
-class HostMemory:
+class HostMemory(Store):
     """Offloads tensors. Buffers are used again from step to step, for pinning is slow."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -101,7 +85,7 @@ class HostMemory:
         return self._streams[device]
 
 
-class _OnHost:
+class _OnHost(Kept):
     """Tensors of one layer on the host; those of the layer before it are fetched ahead."""
 
     def __init__(

@@ -14,31 +14,14 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar
 
-import torch
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_decoder_layer_specs,
-    get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
-)
+from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.transformer import transformer_block, transformer_layer
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import (
-    TransformerBlockSubmodules,
-    get_num_layers_to_build,
-)
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import (
-    TransformerLayerSubmodules,
-    get_transformer_layer_offset,
-)
 from torch import nn
 
 from megatron_ultralong.config.layers import AttentionImpl, LayerConfig
-from megatron_ultralong.mcore.compat import (
-    require_transformer_engine,
-    transformer_engine_norm,
-)
-from megatron_ultralong.mcore.core_attention import RingCoreAttention
-from megatron_ultralong.mcore.recomputed_layer import RecomputedLayer
+from megatron_ultralong.mcore import compat, core_attention, recomputed_layer
 
 
 class RMSNorm(nn.RMSNorm):
@@ -46,7 +29,8 @@ class RMSNorm(nn.RMSNorm):
 
     Its weight carries ``sequence_parallel``: under sequence parallelism each rank sees its part of
     the sequence only, and Megatron sums the gradients of the parameters that say so. Megatron's
-    own wrapper of the torch norm refuses sequence parallelism for want of this mark.
+    own wrapper of the torch norm refuses sequence parallelism for want of this mark. The sums are
+    float32.
     """
 
     def __init__(
@@ -55,18 +39,14 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised hidden states, shape as ``x``; the sums are float32."""
-        return super().forward(x)
-
 
 def ring_layer_local_spec() -> ModuleSpec:
     """Llama's layer from Megatron's own modules, without Transformer Engine."""
-    spec = copy.deepcopy(get_gpt_layer_local_spec(normalization="RMSNorm"))
-    spec.module = RecomputedLayer
+    spec = copy.deepcopy(gpt_layer_specs.get_gpt_layer_local_spec(normalization="RMSNorm"))
+    spec.module = recomputed_layer.RecomputedLayer
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
-    spec.submodules.self_attention.submodules.core_attention = RingCoreAttention
+    spec.submodules.self_attention.submodules.core_attention = core_attention.RingCoreAttention
     return spec
 
 
@@ -76,15 +56,15 @@ def layer_te_spec(attention: AttentionImpl = "ring") -> ModuleSpec:
     Raises:
         InputError: there is no Transformer Engine.
     """
-    require_transformer_engine("a layer of Transformer Engine's modules (ring_te_spec)")
-    spec = copy.deepcopy(get_gpt_layer_with_transformer_engine_spec())
-    spec.module = RecomputedLayer
+    compat.require_transformer_engine("a layer of Transformer Engine's modules (ring_te_spec)")
+    spec = copy.deepcopy(gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec())
+    spec.module = recomputed_layer.RecomputedLayer
     if attention == "ring":
-        spec.submodules.self_attention.submodules.core_attention = RingCoreAttention
+        spec.submodules.self_attention.submodules.core_attention = core_attention.RingCoreAttention
     return spec
 
 
-class RingLayer(RecomputedLayer):
+class RingLayer(recomputed_layer.RecomputedLayer):
     """The layer that Megatron-Core's configuration describes, with our attention.
 
     Which modules it has is known when it is built: a spec that is imported by name knows nothing
@@ -108,17 +88,18 @@ class RingLayer(RecomputedLayer):
             InputError: there is no Transformer Engine, and it is asked for.
         """
         if self.uses_transformer_engine:
-            require_transformer_engine("ring_te_spec")
-        layers = get_gpt_decoder_layer_specs(
+            compat.require_transformer_engine("ring_te_spec")
+        layers = gpt_layer_specs.get_gpt_decoder_layer_specs(
             config,
             use_transformer_engine=self.uses_transformer_engine,
             normalization=config.normalization,
             qk_l2_norm=config.qk_l2_norm,
         )
-        number = layer_number + get_transformer_layer_offset(config, vp_stage=vp_stage)
+        offset = transformer_layer.get_transformer_layer_offset(config, vp_stage=vp_stage)
+        number = layer_number + offset
         # Layers behind the last one predict further tokens, and are as it is.
         submodules = copy.deepcopy(layers[min(number, len(layers)) - 1].submodules)
-        submodules.self_attention.submodules.core_attention = RingCoreAttention
+        submodules.self_attention.submodules.core_attention = core_attention.RingCoreAttention
         super().__init__(config, submodules, layer_number, *arguments, vp_stage=vp_stage, **others)
 
 
@@ -136,21 +117,22 @@ class RingTransformerEngineLayer(RingLayer):
 
 def ring_spec(layer: type[RingLayer]) -> ModuleSpec:
     """A spec to import by name; which submodules its layers have, they find out themselves."""
-    return ModuleSpec(module=layer, submodules=TransformerLayerSubmodules())
+    return ModuleSpec(module=layer, submodules=transformer_layer.TransformerLayerSubmodules())
 
 
 def block_spec(
     config: TransformerConfig, layers: LayerConfig, vp_stage: int | None = None
-) -> TransformerBlockSubmodules:
+) -> transformer_block.TransformerBlockSubmodules:
     """The layers of this pipeline stage, or of its chunk ``vp_stage``; a norm behind the last one.
 
     Raises:
         InputError: ``layers`` are Transformer Engine's, and there is none.
     """
     if layers.needs_transformer_engine:
-        spec, norm = layer_te_spec(layers.attention), transformer_engine_norm()
+        spec, norm = layer_te_spec(layers.attention), compat.transformer_engine_norm()
     else:
         spec, norm = ring_layer_local_spec(), RMSNorm
-    return TransformerBlockSubmodules(
-        layer_specs=[spec] * get_num_layers_to_build(config, vp_stage=vp_stage), layer_norm=norm
+    num_layers = transformer_block.get_num_layers_to_build(config, vp_stage=vp_stage)
+    return transformer_block.TransformerBlockSubmodules(
+        layer_specs=[spec] * num_layers, layer_norm=norm
     )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
@@ -15,15 +12,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_ultralong.config.layers import LOCAL_LAYERS, LayerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import AnglePrecision
-from megatron_ultralong.mcore.cpu import device, needs_cpu_backend
-from megatron_ultralong.mcore.layer_spec import block_spec
+from megatron_ultralong.mcore import cpu, layer_spec, recomputed_layer, rotary, tiled_loss, tiles
 from megatron_ultralong.mcore.parallel import virtual_pipeline_size
-from megatron_ultralong.mcore.recomputed_layer import Recomputation
-from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding, softmax_scale
-from megatron_ultralong.mcore.tiled_loss import TiledLoss
-from megatron_ultralong.mcore.tiles import TiledEmbedding
-from megatron_ultralong.model import yarn
-from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model import shape, yarn
 
 
 def _leave_uninitialized(weight: torch.Tensor) -> None:
@@ -31,7 +22,7 @@ def _leave_uninitialized(weight: torch.Tensor) -> None:
 
 
 def transformer_config(
-    model: ModelConfig,
+    model: shape.ModelConfig,
     parallel: ParallelConfig,
     *,
     params_dtype: torch.dtype,
@@ -64,7 +55,7 @@ def transformer_config(
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        softmax_scale=softmax_scale(rope_scaling, model.kv_channels),
+        softmax_scale=rotary.softmax_scale(rope_scaling, model.kv_channels),
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage or None,
@@ -87,7 +78,7 @@ def transformer_config(
         calculate_per_token_loss=True,
         # An interleaved stage frees what it sent when the next pass begins. NCCL's streams keep
         # that in order; gloo may be sending it still, and would send what is written there next.
-        deallocate_pipeline_outputs=not (is_interleaved and needs_cpu_backend()),
+        deallocate_pipeline_outputs=not (is_interleaved and cpu.needs_cpu_backend()),
         # All weights come from a checkpoint. `perform_initialization=False` would say so, but
         # Megatron then leaves out the marks of tensor-parallel weights too, and without them the
         # gradient norm counts the first rank's part alone.
@@ -109,14 +100,14 @@ def transformer_config(
 
 
 def build_model(
-    model: ModelConfig,
+    model: shape.ModelConfig,
     config: TransformerConfig,
     groups: ProcessGroupCollection,
     *,
     seq_length: int,
     rope_scaling: yarn.RopeScaling,
     angle_precision: AnglePrecision = "exact",
-    recomputation: Recomputation | None = None,
+    recomputation: recomputed_layer.Recomputation | None = None,
     loss_tile_size: int = 0,
     layers: LayerConfig = LOCAL_LAYERS,
     vp_stage: int | None = None,
@@ -144,7 +135,7 @@ def build_model(
     stage, last = groups.pp.rank(), groups.pp.size() - 1
     gpt = GPTModel(
         config=config,
-        transformer_layer_spec=block_spec(config, layers, vp_stage),
+        transformer_layer_spec=layer_spec.block_spec(config, layers, vp_stage),
         vocab_size=model.vocab_size,
         max_sequence_length=seq_length,
         pre_process=stage == 0 and is_vp_first_stage(vp_stage, num_chunks),
@@ -156,30 +147,19 @@ def build_model(
         vp_stage=vp_stage,
     )
     if loss_tile_size and gpt.post_process:
-        TiledLoss(gpt, loss_tile_size).install(gpt)
+        tiled_loss.TiledLoss(gpt, loss_tile_size).install(gpt)
     if recomputation is not None:
         for place, layer in enumerate(gpt.decoder.layers):
             layer.recomputation = recomputation
             layer.begins_pass = place == 0
         if recomputation.tile_size and gpt.pre_process:
-            TiledEmbedding(gpt, recomputation.tile_size).install(gpt)
-    gpt.rotary_pos_emb = LocalRotaryEmbedding(
+            tiles.TiledEmbedding(gpt, recomputation.tile_size).install(gpt)
+    gpt.rotary_pos_emb = rotary.LocalRotaryEmbedding(
         rope_scaling,
         model.kv_channels,
         model.rotary_base,
         groups.cp,
-        device(),
+        cpu.device(),
         angle_precision,
     )
-    return gpt.to(device())
-
-
-def build_model_chunks(
-    model: ModelConfig, config: TransformerConfig, *arguments: Any, **options: Any
-) -> list[GPTModel]:
-    """The chunks of this rank's part of the model; see :func:`build_model`."""
-    num_chunks = config.virtual_pipeline_model_parallel_size
-    stages: Iterable[int | None] = range(num_chunks) if num_chunks else (None,)
-    return [
-        build_model(model, config, *arguments, vp_stage=vp_stage, **options) for vp_stage in stages
-    ]
+    return gpt.to(cpu.device())

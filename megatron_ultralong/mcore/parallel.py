@@ -1,16 +1,19 @@
-"""Processes and their groups: what has to stand before a Megatron model can be built."""
+"""Processes and their groups, which stand before a Megatron model is built, and work in them."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
 
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
@@ -22,6 +25,49 @@ def virtual_pipeline_size(parallel: ParallelConfig) -> int | None:
     """Model chunks on every pipeline rank, None for one: Megatron then takes another schedule."""
     chunks = parallel.num_virtual_stages_per_pipeline_rank
     return chunks if chunks > 1 else None
+
+
+def broadcast(values: Tensor, group: dist.ProcessGroup, rank: int) -> Tensor:
+    """The ``values`` of one rank of a group, on all of them; -1 is the last rank."""
+    if group.size() > 1:
+        source = dist.get_global_rank(group, rank % group.size())
+        dist.broadcast(values, src=source, group=group)
+    return values
+
+
+@torch.no_grad()
+def last_stage_output(
+    model: Any, tokens_BS: Tensor, positions_BS: Tensor, cp_size: int
+) -> Tensor | None:
+    """What the model returns without labels, through all pipeline stages; None but on the last.
+
+    Args:
+        model: this rank's part, in evaluation mode.
+        tokens_BS: token ids of one micro-batch, [b, s_local].
+        positions_BS: of the tokens.
+        cp_size: context-parallel ranks, by whose number stages divide the length that they hand on.
+    """
+
+    def forward_step(
+        batches: Iterator[tuple[Tensor, Tensor]], model: Any
+    ) -> tuple[Tensor, Callable[..., Any]]:
+        def report(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            zero = output.new_zeros(())
+            return zero, zero.int(), output
+
+        return model(*next(batches), None), report
+
+    num_rows, length = tokens_BS.shape
+    reports: list[Tensor] = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter([(tokens_BS, positions_BS)]),
+        model=model,
+        num_microbatches=1,
+        seq_length=length * cp_size,
+        micro_batch_size=num_rows,
+        forward_only=True,
+    )
+    return reports[0] if reports else None
 
 
 @contextlib.contextmanager

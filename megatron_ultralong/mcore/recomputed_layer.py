@@ -24,14 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.attention import KeptOutput
-from megatron_ultralong.mcore.compat import fp8_context
-from megatron_ultralong.mcore.core_attention import (
-    CachedCoreAttention,
-    RingCoreAttention,
-    refuse_mask,
-)
-from megatron_ultralong.mcore.host_memory import Device, Kept, Store
-from megatron_ultralong.mcore.tiles import SequenceTiles
+from megatron_ultralong.mcore import compat, core_attention, tiles
+from megatron_ultralong.mcore.host_memory import Kept, Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Recomputation:
     """Keep (out, lse) of attention; without, backward computes attention once more."""
     tile_size: int = 0
     """Tokens that go through projections and MLP at a time; 0: all."""
-    store: Store = dataclasses.field(default_factory=Device)
+    store: Store = dataclasses.field(default_factory=Store)
     """Where kept tensors stay meanwhile."""
 
 
@@ -89,7 +83,7 @@ class RecomputedLayer(TransformerLayer):
                 **others,
             )
             return result
-        refuse_mask(attention_mask)
+        core_attention.refuse_mask(attention_mask)
         assert rotary_pos_emb is not None
         work = _LayerWork(self, self.recomputation, rotary_pos_emb, packed_seq_params)
         if not torch.is_grad_enabled():
@@ -114,7 +108,7 @@ class _LayerWork:
         self.angles = angles
         self.packed_seq_params = packed_seq_params
         runs = config.tensor_model_parallel_size if config.sequence_parallel else 1
-        self.tiles = SequenceTiles(runs, recomputation.tile_size)
+        self.tiles = tiles.SequenceTiles(runs, recomputation.tile_size)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, KeptOutput]:
         """Result, attention's output and what attention keeps.
@@ -131,7 +125,7 @@ class _LayerWork:
 
     def backward(self, kept: Kept, dresult: Tensor) -> Tensor:
         """Gradient of the input; those of the parameters are added where they belong."""
-        with fp8_context(self.layer.config, self.layer.layer_number):
+        with compat.fp8_context(self.layer.config, self.layer.layer_number):
             return self._backward(kept, dresult)
 
     def _backward(self, kept: Kept, dresult: Tensor) -> Tensor:
@@ -209,7 +203,10 @@ class _LayerWork:
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, kept: KeptOutput) -> Tensor:
         attention = self.layer.self_attention
-        if isinstance(attention.core_attention, RingCoreAttention | CachedCoreAttention):
+        if isinstance(
+            attention.core_attention,
+            core_attention.RingCoreAttention | core_attention.CachedCoreAttention,
+        ):
             out: Tensor = attention.core_attention(
                 q, k, v, packed_seq_params=self.packed_seq_params, keep=kept
             )

@@ -19,14 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel.mappings import (
-    gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-    reduce_scatter_to_sequence_parallel_region,
-)
+from megatron.core.tensor_parallel import mappings
 from torch.autograd.function import once_differentiable
 
-from megatron_ultralong.mcore.loss import token_scores
+from megatron_ultralong.mcore.batch import token_scores
 from megatron_ultralong.mcore.tiles import SequenceTiles
 
 
@@ -42,7 +38,7 @@ class _Tiling:
         """All hidden states of a tile, [T, b, h]; under ``no_grad``."""
         if self.tiles.num_runs == 1:
             return hidden_NBH[tile]
-        whole: torch.Tensor = gather_from_sequence_parallel_region(
+        whole: torch.Tensor = mappings.gather_from_sequence_parallel_region(
             hidden_NBH[tile].contiguous(), group=self.group
         )
         return whole
@@ -50,9 +46,9 @@ class _Tiling:
     def reduce(self, dhidden_TBH: torch.Tensor) -> torch.Tensor:
         """Sum of all ranks' gradients of a tile, this rank's run of it; under ``no_grad``."""
         reduce = (
-            reduce_from_tensor_model_parallel_region
+            mappings.reduce_from_tensor_model_parallel_region
             if self.tiles.num_runs == 1
-            else reduce_scatter_to_sequence_parallel_region
+            else mappings.reduce_scatter_to_sequence_parallel_region
         )
         total: torch.Tensor = reduce(dhidden_TBH, group=self.group)
         return total

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
@@ -20,32 +20,27 @@ from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import DocumentMask
 
 Config = TypeVar("Config", bound=TrainingConfig)
+AnyManifest = TypeVar("AnyManifest", Manifest, ChatManifest)
+Rows = TypeVar("Rows", PackedRows, ChatRows)
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedRun:
-    """A run over packed rows, as far as files and flags tell."""
+class EarlyRun(Generic[Config, AnyManifest, Rows]):
+    """A run, as far as files and flags tell."""
 
-    config: PretrainConfig
-    """With its row length."""
-    source: CheckpointMetadata
-    manifest: Manifest
-    train_rows: PackedRows
-    valid_rows: PackedRows | None
-
-
-@dataclasses.dataclass(frozen=True)
-class ChatRun:
-    """A run over conversations, as far as files and flags tell."""
-
-    config: SftConfig
+    config: Config
     """With its row length and its iterations."""
     source: CheckpointMetadata
-    manifest: ChatManifest
-    train_rows: ChatRows
-    valid_rows: ChatRows | None
+    manifest: AnyManifest
+    train_rows: Rows
+    valid_rows: Rows | None
+
+
+PackedRun = EarlyRun[PretrainConfig, Manifest, PackedRows]
+ChatRun = EarlyRun[SftConfig, ChatManifest, ChatRows]
 
 
 def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
@@ -57,28 +52,30 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
     source = _check_source(config, num_ranks)
     data = Path(config.data.data_path)
     manifest = load_manifest(data)
-    searchable = manifest.separators_tell_all or (
-        config.data.document_mask == "none" and manifest.packing != "whole"
-    )
-
-    def rows(split: str) -> PackedRows:
-        return rows_of(data, split, manifest, source.model.vocab_size, searchable=searchable)
-
-    train_rows = rows("train")
+    vocab_size, document_mask = source.model.vocab_size, config.data.document_mask
+    train_rows = packed_rows(data, "train", manifest, vocab_size, document_mask)
     config = _with_row_length(config, train_rows.seq_length)
     config.check_positions(source.model.max_position_embeddings, source.rope_scaling)
-    check_tokenizer(
-        *(config.data.data_path, config.load, source),
-        manifest.vocab_size,
-        manifest.tokenizer_sha256,
-    )
+    check_tokenizer(config.data.data_path, config.load, source, manifest)
     if config.data.document_mask == "block" and not manifest.separator_ids:
         raise InputError(
             f"document_mask 'block' needs a separator, but {data} was prepared without one: "
             "its documents cannot be told apart; prepare it again with --separator"
         )
-    valid_rows = rows("valid") if config.eval_interval else None
-    return PackedRun(config, source, manifest, train_rows, valid_rows)
+    valid_rows = None
+    if config.eval_interval:
+        valid_rows = packed_rows(data, "valid", manifest, vocab_size, document_mask)
+    return EarlyRun(config, source, manifest, train_rows, valid_rows)
+
+
+def packed_rows(
+    folder: str | Path, split: str, manifest: Manifest, vocab_size: int, document_mask: DocumentMask
+) -> PackedRows:
+    """Rows of one split, whose documents can be told apart where the mask needs it."""
+    searchable = manifest.separators_tell_all or (
+        document_mask == "none" and manifest.packing != "whole"
+    )
+    return rows_of(folder, split, manifest, vocab_size, searchable=searchable)
 
 
 def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
@@ -98,11 +95,7 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
     config = _with_row_length(config, train_rows.seq_length)
     longest = max(split.longest for split in manifest.splits.values())
     config.check_conversations(source.model.max_position_embeddings, source.rope_scaling, longest)
-    check_tokenizer(
-        *(config.data.data_path, config.load, source),
-        manifest.vocab_size,
-        manifest.tokenizer_sha256,
-    )
+    check_tokenizer(config.data.data_path, config.load, source, manifest)
     valid_rows = None
     if config.eval_interval:
         if "valid" not in manifest.splits:
@@ -111,7 +104,7 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
                 "has none: prepare it with a --valid-fraction above 0, or leave the interval 0"
             )
         valid_rows = chat_rows_of(data, "valid", manifest, vocab_size)
-    return ChatRun(config, source, manifest, train_rows, valid_rows)
+    return EarlyRun(config, source, manifest, train_rows, valid_rows)
 
 
 def _check_source(config: TrainingConfig, num_ranks: int) -> CheckpointMetadata:
@@ -145,13 +138,14 @@ def _with_row_length(config: Config, row_length: int) -> Config:
 
 
 def check_tokenizer(
-    data_path: str, load: str, source: CheckpointMetadata, vocab_size: int, sha256: str
+    data_path: str, load: str, source: CheckpointMetadata, manifest: Manifest | ChatManifest
 ) -> None:
     """Check that ids of the rows' tokenizer mean to the model what they mean to the rows.
 
     Raises:
         InputError: they do not.
     """
+    vocab_size, sha256 = manifest.vocab_size, manifest.tokenizer_sha256
     if vocab_size > source.model.vocab_size:
         raise InputError(
             f"the tokenizer of {data_path} has {vocab_size} ids, the model "

@@ -1,21 +1,31 @@
-"""What a run works with, once it has been checked."""
+"""What a run works with once it has been checked, and what it needs of this machine."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 
+import psutil
+import torch
+
+from megatron_ultralong.attention.kernels import block_attention, math
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.model.yarn import describe
-from megatron_ultralong.training.rows import RowSource
+from megatron_ultralong.mcore.compat import check_layers
+from megatron_ultralong.model import shape, yarn
+from megatron_ultralong.plan import activations, attention_memory
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.training import optimizer, rows
+from megatron_ultralong.training.telling.log import check_sinks
 
 
 @dataclasses.dataclass(frozen=True)
 class RunInputs:
     """A run that has been checked: what it reads, and what its checkpoints will say.
 
-    Pretraining makes one (:func:`~megatron_ultralong.training.pretrain.check_run`); whatever else
+    Pretraining makes one (:func:`~megatron_ultralong.training.verbs.check_run`); whatever else
     trains makes its own, with rows of its own.
     """
 
@@ -25,8 +35,8 @@ class RunInputs:
     """Of the checkpoint that the run starts from."""
     result: CheckpointMetadata
     """Of the checkpoints that it writes."""
-    train_rows: RowSource
-    valid_rows: RowSource | None
+    train_rows: rows.RowSource
+    valid_rows: rows.RowSource | None
     """None: no validation."""
     agreed: Mapping[str, object]
     """What else all ranks must have the same of, by name."""
@@ -43,7 +53,7 @@ class RunInputs:
             self.result.model.max_position_embeddings,
         )
         before, after = (
-            describe(one.rope_scaling, one.model.max_position_embeddings)
+            yarn.describe(one.rope_scaling, one.model.max_position_embeddings)
             + ("" if one.angle_precision == "exact" else f", angles in {one.angle_precision}")
             for one in (self.source, self.result)
         )
@@ -61,3 +71,126 @@ class RunInputs:
             f"{trained:,} tokens train the first {trained:,} alone: expect little beyond them; "
             f"prepare rows of {positions:,} for all",
         )
+
+
+def check_attention(
+    config: TrainingConfig,
+    model: shape.ModelConfig,
+    device: torch.device | None = None,
+    memory_bytes: int | None = None,
+) -> tuple[str, ...]:
+    """What a user must know of the attention kernel that the run will get, in lines.
+
+    Args:
+        config: with its row length.
+        model: shape of the model.
+        device: to run on; None: the GPU of this process, if it has one.
+        memory_bytes: of that device; None asks it.
+
+    Raises:
+        InputError: matrices of scores are larger than the device's memory.
+    """
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type != "cuda":
+        return ()
+    kernel = block_attention.resolve(optimizer.DTYPES[config.precision], model.kv_channels, device)
+    if kernel is not math.MATH:
+        return ()
+    why = f"precision '{config.precision}' with {model.kv_channels} channels a head"
+    note = attention_memory.score_matrix_note(config, model, why)
+    if memory_bytes is None:
+        memory_bytes = torch.cuda.get_device_properties(device).total_memory
+    needed = attention_memory.HELD_AT_ONCE * attention_memory.score_matrix_bytes(config, model)
+    if config.data.document_mask == "none" and needed > memory_bytes:
+        raise InputError(
+            f"{note.removeprefix('warning: ')}, and a GPU has {memory_bytes / 2**30:,.1f} GiB: use "
+            "--precision bf16, shorter rows, or a larger context_parallel_size"
+        )
+    return (f"{note}; --precision bf16 needs none of them",)
+
+
+AVAILABLE_SHARE = 0.8
+"""Of the host memory that is available at the start; checkpoints are staged in the rest."""
+
+
+def host_bytes(config: TrainingConfig, model: shape.ModelConfig, num_ranks: int) -> int:
+    """Host memory that the ranks of the pipeline stage fill which keeps the most."""
+    kept = activations.kept_tensors(
+        model,
+        config.parallel,
+        seq_length=config.data.seq_length,
+        micro_batch_size=config.micro_batch_size,
+        bytes_per_element=4 if config.precision == "fp32" else 2,
+        keep_attention=config.memory.recompute_granularity == "keep_attention",
+    )
+    size = kept.on_host if torch.cuda.is_available() else kept.on_device
+    parallel, microbatches = config.parallel, config.num_microbatches(num_ranks)
+    chunks = parallel.num_virtual_stages_per_pipeline_rank
+    return max(
+        layers // chunks * parallel.passes_under_way(stage, microbatches) * size
+        for stage, layers in enumerate(parallel.stage_layers(model.num_layers))
+    )
+
+
+def check_offloading(config: TrainingConfig, model: shape.ModelConfig, num_ranks: int) -> int:
+    """Bytes of host memory that this rank may take for offloaded activations; 0: it needs none.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    if not config.memory.offload_activations:
+        return 0
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    limit = int(config.memory.max_host_memory_gib * 2**30)
+    rule = f"max_host_memory_gib is {config.memory.max_host_memory_gib:g}"
+    if not limit:
+        available = psutil.virtual_memory().available
+        limit = int(AVAILABLE_SHARE * available / local_ranks)
+        rule = (
+            f"{AVAILABLE_SHARE:.0%} of the {available / 2**30:.1f} GiB available here, shared by "
+            f"{local_ranks} ranks, is {limit / 2**30:.1f} GiB"
+        )
+    needed = host_bytes(config, model, num_ranks)
+    if needed > limit:
+        ways = ["raise context_parallel_size (more ranks)"]
+        if config.memory.recompute_granularity == "keep_attention":
+            ways.append("use recompute_granularity 'full', which keeps layer inputs alone")
+        raise InputError(
+            f"offload_activations needs {needed / 2**30:.1f} GiB of host memory on each rank, and "
+            f"{rule}: {', or '.join(ways)}"
+        )
+    return limit
+
+
+def check_machine(config: TrainingConfig) -> None:
+    """Check that the libraries here can do what is asked for, and that the weights can be read.
+
+    Raises:
+        InputError: they cannot.
+    """
+    check_sinks(config)
+    check_layers(config.layers, deterministic=config.deterministic_mode, is_saved=bool(config.save))
+    optimizer.check_optimizer(config.optimizer)
+    # Before anything is built: memory is bounded by the weights that are there.
+    MegatronCheckpoint(config.load, verify_checksums=config.checkpoint.verify_checksums)
+
+
+def check_result(
+    config: TrainingConfig, source: CheckpointMetadata, num_ranks: int
+) -> CheckpointMetadata:
+    """What the run's checkpoints will say of themselves; its separators are those of ``source``.
+
+    Raises:
+        InputError: activations do not fit the host.
+    """
+    check_offloading(config, source.model, num_ranks)
+    rope_scaling = config.rope.scaling(source.rope_scaling)
+    positions = config.rope.max_positions(source.model.max_position_embeddings, source.rope_scaling)
+    result = dataclasses.replace(
+        source,
+        model=dataclasses.replace(source.model, max_position_embeddings=positions),
+        rope_scaling=rope_scaling,
+        angle_precision=config.rope.angle_precision,
+    )
+    return result.after_training(source, config.data.seq_length)

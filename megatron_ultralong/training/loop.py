@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import time
 from collections.abc import Iterator
@@ -16,31 +17,18 @@ from megatron_ultralong.model.flops import training_flops
 from megatron_ultralong.program.progress import ProgressBar, progress
 from megatron_ultralong.program.rank_values import check_agreement
 from megatron_ultralong.program.ranks import is_main_rank
-from megatron_ultralong.training.anomalies import (
-    NOT_FINITE,
-    FiniteGuard,
-    NotFiniteError,
-    SpikeDetector,
-)
+from megatron_ultralong.training import optimizer, step, validation
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.iteration_boundary import Saving
-from megatron_ultralong.training.optimizer import describe_optimizer
 from megatron_ultralong.training.rows import check_rows, microbatches, replica_samples
 from megatron_ultralong.training.same_run import check_weights, code_version
 from megatron_ultralong.training.saving.run_folder import NOTHING_SAVED, RunFolder
-from megatron_ultralong.training.state import TrainingState
+from megatron_ultralong.training.state import Saving, TrainingState
 from megatron_ultralong.training.step import LanguageModelStep, StepResult
+from megatron_ultralong.training.telling import log as run_log
 from megatron_ultralong.training.telling.heartbeat import Heartbeat
-from megatron_ultralong.training.telling.log import (
-    IterationRecord,
-    RunLog,
-    open_sinks,
-    peak_memory_gib,
-)
-from megatron_ultralong.training.telling.phases import PhaseTimers, Profile
+from megatron_ultralong.training.telling.log import IterationRecord
+from megatron_ultralong.training.telling.phases import PhaseTimers, Profile, RunSummary, Throughput
 from megatron_ultralong.training.telling.stop import StopRequests
-from megatron_ultralong.training.telling.summary import RunSummary, Throughput
-from megatron_ultralong.training.validation import Validation, validation_notes
 
 
 def train(inputs: RunInputs) -> list[IterationRecord]:
@@ -89,25 +77,21 @@ def _few_objects_to_collect() -> Iterator[None]:
             gc.unfreeze()
 
 
+@dataclasses.dataclass
 class _Run:
     """A run between its start and its end, on this rank."""
 
-    def __init__(
-        self,
-        inputs: RunInputs,
-        groups: ProcessGroupCollection,
-        stop: StopRequests,
-        timers: PhaseTimers,
-        place: dict[str, int],
-        folder: RunFolder,
-    ) -> None:
-        self.inputs = inputs
+    inputs: RunInputs
+    groups: ProcessGroupCollection
+    stop: StopRequests
+    timers: PhaseTimers
+    place: dict[str, int]
+    """The iteration that it is in."""
+    folder: RunFolder
+
+    def __post_init__(self) -> None:
+        inputs, groups, timers = self.inputs, self.groups, self.timers
         self.config = config = inputs.config
-        self.groups = groups
-        self.stop = stop
-        self.timers = timers
-        self.place = place
-        self.folder = folder
         resumed = self.folder.open(dist.get_rank(), dist.get_world_size())
         self.state = state = TrainingState(inputs, groups, resumed.folder, timers)
         check_weights(state.chunks, groups)
@@ -118,25 +102,13 @@ class _Run:
                 (inputs.valid_rows, range(config.eval_iters * batch)),
             ]
         )
-        self.step = LanguageModelStep(
-            state.chunks,
-            groups,
-            timers,
-            document_mask=config.data.document_mask,
-            seq_length=config.data.seq_length,
-            micro_batch_size=config.micro_batch_size,
-            num_microbatches=config.num_microbatches(dist.get_world_size()),
-            cp_assignment=config.parallel.cp_assignment,
-            reset_position_ids=config.data.reset_position_ids,
-        )
-        self.guard = FiniteGuard(state.chunks, state.optimizer)
-        self.spikes = SpikeDetector(config.faults.loss_spike_deviations)
-        self.saving = Saving(config, self.folder, state, stop, timers, resumed.damaged)
+        self.step = LanguageModelStep(state.chunks, groups, timers, config)
+        self.guard = step.FiniteGuard(state.chunks, state.optimizer)
+        self.spikes = step.SpikeDetector(config.faults.loss_spike_deviations)
+        self.saving = Saving(config, self.folder, state, self.stop, timers, resumed.damaged)
         self.profile = Profile(config.log, self.folder.root, dist.get_rank())
-        self.validation = Validation(inputs, self.step, groups)
-        self.throughput = Throughput(
-            inputs.source.model, config.log.peak_tflops, dist.get_world_size()
-        )
+        self.validation = validation.Validation(inputs, self.step, groups)
+        self.throughput = Throughput(config.log.peak_tflops, dist.get_world_size())
         self.num_skipped_in_a_row = 0
         self.summary = RunSummary()
         self.mark = time.perf_counter()
@@ -162,20 +134,20 @@ class _Run:
         return records
 
     @contextlib.contextmanager
-    def _log(self) -> Iterator[tuple[RunLog | None, ProgressBar | None]]:
+    def _log(self) -> Iterator[tuple[run_log.RunLog | None, ProgressBar | None]]:
         """The log and the progress bar, on the main rank; the summary at the end, come what may."""
         if not is_main_rank():
             yield None, None
             return
         done = self.state.iteration
         with progress("training", self.config.train_iters - done) as bar:
-            sinks = open_sinks(self.config, done)
-            log = RunLog(self.folder.root, self.config.train_iters, bar, sinks)
-            bar.print(describe_optimizer(self.config.optimizer, self.groups.dp_cp.size()))
+            sinks = run_log.open_sinks(self.config, done)
+            log = run_log.RunLog(self.folder.root, self.config.train_iters, bar, sinks)
+            bar.print(optimizer.describe_optimizer(self.config.optimizer, self.groups.dp_cp.size()))
             for note in (
                 *self.inputs.notes,
                 *self.inputs.remarks,
-                *validation_notes(self.inputs),
+                *validation.validation_notes(self.inputs),
             ):
                 bar.print(note)
             if done:
@@ -196,13 +168,7 @@ class _Run:
         self.place["iteration"] = iteration
         self.profile.before(iteration)
         learning_rate = state.optimizer.param_groups[0]["lr"]
-        samples = replica_samples(
-            iteration=state.iteration,
-            global_batch_size=config.global_batch_size,
-            micro_batch_size=config.micro_batch_size,
-            dp_rank=self.groups.dp.rank(),
-            dp_size=self.groups.dp.size(),
-        )
+        samples = replica_samples(config, self.groups.dp, state.iteration)
         for chunk in state.chunks:
             chunk.train()
             chunk.zero_grad_buffer()
@@ -234,7 +200,7 @@ class _Run:
             tokens_per_second_per_rank=num_tokens / seconds / dist.get_world_size(),
             tflops_per_rank=tflops,
             mfu=mfu,
-            peak_memory_gib=peak_memory_gib(),
+            peak_memory_gib=run_log.peak_memory_gib(),
             phases_ms=phases,
             skipped=skipped,
             num_skipped=self.summary.num_skipped + skipped,
@@ -255,9 +221,9 @@ class _Run:
         with self.timers.phase("optimizer"):
             try:
                 if not result.is_finite:
-                    raise NotFiniteError(f"the loss is {result.loss}")
+                    raise step.NotFiniteError(f"the loss is {result.loss}")
                 norm = self.guard.step()
-            except NotFiniteError as error:
+            except step.NotFiniteError as error:
                 rows = self.inputs.train_rows
                 found = self.guard.describe(result.bad_microbatches, samples, rows)
                 text = f"iteration {state.iteration + 1}: {error}; {found}"
@@ -273,12 +239,12 @@ class _Run:
         self.num_skipped_in_a_row += 1
         if faults.on_nan == "stop":
             self.saving.save_and_stop(
-                NOT_FINITE,
+                step.NOT_FINITE,
                 f"{text}; go on without this step by --on-nan skip, after a look at the rows",
             )
         if self.num_skipped_in_a_row == faults.max_skipped_iters:
             self.saving.save_and_stop(
-                NOT_FINITE,
+                step.NOT_FINITE,
                 f"{text}; that is step {faults.max_skipped_iters} in a row that had to be skipped "
                 "(max_skipped_iters), so it is not one bad row: look at the rows, the learning "
                 "rate and the checkpoint, or allow more by --max-skipped-iters",

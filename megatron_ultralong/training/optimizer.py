@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 from collections.abc import Sequence
@@ -19,10 +20,10 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_ultralong.config.optimizer import OptimizerConfig
+from megatron_ultralong.config.optimizer import TYPES, OptimizerConfig
 from megatron_ultralong.program.errors import InputError
 
-_DTYPES = {
+DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
@@ -115,26 +116,16 @@ def build_optimizer(
 
 def _megatron_config(config: OptimizerConfig, params_dtype: torch.dtype) -> MegatronOptimizerConfig:
     pins = torch.cuda.is_available()
+    values = dataclasses.asdict(config)  # all of Megatron's names, but for the schedule's
+    del values["lr_decay_style"], values["lr_warmup_iters"]
+    for name in TYPES:
+        values[name] = DTYPES[values[name]]
     megatron = MegatronOptimizerConfig(
         optimizer="adam",
-        lr=config.lr,
-        min_lr=config.min_lr,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        adam_eps=config.adam_eps,
-        clip_grad=config.clip_grad,
         bf16=params_dtype is torch.bfloat16,
         params_dtype=params_dtype,
         use_distributed_optimizer=True,
-        use_precision_aware_optimizer=config.use_precision_aware_optimizer,
-        main_grads_dtype=_DTYPES[config.main_grads_dtype],
-        main_params_dtype=_DTYPES[config.main_params_dtype],
-        exp_avg_dtype=_DTYPES[config.exp_avg_dtype],
-        exp_avg_sq_dtype=_DTYPES[config.exp_avg_sq_dtype],
-        optimizer_cpu_offload=config.optimizer_cpu_offload,
-        optimizer_offload_fraction=config.optimizer_offload_fraction,
-        overlap_cpu_optimizer_d2h_h2d=config.overlap_cpu_optimizer_d2h_h2d,
+        **values,
         pin_cpu_grads=pins,
         pin_cpu_params=pins,
         # Master weights whole, not as the halves that bf16 weights lack: checkpoints would hold the

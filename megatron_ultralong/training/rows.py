@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch.distributed as dist
 
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.data.rows import chats, stored
 from megatron_ultralong.data.rows.packed import PackedRows, global_row_index, rows_of_samples
-from megatron_ultralong.data.rows.stored import ChatRow, ChatRows, StoredRow
 from megatron_ultralong.mcore.batch import DocumentRow
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.rank_values import every_rank
 
 
-class RowSource(Protocol):
-    """Rows by the number of the sample, counted from the start of the run.
+@dataclasses.dataclass(frozen=True)
+class RowSource(abc.ABC):
+    """Rows by the number of the sample, in another order every epoch.
 
-    A function of that number alone, on every rank and after every restart. A row brings its own
-    documents and its own loss mask.
+    Samples are counted from the start of the run. A row is a function of that number alone, on
+    every rank and after every restart. It brings its own documents and its own loss mask.
     """
 
-    def __len__(self) -> int:
-        """Rows in one epoch."""
+    rows: PackedRows | chats.ChatRows
+    seed: int
+    """Of the order."""
 
+    @abc.abstractmethod
     def row(self, sample: int) -> DocumentRow:
         """The row of sample number ``sample``."""
 
+    def __len__(self) -> int:
+        """Rows in one epoch."""
+        return len(self.rows)
+
     def name(self, sample: int) -> str:
-        """What a message calls that row, so that a user finds it."""
+        """What a message calls that row, so that a user finds it: ``rows/train[17]``."""
+        return f"{self.rows.path_prefix}[{self._number(sample)}]"
 
     def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
         """Read the rows of ``samples``, each once, and look for what is damaged or unknown.
@@ -43,66 +52,36 @@ class RowSource(Protocol):
         Raises:
             InputError: at the first such row.
         """
+        numbers = rows_of_samples(samples, len(self.rows), self.seed)
+        for number in np.array_split(numbers, parts)[part].tolist():
+            self.rows.check(number)
+
+    def _number(self, sample: int) -> int:
+        return global_row_index(sample, len(self.rows), self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedRowSource:
-    """Rows that ``ultralong prepare`` wrote, in another order every epoch."""
+class PackedRowSource(RowSource):
+    """Rows that ``ultralong prepare`` wrote."""
 
     rows: PackedRows
-    seed: int
-    """Of the order."""
     separator_ids: tuple[int, ...]
     """Ids between documents, for rows that came without boundaries."""
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def row(self, sample: int) -> StoredRow:
+    def row(self, sample: int) -> stored.StoredRow:
         """See :class:`RowSource`."""
-        return StoredRow(self.rows, self._number(sample), self.separator_ids)
-
-    def name(self, sample: int) -> str:
-        """Path and number of the row: ``rows/train[17]``."""
-        return f"{self.rows.path_prefix}[{self._number(sample)}]"
-
-    def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
-        """See :class:`RowSource`."""
-        numbers = rows_of_samples(samples, len(self.rows), self.seed)
-        for number in np.array_split(numbers, parts)[part].tolist():
-            self.rows.check(number)
-
-    def _number(self, sample: int) -> int:
-        return global_row_index(sample, len(self.rows), self.seed)
+        return stored.StoredRow(self.rows, self._number(sample), self.separator_ids)
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatRowSource:
-    """Rows that ``ultralong prepare chat`` wrote, in another order every epoch."""
+class ChatRowSource(RowSource):
+    """Rows that ``ultralong prepare chat`` wrote."""
 
-    rows: ChatRows
-    seed: int
-    """Of the order."""
+    rows: chats.ChatRows
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def row(self, sample: int) -> ChatRow:
+    def row(self, sample: int) -> chats.ChatRow:
         """See :class:`RowSource`."""
         return self.rows.row(self._number(sample))
-
-    def name(self, sample: int) -> str:
-        """Path and number of the row: ``chats/train[17]``."""
-        return f"{self.rows.path_prefix}[{self._number(sample)}]"
-
-    def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
-        """See :class:`RowSource`."""
-        numbers = rows_of_samples(samples, len(self.rows), self.seed)
-        for number in np.array_split(numbers, parts)[part].tolist():
-            self.rows.check(number)
-
-    def _number(self, sample: int) -> int:
-        return global_row_index(sample, len(self.rows), self.seed)
 
 
 def check_rows(sources: Sequence[tuple[RowSource | None, range]]) -> None:
@@ -133,18 +112,18 @@ def check_rows(sources: Sequence[tuple[RowSource | None, range]]) -> None:
 
 
 def replica_samples(
-    *, iteration: int, global_batch_size: int, micro_batch_size: int, dp_rank: int, dp_size: int
+    config: TrainingConfig, dp_group: dist.ProcessGroup, iteration: int
 ) -> list[range]:
     """Sample numbers of the micro-batches of one replica in one iteration.
 
     The global batch of an iteration is the same samples whatever the layout; a replica takes its
-    own from every stride of ``micro_batch_size * dp_size``:
-    ``(1, 8, 2, 1, 2) -> [range(10, 12), range(14, 16)]``.
+    own from every stride of ``micro_batch_size * dp_size``: in iteration 1, of batches of 8, the
+    second of two replicas that take 2 at a time has ``[range(10, 12), range(14, 16)]``.
     """
-    first = iteration * global_batch_size
-    stride = micro_batch_size * dp_size
-    starts = range(first + dp_rank * micro_batch_size, first + global_batch_size, stride)
-    return [range(start, start + micro_batch_size) for start in starts]
+    first, size = iteration * config.global_batch_size, config.micro_batch_size
+    last, stride = first + config.global_batch_size, size * dp_group.size()
+    starts = range(first + dp_group.rank() * size, last, stride)
+    return [range(start, start + size) for start in starts]
 
 
 def microbatches(source: RowSource, samples: list[range]) -> Iterator[list[DocumentRow]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -28,15 +29,9 @@ DATA_FILE = "data.json"
 _UNKNOWN = "nothing"
 
 _FIXED = (
-    ("global_batch_size", lambda config: config.global_batch_size),
-    ("seed", lambda config: config.data.seed),
-    ("seq_length", lambda config: config.data.seq_length),
-    ("document_mask", lambda config: config.data.document_mask),
-    ("reset_position_ids", lambda config: config.data.reset_position_ids),
-    *(
-        (field.name, lambda config, name=field.name: getattr(config.rope, name))
-        for field in dataclasses.fields(RopeConfig)
-    ),
+    *("global_batch_size", "data.seed", "data.seq_length", "data.document_mask"),
+    "data.reset_position_ids",
+    *(f"rope.{field.name}" for field in dataclasses.fields(RopeConfig)),
 )
 """What a resumed run cannot change: the rows it has consumed, and what its weights mean."""
 
@@ -61,9 +56,10 @@ def check_same_run(
             "it is not written to; name an empty or new folder"
         )
     before = load_config(root / CONFIG_FILE, type(config))
-    for name, value_of in _FIXED:
-        old, new = value_of(before), value_of(config)
+    for field in _FIXED:
+        old, new = (operator.attrgetter(field)(one) for one in (before, config))
         if old != new:
+            name = field.split(".")[-1]
             raise InputError(
                 f"--save {root} holds a run with {name} {old}, this one has {new}: a resumed "
                 f"run keeps its {name}; use {old}, or another --save for a new run"

@@ -1,30 +1,32 @@
-"""Model, optimizer and learning-rate schedule of a run, on this rank."""
+"""The state of a run on this rank, when it is saved, and when the run ends before its time."""
 
 from __future__ import annotations
 
+import dataclasses
+import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
+import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_ultralong.checkpoint.disk.folder import iteration_folders
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.model_state import load_weights
-from megatron_ultralong.mcore.host_memory import Device, HostMemory, Store
-from megatron_ultralong.mcore.model import build_model_chunks, transformer_config
-from megatron_ultralong.mcore.recomputed_layer import Recomputation
-from megatron_ultralong.program.ranks import world_size
-from megatron_ultralong.training.checks import check_offloading
-from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.optimizer import build_optimizer, build_scheduler, wrap_model
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.mcore import cpu, host_memory, model, recomputed_layer
+from megatron_ultralong.program.errors import RunStopped
+from megatron_ultralong.program.ranks import is_main_rank, world_size
+from megatron_ultralong.training import config_file, optimizer
+from megatron_ultralong.training.inputs import RunInputs, check_offloading
+from megatron_ultralong.training.saving import run_folder, state_dict
+from megatron_ultralong.training.saving.checkpoint_writer import CheckpointWriter, wait_before_retry
 from megatron_ultralong.training.saving.state_dict import load_checkpoint
 from megatron_ultralong.training.telling.phases import PhaseTimers
-
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+from megatron_ultralong.training.telling.stop import STOPPED, StopRequests
 
 
 class TrainingState:
@@ -44,8 +46,8 @@ class TrainingState:
         config = inputs.config
         self.inputs = inputs
         self.recomputation = _recomputation(inputs)
-        dtype = _DTYPES[config.precision]
-        megatron_config = transformer_config(
+        dtype = optimizer.DTYPES[config.precision]
+        megatron_config = model.transformer_config(
             inputs.source.model,
             config.parallel,
             params_dtype=dtype,
@@ -54,26 +56,31 @@ class TrainingState:
             layers=config.layers,
         )
         megatron_config.timers = timers
-        chunks = build_model_chunks(
-            inputs.source.model,
-            megatron_config,
-            groups,
-            seq_length=config.data.seq_length,
-            rope_scaling=inputs.result.rope_scaling,
-            angle_precision=config.rope.angle_precision,
-            recomputation=self.recomputation,
-            loss_tile_size=config.memory.loss_tile_size,
-            layers=config.layers,
-        )
+        num_chunks = megatron_config.virtual_pipeline_model_parallel_size
+        chunks = [
+            model.build_model(
+                inputs.source.model,
+                megatron_config,
+                groups,
+                seq_length=config.data.seq_length,
+                rope_scaling=inputs.result.rope_scaling,
+                angle_precision=config.rope.angle_precision,
+                recomputation=self.recomputation,
+                loss_tile_size=config.memory.loss_tile_size,
+                layers=config.layers,
+                vp_stage=vp_stage,
+            )
+            for vp_stage in (range(num_chunks) if num_chunks else (None,))
+        ]
         for chunk in chunks:
             chunk.to(dtype)
         if resumed is None:
             # Before the optimizer is built: it copies the weights into its float32 masters.
             self.load_weights(chunks)
-        self.chunks: list[DistributedDataParallel] = wrap_model(chunks, config.optimizer)
+        self.chunks = optimizer.wrap_model(chunks, config.optimizer)
         """This rank's part of the model: one module, or one for each of its virtual stages."""
-        self.optimizer: MegatronOptimizer = build_optimizer(self.chunks, config.optimizer, dtype)
-        self.scheduler: OptimizerParamScheduler = build_scheduler(
+        self.optimizer = optimizer.build_optimizer(self.chunks, config.optimizer, dtype)
+        self.scheduler = optimizer.build_scheduler(
             self.optimizer, config.optimizer, config.train_iters
         )
         self.iteration = 0
@@ -92,15 +99,162 @@ class TrainingState:
         load_weights(chunks, checkpoint)
 
 
-def _recomputation(inputs: RunInputs) -> Recomputation | None:
+def _recomputation(inputs: RunInputs) -> recomputed_layer.Recomputation | None:
     memory = inputs.config.memory
     if memory.recompute_granularity == "none":
         return None
-    store: Store = Device()
+    store = host_memory.Store()
     if memory.offload_activations:
-        store = HostMemory(check_offloading(inputs.config, inputs.source.model, world_size()))
-    return Recomputation(
+        store = host_memory.HostMemory(
+            check_offloading(inputs.config, inputs.source.model, world_size())
+        )
+    return recomputed_layer.Recomputation(
         keep_attention=memory.recompute_granularity == "keep_attention",
         tile_size=memory.sequence_tile_size,
         store=store,
     )
+
+
+CANNOT_SAVE = 74
+"""Exit status of a run that cannot write checkpoints (EX_IOERR)."""
+_TRIES_AT_THE_END = 5
+
+
+@dataclasses.dataclass
+class Saving:
+    """What every rank does between two iterations; all of them come to the same decisions."""
+
+    config: TrainingConfig
+    folder: run_folder.RunFolder
+    state: TrainingState
+    stop: StopRequests
+    timers: PhaseTimers
+    damaged: frozenset[int]
+    """Iterations whose checkpoints were refused."""
+
+    def __post_init__(self) -> None:
+        folder = self.folder
+        self._writer: CheckpointWriter | None = None
+        if folder.root is not None:
+            self._writer = CheckpointWriter(folder, self.config.checkpoint)
+            # Later ones are of a run that was set back: this one goes another way.
+            later = {i for i in iteration_folders(folder.root) if i > folder.resumed_iteration}
+            self._writer.distrust({*self.damaged, *later})
+
+    def at_boundary(self) -> None:
+        """After an iteration: take up what was written, save if it is time, end if told to.
+
+        Raises:
+            RunStopped: told to end, too many saves failed, or another job has the folder.
+        """
+        writer, iteration = self._writer, self.state.iteration
+        with self.timers.phase("checkpoint"):
+            is_writing = writer is not None and writer.is_writing
+            flags = torch.tensor(
+                [
+                    self.stop.signal_number,
+                    is_main_rank() and self.stop.is_late,
+                    is_writing,
+                    is_main_rank() and not self.folder.is_mine(),
+                ],
+                dtype=torch.int64,
+                device=cpu.device(),
+            )
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+            number, is_late, someone_writes, is_taken_over = flags.tolist()
+            if is_taken_over:
+                self.folder.end_taken_over()
+            if writer is not None:
+                if writer.is_pending and not someone_writes:
+                    writer.finish()
+                interval = self.config.save_interval
+                if interval and iteration % interval == 0:
+                    self._start(writer)
+                self._check_failures(writer)
+        if iteration == self.config.train_iters:
+            return
+        if number:
+            self.save_and_stop(STOPPED, f"{signal.Signals(number).name} came")
+        if is_late:
+            minutes = self.config.faults.exit_duration_in_mins
+            self.save_and_stop(STOPPED, f"exit_duration_in_mins ({minutes:g}) is over")
+
+    def finish_run(self) -> None:
+        """After the last iteration: the last checkpoint.
+
+        Raises:
+            RunStopped: it cannot be written.
+        """
+        self._save_now()
+        self.folder.write_status(0)
+
+    def save_and_stop(self, status: int, reason: str) -> NoReturn:
+        """Save the state as it is, and end the run.
+
+        Raises:
+            RunStopped: always.
+        """
+        self._save_now()
+        self.folder.write_status(status)
+        iteration = self.state.iteration
+        saved = f"the checkpoint of iteration {iteration} is written" if self._writer else ""
+        if not self._writer:
+            saved = "nothing is saved: the run has no --save"
+        elif not iteration:
+            saved = "nothing is saved: no iteration was done"
+        raise RunStopped(status, f"{reason}; {saved}")
+
+    def figures(self) -> tuple[int, int, str]:
+        """Checkpoints written and failed, and where the last one is, for the summary."""
+        if self._writer is None:
+            return 0, 0, "no --save"
+        last = self._writer.last_iteration
+        place = f"the last is iteration {last} in {self.folder.root}" if last else "none written"
+        return self._writer.num_written, self._writer.total_failures, place
+
+    def _start(self, writer: CheckpointWriter) -> None:
+        state, config = self.state, self.config
+        if not state.scheduler.num_steps:  # all steps so far were skipped
+            optimizer.make_states(state.chunks, state.optimizer)
+        position = {
+            "iteration": state.iteration,
+            "consumed_samples": state.iteration * config.global_batch_size,
+        }
+        writer.start(
+            state.iteration,
+            lambda: state_dict.checkpoint_state(
+                *(state.chunks, state.optimizer, state.scheduler, position),
+                state.inputs.result.model,
+            ),
+            {config_file.CONFIG_FILE: config_file.config_text(config)},
+        )
+
+    def _save_now(self) -> None:
+        """Write the checkpoint of this iteration, unless it is there, and wait for it."""
+        writer, iteration = self._writer, self.state.iteration
+        if writer is None or iteration in (0, self.folder.resumed_iteration):
+            return
+        limit = self.config.checkpoint.max_save_failures or _TRIES_AT_THE_END
+        with self.timers.phase("checkpoint"):
+            while True:
+                if writer.iteration != iteration:
+                    self._start(writer)
+                if writer.finish():
+                    return
+                if writer.num_failures >= limit:
+                    self._give_up(writer)
+                wait_before_retry()
+
+    def _check_failures(self, writer: CheckpointWriter) -> None:
+        limit = self.config.checkpoint.max_save_failures
+        if limit and writer.num_failures >= limit:
+            self._give_up(writer)
+
+    def _give_up(self, writer: CheckpointWriter) -> NoReturn:
+        self.folder.write_status(CANNOT_SAVE)
+        raise RunStopped(
+            CANNOT_SAVE,
+            f"{writer.num_failures} checkpoints in a row could not be written to "
+            f"{self.folder.root} (max_save_failures): make room there, or name another --save; "
+            "older checkpoints stand",
+        )

@@ -1,26 +1,31 @@
-"""One pass of a global batch through the model, with Megatron's pipeline schedules."""
+"""One step: a global batch through the model by Megatron's schedules, and numbers gone bad."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.utils import get_attr_wrapped_model
 
-from megatron_ultralong.mcore.batch import Batch, CpAssignment, DocumentRow, local_batch
+from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.mcore.batch import Batch, DocumentRow, LossTerms, local_batch, token_loss
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.mcore.loss import LossTerms, token_loss
+from megatron_ultralong.mcore.parallel import broadcast
 from megatron_ultralong.model.flops import attention_area
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.program.rank_values import every_rank
+from megatron_ultralong.training.rows import RowSource
 from megatron_ultralong.training.telling.phases import PhaseTimers
 
 LossFunction = Callable[[Batch, torch.Tensor], LossTerms]
@@ -45,31 +50,16 @@ class StepResult:
         return math.isfinite(self.loss)
 
 
+@dataclasses.dataclass
 class LanguageModelStep:
     """Forward, and backward if asked, over the micro-batches of this replica."""
 
-    def __init__(
-        self,
-        chunks: Sequence[Any],
-        groups: ProcessGroupCollection,
-        timers: PhaseTimers,
-        *,
-        document_mask: DocumentMask,
-        seq_length: int,
-        micro_batch_size: int,
-        num_microbatches: int,
-        cp_assignment: CpAssignment = "zigzag",
-        reset_position_ids: bool = False,
-    ) -> None:
-        self.chunks = list(chunks)
-        self.groups = groups
-        self.timers = timers
-        self.document_mask = document_mask
-        self.seq_length = seq_length
-        self.micro_batch_size = micro_batch_size
-        self.num_microbatches = num_microbatches
-        self.cp_assignment = cp_assignment
-        self.reset_position_ids = reset_position_ids
+    chunks: Sequence[Any]
+    groups: ProcessGroupCollection
+    timers: PhaseTimers
+    config: TrainingConfig
+
+    def __post_init__(self) -> None:
         self._schedule = get_forward_backward_func()
         self._area = self._num_real_tokens = 0
 
@@ -117,12 +107,12 @@ class LanguageModelStep:
             forward_step_func=functools.partial(_forward_step, loss),
             # Every chunk of the model sees every micro-batch, each in its turn.
             data_iterator=list(itertools.tee(self._batches(rows), len(self.chunks))),
-            model=self.chunks,
-            num_microbatches=self.num_microbatches,
+            model=list(self.chunks),
+            num_microbatches=self.config.num_microbatches(dist.get_world_size()),
             # Megatron divides by the context and, under sequence parallelism, tensor parallel
             # size itself.
-            seq_length=self.seq_length,
-            micro_batch_size=self.micro_batch_size,
+            seq_length=self.config.data.seq_length,
+            micro_batch_size=self.config.micro_batch_size,
             forward_only=forward_only,
         )
         return reports
@@ -137,43 +127,31 @@ class LanguageModelStep:
                 self._num_real_tokens += sum(row.num_real_tokens for row in micro_batch)
                 batch = local_batch(
                     micro_batch,
-                    document_mask=self.document_mask,
+                    document_mask=self.config.data.document_mask,
                     cp_group=self.groups.cp,
                     device=device(),
-                    cp_assignment=self.cp_assignment,
-                    reset_position_ids=self.reset_position_ids,
+                    cp_assignment=self.config.parallel.cp_assignment,
+                    reset_position_ids=self.config.data.reset_position_ids,
                 )
             yield batch
 
     def _row_area(self, row: DocumentRow) -> int:
-        edges = [0, row.seq_length] if self.document_mask == "none" else row.cu_seqlens
+        is_whole = self.config.data.document_mask == "none"
+        edges = [0, row.seq_length] if is_whole else row.cu_seqlens
         return attention_area(np.minimum(edges, row.num_real_tokens))
 
     def _everywhere(self, sums: torch.Tensor) -> torch.Tensor:
         """Sums over data and context parallel ranks of the last stage, on every rank."""
         with self.timers.phase("communication"):
             dist.all_reduce(sums, group=self.groups.dp_cp)
-            if self.groups.pp.size() > 1:
-                last = dist.get_global_rank(self.groups.pp, self.groups.pp.size() - 1)
-                dist.broadcast(sums, src=last, group=self.groups.pp)
-        return sums
+            return broadcast(sums, self.groups.pp, -1)
 
 
 def _forward_step(
     loss: LossFunction, batches: Iterator[Batch], model: Any
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], LossTerms]]:
     batch = next(batches)
-    # The angles of this pass are made at its start; a recomputation is handed the same ones.
-    rotary = get_attr_wrapped_model(model, "rotary_pos_emb")
-    rotary.assignment, rotary.restarts = batch.assignment, batch.restarts
-    output = model(
-        batch.tokens,
-        batch.position_ids,
-        None,
-        labels=batch.labels,
-        packed_seq_params=batch.packed_seq_params,
-    )
-    return output, functools.partial(loss, batch)
+    return batch.losses(model), functools.partial(loss, batch)
 
 
 def _mean_terms(batch: Batch, losses: torch.Tensor) -> LossTerms:
@@ -187,3 +165,106 @@ def _position_terms(inner_edges: torch.Tensor, batch: Batch, losses: torch.Tenso
     sums = torch.zeros(2, len(inner_edges) + 1, dtype=torch.float64, device=losses.device)
     sums.index_add_(1, place, values.flatten(1))
     return total, count, {**report, "bins": sums}
+
+
+NOT_FINITE = 65
+"""Exit status of a run that stopped at such a number (EX_DATAERR)."""
+
+
+class NotFiniteError(Exception):
+    """The norm of the gradients is not finite; raised before any weight is changed."""
+
+
+class FiniteGuard:
+    """Keeps a step whose numbers are not finite from the weights, and finds where they came from.
+
+    Gradients are looked at twice: on every rank before they are summed, to tell whose they are,
+    and as their norm, which all ranks share, before the optimizer takes them.
+    """
+
+    def __init__(
+        self, chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer
+    ) -> None:
+        config = chunks[0].config  # the schedule takes the first chunk's for all of them
+        self._chunks = chunks
+        self._gradient_sums: list[torch.Tensor] = []
+        self._finalize = config.finalize_model_grads_func
+        self._norm = optimizer.get_grad_norm
+        self._optimizer = optimizer
+        config.finalize_model_grads_func = self._look_and_finalize
+        optimizer.get_grad_norm = self._finite_norm
+
+    def step(self) -> float:
+        """The optimizer's step; returns the norm of the gradients.
+
+        Raises:
+            NotFiniteError: on every rank.
+        """
+        succeeded, norm, _ = self._optimizer.step()
+        if not succeeded:
+            raise NotFiniteError("the optimizer found gradients that are not finite")
+        return float(norm)
+
+    def describe(
+        self, bad_microbatches: Sequence[int], samples: Sequence[range], source: RowSource
+    ) -> str:
+        """Ranks and rows of the last step's bad numbers; every rank calls it."""
+        rows = [source.name(n) for index in bad_microbatches for n in samples[index]]
+        batch = [source.name(n) for numbers in samples for n in numbers]
+        is_good = all(bool(torch.isfinite(total)) for total in self._gradient_sums)
+        bad = {"loss": rows, "gradients": [] if is_good else batch}
+        findings = every_rank((bad, batch))
+        for what in bad:
+            ranks = [
+                f"rank {rank} (rows {', '.join(found[what])})"
+                for rank, (found, _) in enumerate(findings)
+                if found[what]
+            ]
+            if ranks:
+                return f"{what} not finite on {'; '.join(ranks)}"
+        every_row = sorted({name for _, names in findings for name in names})
+        return (
+            "the sum over ranks is not finite, though every rank's own loss and gradients are "
+            f"(rows {', '.join(every_row)})"
+        )
+
+    def _look_and_finalize(self, *args: Any, **kwargs: Any) -> Any:
+        sums = [
+            buffer.grad_data.sum()
+            for chunk in self._chunks
+            for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
+        ]
+        # Not looked at here: the schedule has not ended, and a GPU would be waited for.
+        self._gradient_sums = sums
+        return self._finalize(*args, **kwargs)
+
+    def _finite_norm(self) -> Any:
+        norm = self._norm()
+        if norm is not None and not math.isfinite(norm):
+            raise NotFiniteError(f"the norm of the gradients is {float(norm)}")
+        return norm
+
+
+class SpikeDetector:
+    """Tells a loss that lies far above the ones before it."""
+
+    def __init__(self, deviations: float, window: int = 32, fewest: int = 8) -> None:
+        """Compare with the last ``window`` losses, once there are ``fewest``."""
+        self._deviations = deviations
+        self._fewest = fewest
+        self._losses: collections.deque[float] = collections.deque(maxlen=window)
+
+    def check(self, loss: float) -> str | None:
+        """A sentence about ``loss`` if it is a spike; it counts for the next ones in any case."""
+        text = None
+        if self._deviations and len(self._losses) >= self._fewest:
+            mean, deviation = statistics.mean(self._losses), statistics.pstdev(self._losses)
+            # Losses that are all but equal make no scale: at least a thousandth of the loss.
+            limit = mean + self._deviations * max(deviation, 1e-3 * abs(mean))
+            if loss > limit:
+                text = (
+                    f"loss {loss:.4f} is above {limit:.4f}, {self._deviations:g} standard "
+                    f"deviations over the last {len(self._losses)} (mean {mean:.4f})"
+                )
+        self._losses.append(loss)
+        return text

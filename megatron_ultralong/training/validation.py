@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ultralong.mcore.batch import DocumentRow
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.sequence.position_bins import bin_edges
 from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.rows import RowSource, microbatches, replica_samples
+from megatron_ultralong.training.rows import RowSource, replica_samples
 from megatron_ultralong.training.step import LanguageModelStep
 from megatron_ultralong.training.telling.log import PositionBin
-
-
-def num_validation_rows(inputs: RunInputs) -> int:
-    """Rows that a validation counts: ``eval_iters`` global batches, or all that there are."""
-    config = inputs.config
-    assert inputs.valid_rows is not None
-    return min(config.eval_iters * config.global_batch_size, len(inputs.valid_rows))
 
 
 def validation_notes(inputs: RunInputs) -> list[str]:
@@ -45,61 +37,15 @@ def validation_notes(inputs: RunInputs) -> list[str]:
     return [f"validation: {rows}, each counted once{more}"]
 
 
-@dataclasses.dataclass(frozen=True)
-class CountedRows:
-    """The first rows of a source, as many as asked; what fills the last batch counts nothing."""
-
-    source: RowSource
-    num_counted: int
-
-    def __len__(self) -> int:
-        return self.num_counted
-
-    def row(self, sample: int) -> DocumentRow:
-        """See :class:`RowSource`."""
-        if sample < self.num_counted:
-            return self.source.row(sample)
-        return _FillingRow(self.source.row(0))
-
-    def name(self, sample: int) -> str:
-        """See :class:`RowSource`."""
-        return self.source.name(sample if sample < self.num_counted else 0)
-
-    def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
-        """See :class:`RowSource`."""
-        self.source.check(range(samples.start, min(samples.stop, self.num_counted)), part, parts)
-
-
-@dataclasses.dataclass(frozen=True)
-class _FillingRow:
-    """A row none of whose predictions counts."""
-
-    inner: DocumentRow
-
-    @property
-    def seq_length(self) -> int:
-        """See :class:`DocumentRow`."""
-        return self.inner.seq_length
-
-    @property
-    def num_real_tokens(self) -> int:
-        """See :class:`DocumentRow`."""
-        return self.inner.num_real_tokens
-
-    @property
-    def cu_seqlens(self) -> npt.NDArray[np.int32]:
-        """See :class:`DocumentRow`."""
-        return self.inner.cu_seqlens
-
-    def loss_mask(self, document_mask: DocumentMask) -> npt.NDArray[np.float32]:
-        """Zeros, shape [S]."""
-        return np.zeros_like(self.inner.loss_mask(document_mask))
-
-    def read_chunks(
-        self, chunks: Sequence[tuple[int, int]]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """See :class:`DocumentRow`."""
-        return self.inner.read_chunks(chunks)
+def _first_rows(
+    source: RowSource, num_counted: int, samples: Sequence[range]
+) -> Iterator[list[DocumentRow]]:
+    """Micro-batches of the first rows of a source; what fills the last one counts nothing."""
+    length = source.row(0).seq_length
+    edges = np.asarray([0, length], dtype=np.int32)
+    filling = Row(np.zeros(length, dtype=np.int64), edges, num_real_tokens=0)
+    for numbers in samples:
+        yield [source.row(n) if n < num_counted else filling for n in numbers]
 
 
 _SMALLEST_BIN = 1024
@@ -140,17 +86,11 @@ class Validation:
             chunk.eval()
         sums = torch.zeros(2, len(self._edges) - 1, dtype=torch.float64)
         with torch.no_grad():
-            counted = CountedRows(rows, num_validation_rows(self._inputs))
-            for batch in range(math.ceil(len(counted) / config.global_batch_size)):
-                samples = replica_samples(
-                    iteration=batch,
-                    global_batch_size=config.global_batch_size,
-                    micro_batch_size=config.micro_batch_size,
-                    dp_rank=self._groups.dp.rank(),
-                    dp_size=self._groups.dp.size(),
-                )
-                rows_of_batch = microbatches(counted, samples)
-                sums += self._step.position_sums(rows_of_batch, self._edges)
+            num_counted = min(config.eval_iters * config.global_batch_size, len(rows))
+            for batch in range(math.ceil(num_counted / config.global_batch_size)):
+                samples = replica_samples(config, self._groups.dp, batch)
+                micro_batches = _first_rows(rows, num_counted, samples)
+                sums += self._step.position_sums(micro_batches, self._edges)
         losses, counts = sums.tolist()
         starts, stops = self._edges[:-1], self._edges[1:]
         bins = zip(starts, stops, losses, counts, strict=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ultralong.attention.kernels import block_attention
-from megatron_ultralong.attention.kernels.base import Inputs, Saved, each_alone
+from megatron_ultralong.attention.kernels.base import Inputs, Saved
 from megatron_ultralong.attention.kernels.cpu import CPU, CpuKernel
 from megatron_ultralong.attention.ring import plan
 from megatron_ultralong.attention.ring.plan import make_plan, row_plan
@@ -72,7 +72,7 @@ def test_documents_of_one_length_together_are_those_alone(lengths: list[int], na
     q, dout = (torch.randn(edges[-1], 1, 4, 16).to(dtype) for _ in range(2))
     k, v = (torch.randn(edges[-1], 1, 2, 16).to(dtype) for _ in range(2))
     alone = CpuKernel()
-    alone.runs = each_alone  # type: ignore[method-assign]
+    alone.serves_documents = False
     out, lse = block_attention.forward(CPU, Inputs(q, k, v, edges, 0.3))
     for ours, theirs in (
         ((out, lse), block_attention.forward(alone, Inputs(q, k, v, edges, 0.3))),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.dropin.config import DropInConfig
+from megatron_ultralong.dropin.arguments import DropInConfig
 from megatron_ultralong.dropin.known_arguments import KNOWN
 from tests.docs.blocks import ROOT, blocks, pages, prose
 from tests.docs.commands import FLAG, commands, known_flags

@@ -15,8 +15,7 @@ from megatron.core.fusions import fused_softmax
 from megatron.core.transformer import dot_product_attention
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_ultralong.dropin.arguments import ASKED, Asked
-from megatron_ultralong.dropin.config import DropInConfig
+from megatron_ultralong.dropin.arguments import ASKED, Asked, DropInConfig
 from megatron_ultralong.dropin.known_arguments import KNOWN
 from megatron_ultralong.dropin.rules import (
     RULES,

@@ -24,7 +24,7 @@ from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig
-from megatron_ultralong.training.pretrain import pretrain
+from megatron_ultralong.training.verbs import pretrain
 from tests.dropin.megatron_lm import EXAMPLE, flags, needs_megatron_lm, run
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig

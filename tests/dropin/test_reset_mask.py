@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.dropin.attention import _boundaries
+from megatron_ultralong.dropin.extension import _boundaries
 from tests.dropin.megatron_lm import Tiny, needs_megatron_lm, tiny_run
 from tests.ranks import run_on_ranks
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megatron_ultralong.config.layers import LayerConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.mcore.compat import has_transformer_engine
-from megatron_ultralong.training.pretrain import pretrain
+from megatron_ultralong.training.verbs import pretrain
 from tests.dropin.megatron_lm import EXAMPLE, TRANSFORMER_ENGINE, flags, run
 from tests.ranks import run_on_gpus
 from tests.training.conftest import MakeConfig

@@ -10,7 +10,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch.nn import functional
 
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.mcore.loss import token_loss
+from megatron_ultralong.mcore.batch import token_loss
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.tiled_loss import _TiledCrossEntropy, _Tiling

@@ -184,8 +184,8 @@ def ranks_of(job: Job) -> list[int]:
 
 def test_the_scripts_say_what_a_run_says(cluster: Cluster) -> None:
     """The statuses in job.sh's table are those of the program."""
-    from megatron_ultralong.training.anomalies import NOT_FINITE
-    from megatron_ultralong.training.iteration_boundary import CANNOT_SAVE
+    from megatron_ultralong.training.state import CANNOT_SAVE
+    from megatron_ultralong.training.step import NOT_FINITE
     from megatron_ultralong.training.telling.stop import STOPPED
 
     text = (ROOT / "examples" / "slurm" / "job.sh").read_text()

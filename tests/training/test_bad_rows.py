@@ -14,7 +14,7 @@ from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.packed import PackedRows, global_row_index
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training.pretrain import pretrain
+from megatron_ultralong.training.verbs import pretrain
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 

@@ -13,9 +13,8 @@ import pytest
 from megatron_ultralong.checkpoint.disk.checksums import DamagedError, read_checksums
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training.dry_run import dry_run
-from megatron_ultralong.training.pretrain import check_run
 from megatron_ultralong.training.saving.resume import newest_good
+from megatron_ultralong.training.verbs import check_run, dry_run
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job, every_loss, losses
 

@@ -249,7 +249,7 @@ def test_nan_in_a_batch_is_named(
     with Job(config, 2, functools.partial(poison, frozenset((bad,)))) as job:
         statuses = job.wait()
         said = job.text(0)
-    from megatron_ultralong.training.pretrain import check_run
+    from megatron_ultralong.training.verbs import check_run
 
     name = check_run(config, 2).train_rows.name(bad)
     assert f"iteration 4: the loss is nan; loss not finite on rank 1 (rows {name})" in said

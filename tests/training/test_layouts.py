@@ -21,8 +21,8 @@ from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
 from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.sequence.documents import DocumentMask
-from megatron_ultralong.training.pretrain import pretrain
 from megatron_ultralong.training.telling.log import IterationRecord
+from megatron_ultralong.training.verbs import pretrain
 from tests.models import TEXT, write_llama
 from tests.patience import patience
 from tests.ranks import run_on_ranks

@@ -12,7 +12,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.sequence.documents import DocumentMask
-from megatron_ultralong.training.pretrain import pretrain
+from megatron_ultralong.training.verbs import pretrain
 from tests.ranks import run_on_gpus
 from tests.training.conftest import MakeConfig
 from tests.training.job import losses

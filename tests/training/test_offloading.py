@@ -10,7 +10,7 @@ from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.plan.activations import pinned_bytes
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training.checks import check_offloading, host_bytes
+from megatron_ultralong.training.inputs import check_offloading, host_bytes
 
 MODEL = MODELS["llama3.1-8b"]
 RUN = PretrainConfig(

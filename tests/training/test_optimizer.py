@@ -14,8 +14,8 @@ from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.optimizer import adam_name
-from megatron_ultralong.training.pretrain import check_run, pretrain
 from megatron_ultralong.training.telling.log import IterationRecord
+from megatron_ultralong.training.verbs import check_run, pretrain
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job

@@ -14,9 +14,9 @@ import torch
 
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.training import loop
-from megatron_ultralong.training.pretrain import pretrain
 from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.telling.phases import PHASES, CudaClock, PhaseTimers
+from megatron_ultralong.training.verbs import pretrain
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 

@@ -10,8 +10,8 @@ import pytest
 
 from megatron_ultralong.checkpoint.disk.folder import write_latest
 from megatron_ultralong.config.training import PretrainConfig
-from megatron_ultralong.training.pretrain import pretrain
 from megatron_ultralong.training.telling.log import IterationRecord
+from megatron_ultralong.training.verbs import pretrain
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 

@@ -11,9 +11,8 @@ import pytest
 from megatron_ultralong.checkpoint.disk.folder import iterations, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training.dry_run import dry_run
-from megatron_ultralong.training.pretrain import check_run, pretrain
 from megatron_ultralong.training.same_run import DATA_FILE
+from megatron_ultralong.training.verbs import check_run, dry_run, pretrain
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job

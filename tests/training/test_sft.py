@@ -28,13 +28,12 @@ from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model.flops import attention_area
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.config_file import save_config
-from megatron_ultralong.training.pretrain import check_run
 from megatron_ultralong.training.saving.run_folder import RunFolder
-from megatron_ultralong.training.sft import check_sft, sft
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep
 from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.telling.phases import PhaseTimers
+from megatron_ultralong.training.verbs import check_run, check_sft, sft
 from tests.data.chats import write_jsonl
 from tests.models import write_tokenizer
 from tests.ranks import run_on_ranks
@@ -93,17 +92,7 @@ def gradients(config: SftConfig) -> tuple[float, dict[str, np.ndarray]]:
         timers = PhaseTimers()
         state = TrainingState(inputs, groups, None, timers)
         model = state.chunks[0].module
-        step = LanguageModelStep(
-            [model],
-            groups,
-            timers,
-            document_mask=config.data.document_mask,
-            seq_length=config.data.seq_length,
-            micro_batch_size=1,
-            num_microbatches=config.global_batch_size,
-            cp_assignment=config.parallel.cp_assignment,
-            reset_position_ids=config.data.reset_position_ids,
-        )
+        step = LanguageModelStep([model], groups, timers, config)
         # Without DistributedDataParallel: sums over the tokens of this rank, as autograd has them.
         model.config.finalize_model_grads_func = None
         rows = ([inputs.train_rows.row(n)] for n in range(config.global_batch_size))
@@ -201,16 +190,8 @@ def without_targets(config: SftConfig) -> tuple[float, float, float]:
     with parallel_groups(config.parallel, 0) as groups:
         timers = PhaseTimers()
         state = TrainingState(inputs, groups, None, timers)
-        step = LanguageModelStep(
-            state.chunks,
-            groups,
-            timers,
-            document_mask="block",
-            seq_length=SEQ_LENGTH,
-            micro_batch_size=1,
-            num_microbatches=1,
-            reset_position_ids=True,
-        )
+        one_row_each = dataclasses.replace(config, global_batch_size=dist.get_world_size())
+        step = LanguageModelStep(state.chunks, groups, timers, one_row_each)
         row = inputs.train_rows.row(0)
         empty = NoTargets(row)
         result = step(iter([[empty]]), forward_only=False)

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from megatron_ultralong.config.run import LogConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.evaluation.loss import measure_position_loss
 from megatron_ultralong.evaluation.models.opening import open_scorers
 from megatron_ultralong.evaluation.options import LossConfig, ModelsConfig
@@ -26,13 +27,11 @@ from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.model.flops import training_flops
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import Row
-from megatron_ultralong.training.anomalies import SpikeDetector
-from megatron_ultralong.training.checks import check_attention
-from megatron_ultralong.training.dry_run import dry_run
-from megatron_ultralong.training.pretrain import check_run
+from megatron_ultralong.training.inputs import check_attention
 from megatron_ultralong.training.saving.checkpoint_writer import expired
-from megatron_ultralong.training.step import LanguageModelStep
+from megatron_ultralong.training.step import LanguageModelStep, SpikeDetector
 from megatron_ultralong.training.telling.phases import PHASES
+from megatron_ultralong.training.verbs import check_run, dry_run
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job
@@ -260,7 +259,7 @@ def test_padding_is_no_work(tmp_path: Path) -> None:
     row = Row(np.arange(12), np.asarray([0, 3, 8, 12], dtype=np.int32), 8)
     for mask, area in (("block", 6 + 15), ("none", 36)):
         step = object.__new__(LanguageModelStep)
-        step.document_mask = mask  # type: ignore[assignment]
+        step.config = PretrainConfig(data=DataConfig(document_mask=mask))  # type: ignore[arg-type]
         assert step._row_area(row) == area
 
 

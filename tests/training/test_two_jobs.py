@@ -14,8 +14,7 @@ import pytest
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.owner_record import read_owners
-from megatron_ultralong.training.dry_run import dry_run
-from megatron_ultralong.training.pretrain import check_run
+from megatron_ultralong.training.verbs import check_run, dry_run
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job, every_loss, losses
 from tests.training.test_kills import ROW_SECONDS, check_current, slow_rows

@@ -17,8 +17,8 @@ from megatron_ultralong.evaluation.loss import measure_position_loss
 from megatron_ultralong.evaluation.models.opening import open_scorers
 from megatron_ultralong.evaluation.options import LossConfig, ModelsConfig
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training.pretrain import check_run, pretrain
 from megatron_ultralong.training.telling.log import IterationRecord
+from megatron_ultralong.training.verbs import check_run, pretrain
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job

@@ -20,7 +20,7 @@ from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.mcore.compat import has_transformer_engine
 from megatron_ultralong.model.yarn import YarnConfig
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training.pretrain import check_run
+from megatron_ultralong.training.verbs import check_run
 from tests.transformer_engine.comparison import (
     FP8_LOSS,
     FP8_NORM,

@@ -11,9 +11,9 @@ import torch
 from megatron_ultralong.mcore.compat import has_transformer_engine
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.training.optimizer import adam_name
-from megatron_ultralong.training.pretrain import check_run
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.telling.phases import PhaseTimers
+from megatron_ultralong.training.verbs import check_run
 from tests.transformer_engine.comparison import STATES_LOSS, STATES_NORM, assert_close
 from tests.transformer_engine.wide import LOWER, ONE, TE, Log, make_run, train
 

@@ -26,7 +26,7 @@ from megatron_ultralong.data.pack.sampling import LengthSampling
 from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.training.pretrain import pretrain
+from megatron_ultralong.training.verbs import pretrain
 from tests.models import TEXT, write_llama
 
 SEQ_LENGTH, STEPS = 1024, 4

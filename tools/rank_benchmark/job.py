@@ -78,26 +78,12 @@ class RankJob:
 
     def iteration(self, seq_length: int) -> Measurement:
         """One iteration over rows of ``seq_length``: forward, backward, optimizer."""
-        config = self.config
-        step = LanguageModelStep(
-            self.state.chunks,
-            self.groups,
-            self.timers,
-            document_mask=config.data.document_mask,
-            seq_length=seq_length,
-            micro_batch_size=config.micro_batch_size,
-            num_microbatches=config.num_microbatches(torch.distributed.get_world_size()),
-            cp_assignment=config.parallel.cp_assignment,
-        )
+        data = dataclasses.replace(self.config.data, seq_length=seq_length)
+        config = dataclasses.replace(self.config, data=data)
+        step = LanguageModelStep(self.state.chunks, self.groups, self.timers, config)
         rows = microbatches(
             self.rows or _RandomRows(seq_length, self.model.vocab_size),
-            replica_samples(
-                iteration=0,
-                global_batch_size=config.global_batch_size,
-                micro_batch_size=config.micro_batch_size,
-                dp_rank=self.groups.dp.rank(),
-                dp_size=self.groups.dp.size(),
-            ),
+            replica_samples(config, self.groups.dp, 0),
         )
         cuda = torch.cuda.is_available()
         lone_group.sent.clear()

@@ -129,6 +129,8 @@ class Kernel(abc.ABC):
 
     name: str
     """As users write it in ``ULTRALONG_ATTENTION_KERNEL``."""
+    serves_documents = False
+    """It takes masks of several documents where b = 1; others get a call for each document."""
     can_widen = False
     """It can compute bfloat16 blocks in float32, so that parts of a sum are not rounded."""
 
@@ -138,7 +140,7 @@ class Kernel(abc.ABC):
 
     def runs(self, cu_seqlens: tuple[int, ...]) -> Runs:
         """Documents that it takes in one call where b = 1; of a batch, each is a call."""
-        return each_alone(cu_seqlens)
+        return ((0, cu_seqlens),) if self.serves_documents else each_alone(cu_seqlens)
 
     @abc.abstractmethod
     def forward(self, inputs: Inputs) -> Result:

@@ -13,13 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels import base
+from megatron_ultralong.attention.kernels import base, cpu, cudnn, flash, flash4, math
 from megatron_ultralong.attention.kernels.base import Gradients, Inputs, Kernel, Result, Saved
-from megatron_ultralong.attention.kernels.cpu import CPU
-from megatron_ultralong.attention.kernels.cudnn import CUDNN
-from megatron_ultralong.attention.kernels.flash import FA2, FA3
-from megatron_ultralong.attention.kernels.flash4 import FA4
-from megatron_ultralong.attention.kernels.math import MATH
 from megatron_ultralong.program.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -31,8 +26,8 @@ MAX_ELEMENTS = 2**31 - 1  # of one tensor in a kernel, which may index with int3
 def candidates(device: torch.device) -> tuple[Kernel, ...]:
     """Kernels for a device, the fastest first (on Hopper, benchmarks/attention.md)."""
     if device.type == "cuda":
-        return (FA3, FA4, CUDNN, FA2, MATH)
-    return (CPU, MATH)
+        return (flash.FA3, flash4.FA4, cudnn.CUDNN, flash.FA2, math.MATH)
+    return (cpu.CPU, math.MATH)
 
 
 def resolve(

@@ -20,15 +20,12 @@ class CpuKernel(base.Kernel):
     """PyTorch's own."""
 
     name = "cpu"
+    serves_documents = True
     can_widen = True
 
     def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
         """It serves every dtype and head size on a CPU."""
         return None if device.type == "cpu" else f"it runs on the CPU, not on {device.type}"
-
-    def runs(self, cu_seqlens: tuple[int, ...]) -> base.Runs:
-        """All of them."""
-        return ((0, cu_seqlens),)
 
     def forward(self, inputs: base.Inputs) -> base.Result:
         """See :class:`Kernel`."""

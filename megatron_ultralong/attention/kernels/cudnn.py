@@ -12,8 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels import base
-from megatron_ultralong.attention.kernels.flash import FA2, no_dropout
+from megatron_ultralong.attention.kernels import base, flash
 from megatron_ultralong.sequence.documents import Boundaries
 
 # Queries x keys of a block that cuDNN does so much faster than FA2 that in one step of some 32
@@ -42,7 +41,7 @@ class CudnnKernel(base.Kernel):
         """See :class:`Kernel`."""
         q, k, v, mask, scale = inputs
         if inputs.documents or _falls_to_fa2(q, k):
-            return FA2.forward(inputs)
+            return flash.FA2.forward(inputs)
         out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
             *(*base.heads_first(q, k, v), None, True, 0.0, mask is not None, False), scale=scale
         )
@@ -54,11 +53,11 @@ class CudnnKernel(base.Kernel):
         # cuDNN's sums have no fixed order, nor does PyTorch ask it for one.
         is_ordered = torch.are_deterministic_algorithms_enabled()
         if inputs.documents or _falls_to_fa2(q, k) or is_ordered:
-            return FA2.backward(inputs, saved)
+            return flash.FA2.backward(inputs, saved)
         gradients = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
             *base.heads_first(saved.dout, q, k, v, saved.out),
             saved.lse.contiguous().unsqueeze(-1),
-            *(*no_dropout(q.device), None, None, None, len(q), len(k), 0.0, mask is not None),
+            *(*flash.no_dropout(q.device), None, None, None, len(q), len(k), 0.0, mask is not None),
             scale=scale,
         )
         dq, dk, dv = base.sequence_first(*gradients)

@@ -24,6 +24,8 @@ class FlashKernel(base.Kernel):
         package: what must be installed.
     """
 
+    serves_documents = True
+
     def __init__(self, name: str, implementation: str | None, package: str | None) -> None:
         self.name = name
         self._implementation = implementation
@@ -37,10 +39,6 @@ class FlashKernel(base.Kernel):
         if not _has_registry():
             return f"PyTorch {torch.__version__} has no registry of FlashAttention versions"
         return base.missing(self._package, (9,), device)
-
-    def runs(self, cu_seqlens: tuple[int, ...]) -> base.Runs:
-        """All of them."""
-        return ((0, cu_seqlens),)
 
     def forward(self, inputs: base.Inputs) -> base.Result:
         """See :class:`Kernel`."""

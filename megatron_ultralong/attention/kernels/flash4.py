@@ -21,15 +21,12 @@ class Flash4Kernel(base.Kernel):
     """The package's functions."""
 
     name = "fa4"
+    serves_documents = True
 
     def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
         """It serves 16-bit floats and head sizes up to 128."""
         why = base.unfit(dtype, head_dim, device, 128, (9, 0))
         return why or base.missing(_PACKAGE, (9, 10), device)
-
-    def runs(self, cu_seqlens: tuple[int, ...]) -> base.Runs:
-        """All of them."""
-        return ((0, cu_seqlens),)
 
     def forward(self, inputs: base.Inputs) -> base.Result:
         """See :class:`Kernel`."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import build_module
 
@@ -20,7 +18,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.layer_spec import RMSNorm, ring_layer_local_spec
 from megatron_ultralong.mcore.model import transformer_config
-from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.mcore.parallel import broadcast, last_stage_output, parallel_groups
 from megatron_ultralong.mcore.rotary import LocalRotaryEmbedding
 
 
@@ -48,40 +46,18 @@ def megatron_logits(
 
 
 def _forward(model: Any, tokens_S: torch.Tensor, groups: ProcessGroupCollection) -> torch.Tensor:
-    length = len(tokens_S)
-
-    def forward_step(
-        rows: Iterator[torch.Tensor], model: Any
-    ) -> tuple[torch.Tensor, Callable[..., Any]]:
-        row = next(rows)
-        output = model(row, torch.arange(length, device=row.device)[None], None)
-
-        def report(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            zero = logits.new_zeros(())
-            return zero, zero.int(), logits[0]
-
-        return output, report
-
-    reports = get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iter([tokens_S[None].to(device())]),
-        model=model,
-        num_microbatches=1,
-        seq_length=length,
-        micro_batch_size=1,
-        forward_only=True,
-    )
+    tokens_BS = tokens_S[None].to(device())
+    positions_BS = torch.arange(len(tokens_S), device=tokens_BS.device)[None]
+    output = last_stage_output(model, tokens_BS, positions_BS, 1)
     size = groups.tp.size()
     columns = model.vocab_size // size
     # [S, vocabulary / tensor parallel size]; only the last stage has it
     local = (
-        reports[0].contiguous()
-        if reports
-        else torch.empty(length, columns, dtype=model.config.params_dtype, device=device())
+        output[0].contiguous()
+        if output is not None
+        else torch.empty(len(tokens_S), columns, dtype=model.config.params_dtype, device=device())
     )
-    if groups.pp.size() > 1:
-        last = dist.get_global_rank(groups.pp, groups.pp.size() - 1)
-        dist.broadcast(local, src=last, group=groups.pp)
+    broadcast(local, groups.pp, -1)
     parts = [torch.empty_like(local) for _ in range(size)]
     dist.all_gather(parts, local, group=groups.tp)
     return torch.cat(parts, dim=1)

@@ -19,7 +19,7 @@ from megatron_ultralong.evaluation.models.interface import Scores
 from megatron_ultralong.generation.checkpoint import open_decoder
 from megatron_ultralong.generation.continuation import Continuation
 from megatron_ultralong.generation.prompts import check_prompts
-from megatron_ultralong.mcore.loss import score_rows
+from megatron_ultralong.mcore.batch import score_rows
 from megatron_ultralong.program.ranks import is_main_rank
 
 

@@ -19,13 +19,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_ultralong.checkpoint.formats.model_state import (
-    load_common,
-    load_sharded,
-    take_state,
-    without_extra_states,
-)
-from megatron_ultralong.checkpoint.formats.torch_dist_writer import megatron_args
+from megatron_ultralong.checkpoint.formats import model_state, torch_dist_writer
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 
@@ -138,7 +132,7 @@ def checkpoint_state(
     return {
         **_sharded_state(chunks, optimizer, scheduler, is_loading=False),
         "rng_state": _rng_shard(_rng_state()),
-        "args": megatron_args(source),
+        "args": torch_dist_writer.megatron_args(source),
         "iteration": position["iteration"],
         "checkpoint_version": 3.0,
         "ultralong": {**position, "world_size": dist.get_world_size()},
@@ -163,19 +157,20 @@ def load_checkpoint(
     prepare_torch_adam(optimizer.chained_optimizers)
     asked = [_hyperparameters(group) for group in optimizer.param_groups]
     state = _sharded_state(chunks, optimizer, scheduler, is_loading=True)
-    position = _position(load_common(folder), folder)
+    position = _position(model_state.load_common(folder), folder)
     as_many_ranks = position["world_size"] == dist.get_world_size()
     if as_many_ranks:
         state["rng_state"] = _rng_shard(None)
-    state, _, lacking = load_sharded(state, folder, strict=StrictHandling.RETURN_UNEXPECTED)
-    lacking = without_extra_states(lacking)
+    strict = StrictHandling.RETURN_UNEXPECTED
+    state, _, lacking = model_state.load_sharded(state, folder, strict=strict)
+    lacking = model_state.without_extra_states(lacking)
     if lacking:
         raise InputError(
             f"{folder} lacks {len(lacking)} tensors of this run, {lacking[0]} first: it is of "
             "another model or optimizer; name another --save"
         )
     for name, chunk in zip(_names(chunks), chunks, strict=True):
-        take_state(chunk.module, state[name])
+        model_state.take_state(chunk.module, state[name])
     _take_rates(state["optimizer"]["optimizer"]["param_groups"], asked)
     optimizer.load_state_dict(state["optimizer"])
     separate_steps(optimizer.chained_optimizers)

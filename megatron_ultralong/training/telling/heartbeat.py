@@ -35,7 +35,7 @@ _LONGEST_INTERVAL = 5.0
 _SURVEY_BEATS = 3
 """Signs of life that a survey waits for: at the longest interval half of torchrun's 30 seconds."""
 _SHOWN = 8
-_PASSED_THROUGH = ("mcore/cpu.py", "/contextlib.py", "/threading.py")
+_PASSED_THROUGH = ("mcore/cpu.py", "mcore/parallel.py", "/contextlib.py", "/threading.py")
 
 
 class Heartbeat:

@@ -6,20 +6,19 @@ import dataclasses
 import datetime
 import importlib.util
 import json
-import os
 import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 
-from megatron_ultralong.config.plain_values import to_dict
-from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.config import plain_values, training
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar
+from megatron_ultralong.training.config_file import write_aside
 
 FILE_NAME = "log.jsonl"
 
@@ -66,14 +65,13 @@ class IterationRecord:
     validation_bins: tuple[PositionBin, ...] = ()
 
 
-class Sink(Protocol):
+class Sink(NamedTuple):
     """Another place for records."""
 
-    def write(self, record: IterationRecord) -> None:
-        """Take one record."""
-
-    def close(self) -> None:
-        """Finish."""
+    write: Callable[[IterationRecord], None]
+    """Take one record."""
+    close: Callable[[], None]
+    """Finish."""
 
 
 def peak_memory_gib() -> float:
@@ -161,7 +159,7 @@ class RunLog:
 _WANDB_FILE = "wandb_run_id"
 
 
-def check_sinks(config: TrainingConfig) -> None:
+def check_sinks(config: training.TrainingConfig) -> None:
     """Raise InputError where a package that was asked for is not installed."""
     if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
         raise InputError(
@@ -170,7 +168,7 @@ def check_sinks(config: TrainingConfig) -> None:
         )
 
 
-def open_sinks(config: TrainingConfig, iteration: int) -> list[Sink]:
+def open_sinks(config: training.TrainingConfig, iteration: int) -> list[Sink]:
     """The sinks that were asked for; on the main rank only.
 
     Args:
@@ -179,9 +177,9 @@ def open_sinks(config: TrainingConfig, iteration: int) -> list[Sink]:
     """
     sinks: list[Sink] = []
     if config.log.tensorboard and config.save:
-        sinks.append(TensorBoardSink(Path(config.save) / "tensorboard", iteration))
+        sinks.append(_tensorboard(Path(config.save) / "tensorboard", iteration))
     if config.log.wandb_project:
-        sinks.append(WandbSink(config.log.wandb_project, config))
+        sinks.append(_wandb(config))
     return sinks
 
 
@@ -208,56 +206,36 @@ def scalars(record: IterationRecord) -> dict[str, float]:
     return values
 
 
-class TensorBoardSink:
+def _tensorboard(folder: Path, iteration: int) -> Sink:
     """Event files in a folder."""
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-    def __init__(self, folder: Path, iteration: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+    writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)
+    def write(record: IterationRecord) -> None:
+        for name, value in scalars(record).items():
+            writer.add_scalar(name, value, record.iteration)
 
-    def write(self, record: IterationRecord) -> None:
-        """Take one record."""
-        _add(self._writer, scalars(record), record.iteration)
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()
+    return Sink(write, writer.close)
 
 
-def _add(writer: Any, values: Mapping[str, float], iteration: int) -> None:
-    for name, value in values.items():
-        writer.add_scalar(name, value, iteration)
+def _wandb(config: training.TrainingConfig) -> Sink:
+    """A run of Weights & Biases; one that is resumed goes on."""
+    import wandb  # optional
+
+    folder = Path(config.save) if config.save else None
+    run: Any = wandb.init(
+        project=config.log.wandb_project,
+        name=folder.name if folder else None,
+        id=_identity(folder / _WANDB_FILE) if folder else None,
+        resume="allow",
+        config=plain_values.to_dict(config),
+    )
+    return Sink(lambda record: run.log(scalars(record), step=record.iteration), run.finish)
 
 
 def _identity(path: Path) -> str:
     """Of the run at Weights & Biases: made once, and kept in the run's folder."""
     if not path.is_file():
-        aside = path.with_name(path.name + ".partial")
-        aside.write_text(secrets.token_hex(8), encoding="utf-8")
-        os.replace(aside, path)
+        write_aside(path, secrets.token_hex(8))
     return path.read_text(encoding="utf-8")
-
-
-class WandbSink:
-    """A run of Weights & Biases; one that is resumed goes on."""
-
-    def __init__(self, project: str, config: TrainingConfig) -> None:
-        import wandb  # optional
-
-        folder = Path(config.save) if config.save else None
-        self._run: Any = wandb.init(
-            project=project,
-            name=folder.name if folder else None,
-            id=_identity(folder / _WANDB_FILE) if folder else None,
-            resume="allow",
-            config=to_dict(config),
-        )
-
-    def write(self, record: IterationRecord) -> None:
-        """Take one record."""
-        self._run.log(scalars(record), step=record.iteration)
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()

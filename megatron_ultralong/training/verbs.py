@@ -1,0 +1,117 @@
+"""``pretrain`` and ``sft``: a run is checked whole, then trained, or looked at alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from megatron_ultralong.config import plain_values, training
+from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.data.rows import chats, manifest, packed
+from megatron_ultralong.data.tokenize.folder_template import folder_template
+from megatron_ultralong.plan.given import plan_text
+from megatron_ultralong.program.owner_signs import check_not_owned
+from megatron_ultralong.program.ranks import world_size
+from megatron_ultralong.training import config_file, early_checks, inputs, loop, validation
+from megatron_ultralong.training.early_checks import AnyManifest, Config, EarlyRun, Rows
+from megatron_ultralong.training.inputs import RunInputs
+from megatron_ultralong.training.rows import ChatRowSource, PackedRowSource, RowSource
+from megatron_ultralong.training.saving.run_folder import NOTHING_SAVED, RunFolder
+from megatron_ultralong.training.telling.log import IterationRecord
+
+
+def pretrain(config: training.PretrainConfig) -> list[IterationRecord]:
+    """Continue pretraining; returns the records of the iterations done, none if it was complete.
+
+    Raises:
+        InputError: bad input; see :func:`check_run`.
+    """
+    return loop.train(check_run(config, world_size()))
+
+
+def sft(config: SftConfig) -> list[IterationRecord]:
+    """The same for instruction tuning on conversations, packed whole to rows or one in each.
+
+    Raises:
+        InputError: bad input; see :func:`check_sft`.
+    """
+    return loop.train(check_sft(config, world_size()))
+
+
+def check_run(config: training.PretrainConfig, num_ranks: int) -> RunInputs:
+    """Check everything that can be known before a rank is started.
+
+    Raises:
+        InputError: a rule between configuration, checkpoint and data is broken.
+    """
+    early = early_checks.check_packed_run(config, num_ranks)
+    separator_ids = tuple(early.manifest.separator_ids)
+
+    def source(rows: packed.PackedRows) -> PackedRowSource:
+        return PackedRowSource(rows, config.data.seed, separator_ids)
+
+    run = _inputs(early, num_ranks, source)
+    result = dataclasses.replace(run.result, separator_ids=separator_ids)
+    return dataclasses.replace(run, result=result)
+
+
+def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
+    """The same for conversations.
+
+    Raises:
+        InputError: a rule between configuration, checkpoint and conversations is broken.
+    """
+    early = early_checks.check_chat_run(config, num_ranks)
+
+    def source(rows: chats.ChatRows) -> ChatRowSource:
+        return ChatRowSource(rows, config.data.seed)
+
+    template = folder_template(Path(config.data.data_path) / manifest.TOKENIZER_FOLDER)
+    return dataclasses.replace(_inputs(early, num_ranks, source), template=template)
+
+
+def _inputs(
+    early: EarlyRun[Config, AnyManifest, Rows],
+    num_ranks: int,
+    source_of: Callable[[Rows], RowSource],
+) -> RunInputs:
+    config, source = early.config, early.source
+    inputs.check_machine(config)
+    return RunInputs(
+        config=config,
+        source=source,
+        result=inputs.check_result(config, source, num_ranks),
+        train_rows=source_of(early.train_rows),
+        valid_rows=source_of(early.valid_rows) if early.valid_rows else None,
+        agreed=plain_values.flat_fields(early.manifest, "data manifest"),
+        remarks=inputs.check_attention(config, source.model),
+    )
+
+
+def dry_run(run: RunInputs) -> str:
+    """The resolved configuration of a run that has been checked, where it would begin, its plan.
+
+    The plan stands in comments, so that the text is a configuration file.
+
+    Raises:
+        InputError: another job has the run's folder, or :meth:`RunFolder.check` refuses it.
+    """
+    folder = RunFolder(run.config, run.result, run.agreed)
+    if folder.root is not None:
+        check_not_owned(folder.root, f"--save {folder.root}", "name another --save")
+    resumed = folder.check()
+    load = run.config.load
+    start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {load}"
+    device_name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    plan = plan_text(run.config, run.source.model, world_size(), device_name)
+    lines = [*run.notes, *run.remarks, *plan.splitlines()]
+    comments = "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    notes = [f"changed since the start before: {change}" for change in folder.changes]
+    notes += validation.validation_notes(run)
+    if folder.root is None:
+        notes.append(NOTHING_SAVED)
+    comments = "".join(f"# {note}\n" for note in notes) + comments
+    return f"# a dry run: this one {start}\n{config_file.config_text(run.config)}{comments}"
