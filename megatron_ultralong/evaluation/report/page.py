@@ -68,12 +68,16 @@ def _endings(report: Report) -> Iterator[tuple[str, ReportTable]]:
     if report.settings:
         yield "Recipe", _pairs(report.settings)
     if report.wall_times:
-        rows = tuple(words(step, f"{seconds:.1f} s") for step, seconds in report.wall_times.items())
-        memory = report.peak_memory_gib
-        peak = "" if memory is None else f", {memory:.2f} GiB at the peak"
-        total = words("all", f"{sum(report.wall_times.values()):.1f} s{peak}")
-        yield "Wall time", ReportTable(("", ""), rows, footer=(total,))
+        yield "Wall time", _times(report)
     yield "Versions", _pairs(report.versions)
+
+
+def _times(report: Report) -> ReportTable:
+    rows = tuple(words(step, f"{seconds:.1f} s") for step, seconds in report.wall_times.items())
+    memory = report.peak_memory_gib
+    peak = "" if memory is None else f", {memory:.2f} GiB at the peak"
+    total = words("all", f"{sum(report.wall_times.values()):.1f} s{peak}")
+    return ReportTable(("", ""), rows, footer=(total,), title="Wall time")
 
 
 def _pairs(values: Mapping[str, Any]) -> ReportTable:
@@ -99,7 +103,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         if differing := _differing(section.conditions):
             console.print(_table(differing))
     if report.wall_times:
-        console.print(_times_table(report))
+        console.print(_table(_times(report)))
     if report.checks:
         console.print(_checks_table(report))
 
@@ -114,7 +118,12 @@ def _differing(conditions: ReportTable) -> ReportTable | None:
 
 
 def _table(table: ReportTable) -> Table:
-    shown = Table(title=table.title or None, caption=table.note or None, min_width=60)
+    shown = Table(
+        title=table.title or None,
+        caption=table.note or None,
+        show_header=any(table.header),
+        min_width=60,
+    )
     for place, name in enumerate(table.header):
         shown.add_column(name, justify="right" if table.holds_figures(place) else "left")
     for row in table.rows:
@@ -144,22 +153,6 @@ def _checks_table(report: Report) -> Table:
     return table
 
 
-def _times_table(report: Report) -> Table:
-    memory = report.peak_memory_gib
-    peak = "" if memory is None else f", peak memory {memory:.2f} GiB"
-    table = Table(title=f"Wall times{peak}")
-    table.add_column("step")
-    table.add_column("seconds", justify="right")
-    for step, seconds in report.wall_times.items():
-        table.add_row(step, f"{seconds:.1f}")
-    table.add_section()
-    table.add_row("all", f"{sum(report.wall_times.values()):.1f}")
-    return table
-
-
-_KIND = "report"
-
-
 def write_report(report: Report, folder: str | Path) -> Path:
     """Write the report folder, whole or not at all, and return its page.
 
@@ -174,7 +167,7 @@ def write_report(report: Report, folder: str | Path) -> Path:
             for picture in section.pictures:
                 (aside / f"{picture.name}.png").write_bytes(picture.png)
         (aside / "index.html").write_text(report_page(report), encoding="utf-8")
-        write_json(aside / "report.json", _KIND, _values(report))
+        write_json(aside / "report.json", "report", _values(report))
     return Path(folder) / "index.html"
 
 
@@ -191,7 +184,7 @@ def _values(report: Report) -> dict[str, Any]:
         "results": [
             {
                 "label": one.label,
-                "benchmark": one.kind,
+                "benchmark": one.result.kind.name,
                 "file": str(one.source),
                 "result": plain_values(one.result),
             }

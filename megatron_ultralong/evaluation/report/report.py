@@ -61,8 +61,8 @@ def gather(runs: Sequence[str | Path]) -> Gathered:
             f"... --output` wrote, or files in them{left_out}"
         )
     found = _without_copies(found, notices)
-    kinds = list(dict.fromkeys((*KINDS, *(one.kind for one in found))))
-    found.sort(key=lambda one: (kinds.index(one.kind), one.max_positions))
+    kinds = list(dict.fromkeys((*KINDS, *(one.result.kind.name for one in found))))
+    found.sort(key=lambda one: (kinds.index(one.result.kind.name), one.result.max_positions))
     labelled, label_notices = with_labels(found)
     return Gathered(tuple(labelled), (*label_notices, *notices))
 
@@ -204,7 +204,7 @@ def gather_report(runs: Sequence[str | Path], *, title: str = "", **others: Any)
         InputError: as :func:`~megatron_ultralong.evaluation.report.report.gather`.
     """
     gathered = gather(runs)
-    names = list(dict.fromkeys(one.checkpoint for one in gathered.measurements))
+    names = list(dict.fromkeys(one.result.checkpoint for one in gathered.measurements))
     shown = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     if len(names) > 4:
         shown = f"{len(names)} checkpoints"

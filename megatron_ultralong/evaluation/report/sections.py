@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from megatron_ultralong.evaluation.report.measurement import Measurement, conflicts
 from megatron_ultralong.evaluation.report.paper import paper_table
 from megatron_ultralong.evaluation.report.table import (
     NOTHING,
     Cell,
+    Picture,
     ReportTable,
     Section,
     conditions_table,
     picture,
     with_best,
 )
-from megatron_ultralong.evaluation.report.task_section import task_section
+from megatron_ultralong.evaluation.report.task_section import task_parts
 from megatron_ultralong.evaluation.results.pictures import loss_picture, retrieval_picture
 from megatron_ultralong.evaluation.results.result import Result, ScoreCell, perplexity
 from megatron_ultralong.evaluation.results.tables import counts, figure
 
+Parts = tuple[tuple[Picture, ...], tuple[ReportTable, ...]]
+"""Pictures and tables of results of one benchmark; the pictures' names begin with one given."""
 
-def loss_section(measurements: Sequence[Measurement], name: str) -> Section:
-    """The section of measurements on the same rows; ``name`` is that of its picture."""
-    results = [one.labelled for one in measurements]
-    labels = ", ".join(one.label for one in measurements)
-    return Section(
-        title="Loss by position",
-        pictures=(
-            picture(
-                name, f"Loss by position of {labels}", lambda file: loss_picture(results, file)
-            ),
-        ),
-        tables=(_table(results),),
-        conditions=conditions_table(measurements),
-    )
+
+def _loss(results: Sequence[Result], name: str) -> Parts:
+    drawn = picture(name, "Loss by position", results, partial(loss_picture, results))
+    return (drawn,), (_table(results),)
 
 
 def _table(results: Sequence[Result]) -> ReportTable:
@@ -89,19 +83,9 @@ def _reference(results: Sequence[Result]) -> tuple[tuple[Cell, ...], ...]:
     return ((Cell(name), _mean(inside), *[Cell("")] * len(others)),)
 
 
-def retrieval_section(measurements: Sequence[Measurement], name: str) -> Section:
-    """The section of measurements with the same prompts; ``name`` is that of its picture."""
-    results = [one.labelled for one in measurements]
-    title = results[0].kind.title
-    labels = ", ".join(one.label for one in measurements)
-    return Section(
-        title=title,
-        pictures=(
-            picture(name, f"{title} of {labels}", lambda file: retrieval_picture(results, file)),
-        ),
-        tables=(_retrieval_table(results),),
-        conditions=conditions_table(measurements),
-    )
+def _retrieval(results: Sequence[Result], name: str) -> Parts:
+    drawn = picture(name, results[0].kind.title, results, partial(retrieval_picture, results))
+    return (drawn,), (_retrieval_table(results),)
 
 
 def _retrieval_table(results: Sequence[Result]) -> ReportTable:
@@ -113,10 +97,7 @@ def _retrieval_table(results: Sequence[Result]) -> ReportTable:
             for result, share in zip(results, shares, strict=True)
         ]
         rows.append((Cell(f"{length:,} tokens"), *with_best(cells, shares, 0)))
-    form, by = (
-        results[0].kind.form,
-        " or ".join(sorted({result.config["by"] for result in results})),
-    )
+    form, by = results[0].kind.form, " or ".join(sorted({one.config["by"] for one in results}))
     samples = " or ".join(dict.fromkeys(map(counts, results)))
     return ReportTable(
         header=("length", *(result.checkpoint for result in results)),
@@ -138,10 +119,10 @@ def _retrieval_cell(result: Result, length: int, share: float | None) -> Cell:
     return Cell(text, is_beyond=length > result.max_positions)
 
 
-_SECTIONS: dict[str, Callable[[Sequence[Measurement], str], Section]] = {
-    "positions": loss_section,
-    "depths": retrieval_section,
-    "tasks": task_section,
+_PARTS: dict[str, Callable[[Sequence[Result], str], Parts]] = {
+    "positions": _loss,
+    "depths": _retrieval,
+    "tasks": task_parts,
 }
 """By what the rows of a result are."""
 
@@ -152,17 +133,18 @@ def sections(measurements: Sequence[Measurement]) -> tuple[Section, ...]:
     for kind in dict.fromkeys(one.result.kind for one in measurements):
         groups = _groups([one for one in measurements if one.result.kind == kind])
         name = "loss" if kind.rows == "positions" else kind.name
-        make = _SECTIONS[kind.rows]
         for number, group in enumerate(groups, 1):
-            section = make(group, name if number == 1 else f"{name}-{number}")
-            section = dataclasses.replace(section, paper=paper_table(group))
-            if len(groups) > 1:
-                section = dataclasses.replace(
-                    section,
-                    title=f"{section.title}, conditions {number} of {len(groups)}",
-                    remarks=(_other_conditions(groups, number),),
+            is_one = len(groups) == 1
+            pictures, tables = _PARTS[kind.rows](
+                [one.labelled for one in group], name if number == 1 else f"{name}-{number}"
+            )
+            found.append(
+                Section(
+                    kind.title if is_one else f"{kind.title}, conditions {number} of {len(groups)}",
+                    *(pictures, tables, conditions_table(group), paper_table(group)),
+                    remarks=() if is_one else (_other_conditions(groups, number),),
                 )
-            found.append(section)
+            )
     return tuple(found)
 
 
@@ -181,13 +163,8 @@ def _groups(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
 
 def _other_conditions(groups: Sequence[Sequence[Measurement]], number: int) -> str:
     """Why a group stands apart from the first; for the first, from the second."""
-    ours, theirs = groups[number - 1][0], groups[1 if number == 1 else 0][0]
-    group = groups[number - 1]
-    for one in group:  # the pair that conflicts
-        for other in groups[1 if number == 1 else 0]:
-            if conflicts(one, other):
-                ours, theirs = one, other
-                break
+    pairs = itertools.product(groups[number - 1], groups[1 if number == 1 else 0])
+    ours, theirs = next(pair for pair in pairs if conflicts(*pair))
     differ = "; ".join(f"{name}: {a} and {b}" for name, (a, b) in conflicts(ours, theirs).items())
     return (
         f"Figures of {ours.label} and {theirs.label} are not of the same questions ({differ}): "
