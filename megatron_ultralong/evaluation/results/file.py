@@ -35,10 +35,10 @@ def _upgraded(name: str, values: Values) -> list[dict[str, Any]]:
     Raises:
         KeyError, TypeError, ValueError, AttributeError, ArithmeticError: the file is damaged.
     """
-    kind = KINDS[name]
+    kind, config = KINDS[name], values["config"]
     shared = {
         "kind": vars(kind),
-        "config": {**_LATER_FLAGS[kind.rows], **values["config"]},
+        "config": {**config, **_LATER_FLAGS[kind.rows], **config},
         "material": values.get("material", {}),  # came later than the first files, as the model
         "date": values["date"],
         "versions": values["versions"],
