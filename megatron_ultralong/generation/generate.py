@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.generate import GenerateConfig
 from megatron_ultralong.data.read.bounded import read_text
-from megatron_ultralong.generation.checkpoint import open_decoder
-from megatron_ultralong.generation.continuation import Continuation, TextStream
+from megatron_ultralong.generation.continuation import Continuation, TextStream, open_decoder
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.generation.prompts import ChatPrompt, check_prompts
 from megatron_ultralong.mcore.parallel import parallel_groups
@@ -52,18 +52,15 @@ def generate(config: GenerateConfig) -> list[str]:
     check_prompts(prompts, config.max_new_tokens, model.vocab_size, folder.name)
     longest = max(map(len, prompts))
     if longest + config.max_new_tokens > metadata.trained_positions and is_main_rank():
-        _tell(
+        tell(
             f"warning: a prompt of {longest} tokens with {config.max_new_tokens} new ones is "
             f"beyond the {metadata.trained_positions} positions that {folder.name} was trained "
             "for: expect the text to degrade from there on"
         )
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     with parallel_groups(config.parallel, seed=0) as groups:
-        decoder = open_decoder(
-            *(folder, config.parallel, groups),
-            dtype=dtype,
-            verify_checksums=config.verify_checksums,
-        )
+        checkpoint = MegatronCheckpoint(folder, verify_checksums=config.verify_checksums)
+        decoder = open_decoder(checkpoint, config.parallel, groups, dtype)
         writer = Continuation(decoder, config.sampling, config.decoding)
         with _reading(sum(map(len, prompts))) as (advance, stop_bar):
             streams = len(prompts) == 1 and is_main_rank() and sys.stdout.isatty()
@@ -82,9 +79,9 @@ def generate(config: GenerateConfig) -> list[str]:
             if streams:
                 stream.finish()
                 _print("\n")
-            else:
-                _print_all(texts)
-            _tell(f"{writer.speed}; keys and values {decoder.cache_bytes / 2**20:,.1f} MiB a rank")
+            for number, text in enumerate(() if streams else texts):
+                _print((f"--- {number}\n" if len(texts) > 1 else "") + f"{text}\n")
+            tell(f"{writer.speed}; keys and values {decoder.cache_bytes / 2**20:,.1f} MiB a rank")
     return texts
 
 
@@ -110,19 +107,7 @@ def _reading(num_tokens: int) -> Iterator[tuple[Callable[[float], None], Callabl
         yield bar.advance, stack.close
 
 
-def _print_all(texts: Sequence[str]) -> None:
-    """The texts; several under their numbers."""
-    for number, text in enumerate(texts):
-        if len(texts) > 1:
-            _print(f"--- {number}\n")
-        _print(text + "\n")
-
-
 def _print(text: str) -> None:
     # A terminal obeys what a model writes; a file gets it as it is.
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
-
-
-def _tell(message: str) -> None:
-    tell(message)

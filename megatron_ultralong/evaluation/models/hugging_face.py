@@ -14,7 +14,7 @@ import torch
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
 from megatron_ultralong.checkpoint.logits.transformers_model import transformers_model
-from megatron_ultralong.evaluation.models.interface import Scores
+from megatron_ultralong.evaluation.models.interface import Prompts, Scores
 from megatron_ultralong.generation.prompts import check_prompts
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
@@ -100,11 +100,7 @@ class HuggingFaceGenerator(_Llama):
     """Prompts that are continued together, at most."""
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_ids: frozenset[int] = frozenset(),
+        self, prompts: Prompts, *, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()
     ) -> list[list[int]]:
         """Greedy continuations of ``prompts``, see :class:`Generator`."""
         check_prompts(prompts, max_new_tokens, self.vocab_size, self.name)
@@ -122,7 +118,7 @@ class HuggingFaceGenerator(_Llama):
 
     @torch.inference_mode()
     def _continue(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
+        self, prompts: Prompts, max_new_tokens: int, stop_ids: frozenset[int]
     ) -> list[list[int]]:
         """What follows ``prompts`` of one length, with the stop id and padding after it."""
         prompt_bs = torch.tensor([list(map(int, prompt)) for prompt in prompts])

@@ -55,6 +55,10 @@ class Scorer(Model, Protocol):
         """Scores of rows ``tokens``, shape [b, S], from one forward in the training layout."""
 
 
+Prompts = Sequence[Sequence[int]]
+"""Token ids of each."""
+
+
 class Generator(Model, Protocol):
     """A checkpoint that continues prompts greedily.
 
@@ -63,11 +67,7 @@ class Generator(Model, Protocol):
     """
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_ids: frozenset[int] = frozenset(),
+        self, prompts: Prompts, *, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()
     ) -> list[list[int]]:
         """Ids of the greedy continuation of every prompt, in their order.
 

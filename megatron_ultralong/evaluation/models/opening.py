@@ -66,12 +66,7 @@ def _opened(
         yield [
             hugging_face(folder, name=name)
             if _is_hugging_face(folder)
-            else megatron(
-                *(folder, config.parallel, groups),
-                dtype=dtype,
-                name=name,
-                verify_checksums=config.verify_checksums,
-            )
+            else megatron(folder, config, groups, dtype=dtype, name=name)
             for name, folder in models
         ]
 
