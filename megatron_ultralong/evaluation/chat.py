@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.chats import ChatRows, Int64Array
@@ -27,15 +27,6 @@ LAST_TURN = 4
 """Turns from this one on stand together."""
 SHORTEST = 128
 """Tokens of the first column; each after it is twice as long."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Conversation:
-    key: str
-    tokens: Int64Array
-    """Shape [T]."""
-    turns: Int64Array
-    """Assistant's turns ``[start, stop)``, shape [num_turns, 2]."""
 
 
 def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
@@ -63,7 +54,7 @@ def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
             f"({tokenizer.sha256[:12]}...): prepare them with {tokenizer.folder}"
         )
     asked = _conversations(config, scorer.vocab_size)
-    longest = max(one.tokens.size for one in asked)
+    longest = max(sample.rows[0].num_tokens for sample in asked)
     check_length(
         scorer,
         longest,
@@ -75,7 +66,7 @@ def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
     benchmark = Benchmark(
         kind=KINDS["chat"],
         config=config,
-        samples=[_sample(one) for one in asked],
+        samples=asked,
         cells=_cells,
         decides={"chat_template": manifest.chat_template},
         metrics={_turn(number): METRIC for number in range(1, LAST_TURN + 1)},
@@ -89,13 +80,12 @@ def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
     return run_benchmark(benchmark, scoring(scorer), subject)
 
 
-def _conversations(config: ChatConfig, vocab_size: int) -> list[_Conversation]:
+def _conversations(config: ChatConfig, vocab_size: int) -> list[Sample[Scores]]:
     rows = ChatRows(Path(config.data_path) / config.split, vocab_size)
-    found: list[_Conversation] = []
+    found: list[Sample[Scores]] = []
     for number in range(len(rows)):
         for tokens, turns in rows.examples(number):
-            key = sample_key(tokens=tokens, turns=turns)
-            found.append(_Conversation(key, tokens.astype(np.int64), turns))
+            found.append(_sample(tokens, turns))
             if len(found) == config.num_samples:
                 return found
     if len(found) < config.num_samples:
@@ -106,23 +96,28 @@ def _conversations(config: ChatConfig, vocab_size: int) -> list[_Conversation]:
     return found
 
 
-def _sample(one: _Conversation) -> Sample[Scores]:
-    """Losses of the turns, and how many of their tokens are the likeliest."""
+def _sample(tokens: npt.NDArray[np.integer], turns: Int64Array) -> Sample[Scores]:
+    """Losses of the assistant's turns, and how many of their tokens are the likeliest.
+
+    Args:
+        tokens: of the conversation, shape [T].
+        turns: where in it the assistant's stand, ``[start, stop)``, shape [num_turns, 2].
+    """
 
     def judge(prompt: Prompt, scores: Scores) -> dict[str, Any]:
-        turns = one.turns.tolist()
-        parts = [slice(start - 1, stop - 1) for start, stop in turns]
+        parts = [slice(start - 1, stop - 1) for start, stop in turns.tolist()]
         losses = [float(scores.loss[part].sum(dtype=np.float64)) for part in parts]
         if not np.isfinite(losses).all():
             raise InputError(
-                f"a conversation of {one.tokens.size} tokens has losses {losses}: the "
+                f"a conversation of {tokens.size} tokens has losses {losses}: the "
                 "checkpoint's weights or its precision are broken; try --precision fp32"
             )
         right = [int(scores.correct[part].sum()) for part in parts]
-        return {"turns": turns, "losses": losses, "right": right}
+        return {"turns": turns.tolist(), "losses": losses, "right": right}
 
-    row = Row(int(one.tokens.size), lambda: Prompt(one.tokens), judge, "the conversations")
-    return Sample(one.key, (row,))
+    prompt = Prompt(tokens.astype(np.int64))
+    row = Row(int(tokens.size), lambda: prompt, judge, "the conversations")
+    return Sample(sample_key(tokens=tokens, turns=turns), (row,))
 
 
 def _turn(number: int) -> str:

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,13 @@ def question_files(data: Sequence[str]) -> dict[str, Path]:
                 "their folder"
             )
         for file in found:
-            name = task_name(file)
+            name = re.sub(r"_(test|dev|val|train)$", "", file.stem)
             if name in files:
                 raise InputError(
                     f"--data names two files of task '{name}': {files[name]} and {file}; give one"
                 )
             files[name] = file
     return files
-
-
-def task_name(file: Path) -> str:
-    """A file's name without its ending and its split."""
-    return re.sub(r"_(test|dev|val|train)$", "", file.stem)
 
 
 def read_questions(file: Path) -> list[ChoiceQuestion]:
@@ -86,16 +81,14 @@ def read_questions(file: Path) -> list[ChoiceQuestion]:
     return questions
 
 
-def _jsonl(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    records: list[tuple[str, Mapping[str, Any]]] = []
+def _jsonl(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for record in read_records(file, KEYS, "jsonl"):
         if record.error:
             raise InputError(f"{record.place}: {record.error}: see docs/evaluation.md")
-        records.append((record.place, record.fields))
-    return records
+        yield record.place, record.fields
 
 
-def _csv(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
+def _csv(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         text = read_bounded(file, MAX_CSV_BYTES).decode("utf-8-sig")
         rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
@@ -104,23 +97,19 @@ def _csv(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     header: list[str] | None = None
     if rows and "question" in (names := [name.strip().lower() for name in rows[0]]):
         header, rows = names, rows[1:]
-    records: list[tuple[str, Mapping[str, Any]]] = []
     for number, row in enumerate(rows, 1):
         where = f"{file}, question {number}"
-        record: dict[str, Any] = {}
         if header is None:
             if len(row) < 4:
                 raise InputError(
                     f"{where} has {len(row)} columns: a question, at least two choices and the "
                     "letter of the right one are needed"
                 )
-            record = {"question": row[0], "choices": row[1:-1], "answer": row[-1]}
+            yield where, {"question": row[0], "choices": row[1:-1], "answer": row[-1]}
         else:
-            record |= zip(header, row, strict=False)
+            record = dict(zip(header, row, strict=False))
             letters = [name for name in header if len(name) == 1]
-            record["choices"] = [record.get(name, "") for name in letters]
-        records.append((where, record))
-    return records
+            yield where, {**record, "choices": [record.get(name, "") for name in letters]}
 
 
 def _question(record: Mapping[str, Any], where: str) -> ChoiceQuestion:
@@ -265,7 +254,6 @@ def _solved(config: ChoicesConfig, task: str, material: dict[str, str]) -> list[
             f"{files[task]} has {len(questions)} questions, fewer than num_fewshot "
             f"({config.num_fewshot})"
         )
-    assert task_name(files[task]) == task
     material[f"few-shot {files[task].name}"] = file_sha256(files[task])
     return questions[: config.num_fewshot]
 

@@ -13,13 +13,6 @@ from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 
-SHARE_OF_PEAK = 0.4
-"""Share of a device's dense bf16 peak that long forward passes are assumed to reach: 2,048-token
-rows reach less, one rank of an 8B model at 1M tokens reached 52-58 % in training
-(benchmarks/training.md)."""
-CPU_TFLOPS = 0.03
-"""Assumed of a rank on a CPU: float32 products of one or two cores."""
-
 
 @dataclasses.dataclass(frozen=True)
 class CostEstimate:
@@ -78,6 +71,14 @@ def estimate_cost(
         output = parts.output * (generated / whole if generated else 1.0)
         flops += parts.projections + parts.attention + parts.mlp + output
     return CostEstimate(num_samples, num_tokens, flops, _assumed_tflops(config), num_ranks)
+
+
+SHARE_OF_PEAK = 0.4
+"""Share of a device's dense bf16 peak that long forward passes are assumed to reach: 2,048-token
+rows reach less, one rank of an 8B model at 1M tokens reached 52-58 % in training
+(benchmarks/training.md)."""
+CPU_TFLOPS = 0.03
+"""Assumed of a rank on a CPU: float32 products of one or two cores."""
 
 
 def _assumed_tflops(config: CostConfig) -> float:

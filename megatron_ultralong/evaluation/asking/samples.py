@@ -16,13 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from megatron_ultralong.evaluation.asking.cost import check_cost, estimate_cost
-from megatron_ultralong.evaluation.models.interface import (
-    Generator,
-    Model,
-    Scorer,
-    Scores,
-    check_ids,
-)
+from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.generation.prompt_tokenizer import IdArray
 from megatron_ultralong.model.shape import ModelConfig
@@ -80,7 +74,9 @@ Put = Callable[[Sequence[Prompt]], Sequence[Reply]]
 """How a batch of prompts is put to a model."""
 
 
-def writing(generator: Generator, stop_ids: frozenset[int] = frozenset()) -> Put[list[int]]:
+def writing(
+    generator: interface.Generator, stop_ids: frozenset[int] = frozenset()
+) -> Put[list[int]]:
     """Prompts are continued greedily, up to the first of ``stop_ids``."""
     return lambda prompts: generator.generate(
         [prompt.tokens.tolist() for prompt in prompts],
@@ -89,15 +85,15 @@ def writing(generator: Generator, stop_ids: frozenset[int] = frozenset()) -> Put
     )
 
 
-def scoring(scorer: Scorer) -> Put[Scores]:
+def scoring(scorer: interface.Scorer) -> Put[interface.Scores]:
     """Prompts are scored by one forward pass; padding stands after them, where nothing sees it."""
 
-    def put(prompts: Sequence[Prompt]) -> list[Scores]:
+    def put(prompts: Sequence[Prompt]) -> list[interface.Scores]:
         sizes = [prompt.tokens.size for prompt in prompts]
         padded = [np.pad(p.tokens, (0, max(sizes) - p.tokens.size)) for p in prompts]
         scores = scorer.score(np.stack(padded))
         return [
-            Scores(scores.loss[k, : size - 1], scores.correct[k, : size - 1])
+            interface.Scores(scores.loss[k, : size - 1], scores.correct[k, : size - 1])
             for k, size in enumerate(sizes)
         ]
 
@@ -107,7 +103,7 @@ def scoring(scorer: Scorer) -> Put[Scores]:
 def ask(
     samples: Sequence[Sample[Reply]],
     put: Put[Reply],
-    model: Model,
+    model: interface.Model,
     journal: Journal,
     *,
     micro_batch_size: int,
@@ -146,7 +142,7 @@ def ask(
         for batch in _batches(rows, micro_batch_size):
             prompts = [part.row.make() for part in batch]
             for part, prompt in zip(batch, prompts, strict=True):
-                check_ids(model, prompt.tokens, part.row.source)
+                interface.check_ids(model, prompt.tokens, part.row.source)
             for part, prompt, reply in zip(batch, prompts, put(prompts), strict=True):
                 sample, found = pending[part.key], judged.setdefault(part.key, {})
                 found[part.number] = part.row.judge(prompt, reply)

@@ -92,13 +92,9 @@ def _around(tokenizer: PromptTokenizer, template: PromptTemplate) -> tuple[IdArr
     """What stands before and after the text of a prompt."""
     if template == "base":
         return np.asarray(tokenizer.begin_ids, np.int64), np.zeros(0, np.int64)
-    parts = list(prompt_tokenizer.prompt_parts("chat", "", ""))
+    parts = list(prompt_tokenizer.prompt_parts("chat", ("", "")))
     place = parts.index("\n\n")  # of the user's turn; the assistant's comes after it
     return tokenizer.encode_parts(parts[:place]), tokenizer.encode_parts(parts[place + 1 :])
-
-
-PROMPT_VERSION = 1
-"""Counts up when a prompt changes, so that no half-done evaluation mixes two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +196,7 @@ def _evaluate(
         )
     material = {source.file.name: file_sha256(source.file) for source in sources}
     decides = {
-        "version": PROMPT_VERSION,
+        "version": _PROMPT_VERSION,
         "template": config.prompt_template,
         "max_length": max_length,
         "tokenizer": subject.tokenizer.sha256,
@@ -262,5 +258,7 @@ def _question(
     )
 
 
+_PROMPT_VERSION = 1
+"""Counts up when a prompt changes, so that no half-done evaluation mixes two."""
 _BYTES_A_TOKEN = 3
 """Of texts in English and Chinese with Llama 3's vocabulary, rounded down: for the estimate."""

@@ -14,13 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from megatron_ultralong.evaluation.local.lv_eval import (
-    KEYWORD_RECALL,
-    KEYWORD_RECALL_ZH,
-    STOP_WORDS,
-    STOP_WORDS_ZH,
-    Metric,
-)
+from megatron_ultralong.evaluation.local import lv_eval
 from megatron_ultralong.program.errors import InputError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -247,7 +241,7 @@ _SCORES: dict[str, Callable[[str, Any], float]] = {
 }
 
 
-def lv_eval_score(metric: Metric, prediction: str, references: Mapping[str, Any]) -> float:
+def lv_eval_score(metric: lv_eval.Metric, prediction: str, references: Mapping[str, Any]) -> float:
     """Score of one answer, 0 to 1.
 
     Args:
@@ -269,7 +263,7 @@ def _f1_zh(prediction: str, answer: str, keywords: str | None) -> float:
 
 def _f1_keywords(prediction: str, answer: str, keywords: str | None) -> float:
     written = words(prediction)
-    if keywords and _recall(written, words(keywords), STOP_WORDS) < KEYWORD_RECALL:
+    if keywords and _recall(written, words(keywords), lv_eval.STOP_WORDS) < lv_eval.KEYWORD_RECALL:
         return 0.0
     return f1(written, words(answer))
 
@@ -277,7 +271,7 @@ def _f1_keywords(prediction: str, answer: str, keywords: str | None) -> float:
 def _f1_keywords_zh(prediction: str, answer: str, keywords: str | None) -> float:
     written = chinese_words(prediction)
     wanted = chinese_words(keywords or answer)
-    if wanted and _recall(written, wanted, STOP_WORDS_ZH) < KEYWORD_RECALL_ZH:
+    if wanted and _recall(written, wanted, lv_eval.STOP_WORDS_ZH) < lv_eval.KEYWORD_RECALL_ZH:
         return 0.0
     return f1(written, chinese_words(answer))
 
@@ -293,12 +287,14 @@ def _rouge_l_zh(prediction: str, answer: str, keywords: str | None) -> float:
     def kept(text: str) -> str:
         # Upstream cuts, joins by spaces and cuts again: the spaces become words that are emptied.
         cut = segmented(" ".join(segmented(text)))
-        return " ".join(word for word in map(normalised_chinese, cut) if word not in STOP_WORDS_ZH)
+        return " ".join(
+            word for word in map(normalised_chinese, cut) if word not in lv_eval.STOP_WORDS_ZH
+        )
 
     return rouge_l(kept(prediction), kept(answer))
 
 
-_METRICS: dict[Metric, Callable[[str, str, str | None], float]] = {
+_METRICS: dict[lv_eval.Metric, Callable[[str, str, str | None], float]] = {
     "f1": _f1_words,
     "f1_zh": _f1_zh,
     "f1_keywords": _f1_keywords,

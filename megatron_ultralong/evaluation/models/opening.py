@@ -16,12 +16,8 @@ from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.evaluation.models.hugging_face import (
-    HuggingFaceGenerator,
-    HuggingFaceScorer,
-)
+from megatron_ultralong.evaluation.models import hugging_face, megatron
 from megatron_ultralong.evaluation.models.interface import Generator, Model, Scorer
-from megatron_ultralong.evaluation.models.megatron import MegatronGenerator, MegatronScorer
 from megatron_ultralong.evaluation.options import CostConfig, ModelsConfig
 from megatron_ultralong.evaluation.results.result import ModelRecord
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
@@ -42,19 +38,19 @@ def open_scorers(
     Raises:
         InputError: a folder is missing or of no known kind, or the layout is none for evaluations.
     """
-    return _opened(config, HuggingFaceScorer, MegatronScorer)
+    return _opened(config, hugging_face.HuggingFaceScorer, megatron.MegatronScorer)
 
 
 def open_generators(
     config: ModelsConfig,
 ) -> contextlib.AbstractContextManager[Sequence[Generator]]:
     """The same, to write with."""
-    return _opened(config, HuggingFaceGenerator, MegatronGenerator)
+    return _opened(config, hugging_face.HuggingFaceGenerator, megatron.MegatronGenerator)
 
 
 @contextlib.contextmanager
 def _opened(
-    config: ModelsConfig, hugging_face: Callable[..., M], megatron: Callable[..., M]
+    config: ModelsConfig, of_hugging_face: Callable[..., M], of_megatron: Callable[..., M]
 ) -> Iterator[Sequence[M]]:
     """The models; process groups are for the Megatron checkpoints among them."""
     models = _models(config)
@@ -64,9 +60,9 @@ def _opened(
         if not all(_is_hugging_face(folder) for _, folder in models):
             groups = stack.enter_context(parallel_groups(config.parallel, seed=0))
         yield [
-            hugging_face(folder, name=name)
+            of_hugging_face(folder, name=name)
             if _is_hugging_face(folder)
-            else megatron(folder, config, groups, dtype=dtype, name=name)
+            else of_megatron(folder, config, groups, dtype=dtype, name=name)
             for name, folder in models
         ]
 
@@ -76,10 +72,10 @@ def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
     if not config.load:
         raise InputError("--load is needed: a Megatron checkpoint or a Hugging Face folder")
     models = [_name_and_folder(argument) for argument in config.load]
-    megatron = [folder for _, folder in models if not _is_hugging_face(folder)]
-    for folder in megatron:
+    of_ours = [folder for _, folder in models if not _is_hugging_face(folder)]
+    for folder in of_ours:
         config.parallel.check_model(load_metadata(folder).model)
-    if len(megatron) < len(models) and world_size() > 1:
+    if len(of_ours) < len(models) and world_size() > 1:
         raise InputError(
             f"Hugging Face folders are evaluated in one process, not {world_size()}: start "
             "without torchrun, or convert the folder with `ultralong convert import`"
@@ -90,14 +86,14 @@ def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
         for field in dataclasses.fields(ParallelConfig)
         if getattr(config.parallel, field.name) != getattr(default, field.name)
     ]
-    if layout and not megatron:
+    if layout and not of_ours:
         raise InputError(
             f"{', '.join(layout)}: a layout is for Megatron checkpoints, and transformers reads a "
             "Hugging Face folder in one process; leave it out, or convert the folder with "
             "`ultralong convert import`"
         )
     chunks = config.parallel.num_virtual_stages_per_pipeline_rank
-    if megatron and chunks > 1:
+    if of_ours and chunks > 1:
         raise InputError(
             f"an evaluation has no backward pass, and does not run the interleaved schedule: leave "
             f"num_virtual_stages_per_pipeline_rank 1, not {chunks}; the checkpoint does not mind"

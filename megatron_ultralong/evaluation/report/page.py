@@ -15,13 +15,7 @@ from rich.text import Text
 
 from megatron_ultralong.evaluation.options import ReportConfig
 from megatron_ultralong.evaluation.report.report import Report, gather_report
-from megatron_ultralong.evaluation.report.table import (
-    OF_THE_CHECKPOINT,
-    Cell,
-    Picture,
-    ReportTable,
-    words,
-)
+from megatron_ultralong.evaluation.report.table import Cell, Picture, ReportTable, words
 from megatron_ultralong.evaluation.results.file import write_json
 from megatron_ultralong.evaluation.results.result import plain_values
 from megatron_ultralong.program.new_output import check_output_folder, new_output_folder
@@ -29,6 +23,8 @@ from megatron_ultralong.program.terminal import Console
 
 _PIXELS_A_DOT = 0.8
 """A picture's letters are then as large as the page's."""
+_OF_THE_CHECKPOINT = {"checkpoint", "folder", "model", "trained positions", "date", "file"}
+"""Conditions in which checkpoints differ from each other anyway."""
 _BEST = "The best figure of a line is highlighted; that is no claim that the difference is certain."
 
 
@@ -111,7 +107,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 def _differing(conditions: ReportTable) -> ReportTable | None:
     """Conditions in which columns differ, but for those in which checkpoints always do."""
     rows = tuple(
-        row for row in conditions.rows if len(row) > 2 and row[0].text not in OF_THE_CHECKPOINT
+        row for row in conditions.rows if len(row) > 2 and row[0].text not in _OF_THE_CHECKPOINT
     )
     title = "Conditions that differ; the page has all"
     return dataclasses.replace(conditions, rows=rows, title=title) if rows else None

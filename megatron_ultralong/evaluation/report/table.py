@@ -73,10 +73,6 @@ def with_best(
     )
 
 
-OF_THE_CHECKPOINT = {"checkpoint", "folder", "model", "trained positions", "date", "file"}
-"""Conditions in which checkpoints differ from each other anyway."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Picture:
     """A PNG."""

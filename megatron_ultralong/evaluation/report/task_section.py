@@ -6,21 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from megatron_ultralong.evaluation.report.table import (
-    NOTHING,
-    Cell,
-    Picture,
-    ReportTable,
-    picture,
-    with_best,
-)
-from megatron_ultralong.evaluation.results.pictures import (
-    INK,
-    line_style,
-    new_picture,
-    save,
-    set_title,
-)
+from megatron_ultralong.evaluation.report import table
+from megatron_ultralong.evaluation.results import pictures
 from megatron_ultralong.evaluation.results.result import LOWER_IS_BETTER, Result
 from megatron_ultralong.evaluation.results.tables import column_title, counts
 
@@ -34,7 +21,7 @@ _LIMIT = "all"
 
 def task_parts(
     results: Sequence[Result], name: str
-) -> tuple[tuple[Picture, ...], tuple[ReportTable, ...]]:
+) -> tuple[tuple[table.Picture, ...], tuple[table.ReportTable, ...]]:
     """Pictures, whose names begin with ``name``, and tables of results on the same questions."""
     columns = _Columns(results)
     has_means = len(columns.names) > 1 and any(len(result.rows) > 1 for result in results)
@@ -63,12 +50,12 @@ class _Columns:
 
     def cells(
         self, results: Sequence[Result], name: str, scores: Sequence[float | None]
-    ) -> list[Cell]:
+    ) -> list[table.Cell]:
         """``scores`` of ``results`` in the column under ``name``, as a line shows them."""
         return [
-            NOTHING
+            table.NOTHING
             if score is None
-            else Cell(f"{score:.1f}", is_beyond=result.is_beyond(self.of(result, name)))
+            else table.Cell(f"{score:.1f}", is_beyond=result.is_beyond(self.of(result, name)))
             for score, result in zip(scores, results, strict=True)
         ]
 
@@ -83,11 +70,11 @@ def _order(found: list[str]) -> Callable[[str], tuple[float, int]]:
     return key
 
 
-def _means(results: Sequence[Result], columns: _Columns) -> ReportTable:
-    return ReportTable(
+def _means(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
+    return table.ReportTable(
         header=(columns.title, *(result.checkpoint for result in results)),
         rows=tuple(
-            (Cell(column_title(name)), *_mean_cells(results, columns, name))
+            (table.Cell(column_title(name)), *_mean_cells(results, columns, name))
             for name in columns.names
         ),
         title="Mean of the tasks",
@@ -95,7 +82,7 @@ def _means(results: Sequence[Result], columns: _Columns) -> ReportTable:
     )
 
 
-def _mean_cells(results: Sequence[Result], columns: _Columns, name: str) -> tuple[Cell, ...]:
+def _mean_cells(results: Sequence[Result], columns: _Columns, name: str) -> tuple[table.Cell, ...]:
     """Means of a column; marked only where they are of the same tasks."""
     means = [result.mean(columns.of(result, name)) for result in results]
     cells = columns.cells(results, name, means)
@@ -106,7 +93,7 @@ def _mean_cells(results: Sequence[Result], columns: _Columns, name: str) -> tupl
     }
     if len(asked) > 1:
         return tuple(cells)
-    return with_best(cells, means, 1, lower_is_better=name in LOWER_IS_BETTER)
+    return table.with_best(cells, means, 1, lower_is_better=name in LOWER_IS_BETTER)
 
 
 def _tasks_note(results: Sequence[Result]) -> str:
@@ -119,9 +106,9 @@ def _tasks_note(results: Sequence[Result]) -> str:
     )
 
 
-def _by_task(results: Sequence[Result], columns: _Columns) -> ReportTable:
+def _by_task(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
     is_one = columns.names == [_LIMIT]
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[table.Cell, ...]] = []
     for task in dict.fromkeys(task for result in results for task in result.rows):
         metric = next(r.metrics[task] for r in results if task in r.metrics)
         for name in columns.names:
@@ -129,9 +116,9 @@ def _by_task(results: Sequence[Result], columns: _Columns) -> ReportTable:
             if all(score is None for score in scores):
                 continue
             cells = columns.cells(results, name, scores)
-            middle = () if is_one else (Cell(column_title(name)),)
-            best = with_best(cells, scores, 1, lower_is_better=name in LOWER_IS_BETTER)
-            rows.append((Cell(task), Cell(metric), *middle, *best))
+            middle = () if is_one else (table.Cell(column_title(name)),)
+            best = table.with_best(cells, scores, 1, lower_is_better=name in LOWER_IS_BETTER)
+            rows.append((table.Cell(task), table.Cell(metric), *middle, *best))
     means = _mean_cells(results, columns, _LIMIT) if is_one and len(rows) > 1 else None
     labels = [
         f"{result.checkpoint}, cut at {int(result.columns[0]):,}"
@@ -139,11 +126,11 @@ def _by_task(results: Sequence[Result], columns: _Columns) -> ReportTable:
         else result.checkpoint
         for result in results
     ]
-    return ReportTable(
+    return table.ReportTable(
         header=("task", "metric", *(() if is_one else (columns.title,)), *labels),
         rows=tuple(rows),
         figures=(2 if is_one else 3, 3 + len(results)),
-        footer=((Cell("mean"), Cell(""), *means),) if means else (),
+        footer=((table.Cell("mean"), table.Cell(""), *means),) if means else (),
         title="By task",
         note=_note(results, columns),
     )
@@ -165,27 +152,27 @@ def _note(results: Sequence[Result], columns: _Columns) -> str:
     return " ".join(parts)
 
 
-def _pictures(results: Sequence[Result], columns: _Columns, name: str) -> tuple[Picture, ...]:
+def _pictures(results: Sequence[Result], columns: _Columns, name: str) -> tuple[table.Picture, ...]:
     """Means by length where there are several lengths; else bars, one picture for a score."""
     title = results[0].kind.title
     is_single = len(columns.names) == 1
     if columns.are_lengths and not is_single:
         draw = partial(_draw_lines, title, results, columns.names)
-        return (picture(name, f"{title} by length", results, draw),)
-    pictures = []
+        return (table.picture(name, f"{title} by length", results, draw),)
+    drawn = []
     for column in columns.names:
         of_column = "" if is_single else f", {column_title(column)}"
         suffix = "" if is_single else f"-{column.replace(' ', '-')}"
         draw = partial(_draw_bars, f"{title}{of_column}", results, columns, column)
-        pictures.append(picture(f"{name}{suffix}", f"{title}{of_column}", results, draw))
-    return tuple(pictures)
+        drawn.append(table.picture(f"{name}{suffix}", f"{title}{of_column}", results, draw))
+    return tuple(drawn)
 
 
 def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], file: Any) -> None:
     """Mean score by length, a line for each checkpoint; open marks are beyond trained positions."""
-    figure, axes = new_picture(8.0, 4.4)
+    figure, axes = pictures.new_picture(8.0, 4.4)
     for k, result in enumerate(results):
-        colour, dashes = line_style(k)
+        colour, dashes = pictures.line_style(k)
         means = {x: mean for x, c in enumerate(columns) if (mean := result.mean(c)) is not None}
         axes.plot(
             *([*means], [*means.values()]),
@@ -206,8 +193,8 @@ def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], f
     axes.set_ylim(0, 104)
     axes.set_xticks(range(len(columns)), [column_title(column) for column in columns])
     axes.set_xlim(-0.4, len(columns) - 0.6)
-    axes.set_ylabel("mean score of 100", fontsize=10, color=INK)
-    axes.set_xlabel("length", fontsize=10, color=INK)
+    axes.set_ylabel("mean score of 100", fontsize=10, color=pictures.INK)
+    axes.set_xlabel("length", fontsize=10, color=pictures.INK)
     if any(result.is_beyond(column) for result in results for column in columns):
         title += "; open marks: beyond the trained positions"
     _finish(figure, axes, title, file)
@@ -219,7 +206,9 @@ def _draw_bars(
     """Scores by task, a bar for each checkpoint."""
     tasks = list(dict.fromkeys(task for result in results for task in result.rows))
     rows = len(tasks) * len(results)
-    figure, axes = new_picture(8.0, min(0.22 * rows + 0.2 * len(tasks) + 1.5, 16.0), grid="x")
+    figure, axes = pictures.new_picture(
+        8.0, min(0.22 * rows + 0.2 * len(tasks) + 1.5, 16.0), grid="x"
+    )
     height = 0.8 / len(results)
     for k, result in enumerate(results):
         found = [(y, columns.score(result, task, column)) for y, task in enumerate(tasks)]
@@ -228,28 +217,30 @@ def _draw_bars(
             [y - 0.4 + (k + 0.5) * height for y, _ in known],
             [score for _, score in known],
             height=0.9 * height,
-            color=line_style(k)[0],
+            color=pictures.line_style(k)[0],
             label=result.checkpoint,
         )
         if rows <= _MOST_NUMBERED_BARS:
-            axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=INK)
+            axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=pictures.INK)
     is_loss = column in LOWER_IS_BETTER
     if not is_loss:
         axes.set_xlim(0, 106)
     axes.set_yticks(range(len(tasks)), tasks)
     axes.set_ylim(len(tasks) - 0.5, -0.5)
-    axes.set_xlabel("nats per token" if is_loss else "score of 100", fontsize=10, color=INK)
+    axes.set_xlabel(
+        "nats per token" if is_loss else "score of 100", fontsize=10, color=pictures.INK
+    )
     _finish(figure, axes, title, file)
 
 
 def _finish(figure: Any, axes: Any, title: str, file: Any) -> None:
-    set_title(axes, title, pad=10, fontsize=12)
+    pictures.set_title(axes, title, pad=10, fontsize=12)
     labels = axes.get_legend_handles_labels()[1]
     figure.legend(
         loc="outside lower left",
         fontsize=9,
         frameon=False,
-        labelcolor=INK,
+        labelcolor=pictures.INK,
         ncols=2 if max(map(len, labels)) < 50 else 1,
     )
-    save(figure, file)
+    pictures.save(figure, file)

@@ -13,13 +13,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from megatron_ultralong.evaluation.results.result import (
-    KINDS,
-    LOSS,
-    Result,
-    depth_row,
-    position_row,
-)
+from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.program import json_file
 from megatron_ultralong.program.errors import InputError
 
@@ -35,7 +29,7 @@ def _upgraded(name: str, values: Values) -> list[dict[str, Any]]:
     Raises:
         KeyError, TypeError, ValueError, AttributeError, ArithmeticError: the file is damaged.
     """
-    kind, config = KINDS[name], values["config"]
+    kind, config = result.KINDS[name], values["config"]
     shared = {
         "kind": vars(kind),
         "config": {**config, **_LATER_FLAGS[kind.rows], **config},
@@ -65,8 +59,8 @@ def _upgraded(name: str, values: Values) -> list[dict[str, Any]]:
 
 def _loss_cell(part: Values) -> dict[str, Any]:
     return {
-        "row": position_row(part["start"], part["stop"]),
-        "column": LOSS,
+        "row": result.position_row(part["start"], part["stop"]),
+        "column": result.LOSS,
         "num_samples": part["num_predictions"],
         "score": part["loss"],
         "error": part["standard_error"],
@@ -76,7 +70,7 @@ def _loss_cell(part: Values) -> dict[str, Any]:
 
 def _retrieval_cell(cell: Values) -> dict[str, Any]:
     return {
-        "row": depth_row(cell["depth"]),
+        "row": result.depth_row(cell["depth"]),
         "column": str(cell["length"]),
         "num_samples": cell["num_samples"],
         "score": 100 * cell["num_retrieved"] / cell["num_samples"],
@@ -97,17 +91,17 @@ def _score_cell(cell: Values) -> dict[str, Any]:
 FORMAT_VERSION = 2
 """1 had a type each for losses, retrieval and tasks."""
 _BEGINNING = re.compile(rb'\s*\{\s*"kind":\s*"(\w+)",\s*"format_version":\s*(\d{1,9})\b')
-_RESULTS = TypeAdapter(tuple[Result, ...], config=ConfigDict(defer_build=True))
+_RESULTS = TypeAdapter(tuple[result.Result, ...], config=ConfigDict(defer_build=True))
 _MAX_BYTES = 64 * 2**20
 """Of a result: one of every task at every length has less than 1 MB."""
 
 
-def write_results(path: Path, results: Sequence[Result]) -> None:
+def write_results(path: Path, results: Sequence[result.Result]) -> None:
     """Write results of one benchmark, with the means of their columns."""
-    (kind,) = {result.kind.name for result in results}
+    (kind,) = {one.kind.name for one in results}
     entries = [
-        {**to_jsonable_python(result), "means": {c: result.mean(c) for c in result.columns}}
-        for result in results
+        {**to_jsonable_python(one), "means": {c: one.mean(c) for c in one.columns}}
+        for one in results
     ]
     write_json(path, kind, {"results": entries})
 
@@ -146,10 +140,10 @@ def beginning_of(path: str | Path) -> tuple[str, int] | None:
 
 def holds_results(kind: str, version: int) -> bool:
     """Whether a file of this kind and version is one of results: from format 2 on of any kind."""
-    return kind in KINDS or (version == FORMAT_VERSION and kind != "report")
+    return kind in result.KINDS or (version == FORMAT_VERSION and kind != "report")
 
 
-def read_results(path: str | Path, kind: str = "") -> tuple[Result, ...]:
+def read_results(path: str | Path, kind: str = "") -> tuple[result.Result, ...]:
     """What :func:`write_results` wrote, now or in format 1; of ``kind`` where one is named.
 
     Raises:
@@ -176,12 +170,12 @@ def read_results(path: str | Path, kind: str = "") -> tuple[Result, ...]:
         raise _damaged(path, f"{place}: {first['msg']}") from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise _damaged(path, repr(error)) from error
-    if {result.kind.name for result in results} != {kind}:
+    if {one.kind.name for one in results} != {kind}:
         raise _damaged(path, f"it holds no result of '{kind}', or others too")
     return results
 
 
-def read_result(path: str | Path, kind: str = "") -> Result:
+def read_result(path: str | Path, kind: str = "") -> result.Result:
     """The one result of a file.
 
     Raises:
@@ -189,7 +183,7 @@ def read_result(path: str | Path, kind: str = "") -> Result:
     """
     results = read_results(path, kind)
     if len(results) > 1:
-        names = ", ".join(result.checkpoint for result in results)
+        names = ", ".join(one.checkpoint for one in results)
         raise InputError(f"{path} holds results of {names}: name a file that holds one result")
     return results[0]
 

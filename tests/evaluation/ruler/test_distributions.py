@@ -53,7 +53,7 @@ def test_needles_are_drawn_and_placed_evenly(samples):
     places, values, keys = [], [], []
     for index in range(300):
         builder = samples.builder("niah_single_1", 4096, index)
-        lines = "".join(builder.parts(100)).split("\n")[1:-1]
+        lines = "".join(*builder.turns(100)).split("\n")[1:-1]
         [place] = [k for k, line in enumerate(lines) if line != NOISE]
         places.append(place)
         values.append(int(builder.references(100)[0]))
