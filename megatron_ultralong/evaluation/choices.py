@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -182,12 +183,10 @@ class _Asked:
     """A question of a task, and the texts whose likelihood is asked for."""
 
     task: str
-    index: int
-    question: ChoiceQuestion
-    context: str
+    answer: int
     endings: tuple[str, ...]
-    prompts: tuple[Prompt, ...]
-    """One for every ending; ``references`` is the position of its first token."""
+    sample: Sample[Scores]
+    """One row for every ending."""
 
 
 def evaluate_choices(config: ChoicesConfig, subject: Subject[Scorer]) -> Result:
@@ -209,7 +208,7 @@ def evaluate_choices(config: ChoicesConfig, subject: Subject[Scorer]) -> Result:
         before = fewshot_text(task, _solved(config, task, material), config.choice_style)
         for index, question in enumerate(questions[: config.num_samples or None]):
             asked.append(_ask(config, tokenizer, task, index, question, before))
-    longest = max(prompt.tokens.size for one in asked for prompt in one.prompts)
+    longest = max(row.num_tokens for one in asked for row in one.sample.rows)
     check_length(
         scorer,
         longest,
@@ -224,7 +223,7 @@ def evaluate_choices(config: ChoicesConfig, subject: Subject[Scorer]) -> Result:
     benchmark = Benchmark(
         kind=KINDS["choices"],
         config=config,
-        samples=[_sample(one) for one in asked],
+        samples=[one.sample for one in asked],
         cells=lambda entries: _cells(config, asked, entries),
         decides={
             "choice_style": config.choice_style,
@@ -266,35 +265,31 @@ def _ask(
     question: ChoiceQuestion,
     before: str,
 ) -> _Asked:
-    """A question's prompts: what each has in common with the question alone is not scored."""
+    """The negative log-likelihood of every choice in nats; rows of like length go together.
+
+    What a prompt has in common with the question alone is not scored.
+    """
     context = before + question_text(question, config.choice_style)
     begin = np.asarray(tokenizer.begin_ids, np.int64)
     alone = begin.size + tokenizer.encode(context).size
-    endings = tuple(continuations(question, config.choice_style))
+    endings = continuations(question, config.choice_style)
     wholes = [np.concatenate([begin, tokenizer.encode(context + end)]) for end in endings]
-    prompts = tuple(Prompt(whole, min(max(alone, 1), whole.size - 1)) for whole in wholes)
-    return _Asked(task, index, question, context, endings, prompts)
-
-
-def _sample(one: _Asked) -> Sample[Scores]:
-    """The negative log-likelihood of every choice in nats; rows of like length go together."""
+    prompts = [Prompt(whole, min(max(alone, 1), whole.size - 1)) for whole in wholes]
 
     def note(losses: list[float]) -> dict[str, Any]:
         if not np.isfinite(losses).all():
             raise InputError(
-                f"{one.task}, question {one.index + 1} has losses {losses}: the checkpoint's "
+                f"{task}, question {index + 1} has losses {losses}: the checkpoint's "
                 "weights or its precision are broken; try --precision fp32"
             )
-        answer = one.question.answer
-        return {"task": one.task, "index": one.index, "answer": answer, "losses": losses}
+        return {"task": task, "index": index, "answer": question.answer, "losses": losses}
 
     rows = tuple(
         Row(prompt.tokens.size, lambda prompt=prompt: prompt, _loss, "the questions")  # type: ignore[misc]
-        for prompt in one.prompts
+        for prompt in prompts
     )
-    endings = list(one.endings)
-    key = sample_key(task=one.task, index=one.index, context=one.context, endings=endings)
-    return Sample(key, rows, note)
+    key = sample_key(task=task, index=index, context=context, endings=endings)
+    return _Asked(task, question.answer, tuple(endings), Sample(key, rows, note))
 
 
 def _loss(prompt: Prompt, scores: Scores) -> float:
@@ -302,28 +297,22 @@ def _loss(prompt: Prompt, scores: Scores) -> float:
 
 
 def _cells(config: ChoicesConfig, asked: list[_Asked], entries: Entries) -> tuple[ScoreCell, ...]:
-    hits: dict[str, list[tuple[float, float]]] = {}
-    sizes: dict[str, list[int]] = {}
-    for one, entry in zip(asked, entries, strict=True):
-        right = _hits(one, entry)
-        hits.setdefault(one.task, []).append(right)
-        sizes.setdefault(one.task, []).append(int(one.prompts[0].tokens.size))
     columns = (ACCURACY,) if config.choice_style == "letters" else (ACCURACY, NORMALISED)
-    return tuple(
-        mean_cell(
-            task,
-            column,
-            [hit[k] for hit in of_task],
-            {"num_prompt_tokens": sum(sizes[task]) / len(sizes[task])},
-        )
-        for task, of_task in hits.items()
-        for k, column in enumerate(columns)
-    )
+    cells: list[ScoreCell] = []
+    pairs = zip(asked, entries, strict=True)
+    for task, group in itertools.groupby(pairs, lambda pair: pair[0].task):
+        of_task = list(group)
+        hits = [_hits(one, entry["losses"]) for one, entry in of_task]
+        sizes = [one.sample.rows[0].num_tokens for one, _ in of_task]
+        figures = {"num_prompt_tokens": sum(sizes) / len(sizes)}
+        cells += [
+            mean_cell(task, column, [hit[k] for hit in hits], figures)
+            for k, column in enumerate(columns)
+        ]
+    return tuple(cells)
 
 
-def _hits(one: _Asked, entry: Mapping[str, Any]) -> tuple[float, float]:
+def _hits(one: _Asked, losses: Sequence[float]) -> tuple[float, float]:
     """Whether the likeliest choice is right, and the likeliest for its length."""
-    losses = np.asarray(entry["losses"])
     lengths = np.asarray([max(len(end) - 1, 1) for end in one.endings])  # without the space
-    answer = one.question.answer
-    return float(losses.argmin() == answer), float((losses / lengths).argmin() == answer)
+    return float(np.argmin(losses) == one.answer), float(np.argmin(losses / lengths) == one.answer)

@@ -221,15 +221,11 @@ def _f1_characters(prediction: str, label: Any) -> float:
     return max(f1(written, list(normalised_chinese(truth))) for truth in _all(label))
 
 
-def _summary(prediction: str, label: Any) -> float:
-    return rouge_l_summary(prediction, _first(label))
-
-
 _SCORES: dict[str, Callable[[str, Any], float]] = {
     "passkey": _first_digits,
     "number_string": _first_digits,
     "kv_retrieval": _key_value,
-    "longbook_sum_eng": _summary,
+    "longbook_sum_eng": lambda prediction, label: rouge_l_summary(prediction, _first(label)),
     "longbook_choice_eng": _choice,
     "longbook_qa_eng": _f1,
     "longbook_qa_chn": _f1_characters,
@@ -251,14 +247,6 @@ def lv_eval_score(metric: lv_eval.Metric, prediction: str, references: Mapping[s
     """
     answer, keywords = references["answer"], references["keywords"]
     return _METRICS[metric](prediction, answer, keywords)
-
-
-def _f1_words(prediction: str, answer: str, keywords: str | None) -> float:
-    return f1(words(prediction), words(answer))
-
-
-def _f1_zh(prediction: str, answer: str, keywords: str | None) -> float:
-    return f1(chinese_words(prediction), chinese_words(answer))
 
 
 def _f1_keywords(prediction: str, answer: str, keywords: str | None) -> float:
@@ -295,8 +283,8 @@ def _rouge_l_zh(prediction: str, answer: str, keywords: str | None) -> float:
 
 
 _METRICS: dict[lv_eval.Metric, Callable[[str, str, str | None], float]] = {
-    "f1": _f1_words,
-    "f1_zh": _f1_zh,
+    "f1": lambda written, answer, _: f1(words(written), words(answer)),
+    "f1_zh": lambda written, answer, _: f1(chinese_words(written), chinese_words(answer)),
     "f1_keywords": _f1_keywords,
     "f1_keywords_zh": _f1_keywords_zh,
     "rouge_l_zh": _rouge_l_zh,

@@ -27,21 +27,14 @@ class Scores:
 class Model(Protocol):
     """What scorers and generators have in common."""
 
-    @property
-    def name(self) -> str:
-        """Name in tables and pictures, such as ``before``."""
-
-    @property
-    def max_positions(self) -> int:
-        """Positions that the model was trained for; its embedding may be made for more."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids that the model knows: 0 to ``vocab_size - 1``."""
-
-    @property
-    def is_main(self) -> bool:
-        """True on the one rank that prints and writes files."""
+    name: str
+    """In tables and pictures, such as ``before``."""
+    max_positions: int
+    """Positions that the model was trained for; its embedding may be made for more."""
+    vocab_size: int
+    """Token ids that the model knows: 0 to ``vocab_size - 1``."""
+    is_main: bool
+    """True on the one rank that prints and writes files."""
 
 
 class Scorer(Model, Protocol):

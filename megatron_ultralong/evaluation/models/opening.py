@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -124,24 +124,20 @@ class ModelFacts:
     """What is known of a model before it is loaded."""
 
     name: str
-    folder: Path
     model: ModelConfig
-    identity: Mapping[str, object]
-    """JSON that tells its weights from others, and how they are run: part of what decides every
-    figure."""
     max_positions: int
     """Positions that it was trained for; its rotary embedding may be made for more."""
+    record: ModelRecord
+    """What a result states of it."""
 
     @property
-    def record(self) -> ModelRecord:
-        """What a result states of it."""
-        return ModelRecord(
-            folder=str(self.folder),
-            engine=str(self.identity["engine"]),
-            precision=str(self.identity["precision"]),
-            weights=str(self.identity["weights"]),
-            num_parameters=num_parameters(self.model),
-        )
+    def identity(self) -> dict[str, str]:
+        """JSON that tells its weights from others, and how they are run: part of what decides every
+        figure.
+        """
+        record = self.record
+        identity = {"engine": record.engine, "precision": record.precision}
+        return {"checkpoint": self.name, **identity, "weights": record.weights}
 
 
 def model_facts(argument: str, precision: str) -> ModelFacts:
@@ -165,8 +161,8 @@ def model_facts(argument: str, precision: str) -> ModelFacts:
     stats = [(str(path.relative_to(weights)), path.stat()) for path in files]
     listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
-    identity = {"checkpoint": name, "engine": engine, "precision": precision, "weights": digest}
-    return ModelFacts(name, folder, model, identity, positions)
+    record = ModelRecord(str(folder), engine, precision, digest, num_parameters(model))
+    return ModelFacts(name, model, positions, record)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,16 +35,6 @@ class Measurement:
     source: Path
     """The file that it was read from."""
 
-    @property
-    def labelled(self) -> Result:
-        """The result under its label, as tables and pictures show it."""
-        return dataclasses.replace(self.result, checkpoint=self.label)
-
-    @property
-    def flags(self) -> dict[str, Any]:
-        """The verb's flags, without the output folder."""
-        return {name: value for name, value in self.result.config.items() if name != "output"}
-
 
 def differences(one: Measurement, other: Measurement) -> dict[str, tuple[str, str]]:
     """All conditions in which two measurements of one benchmark differ, by name."""
@@ -71,7 +61,7 @@ def conflicts(one: Measurement, other: Measurement) -> dict[str, tuple[str, str]
 
 def _decisive(measurement: Measurement) -> dict[str, Any]:
     free = _OF_THE_RUN | _OF_THE_GRID
-    found = {name: value for name, value in measurement.flags.items() if name not in free}
+    found = {name: value for name, value in measurement.result.config.items() if name not in free}
     if number := measurement.result.num_packed_rows:
         found["rows"] = number  # the first ones: other rows, other text
     return found
@@ -104,7 +94,7 @@ def conditions(measurement: Measurement) -> dict[str, str]:
         asked = _asked(result)
         cut = int(sum(cell.figures.get("num_truncated", 0) for cell in asked))
         found["truncated prompts"] = f"{cut:,} of {sum(cell.num_samples for cell in asked):,}"
-    for name, value in measurement.flags.items():
+    for name, value in measurement.result.config.items():
         if name not in _OF_THE_RUN:
             found[f"--{name.replace('_', '-')}"] = _shown(value)
     for name, digest in result.material.items():
@@ -226,7 +216,9 @@ def _apart(same: Sequence[Measurement]) -> list[str]:
 
 
 def _several(first: Measurement, other: Measurement) -> str:
-    title = first.result.kind.title_in_text
+    kind = first.result.kind
+    # Names stay as they are, words lose their capital within a sentence.
+    title = kind.title if kind.rows == "tasks" else kind.title[0].lower() + kind.title[1:]
     found = differences(first, other)
     differ = "; ".join(f"{name}: {a} and {b}" for name, (a, b) in found.items())
     return (

@@ -168,14 +168,13 @@ def write_report(report: Report, folder: str | Path) -> Path:
 
 
 def _values(report: Report) -> dict[str, Any]:
-    plain = ("title", "command", "summary", "machine", "date", "peak_memory_gib")
-    values = {name: getattr(report, name) for name in plain}
-    for name in ("settings", "wall_times", "versions"):
-        values[name] = dict(getattr(report, name))
+    plain = (
+        "title", "command", "summary", "machine", "date", "peak_memory_gib", "settings",
+        "wall_times", "versions", "checks",
+    )  # fmt: skip
     return {
-        **values,
+        **plain_values({name: getattr(report, name) for name in plain}),
         "passed": report.passed,
-        "checks": [dataclasses.asdict(check) for check in report.checks],
         "notices": list(report.gathered.notices),
         "results": [
             {

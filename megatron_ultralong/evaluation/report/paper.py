@@ -152,7 +152,7 @@ def _missing(result: Result, known: Collection[str], what: str) -> list[str]:
 
 
 def _first_only(measurement: Measurement) -> list[str]:
-    number = measurement.flags.get("num_samples")
+    number = measurement.result.config.get("num_samples")
     return [f"only the first {number} questions of every file"] if number else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -128,8 +129,9 @@ def sections(measurements: Sequence[Measurement]) -> tuple[table.Section, ...]:
         name = "loss" if kind.rows == "positions" else kind.name
         for number, group in enumerate(groups, 1):
             is_one = len(groups) == 1
+            results = [dataclasses.replace(one.result, checkpoint=one.label) for one in group]
             pictures, tables = _PARTS[kind.rows](
-                [one.labelled for one in group], name if number == 1 else f"{name}-{number}"
+                results, name if number == 1 else f"{name}-{number}"
             )
             found.append(
                 table.Section(

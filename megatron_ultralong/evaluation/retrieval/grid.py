@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
@@ -10,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from megatron_ultralong.data.read.bounded import read_text
 from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Put, Row, Sample, scoring, writing
 from megatron_ultralong.evaluation.models.interface import Scores, check_length
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import GridConfig, NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.results import result
-from megatron_ultralong.evaluation.retrieval import needle_prompt, passkey_prompt
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.evaluation.retrieval import needle_prompt
+from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
+    Encode,
+    PasskeyPrompt,
+    passkey_prompt,
+    read_haystack,
+)
 from megatron_ultralong.program.journal import sample_key
 from megatron_ultralong.sequence.documents import unit_hash
 
@@ -34,8 +38,8 @@ class Grid:
 
     kind: result.Kind
     config: GridConfig
-    make: Callable[[int, float, int], passkey_prompt.PasskeyPrompt]
-    """The prompt of a length, a depth in per cent, and an index that decides the rest."""
+    make: Callable[..., PasskeyPrompt]
+    """The prompt of a length, a depth from 0 to 1, and an ``index`` that decides the rest."""
     decides: Mapping[str, Any]
     """JSON of all that a prompt depends on beside those three, and how it is judged."""
     material: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -49,10 +53,10 @@ class Grid:
         depths = sorted(float(depth) for depth in config.depths)
         return list(itertools.product(sorted(config.lengths), depths, numbers))
 
-    def prompt(self, length: int, depth: float, number: int) -> passkey_prompt.PasskeyPrompt:
+    def prompt(self, length: int, depth: float, number: int) -> PasskeyPrompt:
         """Prompt ``number`` of a cell: the same in every grid that has this cell."""
         index = int(unit_hash(self.config.seed, f"{length}:{depth:g}:{number}") * 2**53)
-        return self.make(length, depth / 100, index)
+        return self.make(length, depth / 100, index=index)
 
 
 def evaluate_grid(grid: Grid, subject: Subject[Any]) -> result.Result:
@@ -98,7 +102,7 @@ def _sample(grid: Grid, length: int, depth: float, number: int) -> Sample[Any]:
         return Prompt(tokens, prompt, max_new_tokens=prompt.answer.size if room else 0)
 
     def judge(asked: Prompt, reply: Scores | list[int]) -> dict[str, Any]:
-        prompt: passkey_prompt.PasskeyPrompt = asked.references
+        prompt: PasskeyPrompt = asked.references
         if isinstance(reply, Scores):
             hit = reply.correct[prompt.answer_start - 1 :]
         else:
@@ -133,9 +137,7 @@ def _cells(entries: Entries) -> tuple[result.ScoreCell, ...]:
     return tuple(cells)
 
 
-def needle_grid(
-    config: NeedleConfig, encode: passkey_prompt.Encode, tokenizer_sha256: str = ""
-) -> Grid:
+def needle_grid(config: NeedleConfig, encode: Encode, tokenizer_sha256: str = "") -> Grid:
     """Prompts with a sentence hidden in running text; arguments and errors of a passkey's."""
     config.check()
     haystack = (
@@ -143,18 +145,13 @@ def needle_grid(
         if config.haystack
         else needle_prompt.made_up(encode, config.seed)
     )
-
-    def make(length: int, depth: float, index: int) -> passkey_prompt.PasskeyPrompt:
-        return needle_prompt.needle_prompt(
-            encode,
-            length,
-            depth,
-            seed=config.seed,
-            index=index,
-            haystack=haystack,
-            num_distractors=config.num_distractors,
-        )
-
+    make = functools.partial(
+        needle_prompt.needle_prompt,
+        encode,
+        seed=config.seed,
+        haystack=haystack,
+        num_distractors=config.num_distractors,
+    )
     digests = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in config.haystack}
     decides = {
         "version": needle_prompt.PROMPT_VERSION,
@@ -168,9 +165,7 @@ def needle_grid(
     return Grid(result.KINDS["needle"], config, make, decides, material)
 
 
-def passkey_grid(
-    config: PasskeyConfig, encode: passkey_prompt.Encode, tokenizer_sha256: str = ""
-) -> Grid:
+def passkey_grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str = "") -> Grid:
     """Prompts with a number hidden in noise, or in a text.
 
     Args:
@@ -182,13 +177,10 @@ def passkey_grid(
         InputError: a flag is missing or out of range, or the haystack cannot be read.
     """
     config.check()
-    haystack, digest = _haystack(config, encode)
-
-    def make(length: int, depth: float, index: int) -> passkey_prompt.PasskeyPrompt:
-        return passkey_prompt.passkey_prompt(
-            encode, length, depth, seed=config.seed, index=index, haystack=haystack
-        )
-
+    text = read_haystack(config.haystack) if config.haystack else ""
+    digest = hashlib.sha256(text.encode()).hexdigest() if config.haystack else ""
+    haystack = np.asarray(encode(text), dtype=np.int64) if config.haystack else None
+    make = functools.partial(passkey_prompt, encode, seed=config.seed, haystack=haystack)
     decides = {
         "seed": config.seed,
         "haystack": digest,
@@ -197,19 +189,3 @@ def passkey_grid(
     }
     material = {"haystack": digest} if digest else {}
     return Grid(result.KINDS["passkey"], config, make, decides, material)
-
-
-def _haystack(
-    config: PasskeyConfig, encode: passkey_prompt.Encode
-) -> tuple[npt.NDArray[np.int64] | None, str]:
-    """Ids of the haystack, and a hash of its text; None and empty for the noise line."""
-    if not config.haystack:
-        return None, ""
-    try:
-        text = read_text(Path(config.haystack))
-    except ValueError as error:
-        raise InputError(
-            f"haystack {config.haystack} cannot be read ({error}): name a text file in UTF-8"
-        ) from error
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return np.asarray(encode(text), dtype=np.int64), digest

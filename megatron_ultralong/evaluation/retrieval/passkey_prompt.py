@@ -14,10 +14,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.read.bounded import read_text
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import unit_hash
 
@@ -67,6 +70,19 @@ class PasskeyPrompt:
         return bool(np.array_equal(predicted[self.answer_start - 1 : -1], self.answer))
 
 
+def assembled(parts: Sequence[Any], needle_start: int, key: str, depth: float) -> PasskeyPrompt:
+    """The prompt of ``parts``, of which the last is the answer."""
+    ids = [np.asarray(part, dtype=np.int64) for part in parts]
+    tokens = np.concatenate(ids)
+    return PasskeyPrompt(tokens, tokens.size - ids[-1].size, needle_start, key, depth)
+
+
+def check_depth(depth: float) -> None:
+    """Raise InputError where a needle would stand outside its haystack."""
+    if not 0.0 <= depth <= 1.0:
+        raise InputError(f"depth must be between 0 and 1, not {depth}")
+
+
 def passkey_prompt(
     encode: Encode,
     length: int,
@@ -96,8 +112,7 @@ def passkey_prompt(
         InputError: ``length`` has no room for the fixed parts, ``haystack`` is too short, or
             ``depth`` is not within 0 and 1.
     """
-    if not 0.0 <= depth <= 1.0:
-        raise InputError(f"depth must be between 0 and 1, not {depth}")
+    check_depth(depth)
     key = passkey(seed, index, num_digits)
     introduction, needle = encode(INTRODUCTION), encode(NEEDLE.format(key=key))
     question, answer = question_with_answer(encode, QUESTION, key)
@@ -112,13 +127,21 @@ def passkey_prompt(
     else:
         filler, before = _cut(haystack, room, length), round(depth * room)
     parts = [introduction, filler[:before], needle, filler[before:], question, answer]
-    return PasskeyPrompt(
-        tokens=np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]),
-        answer_start=length - len(answer),
-        needle_start=len(introduction) + before,
-        key=key,
-        depth=depth,
-    )
+    return assembled(parts, len(introduction) + before, key, depth)
+
+
+def read_haystack(name: str) -> str:
+    """A text file to hide needles in.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return read_text(Path(name))
+    except ValueError as error:
+        raise InputError(
+            f"haystack {name} cannot be read ({error}): name a text file in UTF-8"
+        ) from error
 
 
 def passkey(seed: int, index: int, num_digits: int = 5) -> str:

@@ -7,6 +7,7 @@ prompts, a small one first. Secant steps between brackets end where the next uni
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -115,12 +116,5 @@ def _largest(estimate: Callable[[int], float], target: float, low: int) -> int:
     step = 1
     while estimate(low + step) <= target:
         step *= 2
-    high = low + step
-    low += step // 2
-    while high > low + 1:
-        middle = (low + high) // 2
-        if estimate(middle) <= target:
-            low = middle
-        else:
-            high = middle
-    return low
+    start = low + step // 2  # the last that was tried and fits
+    return start + bisect.bisect_right(range(start + 1, low + step), target, key=estimate)

@@ -104,7 +104,7 @@ def _numbered(
 class FrequentWordsBuilder:
     """A sample of frequent words; a unit is one word more of the distribution's total.
 
-    Word ``k`` of the vocabulary stands ``floor(n k^-alpha / zeta(alpha))`` times among ``n``; the
+    Word ``k`` of the vocabulary stands ``floor(n k^-2 / zeta(2))`` times among ``n``; the
     first is replaced by ``...``, which does not count, and the next three are asked for.
     """
 
@@ -124,7 +124,7 @@ class FrequentWordsBuilder:
         self._vocabulary = list(vocabulary)
         self._vocabulary[0] = "..."
         rank = np.arange(1, len(self._vocabulary) + 1, dtype=np.float64)
-        self._shares = rank**-task.alpha / _zeta(task.alpha)
+        self._shares = rank**-2.0 / (math.pi**2 / 6)
         self._costs = tokenizer.count([f" {word}" for word in self._vocabulary])
         self.least_units = math.ceil(1 / float(self._shares[3]))
 
@@ -152,15 +152,6 @@ class FrequentWordsBuilder:
         family = parameters.FAMILIES[parameters.FrequentWordsTask]
         text = family.template.format(context=" ".join(words))
         return [(text, family.answer_prefix)]
-
-
-def _zeta(alpha: float) -> float:
-    """Riemann's zeta by its first terms and the integral of the rest (Euler-Maclaurin)."""
-    n = 1000
-    head: float = math.fsum(k**-alpha for k in range(1, n))
-    return float(
-        head + n ** (1 - alpha) / (alpha - 1) + n**-alpha / 2 + alpha * n ** (-alpha - 1) / 12
-    )
 
 
 EXAMPLE_TOKENS = 500
