@@ -66,7 +66,7 @@ def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
     benchmark = Benchmark(
         kind=KINDS["chat"],
         config=config,
-        samples=asked,
+        asked=asked,
         cells=_cells,
         decides={"chat_template": manifest.chat_template},
         metrics={_turn(number): METRIC for number in range(1, LAST_TURN + 1)},

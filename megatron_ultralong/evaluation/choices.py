@@ -223,7 +223,7 @@ def evaluate_choices(config: ChoicesConfig, subject: Subject[Scorer]) -> Result:
     benchmark = Benchmark(
         kind=KINDS["choices"],
         config=config,
-        samples=[one.sample for one in asked],
+        asked=[one.sample for one in asked],
         cells=lambda entries: _cells(config, asked, entries),
         decides={
             "choice_style": config.choice_style,

@@ -155,13 +155,17 @@ def generate(config: GenerateConfig) -> list[str]:
         checkpoint = MegatronCheckpoint(folder, verify_checksums=config.verify_checksums)
         decoder = open_decoder(checkpoint, config.parallel, groups, dtype)
         writer = Continuation(decoder, config.sampling, config.decoding)
-        with _reading(sum(map(len, prompts))) as (advance, stop_bar):
+        num_tokens = sum(map(len, prompts))
+        with contextlib.ExitStack() as bar:
+            advance: Callable[[float], None] = lambda amount: None  # noqa: E731
+            if num_tokens >= LONG_PROMPT and is_main_rank():
+                advance = bar.enter_context(progress("Reading", num_tokens, "tokens")).advance
             streams = len(prompts) == 1 and is_main_rank() and sys.stdout.isatty()
             stream = TextStream(tokenizer.decode, _print)
 
             def on_token(prompt: int, token: int) -> None:
                 if streams:
-                    stop_bar()
+                    bar.close()
                     stream.add(token)
 
             written = writer.generate(
@@ -187,17 +191,6 @@ def _texts(config: GenerateConfig) -> Iterator[str]:
             raise InputError(
                 f"--prompt-file {name} cannot be read ({error}): name a text file in UTF-8"
             ) from error
-
-
-@contextlib.contextmanager
-def _reading(num_tokens: int) -> Iterator[tuple[Callable[[float], None], Callable[[], None]]]:
-    """What counts the tokens read, on the main rank in a bar if there are many; what stops it."""
-    if num_tokens < LONG_PROMPT or not is_main_rank():
-        yield lambda amount: None, lambda: None
-        return
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(progress("Reading", num_tokens, "tokens"))
-        yield bar.advance, stack.close
 
 
 def _print(text: str) -> None:

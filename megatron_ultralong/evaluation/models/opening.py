@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -30,9 +31,7 @@ from megatron_ultralong.program.ranks import world_size
 M = TypeVar("M", bound=Model, covariant=True)
 
 
-def open_scorers(
-    config: ModelsConfig,
-) -> contextlib.AbstractContextManager[Sequence[Scorer]]:
+def open_scorers(config: ModelsConfig) -> AbstractContextManager[Sequence[Scorer]]:
     """Load the models of ``config.load``; every rank of the job enters it.
 
     Raises:
@@ -41,9 +40,7 @@ def open_scorers(
     return _opened(config, hugging_face.HuggingFaceScorer, megatron.MegatronScorer)
 
 
-def open_generators(
-    config: ModelsConfig,
-) -> contextlib.AbstractContextManager[Sequence[Generator]]:
+def open_generators(config: ModelsConfig) -> AbstractContextManager[Sequence[Generator]]:
     """The same, to write with."""
     return _opened(config, hugging_face.HuggingFaceGenerator, megatron.MegatronGenerator)
 

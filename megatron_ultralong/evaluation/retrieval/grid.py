@@ -83,7 +83,7 @@ def evaluate_grid(grid: Grid, subject: Subject[Any]) -> result.Result:
     benchmark: Benchmark[Any] = Benchmark(
         kind=grid.kind,
         config=config,
-        samples=[_sample(grid, *place) for place in grid.places],
+        asked=[_sample(grid, *place) for place in grid.places],
         cells=_cells,
         decides=grid.decides,
         material=grid.material,

@@ -204,7 +204,7 @@ def needle_prompt(
     text = haystack.stretch(room, random)
     body, start = _hide(text, needles, depth, random)
     parts = [introduction, body, question, answer]
-    return passkey_prompt.assembled(parts, len(introduction) + start, code, depth)
+    return passkey_prompt.assembled(parts, len(introduction) + start, code)
 
 
 def _hide(

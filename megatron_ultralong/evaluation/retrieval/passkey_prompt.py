@@ -50,8 +50,6 @@ class PasskeyPrompt:
     """Position of the first token of the sentence that states the key."""
     key: str
     """The hidden number, as text."""
-    depth: float
-    """The depth that was asked for: 0 just after the introduction, 1 just before the question."""
 
     @property
     def answer(self) -> npt.NDArray[np.int64]:
@@ -70,11 +68,11 @@ class PasskeyPrompt:
         return bool(np.array_equal(predicted[self.answer_start - 1 : -1], self.answer))
 
 
-def assembled(parts: Sequence[Any], needle_start: int, key: str, depth: float) -> PasskeyPrompt:
+def assembled(parts: Sequence[Any], needle_start: int, key: str) -> PasskeyPrompt:
     """The prompt of ``parts``, of which the last is the answer."""
     ids = [np.asarray(part, dtype=np.int64) for part in parts]
     tokens = np.concatenate(ids)
-    return PasskeyPrompt(tokens, tokens.size - ids[-1].size, needle_start, key, depth)
+    return PasskeyPrompt(tokens, tokens.size - ids[-1].size, needle_start, key)
 
 
 def check_depth(depth: float) -> None:
@@ -102,7 +100,8 @@ def passkey_prompt(
     Args:
         encode: text to ids, without special tokens.
         length: tokens of prompt and answer together.
-        depth: where in the haystack the needle stands, 0 to 1.
+        depth: where in the haystack the needle stands: 0 just after the introduction, 1 just before
+            the question.
         seed: with ``index``, determines the key.
         index: number of the sample.
         haystack: ids to hide the needle in, instead of the noise line over and over.
@@ -127,7 +126,7 @@ def passkey_prompt(
     else:
         filler, before = _cut(haystack, room, length), round(depth * room)
     parts = [introduction, filler[:before], needle, filler[before:], question, answer]
-    return assembled(parts, len(introduction) + before, key, depth)
+    return assembled(parts, len(introduction) + before, key)
 
 
 def read_haystack(name: str) -> str:
