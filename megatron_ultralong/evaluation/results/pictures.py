@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -67,15 +68,8 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     if base.max_positions < seq_length:
         axes.axvspan(base.max_positions, seq_length, color=SHADE, zorder=0)
         axes.axvline(base.max_positions, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
-        axes.annotate(
-            f" trained context of {base.checkpoint}: {base.max_positions:,}",
-            (base.max_positions, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            fontsize=9,
-            color=INK,
-        )
+        text = f" trained context of {base.checkpoint}: {base.max_positions:,}"
+        _text_above(axes, base.max_positions, text, 4, fontsize=9)
     reference = base.mean_loss(0, base.max_positions)
     if reference is not None:
         axes.axhline(
@@ -102,11 +96,10 @@ def _loss_line(axes: Any, result: Result, colour: str, dashes: Any) -> None:
     """Mean and two standard errors at the geometric centre of every bin."""
     known = [(place, cell) for place in result.bins if (cell := result.loss(place))]
     centres = [math.sqrt(max(start, stop / 2) * stop) for (start, stop), _ in known]
-    losses = [cell.score or 0.0 for _, cell in known]
-    margins = [2 * (cell.error or 0.0) for _, cell in known]
-    low = [loss - margin for loss, margin in zip(losses, margins, strict=True)]
-    high = [loss + margin for loss, margin in zip(losses, margins, strict=True)]
-    axes.fill_between(centres, low, high, color=colour, alpha=0.15, linewidth=0)
+    losses = np.asarray([cell.score for _, cell in known])
+    margins = np.asarray([2 * (cell.error or 0.0) for _, cell in known])
+    band = (losses - margins, losses + margins)
+    axes.fill_between(centres, *band, color=colour, alpha=0.15, linewidth=0)
     axes.plot(
         centres,
         losses,
@@ -273,13 +266,17 @@ def _context_line(
     if 0 < inside < len(lengths):
         style = {"linewidth": 1.5, "linestyle": (0, (4, 2))} if thin else {"linewidth": 2.5}
         axes.axvline(inside, color="black", **style)
-        axes.annotate(
-            text,
-            (inside, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, height),
-            textcoords="offset points",
-            fontsize=8.5,
-            color=INK,
-            ha="center" if inside > 1 else "left",
-        )
+        side = "center" if inside > 1 else "left"
+        _text_above(axes, inside, text, height, fontsize=8.5, ha=side)
+
+
+def _text_above(axes: Any, place: float, text: str, height: int, **style: Any) -> None:
+    axes.annotate(
+        text,
+        (place, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, height),
+        textcoords="offset points",
+        color=INK,
+        **style,
+    )

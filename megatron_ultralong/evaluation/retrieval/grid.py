@@ -104,7 +104,7 @@ def _sample(grid: Grid, length: int, depth: float, number: int) -> Sample[Any]:
     def judge(asked: Prompt, reply: Scores | list[int]) -> dict[str, Any]:
         prompt: PasskeyPrompt = asked.references
         if isinstance(reply, Scores):
-            hit = reply.correct[prompt.answer_start - 1 :]
+            hit = prompt.hits(reply.correct)
         else:
             written = reply[: prompt.answer.size]
             hit = np.asarray(written) == prompt.answer

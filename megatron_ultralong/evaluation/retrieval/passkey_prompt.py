@@ -56,16 +56,13 @@ class PasskeyPrompt:
         """Ids of the answer, shape [num_answer_tokens]."""
         return self.tokens[self.answer_start :]
 
-    def is_retrieved(self, predicted: npt.ArrayLike) -> bool:
-        """Whether greedy decoding writes the whole key.
+    def hits(self, correct: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Which tokens of the answer greedy decoding writes, as long as it writes all before them.
 
         Args:
-            predicted: the argmax at every position, shape [length]; entry ``i`` predicts the
-                token at ``i + 1``.
+            correct: whether the argmax at every position is the next token, shape [length - 1].
         """
-        predicted = np.asarray(predicted)
-        assert predicted.shape == self.tokens.shape, (predicted.shape, self.tokens.shape)
-        return bool(np.array_equal(predicted[self.answer_start - 1 : -1], self.answer))
+        return correct[self.answer_start - 1 :]
 
 
 def assembled(parts: Sequence[Any], needle_start: int, key: str) -> PasskeyPrompt:
