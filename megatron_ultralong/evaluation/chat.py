@@ -12,9 +12,9 @@ from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.chats import ChatRows, Int64Array
 from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
-from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
+from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.models.opening import Subject
-from megatron_ultralong.evaluation.options import ChatConfig
+from megatron_ultralong.evaluation.options import ChatConfig, check_num_samples
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell, mean_cell
 from megatron_ultralong.program.errors import InputError
@@ -29,7 +29,7 @@ SHORTEST = 128
 """Tokens of the first column; each after it is twice as long."""
 
 
-def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
+def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Result:
     """Measure the share of assistant's turns that greedy decoding writes, by turn and length.
 
     Every turn is given the conversation before it as it was, its own earlier answers included.
@@ -55,7 +55,7 @@ def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
         )
     asked = _conversations(config, scorer.vocab_size)
     longest = max(sample.rows[0].num_tokens for sample in asked)
-    check_length(
+    interface.check_length(
         scorer,
         longest,
         config.beyond_trained_positions,
@@ -80,23 +80,20 @@ def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
     return run_benchmark(benchmark, scoring(scorer), subject)
 
 
-def _conversations(config: ChatConfig, vocab_size: int) -> list[Sample[Scores]]:
+def _conversations(config: ChatConfig, vocab_size: int) -> list[Sample[interface.Scores]]:
     rows = ChatRows(Path(config.data_path) / config.split, vocab_size)
-    found: list[Sample[Scores]] = []
+    found: list[Sample[interface.Scores]] = []
     for number in range(len(rows)):
         for tokens, turns in rows.examples(number):
             found.append(_sample(tokens, turns))
             if len(found) == config.num_samples:
                 return found
-    if len(found) < config.num_samples:
-        raise InputError(
-            f"num_samples ({config.num_samples}) is more than the {len(found)} conversations of "
-            f"{config.data_path} ({config.split}): ask for at most {len(found)}"
-        )
+    what = f"conversations of {config.data_path} ({config.split})"
+    check_num_samples(config.num_samples, len(found), what)
     return found
 
 
-def _sample(tokens: npt.NDArray[np.integer], turns: Int64Array) -> Sample[Scores]:
+def _sample(tokens: npt.NDArray[np.integer], turns: Int64Array) -> Sample[interface.Scores]:
     """Losses of the assistant's turns, and how many of their tokens are the likeliest.
 
     Args:
@@ -104,14 +101,10 @@ def _sample(tokens: npt.NDArray[np.integer], turns: Int64Array) -> Sample[Scores
         turns: where in it the assistant's stand, ``[start, stop)``, shape [num_turns, 2].
     """
 
-    def judge(prompt: Prompt, scores: Scores) -> dict[str, Any]:
+    def judge(prompt: Prompt, scores: interface.Scores) -> dict[str, Any]:
         parts = [slice(start - 1, stop - 1) for start, stop in turns.tolist()]
         losses = [float(scores.loss[part].sum(dtype=np.float64)) for part in parts]
-        if not np.isfinite(losses).all():
-            raise InputError(
-                f"a conversation of {tokens.size} tokens has losses {losses}: the "
-                "checkpoint's weights or its precision are broken; try --precision fp32"
-            )
+        interface.check_finite(losses, f"a conversation of {tokens.size} tokens")
         right = [int(scores.correct[part].sum()) for part in parts]
         return {"turns": turns.tolist(), "losses": losses, "right": right}
 

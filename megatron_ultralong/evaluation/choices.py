@@ -16,7 +16,7 @@ import numpy as np
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
-from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
+from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import ChoicesConfig, ChoiceStyle
 from megatron_ultralong.evaluation.results.file import file_sha256
@@ -185,11 +185,11 @@ class _Asked:
     task: str
     answer: int
     endings: tuple[str, ...]
-    sample: Sample[Scores]
+    sample: Sample[interface.Scores]
     """One row for every ending."""
 
 
-def evaluate_choices(config: ChoicesConfig, subject: Subject[Scorer]) -> Result:
+def evaluate_choices(config: ChoicesConfig, subject: Subject[interface.Scorer]) -> Result:
     """Measure the share of questions whose likeliest choice is right.
 
     Every rank calls this; the main one prints and writes.
@@ -209,7 +209,7 @@ def evaluate_choices(config: ChoicesConfig, subject: Subject[Scorer]) -> Result:
         for index, question in enumerate(questions[: config.num_samples or None]):
             asked.append(_ask(config, tokenizer, task, index, question, before))
     longest = max(row.num_tokens for one in asked for row in one.sample.rows)
-    check_length(
+    interface.check_length(
         scorer,
         longest,
         config.beyond_trained_positions,
@@ -277,11 +277,7 @@ def _ask(
     prompts = [Prompt(whole, min(max(alone, 1), whole.size - 1)) for whole in wholes]
 
     def note(losses: list[float]) -> dict[str, Any]:
-        if not np.isfinite(losses).all():
-            raise InputError(
-                f"{task}, question {index + 1} has losses {losses}: the checkpoint's "
-                "weights or its precision are broken; try --precision fp32"
-            )
+        interface.check_finite(losses, f"{task}, question {index + 1}")
         return {"task": task, "index": index, "answer": question.answer, "losses": losses}
 
     rows = tuple(
@@ -292,7 +288,7 @@ def _ask(
     return _Asked(task, question.answer, tuple(endings), Sample(key, rows, note))
 
 
-def _loss(prompt: Prompt, scores: Scores) -> float:
+def _loss(prompt: Prompt, scores: interface.Scores) -> float:
     return float(scores.loss[prompt.references - 1 :].sum(dtype=np.float64))
 
 

@@ -15,7 +15,7 @@ from megatron_ultralong.data.rows.manifest import FILE_NAME
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, ask, scoring
 from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
-from megatron_ultralong.evaluation.options import LossConfig
+from megatron_ultralong.evaluation.options import LossConfig, check_num_samples
 from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.evaluation.results.file import file_sha256, write_results
 from megatron_ultralong.evaluation.results.tables import loss_table
@@ -110,11 +110,7 @@ def measure_position_loss(
 def _extent(config: LossConfig, rows: PackedRows) -> tuple[int, int]:
     """Tokens of a row, and number of rows, to use."""
     where = f"{config.data_path} ({config.split})"
-    if config.num_samples > len(rows):
-        raise InputError(
-            f"num_samples ({config.num_samples}) is more than the {len(rows)} rows of {where}: "
-            f"ask for at most {len(rows)}, or prepare more text"
-        )
+    check_num_samples(config.num_samples, len(rows), f"rows of {where}", ", or prepare more text")
     seq_length = config.seq_length or rows.seq_length
     if not 2 <= seq_length <= rows.seq_length:
         raise InputError(

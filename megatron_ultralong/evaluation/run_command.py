@@ -16,6 +16,7 @@ from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, needle_g
 from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import check_ranges
 
 
 def run_loss(command: Any) -> None:
@@ -44,7 +45,7 @@ def _evaluate(
     """
     config, models = getattr(command, name), command.models
     config.check()
-    command.cost.check()
+    check_ranges(command.cost)
     if len(models.load) != 1:
         verb = f"evaluate {name.replace('_', '-')}"
         raise InputError(f"{verb} takes one --load, not {len(models.load)}")

@@ -15,7 +15,7 @@ from megatron_ultralong.checkpoint.convert.small_files import check_tokenizer_na
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.generate import GenerateConfig
-from megatron_ultralong.data.read.bounded import read_text
+from megatron_ultralong.data.read.bounded import read_named_text
 from megatron_ultralong.data.rows.indexed import unknown_id, why_unknown
 from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
 from megatron_ultralong.data.tokenize.tokenising import check_file_sizes
@@ -185,12 +185,7 @@ def generate(config: GenerateConfig) -> list[str]:
 def _texts(config: GenerateConfig) -> Iterator[str]:
     yield from config.prompt
     for name in config.prompt_file:
-        try:
-            yield read_text(Path(name))
-        except ValueError as error:
-            raise InputError(
-                f"--prompt-file {name} cannot be read ({error}): name a text file in UTF-8"
-            ) from error
+        yield read_named_text("--prompt-file", name)
 
 
 def _print(text: str) -> None:

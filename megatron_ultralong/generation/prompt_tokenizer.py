@@ -138,11 +138,10 @@ class PromptTokenizer:
         return self._special_ids[text]
 
     def _begin_ids(self) -> list[int]:
-        if self._tokenizer.file.suffix == ".json":
-            tokenizer = Tokenizer.from_file(str(self._tokenizer.file))
-            ids = [int(i) for i in tokenizer.encode("", add_special_tokens=True).ids]
-            ends = {self._special_ids[text] for text in _BEGINNINGS if text in self._special_ids}
-            # What stands after a text (an EOS) has no place in a prompt that is to be continued.
-            return ids[:1] if len(ids) == 1 or (ids and ids[0] in ends) else []
-        found = [self._special_ids[text] for text in _BEGINNINGS if text in self._special_ids]
-        return found[:1]
+        known = [self._special_ids[text] for text in _BEGINNINGS if text in self._special_ids]
+        if self._tokenizer.file.suffix != ".json":
+            return known[:1]
+        tokenizer = Tokenizer.from_file(str(self._tokenizer.file))
+        ids = [int(i) for i in tokenizer.encode("", add_special_tokens=True).ids]
+        # What stands after a text (an EOS) has no place in a prompt that is to be continued.
+        return ids[:1] if len(ids) == 1 or (ids and ids[0] in known) else []

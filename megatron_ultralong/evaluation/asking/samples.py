@@ -60,10 +60,7 @@ class CostEstimate:
 
 
 def estimate_cost(
-    model: ModelConfig,
-    samples: Iterable[tuple[int, int]],
-    config: CostConfig,
-    num_ranks: int = 1,
+    model: ModelConfig, samples: Iterable[tuple[int, int]], config: CostConfig, num_ranks: int = 1
 ) -> CostEstimate:
     """Cost of one forward pass over every prompt, and one for every token generated after it.
 

@@ -204,11 +204,7 @@ def _evaluate(
     config = dataclasses.replace(config, max_length=max_length)
     questions = [
         _question(
-            config,
-            source,
-            subject.tokenizer,
-            index,
-            decides | {"file": material[source.file.name]},
+            config, source, subject.tokenizer, index, decides | {"file": material[source.file.name]}
         )
         for source in sources
         for index in range(len(source.records[: config.num_samples or None]))

@@ -74,12 +74,7 @@ class Generator(Model, Protocol):
 
 
 def check_length(
-    model: Model,
-    length: int,
-    beyond_trained_positions: bool,
-    *,
-    what: str = "",
-    way_out: str = "",
+    model: Model, length: int, beyond_trained_positions: bool, *, what: str = "", way_out: str = ""
 ) -> None:
     """Check that rows of ``length`` tokens lie within the trained positions.
 
@@ -111,6 +106,15 @@ def check_length(
         tell(
             f"warning: {where}: expect the loss to rise and retrieval to fall to chance from there "
             "on"
+        )
+
+
+def check_finite(losses: Sequence[float], what: str) -> None:
+    """Raise InputError where the losses of ``what`` are no numbers."""
+    if not np.isfinite(losses).all():
+        raise InputError(
+            f"{what} has losses {losses}: the checkpoint's weights or its precision are broken; "
+            "try --precision fp32"
         )
 
 

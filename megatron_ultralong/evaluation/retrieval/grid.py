@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_ultralong.data.read.bounded import read_named_text
 from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Put, Row, Sample, scoring, writing
 from megatron_ultralong.evaluation.models.interface import Scores, check_length
@@ -23,7 +24,6 @@ from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
     Encode,
     PasskeyPrompt,
     passkey_prompt,
-    read_haystack,
 )
 from megatron_ultralong.program.journal import sample_key
 from megatron_ultralong.sequence.documents import unit_hash
@@ -177,7 +177,7 @@ def passkey_grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str = 
         InputError: a flag is missing or out of range, or the haystack cannot be read.
     """
     config.check()
-    text = read_haystack(config.haystack) if config.haystack else ""
+    text = read_named_text("haystack", config.haystack) if config.haystack else ""
     digest = hashlib.sha256(text.encode()).hexdigest() if config.haystack else ""
     haystack = np.asarray(encode(text), dtype=np.int64) if config.haystack else None
     make = functools.partial(passkey_prompt, encode, seed=config.seed, haystack=haystack)

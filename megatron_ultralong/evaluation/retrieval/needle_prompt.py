@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.read.bounded import read_named_text
 from megatron_ultralong.evaluation.retrieval import passkey_prompt
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import unit_hash
@@ -122,7 +123,7 @@ def of_files(encode: passkey_prompt.Encode, files: Sequence[str]) -> Haystack:
     """
     ids: list[IdArray] = []
     for name in files:
-        sentences = _SENTENCE.findall(passkey_prompt.read_haystack(name))
+        sentences = _SENTENCE.findall(read_named_text("haystack", name))
         encoded = [np.asarray(encode(sentence), dtype=np.int64) for sentence in sentences]
         found = [sentence for sentence in encoded if sentence.size]
         if not found:

@@ -14,13 +14,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.read.bounded import read_text
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import unit_hash
 
@@ -124,20 +122,6 @@ def passkey_prompt(
         filler, before = _cut(haystack, room, length), round(depth * room)
     parts = [introduction, filler[:before], needle, filler[before:], question, answer]
     return assembled(parts, len(introduction) + before, key)
-
-
-def read_haystack(name: str) -> str:
-    """A text file to hide needles in.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        return read_text(Path(name))
-    except ValueError as error:
-        raise InputError(
-            f"haystack {name} cannot be read ({error}): name a text file in UTF-8"
-        ) from error
 
 
 def passkey(seed: int, index: int, num_digits: int = 5) -> str:

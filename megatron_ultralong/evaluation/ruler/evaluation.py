@@ -17,6 +17,7 @@ from megatron_ultralong.evaluation.asking.questions import Question, evaluate_qu
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.options import check_num_samples
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.evaluation.ruler import parameters
@@ -46,12 +47,10 @@ PROMPT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class RulerSample:
-    """A prompt and what its answer has to hold."""
+class RulerSample(Prompt):
+    """A prompt; what its answer has to hold are the references."""
 
-    tokens: IdArray
-    references: tuple[str, ...]
-    num_units: int
+    num_units: int = 0
     """Words, lines, list words or documents of its haystack."""
 
 
@@ -74,7 +73,7 @@ class RulerSamples:
         num_units, tokens = fit(
             builder, functools.partial(self.prompt, builder), room, f"{task} at length {length}"
         )
-        return RulerSample(tokens, tuple(builder.references(num_units)), num_units)
+        return RulerSample(tokens, list(builder.references(num_units)), num_units=num_units)
 
     def prompt(self, builder: Builder, num_units: int) -> IdArray:
         """Ids of a sample's prompt with so many units."""
@@ -126,25 +125,27 @@ class RulerSamples:
             task = parameters.TASKS[name]
             if isinstance(task, parameters.QuestionTask):
                 available = len(self.documents(task).questions)
-                if self._config.num_samples > available:
-                    raise InputError(
-                        f"num_samples ({self._config.num_samples}) is more than the {available} "
-                        f"questions of --{task.dataset} {getattr(self._config, task.dataset)}: "
-                        f"ask for at most {available}"
-                    )
+                what = f"questions of --{task.dataset} {getattr(self._config, task.dataset)}"
+                check_num_samples(self._config.num_samples, available, what)
             elif isinstance(task, parameters.NeedleTask) and task.haystack == "essay":
                 _ = self.essays
-            if isinstance(task, parameters.CommonWordsTask) or getattr(task, "key", "") == "words":
-                _ = self.words
+        if self._needs_words:
+            _ = self.words
+
+    @property
+    def _needs_words(self) -> bool:
+        tasks = [parameters.TASKS[name] for name in self._config.tasks]
+        return any(
+            isinstance(task, parameters.CommonWordsTask) or getattr(task, "key", "") == "words"
+            for task in tasks
+        )
 
     def material(self) -> dict[str, str]:
         """What the samples are made of: files by their SHA-256, packages by their version."""
         config = self._config
         names = ("essays", "squad", "hotpotqa", "english_words")
         found = {name: file_sha256(Path(file)) for name in names if (file := getattr(config, name))}
-        if "cwe" in config.tasks or any(
-            getattr(parameters.TASKS[name], "key", "") == "words" for name in config.tasks
-        ):
+        if self._needs_words:
             found["words"] = self.words.source
         return found
 
@@ -221,11 +222,8 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
 def _question(
     samples: RulerSamples, decides: Mapping[str, Any], length: int, task: str, index: int
 ) -> Question:
-    def make() -> Prompt:
-        sample = samples.sample(task, length, index)
-        return Prompt(sample.tokens, list(sample.references))
-
     kind = parameters.family(task)
     room = kind.tokens_to_generate
+    make = functools.partial(samples.sample, task, length, index)
     score = functools.partial(string_match, kind.metric)
     return Question(task, str(length), index, length - room, room, decides, make, score)

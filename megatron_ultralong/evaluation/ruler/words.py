@@ -109,11 +109,7 @@ class FrequentWordsBuilder:
     """
 
     def __init__(
-        self,
-        task: parameters.FrequentWordsTask,
-        seed: str,
-        length: int,
-        tokenizer: PromptTokenizer,
+        self, task: parameters.FrequentWordsTask, seed: str, length: int, tokenizer: PromptTokenizer
     ) -> None:
         self._seed = seed
         rng = random.Random(seed)
