@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +135,15 @@ def generate(config: GenerateConfig) -> list[str]:
     config.parallel.check_model(model)
     tokenizer = PromptTokenizer(folder / SOURCE_FOLDER)
     stop_ids = frozenset() if config.ignore_eos else tokenizer.stop_ids()
+    files = [read_named_text("--prompt-file", name) for name in config.prompt_file]
+    messages = [*config.prompt, *files]
     if config.chat:
         chat = ChatPrompt(folder / SOURCE_FOLDER)
-        prompts = [chat.encode(text, config.system) for text in _texts(config)]
+        prompts = [chat.encode(text, config.system) for text in messages]
         stop_ids |= frozenset() if config.ignore_eos else chat.end_ids()
     else:
         begin = tokenizer.begin_ids if config.add_bos else []
-        prompts = [[*begin, *tokenizer.encode(text).tolist()] for text in _texts(config)]
+        prompts = [[*begin, *tokenizer.encode(text).tolist()] for text in messages]
     check_prompts(prompts, config.max_new_tokens, model.vocab_size, folder.name)
     longest = max(map(len, prompts))
     if longest + config.max_new_tokens > metadata.trained_positions and is_main_rank():
@@ -180,12 +182,6 @@ def generate(config: GenerateConfig) -> list[str]:
                 _print((f"--- {number}\n" if len(texts) > 1 else "") + f"{text}\n")
             tell(f"{writer.speed}; keys and values {decoder.cache_bytes / 2**20:,.1f} MiB a rank")
     return texts
-
-
-def _texts(config: GenerateConfig) -> Iterator[str]:
-    yield from config.prompt
-    for name in config.prompt_file:
-        yield read_named_text("--prompt-file", name)
 
 
 def _print(text: str) -> None:

@@ -239,7 +239,7 @@ def ask(
         micro_batch_size: rows in a batch, at most.
         description: beside the progress.
         shape: of the model, for the cost; None: no estimate is made.
-        cost: what the evaluation may cost, where ``shape`` is given.
+        cost: what the evaluation may cost; None as well.
 
     Raises:
         InputError: the evaluation is estimated above ``cost.max_cost``, or a row has ids that the
@@ -248,10 +248,10 @@ def ask(
     pending = {sample.key: sample for sample in samples if journal.get(sample.key) is None}
     rows = [_Part(key, k, row) for key, one in pending.items() for k, row in enumerate(one.rows)]
     rows.sort(key=lambda part: 0 if part.row.max_new_tokens else part.row.num_tokens)
-    if shape is not None:
+    if shape and cost:
         sizes = [(part.row.num_tokens, part.row.max_new_tokens) for part in rows]
-        estimate = estimate_cost(shape, sizes, cost or CostConfig(), world_size())
-        check_cost(estimate, cost or CostConfig(), is_main=model.is_main)
+        estimate = estimate_cost(shape, sizes, cost, world_size())
+        check_cost(estimate, cost, is_main=model.is_main)
     judged: dict[str, dict[int, Any]] = {}
     with contextlib.ExitStack() as stack:
         advance: Callable[[float], None] = lambda amount: None  # noqa: E731

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,14 @@ from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTempla
 from megatron_ultralong.program.errors import InputError
 
 
-def read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """Records of a file, each of which has ``keys``.
 
     Raises:
         InputError: no such file, a line that is not JSON, or one without a key.
     """
     records = []
-    for record in read_records(path, tuple(keys), "jsonl"):
+    for record in read_records(path, keys, "jsonl"):
         if record.error:
             raise InputError(f"{record.place}: {record.error}")
         missing = [key for key in keys if key not in record.fields]
@@ -49,18 +49,17 @@ def read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
     return records
 
 
-def find_file(data: str, names: Iterable[str]) -> Path:
+def find_file(data: str, names: Sequence[str]) -> Path:
     """The first of ``names`` that is a file in the folder ``data``.
 
     Raises:
         InputError: none is.
     """
-    tried = list(names)
-    for name in tried:
+    for name in names:
         if (Path(data) / name).is_file():
             return Path(data) / name
     raise InputError(
-        f"--data {data} has no {' and no '.join(tried)}: give the folder with the files as "
+        f"--data {data} has no {' and no '.join(names)}: give the folder with the files as "
         "upstream publishes them, or leave the task out by --tasks"
     )
 

@@ -118,8 +118,8 @@ class HuggingFaceGenerator(_Llama):
         self, prompts: Prompts, max_new_tokens: int, stop_ids: frozenset[int]
     ) -> list[list[int]]:
         """What follows ``prompts`` of one length, with the stop id and padding after it."""
-        prompt_bs = torch.tensor([list(map(int, prompt)) for prompt in prompts])
-        prompt_bs = prompt_bs.to(self._device)
+        rows = [list(map(int, prompt)) for prompt in prompts]
+        prompt_bs = torch.tensor(rows, device=self._device)
         whole_bs = self._model.generate(
             prompt_bs,
             attention_mask=torch.ones_like(prompt_bs),

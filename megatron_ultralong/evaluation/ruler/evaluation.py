@@ -20,25 +20,8 @@ from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import check_num_samples
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
-from megatron_ultralong.evaluation.ruler import parameters
+from megatron_ultralong.evaluation.ruler import needles, parameters, question_answering, words
 from megatron_ultralong.evaluation.ruler.fitting import Builder, fit
-from megatron_ultralong.evaluation.ruler.needles import (
-    Essays,
-    NeedleBuilder,
-    WordLists,
-    load_word_lists,
-    read_essays,
-)
-from megatron_ultralong.evaluation.ruler.question_answering import (
-    Documents,
-    QuestionBuilder,
-    read_documents,
-)
-from megatron_ultralong.evaluation.ruler.words import (
-    CommonWordsBuilder,
-    FrequentWordsBuilder,
-    VariableBuilder,
-)
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, prompt_parts
 from megatron_ultralong.program.errors import InputError
 
@@ -59,7 +42,7 @@ class RulerSamples:
 
     def __init__(self, config: parameters.RulerConfig, tokenizer: PromptTokenizer) -> None:
         self._config, self._tokenizer = config, tokenizer
-        self._documents: dict[str, Documents] = {}
+        self._documents: dict[str, question_answering.Documents] = {}
 
     def sample(self, task: str, length: int, index: int) -> RulerSample:
         """Sample ``index`` of a task: prompt and answer together have at most ``length`` tokens.
@@ -87,32 +70,34 @@ class RulerSamples:
         task, config, tokenizer = parameters.TASKS[name], self._config, self._tokenizer
         seed = f"{config.seed}/{name}/{length}/{index}"
         if isinstance(task, parameters.NeedleTask):
-            words = self.words if task.key == "words" else None
+            lists = self.words if task.key == "words" else None
             essays = self.essays if task.haystack == "essay" else None
-            return NeedleBuilder(task, seed, tokenizer, words, essays)
+            return needles.NeedleBuilder(task, seed, tokenizer, lists, essays)
         if isinstance(task, parameters.VariableTask):
-            return VariableBuilder(task, seed, tokenizer)
+            return words.VariableBuilder(task, seed, tokenizer)
         if isinstance(task, parameters.CommonWordsTask):
-            return CommonWordsBuilder(task, seed, length, tokenizer, self.words)
+            return words.CommonWordsBuilder(task, seed, length, tokenizer, self.words)
         if isinstance(task, parameters.FrequentWordsTask):
-            return FrequentWordsBuilder(task, seed, length, tokenizer)
-        return QuestionBuilder(self.documents(task), index, seed)
+            return words.FrequentWordsBuilder(task, seed, length, tokenizer)
+        return question_answering.QuestionBuilder(self.documents(task), index, seed)
 
     @cached_property
-    def words(self) -> WordLists:
+    def words(self) -> needles.WordLists:
         """Words of keys and lists."""
-        return load_word_lists(self._config.word_lists, self._config.english_words)
+        return needles.load_word_lists(self._config.word_lists, self._config.english_words)
 
     @cached_property
-    def essays(self) -> Essays:
+    def essays(self) -> needles.Essays:
         """The essays."""
-        return Essays(read_essays(self._config.essays), self._tokenizer)
+        return needles.Essays(needles.read_essays(self._config.essays), self._tokenizer)
 
-    def documents(self, task: parameters.QuestionTask) -> Documents:
+    def documents(self, task: parameters.QuestionTask) -> question_answering.Documents:
         """A data set of questions."""
         if task.dataset not in self._documents:
             file = getattr(self._config, task.dataset)
-            self._documents[task.dataset] = read_documents(task, file, self._tokenizer)
+            self._documents[task.dataset] = question_answering.read_documents(
+                task, file, self._tokenizer
+            )
         return self._documents[task.dataset]
 
     def check(self) -> None:
