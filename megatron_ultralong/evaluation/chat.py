@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,8 @@ def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Res
 
 def _conversations(config: ChatConfig, vocab_size: int) -> list[Sample[interface.Scores]]:
     rows = ChatRows(Path(config.data_path) / config.split, vocab_size)
-    found: list[Sample[interface.Scores]] = []
-    for number in range(len(rows)):
-        for tokens, turns in rows.examples(number):
-            found.append(_sample(tokens, turns))
-            if len(found) == config.num_samples:
-                return found
+    examples = itertools.chain.from_iterable(map(rows.examples, range(len(rows))))
+    found = [_sample(*one) for one in itertools.islice(examples, config.num_samples or None)]
     what = f"conversations of {config.data_path} ({config.split})"
     check_num_samples(config.num_samples, len(found), what)
     return found

@@ -84,8 +84,7 @@ def measure_position_loss(
     seq_length, num_rows = _extent(config, rows)
     for scorer in scorers:
         check_length(scorer, seq_length, config.beyond_trained_positions)
-    contexts = [scorer.max_positions for scorer in scorers]
-    edges = bin_edges(seq_length, config.smallest_bin, contexts)
+    edges = bin_edges(seq_length, config.smallest_bin, [one.max_positions for one in scorers])
     # Equal manifests are of equal rows; rows from elsewhere have none.
     manifest = Path(config.data_path) / FILE_NAME
     material = {FILE_NAME: file_sha256(manifest)} if manifest.is_file() else {}

@@ -93,8 +93,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
             console.print(Text(remark, style="yellow"))
         for table in section.tables:
             console.print(_table(table))
-        if section.paper:
-            paper = section.paper
+        if paper := section.paper:
             console.print(_table(paper) if paper.rows else Text(f"{paper.title}. {paper.note}"))
         if differing := _differing(section.conditions):
             console.print(_table(differing))

@@ -48,10 +48,9 @@ class Grid:
     @property
     def places(self) -> list[tuple[int, float, int]]:
         """(length, depth, number) of every prompt, in the order in which they are asked."""
-        config = self.config
-        numbers = range(config.num_samples)
-        depths = sorted(float(depth) for depth in config.depths)
-        return list(itertools.product(sorted(config.lengths), depths, numbers))
+        numbers = range(self.config.num_samples)
+        depths = sorted(map(float, self.config.depths))
+        return list(itertools.product(sorted(self.config.lengths), depths, numbers))
 
     def prompt(self, length: int, depth: float, number: int) -> PasskeyPrompt:
         """Prompt ``number`` of a cell: the same in every grid that has this cell."""

@@ -153,12 +153,11 @@ def load_word_lists(folder: str = "", english_words: str = "") -> WordLists:
             )
         folder = str(Path(spec.submodule_search_locations[0]) / "assets")
         source = f"wonderwords {importlib.metadata.version('wonderwords')}"
-    lists = [_read_lines(Path(folder) / name) for name in _FILES]
+    nouns, adjectives, verbs = (_read_lines(Path(folder) / name) for name in _FILES)
     english: tuple[str, ...] = ()
     if english_words:
         english = _read_json(Path(english_words))
         source += f", {english_words}"
-    nouns, adjectives, verbs = lists
     return WordLists(nouns, adjectives, verbs, english, source)
 
 
