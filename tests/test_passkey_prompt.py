@@ -99,16 +99,16 @@ def test_keys_differ_between_samples_and_seeds():
 
 def test_every_answer_token_has_to_be_the_argmax():
     prompt = passkey_prompt(encode_characters, 400, 0.3, seed=1)
-    predicted = np.append(prompt.tokens[1:], 0)
-    assert prompt.is_retrieved(predicted)
+    correct = np.ones(399, dtype=bool)
+    assert prompt.hits(correct).shape == prompt.answer.shape
     for position in range(prompt.answer_start, 400):
-        wrong = predicted.copy()
-        wrong[position - 1] += 1
-        assert not prompt.is_retrieved(wrong)
-    elsewhere = predicted.copy()
-    elsewhere[: prompt.answer_start - 1] = 0
-    elsewhere[-1] = 7  # predicts a token after the answer
-    assert prompt.is_retrieved(elsewhere)
+        wrong = correct.copy()
+        wrong[position - 1] = False  # what predicts it
+        assert prompt.hits(wrong).tolist() == [
+            k != position for k in range(prompt.answer_start, 400)
+        ]
+    correct[: prompt.answer_start - 1] = False
+    assert prompt.hits(correct).all()
 
 
 def test_shortest_prompt_and_one_token_less():

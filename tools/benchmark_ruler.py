@@ -53,8 +53,7 @@ def measure(
     room = length - family(task).tokens_to_generate
     left = room - sample.tokens.size
     builder = samples.builder(task, length, 0)
-    longer = tokenizer.encode_parts(builder.parts(sample.num_units + 1)).size
-    unit = longer + len(tokenizer.begin_ids) - sample.tokens.size
+    unit = samples.prompt(builder, sample.num_units + 1).size - sample.tokens.size
     if left < 0 or left >= max(unit, 1):
         sys.exit(
             f"error: {task} at {length}: {sample.tokens.size} tokens in a room of {room}, "

@@ -57,7 +57,10 @@ def passkey_accuracy(
         batch = prompts[start : start + per_batch]
         ids = torch.as_tensor(np.stack([prompt.tokens for prompt in batch]), device=device)
         predicted = model(input_ids=ids, use_cache=False).logits.argmax(dim=-1).cpu().numpy()
-        retrieved += [p.is_retrieved(row) for p, row in zip(batch, predicted, strict=True)]
+        retrieved += [
+            bool(p.hits(row[:-1] == p.tokens[1:]).all())
+            for p, row in zip(batch, predicted, strict=True)
+        ]
     return np.asarray(retrieved).reshape(len(depths), num_samples).mean(axis=1).tolist()
 
 

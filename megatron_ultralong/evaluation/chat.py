@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.stored import ChatRows, Int64Array
 from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
-from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
+from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.models.opening import Subject
-from megatron_ultralong.evaluation.options import ChatConfig
+from megatron_ultralong.evaluation.options import ChatConfig, check_num_samples
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell, mean_cell
 from megatron_ultralong.program.errors import InputError
@@ -29,16 +30,7 @@ SHORTEST = 128
 """Tokens of the first column; each after it is twice as long."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Conversation:
-    key: str
-    tokens: Int64Array
-    """Shape [T]."""
-    turns: Int64Array
-    """Assistant's turns ``[start, stop)``, shape [num_turns, 2]."""
-
-
-def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
+def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Result:
     """Measure the share of assistant's turns that greedy decoding writes, by turn and length.
 
     Every turn is given the conversation before it as it was, its own earlier answers included.
@@ -63,8 +55,8 @@ def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
             f"({tokenizer.sha256[:12]}...): prepare them with {tokenizer.folder}"
         )
     asked = _conversations(config, scorer.vocab_size)
-    longest = max(one.tokens.size for one in asked)
-    check_length(
+    longest = max(sample.rows[0].num_tokens for sample in asked)
+    interface.check_length(
         scorer,
         longest,
         config.beyond_trained_positions,
@@ -75,7 +67,7 @@ def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
     benchmark = Benchmark(
         kind=KINDS["chat"],
         config=config,
-        samples=[_sample(one) for one in asked],
+        asked=asked,
         cells=_cells,
         decides={"chat_template": manifest.chat_template},
         metrics={_turn(number): METRIC for number in range(1, LAST_TURN + 1)},
@@ -89,40 +81,33 @@ def evaluate_chat(config: ChatConfig, subject: Subject[Scorer]) -> Result:
     return run_benchmark(benchmark, scoring(scorer), subject)
 
 
-def _conversations(config: ChatConfig, vocab_size: int) -> list[_Conversation]:
+def _conversations(config: ChatConfig, vocab_size: int) -> list[Sample[interface.Scores]]:
     rows = ChatRows(Path(config.data_path) / config.split, vocab_size)
-    found: list[_Conversation] = []
-    for number in range(len(rows)):
-        for tokens, turns in rows.examples(number):
-            key = sample_key(tokens=tokens, turns=turns)
-            found.append(_Conversation(key, tokens.astype(np.int64), turns))
-            if len(found) == config.num_samples:
-                return found
-    if len(found) < config.num_samples:
-        raise InputError(
-            f"num_samples ({config.num_samples}) is more than the {len(found)} conversations of "
-            f"{config.data_path} ({config.split}): ask for at most {len(found)}"
-        )
+    examples = itertools.chain.from_iterable(map(rows.examples, range(len(rows))))
+    found = [_sample(*one) for one in itertools.islice(examples, config.num_samples or None)]
+    what = f"conversations of {config.data_path} ({config.split})"
+    check_num_samples(config.num_samples, len(found), what)
     return found
 
 
-def _sample(one: _Conversation) -> Sample[Scores]:
-    """Losses of the turns, and how many of their tokens are the likeliest."""
+def _sample(tokens: npt.NDArray[np.integer], turns: Int64Array) -> Sample[interface.Scores]:
+    """Losses of the assistant's turns, and how many of their tokens are the likeliest.
 
-    def judge(prompt: Prompt, scores: Scores) -> dict[str, Any]:
-        turns = one.turns.tolist()
-        parts = [slice(start - 1, stop - 1) for start, stop in turns]
+    Args:
+        tokens: of the conversation, shape [T].
+        turns: where in it the assistant's stand, ``[start, stop)``, shape [num_turns, 2].
+    """
+
+    def judge(prompt: Prompt, scores: interface.Scores) -> dict[str, Any]:
+        parts = [slice(start - 1, stop - 1) for start, stop in turns.tolist()]
         losses = [float(scores.loss[part].sum(dtype=np.float64)) for part in parts]
-        if not np.isfinite(losses).all():
-            raise InputError(
-                f"a conversation of {one.tokens.size} tokens has losses {losses}: the "
-                "checkpoint's weights or its precision are broken; try --precision fp32"
-            )
+        interface.check_finite(losses, f"a conversation of {tokens.size} tokens")
         right = [int(scores.correct[part].sum()) for part in parts]
-        return {"turns": turns, "losses": losses, "right": right}
+        return {"turns": turns.tolist(), "losses": losses, "right": right}
 
-    row = Row(int(one.tokens.size), lambda: Prompt(one.tokens), judge, "the conversations")
-    return Sample(one.key, (row,))
+    prompt = Prompt(tokens.astype(np.int64))
+    row = Row(int(tokens.size), lambda: prompt, judge, "the conversations")
+    return Sample(sample_key(tokens=tokens, turns=turns), (row,))
 
 
 def _turn(number: int) -> str:

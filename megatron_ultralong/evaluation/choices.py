@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
-from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
+from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import ChoicesConfig, ChoiceStyle
 from megatron_ultralong.evaluation.results.file import file_sha256
@@ -59,18 +60,13 @@ def question_files(data: Sequence[str]) -> dict[str, Path]:
                 "their folder"
             )
         for file in found:
-            name = task_name(file)
+            name = re.sub(r"_(test|dev|val|train)$", "", file.stem)
             if name in files:
                 raise InputError(
                     f"--data names two files of task '{name}': {files[name]} and {file}; give one"
                 )
             files[name] = file
     return files
-
-
-def task_name(file: Path) -> str:
-    """A file's name without its ending and its split."""
-    return re.sub(r"_(test|dev|val|train)$", "", file.stem)
 
 
 def read_questions(file: Path) -> list[ChoiceQuestion]:
@@ -86,16 +82,14 @@ def read_questions(file: Path) -> list[ChoiceQuestion]:
     return questions
 
 
-def _jsonl(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    records: list[tuple[str, Mapping[str, Any]]] = []
+def _jsonl(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for record in read_records(file, KEYS, "jsonl"):
         if record.error:
             raise InputError(f"{record.place}: {record.error}: see docs/evaluation.md")
-        records.append((record.place, record.fields))
-    return records
+        yield record.place, record.fields
 
 
-def _csv(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
+def _csv(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         text = read_bounded(file, MAX_CSV_BYTES).decode("utf-8-sig")
         rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
@@ -104,23 +98,19 @@ def _csv(file: Path) -> list[tuple[str, Mapping[str, Any]]]:
     header: list[str] | None = None
     if rows and "question" in (names := [name.strip().lower() for name in rows[0]]):
         header, rows = names, rows[1:]
-    records: list[tuple[str, Mapping[str, Any]]] = []
     for number, row in enumerate(rows, 1):
         where = f"{file}, question {number}"
-        record: dict[str, Any] = {}
         if header is None:
             if len(row) < 4:
                 raise InputError(
                     f"{where} has {len(row)} columns: a question, at least two choices and the "
                     "letter of the right one are needed"
                 )
-            record = {"question": row[0], "choices": row[1:-1], "answer": row[-1]}
+            yield where, {"question": row[0], "choices": row[1:-1], "answer": row[-1]}
         else:
-            record |= zip(header, row, strict=False)
+            record = dict(zip(header, row, strict=False))
             letters = [name for name in header if len(name) == 1]
-            record["choices"] = [record.get(name, "") for name in letters]
-        records.append((where, record))
-    return records
+            yield where, {**record, "choices": [record.get(name, "") for name in letters]}
 
 
 def _question(record: Mapping[str, Any], where: str) -> ChoiceQuestion:
@@ -193,15 +183,13 @@ class _Asked:
     """A question of a task, and the texts whose likelihood is asked for."""
 
     task: str
-    index: int
-    question: ChoiceQuestion
-    context: str
+    answer: int
     endings: tuple[str, ...]
-    prompts: tuple[Prompt, ...]
-    """One for every ending; ``references`` is the position of its first token."""
+    sample: Sample[interface.Scores]
+    """One row for every ending."""
 
 
-def evaluate_choices(config: ChoicesConfig, subject: Subject[Scorer]) -> Result:
+def evaluate_choices(config: ChoicesConfig, subject: Subject[interface.Scorer]) -> Result:
     """Measure the share of questions whose likeliest choice is right.
 
     Every rank calls this; the main one prints and writes.
@@ -220,8 +208,8 @@ def evaluate_choices(config: ChoicesConfig, subject: Subject[Scorer]) -> Result:
         before = fewshot_text(task, _solved(config, task, material), config.choice_style)
         for index, question in enumerate(questions[: config.num_samples or None]):
             asked.append(_ask(config, tokenizer, task, index, question, before))
-    longest = max(prompt.tokens.size for one in asked for prompt in one.prompts)
-    check_length(
+    longest = max(row.num_tokens for one in asked for row in one.sample.rows)
+    interface.check_length(
         scorer,
         longest,
         config.beyond_trained_positions,
@@ -235,7 +223,7 @@ def evaluate_choices(config: ChoicesConfig, subject: Subject[Scorer]) -> Result:
     benchmark = Benchmark(
         kind=KINDS["choices"],
         config=config,
-        samples=[_sample(one) for one in asked],
+        asked=[one.sample for one in asked],
         cells=lambda entries: _cells(config, asked, entries),
         decides={
             "choice_style": config.choice_style,
@@ -265,7 +253,6 @@ def _solved(config: ChoicesConfig, task: str, material: dict[str, str]) -> list[
             f"{files[task]} has {len(questions)} questions, fewer than num_fewshot "
             f"({config.num_fewshot})"
         )
-    assert task_name(files[task]) == task
     material[f"few-shot {files[task].name}"] = file_sha256(files[task])
     return questions[: config.num_fewshot]
 
@@ -278,64 +265,50 @@ def _ask(
     question: ChoiceQuestion,
     before: str,
 ) -> _Asked:
-    """A question's prompts: what each has in common with the question alone is not scored."""
+    """The negative log-likelihood of every choice in nats; rows of like length go together.
+
+    What a prompt has in common with the question alone is not scored.
+    """
     context = before + question_text(question, config.choice_style)
     begin = np.asarray(tokenizer.begin_ids, np.int64)
     alone = begin.size + tokenizer.encode(context).size
-    endings = tuple(continuations(question, config.choice_style))
+    endings = continuations(question, config.choice_style)
     wholes = [np.concatenate([begin, tokenizer.encode(context + end)]) for end in endings]
-    prompts = tuple(Prompt(whole, min(max(alone, 1), whole.size - 1)) for whole in wholes)
-    return _Asked(task, index, question, context, endings, prompts)
-
-
-def _sample(one: _Asked) -> Sample[Scores]:
-    """The negative log-likelihood of every choice in nats; rows of like length go together."""
+    prompts = [Prompt(whole, min(max(alone, 1), whole.size - 1)) for whole in wholes]
 
     def note(losses: list[float]) -> dict[str, Any]:
-        if not np.isfinite(losses).all():
-            raise InputError(
-                f"{one.task}, question {one.index + 1} has losses {losses}: the checkpoint's "
-                "weights or its precision are broken; try --precision fp32"
-            )
-        answer = one.question.answer
-        return {"task": one.task, "index": one.index, "answer": answer, "losses": losses}
+        interface.check_finite(losses, f"{task}, question {index + 1}")
+        return {"task": task, "index": index, "answer": question.answer, "losses": losses}
 
     rows = tuple(
         Row(prompt.tokens.size, lambda prompt=prompt: prompt, _loss, "the questions")  # type: ignore[misc]
-        for prompt in one.prompts
+        for prompt in prompts
     )
-    endings = list(one.endings)
-    key = sample_key(task=one.task, index=one.index, context=one.context, endings=endings)
-    return Sample(key, rows, note)
+    key = sample_key(task=task, index=index, context=context, endings=endings)
+    return _Asked(task, question.answer, tuple(endings), Sample(key, rows, note))
 
 
-def _loss(prompt: Prompt, scores: Scores) -> float:
+def _loss(prompt: Prompt, scores: interface.Scores) -> float:
     return float(scores.loss[prompt.references - 1 :].sum(dtype=np.float64))
 
 
 def _cells(config: ChoicesConfig, asked: list[_Asked], entries: Entries) -> tuple[ScoreCell, ...]:
-    hits: dict[str, list[tuple[float, float]]] = {}
-    sizes: dict[str, list[int]] = {}
-    for one, entry in zip(asked, entries, strict=True):
-        right = _hits(one, entry)
-        hits.setdefault(one.task, []).append(right)
-        sizes.setdefault(one.task, []).append(int(one.prompts[0].tokens.size))
     columns = (ACCURACY,) if config.choice_style == "letters" else (ACCURACY, NORMALISED)
-    return tuple(
-        mean_cell(
-            task,
-            column,
-            [hit[k] for hit in of_task],
-            {"num_prompt_tokens": sum(sizes[task]) / len(sizes[task])},
-        )
-        for task, of_task in hits.items()
-        for k, column in enumerate(columns)
-    )
+    cells: list[ScoreCell] = []
+    pairs = zip(asked, entries, strict=True)
+    for task, group in itertools.groupby(pairs, lambda pair: pair[0].task):
+        of_task = list(group)
+        hits = [_hits(one, entry["losses"]) for one, entry in of_task]
+        sizes = [one.sample.rows[0].num_tokens for one, _ in of_task]
+        figures = {"num_prompt_tokens": sum(sizes) / len(sizes)}
+        cells += [
+            mean_cell(task, column, [hit[k] for hit in hits], figures)
+            for k, column in enumerate(columns)
+        ]
+    return tuple(cells)
 
 
-def _hits(one: _Asked, entry: Mapping[str, Any]) -> tuple[float, float]:
+def _hits(one: _Asked, losses: Sequence[float]) -> tuple[float, float]:
     """Whether the likeliest choice is right, and the likeliest for its length."""
-    losses = np.asarray(entry["losses"])
     lengths = np.asarray([max(len(end) - 1, 1) for end in one.endings])  # without the space
-    answer = one.question.answer
-    return float(losses.argmin() == answer), float((losses / lengths).argmin() == answer)
+    return float(np.argmin(losses) == one.answer), float(np.argmin(losses / lengths) == one.answer)

@@ -15,18 +15,9 @@ from megatron_ultralong.data.rows.manifest import FILE_NAME
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, ask, scoring
 from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
-from megatron_ultralong.evaluation.options import LossConfig
+from megatron_ultralong.evaluation.options import LossConfig, check_num_samples
+from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.evaluation.results.file import file_sha256, write_results
-from megatron_ultralong.evaluation.results.result import (
-    KINDS,
-    LOSS,
-    ModelRecord,
-    Result,
-    ScoreCell,
-    perplexity,
-    plain_values,
-    position_row,
-)
 from megatron_ultralong.evaluation.results.tables import loss_table
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
@@ -41,8 +32,8 @@ def evaluate_loss(
     config: LossConfig,
     scorers: Sequence[Scorer],
     separator_ids: Sequence[int] = (),
-    records: Sequence[ModelRecord] = (),
-) -> list[Result]:
+    records: Sequence[result.ModelRecord] = (),
+) -> list[result.Result]:
     """Measure the loss of ``scorers`` by position, print a table, write JSON and a picture.
 
     Every rank calls this; the main one prints and writes.
@@ -61,7 +52,7 @@ def evaluate_loss(
     results = measure_position_loss(config, scorers, separator_ids)
     if records:
         pairs = zip(results, records, strict=True)
-        results = [dataclasses.replace(result, model=record) for result, record in pairs]
+        results = [dataclasses.replace(one, model=record) for one, record in pairs]
     if scorers[0].is_main:
         Console().print(loss_table(results))
         if config.output:
@@ -75,7 +66,7 @@ def evaluate_loss(
 
 def measure_position_loss(
     config: LossConfig, scorers: Sequence[Scorer], separator_ids: Sequence[int] = ()
-) -> list[Result]:
+) -> list[result.Result]:
     """Loss by position of ``scorers`` on the first rows of a split.
 
     Raises:
@@ -93,8 +84,7 @@ def measure_position_loss(
     seq_length, num_rows = _extent(config, rows)
     for scorer in scorers:
         check_length(scorer, seq_length, config.beyond_trained_positions)
-    contexts = [scorer.max_positions for scorer in scorers]
-    edges = bin_edges(seq_length, config.smallest_bin, contexts)
+    edges = bin_edges(seq_length, config.smallest_bin, [one.max_positions for one in scorers])
     # Equal manifests are of equal rows; rows from elsewhere have none.
     manifest = Path(config.data_path) / FILE_NAME
     material = {FILE_NAME: file_sha256(manifest)} if manifest.is_file() else {}
@@ -103,9 +93,9 @@ def measure_position_loss(
         sums = _row_sums(config, scorer, rows, num_rows, edges, separator_ids)
         cells = (_cell(edges[k], edges[k + 1], *sums[:, :, k]) for k in range(len(edges) - 1))
         results.append(
-            Result(
-                kind=KINDS["position_loss"],
-                config=plain_values(config),
+            result.Result(
+                kind=result.KINDS["position_loss"],
+                config=result.plain_values(config),
                 checkpoint=scorer.name,
                 max_positions=scorer.max_positions,
                 cells=tuple(cells),
@@ -119,11 +109,7 @@ def measure_position_loss(
 def _extent(config: LossConfig, rows: PackedRows) -> tuple[int, int]:
     """Tokens of a row, and number of rows, to use."""
     where = f"{config.data_path} ({config.split})"
-    if config.num_samples > len(rows):
-        raise InputError(
-            f"num_samples ({config.num_samples}) is more than the {len(rows)} rows of {where}: "
-            f"ask for at most {len(rows)}, or prepare more text"
-        )
+    check_num_samples(config.num_samples, len(rows), f"rows of {where}", ", or prepare more text")
     seq_length = config.seq_length or rows.seq_length
     if not 2 <= seq_length <= rows.seq_length:
         raise InputError(
@@ -182,7 +168,7 @@ def _check_finite(scorer: Scorer, loss: npt.NDArray[np.float32], row: int) -> No
 
 def _cell(
     start: int, stop: int, count_r: FloatArray, loss_r: FloatArray, correct_r: FloatArray
-) -> ScoreCell:
+) -> result.ScoreCell:
     """The loss of a bin from every row's sums, shape [num_rows] each.
 
     The standard error is that of a ratio of sums over rows (Cochran, Sampling Techniques, 2.11),
@@ -191,12 +177,14 @@ def _cell(
     """
     count, num_rows = float(count_r.sum()), count_r.size
     if count == 0:
-        return ScoreCell(position_row(start, stop), LOSS, 0, None)
+        return result.ScoreCell(result.position_row(start, stop), result.LOSS, 0, None)
     mean = float(loss_r.sum()) / count
     error = None
     if num_rows > 1:
         residual = float(((loss_r - mean * count_r) ** 2).sum())
         error = (num_rows / (num_rows - 1) * residual) ** 0.5 / count
-    figures = {"accuracy": float(correct_r.sum()) / count, "perplexity": perplexity(mean)}
+    figures = {"accuracy": float(correct_r.sum()) / count, "perplexity": result.perplexity(mean)}
     figures = {name: value for name, value in figures.items() if math.isfinite(value)}
-    return ScoreCell(position_row(start, stop), LOSS, int(count), mean, error, figures)
+    return result.ScoreCell(
+        result.position_row(start, stop), result.LOSS, int(count), mean, error, figures
+    )

@@ -24,10 +24,6 @@ class CostConfig:
     """TFLOP/s of one GPU that the estimate assumes; 0: 40 % of the device's dense bf16 peak, and
     0.03 on a CPU."""
 
-    def check(self) -> None:
-        """Raise InputError where a number is out of its range."""
-        check_ranges(self)
-
 
 @dataclasses.dataclass(frozen=True)
 class ModelsConfig:
@@ -134,6 +130,15 @@ def check_different(what: str, **flags: Sequence[Any]) -> None:
     for name, values in flags.items():
         if not values or len(set(values)) != len(values):
             raise InputError(f"{name} must be different {what}, not {list(values)}")
+
+
+def check_num_samples(num_samples: int, available: int, what: str, other_way: str = "") -> None:
+    """Raise InputError where more samples are asked for than there are; ``what`` names these."""
+    if num_samples > available:
+        raise InputError(
+            f"num_samples ({num_samples}) is more than the {available} {what}: ask for at most "
+            f"{available}{other_way}"
+        )
 
 
 def check_tasks(tasks: Sequence[str], known: Collection[str]) -> None:

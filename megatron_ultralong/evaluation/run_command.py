@@ -9,16 +9,14 @@ from typing import Any
 from megatron_ultralong.data.rows.manifest import load_manifest
 from megatron_ultralong.evaluation.chat import evaluate_chat
 from megatron_ultralong.evaluation.choices import evaluate_choices
-from megatron_ultralong.evaluation.local.local_benchmarks import (
-    evaluate_infinitebench,
-    evaluate_lv_eval,
-)
+from megatron_ultralong.evaluation.local import local_benchmarks
 from megatron_ultralong.evaluation.loss import evaluate_loss
 from megatron_ultralong.evaluation.models import opening
 from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, needle_grid, passkey_grid
 from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import check_ranges
 
 
 def run_loss(command: Any) -> None:
@@ -47,7 +45,7 @@ def _evaluate(
     """
     config, models = getattr(command, name), command.models
     config.check()
-    command.cost.check()
+    check_ranges(command.cost)
     if len(models.load) != 1:
         verb = f"evaluate {name.replace('_', '-')}"
         raise InputError(f"{verb} takes one --load, not {len(models.load)}")
@@ -73,7 +71,9 @@ def _evaluate_retrieval(name: str, make_grid: Callable[..., Any], command: Any) 
 run_passkey = functools.partial(_evaluate_retrieval, "passkey", passkey_grid)
 run_needle = functools.partial(_evaluate_retrieval, "needle", needle_grid)
 run_ruler = functools.partial(_evaluate, "ruler", evaluate_ruler)
-run_lv_eval = functools.partial(_evaluate, "lv_eval", evaluate_lv_eval)
-run_infinitebench = functools.partial(_evaluate, "infinitebench", evaluate_infinitebench)
+run_lv_eval = functools.partial(_evaluate, "lv_eval", local_benchmarks.evaluate_lv_eval)
+run_infinitebench = functools.partial(
+    _evaluate, "infinitebench", local_benchmarks.evaluate_infinitebench
+)
 run_choices = functools.partial(_evaluate, "choices", evaluate_choices, is_scored=True)
 run_chat = functools.partial(_evaluate, "chat", evaluate_chat, is_scored=True)

@@ -10,11 +10,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.model_state import load_model
 from megatron_ultralong.config.generate import DecodingConfig, SamplingConfig
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.decoding import Decoder, Tokens
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import unit_hash
@@ -60,6 +64,21 @@ def distribution(logits_BV: Tensor, config: SamplingConfig) -> tuple[Tensor, Ten
         probabilities_BV = probabilities_BV.masked_fill(before_BV >= config.top_p, 0.0)
         probabilities_BV = probabilities_BV / probabilities_BV.sum(dim=-1, keepdim=True)
     return probabilities_BV, ids_BV
+
+
+def open_decoder(
+    checkpoint: MegatronCheckpoint, parallel: ParallelConfig, groups: Any, dtype: torch.dtype
+) -> Decoder:
+    """The checkpoint's weights in ``parallel``; every rank calls it inside ``parallel_groups``.
+
+    ``sequence_parallel`` is left out: it splits the tokens of a pass over tensor-parallel ranks,
+    and a step of decoding has one. The weights are the same with and without.
+
+    Raises:
+        InputError: the checkpoint is damaged, or cannot be split this way.
+    """
+    parallel = dataclasses.replace(parallel, sequence_parallel=False)
+    return Decoder(load_model(checkpoint, parallel, groups, dtype=dtype), groups)
 
 
 OnToken = Callable[[int, int], None]

@@ -4,23 +4,116 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
+from megatron_ultralong.checkpoint.convert.small_files import check_tokenizer_names
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.generate import GenerateConfig
-from megatron_ultralong.data.read.record import read_text
-from megatron_ultralong.generation.checkpoint import open_decoder
-from megatron_ultralong.generation.continuation import Continuation, TextStream
+from megatron_ultralong.data.read.bounded import read_named_text
+from megatron_ultralong.data.rows.indexed import unknown_id, why_unknown
+from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
+from megatron_ultralong.data.tokenize.tokenising import check_file_sizes
+from megatron_ultralong.generation.continuation import Continuation, TextStream, open_decoder
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.generation.prompts import ChatPrompt, check_prompts
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, harmless
 from megatron_ultralong.program.progress import progress
 from megatron_ultralong.program.ranks import is_main_rank
+
+
+def check_prompts(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, vocab_size: int, name: str
+) -> None:
+    """Check what checkpoint ``name`` is given to continue.
+
+    Raises:
+        InputError: an empty prompt, an id that the model does not know, or ``max_new_tokens``
+            below one.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise InputError(
+                f"prompt {number} has no tokens: a model continues at least one; begin it with the "
+                "token that begins a text"
+            )
+        unknown = unknown_id(np.asarray(prompt), vocab_size)
+        if unknown is not None:
+            why = why_unknown(unknown[1], vocab_size, f"checkpoint '{name}'")
+            raise InputError(
+                f"prompt {number} has at position {unknown[0]} {why}: the tokenizer does not fit "
+                "the model; use the one that the checkpoint was imported with"
+            )
+
+
+_ANSWER = "ultralong"
+"""Stands for the assistant's answer where the template is asked what follows one."""
+
+
+class ChatPrompt:
+    """Renders messages as transformers does, from the template in ``folder``.
+
+    Raises:
+        InputError: transformers is not installed, or the folder has no chat template, or one that
+            cannot be rendered.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise InputError(
+                "--chat renders the tokenizer's template with transformers, which is not "
+                "installed: pip install -e '.[hf]' in the folder of this project, or give a prompt "
+                "without --chat"
+            ) from error
+        check_tokenizer_names(folder)
+        check_file_sizes(folder)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+        if not self._tokenizer.chat_template:
+            raise InputError(
+                f"{folder} has no chat template: the checkpoint was imported from a base model; "
+                "import an instruction-tuned one, or give a prompt without --chat"
+            )
+        self._template = TemplateProcess(self._tokenizer.get_chat_template(), str(folder))
+
+    def encode(self, message: str, system: str = "") -> list[int]:
+        """Ids up to where the assistant's answer begins."""
+        return self._ids(self._render(message, system, is_answered=False))
+
+    def end_ids(self) -> frozenset[int]:
+        """The special token that the template puts behind an answer: ``<|eot_id|>``; or nothing."""
+        whole = self._render("?", "", is_answered=True)
+        ids = self._ids(whole[whole.rindex(_ANSWER) + len(_ANSWER) :])
+        added = self._tokenizer.added_tokens_decoder
+        return frozenset(token for token in ids[:1] if token in added and added[token].special)
+
+    def _render(self, message: str, system: str, *, is_answered: bool) -> str:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": message})
+        if is_answered:
+            messages.append({"role": "assistant", "content": _ANSWER})
+        return self._template.render(
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=not is_answered,
+            **self._tokenizer.special_tokens_map,
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
+
 
 LONG_PROMPT = 16384
 """Tokens from which on reading shows its progress."""
@@ -42,36 +135,39 @@ def generate(config: GenerateConfig) -> list[str]:
     config.parallel.check_model(model)
     tokenizer = PromptTokenizer(folder / SOURCE_FOLDER)
     stop_ids = frozenset() if config.ignore_eos else tokenizer.stop_ids()
+    files = [read_named_text("--prompt-file", name) for name in config.prompt_file]
+    messages = [*config.prompt, *files]
     if config.chat:
         chat = ChatPrompt(folder / SOURCE_FOLDER)
-        prompts = [chat.encode(text, config.system) for text in _texts(config)]
+        prompts = [chat.encode(text, config.system) for text in messages]
         stop_ids |= frozenset() if config.ignore_eos else chat.end_ids()
     else:
         begin = tokenizer.begin_ids if config.add_bos else []
-        prompts = [[*begin, *tokenizer.encode(text).tolist()] for text in _texts(config)]
+        prompts = [[*begin, *tokenizer.encode(text).tolist()] for text in messages]
     check_prompts(prompts, config.max_new_tokens, model.vocab_size, folder.name)
     longest = max(map(len, prompts))
     if longest + config.max_new_tokens > metadata.trained_positions and is_main_rank():
-        _tell(
+        tell(
             f"warning: a prompt of {longest} tokens with {config.max_new_tokens} new ones is "
             f"beyond the {metadata.trained_positions} positions that {folder.name} was trained "
             "for: expect the text to degrade from there on"
         )
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     with parallel_groups(config.parallel, seed=0) as groups:
-        decoder = open_decoder(
-            *(folder, config.parallel, groups),
-            dtype=dtype,
-            verify_checksums=config.verify_checksums,
-        )
+        checkpoint = MegatronCheckpoint(folder, verify_checksums=config.verify_checksums)
+        decoder = open_decoder(checkpoint, config.parallel, groups, dtype)
         writer = Continuation(decoder, config.sampling, config.decoding)
-        with _reading(sum(map(len, prompts))) as (advance, stop_bar):
+        num_tokens = sum(map(len, prompts))
+        with contextlib.ExitStack() as bar:
+            advance: Callable[[float], None] = lambda amount: None  # noqa: E731
+            if num_tokens >= LONG_PROMPT and is_main_rank():
+                advance = bar.enter_context(progress("Reading", num_tokens, "tokens")).advance
             streams = len(prompts) == 1 and is_main_rank() and sys.stdout.isatty()
             stream = TextStream(tokenizer.decode, _print)
 
             def on_token(prompt: int, token: int) -> None:
                 if streams:
-                    stop_bar()
+                    bar.close()
                     stream.add(token)
 
             written = writer.generate(
@@ -82,47 +178,13 @@ def generate(config: GenerateConfig) -> list[str]:
             if streams:
                 stream.finish()
                 _print("\n")
-            else:
-                _print_all(texts)
-            _tell(f"{writer.speed}; keys and values {decoder.cache_bytes / 2**20:,.1f} MiB a rank")
+            for number, text in enumerate(() if streams else texts):
+                _print((f"--- {number}\n" if len(texts) > 1 else "") + f"{text}\n")
+            tell(f"{writer.speed}; keys and values {decoder.cache_bytes / 2**20:,.1f} MiB a rank")
     return texts
-
-
-def _texts(config: GenerateConfig) -> Iterator[str]:
-    yield from config.prompt
-    for name in config.prompt_file:
-        try:
-            yield read_text(Path(name))
-        except ValueError as error:
-            raise InputError(
-                f"--prompt-file {name} cannot be read ({error}): name a text file in UTF-8"
-            ) from error
-
-
-@contextlib.contextmanager
-def _reading(num_tokens: int) -> Iterator[tuple[Callable[[float], None], Callable[[], None]]]:
-    """What counts the tokens read, on the main rank in a bar if there are many; what stops it."""
-    if num_tokens < LONG_PROMPT or not is_main_rank():
-        yield lambda amount: None, lambda: None
-        return
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(progress("Reading", num_tokens, "tokens"))
-        yield bar.advance, stack.close
-
-
-def _print_all(texts: Sequence[str]) -> None:
-    """The texts; several under their numbers."""
-    for number, text in enumerate(texts):
-        if len(texts) > 1:
-            _print(f"--- {number}\n")
-        _print(text + "\n")
 
 
 def _print(text: str) -> None:
     # A terminal obeys what a model writes; a file gets it as it is.
     sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
-
-
-def _tell(message: str) -> None:
-    tell(message)

@@ -28,32 +28,24 @@ Parts = Sequence["str | Special"]
 """A prompt: text, and special tokens between it."""
 
 
-def prompt_parts(template: PromptTemplate, text: str, answer_prefix: str) -> Parts:
-    """A task's text and the beginning of its answer, in the form that a model was trained on.
+Turn = tuple[str, str]
+"""A task's text, and its answer or the beginning of it."""
 
-    ``chat`` is upstream's ``meta-llama3``: one user turn, and the assistant's turn begun.
+
+def prompt_parts(template: PromptTemplate, *turns: Turn) -> Parts:
+    """A task, after solved ones, in the form that a model was trained on.
+
+    ``chat`` is upstream's ``meta-llama3``: a text is a user turn, an answer the assistant's turn
+    begun.
     """
     if template == "base":
-        return [text, answer_prefix]
-    return [
-        Special("<|begin_of_text|>"),
-        *chat_turn(text),
-        Special("<|start_header_id|>"),
-        "assistant",
-        Special("<|end_header_id|>"),
-        "\n\n" + answer_prefix,
-    ]
-
-
-def chat_turn(text: str) -> Parts:
-    """A user turn of Llama 3."""
-    return [
-        Special("<|start_header_id|>"),
-        "user",
-        Special("<|end_header_id|>"),
-        "\n\n" + text,
-        Special("<|eot_id|>"),
-    ]
+        return [part for turn in turns for part in turn]
+    start, end = Special("<|start_header_id|>"), Special("<|end_header_id|>")
+    parts: list[str | Special] = [Special("<|begin_of_text|>")]
+    for text, answer in turns:
+        parts += [start, "user", end, "\n\n" + text, Special("<|eot_id|>")]
+        parts += [start, "assistant", end, "\n\n" + answer]
+    return parts
 
 
 IdArray = npt.NDArray[np.int64]
@@ -146,11 +138,10 @@ class PromptTokenizer:
         return self._special_ids[text]
 
     def _begin_ids(self) -> list[int]:
-        if self._tokenizer.file.suffix == ".json":
-            tokenizer = Tokenizer.from_file(str(self._tokenizer.file))
-            ids = [int(i) for i in tokenizer.encode("", add_special_tokens=True).ids]
-            ends = {self._special_ids[text] for text in _BEGINNINGS if text in self._special_ids}
-            # What stands after a text (an EOS) has no place in a prompt that is to be continued.
-            return ids[:1] if len(ids) == 1 or (ids and ids[0] in ends) else []
-        found = [self._special_ids[text] for text in _BEGINNINGS if text in self._special_ids]
-        return found[:1]
+        known = [self._special_ids[text] for text in _BEGINNINGS if text in self._special_ids]
+        if self._tokenizer.file.suffix != ".json":
+            return known[:1]
+        tokenizer = Tokenizer.from_file(str(self._tokenizer.file))
+        ids = [int(i) for i in tokenizer.encode("", add_special_tokens=True).ids]
+        # What stands after a text (an EOS) has no place in a prompt that is to be continued.
+        return ids[:1] if len(ids) == 1 or (ids and ids[0] in known) else []

@@ -41,8 +41,8 @@ def record(name: str, num_parameters: int = LLAMA_8B, folder: str = "") -> Model
 def subject_of(model: Any, folder: Path | None = None, **limits: float) -> Subject:
     """A model in Hugging Face's format as benchmarks take it; of ``folder`` if results say so."""
     if folder is None:  # its figures are all that matters
-        identity = {"engine": "transformers", "precision": "fp32", "weights": ""}
-        facts = ModelFacts(model.name, Path(), MODELS["llama3.1-8b"], identity, model.max_positions)
+        shape = MODELS["llama3.1-8b"]
+        facts = ModelFacts(model.name, shape, model.max_positions, record(model.name))
     else:
         facts = model_facts(str(folder), "fp32")
     return Subject(model, facts, None, CostConfig(estimated_tflops=0.01, **limits))

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
-from megatron_ultralong.evaluation.asking.cost import check_cost, estimate_cost
+from megatron_ultralong.evaluation.asking.samples import check_cost, estimate_cost
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError

@@ -19,8 +19,7 @@ from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.generate import DecodingConfig, GenerateConfig, SamplingConfig
 from megatron_ultralong.generation.continuation import TextStream
-from megatron_ultralong.generation.generate import generate
-from megatron_ultralong.generation.prompts import ChatPrompt
+from megatron_ultralong.generation.generate import ChatPrompt, generate
 from megatron_ultralong.program.errors import InputError
 from tests.models import TEXT, write_llama, write_tokenizer
 

@@ -309,6 +309,6 @@ def test_a_report_is_not_written_over(report, tmp_path):
 
 def test_nothing_is_left_behind_by_a_report_that_fails(report, tmp_path):
     broken = dataclasses.replace(report, settings={"lr": object()})
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="Unable to serialize"):
         write_report(broken, tmp_path / "report")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

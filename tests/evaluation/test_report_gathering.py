@@ -50,7 +50,7 @@ def test_results_are_found_whatever_their_names_and_in_order(tmp_path):
     saved(passkey_result("a", 8192, GRID), tmp_path / "a.json")
     saved(loss_results(), tmp_path / "z" / "loss.json")
     found = gather([tmp_path / "a.json", tmp_path, tmp_path / "z"])  # nothing is taken twice
-    assert [(one.kind, one.label) for one in found.measurements] == [
+    assert [(one.result.kind.name, one.label) for one in found.measurements] == [
         ("position_loss", "before"),
         ("position_loss", "after"),
         ("passkey", "b"),

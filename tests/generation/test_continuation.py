@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from transformers import GenerationConfig, LlamaForCausalLM
 
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.model_state import load_model
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.config.generate import DecodingConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.models.hugging_face import before_stop
-from megatron_ultralong.generation.checkpoint import open_decoder
-from megatron_ultralong.generation.continuation import Continuation, make_batches
+from megatron_ultralong.generation.continuation import Continuation, make_batches, open_decoder
+from megatron_ultralong.mcore.decoding import Decoder
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
@@ -123,16 +126,19 @@ def decode_all(folder: Path, cases: list[tuple[str, ParallelConfig]]) -> list[An
     results: list[Any] = []
     for name, parallel in cases:
         with parallel_groups(parallel, seed=0) as groups:
-            decoder = open_decoder(folder / name, parallel, groups, dtype=torch.float32)
+            checkpoint = MegatronCheckpoint(folder / name)
+            decoder = open_decoder(checkpoint, parallel, groups, torch.float32)
             prompts, chunk = PROMPTS[name], CHUNK[name]
             short = Continuation(decoder, config=DecodingConfig(96))
             long = Continuation(decoder, config=DecodingConfig(chunk))
             written = short.generate(prompts[:-1], NUM_TOKENS[name])
             written += long.generate(prompts[-1:], NUM_TOKENS[name])
             logits = {}
-            decoder = open_decoder(
-                folder / name, parallel, groups, dtype=torch.float32, angle_precision="float32"
+            parallel = dataclasses.replace(parallel, sequence_parallel=False)
+            model = load_model(
+                *(checkpoint, parallel, groups), dtype=torch.float32, angle_precision="float32"
             )
+            decoder = Decoder(model, groups)
             for k, tokens in ((2, 96), (5, chunk)):
                 decoder.start([(len(prompts[k]), 7)])
                 made = [decoder.read(0, prompts[k], tokens)]
@@ -163,7 +169,9 @@ def test_rows_that_end_leave_the_others_alone(folder: Path, expected: dict[str, 
     # Ids at which rows end at different steps, one of them at its first token.
     stops = frozenset({written[0][0], written[2][7], written[3][12]})
     with parallel_groups(ParallelConfig(), seed=0) as groups:
-        decoder = open_decoder(folder / "yarn", ParallelConfig(), groups, dtype=torch.float32)
+        decoder = open_decoder(
+            MegatronCheckpoint(folder / "yarn"), ParallelConfig(), groups, torch.float32
+        )
         told: list[list[int]] = [[] for _ in written]
         found = Continuation(decoder, config=DecodingConfig(64, 4)).generate(
             PROMPTS["yarn"][:5],

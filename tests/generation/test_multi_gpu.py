@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.generate import DecodingConfig
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.generation.checkpoint import open_decoder
-from megatron_ultralong.generation.continuation import Continuation
+from megatron_ultralong.generation.continuation import Continuation, open_decoder
 from megatron_ultralong.mcore.parallel import parallel_groups
 from tests.generation.test_continuation import (
     CHUNK,
@@ -63,7 +63,8 @@ def write(folder: Path, layouts: list[ParallelConfig]) -> list[list[list[int]]]:
     results = []
     for parallel in layouts:
         with parallel_groups(parallel, seed=0) as groups:
-            decoder = open_decoder(folder / "llama3", parallel, groups, dtype=torch.bfloat16)
+            checkpoint = MegatronCheckpoint(folder / "llama3")
+            decoder = open_decoder(checkpoint, parallel, groups, torch.bfloat16)
             results.append(
                 Continuation(decoder, config=DecodingConfig(CHUNK["llama3"])).generate(
                     PROMPTS["llama3"], NUM_TOKENS

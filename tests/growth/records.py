@@ -13,7 +13,8 @@ from megatron_ultralong.data.read.arrow_values import python_rows
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
 from megatron_ultralong.data.tokenize.chat_encoder import with_marks
 from megatron_ultralong.data.tokenize.chat_template import DATE, TEMPLATES
-from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, Scores, ask
+from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, ask
+from megatron_ultralong.evaluation.models.interface import Scores
 from megatron_ultralong.evaluation.results.file import read_result, write_results
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell
 from megatron_ultralong.evaluation.results.tables import score_table

@@ -6,25 +6,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic
 
-from megatron_ultralong.evaluation.asking.samples import (
-    Prompt,
-    Put,
-    Reply,
-    Row,
-    Sample,
-    ask,
-    writing,
-)
+from megatron_ultralong.evaluation.asking import samples
 from megatron_ultralong.evaluation.models.interface import Generator, Model, check_length
 from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.evaluation.results.file import write_results
-from megatron_ultralong.evaluation.results.result import (
-    Kind,
-    Result,
-    ScoreCell,
-    mean_cell,
-    plain_values,
-)
 from megatron_ultralong.evaluation.results.tables import score_table
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.journal import Journal, open_journal, sample_key
@@ -35,14 +21,14 @@ Entries = Sequence[Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark(Generic[Reply]):
+class Benchmark(Generic[samples.Reply]):
     """What is asked, and what is made of the replies."""
 
-    kind: Kind
+    kind: result.Kind
     config: Any
     """The verb's configuration, with ``output`` and ``micro_batch_size``."""
-    samples: Sequence[Sample[Reply]]
-    cells: Callable[[Entries], tuple[ScoreCell, ...]]
+    asked: Sequence[samples.Sample[samples.Reply]]
+    cells: Callable[[Entries], tuple[result.ScoreCell, ...]]
     decides: Mapping[str, Any]
     """JSON of what decides each figure beside the model, and may not differ when going on."""
     metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -52,7 +38,9 @@ class Benchmark(Generic[Reply]):
     """Beside the progress; empty: the benchmark's title."""
 
 
-def run_benchmark(benchmark: Benchmark[Reply], put: Put[Reply], subject: Subject[Model]) -> Result:
+def run_benchmark(
+    benchmark: Benchmark[samples.Reply], put: samples.Put[samples.Reply], subject: Subject[Model]
+) -> result.Result:
     """Ask all samples, print a table and write ``KIND.json``, ``KIND.png`` and every answer.
 
     Every rank calls it; the main one prints and writes.
@@ -64,8 +52,8 @@ def run_benchmark(benchmark: Benchmark[Reply], put: Put[Reply], subject: Subject
     identity = {**facts.identity, **benchmark.decides}
     output = benchmark.config.output
     with open_journal(output, kind.name, identity, is_main=model.is_main) as journal:
-        entries = ask(
-            benchmark.samples,
+        entries = samples.ask(
+            benchmark.asked,
             put,
             model,
             journal,
@@ -74,9 +62,9 @@ def run_benchmark(benchmark: Benchmark[Reply], put: Put[Reply], subject: Subject
             shape=facts.model,
             cost=subject.cost,
         )
-        result = Result(
+        measured = result.Result(
             kind=kind,
-            config=plain_values(benchmark.config),
+            config=result.plain_values(benchmark.config),
             checkpoint=model.name,
             max_positions=facts.max_positions,
             cells=benchmark.cells(entries),
@@ -86,22 +74,22 @@ def run_benchmark(benchmark: Benchmark[Reply], put: Put[Reply], subject: Subject
             model=facts.record,
         )
         if model.is_main:
-            _show(result, journal)
-    return result
+            _show(measured, journal)
+    return measured
 
 
-def _show(result: Result, journal: Journal) -> None:
+def _show(measured: result.Result, journal: Journal) -> None:
     """Print the table, and write the files where there is a folder for them."""
     from megatron_ultralong.evaluation.results import pictures
 
-    Console().print(score_table(result))
+    Console().print(score_table(measured))
     if journal.folder is not None:
-        picture = journal.folder / f"{result.kind.name}.png"
-        if result.kind.rows == "depths":
-            pictures.retrieval_picture([result], picture)
+        picture = journal.folder / f"{measured.kind.name}.png"
+        if measured.kind.rows == "depths":
+            pictures.retrieval_picture([measured], picture)
         else:
-            pictures.task_picture(result, picture)
-        write_results(journal.folder / f"{result.kind.name}.json", [result])
+            pictures.task_picture(measured, picture)
+        write_results(journal.folder / f"{measured.kind.name}.json", [measured])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +105,7 @@ class Question:
     max_new_tokens: int
     decides: Mapping[str, Any]
     """JSON of all that the prompt and its score depend on, beside the model."""
-    make: Callable[[], Prompt]
+    make: Callable[[], samples.Prompt]
     score: Callable[[str, Any], float]
     """Of what was written and the references: 0 to 1."""
 
@@ -126,13 +114,13 @@ def evaluate_questions(
     questions: Sequence[Question],
     subject: Subject[Generator],
     *,
-    kind: Kind,
+    kind: result.Kind,
     config: Any,
     lengths: Mapping[int, str],
     metrics: Mapping[str, str],
     notes: Sequence[str] = (),
     material: Mapping[str, str] | None = None,
-) -> Result:
+) -> result.Result:
     """Ask all questions, print a table and write ``KIND.json``, ``KIND.png`` and every answer.
 
     Args:
@@ -158,20 +146,20 @@ def evaluate_questions(
     benchmark = Benchmark(
         kind=kind,
         config=config,
-        samples=[_sample(question, tokenizer, sorted(stop_ids)) for question in questions],
+        asked=[_sample(question, tokenizer, sorted(stop_ids)) for question in questions],
         cells=_cells,
         decides={**_decisive(config), "material": dict(material or {})},
         metrics=metrics,
         notes=lambda entries: notes,
         material=material or {},
     )
-    return run_benchmark(benchmark, writing(subject.model, stop_ids), subject)
+    return run_benchmark(benchmark, samples.writing(subject.model, stop_ids), subject)
 
 
 def _sample(
     question: Question, tokenizer: PromptTokenizer, stop_ids: list[int]
-) -> Sample[list[int]]:
-    def judge(prompt: Prompt, ids: list[int]) -> dict[str, Any]:
+) -> samples.Sample[list[int]]:
+    def judge(prompt: samples.Prompt, ids: list[int]) -> dict[str, Any]:
         prediction = tokenizer.decode(ids)
         return {
             "task": question.task,
@@ -193,23 +181,23 @@ def _sample(
         stop_ids=stop_ids,
         decides=dict(question.decides),
     )
-    row = Row(
+    row = samples.Row(
         num_tokens=question.num_tokens,
         make=lambda: dataclasses.replace(question.make(), max_new_tokens=room),
         judge=judge,
         source=f"the prompt of {question.task}",
         max_new_tokens=room,
     )
-    return Sample(key, (row,))
+    return samples.Sample(key, (row,))
 
 
-def _cells(entries: Entries) -> tuple[ScoreCell, ...]:
+def _cells(entries: Entries) -> tuple[result.ScoreCell, ...]:
     """Means of answers by task and column."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in entries:
         groups.setdefault((entry["task"], entry["column"]), []).append(entry)
     return tuple(
-        mean_cell(
+        result.mean_cell(
             *place,
             [entry["score"] for entry in group],
             {

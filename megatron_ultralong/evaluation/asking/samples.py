@@ -10,25 +10,134 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import torch
 
-from megatron_ultralong.evaluation.asking.cost import check_cost, estimate_cost
-from megatron_ultralong.evaluation.models.interface import (
-    Generator,
-    Model,
-    Scorer,
-    Scores,
-    check_ids,
-)
+from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.generation.prompt_tokenizer import IdArray
+from megatron_ultralong.model.flops import attention_area, forward_flops, peak_tflops
 from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.ending import tell
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.progress import progress
 from megatron_ultralong.program.ranks import world_size
+
+
+@dataclasses.dataclass(frozen=True)
+class CostEstimate:
+    """The work of an evaluation."""
+
+    num_samples: int
+    num_tokens: int
+    """Tokens that pass through the model: prompts and what is generated."""
+    flops: float
+    tflops: float
+    """Assumed speed of one rank in TFLOP/s."""
+    num_ranks: int
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of one GPU."""
+        return self.flops / (self.tflops * 1e12) / 3600
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds on all ranks together."""
+        return self.gpu_hours * 3600 / self.num_ranks
+
+    def __str__(self) -> str:
+        """One line, as it stands above an evaluation."""
+        return (
+            f"{self.num_samples:,} samples, {self.num_tokens:,} tokens, {self.flops:.3g} FLOP: "
+            f"{_hours(self.gpu_hours)} GPU-hours at {self.tflops:g} TFLOP/s a GPU, "
+            f"{_duration(self.wall_seconds)} on {self.num_ranks}"
+        )
+
+
+def estimate_cost(
+    model: ModelConfig, samples: Iterable[tuple[int, int]], config: CostConfig, num_ranks: int = 1
+) -> CostEstimate:
+    """Cost of one forward pass over every prompt, and one for every token generated after it.
+
+    The output layer counts for generated tokens alone where there are any, else for all tokens.
+
+    Args:
+        model: shape of the model.
+        samples: tokens of the prompt and tokens to generate, of every sample still to be done.
+        config: the speed to assume.
+        num_ranks: GPUs that share the work.
+    """
+    num_samples, num_tokens, flops = 0, 0, 0.0
+    for prompt, generated in samples:
+        num_samples += 1
+        num_tokens += prompt + generated
+        whole = prompt + generated
+        # Token i attends to i + 1 of them, in prefill and in decoding alike.
+        parts = forward_flops(model, whole, attention_area([0, whole]))
+        output = parts.output * (generated / whole if generated else 1.0)
+        flops += parts.projections + parts.attention + parts.mlp + output
+    return CostEstimate(num_samples, num_tokens, flops, _assumed_tflops(config), num_ranks)
+
+
+SHARE_OF_PEAK = 0.4
+"""Share of a device's dense bf16 peak that long forward passes are assumed to reach: 2,048-token
+rows reach less, one rank of an 8B model at 1M tokens reached 52-58 % in training
+(benchmarks/training.md)."""
+CPU_TFLOPS = 0.03
+"""Assumed of a rank on a CPU: float32 products of one or two cores."""
+
+
+def _assumed_tflops(config: CostConfig) -> float:
+    """The speed that the estimate assumes, in TFLOP/s of one rank.
+
+    Raises:
+        InputError: the device's peak is not known, and no speed is given.
+    """
+    if config.estimated_tflops:
+        return config.estimated_tflops
+    if not torch.cuda.is_available():
+        return CPU_TFLOPS
+    name = torch.cuda.get_device_name()
+    peak = peak_tflops(name)
+    if peak is None:
+        raise InputError(
+            f"the peak of device '{name}' is not known, which the estimate of the cost takes: "
+            "give the TFLOP/s to assume as --estimated-tflops"
+        )
+    return SHARE_OF_PEAK * peak
+
+
+def check_cost(estimate: CostEstimate, config: CostConfig, *, is_main: bool = True) -> None:
+    """Print the estimate, and refuse an evaluation above ``--max-cost``.
+
+    Raises:
+        InputError: it costs more than ``config.max_cost``.
+    """
+    if config.max_cost and estimate.gpu_hours > config.max_cost:
+        share = config.max_cost / estimate.gpu_hours
+        raise InputError(
+            f"the evaluation is estimated at {_hours(estimate.gpu_hours)} GPU-hours ({estimate}), "
+            f"above --max-cost {config.max_cost:g}: {100 * share:.2g} % of it would fit; lower "
+            "--num-samples or the lengths, or raise --max-cost"
+        )
+    if is_main and estimate.num_samples:
+        tell(f"estimate: {estimate}")
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
 
 Reply = TypeVar("Reply")
 """Ids that a model wrote, or the :class:`Scores` of one row, of shape [T - 1] each."""
@@ -80,7 +189,9 @@ Put = Callable[[Sequence[Prompt]], Sequence[Reply]]
 """How a batch of prompts is put to a model."""
 
 
-def writing(generator: Generator, stop_ids: frozenset[int] = frozenset()) -> Put[list[int]]:
+def writing(
+    generator: interface.Generator, stop_ids: frozenset[int] = frozenset()
+) -> Put[list[int]]:
     """Prompts are continued greedily, up to the first of ``stop_ids``."""
     return lambda prompts: generator.generate(
         [prompt.tokens.tolist() for prompt in prompts],
@@ -89,15 +200,15 @@ def writing(generator: Generator, stop_ids: frozenset[int] = frozenset()) -> Put
     )
 
 
-def scoring(scorer: Scorer) -> Put[Scores]:
+def scoring(scorer: interface.Scorer) -> Put[interface.Scores]:
     """Prompts are scored by one forward pass; padding stands after them, where nothing sees it."""
 
-    def put(prompts: Sequence[Prompt]) -> list[Scores]:
+    def put(prompts: Sequence[Prompt]) -> list[interface.Scores]:
         sizes = [prompt.tokens.size for prompt in prompts]
         padded = [np.pad(p.tokens, (0, max(sizes) - p.tokens.size)) for p in prompts]
         scores = scorer.score(np.stack(padded))
         return [
-            Scores(scores.loss[k, : size - 1], scores.correct[k, : size - 1])
+            interface.Scores(scores.loss[k, : size - 1], scores.correct[k, : size - 1])
             for k, size in enumerate(sizes)
         ]
 
@@ -107,7 +218,7 @@ def scoring(scorer: Scorer) -> Put[Scores]:
 def ask(
     samples: Sequence[Sample[Reply]],
     put: Put[Reply],
-    model: Model,
+    model: interface.Model,
     journal: Journal,
     *,
     micro_batch_size: int,
@@ -128,7 +239,7 @@ def ask(
         micro_batch_size: rows in a batch, at most.
         description: beside the progress.
         shape: of the model, for the cost; None: no estimate is made.
-        cost: what the evaluation may cost, where ``shape`` is given.
+        cost: what the evaluation may cost; None as well.
 
     Raises:
         InputError: the evaluation is estimated above ``cost.max_cost``, or a row has ids that the
@@ -137,23 +248,27 @@ def ask(
     pending = {sample.key: sample for sample in samples if journal.get(sample.key) is None}
     rows = [_Part(key, k, row) for key, one in pending.items() for k, row in enumerate(one.rows)]
     rows.sort(key=lambda part: 0 if part.row.max_new_tokens else part.row.num_tokens)
-    if shape is not None:
+    if shape and cost:
         sizes = [(part.row.num_tokens, part.row.max_new_tokens) for part in rows]
-        estimate = estimate_cost(shape, sizes, cost or CostConfig(), world_size())
-        check_cost(estimate, cost or CostConfig(), is_main=model.is_main)
+        estimate = estimate_cost(shape, sizes, cost, world_size())
+        check_cost(estimate, cost, is_main=model.is_main)
     judged: dict[str, dict[int, Any]] = {}
-    with _counted(rows, description, is_main=model.is_main) as advance:
+    with contextlib.ExitStack() as stack:
+        advance: Callable[[float], None] = lambda amount: None  # noqa: E731
+        if model.is_main and rows:
+            bar = progress(description, sum(part.num_tokens for part in rows), "tokens")
+            advance = stack.enter_context(bar).advance
         for batch in _batches(rows, micro_batch_size):
             prompts = [part.row.make() for part in batch]
             for part, prompt in zip(batch, prompts, strict=True):
-                check_ids(model, prompt.tokens, part.row.source)
+                interface.check_ids(model, prompt.tokens, part.row.source)
             for part, prompt, reply in zip(batch, prompts, put(prompts), strict=True):
                 sample, found = pending[part.key], judged.setdefault(part.key, {})
                 found[part.number] = part.row.judge(prompt, reply)
                 if len(found) == len(sample.rows):
                     del judged[part.key]
                     journal.add(part.key, sample.note([found[k] for k in range(len(found))]))
-            advance(_num_tokens(batch))
+            advance(sum(part.num_tokens for part in batch))
     return [entry for one in samples if (entry := journal.get(one.key)) is not None]
 
 
@@ -165,6 +280,11 @@ class _Part(Generic[Reply]):
     number: int
     row: Row[Reply]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that it is about."""
+        return self.row.num_tokens + self.row.max_new_tokens
+
 
 def _batches(rows: Sequence[_Part[Reply]], size: int) -> Iterator[list[_Part[Reply]]]:
     """Rows that are asked together: neighbours that are asked for answers of one length."""
@@ -172,19 +292,3 @@ def _batches(rows: Sequence[_Part[Reply]], size: int) -> Iterator[list[_Part[Rep
     for _, group in groups:
         while batch := list(itertools.islice(group, size)):
             yield batch
-
-
-def _num_tokens(rows: Sequence[_Part[Reply]]) -> int:
-    return sum(part.row.num_tokens + part.row.max_new_tokens for part in rows)
-
-
-@contextlib.contextmanager
-def _counted(
-    rows: Sequence[_Part[Reply]], description: str, *, is_main: bool
-) -> Iterator[Callable[[float], None]]:
-    """A function that counts tokens; the main rank shows them in a progress bar."""
-    if not is_main or not rows:
-        yield lambda amount: None
-        return
-    with progress(description, _num_tokens(rows), "tokens") as bar:
-        yield bar.advance

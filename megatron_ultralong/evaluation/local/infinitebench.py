@@ -172,11 +172,7 @@ def prompt_text(name: str, template: str, record: Mapping[str, Any], where: str)
         InputError: the record does not have what the prompt needs.
     """
     text: str = getattr(TASKS[name], template)
-    values = {
-        "context": record["context"],
-        "input": record["input"],
-        "question": record["input"],
-    }
+    values = {"context": record["context"], "input": record["input"], "question": record["input"]}
     if name in ("longbook_choice_eng", "code_debug"):
         options = record.get("options") or []
         if len(options) != 4:

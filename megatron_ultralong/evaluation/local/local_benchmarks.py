@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,14 @@ from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTempla
 from megatron_ultralong.program.errors import InputError
 
 
-def read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """Records of a file, each of which has ``keys``.
 
     Raises:
         InputError: no such file, a line that is not JSON, or one without a key.
     """
     records = []
-    for record in read_records(path, tuple(keys), "jsonl"):
+    for record in read_records(path, keys, "jsonl"):
         if record.error:
             raise InputError(f"{record.place}: {record.error}")
         missing = [key for key in keys if key not in record.fields]
@@ -49,18 +49,17 @@ def read_jsonl(path: Path, keys: Iterable[str]) -> list[dict[str, Any]]:
     return records
 
 
-def find_file(data: str, names: Iterable[str]) -> Path:
+def find_file(data: str, names: Sequence[str]) -> Path:
     """The first of ``names`` that is a file in the folder ``data``.
 
     Raises:
         InputError: none is.
     """
-    tried = list(names)
-    for name in tried:
+    for name in names:
         if (Path(data) / name).is_file():
             return Path(data) / name
     raise InputError(
-        f"--data {data} has no {' and no '.join(tried)}: give the folder with the files as "
+        f"--data {data} has no {' and no '.join(names)}: give the folder with the files as "
         "upstream publishes them, or leave the task out by --tasks"
     )
 
@@ -92,13 +91,9 @@ def _around(tokenizer: PromptTokenizer, template: PromptTemplate) -> tuple[IdArr
     """What stands before and after the text of a prompt."""
     if template == "base":
         return np.asarray(tokenizer.begin_ids, np.int64), np.zeros(0, np.int64)
-    parts = list(prompt_tokenizer.prompt_parts("chat", "", ""))
+    parts = list(prompt_tokenizer.prompt_parts("chat", ("", "")))
     place = parts.index("\n\n")  # of the user's turn; the assistant's comes after it
     return tokenizer.encode_parts(parts[:place]), tokenizer.encode_parts(parts[place + 1 :])
-
-
-PROMPT_VERSION = 1
-"""Counts up when a prompt changes, so that no half-done evaluation mixes two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +195,7 @@ def _evaluate(
         )
     material = {source.file.name: file_sha256(source.file) for source in sources}
     decides = {
-        "version": PROMPT_VERSION,
+        "version": _PROMPT_VERSION,
         "template": config.prompt_template,
         "max_length": max_length,
         "tokenizer": subject.tokenizer.sha256,
@@ -208,11 +203,7 @@ def _evaluate(
     config = dataclasses.replace(config, max_length=max_length)
     questions = [
         _question(
-            config,
-            source,
-            subject.tokenizer,
-            index,
-            decides | {"file": material[source.file.name]},
+            config, source, subject.tokenizer, index, decides | {"file": material[source.file.name]}
         )
         for source in sources
         for index in range(len(source.records[: config.num_samples or None]))
@@ -262,5 +253,7 @@ def _question(
     )
 
 
+_PROMPT_VERSION = 1
+"""Counts up when a prompt changes, so that no half-done evaluation mixes two."""
 _BYTES_A_TOKEN = 3
 """Of texts in English and Chinese with Llama 3's vocabulary, rounded down: for the estimate."""

@@ -14,13 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from megatron_ultralong.evaluation.local.lv_eval import (
-    KEYWORD_RECALL,
-    KEYWORD_RECALL_ZH,
-    STOP_WORDS,
-    STOP_WORDS_ZH,
-    Metric,
-)
+from megatron_ultralong.evaluation.local import lv_eval
 from megatron_ultralong.program.errors import InputError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -227,15 +221,11 @@ def _f1_characters(prediction: str, label: Any) -> float:
     return max(f1(written, list(normalised_chinese(truth))) for truth in _all(label))
 
 
-def _summary(prediction: str, label: Any) -> float:
-    return rouge_l_summary(prediction, _first(label))
-
-
 _SCORES: dict[str, Callable[[str, Any], float]] = {
     "passkey": _first_digits,
     "number_string": _first_digits,
     "kv_retrieval": _key_value,
-    "longbook_sum_eng": _summary,
+    "longbook_sum_eng": lambda prediction, label: rouge_l_summary(prediction, _first(label)),
     "longbook_choice_eng": _choice,
     "longbook_qa_eng": _f1,
     "longbook_qa_chn": _f1_characters,
@@ -247,7 +237,7 @@ _SCORES: dict[str, Callable[[str, Any], float]] = {
 }
 
 
-def lv_eval_score(metric: Metric, prediction: str, references: Mapping[str, Any]) -> float:
+def lv_eval_score(metric: lv_eval.Metric, prediction: str, references: Mapping[str, Any]) -> float:
     """Score of one answer, 0 to 1.
 
     Args:
@@ -259,17 +249,9 @@ def lv_eval_score(metric: Metric, prediction: str, references: Mapping[str, Any]
     return _METRICS[metric](prediction, answer, keywords)
 
 
-def _f1_words(prediction: str, answer: str, keywords: str | None) -> float:
-    return f1(words(prediction), words(answer))
-
-
-def _f1_zh(prediction: str, answer: str, keywords: str | None) -> float:
-    return f1(chinese_words(prediction), chinese_words(answer))
-
-
 def _f1_keywords(prediction: str, answer: str, keywords: str | None) -> float:
     written = words(prediction)
-    if keywords and _recall(written, words(keywords), STOP_WORDS) < KEYWORD_RECALL:
+    if keywords and _recall(written, words(keywords), lv_eval.STOP_WORDS) < lv_eval.KEYWORD_RECALL:
         return 0.0
     return f1(written, words(answer))
 
@@ -277,7 +259,7 @@ def _f1_keywords(prediction: str, answer: str, keywords: str | None) -> float:
 def _f1_keywords_zh(prediction: str, answer: str, keywords: str | None) -> float:
     written = chinese_words(prediction)
     wanted = chinese_words(keywords or answer)
-    if wanted and _recall(written, wanted, STOP_WORDS_ZH) < KEYWORD_RECALL_ZH:
+    if wanted and _recall(written, wanted, lv_eval.STOP_WORDS_ZH) < lv_eval.KEYWORD_RECALL_ZH:
         return 0.0
     return f1(written, chinese_words(answer))
 
@@ -293,14 +275,16 @@ def _rouge_l_zh(prediction: str, answer: str, keywords: str | None) -> float:
     def kept(text: str) -> str:
         # Upstream cuts, joins by spaces and cuts again: the spaces become words that are emptied.
         cut = segmented(" ".join(segmented(text)))
-        return " ".join(word for word in map(normalised_chinese, cut) if word not in STOP_WORDS_ZH)
+        return " ".join(
+            word for word in map(normalised_chinese, cut) if word not in lv_eval.STOP_WORDS_ZH
+        )
 
     return rouge_l(kept(prediction), kept(answer))
 
 
-_METRICS: dict[Metric, Callable[[str, str, str | None], float]] = {
-    "f1": _f1_words,
-    "f1_zh": _f1_zh,
+_METRICS: dict[lv_eval.Metric, Callable[[str, str, str | None], float]] = {
+    "f1": lambda written, answer, _: f1(words(written), words(answer)),
+    "f1_zh": lambda written, answer, _: f1(chinese_words(written), chinese_words(answer)),
     "f1_keywords": _f1_keywords,
     "f1_keywords_zh": _f1_keywords_zh,
     "rouge_l_zh": _rouge_l_zh,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
 from megatron_ultralong.checkpoint.logits.transformers_model import transformers_model
-from megatron_ultralong.evaluation.models.interface import Scores
-from megatron_ultralong.generation.prompts import check_prompts
+from megatron_ultralong.evaluation.models.interface import Prompts, Scores
+from megatron_ultralong.generation.generate import check_prompts
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 
@@ -100,21 +100,14 @@ class HuggingFaceGenerator(_Llama):
     """Prompts that are continued together, at most."""
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_ids: frozenset[int] = frozenset(),
+        self, prompts: Prompts, *, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()
     ) -> list[list[int]]:
         """Greedy continuations of ``prompts``, see :class:`Generator`."""
         check_prompts(prompts, max_new_tokens, self.vocab_size, self.name)
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for number, prompt in enumerate(prompts):
-            by_length[len(prompt)].append(number)
         continuations: dict[int, list[int]] = {}
-        for numbers in by_length.values():
-            for start in range(0, len(numbers), self.max_batch_size):
-                batch = numbers[start : start + self.max_batch_size]
+        by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        for _, group in itertools.groupby(by_length, lambda number: len(prompts[number])):
+            while batch := list(itertools.islice(group, self.max_batch_size)):
                 written = self._continue([prompts[k] for k in batch], max_new_tokens, stop_ids)
                 for number, ids in zip(batch, written, strict=True):
                     continuations[number] = before_stop(ids, stop_ids)
@@ -122,11 +115,11 @@ class HuggingFaceGenerator(_Llama):
 
     @torch.inference_mode()
     def _continue(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: frozenset[int]
+        self, prompts: Prompts, max_new_tokens: int, stop_ids: frozenset[int]
     ) -> list[list[int]]:
         """What follows ``prompts`` of one length, with the stop id and padding after it."""
-        prompt_bs = torch.tensor([list(map(int, prompt)) for prompt in prompts])
-        prompt_bs = prompt_bs.to(self._device)
+        rows = [list(map(int, prompt)) for prompt in prompts]
+        prompt_bs = torch.tensor(rows, device=self._device)
         whole_bs = self._model.generate(
             prompt_bs,
             attention_mask=torch.ones_like(prompt_bs),

@@ -27,21 +27,14 @@ class Scores:
 class Model(Protocol):
     """What scorers and generators have in common."""
 
-    @property
-    def name(self) -> str:
-        """Name in tables and pictures, such as ``before``."""
-
-    @property
-    def max_positions(self) -> int:
-        """Positions that the model was trained for; its embedding may be made for more."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids that the model knows: 0 to ``vocab_size - 1``."""
-
-    @property
-    def is_main(self) -> bool:
-        """True on the one rank that prints and writes files."""
+    name: str
+    """In tables and pictures, such as ``before``."""
+    max_positions: int
+    """Positions that the model was trained for; its embedding may be made for more."""
+    vocab_size: int
+    """Token ids that the model knows: 0 to ``vocab_size - 1``."""
+    is_main: bool
+    """True on the one rank that prints and writes files."""
 
 
 class Scorer(Model, Protocol):
@@ -55,6 +48,10 @@ class Scorer(Model, Protocol):
         """Scores of rows ``tokens``, shape [b, S], from one forward in the training layout."""
 
 
+Prompts = Sequence[Sequence[int]]
+"""Token ids of each."""
+
+
 class Generator(Model, Protocol):
     """A checkpoint that continues prompts greedily.
 
@@ -63,11 +60,7 @@ class Generator(Model, Protocol):
     """
 
     def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_ids: frozenset[int] = frozenset(),
+        self, prompts: Prompts, *, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()
     ) -> list[list[int]]:
         """Ids of the greedy continuation of every prompt, in their order.
 
@@ -81,12 +74,7 @@ class Generator(Model, Protocol):
 
 
 def check_length(
-    model: Model,
-    length: int,
-    beyond_trained_positions: bool,
-    *,
-    what: str = "",
-    way_out: str = "",
+    model: Model, length: int, beyond_trained_positions: bool, *, what: str = "", way_out: str = ""
 ) -> None:
     """Check that rows of ``length`` tokens lie within the trained positions.
 
@@ -118,6 +106,15 @@ def check_length(
         tell(
             f"warning: {where}: expect the loss to rise and retrieval to fall to chance from there "
             "on"
+        )
+
+
+def check_finite(losses: Sequence[float], what: str) -> None:
+    """Raise InputError where the losses of ``what`` are no numbers."""
+    if not np.isfinite(losses).all():
+        raise InputError(
+            f"{what} has losses {losses}: the checkpoint's weights or its precision are broken; "
+            "try --precision fp32"
         )
 
 

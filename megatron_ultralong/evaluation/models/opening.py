@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -16,12 +17,8 @@ from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.evaluation.models.hugging_face import (
-    HuggingFaceGenerator,
-    HuggingFaceScorer,
-)
+from megatron_ultralong.evaluation.models import hugging_face, megatron
 from megatron_ultralong.evaluation.models.interface import Generator, Model, Scorer
-from megatron_ultralong.evaluation.models.megatron import MegatronGenerator, MegatronScorer
 from megatron_ultralong.evaluation.options import CostConfig, ModelsConfig
 from megatron_ultralong.evaluation.results.result import ModelRecord
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
@@ -34,27 +31,23 @@ from megatron_ultralong.program.ranks import world_size
 M = TypeVar("M", bound=Model, covariant=True)
 
 
-def open_scorers(
-    config: ModelsConfig,
-) -> contextlib.AbstractContextManager[Sequence[Scorer]]:
+def open_scorers(config: ModelsConfig) -> AbstractContextManager[Sequence[Scorer]]:
     """Load the models of ``config.load``; every rank of the job enters it.
 
     Raises:
         InputError: a folder is missing or of no known kind, or the layout is none for evaluations.
     """
-    return _opened(config, HuggingFaceScorer, MegatronScorer)
+    return _opened(config, hugging_face.HuggingFaceScorer, megatron.MegatronScorer)
 
 
-def open_generators(
-    config: ModelsConfig,
-) -> contextlib.AbstractContextManager[Sequence[Generator]]:
+def open_generators(config: ModelsConfig) -> AbstractContextManager[Sequence[Generator]]:
     """The same, to write with."""
-    return _opened(config, HuggingFaceGenerator, MegatronGenerator)
+    return _opened(config, hugging_face.HuggingFaceGenerator, megatron.MegatronGenerator)
 
 
 @contextlib.contextmanager
 def _opened(
-    config: ModelsConfig, hugging_face: Callable[..., M], megatron: Callable[..., M]
+    config: ModelsConfig, of_hugging_face: Callable[..., M], of_megatron: Callable[..., M]
 ) -> Iterator[Sequence[M]]:
     """The models; process groups are for the Megatron checkpoints among them."""
     models = _models(config)
@@ -64,14 +57,9 @@ def _opened(
         if not all(_is_hugging_face(folder) for _, folder in models):
             groups = stack.enter_context(parallel_groups(config.parallel, seed=0))
         yield [
-            hugging_face(folder, name=name)
+            of_hugging_face(folder, name=name)
             if _is_hugging_face(folder)
-            else megatron(
-                *(folder, config.parallel, groups),
-                dtype=dtype,
-                name=name,
-                verify_checksums=config.verify_checksums,
-            )
+            else of_megatron(folder, config, groups, dtype=dtype, name=name)
             for name, folder in models
         ]
 
@@ -81,10 +69,10 @@ def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
     if not config.load:
         raise InputError("--load is needed: a Megatron checkpoint or a Hugging Face folder")
     models = [_name_and_folder(argument) for argument in config.load]
-    megatron = [folder for _, folder in models if not _is_hugging_face(folder)]
-    for folder in megatron:
+    of_ours = [folder for _, folder in models if not _is_hugging_face(folder)]
+    for folder in of_ours:
         config.parallel.check_model(load_metadata(folder).model)
-    if len(megatron) < len(models) and world_size() > 1:
+    if len(of_ours) < len(models) and world_size() > 1:
         raise InputError(
             f"Hugging Face folders are evaluated in one process, not {world_size()}: start "
             "without torchrun, or convert the folder with `ultralong convert import`"
@@ -95,14 +83,14 @@ def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
         for field in dataclasses.fields(ParallelConfig)
         if getattr(config.parallel, field.name) != getattr(default, field.name)
     ]
-    if layout and not megatron:
+    if layout and not of_ours:
         raise InputError(
             f"{', '.join(layout)}: a layout is for Megatron checkpoints, and transformers reads a "
             "Hugging Face folder in one process; leave it out, or convert the folder with "
             "`ultralong convert import`"
         )
     chunks = config.parallel.num_virtual_stages_per_pipeline_rank
-    if megatron and chunks > 1:
+    if of_ours and chunks > 1:
         raise InputError(
             f"an evaluation has no backward pass, and does not run the interleaved schedule: leave "
             f"num_virtual_stages_per_pipeline_rank 1, not {chunks}; the checkpoint does not mind"
@@ -133,24 +121,20 @@ class ModelFacts:
     """What is known of a model before it is loaded."""
 
     name: str
-    folder: Path
     model: ModelConfig
-    identity: Mapping[str, object]
-    """JSON that tells its weights from others, and how they are run: part of what decides every
-    figure."""
     max_positions: int
     """Positions that it was trained for; its rotary embedding may be made for more."""
+    record: ModelRecord
+    """What a result states of it."""
 
     @property
-    def record(self) -> ModelRecord:
-        """What a result states of it."""
-        return ModelRecord(
-            folder=str(self.folder),
-            engine=str(self.identity["engine"]),
-            precision=str(self.identity["precision"]),
-            weights=str(self.identity["weights"]),
-            num_parameters=num_parameters(self.model),
-        )
+    def identity(self) -> dict[str, str]:
+        """JSON that tells its weights from others, and how they are run: part of what decides every
+        figure.
+        """
+        record = self.record
+        identity = {"engine": record.engine, "precision": record.precision}
+        return {"checkpoint": self.name, **identity, "weights": record.weights}
 
 
 def model_facts(argument: str, precision: str) -> ModelFacts:
@@ -174,8 +158,8 @@ def model_facts(argument: str, precision: str) -> ModelFacts:
     stats = [(str(path.relative_to(weights)), path.stat()) for path in files]
     listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
-    identity = {"checkpoint": name, "engine": engine, "precision": precision, "weights": digest}
-    return ModelFacts(name, folder, model, identity, positions)
+    record = ModelRecord(str(folder), engine, precision, digest, num_parameters(model))
+    return ModelFacts(name, model, positions, record)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.results.result import ModelRecord, Result, ScoreCell
+from megatron_ultralong.evaluation.results.result import Result, ScoreCell
 from megatron_ultralong.evaluation.results.tables import counts
 
 _OF_THE_RUN = {"output", "micro_batch_size", "beyond_trained_positions"}
@@ -34,40 +34,6 @@ class Measurement:
     result: Result
     source: Path
     """The file that it was read from."""
-
-    @property
-    def kind(self) -> str:
-        """Benchmark, as result files name it."""
-        return self.result.kind.name
-
-    @property
-    def checkpoint(self) -> str:
-        """Name of the checkpoint, as it was given."""
-        return self.result.checkpoint
-
-    @property
-    def max_positions(self) -> int:
-        """Positions that the checkpoint was trained for."""
-        return self.result.max_positions
-
-    @property
-    def model(self) -> ModelRecord | None:
-        """What is known of the checkpoint."""
-        return self.result.model
-
-    @property
-    def labelled(self) -> Result:
-        """The result under its label, as tables and pictures show it."""
-        return dataclasses.replace(self.result, checkpoint=self.label)
-
-    @property
-    def flags(self) -> dict[str, Any]:
-        """The verb's flags, without the output folder."""
-        return {name: value for name, value in self.result.config.items() if name != "output"}
-
-    def relabelled(self, label: str) -> Measurement:
-        """The same with another label."""
-        return dataclasses.replace(self, label=label)
 
 
 def differences(one: Measurement, other: Measurement) -> dict[str, tuple[str, str]]:
@@ -95,7 +61,7 @@ def conflicts(one: Measurement, other: Measurement) -> dict[str, tuple[str, str]
 
 def _decisive(measurement: Measurement) -> dict[str, Any]:
     free = _OF_THE_RUN | _OF_THE_GRID
-    found = {name: value for name, value in measurement.flags.items() if name not in free}
+    found = {name: value for name, value in measurement.result.config.items() if name not in free}
     if number := measurement.result.num_packed_rows:
         found["rows"] = number  # the first ones: other rows, other text
     return found
@@ -114,21 +80,21 @@ def _materials(one: Result, other: Result) -> dict[str, tuple[str, str]]:
 
 def conditions(measurement: Measurement) -> dict[str, str]:
     """Everything that a reader has to know beside the figures, by name, in words."""
-    result, model = measurement.result, measurement.model
-    found = {"checkpoint": measurement.checkpoint}
+    result, model = measurement.result, measurement.result.model
+    found = {"checkpoint": result.checkpoint}
     if model is None:
         found["model"] = "not stated: measured before results stated it"
     else:
         found["folder"] = model.folder
         found["model"] = f"{model.num_parameters:,} parameters, weights {model.weights}"
         found["run by"] = f"{model.engine}, {model.precision}"
-    found["trained positions"] = f"{measurement.max_positions:,}"
+    found["trained positions"] = f"{result.max_positions:,}"
     found["samples"] = _samples(result)
     if result.kind.rows == "tasks":
         asked = _asked(result)
         cut = int(sum(cell.figures.get("num_truncated", 0) for cell in asked))
         found["truncated prompts"] = f"{cut:,} of {sum(cell.num_samples for cell in asked):,}"
-    for name, value in measurement.flags.items():
+    for name, value in measurement.result.config.items():
         if name not in _OF_THE_RUN:
             found[f"--{name.replace('_', '-')}"] = _shown(value)
     for name, digest in result.material.items():
@@ -172,17 +138,18 @@ def with_labels(found: Sequence[Measurement]) -> tuple[list[Measurement], list[s
     checkpoint on one benchmark are all shown, and what differs between them is said.
     """
     named, notices = _checkpoints_apart(found)
-    labelled: list[Measurement] = []
+    columns: dict[tuple[str, str], list[Measurement]] = {}
     for one in named:
-        same = [other for other in named if (other.label, other.kind) == (one.label, one.kind)]
-        if len(same) == 1:
-            labelled.append(one)
-            continue
-        place = next(k for k, other in enumerate(same) if other is one)
-        labelled.append(one.relabelled(f"{one.label} · {_apart(same)[place]}"))
-        if place:
-            notices.append(_several(same[0], one))
-    return labelled, notices
+        columns.setdefault((one.label, one.result.kind.name), []).append(one)
+    labels: dict[int, str] = {}
+    for same in columns.values():
+        if len(same) > 1:
+            parts = zip(same, _apart(same), strict=True)
+            labels |= {id(one): f"{one.label} · {part}" for one, part in parts}
+    notices += [_several(same[0], one) for same in columns.values() for one in same[1:]]
+    return [
+        dataclasses.replace(one, label=labels.get(id(one), one.label)) for one in named
+    ], notices
 
 
 def _checkpoints_apart(found: Sequence[Measurement]) -> tuple[list[Measurement], list[str]]:
@@ -204,32 +171,29 @@ def _checkpoints_apart(found: Sequence[Measurement]) -> tuple[list[Measurement],
             "--load NAME=FOLDER names them when they are evaluated"
         )
     pairs = zip(found, identities, strict=True)
-    return [one.relabelled(labels[identity]) for one, identity in pairs], notices
+    return [dataclasses.replace(one, label=labels[key]) for one, key in pairs], notices
 
 
 def _identities(found: Sequence[Measurement]) -> list[Identity]:
     """A result that does not state its weights is of the one checkpoint of its name, if it can."""
-    whole = [
-        (one.checkpoint, one.max_positions, one.model.weights if one.model else "") for one in found
-    ]
-    known: dict[tuple[str, int], list[str]] = {}
+    results = [one.result for one in found]
+    whole = [(r.checkpoint, r.max_positions, r.model.weights if r.model else "") for r in results]
+    known: dict[tuple[str, int], set[str]] = {}
     for name, positions, weights in whole:
-        if weights and weights not in known.setdefault((name, positions), []):
-            known[name, positions].append(weights)
+        known.setdefault((name, positions), set()).update(filter(None, [weights]))
     return [
-        (name, positions, weights or next(iter(known.get((name, positions), [])), ""))
-        if len(known.get((name, positions), [])) < 2
-        else (name, positions, weights)
+        (name, positions, weights or "".join(others if len(others) == 1 else ()))
         for name, positions, weights in whole
+        for others in (known[name, positions],)
     ]
 
 
 def _what_differs(firsts: Sequence[Measurement]) -> list[str]:
     """The first of folder, positions and weights that tells checkpoints of one name apart."""
-    models = [one.model for one in firsts]
+    models = [one.result.model for one in firsts]
     choices = [
         [model.folder if model else "" for model in models],
-        [f"trained for {one.max_positions:,}" for one in firsts],
+        [f"trained for {one.result.max_positions:,}" for one in firsts],
         [f"weights {model.weights[:8]}" if model else "weights not stated" for model in models],
     ]
     for parts in choices:
@@ -252,10 +216,12 @@ def _apart(same: Sequence[Measurement]) -> list[str]:
 
 
 def _several(first: Measurement, other: Measurement) -> str:
-    title = first.result.kind.title_in_text
+    kind = first.result.kind
+    # Names stay as they are, words lose their capital within a sentence.
+    title = kind.title if kind.rows == "tasks" else kind.title[0].lower() + kind.title[1:]
     found = differences(first, other)
     differ = "; ".join(f"{name}: {a} and {b}" for name, (a, b) in found.items())
     return (
-        f"two results of '{first.checkpoint}' on {title}, {first.source} and {other.source}: both "
-        f"are shown; {differ or 'their conditions are the same'}"
+        f"two results of '{first.result.checkpoint}' on {title}, {first.source} and "
+        f"{other.source}: both are shown; {differ or 'their conditions are the same'}"
     )

@@ -15,13 +15,7 @@ from rich.text import Text
 
 from megatron_ultralong.evaluation.options import ReportConfig
 from megatron_ultralong.evaluation.report.report import Report, gather_report
-from megatron_ultralong.evaluation.report.table import (
-    OF_THE_CHECKPOINT,
-    Cell,
-    Picture,
-    ReportTable,
-    words,
-)
+from megatron_ultralong.evaluation.report.table import Cell, Picture, ReportTable, words
 from megatron_ultralong.evaluation.results.file import write_json
 from megatron_ultralong.evaluation.results.result import plain_values
 from megatron_ultralong.program.new_output import check_output_folder, new_output_folder
@@ -29,6 +23,8 @@ from megatron_ultralong.program.terminal import Console
 
 _PIXELS_A_DOT = 0.8
 """A picture's letters are then as large as the page's."""
+_OF_THE_CHECKPOINT = {"checkpoint", "folder", "model", "trained positions", "date", "file"}
+"""Conditions in which checkpoints differ from each other anyway."""
 _BEST = "The best figure of a line is highlighted; that is no claim that the difference is certain."
 
 
@@ -68,12 +64,16 @@ def _endings(report: Report) -> Iterator[tuple[str, ReportTable]]:
     if report.settings:
         yield "Recipe", _pairs(report.settings)
     if report.wall_times:
-        rows = tuple(words(step, f"{seconds:.1f} s") for step, seconds in report.wall_times.items())
-        memory = report.peak_memory_gib
-        peak = "" if memory is None else f", {memory:.2f} GiB at the peak"
-        total = words("all", f"{sum(report.wall_times.values()):.1f} s{peak}")
-        yield "Wall time", ReportTable(("", ""), rows, footer=(total,))
+        yield "Wall time", _times(report)
     yield "Versions", _pairs(report.versions)
+
+
+def _times(report: Report) -> ReportTable:
+    rows = tuple(words(step, f"{seconds:.1f} s") for step, seconds in report.wall_times.items())
+    memory = report.peak_memory_gib
+    peak = "" if memory is None else f", {memory:.2f} GiB at the peak"
+    total = words("all", f"{sum(report.wall_times.values()):.1f} s{peak}")
+    return ReportTable(("", ""), rows, footer=(total,), title="Wall time")
 
 
 def _pairs(values: Mapping[str, Any]) -> ReportTable:
@@ -93,13 +93,12 @@ def print_report(report: Report, console: Console | None = None) -> None:
             console.print(Text(remark, style="yellow"))
         for table in section.tables:
             console.print(_table(table))
-        if section.paper:
-            paper = section.paper
+        if paper := section.paper:
             console.print(_table(paper) if paper.rows else Text(f"{paper.title}. {paper.note}"))
         if differing := _differing(section.conditions):
             console.print(_table(differing))
     if report.wall_times:
-        console.print(_times_table(report))
+        console.print(_table(_times(report)))
     if report.checks:
         console.print(_checks_table(report))
 
@@ -107,14 +106,19 @@ def print_report(report: Report, console: Console | None = None) -> None:
 def _differing(conditions: ReportTable) -> ReportTable | None:
     """Conditions in which columns differ, but for those in which checkpoints always do."""
     rows = tuple(
-        row for row in conditions.rows if len(row) > 2 and row[0].text not in OF_THE_CHECKPOINT
+        row for row in conditions.rows if len(row) > 2 and row[0].text not in _OF_THE_CHECKPOINT
     )
     title = "Conditions that differ; the page has all"
     return dataclasses.replace(conditions, rows=rows, title=title) if rows else None
 
 
 def _table(table: ReportTable) -> Table:
-    shown = Table(title=table.title or None, caption=table.note or None, min_width=60)
+    shown = Table(
+        title=table.title or None,
+        caption=table.note or None,
+        show_header=any(table.header),
+        min_width=60,
+    )
     for place, name in enumerate(table.header):
         shown.add_column(name, justify="right" if table.holds_figures(place) else "left")
     for row in table.rows:
@@ -144,22 +148,6 @@ def _checks_table(report: Report) -> Table:
     return table
 
 
-def _times_table(report: Report) -> Table:
-    memory = report.peak_memory_gib
-    peak = "" if memory is None else f", peak memory {memory:.2f} GiB"
-    table = Table(title=f"Wall times{peak}")
-    table.add_column("step")
-    table.add_column("seconds", justify="right")
-    for step, seconds in report.wall_times.items():
-        table.add_row(step, f"{seconds:.1f}")
-    table.add_section()
-    table.add_row("all", f"{sum(report.wall_times.values()):.1f}")
-    return table
-
-
-_KIND = "report"
-
-
 def write_report(report: Report, folder: str | Path) -> Path:
     """Write the report folder, whole or not at all, and return its page.
 
@@ -174,24 +162,23 @@ def write_report(report: Report, folder: str | Path) -> Path:
             for picture in section.pictures:
                 (aside / f"{picture.name}.png").write_bytes(picture.png)
         (aside / "index.html").write_text(report_page(report), encoding="utf-8")
-        write_json(aside / "report.json", _KIND, _values(report))
+        write_json(aside / "report.json", "report", _values(report))
     return Path(folder) / "index.html"
 
 
 def _values(report: Report) -> dict[str, Any]:
-    plain = ("title", "command", "summary", "machine", "date", "peak_memory_gib")
-    values = {name: getattr(report, name) for name in plain}
-    for name in ("settings", "wall_times", "versions"):
-        values[name] = dict(getattr(report, name))
+    plain = (
+        "title", "command", "summary", "machine", "date", "peak_memory_gib", "settings",
+        "wall_times", "versions", "checks",
+    )  # fmt: skip
     return {
-        **values,
+        **plain_values({name: getattr(report, name) for name in plain}),
         "passed": report.passed,
-        "checks": [dataclasses.asdict(check) for check in report.checks],
         "notices": list(report.gathered.notices),
         "results": [
             {
                 "label": one.label,
-                "benchmark": one.kind,
+                "benchmark": one.result.kind.name,
                 "file": str(one.source),
                 "result": plain_values(one.result),
             }

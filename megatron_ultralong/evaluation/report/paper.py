@@ -60,7 +60,7 @@ def paper_table(measurements: Sequence[Measurement]) -> ReportTable | None:
 
     Where none of ours can stand there, a note says why, and the table has no lines.
     """
-    kind = measurements[0].kind
+    kind = measurements[0].result.kind.name
     if kind == "choices":
         return _titled([], "short-context skill", _OF_OTHER_BENCHMARKS)
     published = _PUBLISHED.get(kind)
@@ -101,7 +101,7 @@ def _titled(rows: Sequence[tuple[Cell, ...]], what: str, note: str = "") -> Repo
 
 def _size_problem(measurement: Measurement) -> str:
     """Why a model is none of the paper's size; empty: it is."""
-    model = measurement.model
+    model = measurement.result.model
     if model is None:
         return "does not state the size of its model"
     if abs(model.num_parameters / NUM_PARAMETERS - 1) > 0.02:
@@ -117,22 +117,15 @@ def _ruler(measurement: Measurement) -> _Ours:
     against = _missing(result, RULER_TASKS, "tasks")
     if not lengths:
         against.append("no length below 1M")
-    return _Ours(
-        sum(means) / len(means) if means else None,
-        f"mean over {shown or 'no length'} tokens",
-        against,
-    )
+    mean = sum(means) / len(means) if means else None
+    return _Ours(mean, f"mean over {shown or 'no length'} tokens", against)
 
 
 def _infinitebench(measurement: Measurement) -> _Ours:
     result = measurement.result
-    against = _missing(result, INFINITEBENCH_TASKS, "tasks") + _first_only(measurement)
     limits = ", ".join(f"{int(column):,}" for column in result.columns if column.isdecimal())
-    return _Ours(
-        result.mean(),
-        f"mean of the tasks, prompts cut at {limits} tokens",
-        against,
-    )
+    against = _missing(result, INFINITEBENCH_TASKS, "tasks") + _first_only(measurement)
+    return _Ours(result.mean(), f"mean of the tasks, prompts cut at {limits} tokens", against)
 
 
 def _lv_eval(measurement: Measurement) -> _Ours:
@@ -140,11 +133,7 @@ def _lv_eval(measurement: Measurement) -> _Ours:
     against = _missing(result, DATA_SETS, "sets") + _first_only(measurement)
     if missing := [level for level in LEVELS if level not in result.columns]:
         against.append(f"without the levels {', '.join(missing)}")
-    return _Ours(
-        result.mean(),
-        f"mean over the levels {', '.join(result.columns)}",
-        against,
-    )
+    return _Ours(result.mean(), f"mean over the levels {', '.join(result.columns)}", against)
 
 
 def _retrieval(measurement: Measurement) -> _Ours:
@@ -163,7 +152,7 @@ def _missing(result: Result, known: Collection[str], what: str) -> list[str]:
 
 
 def _first_only(measurement: Measurement) -> list[str]:
-    number = measurement.flags.get("num_samples")
+    number = measurement.result.config.get("num_samples")
     return [f"only the first {number} questions of every file"] if number else []
 
 

@@ -61,10 +61,10 @@ def gather(runs: Sequence[str | Path]) -> Gathered:
             f"... --output` wrote, or files in them{left_out}"
         )
     found = _without_copies(found, notices)
-    kinds = list(dict.fromkeys((*KINDS, *(one.kind for one in found))))
-    found.sort(key=lambda one: (kinds.index(one.kind), one.max_positions))
+    kinds = list(dict.fromkeys((*KINDS, *(one.result.kind.name for one in found))))
+    found.sort(key=lambda one: (kinds.index(one.result.kind.name), one.result.max_positions))
     labelled, label_notices = with_labels(found)
-    return Gathered(tuple(labelled), (*label_notices, *notices))
+    return Gathered(tuple(labelled), tuple(dict.fromkeys((*label_notices, *notices))))
 
 
 def load_results(path: str | Path) -> tuple[Result, ...]:
@@ -74,7 +74,7 @@ def load_results(path: str | Path) -> tuple[Result, ...]:
         InputError: the file is absent or damaged, or holds no result.
     """
     found = beginning_of(path)
-    if found is None or not (found[0] in KINDS or holds_results(*found)):
+    if found is None or not holds_results(*found):
         holds = "other JSON" if found is None else f"'{found[0]}'"
         raise InputError(
             f"{path} holds {holds}, not a result of an evaluation: name a file that holds one of "
@@ -144,9 +144,7 @@ def _without_copies(found: list[Measurement], notices: list[str]) -> list[Measur
         if first is None:
             kept.append(one)
         else:
-            notice = f"{one.source} holds the result of {first.source}: shown once"
-            if notice not in notices:
-                notices.append(notice)
+            notices.append(f"{one.source} holds the result of {first.source}: shown once")
     return kept
 
 
@@ -204,7 +202,7 @@ def gather_report(runs: Sequence[str | Path], *, title: str = "", **others: Any)
         InputError: as :func:`~megatron_ultralong.evaluation.report.report.gather`.
     """
     gathered = gather(runs)
-    names = list(dict.fromkeys(one.checkpoint for one in gathered.measurements))
+    names = list(dict.fromkeys(one.result.checkpoint for one in gathered.measurements))
     shown = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     if len(names) > 4:
         shown = f"{len(names)} checkpoints"

@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
+from megatron_ultralong.evaluation.report import table
 from megatron_ultralong.evaluation.report.measurement import Measurement, conflicts
 from megatron_ultralong.evaluation.report.paper import paper_table
-from megatron_ultralong.evaluation.report.table import (
-    NOTHING,
-    Cell,
-    ReportTable,
-    Section,
-    conditions_table,
-    picture,
-    with_best,
-)
-from megatron_ultralong.evaluation.report.task_section import task_section
+from megatron_ultralong.evaluation.report.task_section import task_parts
 from megatron_ultralong.evaluation.results.pictures import loss_picture, retrieval_picture
 from megatron_ultralong.evaluation.results.result import Result, ScoreCell, perplexity
 from megatron_ultralong.evaluation.results.tables import counts, figure
 
-
-def loss_section(measurements: Sequence[Measurement], name: str) -> Section:
-    """The section of measurements on the same rows; ``name`` is that of its picture."""
-    results = [one.labelled for one in measurements]
-    labels = ", ".join(one.label for one in measurements)
-    return Section(
-        title="Loss by position",
-        pictures=(
-            picture(
-                name, f"Loss by position of {labels}", lambda file: loss_picture(results, file)
-            ),
-        ),
-        tables=(_table(results),),
-        conditions=conditions_table(measurements),
-    )
+Parts = tuple[tuple[table.Picture, ...], tuple[table.ReportTable, ...]]
+"""Pictures and tables of results of one benchmark; the pictures' names begin with one given."""
 
 
-def _table(results: Sequence[Result]) -> ReportTable:
+def _loss(results: Sequence[Result], name: str) -> Parts:
+    drawn = table.picture(name, "Loss by position", results, partial(loss_picture, results))
+    return (drawn,), (_table(results),)
+
+
+def _table(results: Sequence[Result]) -> table.ReportTable:
     longest = max(results, key=lambda result: result.num_positions)
     rows = []
     for place in sorted({place for result in results for place in result.bins}):
@@ -49,17 +35,17 @@ def _table(results: Sequence[Result]) -> ReportTable:
             for cell, result in zip(found, results, strict=True)
         ]
         losses = [cell.score if cell else None for cell in found]
-        label = Cell(f"{start:,} – {stop:,}")  # noqa: RUF001
-        rows.append((label, *with_best(cells, losses, 3, lower_is_better=True)))
+        label = table.Cell(f"{start:,} – {stop:,}")  # noqa: RUF001
+        rows.append((label, *table.with_best(cells, losses, 3, lower_is_better=True)))
     means = [_mean(result.mean_loss()) for result in results]
     what = "held-out" if longest.config["split"] == "valid" else "training"
-    return ReportTable(
+    return table.ReportTable(
         header=(
             "positions",
             *(f"{one.checkpoint}, trained for {one.max_positions:,}" for one in results),
         ),
         rows=tuple(rows),
-        footer=((Cell("all"), *means), *_reference(results)),
+        footer=((table.Cell("all"), *means), *_reference(results)),
         note=(
             f"Nats per token over {longest.num_packed_rows} {what} rows of "
             f"{longest.num_positions:,} tokens, ± one standard error from the spread between rows; "
@@ -68,43 +54,35 @@ def _table(results: Sequence[Result]) -> ReportTable:
     )
 
 
-def _cell(cell: ScoreCell | None, is_beyond: bool) -> Cell:
+def _cell(cell: ScoreCell | None, is_beyond: bool) -> table.Cell:
     if cell is None or cell.score is None:
-        return NOTHING
+        return table.NOTHING
     error = "" if cell.error is None else f" ± {cell.error:.3f}"
-    return Cell(f"{cell.score:.3f}{error} ({perplexity(cell.score):.1f})", is_beyond=is_beyond)
+    return table.Cell(
+        f"{cell.score:.3f}{error} ({perplexity(cell.score):.1f})", is_beyond=is_beyond
+    )
 
 
-def _mean(loss: float | None) -> Cell:
-    return NOTHING if loss is None else Cell(f"{loss:.3f}")
+def _mean(loss: float | None) -> table.Cell:
+    return table.NOTHING if loss is None else table.Cell(f"{loss:.3f}")
 
 
-def _reference(results: Sequence[Result]) -> tuple[tuple[Cell, ...], ...]:
+def _reference(results: Sequence[Result]) -> tuple[tuple[table.Cell, ...], ...]:
     """The base's own mean inside its context, what the others are to reach beyond it."""
     base, *others = results
     inside = base.mean_loss(0, base.max_positions)
     if inside is None or not others:
         return ()
     name = f"{base.checkpoint}, mean inside its {base.max_positions:,}"
-    return ((Cell(name), _mean(inside), *[Cell("")] * len(others)),)
+    return ((table.Cell(name), _mean(inside), *[table.Cell("")] * len(others)),)
 
 
-def retrieval_section(measurements: Sequence[Measurement], name: str) -> Section:
-    """The section of measurements with the same prompts; ``name`` is that of its picture."""
-    results = [one.labelled for one in measurements]
-    title = results[0].kind.title
-    labels = ", ".join(one.label for one in measurements)
-    return Section(
-        title=title,
-        pictures=(
-            picture(name, f"{title} of {labels}", lambda file: retrieval_picture(results, file)),
-        ),
-        tables=(_retrieval_table(results),),
-        conditions=conditions_table(measurements),
-    )
+def _retrieval(results: Sequence[Result], name: str) -> Parts:
+    drawn = table.picture(name, results[0].kind.title, results, partial(retrieval_picture, results))
+    return (drawn,), (_retrieval_table(results),)
 
 
-def _retrieval_table(results: Sequence[Result]) -> ReportTable:
+def _retrieval_table(results: Sequence[Result]) -> table.ReportTable:
     rows = []
     for length in sorted({length for result in results for length in result.lengths}):
         shares = [result.retrieved([length]) for result in results]
@@ -112,13 +90,10 @@ def _retrieval_table(results: Sequence[Result]) -> ReportTable:
             _retrieval_cell(result, length, share)
             for result, share in zip(results, shares, strict=True)
         ]
-        rows.append((Cell(f"{length:,} tokens"), *with_best(cells, shares, 0)))
-    form, by = (
-        results[0].kind.form,
-        " or ".join(sorted({result.config["by"] for result in results})),
-    )
+        rows.append((table.Cell(f"{length:,} tokens"), *table.with_best(cells, shares, 0)))
+    form, by = results[0].kind.form, " or ".join(sorted({one.config["by"] for one in results}))
     samples = " or ".join(dict.fromkeys(map(counts, results)))
-    return ReportTable(
+    return table.ReportTable(
         header=("length", *(result.checkpoint for result in results)),
         rows=tuple(rows),
         note=(
@@ -129,40 +104,42 @@ def _retrieval_table(results: Sequence[Result]) -> ReportTable:
     )
 
 
-def _retrieval_cell(result: Result, length: int, share: float | None) -> Cell:
+def _retrieval_cell(result: Result, length: int, share: float | None) -> table.Cell:
     if share is None:
-        return NOTHING
+        return table.NOTHING
     depths = [result.score(depth, str(length)) for depth in result.depths]
     worst = min(depth for depth in depths if depth is not None)
     text = f"{figure(share)} % ({figure(worst)} %)"
-    return Cell(text, is_beyond=length > result.max_positions)
+    return table.Cell(text, is_beyond=length > result.max_positions)
 
 
-_SECTIONS: dict[str, Callable[[Sequence[Measurement], str], Section]] = {
-    "positions": loss_section,
-    "depths": retrieval_section,
-    "tasks": task_section,
+_PARTS: dict[str, Callable[[Sequence[Result], str], Parts]] = {
+    "positions": _loss,
+    "depths": _retrieval,
+    "tasks": task_parts,
 }
 """By what the rows of a result are."""
 
 
-def sections(measurements: Sequence[Measurement]) -> tuple[Section, ...]:
+def sections(measurements: Sequence[Measurement]) -> tuple[table.Section, ...]:
     """A section for every benchmark; several where its questions were not the same."""
-    found: list[Section] = []
+    found: list[table.Section] = []
     for kind in dict.fromkeys(one.result.kind for one in measurements):
         groups = _groups([one for one in measurements if one.result.kind == kind])
         name = "loss" if kind.rows == "positions" else kind.name
-        make = _SECTIONS[kind.rows]
         for number, group in enumerate(groups, 1):
-            section = make(group, name if number == 1 else f"{name}-{number}")
-            section = dataclasses.replace(section, paper=paper_table(group))
-            if len(groups) > 1:
-                section = dataclasses.replace(
-                    section,
-                    title=f"{section.title}, conditions {number} of {len(groups)}",
-                    remarks=(_other_conditions(groups, number),),
+            is_one = len(groups) == 1
+            results = [dataclasses.replace(one.result, checkpoint=one.label) for one in group]
+            pictures, tables = _PARTS[kind.rows](
+                results, name if number == 1 else f"{name}-{number}"
+            )
+            found.append(
+                table.Section(
+                    kind.title if is_one else f"{kind.title}, conditions {number} of {len(groups)}",
+                    *(pictures, tables, table.conditions_table(group), paper_table(group)),
+                    remarks=() if is_one else (_other_conditions(groups, number),),
                 )
-            found.append(section)
+            )
     return tuple(found)
 
 
@@ -181,13 +158,8 @@ def _groups(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
 
 def _other_conditions(groups: Sequence[Sequence[Measurement]], number: int) -> str:
     """Why a group stands apart from the first; for the first, from the second."""
-    ours, theirs = groups[number - 1][0], groups[1 if number == 1 else 0][0]
-    group = groups[number - 1]
-    for one in group:  # the pair that conflicts
-        for other in groups[1 if number == 1 else 0]:
-            if conflicts(one, other):
-                ours, theirs = one, other
-                break
+    pairs = itertools.product(groups[number - 1], groups[1 if number == 1 else 0])
+    ours, theirs = next(pair for pair in pairs if conflicts(*pair))
     differ = "; ".join(f"{name}: {a} and {b}" for name, (a, b) in conflicts(ours, theirs).items())
     return (
         f"Figures of {ours.label} and {theirs.label} are not of the same questions ({differ}): "

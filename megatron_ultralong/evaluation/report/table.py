@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron_ultralong.evaluation.report.measurement import Measurement, conditions
+from megatron_ultralong.evaluation.results.result import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +73,6 @@ def with_best(
     )
 
 
-OF_THE_CHECKPOINT = {"checkpoint", "folder", "model", "trained positions", "date", "file"}
-"""Conditions in which checkpoints differ from each other anyway."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Picture:
     """A PNG."""
@@ -100,11 +97,14 @@ class Section:
     remarks: tuple[str, ...] = ()
 
 
-def picture(name: str, description: str, draw: Callable[[Any], None]) -> Picture:
-    """What ``draw`` writes into a file."""
+def picture(
+    name: str, title: str, results: Sequence[Result], draw: Callable[[Any], None]
+) -> Picture:
+    """What ``draw`` writes of ``results`` into a file."""
     file = io.BytesIO()
     draw(file)
-    return Picture(name, file.getvalue(), description)
+    labels = ", ".join(result.checkpoint for result in results)
+    return Picture(name, file.getvalue(), f"{title} of {labels}")
 
 
 def conditions_table(measurements: Sequence[Measurement]) -> ReportTable:

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from megatron_ultralong.evaluation.report.measurement import Measurement
-from megatron_ultralong.evaluation.report.table import (
-    NOTHING,
-    Cell,
-    Picture,
-    ReportTable,
-    Section,
-    conditions_table,
-    picture,
-    with_best,
-)
-from megatron_ultralong.evaluation.results.pictures import DPI, INK, finish_axes, line_style
+from megatron_ultralong.evaluation.report import table
+from megatron_ultralong.evaluation.results import pictures
 from megatron_ultralong.evaluation.results.result import LOWER_IS_BETTER, Result
 from megatron_ultralong.evaluation.results.tables import column_title, counts
 
@@ -28,121 +15,18 @@ _MOST_NUMBERED_BARS = 40
 """Pictures with more bars than this carry no numbers above them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Line:
-    """Means of one checkpoint."""
-
-    label: str
-    means: Sequence[float | None]
-    are_beyond: Sequence[bool]
-    max_positions: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Bars:
-    """Scores of one checkpoint, one for each task."""
-
-    label: str
-    scores: Sequence[float | None]
-
-
-def lines_picture(title: str, ticks: Sequence[str], lines: Sequence[Line], file: Any) -> None:
-    """Mean score by length, a line for each checkpoint; open marks are beyond trained positions."""
-    figure = Figure(figsize=(8.0, 4.4), dpi=DPI, layout="constrained")
-    axes: Any = figure.subplots()
-    finish_axes(axes)
-    for k, line in enumerate(lines):
-        colour, dashes = line_style(k)
-        places = [x for x, mean in enumerate(line.means) if mean is not None]
-        axes.plot(
-            places,
-            [line.means[x] for x in places],
-            color=colour,
-            linestyle=dashes,
-            linewidth=2.0,
-            label=f"{line.label} (trained for {line.max_positions:,} positions)",
-        )
-        for x in places:
-            axes.plot(
-                x,
-                line.means[x],
-                marker="o",
-                markersize=6,
-                color=colour,
-                markerfacecolor="white" if line.are_beyond[x] else colour,
-                clip_on=False,
-                zorder=3,
-            )
-    axes.set_ylim(0, 104)
-    axes.set_xticks(range(len(ticks)), ticks)
-    axes.set_xlim(-0.4, len(ticks) - 0.6)
-    axes.set_ylabel("mean score of 100", fontsize=10, color=INK)
-    axes.set_xlabel("length", fontsize=10, color=INK)
-    if any(any(line.are_beyond) for line in lines):
-        title += "; open marks: beyond the trained positions"
-    _finish(figure, axes, title)
-    figure.savefig(file, format="png", facecolor="white")
-
-
-def bars_picture(
-    title: str, tasks: Sequence[str], bars: Sequence[Bars], is_share: bool, file: Any
-) -> None:
-    """Scores by task, a bar for each checkpoint; ``is_share``: of 100."""
-    rows = len(tasks) * len(bars)
-    figure = Figure(figsize=(8.0, min(0.22 * rows + 0.2 * len(tasks) + 1.5, 16.0)), dpi=DPI,
-                    layout="constrained")  # fmt: skip
-    axes: Any = figure.subplots()
-    finish_axes(axes, grid="x")
-    height = 0.8 / len(bars)
-    for k, one in enumerate(bars):
-        colour, _ = line_style(k)
-        places = [y for y, score in enumerate(one.scores) if score is not None]
-        drawn = axes.barh(
-            [y - 0.4 + (k + 0.5) * height for y in places],
-            [one.scores[y] for y in places],
-            height=0.9 * height,
-            color=colour,
-            label=one.label,
-        )
-        if rows <= _MOST_NUMBERED_BARS:
-            axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=INK)
-    if is_share:
-        axes.set_xlim(0, 106)
-    axes.set_yticks(range(len(tasks)), tasks)
-    axes.set_ylim(len(tasks) - 0.5, -0.5)
-    axes.set_xlabel("score of 100" if is_share else "nats per token", fontsize=10, color=INK)
-    _finish(figure, axes, title)
-    figure.savefig(file, format="png", facecolor="white")
-
-
-def _finish(figure: Figure, axes: Any, title: str) -> None:
-    axes.set_title(title, fontsize=12, fontweight="bold", color=INK, loc="left", pad=10)
-    labels = axes.get_legend_handles_labels()[1]
-    figure.legend(
-        loc="outside lower left",
-        fontsize=9,
-        frameon=False,
-        labelcolor=INK,
-        ncols=2 if max(map(len, labels)) < 50 else 1,
-    )
-
-
 _LIMIT = "all"
 """The column of a benchmark whose results have one each, at the limit of each."""
 
 
-def task_section(measurements: Sequence[Measurement], name: str) -> Section:
-    """The section of measurements with the same questions; ``name`` begins its pictures' names."""
-    results = [one.labelled for one in measurements]
+def task_parts(
+    results: Sequence[Result], name: str
+) -> tuple[tuple[table.Picture, ...], tuple[table.ReportTable, ...]]:
+    """Pictures, whose names begin with ``name``, and tables of results on the same questions."""
     columns = _Columns(results)
     has_means = len(columns.names) > 1 and any(len(result.rows) > 1 for result in results)
     by_length = [_means(results, columns)] if has_means else []
-    return Section(
-        title=results[0].kind.title,
-        pictures=_pictures(results, columns, name),
-        tables=(*by_length, _by_task(results, columns)),
-        conditions=conditions_table(measurements),
-    )
+    return _pictures(results, columns, name), (*by_length, _by_task(results, columns))
 
 
 class _Columns:
@@ -166,12 +50,12 @@ class _Columns:
 
     def cells(
         self, results: Sequence[Result], name: str, scores: Sequence[float | None]
-    ) -> list[Cell]:
+    ) -> list[table.Cell]:
         """``scores`` of ``results`` in the column under ``name``, as a line shows them."""
         return [
-            NOTHING
+            table.NOTHING
             if score is None
-            else Cell(f"{score:.1f}", is_beyond=result.is_beyond(self.of(result, name)))
+            else table.Cell(f"{score:.1f}", is_beyond=result.is_beyond(self.of(result, name)))
             for score, result in zip(scores, results, strict=True)
         ]
 
@@ -186,11 +70,11 @@ def _order(found: list[str]) -> Callable[[str], tuple[float, int]]:
     return key
 
 
-def _means(results: Sequence[Result], columns: _Columns) -> ReportTable:
-    return ReportTable(
+def _means(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
+    return table.ReportTable(
         header=(columns.title, *(result.checkpoint for result in results)),
         rows=tuple(
-            (Cell(column_title(name)), *_mean_cells(results, columns, name))
+            (table.Cell(column_title(name)), *_mean_cells(results, columns, name))
             for name in columns.names
         ),
         title="Mean of the tasks",
@@ -198,7 +82,7 @@ def _means(results: Sequence[Result], columns: _Columns) -> ReportTable:
     )
 
 
-def _mean_cells(results: Sequence[Result], columns: _Columns, name: str) -> tuple[Cell, ...]:
+def _mean_cells(results: Sequence[Result], columns: _Columns, name: str) -> tuple[table.Cell, ...]:
     """Means of a column; marked only where they are of the same tasks."""
     means = [result.mean(columns.of(result, name)) for result in results]
     cells = columns.cells(results, name, means)
@@ -209,7 +93,7 @@ def _mean_cells(results: Sequence[Result], columns: _Columns, name: str) -> tupl
     }
     if len(asked) > 1:
         return tuple(cells)
-    return with_best(cells, means, 1, lower_is_better=name in LOWER_IS_BETTER)
+    return table.with_best(cells, means, 1, lower_is_better=name in LOWER_IS_BETTER)
 
 
 def _tasks_note(results: Sequence[Result]) -> str:
@@ -222,9 +106,9 @@ def _tasks_note(results: Sequence[Result]) -> str:
     )
 
 
-def _by_task(results: Sequence[Result], columns: _Columns) -> ReportTable:
+def _by_task(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
     is_one = columns.names == [_LIMIT]
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[table.Cell, ...]] = []
     for task in dict.fromkeys(task for result in results for task in result.rows):
         metric = next(r.metrics[task] for r in results if task in r.metrics)
         for name in columns.names:
@@ -232,9 +116,9 @@ def _by_task(results: Sequence[Result], columns: _Columns) -> ReportTable:
             if all(score is None for score in scores):
                 continue
             cells = columns.cells(results, name, scores)
-            middle = () if is_one else (Cell(column_title(name)),)
-            best = with_best(cells, scores, 1, lower_is_better=name in LOWER_IS_BETTER)
-            rows.append((Cell(task), Cell(metric), *middle, *best))
+            middle = () if is_one else (table.Cell(column_title(name)),)
+            best = table.with_best(cells, scores, 1, lower_is_better=name in LOWER_IS_BETTER)
+            rows.append((table.Cell(task), table.Cell(metric), *middle, *best))
     means = _mean_cells(results, columns, _LIMIT) if is_one and len(rows) > 1 else None
     labels = [
         f"{result.checkpoint}, cut at {int(result.columns[0]):,}"
@@ -242,11 +126,11 @@ def _by_task(results: Sequence[Result], columns: _Columns) -> ReportTable:
         else result.checkpoint
         for result in results
     ]
-    return ReportTable(
+    return table.ReportTable(
         header=("task", "metric", *(() if is_one else (columns.title,)), *labels),
         rows=tuple(rows),
         figures=(2 if is_one else 3, 3 + len(results)),
-        footer=((Cell("mean"), Cell(""), *means),) if means else (),
+        footer=((table.Cell("mean"), table.Cell(""), *means),) if means else (),
         title="By task",
         note=_note(results, columns),
     )
@@ -268,34 +152,95 @@ def _note(results: Sequence[Result], columns: _Columns) -> str:
     return " ".join(parts)
 
 
-def _pictures(results: Sequence[Result], columns: _Columns, name: str) -> tuple[Picture, ...]:
+def _pictures(results: Sequence[Result], columns: _Columns, name: str) -> tuple[table.Picture, ...]:
     """Means by length where there are several lengths; else bars, one picture for a score."""
     title = results[0].kind.title
-    labels = ", ".join(result.checkpoint for result in results)
     is_single = len(columns.names) == 1
     if columns.are_lengths and not is_single:
-        lines = [
-            Line(
-                result.checkpoint,
-                [result.mean(column) for column in columns.names],
-                [result.is_beyond(column) for column in columns.names],
-                result.max_positions,
-            )
-            for result in results
-        ]
-        ticks = [column_title(column) for column in columns.names]
-        draw = partial(lines_picture, title, ticks, lines)
-        return (picture(name, f"{title} by length of {labels}", draw),)
-    tasks = list(dict.fromkeys(task for result in results for task in result.rows))
-    pictures = []
+        draw = partial(_draw_lines, title, results, columns.names)
+        return (table.picture(name, f"{title} by length", results, draw),)
+    drawn = []
     for column in columns.names:
-        bars = [
-            Bars(result.checkpoint, [columns.score(result, task, column) for task in tasks])
-            for result in results
-        ]
         of_column = "" if is_single else f", {column_title(column)}"
-        is_share = column not in LOWER_IS_BETTER
-        draw = partial(bars_picture, f"{title}{of_column}", tasks, bars, is_share)
         suffix = "" if is_single else f"-{column.replace(' ', '-')}"
-        pictures.append(picture(f"{name}{suffix}", f"{title}{of_column} of {labels}", draw))
-    return tuple(pictures)
+        draw = partial(_draw_bars, f"{title}{of_column}", results, columns, column)
+        drawn.append(table.picture(f"{name}{suffix}", f"{title}{of_column}", results, draw))
+    return tuple(drawn)
+
+
+def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], file: Any) -> None:
+    """Mean score by length, a line for each checkpoint; open marks are beyond trained positions."""
+    figure, axes = pictures.new_picture(8.0, 4.4)
+    for k, result in enumerate(results):
+        colour, dashes = pictures.line_style(k)
+        means = {x: mean for x, c in enumerate(columns) if (mean := result.mean(c)) is not None}
+        axes.plot(
+            *([*means], [*means.values()]),
+            color=colour,
+            linestyle=dashes,
+            linewidth=2.0,
+            label=f"{result.checkpoint} (trained for {result.max_positions:,} positions)",
+        )
+        for x, mean in means.items():
+            axes.plot(
+                *(x, mean, "o"),
+                markersize=6,
+                color=colour,
+                markerfacecolor="white" if result.is_beyond(columns[x]) else colour,
+                clip_on=False,
+                zorder=3,
+            )
+    axes.set_ylim(0, 104)
+    axes.set_xticks(range(len(columns)), [column_title(column) for column in columns])
+    axes.set_xlim(-0.4, len(columns) - 0.6)
+    axes.set_ylabel("mean score of 100", fontsize=10, color=pictures.INK)
+    axes.set_xlabel("length", fontsize=10, color=pictures.INK)
+    if any(result.is_beyond(column) for result in results for column in columns):
+        title += "; open marks: beyond the trained positions"
+    _finish(figure, axes, title, file)
+
+
+def _draw_bars(
+    title: str, results: Sequence[Result], columns: _Columns, column: str, file: Any
+) -> None:
+    """Scores by task, a bar for each checkpoint."""
+    tasks = list(dict.fromkeys(task for result in results for task in result.rows))
+    rows = len(tasks) * len(results)
+    figure, axes = pictures.new_picture(
+        8.0, min(0.22 * rows + 0.2 * len(tasks) + 1.5, 16.0), grid="x"
+    )
+    height = 0.8 / len(results)
+    for k, result in enumerate(results):
+        found = [(y, columns.score(result, task, column)) for y, task in enumerate(tasks)]
+        known = [(y, score) for y, score in found if score is not None]
+        drawn = axes.barh(
+            [y - 0.4 + (k + 0.5) * height for y, _ in known],
+            [score for _, score in known],
+            height=0.9 * height,
+            color=pictures.line_style(k)[0],
+            label=result.checkpoint,
+        )
+        if rows <= _MOST_NUMBERED_BARS:
+            axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=pictures.INK)
+    is_loss = column in LOWER_IS_BETTER
+    if not is_loss:
+        axes.set_xlim(0, 106)
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_ylim(len(tasks) - 0.5, -0.5)
+    axes.set_xlabel(
+        "nats per token" if is_loss else "score of 100", fontsize=10, color=pictures.INK
+    )
+    _finish(figure, axes, title, file)
+
+
+def _finish(figure: Any, axes: Any, title: str, file: Any) -> None:
+    pictures.set_title(axes, title, pad=10, fontsize=12)
+    labels = axes.get_legend_handles_labels()[1]
+    figure.legend(
+        loc="outside lower left",
+        fontsize=9,
+        frameon=False,
+        labelcolor=pictures.INK,
+        ncols=2 if max(map(len, labels)) < 50 else 1,
+    )
+    pictures.save(figure, file)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from megatron_ultralong.evaluation.results.result import (
-    KINDS,
-    LOSS,
-    Result,
-    depth_row,
-    position_row,
-)
+from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.program import json_file
 from megatron_ultralong.program.errors import InputError
 
@@ -30,109 +23,85 @@ _LATER_FLAGS = {"positions": {"split": "valid"}, "depths": {"by": "argmax"}, "ta
 """Flags that files may lack, which were written before there was a choice."""
 
 
-def upgraded(name: str, values: Values) -> list[dict[str, Any]]:
+def _upgraded(name: str, values: Values) -> list[dict[str, Any]]:
     """The results of a file of format 1 and kind ``name``, as plain values of format 2.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError, ArithmeticError: the file is damaged.
     """
-    rows = KINDS[name].rows
-    return _UPGRADES[rows](name, values)
-
-
-def _shared(name: str, values: Values) -> dict[str, Any]:
-    """What all three types had; material and model came later than the first files."""
-    kind, config = KINDS[name], values["config"]
-    later = {flag: value for flag, value in _LATER_FLAGS[kind.rows].items() if flag not in config}
-    return {
+    kind, config = result.KINDS[name], values["config"]
+    shared = {
         "kind": vars(kind),
-        "config": {**config, **later},
-        "material": values.get("material", {}),
+        "config": {**config, **_LATER_FLAGS[kind.rows], **config},
+        "material": values.get("material", {}),  # came later than the first files, as the model
         "date": values["date"],
         "versions": values["versions"],
     }
-
-
-def _of_loss(name: str, values: Values) -> list[dict[str, Any]]:
-    return [
-        {
-            **_shared(name, values),
-            "checkpoint": one["name"],
-            "max_positions": one["max_positions"],
-            "model": one.get("model"),
-            "num_packed_rows": values["num_rows"],
-            "cells": [_loss_cell(part) for part in one["bins"]],
-        }
-        for one in values["checkpoints"]
-    ]
+    if kind.rows == "positions":
+        return [
+            {
+                **shared,
+                "checkpoint": one["name"],
+                "max_positions": one["max_positions"],
+                "model": one.get("model"),
+                "num_packed_rows": values["num_rows"],
+                "cells": [_loss_cell(part) for part in one["bins"]],
+            }
+            for one in values["checkpoints"]
+        ]
+    names = ["checkpoint", "max_positions"]
+    names += ["metrics", "notes"] if kind.rows == "tasks" else []
+    upgrade = _score_cell if kind.rows == "tasks" else _retrieval_cell
+    cells = [upgrade(cell) for cell in values["cells"]]
+    of_one = {key: values[key] for key in names} | {"model": values.get("model"), "cells": cells}
+    return [shared | of_one]
 
 
 def _loss_cell(part: Values) -> dict[str, Any]:
-    known = {key: part[key] for key in ("accuracy", "perplexity") if part[key] is not None}
     return {
-        "row": position_row(part["start"], part["stop"]),
-        "column": LOSS,
+        "row": result.position_row(part["start"], part["stop"]),
+        "column": result.LOSS,
         "num_samples": part["num_predictions"],
         "score": part["loss"],
         "error": part["standard_error"],
-        "figures": known,
+        "figures": {k: part[k] for k in ("accuracy", "perplexity") if part[k] is not None},
     }
 
 
-def _of_retrieval(name: str, values: Values) -> list[dict[str, Any]]:
-    cells = [
-        {
-            "row": depth_row(cell["depth"]),
-            "column": str(cell["length"]),
-            "num_samples": cell["num_samples"],
-            "score": 100 * cell["num_retrieved"] / cell["num_samples"],
-            "figures": {"token_accuracy": cell["token_accuracy"]},
-        }
-        for cell in values["cells"]
-    ]
-    return [{**_shared(name, values), **_of_checkpoint(values), "cells": cells}]
+def _retrieval_cell(cell: Values) -> dict[str, Any]:
+    return {
+        "row": result.depth_row(cell["depth"]),
+        "column": str(cell["length"]),
+        "num_samples": cell["num_samples"],
+        "score": 100 * cell["num_retrieved"] / cell["num_samples"],
+        "figures": {"token_accuracy": cell["token_accuracy"]},
+    }
 
 
-def _of_tasks(name: str, values: Values) -> list[dict[str, Any]]:
-    cells = [
-        {
-            "row": cell["task"],
-            "column": cell["column"],
-            "num_samples": cell["num_samples"],
-            "score": cell["score"],
-            "figures": {key: cell[key] for key in ("num_prompt_tokens", "num_truncated")},
-        }
-        for cell in values["cells"]
-    ]
-    others = {key: values[key] for key in ("metrics", "notes")}
-    return [{**_shared(name, values), **_of_checkpoint(values), **others, "cells": cells}]
-
-
-def _of_checkpoint(values: Values) -> dict[str, Any]:
-    known = {key: values[key] for key in ("checkpoint", "max_positions")}
-    return {**known, "model": values.get("model")}
-
-
-_UPGRADES: dict[str, Callable[[str, Values], list[dict[str, Any]]]] = {
-    "positions": _of_loss,
-    "depths": _of_retrieval,
-    "tasks": _of_tasks,
-}
+def _score_cell(cell: Values) -> dict[str, Any]:
+    return {
+        "row": cell["task"],
+        "column": cell["column"],
+        "num_samples": cell["num_samples"],
+        "score": cell["score"],
+        "figures": {key: cell[key] for key in ("num_prompt_tokens", "num_truncated")},
+    }
 
 
 FORMAT_VERSION = 2
 """1 had a type each for losses, retrieval and tasks."""
 _BEGINNING = re.compile(rb'\s*\{\s*"kind":\s*"(\w+)",\s*"format_version":\s*(\d{1,9})\b')
+_RESULTS = TypeAdapter(tuple[result.Result, ...], config=ConfigDict(defer_build=True))
 _MAX_BYTES = 64 * 2**20
 """Of a result: one of every task at every length has less than 1 MB."""
 
 
-def write_results(path: Path, results: Sequence[Result]) -> None:
+def write_results(path: Path, results: Sequence[result.Result]) -> None:
     """Write results of one benchmark, with the means of their columns."""
-    (kind,) = {result.kind.name for result in results}
+    (kind,) = {one.kind.name for one in results}
     entries = [
-        {**to_jsonable_python(result), "means": {c: result.mean(c) for c in result.columns}}
-        for result in results
+        {**to_jsonable_python(one), "means": {c: one.mean(c) for c in one.columns}}
+        for one in results
     ]
     write_json(path, kind, {"results": entries})
 
@@ -171,10 +140,10 @@ def beginning_of(path: str | Path) -> tuple[str, int] | None:
 
 def holds_results(kind: str, version: int) -> bool:
     """Whether a file of this kind and version is one of results: from format 2 on of any kind."""
-    return kind in KINDS or (version == FORMAT_VERSION and kind != "report")
+    return kind in result.KINDS or (version == FORMAT_VERSION and kind != "report")
 
 
-def read_results(path: str | Path, kind: str = "") -> tuple[Result, ...]:
+def read_results(path: str | Path, kind: str = "") -> tuple[result.Result, ...]:
     """What :func:`write_results` wrote, now or in format 1; of ``kind`` where one is named.
 
     Raises:
@@ -193,20 +162,20 @@ def read_results(path: str | Path, kind: str = "") -> tuple[Result, ...]:
             f"format_version {FORMAT_VERSION}: name another file, or evaluate again"
         )
     try:
-        entries = upgraded(kind, values) if version == 1 else values["results"]
-        results = _adapter().validate_json(json.dumps(entries), strict=True)
+        entries = _upgraded(kind, values) if version == 1 else values["results"]
+        results = _RESULTS.validate_json(json.dumps(entries), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise _damaged(path, f"{place}: {first['msg']}") from error
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise _damaged(path, repr(error)) from error
-    if {result.kind.name for result in results} != {kind}:
+    if {one.kind.name for one in results} != {kind}:
         raise _damaged(path, f"it holds no result of '{kind}', or others too")
     return results
 
 
-def read_result(path: str | Path, kind: str = "") -> Result:
+def read_result(path: str | Path, kind: str = "") -> result.Result:
     """The one result of a file.
 
     Raises:
@@ -214,14 +183,9 @@ def read_result(path: str | Path, kind: str = "") -> Result:
     """
     results = read_results(path, kind)
     if len(results) > 1:
-        names = ", ".join(result.checkpoint for result in results)
+        names = ", ".join(one.checkpoint for one in results)
         raise InputError(f"{path} holds results of {names}: name a file that holds one result")
     return results[0]
-
-
-@functools.cache
-def _adapter() -> TypeAdapter[tuple[Result, ...]]:
-    return TypeAdapter(tuple[Result, ...])
 
 
 def file_sha256(path: Path) -> str:

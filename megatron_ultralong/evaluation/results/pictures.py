@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -31,27 +32,44 @@ def line_style(number: int) -> tuple[str, Any]:
     return LINE_COLOURS[place], _DASHES[turn % len(_DASHES)]
 
 
+def new_picture(width: float, height: float, *, grid: str = "y") -> tuple[Figure, Any]:
+    """A figure of so many inches and its axes, with lines across ``grid``."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    _finish_axes(axes, grid)
+    return figure, axes
+
+
+def _finish_axes(axes: Any, grid: str = "y") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(labelsize=9, length=0, labelcolor=INK)
+    axes.set_axisbelow(True)
+    axes.grid(axis=grid, color="#e5e7eb", linewidth=0.8)
+
+
+def set_title(axes: Any, text: str, *, pad: int, fontsize: int = 11) -> None:
+    """A title at the left, ``pad`` points above."""
+    axes.set_title(text, fontsize=fontsize, fontweight="bold", color=INK, loc="left", pad=pad)
+
+
+def save(figure: Figure, path: Path | BinaryIO) -> None:
+    """Write a figure as PNG."""
+    figure.savefig(path, format="png", facecolor="white")
+
+
 def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     """Loss by position as PNG: a line for every checkpoint, the first one being the base."""
     base = results[0]
     longest = max(results, key=lambda result: result.num_positions)
     seq_length = longest.num_positions
-    figure = Figure(figsize=(8.0, 4.6), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    finish_axes(axes)
+    figure, axes = new_picture(8.0, 4.6)
     _position_axis(axes, sorted({0, *(stop for one in results for _, stop in one.bins)}))
     if base.max_positions < seq_length:
         axes.axvspan(base.max_positions, seq_length, color=SHADE, zorder=0)
         axes.axvline(base.max_positions, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
-        axes.annotate(
-            f" trained context of {base.checkpoint}: {base.max_positions:,}",
-            (base.max_positions, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            fontsize=9,
-            color=INK,
-        )
+        text = f" trained context of {base.checkpoint}: {base.max_positions:,}"
+        _text_above(axes, base.max_positions, text, 4, fontsize=9)
     reference = base.mean_loss(0, base.max_positions)
     if reference is not None:
         axes.axhline(
@@ -68,25 +86,20 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
             )
     axes.set_ylabel("loss (nats per token)", fontsize=10, color=INK)
     axes.set_xlabel("position in the row (tokens of context)", fontsize=10, color=INK)
-    _title(
-        axes,
-        f"Loss by position, {longest.num_packed_rows} rows of {seq_length:,} tokens",
-        pad=22,
-        fontsize=12,
-    )
+    title = f"Loss by position, {longest.num_packed_rows} rows of {seq_length:,} tokens"
+    set_title(axes, title, pad=22, fontsize=12)
     axes.legend(fontsize=9, frameon=False, labelcolor=INK)
-    figure.savefig(path, format="png", facecolor="white")
+    save(figure, path)
 
 
 def _loss_line(axes: Any, result: Result, colour: str, dashes: Any) -> None:
     """Mean and two standard errors at the geometric centre of every bin."""
     known = [(place, cell) for place in result.bins if (cell := result.loss(place))]
     centres = [math.sqrt(max(start, stop / 2) * stop) for (start, stop), _ in known]
-    losses = [cell.score or 0.0 for _, cell in known]
-    margins = [2 * (cell.error or 0.0) for _, cell in known]
-    low = [loss - margin for loss, margin in zip(losses, margins, strict=True)]
-    high = [loss + margin for loss, margin in zip(losses, margins, strict=True)]
-    axes.fill_between(centres, low, high, color=colour, alpha=0.15, linewidth=0)
+    losses = np.asarray([cell.score for _, cell in known])
+    margins = np.asarray([2 * (cell.error or 0.0) for _, cell in known])
+    band = (losses - margins, losses + margins)
+    axes.fill_between(centres, *band, color=colour, alpha=0.15, linewidth=0)
     axes.plot(
         centres,
         losses,
@@ -138,7 +151,7 @@ def retrieval_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
         axes.set_ylabel("depth of the key (%)", fontsize=10, color=INK)
     bar = _colour_bar(figure, images[0], list(grid.flat))
     bar.set_ticks([0, 50, 100], labels=["0 %", "50 %", "100 %"])
-    figure.savefig(path, format="png", facecolor="white")
+    save(figure, path)
 
 
 def _retrieval_map(
@@ -149,7 +162,7 @@ def _retrieval_map(
     shares = [[result.score(depth, str(length)) for length in lengths] for depth in depths]
     is_labelled = len(lengths) * len(depths) <= MOST_LABELLED_CELLS
     image = _score_map(axes, shares, NOT_MEASURED, digits=0 if is_labelled else None)
-    finish_axes(axes)
+    _finish_axes(axes)
     axes.spines[:].set_visible(False)
     step = -(-len(lengths) // 16)
     shown = range(0, len(lengths), step)
@@ -162,7 +175,7 @@ def _retrieval_map(
         [k + 0.5 for k in range(len(depths))], [f"{float(depth):g}" for depth in depths]
     )
     axes.set_xlabel("context length (tokens)", fontsize=10, color=INK)
-    _title(
+    set_title(
         axes,
         textwrap.fill(
             f"{result.checkpoint}: trained for {result.max_positions:,} positions",
@@ -199,9 +212,9 @@ def task_picture(result: Result, path: Path | BinaryIO) -> None:
     if 0 < inside < len(columns):
         axes.axvline(inside, color="black", linewidth=2.5)
         title += f"; line: trained for {result.max_positions:,} positions"
-    _title(axes, title, pad=12)
+    set_title(axes, title, pad=12)
     _colour_bar(figure, image, axes)
-    figure.savefig(path, format="png", facecolor="white")
+    save(figure, path)
 
 
 def _score_map(
@@ -242,10 +255,6 @@ def _colour_bar(figure: Figure, image: Any, axes: Any) -> Any:
     return bar
 
 
-def _title(axes: Any, text: str, *, pad: int, fontsize: int = 11) -> None:
-    axes.set_title(text, fontsize=fontsize, fontweight="bold", color=INK, loc="left", pad=pad)
-
-
 def _context_line(
     axes: Any, lengths: Sequence[int], positions: int, text: str, height: int, thin: bool = False
 ) -> None:
@@ -257,22 +266,17 @@ def _context_line(
     if 0 < inside < len(lengths):
         style = {"linewidth": 1.5, "linestyle": (0, (4, 2))} if thin else {"linewidth": 2.5}
         axes.axvline(inside, color="black", **style)
-        axes.annotate(
-            text,
-            (inside, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, height),
-            textcoords="offset points",
-            fontsize=8.5,
-            color=INK,
-            ha="center" if inside > 1 else "left",
-        )
+        side = "center" if inside > 1 else "left"
+        _text_above(axes, inside, text, height, fontsize=8.5, ha=side)
 
 
-def finish_axes(axes: Any, grid: str = "y") -> None:
-    """The style of all pictures, with lines across ``grid``."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(labelsize=9, length=0, labelcolor=INK)
-    axes.set_axisbelow(True)
-    axes.grid(axis=grid, color="#e5e7eb", linewidth=0.8)
+def _text_above(axes: Any, place: float, text: str, height: int, **style: Any) -> None:
+    axes.annotate(
+        text,
+        (place, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, height),
+        textcoords="offset points",
+        color=INK,
+        **style,
+    )

@@ -75,11 +75,6 @@ class Kind:
     form: str = ""
     """Of the prompts, beside every figure."""
 
-    @property
-    def title_in_text(self) -> str:
-        """The title within a sentence: names as they are, words without their capital."""
-        return self.title if self.rows == "tasks" else self.title[0].lower() + self.title[1:]
-
 
 KINDS = {
     kind.name: kind

@@ -28,8 +28,7 @@ def loss_table(results: Sequence[Result]) -> Table:
             f"{result.checkpoint}\n(trained: {result.max_positions:,})", justify="right"
         )
     for start, stop in first.bins:
-        cells = [_loss(result, (start, stop)) for result in results]
-        table.add_row(f"{start:,} - {stop:,}", *cells)
+        table.add_row(f"{start:,} - {stop:,}", *(_loss(one, (start, stop)) for one in results))
     means = [result.mean_loss() for result in results]
     table.add_section()
     table.add_row("all", *("-" if mean is None else f"{mean:.4f}" for mean in means))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping
@@ -10,38 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from megatron_ultralong.data.read.record import read_text
-from megatron_ultralong.evaluation.asking.questions import (
-    Benchmark,
-    Entries,
-    run_benchmark,
-)
+from megatron_ultralong.data.read.bounded import read_named_text
+from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Put, Row, Sample, scoring, writing
 from megatron_ultralong.evaluation.models.interface import Scores, check_length
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import GridConfig, NeedleConfig, PasskeyConfig
-from megatron_ultralong.evaluation.results.result import (
-    KINDS,
-    Kind,
-    Result,
-    ScoreCell,
-    depth_row,
-    mean_cell,
-)
-from megatron_ultralong.evaluation.retrieval.needle_prompt import (
-    PROMPT_VERSION,
-    made_up,
-    needle_prompt,
-    of_files,
-)
+from megatron_ultralong.evaluation.results import result
+from megatron_ultralong.evaluation.retrieval import needle_prompt
 from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
     Encode,
     PasskeyPrompt,
     passkey_prompt,
 )
-from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import sample_key
 from megatron_ultralong.sequence.documents import unit_hash
 
@@ -53,10 +36,10 @@ _ANSWER = 5
 class Grid:
     """Prompts by length and depth."""
 
-    kind: Kind
+    kind: result.Kind
     config: GridConfig
-    make: Callable[[int, float, int], PasskeyPrompt]
-    """The prompt of a length, a depth in per cent, and an index that decides the rest."""
+    make: Callable[..., PasskeyPrompt]
+    """The prompt of a length, a depth from 0 to 1, and an ``index`` that decides the rest."""
     decides: Mapping[str, Any]
     """JSON of all that a prompt depends on beside those three, and how it is judged."""
     material: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -65,18 +48,17 @@ class Grid:
     @property
     def places(self) -> list[tuple[int, float, int]]:
         """(length, depth, number) of every prompt, in the order in which they are asked."""
-        config = self.config
-        numbers = range(config.num_samples)
-        depths = sorted(float(depth) for depth in config.depths)
-        return list(itertools.product(sorted(config.lengths), depths, numbers))
+        numbers = range(self.config.num_samples)
+        depths = sorted(map(float, self.config.depths))
+        return list(itertools.product(sorted(self.config.lengths), depths, numbers))
 
     def prompt(self, length: int, depth: float, number: int) -> PasskeyPrompt:
         """Prompt ``number`` of a cell: the same in every grid that has this cell."""
         index = int(unit_hash(self.config.seed, f"{length}:{depth:g}:{number}") * 2**53)
-        return self.make(length, depth / 100, index)
+        return self.make(length, depth / 100, index=index)
 
 
-def evaluate_grid(grid: Grid, subject: Subject[Any]) -> Result:
+def evaluate_grid(grid: Grid, subject: Subject[Any]) -> result.Result:
     """Ask all prompts, print a table, write ``KIND.json`` and ``KIND.png``.
 
     By argmax a prompt counts as retrieved when every token of the answer is the argmax where it is
@@ -100,7 +82,7 @@ def evaluate_grid(grid: Grid, subject: Subject[Any]) -> Result:
     benchmark: Benchmark[Any] = Benchmark(
         kind=grid.kind,
         config=config,
-        samples=[_sample(grid, *place) for place in grid.places],
+        asked=[_sample(grid, *place) for place in grid.places],
         cells=_cells,
         decides=grid.decides,
         material=grid.material,
@@ -121,7 +103,7 @@ def _sample(grid: Grid, length: int, depth: float, number: int) -> Sample[Any]:
     def judge(asked: Prompt, reply: Scores | list[int]) -> dict[str, Any]:
         prompt: PasskeyPrompt = asked.references
         if isinstance(reply, Scores):
-            hit = reply.correct[prompt.answer_start - 1 :]
+            hit = prompt.hits(reply.correct)
         else:
             written = reply[: prompt.answer.size]
             hit = np.asarray(written) == prompt.answer
@@ -141,7 +123,7 @@ def _sample(grid: Grid, length: int, depth: float, number: int) -> Sample[Any]:
     return Sample(key, (row,))
 
 
-def _cells(entries: Entries) -> tuple[ScoreCell, ...]:
+def _cells(entries: Entries) -> tuple[result.ScoreCell, ...]:
     """Prompts of one length and depth, in the order in which they were asked."""
     groups = itertools.groupby(entries, lambda entry: (entry["length"], entry["depth"]))
     cells = []
@@ -150,7 +132,7 @@ def _cells(entries: Entries) -> tuple[ScoreCell, ...]:
         right, of = (sum(e[name] for e in of_cell) for name in ("num_right", "num_answer_tokens"))
         hits = [float(entry["is_retrieved"]) for entry in of_cell]
         figures = {"token_accuracy": right / of}
-        cells.append(mean_cell(depth_row(depth), str(length), hits, figures))
+        cells.append(result.mean_cell(result.depth_row(depth), str(length), hits, figures))
     return tuple(cells)
 
 
@@ -158,23 +140,20 @@ def needle_grid(config: NeedleConfig, encode: Encode, tokenizer_sha256: str = ""
     """Prompts with a sentence hidden in running text; arguments and errors of a passkey's."""
     config.check()
     haystack = (
-        of_files(encode, config.haystack) if config.haystack else made_up(encode, config.seed)
+        needle_prompt.of_files(encode, config.haystack)
+        if config.haystack
+        else needle_prompt.made_up(encode, config.seed)
     )
-
-    def make(length: int, depth: float, index: int) -> PasskeyPrompt:
-        return needle_prompt(
-            encode,
-            length,
-            depth,
-            seed=config.seed,
-            index=index,
-            haystack=haystack,
-            num_distractors=config.num_distractors,
-        )
-
+    make = functools.partial(
+        needle_prompt.needle_prompt,
+        encode,
+        seed=config.seed,
+        haystack=haystack,
+        num_distractors=config.num_distractors,
+    )
     digests = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in config.haystack}
     decides = {
-        "version": PROMPT_VERSION,
+        "version": needle_prompt.PROMPT_VERSION,
         "seed": config.seed,
         "num_distractors": config.num_distractors,
         "haystack": list(digests.values()),
@@ -182,7 +161,7 @@ def needle_grid(config: NeedleConfig, encode: Encode, tokenizer_sha256: str = ""
         "tokenizer": tokenizer_sha256,
     }
     material = {f"haystack {k}": digest for k, digest in enumerate(digests.values(), 1)}
-    return Grid(KINDS["needle"], config, make, decides, material)
+    return Grid(result.KINDS["needle"], config, make, decides, material)
 
 
 def passkey_grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str = "") -> Grid:
@@ -197,13 +176,10 @@ def passkey_grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str = 
         InputError: a flag is missing or out of range, or the haystack cannot be read.
     """
     config.check()
-    haystack, digest = _haystack(config, encode)
-
-    def make(length: int, depth: float, index: int) -> PasskeyPrompt:
-        return passkey_prompt(
-            encode, length, depth, seed=config.seed, index=index, haystack=haystack
-        )
-
+    text = read_named_text("haystack", config.haystack) if config.haystack else ""
+    digest = hashlib.sha256(text.encode()).hexdigest() if config.haystack else ""
+    haystack = np.asarray(encode(text), dtype=np.int64) if config.haystack else None
+    make = functools.partial(passkey_prompt, encode, seed=config.seed, haystack=haystack)
     decides = {
         "seed": config.seed,
         "haystack": digest,
@@ -211,18 +187,4 @@ def passkey_grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str = 
         "tokenizer": tokenizer_sha256,
     }
     material = {"haystack": digest} if digest else {}
-    return Grid(KINDS["passkey"], config, make, decides, material)
-
-
-def _haystack(config: PasskeyConfig, encode: Encode) -> tuple[npt.NDArray[np.int64] | None, str]:
-    """Ids of the haystack, and a hash of its text; None and empty for the noise line."""
-    if not config.haystack:
-        return None, ""
-    try:
-        text = read_text(Path(config.haystack))
-    except ValueError as error:
-        raise InputError(
-            f"haystack {config.haystack} cannot be read ({error}): name a text file in UTF-8"
-        ) from error
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return np.asarray(encode(text), dtype=np.int64), digest
+    return Grid(result.KINDS["passkey"], config, make, decides, material)

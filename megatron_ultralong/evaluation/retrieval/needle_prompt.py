@@ -10,18 +10,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.read.record import read_text
-from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
-    Encode,
-    PasskeyPrompt,
-    passkey,
-    question_with_answer,
-)
+from megatron_ultralong.data.read.bounded import read_named_text
+from megatron_ultralong.evaluation.retrieval import passkey_prompt
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import unit_hash
 
@@ -107,7 +101,7 @@ class Haystack:
         return Stretch(whole[cut:], np.unique(np.concatenate(([0], edges[edges >= 0]))))
 
 
-def made_up(encode: Encode, seed: int) -> Haystack:
+def made_up(encode: passkey_prompt.Encode, seed: int) -> Haystack:
     """Sentences of a dozen parts each way, :data:`NUM_MADE_UP` of the 20,736 there are."""
     random = np.random.default_rng(seed)
     parts = [_WHO, _DID, _WHAT, _WHEN]
@@ -121,7 +115,7 @@ def made_up(encode: Encode, seed: int) -> Haystack:
     return Haystack(ids, in_order=False, source="made up")
 
 
-def of_files(encode: Encode, files: Sequence[str]) -> Haystack:
+def of_files(encode: passkey_prompt.Encode, files: Sequence[str]) -> Haystack:
     """Sentences of text files, one file after the other.
 
     Raises:
@@ -129,21 +123,17 @@ def of_files(encode: Encode, files: Sequence[str]) -> Haystack:
     """
     ids: list[IdArray] = []
     for name in files:
-        try:
-            text = read_text(Path(name))
-        except ValueError as error:
-            raise InputError(
-                f"haystack {name} cannot be read ({error}): name a text file in UTF-8"
-            ) from error
-        found = [
-            np.asarray(encode(sentence), dtype=np.int64) for sentence in _SENTENCE.findall(text)
-        ]
-        if not any(sentence.size for sentence in found):
+        sentences = _SENTENCE.findall(read_named_text("haystack", name))
+        encoded = [np.asarray(encode(sentence), dtype=np.int64) for sentence in sentences]
+        found = [sentence for sentence in encoded if sentence.size]
+        if not found:
             raise InputError(f"haystack {name} has no text: name another file")
-        ids += [sentence for sentence in found if sentence.size]
+        ids += found
     return Haystack(ids, in_order=True, source=", ".join(files))
 
 
+NUM_DIGITS = 5
+"""Of a code; the first is not 0."""
 PROMPT_VERSION = 1
 """Raised where the same arguments give another prompt than before."""
 
@@ -164,7 +154,7 @@ CITIES = (
 
 
 def needle_prompt(
-    encode: Encode,
+    encode: passkey_prompt.Encode,
     length: int,
     depth: float,
     *,
@@ -172,8 +162,7 @@ def needle_prompt(
     index: int,
     haystack: Haystack,
     num_distractors: int = 3,
-    num_digits: int = 5,
-) -> PasskeyPrompt:
+) -> passkey_prompt.PasskeyPrompt:
     """A prompt of exactly ``length`` tokens, answer included: a function of its arguments alone.
 
     The needle stands between two sentences, nearest to ``depth``; the first sentence of the
@@ -187,25 +176,25 @@ def needle_prompt(
         index: number of the sample.
         haystack: what it is hidden in.
         num_distractors: sentences of the same form about other cities.
-        num_digits: digits of a code; the first is not 0.
 
     Raises:
         InputError: ``length`` has no room for the fixed parts, the haystack is too short, or
             ``depth`` is not within 0 and 1.
     """
-    if not 0.0 <= depth <= 1.0:
-        raise InputError(f"depth must be between 0 and 1, not {depth}")
+    passkey_prompt.check_depth(depth)
     random = np.random.default_rng(int(unit_hash(seed, f"needle:{index}") * 2**53))
     cities = [CITIES[i] for i in random.permutation(len(CITIES))[: num_distractors + 1]]
-    code = passkey(seed, index, num_digits)
-    others = random.integers(10 ** (num_digits - 1), 10**num_digits, size=num_distractors)
+    code = passkey_prompt.passkey(seed, index, NUM_DIGITS)
+    others = random.integers(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS, size=num_distractors)
     # A distractor with the needle's code would make a wrong answer right.
     codes = [code, *(str(other if str(other) != code else other - 1) for other in others.tolist())]
     needles = [
         encode(NEEDLE.format(city=city, code=its)) for city, its in zip(cities, codes, strict=True)
     ]
     introduction = encode(INTRODUCTION)
-    question, answer = question_with_answer(encode, QUESTION.format(city=cities[0]), code)
+    question, answer = passkey_prompt.question_with_answer(
+        encode, QUESTION.format(city=cities[0]), code
+    )
     room = length - sum(map(len, (introduction, question, answer, *needles)))
     if room < 0:
         raise InputError(
@@ -216,13 +205,7 @@ def needle_prompt(
     text = haystack.stretch(room, random)
     body, start = _hide(text, needles, depth, random)
     parts = [introduction, body, question, answer]
-    return PasskeyPrompt(
-        tokens=np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]),
-        answer_start=length - len(answer),
-        needle_start=len(introduction) + start,
-        key=code,
-        depth=depth,
-    )
+    return passkey_prompt.assembled(parts, len(introduction) + start, code)
 
 
 def _hide(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,24 +48,32 @@ class PasskeyPrompt:
     """Position of the first token of the sentence that states the key."""
     key: str
     """The hidden number, as text."""
-    depth: float
-    """The depth that was asked for: 0 just after the introduction, 1 just before the question."""
 
     @property
     def answer(self) -> npt.NDArray[np.int64]:
         """Ids of the answer, shape [num_answer_tokens]."""
         return self.tokens[self.answer_start :]
 
-    def is_retrieved(self, predicted: npt.ArrayLike) -> bool:
-        """Whether greedy decoding writes the whole key.
+    def hits(self, correct: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Which tokens of the answer greedy decoding writes, as long as it writes all before them.
 
         Args:
-            predicted: the argmax at every position, shape [length]; entry ``i`` predicts the
-                token at ``i + 1``.
+            correct: whether the argmax at every position is the next token, shape [length - 1].
         """
-        predicted = np.asarray(predicted)
-        assert predicted.shape == self.tokens.shape, (predicted.shape, self.tokens.shape)
-        return bool(np.array_equal(predicted[self.answer_start - 1 : -1], self.answer))
+        return correct[self.answer_start - 1 :]
+
+
+def assembled(parts: Sequence[Any], needle_start: int, key: str) -> PasskeyPrompt:
+    """The prompt of ``parts``, of which the last is the answer."""
+    ids = [np.asarray(part, dtype=np.int64) for part in parts]
+    tokens = np.concatenate(ids)
+    return PasskeyPrompt(tokens, tokens.size - ids[-1].size, needle_start, key)
+
+
+def check_depth(depth: float) -> None:
+    """Raise InputError where a needle would stand outside its haystack."""
+    if not 0.0 <= depth <= 1.0:
+        raise InputError(f"depth must be between 0 and 1, not {depth}")
 
 
 def passkey_prompt(
@@ -86,7 +95,8 @@ def passkey_prompt(
     Args:
         encode: text to ids, without special tokens.
         length: tokens of prompt and answer together.
-        depth: where in the haystack the needle stands, 0 to 1.
+        depth: where in the haystack the needle stands: 0 just after the introduction, 1 just before
+            the question.
         seed: with ``index``, determines the key.
         index: number of the sample.
         haystack: ids to hide the needle in, instead of the noise line over and over.
@@ -96,8 +106,7 @@ def passkey_prompt(
         InputError: ``length`` has no room for the fixed parts, ``haystack`` is too short, or
             ``depth`` is not within 0 and 1.
     """
-    if not 0.0 <= depth <= 1.0:
-        raise InputError(f"depth must be between 0 and 1, not {depth}")
+    check_depth(depth)
     key = passkey(seed, index, num_digits)
     introduction, needle = encode(INTRODUCTION), encode(NEEDLE.format(key=key))
     question, answer = question_with_answer(encode, QUESTION, key)
@@ -112,13 +121,7 @@ def passkey_prompt(
     else:
         filler, before = _cut(haystack, room, length), round(depth * room)
     parts = [introduction, filler[:before], needle, filler[before:], question, answer]
-    return PasskeyPrompt(
-        tokens=np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]),
-        answer_start=length - len(answer),
-        needle_start=len(introduction) + before,
-        key=key,
-        depth=depth,
-    )
+    return assembled(parts, len(introduction) + before, key)
 
 
 def passkey(seed: int, index: int, num_digits: int = 5) -> str:

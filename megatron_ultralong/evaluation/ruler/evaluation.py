@@ -4,47 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.options import check_num_samples
+from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
+from megatron_ultralong.evaluation.ruler import needles, parameters, question_answering, words
 from megatron_ultralong.evaluation.ruler.fitting import Builder, fit
-from megatron_ultralong.evaluation.ruler.needles import (
-    Essays,
-    NeedleBuilder,
-    WordLists,
-    load_word_lists,
-    read_essays,
-)
-from megatron_ultralong.evaluation.ruler.parameters import (
-    TASKS,
-    CommonWordsTask,
-    FrequentWordsTask,
-    Metric,
-    NeedleTask,
-    QuestionTask,
-    RulerConfig,
-    VariableTask,
-    family,
-)
-from megatron_ultralong.evaluation.ruler.question_answering import (
-    Documents,
-    QuestionBuilder,
-    read_documents,
-)
-from megatron_ultralong.evaluation.ruler.words import (
-    CommonWordsBuilder,
-    FrequentWordsBuilder,
-    VariableBuilder,
-)
-from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, prompt_parts
 from megatron_ultralong.program.errors import InputError
 
 PROMPT_VERSION = 1
@@ -52,21 +30,19 @@ PROMPT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class RulerSample:
-    """A prompt and what its answer has to hold."""
+class RulerSample(Prompt):
+    """A prompt; what its answer has to hold are the references."""
 
-    tokens: IdArray
-    references: tuple[str, ...]
-    num_units: int
+    num_units: int = 0
     """Words, lines, list words or documents of its haystack."""
 
 
 class RulerSamples:
     """Makes samples; files are read and counted once, when the first task needs them."""
 
-    def __init__(self, config: RulerConfig, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, config: parameters.RulerConfig, tokenizer: PromptTokenizer) -> None:
         self._config, self._tokenizer = config, tokenizer
-        self._documents: dict[str, Documents] = {}
+        self._documents: dict[str, question_answering.Documents] = {}
 
     def sample(self, task: str, length: int, index: int) -> RulerSample:
         """Sample ``index`` of a task: prompt and answer together have at most ``length`` tokens.
@@ -76,45 +52,52 @@ class RulerSamples:
                 question.
         """
         builder = self.builder(task, length, index)
-        begin_ids = self._tokenizer.begin_ids if self._config.prompt_template == "base" else []
-        room = length - family(task).tokens_to_generate
+        room = length - parameters.family(task).tokens_to_generate
         num_units, tokens = fit(
-            builder, self._tokenizer, room, begin_ids, f"{task} at length {length}"
+            builder, functools.partial(self.prompt, builder), room, f"{task} at length {length}"
         )
-        return RulerSample(tokens, tuple(builder.references(num_units)), num_units)
+        return RulerSample(tokens, list(builder.references(num_units)), num_units=num_units)
+
+    def prompt(self, builder: Builder, num_units: int) -> IdArray:
+        """Ids of a sample's prompt with so many units."""
+        template = self._config.prompt_template
+        ids = self._tokenizer.encode_parts(prompt_parts(template, *builder.turns(num_units)))
+        begin_ids = self._tokenizer.begin_ids if template == "base" else []
+        return np.concatenate([np.asarray(begin_ids, np.int64), ids])
 
     def builder(self, name: str, length: int, index: int) -> Builder:
         """The sample with any number of units."""
-        task, config, tokenizer = TASKS[name], self._config, self._tokenizer
+        task, config, tokenizer = parameters.TASKS[name], self._config, self._tokenizer
         seed = f"{config.seed}/{name}/{length}/{index}"
-        template = config.prompt_template
-        if isinstance(task, NeedleTask):
-            words = self.words if task.key == "words" else None
+        if isinstance(task, parameters.NeedleTask):
+            lists = self.words if task.key == "words" else None
             essays = self.essays if task.haystack == "essay" else None
-            return NeedleBuilder(task, seed, tokenizer, template, words, essays)
-        if isinstance(task, VariableTask):
-            return VariableBuilder(task, seed, tokenizer, template)
-        if isinstance(task, CommonWordsTask):
-            return CommonWordsBuilder(task, seed, length, tokenizer, template, self.words)
-        if isinstance(task, FrequentWordsTask):
-            return FrequentWordsBuilder(task, seed, length, tokenizer, template)
-        return QuestionBuilder(self.documents(task), index, seed, template)
+            return needles.NeedleBuilder(task, seed, tokenizer, lists, essays)
+        if isinstance(task, parameters.VariableTask):
+            return words.VariableBuilder(task, seed, tokenizer)
+        if isinstance(task, parameters.CommonWordsTask):
+            return words.CommonWordsBuilder(task, seed, length, tokenizer, self.words)
+        if isinstance(task, parameters.FrequentWordsTask):
+            return words.FrequentWordsBuilder(task, seed, length, tokenizer)
+        return question_answering.QuestionBuilder(self.documents(task), index, seed)
 
     @cached_property
-    def words(self) -> WordLists:
+    def words(self) -> needles.WordLists:
         """Words of keys and lists."""
-        return load_word_lists(self._config.word_lists, self._config.english_words)
+        return needles.load_word_lists(self._config.word_lists, self._config.english_words)
 
     @cached_property
-    def essays(self) -> Essays:
+    def essays(self) -> needles.Essays:
         """The essays."""
-        return Essays(read_essays(self._config.essays), self._tokenizer)
+        return needles.Essays(needles.read_essays(self._config.essays), self._tokenizer)
 
-    def documents(self, task: QuestionTask) -> Documents:
+    def documents(self, task: parameters.QuestionTask) -> question_answering.Documents:
         """A data set of questions."""
         if task.dataset not in self._documents:
             file = getattr(self._config, task.dataset)
-            self._documents[task.dataset] = read_documents(task, file, self._tokenizer)
+            self._documents[task.dataset] = question_answering.read_documents(
+                task, file, self._tokenizer
+            )
         return self._documents[task.dataset]
 
     def check(self) -> None:
@@ -124,32 +107,30 @@ class RulerSamples:
             InputError: one is missing or damaged, or has fewer questions than samples asked for.
         """
         for name in self._config.tasks:
-            task = TASKS[name]
-            if isinstance(task, QuestionTask):
+            task = parameters.TASKS[name]
+            if isinstance(task, parameters.QuestionTask):
                 available = len(self.documents(task).questions)
-                if self._config.num_samples > available:
-                    raise InputError(
-                        f"num_samples ({self._config.num_samples}) is more than the {available} "
-                        f"questions of --{task.dataset} {getattr(self._config, task.dataset)}: "
-                        f"ask for at most {available}"
-                    )
-            elif isinstance(task, NeedleTask) and task.haystack == "essay":
+                what = f"questions of --{task.dataset} {getattr(self._config, task.dataset)}"
+                check_num_samples(self._config.num_samples, available, what)
+            elif isinstance(task, parameters.NeedleTask) and task.haystack == "essay":
                 _ = self.essays
-            if isinstance(task, CommonWordsTask) or getattr(task, "key", "") == "words":
-                _ = self.words
+        if self._needs_words:
+            _ = self.words
+
+    @property
+    def _needs_words(self) -> bool:
+        tasks = [parameters.TASKS[name] for name in self._config.tasks]
+        return any(
+            isinstance(task, parameters.CommonWordsTask) or getattr(task, "key", "") == "words"
+            for task in tasks
+        )
 
     def material(self) -> dict[str, str]:
         """What the samples are made of: files by their SHA-256, packages by their version."""
         config = self._config
         names = ("essays", "squad", "hotpotqa", "english_words")
-        found = {
-            name: f"sha256 {hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
-            for name in names
-            if (file := getattr(config, name))
-        }
-        if "cwe" in config.tasks or any(
-            getattr(TASKS[name], "key", "") == "words" for name in config.tasks
-        ):
+        found = {name: file_sha256(Path(file)) for name in names if (file := getattr(config, name))}
+        if self._needs_words:
             found["words"] = self.words.source
         return found
 
@@ -157,23 +138,18 @@ class RulerSamples:
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
-def cleaned(prediction: str) -> str:
-    """What a model wrote, without control characters and space around it."""
-    return _CONTROL.sub("\n", prediction.strip()).strip()
-
-
-def string_match(metric: Metric, prediction: str, references: Sequence[str]) -> float:
+def string_match(metric: parameters.Metric, prediction: str, references: Sequence[str]) -> float:
     """Score of one answer, 0 to 1, whatever the letters' case.
 
     ``string_match_all``: share of the references that stand in the answer;
     ``string_match_part``: 1 if any does (``scripts/eval/synthetic/constants.py`` upstream).
     """
-    text = cleaned(prediction).lower()
+    text = _CONTROL.sub("\n", prediction.strip()).strip().lower()
     found = [reference.lower() in text for reference in references]
     return float(any(found)) if metric == "string_match_part" else sum(found) / len(found)
 
 
-def evaluate_ruler(config: RulerConfig, subject: Subject[Generator]) -> Result:
+def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) -> Result:
     """Measure RULER, print a table, write JSON, a picture and every answer.
 
     Every rank calls this; the main one prints and writes.
@@ -195,18 +171,23 @@ def evaluate_ruler(config: RulerConfig, subject: Subject[Generator]) -> Result:
     for task in config.tasks:  # before the work starts
         samples.sample(task, lengths[0], 0)
     material = samples.material()
-    questions = [
-        _question(config, samples, tokenizer, material, task, length, index)
-        for length in lengths
-        for task in config.tasks
-        for index in range(config.num_samples)
-    ]
+    decides = {
+        "version": PROMPT_VERSION,
+        "seed": config.seed,
+        "template": config.prompt_template,
+        "tokenizer": tokenizer.sha256,
+        "material": material,
+    }
+    places = itertools.product(lengths, config.tasks, range(config.num_samples))
+    questions = [_question(samples, decides, *place) for place in places]
     notes = [
         f"prompt template {config.prompt_template}, seed {config.seed}; prompt and answer together "
         "fill each length, and never exceed it"
     ]
-    if set(config.tasks) != set(TASKS):
-        notes.append(f"{len(config.tasks)} of RULER's {len(TASKS)} tasks: the mean is of these")
+    if set(config.tasks) != set(parameters.TASKS):
+        notes.append(
+            f"{len(config.tasks)} of RULER's {len(parameters.TASKS)} tasks: the mean is of these"
+        )
     if any(task.startswith("niah") for task in config.tasks) and config.essays:
         notes.append("essays cut into sentences by a rule of ours, not by nltk's model")
     if "cwe" in config.tasks and not config.english_words:
@@ -217,39 +198,17 @@ def evaluate_ruler(config: RulerConfig, subject: Subject[Generator]) -> Result:
         kind=KINDS["ruler"],
         config=config,
         lengths={length: f"length {length}" for length in lengths},
-        metrics={task: family(task).metric for task in config.tasks},
+        metrics={task: parameters.family(task).metric for task in config.tasks},
         notes=notes,
         material=material,
     )
 
 
 def _question(
-    config: RulerConfig,
-    samples: RulerSamples,
-    tokenizer: PromptTokenizer,
-    material: dict[str, str],
-    task: str,
-    length: int,
-    index: int,
+    samples: RulerSamples, decides: Mapping[str, Any], length: int, task: str, index: int
 ) -> Question:
-    def make() -> Prompt:
-        sample = samples.sample(task, length, index)
-        return Prompt(sample.tokens, list(sample.references))
-
-    room = family(task).tokens_to_generate
-    return Question(
-        task=task,
-        column=str(length),
-        index=index,
-        num_tokens=length - room,
-        max_new_tokens=room,
-        decides={
-            "version": PROMPT_VERSION,
-            "seed": config.seed,
-            "template": config.prompt_template,
-            "tokenizer": tokenizer.sha256,
-            "material": material,
-        },
-        make=make,
-        score=functools.partial(string_match, family(task).metric),
-    )
+    kind = parameters.family(task)
+    room = kind.tokens_to_generate
+    make = functools.partial(samples.sample, task, length, index)
+    score = functools.partial(string_match, kind.metric)
+    return Question(task, str(length), index, length - room, room, decides, make, score)

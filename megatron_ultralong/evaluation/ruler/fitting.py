@@ -7,13 +7,14 @@ prompts, a small one first. Secant steps between brackets end where the next uni
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.generation.prompt_tokenizer import IdArray, Parts, PromptTokenizer
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, Turn
 from megatron_ultralong.program.errors import InputError
 
 _PROBE_TOKENS = 8192
@@ -28,8 +29,8 @@ class Builder(Protocol):
     def least_units(self) -> int:
         """Units without which there is no sample."""
 
-    def parts(self, num_units: int) -> Parts:
-        """The prompt with ``num_units`` units: a function of its argument."""
+    def turns(self, num_units: int) -> Sequence[Turn]:
+        """The prompt with ``num_units`` units, after solved ones: a function of its argument."""
 
     def references(self, num_units: int) -> Sequence[str]:
         """What the answer to that prompt has to hold."""
@@ -59,25 +60,19 @@ class UnitCosts:
 
 
 def fit(
-    builder: Builder, tokenizer: PromptTokenizer, room: int, begin_ids: Sequence[int], what: str
+    builder: Builder, prompt: Callable[[int], IdArray], room: int, what: str
 ) -> tuple[int, IdArray]:
     """Number of units and ids of the longest prompt within ``room`` tokens.
 
     Args:
         builder: the sample.
-        tokenizer: the model's.
-        room: tokens that the prompt may have, ``begin_ids`` included.
-        begin_ids: ids before the prompt.
+        prompt: ids of its prompt with so many units.
+        room: tokens that the prompt may have.
         what: names the sample in messages.
 
     Raises:
         InputError: not even the least prompt fits.
     """
-
-    def prompt(num_units: int) -> IdArray:
-        ids = tokenizer.encode_parts(builder.parts(num_units))
-        return np.concatenate([np.asarray(begin_ids, np.int64), ids])
-
     least = builder.least_units
     low, best = least, prompt(least)
     if best.size > room:
@@ -121,12 +116,5 @@ def _largest(estimate: Callable[[int], float], target: float, low: int) -> int:
     step = 1
     while estimate(low + step) <= target:
         step *= 2
-    high = low + step
-    low += step // 2
-    while high > low + 1:
-        middle = (low + high) // 2
-        if estimate(middle) <= target:
-            low = middle
-        else:
-            high = middle
-    return low
+    start = low + step // 2  # the last that was tried and fits
+    return start + bisect.bisect_right(range(start + 1, low + step), target, key=estimate)

@@ -14,22 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES, read_text
+from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES, read_text
+from megatron_ultralong.evaluation.ruler import parameters
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
-from megatron_ultralong.evaluation.ruler.parameters import (
-    DEPTHS,
-    FAMILIES,
-    NEEDLE,
-    NOISE,
-    NeedleTask,
-    NeedleType,
-)
-from megatron_ultralong.generation.prompt_tokenizer import (
-    Parts,
-    PromptTemplate,
-    PromptTokenizer,
-    prompt_parts,
-)
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Turn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json_value
 
@@ -165,12 +153,11 @@ def load_word_lists(folder: str = "", english_words: str = "") -> WordLists:
             )
         folder = str(Path(spec.submodule_search_locations[0]) / "assets")
         source = f"wonderwords {importlib.metadata.version('wonderwords')}"
-    lists = [_read_lines(Path(folder) / name) for name in _FILES]
+    nouns, adjectives, verbs = (_read_lines(Path(folder) / name) for name in _FILES)
     english: tuple[str, ...] = ()
     if english_words:
         english = _read_json(Path(english_words))
         source += f", {english_words}"
-    nouns, adjectives, verbs = lists
     return WordLists(nouns, adjectives, verbs, english, source)
 
 
@@ -209,14 +196,13 @@ class NeedleBuilder:
 
     def __init__(
         self,
-        task: NeedleTask,
+        task: parameters.NeedleTask,
         seed: str,
         tokenizer: PromptTokenizer,
-        template: PromptTemplate,
         words: WordLists | None,
         essays: Essays | None,
     ) -> None:
-        self._task, self._template, self._words, self._seed = task, template, words, seed
+        self._task, self._words, self._seed = task, words, seed
         rng = random.Random(seed)
         num_keys = max(task.num_keys, task.num_queries)
         self._keys = [self._draw(task.key, rng) for _ in range(num_keys)]
@@ -244,11 +230,11 @@ class NeedleBuilder:
             return num_units * self._costs.total(1)
         return self._costs.total(num_units)
 
-    def parts(self, num_units: int) -> Parts:
+    def turns(self, num_units: int) -> Sequence[Turn]:
         """The prompt with so many words of essays, or so many lines."""
         rng = random.Random(f"{self._seed}/places")
         if self._essays is not None:
-            depths = sorted(rng.sample(DEPTHS, len(self._needles)))
+            depths = sorted(rng.sample(parameters.DEPTHS, len(self._needles)))
             context = self._essays.context(num_units, depths, self._needles)
         else:
             lines = [self._line(k) for k in range(num_units)]
@@ -256,14 +242,14 @@ class NeedleBuilder:
             for place, needle in zip(places, self._needles, strict=True):
                 lines.insert(place, needle)
             context = "\n".join(lines)
-        return self._prompt(context)
+        return [self._turn(context)]
 
     def references(self, num_units: int) -> Sequence[str]:
         """The values of the keys that are asked for."""
         return self._references
 
-    def _prompt(self, context: str) -> Parts:
-        task, kind = FAMILIES[NeedleTask], str(self._task.value)
+    def _turn(self, context: str) -> Turn:
+        task, kind = parameters.FAMILIES[parameters.NeedleTask], str(self._task.value)
         template, prefix = task.template, task.answer_prefix
         if self._task.num_queries * self._task.num_values == 1:  # one value: the singular
             kind = kind[:-1]
@@ -272,11 +258,11 @@ class NeedleBuilder:
         *first, last = self._queries
         query = f"{', '.join(first)}, and {last}" if first else last
         text = template.format(type_needle_v=kind, context=context, query=query)
-        return prompt_parts(self._template, text, prefix.format(type_needle_v=kind, query=query))
+        return text, prefix.format(type_needle_v=kind, query=query)
 
     def _line(self, k: int) -> str:
         if self._task.haystack == "noise":
-            return NOISE
+            return parameters.NOISE
         while len(self._distractors) <= k:
             key = self._draw(self._task.key, self._distractor_rng)
             value = self._draw(self._task.value, self._distractor_rng)
@@ -285,9 +271,9 @@ class NeedleBuilder:
         return self._distractors[k]
 
     def _needle(self, key: str, value: str) -> str:
-        return NEEDLE.format(type_needle_v=self._task.value, key=key, value=value)
+        return parameters.NEEDLE.format(type_needle_v=self._task.value, key=key, value=value)
 
-    def _draw(self, kind: NeedleType, rng: random.Random) -> str:
+    def _draw(self, kind: parameters.NeedleType, rng: random.Random) -> str:
         if kind == "numbers":
             return str(rng.randint(10**6, 10**7 - 1))
         if kind == "uuids":

@@ -61,9 +61,8 @@ class CommonWordsTask:
 
 @dataclasses.dataclass(frozen=True)
 class FrequentWordsTask:
-    """Coded words whose frequencies follow a zeta distribution; ``fwe``."""
+    """Coded words whose frequencies follow a zeta distribution (upstream's alpha is 2); ``fwe``."""
 
-    alpha: float = 2.0
     word_length: int = 6
 
 

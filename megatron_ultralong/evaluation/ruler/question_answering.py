@@ -11,12 +11,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.evaluation.ruler.parameters import DOCUMENT, FAMILIES, QuestionTask
-from megatron_ultralong.generation.prompt_tokenizer import (
-    Parts,
-    PromptTemplate,
-    PromptTokenizer,
-    prompt_parts,
-)
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Turn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json_value
 
@@ -53,10 +48,8 @@ class Documents:
 class QuestionBuilder:
     """A sample of question answering; a unit is a document."""
 
-    def __init__(
-        self, documents: Documents, index: int, seed: str, template: PromptTemplate
-    ) -> None:
-        self._documents, self._template, self._seed = documents, template, seed
+    def __init__(self, documents: Documents, index: int, seed: str) -> None:
+        self._documents, self._seed = documents, seed
         self._question = documents.questions[index]
         self.least_units = len(self._question.documents)
         rng = random.Random(seed)
@@ -77,7 +70,7 @@ class QuestionBuilder:
         """The answers, any of which will do."""
         return self._question.answers
 
-    def parts(self, num_units: int) -> Parts:
+    def turns(self, num_units: int) -> Sequence[Turn]:
         """The prompt with so many documents; all of them over again if there are not as many."""
         chosen = np.resize(self._order, num_units)
         random.Random(f"{self._seed}/order").shuffle(order := chosen.tolist())
@@ -87,7 +80,7 @@ class QuestionBuilder:
         )
         family = FAMILIES[QuestionTask]
         text = family.template.format(context=context, query=self._question.query)
-        return prompt_parts(self._template, text, family.answer_prefix)
+        return [(text, family.answer_prefix)]
 
 
 def read_documents(task: QuestionTask, file: str, tokenizer: PromptTokenizer) -> Documents:

@@ -9,23 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from megatron_ultralong.evaluation.ruler import parameters
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
 from megatron_ultralong.evaluation.ruler.needles import WordLists
-from megatron_ultralong.evaluation.ruler.parameters import (
-    FAMILIES,
-    NOISE,
-    SHORT_LENGTH,
-    CommonWordsTask,
-    FrequentWordsTask,
-    VariableTask,
-)
-from megatron_ultralong.generation.prompt_tokenizer import (
-    IdArray,
-    Parts,
-    PromptTemplate,
-    PromptTokenizer,
-    prompt_parts,
-)
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, Turn
 
 
 class CommonWordsBuilder:
@@ -37,15 +24,14 @@ class CommonWordsBuilder:
 
     def __init__(
         self,
-        task: CommonWordsTask,
+        task: parameters.CommonWordsTask,
         seed: str,
         length: int,
         tokenizer: PromptTokenizer,
-        template: PromptTemplate,
         words: WordLists,
     ) -> None:
-        self._task, self._template, self._seed = task, template, seed
-        is_short = length < SHORT_LENGTH
+        self._task, self._seed = task, seed
+        is_short = length < parameters.SHORT_LENGTH
         self._frequency = 6 if is_short else task.frequency
         self._uncommon = 1 if is_short else task.uncommon_frequency
         rng = random.Random(seed)
@@ -74,25 +60,22 @@ class CommonWordsBuilder:
         entries = self._uncommon * num_units + (self._frequency - self._uncommon) * num_common
         return words + entries * float(self._tokenizer.count([f" {entries}."])[0])
 
-    def parts(self, num_units: int) -> Parts:
+    def turns(self, num_units: int) -> Sequence[Turn]:
         """The solved example, and the prompt with so many words in its list."""
         words = self._words(num_units)
         rng = random.Random(f"{self._seed}/order")
         numbered = _numbered(rng, words, self._task.num_common, self._frequency, self._uncommon)
         answer = " " + " ".join(f"{k + 1}. {word}" for k, word in enumerate(self._example))
-        question = self._prompt(numbered)
-        if self._template == "chat":
-            question = question[1:]  # a text begins once
-        return [*self._prompt(self._example_list), answer, "\n", *question]
+        family = parameters.FAMILIES[parameters.CommonWordsTask]
+        example, text = (
+            family.template.format(context=words) for words in (self._example_list, numbered)
+        )
+        prefix = family.answer_prefix
+        return [(example, f"{prefix}{answer}\n"), (text, prefix)]
 
     def references(self, num_units: int) -> Sequence[str]:
         """The words that stand more often than the others."""
         return self._words(num_units)[: self._task.num_common]
-
-    def _prompt(self, context: str) -> Parts:
-        family = FAMILIES[CommonWordsTask]
-        text = family.template.format(context=context)
-        return prompt_parts(self._template, text, family.answer_prefix)
 
     def _words(self, num_units: int) -> Sequence[str]:
         if num_units <= len(self._single):
@@ -121,19 +104,14 @@ def _numbered(
 class FrequentWordsBuilder:
     """A sample of frequent words; a unit is one word more of the distribution's total.
 
-    Word ``k`` of the vocabulary stands ``floor(n k^-alpha / zeta(alpha))`` times among ``n``; the
+    Word ``k`` of the vocabulary stands ``floor(n k^-2 / zeta(2))`` times among ``n``; the
     first is replaced by ``...``, which does not count, and the next three are asked for.
     """
 
     def __init__(
-        self,
-        task: FrequentWordsTask,
-        seed: str,
-        length: int,
-        tokenizer: PromptTokenizer,
-        template: PromptTemplate,
+        self, task: parameters.FrequentWordsTask, seed: str, length: int, tokenizer: PromptTokenizer
     ) -> None:
-        self._template, self._seed = template, seed
+        self._seed = seed
         rng = random.Random(seed)
         vocabulary: dict[str, None] = {}
         while len(vocabulary) < max(length // 50, 4):
@@ -142,7 +120,7 @@ class FrequentWordsBuilder:
         self._vocabulary = list(vocabulary)
         self._vocabulary[0] = "..."
         rank = np.arange(1, len(self._vocabulary) + 1, dtype=np.float64)
-        self._shares = rank**-task.alpha / _zeta(task.alpha)
+        self._shares = rank**-2.0 / (math.pi**2 / 6)
         self._costs = tokenizer.count([f" {word}" for word in self._vocabulary])
         self.least_units = math.ceil(1 / float(self._shares[3]))
 
@@ -158,7 +136,7 @@ class FrequentWordsBuilder:
         """Tokens of the words, each counted alone."""
         return float(np.dot(self.counts(num_units), self._costs))
 
-    def parts(self, num_units: int) -> Parts:
+    def turns(self, num_units: int) -> Sequence[Turn]:
         """The prompt whose words are counted out of ``num_units``."""
         counts = self.counts(num_units)
         words = [
@@ -167,18 +145,9 @@ class FrequentWordsBuilder:
             for _ in range(count)
         ]
         random.Random(f"{self._seed}/order").shuffle(words)
-        family = FAMILIES[FrequentWordsTask]
+        family = parameters.FAMILIES[parameters.FrequentWordsTask]
         text = family.template.format(context=" ".join(words))
-        return prompt_parts(self._template, text, family.answer_prefix)
-
-
-def _zeta(alpha: float) -> float:
-    """Riemann's zeta by its first terms and the integral of the rest (Euler-Maclaurin)."""
-    n = 1000
-    head: float = math.fsum(k**-alpha for k in range(1, n))
-    return float(
-        head + n ** (1 - alpha) / (alpha - 1) + n**-alpha / 2 + alpha * n ** (-alpha - 1) / 12
-    )
+        return [(text, family.answer_prefix)]
 
 
 EXAMPLE_TOKENS = 500
@@ -191,26 +160,26 @@ class VariableBuilder:
     """A sample of variable tracking; a unit is a line of noise."""
 
     def __init__(
-        self, task: VariableTask, seed: str, tokenizer: PromptTokenizer, template: PromptTemplate
+        self, task: parameters.VariableTask, seed: str, tokenizer: PromptTokenizer
     ) -> None:
-        self._task, self._template, self._seed = task, template, seed
+        self._task, self._seed = task, seed
         rng = random.Random(seed)
         variables, chains = _chains(rng, task.num_chains, task.num_hops, 5)
         self._chains = chains
         self._references = variables[0]
         self.least_units = task.num_hops + 1
-        self._costs = UnitCosts(tokenizer, lambda k: NOISE + "\n")
+        self._costs = UnitCosts(tokenizer, lambda k: parameters.NOISE + "\n")
         self._example = self._solved_example(rng, tokenizer)
 
     def estimate(self, num_units: int) -> float:
         """Tokens of the noise alone."""
         return num_units * self._costs.total(1)
 
-    def parts(self, num_units: int) -> Parts:
+    def turns(self, num_units: int) -> Sequence[Turn]:
         """The solved example, and the prompt with so many lines of noise."""
         rng = random.Random(f"{self._seed}/places")
         text, prefix = _texts(self._chains, _hide(rng, self._chains, num_units))
-        return prompt_parts(self._template, f"{self._example}\n{text}", prefix)
+        return [(f"{self._example}\n{text}", prefix)]
 
     def references(self, num_units: int) -> Sequence[str]:
         """The variables of the first chain."""
@@ -250,7 +219,7 @@ def _chains(
 
 
 def _hide(rng: random.Random, chains: Sequence[Sequence[str]], num_lines: int) -> str:
-    lines = [NOISE] * num_lines
+    lines = [parameters.NOISE] * num_lines
     for chain in chains:
         places = sorted(rng.sample(range(len(lines)), len(chain)))
         for k, (place, assignment) in enumerate(zip(places, chain, strict=True)):
@@ -260,7 +229,7 @@ def _hide(rng: random.Random, chains: Sequence[Sequence[str]], num_lines: int) -
 
 def _texts(chains: Sequence[Sequence[str]], context: str) -> tuple[str, str]:
     """The task's text and the beginning of its answer."""
-    family = FAMILIES[VariableTask]
+    family = parameters.FAMILIES[parameters.VariableTask]
     value = chains[0][0].split("=")[-1].strip()
     return (
         family.template.format(context=context, query=value),

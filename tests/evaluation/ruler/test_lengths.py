@@ -32,8 +32,7 @@ def test_a_prompt_is_as_long_as_it_can_be_and_never_longer(
     assert sample.tokens[:begin].tolist() == list(tokenizer.begin_ids)
     builder = samples.builder(task, length, index)
     exact = [
-        begin + tokenizer.encode_parts(builder.parts(units)).size
-        for units in (sample.num_units, sample.num_units + 1)
+        samples.prompt(builder, units).size for units in (sample.num_units, sample.num_units + 1)
     ]
     assert exact[0] == sample.tokens.size <= room
     if exact[1] <= room:  # the estimate says that the next does not fit: within one unit
