@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, resolve
-from megatron_ultralong.checkpoint.disk.integrity import check_tensors, listed_files
 from megatron_ultralong.checkpoint.formats import model_state, torch_dist
+from megatron_ultralong.checkpoint.formats.megatron import check_tensors, listed_files
 from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank

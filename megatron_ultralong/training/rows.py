@@ -10,7 +10,7 @@ import numpy as np
 import torch.distributed as dist
 
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.data.rows import chats, stored
+from megatron_ultralong.data.rows import stored
 from megatron_ultralong.data.rows.packed import PackedRows, global_row_index, rows_of_samples
 from megatron_ultralong.mcore.batch import DocumentRow
 from megatron_ultralong.program.errors import InputError
@@ -25,7 +25,7 @@ class RowSource(abc.ABC):
     every rank and after every restart. It brings its own documents and its own loss mask.
     """
 
-    rows: PackedRows | chats.ChatRows
+    rows: PackedRows | stored.ChatRows
     seed: int
     """Of the order."""
 
@@ -77,9 +77,9 @@ class PackedRowSource(RowSource):
 class ChatRowSource(RowSource):
     """Rows that ``ultralong prepare chat`` wrote."""
 
-    rows: chats.ChatRows
+    rows: stored.ChatRows
 
-    def row(self, sample: int) -> chats.ChatRow:
+    def row(self, sample: int) -> stored.ChatRow:
         """See :class:`RowSource`."""
         return self.rows.row(self._number(sample))
 

@@ -10,7 +10,7 @@ import torch
 
 from megatron_ultralong.config import plain_values, training
 from megatron_ultralong.config.sft import SftConfig
-from megatron_ultralong.data.rows import chats, manifest, packed
+from megatron_ultralong.data.rows import manifest, packed, stored
 from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.program.owner_signs import check_not_owned
@@ -66,7 +66,7 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
     """
     early = early_checks.check_chat_run(config, num_ranks)
 
-    def source(rows: chats.ChatRows) -> ChatRowSource:
+    def source(rows: stored.ChatRows) -> ChatRowSource:
         return ChatRowSource(rows, config.data.seed)
 
     template = folder_template(Path(config.data.data_path) / manifest.TOKENIZER_FOLDER)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from megatron_ultralong.data.rows.chats import ChatRows
 
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.training.verbs import sft
 from tests.data.chats import write_jsonl
 from tests.ranks import run_on_gpus

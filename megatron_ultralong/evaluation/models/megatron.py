@@ -16,7 +16,7 @@ from megatron_ultralong.evaluation.models.interface import Prompts, Scores
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.generation.continuation import Continuation, open_decoder
 from megatron_ultralong.generation.generate import check_prompts
-from megatron_ultralong.mcore.loss import score_rows
+from megatron_ultralong.mcore.batch import score_rows
 from megatron_ultralong.program.ranks import is_main_rank
 
 
