@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+import typing
 from typing import Any
 
 from megatron_ultralong import cli
@@ -12,7 +14,7 @@ from megatron_ultralong.dropin.arguments import DropInConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, YarnConfig
 from megatron_ultralong.plan.hardware import Hardware
-from megatron_ultralong.program.fields import Number, nested_classes, numbers_of
+from megatron_ultralong.program.fields import Number, numbers_of
 
 RECIPES = {"pretrain": "demo-cpu", "plan": "demo-cpu", "sft": "demo-sft-cpu"}
 NEEDED = {
@@ -27,6 +29,16 @@ NEEDED = {
 """What a verb cannot be parsed without."""
 FROM_FILES = (Hardware, ModelConfig, YarnConfig, NtkConfig, LinearConfig)
 """Classes whose numbers are never flags, but stand in files."""
+
+
+def nested_classes(cls: type[Any]) -> list[type[Any]]:
+    """A dataclass and those that its fields hold, each once."""
+    found = [cls]
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            found += nested_classes(hints[field.name])
+    return list(dict.fromkeys(found))
 
 
 def parsed_class(verb: str) -> Any:

@@ -17,9 +17,9 @@ from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.config.sft import SftConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_ranges, nested_classes, numbers_of
+from megatron_ultralong.program.fields import check_ranges, numbers_of
 from megatron_ultralong.training.config_file import load_config
-from tests.edges import inside, outside
+from tests.edges import inside, nested_classes, outside
 
 
 def key_paths(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

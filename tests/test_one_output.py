@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,36 +14,38 @@ import pytest
 
 import megatron_ultralong
 from megatron_ultralong.cli import VERBS as ALL_VERBS
-from megatron_ultralong.data.prepare.work_folder import work_folder
+from megatron_ultralong.program.aside import partial_path, whole, write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import open_journal
-from megatron_ultralong.program.new_folder import new_folder
-from megatron_ultralong.program.new_output import new_output_folder
+from megatron_ultralong.program.output import output_folder
 from megatron_ultralong.program.owner_record import owner_path, read_owners
 
 Maker = Callable[[Path], AbstractContextManager[Any]]
 
 
-def converting(output: Path) -> AbstractContextManager[Any]:
-    return new_folder(output, 1, {"action": "import"}, resume=output.with_name("again").exists())
+def making(output: Path) -> AbstractContextManager[Any]:
+    return output_folder(output, "evaluate loss")
+
+
+def going_on(output: Path) -> AbstractContextManager[Any]:
+    return output_folder(output, "convert", {"action": "import"}, flag="output", num_bytes=1)
 
 
 def evaluating(output: Path) -> AbstractContextManager[Any]:
     return open_journal(output, "ruler", {"seed": 1}, is_main=True)
 
 
-MAKERS: dict[str, tuple[Maker, str]] = {
-    "work folder": (work_folder, ".out.partial"),
-    "conversion": (converting, "out.partial"),
-    "journal": (evaluating, "out.partial"),
-    "output folder": (new_output_folder, ".out.partial"),
+MAKERS: dict[str, Maker] = {
+    "output folder": making,
+    "with parts": going_on,
+    "journal": evaluating,
 }
-"""How an output folder is made, and where the work goes on meanwhile."""
+"""How an output folder is made."""
 VERBS = {
-    "prepare": "work folder",
-    "prepare chat": "work folder",
-    "convert import": "conversion",
-    "convert export": "conversion",
+    "prepare": "with parts",
+    "prepare chat": "output folder",
+    "convert import": "with parts",
+    "convert export": "with parts",
     "convert verify": None,
     "convert inspect": None,
     "pretrain": "run",  # tests/training/test_two_jobs.py
@@ -61,7 +64,7 @@ VERBS = {
     "doctor": None,
 }
 """None: it makes no folder."""
-makers = pytest.mark.parametrize(("maker", "work"), MAKERS.values(), ids=list(MAKERS))
+makers = pytest.mark.parametrize("maker", MAKERS.values(), ids=list(MAKERS))
 
 
 def test_every_verb_is_decided_on() -> None:
@@ -83,10 +86,31 @@ def test_there_is_no_other_lock() -> None:
         assert "fcntl" not in imported, path
 
 
+RENAMES = {
+    "program/aside.py": "what is whole",
+    "program/output.py": "a folder in the folder",
+    "program/owner.py": "the owner's record, and its folder",
+    "training/saving/checkpoint_writer.py": "a folder that all ranks write, and its predecessor",
+    "data/store/shards.py": "a worker may outlive its run: its own name aside",
+}
+
+
+def test_one_module_writes_aside_and_renames() -> None:
+    root = Path(megatron_ultralong.__file__).parent
+    found = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and (node.value.id, node.attr) in {("os", "replace"), ("os", "rename")}
+    }
+    assert found == set(RENAMES), "write a file or a folder by program.aside.whole"
+
+
 @makers
-def test_a_second_one_is_refused(tmp_path: Path, maker: Maker, work: str) -> None:
+def test_a_second_one_is_refused(tmp_path: Path, maker: Maker) -> None:
     output = tmp_path / "out"
-    (tmp_path / "again").touch()  # --resume, where it is asked for
     with maker(output):
         before = sorted(tmp_path.rglob("*"))
         with (
@@ -96,60 +120,126 @@ def test_a_second_one_is_refused(tmp_path: Path, maker: Maker, work: str) -> Non
             pytest.fail("two at once")
         assert sorted(tmp_path.rglob("*")) == before
     left = [path.name for path in tmp_path.rglob("*")]
-    assert not [name for name in left if "owner" in name or "partial" in name]
+    assert not [name for name in left if "owner" in name or "partial" in name or "work" in name]
 
 
 @makers
 def test_one_that_was_killed_is_taken_over(
-    tmp_path: Path, maker: Maker, work: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, maker: Maker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"
+    output, work = tmp_path / "out", tmp_path / ".out.partial"
     child = os.fork()
     if not child:
         held = maker(output)
         held.__enter__()
         os._exit(9)
     os.waitpid(child, 0)
-    assert read_owners(tmp_path / work)[0].pid == child
-    (tmp_path / "again").touch()
+    assert read_owners(work)[0].pid == child
     with maker(output):
         pass
     assert "its process is gone" in capsys.readouterr().err
-    assert not (tmp_path / work).exists()
+    assert not work.exists()
 
 
 @makers
 def test_one_that_was_stopped_and_taken_over_ends_without_harm(
-    tmp_path: Path, maker: Maker, work: str
+    tmp_path: Path, maker: Maker
 ) -> None:
-    output = tmp_path / "out"
-    (tmp_path / "again").touch()
+    output, work = tmp_path / "out", tmp_path / ".out.partial"
     stopped = maker(output)
     stopped.__enter__()
-    (path,) = (tmp_path / work).glob("owner-*")
-    os.utime(path, (1.0, 1.0))  # silent since 1970
+    os.utime(owner_path(work, 1), (1.0, 1.0))  # silent since 1970
     second = maker(output)
     second.__enter__()
-    (tmp_path / work / "mine").write_text("content")
-    if maker is work_folder:  # whose body finishes, see below
+    (work / "mine").write_text("content")
+    with pytest.raises(InputError, match="was taken over by another process"):
         stopped.__exit__(None, None, None)
-    else:
-        with pytest.raises(InputError, match="was taken over by another process"):
-            stopped.__exit__(None, None, None)
-    assert (tmp_path / work / "mine").read_text() == "content"
-    assert owner_path(tmp_path / work, 2).is_file()
+    assert (work / "mine").read_text() == "content"
+    assert owner_path(work, 2).is_file()
     assert not output.exists()
     second.__exit__(None, None, None)
-    assert not (tmp_path / work).exists()
+    assert not work.exists()
+    assert (output / "mine").read_text() == "content"
 
 
-def test_work_that_was_taken_over_is_not_finished(tmp_path: Path) -> None:
-    stopped = work_folder(tmp_path / "out")
+def test_a_folder_in_it_is_not_finished_when_it_was_taken_over(tmp_path: Path) -> None:
+    stopped = output_folder(tmp_path / "out", "prepare", {})
     work = stopped.__enter__()
-    folder = work.new_folder("rows")
+    work.result = work.new_folder("rows")
     os.utime(owner_path(work.path, 1), (1.0, 1.0))
-    with work_folder(tmp_path / "out") as other:
-        assert other.new_folder("rows") != folder
+    with output_folder(tmp_path / "out", "prepare", {}) as other:
+        other.result = other.new_folder("rows")
+        (other.result / "a").touch()
+        assert other.result != work.result
         with pytest.raises(InputError, match="was taken over by another process"):
-            work.finish(folder, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+            stopped.__exit__(None, None, None)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "a"]
+
+
+@pytest.mark.parametrize(
+    ("has_parts", "keep", "error", "is_left"),
+    [
+        (False, True, ValueError, False),
+        (True, False, ValueError, False),
+        (True, True, ValueError, True),
+        (False, False, KeyboardInterrupt, False),
+        (True, False, KeyboardInterrupt, True),
+    ],
+)
+def test_what_is_left_after_an_error_is_what_the_next_one_needs(
+    tmp_path: Path, has_parts: bool, keep: bool, error: type[BaseException], is_left: bool
+) -> None:
+    with contextlib.suppress(error), output_folder(tmp_path / "new" / "out", "convert", {}) as made:
+        made.has_parts, made.keep = has_parts, keep
+        raise error
+    assert (tmp_path / "new" / ".out.partial").exists() == is_left
+    assert (tmp_path / "new").exists() == is_left  # the folders above it neither
+
+
+def test_what_a_killed_one_left_without_parts_goes_and_another_verb_is_refused(
+    tmp_path: Path,
+) -> None:
+    killed = output_folder(tmp_path / "out", "evaluate loss")
+    half = killed.__enter__().path / "half"
+    half.touch()
+    os.utime(owner_path(half.parent, 1), (1.0, 1.0))
+    with (
+        pytest.raises(InputError, match=r"its verb was 'evaluate loss', now it is 'prepare'"),
+        output_folder(tmp_path / "out", "prepare", {}),
+    ):
+        pass
+    assert half.exists()
+    with output_folder(tmp_path / "out", "evaluate loss"):
+        assert not half.exists()
+
+
+def test_an_output_behind_a_link_is_made_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    with output_folder(tmp_path / "out", "prepare", {}) as made:
+        (made.path / "a").touch()
+    assert (tmp_path / "out").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["a"]
+
+
+def test_a_folder_that_nothing_can_be_renamed_to_is_refused_first() -> None:
+    with (
+        pytest.raises(InputError, match=r"--output /proc is where a disk is mounted"),
+        output_folder("/proc", "prepare", {}),
+    ):
+        pass
+
+
+def test_a_file_or_folder_is_whole_or_what_it_was(tmp_path: Path) -> None:
+    file, folder = tmp_path / "a.txt", tmp_path / "folder"
+    partial_path(file).write_text("of one that was killed")
+    write_aside(file, "one")
+    with contextlib.suppress(KeyboardInterrupt), whole(file) as aside:
+        aside.write_text("two")
+        raise KeyboardInterrupt
+    assert file.read_text() == "one"
+    with whole(folder) as aside:
+        aside.mkdir()
+        (aside / "b").touch()
+        assert not folder.exists()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "b", "folder"]

@@ -14,22 +14,21 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.program import owner, owner_signs
+from megatron_ultralong.program import owner
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.owner import Owner, take
+from megatron_ultralong.program.owner import Owner, check_not_owned, take
 from megatron_ultralong.program.owner_record import (
     OwnerRecord,
     owner_path,
     read_owners,
     this_process,
 )
-from megatron_ultralong.program.owner_signs import check_not_owned
 
 RACERS = 6
 
 
 def own(folder: Path) -> Owner:
-    return take(folder, "pretrain", f"--save {folder}", "name another --save")
+    return take(folder, "pretrain", f"--save {folder}")
 
 
 def write_owner(folder: Path, number: int = 1, age: float = 1.0, **changes: Any) -> OwnerRecord:
@@ -44,7 +43,7 @@ def write_owner(folder: Path, number: int = 1, age: float = 1.0, **changes: Any)
 
 
 def check(folder: Path) -> None:
-    check_not_owned(folder, f"--save {folder}", "name another --save")
+    check_not_owned(folder, f"--save {folder}")
 
 
 def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -152,7 +151,7 @@ def test_an_owner_on_a_lost_machine_is_waited_for_and_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A chained job, or a torchrun that moved rank 0, cannot know whether the first is gone."""
-    monkeypatch.setattr(owner_signs, "STALE_SECONDS", 1.0)
+    monkeypatch.setattr(owner, "STALE_SECONDS", 1.0)
     write_owner(tmp_path, age=0.0, place="another kernel")
     own(tmp_path).release()
     said = capsys.readouterr().err

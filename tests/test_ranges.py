@@ -34,10 +34,19 @@ from megatron_ultralong.program.fields import (
     Range,
     check_number,
     check_ranges,
-    nested_classes,
     numbers_of,
 )
-from tests.edges import NEEDED, RECIPES, every_number, flags, inside, name_of, outside, parsed_class
+from tests.edges import (
+    NEEDED,
+    RECIPES,
+    every_number,
+    flags,
+    inside,
+    name_of,
+    nested_classes,
+    outside,
+    parsed_class,
+)
 from tests.patience import patience
 
 PACKAGE = Path(megatron_ultralong.__file__).parent

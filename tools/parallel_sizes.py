@@ -16,6 +16,7 @@ from megatron_ultralong.config.run import RecomputeGranularity
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import GIB
+from megatron_ultralong.program.aside import whole
 from tools.page_tables import page_with, table
 from tools.slurm_sizes import HARDWARE, ROW_LENGTHS, best_layouts, recipe_job
 
@@ -140,10 +141,9 @@ def save_picture(path: Path) -> None:
     memory.set_ylabel("GiB that a GPU needs")
     memory.set_title("Llama 3.1 8B: which --recompute-granularity fits (ultralong plan)")
     memory.legend(fontsize=9)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=110)
+    with whole(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
     pyplot.close(figure)
-    partial.replace(path)
 
 
 def _draw_row(axes: object) -> None:

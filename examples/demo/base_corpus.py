@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_ultralong.evaluation.retrieval.passkey_prompt import Encode
+from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress
 from megatron_ultralong.sequence.documents import document_id, document_split, unit_hash
@@ -120,12 +121,12 @@ def prepare(
     splits = split_documents(folders, min_characters)
     tokenizer = train_tokenizer(splits["train"][:tokenizer_documents], vocab_size)
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(work / "aside.json"))
-    (work / "aside.json").replace(work / "tokenizer.json")
+    with whole(work / "tokenizer.json") as aside:
+        tokenizer.save(str(aside))
     limits = {"train": max_tokens, "valid": max_tokens // 20}
     for split, texts in splits.items():
         tokens = joined_tokens(tokenizer, texts, limits[split])
-        np.save(work / "aside.npy", tokens)
-        (work / "aside.npy").replace(work / f"{split}.npy")
+        with whole(work / f"{split}.npy") as aside, aside.open("wb") as file:
+            np.save(file, tokens)
         print(f"{split}: {tokens.size:,} tokens of {len(texts):,} documents")
     print(f"separator {SEPARATOR!r} is {encoder(tokenizer)(SEPARATOR)}")

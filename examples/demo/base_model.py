@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 import transformers
 from base_corpus import SPECIAL_TOKENS
 from tokenizers import Tokenizer
+
+from megatron_ultralong.program.aside import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +53,6 @@ def save(
     model: Any, tokenizer: Tokenizer, shape: ModelShape, record: dict[str, Any], output: Path
 ) -> None:
     """Write the folder aside and rename it: weights in bfloat16, config as Llama 3 spells it."""
-    aside = output.parent / f".{output.name}.aside"
-    shutil.rmtree(aside, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(aside)
-    tokenizer.save(str(aside / "tokenizer.json"))
     special = dict(zip(("bos_token", "eos_token"), SPECIAL_TOKENS, strict=True))
     ids = {"bos_token_id": shape.vocab_size - 2, "eos_token_id": shape.vocab_size - 1}
     contents: dict[str, dict[str, Any]] = {
@@ -69,11 +66,11 @@ def save(
         },
         "training.json": record,
     }
-    for name, content in contents.items():
-        (aside / name).write_text(json.dumps(content, indent=1) + "\n")
-    if output.exists():
-        output.rmdir()
-    aside.replace(output)
+    with whole(output) as aside:
+        model.to(torch.bfloat16).save_pretrained(aside)
+        tokenizer.save(str(aside / "tokenizer.json"))
+        for name, content in contents.items():
+            (aside / name).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def llama_config(shape: ModelShape) -> dict[str, Any]:

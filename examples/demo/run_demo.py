@@ -32,7 +32,7 @@ from megatron_ultralong.evaluation.report.page import print_report, write_report
 from megatron_ultralong.evaluation.report.report import Check, Report, gather_report
 from megatron_ultralong.evaluation.results.file import read_result, read_results
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.new_output import check_output_folder
+from megatron_ultralong.program.output import check_output
 
 BASE = shlex.quote(str(Path(__file__).parent / "base"))
 CONTEXT = 512  # of the base
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="new folder")
     output = parser.parse_args().output
     try:
-        check_output_folder(output)
+        check_output(output)
     except InputError as error:
         sys.exit(f"run_demo: {error}")
     output.mkdir(parents=True, exist_ok=True)

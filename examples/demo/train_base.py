@@ -40,6 +40,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.output import check_output
 from megatron_ultralong.program.progress import progress
 
 
@@ -72,8 +73,7 @@ def optimizer_of(model: torch.nn.Module, lr: float, weight_decay: float) -> torc
 def train(arguments: argparse.Namespace) -> None:
     """Train the model and write the Hugging Face folder."""
     output: Path = arguments.output
-    if output.exists() and any(output.iterdir()):
-        raise InputError(f"--output {output} is not empty: name a new folder or remove it first")
+    check_output(output)
     tokenizer = Tokenizer.from_file(str(arguments.work / "tokenizer.json"))
     tokens, valid = (np.load(arguments.work / f"{split}.npy") for split in ("train", "valid"))
     shape = ModelShape(

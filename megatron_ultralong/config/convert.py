@@ -27,8 +27,6 @@ class ImportConfig:
     """New folder for the Megatron checkpoint."""
     verify: bool = True
     """Read all tensors back and compare them bit for bit."""
-    resume: bool = False
-    """Continue what a killed conversion to DST left; its finished tensors are not done again."""
     tokenizer: bool = True
     """Refuse a source without tokenizer files."""
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
@@ -60,8 +58,6 @@ class ExportConfig:
     tokenizer is the same, the file's hash is another one."""
     verify: bool = True
     """Read all tensors back and compare them bit for bit."""
-    resume: bool = False
-    """Continue what a killed conversion to DST left; its finished tensors are not done again."""
     verify_checksums: bool = True
     """Compare the bytes of SRC with its checksums.json."""
     json: bool = False

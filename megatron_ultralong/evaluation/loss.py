@@ -21,7 +21,7 @@ from megatron_ultralong.evaluation.results.file import file_sha256, write_result
 from megatron_ultralong.evaluation.results.tables import loss_table
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
-from megatron_ultralong.program.new_output import check_output_folder, new_output_folder
+from megatron_ultralong.program.output import check_output, output_folder
 from megatron_ultralong.program.terminal import Console
 from megatron_ultralong.sequence.position_bins import bin_edges, bin_sums
 
@@ -48,7 +48,7 @@ def evaluate_loss(
         InputError: the output folder holds something, or as :func:`measure_position_loss`.
     """
     if config.output:
-        check_output_folder(config.output)
+        check_output(config.output)
     results = measure_position_loss(config, scorers, separator_ids)
     if records:
         pairs = zip(results, records, strict=True)
@@ -58,9 +58,9 @@ def evaluate_loss(
         if config.output:
             from megatron_ultralong.evaluation.results.pictures import loss_picture
 
-            with new_output_folder(config.output) as folder:
-                write_results(folder / "loss.json", results)
-                loss_picture(results, folder / "loss.png")
+            with output_folder(config.output, "evaluate loss") as folder:
+                write_results(folder.path / "loss.json", results)
+                loss_picture(results, folder.path / "loss.png")
     return results
 
 
@@ -148,7 +148,7 @@ def _row_sums(
         [sample(number) for number in range(num_rows)],
         scoring(scorer),
         scorer,
-        Journal({}, None),
+        Journal(),
         micro_batch_size=config.micro_batch_size,
         description=f"Loss of {scorer.name}",
     )

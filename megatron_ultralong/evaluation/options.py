@@ -90,7 +90,7 @@ class GridConfig:
     """Allow lengths beyond those the checkpoint was trained for, to see how it breaks."""
     output: str = ""
     """New folder for passkey.json and passkey.png, or for needle.json and needle.png; empty: print
-    only. A killed evaluation goes on from OUTPUT.partial."""
+    only. A killed evaluation goes on from .OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
@@ -165,7 +165,7 @@ class ChatConfig:
     """Allow conversations longer than the checkpoint was trained for."""
     output: str = ""
     """New folder for chat.json, chat.png and every turn; empty: print only. A killed evaluation
-    goes on from OUTPUT.partial."""
+    goes on from .OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
@@ -224,7 +224,7 @@ class ReportConfig:
     `ultralong evaluate loss|passkey|needle|ruler|... --output` wrote into those folders, however
     deep. Checkpoints are known by the names they had (--load NAME=FOLDER). Results of one
     checkpoint and benchmark under different conditions are all shown, and what differs is said.
-    Evaluations that are not finished (OUTPUT.partial) are left out, and named.
+    Evaluations that are not finished (.OUTPUT.partial) are left out, and named.
     """
 
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")] = ()

@@ -25,6 +25,7 @@ from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.report import Plan, show
 from megatron_ultralong.plan.search import Found
 from megatron_ultralong.plan.values import as_values, save_memory_picture
+from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
 from megatron_ultralong.program.terminal import Console
@@ -228,9 +229,7 @@ def _as_given(job: Job, hardware: Hardware) -> Estimate | None:
 
 def _write(command: PlanConfig, plan: Plan) -> None:
     if command.json is not None:
-        partial = command.json.with_name(command.json.name + ".partial")
-        partial.write_text(json.dumps(as_values(plan), indent=2) + "\n", encoding="utf-8")
-        partial.replace(command.json)
+        write_aside(command.json, json.dumps(as_values(plan), indent=2) + "\n")
     if command.png is not None:
         shown = [plan.chosen]
         if plan.found:

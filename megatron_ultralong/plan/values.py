@@ -13,6 +13,7 @@ from megatron_ultralong.plan.job import GIB
 from megatron_ultralong.plan.ledger import Part
 from megatron_ultralong.plan.report import Plan
 from megatron_ultralong.plan.run_time import RunTime
+from megatron_ultralong.program.aside import whole
 
 
 def as_values(plan: Plan) -> dict[str, Any]:
@@ -118,7 +119,6 @@ def save_memory_picture(path: Path, estimates: Sequence[Estimate]) -> None:
     axes.set_xlabel(f"GiB of a GPU at the peak of a step; dashed: {hardware.name}")
     axes.invert_yaxis()
     figure.legend(loc="outside right center", fontsize="small")
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=120)
+    with whole(path) as aside:
+        figure.savefig(aside, format="png", dpi=120)
     pyplot.close(figure)
-    partial.replace(path)

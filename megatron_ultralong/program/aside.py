@@ -1,20 +1,64 @@
-"""Small files that stand under their name whole, or not at all."""
+"""Files and folders that stand under their names whole, or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+SUFFIX = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """Where ``path`` is made: ``runs/.rows.partial`` for ``runs/rows``."""
+    return path.with_name(f".{path.name}{SUFFIX}")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file or a folder, which becomes ``path`` when the block ends.
+
+    It goes through to the disk, but for the files of a folder. After an error nothing is left, and
+    ``path`` is what it was.
+    """
+    aside = partial_path(path)
+    remove(aside)  # of one that was killed
+    try:
+        yield aside
+        if aside.is_file():
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    except BaseException:
+        remove(aside)
+        raise
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Write a text file aside, through to the disk, and rename it: readers see the old or the new.
+    """Write a text file by :func:`whole`."""
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
-    Raises:
-        OSError: it cannot be written.
-    """
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder, where its file system can say so."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, or what can be removed of it; nothing if it is absent."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

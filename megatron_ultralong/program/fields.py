@@ -156,13 +156,7 @@ def check_ranges(config: Any, prefix: str = "", where: str = "") -> None:
 
 
 def check_number(
-    cls: Any,
-    number: Number,
-    value: Any,
-    *,
-    prefix: str = "",
-    where: str = "",
-    path: str = "",
+    cls: Any, number: Number, value: Any, *, prefix: str = "", where: str = "", path: str = ""
 ) -> None:
     """Check the value of one field of ``cls``.
 
@@ -222,16 +216,6 @@ def numbers_of(cls: Any) -> tuple[Number, ...]:
     hints = typing.get_type_hints(cls, include_extras=True)
     found = (_number(field.name, hints[field.name]) for field in dataclasses.fields(cls))
     return tuple(number for number in found if number is not None)
-
-
-def nested_classes(cls: type[Any]) -> list[type[Any]]:
-    """A dataclass and those that its fields hold, each once."""
-    found = [cls]
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[field.name]):
-            found += nested_classes(hints[field.name])
-    return list(dict.fromkeys(found))
 
 
 def _number(name: str, hint: Any) -> Number | None:

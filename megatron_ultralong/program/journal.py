@@ -1,9 +1,7 @@
-"""Journal of an evaluation: one line for every finished sample, from which a killed one goes on.
+"""Journal of finished parts, from which killed work goes on: samples, or tensors.
 
-While an evaluation with ``--output NAME`` runs, ``NAME.partial`` holds ``evaluation.json`` (what
-decides its figures) and ``samples.jsonl`` (a line for every finished sample, under a key that
-hashes all that decides the sample). When it is complete, pictures and results are written beside
-them, and the folder is renamed to ``NAME``.
+It is ``finished.jsonl`` in the folder in which an output is made
+(:mod:`megatron_ultralong.program.output`), a line for every part.
 """
 
 from __future__ import annotations
@@ -12,24 +10,22 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.program.ending import tell
+from megatron_ultralong.program.aside import write_aside
+from megatron_ultralong.program.ending import PROGRAM, tell
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.json_file import parse_json, read_json
-from megatron_ultralong.program.new_output import (
-    IDENTITY_FILE,
-    SAMPLES_FILE,
-    SUFFIX,
-    check_output_folder,
-)
-from megatron_ultralong.program.owner import take
-from megatron_ultralong.program.owner_record import read_owners
-from megatron_ultralong.program.rank_values import every_rank
+from megatron_ultralong.program.json_file import parse_json
+from megatron_ultralong.program.output import RECORDS_FILE, OutputFolder, output_folder
+from megatron_ultralong.program.rank_values import from_main_rank
+
+SYNC_BYTES = 512 * 2**20
+"""Bytes of parts between two waits for the disk: what a kill costs at most, and one part."""
 
 
 def sample_key(**parts: Any) -> str:
@@ -45,39 +41,105 @@ def sample_key(**parts: Any) -> str:
             text = f"array:{value.dtype.str}:{value.shape}:"
             data = text.encode() + np.ascontiguousarray(value).tobytes()
         else:
-            data = _canonical(value).encode()
+            text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+            data = text.encode()
         digest.update(f"{name}:{len(data)}:".encode() + data)
     return digest.hexdigest()[:32]
 
 
 class Journal:
-    """Finished samples of one evaluation; made by :func:`open_journal`.
+    """Finished parts by their keys, with what is noted of each."""
 
-    Every rank of a job holds the same entries; the main one writes them.
-    """
+    def __init__(self, output: OutputFolder | None = None, parts: str = "samples") -> None:
+        """Take up what stands in ``output``; None keeps the journal in memory alone.
 
-    def __init__(self, entries: dict[str, dict[str, Any]], file: _SamplesFile | None) -> None:
-        self._entries = entries
-        self._file = file
-        self.num_resumed = len(entries)
-        """Samples that an earlier process finished."""
+        ``parts`` is what they are called in messages.
+        """
+        self.folder = output.path if output else None
+        """Where results are written; None without output, and on other ranks than the main one."""
+        self._output = output
+        self._parts = parts
+        self._pending: dict[str, dict[str, Any]] = {}
+        self._pending_bytes = 0
+        self.entries = self._read(output.path / RECORDS_FILE) if output else {}
+        self.num_resumed = len(self.entries)
+        """Parts that an earlier process finished."""
+        if output:
+            output.go_on(self.num_resumed, parts)
 
     @property
-    def folder(self) -> Path | None:
-        """Where the main rank writes results and pictures; None on others and without output."""
-        return self._file.folder if self._file else None
+    def num_bytes(self) -> int:
+        """Bytes of the parts, as far as :meth:`add` was told them."""
+        return sum(entry.get("num_bytes", 0) for entry in self.entries.values())
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """What was noted of the sample ``key``; None: it is still to be done."""
-        return self._entries.get(key)
+        """What was noted of the part ``key``; None: it is still to be done."""
+        return self.entries.get(key)
 
-    def add(self, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Note a finished sample, on the disk when this returns; JSON's reading of ``values``."""
+    def add(
+        self,
+        key: str,
+        values: Mapping[str, Any],
+        sync: Callable[[], None] | None = None,
+        num_bytes: int = 0,
+    ) -> dict[str, Any]:
+        """Note a finished part, on the disk when this returns; JSON's reading of ``values``.
+
+        With ``sync``, which waits until the disk has what was written of the parts themselves, it
+        is noted at the next :meth:`flush`, or when their ``num_bytes`` have become many: no line
+        is a promise that a loss of power breaks.
+        """
+        if num_bytes:
+            values = {**values, "num_bytes": num_bytes}
         entry: dict[str, Any] = json.loads(json.dumps(dict(values), allow_nan=False))
-        self._entries[key] = entry
-        if self._file:
-            self._file.append({"key": key, **entry})
+        self._pending[key] = entry
+        self._pending_bytes += num_bytes
+        if sync is None or self._pending_bytes >= SYNC_BYTES:
+            self.flush(sync)
         return entry
+
+    def flush(self, sync: Callable[[], None] | None = None) -> None:
+        """Wait for the disk by ``sync``, then note what was added.
+
+        Raises:
+            InputError: another process has taken the work over.
+        """
+        if sync is not None:
+            sync()
+        if self._output:
+            self._output.owner.check_mine()
+            with (self._output.path / RECORDS_FILE).open("ab") as file:
+                for key, entry in self._pending.items():
+                    line = json.dumps({"key": key, **entry}, ensure_ascii=False)
+                    file.write(f"{line}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
+            self._output.has_parts = True
+        self.entries |= self._pending
+        self._pending.clear()
+        self._pending_bytes = 0
+
+    def _read(self, path: Path) -> dict[str, dict[str, Any]]:
+        """The lines of a file; what a kill tore at the end is cut off."""
+        path.touch()
+        with path.open("r+b") as file:
+            data = file.read()
+            complete = data[: data.rfind(b"\n") + 1]
+            file.truncate(len(complete))
+        entries: dict[str, dict[str, Any]] = {}
+        lines, damaged = complete.splitlines(), 0
+        for line in lines:
+            try:
+                values = parse_json(line, "a line")
+                entries[values.pop("key")] = values
+            except (InputError, KeyError, AttributeError, TypeError):
+                damaged += 1
+        if damaged:
+            tell(
+                f"{PROGRAM}: {damaged} of {len(lines)} lines of {path} are damaged; their "
+                f"{self._parts} are done again"
+            )
+        return entries
 
 
 @contextlib.contextmanager
@@ -86,8 +148,8 @@ def open_journal(
 ) -> Iterator[Journal]:
     """The journal of an evaluation into the new folder ``output``; every rank enters it.
 
-    A folder ``output``.partial of the same evaluation is taken up. When the block ends without an
-    exception the folder gets its name; otherwise it stays as it is, for the next try.
+    Every rank holds the same entries; the main one writes them. After an error they stay, for the
+    next try. The folder gets them as ``samples.jsonl``, with ``evaluation.json``.
 
     Args:
         output: the folder to be; empty keeps the journal in memory alone.
@@ -97,126 +159,26 @@ def open_journal(
         is_main: whether this rank writes.
 
     Raises:
-        InputError: ``output`` holds something, its partial folder belongs to another evaluation
-            or to one that runs, or the disk refuses.
+        InputError: see :func:`~megatron_ultralong.program.output.output_folder`.
     """
     if not output:
-        yield Journal({}, None)
+        yield Journal()
         return
-    final = Path(os.path.abspath(output))
-    file: _SamplesFile | None = None
-    problem: str | None = None
-    entries: dict[str, dict[str, Any]] = {}
-    if is_main:
-        try:
-            check_output_folder(final)
-            file = _SamplesFile(final, {"kind": kind, **identity})
-            entries = file.entries
-        except InputError as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"cannot write --output {final} ({error}): name another folder"
-    # One rank reads; the others follow it, so that all skip the same samples.
-    problem, entries = every_rank((problem, entries))[0]
-    if problem is not None:
-        raise InputError(problem)
-    try:
-        yield Journal(entries, file)
-        if file:
-            file.finish(final)
-    finally:
-        if file:
-            file.close()
+    work = {"kind": kind, **identity}
+    with contextlib.ExitStack() as stack:
+        opened = [Journal()]
 
+        def begin() -> dict[str, dict[str, Any]]:
+            folder = stack.enter_context(output_folder(output, "evaluate", work))
+            folder.keep = True
+            opened.append(Journal(folder))
+            return opened[-1].entries
 
-class _SamplesFile:
-    """The main rank's files of a journal."""
-
-    def __init__(self, final: Path, identity: Mapping[str, Any]) -> None:
-        self.folder = folder = final.with_name(final.name + SUFFIX)
-        self.entries: dict[str, dict[str, Any]] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        if not read_owners(folder):
-            self._check_ours()
-        self._owner = take(folder, "evaluate", f"--output {final}", "name another --output")
-        self._file = (folder / SAMPLES_FILE).open("a+b")
-        try:
-            self._check_identity(json.loads(json.dumps(dict(identity))))
-            self._read()
-        except BaseException:
-            self.close()
-            raise
-
-    def append(self, values: Mapping[str, Any]) -> None:
-        """Write a line and wait for the disk: minutes of work may stand behind it."""
-        self._owner.check_mine()
-        self._file.write(json.dumps(values, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def finish(self, final: Path) -> None:
-        """Give the folder its final name."""
-        self._file.close()
-        if final.is_dir():
-            final.rmdir()  # an empty one, made by the user
-        self._owner.move_to(final)
-
-    def close(self) -> None:
-        """Close the file, and let others have the folder."""
-        self._file.close()
-        self._owner.release()
-
-    def _check_ours(self) -> None:
-        """Raise InputError where the folder holds something and is no evaluation's."""
-        known = (IDENTITY_FILE, SAMPLES_FILE)
-        others = [path for path in self.folder.iterdir() if path.name not in known]
-        if others and not (self.folder / IDENTITY_FILE).is_file():
-            raise InputError(
-                f"{self.folder} exists and is no evaluation of ours (no {IDENTITY_FILE}): "
-                "remove it, or name another --output"
-            )
-
-    def _check_identity(self, identity: dict[str, Any]) -> None:
-        path = self.folder / IDENTITY_FILE
-        if not path.is_file():
-            aside = path.with_name(IDENTITY_FILE + ".aside")
-            aside.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-            os.replace(aside, path)
-            return
-        try:
-            found = read_json(path)
-        except InputError as error:
-            raise InputError(
-                f"{path} is damaged ({error}): remove {self.folder} to begin again"
-            ) from error
-        for name in ("kind", *sorted({*found, *identity} - {"kind"})):
-            theirs, ours = found.get(name), identity.get(name)
-            if theirs != ours:
-                raise InputError(
-                    f"{self.folder} was begun by another evaluation: its {name} was {theirs!r}, "
-                    f"now it is {ours!r}; repeat the first command to go on with it, remove that "
-                    "folder, or name another --output"
-                )
-
-    def _read(self) -> None:
-        """Take up the lines; what a kill tore at the end is cut off."""
-        self._file.seek(0)
-        data = self._file.read()
-        complete = data[: data.rfind(b"\n") + 1]
-        self._file.truncate(len(complete))
-        damaged = 0
-        for line in complete.splitlines():
-            try:
-                values = parse_json(line, "a line")
-                self.entries[values.pop("key")] = values
-            except (InputError, KeyError, AttributeError, TypeError):
-                damaged += 1  # its sample is done again
-        if damaged:
-            tell(
-                f"ultralong: {damaged} of {len(complete.splitlines())} lines of "
-                f"{self.folder / SAMPLES_FILE} are damaged; their samples are evaluated again"
-            )
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        # One rank reads; the others follow it, so that all skip the same samples.
+        entries = from_main_rank(begin, is_main=is_main)
+        journal = opened[-1]
+        journal.entries, journal.num_resumed = entries, len(entries)
+        yield journal
+        if journal.folder is not None:
+            write_aside(journal.folder / "evaluation.json", json.dumps(work, indent=2) + "\n")
+            shutil.copyfile(journal.folder / RECORDS_FILE, journal.folder / "samples.jsonl")

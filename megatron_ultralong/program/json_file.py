@@ -8,10 +8,11 @@ values for a key that stands there twice, and memory for as long as the file goe
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,13 +53,8 @@ class JsonObject(dict[str, Any]):
         Raises:
             InputError: it is absent without a default, no integer, or out of its range.
         """
-        value = self._value(key, default)
-        if value is default:
-            return value
-        fits = isinstance(value, int) and not isinstance(value, bool)
-        if not fits or not _inside(value, minimum, maximum):
-            raise self.wrong(key, "an integer" + _range(minimum, maximum))
-        return value
+        fits = functools.partial(_fits, int, minimum=minimum, maximum=maximum)
+        return self._checked(key, default, fits, "an integer" + _range(minimum, maximum))
 
     def number(
         self,
@@ -70,19 +66,10 @@ class JsonObject(dict[str, Any]):
         maximum: float | None = None,
     ) -> Any:
         """The number under ``key`` as a float; it is finite. See :meth:`integer`."""
-        value = self._value(key, default)
-        if value is default:
-            return value
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        if (
-            not fits
-            or not math.isfinite(value)
-            or not _inside(value, minimum, maximum)
-            or (above is not None and not value > above)
-        ):
-            more = "" if above is None else f" above {above:g}"
-            raise self.wrong(key, "a number" + more + _range(minimum, maximum))
-        return float(value)
+        kind = "a number" if above is None else f"a number above {above:g}"
+        fits = functools.partial(_fits, int | float, minimum=minimum, maximum=maximum, above=above)
+        value = self._checked(key, default, fits, kind + _range(minimum, maximum))
+        return value if value is default else float(value)
 
     def string(self, key: str, default: Any = _REQUIRED) -> Any:
         """The string under ``key``; see :meth:`integer`."""
@@ -98,10 +85,11 @@ class JsonObject(dict[str, Any]):
 
     def strings(self, key: str, default: Any = _REQUIRED) -> Any:
         """The array of strings under ``key``; see :meth:`integer`."""
-        values = self.array(key, default)
-        if values is not default and not all(isinstance(value, str) for value in values):
-            raise self.wrong(key, "an array of strings")
-        return values
+
+        def fits(value: Any) -> bool:
+            return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+        return self._checked(key, default, fits, "an array of strings")
 
     def object(self, key: str, default: Any = _REQUIRED) -> Any:
         """The object under ``key``, a :class:`JsonObject`; see :meth:`integer`."""
@@ -112,18 +100,17 @@ class JsonObject(dict[str, Any]):
         """The error of a value that is not what it must be."""
         return InputError(f"{self.where}: {key} is {_shown(self[key])}, it must be {expected}")
 
-    def _value(self, key: str, default: Any) -> Any:
+    def _typed(self, key: str, default: Any, kind: type, expected: str) -> Any:
+        return self._checked(key, default, lambda value: isinstance(value, kind), expected)
+
+    def _checked(self, key: str, default: Any, fits: Callable[[Any], bool], expected: str) -> Any:
         value = self.get(key)
-        if value is not None:
-            return value
-        if default is _REQUIRED:
+        if value is None and default is _REQUIRED:
             state = "null" if key in self else "missing"
             raise InputError(f"{self.where}: key {key} is {state}")
-        return default
-
-    def _typed(self, key: str, default: Any, kind: type, expected: str) -> Any:
-        value = self._value(key, default)
-        if value is not default and not isinstance(value, kind):
+        if value is None or value is default:
+            return default
+        if not fits(value):
             raise self.wrong(key, expected)
         return value
 
@@ -245,8 +232,18 @@ def _containers(value: Any) -> Iterable[Any]:
     return [inner for inner in value if isinstance(inner, dict | list)]
 
 
-def _inside(value: float, minimum: float | None, maximum: float | None) -> bool:
-    return (minimum is None or value >= minimum) and (maximum is None or value <= maximum)
+def _fits(
+    kind: Any, value: Any, *, minimum: Any = None, maximum: Any = None, above: Any = None
+) -> bool:
+    """Whether it is a number inside its bounds."""
+    return (
+        isinstance(value, kind)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (minimum is None or value >= minimum)
+        and (maximum is None or value <= maximum)
+        and (above is None or value > above)
+    )
 
 
 def _range(minimum: float | None, maximum: float | None) -> str:

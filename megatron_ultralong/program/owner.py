@@ -20,20 +20,27 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ultralong.program.ending import PROGRAM, tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.owner_record import (
     OwnerRecord,
+    is_alive,
     now_text,
     owner_path,
     read_owners,
+    this_job,
+    this_place,
     this_process,
     write_record_aside,
 )
-from megatron_ultralong.program.owner_signs import BEAT_SECONDS, STALE_SECONDS, why_gone
+
+BEAT_SECONDS = 15.0
+"""Between two signs of life."""
+STALE_SECONDS = 180.0
+"""An owner that is silent for so long is gone. More than a client of NFS may see an old time of a
+file (a minute), and a beat."""
 
 
 class Owner:
@@ -87,26 +94,19 @@ class Owner:
         if self.is_mine():
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def release(self, *, keep: bool = True) -> None:
+    def release(self) -> None:
         """Give the folder back; nothing if it was taken over.
 
-        Args:
-            keep: leave the file, which then says when this was. A folder that others may look at
-                at this moment needs it: numbers never go back.
+        The file stays and says when this was: others may look at this moment, and numbers never
+        go back.
         """
         self._stopped.set()
         self._thread.join()
         with contextlib.suppress(OSError):
             path = owner_path(self.folder, self.record.number)
-            if not path.exists() or not self.is_mine():
-                return
-            if keep:
-                aside = write_record_aside(
-                    self.folder, dataclasses.replace(self.record, ended=now_text())
-                )
-                os.replace(aside, path)
-            else:
-                path.unlink()
+            if path.exists() and self.is_mine():
+                ended = dataclasses.replace(self.record, ended=now_text())
+                os.replace(write_record_aside(self.folder, ended), path)
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_SECONDS):
@@ -114,7 +114,7 @@ class Owner:
                 os.utime(owner_path(self.folder, self.record.number))
 
 
-def take(folder: Path, what: str, name: str, way_out: str) -> Owner:
+def take(folder: Path, what: str, name: str) -> Owner:
     """Become the owner of ``folder``, which exists.
 
     An owner that is gone is taken over, with a line on standard error.
@@ -122,8 +122,7 @@ def take(folder: Path, what: str, name: str, way_out: str) -> Owner:
     Args:
         folder: to be owned.
         what: this process does, for the message that another one gets.
-        name: of the folder in messages: ``--save runs/1m``.
-        way_out: what else than to wait a user can do: ``name another --save``.
+        name: by which users know the folder: ``--save runs/1m``.
 
     Raises:
         InputError: another process owns it; nothing has been written then.
@@ -131,9 +130,7 @@ def take(folder: Path, what: str, name: str, way_out: str) -> Owner:
     """
     while True:
         before = read_owners(folder)
-        reason = ""
-        if before:
-            reason = why_gone(folder, before[-1], name, way_out)
+        reason = _why_gone(folder, before[-1], name) if before else ""
         mine = this_process(before[-1].number + 1 if before else 1, what)
         if not _link(folder, mine):
             continue  # somebody was faster
@@ -149,16 +146,6 @@ def take(folder: Path, what: str, name: str, way_out: str) -> Owner:
         if reason:
             tell(f"{PROGRAM}: {name} is taken over from {before[-1]}: {reason}")
         return Owner(folder, mine)
-
-
-@contextlib.contextmanager
-def owned(folder: Path, what: str, name: str, way_out: str) -> Iterator[Owner]:
-    """Own ``folder`` inside the block; see :func:`take`."""
-    owner = take(folder, what, name, way_out)
-    try:
-        yield owner
-    finally:
-        owner.release()
 
 
 def _link(folder: Path, record: OwnerRecord) -> bool:
@@ -185,3 +172,108 @@ def _create(path: Path, content: bytes) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def check_not_owned(folder: Path, name: str) -> None:
+    """Look whether :func:`take` would be refused, without writing.
+
+    Raises:
+        InputError: another process owns ``folder``. One on another machine is watched for a sign
+            of life first.
+    """
+    records = read_owners(folder) if folder.is_dir() else []
+    if not records or _reason_gone(records[-1]) is not None:
+        return
+    age = _age(folder, records[-1])
+    if age is None or not 0 <= age < STALE_SECONDS:
+        return
+    is_here = records[-1].place == this_place()
+    if is_here or _gives_sign(folder, records[-1], 2.5 * BEAT_SECONDS):
+        raise _in_use(records[-1], name)
+
+
+def _why_gone(folder: Path, record: OwnerRecord, name: str) -> str:
+    """Why an owner counts as gone, "" where it has said so itself.
+
+    Raises:
+        InputError: it does not.
+    """
+    reason = _reason_gone(record)
+    if reason is not None:
+        return reason
+    age = _age(folder, record)
+    if age is None:
+        return "its file is gone"
+    if not 0 <= age < STALE_SECONDS:  # by this machine's clock, which may be wrong
+        age = _age_on_disk(folder, record)
+    if age < STALE_SECONDS and record.place != this_place():
+        tell(
+            f"{PROGRAM}: {name} is owned by {record}: waiting for a sign of life of it; without "
+            f"one it is taken over in {STALE_SECONDS:.0f} s at most"
+        )
+        # Its machine may be lost, and nobody should have to start again for that.
+        if not _gives_sign(folder, record, max(STALE_SECONDS - age, STALE_SECONDS / 2)):
+            age = STALE_SECONDS
+    if age < STALE_SECONDS:
+        raise _in_use(record, name)
+    return f"it gave no sign of life for {STALE_SECONDS:.0f} s"
+
+
+def _reason_gone(record: OwnerRecord) -> str | None:
+    """Why an owner is known to be gone; None: it is not known."""
+    if record.ended:
+        return ""
+    if record.place and record.place == this_place():
+        alive = is_alive(record.pid, record.process_start)
+        return None if alive else "its process is gone"
+    job, restart = this_job()
+    if job and job == record.job and restart > record.restart:
+        return "its job was started again"
+    return None
+
+
+def _in_use(record: OwnerRecord, name: str) -> InputError:
+    flag = name.split()[0]
+    return InputError(
+        f"{name} is in use by {record}, which is alive: two would write over each other; wait for "
+        f"its end, stop it, or name another {flag}. An owner counts as gone when its process is, "
+        f"or after {STALE_SECONDS:.0f} s without a sign of life"
+    )
+
+
+def _age(folder: Path, record: OwnerRecord) -> float | None:
+    """Seconds since the last sign of life, by this machine's clock; None: the file is gone."""
+    try:
+        return time.time() - owner_path(folder, record.number).stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def _age_on_disk(folder: Path, record: OwnerRecord) -> float:
+    """The same by the clock that gives files their times, which is the file server's."""
+    probe = write_record_aside(folder, this_process(0, "probe"))
+    try:
+        return probe.stat().st_mtime - owner_path(folder, record.number).stat().st_mtime
+    except FileNotFoundError:
+        return STALE_SECONDS
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _gives_sign(folder: Path, record: OwnerRecord, seconds: float) -> bool:
+    """Watch an owner for so long; whether it lives. No clock but this process's own is asked."""
+    path, deadline = owner_path(folder, record.number), time.monotonic() + seconds
+    first = _changed(path)
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, seconds / 10.0))
+        if _changed(path) != first:
+            newest = read_owners(folder)[-1:]
+            return bool(newest) and not newest[0].ended
+    return False
+
+
+def _changed(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None

@@ -10,7 +10,6 @@ import re
 import socket
 import uuid
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -67,14 +66,9 @@ def _read(path: Path, number: int) -> OwnerRecord | None:
         values = read_json(path, max_bytes=_MAX_BYTES)
     except InputError:
         return OwnerRecord(number) if os.path.lexists(path) else None
-    known: dict[str, Any] = {}
-    for field in dataclasses.fields(OwnerRecord)[1:]:
-        value = values.get(field.name)
-        if isinstance(value, int) and isinstance(field.default, float):
-            value = float(value)
-        if type(value) is type(field.default):
-            known[field.name] = value
-    return OwnerRecord(number, **known)
+    nobody = dataclasses.asdict(OwnerRecord(number))
+    known = {n: value for n, value in values.items() if type(value) is type(nobody.get(n))}
+    return OwnerRecord(**{**nobody, **known, "number": number})
 
 
 def is_owner_file(path: Path) -> bool:
@@ -142,10 +136,8 @@ def now_text() -> str:
 def write_record_aside(folder: Path, record: OwnerRecord) -> Path:
     """Write a record under a name that nobody looks for; returns the path."""
     aside = folder / f".owner-{uuid.uuid4().hex}"
-    values = dataclasses.asdict(record)
-    del values["number"]
     with aside.open("x", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
+        json.dump(dataclasses.asdict(record), file, indent=1)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

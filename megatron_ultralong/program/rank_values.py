@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
@@ -19,6 +19,24 @@ def every_rank(value: Value) -> list[Value]:
     values = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def from_main_rank(work: Callable[[], Value], *, is_main: bool) -> Value:
+    """What ``work`` returns on the main rank, on every rank; on others it is not called.
+
+    Raises:
+        InputError: on every rank, where ``work`` raised one or the disk refused.
+    """
+    found: tuple[Value | None, str] = (None, "")
+    if is_main:
+        try:
+            found = work(), ""
+        except (InputError, OSError) as error:
+            found = None, str(error)
+    value, problem = every_rank(found)[0]
+    if problem:
+        raise InputError(problem)
+    return cast(Value, value)
 
 
 def check_agreement(values: Mapping[str, object]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ from megatron_ultralong.config.plain_values import from_dict, to_dict
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.sft import SftConfig
 from megatron_ultralong.config.training import PretrainConfig, TrainingConfig
+from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.yaml_file import read_yaml
 
@@ -46,10 +46,3 @@ def load_config(path: Path, kind: type[Config]) -> Config:
         )
     RopeConfig.check_block(values.get("rope"), str(path))
     return from_dict(kind, values, str(path))
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a small text file, aside first: no half of it stands under its name."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)

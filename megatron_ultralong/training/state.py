@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -23,7 +24,7 @@ from megatron_ultralong.program.ranks import is_main_rank, world_size
 from megatron_ultralong.training import config_file, optimizer
 from megatron_ultralong.training.inputs import RunInputs, check_offloading
 from megatron_ultralong.training.saving import run_folder, state_dict
-from megatron_ultralong.training.saving.checkpoint_writer import CheckpointWriter, wait_before_retry
+from megatron_ultralong.training.saving.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.training.saving.state_dict import load_checkpoint
 from megatron_ultralong.training.telling.phases import PhaseTimers
 from megatron_ultralong.training.telling.stop import STOPPED, StopRequests
@@ -118,6 +119,8 @@ def _recomputation(inputs: RunInputs) -> recomputed_layer.Recomputation | None:
 CANNOT_SAVE = 74
 """Exit status of a run that cannot write checkpoints (EX_IOERR)."""
 _TRIES_AT_THE_END = 5
+_RETRY_SECONDS = 2.0
+"""Before the last checkpoint is tried again: a full disk or a lost folder may come back."""
 
 
 @dataclasses.dataclass
@@ -243,7 +246,7 @@ class Saving:
                     return
                 if writer.num_failures >= limit:
                     self._give_up(writer)
-                wait_before_retry()
+                time.sleep(_RETRY_SECONDS)
 
     def _check_failures(self, writer: CheckpointWriter) -> None:
         limit = self.config.checkpoint.max_save_failures

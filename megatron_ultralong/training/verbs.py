@@ -13,7 +13,7 @@ from megatron_ultralong.config.sft import SftConfig
 from megatron_ultralong.data.rows import manifest, packed, stored
 from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.plan.given import plan_text
-from megatron_ultralong.program.owner_signs import check_not_owned
+from megatron_ultralong.program.owner import check_not_owned
 from megatron_ultralong.program.ranks import world_size
 from megatron_ultralong.training import config_file, early_checks, inputs, loop, validation
 from megatron_ultralong.training.early_checks import AnyManifest, Config, EarlyRun, Rows
@@ -101,7 +101,7 @@ def dry_run(run: RunInputs) -> str:
     """
     folder = RunFolder(run.config, run.result, run.agreed)
     if folder.root is not None:
-        check_not_owned(folder.root, f"--save {folder.root}", "name another --save")
+        check_not_owned(folder.root, f"--save {folder.root}")
     resumed = folder.check()
     load = run.config.load
     start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {load}"

@@ -1,7 +1,7 @@
-"""A conversion killed by SIGKILL goes on with ``--resume``, and gives the same bytes."""
+"""A conversion killed by SIGKILL goes on, and gives the same bytes."""
 
+import contextlib
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +16,11 @@ from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.weight_map import Weight
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
-from megatron_ultralong.program import conversion_journal
-from megatron_ultralong.program.conversion_journal import MANIFEST_FILE, Manifest
+from megatron_ultralong.program import journal
+from megatron_ultralong.program.aside import partial_path
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.new_folder import new_folder
+from megatron_ultralong.program.journal import Journal
+from megatron_ultralong.program.output import RECORDS_FILE, OutputFolder, output_folder
 from tests.checkpoint.llama import save_llama
 from tests.patience import patience
 
@@ -28,11 +29,11 @@ KILLED_AT = 14
 KILL = f"""
 import os, signal, sys
 from megatron_ultralong import cli
-from megatron_ultralong.program import conversion_journal
+from megatron_ultralong.program import journal
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 
-conversion_journal.SYNC_BYTES = 10_000
+journal.SYNC_BYTES = 10_000
 reads = 0
 
 def killing(read):
@@ -85,7 +86,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_conversion_goes_on(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
 ) -> None:
     source, verb = ("hf", "import") if case == "torch_dist" else ("megatron", "export")
     out = tmp_path / "out"
@@ -93,12 +98,10 @@ def test_a_killed_conversion_goes_on(
     killed = subprocess.run(command, capture_output=True, timeout=patience(120), check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not out.exists()
-    lines = (tmp_path / "out.partial" / MANIFEST_FILE).read_text().splitlines()
-    finished = {name for name, size, _ in map(json.loads, lines[1:]) if size}
+    lines = (tmp_path / ".out.partial" / RECORDS_FILE).read_text().splitlines()
+    finished = {json.loads(line)["key"] for line in lines}
     # the reader was one weight ahead, and the last few had not been waited for
     assert KILLED_AT - 5 <= len(finished) < KILLED_AT
-    with pytest.raises(InputError, match=r"out\.partial exists: .* continue it with --resume"):
-        convert(folder, case, out)
 
     reads: list[str] = []
     for kind in (HuggingFaceFolder, MegatronCheckpoint):
@@ -110,7 +113,9 @@ def test_a_killed_conversion_goes_on(
             return result
 
         monkeypatch.setattr(kind, "read", counted)
-    report = convert(folder, case, out, resume=True, verify=False)
+    report = convert(folder, case, out, verify=False)
+    said = f"going on from {len(finished)} finished tensors in {tmp_path}/.out.partial"
+    assert said in capsys.readouterr().err
     assert report.num_resumed_tensors == len(finished)
     assert len(reads) == NUM_WEIGHTS - len(finished)
     assert not finished & set(reads)
@@ -118,51 +123,60 @@ def test_a_killed_conversion_goes_on(
     assert files(out) == files(tmp_path / "whole")
 
 
-def test_a_finished_but_unverified_conversion_is_verified(folder: Path, tmp_path: Path) -> None:
-    out, partial = tmp_path / "out", tmp_path / "out.partial"
-    convert(folder, "torch_dist", out, resume=True)  # nothing is there: it begins
-    expected = files(out)
-    copy_of_manifest: list[bytes] = []
-    remove = Manifest.remove
-
-    def keep(self: Manifest) -> None:
-        copy_of_manifest.append((self._path).read_bytes())
-        remove(self)
-
-    shutil.rmtree(out)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Manifest, "remove", keep)
+def interrupted_at_the_end(folder: Path, out: Path) -> Path:
+    """A conversion that has written all; returns its journal."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(OutputFolder, "finish", lambda *_: signal.raise_signal(signal.SIGINT))
         convert(folder, "torch_dist", out)
-    out.rename(partial)
-    # a kill may cut the last line
-    (partial / MANIFEST_FILE).write_bytes(copy_of_manifest[0] + b'["decoder.la')
-    report = convert(folder, "torch_dist", out, resume=True)
+    return partial_path(out) / RECORDS_FILE
+
+
+def test_a_finished_but_unverified_conversion_is_verified(folder: Path, tmp_path: Path) -> None:
+    out, records = tmp_path / "out", interrupted_at_the_end(folder, tmp_path / "out")
+    convert(folder, "torch_dist", tmp_path / "whole")
+    with records.open("a") as lines:
+        lines.write('{"key": "decoder.la')  # a kill may cut the last line
+    report = convert(folder, "torch_dist", out)
     assert report.num_resumed_tensors == NUM_WEIGHTS
     assert report.verified
-    assert files(out) == expected
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_damaged_line_of_the_journal_is_converted_again(folder: Path, tmp_path: Path) -> None:
+    out, records = tmp_path / "out", interrupted_at_the_end(folder, tmp_path / "out")
+    convert(folder, "torch_dist", tmp_path / "whole")
+    lines = records.read_text().splitlines()
+    records.write_text("\n".join([*lines[:5], "}", *lines[6:], ""]))
+    assert convert(folder, "torch_dist", out).num_resumed_tensors == NUM_WEIGHTS - 1
+    assert files(out) == files(tmp_path / "whole")
 
 
 def test_another_conversion_is_not_continued(folder: Path, tmp_path: Path) -> None:
-    partial = tmp_path / "out.partial"
-    partial.mkdir()
-    with Manifest(partial, {"action": "import", "dtype": "keep"}) as running:
-        running.add("embedding", 4, lambda: None)
-        running.flush(lambda: None)
     with (
-        pytest.raises(InputError, match=r"another conversion: dtype was 'keep', is now 'bf16'"),
-        new_folder(tmp_path / "out", 1, {"action": "import", "dtype": "bf16"}, resume=True),
+        contextlib.suppress(KeyboardInterrupt),
+        output_folder(tmp_path / "out", "convert", {"action": "import", "dtype": "keep"}) as made,
+    ):
+        Journal(made).add("embedding", {})
+        raise KeyboardInterrupt
+    with (
+        pytest.raises(InputError, match=r"by another command: its dtype was 'keep', now .* 'bf16'"),
+        output_folder(tmp_path / "out", "convert", {"action": "import", "dtype": "bf16"}),
     ):
         pass
-    assert (partial / MANIFEST_FILE).is_file()
+    assert (tmp_path / ".out.partial" / RECORDS_FILE).read_text()
 
 
 def test_entries_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion_journal, "SYNC_BYTES", 100)
+    monkeypatch.setattr(journal, "SYNC_BYTES", 100)
     waits: list[str] = []
-    with Manifest(tmp_path, {}) as written:
+    killed = contextlib.suppress(KeyboardInterrupt)
+    with killed, output_folder(tmp_path / "out", "convert", {}) as made:
+        written = Journal(made)
         for number in range(5):
-            written.add(f"w{number}", 40, lambda: waits.append("disk"))
-        assert list(written.finished) == ["w0", "w1", "w2"]
+            written.add(f"w{number}", {}, lambda: waits.append("disk"), 40)
+        assert list(written.entries) == ["w0", "w1", "w2"]
         assert waits == ["disk"]
-    with Manifest(tmp_path, {}) as read:
-        assert (list(read.finished), read.num_bytes) == (["w0", "w1", "w2"], 120)
+        raise KeyboardInterrupt
+    with output_folder(tmp_path / "out", "convert", {}) as made:
+        read = Journal(made)
+        assert (list(read.entries), read.num_bytes) == (["w0", "w1", "w2"], 120)

@@ -96,7 +96,7 @@ def test_killed_and_continued_the_bytes_are_the_same(
     process = start(plain_config, tmp_path, workers)
     _, errors = process.communicate(timeout=patience(60))
     assert process.returncode == 0, errors
-    assert "going on from the shards in" in errors
+    assert "finished shards in" in errors
     assert digests(plain_config.output) == digests(tmp_path / "undisturbed")
     assert not partial.exists()
 
@@ -174,7 +174,7 @@ def test_two_runs_in_one_output_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
 
 
-def test_an_interrupted_run_goes_on_and_other_options_begin_anew(
+def test_an_interrupted_run_goes_on_and_another_one_is_refused(
     config: PrepareConfig,
     manifest: Manifest,
     tmp_path: Path,
@@ -192,16 +192,19 @@ def test_an_interrupted_run_goes_on_and_other_options_begin_anew(
             prepare(config)
     assert not config.output.exists()
     assert (tmp_path / ".rows.partial").is_dir()
-    capsys.readouterr()
     # another separator is counted while tokenising
-    other = dataclasses.replace(config, separator="none")
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "copy_tokenizer", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(other)
+    with pytest.raises(
+        InputError, match=r"rows\.partial was begun by .* its separator was .*, now it is .* remove"
+    ):
+        prepare(dataclasses.replace(config, separator="none"))
+    files = Path(config.source[1].split("=")[1])
+    (files / "new.py").write_text("pass")
+    with pytest.raises(InputError, match=r"its source 2 was '.*: 31 files of .* it is '.*: 32 fil"):
+        prepare(config)
+    (files / "new.py").unlink()
     assert "going on" not in capsys.readouterr().err
-    prepare(dataclasses.replace(other, seq_length=256))
-    assert "going on from the shards" in capsys.readouterr().err
+    prepare(dataclasses.replace(config, seq_length=256))
+    assert "finished shards in" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
 
 
@@ -221,7 +224,7 @@ def test_shards_are_kept_where_only_the_packing_must_change(
         prepare(config)
     assert not config.output.exists()
     prepare(dataclasses.replace(config, valid_fraction=0.2))
-    assert "going on from the shards" in capsys.readouterr().err
+    assert "finished shards in" in capsys.readouterr().err
     assert not (tmp_path / ".rows.partial").exists()
 
 
@@ -278,6 +281,6 @@ def test_a_full_disk_ends_with_a_message_and_leaves_nothing(
     process = start(plain_config, tmp_path, workers, limit)
     _, errors = process.communicate(timeout=patience(60))
     assert process.returncode == 1
-    assert re.search(r"cannot write .*rows \(File too large.*make room on the disk", errors)
+    assert re.search(r"rows cannot be written: .*File too large.*make room on the disk", errors)
     assert not plain_config.output.exists()
     assert not (tmp_path / ".rows.partial").exists()

@@ -41,12 +41,12 @@ def evaluate(output: Path, numbers: range, *, stop_at: int | None = None) -> tup
 
 
 def test_a_killed_evaluation_goes_on_and_gets_its_name_at_the_end(tmp_path: Path) -> None:
-    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    output, partial = tmp_path / "out", tmp_path / ".out.partial"
     with pytest.raises(KilledError):
         evaluate(output, range(9), stop_at=5)
     assert not output.exists()
     names = {path.name for path in partial.iterdir() if not is_owner_file(path)}
-    assert names == {"evaluation.json", "samples.jsonl"}
+    assert names == {"work.json", "finished.jsonl"}
     # A later try may ask for more samples.
     assert evaluate(output, range(12)) == ([n * n for n in range(12)], 7)
     assert not partial.exists()
@@ -61,8 +61,8 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     folder = tmp_path_factory.mktemp("journal")
     with pytest.raises(KilledError):
         evaluate(folder / "out", range(9), stop_at=5)
-    partial = folder / "out.partial"
-    return (partial / "evaluation.json").read_bytes(), (partial / "samples.jsonl").read_bytes()
+    partial = folder / ".out.partial"
+    return (partial / "work.json").read_bytes(), (partial / "finished.jsonl").read_bytes()
 
 
 @settings(max_examples=25)
@@ -71,9 +71,9 @@ def test_a_journal_cut_at_any_byte_is_taken_up(tmp_path_factory, unfinished, dat
     identity, samples = unfinished
     cut = data.draw(st.integers(0, len(samples)))
     folder = tmp_path_factory.mktemp("cut")
-    (folder / "out.partial").mkdir()
-    (folder / "out.partial" / "evaluation.json").write_bytes(identity)
-    (folder / "out.partial" / "samples.jsonl").write_bytes(samples[:cut])
+    (folder / ".out.partial").mkdir()
+    (folder / ".out.partial" / "work.json").write_bytes(identity)
+    (folder / ".out.partial" / "finished.jsonl").write_bytes(samples[:cut])
     complete = samples[:cut].count(b"\n")
     assert evaluate(folder / "out", range(9)) == ([n * n for n in range(9)], 9 - complete)
     lines = (folder / "out" / "samples.jsonl").read_bytes().splitlines()
@@ -82,11 +82,11 @@ def test_a_journal_cut_at_any_byte_is_taken_up(tmp_path_factory, unfinished, dat
 
 def test_a_damaged_line_is_evaluated_again(tmp_path: Path, unfinished, capsys) -> None:
     identity, samples = unfinished
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "evaluation.json").write_bytes(identity)
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "work.json").write_bytes(identity)
     lines = samples.splitlines(keepends=True)
     lines[1], lines[3] = b"\x00" * 40 + b"\n", b"[1]\n"
-    (tmp_path / "out.partial" / "samples.jsonl").write_bytes(b"".join(lines))
+    (tmp_path / ".out.partial" / "finished.jsonl").write_bytes(b"".join(lines))
     assert evaluate(tmp_path / "out", range(9)) == ([n * n for n in range(9)], 6)
     assert "2 of 5 lines" in capsys.readouterr().err
 
@@ -110,13 +110,13 @@ def test_a_damaged_line_is_evaluated_again(tmp_path: Path, unfinished, capsys) -
 def test_a_folder_of_another_evaluation_is_refused(tmp_path, kind, identity, message) -> None:
     with pytest.raises(KilledError):
         evaluate(tmp_path / "out", range(9), stop_at=5)
-    before = (tmp_path / "out.partial" / "samples.jsonl").read_bytes()
+    before = (tmp_path / ".out.partial" / "finished.jsonl").read_bytes()
     with (
         pytest.raises(InputError, match=message),
         open_journal(tmp_path / "out", kind, identity, is_main=True),
     ):
         pass
-    assert (tmp_path / "out.partial" / "samples.jsonl").read_bytes() == before
+    assert (tmp_path / ".out.partial" / "finished.jsonl").read_bytes() == before
 
 
 def test_a_folder_in_use_and_a_strange_one_are_refused(tmp_path: Path) -> None:
@@ -126,17 +126,17 @@ def test_a_folder_in_use_and_a_strange_one_are_refused(tmp_path: Path) -> None:
         open_journal(tmp_path / "out", "squares", IDENTITY, is_main=True),
     ):
         pass
-    (tmp_path / "mine.partial").mkdir()
-    (tmp_path / "mine.partial" / "notes.txt").write_text("mine")
+    (tmp_path / ".mine.partial").mkdir()
+    (tmp_path / ".mine.partial" / "notes.txt").write_text("mine")
     with (
-        pytest.raises(InputError, match=r"mine\.partial exists and is no evaluation of ours"),
+        pytest.raises(InputError, match=r"mine\.partial holds notes\.txt and no work\.json"),
         open_journal(tmp_path / "mine", "squares", IDENTITY, is_main=True),
     ):
         pass
-    (tmp_path / "bad.partial").mkdir()
-    (tmp_path / "bad.partial" / "evaluation.json").write_text("{")
+    (tmp_path / ".bad.partial").mkdir()
+    (tmp_path / ".bad.partial" / "work.json").write_text("{")
     with (
-        pytest.raises(InputError, match=r"evaluation\.json is damaged"),
+        pytest.raises(InputError, match=r"work\.json is not JSON .*: remove .*bad\.partial to"),
         open_journal(tmp_path / "bad", "squares", IDENTITY, is_main=True),
     ):
         pass

@@ -41,7 +41,7 @@ def test_it_is_asked_resumed_written_and_reported(
         evaluate_sums(config, Subject(killed, facts, tokenizer, COST))
     second = Mortal(generator)
     # A model that has never learnt to add: half of the answers are made what it writes.
-    lines = (tmp_path / "out.partial" / "samples.jsonl").read_text().splitlines()
+    lines = (tmp_path / ".out.partial" / "finished.jsonl").read_text().splitlines()
     assert len(lines) == len(killed.prompts) == 5
     answers = [text for text, _ in QUESTIONS]
     ids = [[*tokenizer.begin_ids, *tokenizer.encode(text).tolist()] for text in answers[5:]]

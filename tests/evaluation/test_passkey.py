@@ -203,7 +203,7 @@ def test_a_killed_evaluation_goes_on(half_trained, encode, tmp_path):
     assert len(mortal.rows) == 24
     whole = measure_passkey(dataclasses.replace(more, output=""), half_trained, encode)
     assert resumed.cells == whole.cells
-    mortal.lives = 0
+    mortal.lives = 1
     config = dataclasses.replace(config, output=str(tmp_path / "other"))
     with pytest.raises(KeyboardInterrupt):
         evaluate(config, mortal, encode)

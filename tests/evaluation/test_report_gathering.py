@@ -32,7 +32,7 @@ def passkey(name: str = "after", folder: str = "", **flags: object) -> Result:
 
 
 def killed_evaluation(output: Path) -> None:
-    """RULER that is stopped after two samples; it leaves ``output``.partial."""
+    """RULER that is stopped after two samples; it leaves ``.OUTPUT.partial``."""
     with open_journal(output, "ruler", {"checkpoint": "after"}, is_main=True) as journal:
         assert journal.folder is not None
         saved(passkey("half"), journal.folder / "passkey.json")
@@ -80,13 +80,13 @@ def test_an_unfinished_evaluation_is_left_out_and_named(tmp_path):
     found = gather([tmp_path])
     assert [one.label for one in found.measurements] == ["done"]
     (notice,) = found.notices
-    assert f"{tmp_path}/r.partial is not finished (ruler of 'after', 2 samples noted)" in notice
+    assert f"{tmp_path}/.r.partial is not finished (ruler of 'after', 2 samples noted)" in notice
     assert "the command that began it goes on there" in notice
-    for run in (tmp_path / "r.partial", tmp_path / "r.partial" / "passkey.json"):
-        with pytest.raises(InputError, match=r"r\.partial.* is of an evaluation that is not fin"):
+    for run in (tmp_path / ".r.partial", tmp_path / ".r.partial" / "passkey.json"):
+        with pytest.raises(InputError, match=r"\.r\.partial.* is of an evaluation that is not fin"):
             gather([run])
     shutil.rmtree(tmp_path / "passkey")
-    with pytest.raises(InputError, match=r"no results in .*; .*r\.partial is not finished"):
+    with pytest.raises(InputError, match=r"no results in .*; .*\.r\.partial is not finished"):
         gather([tmp_path])
 
 

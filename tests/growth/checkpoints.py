@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -15,7 +17,8 @@ from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.tensor_file import PickleFile, TensorInfo
 from megatron_ultralong.checkpoint.formats.weight_map import known_names, model_weights
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
-from megatron_ultralong.program.conversion_journal import Manifest
+from megatron_ultralong.program.journal import Journal
+from megatron_ultralong.program.output import output_folder
 from tests.growth.table import Work, counted
 
 
@@ -131,12 +134,18 @@ def names_under_a_wrapper(n: int, folder: Path) -> Work:
 @counted(100)
 def tensors_entered(n: int, folder: Path) -> Work:
     def enter() -> None:
-        with Manifest(folder, {"action": "import"}) as manifest:
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            output_folder(folder / "out", "convert", {}) as made,
+        ):
+            journal = Journal(made, "tensors")
             for number in range(n):
-                manifest.add(str(number), 1, lambda: None, [number, 1])
-            manifest.flush(lambda: None)
-        with Manifest(folder, {"action": "import"}) as manifest:
-            assert len(manifest.finished) == n
+                journal.add(str(number), {"place": [number, 1]}, lambda: None, 1)
+            journal.flush(lambda: None)
+            raise KeyboardInterrupt
+        with output_folder(folder / "out", "convert", {}) as made:
+            assert Journal(made, "tensors").num_resumed == n
+        shutil.rmtree(folder / "out")
 
     return enter
 

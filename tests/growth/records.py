@@ -76,7 +76,7 @@ def samples_that_are_asked(n: int, folder: Path) -> Work:
         return [Scores(np.zeros(3, np.float32), np.ones(3, bool)) for _ in prompts]
 
     def work() -> None:
-        journal = Journal({}, None)
+        journal = Journal()
         found = ask(samples, put, _Model(), journal, micro_batch_size=3, description="")
         assert found == [{"sum": 2}] * n
 

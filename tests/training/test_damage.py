@@ -13,7 +13,7 @@ import pytest
 from megatron_ultralong.checkpoint.disk.checksums import DamagedError, read_checksums
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training.saving.resume import newest_good
+from megatron_ultralong.training.saving.run_folder import newest_good
 from megatron_ultralong.training.verbs import check_run, dry_run
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job, every_loss, losses

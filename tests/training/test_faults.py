@@ -20,8 +20,7 @@ import pytest
 
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, write_latest
 from megatron_ultralong.data.rows.stored import StoredRow
-from megatron_ultralong.training.saving.resume import newest_good
-from megatron_ultralong.training.saving.run_folder import STATUS_FILE
+from megatron_ultralong.training.saving.run_folder import STATUS_FILE, newest_good
 from tests.patience import patience
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job, losses

@@ -32,9 +32,9 @@ def tree(root: Path) -> Tree:
 
 def impatient(rank: int) -> None:
     """Run on every rank: an owner that is silent for a moment is gone."""
-    from megatron_ultralong.program import owner_signs
+    from megatron_ultralong.program import owner
 
-    owner_signs.STALE_SECONDS = 0.2
+    owner.STALE_SECONDS = 0.2
 
 
 def signal_all(job: Job, number: int) -> None:

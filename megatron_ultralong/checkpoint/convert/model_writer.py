@@ -17,22 +17,19 @@ from megatron_ultralong.checkpoint.formats.models import DiskModel
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, read_ahead
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
-from megatron_ultralong.program.conversion_journal import Manifest
+from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.progress import progress
-
-_LAYOUT = "layout of the files"
-"""Entry of the manifest: Meta's files have their final size."""
 
 
 def write_hugging_face(
     source: MegatronCheckpoint,
     folder: Path,
-    manifest: Manifest,
+    journal: Journal,
     dtype: torch.dtype | None,
     max_shard_size: int,
     merges: str = "keep",
 ) -> dict[str, list[str]]:
-    """Write ``source`` as a Hugging Face folder, without the tensors that ``manifest`` has.
+    """Write ``source`` as a Hugging Face folder, without the tensors that ``journal`` has.
 
     Returns what was changed in the source's small files, by file.
 
@@ -46,7 +43,7 @@ def write_hugging_face(
     config = hugging_face_config.read_config(source.source_folder)
     values = hugging_face_config.export_config(config, source.metadata, main_dtype)
     writer = SafetensorsWriter(folder, _tensors(source, dtype), max_shard_size)
-    _write_weights(source, writer, manifest, dtype)
+    _write_weights(source, writer, journal, dtype)
     writer.finish()
     positions = source.model.max_position_embeddings
     changes = small_files.restore(source.source_folder, folder, tokenizer, positions, merges)
@@ -57,11 +54,11 @@ def write_hugging_face(
 def write_meta(
     source: MegatronCheckpoint,
     folder: Path,
-    manifest: Manifest,
+    journal: Journal,
     dtype: torch.dtype | None,
     num_shards: int,
 ) -> None:
-    """Write ``source`` as a Meta folder, without the tensors that ``manifest`` has.
+    """Write ``source`` as a Meta folder, without the tensors that ``journal`` has.
 
     Raises:
         InputError: Meta's code has no such model, or it does not divide into the shards.
@@ -69,13 +66,11 @@ def write_meta(
     kept = source.source_folder / meta.PARAMS_FILE
     params = meta.read_params(source.source_folder) if kept.is_file() else {}
     meta_writer.write_params(folder, source.metadata, params)
-    laid_out = _LAYOUT in manifest.finished
     tensors = _tensors(source, dtype)
+    # With a tensor the files are on the disk in their final size.
+    laid_out = bool(journal.entries)
     writer = meta_writer.MetaWriter(folder, tensors, source.model, num_shards, laid_out=laid_out)
-    if not laid_out:
-        manifest.add(_LAYOUT, 0, writer.sync)
-        manifest.flush(writer.sync)
-    _write_weights(source, writer, manifest, dtype)
+    _write_weights(source, writer, journal, dtype)
     small_files.restore_meta(source.source_folder, folder)
 
 
@@ -91,12 +86,12 @@ def _tensors(source: WeightSource, dtype: torch.dtype | None) -> list[tuple[str,
 def _write_weights(
     source: WeightSource,
     writer: SafetensorsWriter | meta_writer.MetaWriter,
-    manifest: Manifest,
+    journal: Journal,
     dtype: torch.dtype | None,
 ) -> None:
     try:
-        with progress("export", num_bytes(source, dtype) - manifest.num_bytes, "B") as bar:
-            left = [w for w in model_weights(source.model) if w.label not in manifest.finished]
+        with progress("export", num_bytes(source, dtype) - journal.num_bytes, "B") as bar:
+            left = [w for w in model_weights(source.model) if w.label not in journal.entries]
             for weight, parts in read_ahead(left, source.read):
                 written = 0
                 for name, part in zip(weight.names, parts, strict=True):
@@ -105,8 +100,8 @@ def _write_weights(
                     written += tensor.nbytes
                 del parts, part, tensor
                 bar.advance(written)
-                manifest.add(weight.label, written, writer.sync)
-        manifest.flush(writer.sync)
+                journal.add(weight.label, {}, writer.sync, written)
+        journal.flush(writer.sync)
     finally:
         writer.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from megatron_ultralong.checkpoint.disk.checksums import FILE_NAME as CHECKSUMS_
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, seal_small_files
 from megatron_ultralong.checkpoint.formats import hugging_face_config, meta, tokenizer_files
+from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 
@@ -79,10 +79,8 @@ def keep(source: Path, checkpoint: Path) -> Path:
 def copy_once(source: Path, folder: Path) -> None:
     """Copy the whole folder ``source`` to ``folder``, aside first; nothing if that is there."""
     if source.is_dir() and not folder.exists():
-        aside = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(source, aside)
-        os.replace(aside, folder)
+        with whole(folder) as aside:
+            shutil.copytree(source, aside)
         seal_small_files(folder.parent)
 
 

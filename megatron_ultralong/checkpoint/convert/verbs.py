@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from megatron_ultralong.checkpoint.logits.check import check_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
-from megatron_ultralong.program.new_folder import new_folder
+from megatron_ultralong.program.journal import Journal
+from megatron_ultralong.program.output import output_folder
 from megatron_ultralong.program.progress import progress
 
 _DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -54,10 +57,10 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
     )
     size = num_bytes(source)
     conversion = model_writer.describe("import", found, rope=dataclasses.asdict(config.rope))
-    with new_folder(config.dst, size, conversion, resume=config.resume) as (folder, manifest):
+    with _output(config.dst, size, conversion) as (folder, journal):
         times = [time.monotonic()]
-        with progress("import", size - manifest.num_bytes, "B") as bar:
-            write_torch_dist(folder / RELEASE, source, manifest, bar.advance)
+        with progress("import", size - journal.num_bytes, "B") as bar:
+            write_torch_dist(folder / RELEASE, source, journal, bar.advance)
         _keep_small_files(found, folder, metadata)
         save_metadata(folder, metadata)
         write_latest(folder, RELEASE)
@@ -69,7 +72,7 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
         *("import", config, source, times),
         iteration=0,
         weights=summarise(source),
-        num_resumed_tensors=manifest.num_resumed,
+        num_resumed_tensors=journal.num_resumed,
         tokenizer_sha256=metadata.tokenizer_sha256,
     )
 
@@ -96,14 +99,14 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         dtype=config.dtype,
         **({"shards": config.num_shards} if config.format == "meta" else {"shard": shard_size}),
     )
-    with new_folder(config.dst, size, conversion, resume=config.resume) as (folder, manifest):
+    with _output(config.dst, size, conversion) as (folder, journal):
         times = [time.monotonic()]
         changes: dict[str, list[str]] = {}
         if config.format == "meta":
-            model_writer.write_meta(source, folder, manifest, dtype, config.num_shards)
+            model_writer.write_meta(source, folder, journal, dtype, config.num_shards)
         else:
             changes = model_writer.write_hugging_face(
-                source, folder, manifest, dtype, shard_size, config.tokenizer_merges
+                source, folder, journal, dtype, shard_size, config.tokenizer_merges
             )
         times.append(time.monotonic())
         if config.verify:
@@ -113,7 +116,7 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         *("export", config, source, times),
         iteration=source.iteration,
         weights=summarise(source, dtype),
-        num_resumed_tensors=manifest.num_resumed,
+        num_resumed_tensors=journal.num_resumed,
         tokenizer_sha256=hugging_face_config.tokenizer_sha256(config.dst),
         good_for=_good_for(source, config),
         changed_files=changes,
@@ -166,6 +169,15 @@ def _report(
     )
     show(dataclasses.asdict(report), config.json)
     return report
+
+
+@contextlib.contextmanager
+def _output(
+    output: Path, num_bytes: int, conversion: Mapping[str, Any]
+) -> Iterator[tuple[Path, Journal]]:
+    """The folder to write into, and the tensors that a killed conversion has finished there."""
+    with output_folder(output, "convert", conversion, flag="output", num_bytes=num_bytes) as made:
+        yield made.path, Journal(made, "tensors")
 
 
 def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any]:

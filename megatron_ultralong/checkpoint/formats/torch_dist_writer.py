@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import pickle
 from collections import deque
@@ -28,8 +29,8 @@ from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go, 
 from megatron_ultralong.checkpoint.formats import torch_dist, torch_dist_metadata, weight_map
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.program.conversion_journal import Manifest
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.journal import Journal
 
 
 def megatron_args(model: ModelConfig) -> argparse.Namespace:
@@ -73,12 +74,12 @@ _FORMAT = {
 def write_torch_dist(
     folder: Path,
     source: weight_map.WeightSource,
-    manifest: Manifest,
+    journal: Journal,
     advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> None:
     """Write all weights of ``source`` into ``folder`` as a torch_dist checkpoint.
 
-    Weights that ``manifest`` has are left as they are. ``advance`` is told the bytes of every
+    Weights that ``journal`` has are left as they are. ``advance`` is told the bytes of every
     other one.
 
     Raises:
@@ -96,7 +97,7 @@ def write_torch_dist(
     path = folder / _DATA_FILE
     path.touch()
     with path.open("r+b") as file, HashingThread() as hashing:
-        places = _write_weights(file, weights, source, manifest, advance, hashing)
+        places = _write_weights(file, weights, source, journal, advance, hashing)
         places += [_append([None], file, sum(places[-1]), hashing)]
         # all the empty objects are one
         places += places[-1:] * (len(objects) - 1)
@@ -120,15 +121,13 @@ def _write_weights(
     file: IO[bytes],
     weights: Sequence[weight_map.Weight],
     source: weight_map.WeightSource,
-    manifest: Manifest,
+    journal: Journal,
     advance: Callable[[int], None],
     hashing: HashingThread,
 ) -> list[tuple[int, int]]:
     """Offset and length of every weight in ``file``, one behind the other."""
-    done = [weight for weight in weights if weight.label in manifest.finished]
-    assert done == weights[: len(done)], "weights are written in their order"
-    notes = [manifest.finished[weight.label] for weight in done]
-    places = [(offset, length) for offset, length in notes]
+    done = list(itertools.takewhile(lambda weight: weight.label in journal.entries, weights))
+    places: list[tuple[int, int]] = [tuple(journal.entries[w.label]["place"]) for w in done]
     end = sum(places[-1]) if places else 0
     hashing.read(file, end)  # what a killed conversion has written
     left = weights[len(done) :]
@@ -137,9 +136,10 @@ def _write_weights(
         places.append(_append(shaped, file, end, hashing))
         end = sum(places[-1])
         advance(tensor.nbytes)
-        manifest.add(weight.label, tensor.nbytes, lambda: sync(file), list(places[-1]))
+        note = {"place": places[-1]}
+        journal.add(weight.label, note, lambda: sync(file), tensor.nbytes)
         del tensor, shaped
-    manifest.flush(lambda: sync(file))
+    journal.flush(lambda: sync(file))
     return places
 
 

@@ -22,7 +22,6 @@ from megatron_ultralong.data.pack.packing import PADDING, Int64Array, RowPlan, p
 from megatron_ultralong.data.pack.sampling import mixed_order
 from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print_chat_summary
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
-from megatron_ultralong.data.prepare.work_folder import WorkFolder, work_folder
 from megatron_ultralong.data.read.sources import Source, parse_sources
 from megatron_ultralong.data.rows import chat_manifest as manifests
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
@@ -40,6 +39,7 @@ from megatron_ultralong.data.tokenize.folder_template import (
 )
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.output import OutputFolder, output_folder
 from megatron_ultralong.sequence.documents import document_split
 
 
@@ -67,18 +67,17 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
     date = resolved_date(config.date_string, datetime.date.today())
     config = dataclasses.replace(config, date_string=date)
     sources = parse_sources(config.source)
-    with work_folder(config.output) as work:
+    with output_folder(config.output, "prepare chat") as work:
         tokenised = _tokenise(config, sources, work)
-        folder = work.new_folder("rows")
-        manifest = _write(config, tokenised, folder)
-        draw_chat_lengths(folder / "lengths.png", manifest)
-        work.finish(folder, config.output)
+        work.result = work.new_folder("rows")
+        manifest = _write(config, tokenised, work.result)
+        draw_chat_lengths(work.result / "lengths.png", manifest)
     print_chat_summary(manifest, config.output, tokenised.tokenizer)
     return manifest
 
 
 def _tokenise(
-    config: PrepareChatConfig, sources: tuple[Source, ...], work: WorkFolder
+    config: PrepareChatConfig, sources: tuple[Source, ...], work: OutputFolder
 ) -> _Tokenised:
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     with _open_template(config, chosen.tokenizer.file.parent) as folder:

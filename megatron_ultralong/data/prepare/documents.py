@@ -9,10 +9,12 @@ give equal bytes, with any number of workers, and after any number of interrupti
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,9 +28,8 @@ from megatron_ultralong.data.prepare.report import (
     print_summary,
 )
 from megatron_ultralong.data.prepare.selection import Selection, select_documents, source_shares
-from megatron_ultralong.data.prepare.work_folder import WorkFolder, work_folder
 from megatron_ultralong.data.read.reading import find_documents
-from megatron_ultralong.data.read.sources import FilePart, Source, parse_sources
+from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, parse_sources
 from megatron_ultralong.data.rows import manifest as manifests
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
@@ -48,10 +49,21 @@ from megatron_ultralong.data.tokenize.tokenising import (
     separator_ids,
 )
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.output import OutputFolder, check_output, output_folder
 from megatron_ultralong.program.progress import progress
 
 PACKAGES = ("numpy", "pyarrow", "tokenizers", "gigatoken")
 """That ids and rows depend on."""
+
+
+class _Plan(NamedTuple):
+    """What is tokenised, and by what."""
+
+    sources: tuple[Source, ...]
+    found: list[FoundFiles]
+    shards: list[Shard]
+    chosen: engines.ChosenTokenizer
+    separator: list[int]
 
 
 @dataclass(frozen=True)
@@ -82,11 +94,13 @@ def prepare(config: PrepareConfig) -> Manifest:
         inspect_rows(config.output, manifest, tokenizer)
         return manifest
     sources = parse_sources(config.source)
-    with work_folder(config.output) as work:
-        tokenised = _tokenise(config, sources, work)
-        folder = work.new_folder("rows")
+    check_output(config.output)
+    plan = _plan(config, sources)
+    with output_folder(config.output, "prepare", _key(config, plan)) as work:
+        tokenised = _tokenise(config, plan, work)
+        work.result = work.new_folder("rows")
         try:
-            manifest = _write_rows(config, tokenised, folder)
+            manifest = _write_rows(config, tokenised, work.result)
         except InputError as error:
             files = [file for found in tokenised.store.inputs for file in found.files]
             if sum(file.num_bytes for file in files) <= SHARD_BYTES:
@@ -96,7 +110,6 @@ def prepare(config: PrepareConfig) -> Manifest:
                 f"{error}. The tokenised shards stay in {work.path}: other options of sampling and "
                 "packing go on from there; remove it if you give up"
             ) from error
-        work.finish(folder, config.output)
     print_summary(manifest, config.output)
     for share in manifest.shares:
         if share.warning:
@@ -106,8 +119,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     return manifest
 
 
-def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFolder) -> _Tokenised:
-    """Every document of the sources, by the fast engine or, where it fails, by the reference."""
+def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     separator = separator_ids(chosen.tokenizer, config.separator)
     found = [find_documents(source, config.reading) for source in sources]
@@ -118,14 +130,18 @@ def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFold
             f"sampling: documents of {short} tokens are short, of {long} long in rows of "
             f"{config.seq_length:,} (--short-length, --long-length, --length-sampling none)"
         )
-    key = _key(config, sources, shards, chosen.tokenizer, separator)
-    if work.resume(key) and any(work.path.glob("shards-*/shard-*")):
-        _say(f"going on from the shards in {work.path}")
+    return _Plan(sources, found, shards, chosen, separator)
+
+
+def _tokenise(config: PrepareConfig, plan: _Plan, work: OutputFolder) -> _Tokenised:
+    """Every document of the sources, by the fast engine or, where it fails, by the reference."""
+    work.go_on(len(list(work.path.glob("shards-*/shard-?????"))), "shards")
+    work.has_parts = True
     try:
         (tokenizer, reason), folder = engines.tokenise_by(
-            chosen,
+            plan.chosen,
             config.tokenizer_engine,
-            lambda found: _tokenise_with(config, sources, shards, found, separator, work),
+            lambda found: _tokenise_with(config, plan, found, work),
         )
     except WorkerLostError:
         work.keep = True
@@ -133,57 +149,55 @@ def _tokenise(config: PrepareConfig, sources: tuple[Source, ...], work: WorkFold
     if reason:
         _say(f"documents were tokenised by {tokenizer.engine}: {reason}")
     dtype, is_dropped = token_dtype(tokenizer.vocab_size), config.separator_in_text == "drop"
-    store = merge_shards(shards, found, folder, dtype, drop_separators=is_dropped)
-    return _Tokenised(store, tokenizer, reason, separator)
+    store = merge_shards(plan.shards, plan.found, folder, dtype, drop_separators=is_dropped)
+    return _Tokenised(store, tokenizer, reason, plan.separator)
 
 
 def _tokenise_with(
-    config: PrepareConfig,
-    sources: tuple[Source, ...],
-    shards: list[Shard],
-    tokenizer: DocumentTokenizer,
-    separator: list[int],
-    work: WorkFolder,
+    config: PrepareConfig, plan: _Plan, tokenizer: DocumentTokenizer, work: OutputFolder
 ) -> Path:
     folder = work.path / f"shards-{tokenizer.engine}"  # those of two engines are never mixed
     folder.mkdir(exist_ok=True)
     job = ShardJob(
-        sources=sources,
+        sources=plan.sources,
         options=dataclasses.replace(
             config.reading,
             max_document_bytes=config.reading.max_document_bytes or tokenizer.max_document_bytes,
         ),
         tokenizer_path=config.tokenizer,
         engine="gigatoken" if tokenizer.engine == "gigatoken" else "reference",
-        separator_ids=tuple(separator),
+        separator_ids=tuple(plan.separator),
         split_separators=config.separator_in_text == "split",
         folder=folder,
     )
-    megabytes = sum(shard.num_bytes for shard in shards) / 1e6
+    megabytes = sum(shard.num_bytes for shard in plan.shards) / 1e6
     with progress("Tokenising", megabytes, "MB") as bar:
         tokenise_shards(
-            shards, job, tokenizer, config.workers, lambda count: bar.advance(count / 1e6)
+            plan.shards, job, tokenizer, config.workers, lambda count: bar.advance(count / 1e6)
         )
     return folder
 
 
-def _key(
-    config: PrepareConfig,
-    sources: tuple[Source, ...],
-    shards: list[Shard],
-    tokenizer: DocumentTokenizer,
-    separator: list[int],
-) -> dict[str, Any]:
-    """All that the shards depend on: what has changed makes a run begin anew."""
-    files = {part.path: part for shard in shards for part in shard.parts}
+def _key(config: PrepareConfig, plan: _Plan) -> dict[str, Any]:
+    """All that the shards depend on; files of a source by their number, bytes and a hash."""
+    key: dict[str, Any] = {}
+    for index, source in enumerate(plan.sources):
+        shards = [shard for shard in plan.shards if shard.input == index]
+        parts = [part for shard in shards for part in shard.parts]
+        cuts = [[len(s.parts), s.parts[0].start, s.num_bytes] for s in shards]
+        text = json.dumps([cuts, [_file_key(part) for part in parts]])
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        num_files, num_bytes = len({part.path for part in parts}), sum(s.num_bytes for s in shards)
+        key[f"source {index + 1}"] = (
+            f"{source.name}={source.pattern}: {num_files:,} files of {num_bytes:,} bytes ({digest})"
+        )
+    tokenizer = plan.chosen.tokenizer
     return {
-        "sources": [[source.name, source.pattern] for source in sources],
-        "reading": asdict(config.reading),
-        "files": [_file_key(part) for part in files.values()],
-        "shards": [[len(s.parts), s.parts[0].start, s.num_bytes] for s in shards],
+        **key,
+        **asdict(config.reading),
         "tokenizer": tokenizer.sha256,
         "engine": [config.tokenizer_engine, tokenizer.engine],
-        "separator": [separator, config.separator_in_text == "split"],
+        "separator": [plan.separator, config.separator_in_text == "split"],
         "versions": engines.versions(*PACKAGES, tokenizer.engine),
     }
 

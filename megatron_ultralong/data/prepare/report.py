@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from megatron_ultralong.data.rows.manifest import BinSummary, InputSummary, Leng
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
+from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.terminal import Console
 
 PICTURE = "lengths.png"
@@ -85,9 +85,8 @@ def length_panels(file: Path, counts: Sequence[Counts]) -> Iterator[list[tuple[A
         panel.set_title(source, loc="left", fontsize=10)
     yield [(p, [c for c in counts if c.source == s]) for p, s in zip(panels, sources, strict=True)]
     panels[0].legend(frameon=False)
-    aside = file.with_suffix(".partial")
-    figure.savefig(aside, format="png", dpi=120)
-    os.replace(aside, file)
+    with whole(file) as aside:
+        figure.savefig(aside, format="png", dpi=120)
 
 
 def powers(counts: Sequence[Counts]) -> npt.NDArray[np.int64]:

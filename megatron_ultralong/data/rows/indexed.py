@@ -9,6 +9,7 @@ offsets, int64 first sequence of every document and the end. Here a document is 
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import struct
 import zlib
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.errors import InputError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -34,19 +36,20 @@ def token_dtype(vocab_size: int) -> np.dtype[np.integer]:
     return DTYPES[8] if vocab_size < 65500 else DTYPES[4]
 
 
-class IndexedWriter:
+class IndexedWriter(contextlib.ExitStack):
     """Writes sequences one by one; the files get their names when the block ends without error.
 
     ``with IndexedWriter(prefix, token_dtype(vocab_size)) as writer: writer.add(tokens)``
     """
 
     def __init__(self, prefix: Path, dtype: np.dtype[np.integer]) -> None:
-        self.prefix = prefix
+        super().__init__()
         self.dtype = dtype
         self._lengths = array.array("i")
         self._checksums: list[int] = []
-        self._aside = {suffix: Path(f"{prefix}.{suffix}.partial") for suffix in SUFFIXES}
-        self._bin = open(self._aside["bin"], "wb")  # noqa: SIM115 (closed in __exit__)
+        self._aside = {s: self.enter_context(whole(Path(f"{prefix}.{s}"))) for s in SUFFIXES}
+        self._bin = self.enter_context(self._aside["bin"].open("wb"))
+        self.push(self._finish)
 
     def add(self, tokens: npt.NDArray[np.integer]) -> None:
         """Write one sequence, shape [length], of at least one token."""
@@ -59,22 +62,10 @@ class IndexedWriter:
         self._lengths.append(tokens.size)
         self._checksums.append(zlib.crc32(data))
 
-    def __enter__(self) -> IndexedWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self._bin.close()
-            if kind is None:
-                self._write_index()
-                self._aside["crc32"].write_bytes(np.asarray(self._checksums, dtype="<u4").data)
-                for suffix, aside in self._aside.items():
-                    os.replace(aside, f"{self.prefix}.{suffix}")
-        finally:
-            for aside in self._aside.values():
-                aside.unlink(missing_ok=True)
-
-    def _write_index(self) -> None:
+    def _finish(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:
+            return
+        self._aside["crc32"].write_bytes(np.asarray(self._checksums, dtype="<u4").data)
         lengths = np.asarray(self._lengths, dtype="<i4")
         ends = np.cumsum(lengths, dtype="<i8") * self.dtype.itemsize
         offsets = np.concatenate([np.zeros(1, dtype="<i8"), ends])[: lengths.size]

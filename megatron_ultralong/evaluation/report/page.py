@@ -18,7 +18,7 @@ from megatron_ultralong.evaluation.report.report import Report, gather_report
 from megatron_ultralong.evaluation.report.table import Cell, Picture, ReportTable, words
 from megatron_ultralong.evaluation.results.file import write_json
 from megatron_ultralong.evaluation.results.result import plain_values
-from megatron_ultralong.program.new_output import check_output_folder, new_output_folder
+from megatron_ultralong.program.output import check_output, output_folder
 from megatron_ultralong.program.terminal import Console
 
 _PIXELS_A_DOT = 0.8
@@ -157,12 +157,12 @@ def write_report(report: Report, folder: str | Path) -> Path:
     Raises:
         InputError: the folder holds something.
     """
-    with new_output_folder(folder) as aside:
+    with output_folder(folder, "evaluate report") as made:
         for section in report.sections:
             for picture in section.pictures:
-                (aside / f"{picture.name}.png").write_bytes(picture.png)
-        (aside / "index.html").write_text(report_page(report), encoding="utf-8")
-        write_json(aside / "report.json", "report", _values(report))
+                (made.path / f"{picture.name}.png").write_bytes(picture.png)
+        (made.path / "index.html").write_text(report_page(report), encoding="utf-8")
+        write_json(made.path / "report.json", "report", _values(report))
     return Path(folder) / "index.html"
 
 
@@ -199,7 +199,7 @@ def evaluate_report(config: ReportConfig) -> Report:
         InputError: no results, a damaged file, or an output folder that holds something.
     """
     if config.output:
-        check_output_folder(config.output)
+        check_output(config.output)
     words = ["ultralong", "evaluate", "report", *config.runs]
     for flag in ("output", "title"):
         if value := getattr(config, flag):

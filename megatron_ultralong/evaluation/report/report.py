@@ -14,9 +14,10 @@ from megatron_ultralong.evaluation.report.sections import sections
 from megatron_ultralong.evaluation.report.table import Section
 from megatron_ultralong.evaluation.results.file import beginning_of, holds_results, read_results
 from megatron_ultralong.evaluation.results.result import KINDS, Result, now, versions
+from megatron_ultralong.program.aside import SUFFIX
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.new_output import IDENTITY_FILE, SAMPLES_FILE, SUFFIX
+from megatron_ultralong.program.output import RECORDS_FILE, WORK_FILE
 
 _FILE_NAMES = {"loss.json", *(f"{kind}.json" for kind in KINDS)}
 _REPORT = "report"
@@ -128,8 +129,8 @@ def _is_result(path: Path, notices: list[str]) -> bool:
 def _unfinished(folder: Path) -> str:
     """What is said of a folder that an evaluation has not finished, or a conversion."""
     try:
-        identity: dict[str, Any] = read_json(folder / IDENTITY_FILE)
-        with (folder / SAMPLES_FILE).open("rb") as lines:
+        identity: dict[str, Any] = read_json(folder / WORK_FILE)
+        with (folder / RECORDS_FILE).open("rb") as lines:
             num_samples = sum(1 for _ in lines)
         what = f"{identity['kind']} of '{identity['checkpoint']}', {num_samples:,} samples noted"
     except (OSError, InputError, KeyError, TypeError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic_core import to_jsonable_python
 
 from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.program import json_file
+from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 
 Values = Mapping[str, Any]
@@ -111,9 +111,7 @@ def write_json(path: Path, kind: str, values: Mapping[str, Any]) -> None:
     text = json.dumps(
         {"kind": kind, "format_version": FORMAT_VERSION, **values}, indent=2, allow_nan=False
     )
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_aside(path, text + "\n")
 
 
 def beginning_of(path: str | Path) -> tuple[str, int] | None:

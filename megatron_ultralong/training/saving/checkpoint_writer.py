@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from megatron_ultralong.checkpoint.disk.checksums import write_checksums
 from megatron_ultralong.checkpoint.disk.folder import iteration_folder, iterations, write_latest
 from megatron_ultralong.config.run import CheckpointConfig
+from megatron_ultralong.program.aside import remove, sync_folder
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training.saving.run_folder import RunFolder
@@ -82,7 +82,7 @@ class CheckpointWriter:
         self._damaged: set[int] = set()
         if is_main_rank() and root.is_dir():
             for path in [p for p in root.iterdir() if p.suffix in _LEFT_OVER and p.is_dir()]:
-                shutil.rmtree(path, ignore_errors=True)
+                remove(path)
 
     @property
     def iteration(self) -> int | None:
@@ -174,7 +174,7 @@ class CheckpointWriter:
         if not self._run.is_mine():
             return _TAKEN_OVER
         try:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             # Without its parents: a run's folder that is gone may be a disk that is not mounted.
             folder.mkdir()
             self._run.write_identity()
@@ -188,7 +188,6 @@ class CheckpointWriter:
         try:
             if error is None:
                 write_checksums(job.folder, job.snapshot.finish(parts))
-                _sync_folder(job.folder)
                 self._commit(job)
         except Exception as exception:
             error = _reason(exception, self._root)
@@ -206,10 +205,9 @@ class CheckpointWriter:
             return
         with _set_aside(final):  # damaged, or from a run that was set back
             os.replace(job.folder, final)
-        _sync_folder(self._root)
+        sync_folder(self._root)
         if self._run.is_mine():
             write_latest(self._root, job.iteration)
-            _sync_folder(self._root)
 
     def _remove_expired(self, newest: int) -> None:
         known = [i for i in iterations(self._root) if 0 < i <= newest]
@@ -232,7 +230,7 @@ class CheckpointWriter:
         if not is_main_rank():
             return
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
         limit = self._config.max_save_failures
         _log.warning(
             "WARNING: the checkpoint of iteration %d could not be written to %s: %s (failure %d"
@@ -267,7 +265,7 @@ def _reason(error: Exception, root: Path) -> str:
 def _set_aside(folder: Path) -> Iterator[None]:
     """Remove a checkpoint, if one is there; where the body fails it stays."""
     aside = folder.with_name(folder.name + ".removed")
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
     was_there = folder.exists()
     if was_there:  # its name first: a kill leaves no half of it under that name
         os.replace(folder, aside)
@@ -279,16 +277,3 @@ def _set_aside(folder: Path) -> Iterator[None]:
         raise
     if was_there:
         shutil.rmtree(aside)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def wait_before_retry() -> None:
-    """Give a full disk or a lost folder some time before the last checkpoint is tried again."""
-    time.sleep(2.0)

@@ -1,20 +1,22 @@
-"""The folder of a run: its configuration, its metadata, and whether it is resumed."""
+"""The folder of a run: its configuration, its metadata, and the checkpoint it goes on from."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.convert.small_files import copy_once
+from megatron_ultralong.checkpoint.disk.checksums import DamagedError, check_files, read_checksums
 from megatron_ultralong.checkpoint.disk.folder import (
     LATEST_FILE,
+    iteration_folder,
     iteration_folders,
     resolve,
     write_latest,
@@ -30,23 +32,30 @@ from megatron_ultralong.checkpoint.disk.metadata import (
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.model.parameters import num_parameters
+from megatron_ultralong.program.aside import remove, write_aside
 from megatron_ultralong.program.errors import InputError, RunStopped
-from megatron_ultralong.program.new_folder import check_free
+from megatron_ultralong.program.output import check_free, writable
 from megatron_ultralong.program.owner import Owner, take
 from megatron_ultralong.program.owner_record import is_owner_file, read_owners
-from megatron_ultralong.program.rank_values import every_rank
-from megatron_ultralong.training.config_file import (
-    CONFIG_FILE,
-    save_config,
-    write_aside,
-)
+from megatron_ultralong.program.rank_values import every_rank, from_main_rank
+from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
 from megatron_ultralong.training.same_run import DATA_FILE, changes, check_same_run
-from megatron_ultralong.training.saving.resume import Resumed, newest_good
 
 STATUS_FILE = "exit_status"
 TAKEN_OVER = 73
 """Exit status of a run whose folder another job has taken over (EX_CANTCREAT)."""
+_log = logging.getLogger(__name__)
 NOTHING_SAVED = "WARNING: no --save: nothing of this run is kept, and it cannot be resumed"
+
+
+class Resumed(NamedTuple):
+    """Where a run goes on."""
+
+    folder: Path | None = None
+    """None: at its beginning."""
+    damaged: frozenset[int] = frozenset()
+    """Iterations whose checkpoints were refused."""
 
 
 class RunFolder:
@@ -91,7 +100,7 @@ class RunFolder:
         """
         root = self.root
         if root is None or not root.is_dir():
-            return Resumed(None, frozenset())
+            return Resumed()
         if any(iteration_folders(root)) or (root / LATEST_FILE).is_file():
             before = check_same_run(root, self._config, self._metadata, self._data)
             resumed = newest_good(root, rank, world_size)
@@ -100,7 +109,7 @@ class RunFolder:
                 self.changes = changes(before, self._config)
             return resumed
         _check_nobodys(root)
-        return Resumed(None, frozenset())
+        return Resumed()
 
     def open(self, rank: int, world_size: int) -> Resumed:
         """Own the folder, :meth:`check` it and make it ready; every rank calls it, rank 0 writes.
@@ -111,22 +120,19 @@ class RunFolder:
             RunStopped: torchrun restarts a run that was told to end.
         """
         if self.root is None:
-            return Resumed(None, frozenset())
+            return Resumed()
         self._check_not_ended(self.root)
-        check_free(_existing(self.root), self._checkpoint_bytes())
-        self._take(self.root, rank)
+        check_free(self.root, self._checkpoint_bytes())
+        self.owner_number = from_main_rank(self._take, is_main=rank == 0)
         resumed = self.check(rank, world_size)
         dist.barrier()  # every rank has looked before anything is written
-        problem = ""
-        if rank == 0:
-            try:
-                self._make_ready(self.root)
-            except OSError as error:
-                problem = _not_writable(self.root, error)
-        problem = every_rank(problem)[0]
-        if problem:
-            raise InputError(problem)
+        from_main_rank(self._make_ready, is_main=rank == 0)
         return resumed
+
+    @property
+    def _root(self) -> Path:
+        assert self.root is not None
+        return self.root
 
     def close(self) -> None:
         """Give the folder back to whoever wants it next."""
@@ -149,32 +155,28 @@ class RunFolder:
             "long, writes nothing more to it",
         )
 
-    def _take(self, root: Path, rank: int) -> None:
-        """Become the owner, before anything else is written."""
-        problem = ""
-        if rank == 0:
-            try:
-                if root.is_dir() and not read_owners(root):
-                    _check_nobodys(root)
-                root.mkdir(parents=True, exist_ok=True)
-                self._owner = take(root, self._config.verb, f"--save {root}", "name another --save")
-                self.owner_number = self._owner.record.number
-            except InputError as error:
-                problem = str(error)
-            except OSError as error:
-                problem = _not_writable(root, error)
-        problem, self.owner_number = every_rank((problem, self.owner_number))[0]
-        if problem:
-            raise InputError(problem)
+    def _take(self) -> int:
+        """Become the owner, before anything else is written; returns the number."""
+        root = self._root
+        with writable(root, f"--save {root}"):
+            if root.is_dir() and not read_owners(root):
+                _check_nobodys(root)
+            root.mkdir(parents=True, exist_ok=True)
+            self._owner = take(root, self._config.verb, f"--save {root}")
+        return self._owner.record.number
 
-    def _make_ready(self, root: Path) -> None:
-        (root / STATUS_FILE).unlink(missing_ok=True)
-        if not self.resumed_iteration:  # what a start left that came to no checkpoint
-            self._remove_identity(root)
-        save_config(root / CONFIG_FILE, self._config)
-        self.write_identity()
-        if self.resumed_iteration:
-            write_latest(root, self.resumed_iteration)  # not one that was refused
+    def _make_ready(self) -> None:
+        root = self._root
+        with writable(root, f"--save {root}"):
+            (root / STATUS_FILE).unlink(missing_ok=True)
+            if not self.resumed_iteration:  # what a start left that came to no checkpoint
+                unseal(root)
+                for name in (DATA_FILE, FILE_NAME, SOURCE_FOLDER):
+                    remove(root / name)
+            save_config(root / CONFIG_FILE, self._config)
+            self.write_identity()
+            if self.resumed_iteration:
+                write_latest(root, self.resumed_iteration)  # not one that was refused
 
     def write_identity(self) -> None:
         """Write what belongs to the run and is not there; on rank 0.
@@ -182,8 +184,7 @@ class RunFolder:
         Raises:
             OSError: it cannot be written.
         """
-        root = self.root
-        assert root is not None
+        root = self._root
         if not (root / CONFIG_FILE).is_file():
             save_config(root / CONFIG_FILE, self._config)
         if not (root / DATA_FILE).is_file():
@@ -196,12 +197,6 @@ class RunFolder:
             unseal(root)
             write_aside(source / "chat_template.jinja", self._template)
             seal_small_files(root)
-
-    def _remove_identity(self, root: Path) -> None:
-        unseal(root)
-        for name in (DATA_FILE, FILE_NAME):
-            (root / name).unlink(missing_ok=True)
-        shutil.rmtree(root / SOURCE_FOLDER, ignore_errors=True)
 
     def write_status(self, status: int) -> None:
         """Leave the exit status for batch scripts: torchrun makes 1 of every failure."""
@@ -234,10 +229,60 @@ def _check_nobodys(root: Path) -> None:
         )
 
 
-def _not_writable(root: Path, error: OSError) -> str:
-    return f"--save {root} cannot be written to: {error}; make it writable, or name another folder"
+def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
+    """Find the newest checkpoint in ``root`` that is whole.
+
+    ``latest_checkpointed_iteration.txt`` says where to begin: a run may have been set back. Every
+    rank calls it and reads its share of the files.
+
+    Raises:
+        InputError: there are checkpoints, and all of them are damaged.
+    """
+    candidates = _candidates(root)
+    damaged: dict[int, str] = {}
+    for iteration in candidates:
+        found = every_rank(_damage(iteration_folder(root, iteration), rank, world_size))
+        error = next((text for text in found if text), None)
+        if error is None:
+            return Resumed(iteration_folder(root, iteration), frozenset(damaged))
+        damaged[iteration] = error
+        if is_main_rank():
+            _log.warning(
+                "WARNING: the checkpoint of iteration %d is refused: %s; another one is taken",
+                iteration,
+                error,
+            )
+    if damaged:
+        raise InputError(
+            f"--save {root} holds no checkpoint that is whole: "
+            + "; ".join(damaged.values())
+            + "; copy a good one there, or begin a new run in another folder"
+        )
+    return Resumed()
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+def _candidates(root: Path) -> list[int]:
+    """Iterations to look at: the latest by its name, those before it, then those after it."""
+    numbers = {number for number in iteration_folders(root) if number}
+    latest = root / LATEST_FILE
+    named = 0
+    if latest.is_file():
+        text = latest.read_bytes().decode("ascii", "replace").strip()
+        named = int(text) if text.isdecimal() else 0
+        if not named and is_main_rank():
+            _log.warning(
+                "WARNING: %s is damaged: it holds %r, no iteration; the newest checkpoint is taken",
+                *(latest, text[:20]),
+            )
+    numbers |= {named} - {0}
+    return sorted(numbers, key=lambda number: (0 < named < number, -number))
+
+
+def _damage(folder: Path, rank: int, world_size: int) -> str | None:
+    """What is wrong with this rank's share of a checkpoint's files."""
+    try:
+        checksums = read_checksums(folder)
+        check_files(folder, checksums, rank=rank, world_size=world_size)
+    except DamagedError as error:
+        return str(error)
+    return None

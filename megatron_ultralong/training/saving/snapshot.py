@@ -9,7 +9,6 @@ rank copies its tensors to fresh host memory and writes one file from a thread, 
 from __future__ import annotations
 
 import io
-import os
 import queue
 import traceback
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_ultralong.checkpoint.disk.checksums import Checksum, checksum
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
+from megatron_ultralong.program.aside import whole
 
 
 class Written(NamedTuple):
@@ -117,7 +117,8 @@ class Snapshot:
             small = {COMMON_STATE_FNAME: self._common}
             small.update({name: text.encode() for name, text in texts.items()})
             for name, content in small.items():
-                _write_through(self._folder / name, content)
+                with whole(self._folder / name) as aside:
+                    aside.write_bytes(content)
                 files[name] = checksum(self._folder / name)
         return Written(results, files)
 
@@ -156,10 +157,3 @@ class Snapshot:
             raise outcome
         written: list[WriteResult] = outcome
         return written
-
-
-def _write_through(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

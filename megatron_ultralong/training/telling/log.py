@@ -16,9 +16,9 @@ import psutil
 import torch
 
 from megatron_ultralong.config import plain_values, training
+from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar
-from megatron_ultralong.training.config_file import write_aside
 
 FILE_NAME = "log.jsonl"
 

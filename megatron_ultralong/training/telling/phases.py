@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from megatron_ultralong.config.run import LogConfig
 from megatron_ultralong.model.flops import peak_tflops
+from megatron_ultralong.program import aside
 from megatron_ultralong.training.telling.log import IterationRecord
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "checkpoint", "other")
@@ -177,9 +177,10 @@ class Profile:
         profiler, self._profiler, self._wanted = self._profiler, None, False
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            aside = self._path.with_name("." + self._path.name)
-            profiler.export_chrome_trace(str(aside))
-            os.replace(aside, self._path)
+            with aside.whole(self._path) as file:
+                compressed = file.with_name(f"{file.name}.gz")  # torch goes by the name
+                profiler.export_chrome_trace(str(compressed))
+                compressed.rename(file)
         except OSError as error:
             _log.warning("WARNING: the trace %s cannot be written: %s", self._path, error)
 

@@ -1,0 +1,245 @@
+"""The folder that a verb writes: it stands under its name only when it is whole.
+
+``NAME`` is made in ``.NAME.partial`` beside it, which has one owner
+(:mod:`megatron_ultralong.program.owner`) and gets its name at the end. Its ``work.json`` says what
+is made there: the same command goes on from the parts that a killed one has finished, with a line
+that says so; another command is refused. An error leaves nothing, but for finished parts that the
+next try needs; an interrupt leaves what a kill leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.program.aside import partial_path, remove, write_aside
+from megatron_ultralong.program.ending import PROGRAM, tell
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.owner import Owner, take
+from megatron_ultralong.program.owner_record import is_owner_file
+
+WORK_FILE = "work.json"
+RECORDS_FILE = "finished.jsonl"
+"""Records of finished parts, see :mod:`megatron_ultralong.program.journal`."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_MARGIN = 16 * 2**20
+"""Bytes for small files and headers, over what is announced."""
+
+
+def check_output(output: str | Path, flag: str = "--output") -> None:
+    """Check, before the work starts, that the folder ``output`` can be made.
+
+    Raises:
+        InputError: it holds something, is a file, or cannot be renamed to.
+    """
+    output = Path(output)
+    if os.path.ismount(output):
+        raise InputError(
+            f"{flag} {output} is where a disk is mounted, and no folder can be renamed to it: name "
+            "one in it"
+        )
+    if output.is_dir():
+        names = sorted(os.listdir(output))
+        if not names:
+            return
+        what = f"holds {len(names)} entries, {names[0]} among them"
+    elif output.exists():
+        what = "is a file"
+    else:
+        return
+    raise InputError(
+        f"{flag} {output} {what}: nothing is written over; name a new folder, or empty this one"
+    )
+
+
+class OutputFolder:
+    """``.NAME.partial``, in which ``NAME`` is made; see :func:`output_folder`."""
+
+    def __init__(self, path: Path, owner: Owner) -> None:
+        self.path = path
+        self.result = path
+        """What gets the final name: this folder, or one in it."""
+        self.has_parts = False
+        """Something in it is finished, which the next try need not do again."""
+        self.keep = False
+        """Leave finished parts there after an error too."""
+        self.owner = owner
+
+    def new_folder(self, name: str) -> Path:
+        """An empty folder in it; what earlier processes left is removed.
+
+        Its name is this owner's: a process that was stopped and taken over writes into none of it.
+        """
+        for left in self.path.glob(f"{name}-*"):
+            remove(left)
+        folder = self.path / f"{name}-{self.owner.record.number}"
+        folder.mkdir()
+        return folder
+
+    def go_on(self, num_parts: int, what: str) -> None:
+        """Say that finished parts are taken up, if there are any."""
+        self.has_parts = num_parts > 0
+        if num_parts:
+            tell(f"{PROGRAM}: going on from {num_parts:,} finished {what} in {self.path}")
+
+    def begin(self, work: Mapping[str, Any], flag: str, *, resumes: bool) -> None:
+        """Say what is made here, or see that it is the same.
+
+        Raises:
+            InputError: it is something else.
+        """
+        file = self.path / WORK_FILE
+        if file.is_file():
+            found = read_json(file, hint=f"remove {self.path} to begin again")
+            for key in dict.fromkeys((*work, *found)):
+                theirs, ours = found.get(key), work.get(key)
+                if json.dumps(theirs, sort_keys=True) != json.dumps(ours, sort_keys=True):
+                    raise InputError(
+                        f"{self.path} was begun by another command: its {key} was {theirs!r}, now "
+                        f"it is {ours!r}; repeat the first one to go on, remove that folder, or "
+                        f"name another {flag}"
+                    )
+        else:
+            write_aside(file, json.dumps(work, indent=1) + "\n")
+        for path in self.path.iterdir():
+            if path.name != WORK_FILE and not is_owner_file(path):
+                self.has_parts = resumes
+                if not resumes:
+                    remove(path)
+
+    def finish(self, final: Path) -> None:
+        """Give the result its name.
+
+        Raises:
+            InputError: another process has taken the work over.
+        """
+        if self.result == self.path:
+            self.owner.move_to(final)
+            for name in (WORK_FILE, RECORDS_FILE):
+                (final / name).unlink(missing_ok=True)
+        else:
+            self.owner.check_mine()
+            os.replace(self.result, final)
+            self.owner.remove_folder()
+
+    def end(self, error: BaseException) -> None:
+        """Remove it after ``error``, but for what the next try goes on from."""
+        if not self.has_parts or (isinstance(error, Exception) and not self.keep):
+            self.owner.remove_folder()
+
+
+@contextlib.contextmanager
+def output_folder(
+    output: str | Path,
+    verb: str,
+    work: Mapping[str, Any] | None = None,
+    *,
+    flag: str = "--output",
+    num_bytes: int = 0,
+) -> Iterator[OutputFolder]:
+    """A folder to write in, which gets the name ``output`` when the block ends without an error.
+
+    Args:
+        output: the folder to be; an empty one may stand there.
+        verb: what makes it: ``prepare``.
+        work: JSON values that decide on the parts that are finished one by one; what an earlier
+            process of the same ones left is there. None: there are no such parts.
+        flag: by which users name ``output``.
+        num_bytes: to be written.
+
+    Raises:
+        InputError: ``output`` holds something, another process makes it, another command began
+            it, or the disk refuses or has too little room.
+    """
+    check_output(output, flag)
+    final = Path(os.path.realpath(output))
+    partial = partial_path(final)
+    name = f"{flag} {output}"
+    made = [folder for folder in partial.parents if not folder.exists()]
+    try:
+        with writable(partial, name, num_bytes), contextlib.ExitStack() as stack:
+            if num_bytes:
+                taken = sum(path.stat().st_blocks * 512 for path in partial.rglob("*"))
+                check_free(partial, num_bytes + _MARGIN - taken)
+            partial.mkdir(parents=True, exist_ok=True)
+            _check_ours(partial, flag)
+            owner = take(partial, verb, name)
+            stack.callback(owner.release)
+            folder = OutputFolder(partial, owner)
+            folder.begin({"verb": verb, **(work or {})}, flag, resumes=work is not None)
+            try:
+                check_output(output, flag)  # another may have finished while this one waited
+                yield folder
+                folder.finish(final)
+            except BaseException as error:
+                folder.end(error)
+                raise
+    finally:
+        with contextlib.suppress(OSError):
+            for parent in made:  # the inner ones first, up to one in which anything stands
+                parent.rmdir()
+
+
+@contextlib.contextmanager
+def writable(folder: Path, name: str, num_bytes: int = 0) -> Iterator[None]:
+    """Say so where the disk refuses what is written to ``folder`` inside the block.
+
+    Args:
+        folder: errors of other places are left as they are.
+        name: by which users know it: ``--save runs/1m``.
+        num_bytes: to be written; 0: not known.
+
+    Raises:
+        InputError: the disk refuses; the message has its reason and the way out.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not _is_about(error, folder.absolute()):
+            raise
+        room = f" for {num_bytes / 2**30:.2f} GiB" if num_bytes else ""
+        way_out = f"make room on the disk{room}" if error.errno in _FULL else "make it writable"
+        raise InputError(
+            f"{name} cannot be written: {error}; {way_out}, or name another {name.split()[0]}"
+        ) from error
+
+
+def check_free(folder: Path, num_bytes: int) -> None:
+    """Check the disk on which ``folder`` is, or will be.
+
+    Raises:
+        InputError: less than ``num_bytes`` are free there.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise InputError(
+            f"{there} has {free / 2**30:.2f} GiB free, {num_bytes / 2**30:.2f} GiB are needed: "
+            "make room, or write to another disk"
+        )
+
+
+def _check_ours(partial: Path, flag: str) -> None:
+    """Raise InputError, before anything is written, where the folder is of no work of ours."""
+    mine = (partial_path(Path(WORK_FILE)).name, WORK_FILE)
+    others = [p.name for p in partial.iterdir() if not is_owner_file(p) and p.name not in mine]
+    if others and not (partial / WORK_FILE).is_file():
+        raise InputError(
+            f"{partial} holds {others[0]} and no {WORK_FILE}: it is no work of this version; "
+            f"remove it, or name another {flag}"
+        )
+
+
+def _is_about(error: OSError, partial: Path) -> bool:
+    """Whether an error is of the output; those of what is read are its readers' own."""
+    if not isinstance(error.filename, str):
+        return error.errno in _FULL
+    path = Path(os.path.abspath(error.filename))
+    return path.is_relative_to(partial) or partial.is_relative_to(path)
