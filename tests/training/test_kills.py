@@ -20,14 +20,14 @@ from tests.training.job import Job, every_loss, losses, num_lines
 ROW_SECONDS = 0.05
 
 
-def slow_rows(rank: int) -> None:
+def slow_rows(rank: int, seconds: float = ROW_SECONDS) -> None:
     """Run on every rank: a tiny model's iterations are over before they can be killed."""
     from megatron_ultralong.training.rows import PackedRowSource
 
     plain = PackedRowSource.row
 
     def row(self: PackedRowSource, sample: int) -> StoredRow:
-        time.sleep(ROW_SECONDS)
+        time.sleep(seconds)
         return plain(self, sample)
 
     PackedRowSource.row = row  # type: ignore[method-assign]
