@@ -192,6 +192,7 @@ class SafetensorsWriter:
                 offset += _num_bytes(info)
         self._file: IO[bytes] | None = None
         self._open = -1
+        """Number of the shard that ``_file`` is."""
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write tensor ``name``."""
@@ -221,7 +222,6 @@ class SafetensorsWriter:
             self.sync()
             self._file.close()
             self._file = None
-            self._open = -1
 
     def _open_shard(self, number: int) -> IO[bytes]:
         if self._file is None or number != self._open:
@@ -233,12 +233,9 @@ class SafetensorsWriter:
         return self._file
 
     def _shard_name(self, number: int) -> str:
-        count = len(self._shards)
-        return (
-            weight_files.SINGLE_FILE
-            if count == 1
-            else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-        )
+        if len(self._shards) == 1:
+            return weight_files.SINGLE_FILE
+        return f"model-{number + 1:05d}-of-{len(self._shards):05d}.safetensors"
 
 
 def _num_bytes(info: TensorInfo) -> int:

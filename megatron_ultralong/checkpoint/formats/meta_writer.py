@@ -46,9 +46,8 @@ class MetaWriter:
             layout[tensor.name] = torch.empty(self._part(tensor, info.shape), dtype=info.dtype)
         self._tied = LM_HEAD not in dict(tensors)
         if self._tied:  # Meta's code has no tied weights: it reads a copy
-            layout[meta.meta_tensor(LM_HEAD).name] = torch.empty_like(
-                layout[meta.meta_tensor(EMBEDDING).name]
-            )
+            embedding = layout[meta.meta_tensor(EMBEDDING).name]
+            layout[meta.meta_tensor(LM_HEAD).name] = torch.empty_like(embedding)
         paths = [folder / f"consolidated.{number:02d}.pth" for number in range(num_shards)]
         if not laid_out:
             for path in paths:

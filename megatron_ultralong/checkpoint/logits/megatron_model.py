@@ -96,19 +96,11 @@ class MegatronLayers:
         entries = self._layer.sharded_state_dict(
             _PREFIX, metadata={"singleton_local_shards": False}
         )
-        parameters = dict(self._layer.named_parameters())
-        self._keys = {
-            entries[_PREFIX + name].key: parameter for name, parameter in parameters.items()
-        }
+        parameters = self._layer.named_parameters()
+        self._keys = {entries[_PREFIX + name].key: parameter for name, parameter in parameters}
         self._norm = RMSNorm(config, model.hidden_size, eps=model.norm_epsilon).to(device())
-        rotary = LocalRotaryEmbedding(
-            checkpoint.rope_scaling,
-            model.kv_channels,
-            model.rotary_base,
-            groups.cp,
-            device(),
-            "float32",
-        )
+        rope = (checkpoint.rope_scaling, model.kv_channels, model.rotary_base)
+        rotary = LocalRotaryEmbedding(*rope, groups.cp, device(), "float32")
         with arithmetic(dtype):
             self._angles = rotary(seq_length)
 
