@@ -71,7 +71,7 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
         tokenised = _tokenise(config, sources, work)
         folder = work.new_folder("rows")
         manifest = _write(config, tokenised, folder)
-        draw_chat_lengths(folder / "lengths.png", manifest)
+        draw_chat_lengths(folder, manifest)
         work.finish(folder, config.output)
     print_chat_summary(manifest, config.output, tokenised.tokenizer)
     return manifest
