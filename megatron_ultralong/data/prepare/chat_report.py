@@ -142,11 +142,11 @@ def decoded_example(tokens: Any, targets: Any, tokenizer: DocumentTokenizer) -> 
     return text
 
 
-def draw_chat_lengths(file: Path, manifest: ChatManifest) -> None:
-    """A panel for each source: conversations by length, and the limit."""
+def draw_chat_lengths(folder: Path, manifest: ChatManifest) -> None:
+    """``lengths.png``: a panel for each source, conversations by length, and the limit."""
     limit = manifest.max_length or manifest.seq_length
     edge = np.log2(limit) - 0.5
-    with report.length_panels(file, manifest.lengths) as panels:
+    with report.length_panels(folder, manifest.lengths) as panels:
         for panel, counts in panels:
             fits = np.array([count.num_conversations - count.num_too_long for count in counts])
             panel.bar(report.powers(counts), fits, width=0.8, label="fit")

@@ -71,7 +71,7 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
         tokenised = _tokenise(config, sources, work)
         work.result = work.new_folder("rows")
         manifest = _write(config, tokenised, work.result)
-        draw_chat_lengths(work.result / "lengths.png", manifest)
+        draw_chat_lengths(work.result, manifest)
     print_chat_summary(manifest, config.output, tokenised.tokenizer)
     return manifest
 
@@ -116,7 +116,12 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
     plans: dict[str, RowPlan] = {}
     for name in names:
         order = mixed_order((splits == name).astype(np.int64), documents.ids, config.seed)
-        _require_examples(config, name, order, len(documents.ids))
+        if not order.size:
+            way_out = "raise it, or set it to 0" if name == "valid" else "lower it"
+            raise InputError(
+                f"split {name!r} has none of the {len(documents.ids)} conversations at "
+                f"--valid-fraction ({config.valid_fraction}): {way_out}, or add conversations"
+            )
         plans[name] = _plan(config, order, documents.lengths)
     found = {
         name: ChatSplit(
@@ -158,15 +163,6 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
     )
     manifest.save(folder)
     return manifest
-
-
-def _require_examples(config: PrepareChatConfig, split: str, order: Int64Array, total: int) -> None:
-    if not order.size:
-        way_out = "raise it, or set it to 0" if split == "valid" else "lower it"
-        raise InputError(
-            f"split {split!r} has none of the {total} conversations at --valid-fraction "
-            f"({config.valid_fraction}): {way_out}, or add conversations"
-        )
 
 
 def _plan(config: PrepareChatConfig, order: Int64Array, lengths: Int64Array) -> RowPlan:

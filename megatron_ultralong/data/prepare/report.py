@@ -40,7 +40,7 @@ def inspect_rows(folder: Path, manifest: Manifest, tokenizer: DocumentTokenizer)
     console = Console()
     columns = ("tokens a document", "found", "tokens", "sampled", "tokens")
     console.print(length_table("lengths before and after sampling", columns, manifest.lengths))
-    draw_lengths(folder / PICTURE, manifest)
+    draw_lengths(folder, manifest)
     console.print(f"written: {folder / PICTURE}", highlight=False, soft_wrap=True)
     split = next(iter(manifest.splits))
     rows = PackedRows(folder / split)
@@ -72,8 +72,10 @@ def length_table(title: str, columns: Sequence[str], counts: Sequence[Counts]) -
 
 
 @contextlib.contextmanager
-def length_panels(file: Path, counts: Sequence[Counts]) -> Iterator[list[tuple[Any, list[Counts]]]]:
-    """A panel for each source and its counts, to draw on; ``file`` is written behind the block."""
+def length_panels(
+    folder: Path, counts: Sequence[Counts]
+) -> Iterator[list[tuple[Any, list[Counts]]]]:
+    """A panel for each source and its counts, to draw on; the picture is written at the end."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -85,7 +87,7 @@ def length_panels(file: Path, counts: Sequence[Counts]) -> Iterator[list[tuple[A
         panel.set_title(source, loc="left", fontsize=10)
     yield [(p, [c for c in counts if c.source == s]) for p, s in zip(panels, sources, strict=True)]
     panels[0].legend(frameon=False)
-    with whole(file) as aside:
+    with whole(folder / PICTURE) as aside:
         figure.savefig(aside, format="png", dpi=120)
 
 
@@ -94,9 +96,9 @@ def powers(counts: Sequence[Counts]) -> npt.NDArray[np.int64]:
     return np.array([count.min_length.bit_length() - 1 for count in counts])
 
 
-def draw_lengths(file: Path, manifest: Manifest) -> None:
+def draw_lengths(folder: Path, manifest: Manifest) -> None:
     """A panel for each source: tokens by length of their document, before and after."""
-    with length_panels(file, manifest.lengths) as panels:
+    with length_panels(folder, manifest.lengths) as panels:
         for panel, counts in panels:
             for shift, label, tokens in (
                 (-0.2, "found", [count.num_tokens for count in counts]),

@@ -36,7 +36,6 @@ MAX_REPEATED_BYTES, MAX_REPETITION = 1 << 30, 100
 times of the first 4 MiB. Texts that repeat are stored once: a file of a kilobyte may be the work
 of a year."""
 
-
 _UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
 """Of a value that Python cannot hold: no UTF-8, a nanosecond, the year 10,000."""
 

@@ -122,7 +122,6 @@ MAX_INTEGER_DIGITS = 4300
 
 BLOCK = 1 << 20
 
-
 MAX_DEPTH = 64
 """Levels of what is worked on: what writes it as JSON calls itself for each."""
 

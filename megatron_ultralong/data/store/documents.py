@@ -77,9 +77,8 @@ class _Opened:
         os.close(self.number)
 
 
-@functools.lru_cache(maxsize=256)  # shards may be more than the files that a process may open
-def _opened(path: Path) -> _Opened:
-    return _Opened(path)
+# shards may be more than the files that a process may open
+_opened = functools.lru_cache(maxsize=256)(_Opened)
 
 
 def merge_shards(
@@ -124,18 +123,18 @@ def merge_shards(
     )
 
 
+@dataclass
 class _Merge:
     """Collects the tables of the shards, one after the other."""
 
-    def __init__(self, folder: Path, drop_separators: bool) -> None:
-        self.folder = folder
-        self.drop_separators = drop_separators
-        self.seen: set[str] = set()
-        self.ids: list[str] = []
-        self.columns: list[tuple[Int64Array, Int64Array, Int64Array, Int64Array]] = []
-        self.shard_names: list[str] = []
-        self.source_numbers: dict[str, int] = {}
-        self.num_with_separator = 0
+    folder: Path
+    drop_separators: bool
+    seen: set[str] = field(default_factory=set)
+    ids: list[str] = field(default_factory=list)
+    columns: list[tuple[Int64Array, ...]] = field(default_factory=list)
+    shard_names: list[str] = field(default_factory=list)
+    source_numbers: dict[str, int] = field(default_factory=dict)
+    num_with_separator: int = 0
 
     def add_input(self, found: FoundFiles, shards: Sequence[Shard]) -> InputSummary:
         """The shards of one ``--source``."""
@@ -200,9 +199,8 @@ class _Merge:
             self.source_numbers.setdefault(names[number], len(self.source_numbers))
         numbers = [self.source_numbers[names[number]] for number in kept["source"].tolist()]
         where = np.full(kept.size, len(self.shard_names), dtype=np.int64)
-        self.columns.append(
-            (lengths[chosen], offsets[chosen], np.asarray(numbers, dtype=np.int64), where)
-        )
+        found = np.asarray(numbers, dtype=np.int64)
+        self.columns.append((lengths[chosen], offsets[chosen], found, where))
         self.shard_names.append(shard.name)
 
 

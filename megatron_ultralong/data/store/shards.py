@@ -43,7 +43,6 @@ BATCH_CHARACTERS = 1 << 20
 TABLE = np.dtype([("id", "V16"), ("source", "<i4"), ("num_tokens", "<i8"), ("with_separator", "?")])
 """A document: identity, number of its source in the shard, tokens (-1: equal to an earlier one)."""
 
-
 Advance = Callable[[int], None]
 Item = TypeVar("Item")
 

@@ -40,7 +40,7 @@ def main() -> None:
     error = ""
     try:
         template = _compiled(first, rendering)
-    except (Exception, MemoryError) as caught:
+    except Exception as caught:
         error = _reason(caught)
     _answer({"error": error})
     for line in sys.stdin.buffer:
@@ -48,7 +48,7 @@ def main() -> None:
             _limit(len(line))
             text = rendering.render(template, line)
             _answer({"text": text, "marked": rendering.marked_spans(text)})
-        except (Exception, MemoryError) as caught:
+        except Exception as caught:
             _answer({"error": _reason(caught)})
 
 

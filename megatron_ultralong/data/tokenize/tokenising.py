@@ -24,7 +24,6 @@ TOKENIZER_FILES = (
 )
 """What a Hugging Face tokenizer folder may hold; the first is needed."""
 
-
 MAX_TOKENIZER_BYTES = 40 << 20
 """Of a tokenizer.json: Llama 3's has 17 MB, Gemma 3's 33 MB; libraries take up to 30 times it."""
 

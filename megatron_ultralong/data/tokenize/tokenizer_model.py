@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -161,7 +160,7 @@ def _ranks(data: bytes, file: Path) -> dict[bytes, int]:
     try:
         pairs = (line.split() for line in data.splitlines() if line)
         return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
-    except (ValueError, binascii.Error) as error:
+    except ValueError as error:
         raise InputError(
             f"{file} is no tokenizer.model of tiktoken ({error}); is it cut short?"
         ) from error
