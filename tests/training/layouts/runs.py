@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from megatron_ultralong.training.pretrain import pretrain
 
 from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig

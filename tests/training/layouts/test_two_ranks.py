@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from megatron_ultralong.training.pretrain import pretrain
 
 from megatron_ultralong.attention.ring import function
 from megatron_ultralong.config.run import RecomputeGranularity
