@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.config.plain_values import from_dict, to_dict
+from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.run import MemoryConfig
@@ -141,7 +141,7 @@ def test_rows_beyond_the_rotary_embedding_are_refused() -> None:
 @pytest.mark.parametrize("name", PRETRAIN_RECIPES)
 def test_recipes_survive_yaml_and_hold_their_own_rules(name: str) -> None:
     recipe = PRETRAIN_RECIPES[name]()
-    assert from_dict(PretrainConfig, to_dict(recipe)) == recipe
+    assert from_dict(PretrainConfig, dataclasses.asdict(recipe)) == recipe
     named = dataclasses.replace(
         recipe, load="model", data=dataclasses.replace(recipe.data, data_path="rows")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import random
 import re
@@ -12,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.config.plain_values import from_dict, to_dict
+from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
-from megatron_ultralong.config.sft import SftConfig
-from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.config.training import PretrainConfig, SftConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges, numbers_of
 from megatron_ultralong.training.config_file import load_config
@@ -42,7 +42,7 @@ RUNS = {PretrainConfig: "llama3.1-8b-1m", SftConfig: "llama3.1-8b-sft"}
 @pytest.mark.parametrize("kind", RUNS)
 def test_each_number_of_a_file(kind: Any) -> None:
     """What stands in a file is of the field's type and in its range."""
-    resolved = to_dict({**PRETRAIN_RECIPES, **SFT_RECIPES}[RUNS[kind]]())
+    resolved = dataclasses.asdict({**PRETRAIN_RECIPES, **SFT_RECIPES}[RUNS[kind]]())
     numbers = {number.name: number for cls in nested_classes(kind) for number in numbers_of(cls)}
     if kind is PretrainConfig:
         numbers["train_iters"] = next(n for n in numbers_of(kind) if n.name == "train_iters")
@@ -114,7 +114,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 def test_whatever_a_file_holds_it_is_read_or_refused() -> None:
     """A seeded fuzzer: no other exception, and nothing that its field cannot hold."""
     random_ = random.Random(17)
-    resolved = to_dict(PRETRAIN_RECIPES["llama3.1-8b-1m"]())
+    resolved = dataclasses.asdict(PRETRAIN_RECIPES["llama3.1-8b-1m"]())
     paths = list(key_paths(resolved))
     pool: list[Any] = [0, -1, 1, 2**31, 2**63, 0.5, math.nan, math.inf, True, None, "", "x", "1e-5"]
     pool += [[], {}, [0], [None], {"a": 1}, [[1]], "none", "keep", "yarn", "block", 1e308, -0.0]
@@ -127,5 +127,5 @@ def test_whatever_a_file_holds_it_is_read_or_refused() -> None:
             config = from_dict(PretrainConfig, values, "run.yaml")
             num_read += 1
             check_ranges(config)
-            assert from_dict(PretrainConfig, to_dict(config)) == config
+            assert from_dict(PretrainConfig, dataclasses.asdict(config)) == config
     assert 5 < num_read < 150

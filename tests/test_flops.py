@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
 from megatron_ultralong.model.flops import (
-    attention_area,
     forward_flops,
     peak_tflops,
     training_flops,
 )
+from megatron_ultralong.sequence.documents import causal_area
 from tests.models import write_llama
 
 
@@ -25,12 +25,12 @@ from tests.models import write_llama
 def test_the_area_counts_the_pairs_of_the_mask(lengths: list[int]) -> None:
     documents = np.repeat(np.arange(len(lengths)), lengths)
     mask = np.tril(documents[:, None] == documents[None, :])
-    assert attention_area(np.cumsum([0, *lengths])) == mask.sum()
+    assert causal_area(np.cumsum([0, *lengths])) == mask.sum()
 
 
 def test_areas_of_long_rows_do_not_overflow() -> None:
     length = 4_194_304
-    assert attention_area(np.asarray([0, length], np.int32)) == length * (length + 1) // 2
+    assert causal_area(np.asarray([0, length], np.int32)) == length * (length + 1) // 2
 
 
 def test_flops_are_those_that_torch_counts(tmp_path: Path) -> None:

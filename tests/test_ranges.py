@@ -22,8 +22,7 @@ import megatron_ultralong
 from megatron_ultralong import cli
 from megatron_ultralong.config import command_line
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
-from megatron_ultralong.config.sft import SftConfig
-from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.config.training import PretrainConfig, SftConfig
 from megatron_ultralong.doctor import diagnosis
 from megatron_ultralong.dropin.arguments import DropInConfig
 from megatron_ultralong.plan.hardware import HARDWARE

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.config.rope import RopeConfig
-from megatron_ultralong.config.sft import SftConfig
-from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.config.training import PretrainConfig, SftConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import (
     LinearConfig,

@@ -30,10 +30,11 @@ from megatron_ultralong.mcore.decoding import Decoder
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
-from megatron_ultralong.model.flops import attention_area, forward_flops
+from megatron_ultralong.model.flops import forward_flops
 from megatron_ultralong.model.shape import MODELS, ModelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank, world_size
+from megatron_ultralong.sequence.documents import causal_area
 
 TILE_SIZE = 4096
 
@@ -91,7 +92,7 @@ def main() -> None:
     if not is_main_rank():
         return
     is_gpu = device().type == "cuda"
-    flops = batch * forward_flops(model, length, attention_area([0, length])).total
+    flops = batch * forward_flops(model, length, causal_area([0, length])).total
     per_rank = flops / speed.prefill_seconds / world_size() / 1e12
     figures = {
         "device": torch.cuda.get_device_name() if is_gpu else platform.machine(),

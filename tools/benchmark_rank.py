@@ -32,17 +32,17 @@ from rank_benchmark.job import Measurement, RankJob
 
 from megatron_ultralong.attention.kernels import block_attention
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
-from megatron_ultralong.config.layers import LayerConfig
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
-from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.run import LayerConfig, MemoryConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.mcore.cpu import device as mcore_device
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.model.flops import attention_area, peak_tflops, training_flops
+from megatron_ultralong.model.flops import peak_tflops, training_flops
 from megatron_ultralong.model.shape import MODELS, ModelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank, world_size
+from megatron_ultralong.sequence.documents import causal_area
 
 
 def main() -> None:
@@ -119,7 +119,7 @@ def _report(
     is_real: bool,
 ) -> None:
     parallel, length = config.parallel, config.data.seq_length
-    area = attention_area([0, length])
+    area = causal_area([0, length])
     flops = training_flops(model, length, area)
     ranks = parallel.tensor_model_parallel_size * parallel.context_parallel_size
     place = mcore_device()

@@ -55,7 +55,7 @@ def rows() -> Iterator[tuple[str, ...]]:
             found = best_layouts(target, num_gpus).chosen
             parallel = ours.job.parallel
             tokens = length // (TENSOR_PARALLEL * parallel.context_parallel_size)
-            host = f" and {ours.host_per_node / GIB:,.0f} of a node" if ours.host_per_node else ""
+            host = f" and {ours.host.offloaded / GIB:,.0f} of a node" if ours.host.offloaded else ""
             yield (
                 f"{target.upper()} on {num_gpus}",
                 _short(ours),

@@ -69,7 +69,7 @@ def _row(target: str, num_gpus: int) -> tuple[str, ...]:
         f"{step:,.0f}",
         f"{plan.chosen.hours(tokens):,.1f}",
         f"{plan.chosen.needed / 2**30:.0f}",
-        f"{plan.chosen.host_per_node / 2**30:,.0f}",
+        f"{plan.chosen.host.offloaded / 2**30:,.0f}",
         f"`B:USR1@{lead}`",
     )
 

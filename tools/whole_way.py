@@ -15,11 +15,12 @@ from pathlib import Path
 
 from megatron_ultralong.config.recipes import SFT_RECIPES
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.model.flops import attention_area, forward_flops
+from megatron_ultralong.model.flops import forward_flops
 from megatron_ultralong.model.shape import model_by_name
 from megatron_ultralong.plan.area import expected_area
 from megatron_ultralong.plan.estimate import Estimate
 from megatron_ultralong.plan.job import GIB, Job
+from megatron_ultralong.sequence.documents import causal_area
 from tools.page_tables import page_with, table
 from tools.slurm_sizes import HARDWARE, ROW_LENGTHS, recipe_job
 
@@ -106,7 +107,7 @@ def _tuning() -> Estimate:
 
 def _forward_hours(length: int) -> float:
     """Of one pass over a row on the GPUs of an evaluation."""
-    flops = forward_flops(model_by_name("llama3.1-8b"), length, attention_area([0, length])).total
+    flops = forward_flops(model_by_name("llama3.1-8b"), length, causal_area([0, length])).total
     return flops / (SHARE_OF_PEAK * HARDWARE.peak_tflops * 1e12 * NUM_GPUS) / 3600
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,23 +118,49 @@ def _parse(verb: Verb, name: str, words: list[str], default: Any = None) -> Any:
     return parse(options_class, f"{PROGRAM} {name}", words, default)
 
 
-def _run_training(name: str, verb: TrainingVerb, words: list[str]) -> None:
-    """Take a recipe or a file of an earlier run, its flags, and run it or show what it would do."""
-    recipes = load(verb.recipes)
-    usage = f"usage: {PROGRAM} {name} RECIPE|--config FILE [flags]; recipes: " + ", ".join(recipes)
+def begin(
+    name: str,
+    words: list[str],
+    recipes: Mapping[str, Callable[[], Any]],
+    kind: type[Any],
+    flags: str,
+) -> tuple[Any, list[str]] | None:
+    """What the flags of a run change: a recipe, or ``--config`` and the file of an earlier run.
+
+    Args:
+        name: of the verb.
+        words: behind it.
+        recipes: by name.
+        kind: class of configurations that a file may hold.
+        flags: of the verb, for its usage.
+
+    Returns:
+        A configuration and the words that follow; None: usage was asked for, and is printed.
+
+    Raises:
+        InputError: no such recipe, or no such file.
+    """
+    usage = f"usage: {PROGRAM} {name} RECIPE|--config FILE {flags}; recipes: {', '.join(recipes)}"
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(f"{usage}\n`{PROGRAM} {name} RECIPE --help` lists the flags.\n")
-        return
+        return None
     if words[0] == "--config":
         from megatron_ultralong.training.config_file import load_config
 
         if len(words) < 2:
             raise InputError(f"--config needs a file; {usage}")
-        default, rest = load_config(Path(words[1]), load(verb.options)), words[2:]
-    elif words[0] in recipes:
-        default, rest = recipes[words[0]](), words[1:]
-    else:
+        return load_config(Path(words[1]), kind), words[2:]
+    if words[0] not in recipes:
         raise InputError(f"recipe {words[0]!r} is not known; {usage}")
+    return recipes[words[0]](), words[1:]
+
+
+def _run_training(name: str, verb: TrainingVerb, words: list[str]) -> None:
+    """Run what a command line asks for, or show what it would do."""
+    beginning = begin(name, words, load(verb.recipes), load(verb.options), "[flags]")
+    if beginning is None:
+        return
+    default, rest = beginning
     options = _parse(verb, name, [word for word in rest if word != "--dry-run"], default)
     load(verb.check_early)(options, world_size())
     if "--dry-run" in rest:

@@ -52,58 +52,63 @@ class TrainingVerb(Verb):
     """The same, for a dry run: gives what it shows."""
 
 
-def _convert(text: str, options: str, run: str) -> Verb:
-    return Verb(text, options, run, _HUGE_PAGES)
+def _prepare(options: str, run: str, text: str) -> Verb:
+    return Verb(text, f"data.options:{options}", f"data.prepare.{run}", _ARROW)
 
 
-def _evaluate(text: str, options: str, run: str) -> Verb:
-    return Verb(text, f"evaluation.commands:{options}", f"evaluation.{run}")
+def _convert(options: str, run: str, text: str) -> Verb:
+    return Verb(text, f"config.convert:{options}", f"checkpoint.convert.{run}", _HUGE_PAGES)
+
+
+def _training(
+    options: str, recipes: str, check_early: str, run: str, check: str, text: str
+) -> TrainingVerb:
+    return TrainingVerb(
+        text,
+        f"config.training:{options}",
+        f"training.{run}",
+        recipes=f"config.recipes:{recipes}",
+        check_early=f"training.early_checks:{check_early}",
+        check=f"training.{check}",
+    )
+
+
+def _evaluate(options: str, run: str, text: str) -> Verb:
+    return Verb(text, f"evaluation.commands:{options}", f"evaluation.run_command:{run}")
 
 
 VERBS: dict[str, Verb] = {
-    "prepare": Verb(
+    "prepare": _prepare(
+        *("PrepareConfig", "documents:prepare"),
         "documents to packed rows of exactly --seq-length tokens",
-        options="data.options:PrepareConfig",
-        run="data.prepare.documents:prepare",
-        environment=_ARROW,
     ),
-    "prepare chat": Verb(
+    "prepare chat": _prepare(
+        *("PrepareChatConfig", "chats:prepare_chat"),
         "conversations to packed rows, and what of them is learnt",
-        options="data.options:PrepareChatConfig",
-        run="data.prepare.chats:prepare_chat",
-        environment=_ARROW,
     ),
     "convert import": _convert(
+        *("ImportConfig", "verbs:import_checkpoint"),
         "a Hugging Face or Meta folder to a Megatron checkpoint",
-        *("config.convert:ImportConfig", "checkpoint.convert.verbs:import_checkpoint"),
     ),
     "convert export": _convert(
+        *("ExportConfig", "verbs:export_checkpoint"),
         "a Megatron checkpoint to a Hugging Face or Meta folder",
-        *("config.convert:ExportConfig", "checkpoint.convert.verbs:export_checkpoint"),
     ),
     "convert verify": _convert(
-        "compare two models bit by bit, and by logits",
-        *("config.convert:VerifyConfig", "checkpoint.convert.verbs:verify"),
+        "VerifyConfig", "verbs:verify", "compare two models bit by bit, and by logits"
     ),
     "convert inspect": _convert(
-        "what a folder or checkpoint holds",
-        *("config.convert:InspectConfig", "checkpoint.convert.report:inspect"),
+        "InspectConfig", "report:inspect", "what a folder or checkpoint holds"
     ),
-    "pretrain": TrainingVerb(
+    "pretrain": _training(
+        *("PretrainConfig", "PRETRAIN_RECIPES", "check_packed_run"),
+        *("verbs:pretrain", "verbs:check_run"),
         "extend the context; under torchrun for several ranks",
-        options="config.training:PretrainConfig",
-        run="training.verbs:pretrain",
-        recipes="config.recipes:PRETRAIN_RECIPES",
-        check_early="training.early_checks:check_packed_run",
-        check="training.verbs:check_run",
     ),
-    "sft": TrainingVerb(
+    "sft": _training(
+        *("SftConfig", "SFT_RECIPES", "check_chat_run"),
+        *("verbs:sft", "verbs:check_sft"),
         "instruction tuning on conversations; under torchrun for several ranks",
-        options="config.sft:SftConfig",
-        run="training.verbs:sft",
-        recipes="config.recipes:SFT_RECIPES",
-        check_early="training.early_checks:check_chat_run",
-        check="training.verbs:check_sft",
     ),
     "plan": Verb(
         "memory, time and the layout of a run, before a GPU is taken",
@@ -111,37 +116,25 @@ VERBS: dict[str, Verb] = {
         run="cli.plan:plan",
         takes_words=True,
     ),
-    "evaluate loss": _evaluate(
-        "loss by position on held-out rows",
-        *("LossCommand", "run_command:run_loss"),
-    ),
+    "evaluate loss": _evaluate("LossCommand", "run_loss", "loss by position on held-out rows"),
     "evaluate passkey": _evaluate(
-        "passkey retrieval by length and depth",
-        *("PasskeyCommand", "run_command:run_passkey"),
+        "PasskeyCommand", "run_passkey", "passkey retrieval by length and depth"
     ),
     "evaluate needle": _evaluate(
-        "a sentence in running text, by length and depth",
-        *("NeedleCommand", "run_command:run_needle"),
+        "NeedleCommand", "run_needle", "a sentence in running text, by length and depth"
     ),
-    "evaluate ruler": _evaluate(
-        "RULER's tasks by length",
-        *("RulerCommand", "run_command:run_ruler"),
-    ),
+    "evaluate ruler": _evaluate("RulerCommand", "run_ruler", "RULER's tasks by length"),
     "evaluate choices": _evaluate(
-        "multiple-choice questions by likelihood",
-        *("ChoicesCommand", "run_command:run_choices"),
+        "ChoicesCommand", "run_choices", "multiple-choice questions by likelihood"
     ),
     "evaluate chat": _evaluate(
-        "assistant's turns of held-out conversations",
-        *("ChatCommand", "run_command:run_chat"),
+        "ChatCommand", "run_chat", "assistant's turns of held-out conversations"
     ),
     "evaluate lv-eval": _evaluate(
-        "LV-Eval's sets from a local copy",
-        *("LvEvalCommand", "run_command:run_lv_eval"),
+        "LvEvalCommand", "run_lv_eval", "LV-Eval's sets from a local copy"
     ),
     "evaluate infinitebench": _evaluate(
-        "InfiniteBench's tasks from a local copy",
-        *("InfiniteBenchCommand", "run_command:run_infinitebench"),
+        "InfiniteBenchCommand", "run_infinitebench", "InfiniteBench's tasks from a local copy"
     ),
     "evaluate report": Verb(
         "results of several checkpoints on one page, beside the paper's",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
@@ -43,20 +42,15 @@ def _with_ranges() -> ConstructorRegistry:
     registry = ConstructorRegistry()
     is_asking = False
 
-    @contextlib.contextmanager
-    def asking() -> Iterator[None]:
-        nonlocal is_asking
-        is_asking = True
-        try:
-            yield
-        finally:
-            is_asking = False
-
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal is_asking
         if is_asking or not dataclasses.is_dataclass(info.type):
             return None
-        with asking():  # tyro's own rule
+        is_asking = True
+        try:  # tyro's own rule
             spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            is_asking = False
         if not isinstance(spec, StructConstructorSpec):
             return None
         ranges = {

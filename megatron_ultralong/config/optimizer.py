@@ -54,10 +54,15 @@ class OptimizerConfig:
     overlap_cpu_optimizer_d2h_h2d: bool = False
     """Copy gradients and weights of offloaded states while the CPU works on others."""
 
+    @property
+    def offloaded_share(self) -> float:
+        """Part of the optimizer that is in host memory."""
+        return self.optimizer_offload_fraction if self.optimizer_cpu_offload else 0.0
+
     def check(self, precision: str) -> None:
         """Raise InputError where the fields do not fit together, or the run's precision."""
         types = {name: getattr(self, name) for name in TYPES}
-        lower = {name: dtype for name, dtype in types.items() if dtype != "fp32"}
+        lower = [f"{name} '{dtype}'" for name, dtype in types.items() if dtype != "fp32"]
         for name in ("use_precision_aware_optimizer", "optimizer_cpu_offload"):
             if getattr(self, name) and precision != "bf16":
                 raise InputError(
@@ -66,8 +71,8 @@ class OptimizerConfig:
                 )
         if lower and not self.use_precision_aware_optimizer:
             raise InputError(
-                f"{_spelled(lower)} needs use_precision_aware_optimizer: other optimizers keep all "
-                "of it in fp32; add --use-precision-aware-optimizer"
+                f"{', '.join(lower)} needs use_precision_aware_optimizer: other optimizers keep "
+                "all of it in fp32; add --use-precision-aware-optimizer"
             )
         if self.optimizer_cpu_offload and self.use_precision_aware_optimizer:
             raise InputError(
@@ -80,7 +85,3 @@ class OptimizerConfig:
                 f"min_lr ({self.min_lr:g}) must be at most lr ({self.lr:g}): a decaying schedule "
                 f"ends at it; use --min-lr {self.lr:g} or less, or raise --lr"
             )
-
-
-def _spelled(types: dict[str, str]) -> str:
-    return ", ".join(f"{name} '{dtype}'" for name, dtype in types.items())

@@ -74,28 +74,14 @@ class ParallelConfig:
                 "sequence_parallel splits the sequence over tensor-parallel ranks, and "
                 "tensor_model_parallel_size is 1: use --no-sequence-parallel, or more ranks"
             )
-        for name, heads in (
-            ("num_attention_heads", model.num_attention_heads),
-            ("num_query_groups", model.num_query_groups),
+        for name, part in (
+            ("num_attention_heads", "whole heads"),
+            ("num_query_groups", "whole heads"),
+            ("ffn_hidden_size", "an equal part of the MLP"),
+            ("vocab_size", "an equal part of the vocabulary"),
         ):
-            _check_divisible(
-                name,
-                heads,
-                "tensor_model_parallel_size",
-                self.tensor_model_parallel_size,
-                "every rank holds whole heads",
-            )
-        for name, size, part in (
-            ("ffn_hidden_size", model.ffn_hidden_size, "MLP"),
-            ("vocab_size", model.vocab_size, "vocabulary"),
-        ):
-            _check_divisible(
-                name,
-                size,
-                "tensor_model_parallel_size",
-                self.tensor_model_parallel_size,
-                f"every rank holds an equal part of the {part}",
-            )
+            rule = f"every rank holds {part}"
+            self._check_divides("tensor_model_parallel_size", name, getattr(model, name), rule)
         self.stage_layers(model.num_layers)
 
     def stage_layers(self, num_layers: int) -> list[int]:
@@ -117,14 +103,11 @@ class ParallelConfig:
         rest = num_layers - sum(ends)
         if rest < between or (between == 0 and rest) or (between and rest % between):
             if not any(ends):
-                _check_divisible(
-                    "num_layers",
-                    num_layers,
-                    "pipeline_model_parallel_size",
-                    stages,
+                rule = (
                     "every stage holds as many layers, but for the first and the last with "
-                    "num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage",
+                    "num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage"
                 )
+                self._check_divides("pipeline_model_parallel_size", "num_layers", num_layers, rule)
             raise InputError(
                 f"num_layers ({num_layers}) less num_layers_in_first_pipeline_stage ({ends[0]}) "
                 f"and num_layers_in_last_pipeline_stage ({ends[1]}) leaves {rest} layers for "
@@ -211,11 +194,11 @@ class ParallelConfig:
                 f"{', and '.join(rules)}; use {nearest}"
             )
 
-
-def _check_divisible(name: str, value: int, by_name: str, by: int, rule: str) -> None:
-    if value % by:
-        options = ", ".join(str(n) for n in range(1, min(value, 64) + 1) if value % n == 0)
-        raise InputError(
-            f"{name} ({value}) must be divisible by {by_name} ({by}): {rule}; "
-            f"{by_name} can be {options}"
-        )
+    def _check_divides(self, by_name: str, name: str, value: int, rule: str) -> None:
+        by = getattr(self, by_name)
+        if value % by:
+            options = ", ".join(str(n) for n in range(1, min(value, 64) + 1) if value % n == 0)
+            raise InputError(
+                f"{name} ({value}) must be divisible by {by_name} ({by}): {rule}; "
+                f"{by_name} can be {options}"
+            )

@@ -1,4 +1,4 @@
-"""Configurations as plain nested dicts, as YAML and JSON have them, and back."""
+"""Configurations from plain nested dicts, as ``dataclasses.asdict`` makes them for files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ from megatron_ultralong.program.fields import check_number, numbers_of, shown
 Config = TypeVar("Config")
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain nested dicts, as they are written to YAML and JSON."""
-    return dataclasses.asdict(config)
 
 
 def from_dict(config_class: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
@@ -106,11 +101,10 @@ def _is_a(option: Any, value: Any) -> bool:
         return True
     if typing.get_origin(option) is Literal:
         return isinstance(value, str) and value in typing.get_args(option)
-    if option is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if option is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(option, type) and isinstance(value, option)
+    if isinstance(value, bool) and option in (int, float):
+        return False
+    kinds = int | float if option is float else option
+    return isinstance(option, type) and isinstance(value, kinds)
 
 
 def _named(option: Any) -> str:
@@ -122,6 +116,25 @@ def _named(option: Any) -> str:
     if option is type(None):
         return "nothing"
     return _KINDS.get(option, getattr(option, "__name__", str(option)))
+
+
+def with_fields(config: Config, **values: Any) -> Config:
+    """The same with other values of fields, by the names of their flags, whichever block has them.
+
+    ``with_fields(run, seq_length=8192, train_iters=10)``: the first is ``run.data``'s.
+    """
+    changes, rest = {}, dict(values)
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        inner = getattr(config, field.name)
+        if field.name in rest:
+            changes[field.name] = rest.pop(field.name)
+        elif dataclasses.is_dataclass(inner) and not isinstance(inner, type):
+            names = {each.name for each in dataclasses.fields(inner)} & set(rest)
+            if names:
+                its = {name: rest.pop(name) for name in names}
+                changes[field.name] = dataclasses.replace(inner, **its)
+    assert not rest, f"{type(config).__name__} has no {', '.join(rest)}"
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
 
 
 def flat_fields(value: Any, prefix: str = "") -> dict[str, object]:

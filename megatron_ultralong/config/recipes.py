@@ -11,8 +11,7 @@ from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.run import MemoryConfig
-from megatron_ultralong.config.sft import SftConfig
-from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig, SftConfig
 
 _ORIGINAL = 8192
 
@@ -97,7 +96,6 @@ def llama3_1_8b_sft() -> SftConfig:
         precision="bf16",
         num_epochs=1.0,
         parallel=ParallelConfig(tensor_model_parallel_size=8, sequence_parallel=True),
-        data=DataConfig(document_mask="block", reset_position_ids=True),
         optimizer=OptimizerConfig(lr=5e-6, lr_warmup_iters=10),  # paper: 5e-6
     )
 
@@ -114,7 +112,6 @@ def demo_sft_cpu() -> SftConfig:
         precision="fp32",
         memory=MemoryConfig(recompute_granularity="none", loss_tile_size=0),
         parallel=ParallelConfig(context_parallel_size=2, cp_assignment="balanced"),
-        data=DataConfig(document_mask="block", reset_position_ids=True),
         optimizer=OptimizerConfig(lr=1.2e-4, lr_warmup_iters=5, lr_decay_style="linear"),
     )
 

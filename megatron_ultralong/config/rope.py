@@ -7,20 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from megatron_ultralong.model.yarn import (
-    LinearConfig,
-    NtkConfig,
-    Ramp,
-    RopeScaling,
-    YarnConfig,
-    raw_context,
-    yarn_attention_factor,
-)
+from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Range
 
 AnglePrecision = Literal["exact", "float32"]
-_OF_YARN = (
+OF_YARN = (
     "rope_scaling_factor",
     "original_max_position_embeddings",
     "beta_fast",
@@ -38,42 +29,42 @@ class RopeConfig:
     rope_scaling: Literal["yarn", "ntk", "linear", "none", "keep"] = "keep"
     """keep leaves the checkpoint's own scaling; others replace it: yarn (the recipe), ntk, linear
     or none (ablations), over the context that the checkpoint had before it was scaled."""
-    rope_scaling_factor: Annotated[float, Range(1, 1_000_000)] = 1.0
+    rope_scaling_factor: yarn.ScalingFactor = 1.0
     """s: extended context / original context; 128, 256, 512 for 1M, 2M, 4M over 8192."""
-    original_max_position_embeddings: Annotated[int, Range(1)] = 8192
+    original_max_position_embeddings: yarn.ContextLength = 8192
     """L: the context over which YaRN counts rotations."""
-    beta_fast: Annotated[float, Range(1e-6, 1_000_000)] = 4.0
+    beta_fast: yarn.Rotations = 4.0
     """YaRN: dimensions with more rotations over L keep their frequency."""
-    beta_slow: Annotated[float, Range(1e-6, 1_000_000)] = 1.0
+    beta_slow: yarn.Rotations = 1.0
     """YaRN: dimensions with fewer rotations over L are divided by s."""
-    ramp: Ramp = "rotations"
+    ramp: yarn.Ramp = "rotations"
     """YaRN: mix by rotations (the paper; exports as llama3) or by dimensions (exports as yarn)."""
-    attention_factor: Annotated[float | Literal["yarn"], Range(0.01, 100)] = 1.0
+    attention_factor: Annotated[float | Literal["yarn"], yarn.TEMPERATURES] = 1.0
     """YaRN's temperature: a number, or yarn for 0.1 ln(s) + 1 (needs ramp dimensions to export)."""
     angle_precision: AnglePrecision = "exact"
     """exact: angles in float64, wrapped; float32: as engines with float32 tables have them."""
 
-    def scaling(self, checkpoint: RopeScaling) -> RopeScaling:
+    def scaling(self, checkpoint: yarn.RopeScaling) -> yarn.RopeScaling:
         """The scaling to train with, given the one that the checkpoint carries."""
         if self.rope_scaling == "keep":
             return checkpoint
         if self.rope_scaling == "none":
             return None
         if self.rope_scaling == "ntk":
-            return NtkConfig(self.rope_scaling_factor)
+            return yarn.NtkConfig(self.rope_scaling_factor)
         if self.rope_scaling == "linear":
-            return LinearConfig(self.rope_scaling_factor)
+            return yarn.LinearConfig(self.rope_scaling_factor)
         factor = self.attention_factor
-        return YarnConfig(
+        return yarn.YarnConfig(
             self.rope_scaling_factor,
             self.original_max_position_embeddings,
             self.beta_fast,
             self.beta_slow,
             self.ramp,
-            yarn_attention_factor(self.rope_scaling_factor) if factor == "yarn" else factor,
+            yarn.yarn_attention_factor(self.rope_scaling_factor) if factor == "yarn" else factor,
         )
 
-    def max_positions(self, positions: int, scaling: RopeScaling) -> int:
+    def max_positions(self, positions: int, scaling: yarn.RopeScaling) -> int:
         """Positions that the extended model is made for: the checkpoint's, if nothing changes.
 
         Args:
@@ -85,14 +76,14 @@ class RopeConfig:
             return positions
         if self.rope_scaling == "yarn":
             return math.floor(self.rope_scaling_factor * self.original_max_position_embeddings)
-        context = raw_context(scaling, positions)
+        context = yarn.raw_context(scaling, positions)
         if self.rope_scaling == "none":
             return context
         return math.floor(self.rope_scaling_factor * context)
 
-    def warnings(self, positions: int, scaling: RopeScaling) -> tuple[str, ...]:
+    def warnings(self, positions: int, scaling: yarn.RopeScaling) -> tuple[str, ...]:
         """What may not have been meant, given the checkpoint's positions and scaling."""
-        context = raw_context(scaling, positions)
+        context = yarn.raw_context(scaling, positions)
         original = self.original_max_position_embeddings
         if self.rope_scaling == "yarn" and original != context:
             return (
@@ -110,11 +101,11 @@ class RopeConfig:
 
     def without_effect(self) -> list[str]:
         """Fields of a scaling that are given, and that this one does not look at."""
-        read = {"keep": (), "none": (), "yarn": _OF_YARN}.get(self.rope_scaling, _OF_YARN[:1])
+        read = {"keep": (), "none": (), "yarn": OF_YARN}.get(self.rope_scaling, OF_YARN[:1])
         default = RopeConfig()
         return [
             name
-            for name in _OF_YARN
+            for name in OF_YARN
             if name not in read and getattr(self, name) != getattr(default, name)
         ]
 
@@ -125,7 +116,7 @@ class RopeConfig:
         Raises:
             InputError: it has figures of a scaling, and does not say which scaling.
         """
-        figures = [name for name in _OF_YARN if isinstance(block, Mapping) and name in block]
+        figures = [name for name in OF_YARN if isinstance(block, Mapping) and name in block]
         if figures and "rope_scaling" not in block:
             raise InputError(
                 f"{where}: rope has {', '.join(figures)}, and no rope_scaling, which would be "

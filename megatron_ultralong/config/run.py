@@ -1,4 +1,4 @@
-"""Options of a run that do not change what it computes: memory, saving, stopping, telling."""
+"""Options of a run that are about how it is done: memory, layers, saving, stopping, telling."""
 
 from __future__ import annotations
 
@@ -102,3 +102,47 @@ class LogConfig:
                 f"({self.profile_step_end}): the last iteration is not traced; use "
                 f"--profile-step-end {self.profile_step_start + 1} or more"
             )
+
+
+TransformerImpl = Literal["local", "transformer_engine"]
+AttentionImpl = Literal["ring", "te"]
+Fp8Format = Literal["none", "e4m3", "hybrid"]
+Fp8Recipe = Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
+
+FP8_TOKENS: dict[Fp8Recipe, int] = {
+    "delayed": 16,
+    "tensorwise": 16,
+    "blockwise": 128,
+    "mxfp8": 32,
+}
+"""What the tokens of a matrix product must be a multiple of, for Transformer Engine's kernels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerConfig:
+    """Megatron-Core's own modules or Transformer Engine's; checkpoints of both are the same."""
+
+    transformer_impl: TransformerImpl = "local"
+    """Linear layers and norms: local (Megatron-Core and torch), or transformer_engine, which has
+    to be installed."""
+    attention: AttentionImpl = "ring"
+    """ring: this project's, for any documents at any context parallel size; te: Transformer
+    Engine's own, with document_mask none only."""
+    fp8_format: Fp8Format = "none"
+    """Linear layers in FP8: hybrid (e4m3 forward, e5m2 gradients) or e4m3; needs Transformer
+    Engine. Attention, norms and the output layer keep the run's precision."""
+    fp8_recipe: Fp8Recipe = "tensorwise"
+    """How FP8 is scaled: tensorwise (current maxima), blockwise (Hopper and later), mxfp8
+    (Blackwell), delayed (maxima of earlier iterations; not with recomputed layers)."""
+    apply_rope_fusion: bool = False
+    """Rotary embedding by Transformer Engine's fused kernel. YaRN's temperature is in the softmax
+    scale here, so the kernel cannot lose it."""
+
+    @property
+    def needs_transformer_engine(self) -> bool:
+        """Whether anything of it is Transformer Engine's."""
+        return self.transformer_impl == "transformer_engine"
+
+
+LOCAL_LAYERS = LayerConfig()
+"""Megatron-Core's own modules, with our attention: what runs everywhere."""

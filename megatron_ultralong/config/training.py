@@ -1,4 +1,4 @@
-"""Configuration of a run: frozen dataclasses, with every rule between fields in one place.
+"""Configurations of runs: frozen dataclasses, with every rule between fields in one place.
 
 The command line is generated from these classes; flags keep Megatron-LM's spelling. Docstrings
 under the fields are the flags' help.
@@ -10,11 +10,10 @@ import dataclasses
 import math
 from typing import Annotated, ClassVar, Literal
 
-from megatron_ultralong.config.layers import LayerConfig
+from megatron_ultralong.config import run
 from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
-from megatron_ultralong.config.run import CheckpointConfig, FaultConfig, LogConfig, MemoryConfig
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
@@ -70,11 +69,11 @@ class TrainingConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    layers: LayerConfig = dataclasses.field(default_factory=LayerConfig)
-    memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    faults: FaultConfig = dataclasses.field(default_factory=FaultConfig)
-    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    layers: run.LayerConfig = dataclasses.field(default_factory=run.LayerConfig)
+    memory: run.MemoryConfig = dataclasses.field(default_factory=run.MemoryConfig)
+    checkpoint: run.CheckpointConfig = dataclasses.field(default_factory=run.CheckpointConfig)
+    faults: run.FaultConfig = dataclasses.field(default_factory=run.FaultConfig)
+    log: run.LogConfig = dataclasses.field(default_factory=run.LogConfig)
 
     def check(self, world_size: int) -> None:
         """Check the rules that need neither checkpoint nor data.
@@ -116,16 +115,56 @@ class TrainingConfig:
 
     def check_layers(self) -> None:
         """Raise InputError where layers of that kind cannot work on such a row."""
-        parallel, memory = self.parallel, self.memory
+        layers, memory = self.layers, self.memory
+        if layers.transformer_impl == "local":
+            for name in ("attention", "fp8_format", "apply_rope_fusion"):
+                value = getattr(layers, name)
+                if value != getattr(run.LOCAL_LAYERS, name):
+                    raise InputError(
+                        f"{name} {value} is Transformer Engine's, and transformer_impl is 'local': "
+                        "add --transformer-impl transformer_engine"
+                    )
+        if layers.attention == "te" and self.data.document_mask == "block":
+            raise InputError(
+                "attention 'te' cannot have document_mask 'block': Transformer Engine wants every "
+                "document padded to a multiple of 2 * context_parallel_size and cut on its own, "
+                "and rows here are packed without padding and cut as a whole, so documents would "
+                "see each other; use --attention ring, or --document-mask none"
+            )
+        if layers.attention == "te" and memory.recompute_granularity == "keep_attention":
+            raise InputError(
+                "attention 'te' cannot have recompute_granularity 'keep_attention': Transformer "
+                "Engine does not hand out what its backward pass needs; use "
+                "--recompute-granularity full, or --attention ring"
+            )
+        if layers.fp8_format != "none":
+            self._check_fp8()
+
+    def _check_fp8(self) -> None:
+        layers, parallel, memory = self.layers, self.parallel, self.memory
+        recompute = memory.recompute_granularity
+        if self.precision != "bf16":
+            raise InputError(
+                f"fp8_format {layers.fp8_format!r} needs precision 'bf16', not "
+                f"{self.precision!r}: FP8 products are summed into bf16 activations"
+            )
+        if layers.fp8_recipe == "delayed" and recompute != "none":
+            raise InputError(
+                f"fp8_recipe 'delayed' cannot have recompute_granularity '{recompute}': a layer "
+                "that is computed twice would count its maxima twice; use --fp8-recipe "
+                "tensorwise, or --recompute-granularity none"
+            )
+        unit = run.FP8_TOKENS[layers.fp8_recipe]
         runs = parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1
-        tiled = memory.recompute_granularity != "none"
-        self.layers.check(
-            document_mask=self.data.document_mask,
-            precision=self.precision,
-            recompute_granularity=memory.recompute_granularity,
-            local_tokens=self.data.seq_length // parallel.context_parallel_size // runs,
-            tile_size=memory.sequence_tile_size // runs if tiled else 0,
-        )
+        # Of a row, between layers; 0 where its length is not known yet.
+        local = self.data.seq_length // parallel.context_parallel_size // runs
+        tile = memory.sequence_tile_size // runs if recompute != "none" else 0
+        for name, tokens in (("tokens of a rank", local), ("sequence_tile_size", tile)):
+            if tokens % unit:
+                raise InputError(
+                    f"fp8_recipe {layers.fp8_recipe!r} needs {name} ({tokens}) to be a multiple of "
+                    f"{unit}: its kernels take whole blocks; use {-(-tokens // unit) * unit}"
+                )
 
     def num_microbatches(self, world_size: int) -> int:
         """Forward passes of one replica in an iteration.
@@ -164,3 +203,54 @@ class PretrainConfig(TrainingConfig):
     """Continued pretraining at an extended context."""
 
     verb = "pretrain"
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig(TrainingConfig):
+    """Instruction tuning on conversations: the loss counts the assistant's turns alone."""
+
+    verb = "sft"
+
+    train_iters: Annotated[int, Range(0)] = 0
+    """Iterations (optimizer steps) of the whole run; 0: as many as num_epochs takes."""
+    num_epochs: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
+    """Passes over the rows, where train_iters is 0; the paper states none."""
+    data: DataConfig = dataclasses.field(
+        default_factory=lambda: DataConfig(document_mask="block", reset_position_ids=True)
+    )
+
+    def with_iterations(self, num_rows: int) -> SftConfig:
+        """The same with ``train_iters`` set: the last one may begin another pass.
+
+        Raises:
+            InputError: ``num_epochs`` makes no iteration.
+        """
+        if self.train_iters:
+            return self
+        iterations = math.ceil(self.num_epochs * num_rows / max(self.global_batch_size, 1))
+        if iterations < 1:
+            raise InputError(
+                f"num_epochs ({self.num_epochs:g}) must be above 0, or train_iters at least 1"
+            )
+        return dataclasses.replace(self, train_iters=iterations)
+
+    def check_conversations(
+        self, checkpoint_positions: int, checkpoint_scaling: RopeScaling, longest: int
+    ) -> None:
+        """Raise InputError where positions are beyond those that the model is made for.
+
+        Args:
+            checkpoint_positions: of the checkpoint that the run starts from.
+            checkpoint_scaling: the checkpoint's own.
+            longest: tokens of the longest conversation: all that counts where positions restart.
+        """
+        if not self.data.reset_position_ids:
+            self.check_positions(checkpoint_positions, checkpoint_scaling)
+            return
+        limit = self.rope.max_positions(checkpoint_positions, checkpoint_scaling)
+        if longest > limit:
+            raise InputError(
+                f"the longest conversation has {longest} tokens, beyond the {limit} positions of "
+                f"rope_scaling '{self.rope.rope_scaling}': prepare them with --max-length {limit}, "
+                "or start from a checkpoint of a longer context"
+            )

@@ -6,13 +6,15 @@ Under torchrun the ranks are the job's own, over all its hosts; elsewhere two ar
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +23,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from megatron_ultralong.attention import reference, ring_attention
 from megatron_ultralong.doctor.finding import Finding
-from megatron_ultralong.sequence.assignment import zigzag_shard
+from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.sequence.transport import ProcessGroupRing, Transfer
 
 NUM_RANKS = 2
@@ -108,58 +110,43 @@ def _on_two_ranks(megabytes: int) -> dict[str, float | str]:
 
 
 def _rank(rank: int, folder: str, megabytes: int, use_gpus: bool) -> None:
-    device = _own_gpu(rank) if use_gpus else None
-    dist.init_process_group(
-        "nccl" if use_gpus else "gloo",
-        device_id=device,
-        store=dist.FileStore(f"{folder}/store", NUM_RANKS),  # type: ignore[attr-defined]
-        rank=rank,
-        world_size=NUM_RANKS,
-        timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS),
+    store = dist.FileStore(f"{folder}/store", NUM_RANKS)  # type: ignore[attr-defined]
+    measured = _measure(
+        megabytes, rank if use_gpus else None, store=store, rank=rank, world_size=NUM_RANKS
     )
-    try:
-        measured = _measure(megabytes)
-        if rank == 0:
-            (Path(folder) / "measured").write_text(json.dumps(measured))
-    finally:
-        dist.destroy_process_group()
+    if rank == 0:
+        (Path(folder) / "measured").write_text(json.dumps(measured))
 
 
 def _on_the_job(megabytes: int) -> dict[str, float | str]:
-    use_gpus = torch.cuda.is_available()
-    device = _own_gpu(int(os.environ.get("LOCAL_RANK", "0"))) if use_gpus else None
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return _measure(megabytes, local_rank if torch.cuda.is_available() else None)
+
+
+def _measure(megabytes: int, gpu: int | None, **group: Any) -> dict[str, float | str]:
+    """What the ranks of a group do together, each on its GPU or all on CPUs."""
+    device = torch.device("cpu")
+    if gpu is not None:  # made current, and named to NCCL, which would have to guess it
+        torch.cuda.set_device(gpu)
+        device = torch.device("cuda", gpu)
     dist.init_process_group(
-        "nccl" if use_gpus else "gloo",
-        device_id=device,
+        "gloo" if gpu is None else "nccl",
+        device_id=None if gpu is None else device,
         timeout=datetime.timedelta(seconds=TIMEOUT_SECONDS),
+        **group,
     )
     try:
-        return _measure(megabytes)
+        skew = _clock_skew(device)
+        return {
+            "backend": str(dist.get_backend()),
+            "ranks": dist.get_world_size(),
+            "all_reduce_gb_s": _all_reduce(megabytes * 2**20, device) / 1e9,
+            "exchange_gb_s": _ring_step(megabytes * 2**20, device) / 1e9,
+            **_ring_attention(device),
+            "clock_skew_s": skew,
+        }
     finally:
         dist.destroy_process_group()
-
-
-def _own_gpu(number: int) -> torch.device:
-    """The device of this rank, made current: named to NCCL, which would have to guess it."""
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
-
-
-def _measure(megabytes: int) -> dict[str, float | str]:
-    on_gpu = dist.get_backend() == "nccl"
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    size = dist.get_world_size()
-    skew = _clock_skew(device)
-    all_reduce = _all_reduce(megabytes * 2**20, device)
-    exchange = _ring_step(megabytes * 2**20, device)
-    return {
-        "backend": str(dist.get_backend()),
-        "ranks": size,
-        "all_reduce_gb_s": all_reduce / 1e9,
-        "exchange_gb_s": exchange / 1e9,
-        **_ring_attention(device),
-        "clock_skew_s": skew,
-    }
 
 
 def _clock_skew(device: torch.device) -> float:
@@ -174,20 +161,15 @@ def _clock_skew(device: torch.device) -> float:
 def _all_reduce(num_bytes: int, device: torch.device) -> float:
     """Bus bandwidth in bytes a second: each rank sends and receives 2 (n - 1) / n of the data."""
     size, rank = dist.get_world_size(), dist.get_rank()
-    best = float("inf")
+    seconds, expected = [], size * (size + 1) / 2
     for _ in range(REPEATS):
         data = torch.full((num_bytes // 4,), float(rank + 1), device=device)
-        _wait(device)
-        start = time.perf_counter()
-        dist.all_reduce(data)
-        _wait(device)
-        best = min(best, time.perf_counter() - start)
-        expected = size * (size + 1) / 2
+        seconds.append(_seconds(device, functools.partial(dist.all_reduce, data)))
         if not bool((data == expected).all()):
             raise RuntimeError(
                 f"an all-reduce of 1 to {size} gave {data.min()} to {data.max()}, not {expected}"
             )
-    return 2 * (size - 1) / size * num_bytes / best
+    return 2 * (size - 1) / size * num_bytes / min(seconds)
 
 
 def _ring_step(num_bytes: int, device: torch.device) -> float:
@@ -198,18 +180,20 @@ def _ring_step(num_bytes: int, device: torch.device) -> float:
     sent = torch.full((num_bytes // 4,), float(rank), device=device)
     received = torch.empty_like(sent)
     before, after = (rank - 1) % ring.size, (rank + 1) % ring.size
-    best = float("inf")
-    for _ in range(REPEATS):
-        _wait(device)
-        start = time.perf_counter()
-        ring.exchange(
-            [[Transfer("send", after, sent), Transfer("receive", before, received)]]
-        ).wait()
-        _wait(device)
-        best = min(best, time.perf_counter() - start)
+    transfers = [[Transfer("send", after, sent), Transfer("receive", before, received)]]
+    best = min(_seconds(device, lambda: ring.exchange(transfers).wait()) for _ in range(REPEATS))
     if not bool((received == before).all()):
         raise RuntimeError(f"rank {rank} received other numbers than rank {before} sent")
     return num_bytes / best
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """Time of a piece of work that all ranks begin together."""
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
 
 
 def _ring_attention(device: torch.device) -> dict[str, float | str]:
@@ -225,9 +209,9 @@ def _ring_attention(device: torch.device) -> dict[str, float | str]:
     ]
     exact = reference.attention(*whole)
     plain = (reference.attention(*whole, dtype=dtype) - exact).abs().max()
-    q, k, v = (zigzag_shard(tensor, size, rank, 0).contiguous() for tensor in whole)
+    q, k, v = (zigzag(size).shard(tensor, rank, 0).contiguous() for tensor in whole)
     out = ring_attention(q, k, v, group=dist.group.WORLD)
-    error = (out - zigzag_shard(exact, size, rank, 0)).abs().max()
+    error = (out - zigzag(size).shard(exact, rank, 0)).abs().max()
     dist.all_reduce(error, op=dist.ReduceOp.MAX)
     return {
         "tokens": length,

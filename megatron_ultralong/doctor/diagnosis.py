@@ -14,7 +14,7 @@ from typing import Annotated
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
 from megatron_ultralong.doctor.software import DRIVER, python_finding, software_findings
-from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings
 
 SICK = 1
 """Exit status where a run cannot work here."""
@@ -37,18 +37,16 @@ class DoctorConfig:
 def parse(words: Sequence[str]) -> DoctorConfig:
     """The configuration of a command line, by the standard library: the others may be broken."""
     parser = argparse.ArgumentParser("ultralong doctor", description=DoctorConfig.__doc__)
+    helps = field_docstrings(DoctorConfig)
     parser.add_argument(
         "--communication",
         action=argparse.BooleanOptionalAction,
         default=DoctorConfig.communication,
-        help="start ranks, and measure an all-reduce and a step of ring attention",
+        help=helps["communication"],
     )
-    parser.add_argument(
-        "--megabytes",
-        type=int,
-        default=DoctorConfig.megabytes,
-        help=f"size of the all-reduce, in MiB (default: {DoctorConfig.megabytes})",
-    )
+    default = DoctorConfig.megabytes
+    text = f"{helps['megabytes']} (default: {default})"
+    parser.add_argument("--megabytes", type=int, default=default, help=text)
     return DoctorConfig(**vars(parser.parse_args(words)))
 
 

@@ -70,12 +70,20 @@ def _trouble(module: str, requirement: str) -> str:
     """What is wrong with a library; empty if nothing is."""
     distribution, _, oldest = requirement.partition(">=")
     version = installed_version(distribution)
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a broken library raises anything
-        return f"{version or 'not installed'}: {type(error).__name__}: {error}"
+    if broken := _broken(module):
+        return f"{version or 'not installed'}: {broken}"
     if version and release(version) < release(oldest):
         return f"{version} is older than {oldest}"
+    return ""
+
+
+def _broken(*modules: str) -> str:
+    """The error of importing them; empty where there is none. A broken library raises anything."""
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return ""
 
 
@@ -111,14 +119,12 @@ def python_finding() -> Finding:
 
 
 def _torch() -> Finding:
-    version = installed_version("torch")
-    try:
-        import torch
-        import torch.distributed
-    except Exception as error:  # a broken library raises anything
-        text = f"{version or 'not installed'}: {type(error).__name__}: {error}"
+    if broken := _broken("torch", "torch.distributed"):
+        text = f"{installed_version('torch') or 'not installed'}: {broken}"
         fix = "install torch 2.6 or later, a build for this Python and this driver (pytorch.org)"
         return Finding("problem", "torch", text, fix)
+    import torch
+
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
     text = f"{torch.__version__}, {build}"
     if release(torch.__version__)[:2] < OLDEST_TORCH:
@@ -167,11 +173,11 @@ def _gpus() -> Iterator[Finding]:
 def _kernels() -> Finding:
     import torch
 
-    try:
-        from megatron_ultralong.attention.kernels import block_attention
-    except Exception as error:  # what it needs has a line of its own above
-        text = f"cannot be looked at: {type(error).__name__}: {error}"
+    if broken := _broken("megatron_ultralong.attention.kernels.block_attention"):
+        text = f"cannot be looked at: {broken}"  # what it needs has a line of its own above
         return Finding("problem", "attention", text, "fix the libraries above first")
+    from megatron_ultralong.attention.kernels import block_attention
+
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     dtype = torch.bfloat16
     try:
@@ -191,14 +197,11 @@ def _kernels() -> Finding:
 
 def _megatron_core() -> Finding:
     version = installed_version("megatron-core")
-    try:
-        importlib.import_module("megatron.core")
-        importlib.import_module("megatron_ultralong.mcore.model")
-    except Exception as error:
+    if broken := _broken("megatron.core", "megatron_ultralong.mcore.model"):
         return Finding(
             "problem",
             "megatron-core",
-            f"{version or 'not installed'}; importing it fails: {type(error).__name__}: {error}",
+            f"{version or 'not installed'}; importing it fails: {broken}",
             "pip install 'megatron-core>=0.16.1,<0.20' (0.17 and later need Python 3.12; "
             "0.19 needs triton)",
         )
@@ -216,13 +219,11 @@ def _transformer_engine() -> Finding:
     version = installed_version("transformer-engine")
     if importlib.util.find_spec("transformer_engine") is None:
         return Finding("note", "TE", "no Transformer Engine: the local layer spec is used")
-    try:
-        importlib.import_module("transformer_engine.pytorch")
-    except Exception as error:
+    if broken := _broken("transformer_engine.pytorch"):
         return Finding(
             _level_of_cuda_library(),
             "TE",
-            f"{version} does not import: {type(error).__name__}: {error}",
+            f"{version} does not import: {broken}",
             "install the one that was built for this torch, or none; NVIDIA's PyTorch image "
             "brings its own",
         )

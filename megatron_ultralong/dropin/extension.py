@@ -54,7 +54,7 @@ from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
-from megatron_ultralong.sequence.assignment import zigzag_unshard
+from megatron_ultralong.sequence.assignment import zigzag
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ class ResetMask:
         shard = local.to(torch.uint8).contiguous()
         shards = [torch.empty_like(shard) for _ in range(size)]
         dist.all_gather(shards, shard, group=self._group)
-        return zigzag_unshard(shards, dim=1).bool()
+        return zigzag(size).unshard(shards, dim=1).bool()
 
 
 def _boundaries(ends: Tensor) -> Tensor:

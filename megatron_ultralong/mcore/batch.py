@@ -19,7 +19,7 @@ from megatron.core.utils import get_attr_wrapped_model
 from megatron_ultralong.mcore.core_attention import document_params
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
-from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag, zigzag_unshard
+from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
 from megatron_ultralong.sequence.documents import DocumentMask, Row, document_positions
 
 CpAssignment = Literal["zigzag", "balanced"]
@@ -199,5 +199,5 @@ def score_rows(
     broadcast(local, groups.pp, -1)
     shards = [torch.empty_like(local) for _ in range(groups.cp.size())]
     dist.all_gather(shards, local, group=groups.cp)
-    whole = zigzag_unshard(shards, 2).cpu()
+    whole = zigzag(len(shards)).unshard(shards, 2).cpu()
     return whole[0], whole[1] > 0.5

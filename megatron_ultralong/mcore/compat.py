@@ -15,7 +15,7 @@ from typing import Any
 from megatron.core import fp8_utils
 from megatron.core.models.gpt import gpt_layer_specs
 
-from megatron_ultralong.config.layers import Fp8Recipe, LayerConfig
+from megatron_ultralong.config.run import Fp8Recipe, LayerConfig
 from megatron_ultralong.program.errors import InputError
 
 _FP8_QUESTIONS: dict[Fp8Recipe, str] = {

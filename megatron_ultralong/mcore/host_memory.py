@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from megatron_ultralong.plan.activations import pinned_bytes
+from megatron_ultralong.plan.job import pinned_bytes
 
 
 class Kept:

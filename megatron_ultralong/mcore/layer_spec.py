@@ -20,7 +20,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
-from megatron_ultralong.config.layers import AttentionImpl, LayerConfig
+from megatron_ultralong.config.run import AttentionImpl, LayerConfig
 from megatron_ultralong.mcore import compat, core_attention, recomputed_layer
 
 

@@ -9,9 +9,9 @@ from megatron.core.pipeline_parallel.utils import is_vp_first_stage, is_vp_last_
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_ultralong.config.layers import LOCAL_LAYERS, LayerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import AnglePrecision
+from megatron_ultralong.config.run import LOCAL_LAYERS, LayerConfig
 from megatron_ultralong.mcore import cpu, layer_spec, recomputed_layer, rotary, tiled_loss, tiles
 from megatron_ultralong.mcore.parallel import virtual_pipeline_size
 from megatron_ultralong.model import shape, yarn

@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
-
-import numpy as np
-import numpy.typing as npt
 
 from megatron_ultralong.model.shape import ModelConfig
 
@@ -67,23 +63,13 @@ class Flops:
         return Flops(*(factor * part for part in dataclasses.astuple(self)))
 
 
-def attention_area(cu_seqlens: Sequence[int] | npt.NDArray[np.integer]) -> int:
-    """Pairs (query, key) of causal attention inside documents: ``[0, 2, 5] -> 3 + 6 = 9``.
-
-    One row without a document mask is one document: ``[0, S] -> S (S + 1) / 2``.
-    """
-    edges = np.asarray(cu_seqlens, dtype=np.int64)
-    lengths = edges[1:] - edges[:-1]
-    return int((lengths * (lengths + 1) // 2).sum())
-
-
 def forward_flops(model: ModelConfig, num_tokens: float, area: float) -> Flops:
     """Operations of one forward pass over ``num_tokens`` tokens with attention ``area``.
 
     Args:
         model: shape of the model.
         num_tokens: tokens of all rows.
-        area: sum of :func:`attention_area` over the rows.
+        area: sum of ``causal_area`` over the rows.
     """
     query = model.num_attention_heads * model.kv_channels
     key_and_value = 2 * model.num_query_groups * model.kv_channels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, shown
@@ -60,69 +60,41 @@ class ModelConfig:
             )
 
 
-_LLAMA_3_1_8B = ModelConfig(
-    num_layers=32,
-    hidden_size=4096,
-    ffn_hidden_size=14336,
-    num_attention_heads=32,
-    num_query_groups=8,
-    kv_channels=128,
-    vocab_size=128256,
-    norm_epsilon=1e-5,
-    rotary_base=500000.0,
-    max_position_embeddings=131072,
-    untie_embeddings_and_output_weights=True,
-)
+def _llama(num_layers: int, hidden_size: int, ffn_hidden_size: int, **others: Any) -> ModelConfig:
+    """A Llama 3: heads of 128 channels and 8 of keys, unless ``others`` say something else."""
+    shape = {
+        "num_attention_heads": hidden_size // 128,
+        "num_query_groups": 8,
+        "kv_channels": 128,
+        "vocab_size": 128256,
+        "norm_epsilon": 1e-5,
+        "rotary_base": 500000.0,
+        "max_position_embeddings": 131072,
+        "untie_embeddings_and_output_weights": True,
+    }
+    return ModelConfig(num_layers, hidden_size, ffn_hidden_size, **(shape | others))
+
+
+_TIED = {"untie_embeddings_and_output_weights": False}
 
 MODELS: dict[str, ModelConfig] = {
-    "llama3.1-8b": _LLAMA_3_1_8B,
-    "llama3.1-70b": dataclasses.replace(
-        _LLAMA_3_1_8B,
-        num_layers=80,
-        hidden_size=8192,
-        ffn_hidden_size=28672,
-        num_attention_heads=64,
-    ),
-    "llama3.1-405b": dataclasses.replace(
-        _LLAMA_3_1_8B,
-        num_layers=126,
-        hidden_size=16384,
-        ffn_hidden_size=53248,
-        num_attention_heads=128,
-    ),
-    "llama3.2-1b": dataclasses.replace(
-        _LLAMA_3_1_8B,
-        num_layers=16,
-        hidden_size=2048,
-        ffn_hidden_size=8192,
-        kv_channels=64,
-        untie_embeddings_and_output_weights=False,
-    ),
-    "llama3.2-3b": dataclasses.replace(
-        _LLAMA_3_1_8B,
-        num_layers=28,
-        hidden_size=3072,
-        ffn_hidden_size=8192,
-        num_attention_heads=24,
-        untie_embeddings_and_output_weights=False,
-    ),
-    "demo": ModelConfig(
-        num_layers=3,
-        hidden_size=256,
-        ffn_hidden_size=640,
+    "llama3.1-8b": _llama(32, 4096, 14336),
+    "llama3.1-70b": _llama(80, 8192, 28672),
+    "llama3.1-405b": _llama(126, 16384, 53248),
+    "llama3.2-1b": _llama(16, 2048, 8192, num_attention_heads=32, kv_channels=64, **_TIED),
+    "llama3.2-3b": _llama(28, 3072, 8192, **_TIED),
+    "demo": _llama(
+        *(3, 256, 640),
         num_attention_heads=4,
         num_query_groups=2,
         kv_channels=32,
         vocab_size=4096,
-        norm_epsilon=1e-5,
         rotary_base=10000.0,
         max_position_embeddings=512,
-        untie_embeddings_and_output_weights=False,
+        **_TIED,
     ),
 }
 """Shapes as in Meta's and Hugging Face's ``config.json``, and of the demo's model."""
-
-_OF_RECIPES = {"llama3.1-8b": "llama3.1-8b", "demo": "demo"}
 
 
 def model_of_recipe(recipe: str) -> str:
@@ -131,8 +103,8 @@ def model_of_recipe(recipe: str) -> str:
     Raises:
         InputError: the recipe names none.
     """
-    for beginning, name in _OF_RECIPES.items():
-        if recipe.startswith(beginning):
+    for name in MODELS:
+        if recipe.startswith(name):
             return name
     raise InputError(f"recipe {recipe!r} names no model: say --model, one of {', '.join(MODELS)}")
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,16 @@ from megatron_ultralong.program.fields import Range, check_ranges
 
 FloatArray = npt.NDArray[np.float64]
 Ramp = Literal["rotations", "dimensions"]
-_FACTOR_RULE = "it is the target context divided by the original one"
+ScalingFactor = Annotated[
+    float, Range(1, 1_000_000, rule="it is the target context divided by the original one")
+]
+"""``s``: target context / original context; 128, 256, 512 for 1M, 2M, 4M over 8192."""
+ContextLength = Annotated[int, Range(1, MOST_POSITIONS, rule="rotations are counted over it")]
+"""``L``: a context over which rotations are counted, in tokens."""
+Rotations = Annotated[float, Range(1e-6, 1_000_000)]
+"""Over ``L``."""
+TEMPERATURES = Range(0.01, 100, rule="logits of attention are multiplied by its square")
+"""Of attention: scales of cos and sin, whose square attention logits get."""
 
 
 def yarn_attention_factor(scaling_factor: float) -> float:
@@ -38,55 +47,49 @@ def yarn_attention_factor(scaling_factor: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class YarnConfig:
+class _Scaled:
+    """What all scalings have."""
+
+    scaling_factor: ScalingFactor
+
+    def __post_init__(self) -> None:
+        check_ranges(self, where="rope scaling")
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnConfig(_Scaled):
     """NTK-by-parts interpolation; the defaults are the favoured reading of arXiv 2504.06214."""
 
-    scaling_factor: Annotated[float, Range(1, 1_000_000, rule=_FACTOR_RULE)]
-    """``s``: target context / original context (128, 256, 512 for 1M, 2M, 4M over 8192)."""
-    original_max_position_embeddings: Annotated[int, Range(1, MOST_POSITIONS)] = 8192
-    """``L``: the context over which rotations are counted, in tokens."""
-    beta_fast: Annotated[float, Range(1e-6, 1_000_000)] = 4.0
-    """Dimensions with more rotations than this keep their frequency."""
-    beta_slow: Annotated[float, Range(1e-6, 1_000_000)] = 1.0
-    """Dimensions with fewer rotations than this are divided by ``s``."""
+    original_max_position_embeddings: ContextLength = 8192
+    beta_fast: Rotations = 4.0
+    """Dimensions with more keep their frequency."""
+    beta_slow: Rotations = 1.0
+    """Dimensions with fewer are divided by ``s``."""
     ramp: Ramp = "rotations"
     """How the frequencies between are mixed; see the module."""
-    attention_factor: Annotated[float, Range(0.01, 100)] = 1.0
-    """Scale of cos and sin; attention logits get its square."""
+    attention_factor: Annotated[float, TEMPERATURES] = 1.0
     truncate: bool = True
     """Round the ends of the ramp by dimensions outwards, to whole dimensions."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, where="rope scaling")
+        super().__post_init__()
         if self.beta_slow >= self.beta_fast:
             raise InputError(
                 f"beta_slow ({self.beta_slow}) must be below beta_fast ({self.beta_fast}): the "
                 "ramp runs from slow to fast dimensions; lower the first or raise the second"
             )
-        if self.ramp not in ("rotations", "dimensions"):
+        if self.ramp not in get_args(Ramp):
             raise InputError(f"ramp must be 'rotations' or 'dimensions', not {self.ramp!r}")
         if not self.truncate and self.ramp == "rotations":
             raise InputError("truncate false needs ramp 'dimensions': 'rotations' rounds nothing")
 
 
-@dataclasses.dataclass(frozen=True)
-class NtkConfig:
+class NtkConfig(_Scaled):
     """NTK-aware scaling: ``b' = b * s^(D/(D-2))``, all dimensions (ablation)."""
 
-    scaling_factor: Annotated[float, Range(1, 1_000_000, rule=_FACTOR_RULE)]
 
-    def __post_init__(self) -> None:
-        check_ranges(self, where="rope scaling")
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearConfig:
+class LinearConfig(_Scaled):
     """Position interpolation: ``theta_d / s`` (arXiv 2306.15595; ablation)."""
-
-    scaling_factor: Annotated[float, Range(1, 1_000_000, rule=_FACTOR_RULE)]
-
-    def __post_init__(self) -> None:
-        check_ranges(self, where="rope scaling")
 
 
 RopeScaling = YarnConfig | NtkConfig | LinearConfig | None
@@ -224,19 +227,14 @@ def hf_rope_scaling(scaling: RopeScaling) -> dict[str, Any] | None:
     }
 
 
-_YARN_KEYS = {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow"}
-_KNOWN_KEYS = {
-    "default": set[str](),
-    "linear": {"factor"},
-    "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
-    "yarn": _YARN_KEYS | {"attention_factor", "truncate"},
+_ROTATIONS = {"factor", "original_max_position_embeddings"}
+_KEYS: dict[str, tuple[set[str], set[str]]] = {
+    "default": (set(), set()),
+    "linear": ({"factor"}, set()),
+    "llama3": (_ROTATIONS | {"low_freq_factor", "high_freq_factor"}, set()),
+    "yarn": (_ROTATIONS, {"beta_fast", "beta_slow", "attention_factor", "truncate"}),
 }
-_NEEDED_KEYS = {
-    "default": set[str](),
-    "linear": {"factor"},
-    "llama3": _KNOWN_KEYS["llama3"],
-    "yarn": {"factor", "original_max_position_embeddings"},
-}
+"""Keys of a block by its rope type: those that it needs, and others whose meaning is known."""
 
 
 def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
@@ -249,9 +247,9 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
     if block is None:
         return None
     rope_type = block.get("rope_type", block.get("type", "default"))
-    if rope_type not in _KNOWN_KEYS:
+    if rope_type not in _KEYS:
         raise InputError(
-            f"rope_type {rope_type!r} is not supported; known: {', '.join(sorted(_KNOWN_KEYS))}: "
+            f"rope_type {rope_type!r} is not supported; known: {', '.join(sorted(_KEYS))}: "
             "state one of these in its place, and train the model on with it"
         )
     values = {
@@ -259,8 +257,8 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
         for key, value in block.items()
         if key not in ("rope_type", "type", "rope_theta") and value is not None
     }
-    unknown = sorted(set(values) - _KNOWN_KEYS[rope_type])
-    missing = sorted(_NEEDED_KEYS[rope_type] - set(values))
+    needed, others = _KEYS[rope_type]
+    unknown, missing = sorted(set(values) - needed - others), sorted(needed - set(values))
     if unknown or missing:
         raise InputError(
             f"rope_scaling of rope_type {rope_type!r}: missing keys {missing}, unknown keys "

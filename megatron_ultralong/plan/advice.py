@@ -3,16 +3,119 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
-from megatron_ultralong.plan.changes import Change, changes
+from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.host_memory import NODE_SHARE
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.optimizer_memory import least_memory
-from megatron_ultralong.plan.search import SAME_TIME, Found, nearest_rule, search
+from megatron_ultralong.plan.search import LAYOUT_FLAGS, SAME_TIME, Found, broken_rule, search
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import causal_area
+
+MOST_GPUS = 16_384
+SHORTEST_ROW = 8192
+
+
+class Change(NamedTuple):
+    """What to type, and the job that it makes."""
+
+    kind: str
+    """Of one kind one change that works is enough."""
+    words: str
+    job: Job
+
+
+def changes(job: Job, hardware: Hardware) -> Iterator[Change]:
+    """Changes to try, kind by kind, where no layout of ``job`` was found."""
+    typed = [name for name in LAYOUT_FLAGS if name in job.pinned]
+    for names in [[name] for name in typed] + ([typed] if len(typed) > 1 else []):
+        words = "without " + ", ".join(map(flag_of, names))
+        left = dataclasses.replace(job, pinned=job.pinned - set(names))
+        yield Change("leave out", words, left)
+    for name, value in _memory_flags(job.config):
+        words = flag_of(name) if value is True else f"{flag_of(name)} {value}"
+        yield Change("flag", words, job.with_flags(**{name: value}))
+    for rows in _batches(job):
+        words = f"--global-batch-size {rows}"
+        yield Change("batch", words, job.with_flags(global_batch_size=rows))
+    if not job.rows_are_fixed and job.documents is None:
+        for length in _lengths(job):
+            # Rows of one document.
+            row = dataclasses.replace(job, mean_area=causal_area([0, length]))
+            yield Change("row", f"--seq-length {length}", row.with_flags(seq_length=length))
+    counts = {"fewer GPUs": _fewer, "more GPUs": _more}
+    for kind, options in counts.items():
+        for count in options(job.num_gpus, hardware.gpus_per_node):
+            yield Change(kind, f"--gpus {count}", dataclasses.replace(job, num_gpus=count))
+
+
+def _memory_flags(config: TrainingConfig) -> Iterator[tuple[str, Any]]:
+    default, optimizer = MemoryConfig(), config.optimizer
+    for name in ("loss_tile_size", "sequence_tile_size"):
+        usual = getattr(default, name)
+        if not 0 < getattr(config.memory, name) <= usual:
+            yield name, usual
+    is_plain = not optimizer.optimizer_cpu_offload and not optimizer.use_precision_aware_optimizer
+    if config.precision == "bf16" and is_plain:
+        yield "optimizer_cpu_offload", True
+
+
+def _batches(job: Job) -> list[int]:
+    """Rows of an iteration that replicas of these GPUs divide, the nearest first."""
+    rows = job.config.global_batch_size
+    options = set()
+    for replicas in range(1, min(job.num_gpus, 2 * rows) + 1):
+        if job.num_gpus % replicas == 0:
+            unit = replicas * job.config.micro_batch_size
+            options |= {rows // unit * unit, -(-rows // unit) * unit}
+    options -= {0, rows}
+    return sorted(options, key=lambda option: (abs(option - rows), option))[:6]
+
+
+def _lengths(job: Job) -> Iterator[int]:
+    """Rows that all GPUs divide; then shorter ones by halves."""
+    length, unit = job.seq_length, 2 * job.num_gpus
+    below = length // unit * unit
+    if SHORTEST_ROW <= below < length:
+        yield below
+    shorter = 1 << (length - 1).bit_length() - 1
+    while shorter >= SHORTEST_ROW:
+        yield shorter
+        shorter //= 2
+
+
+def _fewer(num_gpus: int, node: int) -> list[int]:
+    """Whole nodes of these GPUs, or powers of two of one node's: the most first."""
+    if num_gpus > node:
+        options = [node * count for count in _round_numbers(num_gpus // node)]
+    else:
+        options = [1 << power for power in range(num_gpus.bit_length())]
+    return sorted((count for count in options if count < num_gpus), reverse=True)[:4]
+
+
+def _more(num_gpus: int, node: int) -> list[int]:
+    options = [node * count for count in _round_numbers(MOST_GPUS // node)]
+    if num_gpus < node:
+        options += [1 << power for power in range(node.bit_length())]
+    return sorted({count for count in options if count > num_gpus})
+
+
+def _round_numbers(most: int) -> list[int]:
+    """Powers of two, and three times them."""
+    powers = [1 << power for power in range(most.bit_length())]
+    return [count for count in (*powers, *(3 * each for each in powers)) if count <= most]
+
+
+def flag_of(name: str) -> str:
+    """``loss_tile_size -> --loss-tile-size``."""
+    return "--" + name.replace("_", "-")
+
 
 MOST_NAMED = 3
 """Changes that a message names."""
@@ -22,23 +125,17 @@ NEARLY = 0.95
 """Of a row's length: a change for speed does not make rows shorter."""
 
 
-def best(
-    job: Job,
-    hardware: Hardware,
-    pinned: Collection[str] = (),
-    *,
-    rows_are_fixed: bool = False,
-) -> Found:
+def best(job: Job, hardware: Hardware) -> Found:
     """As :func:`search`, of which at least one layout fits.
 
     Raises:
         InputError: none does; with the one that comes nearest, what it lacks, and the smallest
             changes that give a layout, each of them planned.
     """
-    found = search(job, hardware, pinned)
+    found = search(job, hardware)
     if found.feasible:
         return found
-    way = _ways(working_changes(job, hardware, pinned, rows_are_fixed=rows_are_fixed))
+    way = _ways(_working_changes(job, hardware))
     if found.refused:
         nearest = found.refused[0][0]
         raise InputError(
@@ -47,12 +144,12 @@ def best(
         )
     # The rule that most layouts break; the others are as true.
     rules = max(found.rules, key=lambda rule: found.rules[rule], default="") or (
-        f"they do not divide by the sizes given ({_sizes(job, pinned)})"
+        f"they do not divide by the sizes given ({_sizes(job)})"
     )
     raise InputError(f"no layout of {job.num_gpus} GPUs is possible: {rules}; {way}")
 
 
-def check_given(job: Job, hardware: Hardware, *, rows_are_fixed: bool) -> Estimate:
+def check_given(job: Job, hardware: Hardware) -> Estimate:
     """The estimate of a layout that is given.
 
     Raises:
@@ -63,38 +160,26 @@ def check_given(job: Job, hardware: Hardware, *, rows_are_fixed: bool) -> Estima
     if estimate.refusal is None:
         return estimate
     text = f"{layout_text(job)} does not fit: it {estimate.lack}"
-    named = list(_changes_of_layout(job, hardware))
-    if not named:
+    named = _change_of_layout(job, hardware)
+    if named is None:
         try:
-            chosen = best(job, hardware, rows_are_fixed=rows_are_fixed).chosen
+            free = dataclasses.replace(job, pinned=frozenset())
+            named = "without --no-search", best(free, hardware).chosen
         except InputError as error:
             raise InputError(f"{text}; {error}") from None
-        named = [("without --no-search", chosen)]
-    raise InputError(f"{text}; {_ways(iter(named))}")
+    raise InputError(f"{text}; {_ways([named])}")
 
 
-def working_changes(
-    job: Job, hardware: Hardware, pinned: Collection[str], *, rows_are_fixed: bool
-) -> Iterator[tuple[str, Estimate]]:
+def _working_changes(job: Job, hardware: Hardware) -> Iterator[tuple[str, Estimate]]:
     """Changes that give a layout, one of each kind, and the layout; every one has been planned."""
     done = set()
-    for change in changes(job, hardware, pinned, rows_are_fixed=rows_are_fixed):
-        if change.kind in done:
-            continue
-        estimate = _tried(change, hardware)
-        if estimate is not None:
+    for change in changes(job, hardware):
+        if change.kind not in done and (estimate := _tried(change.job, hardware)):
             done.add(change.kind)
             yield change.words, estimate
 
 
-def faster_changes(
-    job: Job,
-    hardware: Hardware,
-    pinned: Collection[str],
-    chosen: Estimate,
-    *,
-    rows_are_fixed: bool,
-) -> list[str]:
+def faster_changes(job: Job, hardware: Hardware, chosen: Estimate) -> list[str]:
     """Batches and rows that these GPUs share better, a sentence for the best of each.
 
     Only where the layout found waits: replicas that the batch does not divide into leave pipelines.
@@ -103,12 +188,12 @@ def faster_changes(
         return []
     ours = chosen.tokens_per_second_per_gpu
     best_of: dict[str, tuple[float, str]] = {}
-    for change in changes(job, hardware, pinned, rows_are_fixed=rows_are_fixed):
+    for change in changes(job, hardware):
         # For speed alone a row is not cut by much.
         is_near = change.job.seq_length >= NEARLY * job.seq_length
         if change.kind not in ("batch", "row") or not is_near:
             continue
-        found = _tried(change, hardware)
+        found = _tried(change.job, hardware)
         if found is None:
             continue
         gain = found.tokens_per_second_per_gpu / ours - 1
@@ -122,18 +207,13 @@ def faster_changes(
     return [text for _, text in best_of.values()]
 
 
-def savable_change(
-    job: Job, hardware: Hardware, pinned: Collection[str], chosen: Estimate
-) -> list[str]:
+def savable_change(job: Job, hardware: Hardware, chosen: Estimate) -> list[str]:
     """A fraction of the optimizer on the host that leaves room for checkpoints, as a sentence."""
-    optimizer = job.config.optimizer
-    if chosen.host.can_save or not optimizer.optimizer_cpu_offload:
+    if chosen.host.can_save or not job.config.optimizer.optimizer_cpu_offload:
         return []
-    if "optimizer_offload_fraction" not in pinned:
+    if "optimizer_offload_fraction" not in job.pinned:
         for fraction in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1):
-            changed = dataclasses.replace(optimizer, optimizer_offload_fraction=fraction)
-            config = dataclasses.replace(job.config, optimizer=changed)
-            found = search(dataclasses.replace(job, config=config), hardware, pinned)
+            found = search(job.with_flags(optimizer_offload_fraction=fraction), hardware)
             if found.feasible and found.chosen.host.can_save:
                 words, best_found = f"--optimizer-offload-fraction {fraction}", found.chosen
                 return [
@@ -148,69 +228,50 @@ def savable_change(
     ]
 
 
-def _tried(change: Change, hardware: Hardware) -> Estimate | None:
-    if least_memory(change.job) > hardware.memory_gib * GIB:
+def _tried(job: Job, hardware: Hardware) -> Estimate | None:
+    if least_memory(job) > hardware.memory_gib * GIB or broken_rule(job.check_flags):
         return None
-    try:
-        change.job.check_flags()
-    except InputError:
-        return None
-    found = search(change.job, hardware, change.pinned)
+    found = search(job, hardware)
     return found.chosen if found.feasible else None
 
 
-def _changes_of_layout(job: Job, hardware: Hardware) -> Iterator[tuple[str, Estimate]]:
-    """Flags that make a given layout fit, fewest first; the first that do."""
-    memory, optimizer = job.memory, job.config.optimizer
-    full = {"recompute_granularity": "full"}
-    offloaded = {"offload_activations": True}
-    for words, fields, host in (
-        ("--recompute-granularity full", full, False),
-        ("--offload-activations", offloaded, False),
-        ("--optimizer-cpu-offload", {}, True),
-        ("--recompute-granularity full --offload-activations", full | offloaded, False),
-        ("--offload-activations --optimizer-cpu-offload", offloaded, True),
-        (
-            "--recompute-granularity full --offload-activations --optimizer-cpu-offload",
-            full | offloaded,
-            True,
-        ),
+def _change_of_layout(job: Job, hardware: Hardware) -> tuple[str, Estimate] | None:
+    """The fewest flags that make a given layout fit."""
+    full, offloaded = "--recompute-granularity full", "--offload-activations"
+    host = "--optimizer-cpu-offload"
+    flags = {
+        full: ("recompute_granularity", "full"),
+        offloaded: ("offload_activations", True),
+        host: ("optimizer_cpu_offload", True),
+    }
+    for words in (
+        *((full,), (offloaded,), (host,)),
+        *((full, offloaded), (offloaded, host), (full, offloaded, host)),
     ):
-        config = dataclasses.replace(
-            job.config,
-            memory=dataclasses.replace(memory, **fields),
-            optimizer=dataclasses.replace(
-                optimizer, optimizer_cpu_offload=host or optimizer.optimizer_cpu_offload
-            ),
-        )
-        changed = dataclasses.replace(job, config=config)
-        try:
-            changed.check_flags()
-        except InputError:
+        changed = job.with_flags(**dict(flags[word] for word in words))
+        if changed == job or broken_rule(changed.check_flags) or broken_rule(changed.check):
             continue
-        if config != job.config and nearest_rule(changed) is None:
-            estimate = Estimate(changed, hardware)
-            if estimate.refusal is None:
-                yield words, estimate
-                return
+        estimate = Estimate(changed, hardware)
+        if estimate.refusal is None:
+            return " ".join(words), estimate
+    return None
 
 
-def _ways(named: Iterator[tuple[str, Estimate]]) -> str:
+def _ways(named: Iterable[tuple[str, Estimate]]) -> str:
     texts = []
-    for words, estimate in named:
-        host = f" and {estimate.host_per_node / GIB:,.0f} of a node's memory"
+    for words, estimate in itertools.islice(named, MOST_NAMED):
+        host = f" and {estimate.host.offloaded / GIB:,.0f} of a node's memory"
         texts.append(
             f"`{words}` ({layout_text(estimate.job)}: {estimate.needed / GIB:.1f} GiB of a GPU"
-            f"{host if estimate.host_per_node else ''}, {estimate.time.total:,.1f} s a step)"
+            f"{host if estimate.host.offloaded else ''}, {estimate.time.total:,.1f} s a step)"
         )
-        if len(texts) == MOST_NAMED:
-            break
     if not texts:
         return "no single change was found that gives one"
     return "change: " + ", or ".join(texts)
 
 
-def _sizes(job: Job, pinned: Collection[str]) -> str:
+def _sizes(job: Job) -> str:
     names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
-    found = [f"{name} {getattr(job.parallel, name)}" for name in names if name in pinned]
-    return ", ".join(found)
+    return ", ".join(
+        f"{name} {getattr(job.parallel, name)}" for name in names if name in job.pinned
+    )

@@ -6,14 +6,15 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import causal_area, chunk_areas
 
-Float64Array = npt.NDArray[np.float64]
 BALANCED = 1.02
 """The busiest rank over the mean under ``cp_assignment balanced``: 1.00 to 1.025 were computed
 (benchmarks/attention.md)."""
@@ -34,7 +35,7 @@ def expected_area(seq_length: int, mean_document_length: float) -> float:
     mean = float(mean_document_length)
     log_q = math.log1p(-1.0 / mean)
     if -log_q * seq_length < 1e-6:
-        return seq_length * (seq_length + 1) / 2
+        return float(causal_area([0, seq_length]))
     # sum over i of mean (1 - q^(i+1))
     tail = -math.expm1(seq_length * log_q) * math.exp(log_q) * mean
     return mean * (seq_length - tail)
@@ -75,20 +76,13 @@ class DocumentRows:
         return {}
 
 
-def zigzag_areas(cu_seqlens: Sequence[int], ranks: int) -> Float64Array:
+def zigzag_areas(cu_seqlens: Sequence[int], ranks: int) -> npt.NDArray[np.float64]:
     """Pairs of every rank, which has chunk ``r`` and chunk ``2 R - 1 - r`` of ``2 R``, shape [R].
 
     ``([0, 1, 4], 2) -> [4, 3]``: queries see 1, 1, 2, 3 keys; rank 0 has the first and the last.
     """
-    edges = np.asarray(cu_seqlens, dtype=np.float64)
-    lengths = edges[1:] - edges[:-1]
-    before = np.concatenate([[0.0], np.cumsum(lengths * (lengths + 1) / 2)])
-    cuts = np.linspace(0, edges[-1], 2 * ranks + 1)
-    document = np.clip(np.searchsorted(edges, cuts, side="right") - 1, 0, len(lengths) - 1)
-    inside = cuts - edges[document]
-    chunks = np.diff(before[document] + inside * (inside + 1) / 2)
-    areas: Float64Array = chunks[:ranks] + chunks[::-1][:ranks]
-    return areas
+    chunks = chunk_areas(cu_seqlens, 2 * ranks)
+    return chunks[:ranks] + chunks[::-1][:ranks]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +96,7 @@ class Rows:
     """Of some of them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Area:
+class Area(NamedTuple):
     """Attention area of a mean row, and how it was found."""
 
     pairs: float
@@ -123,7 +116,7 @@ def area_of(config: TrainingConfig, mean_document_length: float, rows: Rows | No
         InputError: documents are masked, and nothing tells their lengths.
     """
     length = config.data.seq_length
-    whole = length * (length + 1) / 2
+    whole = float(causal_area([0, length]))
     if config.data.document_mask == "none":
         if mean_document_length:
             raise InputError(

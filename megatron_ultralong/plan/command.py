@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
-from megatron_ultralong.config.sft import SftConfig
-from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.config.training import SftConfig, TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.plan.advice import best, check_given, faster_changes, savable_change
+from megatron_ultralong.plan import advice
 from megatron_ultralong.plan.area import Rows, area_of
-from megatron_ultralong.plan.changes import MOST_GPUS
 from megatron_ultralong.plan.estimate import Estimate
-from megatron_ultralong.plan.hardware import (
-    Hardware,
-    check,
-    hardware_by_name,
-    hardware_from,
-)
+from megatron_ultralong.plan.hardware import Hardware, hardware_by_name, hardware_from
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.report import Plan, show
-from megatron_ultralong.plan.search import Found
+from megatron_ultralong.plan.search import Found, broken_rule
 from megatron_ultralong.plan.values import as_values, save_memory_picture
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
@@ -88,7 +80,7 @@ class PlanConfig:
 
     run: TrainingConfig
     """As `pretrain` or `sft` takes it."""
-    gpus: Annotated[int, Range(1, MOST_GPUS)] = 0
+    gpus: Annotated[int, Range(1, advice.MOST_GPUS)] = 0
     """GPUs of the whole job."""
     gpu: str = "h100-80gb"
     """h100-80gb (attention by cuDNN), h100-80gb-fa4 (by flash-attn-4), h100-94gb-nvl, h200-141gb,
@@ -118,17 +110,13 @@ class PlanConfig:
         Raises:
             InputError: it is not known, or a figure is out of range.
         """
-        if not self.hardware:
-            found = hardware_by_name(self.gpu)
-        else:
-            found = _hardware_file(Path(self.hardware))
+        found = hardware_by_name(self.gpu)
+        if self.hardware:
+            values = read_yaml(Path(self.hardware), "description of hardware")
+            found = hardware_from(values, self.hardware)
         found = self.figures.apply(found)
-        check(found, self.hardware or f"--gpu {self.gpu}")
+        check_ranges(found, where=self.hardware or f"--gpu {self.gpu}")
         return found
-
-
-def _hardware_file(path: Path) -> Hardware:
-    return hardware_from(read_yaml(path, "description of hardware"), str(path))
 
 
 def plan_run(
@@ -137,7 +125,7 @@ def plan_run(
     model: ModelConfig,
     model_name: str,
     *,
-    typed: Collection[str] = (),
+    typed: frozenset[str] = frozenset(),
     rows: Rows | None = None,
 ) -> Plan:
     """Plan, print and write.
@@ -159,30 +147,23 @@ def plan_run(
         raise InputError("--seq-length is needed: tokens of a row, or a --data-path that has them")
     _check_fp8(config, hardware)
     area = area_of(config, command.mean_document_length, rows)
-    job = Job(model, config, command.gpus, area.pairs, area.documents)
+    job = Job(model, config, command.gpus, area.pairs, area.documents, typed)
     job.check_flags()
     found: Found | None = None
     hints: list[str] = []
-    are_fixed = bool(config.data.data_path)
+    given: Estimate | None = None
     if command.search:
-        found = best(job, hardware, typed, rows_are_fixed=are_fixed)
+        found = advice.best(job, hardware)
         chosen = found.chosen
-        hints = savable_change(job, hardware, typed, chosen)
-        hints += faster_changes(job, hardware, typed, chosen, rows_are_fixed=are_fixed)
+        hints = advice.savable_change(job, hardware, chosen)
+        hints += advice.faster_changes(job, hardware, chosen)
+        given = None if broken_rule(job.check) else Estimate(job, hardware)
     else:
-        chosen = check_given(job, hardware, rows_are_fixed=are_fixed)
+        chosen = advice.check_given(job, hardware)
     tokens, tokens_text = _train_tokens(command, job, rows)
     plan = Plan(
-        recipe,
-        model_name,
-        area.text,
-        tokens,
-        chosen,
-        found,
-        _as_given(job, hardware) if found else None,
-        hints,
-        typed,
-        tokens_text,
+        *(recipe, model_name, area.text, tokens, chosen),
+        *(found, given, hints, tokens_text),
     )
     show(_console(), plan, command.num_alternatives)
     _write(command, plan)
@@ -217,14 +198,6 @@ def _check_fp8(config: TrainingConfig, hardware: Hardware) -> None:
         f"fp8_recipe {recipe!r} is nothing that {hardware.name} has instructions for; it has: "
         f"{options}"
     )
-
-
-def _as_given(job: Job, hardware: Hardware) -> Estimate | None:
-    try:
-        job.check()
-    except InputError:
-        return None
-    return Estimate(job, hardware)
 
 
 def _write(command: PlanConfig, plan: Plan) -> None:

@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Iterator
 from typing import get_args
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.plan.attention_memory import fp32_notes
-from megatron_ultralong.plan.estimate import Estimate, layout_text
+from megatron_ultralong.plan.estimate import Estimate, layout_text, run_time
 from megatron_ultralong.plan.hardware import hardware_of_device
 from megatron_ultralong.plan.job import GIB, Job
+from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.plan.ledger import Part
-from megatron_ultralong.plan.run_time import run_time
 from megatron_ultralong.plan.step_time import StepTime
 from megatron_ultralong.program.terminal import Console
+from megatron_ultralong.sequence.documents import causal_area
 
-
-def memory_rows(estimate: Estimate) -> Iterator[tuple[str, int]]:
-    """Part and bytes at the peak, in the order of the step; those that are there."""
-    parts = estimate.worst.peak.parts
-    for part in get_args(Part):
-        if parts.get(part):
-            yield part, parts[part]
+WIDTH = 96
+"""Columns of a plan among the lines of a dry run."""
+figure = functools.partial(Column, justify="right")
+"""A column of numbers."""
 
 
 def memory_table(estimate: Estimate) -> Table:
     """Memory of one GPU at the peak of its step, by part, and of a node."""
-    worst, table = estimate.worst, Table(title_justify="left")
+    worst, table = estimate.worst, Table("part", figure("GiB"), title_justify="left")
     stages = estimate.job.parallel.pipeline_model_parallel_size
     where = f" of pipeline stage {worst.stage} of {stages}" if stages > 1 else ""
     table.title = f"Memory of a GPU{where}, at the peak of its step ({worst.peak.moment})"
-    table.add_column("part")
-    table.add_column("GiB", justify="right")
-    for name, size in memory_rows(estimate):
-        table.add_row(name, f"{size / GIB:.2f}")
+    parts = worst.peak.parts
+    for name in get_args(Part):  # in the order of the step
+        if parts.get(name):
+            table.add_row(name, f"{parts[name] / GIB:.2f}")
     table.add_section()
     table.add_row("tensors at the peak", f"{worst.peak.total / GIB:.2f}", style="bold")
     for name, size in estimate.allowance.items():
@@ -93,11 +90,9 @@ def time_rows(time: StepTime) -> list[tuple[str, float]]:
 
 def traffic_table(time: StepTime) -> Table:
     """What leaves a rank in a step, by link."""
-    table = Table(title="Communication of a rank in a step", title_justify="left")
-    table.add_column("what")
-    table.add_column("link")
-    for name in ("GB", "seconds alone", "hidden", "not hidden"):
-        table.add_column(name, justify="right")
+    figures = map(figure, ("GB", "seconds alone", "hidden", "not hidden"))
+    title = "Communication of a rank in a step"
+    table = Table("what", "link", *figures, title=title, title_justify="left")
     for each in time.traffic:
         table.add_row(
             each.name,
@@ -111,11 +106,7 @@ def traffic_table(time: StepTime) -> Table:
 
 
 def plan_text(
-    config: TrainingConfig,
-    model: ModelConfig,
-    num_gpus: int,
-    device_name: str | None,
-    width: int = 96,
+    config: TrainingConfig, model: ModelConfig, num_gpus: int, device_name: str | None
 ) -> str:
     """Memory and time of the run as it is configured; says so where it would not fit.
 
@@ -124,13 +115,11 @@ def plan_text(
         model: shape of the model.
         num_gpus: ranks of the job.
         device_name: as CUDA names it; None plans for an H100.
-        width: columns.
     """
-    length = config.data.seq_length
-    job = Job(model, config, num_gpus, length * (length + 1) / 2)
+    job = Job(model, config, num_gpus, causal_area([0, config.data.seq_length]))
     estimate = Estimate(job, hardware_of_device(device_name))
     stream = io.StringIO()
-    console = Console(file=stream, width=width, color_system=None)
+    console = Console(file=stream, width=WIDTH, color_system=None)
     where = estimate.hardware.name if device_name else f"{estimate.hardware.name} (no GPU here)"
     console.print(f"plan for {num_gpus} x {where}: {layout_text(job)}")
     refusal = estimate.refusal

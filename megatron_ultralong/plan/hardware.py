@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.model.flops import PEAK_TFLOPS, device_key
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.fields import Range
 
-KERNELS = ("fa4", "fa3", "cudnn", "fa2", "cpu")
+Kernel = Literal["fa4", "fa3", "cudnn", "fa2", "cpu"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,129 +56,89 @@ class Hardware:
     fp8_recipes: tuple[str, ...] = ("delayed", "tensorwise", "blockwise")
     """Values of ``--fp8-recipe`` that it has instructions for."""
     multiprocessors: Annotated[int, Range(1)] = 132
-    attention_kernel: str = "cudnn"
-    """Whose workspace and rates these are: fa4, cudnn or fa2."""
+    attention_kernel: Kernel = "cudnn"
+    """Whose workspace and rates these are."""
     source: str = ""
     """Where the rates come from."""
 
 
-_H100 = Hardware(
-    name="h100-80gb",
-    memory_gib=79.1,
-    peak_tflops=PEAK_TFLOPS["H100"],
-    attention_forward_tflops=600.0,
-    diagonal_forward_tflops=509.0,
-    attention_backward_tflops=545.0,
-    matmul_tflops=570.0,
-    hbm_gb_per_second=2400.0,
-    nvlink_gb_per_second=370.0,
-    network_gb_per_second=45.0,
-    host_gb_per_second=50.0,
-    source="attention by cuDNN, products and elementwise measured on H100s (benchmarks/plan.md); "
-    "links assumed",
+_Rates = tuple[float, float, float, float]
+
+
+def _gpu(
+    name: str,
+    device: str,
+    memory_gib: float,
+    tflops: _Rates,
+    gb_per_second: _Rates,
+    source: str,
+    **others: Any,
+) -> Hardware:
+    """An entry: rates of attention forward, on the diagonal, backward, and of other products; then
+    those of HBM, NVLink, the network and the host, in the order of the fields.
+    """
+    peak = PEAK_TFLOPS[device]
+    return Hardware(name, memory_gib, peak, *tflops, *gb_per_second, source=source, **others)
+
+
+_H100 = (600.0, 509.0, 545.0, 570.0)
+# An NVL card has the multiprocessors of the SXM module at lower clocks (350 to 600 W).
+_NVL = cast(
+    _Rates, tuple(round(rate * PEAK_TFLOPS["H100 NVL"] / PEAK_TFLOPS["H100"]) for rate in _H100)
 )
-_FA4: dict[str, Any] = {
-    "attention_forward_tflops": 660.0,
-    "diagonal_forward_tflops": 682.0,
-    "attention_backward_tflops": 615.0,
+_BLACKWELL: dict[str, Any] = {
+    "fp8_recipes": ("delayed", "tensorwise", "blockwise", "mxfp8"),
+    "multiprocessors": 148,
     "attention_kernel": "fa4",
 }
-_NVL: dict[str, Any] = {
-    # An NVL card has the multiprocessors of the SXM module at lower clocks (350 to 600 W).
-    name: round(getattr(_H100, name) * PEAK_TFLOPS["H100 NVL"] / PEAK_TFLOPS["H100"])
-    for name in (
-        "attention_forward_tflops",
-        "diagonal_forward_tflops",
-        "attention_backward_tflops",
-        "matmul_tflops",
-    )
-}
-
-HARDWARE: dict[str, Hardware] = {
-    "h100-80gb": _H100,
-    "h100-80gb-fa4": dataclasses.replace(
-        _H100,
-        name="h100-80gb-fa4",
-        **_FA4,
-        source="attention by flash-attn-4 measured on one H100 (benchmarks/attention.md); links "
-        "assumed",
+_GPUS = (
+    _gpu(
+        *("h100-80gb", "H100", 79.1, _H100, (2400.0, 370.0, 45.0, 50.0)),
+        "attention by cuDNN, products and elementwise measured on H100s (benchmarks/plan.md); "
+        "links assumed",
     ),
-    "h200-141gb": dataclasses.replace(
-        _H100,
-        name="h200-141gb",
-        memory_gib=139.8,
-        peak_tflops=PEAK_TFLOPS["H200"],
-        hbm_gb_per_second=3400.0,
-        source="an H100's rates with the H200's memory; a whole job on four H200 took what is "
-        "planned within 3 % (benchmarks/plan.md)",
+    _gpu(
+        *("h100-80gb-fa4", "H100", 79.1, (660.0, 682.0, 615.0, 570.0)),
+        (2400.0, 370.0, 45.0, 50.0),
+        "attention by flash-attn-4 measured on one H100 (benchmarks/attention.md); links assumed",
+        attention_kernel="fa4",
     ),
-    "h100-94gb-nvl": dataclasses.replace(
-        _H100,
-        name="h100-94gb-nvl",
-        memory_gib=92.9,
-        peak_tflops=PEAK_TFLOPS["H100 NVL"],
-        hbm_gb_per_second=2800.0,
-        nvlink_gb_per_second=180.0,
-        **_NVL,
-        source="an H100's rates by the ratio of the peaks, NVLink in pairs; not measured",
+    _gpu(
+        *("h200-141gb", "H200", 139.8, _H100, (3400.0, 370.0, 45.0, 50.0)),
+        "an H100's rates with the H200's memory; a whole job on four H200 took what is planned "
+        "within 3 % (benchmarks/plan.md)",
     ),
-    "h200-141gb-nvl": dataclasses.replace(
-        _H100,
-        name="h200-141gb-nvl",
-        memory_gib=139.8,
-        peak_tflops=PEAK_TFLOPS["H200 NVL"],
-        hbm_gb_per_second=3400.0,
-        nvlink_gb_per_second=370.0,
-        **_NVL,
-        source="an H100's rates by the ratio of the peaks; not measured",
+    _gpu(
+        *("h100-94gb-nvl", "H100 NVL", 92.9, _NVL, (2800.0, 180.0, 45.0, 50.0)),
+        "an H100's rates by the ratio of the peaks, NVLink in pairs; not measured",
     ),
-    "a100-80gb": dataclasses.replace(
-        _H100,
-        name="a100-80gb",
-        memory_gib=79.1,
-        peak_tflops=PEAK_TFLOPS["A100"],
-        attention_forward_tflops=200.0,
-        diagonal_forward_tflops=200.0,
-        attention_backward_tflops=180.0,
-        matmul_tflops=220.0,
-        hbm_gb_per_second=1600.0,
-        nvlink_gb_per_second=230.0,
-        network_gb_per_second=22.0,
-        host_gb_per_second=24.0,
+    _gpu(
+        *("h200-141gb-nvl", "H200 NVL", 139.8, _NVL, (3400.0, 370.0, 45.0, 50.0)),
+        "an H100's rates by the ratio of the peaks; not measured",
+    ),
+    _gpu(
+        *("a100-80gb", "A100", 79.1, (200.0, 200.0, 180.0, 220.0), (1600.0, 230.0, 22.0, 24.0)),
+        "FlashAttention-2's published rates (arXiv 2307.08691); not measured",
         fp8_recipes=(),
         multiprocessors=108,
         attention_kernel="fa2",
-        source="FlashAttention-2's published rates (arXiv 2307.08691); not measured",
     ),
-    "b200-180gb": dataclasses.replace(
-        _H100,
-        name="b200-180gb",
-        memory_gib=178.0,
-        peak_tflops=PEAK_TFLOPS["B200"],
-        attention_forward_tflops=1400.0,
-        diagonal_forward_tflops=1400.0,
-        attention_backward_tflops=1000.0,
-        matmul_tflops=1200.0,
-        hbm_gb_per_second=6000.0,
-        nvlink_gb_per_second=740.0,
-        fp8_recipes=("delayed", "tensorwise", "blockwise", "mxfp8"),
-        multiprocessors=148,
-        attention_kernel="fa4",
-        source="below flash-attn-4's published rates (1605 forward); not measured",
+    _gpu(
+        *("b200-180gb", "B200", 178.0, (1400.0, 1400.0, 1000.0, 1200.0)),
+        (6000.0, 740.0, 45.0, 50.0),
+        "below flash-attn-4's published rates (1605 forward); not measured",
+        **_BLACKWELL,
     ),
-}
-HARDWARE["gb200-186gb"] = dataclasses.replace(
-    HARDWARE["b200-180gb"],
-    name="gb200-186gb",
-    memory_gib=184.0,
-    peak_tflops=PEAK_TFLOPS["GB200"],
-    matmul_tflops=1330.0,
-    network_gb_per_second=90.0,
-    host_gb_per_second=200.0,
-    gpus_per_node=4,
-    host_memory_gib=960.0,
-    source="a B200's rates, products by the ratio of the peaks; trays of four; not measured",
+    _gpu(
+        *("gb200-186gb", "GB200", 184.0, (1400.0, 1400.0, 1000.0, 1330.0)),
+        (6000.0, 740.0, 90.0, 200.0),
+        "a B200's rates, products by the ratio of the peaks; trays of four; not measured",
+        gpus_per_node=4,
+        host_memory_gib=960.0,
+        **_BLACKWELL,
+    ),
 )
+HARDWARE = {gpu.name: gpu for gpu in _GPUS}
 """By the name that ``--gpu`` takes; a file (``--hardware FILE``) describes one's own."""
 
 _DEVICES = {
@@ -213,7 +173,7 @@ def hardware_of_device(device_name: str | None) -> Hardware:
     ``"NVIDIA H200" -> h200-141gb``, ``"NVIDIA H200 NVL" -> h200-141gb-nvl``.
     """
     key = device_key(device_name) if device_name else None
-    return HARDWARE[_DEVICES.get(key or "", _H100.name)]
+    return HARDWARE[_DEVICES.get(key or "", "h100-80gb")]
 
 
 def hardware_from(values: Mapping[str, Any], where: str) -> Hardware:
@@ -226,16 +186,4 @@ def hardware_from(values: Mapping[str, Any], where: str) -> Hardware:
     like = known.pop("like", None)
     if like is not None:
         known = {**dataclasses.asdict(hardware_by_name(str(like))), "source": where, **known}
-    found = from_dict(Hardware, known, where)
-    check(found, where)
-    return found
-
-
-def check(hardware: Hardware, where: str) -> None:
-    """Raise InputError where a figure is out of its range."""
-    check_ranges(hardware, where=where)
-    if hardware.attention_kernel not in KERNELS:
-        raise InputError(
-            f"{where}: attention_kernel {hardware.attention_kernel!r} is not known: fa4, fa3, "
-            "cudnn or fa2"
-        )
+    return from_dict(Hardware, known, where)

@@ -6,15 +6,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from megatron_ultralong.plan.activations import pinned_bytes
 from megatron_ultralong.plan.hardware import Hardware
-from megatron_ultralong.plan.job import GIB, Job, stage_parameters
-from megatron_ultralong.plan.optimizer_memory import offloaded_share, shard_pieces, stage_tensors
+from megatron_ultralong.plan.job import GIB, Job, pinned_bytes, stage_parameters
+from megatron_ultralong.plan.optimizer_memory import shard_pieces, stage_tensors
 from megatron_ultralong.plan.step_memory import StageMemory
-
-STATE_BYTES = 12
-"""Of one weight: master weight and both means, which Megatron-Core stores in float32 whatever dtype
-they have in a run (``get_unscaled_state``)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +25,24 @@ class CheckpointSize:
     """Pinned copies on a node until they are written."""
 
 
+STATE_BYTES = 12
+"""Of one weight: master weight and both means, which Megatron-Core stores in float32 whatever dtype
+they have in a run (``get_unscaled_state``)."""
+HOST_SHARE = 0.8
+"""Of a node's memory that offloaded activations and states may take, as a run takes it."""
+NODE_SHARE = 0.97
+"""Of a node's memory that they may take together with what is being saved; the system has the rest.
+"""
+
+
 def checkpoint_size(job: Job, gpus_per_node: int) -> CheckpointSize:
     """Of a run that saves; every rank copies its shard, one replica the weights too."""
-    last = job.parallel.pipeline_model_parallel_size - 1
-    ends = sorted({0, min(1, last), last})
     element, ranks = job.sizes.element, min(gpus_per_node, job.num_gpus)
-    parameters = max(stage_parameters(job.model, job.parallel, stage) for stage in ends)
-    states = max(_states(job, stage) for stage in ends)
+    parameters = max(stage_parameters(job.model, job.parallel, stage) for stage in job.stages)
+    states = max(_states(job, stage) for stage in job.stages)
     weights = max(
-        sum(pinned_bytes(element * size) for size in stage_tensors(job, stage)) for stage in ends
+        sum(pinned_bytes(element * size) for size in stage_tensors(job, stage))
+        for stage in job.stages
     )
     writers = min(ranks, job.parallel.tensor_model_parallel_size)
     return CheckpointSize(
@@ -51,16 +55,9 @@ def checkpoint_size(job: Job, gpus_per_node: int) -> CheckpointSize:
 def _states(job: Job, stage: int) -> int:
     """Bytes of a rank's copies of states: pinned of those on the GPU, plain of the others."""
     pieces = shard_pieces(job, stage)
-    here = 1 - offloaded_share(job.config.optimizer)
+    here = 1 - job.config.optimizer.offloaded_share
     pinned = sum(3 * pinned_bytes(4 * piece) for piece in pieces)
     return math.ceil(here * pinned + (1 - here) * STATE_BYTES * sum(pieces))
-
-
-HOST_SHARE = 0.8
-"""Of a node's memory that offloaded activations and states may take, as a run takes it."""
-NODE_SHARE = 0.97
-"""Of a node's memory that they may take together with what is being saved; the system has the rest.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,56 +92,56 @@ class HostMemory:
         return self.activations + self.optimizer
 
     @property
+    def _bounds(self) -> list[tuple[int, int, str]]:
+        """Bytes needed, bytes there and what bounds them, of everything that has to fit."""
+        share = f"{HOST_SHARE:.0%} of the node's"
+        given = "max_host_memory_gib of every rank"
+        bounds = [
+            (
+                self.activations,
+                self.activations_may_take,
+                share if self.activations_may_take == self.may_take else given,
+            ),
+            (self.offloaded, self.may_take, share),
+        ]
+        if self.must_save:
+            bounds.append((self.offloaded + self.checkpoint, self.of_node, ""))
+        return bounds
+
+    @property
     def excess(self) -> float:
         """Largest share of what is needed over what there is; above 1 it does not fit."""
-        return max(
-            self.offloaded / self.may_take,
-            self.activations / self.activations_may_take,
-            (self.offloaded + self.checkpoint) / self.of_node if self.must_save else 0.0,
-        )
+        return max(needed / there for needed, there, _ in self._bounds)
 
     @property
     def refusal(self) -> str | None:
         """Why it does not fit, in a few words; None where it does."""
-        if self.activations > self.activations_may_take:
-            needed, there = self.activations, self.activations_may_take
-        elif self.offloaded > self.may_take:
-            needed, there = self.offloaded, self.may_take
-        elif self.must_save and not self.can_save:
-            needed, there = self.offloaded + self.checkpoint, self.of_node
-        else:
-            return None
-        return f"{needed / GIB:,.0f} of {there / GIB:,.0f} GiB of host memory on a node"
+        for needed, there, _ in self._bounds:
+            if needed > there:
+                return f"{needed / GIB:,.0f} of {there / GIB:,.0f} GiB of host memory on a node"
+        return None
 
     @property
     def lack(self) -> str | None:
         """The same with what takes it."""
-        bound = f"{HOST_SHARE:.0%} of the node's"
-        if self.activations > self.activations_may_take:
-            needed, there = self.activations, self.activations_may_take
-            if there != self.may_take:
-                bound = "max_host_memory_gib of every rank"
-        else:
-            needed, there = self.offloaded, self.may_take
         parts = [
             f"{size / GIB:,.0f} {name}"
             for name, size in (("activations", self.activations), ("optimizer", self.optimizer))
             if size
         ]
-        if needed > there:
-            return (
-                f"offloads {needed / GIB:,.0f} GiB to the host memory of a node "
-                f"({', '.join(parts)}), {(needed - there) / GIB:,.0f} more than the "
-                f"{there / GIB:,.0f} GiB it may take ({bound})"
-            )
-        if self.must_save and not self.can_save:
-            parts.append(f"{self.checkpoint / GIB:,.0f} the copy of a checkpoint being written")
-            total = self.offloaded + self.checkpoint
-            return (
-                f"takes {total / GIB:,.0f} GiB of a node's memory ({', '.join(parts)}), "
-                f"{(total - self.of_node) / GIB:,.0f} more than the {self.of_node / GIB:,.0f} that "
-                f"programs may take ({NODE_SHARE:.0%} of it)"
-            )
+        for needed, there, bound in self._bounds:
+            more = f"{(needed - there) / GIB:,.0f} more than the {there / GIB:,.0f}"
+            if needed > there and bound:
+                return (
+                    f"offloads {needed / GIB:,.0f} GiB to the host memory of a node "
+                    f"({', '.join(parts)}), {more} GiB it may take ({bound})"
+                )
+            if needed > there:
+                parts.append(f"{self.checkpoint / GIB:,.0f} the copy of a checkpoint being written")
+                return (
+                    f"takes {needed / GIB:,.0f} GiB of a node's memory ({', '.join(parts)}), "
+                    f"{more} that programs may take ({NODE_SHARE:.0%} of it)"
+                )
         return None
 
 

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from megatron_ultralong.config.layers import LOCAL_LAYERS
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.plain_values import with_fields
+from megatron_ultralong.config.run import LOCAL_LAYERS, MemoryConfig
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.model.parameters import num_parameters, part_parameters
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.plan.activations import KeptTensors, kept_tensors
 from megatron_ultralong.plan.area import DocumentRows
 
 GIB = 2**30
+LSE_BYTES = 4
+"""Of one log-sum-exp; float32 beside bf16 and float32 activations."""
+
+
+def pinned_bytes(size: int) -> int:
+    """Bytes of pinned host memory behind a buffer: torch rounds up to a power of two."""
+    return 1 << (size - 1).bit_length()
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptTensors:
+    """Bytes of each tensor that a recomputed layer keeps of one micro-batch, for backward."""
+
+    hidden: int
+    """Its input, [s, b, h]; under sequence parallelism a tensor-parallel rank's run of it."""
+    out: int
+    """Output of its attention, [s, b, heads, d]; 0 if that is not kept."""
+    lse: int
+    """Log-sum-exp of its attention, [b, heads, s]; 0 if that is not kept."""
+
+    @property
+    def on_device(self) -> int:
+        """All of them."""
+        return self.hidden + self.out + self.lse
+
+    @property
+    def on_host(self) -> int:
+        """All of them in pinned buffers."""
+        return sum(pinned_bytes(size) for size in dataclasses.astuple(self) if size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +56,8 @@ class Job:
     """Pairs of query and key that attend, of a mean row."""
     documents: DocumentRows | None = None
     """Of some rows, where they are masked and known: ranks share these unevenly."""
+    pinned: frozenset[str] = frozenset()
+    """Fields of the configuration that were typed: no search changes them."""
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -73,14 +104,26 @@ class Job:
         )
 
     @property
-    def is_deterministic(self) -> bool:
-        """Whether sums have a fixed order."""
-        return self.config.deterministic_mode
+    def stages(self) -> list[int]:
+        """The pipeline stages that differ: the first, the second, which is as those behind it but
+        has more micro-batches under way, and the last.
+        """
+        last = self.parallel.pipeline_model_parallel_size - 1
+        return sorted({0, min(1, last), last})
+
+    @property
+    def rows_are_fixed(self) -> bool:
+        """Whether rows were prepared, so that their length cannot change."""
+        return bool(self.config.data.data_path)
 
     @property
     def tokens_per_iteration(self) -> int:
         """Of the global batch."""
         return self.config.global_batch_size * self.seq_length
+
+    def with_flags(self, **flags: Any) -> Job:
+        """The same with other values of the configuration, by name of their flags."""
+        return dataclasses.replace(self, config=with_fields(self.config, **flags))
 
     def check(self) -> None:
         """Raise InputError where the layout cannot run, whatever the memory."""
@@ -100,27 +143,21 @@ class Job:
         layout = ("cp_comm_type", "cp_assignment", "distributed_timeout_minutes")
         parallel = ParallelConfig(**{name: getattr(self.parallel, name) for name in layout})
         warm_up = config.optimizer.lr_warmup_iters
-        dataclasses.replace(
+        with_fields(
             config,
             load=config.load or "any",
-            data=dataclasses.replace(config.data, data_path=config.data.data_path or "any"),
+            data_path=config.data.data_path or "any",
             train_iters=config.train_iters or max(warm_up, 0) + 1,
             parallel=parallel,
             # Against kinds of memory and layers each layout is checked.
-            memory=dataclasses.replace(config.memory, offload_activations=False),
+            offload_activations=False,
             layers=LOCAL_LAYERS,
         ).check(1)
 
     def kept(self) -> KeptTensors:
         """What one recomputed layer keeps of one micro-batch."""
-        return kept_tensors(
-            self.model,
-            self.parallel,
-            seq_length=self.seq_length,
-            micro_batch_size=self.config.micro_batch_size,
-            bytes_per_element=self.sizes.element,
-            keep_attention=self.memory.recompute_granularity == "keep_attention",
-        )
+        its, keeps = self.sizes, self.memory.recompute_granularity == "keep_attention"
+        return KeptTensors(its.hidden, its.queries if keeps else 0, its.lse if keeps else 0)
 
     @property
     def sizes(self) -> RankSizes:
@@ -181,7 +218,7 @@ class RankSizes:
             vocab=model.vocab_size // tp,
             queries=tokens * heads * model.kv_channels * element,
             keys=tokens * kv_heads * model.kv_channels * element,
-            lse=tokens * heads * 4,
+            lse=tokens * heads * LSE_BYTES,
             head_dim=model.kv_channels,
             tile=tile(config.memory.sequence_tile_size if recomputes else 0),
             loss_tile=tile(config.memory.loss_tile_size),

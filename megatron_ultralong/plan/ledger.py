@@ -70,9 +70,9 @@ class Ledger:
         self._total -= size
         assert self._parts[part] >= 0, f"more of {part} given back than taken"
 
-    def now(self, part: Part) -> int:
-        """Bytes of a part that are alive."""
-        return self._parts[part]
+    def give_all(self, part: Part) -> None:
+        """Nothing of a part is alive any more."""
+        self.give(part, self._parts[part])
 
     @contextlib.contextmanager
     def hold(self, part: Part, *sizes: int) -> Iterator[None]:
@@ -94,8 +94,3 @@ class Ledger:
         self.touch("weights", 0)  # what is alive already counts
         yield
         self._moment = before
-
-    @property
-    def peak(self) -> Peak:
-        """The largest of all."""
-        return max(self.peaks.values(), key=lambda peak: peak.total)

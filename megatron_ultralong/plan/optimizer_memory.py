@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.model.parameters import layer_matrices
-from megatron_ultralong.plan.activations import pinned_bytes
-from megatron_ultralong.plan.job import Job, stage_parameters
+from megatron_ultralong.plan.job import Job, pinned_bytes, stage_parameters
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
@@ -53,14 +51,9 @@ def optimizer_bytes(job: Job) -> OptimizerBytes:
 
 def least_memory(job: Job) -> float:
     """Bytes below which no layout comes on any GPU: weights, gradients, states, over all GPUs."""
-    each, here = optimizer_bytes(job), 1 - offloaded_share(job.config.optimizer)
+    each, here = optimizer_bytes(job), 1 - job.config.optimizer.offloaded_share
     states = here * each.states
     return job.model_parameters * (job.sizes.element + each.gradient + states) / job.num_gpus
-
-
-def offloaded_share(optimizer: OptimizerConfig) -> float:
-    """Part of the optimizer that is in host memory."""
-    return optimizer.optimizer_offload_fraction if optimizer.optimizer_cpu_offload else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +81,7 @@ def optimizer_memory(job: Job, stage: int) -> OptimizerMemory:
     each = optimizer_bytes(job)
     parameters = stage_parameters(job.model, job.parallel, stage)
     shard = parameters // job.num_shards
-    share = offloaded_share(job.config.optimizer)
+    share = job.config.optimizer.offloaded_share
     offloaded = int(shard * share)
     pieces = shard_pieces(job, stage, offloaded) if offloaded else []
     pinned = sum(pinned_bytes(4 * size) for size in pieces)

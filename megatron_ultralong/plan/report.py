@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
-from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.plan.attention_memory import fp32_notes
-from megatron_ultralong.plan.estimate import Estimate, layout_text
-from megatron_ultralong.plan.given import memory_table, time_rows, traffic_table
+from megatron_ultralong.plan.advice import flag_of
+from megatron_ultralong.plan.estimate import Estimate, RunTime, layout_text, paper_hours, run_time
+from megatron_ultralong.plan.given import figure, memory_table, time_rows, traffic_table
 from megatron_ultralong.plan.job import GIB
-from megatron_ultralong.plan.run_time import RunTime, paper_hours, run_time
+from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.plan.search import SAME_TIME, Found
 from megatron_ultralong.plan.without_effect import idle_flags
 from megatron_ultralong.program.terminal import Console
@@ -37,8 +36,6 @@ class Plan:
     """The layout of recipe and flags, whether it fits or not; None where it breaks a rule."""
     hints: Sequence[str] = ()
     """Small changes to what was asked for that are better, as sentences."""
-    typed: Collection[str] = ()
-    """Fields that were given as flags."""
     tokens_text: str = ""
     """What the run's tokens are counted by, where it is not its iterations."""
 
@@ -78,22 +75,17 @@ def show(console: Console, plan: Plan, num_alternatives: int) -> None:
     console.print(_summary(plan), soft_wrap=True, highlight=False)
     for note in fp32_notes(plan.chosen.job.config, plan.chosen.job.model):
         console.print(note, soft_wrap=True, highlight=False)
-    for table in _tables(plan, num_alternatives):
-        console.print(table)
+    console.print(memory_table(plan.chosen))
+    console.print(time_table(plan))
+    if plan.chosen.time.traffic:
+        console.print(traffic_table(plan.chosen.time))
+    console.print(run_table(plan))
+    if plan.found is not None:
+        console.print(_alternatives(plan, num_alternatives))
+        if plan.found.refused or plan.found.rules:
+            console.print(_refused(plan.found, num_alternatives))
     for line in plan.hints:
         console.print(line, soft_wrap=True, highlight=False)
-
-
-def _tables(plan: Plan, num_alternatives: int) -> Iterator[RenderableType]:
-    yield memory_table(plan.chosen)
-    yield time_table(plan)
-    if plan.chosen.time.traffic:
-        yield traffic_table(plan.chosen.time)
-    yield run_table(plan)
-    if plan.found is not None:
-        yield _alternatives(plan, num_alternatives)
-        if plan.found.refused or plan.found.rules:
-            yield _refused(plan.found, num_alternatives)
 
 
 def _summary(plan: Plan) -> Text:
@@ -116,20 +108,16 @@ def _summary(plan: Plan) -> Text:
         text.append(
             "\nits length is not known: --train-iters, --train-tokens or --data-path say it"
         )
-    are_known = bool(job.config.data.data_path)
-    for name, why in idle_flags(job.config, plan.typed, rows_are_known=are_known):
-        flag = "--" + name.replace("_", "-")
-        text.append(f"\n{flag} changes nothing here: {why}", style="dim")
+    for name, why in idle_flags(job):
+        text.append(f"\n{flag_of(name)} changes nothing here: {why}", style="dim")
     return text
 
 
 def time_table(plan: Plan) -> Table:
     """Time of a step by what takes it, and what follows from it."""
     estimate, time = plan.chosen, plan.chosen.time
-    table = Table(title="Time of a step", title_justify="left")
-    table.add_column("part")
-    table.add_column("seconds", justify="right")
-    table.add_column("share", justify="right")
+    columns = ("part", figure("seconds"), figure("share"))
+    table = Table(*columns, title="Time of a step", title_justify="left")
     for name, seconds in time_rows(time):
         table.add_row(name, f"{seconds:.2f}", f"{seconds / time.total:.1%}")
     table.add_section()
@@ -155,12 +143,8 @@ def run_table(plan: Plan) -> Table:
     """The whole run: its iterations, what makes it longer, and what it leaves on disk."""
     run, estimate = plan.run, plan.chosen
     rate = estimate.hardware.storage_gb_per_second
-    table = Table(
-        title=f"The run: {run.num_iterations:,} iteration{'s' if run.num_iterations > 1 else ''}",
-        title_justify="left",
-    )
-    table.add_column("what")
-    table.add_column("figure", justify="right")
+    title = f"The run: {run.num_iterations:,} iteration{'s' if run.num_iterations > 1 else ''}"
+    table = Table("what", figure("figure"), title=title, title_justify="left")
     if run.pin_seconds >= 1:
         pinned = f"{estimate.host.pinned / GIB:,.0f} GiB of a node"
         table.add_row(
@@ -194,10 +178,8 @@ def _alternatives(plan: Plan, count: int) -> Table:
     title += "one with, then the least GiB"
     if len(feasible) == 1:
         title = "The one layout that fits"
-    table = Table(title=title, title_justify="left", highlight=True)
-    table.add_column("layout")
-    for name in ("step, s", "MFU", "hours", "GiB", "host GiB a node"):
-        table.add_column(name, justify="right")
+    columns = map(figure, ("step, s", "MFU", "hours", "GiB", "host GiB a node"))
+    table = Table("layout", *columns, title=title, title_justify="left", highlight=True)
     shown = feasible[:count]
     if chosen not in shown:
         shown = [*shown[: count - 1], chosen]
@@ -221,17 +203,13 @@ def _cells(plan: Plan, each: Estimate) -> tuple[str, ...]:
         f"{each.mfu:.1%}",
         f"{each.hours(plan.train_tokens):.1f}",
         f"{each.needed / GIB:.1f}",
-        f"{each.host_per_node / GIB:,.0f}" if each.host_per_node else "-",
+        f"{each.host.offloaded / GIB:,.0f}" if each.host.offloaded else "-",
     )
 
 
 def _refused(found: Found, count: int) -> Table:
-    table = Table(
-        title=f"{len(found.refused)} layouts do not fit; the nearest", title_justify="left"
-    )
-    table.add_column("layout")
-    table.add_column("step, s", justify="right")
-    table.add_column("why")
+    title = f"{len(found.refused)} layouts do not fit; the nearest"
+    table = Table("layout", figure("step, s"), "why", title=title, title_justify="left")
     for each, why in found.refused[:count]:
         table.add_row(layout_text(each.job), f"{each.time.total:.1f}", why)
     for rule, number in found.rules.items():

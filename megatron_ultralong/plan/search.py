@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 
-from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import RecomputeGranularity
 from megatron_ultralong.plan.estimate import Estimate
 from megatron_ultralong.plan.hardware import Hardware
@@ -17,13 +16,13 @@ from megatron_ultralong.program.errors import InputError
 
 MOST_STAGES = 32
 """Of a pipeline; longer ones wait more than they save."""
+_STAGE_ENDS = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
 LAYOUT_FLAGS = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
     "context_parallel_size",
     "sequence_parallel",
-    "num_layers_in_first_pipeline_stage",
-    "num_layers_in_last_pipeline_stage",
+    *_STAGE_ENDS,
     "recompute_granularity",
     "offload_activations",
 )
@@ -38,15 +37,12 @@ _KINDS: tuple[tuple[RecomputeGranularity, bool], ...] = (
 )
 
 
-def candidates(job: Job, hardware: Hardware, pinned: Collection[str]) -> Iterator[Job]:
+def candidates(job: Job, hardware: Hardware) -> Iterator[Job]:
     """Every layout of ``job.num_gpus``, those included that break a rule.
 
-    Args:
-        job: what is planned; fields in ``pinned`` stay as they are.
-        hardware: of every GPU; tensor parallelism stays inside a node.
-        pinned: fields of the configuration.
+    Tensor parallelism stays inside a node.
     """
-    parallel, memory = job.parallel, job.memory
+    parallel, memory, pinned = job.parallel, job.memory, job.pinned
     divisors = _divisors(job.num_gpus)
 
     def sizes(name: str, options: list[int]) -> list[int]:
@@ -65,8 +61,7 @@ def candidates(job: Job, hardware: Hardware, pinned: Collection[str]) -> Iterato
     for tp, pp, cp in itertools.product(tps, pps, cps):
         if job.num_gpus % (tp * pp * cp):
             continue
-        split = dataclasses.replace(
-            parallel,
+        split = job.with_flags(
             tensor_model_parallel_size=tp,
             pipeline_model_parallel_size=pp,
             context_parallel_size=cp,
@@ -74,28 +69,11 @@ def candidates(job: Job, hardware: Hardware, pinned: Collection[str]) -> Iterato
                 parallel.sequence_parallel if "sequence_parallel" in pinned else tp > 1
             ),
         )
-        split = with_stages(split, job.model.num_layers, pinned)
+        if pinned.isdisjoint(_STAGE_ENDS):
+            ends = stage_ends(job.model.num_layers, pp)
+            split = split.with_flags(**dict(zip(_STAGE_ENDS, ends, strict=True)))
         for kind, offload in kinds:
-            kept = dataclasses.replace(
-                memory, recompute_granularity=kind, offload_activations=offload
-            )
-            config = dataclasses.replace(job.config, parallel=split, memory=kept)
-            yield dataclasses.replace(job, config=config)
-
-
-def with_stages(
-    parallel: ParallelConfig, num_layers: int, pinned: Collection[str]
-) -> ParallelConfig:
-    """``parallel`` with other numbers of layers in the first and last stage where it needs them."""
-    names = ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
-    if any(name in pinned for name in names):
-        return parallel
-    first, last = stage_ends(num_layers, parallel.pipeline_model_parallel_size)
-    return dataclasses.replace(
-        parallel,
-        num_layers_in_first_pipeline_stage=first,
-        num_layers_in_last_pipeline_stage=last,
-    )
+            yield split.with_flags(recompute_granularity=kind, offload_activations=offload)
 
 
 def stage_ends(num_layers: int, stages: int) -> tuple[int, int]:
@@ -106,23 +84,18 @@ def stage_ends(num_layers: int, stages: int) -> tuple[int, int]:
     """
     if num_layers % stages == 0:
         return 0, 0
-    if stages == 2:
-        return -(-num_layers // 2), num_layers // 2
-    best: tuple[int, int, int] | None = None
-    for middle in (num_layers // stages, -(-num_layers // stages)):
-        ends = num_layers - (stages - 2) * middle
-        if middle < 1 or ends < 2:
-            continue
-        first = -(-ends // 2)
-        option = (max(middle, first), first, ends - first)
-        best = min(best, option) if best else option
-    return best[1:] if best else (0, 0)
+    options = [
+        (max(middle, -(-ends // 2)), -(-ends // 2), ends // 2)
+        for middle in (num_layers // stages, -(-num_layers // stages))
+        if middle >= 1 and (ends := num_layers - (stages - 2) * middle) >= 2
+    ]
+    return min(options)[1:] if options else (0, 0)
 
 
-def nearest_rule(job: Job) -> str | None:
-    """The rule that a layout breaks, None where it can run if the memory is there."""
+def broken_rule(check: Callable[[], None]) -> str | None:
+    """The rule that a check finds broken, None where all hold."""
     try:
-        job.check()
+        check()
     except InputError as error:
         return str(error)
     return None
@@ -158,22 +131,16 @@ class Found:
         options = [each for each in self.feasible if each.host.can_save] or self.feasible
         limit = (1 + SAME_TIME) * options[0].time.total
         equal = [each for each in options if each.time.total <= limit]
-        return min(equal, key=lambda each: (each.host_per_node > 0, each.needed))
+        return min(equal, key=lambda each: (each.host.offloaded > 0, each.needed))
 
 
-def search(job: Job, hardware: Hardware, pinned: Collection[str] = ()) -> Found:
-    """Try every layout of ``job.num_gpus``.
-
-    Args:
-        job: its parallel sizes and kind of recomputation are varied.
-        hardware: of every GPU.
-        pinned: fields of the configuration that stay as they are.
-    """
+def search(job: Job, hardware: Hardware) -> Found:
+    """Try every layout of ``job.num_gpus``: all sizes and kinds of recomputation not pinned."""
     feasible, refused = [], []
     rules: dict[str, int] = {}
     examples: dict[str, str] = {}
-    for candidate in candidates(job, hardware, pinned):
-        broken = nearest_rule(candidate)
+    for candidate in candidates(job, hardware):
+        broken = broken_rule(candidate.check)
         if broken is not None:
             # Without the rule's own way out, which nobody has planned: `use 1024`.
             example = re.sub(r"[:;,] use \d.*$", "", broken)

@@ -11,15 +11,10 @@ import dataclasses
 import math
 
 from megatron_ultralong.model.parameters import layer_matrices
-from megatron_ultralong.plan.activations import LSE_BYTES
-from megatron_ultralong.plan.attention_memory import AttentionMemory
-from megatron_ultralong.plan.job import Job, stage_parameters
+from megatron_ultralong.plan.job import LSE_BYTES, Job, stage_parameters
+from megatron_ultralong.plan.layer_memory import AttentionMemory, TileMemory
 from megatron_ultralong.plan.ledger import Ledger, Peak
 from megatron_ultralong.plan.optimizer_memory import OptimizerMemory, optimizer_memory
-from megatron_ultralong.plan.tile_memory import TileMemory
-
-TOKEN_BYTES = 8 + 8 + 4 + 8
-"""Of one token of a batch: id, label, weight of its loss, position."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +40,22 @@ class StageMemory:
         return max(self.peaks.values(), key=lambda peak: peak.total)
 
 
+TOKEN_BYTES = 8 + 8 + 4 + 8
+"""Of one token of a batch: id, label, weight of its loss, position."""
 FP8_WEIGHT_BYTES = 2
 """Transformer Engine keeps a matrix and its transpose in FP8 from one micro-batch to the next,
 beside the bf16 weights: 1.65 GiB were measured of four layers of Llama 3.1 8B, 1.62 computed."""
 
 
 def step_memory(job: Job, kernel: str, multiprocessors: int = 132) -> list[StageMemory]:
-    """The pipeline stages of a job that can need the most: the first, the second and the last.
-
-    The third and those behind it have the second's layers, and fewer micro-batches under way.
+    """Of the pipeline stages of a job that can need the most.
 
     Args:
         job: what is planned.
         kernel: that computes its attention.
         multiprocessors: of the GPU; a deterministic backward kernel has a sum for each.
     """
-    last = job.parallel.pipeline_model_parallel_size - 1
-    stages = sorted({0, min(1, last), last})
-    return [_StageWalk(job, stage, kernel, multiprocessors).run() for stage in stages]
+    return [_StageWalk(job, stage, kernel, multiprocessors).run() for stage in job.stages]
 
 
 class _StageWalk:
@@ -99,7 +92,10 @@ class _StageWalk:
         with ledger.moment("between steps"):
             ledger.touch("weights", 0)
         ledger.take("tokens and angles", its.angles + self.under_way * its.tokens * TOKEN_BYTES)
-        on_device = 0 if offload else self._layer_keeps()
+        is_plain = self.job.memory.recompute_granularity == "none"
+        # What one layer keeps on the device from forward to backward.
+        on_device = self.tile.layer_saves() if is_plain else self.kept.on_device
+        on_device = 0 if offload else on_device
         ledger.take("saved activations", (self.under_way - 1) * self.layers * on_device)
         if self.is_first:
             with ledger.moment("embedding"):
@@ -108,7 +104,7 @@ class _StageWalk:
         if offload:
             pinned = self.kept.on_device if self.kernel == "cpu" else self.kept.on_host
             ledger.host = self.under_way * self.layers * pinned
-        if self.job.memory.recompute_granularity == "none":
+        if is_plain:
             self._plain_layer()
         else:
             self._layer_forward()
@@ -116,7 +112,7 @@ class _StageWalk:
             if self.is_last:
                 self._loss()
             self._layer_backward(on_device)
-        ledger.give("saved activations", ledger.now("saved activations"))
+        ledger.give_all("saved activations")
         with ledger.moment("optimizer step"):
             self._optimizer()
         return StageMemory(self.stage, ledger.peaks, ledger.host, self.optimizer)
@@ -131,12 +127,6 @@ class _StageWalk:
         self.ledger.take("optimizer", self.optimizer.states)
         if its.runs > 1:  # Megatron's buffer for gathered tiles, made once
             self.ledger.take("projection and MLP tile", self.tile.hidden)
-
-    def _layer_keeps(self) -> int:
-        """Bytes that one layer keeps on the device from forward to backward."""
-        if self.job.memory.recompute_granularity == "none":
-            return self.tile.layer_saves()
-        return self.kept.on_device
 
     def _tile(self, size: int) -> None:
         self.ledger.touch("projection and MLP tile", size)

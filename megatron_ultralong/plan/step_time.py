@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from megatron_ultralong.config.layers import Fp8Recipe
+from megatron_ultralong.config.run import Fp8Recipe
 from megatron_ultralong.model.flops import training_flops
+from megatron_ultralong.plan import work
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job, stage_parameters
-from megatron_ultralong.plan.optimizer_memory import (
-    offloaded_share,
-    optimizer_bytes,
-    optimizer_memory,
-)
-from megatron_ultralong.plan.work import (
-    ATTENTION_BACKWARD,
-    Traffic,
-    data_parallel_bytes,
-    layer_work,
-    links,
-    loss_work,
-    rate,
-    ring_bytes,
-    tensor_parallel_bytes,
-)
+from megatron_ultralong.plan.optimizer_memory import optimizer_bytes, optimizer_memory
 
 FP8_SPEEDUP: dict[Fp8Recipe, float] = {
     "tensorwise": 1.44,
@@ -55,7 +41,7 @@ class StepTime:
     """Of offloaded states: their gradients to the host, Adam there, and weights back."""
     bubble: float
     """Of the pipeline."""
-    traffic: tuple[Traffic, ...]
+    traffic: tuple[work.Traffic, ...]
     model_tflop: float
     """Of one GPU, without recomputation."""
     forward: float
@@ -78,15 +64,11 @@ class StepTime:
         waits = self.offloading + self.host_optimizer + self.communication + self.bubble
         return self.compute + waits
 
-    def mfu(self, peak_tflops: float) -> float:
-        """Model FLOPs over the peak's, no recomputation counted."""
-        return self.model_tflop / self.total / peak_tflops
-
 
 def step_time(job: Job, hardware: Hardware) -> StepTime:
     """The step of ``job``, by the slowest pipeline stage and the bubble that others wait."""
     last = job.parallel.pipeline_model_parallel_size - 1
-    stages = [_Stage(job, hardware, stage) for stage in sorted({0, min(1, last), last})]
+    stages = [_Stage(job, hardware, stage) for stage in job.stages]
     slowest = max(stages, key=lambda stage: stage.microbatch_seconds)
     microbatches = job.num_microbatches
     waited = sum(stage.microbatch_seconds for stage in stages) - slowest.microbatch_seconds
@@ -116,22 +98,22 @@ class _Stage:
     def __init__(self, job: Job, hardware: Hardware, stage: int) -> None:
         self.job, self.hardware, self.stage = job, hardware, stage
         self.layers = job.parallel.stage_layers(job.model.num_layers)[stage]
-        self.links = links(job, hardware)
-        self.work = work = layer_work(job)
-        self._attention(work.attention_forward)
+        self.links = work.links(job, hardware)
+        self.work = work.layer_work(job)
+        self._attention(self.work.attention_forward)
         self.attention = self.layers * (
-            work.num_attention_forwards * self.attention_forward + self.attention_backward
+            self.work.num_attention_forwards * self.attention_forward + self.attention_backward
         )
         layers = job.config.layers
         faster = FP8_SPEEDUP[layers.fp8_recipe] if layers.fp8_format != "none" else 1.0
-        products, moved = self.layers * work.products / faster, self.layers * work.moved
+        products, moved = self.layers * self.work.products / faster, self.layers * self.work.moved
         if stage == job.parallel.pipeline_model_parallel_size - 1:
-            loss = loss_work(job)
-            products, moved = products + loss.products, moved + loss.moved
+            loss_products, loss_moved = work.loss_work(job)
+            products, moved = products + loss_products, moved + loss_moved
         self.products = products / hardware.matmul_tflops / 1e12
         self.elementwise = moved / hardware.hbm_gb_per_second / 1e9
         self.offloading = self._offloading()
-        self.tensor = tensor_parallel_bytes(job, stage).total
+        self.tensor = sum(work.tensor_parallel_bytes(job, stage))
         self.ring = self._ring()
         self.optimizer, self.host_optimizer = self._optimizer()
 
@@ -142,11 +124,14 @@ class _Stage:
         as much work for every other rank: of CP ranks, 1 / CP of the work is on the diagonal.
         """
         hardware, ranks = self.hardware, self.job.parallel.context_parallel_size
-        kernel = hardware.attention_kernel
-        slower = DETERMINISTIC_BACKWARD.get(kernel, 1.0) if self.job.is_deterministic else 1.0
+        slower = 1.0
+        if self.job.config.deterministic_mode:
+            slower = DETERMINISTIC_BACKWARD.get(hardware.attention_kernel, 1.0)
         hop = flop / ranks / 1e12
         self.hop_forward = hop / hardware.attention_forward_tflops
-        self.hop_backward = slower * ATTENTION_BACKWARD * hop / hardware.attention_backward_tflops
+        self.hop_backward = (
+            slower * work.ATTENTION_BACKWARD * hop / hardware.attention_backward_tflops
+        )
         diagonal = hop / hardware.diagonal_forward_tflops
         self.attention_forward = diagonal + (ranks - 1) * self.hop_forward
         self.attention_backward = ranks * self.hop_backward
@@ -155,22 +140,22 @@ class _Stage:
     def forward(self) -> float:
         """Of one micro-batch: a third of the passes that are not attention's, and one of it."""
         passes = 3 if self.job.memory.recompute_granularity == "none" else 4
-        link = rate(self.hardware, self.links["tensor"])
+        link = work.rate(self.hardware, self.links["tensor"])
         others = self.products + self.elementwise + self.tensor / link
         return self.layers * self.attention_forward + others / passes
 
     @property
     def microbatch_seconds(self) -> float:
         """Forward and backward of one micro-batch, with what is not hidden."""
-        tensor = self.tensor / rate(self.hardware, self.links["tensor"])
+        tensor = self.tensor / work.rate(self.hardware, self.links["tensor"])
         kernels = self.attention + self.products + self.elementwise
         return kernels + self.offloading + tensor + self.ring.exposed_seconds
 
-    def _ring(self) -> Traffic:
+    def _ring(self) -> work.Traffic:
         """One micro-batch; a hop travels beside the kernels of the hop before."""
         job, link = self.job, self.links["context"]
-        forward, backward = ring_bytes(job)
-        per_second = rate(self.hardware, link)
+        forward, backward = work.ring_bytes(job)
+        per_second = work.rate(self.hardware, link)
         passes = [(forward, self.hop_forward)] * self.work.num_attention_forwards
         passes.append((backward, self.hop_backward))
         seconds = sum(num_bytes for num_bytes, _ in passes) / per_second
@@ -182,13 +167,8 @@ class _Stage:
                 for num_bytes, kernel in passes
             )
         total = sum(num_bytes for num_bytes, _ in passes)
-        return Traffic(
-            "context parallel: keys, values and their gradients",
-            self.layers * total,
-            link,
-            self.layers * seconds,
-            self.layers * (seconds - exposed),
-        )
+        name = "context parallel: keys, values and their gradients"
+        return work.Traffic(name, total, link, seconds, seconds - exposed).times(self.layers)
 
     def _offloading(self) -> float:
         """Copies of a layer go beside the kernels of the next one, each way."""
@@ -207,7 +187,7 @@ class _Stage:
         written once, weights written. The host gets float32 gradients and gives back weights.
         """
         job, hardware = self.job, self.hardware
-        each, share = optimizer_bytes(job), offloaded_share(job.config.optimizer)
+        each, share = optimizer_bytes(job), job.config.optimizer.offloaded_share
         shard = stage_parameters(job.model, job.parallel, self.stage) / job.num_shards
         moved = 4 * each.gradient + (1 - share) * (2 * each.states + job.sizes.element)
         on_device = shard * moved / hardware.hbm_gb_per_second / 1e9
@@ -218,7 +198,7 @@ class _Stage:
             return on_device, max(update, copies)
         return on_device, update + copies
 
-    def traffic(self, microbatches: int) -> tuple[Traffic, ...]:
+    def traffic(self, microbatches: int) -> tuple[work.Traffic, ...]:
         """All communication of a step."""
         job, links_, hardware = self.job, self.links, self.hardware
         found = []
@@ -226,19 +206,13 @@ class _Stage:
         def add(name: str, num_bytes: float, group: str) -> None:
             if num_bytes:
                 link = links_[group]
-                found.append(Traffic(name, num_bytes, link, num_bytes / rate(hardware, link)))
+                seconds = num_bytes / work.rate(hardware, link)
+                found.append(work.Traffic(name, num_bytes, link, seconds))
 
         add("tensor parallel: hidden states", microbatches * self.tensor, "tensor")
         if self.ring.num_bytes:
-            found.append(
-                dataclasses.replace(
-                    self.ring,
-                    num_bytes=microbatches * self.ring.num_bytes,
-                    seconds=microbatches * self.ring.seconds,
-                    hidden_seconds=microbatches * self.ring.hidden_seconds,
-                )
-            )
-        gradients, weights = data_parallel_bytes(job, self.stage)
+            found.append(self.ring.times(microbatches))
+        gradients, weights = work.data_parallel_bytes(job, self.stage)
         add("data x context parallel: gradients", gradients, "data")
         add("data x context parallel: weights", weights, "data")
         if job.parallel.pipeline_model_parallel_size > 1:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from megatron_ultralong.plan.estimate import Estimate, layout_text
+from megatron_ultralong.plan.estimate import Estimate, RunTime, layout_text
 from megatron_ultralong.plan.given import time_rows
 from megatron_ultralong.plan.job import GIB
 from megatron_ultralong.plan.ledger import Part
 from megatron_ultralong.plan.report import Plan
-from megatron_ultralong.plan.run_time import RunTime
 from megatron_ultralong.program.aside import whole
 
 
@@ -23,19 +22,17 @@ def as_values(plan: Plan) -> dict[str, Any]:
         "model": plan.model,
         "documents": plan.area_text,
         "train_tokens": plan.train_tokens,
-        "paper": None,
+        "paper": plan.paper and dict(zip(("num_gpus", "hours"), plan.paper, strict=True)),
         "hardware": dataclasses.asdict(plan.chosen.hardware),
         "num_nodes": plan.chosen.num_nodes,
         "flags": plan.flags(),
         "chosen": estimate_values(plan.chosen, plan.train_tokens, details=True),
         "run": run_values(plan.run),
     }
-    if plan.paper is not None:
-        gpus, hours = plan.paper
-        values["paper"] = {"num_gpus": gpus, "hours": hours}
     if plan.found is not None:
-        feasible = [estimate_values(each, plan.train_tokens) for each in plan.found.feasible]
-        values["feasible"] = feasible
+        values["feasible"] = [
+            estimate_values(each, plan.train_tokens) for each in plan.found.feasible
+        ]
         values["refused"] = [
             {"layout": layout_text(each.job), "step_seconds": each.time.total, "why": why}
             for each, why in plan.found.refused
@@ -69,7 +66,7 @@ def estimate_values(
         "num_microbatches": job.num_microbatches,
         "peak_bytes": estimate.worst.peak.total,
         "needed_bytes": estimate.needed,
-        "host_bytes_per_node": estimate.host_per_node,
+        "host_bytes_per_node": estimate.host.offloaded,
         "step_seconds": time.total,
         "mfu": estimate.mfu,
         "tokens_per_second_per_gpu": estimate.tokens_per_second_per_gpu,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
-from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.config.rope import OF_YARN
+from megatron_ultralong.plan.job import Job
 
 _SCHEDULE = "the value of a number that Adam multiplies by: no memory, no time"
 _ROTARY = "angles are as many and computed as quickly for any scaling"
@@ -16,24 +17,14 @@ WITHOUT_EFFECT: dict[str, str] = {
     "max_save_failures": "a plan has no failures",
     "log_interval": _TELLING,
     "rope_scaling": _ROTARY,
-    "rope_scaling_factor": _ROTARY,
-    "original_max_position_embeddings": _ROTARY,
-    "beta_fast": _ROTARY,
-    "beta_slow": _ROTARY,
-    "ramp": _ROTARY,
+    **dict.fromkeys(OF_YARN, _ROTARY),
     "attention_factor": "part of the softmax scale",
     "angle_precision": "angles are kept in float32 either way",
     "distributed_timeout_minutes": "a limit that a healthy run does not reach",
     "reset_position_ids": "positions are as many",
     "seed": "the order of the rows",
-    "lr": _SCHEDULE,
-    "min_lr": _SCHEDULE,
-    "lr_decay_style": _SCHEDULE,
-    "lr_warmup_iters": _SCHEDULE,
-    "weight_decay": _SCHEDULE,
-    "adam_beta1": _SCHEDULE,
-    "adam_beta2": _SCHEDULE,
-    "adam_eps": _SCHEDULE,
+    **dict.fromkeys(("lr", "min_lr", "lr_decay_style", "lr_warmup_iters"), _SCHEDULE),
+    **dict.fromkeys(("weight_decay", "adam_beta1", "adam_beta2", "adam_eps"), _SCHEDULE),
     "clip_grad": "the norm is computed with and without it",
     "attention": "Transformer Engine's own is planned at this project's rates, and left out of the "
     "search where it cannot recompute; measured, a step was 3 % longer, in part by recomputation",
@@ -43,19 +34,16 @@ WITHOUT_EFFECT: dict[str, str] = {
     "tensorboard": _TELLING,
     "wandb_project": _TELLING,
     "profile": "a few iterations of a run are slower, not planned",
-    "profile_step_start": "see profile",
-    "profile_step_end": "see profile",
-    "profile_ranks": "see profile",
+    **dict.fromkeys(("profile_step_start", "profile_step_end", "profile_ranks"), "see profile"),
 }
 """By field of ``PretrainConfig`` and ``SftConfig``; every other one changes the estimate, as a test
 says of each (``tests/plan/test_flags.py``)."""
 
 
-def idle_flags(
-    config: TrainingConfig, typed: Collection[str], *, rows_are_known: bool
-) -> Iterator[tuple[str, str]]:
+def idle_flags(job: Job) -> Iterator[tuple[str, str]]:
     """Fields that were typed and change nothing in this plan, and why."""
-    memory, host = config.memory, "there is no --optimizer-cpu-offload"
+    config, memory = job.config, job.memory
+    host = "there is no --optimizer-cpu-offload"
     idle = {
         "optimizer_offload_fraction": (not config.optimizer.optimizer_cpu_offload, host),
         "overlap_cpu_optimizer_d2h_h2d": (not config.optimizer.optimizer_cpu_offload, host),
@@ -70,11 +58,11 @@ def idle_flags(
             "this layout recomputes nothing, and only recomputed layers work in tiles",
         ),
         "num_epochs": (
-            bool(config.train_iters) or not rows_are_known,
+            bool(config.train_iters) or not job.rows_are_fixed,
             "iterations are given, or the rows are not (--data-path)",
         ),
     }
-    for name in sorted(typed):
+    for name in sorted(job.pinned):
         if name in WITHOUT_EFFECT:
             yield name, WITHOUT_EFFECT[name]
         elif name in idle and idle[name][0]:

@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from megatron_ultralong.model.parameters import layer_parameters
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job, stage_parameters
 from megatron_ultralong.plan.optimizer_memory import optimizer_bytes
-
-ATTENTION_BACKWARD = 2.5
-"""Backward's five products (scores again, and four gradients) over forward's two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +26,10 @@ class LayerWork:
     """Of projections and MLP, all passes."""
     moved: float
     """By the operations between them, all passes."""
+
+
+ATTENTION_BACKWARD = 2.5
+"""Backward's five products (scores again, and four gradients) over forward's two."""
 
 
 def layer_work(job: Job) -> LayerWork:
@@ -74,26 +75,16 @@ def _moved_by_layer(job: Job, num_passes: int) -> float:
     return its.tokens * (num_passes * a_pass + merges) + gradient_bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class EndWork:
-    """Output layer and loss of one micro-batch on one rank."""
-
-    products: float
-    moved: float
-
-
-def loss_work(job: Job) -> EndWork:
-    """The output layer and the loss; in tiles its logits are made twice."""
+def loss_work(job: Job) -> tuple[float, float]:
+    """FLOPs and bytes of the output layer and the loss; in tiles its logits are made twice."""
     its = job.sizes
     passes = 4 if job.memory.loss_tile_size else 3
     words = its.tokens * its.vocab
     tiles = -(-its.tokens // its.loss_tile)
     weight = its.vocab * its.hidden_size
-    return EndWork(
-        products=2.0 * passes * words * its.hidden_size,
-        # Float32 logits: about eight times read and as often written, in both passes.
-        moved=float(words * 66 + tiles * weight * 12),
-    )
+    # Float32 logits: about eight times read and as often written, in both passes.
+    moved = float(words * 66 + tiles * weight * 12)
+    return 2.0 * passes * words * its.hidden_size, moved
 
 
 Link = Literal["NVLink", "network"]
@@ -117,19 +108,19 @@ class Traffic:
         """What the step gets longer by."""
         return self.seconds - self.hidden_seconds
 
+    def times(self, number: int) -> Traffic:
+        """That of so many layers or micro-batches."""
+        sizes = (number * size for size in (self.num_bytes, self.seconds, self.hidden_seconds))
+        num_bytes, seconds, hidden = sizes
+        return Traffic(self.name, num_bytes, self.link, seconds, hidden)
 
-@dataclasses.dataclass(frozen=True)
-class TensorParallelBytes:
+
+class TensorParallelBytes(NamedTuple):
     """Bytes that leave a rank in its tensor-parallel group, one micro-batch."""
 
     gathered: float
     scattered: float
     reduced: float
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return self.gathered + self.scattered + self.reduced
 
 
 def tensor_parallel_bytes(job: Job, stage: int = 0) -> TensorParallelBytes:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import chunk_areas
 
 
 @dataclass(frozen=True)
@@ -95,60 +96,6 @@ def zigzag(cp_size: int) -> Assignment:
     if cp_size == 1:  # one chunk, so that any length will do
         return Assignment(((0,),))
     return Assignment(tuple((rank, 2 * cp_size - 1 - rank) for rank in range(cp_size)))
-
-
-def zigzag_shard(x: Tensor, cp_size: int, cp_rank: int, dim: int) -> Tensor:
-    """Tokens of rank ``cp_rank``, two ranks of ``[0..7]``: rank 0 has ``[0, 1, 6, 7]``.
-
-    Raises:
-        InputError: the length of ``dim`` is not divisible by ``2 * cp_size``.
-    """
-    _check_zigzag(x.shape[dim], cp_size)
-    return zigzag(cp_size).shard(x, cp_rank, dim)
-
-
-def zigzag_unshard(shards: Sequence[Tensor], dim: int) -> Tensor:
-    """Inverse of :func:`zigzag_shard`: ``[0, 1, 6, 7], [2, 3, 4, 5] -> [0..7]``."""
-    return zigzag(len(shards)).unshard(shards, dim)
-
-
-def zigzag_positions(seq_length: int, cp_size: int, cp_rank: int) -> Tensor:
-    """Positions of a rank's tokens under zigzag, int64 [seq_length / cp_size].
-
-    Raises:
-        InputError: ``seq_length`` is not divisible by ``2 * cp_size``.
-    """
-    _check_zigzag(seq_length, cp_size)
-    return zigzag(cp_size).positions(cp_rank, seq_length)
-
-
-def _check_zigzag(seq_length: int, cp_size: int) -> None:
-    """Zigzag's rule in the words of the user's flags."""
-    num_chunks = 2 * cp_size
-    if cp_size > 1 and seq_length % num_chunks:
-        lower = seq_length // num_chunks * num_chunks
-        raise InputError(
-            f"seq_length ({seq_length}) must be divisible by 2 * context_parallel_size "
-            f"({num_chunks}): zigzag gives each rank one early and one late chunk; "
-            f"use {lower + num_chunks}" + (f" or {lower}" if lower else "")
-        )
-
-
-def chunk_areas(cu_seqlens: Sequence[int], num_chunks: int) -> npt.NDArray[np.float64]:
-    """Number of (query, key) pairs that the queries of every chunk attend to, [num_chunks].
-
-    ``[0, 3, 4]`` in two chunks: ``[1 + 2, 3 + 1]``.
-    """
-    edges = np.asarray(cu_seqlens, dtype=np.float64)
-    before = np.concatenate([[0.0], np.cumsum(_triangle(np.diff(edges)))])
-    cuts = np.linspace(0.0, edges[-1], num_chunks + 1)
-    document = np.clip(np.searchsorted(edges, cuts, side="right") - 1, 0, len(edges) - 2)
-    return np.diff(before[document] + _triangle(cuts - edges[document]))
-
-
-def _triangle(length: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Pairs of a causal mask over ``length`` tokens."""
-    return length * (length + 1) / 2
 
 
 def balanced(

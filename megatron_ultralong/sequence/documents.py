@@ -94,6 +94,33 @@ def _separator_ends(tokens: IntArray, separator_ids: Sequence[int]) -> list[int]
     return ends
 
 
+def causal_area(cu_seqlens: IntArray | Sequence[int]) -> int:
+    """Pairs (query, key) of causal attention inside documents: ``[0, 2, 5] -> 3 + 6 = 9``.
+
+    One row without a document mask is one document: ``[0, S] -> S (S + 1) / 2``.
+    """
+    edges = np.asarray(cu_seqlens, dtype=np.int64)
+    lengths = edges[1:] - edges[:-1]
+    return int((lengths * (lengths + 1) // 2).sum())
+
+
+def chunk_areas(cu_seqlens: IntArray | Sequence[int], num_chunks: int) -> npt.NDArray[np.float64]:
+    """The same of the queries of every chunk of a row, [num_chunks].
+
+    ``[0, 3, 4]`` in two chunks: ``[1 + 2, 3 + 1]``. Chunks may end between tokens.
+    """
+    edges = np.asarray(cu_seqlens, dtype=np.float64)
+    before = np.concatenate([[0.0], np.cumsum(_triangle(np.diff(edges)))])
+    cuts = np.linspace(0.0, edges[-1], num_chunks + 1)
+    document = np.clip(np.searchsorted(edges, cuts, side="right") - 1, 0, len(edges) - 2)
+    return np.diff(before[document] + _triangle(cuts - edges[document]))
+
+
+def _triangle(length: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Pairs of a causal mask over ``length`` tokens."""
+    return length * (length + 1) / 2
+
+
 def document_numbers(cu_seqlens: IntArray) -> npt.NDArray[np.int32]:
     """Document number of every token, shape [S]: ``[0, 3, 5] -> [0, 0, 0, 1, 1]``."""
     lengths = np.diff(cu_seqlens)

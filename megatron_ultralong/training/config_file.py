@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
 
-from megatron_ultralong.config.plain_values import from_dict, to_dict
+from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.config.rope import RopeConfig
-from megatron_ultralong.config.sft import SftConfig
-from megatron_ultralong.config.training import PretrainConfig, TrainingConfig
+from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.yaml_file import read_yaml
@@ -27,7 +27,7 @@ def save_config(path: Path, config: TrainingConfig) -> None:
 
 def config_text(config: TrainingConfig) -> str:
     """A configuration as YAML."""
-    text: str = yaml.safe_dump(to_dict(config), sort_keys=False)
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
     return text
 
 
@@ -39,10 +39,10 @@ def load_config(path: Path, kind: type[Config]) -> Config:
     """
     values = read_yaml(path, "configuration")
     # The one key that every configuration of instruction tuning has, and no other.
-    verb = SftConfig.verb if "num_epochs" in values else PretrainConfig.verb
-    if verb != kind.verb:
+    found: type[TrainingConfig] = SftConfig if "num_epochs" in values else PretrainConfig
+    if not issubclass(found, kind):
         raise InputError(
-            f"{path} is the configuration of a {verb} run, where one of {kind.verb} belongs"
+            f"{path} is the configuration of a {found.verb} run, where one of {kind.verb} belongs"
         )
     RopeConfig.check_block(values.get("rope"), str(path))
-    return from_dict(kind, values, str(path))
+    return from_dict(found, values, str(path))

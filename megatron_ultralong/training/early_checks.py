@@ -12,8 +12,7 @@ from typing import Generic, TypeVar
 
 from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
-from megatron_ultralong.config.sft import SftConfig
-from megatron_ultralong.config.training import PretrainConfig, TrainingConfig
+from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows, rows_of

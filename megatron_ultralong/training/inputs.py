@@ -15,7 +15,7 @@ from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.model import shape, yarn
-from megatron_ultralong.plan import activations, attention_memory
+from megatron_ultralong.plan import job, layer_memory
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training import optimizer, rows
 from megatron_ultralong.training.telling.log import check_sinks
@@ -98,10 +98,10 @@ def check_attention(
     if kernel is not math.MATH:
         return ()
     why = f"precision '{config.precision}' with {model.kv_channels} channels a head"
-    note = attention_memory.score_matrix_note(config, model, why)
+    note = layer_memory.score_matrix_note(config, model, why)
     if memory_bytes is None:
         memory_bytes = torch.cuda.get_device_properties(device).total_memory
-    needed = attention_memory.HELD_AT_ONCE * attention_memory.score_matrix_bytes(config, model)
+    needed = layer_memory.HELD_AT_ONCE * layer_memory.score_matrix_bytes(config, model)
     if config.data.document_mask == "none" and needed > memory_bytes:
         raise InputError(
             f"{note.removeprefix('warning: ')}, and a GPU has {memory_bytes / 2**30:,.1f} GiB: use "
@@ -116,19 +116,12 @@ AVAILABLE_SHARE = 0.8
 
 def host_bytes(config: TrainingConfig, model: shape.ModelConfig, num_ranks: int) -> int:
     """Host memory that the ranks of the pipeline stage fill which keeps the most."""
-    kept = activations.kept_tensors(
-        model,
-        config.parallel,
-        seq_length=config.data.seq_length,
-        micro_batch_size=config.micro_batch_size,
-        bytes_per_element=4 if config.precision == "fp32" else 2,
-        keep_attention=config.memory.recompute_granularity == "keep_attention",
-    )
+    its = job.Job(model, config, num_ranks, mean_area=0)
+    kept, parallel = its.kept(), config.parallel
     size = kept.on_host if torch.cuda.is_available() else kept.on_device
-    parallel, microbatches = config.parallel, config.num_microbatches(num_ranks)
     chunks = parallel.num_virtual_stages_per_pipeline_rank
     return max(
-        layers // chunks * parallel.passes_under_way(stage, microbatches) * size
+        layers // chunks * parallel.passes_under_way(stage, its.num_microbatches) * size
         for stage, layers in enumerate(parallel.stage_layers(model.num_layers))
     )
 

@@ -23,8 +23,8 @@ from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.mcore.batch import Batch, DocumentRow, LossTerms, local_batch, token_loss
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast
-from megatron_ultralong.model.flops import attention_area
 from megatron_ultralong.program.rank_values import every_rank
+from megatron_ultralong.sequence.documents import causal_area
 from megatron_ultralong.training.rows import RowSource
 from megatron_ultralong.training.telling.phases import PhaseTimers
 
@@ -138,7 +138,7 @@ class LanguageModelStep:
     def _row_area(self, row: DocumentRow) -> int:
         is_whole = self.config.data.document_mask == "none"
         edges = [0, row.seq_length] if is_whole else row.cu_seqlens
-        return attention_area(np.minimum(edges, row.num_real_tokens))
+        return causal_area(np.minimum(edges, row.num_real_tokens))
 
     def _everywhere(self, sums: torch.Tensor) -> torch.Tensor:
         """Sums over data and context parallel ranks of the last stage, on every rank."""

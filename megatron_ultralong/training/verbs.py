@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from megatron_ultralong.config import plain_values, training
-from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.config.training import SftConfig
 from megatron_ultralong.data.rows import manifest, packed, stored
 from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.plan.given import plan_text

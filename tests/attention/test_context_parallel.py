@@ -9,17 +9,9 @@ from hypothesis import strategies as st
 
 from megatron_ultralong.attention import reference
 from megatron_ultralong.attention.ring.plan import make_plan
-from megatron_ultralong.attention.ring.rectangle import causal_area
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.sequence.assignment import (
-    Assignment,
-    balanced,
-    chunk_areas,
-    zigzag,
-    zigzag_positions,
-    zigzag_shard,
-    zigzag_unshard,
-)
+from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
+from megatron_ultralong.sequence.documents import causal_area, chunk_areas
 from tests.attention.whole_sequence import assignments, boundaries
 from tools.attention_benchmark.recipe_lengths import recipe_lengths
 
@@ -36,11 +28,11 @@ def test_every_token_is_on_one_rank_and_comes_back(cp_size, per_rank, chunk, dim
 
 
 def test_zigzag_gives_an_early_and_a_late_chunk():
-    x = torch.arange(8)
-    assert zigzag_shard(x, 2, 0, 0).tolist() == [0, 1, 6, 7]
-    assert zigzag_shard(x, 2, 1, 0).tolist() == [2, 3, 4, 5]
-    assert zigzag_positions(8, 2, 0).tolist() == [0, 1, 6, 7]
-    assert torch.equal(zigzag_unshard([zigzag_shard(x, 2, r, 0) for r in (0, 1)], 0), x)
+    x, two = torch.arange(8), zigzag(2)
+    assert two.shard(x, 0, 0).tolist() == [0, 1, 6, 7]
+    assert two.shard(x, 1, 0).tolist() == [2, 3, 4, 5]
+    assert two.positions(0, 8).tolist() == [0, 1, 6, 7]
+    assert torch.equal(two.unshard([two.shard(x, r, 0) for r in (0, 1)], 0), x)
 
 
 @pytest.mark.parametrize("cp_size", [1, 2, 4, 16])
@@ -50,14 +42,14 @@ def test_zigzag_shares_causal_work_equally(cp_size):
 
 
 def test_one_rank_takes_any_length():
-    assert zigzag_shard(torch.arange(7), 1, 0, 0).tolist() == list(range(7))
+    assert zigzag(1).shard(torch.arange(7), 0, 0).tolist() == list(range(7))
 
 
 def test_the_length_must_divide_into_the_chunks():
-    with pytest.raises(InputError, match=r"seq_length \(10\) must be divisible by 2 \* context_p"):
-        zigzag_shard(torch.arange(10), 2, 0, 0)
+    with pytest.raises(InputError, match=r"seq_length \(10\) must be divisible by .*\(4 = 2 for"):
+        zigzag(2).shard(torch.arange(10), 0, 0)
     with pytest.raises(InputError, match=r"use 12 or 8"):
-        zigzag_positions(10, 2, 0)
+        zigzag(2).positions(0, 10)
     with pytest.raises(InputError, match=r"\(6 = 3 for each of 2 context-parallel ranks\); use 12"):
         Assignment(((0, 1, 2), (3, 4, 5))).shard(torch.arange(10), 0, 0)
 

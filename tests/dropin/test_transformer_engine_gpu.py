@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.config.layers import LayerConfig
+from megatron_ultralong.config.run import LayerConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.mcore.compat import has_transformer_engine
 from megatron_ultralong.training.verbs import pretrain

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.config.sft import SftConfig
-from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.config.training import PretrainConfig, SftConfig
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows.packed import boundaries_prefix
 from megatron_ultralong.plan.without_effect import WITHOUT_EFFECT

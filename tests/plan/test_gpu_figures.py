@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.config.layers import LayerConfig
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
+from megatron_ultralong.config.run import LayerConfig
 from megatron_ultralong.model.shape import MODELS
-from megatron_ultralong.plan.estimate import Estimate
+from megatron_ultralong.plan.estimate import Estimate, run_time
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.job import GIB, Job
-from megatron_ultralong.plan.run_time import run_time
 from megatron_ultralong.plan.work import ring_bytes, tensor_parallel_bytes
 
 

@@ -16,8 +16,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.mcore import cpu  # noqa: F401 - Megatron-Core without a GPU
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.plan.activations import pinned_bytes
-from megatron_ultralong.plan.job import Job
+from megatron_ultralong.plan.job import Job, pinned_bytes
 from megatron_ultralong.plan.optimizer_memory import optimizer_memory, stage_tensors
 
 MODEL = ModelConfig(

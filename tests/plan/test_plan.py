@@ -17,14 +17,13 @@ import yaml
 
 from megatron_ultralong import cli
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.config.plain_values import to_dict
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
-from megatron_ultralong.model.flops import attention_area
 from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.plan.area import drawn_rows, expected_area, zigzag_areas
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.work import links
+from megatron_ultralong.sequence.documents import causal_area
 from tests.models import write_llama
 from tests.patience import patience
 
@@ -239,7 +238,7 @@ def test_the_configuration_of_a_run_is_planned(tmp_path: Path) -> None:
         ("llama3.1-8b-sft", SFT_RECIPES["llama3.1-8b-sft"]()),
     ):
         file = tmp_path / f"{recipe}.yaml"
-        file.write_text(yaml.safe_dump(to_dict(config)))
+        file.write_text(yaml.safe_dump(dataclasses.asdict(config)))
         words = ("--model", "llama3.1-8b", "--gpus", "128", "--no-search")
         ours = planned(tmp_path, "plan", "--config", str(file), *words)
         assert ours["chosen"] == planned(tmp_path, "plan", recipe, *words)["chosen"]
@@ -331,7 +330,7 @@ def test_the_expected_area_is_the_mean_of_drawn_rows(length: int, mean: float) -
     areas = []
     for _ in range(2000):
         ends = np.flatnonzero(generator.random(length - 1) < 1 / mean) + 1
-        areas.append(attention_area([0, *ends.tolist(), length]))
+        areas.append(causal_area([0, *ends.tolist(), length]))
     # The mean of 2,000 rows has a standard error of its own.
     error = 4 * np.std(areas) / np.sqrt(len(areas))
     assert abs(np.mean(areas) - expected_area(length, mean)) <= error + 1e-6 * length

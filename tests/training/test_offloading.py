@@ -8,7 +8,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.model.shape import MODELS
-from megatron_ultralong.plan.activations import pinned_bytes
+from megatron_ultralong.plan.job import pinned_bytes
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.inputs import check_offloading, host_bytes
 

@@ -19,14 +19,13 @@ from megatron_ultralong.config.convert import ExportConfig
 from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import CheckpointConfig, LogConfig, MemoryConfig
-from megatron_ultralong.config.sft import SftConfig
-from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.config.training import DataConfig, PretrainConfig, SftConfig
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.rows.stored import ChatRow, ChatRows
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.model.flops import attention_area
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.sequence.documents import causal_area
 from megatron_ultralong.training.config_file import save_config
 from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.state import TrainingState
@@ -198,7 +197,7 @@ def without_targets(config: SftConfig) -> tuple[float, float, float]:
         # Each of the two ranks has this row; its padding is no work of the model.
         edges = np.minimum(row.cu_seqlens, row.num_real_tokens)
         assert result.num_real_tokens == 2 * row.num_real_tokens
-        assert result.attention_area == 2 * attention_area(edges)
+        assert result.attention_area == 2 * causal_area(edges)
         buffers = [buffer.grad_data.abs().max().item() for buffer in state.chunks[0].buffers]
         state.chunks[0].zero_grad_buffer()
         half = step(iter([[row if dist.get_rank() == 0 else empty]]), forward_only=False)

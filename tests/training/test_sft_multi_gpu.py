@@ -10,7 +10,7 @@ import torch
 
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import MemoryConfig
-from megatron_ultralong.config.sft import SftConfig
+from megatron_ultralong.config.training import SftConfig
 from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.training.verbs import sft
 from tests.data.chats import write_jsonl

@@ -15,8 +15,7 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.folder import resolve, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
-from megatron_ultralong.config.layers import LOCAL_LAYERS, LayerConfig
-from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.run import LOCAL_LAYERS, LayerConfig, MemoryConfig
 from megatron_ultralong.mcore.compat import has_transformer_engine
 from megatron_ultralong.model.yarn import YarnConfig
 from megatron_ultralong.program.errors import InputError

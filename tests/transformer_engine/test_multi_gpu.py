@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.config.layers import LayerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.config.run import MemoryConfig
+from megatron_ultralong.config.run import LayerConfig, MemoryConfig
 from megatron_ultralong.mcore.compat import has_transformer_engine
 from tests.ranks import run_on_gpus
 from tests.transformer_engine.comparison import (

@@ -15,11 +15,16 @@ from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.model_state import load_weights
 from megatron_ultralong.config.convert import ImportConfig
-from megatron_ultralong.config.layers import LOCAL_LAYERS, LayerConfig
 from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
-from megatron_ultralong.config.run import CheckpointConfig, LogConfig, MemoryConfig
+from megatron_ultralong.config.run import (
+    LOCAL_LAYERS,
+    CheckpointConfig,
+    LayerConfig,
+    LogConfig,
+    MemoryConfig,
+)
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling

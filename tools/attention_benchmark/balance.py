@@ -7,8 +7,8 @@ import argparse
 import numpy as np
 
 from megatron_ultralong.attention.ring.plan import Plan, make_plan
-from megatron_ultralong.attention.ring.rectangle import causal_area
 from megatron_ultralong.sequence.assignment import balanced, zigzag
+from megatron_ultralong.sequence.documents import causal_area
 
 from .measurement import row
 from .recipe_lengths import recipe_lengths

@@ -13,8 +13,8 @@ from megatron_ultralong.attention import ring_attention
 from megatron_ultralong.attention.kernels import block_attention
 from megatron_ultralong.attention.kernels.base import Inputs, Saved
 from megatron_ultralong.attention.ring.plan import make_plan
-from megatron_ultralong.attention.ring.rectangle import causal_area
 from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
+from megatron_ultralong.sequence.documents import causal_area
 from megatron_ultralong.sequence.transport import LocalRing, Transport
 
 from .accuracy import accuracy

@@ -13,14 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from megatron_ultralong.attention.ring.rectangle import (
-    Rectangle,
-    causal_area,
-    local_cu_seqlens,
-    rectangles,
-)
+from megatron_ultralong.attention.ring.rectangle import Rectangle, local_cu_seqlens, rectangles
 from megatron_ultralong.sequence.assignment import Assignment
-from megatron_ultralong.sequence.documents import Boundaries
+from megatron_ultralong.sequence.documents import Boundaries, causal_area
 
 Range = tuple[int, int]
 

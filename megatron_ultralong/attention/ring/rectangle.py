@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from megatron_ultralong.sequence.documents import Boundaries
@@ -101,9 +100,3 @@ def local_cu_seqlens(
         edges.extend(edge + shift for edge in cu_seqlens[first:last])
         previous = bisect_right(cu_seqlens, stop - 1) - 1
     return Boundaries((*edges, len(chunks) * chunk_length))
-
-
-def causal_area(cu_seqlens: Sequence[int]) -> int:
-    """Pairs that may attend, causal inside documents: ``[0, 3, 4] -> 6 + 1``."""
-    lengths = [stop - start for start, stop in pairwise(cu_seqlens)]
-    return sum(length * (length + 1) // 2 for length in lengths)

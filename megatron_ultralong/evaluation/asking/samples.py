@@ -19,13 +19,14 @@ import torch
 from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.generation.prompt_tokenizer import IdArray
-from megatron_ultralong.model.flops import attention_area, forward_flops, peak_tflops
+from megatron_ultralong.model.flops import forward_flops, peak_tflops
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.progress import progress
 from megatron_ultralong.program.ranks import world_size
+from megatron_ultralong.sequence.documents import causal_area
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def estimate_cost(
         num_tokens += prompt + generated
         whole = prompt + generated
         # Token i attends to i + 1 of them, in prefill and in decoding alike.
-        parts = forward_flops(model, whole, attention_area([0, whole]))
+        parts = forward_flops(model, whole, causal_area([0, whole]))
         output = parts.output * (generated / whole if generated else 1.0)
         flops += parts.projections + parts.attention + parts.mlp + output
     return CostEstimate(num_samples, num_tokens, flops, _assumed_tflops(config), num_ranks)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from megatron_ultralong.config import plain_values, training
+from megatron_ultralong.config import training
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar
@@ -229,7 +229,7 @@ def _wandb(config: training.TrainingConfig) -> Sink:
         name=folder.name if folder else None,
         id=_identity(folder / _WANDB_FILE) if folder else None,
         resume="allow",
-        config=plain_values.to_dict(config),
+        config=dataclasses.asdict(config),
     )
     return Sink(lambda record: run.log(scalars(record), step=record.iteration), run.finish)
 

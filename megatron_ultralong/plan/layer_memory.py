@@ -1,4 +1,4 @@
-"""What attention takes beyond its inputs and results, as ``attention/`` runs it.
+"""What a layer takes beyond what it keeps: norms, projections and MLP by tiles, and attention.
 
 Sizes follow the code: the ring's buffers and float32 sums (``attention/ring/ring.py``), the
 gathered keys (``attention/ring/gather.py``), and what kernels take inside, as
@@ -12,8 +12,103 @@ import dataclasses
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.plan.job import RankSizes
+from megatron_ultralong.plan.job import GIB, RankSizes
 from megatron_ultralong.plan.ledger import Ledger
+
+
+@dataclasses.dataclass(frozen=True)
+class TileMemory:
+    """Bytes at the peak of a part of a layer, results that are kept elsewhere not counted."""
+
+    model: ModelConfig
+    sizes: RankSizes
+    on_cpu: bool
+    """There a norm is several operations in float32; on a GPU it is one kernel."""
+
+    @property
+    def hidden(self) -> int:
+        """Hidden states of all tokens of a tile, as projections take them."""
+        return self.sizes.tile * self.sizes.hidden_size * self.sizes.element
+
+    @property
+    def hidden_here(self) -> int:
+        """The run of them that is on this rank."""
+        return self.hidden // self.sizes.runs
+
+    @property
+    def _gathered(self) -> int:
+        """Gathered gradients; gathered inputs are in Megatron's own buffer."""
+        return self.hidden if self.sizes.runs > 1 else 0
+
+    def norm_saves(self, hidden: int) -> int:
+        """For backward, of ``hidden`` bytes of hidden states: the input; on a CPU the product too.
+
+        Both in float32 there.
+        """
+        return 2 * self._wide(hidden) if self.on_cpu else hidden
+
+    def norm_backward(self, hidden: int) -> int:
+        """What it saved, and gradients; of both sides, or six float32 tensors."""
+        return 6 * self._wide(hidden) if self.on_cpu else 3 * hidden
+
+    def projection_forward(self) -> int:
+        """Norm, queries, keys and values of a tile in one, and rotary embedding."""
+        mixed, queries = self._mixed, self.sizes.of_tile(self.sizes.queries)
+        return self.hidden_here + mixed + 4 * queries
+
+    def projection_backward(self) -> int:
+        """The same with its gradients."""
+        mixed, queries = self._mixed, self.sizes.of_tile(self.sizes.queries)
+        weight = self.sizes.hidden_size * self._mixed // self.sizes.tile
+        saved = self.norm_saves(self.hidden_here) + self.hidden_here
+        return saved + self._gathered + 2 * mixed + 3 * queries + weight
+
+    def mlp_forward(self) -> int:
+        """Attention's projection, residual, norm, MLP."""
+        wide = self._ffn
+        inside = max(5 * wide, wide + self.hidden + self.hidden_here)
+        return self._attended + 2 * self.hidden_here + inside
+
+    def mlp_backward(self) -> int:
+        """The same with its gradients.
+
+        Saved for it: gate and up (2 of the MLP's width), silu of one and an offset copy of the
+        other, their product; seven once the gradients of the last two are there.
+        """
+        its = self.sizes
+        weight = its.hidden_size * its.ffn * its.element
+        saved = self._attended + self.norm_saves(self.hidden_here) + 2 * self.hidden_here
+        return saved + self._gathered + max(7 * self._ffn, 6 * self._ffn + weight)
+
+    @property
+    def _ffn(self) -> int:
+        return self.sizes.tile * self.sizes.ffn * self.sizes.element
+
+    @property
+    def _mixed(self) -> int:
+        """Queries, keys and values as one tensor."""
+        return self.sizes.of_tile(self.sizes.queries_keys_values)
+
+    @property
+    def _attended(self) -> int:
+        """Copy of attention's output where a tile is a piece of every run."""
+        return self.sizes.of_tile(self.sizes.queries) if self.sizes.runs > 1 else 0
+
+    def _wide(self, size: int) -> int:
+        return size * 4 // self.sizes.element
+
+    def layer_saves(self) -> int:
+        """What autograd saves of Megatron's own layer, where nothing is recomputed.
+
+        Inputs of both norms and of what follows them; queries, keys, values; output and
+        log-sum-exps; cosines and sines of queries and of keys; the MLP's as in a tile.
+        """
+        its = self.sizes
+        wide = its.tokens * its.ffn * its.element
+        rotary = 4 * its.row_tokens * its.head_dim * its.element
+        attention = its.queries_keys_values + its.queries + its.lse + rotary
+        return 2 * self.norm_saves(its.hidden) + 2 * its.hidden + attention + 5 * wide
+
 
 MAX_ELEMENTS = 2**31 - 1
 """Of one tensor in a kernel; more query heads are split
@@ -134,19 +229,15 @@ class AttentionMemory:
 
     def _workspace(self, queries: int, keys: int) -> int:
         """Inside a backward kernel: float32 sums of dq, and of dk and dv of several heads."""
-        wide = self._wide
         if self.kernel == "cpu":
             return 0
-        if self.num_splits > 1:
-            heads_of_keys = self.sizes.queries // self.sizes.keys
-            return self.num_splits * wide * queries + 2 * keys * heads_of_keys
-        if not self.has_groups:
-            return wide * queries
-        if self.kernel in ("fa4", "fa3"):
-            return wide * (queries + 2 * keys)
+        sums = self.num_splits * self._wide * queries
+        if self.num_splits == 1 and not self.has_groups:
+            return sums
+        if self.num_splits == 1 and self.kernel in ("fa4", "fa3"):
+            return sums + 2 * keys * self._wide
         # dk and dv of every query head, in the dtype of the inputs.
-        heads_of_keys = self.sizes.queries // self.sizes.keys
-        return wide * queries + 2 * keys * heads_of_keys
+        return sums + 2 * keys * (self.sizes.queries // self.sizes.keys)
 
     def _result(self, size: int) -> int:
         return size * self._wide if self._widens else size
@@ -165,29 +256,31 @@ class AttentionMemory:
         return sums // max(MIN_PIECES, min(MAX_PIECES, sums // PIECE_BYTES))
 
 
-GIB = 2**30
 HELD_AT_ONCE = 2
 """Matrices together at least: the masked one is made beside the one that it comes from."""
 
 
-def score_matrix_bytes(config: TrainingConfig, model: ModelConfig) -> int:
-    """Bytes of one float32 matrix [b, heads, s, s] of a rank's block: the longest it may meet.
+def score_matrix_shape(config: TrainingConfig, model: ModelConfig) -> tuple[int, int, int]:
+    """[b, heads, s] of a matrix of scores [b, heads, s, s] of a rank's block, the longest there is.
 
     With ``document_mask`` block that is one document over the whole block.
     """
     parallel = config.parallel
     heads = model.num_attention_heads // parallel.tensor_model_parallel_size
-    block = config.data.seq_length // parallel.context_parallel_size
-    return 4 * config.micro_batch_size * heads * block**2
+    return config.micro_batch_size, heads, config.data.seq_length // parallel.context_parallel_size
+
+
+def score_matrix_bytes(config: TrainingConfig, model: ModelConfig) -> int:
+    """Bytes of such a matrix."""
+    rows, heads, block = score_matrix_shape(config, model)
+    return 4 * rows * heads * block**2
 
 
 def score_matrix_note(config: TrainingConfig, model: ModelConfig, why: str) -> str:
     """A line about it: ``why`` no other kernel serves."""
-    parallel = config.parallel
-    heads = model.num_attention_heads // parallel.tensor_model_parallel_size
-    block = config.data.seq_length // parallel.context_parallel_size
+    rows, heads, block = score_matrix_shape(config, model)
     upto = "up to " if config.data.document_mask == "block" else ""
-    shape = f"{config.micro_batch_size} x {heads} heads x {upto}{block:,} x {block:,}"
+    shape = f"{rows} x {heads} heads x {upto}{block:,} x {block:,}"
     size = f"{score_matrix_bytes(config, model) / GIB:,.2f} GiB"
     return (
         f"warning: {why} has no fused attention kernel on a GPU: plain formulas hold matrices of "
