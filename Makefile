@@ -13,7 +13,7 @@ HARNESS := $(VENV)/harness
 
 # Against hanging only: nothing fails because a machine is slow.
 HOUR := timeout 3600
-# Files go to whichever process is free, in the order of tests/conftest.py.
+# Files go to whichever process is free, in the order of tests/order.py; of some each test (tests/spread.py).
 PYTEST := $(HOUR) $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
 
 # Legs of tools/version_matrix/leg.py; empty: all. Interpreters to try before python3.10 ... of the path.
@@ -52,14 +52,14 @@ $(HARNESS)/installed: $(VENV)/installed requirements/harness.txt
 
 harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of its own
 
-test: install harness  ## the tests, about six minutes on two cores
+test: install harness  ## the tests, about four minutes on two cores
 	$(PYTEST)
 
 quick: install  ## unit and property tests and one training on two ranks, in less than two minutes
 	$(PYTEST) --quick
 
-test-all: test  ## those, then what is heavier: every layout, faults at full length, pages that train
-	$(PYTEST) --numprocesses 4 -m "faults or slow"  # these wait more than they compute
+test-all: install harness  ## those and what is heavier: every layout, faults at full length, pages that train
+	$(PYTEST) --numprocesses 4 -m "faults or not faults"  # one more: what is heavier waits for time-outs
 
 test-gpu:  ## tests on one, two and four GPUs, by $(PYTHON) as it is: a torch with CUDA, Transformer Engine if it is there
 	$(HOUR) $(PYTHON) -m pytest -q -m "gpu or multi_gpu" --timeout 600

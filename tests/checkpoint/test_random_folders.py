@@ -24,7 +24,7 @@ from tests.checkpoint.random_folders import Folder
 from tests.patience import patience
 
 SAMPLE = range(40)
-ALL = range(300)
+OTHERS = (range(40, 120), range(120, 210), range(210, 300))
 TOKENS = torch.arange(40) * 7 % 17
 CLOSE = 1e-5
 """Float32: sums of some 40 products in another order, and frequencies rounded by 2^-24."""
@@ -115,8 +115,9 @@ def test_a_sample_of_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(patience(900))
-def test_300_folders(tmp_path: Path) -> None:
-    outcomes = check_all(ALL, tmp_path)
-    assert min(outcomes.values()) > 10, outcomes
-    assert sum(outcomes.values()) == len(ALL)
+@pytest.mark.timeout(patience(600))
+@pytest.mark.parametrize("seeds", OTHERS, ids=str)
+def test_the_other_folders_of_300(tmp_path: Path, seeds: range) -> None:
+    outcomes = check_all(seeds, tmp_path)
+    assert set(outcomes) == {"loaded", "said", "refused"}
+    assert min(outcomes.values()) > 5, outcomes
