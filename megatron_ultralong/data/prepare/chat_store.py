@@ -59,37 +59,31 @@ def tokenise_chats(
     return store
 
 
+@dataclasses.dataclass
 class ChatStore:
     """Examples, by number: taken in batch by batch, their tokens written."""
 
-    def __init__(
-        self,
-        config: PrepareChatConfig,
-        tokenizer: DocumentTokenizer,
-        folder: Path,
-        write: Callable[[memoryview], object],
-        marks: FolderTemplate | None,
-    ) -> None:
-        self.config = config
-        self.marks = marks
-        self.tokenizer = tokenizer
-        self.folder = folder
-        self.write = write
-        self.dtype = token_dtype(tokenizer.vocab_size)
-        self.template = TEMPLATES[config.chat_template]
-        self.encoder = ChatEncoder(self.template, tokenizer, is_marked=marks is not None)
-        self.sources: list[ChatSource] = []
-        self.lengths: list[ChatLengths] = []
+    config: PrepareChatConfig
+    tokenizer: DocumentTokenizer
+    folder: Path
+    write: Callable[[memoryview], object]
+    """To the file of tokens in the folder."""
+    marks: FolderTemplate | None
+    sources: list[ChatSource] = dataclasses.field(default_factory=list)
+    lengths: list[ChatLengths] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.dtype = token_dtype(self.tokenizer.vocab_size)
+        self.template = TEMPLATES[self.config.chat_template]
+        self.encoder = ChatEncoder(self.template, self.tokenizer, self.marks is not None)
         self._found: collections.Counter[str] = collections.Counter()
         """What is counted of the source, by the names of :class:`ChatSource`."""
         self._bins: dict[int, list[int]] = {}
         """Its conversations, their tokens and the too long ones, by doubling of the length."""
         self._seen: set[bytes] = set()
         self._ids: list[str] = []
-        self._example_sources = array.array("q")
-        self._example_lengths = array.array("q")
-        self._targets = array.array("i")
-        self._target_ends = array.array("q")
+        self._example_sources, self._example_lengths = array.array("q"), array.array("q")
+        self._targets, self._target_ends = array.array("i"), array.array("q")
 
     def add_source(self, reader: ConversationReader, bar: ProgressBar) -> None:
         """Tokenise the conversations of one source."""

@@ -189,15 +189,12 @@ def check_file_sizes(folder: Path) -> None:
 def copy_tokenizer(tokenizer: DocumentTokenizer, folder: Path) -> None:
     """Copy the tokenizer's files into a new folder."""
     folder.mkdir()
-    shutil.copyfile(tokenizer.file, folder / canonical_name(tokenizer.file))
+    # the name under which a folder's reader looks for the file: my.model -> tokenizer.model
+    name = "tokenizer.json" if tokenizer.file.suffix == ".json" else "tokenizer.model"
+    shutil.copyfile(tokenizer.file, folder / name)
     for name in TOKENIZER_FILES[1:]:
         if (tokenizer.file.parent / name).is_file():
             shutil.copyfile(tokenizer.file.parent / name, folder / name)
-
-
-def canonical_name(file: Path) -> str:
-    """Name under which a folder's reader looks for the file: ``my.model -> tokenizer.model``."""
-    return "tokenizer.json" if file.suffix == ".json" else "tokenizer.model"
 
 
 SeparatorInText = Literal["keep", "drop", "split"]
