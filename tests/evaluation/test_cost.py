@@ -13,6 +13,7 @@ from megatron_ultralong.evaluation.asking.samples import check_cost, estimate_co
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import check_ranges
 from tests.models import write_llama
 
 LLAMA_8B = ModelConfig(32, 4096, 14336, 32, 8, 128, 128256, 1e-5, 5e5, 8192, True)
@@ -71,4 +72,4 @@ def test_what_costs_too_much_is_refused_before_the_start(capsys) -> None:
 def test_numbers_below_zero_are_refused() -> None:
     for config in (CostConfig(max_cost=-1.0), CostConfig(estimated_tflops=float("nan"))):
         with pytest.raises(InputError, match="must be at least 0, not"):
-            config.check()
+            check_ranges(config)

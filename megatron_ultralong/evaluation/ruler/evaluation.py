@@ -106,6 +106,8 @@ class RulerSamples:
         Raises:
             InputError: one is missing or damaged, or has fewer questions than samples asked for.
         """
+        if self._needs_words:
+            _ = self.words
         for name in self._config.tasks:
             task = parameters.TASKS[name]
             if isinstance(task, parameters.QuestionTask):
@@ -114,8 +116,6 @@ class RulerSamples:
                 check_num_samples(self._config.num_samples, available, what)
             elif isinstance(task, parameters.NeedleTask) and task.haystack == "essay":
                 _ = self.essays
-        if self._needs_words:
-            _ = self.words
 
     @property
     def _needs_words(self) -> bool:
