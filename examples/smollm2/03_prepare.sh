@@ -16,6 +16,7 @@ rows() { # FOLDER CORPUS SEQ_LENGTH [FLAG...]
     ultralong prepare "${sources[@]}" --tokenizer "$WORK/hf" --output "$1" --seq-length "$3" \
         --length-sampling none --workers "$WORKERS" "${@:4}"
 }
-rows "$WORK/rows-$TARGET" train "$SEQ_LENGTH" --packing row-start --valid-fraction "$VALID_FRACTION"
-rows "$WORK/rows-first" train "$FIRST_LENGTH" --valid-fraction "$VALID_FRACTION"
+rows "$WORK/rows-$TARGET" train "$SEQ_LENGTH" --packing row-start --valid-fraction "$VALID_FRACTION" \
+    --seed 1
+rows "$WORK/rows-first" train "$FIRST_LENGTH" --valid-fraction "$VALID_FRACTION" --seed 1
 rows "$WORK/rows-held-out" held_out "$SEQ_LENGTH" --valid-fraction 0
