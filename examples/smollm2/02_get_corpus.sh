@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Step 2: long documents out of packages of the package index and of Debian (sources.py names them and their
+# licences): manuals, code, books, licences, and two versions of one package behind each other. Four packages
+# are held out whole.
+#
+# see: corpus/corpus.json: licences, versions, bytes
+set -euo pipefail
+# shellcheck source=examples/smollm2/settings.sh
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+# shellcheck disable=SC2086 # several words
+kept "$WORK/corpus" || python "$here/corpus.py" "$WORK/corpus" --packages "$CACHE/corpus" $CORPUS_FLAGS

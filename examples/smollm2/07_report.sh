@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Step 7: all figures on one page, with pictures and conditions.
+#
+# see: report-TARGET/index.html
+set -euo pipefail
+# shellcheck source=examples/smollm2/settings.sh
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+kept "$WORK/report-$TARGET" || ultralong evaluate report "$WORK/results-$TARGET" --output "$WORK/report-$TARGET"

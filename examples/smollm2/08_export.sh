@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Step 8: a Hugging Face folder that transformers and vLLM load, with the rope block of its training.
+#
+# see: "good_for": the versions that read it; every tensor bit-equal
+set -euo pipefail
+# shellcheck source=examples/smollm2/settings.sh
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+exported=$WORK/SmolLM2-135M-Instruct-$TARGET
+kept "$exported" || ultralong convert export "$WORK/run-$TARGET" "$exported"
+ultralong convert verify "$WORK/run-$TARGET" "$exported"

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# All steps to one target, one after the other: run_all.sh [--cpu] [128k|256k]. What a step has finished is
+# kept, so that the same command goes on after an interruption.
+set -euo pipefail
+scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+for script in "$scripts"/0*.sh; do
+    echo "== $(basename "$script") $*, second $SECONDS"
+    bash "$script" "$@"
+done
+echo "== done, second $SECONDS"

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Settings of the numbered scripts, which source this file with their own arguments:
+#
+#   bash examples/smollm2/05_train.sh [--cpu] [128k|256k]
+#
+# The first lines of each say what it takes. Each setting is a variable of the environment, and what is set
+# there already stays. `--cpu` sets small values, for a look at every step without a GPU: factor 2, rows of
+# 1,024 tokens, two iterations. The commands in the scripts are the same.
+# shellcheck disable=SC2034 # the scripts use what is set here
+
+TARGET=128k
+for word; do
+    case "$word" in
+        --cpu) CPU=1 ;;
+        128k | 256k) TARGET=$word ;;
+        *) echo "$0: '$word' is not known; known: --cpu, 128k, 256k" >&2; exit 2 ;;
+    esac
+done
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+if [ -n "${CPU:-}" ]; then
+    # shellcheck source=examples/smollm2/cpu.sh
+    source "$here/cpu.sh"
+fi
+
+WORK=${WORK:-$PWD/smollm2}
+CACHE=${CACHE:-$WORK/cache} # what is fetched; one folder serves several WORKs
+case "$TARGET" in
+    128k) FACTOR=${FACTOR:-16} SEQ_LENGTH=${SEQ_LENGTH:-131072} ;;
+    256k) FACTOR=${FACTOR:-32} SEQ_LENGTH=${SEQ_LENGTH:-262144} ;;
+esac
+CORPUS_FLAGS=${CORPUS_FLAGS:-} # such as --indexes pypi, where there is no apt-get
+VALID_FRACTION=${VALID_FRACTION:-0.05} # of the documents; the held-out packages are others
+WORKERS=${WORKERS:-$(nproc)}
+GPUS=${GPUS:-1} # for training: 1, 2 or 4; the first part is spread by rows, the second by context parallelism
+VERIFY_LENGTH=${VERIFY_LENGTH:-512} # tokens of the text whose logits are compared
+FIRST_LENGTH=${FIRST_LENGTH:-32768} # rows of the first part of the training
+FIRST_ITERS=${FIRST_ITERS:-130}     # of 131,072 tokens each
+TRAIN_ITERS=${TRAIN_ITERS:-85}      # of one row of the target's length each
+LR=${LR:-5e-4}                      # docs/results.md says how it was chosen
+PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-}
+LENGTHS=${LENGTHS:-2048 8192 16384 32768 $((SEQ_LENGTH / 2)) $SEQ_LENGTH}
+DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}
+PROMPTS=${PROMPTS:-4}     # at every length and depth
+LOSS_ROWS=${LOSS_ROWS:-8} # of held-out packages
+EVALUATE_FLAGS=${EVALUATE_FLAGS:-}
+QUESTION=${QUESTION:-What is the capital of France?}
+ANSWER_TOKENS=${ANSWER_TOKENS:-64}
+
+kept() { # FOLDER: whether a step has finished it before; nothing half-written has that name
+    [ -e "$1" ] && echo "$1 is there: kept"
+}
