@@ -27,6 +27,8 @@ _MAX_DIGITS: Final = 64
 _SHOWN = 60
 """Characters of a value that a message shows."""
 _REQUIRED: Final[Any] = object()
+Bound = float | None
+"""Of a number; None: there is none."""
 
 
 class JsonObject(dict[str, Any]):
@@ -41,12 +43,7 @@ class JsonObject(dict[str, Any]):
         self.where = where
 
     def integer(
-        self,
-        key: str,
-        default: Any = _REQUIRED,
-        *,
-        minimum: int | None = None,
-        maximum: int | None = None,
+        self, key: str, default: Any = _REQUIRED, *, minimum: Bound = None, maximum: Bound = None
     ) -> Any:
         """The integer under ``key``; ``default`` where it is absent or null.
 
@@ -61,9 +58,9 @@ class JsonObject(dict[str, Any]):
         key: str,
         default: Any = _REQUIRED,
         *,
-        minimum: float | None = None,
-        above: float | None = None,
-        maximum: float | None = None,
+        minimum: Bound = None,
+        above: Bound = None,
+        maximum: Bound = None,
     ) -> Any:
         """The number under ``key`` as a float; it is finite. See :meth:`integer`."""
         kind = "a number" if above is None else f"a number above {above:g}"

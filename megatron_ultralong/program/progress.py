@@ -7,14 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+import rich.progress
 
 from megatron_ultralong.program.terminal import Console
 
@@ -31,16 +24,16 @@ class ProgressBar:
         self.unit = unit
         self.done = 0.0
         self._start = self._last_line = time.monotonic()
-        self._bar: Progress | None = None
+        self._bar: rich.progress.Progress | None = None
         if sys.stderr.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(),
+                rich.progress.TaskProgressColumn(),
+                rich.progress.TextColumn("{task.fields[rate]}"),
+                rich.progress.TimeElapsedColumn(),
+                rich.progress.TextColumn("ETA"),
+                rich.progress.TimeRemainingColumn(),
                 console=Console(stderr=True),
                 redirect_stdout=sys.stdout.isatty(),  # a file gets what is printed, not the bar
             )

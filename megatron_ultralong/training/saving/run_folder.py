@@ -13,22 +13,8 @@ from typing import NamedTuple, NoReturn
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.convert.small_files import copy_once
-from megatron_ultralong.checkpoint.disk.checksums import DamagedError, check_files, read_checksums
-from megatron_ultralong.checkpoint.disk.folder import (
-    LATEST_FILE,
-    iteration_folder,
-    iteration_folders,
-    resolve,
-    write_latest,
-)
-from megatron_ultralong.checkpoint.disk.metadata import (
-    FILE_NAME,
-    SOURCE_FOLDER,
-    CheckpointMetadata,
-    save_metadata,
-    seal_small_files,
-    unseal,
-)
+from megatron_ultralong.checkpoint.disk import checksums, metadata
+from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.model.parameters import num_parameters
@@ -64,7 +50,7 @@ class RunFolder:
     def __init__(
         self,
         config: TrainingConfig,
-        metadata: CheckpointMetadata,
+        metadata: metadata.CheckpointMetadata,
         data: Mapping[str, object] | None = None,
         template: str | None = None,
     ) -> None:
@@ -101,11 +87,11 @@ class RunFolder:
         root = self.root
         if root is None or not root.is_dir():
             return Resumed()
-        if any(iteration_folders(root)) or (root / LATEST_FILE).is_file():
+        if any(folders.iteration_folders(root)) or (root / folders.LATEST_FILE).is_file():
             before = check_same_run(root, self._config, self._metadata, self._data)
             resumed = newest_good(root, rank, world_size)
             if resumed.folder is not None:
-                self.resumed_iteration = resolve(resumed.folder)[1]
+                self.resumed_iteration = folders.resolve(resumed.folder)[1]
                 self.changes = changes(before, self._config)
             return resumed
         _check_nobodys(root)
@@ -170,13 +156,13 @@ class RunFolder:
         with writable(root, f"--save {root}"):
             (root / STATUS_FILE).unlink(missing_ok=True)
             if not self.resumed_iteration:  # what a start left that came to no checkpoint
-                unseal(root)
-                for name in (DATA_FILE, FILE_NAME, SOURCE_FOLDER):
+                metadata.unseal(root)
+                for name in (DATA_FILE, metadata.FILE_NAME, metadata.SOURCE_FOLDER):
                     remove(root / name)
             save_config(root / CONFIG_FILE, self._config)
             self.write_identity()
             if self.resumed_iteration:
-                write_latest(root, self.resumed_iteration)  # not one that was refused
+                folders.write_latest(root, self.resumed_iteration)  # not one that was refused
 
     def write_identity(self) -> None:
         """Write what belongs to the run and is not there; on rank 0.
@@ -189,14 +175,14 @@ class RunFolder:
             save_config(root / CONFIG_FILE, self._config)
         if not (root / DATA_FILE).is_file():
             write_aside(root / DATA_FILE, json.dumps(self._data, indent=1) + "\n")
-        if not (root / FILE_NAME).is_file():
-            save_metadata(root, self._metadata)
-            copy_once(Path(self._config.load) / SOURCE_FOLDER, root / SOURCE_FOLDER)
-        source = root / SOURCE_FOLDER
+        source = root / metadata.SOURCE_FOLDER
+        if not (root / metadata.FILE_NAME).is_file():
+            metadata.save_metadata(root, self._metadata)
+            copy_once(Path(self._config.load) / source.name, source)
         if self._template is not None and source.is_dir() and folder_template(source) is None:
-            unseal(root)
+            metadata.unseal(root)
             write_aside(source / "chat_template.jinja", self._template)
-            seal_small_files(root)
+            metadata.seal_small_files(root)
 
     def write_status(self, status: int) -> None:
         """Leave the exit status for batch scripts: torchrun makes 1 of every failure."""
@@ -241,10 +227,10 @@ def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
     candidates = _candidates(root)
     damaged: dict[int, str] = {}
     for iteration in candidates:
-        found = every_rank(_damage(iteration_folder(root, iteration), rank, world_size))
+        found = every_rank(_damage(folders.iteration_folder(root, iteration), rank, world_size))
         error = next((text for text in found if text), None)
         if error is None:
-            return Resumed(iteration_folder(root, iteration), frozenset(damaged))
+            return Resumed(folders.iteration_folder(root, iteration), frozenset(damaged))
         damaged[iteration] = error
         if is_main_rank():
             _log.warning(
@@ -263,8 +249,8 @@ def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
 
 def _candidates(root: Path) -> list[int]:
     """Iterations to look at: the latest by its name, those before it, then those after it."""
-    numbers = {number for number in iteration_folders(root) if number}
-    latest = root / LATEST_FILE
+    numbers = {number for number in folders.iteration_folders(root) if number}
+    latest = root / folders.LATEST_FILE
     named = 0
     if latest.is_file():
         text = latest.read_bytes().decode("ascii", "replace").strip()
@@ -281,8 +267,8 @@ def _candidates(root: Path) -> list[int]:
 def _damage(folder: Path, rank: int, world_size: int) -> str | None:
     """What is wrong with this rank's share of a checkpoint's files."""
     try:
-        checksums = read_checksums(folder)
-        check_files(folder, checksums, rank=rank, world_size=world_size)
-    except DamagedError as error:
+        listed = checksums.read_checksums(folder)
+        checksums.check_files(folder, listed, rank=rank, world_size=world_size)
+    except checksums.DamagedError as error:
         return str(error)
     return None
