@@ -62,6 +62,7 @@ class Journal:
         self._pending: dict[str, dict[str, Any]] = {}
         self._pending_bytes = 0
         self.entries = self._read(output.path / RECORDS_FILE) if output else {}
+        """What is noted of each part, by its key."""
         self.num_resumed = len(self.entries)
         """Parts that an earlier process finished."""
         if output:
@@ -71,10 +72,6 @@ class Journal:
     def num_bytes(self) -> int:
         """Bytes of the parts, as far as :meth:`add` was told them."""
         return sum(entry.get("num_bytes", 0) for entry in self.entries.values())
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        """What was noted of the part ``key``; None: it is still to be done."""
-        return self.entries.get(key)
 
     def add(
         self,

@@ -28,7 +28,7 @@ def evaluate(output: Path, numbers: range, *, stop_at: int | None = None) -> tup
     with open_journal(output, "squares", IDENTITY, is_main=True) as journal:
         for number in numbers:
             key = sample_key(number=number)
-            entry = journal.get(key)
+            entry = journal.entries.get(key)
             if entry is None:
                 if number == stop_at:
                     raise KilledError
@@ -147,7 +147,7 @@ def test_without_output_nothing_is_written(tmp_path: Path, monkeypatch) -> None:
     with open_journal("", "squares", IDENTITY, is_main=True) as journal:
         assert journal.folder is None
         assert journal.add("a", {"values": (1, 2)}) == {"values": [1, 2]}
-        assert journal.get("a") == {"values": [1, 2]}
+        assert journal.entries.get("a") == {"values": [1, 2]}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -32,7 +32,7 @@ def samples_in_a_journal(n: int, folder: Path) -> Work:
                 journal.add(str(number), {"score": number})
             raise KeyboardInterrupt
         with open_journal(folder / "out", "kind", {}, is_main=True) as journal:
-            assert [journal.get(str(number)) for number in range(n)][-1] == {"score": n - 1}
+            assert [journal.entries.get(str(number)) for number in range(n)][-1] == {"score": n - 1}
 
     return note
 

@@ -246,7 +246,7 @@ def ask(
         InputError: the evaluation is estimated above ``cost.max_cost``, or a row has ids that the
             model does not know.
     """
-    pending = {sample.key: sample for sample in samples if journal.get(sample.key) is None}
+    pending = {sample.key: sample for sample in samples if sample.key not in journal.entries}
     rows = [_Part(key, k, row) for key, one in pending.items() for k, row in enumerate(one.rows)]
     rows.sort(key=lambda part: 0 if part.row.max_new_tokens else part.row.num_tokens)
     if shape and cost:
@@ -270,7 +270,7 @@ def ask(
                     del judged[part.key]
                     journal.add(part.key, sample.note([found[k] for k in range(len(found))]))
             advance(sum(part.num_tokens for part in batch))
-    return [entry for one in samples if (entry := journal.get(one.key)) is not None]
+    return [journal.entries[one.key] for one in samples if one.key in journal.entries]
 
 
 @dataclasses.dataclass(frozen=True)
