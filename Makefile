@@ -52,7 +52,7 @@ $(HARNESS)/installed: $(VENV)/installed requirements/harness.txt
 
 harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of its own
 
-test: install harness  ## the tests, about four minutes on two cores
+test: install harness  ## the tests, about five minutes on two cores
 	$(PYTEST)
 
 quick: install  ## unit and property tests and one training on two ranks, in less than two minutes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,9 @@ def _leave_out_what_is_not_quick(config: pytest.Config, items: list[pytest.Item]
 
 
 @pytest.fixture(scope="session")
-def warm_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def warm_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment of shell scripts under test; see :mod:`tests.warm`."""
-    with warm_programs(tmp_path_factory.mktemp("programs")) as environment:
-        yield environment
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one server for all processes
+        return warm_programs(folder.parent / "programs", os.getppid())
+    return warm_programs(folder / "programs", os.getpid())

@@ -182,7 +182,7 @@ def ranks_of(job: Job) -> list[int]:
     return found
 
 
-def test_the_scripts_say_what_a_run_says(cluster: Cluster) -> None:
+def test_the_scripts_say_what_a_run_says() -> None:
     """The statuses in job.sh's table are those of the program."""
     from megatron_ultralong.training.state import CANNOT_SAVE
     from megatron_ultralong.training.step import NOT_FINITE

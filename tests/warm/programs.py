@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.patience import patience
@@ -30,15 +29,15 @@ def write_program(path: Path, words: list[str]) -> None:
     path.chmod(0o755)
 
 
-@contextmanager
-def warm_programs(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment of scripts whose ``ultralong``, ``torchrun`` and ``python -m`` start warm."""
+def warm_programs(folder: Path, owner: int) -> dict[str, str]:
+    """The environment of scripts whose ``ultralong``, ``torchrun`` and ``python -m`` start warm.
+
+    The server behind them ends with the process ``owner``. Who asks second, for the same folder,
+    gets the first one's.
+    """
     path = folder / "server"
     programs = folder / "bin"
-    programs.mkdir(parents=True)
-    for name, module in _MODULES.items():
-        words = [sys.executable, "-ISu", str(_CLIENT), str(path), module]
-        write_program(programs / name, words)
+    programs.mkdir(parents=True, exist_ok=True)
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC", "PET_"))},
         "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -48,21 +47,27 @@ def warm_programs(folder: Path) -> Iterator[dict[str, str]]:
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    with (folder / "server.log").open("wb") as log:
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            for name, module in _MODULES.items():
+                words = [sys.executable, "-ISu", str(_CLIENT), str(path), module]
+                write_program(programs / name, words)
+            _start_server(path, owner, environment)
+    return environment
+
+
+def _start_server(path: Path, owner: int, environment: dict[str, str]) -> None:
+    with path.with_suffix(".log").open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.warm.server", str(path)],
+            [sys.executable, "-m", "tests.warm.server", str(path), str(owner)],
             cwd=ROOT,
             env=environment,
             stdout=log,
             stderr=log,
         )
-    try:
-        deadline = time.monotonic() + patience(_START_SECONDS)
-        while not path.exists():
-            assert server.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < deadline, "the server of warm programs did not start"
-            time.sleep(0.05)
-        yield environment
-    finally:
-        server.kill()
-        server.wait()
+    deadline = time.monotonic() + patience(_START_SECONDS)
+    while not path.exists():
+        assert server.poll() is None, path.with_suffix(".log").read_text()
+        assert time.monotonic() < deadline, "the server of warm programs did not start"
+        time.sleep(0.05)

@@ -2,7 +2,7 @@
 
 ::
 
-    python -m tests.warm.server SOCKET
+    python -m tests.warm.server SOCKET PID
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from typing import Any
 
 
 class Server:
-    """Takes requests until its socket's folder is gone or it is killed."""
+    """Takes requests until the process ``owner`` is gone."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, owner: int) -> None:
         self._selector = selectors.DefaultSelector()
+        self._selector.register(os.pidfd_open(owner), selectors.EVENT_READ, lambda _: os._exit(0))
         self._clients: dict[int, tuple[socket.socket, int]] = {}
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
@@ -130,7 +131,7 @@ def main() -> None:
 
     atexit._clear()  # those of this server are not the programs'
     aside = sys.argv[1] + ".partial"
-    server = Server(aside)
+    server = Server(aside, int(sys.argv[2]))
     Path(aside).rename(sys.argv[1])
     server.serve()
 
