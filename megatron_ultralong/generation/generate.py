@@ -15,7 +15,7 @@ from megatron_ultralong.checkpoint.convert.small_files import check_tokenizer_na
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.generate import GenerateConfig
-from megatron_ultralong.data.read.bounded import read_named_text
+from megatron_ultralong.data.read.record import read_named_text
 from megatron_ultralong.data.rows.indexed import unknown_id, why_unknown
 from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
 from megatron_ultralong.data.tokenize.tokenising import check_file_sizes

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from megatron_ultralong.data.read.compression import DamagedError
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
 
 
@@ -172,6 +173,20 @@ def read_text(path: Path) -> str:
     """
     text = read_bounded(path, MAX_DOCUMENT_BYTES).decode("utf-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_named_text(what: str, name: str) -> str:
+    """The text file that a user names by ``what``, such as a flag.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return read_text(Path(name))
+    except ValueError as error:
+        raise InputError(
+            f"{what} {name} cannot be read ({error}): name a text file in UTF-8"
+        ) from error
 
 
 def json_value(text: bytes) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.data.read.bounded import read_named_text
+from megatron_ultralong.data.read.record import read_named_text
 from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Put, Row, Sample, scoring, writing
 from megatron_ultralong.evaluation.models.interface import Scores, check_length

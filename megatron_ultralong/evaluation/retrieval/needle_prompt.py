@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.read.bounded import read_named_text
+from megatron_ultralong.data.read.record import read_named_text
 from megatron_ultralong.evaluation.retrieval import passkey_prompt
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import unit_hash

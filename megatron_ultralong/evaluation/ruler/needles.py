@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ultralong.data.read.bounded import MAX_DOCUMENT_BYTES, read_text
+from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES, read_text
 from megatron_ultralong.evaluation.ruler import parameters
 from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Turn
