@@ -20,10 +20,10 @@ PYTEST := $(HOUR) $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --
 LEGS ?=
 MATRIX_PYTHON ?=
 
-.PHONY: help install harness picture quick test test-all test-gpu test-faults test-matrix lint docs format demo mock bench bench-plan clean
+.PHONY: help install harness picture quick test test-all test-gpu test-faults test-matrix lint docs format demo mock smollm2 bench bench-plan clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 # requirements/*.txt name every file by its hash (tools/lock_requirements.py). torch comes after what it
 # needs, by its version alone: its builds, one for each CUDA and one for none, are of many hashes.
@@ -104,5 +104,9 @@ demo: install  ## extend the small model 8x on two CPU ranks, and show that it w
 mock: install  ## examples/llama3.1-8b from weights to an answer, on the demo's small model
 	PATH=$(abspath $(BIN)):$$PATH WORK=$(CURDIR)/mock-output bash examples/llama3.1-8b/run_all.sh --mock 1m
 
+smollm2: install  ## examples/smollm2 with short values on a CPU: a real model, from its weights to an answer; downloads 130 MB
+	PATH=$(abspath $(BIN)):$$PATH WORK=$(CURDIR)/smollm2-output CACHE=$(CURDIR)/.smollm2-cache \
+	    bash examples/smollm2/run_all.sh --cpu
+
 clean:  ## remove what make made
-	rm -rf $(VENV) .venv-matrix .venv-exports demo-output mock-output build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-matrix .venv-exports demo-output mock-output smollm2-output .smollm2-cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache

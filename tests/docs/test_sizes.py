@@ -1,8 +1,12 @@
-"""Figures of the pages that come out of `plan` are what it says today."""
+"""Figures of the pages that come out of `plan`, or of files, are what these say today."""
 
 from __future__ import annotations
 
-from tools import parallel_sizes, slurm_sizes, whole_way
+import math
+
+import pytest
+
+from tools import parallel_sizes, slurm_sizes, smollm2_tables, whole_way
 
 
 def test_the_sizes_for_slurm_are_those_of_the_plan() -> None:
@@ -54,3 +58,18 @@ def test_the_whole_way_is_computed_with_its_own_settings() -> None:
     depths = settings.split("DEPTHS:-")[1].split("}")[0].split()
     assert len(depths) == whole_way.NUM_DEPTHS
     assert f"LENGTHS:-{whole_way.SHORTEST} " in settings
+
+
+def test_the_tables_of_results_are_those_of_their_files() -> None:
+    text = smollm2_tables.PAGE.read_text(encoding="utf-8")
+    assert smollm2_tables.page(text) == text, "python -m tools.smollm2_tables"
+
+
+@pytest.mark.parametrize(("right", "asked"), [(0, 10), (24, 40), (40, 40), (1, 20)])
+def test_an_interval_ends_where_its_shares_are_just_likely(right: int, asked: int) -> None:
+    """Wilson's definition: the share is 1.96 of the end's own standard deviations away from it."""
+    share = right / asked
+    for end in smollm2_tables.interval(right, asked):
+        true = end / 100
+        deviations = abs(share - true) - 1.96 * math.sqrt(true * (1 - true) / asked)
+        assert math.isclose(deviations, 0, abs_tol=1e-9)

@@ -1,0 +1,253 @@
+"""examples/smollm2: its settings and corpus, and all of its steps, with short values, on a CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.evaluation.results.file import read_results
+from megatron_ultralong.training.config_file import load_config
+from tests.patience import patience
+from tests.warm.programs import ROOT
+
+SCRIPTS = ROOT / "examples" / "smollm2"
+CACHE = ROOT / ".smollm2-cache"
+"""Kept: the first run fetches the model and the packages."""
+POSITIONS = 8192
+"""That the model was trained for."""
+LICENCES = {
+    "Apache-2.0", "Artistic-1.0 or GPL-1.0+", "BSD-2-Clause", "BSD-3-Clause", "CC-BY-4.0",
+    "CC-BY-SA-3.0 or GPL-2.0+", "GPL-2.0", "GPL-3.0+", "MIT", "MIT or Apache-2.0", "PSF-2.0",
+    "Vim", "public domain",
+}  # fmt: skip
+
+
+def module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"smollm2_{name}", SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = made
+    spec.loader.exec_module(made)
+    return made
+
+
+def settings(*words: str, **environment: str) -> dict[str, str]:
+    """What the scripts get from settings.sh."""
+    names = re.findall(r"\b([A-Z][A-Z_]+)=", (SCRIPTS / "settings.sh").read_text())
+    names = sorted({*names} - {"CPU"})
+    prints = "; ".join(f'echo "{name}=${name}"' for name in names)
+    done = subprocess.run(
+        ["bash", "-euc", f'source "$0" && {prints}', str(SCRIPTS / "settings.sh"), *words],
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+
+def test_the_files_of_settings_are_those_of_the_scripts() -> None:
+    found = settings()
+    for file, iterations in (("first.yaml", "FIRST_ITERS"), ("target.yaml", "TRAIN_ITERS")):
+        config = load_config(SCRIPTS / file, PretrainConfig)
+        assert config.train_iters == int(found[iterations]), file
+        assert config.optimizer.lr == float(found["LR"]), file
+    page = (ROOT / "docs" / "results.md").read_text()
+    first, target = int(found["FIRST_ITERS"]), int(found["TRAIN_ITERS"])
+    assert f"{first} iterations of 4 rows of {int(found['FIRST_LENGTH']):,} tokens" in page
+    assert f"{target} iterations of one row of {int(found['SEQ_LENGTH']):,} tokens" in page
+
+
+@pytest.mark.parametrize("target", ["128k", "256k"])
+def test_a_factor_is_what_its_length_needs(target: str) -> None:
+    found = settings(target)
+    assert int(found["FACTOR"]) * POSITIONS == int(found["SEQ_LENGTH"])
+    lengths = [*map(int, found["LENGTHS"].split())]
+    assert lengths == sorted({*lengths})
+    assert lengths[-1] == int(found["SEQ_LENGTH"])
+
+
+def test_what_is_set_before_stays() -> None:
+    assert settings("256k", LR="1e-4", SEQ_LENGTH="1024")["LR"] == "1e-4"
+    short = settings("--cpu")
+    assert int(short["SEQ_LENGTH"]) <= 1024
+    assert int(short["TRAIN_ITERS"]) <= 4
+
+
+def test_other_words_are_refused() -> None:
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "05_train.sh"), "512k"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "'512k' is not known; known: --cpu, 128k, 256k" in done.stderr
+
+
+def test_every_source_has_a_licence_and_none_is_on_both_sides() -> None:
+    sources = module("sources").SOURCES
+    names = {True: set[str](), False: set[str]()}
+    for source in sources:
+        assert source.licence in LICENCES, source
+        assert source.files, source
+        for package in source.packages:
+            name, _, version = package.partition("==")
+            assert bool(version) == (source.index == "pypi"), f"{package}: a version of pip's"
+            names[source.is_held_out].add(name)
+        versions = {package.partition("==")[0] for package in source.packages}
+        assert len(versions) == 1, "several packages of one source are versions of one thing"
+        assert (len(source.packages) > 1) == (source.group == "revisions")
+        assert not (source.is_held_out and len(source.packages) > 1)
+    assert not names[True] & names[False]
+    assert len(names[True]) == 4
+    all_names = [name for source in sources for name in source.packages]
+    assert len(all_names) == len({*all_names})
+
+
+def write_wheel(packages: Path, package: str, texts: dict[str, str]) -> None:
+    """A package as pip leaves it, so that nothing is fetched."""
+    name, _, version = package.partition("==")
+    folder = packages / f"{name}-{version}"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for path, text in texts.items():
+            wheel.writestr(path, text)
+
+
+def corpus(output: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, str(SCRIPTS / "corpus.py"), str(output), "--indexes", "pypi", *flags]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wheels of three packages, one in two versions, under the names of sources.py."""
+    folder = tmp_path_factory.mktemp("packages")
+    seed = random.Random(20)
+    for source in module("sources").SOURCES:
+        for package in source.packages:
+            name, _, version = package.partition("==")
+            if name not in ("nltk", "networkx", "sphinx"):
+                continue
+            texts = {
+                f"{name}/m{number}.py": "".join(
+                    f"{name}_{version}_{number}_{line} = {seed.random()}\n"
+                    for line in range(seed.randint(1, 900))
+                )
+                for number in range(12)
+            }
+            texts[f"{name}/_vendor/copied.py"] = "copied = 1\n" * 100
+            texts[f"{name}/data.bin"] = "binary = 1\n" * 100
+            write_wheel(folder, package, texts)
+    return folder
+
+
+def documents(folder: Path) -> list[dict[str, str]]:
+    return [
+        json.loads(line)
+        for file in sorted(folder.glob("*.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+
+
+def test_the_corpus_keeps_held_out_packages_apart(packages: Path, tmp_path: Path) -> None:
+    done = corpus(
+        tmp_path / "corpus", "--packages", str(packages), "--only", "nltk", "networkx", "sphinx",
+        "--largest-document", "20000",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "corpus" / "corpus.json").read_text())
+    assert all(row["licence"] in LICENCES for row in rows)
+    sides = {name: documents(tmp_path / "corpus" / name) for name in ("train", "held_out")}
+    assert {text["package"] for text in sides["train"]} == {"nltk", "networkx"}
+    assert {text["package"] for text in sides["held_out"]} == {"sphinx"}
+    trained = {line for text in sides["train"] for line in text["text"].splitlines() if line}
+    held_out = {line for text in sides["held_out"] for line in text["text"].splitlines() if line}
+    assert not trained & held_out
+    # every line of every package is there, but for others' code and what is no text
+    for name, lines in (("nltk", trained), ("networkx", trained), ("sphinx", held_out)):
+        for path in packages.glob(f"{name}-*/*.whl"):
+            with zipfile.ZipFile(path) as wheel:
+                for member in wheel.namelist():
+                    there = {*wheel.read(member).decode().splitlines()} & lines
+                    assert bool(there) == bool(re.search(r"/m\d+\.py$", member)), member
+    # documents of several files end between two; a longer file is cut at a line
+    assert all(len(text["text"]) <= 20_100 for text in sides["held_out"])
+
+
+def test_a_revision_follows_its_first_version(packages: Path, tmp_path: Path) -> None:
+    done = corpus(tmp_path / "c", "--packages", str(packages), "--only", "networkx")
+    assert done.returncode == 0, done.stderr
+    old, new = (
+        package.partition("==")[2]
+        for source in module("sources").SOURCES
+        for package in source.packages
+        if package.startswith("networkx==")
+    )
+    for text in documents(tmp_path / "c" / "train"):
+        versions = re.findall(r"^networkx_([\d.]+)_", text["text"], re.MULTILINE)
+        assert {*versions} == {old, new}
+        assert versions == sorted(versions, key=[old, new].index)
+        files = [{*re.findall(rf"^networkx_{v}_(\d+)_", text["text"], re.M)} for v in (old, new)]
+        assert files[0] == files[1]
+
+
+def test_a_corpus_says_what_it_cannot_make(packages: Path, tmp_path: Path) -> None:
+    kept = "--packages", str(packages)
+    done = corpus(tmp_path / "c", *kept, "--only", "numpy")
+    assert done.returncode == 1
+    assert "numpy is not in sources.py; there: [" in done.stderr
+    (tmp_path / "c").mkdir()
+    done = corpus(tmp_path / "c", *kept)
+    assert done.returncode == 1
+    assert "is there; name a new folder, or remove it" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(patience(2400))  # the first time it fetches 130 MB
+def test_all_steps_run_on_a_cpu(tmp_path: Path) -> None:
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("TORCHELASTIC", "PET_"))
+    }
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+        "CACHE": str(CACHE), "WORK": str(tmp_path / "work"),
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "run_all.sh"), "--cpu"],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
+        timeout=patience(2300),
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
+    steps = [path.name for path in sorted(SCRIPTS.glob("0*.sh"))]
+    started = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("== 0")]
+    assert started == steps
+    assert "272 tensors, 3 prompts: the same weights, the same text" in done.stdout
+    short = settings("--cpu")
+    work = tmp_path / "work"
+    exported = json.loads((work / "SmolLM2-135M-Instruct-128k" / "config.json").read_text())
+    assert exported["max_position_embeddings"] == int(short["FACTOR"]) * POSITIONS
+    assert exported["rope_scaling"]["factor"] == float(short["FACTOR"])
+    before, after = read_results(work / "results-128k" / "loss" / "loss.json", "position_loss")
+    assert (before.checkpoint, after.checkpoint) == ("before", "after")
+    assert before.cells != after.cells, "it was trained"
+    for kind in ("passkey", "needle"):
+        for name in ("before", "after"):
+            (result,) = read_results(
+                work / "results-128k" / f"{kind}-{name}" / f"{kind}.json", kind
+            )
+            assert result.checkpoint == name
+            assert result.lengths == tuple(map(int, short["LENGTHS"].split()))
+    page = (work / "report-128k" / "index.html").read_text()
+    assert "before" in page
+    assert "after" in page
+    assert (work / "rows-held-out" / "manifest.json").is_file()
