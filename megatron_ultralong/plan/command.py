@@ -83,8 +83,8 @@ class PlanConfig:
     gpus: Annotated[int, Range(1, advice.MOST_GPUS)] = 0
     """GPUs of the whole job."""
     gpu: str = "h100-80gb"
-    """h100-80gb (attention by cuDNN), h100-80gb-fa4 (by flash-attn-4), h100-94gb-nvl, h200-141gb,
-    h200-141gb-nvl, a100-80gb, b200-180gb, gb200-186gb."""
+    """h100-80gb, h200-141gb (attention by cuDNN), h100-80gb-fa4, h200-141gb-fa4 (by flash-attn-4),
+    h100-94gb-nvl, h200-141gb-nvl, a100-80gb, b200-180gb, gb200-186gb."""
     hardware: str = ""
     """YAML file that describes another GPU; see docs/planning.md."""
     model: str = ""

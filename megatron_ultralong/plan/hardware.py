@@ -82,6 +82,7 @@ def _gpu(
 
 
 _H100 = (600.0, 509.0, 545.0, 570.0)
+_FA4 = (660.0, 682.0, 615.0, 570.0)
 # An NVL card has the multiprocessors of the SXM module at lower clocks (350 to 600 W).
 _NVL = cast(
     _Rates, tuple(round(rate * PEAK_TFLOPS["H100 NVL"] / PEAK_TFLOPS["H100"]) for rate in _H100)
@@ -98,8 +99,7 @@ _GPUS = (
         "links assumed",
     ),
     _gpu(
-        *("h100-80gb-fa4", "H100", 79.1, (660.0, 682.0, 615.0, 570.0)),
-        (2400.0, 370.0, 45.0, 50.0),
+        *("h100-80gb-fa4", "H100", 79.1, _FA4, (2400.0, 370.0, 45.0, 50.0)),
         "attention by flash-attn-4 measured on one H100 (benchmarks/attention.md); links assumed",
         attention_kernel="fa4",
     ),
@@ -107,6 +107,12 @@ _GPUS = (
         *("h200-141gb", "H200", 139.8, _H100, (3400.0, 370.0, 45.0, 50.0)),
         "an H100's rates with the H200's memory; a whole job on four H200 took what is planned "
         "within 3 % (benchmarks/plan.md)",
+    ),
+    _gpu(
+        *("h200-141gb-fa4", "H200", 139.8, _FA4, (3400.0, 370.0, 45.0, 50.0)),
+        "an H100's rates with flash-attn-4 and the H200's memory; the whole 8B on four H200 took "
+        "what is planned within 6 % (benchmarks/plan.md)",
+        attention_kernel="fa4",
     ),
     _gpu(
         *("h100-94gb-nvl", "H100 NVL", 92.9, _NVL, (2800.0, 180.0, 45.0, 50.0)),

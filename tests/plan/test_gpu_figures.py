@@ -48,6 +48,8 @@ def job(
 
 REAL = [  # all ranks real, NCCL: name, job, GPU, seconds, peak in GiB (0: not noted)
     ("8B, 524,288, TP 2 CP 2", job(2**19, 2, 2, 4), "h200-141gb", 136.1, 122.97),
+    ("8B, 524,288, TP 2 CP 2, fa4", job(2**19, 2, 2, 4), "h200-141gb-fa4", 125.2, 121.99),
+    ("8B, 131,072, TP 2 CP 2, fa4", job(2**17, 2, 2, 4), "h200-141gb-fa4", 11.58, 64.48),
     ("16 layers, 131,072", job(2**17, 2, 2, 4, layers=16), "h100-80gb", 6.38, 37.16),
     ("4 layers, 262,144, TP 2", job(2**18, 2, 1, 2, layers=4), "h200-141gb", 11.61, 0.0),
     ("4 layers, 262,144, CP 2", job(2**18, 1, 2, 2, layers=4), "h200-141gb", 10.77, 0.0),
