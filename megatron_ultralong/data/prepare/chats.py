@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import datetime
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from megatron_ultralong.data.read.sources import Source, parse_sources
 from megatron_ultralong.data.rows import chat_manifest as manifests
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
 from megatron_ultralong.data.rows.indexed import IndexedWriter
-from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
+from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, write_manifest
 from megatron_ultralong.data.rows.stored import targets_prefix
 from megatron_ultralong.data.store.documents import RowWriter
 from megatron_ultralong.data.tokenize import engines
@@ -43,7 +42,7 @@ from megatron_ultralong.program.output import OutputFolder, output_folder
 from megatron_ultralong.sequence.documents import document_split
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Tokenised:
     store: ChatStore
     tokenizer: DocumentTokenizer
@@ -161,7 +160,7 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
         splits=found,
         versions=engines.versions("gigatoken", "numpy", "pyarrow", "tokenizers"),
     )
-    manifest.save(folder)
+    write_manifest(folder / manifests.FILE_NAME, manifest)
     return manifest
 
 

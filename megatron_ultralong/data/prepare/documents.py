@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,20 +58,9 @@ PACKAGES = ("numpy", "pyarrow", "tokenizers", "gigatoken")
 class _Plan(NamedTuple):
     """What is tokenised, and by what."""
 
-    sources: tuple[Source, ...]
     found: list[FoundFiles]
     shards: list[Shard]
     chosen: engines.ChosenTokenizer
-    separator: list[int]
-
-
-@dataclass(frozen=True)
-class _Tokenised:
-    """Finished shards and the tokenizer that made them."""
-
-    store: DocumentStore
-    tokenizer: DocumentTokenizer
-    reason: str
     separator: list[int]
 
 
@@ -97,12 +85,12 @@ def prepare(config: PrepareConfig) -> Manifest:
     check_output(config.output)
     plan = _plan(config, sources)
     with output_folder(config.output, "prepare", _key(config, plan)) as work:
-        tokenised = _tokenise(config, plan, work)
+        plan, store = _tokenise(config, plan, work)
         work.result = work.new_folder("rows")
         try:
-            manifest = _write_rows(config, tokenised, work.result)
+            manifest = _write_rows(config, plan, store, work.result)
         except InputError as error:
-            files = [file for found in tokenised.store.inputs for file in found.files]
+            files = [file for found in store.inputs for file in found.files]
             if sum(file.num_bytes for file in files) <= SHARD_BYTES:
                 raise  # made again in seconds
             work.keep = True
@@ -115,7 +103,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         if share.warning:
             _say(f"warning: {share.warning}")
     if config.inspect:
-        inspect_rows(config.output, manifest, tokenised.tokenizer)
+        inspect_rows(config.output, manifest, plan.chosen.tokenizer)
     return manifest
 
 
@@ -130,15 +118,17 @@ def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:
             f"sampling: documents of {short} tokens are short, of {long} long in rows of "
             f"{config.seq_length:,} (--short-length, --long-length, --length-sampling none)"
         )
-    return _Plan(sources, found, shards, chosen, separator)
+    return _Plan(found, shards, chosen, separator)
 
 
-def _tokenise(config: PrepareConfig, plan: _Plan, work: OutputFolder) -> _Tokenised:
+def _tokenise(
+    config: PrepareConfig, plan: _Plan, work: OutputFolder
+) -> tuple[_Plan, DocumentStore]:
     """Every document of the sources, by the fast engine or, where it fails, by the reference."""
     work.go_on(len(list(work.path.glob("shards-*/shard-?????"))), "shards")
     work.has_parts = True
     try:
-        (tokenizer, reason), folder = engines.tokenise_by(
+        chosen, folder = engines.tokenise_by(
             plan.chosen,
             config.tokenizer_engine,
             lambda found: _tokenise_with(config, plan, found, work),
@@ -146,11 +136,11 @@ def _tokenise(config: PrepareConfig, plan: _Plan, work: OutputFolder) -> _Tokeni
     except WorkerLostError:
         work.keep = True
         raise
-    if reason:
-        _say(f"documents were tokenised by {tokenizer.engine}: {reason}")
-    dtype, is_dropped = token_dtype(tokenizer.vocab_size), config.separator_in_text == "drop"
+    if chosen.reason:
+        _say(f"documents were tokenised by {chosen.tokenizer.engine}: {chosen.reason}")
+    dtype, is_dropped = token_dtype(chosen.tokenizer.vocab_size), config.separator_in_text == "drop"
     store = merge_shards(plan.shards, plan.found, folder, dtype, drop_separators=is_dropped)
-    return _Tokenised(store, tokenizer, reason, plan.separator)
+    return plan._replace(chosen=chosen), store
 
 
 def _tokenise_with(
@@ -159,7 +149,7 @@ def _tokenise_with(
     folder = work.path / f"shards-{tokenizer.engine}"  # those of two engines are never mixed
     folder.mkdir(exist_ok=True)
     job = ShardJob(
-        sources=plan.sources,
+        sources=tuple(found.source for found in plan.found),
         options=dataclasses.replace(
             config.reading,
             max_document_bytes=config.reading.max_document_bytes or tokenizer.max_document_bytes,
@@ -181,7 +171,7 @@ def _tokenise_with(
 def _key(config: PrepareConfig, plan: _Plan) -> dict[str, Any]:
     """All that the shards depend on; files of a source by their number, bytes and a hash."""
     key: dict[str, Any] = {}
-    for index, source in enumerate(plan.sources):
+    for index, source in enumerate(found.source for found in plan.found):
         shards = [shard for shard in plan.shards if shard.input == index]
         parts = [part for shard in shards for part in shard.parts]
         cuts = [[len(s.parts), s.parts[0].start, s.num_bytes] for s in shards]
@@ -194,7 +184,7 @@ def _key(config: PrepareConfig, plan: _Plan) -> dict[str, Any]:
     tokenizer = plan.chosen.tokenizer
     return {
         **key,
-        **asdict(config.reading),
+        **dataclasses.asdict(config.reading),
         "tokenizer": tokenizer.sha256,
         "engine": [config.tokenizer_engine, tokenizer.engine],
         "separator": [plan.separator, config.separator_in_text == "split"],
@@ -209,9 +199,9 @@ def _file_key(part: FilePart) -> list[Any]:
     return [str(part.path), part.file_format, part.problem, *known]
 
 
-def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> Manifest:
+def _write_rows(config: PrepareConfig, plan: _Plan, store: DocumentStore, folder: Path) -> Manifest:
     """Everything that the output holds, into ``folder``."""
-    store, tokenizer, separator = tokenised.store, tokenised.tokenizer, tokenised.separator
+    (tokenizer, reason), separator = plan.chosen, plan.separator
     selection = select_documents(config, store)
     plans = _plans(config, store, selection, len(separator))
     shares = source_shares(config, store, selection, plans["train"])
@@ -226,14 +216,14 @@ def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> M
         separator_ids=separator,
         tokenizer_sha256=tokenizer.sha256,
         tokenizer_engine=tokenizer.engine,
-        tokenizer_engine_reason=tokenised.reason,
+        tokenizer_engine_reason=reason,
         vocab_size=tokenizer.vocab_size,
         seed=config.seed,
         valid_fraction=config.valid_fraction,
         test_fraction=config.test_fraction,
         packing=config.packing,
         max_tokens=config.max_tokens,
-        length_sampling=asdict(config.sampling),
+        length_sampling=dataclasses.asdict(config.sampling),
         separator_in_text=config.separator_in_text,
         num_documents_with_separator=store.num_with_separator,
         inputs=store.inputs,
@@ -243,7 +233,7 @@ def _write_rows(config: PrepareConfig, tokenised: _Tokenised, folder: Path) -> M
         splits=splits,
         versions=engines.versions(*PACKAGES, tokenizer.engine),
     )
-    manifest.save(folder)
+    manifests.write_manifest(folder / manifests.FILE_NAME, manifest)
     return manifest
 
 

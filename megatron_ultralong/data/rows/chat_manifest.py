@@ -122,10 +122,6 @@ class ChatManifest(manifest.Record):
     splits: dict[str, ChatSplit]
     versions: dict[str, str]
 
-    def save(self, folder: Path) -> None:
-        """Write ``FOLDER/chat_manifest.json``."""
-        manifest.write_manifest(folder / FILE_NAME, self)
-
 
 def load_chat_manifest(folder: str | Path) -> ChatManifest:
     """Read ``FOLDER/chat_manifest.json``.

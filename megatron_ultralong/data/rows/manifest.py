@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -33,7 +32,7 @@ class Record:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class FileSummary(Record):
     """One file that was read."""
 
@@ -45,7 +44,7 @@ class FileSummary(Record):
     """Its hash; empty where it could not be read, under ``--skip-bad``."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class InputSummary(Record):
     """What was found at one ``--source``."""
 
@@ -74,7 +73,7 @@ class InputSummary(Record):
     """SHA-256 over the ids of the documents, in the order of reading."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class BinSummary(Record):
     """The documents of one source in one length bin, before and after sampling."""
 
@@ -94,7 +93,7 @@ class BinSummary(Record):
     """Their tokens, separators not counted."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class SourceShare(Record):
     """What part of the training tokens one source has."""
 
@@ -108,7 +107,7 @@ class SourceShare(Record):
     """Why it is not met, and what can be done; empty where it is met to 1 in 100."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LengthCount(Record):
     """The documents of one source of ``min_length`` up to twice as many tokens."""
 
@@ -126,7 +125,7 @@ class LengthCount(Record):
     """Their tokens."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class SplitSummary(Record):
     """One pair of ``.bin`` and ``.idx``."""
 
@@ -146,7 +145,7 @@ class SplitSummary(Record):
     """Tokens that only fill rows up, the waste of packing ``whole``."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Manifest(Record):
     """Everything that determined the rows; equal input gives an equal manifest and equal rows."""
 
@@ -201,10 +200,6 @@ class Manifest(Record):
         """Whether the documents of the rows can be found again by their separators alone."""
         holds = self.num_documents_with_separator if self.separator_in_text == "keep" else 0
         return bool(self.separator_ids and self.packing != "whole" and not holds)
-
-    def save(self, folder: Path) -> None:
-        """Write ``FOLDER/manifest.json``."""
-        write_manifest(folder / FILE_NAME, self)
 
 
 def load_manifest(folder: str | Path) -> Manifest:
