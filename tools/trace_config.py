@@ -2,7 +2,7 @@
 
 ::
 
-    python tools/trace_config.py            # one CPU, about half a minute
+    python -m tools.trace_config            # one CPU, about half a minute
 
 One iteration of the demo's model runs here. A file of the package is *entered* when one of its
 functions is called with a configuration: a dataclass of ``megatron_ultralong.config`` among its
