@@ -120,4 +120,4 @@ def test_a_sample_of_folders(tmp_path: Path) -> None:
 def test_the_other_folders_of_300(tmp_path: Path, seeds: range) -> None:
     outcomes = check_all(seeds, tmp_path)
     assert set(outcomes) == {"loaded", "said", "refused"}
-    assert min(outcomes.values()) > 5, outcomes
+    assert min(outcomes.values()) > 3, outcomes

@@ -24,7 +24,7 @@ NEVER_READ = {
 """The last release tried that misreads an export: the bounds of reports are no wider than true."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # tests of other files run between these
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     return small(tmp_path_factory.mktemp("exports"))
 
