@@ -131,7 +131,7 @@ def test_memory_of_four_million_tokens_on_eight(gpu: str) -> None:
     assert estimate.worst.host == 258 * GIB
 
 
-def test_the_first_iteration_pins_what_is_off_loaded() -> None:
+def test_the_first_iteration_pins_what_is_offloaded() -> None:
     estimate = Estimate(job(2**19, 2, 2, 4, offload_activations=True), HARDWARE["h100-80gb"])
     assert estimate.host.pinned == 258 * GIB
     run = run_time(estimate, 10 * 2**19)

@@ -104,7 +104,7 @@ def counted(job: Job, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("fraction", [1.0, 0.5, 0.2])
-def test_an_off_loaded_optimizer_is_as_large_as_megatron_s(
+def test_an_offloaded_optimizer_is_as_large_as_megatron_s(
     fraction: float, overlap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = planned(
