@@ -3,10 +3,10 @@
 # them for the model's 135M parameters; what comes of it is no better than the model was.
 # shellcheck disable=SC2034 # settings.sh sources it, and the scripts use what it sets
 WORK=${WORK:-$PWD/smollm2-cpu}
-FACTOR=2 SEQ_LENGTH=1024 FIRST_LENGTH=512 FIRST_ITERS=2 TRAIN_ITERS=2
+FACTOR=2 SEQ_LENGTH=512 FIRST_LENGTH=256 FIRST_ITERS=2 TRAIN_ITERS=2
 CORPUS_FLAGS="--indexes pypi --only nltk networkx sphinx --most-bytes 400000 --largest-document 20000"
 VALID_FRACTION=0.2 VERIFY_LENGTH=64
 PRETRAIN_FLAGS="--precision fp32 --global-batch-size 1 --lr-warmup-iters 1"
-LENGTHS="256 $SEQ_LENGTH" DEPTHS="50" PROMPTS=1 LOSS_ROWS=1
+LENGTHS="$SEQ_LENGTH" DEPTHS="50" PROMPTS=1 LOSS_ROWS=1
 EVALUATE_FLAGS="--precision fp32"
 ANSWER_TOKENS=8 WORKERS=1
