@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from megatron_ultralong.data.options import PrepareConfig
+from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.prepare.documents import prepare
 
 TEXT = "def f(x):\n    return x + 1\n\n\nclass A:\n    pass\n"
 
@@ -51,3 +57,26 @@ def write_llama(folder: Path, *, seed: int = 0, **changes: Any) -> LlamaForCausa
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return model
+
+
+def prepare_rows(
+    folder: Path,
+    texts: Iterable[str],
+    tokenizer: Path,
+    seq_length: int,
+    name: str = "rows",
+    **changes: Any,
+) -> None:
+    """``documents.jsonl`` of these texts in ``folder``, and rows of each of them once."""
+    lines = [json.dumps({"text": text}) for text in texts]
+    (folder / "documents.jsonl").write_text("\n".join(lines))
+    prepare(
+        PrepareConfig(
+            source=(f"code={folder / 'documents.jsonl'}",),
+            tokenizer=tokenizer,
+            output=folder / name,
+            seq_length=seq_length,
+            sampling=LengthSampling("none"),
+            **changes,
+        )
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -15,12 +14,11 @@ from tokenizers import Tokenizer
 from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
-from megatron_ultralong.data.options import PrepareConfig
-from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.prepare.documents import prepare
-from tests.models import TEXT, write_llama, write_tokenizer
+from tests.models import TEXT, prepare_rows, write_llama, write_tokenizer
 from tests.patience import patience
 from tests.ranks import run_on_ranks
+
+DOCUMENTS = [TEXT * 3 + str(n) for n in range(200)]
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +27,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     write_llama(folder / "hf", num_hidden_layers=2)
     import_checkpoint(ImportConfig(folder / "hf", folder / "megatron"))
-    lines = [json.dumps({"text": TEXT * 3 + str(n)}) for n in range(200)]
-    (folder / "documents.jsonl").write_text("\n".join(lines))
-    prepare_rows(folder, folder / "hf", "rows", 128)
+    prepare_rows(folder, DOCUMENTS, folder / "hf", 128)
     return folder
-
-
-def prepare_rows(folder: Path, tokenizer: Path, name: str, seq_length: int) -> None:
-    prepare(
-        PrepareConfig(
-            source=(f"code={folder / 'documents.jsonl'}",),
-            tokenizer=tokenizer,
-            output=folder / name,
-            seq_length=seq_length,
-            sampling=LengthSampling("none"),
-        )
-    )
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -117,7 +101,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     write_tokenizer(inputs / "other", text="other words make other merges")
-    prepare_rows(inputs, inputs / "other", "other-rows", 128)
+    prepare_rows(inputs, DOCUMENTS, inputs / "other", 128, "other-rows")
     error = refusal(capsys, *pretrain_words(inputs, "--data-path", str(inputs / "other-rows")))
     assert "sha256" in error
     assert "prepare the data with the model's own tokenizer" in error
@@ -131,7 +115,7 @@ def test_a_tokenizer_of_more_ids_than_the_model_is_refused(
     larger.add_tokens([f"<more{i}>" for i in range(500)])
     (inputs / "larger").mkdir()
     larger.save(str(inputs / "larger" / "tokenizer.json"))
-    prepare_rows(inputs, inputs / "larger", "larger-rows", 128)
+    prepare_rows(inputs, DOCUMENTS, inputs / "larger", 128, "larger-rows")
     error = refusal(capsys, *pretrain_words(inputs, "--data-path", str(inputs / "larger-rows")))
     assert re.search(r"larger-rows has \d+ ids, the model in .* has \d+ embeddings", error), error
 

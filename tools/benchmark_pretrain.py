@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 
 from megatron_ultralong.model.shape import MODELS
+from megatron_ultralong.plan.hardware import hardware_of_device
+from megatron_ultralong.program.aside import whole
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "examples" / "demo" / "base"
@@ -38,9 +40,9 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     rows = work / f"rows-{arguments.seq_length}"
     if not (work / "hf").exists():
-        script = ["-c", _MODEL, str(work / "hf.partial"), arguments.model, str(arguments.layers)]
-        run("random model in transformers", [sys.executable, *script])
-        (work / "hf.partial").rename(work / "hf")
+        with whole(work / "hf") as aside:
+            script = ["-c", _MODEL, str(aside), arguments.model, str(arguments.layers)]
+            run("random model in transformers", [sys.executable, *script])
     if not (work / "base").exists():
         ultralong("convert import", str(work / "hf"), str(work / "base"), "--no-tokenizer")
     if not rows.exists():
@@ -50,7 +52,7 @@ def main() -> None:
         ultralong("prepare", *words, "--output", str(rows))
     run_flags = ["--seq-length", str(arguments.seq_length), "--global-batch-size", "1", *flags]
     plan = work / "plan.json"
-    words = (RECIPE, "--no-search", "--gpus", str(arguments.gpus), "--gpu", arguments.gpu)
+    words = (RECIPE, "--no-search", "--gpus", str(arguments.gpus), "--gpu", arguments.gpu or _gpu())
     words += ("--load", str(work / "base"))
     ultralong("plan", *words, "--json", str(plan), *run_flags)
     planned = json.loads(plan.read_text())["chosen"]
@@ -121,6 +123,13 @@ def report(planned: dict[str, float], iterations: list[tuple[float, float, float
         )
 
 
+def _gpu() -> str:
+    import torch
+
+    is_there = torch.cuda.is_available()
+    return hardware_of_device(torch.cuda.get_device_name() if is_there else None).name
+
+
 def ultralong(verb: str, *words: str) -> str:
     """A verb of the command line, as a process of its own."""
     return run(verb, [sys.executable, "-m", "megatron_ultralong", *verb.split(), *words])
@@ -156,7 +165,7 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder for all files; 300 GB with --save")
     add("--gpus", type=int, required=True, help="ranks that torchrun starts")
-    add("--gpu", default="h100-80gb", help="which, as `ultralong plan` names it")
+    add("--gpu", default="", help="as `ultralong plan` names it; empty: this machine's")
     add("--seq-length", type=int, default=131_072, help="tokens of a row")
     add(
         "--train-iters",

@@ -32,6 +32,8 @@ from pathlib import Path
 
 from sources import SOURCES, Source
 
+from megatron_ultralong.program.aside import whole
+
 REVISION_BYTES = (24_000, 80_000, 240_000)
 """Of each version in a document of revisions, in turn: 6,000 to 70,000 tokens apart."""
 SMALLEST_DOCUMENT = 200
@@ -58,13 +60,11 @@ def main() -> None:
     sources = _chosen(arguments.indexes, arguments.only)
     packages: Path = arguments.packages or output.parent / "packages"
     packages.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     if arguments.most_bytes:
         sources = [dataclasses.replace(one, most_bytes=arguments.most_bytes) for one in sources]
-    rows = [_write(source, packages, partial, arguments.largest_document) for source in sources]
-    (partial / "corpus.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    partial.rename(output)
+    with whole(output) as aside:
+        rows = [_write(source, packages, aside, arguments.largest_document) for source in sources]
+        (aside / "corpus.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     total = sum(row["bytes"] for row in rows)
     print(f"{total / 1e6:.1f} MB in {sum(row['documents'] for row in rows):,} documents: {output}")
 
@@ -120,18 +120,16 @@ def _fetched(source: Source, package: str, packages: Path) -> Path:
     """The package's archive, fetched into a folder of its own where it is not there yet."""
     folder = packages / package.replace("==", "-")
     if not folder.is_dir():
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command = (
             [*pip, "--only-binary=:all:", package]
             if source.index == "pypi"
             else ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=", package]
         )
-        if subprocess.run(command, cwd=partial, check=False).returncode:
-            sys.exit(f"{package} cannot be fetched: {' '.join(command)}")
-        partial.rename(folder)
+        with whole(folder) as aside:
+            aside.mkdir()
+            if subprocess.run(command, cwd=aside, check=False).returncode:
+                sys.exit(f"{package} cannot be fetched: {' '.join(command)}")
     (archive,) = folder.iterdir()
     return archive
 

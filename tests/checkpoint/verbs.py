@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.data.options import PrepareChatConfig, PrepareConfig
-from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
-from megatron_ultralong.data.prepare.documents import prepare
 from tests.data.chats import write_jsonl
-from tests.models import TEXT
+from tests.models import TEXT, prepare_rows
 from tests.training.chats import conversations, write_chat_model
 
 SEQ_LENGTH = 128
@@ -83,17 +81,8 @@ OTHERS = {
 def write_inputs(folder: Path) -> None:
     """``hf`` and ``base``, a tiny model and its checkpoint; ``rows`` and ``chats`` for it."""
     write_chat_model(folder, num_hidden_layers=2, max_position_embeddings=SEQ_LENGTH)
-    write_jsonl(folder / "documents.jsonl", [{"text": TEXT * 3 + str(n)} for n in range(40)])
-    prepare(
-        PrepareConfig(
-            source=(f"code={folder / 'documents.jsonl'}",),
-            tokenizer=folder / "hf",
-            output=folder / "rows",
-            seq_length=SEQ_LENGTH,
-            valid_fraction=0.2,
-            sampling=LengthSampling("none"),
-        )
-    )
+    documents = (TEXT * 3 + str(n) for n in range(40))
+    prepare_rows(folder, documents, folder / "hf", SEQ_LENGTH, valid_fraction=0.2)
     write_jsonl(folder / "chats.jsonl", conversations(12))
     prepare_chat(
         PrepareChatConfig(

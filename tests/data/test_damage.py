@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.options import PrepareChatConfig, PrepareConfig
-from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
-from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import load_manifest
@@ -26,7 +24,7 @@ from megatron_ultralong.data.rows.stored import ChatRows, StoredRow, chat_rows_o
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.training.rows import ChatRowSource, PackedRowSource, check_rows
-from tests.models import TEXT, write_tokenizer
+from tests.models import TEXT, prepare_rows, write_tokenizer
 
 VOCAB_SIZE = 2000
 Reader = Callable[[Path], str]
@@ -86,24 +84,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = json.dumps({"eos_token": "<|end_of_text|>"})
     (folder / "tokenizer" / "tokenizer_config.json").write_text(settings)
     texts = [TEXT * (1 + number % 3) + str(number) for number in range(30)]
-    (folder / "documents.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
     turns = [
         {"messages": [{"role": "user", "content": t}, {"role": "assistant", "content": f"{t} ok"}]}
         for t in (TEXT[:20] + str(number) for number in range(30))
     ]
     (folder / "chats.jsonl").write_text("\n".join(json.dumps(each) for each in turns))
     for packing in ("stream", "whole"):
-        prepare(
-            PrepareConfig(
-                source=(f"code={folder / 'documents.jsonl'}",),
-                tokenizer=folder / "tokenizer",
-                output=folder / packing,
-                seq_length=128,
-                packing=packing,  # type: ignore[arg-type]
-                valid_fraction=0.1,
-                sampling=LengthSampling("none"),
-            )
-        )
+        made = {"packing": packing, "valid_fraction": 0.1}
+        prepare_rows(folder, texts, folder / "tokenizer", 128, packing, **made)
     prepare_chat(
         PrepareChatConfig(
             source=(f"chats={folder / 'chats.jsonl'}",),

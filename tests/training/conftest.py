@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +14,8 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.run import CheckpointConfig, LogConfig, MemoryConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
-from megatron_ultralong.data.options import PrepareConfig
-from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.sequence.documents import DocumentMask
-from tests.models import TEXT, write_llama
+from tests.models import TEXT, prepare_rows, write_llama
 from tests.patience import patience
 
 MakeConfig = Callable[..., PretrainConfig]
@@ -31,17 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     write_llama(folder / "hf", num_key_value_heads=4)
     import_checkpoint(ImportConfig(folder / "hf", folder / "base"))
-    lines = [json.dumps({"text": TEXT * (1 + n % 7) + str(n)}) for n in range(300)]
-    (folder / "documents.jsonl").write_text("\n".join(lines))
-    prepare(
-        PrepareConfig(
-            source=(f"code={folder / 'documents.jsonl'}",),
-            tokenizer=folder / "hf",
-            output=folder / "rows",
-            seq_length=128,
-            sampling=LengthSampling("none"),
-        )
-    )
+    prepare_rows(folder, (TEXT * (1 + n % 7) + str(n) for n in range(300)), folder / "hf", 128)
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,10 @@ from megatron_ultralong.config.run import (
     MemoryConfig,
 )
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
-from megatron_ultralong.data.options import PrepareConfig
-from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.training.verbs import pretrain
-from tests.models import TEXT, write_llama
+from tests.models import TEXT, prepare_rows, write_llama
 
 SEQ_LENGTH, STEPS = 1024, 4
 ONE = ParallelConfig()
@@ -93,16 +89,8 @@ def write_wide(folder: Path) -> None:
         initializer_range=0.08,  # outputs of a matrix as large as its inputs
     )
     import_checkpoint(ImportConfig(folder / "hf", folder / "base"))
-    lines = [json.dumps({"text": TEXT * (1 + n % 17) + str(n)}) for n in range(400)]
-    (folder / "documents.jsonl").write_text("\n".join(lines))
-    prepare(
-        PrepareConfig(
-            source=(f"code={folder / 'documents.jsonl'}",),
-            tokenizer=folder / "hf",
-            output=folder / "rows",
-            seq_length=SEQ_LENGTH,
-            sampling=LengthSampling("none"),
-        )
+    prepare_rows(
+        folder, (TEXT * (1 + n % 17) + str(n) for n in range(400)), folder / "hf", SEQ_LENGTH
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
-import os
 import re
 import sys
 from pathlib import Path
+
+from megatron_ultralong.program.aside import write_aside
 
 FOLDER = Path(sys.argv[1])
 COMMIT = "0" * 40
@@ -75,9 +76,7 @@ def _git_hash(content: bytes) -> str:
 def main() -> None:
     """Serve on a free port, written to PORT_FILE."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    aside = Path(sys.argv[2] + ".partial")
-    aside.write_text(str(server.server_address[1]))
-    os.replace(aside, sys.argv[2])
+    write_aside(Path(sys.argv[2]), str(server.server_address[1]))
     server.serve_forever()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ import pytest
 
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
-from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.prepare.documents import PrepareConfig, prepare
-from tests.models import TEXT, write_llama
+from tests.models import TEXT, prepare_rows, write_llama
 from tests.ranks import run_on_ranks
 from tests.training.layouts.runs import LAYOUTS, MASKS, RUNS, SEQ_LENGTH, Logs, reference, train_all
 
@@ -24,16 +21,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, tied in (("untied", False), ("tied", True)):
         write_llama(folder / f"hf-{name}", tie_word_embeddings=tied)
         import_checkpoint(ImportConfig(folder / f"hf-{name}", folder / name))
-    lines = [json.dumps({"text": TEXT * (1 + n % 7) + str(n)}) for n in range(300)]
-    (folder / "documents.jsonl").write_text("\n".join(lines))
-    prepare(
-        PrepareConfig(
-            source=(f"code={folder / 'documents.jsonl'}",),
-            tokenizer=folder / "hf-tied",
-            output=folder / "rows",
-            seq_length=SEQ_LENGTH,
-            sampling=LengthSampling("none"),
-        )
+    prepare_rows(
+        folder, (TEXT * (1 + n % 7) + str(n) for n in range(300)), folder / "hf-tied", SEQ_LENGTH
     )
     return folder
 
