@@ -13,15 +13,14 @@ from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.config.training import SftConfig, TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig, model_by_name, model_of_recipe
-from megatron_ultralong.plan.area import DRAWN_ROWS, DocumentRows, Rows
-from megatron_ultralong.plan.command import PlanConfig, plan_run
-from megatron_ultralong.plan.report import Plan
+from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.sequence.documents import causal_area
 
 if TYPE_CHECKING:
     from megatron_ultralong.data.rows.packed import PackedRows
+    from megatron_ultralong.plan.area import Rows
+    from megatron_ultralong.plan.report import Plan
 
 MOST_ROWS = 1000
 """Whose documents are read for a mean."""
@@ -42,6 +41,8 @@ def plan(words: Sequence[str]) -> Plan | None:
         return None
     run, rest = beginning
     command: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
+    from megatron_ultralong.plan.command import plan_run
+
     command, rows = with_rows(command)
     recipe = words[1] if words[0] == "--config" else words[0]
     model, name = shape_of(command, recipe)
@@ -102,6 +103,8 @@ def _known(rows: PackedRows, config: TrainingConfig) -> Rows:
     """Rows in even steps; rows of conversations always have their boundaries beside them."""
     from megatron_ultralong.data.rows.manifest import load_manifest
     from megatron_ultralong.data.rows.stored import StoredRow
+    from megatron_ultralong.plan.area import DRAWN_ROWS, DocumentRows, Rows
+    from megatron_ultralong.sequence.documents import causal_area
 
     separators: tuple[int, ...] = ()
     if not rows.has_boundaries:

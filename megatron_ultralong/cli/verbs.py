@@ -112,7 +112,7 @@ VERBS: dict[str, Verb] = {
     ),
     "plan": Verb(
         "memory, time and the layout of a run, before a GPU is taken",
-        options="plan.command:PlanConfig",
+        options="plan.options:PlanConfig",
         run="cli.plan:plan",
         takes_words=True,
     ),

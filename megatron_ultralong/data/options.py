@@ -10,10 +10,9 @@ import tyro
 
 from megatron_ultralong.data.pack.packing import Packing
 from megatron_ultralong.data.pack.sampling import LengthSampling
-from megatron_ultralong.data.read.reading import ChatReadOptions, ReadOptions
+from megatron_ultralong.data.read.options import ChatReadOptions, ReadOptions
 from megatron_ultralong.data.tokenize.chat_template import DATE, TemplateName
-from megatron_ultralong.data.tokenize.engines import TokenizerEngine
-from megatron_ultralong.data.tokenize.tokenising import SeparatorInText
+from megatron_ultralong.data.tokenize.tokenising import SeparatorInText, TokenizerEngine
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import INT64, UINT32, Range, check_ranges
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
 from megatron_ultralong.data.prepare.documents import prepare
-from megatron_ultralong.data.read.reading import ReadOptions
+from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.data.tokenize.engines import open_reference
 from megatron_ultralong.data.tokenize.tokenizer_model import Llama3Tokenizer

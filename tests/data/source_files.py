@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from megatron_ultralong.data.read.reading import DocumentReader, ReadOptions, find_documents
+from megatron_ultralong.data.read.options import ReadOptions
+from megatron_ultralong.data.read.reading import DocumentReader, find_documents
 from megatron_ultralong.data.read.sources import (
     FoundFiles,
     Source,

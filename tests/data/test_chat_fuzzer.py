@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ultralong.data.read.reading import ChatReadOptions, ConversationReader, Source
+from megatron_ultralong.data.read.options import ChatReadOptions
+from megatron_ultralong.data.read.reading import ConversationReader, Source
 from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
 from megatron_ultralong.data.tokenize.tokenizer_model import Llama3Tokenizer

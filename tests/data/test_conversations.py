@@ -13,7 +13,8 @@ import pytest
 
 from megatron_ultralong.data.read.conversation import ConversationError, Message, ToolCall
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
-from megatron_ultralong.data.read.reading import ChatReadOptions, ConversationReader
+from megatron_ultralong.data.read.options import ChatReadOptions
+from megatron_ultralong.data.read.reading import ConversationReader
 from megatron_ultralong.data.read.sources import Source
 from megatron_ultralong.program.errors import InputError
 from tests.data.chats import random_record, write_jsonl

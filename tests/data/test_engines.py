@@ -15,12 +15,12 @@ from tokenizers import Tokenizer, models
 from megatron_ultralong.data.tokenize.engines import (
     FastPathError,
     FastTokenizer,
-    TokenizerEngine,
     choose_tokenizer,
     open_reference,
 )
 from megatron_ultralong.data.tokenize.tokenising import (
     HuggingFaceTokenizer,
+    TokenizerEngine,
     copy_tokenizer,
     separator_ids,
 )

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling, split_of
 from megatron_ultralong.data.prepare.documents import prepare
-from megatron_ultralong.data.read.reading import ReadOptions
+from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.program.errors import InputError

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
-from megatron_ultralong.data.read.reading import ChatReadOptions
+from megatron_ultralong.data.read.options import ChatReadOptions
 from megatron_ultralong.data.rows.chat_manifest import FILE_NAME, ChatManifest, load_chat_manifest
 from megatron_ultralong.data.rows.stored import ChatRows, target_mask
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES

@@ -9,7 +9,8 @@ import pytest
 
 from megatron_ultralong.data.read import parquet
 from megatron_ultralong.data.read.formats import read_records
-from megatron_ultralong.data.read.reading import DocumentReader, ReadOptions, find_documents
+from megatron_ultralong.data.read.options import ReadOptions
+from megatron_ultralong.data.read.reading import DocumentReader, find_documents
 from megatron_ultralong.data.read.sources import FilePart, Source, find_files, parse_sources
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import document_id

@@ -19,7 +19,8 @@ import pytest
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.prepare import documents as module
 from megatron_ultralong.data.prepare.documents import prepare
-from megatron_ultralong.data.read.reading import ReadOptions, find_documents
+from megatron_ultralong.data.read.options import ReadOptions
+from megatron_ultralong.data.read.reading import find_documents
 from megatron_ultralong.data.read.sources import Source
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.data.store import shards

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.prepare.documents import prepare
-from megatron_ultralong.data.read.reading import ReadOptions
+from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.data.tokenize.tokenising import (

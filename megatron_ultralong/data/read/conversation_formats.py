@@ -18,17 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from megatron_ultralong.data.read import conversation as chat
-from megatron_ultralong.data.read.conversation_turns import (
-    Reasoning,
-    TurnOptions,
-    content_of,
-    read_turns,
-)
+from megatron_ultralong.data.read.conversation_turns import TurnOptions, content_of, read_turns
+from megatron_ultralong.data.read.options import ChatFormat, Reasoning
 
-ChatFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca"]
 Fields = Mapping[str, Any]
 
 MARKS: dict[str, tuple[str, ...]] = {

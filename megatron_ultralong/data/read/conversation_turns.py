@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from megatron_ultralong.data.read import conversation as chat
-
-Reasoning = Literal["drop", "keep"]
+from megatron_ultralong.data.read.options import Reasoning
 
 WEIGHTS = ("weight", "train", "training", "loss")
 """Keys of a turn that say whether it is learnt."""

@@ -10,13 +10,12 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_ultralong.data.read import compression, file_names
+from megatron_ultralong.data.read.options import FileFormat
 from megatron_ultralong.data.read.record import TooLargeError, json_value
 from megatron_ultralong.data.read.signatures import signature_problem
-
-FileFormat = Literal["auto", "jsonl", "parquet", "text"]
 
 FORMATS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 """Format by suffix, without that of the compression."""

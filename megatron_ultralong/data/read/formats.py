@@ -12,7 +12,8 @@ from pathlib import Path
 
 from megatron_ultralong.data.read import record
 from megatron_ultralong.data.read.compression import COMPRESSIONS, decompressed
-from megatron_ultralong.data.read.file_kind import FileFormat, format_of
+from megatron_ultralong.data.read.file_kind import format_of
+from megatron_ultralong.data.read.options import FileFormat
 from megatron_ultralong.data.read.parquet import read_parquet
 
 

@@ -6,16 +6,17 @@ import collections
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from megatron_ultralong.data.read.arrow_values import num_kept_nulls
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
-from megatron_ultralong.data.read.conversation_formats import KEYS, ChatFormat, parse_conversation
-from megatron_ultralong.data.read.conversation_turns import Reasoning
-from megatron_ultralong.data.read.file_kind import FileFormat, nul_problem
+from megatron_ultralong.data.read.conversation_formats import KEYS, parse_conversation
+from megatron_ultralong.data.read.file_kind import nul_problem
 from megatron_ultralong.data.read.formats import read_records
+from megatron_ultralong.data.read.options import (
+    ChatReadOptions,
+    ReadOptions,
+)
 from megatron_ultralong.data.read.record import (
     MAX_DOCUMENT_BYTES,
     Record,
@@ -24,7 +25,6 @@ from megatron_ultralong.data.read.record import (
 )
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, find_files
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Range
 from megatron_ultralong.sequence.documents import document_id
 
 MAX_BAD_SHOWN = 5
@@ -44,28 +44,6 @@ class Document:
     """Name of the source it counts for."""
     id: str
     """:func:`~megatron_ultralong.sequence.documents.document_id` of the text."""
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How files are read."""
-
-    text_key: str = "text"
-    """Key (JSONL) or column (parquet) of the text; a.b is the key b inside a."""
-    source_key: str | None = None
-    """Key or column with the name of the source of every document, in place of NAME."""
-    suffixes: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
-    ] = ()
-    """Ending of the files wanted in a folder or pattern, such as .py; repeatable, all if none."""
-    file_format: FileFormat = "auto"
-    """Format of all files; auto goes by the name of each and by what stands at its beginning."""
-    skip_bad: bool = False
-    """Count and skip what cannot be read, instead of stopping there."""
-    max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
-    """Bytes of a line, of a text file or of a parquet row at most; a longer one is bad, and never
-    held. None: what 2 GiB of memory are enough for, 80 MiB with gigatoken (five rows of 4M tokens),
-    and of the references tiktoken 32, sentencepiece 16, tokenizers 8."""
 
 
 def find_documents(source: Source, options: ReadOptions) -> FoundFiles:
@@ -213,29 +191,6 @@ def _value(fields: Mapping[str, Any], key: str) -> Any:
     first, dot, rest = key.partition(".")
     inner = fields.get(first)
     return _value(inner, rest) if dot and isinstance(inner, Mapping) else None
-
-
-@dataclass(frozen=True)
-class ChatReadOptions:
-    """How files of conversations are read."""
-
-    chat_format: ChatFormat = "auto"
-    """messages, sharegpt, prompt-completion or alpaca; auto goes by the keys of every record."""
-    reasoning: Reasoning = "drop"
-    """What the assistant thought (reasoning_content, reasoning or thinking in a turn): drop, as
-    Llama's templates do, or keep, in <think> and </think> before the answer, and learnt."""
-    ignore_keys: tuple[str, ...] = ()
-    """Keys inside a turn that mean nothing here; any other unknown key is an error."""
-    suffixes: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
-    ] = ()
-    """Ending of the files wanted in a folder or pattern, such as .jsonl; repeatable, all if
-    none."""
-    skip_bad: bool = False
-    """Count and skip conversations that cannot be trained on, instead of stopping there."""
-    max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
-    """Bytes of a line or of a parquet row at most; a longer one is bad, and never held. None:
-    what 2 GiB of memory are enough for, 80 MiB with gigatoken."""
 
 
 _COLUMNS = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))

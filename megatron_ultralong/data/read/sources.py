@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from megatron_ultralong.data.read.compression import uncompressed_name
-from megatron_ultralong.data.read.file_kind import FileFormat, FileKind, file_kind, is_known_name
+from megatron_ultralong.data.read.file_kind import FileKind, file_kind, is_known_name
 from megatron_ultralong.data.read.file_names import Entry, litter_reason, matches, walk
+from megatron_ultralong.data.read.options import FileFormat
 from megatron_ultralong.program.errors import InputError
 
 MAX_COUNTS = 60

@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.read.formats import is_plain_jsonl
+from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.read.parquet import row_group_sizes
-from megatron_ultralong.data.read.reading import Document, DocumentReader, ReadOptions, require_text
+from megatron_ultralong.data.read.reading import Document, DocumentReader, require_text
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import FileSummary
@@ -174,7 +175,7 @@ class ShardJob:
     """How they are read."""
     tokenizer_path: Path
     """As given on the command line."""
-    engine: engines.TokenizerEngine
+    engine: tokenising.TokenizerEngine
     """``gigatoken`` or ``reference``: decided before, so that all processes agree."""
     separator_ids: tuple[int, ...]
     """Ids of the separator, to count the documents that hold them."""

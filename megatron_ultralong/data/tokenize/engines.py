@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -150,7 +150,6 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-TokenizerEngine = Literal["auto", "gigatoken", "reference"]
 Result = TypeVar("Result")
 
 NAMES = ("tokenizer.json", "tokenizer.model")
@@ -197,7 +196,7 @@ def open_reference(path: Path) -> tokenising.DocumentTokenizer:
     return tokenizer_model.SentencePieceTokenizer(file)
 
 
-def choose_tokenizer(path: Path, engine: TokenizerEngine) -> ChosenTokenizer:
+def choose_tokenizer(path: Path, engine: tokenising.TokenizerEngine) -> ChosenTokenizer:
     """The tokenizer of a file or folder under ``--tokenizer-engine``.
 
     ``auto`` takes the fast one where its ids are equal on probes, else the reference, and says why.
@@ -216,7 +215,7 @@ def choose_tokenizer(path: Path, engine: TokenizerEngine) -> ChosenTokenizer:
 
 def tokenise_by(
     chosen: ChosenTokenizer,
-    engine: TokenizerEngine,
+    engine: tokenising.TokenizerEngine,
     tokenise: Callable[[tokenising.DocumentTokenizer], Result],
 ) -> tuple[ChosenTokenizer, Result]:
     """What ``tokenise`` gives, and by which tokenizer: the reference where gigatoken fails.
@@ -233,7 +232,9 @@ def tokenise_by(
 
 
 def _fallback(
-    engine: TokenizerEngine, reference: tokenising.DocumentTokenizer, error: FastPathError
+    engine: tokenising.TokenizerEngine,
+    reference: tokenising.DocumentTokenizer,
+    error: FastPathError,
 ) -> ChosenTokenizer:
     if engine == "gigatoken":
         raise InputError(

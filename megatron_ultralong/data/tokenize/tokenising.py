@@ -197,6 +197,7 @@ def copy_tokenizer(tokenizer: DocumentTokenizer, folder: Path) -> None:
             shutil.copyfile(tokenizer.file.parent / name, folder / name)
 
 
+TokenizerEngine = Literal["auto", "gigatoken", "reference"]
 SeparatorInText = Literal["keep", "drop", "split"]
 """What is done with documents that hold the separator's ids: nothing, left out, or written in other
 ids, a character at a time."""
