@@ -69,15 +69,19 @@ def _resolve(dtype: torch.dtype, head_dim: int, device: torch.device, name: str 
 
 def forward(kernel: Kernel, inputs: Inputs) -> Result:
     """Output and log-sum-exp of one block (:mod:`~megatron_ultralong.attention.kernels.base`)."""
+    runs = _runs(kernel, inputs)
+    if len(runs) <= 1:
+        return _forward_run(kernel, inputs)
+    out, lse = base.room_for(inputs.q)
+    for rows, edges in runs:
+        out[rows], lse[..., rows] = _forward_run(kernel, inputs.rows(rows, edges))
+    return out, lse
+
+
+def _forward_run(kernel: Kernel, inputs: Inputs) -> Result:
     q, k, *_ = inputs
     if q.numel() == 0 or k.numel() == 0:
         return base.nothing_attended(q)
-    runs = _runs(kernel, inputs)
-    if len(runs) > 1:
-        out, lse = base.room_for(q)
-        for rows, edges in runs:
-            out[rows], lse[..., rows] = forward(kernel, inputs.rows(rows, edges))
-        return out, lse
     groups = _head_groups(q, k)
     if len(groups) == 1:
         return kernel.forward(inputs)
@@ -89,16 +93,20 @@ def forward(kernel: Kernel, inputs: Inputs) -> Result:
 
 def backward(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
     """Gradients of one block, given out and lse over all keys."""
+    runs = _runs(kernel, inputs)
+    if len(runs) <= 1:
+        return _backward_run(kernel, inputs, saved)
+    dq, dk, dv = base.room_for_gradients(inputs.q, inputs.k, inputs.v)
+    for rows, edges in runs:
+        part = _backward_run(kernel, inputs.rows(rows, edges), saved.rows(rows))
+        dq[rows], dk[rows], dv[rows] = part
+    return dq, dk, dv
+
+
+def _backward_run(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
     q, k, v, *_ = inputs
     if q.numel() == 0 or k.numel() == 0:
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    runs = _runs(kernel, inputs)
-    if len(runs) > 1:
-        dq, dk, dv = base.room_for_gradients(q, k, v)
-        for rows, edges in runs:
-            part = backward(kernel, inputs.rows(rows, edges), saved.rows(rows))
-            dq[rows], dk[rows], dv[rows] = part
-        return dq, dk, dv
     groups = _head_groups(q, k)
     if len(groups) == 1:
         return kernel.backward(inputs, saved)
