@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,6 +15,7 @@ import pytest
 
 import megatron_ultralong
 from megatron_ultralong.cli import VERBS as ALL_VERBS
+from megatron_ultralong.program import output
 from megatron_ultralong.program.aside import partial_path, whole, write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import open_journal
@@ -194,6 +196,26 @@ def test_what_is_left_after_an_error_is_what_the_next_one_needs(
         raise error
     assert (tmp_path / "new" / ".out.partial").exists() == is_left
     assert (tmp_path / "new").exists() == is_left  # the folders above it neither
+
+
+def test_one_in_use_is_said_before_room_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "check_free", lambda *_: pytest.fail("counted"))
+    with (
+        output_folder(tmp_path / "out", "convert"),
+        pytest.raises(InputError, match="in use by"),
+        output_folder(tmp_path / "out", "convert", num_bytes=2**60),
+    ):
+        pass
+
+
+def test_a_disk_that_fails_without_a_name_is_told_by_the_flag(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InputError, match=r"--save run cannot be written: \[Errno 5\]"),
+        output.writable(tmp_path, "--save run"),
+    ):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_what_a_killed_one_left_without_parts_goes_and_another_verb_is_refused(

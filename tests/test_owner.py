@@ -159,7 +159,10 @@ def test_an_owner_on_a_lost_machine_is_waited_for_and_taken_over(
     assert "no sign of life for 1 s" in said
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x", "place": 3}', b"\xff" * 9])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"pid": "x", "place": 3}', b"\xff" * 9, b'{"unknown": null, "pid": null}'],
+)
 def test_a_damaged_owner_is_nobody_known(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +173,12 @@ def test_a_damaged_owner_is_nobody_known(
             own(tmp_path)
     os.utime(owner_path(tmp_path, 1), (1.0, 1.0))
     own(tmp_path).release()
+
+
+def test_a_whole_number_is_a_time_too(tmp_path: Path) -> None:
+    owner_path(tmp_path, 1).write_text('{"process_start": 1764000000, "restart": 2}')
+    (owner,) = read_owners(tmp_path)
+    assert (owner.process_start, owner.restart) == (1764000000.0, 2)
 
 
 def test_a_name_cannot_reach_the_terminal_raw(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
         sync_folder(path.parent)
     except BaseException:
-        remove(aside)
+        with contextlib.suppress(OSError):  # the error that is told is the one that came first
+            remove(aside)
         raise
 
 

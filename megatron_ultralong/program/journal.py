@@ -111,8 +111,9 @@ class Journal:
                     file.write(f"{line}\n".encode())
                 file.flush()
                 os.fsync(file.fileno())
-            self._output.has_parts = True
         self.entries |= self._pending
+        if self._output:
+            self._output.has_parts = bool(self.entries)
         self._pending.clear()
         self._pending_bytes = 0
 

@@ -29,6 +29,8 @@ WORK_FILE = "work.json"
 RECORDS_FILE = "finished.jsonl"
 """Records of finished parts, see :mod:`megatron_ultralong.program.journal`."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_OF_A_DISK = (*_FULL, errno.EIO, errno.ESTALE)
+"""What a write or ``fsync`` says without a name of a file."""
 _MARGIN = 16 * 2**20
 """Bytes for small files and headers, over what is announced."""
 
@@ -165,13 +167,13 @@ def output_folder(
     made = [folder for folder in partial.parents if not folder.exists()]
     try:
         with writable(partial, name, num_bytes), contextlib.ExitStack() as stack:
-            if num_bytes:
-                taken = sum(path.stat().st_blocks * 512 for path in partial.rglob("*"))
-                check_free(partial, num_bytes + _MARGIN - taken)
             partial.mkdir(parents=True, exist_ok=True)
             _check_ours(partial, flag)
             owner = take(partial, verb, name)
             stack.callback(owner.release)
+            if num_bytes:
+                taken = sum(path.stat().st_blocks * 512 for path in partial.rglob("*"))
+                check_free(partial, num_bytes + _MARGIN - taken)
             folder = OutputFolder(partial, owner)
             folder.begin({"verb": verb, **(work or {})}, flag, resumes=work is not None)
             try:
@@ -240,6 +242,6 @@ def _check_ours(partial: Path, flag: str) -> None:
 def _is_about(error: OSError, partial: Path) -> bool:
     """Whether an error is of the output; those of what is read are its readers' own."""
     if not isinstance(error.filename, str):
-        return error.errno in _FULL
+        return error.errno in _OF_A_DISK
     path = Path(os.path.abspath(error.filename))
     return path.is_relative_to(partial) or partial.is_relative_to(path)

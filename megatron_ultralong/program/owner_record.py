@@ -10,6 +10,7 @@ import re
 import socket
 import uuid
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -66,9 +67,14 @@ def _read(path: Path, number: int) -> OwnerRecord | None:
         values = read_json(path, max_bytes=_MAX_BYTES)
     except InputError:
         return OwnerRecord(number) if os.path.lexists(path) else None
-    nobody = dataclasses.asdict(OwnerRecord(number))
-    known = {n: value for n, value in values.items() if type(value) is type(nobody.get(n))}
-    return OwnerRecord(**{**nobody, **known, "number": number})
+    known: dict[str, Any] = {}
+    for name, default in dataclasses.asdict(OwnerRecord(number)).items():
+        value = values.get(name)
+        if isinstance(default, float) and type(value) is int:  # as a program of others may write it
+            value = float(value)
+        if type(value) is type(default):
+            known[name] = value
+    return OwnerRecord(**{**known, "number": number})
 
 
 def is_owner_file(path: Path) -> bool:

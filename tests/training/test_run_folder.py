@@ -10,7 +10,9 @@ import pytest
 
 from megatron_ultralong.checkpoint.disk.folder import iterations, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.program.aside import partial_path
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.training.config_file import CONFIG_FILE
 from megatron_ultralong.training.same_run import DATA_FILE
 from megatron_ultralong.training.verbs import check_run, dry_run, pretrain
 from tests.ranks import run_on_ranks
@@ -54,6 +56,16 @@ def test_rows_shorter_than_the_positions_are_told_of(make_config: MakeConfig) ->
     assert extended.after_training(extended, 256).trained_positions == 256
     assert extended.after_training(inputs.source, 32).trained_positions == 32
     assert inputs.source.after_training(inputs.source, 32).trained_positions == 64
+
+
+def test_a_start_that_was_killed_at_its_first_file_is_no_folder_of_others(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    begun = partial_path(tmp_path / "run" / CONFIG_FILE)
+    begun.parent.mkdir()
+    begun.write_text("half")
+    run_on_ranks(1, pretrain, make_config(tmp_path / "run", train_iters=3))
+    assert not begun.exists()
 
 
 def test_other_rows_are_refused(run: Path, make_config: MakeConfig) -> None:

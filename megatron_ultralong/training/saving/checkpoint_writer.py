@@ -230,7 +230,8 @@ class CheckpointWriter:
         if not is_main_rank():
             return
         if folder is not None:
-            remove(folder)
+            with contextlib.suppress(OSError):  # a lost disk: the failure is counted all the same
+                remove(folder)
         limit = self._config.max_save_failures
         _log.warning(
             "WARNING: the checkpoint of iteration %d could not be written to %s: %s (failure %d"

@@ -18,7 +18,7 @@ from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.model.parameters import num_parameters
-from megatron_ultralong.program.aside import remove, write_aside
+from megatron_ultralong.program.aside import partial_path, remove, write_aside
 from megatron_ultralong.program.errors import InputError, RunStopped
 from megatron_ultralong.program.output import check_free, writable
 from megatron_ultralong.program.owner import Owner, take
@@ -207,7 +207,8 @@ class RunFolder:
 
 def _check_nobodys(root: Path) -> None:
     """Raise InputError where a folder without checkpoints holds what is no run's."""
-    others = [path for path in root.iterdir() if not is_owner_file(path)]
+    begun = partial_path(root / CONFIG_FILE)  # of a start that was killed while it wrote the first
+    others = [path for path in root.iterdir() if not is_owner_file(path) and path != begun]
     if others and not (root / CONFIG_FILE).is_file():
         raise InputError(
             f"--save {root} is not empty and holds no checkpoints of a run: name an empty or "
