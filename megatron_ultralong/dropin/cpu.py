@@ -8,7 +8,7 @@ and until it is left:
   the process groups are made, and setting it does nothing.
 * Streams are ``torch.cpu``'s, which do nothing: a CPU has no queue.
 * Compiling warm-ups and CUDA extensions are left out: fused kernels are for GPUs. Triton, which
-  PyTorch's builds for CPUs have not, is not missed (:mod:`.without_triton`).
+  PyTorch's builds for CPUs have not, is not missed (:func:`import_kernels_without_triton`).
 * Pinning memory does nothing: it is for copies to a GPU.
 * The process that Megatron-Core spawns to collect what its writers say does not import the script:
   it needs nothing of it, and it is outside this context.

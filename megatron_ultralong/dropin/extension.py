@@ -1,18 +1,14 @@
 """What this project does to a model that Megatron-LM builds: attention, documents, rotary, tiles.
 
-Each rank sees its part of the sequence, so a norm's gradients are partial. Megatron sums those of
-the parameters that carry ``sequence_parallel``; torch's norms do not carry it, hence the refusal.
-Without Apex and Transformer Engine there are no others.
-
 A layer's spec is made in many ways (``--spec``, experts, heterogeneous blocks, layers for further
 tokens, a described model). All of them end where ``SelfAttention`` builds the ``core_attention`` of
 its submodules. There, and nowhere else, ours takes its place: what a layer is made of otherwise is
 the user's.
 
-Megatron-LM's data set makes a mask of S x S in which no token sees what stands before the last
-end-of-document token. Our attention takes the boundaries instead. They are read off the tokens of
-the row as they come to the model: after every end-of-document token a document begins. Under
-context parallelism the ranks tell each other where theirs are.
+``--reset-attention-mask``: Megatron-LM's data set makes a mask of S x S in which no token sees what
+stands before the last end-of-document token. Our attention takes the boundaries instead. They are
+read off the tokens of the row as they come to the model: after every end-of-document token a
+document begins. Under context parallelism the ranks tell each other where theirs are.
 
 ``--reset-position-ids`` asks for nothing more: a rotary embedding enters the attention by the
 difference of two positions, which within a document stays what it was, and a learned one is given
@@ -281,7 +277,12 @@ def _padding_of(tokenizer: Any) -> int | None:
 
 @contextlib.contextmanager
 def norms_under_sequence_parallelism() -> Iterator[None]:
-    """Let ``WrappedTorchNorm`` build a norm whose parameters carry the mark."""
+    """Let Megatron-Core's wrapper of torch's norms build them under sequence parallelism too.
+
+    Each rank sees its part of the sequence, so a norm's gradients are partial. Megatron sums those
+    of the parameters that carry ``sequence_parallel``; torch's norms do not carry it, and
+    ``WrappedTorchNorm`` refuses them. Without Apex and Transformer Engine there are no others.
+    """
     theirs = WrappedTorchNorm.__new__
 
     def build(kind: Any, config: Any, *arguments: Any, **keywords: Any) -> Any:

@@ -2,8 +2,8 @@
 
 An argument, or a field of ``TransformerConfig``, that a part of ours would have to honour stands
 here with the values that it does honour; every other value is refused by name. What is not here and
-in ``known_arguments.txt`` concerns modules that stay Megatron-LM's own. What is in neither is new:
-it is refused unless it is at its default (:mod:`megatron_ultralong.dropin.rules`).
+in ``known_arguments.py`` concerns modules that stay Megatron-LM's own. What is in neither is new:
+it is refused unless it is at its default (:func:`check_arguments`).
 """
 
 from __future__ import annotations

@@ -41,11 +41,18 @@ def _first_rows(
     source: RowSource, num_counted: int, samples: Sequence[range]
 ) -> Iterator[list[DocumentRow]]:
     """Micro-batches of the first rows of a source; what fills the last one counts nothing."""
+    for numbers in samples:
+        rows: list[DocumentRow] = [source.row(n) for n in numbers if n < num_counted]
+        if num_filling := len(numbers) - len(rows):
+            rows += [_filling(source)] * num_filling
+        yield rows
+
+
+def _filling(source: RowSource) -> Row:
+    """A row of no real tokens, as long as those of the source."""
     length = source.row(0).seq_length
     edges = np.asarray([0, length], dtype=np.int32)
-    filling = Row(np.zeros(length, dtype=np.int64), edges, num_real_tokens=0)
-    for numbers in samples:
-        yield [source.row(n) if n < num_counted else filling for n in numbers]
+    return Row(np.zeros(length, dtype=np.int64), edges, num_real_tokens=0)
 
 
 _SMALLEST_BIN = 1024

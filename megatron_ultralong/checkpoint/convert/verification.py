@@ -69,7 +69,7 @@ def compare(
     differences = list(rope)
     weights = model_weights(source.model)
     pairs = read_ahead(weights, lambda weight: (source.read(weight), output.read(weight)))
-    with progress("verify", num_bytes(output), "B") as bar:
+    with progress("verify", num_bytes(source, dtype), "B") as bar:
         for weight, (wanted, got) in pairs:
             for name, expected, found in zip(weight.names, wanted, got, strict=True):
                 difference = _difference(convert_tensor(name, expected, dtype), found)

@@ -12,7 +12,7 @@ from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.model.shape import MOST_IDS, MOST_POSITIONS, ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, RopeScaling, YarnConfig
-from megatron_ultralong.program.aside import write_aside
+from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.json_file import JsonObject, read_json
 from megatron_ultralong.program.ranks import is_main_rank
@@ -71,8 +71,9 @@ def save_metadata(checkpoint: Path, metadata: CheckpointMetadata) -> None:
     values = dataclasses.asdict(metadata)
     values["rope_scaling"] = rope
     text = json.dumps({"format_version": _FORMAT_VERSION, **values}, indent=2) + "\n"
-    unseal(checkpoint)
-    write_aside(checkpoint / FILE_NAME, text)
+    with whole(checkpoint / FILE_NAME) as aside:
+        aside.write_text(text, encoding="utf-8")
+        unseal(checkpoint)  # not before: the old one stays sealed where the disk is full
     seal_small_files(checkpoint)
 
 

@@ -84,7 +84,9 @@ def read_turns(value: Any, name: str, options: TurnOptions) -> list[chat.Message
         message = _message(number, given, options)
         if message.role == "assistant" and reasoning and options.reasoning == "keep":
             message = _with_reasoning(number, message, reasoning)
-        messages.append(dataclasses.replace(message, has_reasoning=bool(reasoning)))
+        if reasoning:
+            message = dataclasses.replace(message, has_reasoning=True)
+        messages.append(message)
     if not messages:
         raise chat.ConversationError("no assistant turn", f"{name} is empty")
     return messages

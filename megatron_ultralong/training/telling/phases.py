@@ -179,8 +179,11 @@ class Profile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with aside.whole(self._path) as file:
                 compressed = file.with_name(f"{file.name}.gz")  # torch goes by the name
-                profiler.export_chrome_trace(str(compressed))
-                compressed.rename(file)
+                try:
+                    profiler.export_chrome_trace(str(compressed))
+                    compressed.rename(file)
+                finally:
+                    compressed.unlink(missing_ok=True)
         except OSError as error:
             _log.warning("WARNING: the trace %s cannot be written: %s", self._path, error)
 
