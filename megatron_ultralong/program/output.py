@@ -171,13 +171,15 @@ def output_folder(
             _check_ours(partial, flag)
             owner = take(partial, verb, name)
             stack.callback(owner.release)
-            if num_bytes:
-                taken = sum(path.stat().st_blocks * 512 for path in partial.rglob("*"))
-                check_free(partial, num_bytes + _MARGIN - taken)
             folder = OutputFolder(partial, owner)
             folder.begin({"verb": verb, **(work or {})}, flag, resumes=work is not None)
             try:
+                folder.keep = True  # nothing was done to them yet
                 check_output(output, flag)  # another may have finished while this one waited
+                if num_bytes:
+                    taken = sum(path.stat().st_blocks * 512 for path in partial.rglob("*"))
+                    check_free(partial, num_bytes + _MARGIN - taken)
+                folder.keep = False
                 yield folder
                 folder.finish(final)
             except BaseException as error:
