@@ -22,6 +22,7 @@ from megatron_ultralong.evaluation.results.tables import loss_table
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.output import check_output, output_folder
+from megatron_ultralong.program.picture import drawing
 from megatron_ultralong.program.terminal import Console
 from megatron_ultralong.sequence.position_bins import bin_edges, bin_sums
 
@@ -60,7 +61,8 @@ def evaluate_loss(
 
             with output_folder(config.output, "evaluate loss") as folder:
                 write_results(folder.path / "loss.json", results)
-                loss_picture(results, folder.path / "loss.png")
+                with drawing("loss.png"):
+                    loss_picture(results, folder.path / "loss.png")
     return results
 
 

@@ -13,6 +13,7 @@ from megatron_ultralong.plan.job import GIB
 from megatron_ultralong.plan.ledger import Part
 from megatron_ultralong.plan.report import Plan
 from megatron_ultralong.program.aside import whole
+from megatron_ultralong.program.picture import new_figure
 
 
 def as_values(plan: Plan) -> dict[str, Any]:
@@ -93,17 +94,13 @@ def estimate_values(
 
 def save_memory_picture(path: Path, estimates: Sequence[Estimate]) -> None:
     """Write a PNG: a GPU's memory at the peak of every layout, and what the GPU has."""
-    import matplotlib
+    from matplotlib import colormaps
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        figsize=(10, max(3.4, 1.2 + 0.5 * len(estimates))), layout="constrained"
-    )
+    figure = new_figure(10, max(3.4, 1.2 + 0.5 * len(estimates)))
+    axes = figure.subplots()
     labels = [layout_text(each.job) for each in estimates]
     left = [0.0] * len(estimates)
-    colours = pyplot.get_cmap("tab20")
+    colours = colormaps["tab20"]
     for number, part in enumerate(get_args(Part)):
         widths = [each.worst.peak.parts.get(part, 0) / GIB for each in estimates]
         if any(widths):
@@ -118,4 +115,3 @@ def save_memory_picture(path: Path, estimates: Sequence[Estimate]) -> None:
     figure.legend(loc="outside right center", fontsize="small")
     with whole(path) as aside:
         figure.savefig(aside, format="png", dpi=120)
-    pyplot.close(figure)

@@ -23,6 +23,7 @@ from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.aside import whole
+from megatron_ultralong.program.picture import new_figure
 from megatron_ultralong.program.terminal import Console
 
 PICTURE = "lengths.png"
@@ -76,12 +77,8 @@ def length_panels(
     folder: Path, counts: Sequence[Counts]
 ) -> Iterator[list[tuple[Any, list[Counts]]]]:
     """A panel for each source and its counts, to draw on; the picture is written at the end."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     sources = list(dict.fromkeys(count.source for count in counts))
-    figure = Figure(figsize=(8, 0.6 + 2.2 * len(sources)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 0.6 + 2.2 * len(sources))
     panels = figure.subplots(len(sources), sharex=True, squeeze=False)[:, 0]
     for panel, source in zip(panels, sources, strict=True):
         panel.set_title(source, loc="left", fontsize=10)

@@ -14,6 +14,7 @@ from megatron_ultralong.evaluation.results.file import write_results
 from megatron_ultralong.evaluation.results.tables import score_table
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.journal import Journal, open_journal, sample_key
+from megatron_ultralong.program.picture import drawing
 from megatron_ultralong.program.terminal import Console
 
 Entries = Sequence[Mapping[str, Any]]
@@ -84,12 +85,13 @@ def _show(measured: result.Result, journal: Journal) -> None:
 
     Console().print(score_table(measured))
     if journal.folder is not None:
-        picture = journal.folder / f"{measured.kind.name}.png"
-        if measured.kind.rows == "depths":
-            pictures.retrieval_picture([measured], picture)
-        else:
-            pictures.task_picture(measured, picture)
         write_results(journal.folder / f"{measured.kind.name}.json", [measured])
+        picture = journal.folder / f"{measured.kind.name}.png"
+        with drawing(picture.name):
+            if measured.kind.rows == "depths":
+                pictures.retrieval_picture([measured], picture)
+            else:
+                pictures.task_picture(measured, picture)
 
 
 @dataclasses.dataclass(frozen=True)

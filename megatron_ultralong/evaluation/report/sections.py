@@ -21,7 +21,7 @@ Parts = tuple[tuple[table.Picture, ...], tuple[table.ReportTable, ...]]
 
 def _loss(results: Sequence[Result], name: str) -> Parts:
     drawn = table.picture(name, "Loss by position", results, partial(loss_picture, results))
-    return (drawn,), (_table(results),)
+    return drawn, (_table(results),)
 
 
 def _table(results: Sequence[Result]) -> table.ReportTable:
@@ -79,7 +79,7 @@ def _reference(results: Sequence[Result]) -> tuple[tuple[table.Cell, ...], ...]:
 
 def _retrieval(results: Sequence[Result], name: str) -> Parts:
     drawn = table.picture(name, results[0].kind.title, results, partial(retrieval_picture, results))
-    return (drawn,), (_retrieval_table(results),)
+    return drawn, (_retrieval_table(results),)
 
 
 def _retrieval_table(results: Sequence[Result]) -> table.ReportTable:

@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_ultralong.evaluation.report.measurement import Measurement, conditions
 from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.program.picture import drawing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +100,15 @@ class Section:
 
 def picture(
     name: str, title: str, results: Sequence[Result], draw: Callable[[Any], None]
-) -> Picture:
-    """What ``draw`` writes of ``results`` into a file."""
+) -> tuple[Picture, ...]:
+    """What ``draw`` writes of ``results`` into a file; none where it cannot be drawn."""
     file = io.BytesIO()
-    draw(file)
     labels = ", ".join(result.checkpoint for result in results)
-    return Picture(name, file.getvalue(), f"{title} of {labels}")
+    what = f"{title} of {labels}"
+    with drawing(what):
+        draw(file)
+        return (Picture(name, file.getvalue(), what),)
+    return ()
 
 
 def conditions_table(measurements: Sequence[Measurement]) -> ReportTable:

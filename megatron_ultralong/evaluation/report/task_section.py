@@ -10,6 +10,7 @@ from megatron_ultralong.evaluation.report import table
 from megatron_ultralong.evaluation.results import pictures
 from megatron_ultralong.evaluation.results.result import LOWER_IS_BETTER, Result
 from megatron_ultralong.evaluation.results.tables import column_title, counts
+from megatron_ultralong.program.picture import legend_name
 
 _MOST_NUMBERED_BARS = 40
 """Pictures with more bars than this carry no numbers above them."""
@@ -158,13 +159,13 @@ def _pictures(results: Sequence[Result], columns: _Columns, name: str) -> tuple[
     is_single = len(columns.names) == 1
     if columns.are_lengths and not is_single:
         draw = partial(_draw_lines, title, results, columns.names)
-        return (table.picture(name, f"{title} by length", results, draw),)
-    drawn = []
+        return table.picture(name, f"{title} by length", results, draw)
+    drawn: list[table.Picture] = []
     for column in columns.names:
         of_column = "" if is_single else f", {column_title(column)}"
         suffix = "" if is_single else f"-{column.replace(' ', '-')}"
         draw = partial(_draw_bars, f"{title}{of_column}", results, columns, column)
-        drawn.append(table.picture(f"{name}{suffix}", f"{title}{of_column}", results, draw))
+        drawn += table.picture(f"{name}{suffix}", f"{title}{of_column}", results, draw)
     return tuple(drawn)
 
 
@@ -173,13 +174,14 @@ def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], f
     figure, axes = pictures.new_picture(8.0, 4.4)
     for k, result in enumerate(results):
         colour, dashes = pictures.line_style(k)
+        name = legend_name(result.checkpoint)
         means = {x: mean for x, c in enumerate(columns) if (mean := result.mean(c)) is not None}
         axes.plot(
             *([*means], [*means.values()]),
             color=colour,
             linestyle=dashes,
             linewidth=2.0,
-            label=f"{result.checkpoint} (trained for {result.max_positions:,} positions)",
+            label=f"{name} (trained for {result.max_positions:,} positions)",
         )
         for x, mean in means.items():
             axes.plot(
@@ -218,7 +220,7 @@ def _draw_bars(
             [score for _, score in known],
             height=0.9 * height,
             color=pictures.line_style(k)[0],
-            label=result.checkpoint,
+            label=legend_name(result.checkpoint),
         )
         if rows <= _MOST_NUMBERED_BARS:
             axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=pictures.INK)

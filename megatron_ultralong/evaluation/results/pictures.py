@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.results.tables import column_title, token_count
+from megatron_ultralong.program.picture import legend_name, new_figure
 
 LINE_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
 _DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
@@ -34,7 +35,7 @@ def line_style(number: int) -> tuple[str, Any]:
 
 def new_picture(width: float, height: float, *, grid: str = "y") -> tuple[Figure, Any]:
     """A figure of so many inches and its axes, with lines across ``grid``."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = new_figure(width, height, dpi=DPI)
     axes = figure.subplots()
     _finish_axes(axes, grid)
     return figure, axes
@@ -76,7 +77,7 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
             reference,
             color=FAINT,
             linewidth=1.0,
-            label=f"{base.checkpoint}, mean inside its context: {reference:.3f}",
+            label=f"{legend_name(base.checkpoint)}, mean inside its context: {reference:.3f}",
         )
     for k, result in enumerate(results):
         _loss_line(axes, result, *line_style(k))
@@ -108,7 +109,7 @@ def _loss_line(axes: Any, result: Result, colour: str, dashes: Any) -> None:
         linewidth=2.0,
         marker="o",
         markersize=5,
-        label=f"{result.checkpoint} (trained for {result.max_positions:,} positions)",
+        label=f"{legend_name(result.checkpoint)} (trained for {result.max_positions:,} positions)",
     )
 
 
@@ -139,7 +140,7 @@ def retrieval_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     width = min(max((0.62 if num_columns == 1 else 0.5) * len(lengths) + 0.9, 4.2), 12.0)
     height = min(max(0.36 * deepest + 1.4, 3.2), 8.0)
     size = (width * num_columns + 0.8, height * num_rows)
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    figure = new_figure(*size, dpi=DPI)
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
     images = [
         _retrieval_map(axes, result, lengths, shortest, width)
@@ -199,7 +200,7 @@ def task_picture(result: Result, path: Path | BinaryIO) -> None:
     scores = [[result.score(task, column) for column in columns] for task in tasks]
     scores.append([result.mean(column) for column in columns])
     size = (min(max(0.75 * len(columns) + 2.6, 5.0), 14.0), 0.36 * len(scores) + 1.3)
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    figure = new_figure(*size, dpi=DPI)
     axes: Any = figure.subplots()
     image = _score_map(axes, scores, "#e5e7eb", digits=1)
     axes.spines[:].set_visible(False)
