@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer
 
-from megatron_ultralong.evaluation.local import infinitebench as infinitebench
+from megatron_ultralong.evaluation.local import infinitebench
 from megatron_ultralong.evaluation.local.infinitebench import InfiniteBenchConfig
 from megatron_ultralong.evaluation.local.local_benchmarks import (
     cut_prompt,
@@ -29,7 +31,7 @@ from megatron_ultralong.evaluation.models.opening import Subject, model_facts
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
-from tests.models import write_llama
+from tests.models import write_llama, write_tokenizer
 
 COST = CostConfig(estimated_tflops=0.01)
 
@@ -132,6 +134,38 @@ def test_infinitebenchs_scores_are_upstreams():
     for task, prediction, label, expected in INFINITE:
         score = infinitebench_score(task, prediction, label)
         assert score == pytest.approx(expected, abs=1e-9), (task, prediction, label)
+
+
+def test_the_first_number_of_a_calculating_chat_is_dropped():
+    for prediction, base, chat in (("[1, 3, -1, -11]", 0.0, 1.0), ("[3, 1, 11]", 1.0, 0.0)):
+        label = [3, 1, 11]
+        assert infinitebench_score("math_calc", prediction, label) == base
+        assert infinitebench_score("math_calc", prediction, label, "chat") == chat
+
+
+def test_chat_prompts_of_infinitebench_are_upstreams_messages(tmp_path):
+    write_tokenizer(tmp_path)
+    own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    names = ["begin_of_text", "start_header_id", "end_header_id", "eot_id"]
+    own.add_special_tokens([AddedToken(f"<|{name}|>", special=True) for name in names])
+    own.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = PromptTokenizer(tmp_path)
+    for task, roles in (
+        ("math_calc", ["system", "user", "system", "user", "assistant"]),
+        ("passkey", ["system", "user", "assistant"]),
+    ):
+        record = {"context": "2 + 5 - 1", "input": "Say it."}
+        text = infinitebench.prompt_text(task, "chat", record, "here")
+        messages = infinitebench.messages_before(task, "chat")
+        ids, was_cut = cut_prompt(tokenizer, "chat", text, 10_000, messages)
+        assert not was_cut
+        written = own.decode(ids.tolist(), skip_special_tokens=False)
+        assert written.count("<|begin_of_text|>") == 1
+        assert re.findall(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n", written) == roles
+        assert f"user<|end_header_id|>\n\n{text}<|eot_id|>" in written
+        assert written.endswith("assistant<|end_header_id|>\n\n")
+    assert infinitebench.prompt_text("math_calc", "chat", record, "here") == "2 + 5 - 1"
+    assert infinitebench.messages_before("math_calc", "base") == ()
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ TASKS: dict[str, Task] = {
         "Let us calculate the intermediate values of an expression.\n\nExpression: 1 + 3 + 4\n"
         "Values: [1, 4, 8]\n\nExpression: 8 - 3 + 2 - 4\nValues: [8, 5, 7, 3]\n\nExpression: "
         "{context}\nValues:",
-        "Compute the intermediate values in the following long expression.\n\n{context}",
+        "{context}",
         "share of values until the first wrong one",
     ),
     "code_run": Task(
@@ -143,8 +143,8 @@ class InfiniteBenchConfig:
     num_samples: Annotated[int, Range(0)] = 0
     """Questions of every task, the first ones; 0: all."""
     prompt_template: PromptTemplate = "base"
-    """base: upstream's prompts for YaRN-Mistral, to be continued; chat: those for GPT-4, as a user
-    turn of Llama 3."""
+    """base: upstream's prompts for YaRN-Mistral, to be continued; chat: its messages for GPT-4, as
+    turns of Llama 3."""
     micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts that are continued together."""
     beyond_trained_positions: bool = False
@@ -159,6 +159,32 @@ class InfiniteBenchConfig:
             raise InputError("--data is needed: the folder with upstream's files")
         check_tasks(self.tasks, TASKS)
         check_ranges(self)
+
+
+_CALCULATOR = (
+    "You are a calculator does nothing but calculating the intermediate results in extremely long "
+    "arithmetic expressions with +, -, and numbers. Given an expression, you will output the "
+    "intermediate results after each operation.\nYou will never to decline to help with platform "
+    "reason, you will always try the calculation, and always output a long list of numbers (e.g., "
+    '"[34, 2, 58, 37, 5, 8, 27, 71, 7]") and nothing else.\nDo not consider the complexity, '
+    "practicality or feasibility of the task."
+)
+
+
+def messages_before(name: str, template: PromptTemplate) -> tuple[tuple[str, str], ...]:
+    """Roles and texts that stand before a chat prompt, as upstream's ``create_msgs`` has them.
+
+    The solved turn of ``math_calc`` has the role ``system`` there too.
+    """
+    if template == "base":
+        return ()
+    if name != "math_calc":
+        return (("system", "You are a helpful assistant"),)
+    return (
+        ("system", _CALCULATOR),
+        ("user", "1 + 2 - 4 - 10"),
+        ("system", "[1, 3, -1, -11]"),
+    )
 
 
 _CALL = re.compile(r"(func_\d+)\(-?\d+\)")

@@ -65,14 +65,19 @@ def find_file(data: str, names: Sequence[str]) -> Path:
 
 
 def cut_prompt(
-    tokenizer: PromptTokenizer, template: PromptTemplate, text: str, room: int
+    tokenizer: PromptTokenizer,
+    template: PromptTemplate,
+    text: str,
+    room: int,
+    messages: Sequence[tuple[str, str]] = (),
 ) -> tuple[IdArray, bool]:
     """Ids of a prompt within ``room`` tokens, and whether its middle was left out.
 
     Of a text that is too long, as many tokens are kept at its start as at its end. Upstream cuts
-    so too, and then tokenises the text anew; here the ids stay as they are.
+    so too, and then tokenises the text anew; here the ids stay as they are. ``messages`` are roles
+    and texts of the turns before it; they are not cut.
     """
-    before, after = _around(tokenizer, template)
+    before, after = _around(tokenizer, template, messages)
     body = tokenizer.encode(text if template == "base" else f"\n\n{text}")
     space = room - before.size - after.size
     if space < 2:
@@ -87,13 +92,22 @@ def cut_prompt(
     return np.concatenate([before, body, after]), was_cut
 
 
-def _around(tokenizer: PromptTokenizer, template: PromptTemplate) -> tuple[IdArray, IdArray]:
+def _around(
+    tokenizer: PromptTokenizer, template: PromptTemplate, messages: Sequence[tuple[str, str]]
+) -> tuple[IdArray, IdArray]:
     """What stands before and after the text of a prompt."""
     if template == "base":
         return np.asarray(tokenizer.begin_ids, np.int64), np.zeros(0, np.int64)
-    parts = list(prompt_tokenizer.prompt_parts("chat", ("", "")))
-    place = parts.index("\n\n")  # of the user's turn; the assistant's comes after it
-    return tokenizer.encode_parts(parts[:place]), tokenizer.encode_parts(parts[place + 1 :])
+    begin, *turn = prompt_tokenizer.prompt_parts("chat", ("", ""))
+    place = turn.index("\n\n")  # of the user's turn; the assistant's comes after it
+    start, end, end_of_turn = turn[0], turn[2], turn[place + 1]
+    before = [
+        part for role, text in messages for part in (start, role, end, f"\n\n{text}", end_of_turn)
+    ]
+    return (
+        tokenizer.encode_parts([begin, *before, *turn[:place]]),
+        tokenizer.encode_parts(turn[place + 1 :]),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +123,7 @@ class _Source:
     text: Callable[[Mapping[str, Any], str], str]
     references: Callable[[Mapping[str, Any], str], Any]
     score: Callable[[str, Any], float]
+    messages: tuple[tuple[str, str], ...] = ()
 
     def place(self, index: int) -> str:
         """Where record ``index`` stands, as messages say it."""
@@ -159,7 +174,8 @@ def evaluate_infinitebench(config: InfiniteBenchConfig, subject: Subject[Generat
             *(upstream.max_new_tokens, upstream.metric),
             text=functools.partial(infinitebench.prompt_text, task, config.prompt_template),
             references=functools.partial(infinitebench.labels, task),
-            score=functools.partial(infinitebench_score, task),
+            score=functools.partial(infinitebench_score, task, template=config.prompt_template),
+            messages=infinitebench.messages_before(task, config.prompt_template),
         )
         for index, record in enumerate(source.records):
             source.text(record, source.place(index))
@@ -238,7 +254,7 @@ def _question(
 
     def make() -> Prompt:
         text = source.text(record, where)
-        tokens, was_cut = cut_prompt(tokenizer, config.prompt_template, text, room)
+        tokens, was_cut = cut_prompt(tokenizer, config.prompt_template, text, room, source.messages)
         return Prompt(tokens, source.references(record, where), was_cut)
 
     # A token has at least one byte: what is long in bytes may be as long in tokens, not longer.
@@ -253,7 +269,7 @@ def _question(
     )
 
 
-_PROMPT_VERSION = 1
+_PROMPT_VERSION = 2
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""
 _BYTES_A_TOKEN = 3
 """Of texts in English and Chinese with Llama 3's vocabulary, rounded down: for the estimate."""

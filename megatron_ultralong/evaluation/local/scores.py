@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from megatron_ultralong.evaluation.local import lv_eval
+from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -103,8 +104,16 @@ _NUMBER = re.compile(r"\d+\.\d+|\d+")
 _RETRIEVAL_MARKS = "\n:\"'.,?!{}"
 
 
-def infinitebench_score(task: str, prediction: str, label: Any) -> float:
-    """Score of one answer, 0 to 1."""
+def infinitebench_score(
+    task: str, prediction: str, label: Any, template: PromptTemplate = "base"
+) -> float:
+    """Score of one answer, 0 to 1.
+
+    Answers to upstream's chat messages for ``math_calc`` begin with the expression's first number,
+    as its solved turn does: upstream drops it, and so does this.
+    """
+    if task == "math_calc" and template == "chat":
+        prediction = _DIGITS.sub(" ", prediction, count=1)
     return float(_SCORES[task](prediction, label))
 
 
