@@ -21,13 +21,20 @@ PYTEST := $(HOUR) $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --
 # make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
+# Where this clone came from, for the site's link to it, without a name or password; a path is no link.
+ifndef REPOSITORY_URL
+REPOSITORY_URL := $(shell git config --get remote.origin.url 2>/dev/null | \
+    sed -nE 's,^(git@|ssh://git@)([^:/]+)[:/],https://\2/,; s,^https://[^/]*@,https://,; s,\.git$$,,; /^https:/p')
+endif
+export REPOSITORY_URL
+
 # Legs of tools/version_matrix/leg.py; empty: all. Interpreters to try before python3.10 ... of the path.
 LEGS ?=
 MATRIX_PYTHON ?=
 # Pythons that make wheel tries; empty: all.
 WHEEL_PYTHON ?=
 
-.PHONY: help install dev harness wheel picture quick test test-all test-gpu test-faults test-matrix lint docs format demo mock smollm2 bench bench-plan clean
+.PHONY: help install dev harness wheel width picture quick test test-all test-gpu test-faults test-matrix lint docs format demo mock smollm2 bench bench-plan clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -86,6 +93,10 @@ test-faults: dev  ## kills, signals, hangs, full disks, damage at full length; s
 
 test-matrix:  ## the tests on Python 3.10-3.13 with Megatron-Core 0.16-0.19; an hour, downloads 3 GB
 	$(PYTHON) tools/run_matrix.py $(LEGS) $(MATRIX_PYTHON:%=--python %)
+
+width: dev  ## the site and the report pages that are there, in a real browser: none is wider than its screen
+	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python tools/check_page_width.py build/site $(wildcard demo-output/report smollm2-output/report)
 
 lint: dev  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

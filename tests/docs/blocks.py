@@ -7,8 +7,8 @@ A block of commands (``bash``, ``sh``, ``console`` or no language) carries an HT
 * ``<!-- run by: make demo -->``: that command executes it.
 
 What a reader has to have, beside this project and a shell, stands in the block where all can see
-it: its first line is ``# needs: gpus (8 of 80 GB), weights``, one or more of :data:`NEEDS`, each with
-more in parentheses. A block without a comment above it says there why no test can run it.
+it: its first line is ``# needs: gpus (8 of 80 GB), weights``, one or more of :data:`NEEDS`, with
+more about each in parentheses. A block without a comment above it says there why no test runs it.
 """
 
 from __future__ import annotations

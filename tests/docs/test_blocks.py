@@ -29,7 +29,7 @@ def test_every_block_of_commands_is_marked() -> None:
         if not block.is_commands:
             continue
         if not block.mark and not block.needs:
-            wrong.append(f"{block.where}: no mark above it: <!-- run --> or <!-- run by: make X -->; "
+            wrong.append(f"{block.where}: above it no <!-- run --> or <!-- run by: make X -->, "
                          f"or its first line `# needs: X` with X of {', '.join(sorted(NEEDS))} "
                          "(CONTRIBUTING.md)")  # fmt: skip
         unknown = set(block.needs) - NEEDS

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from wheel_trial.build import ROOT
+from .build import ROOT
 
 PROGRAM = Path(__file__).parent / "tiny_llama.py"
 
