@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
+import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,9 +85,24 @@ def test_what_the_package_imports_comes_with_it() -> None:
 def test_a_wheel_works_away_from_the_checkout(tmp_path: Path) -> None:
     """Built, checked, and used beside this environment's packages; `make wheel` with none."""
     words = [sys.executable, "tools/try_wheel.py", "--beside", "--keep", str(tmp_path)]
+    home = "https://example.org/group/name"
     done = subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience(300)
+        words,
+        cwd=ROOT,
+        env={**os.environ, "REPOSITORY_URL": home},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=patience(300),
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "all well" in done.stdout
     assert {path.suffix for path in tmp_path.iterdir()} == {".whl", ".gz"}
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        shown = archive.read(name).decode()
+    assert f"Project-URL: Source, {home}" in shown
+    assert f"({home}/blob/main/docs/quick_start.md)" in shown
+    assert f"({home}/raw/main/docs/demo/loss.png)" in shown
+    assert not re.search(r"\]\((?!https?:|#)", shown)
