@@ -1,4 +1,5 @@
 # make demo and make test are all a newcomer needs; each makes .venv first.
+#   make install: what runs the product.  make dev: its tests, linters and site too.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= true
 
 # lm-evaluation-harness in an environment of its own, which sees the packages of the other one:
 # transformers imports scikit-learn and accelerate wherever they are, and every rank of every test
-# would wait for that. --no-compile: of its 300 MB few files are ever imported.
+# would wait for that.
 HARNESS := $(VENV)/harness
 
 # Against hanging only: nothing fails because a machine is slow.
@@ -16,32 +17,54 @@ HOUR := timeout 3600
 # Files go to whichever process is free, in the order of tests/order.py; of some each test (tests/spread.py).
 PYTEST := $(HOUR) $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
 
+# Index of torch; empty: pip's own, whose build for Linux brings CUDA. Without a GPU:
+# make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+# Where this clone came from, for the site's link to it, without a name or password; a path is no link.
+ifndef REPOSITORY_URL
+REPOSITORY_URL := $(shell git config --get remote.origin.url 2>/dev/null | \
+    sed -nE 's,^(git@|ssh://git@)([^:/]+)[:/],https://\2/,; s,^https://[^/]*@,https://,; s,\.git$$,,; /^https:/p')
+endif
+export REPOSITORY_URL
+
 # Legs of tools/version_matrix/leg.py; empty: all. Interpreters to try before python3.10 ... of the path.
 LEGS ?=
 MATRIX_PYTHON ?=
+# Pythons that make wheel tries; empty: all.
+WHEEL_PYTHON ?=
 
-.PHONY: help install harness picture quick test test-all test-gpu test-faults test-matrix lint docs format demo mock smollm2 bench bench-plan clean
+.PHONY: help install dev harness wheel width picture quick test test-all test-gpu test-faults test-matrix lint docs format demo mock smollm2 bench bench-plan clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 # requirements/*.txt name every file by its hash (tools/lock_requirements.py). torch comes after what it
 # needs, by its version alone: its builds, one for each CUDA and one for none, are of many hashes.
+# --no-compile: Python compiles what it imports, at the first import; pip would compile ten times as much.
+PIP := $(BIN)/python -m pip install --quiet --no-compile
 LOCKED := --no-deps --no-build-isolation --require-hashes --requirement
 
 $(VENV)/installed: setup.py requirements/constraints.txt requirements/build.txt requirements/lock.txt
 	command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: name a Python 3.10-3.13 with make PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(LOCKED) requirements/build.txt
-	$(BIN)/python -m pip install --quiet $(LOCKED) requirements/lock.txt
-	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt torch
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) $(LOCKED) requirements/build.txt
+	$(PIP) $(LOCKED) requirements/lock.txt
+	$(PIP) --constraint requirements/constraints.txt $(TORCH_INDEX:%=--index-url %) torch
+	$(PIP) --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
 	touch $@
 
-install: $(VENV)/installed  ## make .venv and install everything into it
+$(VENV)/developing: $(VENV)/installed requirements/dev.txt
+	$(PIP) $(LOCKED) requirements/dev.txt
+	$(BIN)/python -m pip check
+	touch $@
 
-$(HARNESS)/installed: $(VENV)/installed requirements/harness.txt
+install: $(VENV)/installed  ## make .venv with what runs the product; TORCH_INDEX=URL: torch from there
+
+dev: $(VENV)/developing  ## add what tests, lints and builds it
+
+$(HARNESS)/installed: $(VENV)/developing requirements/harness.txt
 	rm -rf $(HARNESS)
 	$(BIN)/python -m venv --without-pip $(HARNESS)
 	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
@@ -52,26 +75,30 @@ $(HARNESS)/installed: $(VENV)/installed requirements/harness.txt
 
 harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of its own
 
-test: install harness  ## the tests, about five minutes on two cores
+test: dev harness  ## the tests, about five minutes on two cores
 	$(PYTEST)
 
-quick: install  ## unit and property tests and one training on two ranks, in less than two minutes
+quick: dev  ## unit and property tests and one training on two ranks, in less than two minutes
 	$(PYTEST) --quick
 
-test-all: install harness  ## those and what is heavier: every layout, faults at full length, pages that train
+test-all: dev harness  ## those and what is heavier: every layout, faults at full length, pages that train
 	$(PYTEST) --numprocesses 4 -m "faults or not faults"  # one more: what is heavier waits for time-outs
 
 test-gpu:  ## tests on one, two and four GPUs, by $(PYTHON) as it is: a torch with CUDA, Transformer Engine if it is there
 	$(HOUR) $(PYTHON) -m pytest -q -m "gpu or multi_gpu" --timeout 600
 
-test-faults: install  ## kills, signals, hangs, full disks, damage at full length; says how long each took
+test-faults: dev  ## kills, signals, hangs, full disks, damage at full length; says how long each took
 	$(HOUR) $(BIN)/python -m pytest -m "faults or not faults" --timeout 600 --log-cli-level INFO \
 	    $(addprefix tests/training/test_,kills.py torchrun.py faults.py damage.py resharding.py) tests/slurm
 
 test-matrix:  ## the tests on Python 3.10-3.13 with Megatron-Core 0.16-0.19; an hour, downloads 3 GB
 	$(PYTHON) tools/run_matrix.py $(LEGS) $(MATRIX_PYTHON:%=--python %)
 
-lint: install  ## format, lint, types, layers
+width: dev  ## the site and the report pages that are there, in a real browser: none is wider than its screen
+	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python tools/check_page_width.py build/site $(wildcard demo-output/report smollm2-output/report)
+
+lint: dev  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -80,7 +107,10 @@ lint: install  ## format, lint, types, layers
 	$(BIN)/hadolint Dockerfile Dockerfile.cpu
 	$(BIN)/mkdocs build --quiet --strict
 
-docs: install  ## the site, at http://127.0.0.1:8000
+wheel: dev  ## build wheel and sdist into dist; install and use it on Python 3.10-3.13; downloads torch for each
+	$(BIN)/python tools/try_wheel.py --keep dist $(WHEEL_PYTHON:%=--python %)
+
+docs: dev  ## the site, at http://127.0.0.1:8000
 	$(BIN)/mkdocs serve
 
 bench: install  ## attention's balance and speed, as ratios; leave the machine alone meanwhile
@@ -91,10 +121,10 @@ bench-plan: install  ## the plan's memory beside live tensors of real training s
 	$(BIN)/python -W ignore tools/benchmark_plan.py layouts
 	$(BIN)/python -W ignore tools/benchmark_plan.py slope
 
-picture: install  ## docs/house.svg, the package's folders and imports, made from the code
+picture: dev  ## docs/house.svg, the package's folders and imports, made from the code
 	$(BIN)/python tools/draw_house.py docs/house.svg
 
-format: install  ## rewrite the files in the project's format
+format: dev  ## rewrite the files in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -109,4 +139,4 @@ smollm2: install  ## examples/smollm2 with short values on a CPU: a real model, 
 	    bash examples/smollm2/run_all.sh --cpu
 
 clean:  ## remove what make made
-	rm -rf $(VENV) .venv-matrix .venv-exports demo-output mock-output smollm2-output .smollm2-cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) dist .venv-matrix .venv-exports demo-output mock-output smollm2-output .smollm2-cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache

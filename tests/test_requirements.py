@@ -11,9 +11,10 @@ import pytest
 from packaging.requirements import Requirement
 
 from docker.constraints import normalised
+from tools.lock_requirements import PRODUCT
 
 ROOT = Path(__file__).parent.parent
-LISTS = ("build.txt", "lock.txt", "harness.txt")
+LISTS = ("build.txt", "lock.txt", "dev.txt", "harness.txt")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
@@ -75,13 +76,15 @@ def test_the_versions_are_those_that_are_tested_together(python: str) -> None:
     lines = (ROOT / "requirements" / "constraints.txt").read_text().splitlines()
     wanted = versions([Requirement(x) for x in lines if x and not x.startswith("#")], python)
     groups = required()
-    for name, extras in (
-        ("lock.txt", ("main", "test", "dev", "docs", "hf")),
-        ("harness.txt", ("main", "harness", "benchmarks")),
+    for names, extras in (
+        (("lock.txt",), ("main", *PRODUCT)),
+        (("lock.txt", "dev.txt"), ("main", *PRODUCT, "test", "dev", "docs")),
+        (("harness.txt",), ("main", "harness", "benchmarks")),
     ):
-        if name == "harness.txt" and python == "3.10":  # its pandas and scikit-learn need 3.11
+        if "harness.txt" in names and python == "3.10":  # its pandas and scikit-learn need 3.11
             continue
-        locked = versions([requirement for requirement, _ in read_list(name)], python)
+        read = [requirement for name in names for requirement, _ in read_list(name)]
+        locked = versions(read, python)
         different = {k: (v, locked[k]) for k, v in wanted.items() if locked.get(k, v) != v}
         assert not different
         missing = [
@@ -94,3 +97,26 @@ def test_the_versions_are_those_that_are_tested_together(python: str) -> None:
             )
         ]
         assert not missing
+
+
+def test_what_runs_the_product_needs_nothing_of_its_development() -> None:
+    """`make install` takes no linter, no test tool, no part of the site."""
+    groups = required()
+    needed = {normalised(r.name) for name in ("main", *PRODUCT) for r in groups[name]}
+    developing = {normalised(r.name) for name in ("test", "dev", "docs") for r in groups[name]}
+    installed = {normalised(requirement.name) for requirement, _ in read_list("lock.txt")}
+    sympys = {"mpmath"}  # torch needs it by way of sympy
+    assert installed & (developing - needed) == sympys
+    tools = [name for name in installed if re.match(r"pytest|mkdocs|ruff|mypy|types-|twine", name)]
+    assert not tools
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_no_list_changes_what_another_has_installed(python: str) -> None:
+    """dev.txt comes after lock.txt into the same environment."""
+    product, added = (
+        versions([requirement for requirement, _ in read_list(name)], python)
+        for name in ("lock.txt", "dev.txt")
+    )
+    both = {name: (product[name], added[name]) for name in product.keys() & added.keys()}
+    assert all(old == new for old, new in both.values()), both

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.model.shape import model_by_name
 from megatron_ultralong.plan.advice import best
+from megatron_ultralong.plan.estimate import layout_text
 from megatron_ultralong.plan.hardware import hardware_by_name
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.report import Plan
@@ -43,40 +44,48 @@ def best_layouts(target: str, num_gpus: int) -> Found:
 
 
 HEADER = (
-    *("row", "nodes", "layout", "a step (s)", "150 steps (hours)", "GiB a GPU"),
-    *("host GiB a node", "signal"),
+    *("row", "nodes", "layout", "step (s)", "150 steps (h)", "GiB a GPU"),
+    *("host GiB", "signal"),
 )
 
 
-def rows() -> Iterator[tuple[str, ...]]:
-    """Of the table, one for every length and number of GPUs."""
-    for target in ROW_LENGTHS:
-        for num_gpus in NUM_GPUS:
-            yield _row(target, num_gpus)
+class Size(NamedTuple):
+    """A row of the table, and the flags that belong to it."""
+
+    cells: tuple[str, ...]
+    flags: str
+    hours: float
+    """Of the recipe's 150 iterations."""
 
 
-def _row(target: str, num_gpus: int) -> tuple[str, ...]:
+@functools.cache
+def size(target: str, num_gpus: int) -> Size:
+    """The layout that the plan takes for a length and so many GPUs."""
     job, found = recipe_job(target, num_gpus), best_layouts(target, num_gpus)
     tokens = float(job.config.train_iters * job.tokens_per_iteration)
     recipe = f"llama3.1-8b-{target}"
     plan = Plan(recipe, "llama3.1-8b", "no document mask", tokens, found.chosen, found, None)
     step = plan.chosen.time.total
     lead = math.ceil((step + SAVE_SECONDS) / 60) * 60
-    return (
+    cells = (
         target.upper(),
         f"{num_gpus // 8}",
-        f"`{plan.flags()}`",
+        layout_text(found.chosen.job).replace(", keep_attention", ""),
         f"{step:,.0f}",
         f"{plan.chosen.hours(tokens):,.1f}",
         f"{plan.chosen.needed / 2**30:.0f}",
         f"{plan.chosen.host.offloaded / 2**30:,.0f}",
         f"`B:USR1@{lead}`",
     )
+    return Size(cells, plan.flags(), plan.chosen.hours(tokens))
 
 
 def page(text: str) -> str:
-    """The page with the table of today's plan in it."""
-    return page_with(text, "slurm_sizes", table(HEADER, rows()))
+    """The page with today's plan in it: a table, and each row's flags in a block below."""
+    sizes = [size(target, num_gpus) for target in ROW_LENGTHS for num_gpus in NUM_GPUS]
+    lines = [table(HEADER, (each.cells for each in sizes)), "", "The flags of each layout:", ""]
+    blocks = [f"# {each.cells[0]}, nodes: {each.cells[1]}\n{each.flags}" for each in sizes]
+    return page_with(text, "slurm_sizes", "\n".join([*lines, "```text", *blocks, "```"]))
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, harmless
+from megatron_ultralong.program.optional import optional_package
 from megatron_ultralong.program.progress import progress
 from megatron_ultralong.program.ranks import is_main_rank
 
@@ -67,17 +68,12 @@ class ChatPrompt:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from transformers import AutoTokenizer
-        except ImportError as error:
-            raise InputError(
-                "--chat renders the tokenizer's template with transformers, which is not "
-                "installed: pip install -e '.[hf]' in the folder of this project, or give a prompt "
-                "without --chat"
-            ) from error
+        transformers = optional_package(
+            "transformers", "--chat renders the tokenizer's template", "leave --chat out"
+        )
         check_tokenizer_names(folder)
         check_file_sizes(folder)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(
+        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
         if not self._tokenizer.chat_template:

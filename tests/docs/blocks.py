@@ -4,8 +4,11 @@ A block of commands (``bash``, ``sh``, ``console`` or no language) carries an HT
 
 * ``<!-- run -->``: a test executes it, in a folder with small inputs, after those above it on its
   page; ``<!-- run: 1048576 => 128; llama3.1-8b-1m => demo-cpu -->`` with other words in it;
-* ``<!-- run by: make demo -->``: that command executes it;
-* ``<!-- needs: gpu -->``: it cannot run here. What is needed is one or more of :data:`NEEDS`.
+* ``<!-- run by: make demo -->``: that command executes it.
+
+What a reader has to have, beside this project and a shell, stands in the block where all can see
+it: its first line is ``# needs: gpus (8 of 80 GB), weights``, one or more of :data:`NEEDS`, with
+more about each in parentheses. A block without a comment above it says there why no test runs it.
 """
 
 from __future__ import annotations
@@ -15,10 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-NEEDS = {"gpu", "gpus", "weights", "network", "slurm", "docker", "megatron-lm", "vllm", "hours"}
+NEEDS = {
+    *("gpu", "gpus", "hours", "network", "slurm", "docker", "vllm", "megatron-lm"),
+    *("weights", "checkpoint", "documents", "conversations", "benchmarks"),
+}
+"""What a machine has to have, and what the reader."""
 _COMMAND_LANGUAGES = {"", "bash", "sh", "shell", "console"}
 _FENCE = re.compile(r"^( *)(```+)\s*([A-Za-z0-9_+-]*)")
-_MARK = re.compile(r"^\s*<!--\s*(run by|run|needs)\s*(?::\s*(.*?))?\s*-->\s*$")
+_MARK = re.compile(r"^\s*<!--\s*(run by|run)\s*(?::\s*(.*?))?\s*-->\s*$")
+_NEEDS = re.compile(r"# needs: (.*)\n")
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Block:
     language: str
     text: str
     mark: str
-    """run, run by, needs, or empty."""
+    """run, run by, or empty."""
     words: str
     """What follows the mark's colon."""
 
@@ -42,6 +50,12 @@ class Block:
     @property
     def is_commands(self) -> bool:
         return self.language in _COMMAND_LANGUAGES
+
+    @property
+    def needs(self) -> list[str]:
+        """What its first line says, without what stands in parentheses."""
+        found = _NEEDS.match(self.text)
+        return re.split(r",\s*", re.sub(r"\s*\([^)]*\)", "", found[1])) if found else []
 
     @property
     def commands(self) -> str:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
-from megatron_ultralong.config.convert import ImportConfig
 from tests.docs.blocks import NEEDS, ROOT, Block, blocks, pages, prose
 from tests.models import TEXT, write_llama
 from tests.patience import patience
@@ -30,15 +28,38 @@ def test_every_block_of_commands_is_marked() -> None:
     for block in all_blocks():
         if not block.is_commands:
             continue
-        if not block.mark:
-            wrong.append(f"{block.where}: no mark above it: <!-- run -->, <!-- run by: make X -->, "
-                         f"or <!-- needs: X --> with X of {', '.join(sorted(NEEDS))} "
+        if not block.mark and not block.needs:
+            wrong.append(f"{block.where}: above it no <!-- run --> or <!-- run by: make X -->, "
+                         f"or its first line `# needs: X` with X of {', '.join(sorted(NEEDS))} "
                          "(CONTRIBUTING.md)")  # fmt: skip
-        if block.mark == "needs":
-            unknown = set(re.split(r",\s*", block.words)) - NEEDS
-            wrong += [f"{block.where}: needs {need!r}" for need in sorted(unknown)]
+        unknown = set(block.needs) - NEEDS
+        wrong += [f"{block.where}: needs {need!r}" for need in sorted(unknown)]
         if block.mark == "run by" and block.words.removeprefix("make ") not in targets:
             wrong.append(f"{block.where}: the Makefile has no target for {block.words!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+INPUTS = {
+    "weights": r"(?<![\w/-])Llama-3\.1-8B(-Instruct)?(?![\w-])",
+    "documents": r"(?<![\w/])data/",
+    "megatron-lm": r"\$\{?MEGATRON_LM",
+}
+"""What a reader does not have by cloning this project, and how blocks call it."""
+PLACEHOLDERS = r"(?<!\S)\.\.\.(?!\S)|PATH/TO|\[--|<[a-z]+>"
+
+
+def test_a_block_says_what_a_reader_has_to_bring() -> None:
+    """So that it runs as it is pasted, by whoever has what its first line names."""
+    wrong = []
+    for block in all_blocks():
+        if block.is_commands:
+            wrong += [
+                f"{block.where}: its first line has to say `# needs: {need}`"
+                for need, pattern in INPUTS.items()
+                if re.search(pattern, block.text) and need not in block.needs
+            ]
+            if found := re.search(PLACEHOLDERS, block.text):
+                wrong.append(f"{block.where}: {found[0]!r} cannot be pasted")
     assert not wrong, "\n".join(wrong)
 
 
@@ -69,11 +90,10 @@ def test_blocks_are_what_they_say() -> None:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages' commands find: a model under its real name, documents, a converted model."""
+    """What the pages' commands find: a model under its real name, and documents."""
     folder = tmp_path_factory.mktemp("inputs")
     write_llama(folder / "Llama-3.1-8B-Instruct", num_hidden_layers=2, num_key_value_heads=4)
     (folder / "Llama-3.1-8B").symlink_to(folder / "Llama-3.1-8B-Instruct")
-    import_checkpoint(ImportConfig(folder / "Llama-3.1-8B-Instruct", folder / "base"))
     (folder / "data" / "web").mkdir(parents=True)
     lines = [json.dumps({"text": TEXT * (1 + i % 7) + f"{i}"}) + "\n" for i in range(300)]
     (folder / "data" / "code.jsonl").write_text("".join(lines[:150]))

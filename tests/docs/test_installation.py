@@ -16,6 +16,7 @@ FOLDERS = (
     "tools",
     "tests",
     ".ci",
+    ".github",
 )
 _NAME = "megatron[-_]" + "ultralong"
 BY_NAME = re.compile(

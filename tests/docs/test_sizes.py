@@ -14,6 +14,22 @@ def test_the_sizes_for_slurm_are_those_of_the_plan() -> None:
     assert slurm_sizes.page(text) == text, "python -m tools.slurm_sizes"
 
 
+def test_the_readme_says_the_same_hours() -> None:
+    hours = {
+        target: [slurm_sizes.size(target, num_gpus).hours for num_gpus in (8, 64, 256)]
+        for target in ("1m", "4m")
+    }
+    short, long = (
+        [f"{each:.1f}" if each < 9.95 else f"{each:.0f}" for each in hours[target]]
+        for target in ("1m", "4m")
+    )
+    text = (slurm_sizes.PAGE.parent.parent / "README.md").read_text(encoding="utf-8")
+    assert (
+        f"at 1M {short[0]} hours on 8 GPUs, {short[1]} on 64, {short[2]} on 256; "
+        f"at 4M {long[0]}, {long[1]} and {long[2]}"
+    ) in text
+
+
 def test_the_rule_for_parallel_sizes_is_judged_by_the_plan() -> None:
     text = parallel_sizes.PAGE.read_text(encoding="utf-8")
     assert parallel_sizes.page(text) == text, "python -m tools.parallel_sizes"

@@ -23,9 +23,11 @@ from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD,
 from megatron_ultralong.checkpoint.logits.comparison import arithmetic
 from megatron_ultralong.model.yarn import attention_factor, inv_freq
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.optional import optional_package
 
 ATTENTION = "sdpa"
 """Ours, whatever a folder asks for."""
+NEEDS = "transformers is the judge of logits"
 
 _SHAPE_KEYS = (
     *(*SHAPE_KEYS, "original_max_position_embeddings", "tie_word_embeddings"),
@@ -40,8 +42,7 @@ def shape_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def transformers_config(folder: ModelFolder) -> Any:
     """The LlamaConfig of ``folder``: its shape and its rope block, which transformers reads."""
-    from transformers import LlamaConfig
-
+    LlamaConfig = optional_package("transformers", NEEDS).LlamaConfig
     if isinstance(folder, HuggingFaceFolder):
         values: Mapping[str, Any] = folder.config
     else:
@@ -54,8 +55,7 @@ def transformers_config(folder: ModelFolder) -> Any:
 
 def transformers_model(folder: ModelFolder) -> Any:
     """``folder`` as a LlamaForCausalLM in float32, in evaluation mode."""
-    from transformers import LlamaForCausalLM
-
+    LlamaForCausalLM = optional_package("transformers", NEEDS).LlamaForCausalLM
     state = {
         name: part.float()
         for weight in model_weights(folder.model)
@@ -124,8 +124,7 @@ class TransformersLayers:
         Raises:
             InputError: transformers makes others of the rope block than this project.
         """
-        from transformers import LlamaModel
-
+        LlamaModel = optional_package("transformers", NEEDS).LlamaModel
         config = transformers_config(folder)
         config.num_hidden_layers = 1
         # hidden states are given to it: it looks up no token

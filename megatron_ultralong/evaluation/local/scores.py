@@ -6,8 +6,6 @@ bag of words after lower-casing and removing punctuation and articles; Chinese w
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
 import string
 from collections import Counter
@@ -15,8 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from megatron_ultralong.evaluation.local import lv_eval
-from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.optional import optional_package
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = frozenset(string.punctuation)
@@ -83,20 +80,6 @@ def rouge_l_summary(prediction: str, truth: str) -> float:
     scorer = optional_package("rouge_score.rouge_scorer", "ROUGE-Lsum")
     score = scorer.RougeScorer(["rougeLsum"], use_stemmer=False).score(truth, prediction)
     return float(score["rougeLsum"].fmeasure)
-
-
-def optional_package(name: str, what: str) -> Any:
-    """A package that only some scores need.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    if importlib.util.find_spec(name.split(".")[0]) is None:
-        raise InputError(
-            f"{what} need the package {name.split('.')[0]}, which is not installed: "
-            "pip install -e '.[benchmarks]' in the folder of this project"
-        )
-    return importlib.import_module(name)
 
 
 _DIGITS = re.compile(r"[0-9]+")

@@ -18,6 +18,7 @@ from megatron_ultralong.evaluation.models.interface import Prompts, Scores
 from megatron_ultralong.generation.generate import check_prompts
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.optional import optional_package
 
 
 def before_stop(ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:
@@ -41,8 +42,7 @@ class _Llama:
     def __init__(
         self, folder: str | Path, *, name: str | None = None, device: str | torch.device = "cpu"
     ) -> None:
-        from transformers import GenerationConfig
-
+        transformers = optional_package("transformers", f"{folder} is run by transformers")
         folder = Path(folder)
         path = folder / CONFIG_FILE
         if not path.is_file():
@@ -59,7 +59,7 @@ class _Llama:
         self._device = torch.device(device)
         self._model: Any = transformers_model(HuggingFaceFolder(folder)).to(self._device)
         # The folder's own would fill in what is left open: sampling, and ids to stop at.
-        self._model.generation_config = GenerationConfig()
+        self._model.generation_config = transformers.GenerationConfig()
         self.name = name or folder.resolve().name
         self.max_positions: int = self._model.config.max_position_embeddings
         self.vocab_size: int = self._model.config.vocab_size

@@ -20,6 +20,7 @@ from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Turn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json_value
+from megatron_ultralong.program.optional import check_optional_package
 
 _OPENING, _CLOSING = "[(\\[\"'\u201c\u2018]*", "[)\\]\"'\u201d\u2019]*"
 _SENTENCE_END = re.compile(rf"[.!?]{_CLOSING}$")
@@ -143,14 +144,14 @@ def load_word_lists(folder: str = "", english_words: str = "") -> WordLists:
     """
     source = folder
     if not folder:
+        check_optional_package(
+            "wonderwords",
+            "keys of RULER's needles and the words of cwe",
+            f"name a folder with {', '.join(_FILES)} by --word-lists",
+        )
         spec = importlib.util.find_spec("wonderwords")
-        if spec is None or not spec.submodule_search_locations:
-            raise InputError(
-                "keys of RULER's needles and the words of cwe are those of the package "
-                "wonderwords, which is not installed: pip install "
-                "-e '.[benchmarks]' in the folder of this project, or "
-                f"name a folder with {', '.join(_FILES)} by --word-lists"
-            )
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
         folder = str(Path(spec.submodule_search_locations[0]) / "assets")
         source = f"wonderwords {importlib.metadata.version('wonderwords')}"
     nouns, adjectives, verbs = (_read_lines(Path(folder) / name) for name in _FILES)

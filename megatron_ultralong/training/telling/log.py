@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.util
 import json
 import secrets
 import sys
@@ -17,7 +16,7 @@ import torch
 
 from megatron_ultralong.config import training
 from megatron_ultralong.program.aside import write_aside
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.optional import check_optional_package, optional_package
 from megatron_ultralong.program.progress import ProgressBar
 
 FILE_NAME = "log.jsonl"
@@ -161,11 +160,8 @@ _WANDB_FILE = "wandb_run_id"
 
 def check_sinks(config: training.TrainingConfig) -> None:
     """Raise InputError where a package that was asked for is not installed."""
-    if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
-        raise InputError(
-            f"--wandb-project {config.log.wandb_project} needs the package wandb, which is not "
-            "installed: pip install wandb, or leave the flag out"
-        )
+    if name := config.log.wandb_project:
+        check_optional_package("wandb", f"--wandb-project {name}", "leave the flag out")
 
 
 def open_sinks(config: training.TrainingConfig, iteration: int) -> list[Sink]:
@@ -221,8 +217,7 @@ def _tensorboard(folder: Path, iteration: int) -> Sink:
 
 def _wandb(config: training.TrainingConfig) -> Sink:
     """A run of Weights & Biases; one that is resumed goes on."""
-    import wandb  # optional
-
+    wandb = optional_package("wandb", "--wandb-project")
     folder = Path(config.save) if config.save else None
     run: Any = wandb.init(
         project=config.log.wandb_project,

@@ -1,0 +1,71 @@
+"""Packages that only some verbs need: one door, one message where they are not there."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+from megatron_ultralong import cli
+from megatron_ultralong.program.optional import REQUIREMENTS, optional_package
+from tests.models import write_llama
+from tests.test_requirements import required
+from tests.test_wheel import imported
+
+EXTRAS = ("hf", "benchmarks", "wandb")
+
+
+def test_the_requirements_are_those_of_the_extras() -> None:
+    groups = required()
+    named = {str(requirement) for extra in EXTRAS for requirement in groups[extra]}
+    assert {str(Requirement(text)) for text in REQUIREMENTS.values()} == named
+
+
+def test_nothing_imports_them_but_the_door() -> None:
+    """An import of its own would be a traceback where the package is not there."""
+    wrong = {f"{path}: {module}" for module, path in imported() if module in REQUIREMENTS}
+    assert not wrong, "use optional_package of megatron_ultralong/program/optional.py"
+
+
+@pytest.fixture
+def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that has the wheel and what it requires alone."""
+    find = importlib.util.find_spec
+
+    def found(name: str, package: str | None = None) -> Any:
+        return None if name.split(".")[0] in REQUIREMENTS else find(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+
+
+@pytest.mark.usefixtures("without_extras")
+@pytest.mark.parametrize("module", REQUIREMENTS)
+def test_the_message_has_the_command_that_installs_it(module: str) -> None:
+    with pytest.raises(Exception, match=r"--some: this needs .* pip install '.*', or leave it out"):
+        optional_package(module, "--some", "leave it out")
+
+
+@pytest.mark.usefixtures("without_extras")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["convert", "verify", "hf", "hf", "--logits"],
+        ["evaluate", "passkey", "--load", "hf", "--lengths", "64"],
+        ["evaluate", "ruler", "--load", "hf", "--lengths", "64", "--tasks", "cwe"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_verb_that_needs_one_says_so(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    write_llama(tmp_path / "hf", num_hidden_layers=1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "which is not installed: pip install '" in said
+    assert "Traceback" not in said

@@ -1,0 +1,65 @@
+"""What stands beside the code: citation, changelog, badges, templates, the workflow."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import megatron_ultralong
+from tools import draw_badges
+
+ROOT = Path(__file__).parent.parent
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["version"] == megatron_ultralong.__version__
+    assert citation["license"] == draw_badges.given("license") == "Apache-2.0"
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    (paper,) = citation["references"]
+    assert paper["url"] in read("README.md")
+
+
+def test_the_changelog_begins_with_what_is_unreleased() -> None:
+    heads = re.findall(r"^## (.*)$", read("CHANGELOG.md"), flags=re.MULTILINE)
+    assert heads[0] == "Unreleased"
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", head) for head in heads[1:])
+    assert heads[1].split()[0] == megatron_ultralong.__version__
+
+
+def test_badges_are_what_setup_says() -> None:
+    drawn = draw_badges.badges()
+    assert {path.name for path in draw_badges.FOLDER.iterdir()} == set(drawn)
+    readme = read("README.md")
+    for name, text in drawn.items():
+        assert read(f"docs/badges/{name}") == text, "python tools/draw_badges.py"
+        assert f"docs/badges/{name})" in readme
+    words = re.findall(r"<title>(.*)</title>", "".join(drawn.values()))
+    for word in words:
+        assert word.split(": ")[1] in readme, word
+
+
+def test_the_workflow_runs_what_every_machine_runs() -> None:
+    flow = yaml.safe_load(read(".github/workflows/ci.yml"))
+    (job,) = flow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert ROOT.joinpath(".ci/run").stat().st_mode & 0o111
+    assert "TORCH_INDEX ?=" in read("Makefile")
+    assert set(job["env"]) == {"TORCH_INDEX"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob(".github/**/*.yml")), ids=lambda path: path.name)
+def test_github_reads_its_forms(path: Path) -> None:
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.parent.name == "ISSUE_TEMPLATE" and path.name != "config.yml":
+        assert {"name", "description", "body"} <= set(form)
+        names = [part["id"] for part in form["body"] if part["type"] != "markdown"]
+        assert len(names) == len(set(names)) > 0
+        assert all(part["attributes"].get("label") for part in form["body"] if "id" in part)

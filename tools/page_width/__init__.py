@@ -1,0 +1,1 @@
+"""Whether pages fit a screen, seen in a real browser."""

@@ -1,0 +1,1 @@
+"""A wheel is built, installed where nothing else is, and used."""
