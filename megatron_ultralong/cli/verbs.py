@@ -38,14 +38,14 @@ class Verb:
     """Variables that libraries read when they are imported, where the user has not set them."""
     takes_words: bool = False
     """``run`` is called with the words of the command line, and reads them itself."""
+    recipes: str = ""
+    """Table of functions that give the options of a recipe, for a verb that begins with one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingVerb(Verb):
     """A verb that begins with a recipe or the file of an earlier run, and knows ``--dry-run``."""
 
-    recipes: str = ""
-    """Table of functions that give the options of a recipe."""
     check_early: str = ""
     """Called with the options and the number of ranks, before seconds of imports."""
     check: str = ""
@@ -115,6 +115,7 @@ VERBS: dict[str, Verb] = {
         options="plan.options:PlanConfig",
         run="cli.plan:plan",
         takes_words=True,
+        recipes="config.recipes:RECIPES",
     ),
     "evaluate loss": _evaluate("LossCommand", "run_loss", "loss by position on held-out rows"),
     "evaluate passkey": _evaluate(

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.required import Required, check_required
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class DecodingConfig:
 class GenerateConfig:
     """Continue prompts with a Megatron checkpoint, in any layout."""
 
-    load: str = ""
+    load: Annotated[str, Required("a Megatron checkpoint")] = ""
     """Megatron checkpoint."""
     prompt: tuple[str, ...] = ()
     """Texts to continue; several make a batch."""
@@ -76,8 +77,7 @@ class GenerateConfig:
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.load:
-            raise InputError("--load is needed: a Megatron checkpoint")
+        check_required(self)
         if not self.prompt and not self.prompt_file:
             raise InputError("--prompt TEXT or --prompt-file FILE is needed: what to continue")
         if self.system and not self.chat:

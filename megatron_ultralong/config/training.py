@@ -17,6 +17,7 @@ from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.required import Required, check_required
 from megatron_ultralong.sequence.documents import DocumentMask
 
 
@@ -24,7 +25,9 @@ from megatron_ultralong.sequence.documents import DocumentMask
 class DataConfig:
     """What is trained on."""
 
-    data_path: str = ""
+    data_path: Annotated[
+        str, Required("a folder written by `ultralong prepare`, or for sft by `prepare chat`")
+    ] = ""
     """Folder written by `ultralong prepare`; for sft, by `ultralong prepare chat`."""
     seq_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label")] = 0
     """Tokens in a row; 0 takes the folder's own."""
@@ -43,7 +46,7 @@ class TrainingConfig:
     verb: ClassVar[str]
     """Of the command line."""
 
-    load: str = ""
+    load: Annotated[str, Required("a Megatron checkpoint (`ultralong convert import`)")] = ""
     """Megatron checkpoint to start from (`ultralong convert import`)."""
     save: str = ""
     """Folder for checkpoints; one that holds this run's checkpoints is resumed."""
@@ -81,9 +84,7 @@ class TrainingConfig:
         Raises:
             InputError: a rule between fields is broken.
         """
-        for name, value in (("--load", self.load), ("--data-path", self.data.data_path)):
-            if not value:
-                raise InputError(f"{name} is needed: see `ultralong {self.verb} --help`")
+        check_required(self)
         check_ranges(self)
         if self.optimizer.lr_warmup_iters >= self.train_iters:
             raise InputError(

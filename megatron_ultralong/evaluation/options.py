@@ -11,6 +11,8 @@ from tyro.conf import Positional, arg
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.not_known import not_known
+from megatron_ultralong.program.required import Required, check_required
 from megatron_ultralong.sequence.documents import DocumentMask
 
 
@@ -29,7 +31,9 @@ class CostConfig:
 class ModelsConfig:
     """What is evaluated, and in which layout."""
 
-    load: tuple[str, ...] = ()
+    load: Annotated[
+        tuple[str, ...], Required("a Megatron checkpoint or a Hugging Face folder")
+    ] = ()
     """Megatron checkpoints, or Hugging Face folders (judged by transformers, in one process).
     NAME=FOLDER gives one a name in tables and pictures."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -43,7 +47,7 @@ class ModelsConfig:
 class LossConfig:
     """Loss and perplexity by position on held-out rows; several models in one picture."""
 
-    data_path: str = ""
+    data_path: Annotated[str, Required("a folder written by `ultralong prepare`")] = ""
     """Folder written by `ultralong prepare`."""
     split: Literal["valid", "train"] = "valid"
     """Rows to evaluate on."""
@@ -64,8 +68,7 @@ class LossConfig:
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.data_path:
-            raise InputError("--data-path is needed: a folder written by `ultralong prepare`")
+        check_required(self)
         check_ranges(self)
 
 
@@ -73,7 +76,9 @@ class LossConfig:
 class GridConfig:
     """Retrieval of something hidden in a text, by length and depth."""
 
-    lengths: Annotated[tuple[int, ...], Range(1)] = ()
+    lengths: Annotated[
+        tuple[int, ...], Range(1), Required("token counts, such as --lengths 512 1024 2048")
+    ] = ()
     """Tokens of prompt and answer together; one column of the map each."""
     depths: Annotated[tuple[float, ...], Range(0, 100)] = (0, 11, 22, 33, 44, 56, 67, 78, 89, 100)
     """Where the answer is hidden, in per cent of the text; one line of the map each."""
@@ -94,8 +99,7 @@ class GridConfig:
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.lengths:
-            raise InputError("--lengths is needed: token counts, such as --lengths 512 1024 2048")
+        check_required(self)
         check_different("numbers", lengths=self.lengths, depths=self.depths)
         check_ranges(self)
 
@@ -145,7 +149,7 @@ def check_tasks(tasks: Sequence[str], known: Collection[str]) -> None:
     """Raise InputError where a task is not known, or given twice, or there is none."""
     unknown = [task for task in tasks if task not in known]
     if unknown:
-        raise InputError(f"task {unknown[0]!r} is not known; known: {', '.join(known)}")
+        raise InputError(not_known("task", unknown[0], known))
     check_different("values", tasks=tasks)
 
 
@@ -153,7 +157,7 @@ def check_tasks(tasks: Sequence[str], known: Collection[str]) -> None:
 class ChatConfig:
     """Held-out conversations: the assistant's turns that the model would write word for word."""
 
-    data_path: str = ""
+    data_path: Annotated[str, Required("a folder written by `ultralong prepare chat`")] = ""
     """Folder written by `ultralong prepare chat`."""
     split: Literal["valid", "train"] = "valid"
     """Conversations to evaluate on."""
@@ -169,8 +173,7 @@ class ChatConfig:
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.data_path:
-            raise InputError("--data-path is needed: a folder written by `ultralong prepare chat`")
+        check_required(self)
         check_ranges(self)
 
 
@@ -181,7 +184,9 @@ ChoiceStyle = Literal["letters", "texts"]
 class ChoicesConfig:
     """Multiple-choice questions answered by likelihood: whether short-context skill stayed."""
 
-    data: tuple[str, ...] = ()
+    data: Annotated[
+        tuple[str, ...], Required("files of questions, such as MMLU's test folder")
+    ] = ()
     """Files of questions, or folders of them: JSONL with question, choices and answer, or CSV as
     MMLU's (question, four choices, letter), with or without a header line. A file is a task."""
     choice_style: ChoiceStyle = "letters"
@@ -204,8 +209,7 @@ class ChoicesConfig:
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.data:
-            raise InputError("--data is needed: files of questions, such as MMLU's test folder")
+        check_required(self)
         check_ranges(self)
         if self.num_fewshot and not self.fewshot_data:
             raise InputError(
@@ -227,7 +231,11 @@ class ReportConfig:
     Evaluations that are not finished (.OUTPUT.partial) are left out, and named.
     """
 
-    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")] = ()
+    runs: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="RUN [RUN ...]"),
+        Required("folders that `ultralong evaluate ... --output` wrote, or files in them"),
+    ] = ()
     """Folders to search for results, or result files."""
     output: str = ""
     """New folder for index.html, which needs no other file, the pictures and report.json; empty:

@@ -9,6 +9,7 @@ from typing import Annotated
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.plan.hardware import Hardware, hardware_by_name, hardware_from
 from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.required import NothingRequired, Required
 from megatron_ultralong.program.yaml_file import read_yaml
 
 MOST_GPUS = 16_384
@@ -65,9 +66,11 @@ class PlanConfig:
     Flags of the layout and of memory that are given are kept, all others of that kind are chosen.
     """
 
-    run: TrainingConfig
+    run: Annotated[TrainingConfig, NothingRequired()]
     """As `pretrain` or `sft` takes it."""
-    gpus: Annotated[int, Range(1, MOST_GPUS)] = 0
+    gpus: Annotated[
+        int, Range(1, MOST_GPUS), Required("the size of the job, such as --gpus 256")
+    ] = 0
     """GPUs of the whole job."""
     gpu: str = "h100-80gb"
     """h100-80gb, h200-141gb (attention by cuDNN), h100-80gb-fa4, h200-141gb-fa4 (by flash-attn-4),

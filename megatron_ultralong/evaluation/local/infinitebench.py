@@ -16,6 +16,7 @@ from megatron_ultralong.evaluation.options import check_tasks
 from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.required import Required, check_required
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ TASKS: dict[str, Task] = {
 class InfiniteBenchConfig:
     """InfiniteBench's twelve tasks from a local copy."""
 
-    data: str = ""
+    data: Annotated[str, Required("the folder with upstream's files")] = ""
     """Folder with upstream's files: passkey.jsonl, longbook_qa_eng.jsonl and the others."""
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks to ask; all twelve by default."""
@@ -155,8 +156,7 @@ class InfiniteBenchConfig:
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.data:
-            raise InputError("--data is needed: the folder with upstream's files")
+        check_required(self)
         check_tasks(self.tasks, TASKS)
         check_ranges(self)
 

@@ -14,6 +14,7 @@ from megatron_ultralong.evaluation.options import check_tasks
 from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.required import Required, check_required
 
 Metric = Literal["f1_keywords", "f1_keywords_zh", "f1", "f1_zh", "rouge_l_zh"]
 LEVELS = ("16k", "32k", "64k", "128k", "256k")
@@ -111,7 +112,7 @@ KEYWORD_RECALL, KEYWORD_RECALL_ZH = 0.2, 0.4
 class LvEvalConfig:
     """LV-Eval's eleven sets from a local copy."""
 
-    data: str = ""
+    data: Annotated[str, Required("the folder with upstream's files")] = ""
     """Folder with upstream's files: hotpotwikiqa_mixup_16k.jsonl, or in a folder of the set's
     name."""
     tasks: tuple[str, ...] = tuple(DATA_SETS)
@@ -135,8 +136,7 @@ class LvEvalConfig:
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.data:
-            raise InputError("--data is needed: the folder with upstream's files")
+        check_required(self)
         check_tasks(self.tasks, DATA_SETS)
         check_ranges(self)
         unknown = [level for level in self.length_levels if level not in LEVELS]

@@ -27,6 +27,7 @@ from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.ranks import world_size
+from megatron_ultralong.program.required import check_required
 
 M = TypeVar("M", bound=Model, covariant=True)
 
@@ -66,8 +67,7 @@ def _opened(
 
 def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
     """Names and folders of ``config.load``, which the layout can hold."""
-    if not config.load:
-        raise InputError("--load is needed: a Megatron checkpoint or a Hugging Face folder")
+    check_required(config)
     models = [_name_and_folder(argument) for argument in config.load]
     of_ours = [folder for _, folder in models if not _is_hugging_face(folder)]
     for folder in of_ours:

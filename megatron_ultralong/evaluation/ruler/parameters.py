@@ -15,6 +15,7 @@ from megatron_ultralong.evaluation.options import check_different, check_tasks
 from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.required import Required, check_required
 
 Metric = Literal["string_match_all", "string_match_part"]
 NeedleType = Literal["words", "numbers", "uuids"]
@@ -151,7 +152,9 @@ def family(task: str) -> Family:
 class RulerConfig:
     """RULER's thirteen synthetic tasks at any length."""
 
-    lengths: Annotated[tuple[int, ...], Range(1)] = ()
+    lengths: Annotated[
+        tuple[int, ...], Range(1), Required("token counts, such as --lengths 4096 131072")
+    ] = ()
     """Tokens of prompt and answer together; one column of the table each."""
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks to run; all thirteen by default."""
@@ -185,8 +188,7 @@ class RulerConfig:
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.lengths:
-            raise InputError("--lengths is needed: token counts, such as --lengths 4096 131072")
+        check_required(self)
         check_different("values", lengths=self.lengths)
         check_tasks(self.tasks, TASKS)
         check_ranges(self)
