@@ -25,6 +25,18 @@ NEEDED = {
     "convert verify": ("a", "b"),
     "convert inspect": ("a",),
     "plan": ("--gpus", "8"),
+    **{verb: ("--load", "l", "--data-path", "d") for verb in ("pretrain", "sft")},
+    **{f"evaluate {name}": ("--load", "l", "--data-path", "d") for name in ("loss", "chat")},
+    **{
+        f"evaluate {name}": ("--load", "l", "--lengths", "512")
+        for name in ("passkey", "needle", "ruler")
+    },
+    **{
+        f"evaluate {name}": ("--load", "l", "--data", "d")
+        for name in ("choices", "lv-eval", "infinitebench")
+    },
+    "evaluate report": ("r",),
+    "generate": ("--load", "l", "--prompt", "p"),
 }
 """What a verb cannot be parsed without."""
 FROM_FILES = (Hardware, ModelConfig, YarnConfig, NtkConfig, LinearConfig)

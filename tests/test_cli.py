@@ -176,11 +176,11 @@ def test_evaluating_beyond_the_trained_positions_has_to_be_asked_for(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (("train",), "verb 'train' is not known; known: prepare, prepare chat, convert import"),
-        (("pretrian",), "perhaps `ultralong pretrain`"),
+        (("train",), "known: prepare, prepare chat, convert import"),
+        (("pretrian",), "perhaps you meant 'pretrain'"),
         (("convert", "import", "meta-llama/Llama-3.1-8B", "x"), "Hub is not downloaded: `hf downl"),
         (("convert", "import", "./nowhere", "x"), "checkpoint folder nowhere does not exist"),
-        (("convert", "merge"), "convert 'merge' is not known; known: convert import"),
+        (("convert", "merge"), "convert 'merge' is not known; known: import, export"),
         (("pretrain", "llama"), "recipe 'llama' is not known"),
         (("pretrain", "--config", "nowhere.yaml"), "configuration nowhere.yaml does not exist"),
     ],

@@ -106,9 +106,9 @@ def pretrain(gpus: int, train_iters: int, flags: list[str]) -> list[tuple[float,
     name = f"pretrain to iteration {train_iters}"
     lines = run(name, [*torchrun, "pretrain", RECIPE, "--train-iters", str(train_iters), *flags])
     found = re.findall(
-        r"iteration \(ms\): ([\d.]+).*lm loss: (\S+).*peak memory \(GiB\): ([\d.]+)", lines
+        r"iteration +\d+/.*lm loss: (\S+).*time \(ms\): ([\d.]+).*peak GiB: ([\d.]+)", lines
     )
-    return [(float(ms) / 1e3, float(gib), float(loss)) for ms, loss, gib in found]
+    return [(float(ms) / 1e3, float(gib), float(loss)) for loss, ms, gib in found]
 
 
 def report(planned: dict[str, float], iterations: list[tuple[float, float, float]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
@@ -14,8 +13,11 @@ from typing import Any
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.ranks import world_size
 from megatron_ultralong.program.terminal import PrintableFormatter
+
+HELP_FLAGS = ("-h", "--help", "--help-all")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +55,9 @@ def _quiet_upstream() -> None:
 
 
 def _run(words: list[str]) -> None:
-    if not words or words[0] in ("-h", "--help"):
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if not words or words[0] in HELP_FLAGS:
         sys.stdout.write(_usage())
         return
     if words[0] == "--version":
@@ -73,23 +77,19 @@ def _run(words: list[str]) -> None:
         if not rest:
             sys.stdout.write(_usage(first))
             return
-        raise InputError(f"{first} {rest[0]!r} is not known; known: {', '.join(known)}")
-    near = difflib.get_close_matches(first, [name.split()[0] for name in VERBS], n=1)
-    perhaps = f"; perhaps `{PROGRAM} {near[0]}`" if near else ""
-    raise InputError(
-        f"verb {first!r} is not known; known: {', '.join(VERBS)}{perhaps}; see `{PROGRAM} --help`"
-    )
+        raise InputError(not_known(first, rest[0], [name.split()[1] for name in known]))
+    raise InputError(f"{not_known('verb', first, VERBS)}; see `{PROGRAM} --help`")
 
 
 def _usage(only: str | None = None) -> str:
-    lines = [f"usage: {PROGRAM} VERB ...", ""]
+    lines = [f"usage: {PROGRAM} {f'{only} ' if only else ''}VERB ...", ""]
     lines += ["Extend Llama 3.1 models to contexts of 1M-4M tokens.", ""]
     lines += [
         f"  {name:22} {verb.help}"
         for name, verb in VERBS.items()
         if only is None or name.split()[0] == only
     ]
-    lines += ["", f"`{PROGRAM} VERB --help` lists the flags of a verb.", ""]
+    lines += ["", f"`{PROGRAM} help VERB` has examples and flags of a verb.", ""]
     return "\n".join(lines)
 
 
@@ -97,8 +97,11 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
     """Read the options of a verb from the words behind it, then import and run it.
 
     Raises:
-        InputError: bad input; SystemExit: help was asked for, or a flag is unknown.
+        InputError: bad input; SystemExit: a flag is unknown.
     """
+    if any(word in HELP_FLAGS for word in words) or (verb.recipes and not words):
+        _write_help(name, verb, words)
+        return
     for variable, value in verb.environment.items():
         os.environ.setdefault(variable, value)
     if verb.takes_words:
@@ -118,49 +121,52 @@ def _parse(verb: Verb, name: str, words: list[str], default: Any = None) -> Any:
     return parse(options_class, f"{PROGRAM} {name}", words, default)
 
 
+def _write_help(name: str, verb: Verb, words: list[str]) -> None:
+    """Write the help; the values of a recipe or a file are its defaults where one is named."""
+    from megatron_ultralong.cli.help import help_text
+
+    options = load(verb.options)
+    recipes = load(verb.recipes) if verb.recipes else {}
+    default = None
+    if recipes and words and words[0] not in HELP_FLAGS:
+        default, _ = begin(words, recipes, load("config.training:TrainingConfig"))
+        if not isinstance(default, options):
+            default = options(default)
+    text = help_text(name, options, default, recipes, with_all="--help-all" in words)
+    sys.stdout.write(text)
+
+
 def begin(
-    name: str,
-    words: list[str],
-    recipes: Mapping[str, Callable[[], Any]],
-    kind: type[Any],
-    flags: str,
-) -> tuple[Any, list[str]] | None:
+    words: list[str], recipes: Mapping[str, Callable[[], Any]], kind: type[Any]
+) -> tuple[Any, list[str]]:
     """What the flags of a run change: a recipe, or ``--config`` and the file of an earlier run.
 
     Args:
-        name: of the verb.
-        words: behind it.
+        words: behind the verb.
         recipes: by name.
         kind: class of configurations that a file may hold.
-        flags: of the verb, for its usage.
 
     Returns:
-        A configuration and the words that follow; None: usage was asked for, and is printed.
+        A configuration and the words that follow.
 
     Raises:
         InputError: no such recipe, or no such file.
     """
-    usage = f"usage: {PROGRAM} {name} RECIPE|--config FILE {flags}; recipes: {', '.join(recipes)}"
-    if not words or words[0] in ("-h", "--help"):
-        sys.stdout.write(f"{usage}\n`{PROGRAM} {name} RECIPE --help` lists the flags.\n")
-        return None
     if words[0] == "--config":
         from megatron_ultralong.training.config_file import load_config
 
         if len(words) < 2:
-            raise InputError(f"--config needs a file; {usage}")
+            raise InputError("--config needs a file: the config.yaml of an earlier run")
         return load_config(Path(words[1]), kind), words[2:]
     if words[0] not in recipes:
-        raise InputError(f"recipe {words[0]!r} is not known; {usage}")
+        what = not_known("recipe", words[0], recipes)
+        raise InputError(f"{what}; a recipe or --config FILE stands before the flags")
     return recipes[words[0]](), words[1:]
 
 
 def _run_training(name: str, verb: TrainingVerb, words: list[str]) -> None:
     """Run what a command line asks for, or show what it would do."""
-    beginning = begin(name, words, load(verb.recipes), load(verb.options), "[flags]")
-    if beginning is None:
-        return
-    default, rest = beginning
+    default, rest = begin(words, load(verb.recipes), load(verb.options))
     options = _parse(verb, name, [word for word in rest if word != "--dry-run"], default)
     load(verb.check_early)(options, world_size())
     if "--dry-run" in rest:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from megatron_ultralong.cli.dispatch import begin
 from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import with_fields
-from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.config.recipes import RECIPES
 from megatron_ultralong.config.training import SftConfig, TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig, model_by_name, model_of_recipe
 from megatron_ultralong.plan.options import PlanConfig
@@ -28,18 +28,13 @@ SFT_ROW = 8192
 """Tokens of a row of conversations as ``prepare chat`` packs them by default."""
 
 
-def plan(words: Sequence[str]) -> Plan | None:
+def plan(words: Sequence[str]) -> Plan:
     """Plan what the words of a command line ask for: a recipe or ``--config FILE``, and flags.
 
     Raises:
         InputError: bad input, or nothing fits.
     """
-    flags = "--gpus N --gpu NAME [flags, also those of pretrain and sft]"
-    recipes = {**PRETRAIN_RECIPES, **SFT_RECIPES}
-    beginning = begin("plan", list(words), recipes, TrainingConfig, flags)
-    if beginning is None:
-        return None
-    run, rest = beginning
+    run, rest = begin(list(words), RECIPES, TrainingConfig)
     command: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
     from megatron_ultralong.plan.command import plan_run
 

@@ -38,14 +38,14 @@ class Verb:
     """Variables that libraries read when they are imported, where the user has not set them."""
     takes_words: bool = False
     """``run`` is called with the words of the command line, and reads them itself."""
+    recipes: str = ""
+    """Table of functions that give the options of a recipe, for a verb that begins with one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingVerb(Verb):
     """A verb that begins with a recipe or the file of an earlier run, and knows ``--dry-run``."""
 
-    recipes: str = ""
-    """Table of functions that give the options of a recipe."""
     check_early: str = ""
     """Called with the options and the number of ranks, before seconds of imports."""
     check: str = ""
@@ -80,64 +80,67 @@ def _evaluate(options: str, run: str, text: str) -> Verb:
 VERBS: dict[str, Verb] = {
     "prepare": _prepare(
         *("PrepareConfig", "documents:prepare"),
-        "documents to packed rows of exactly --seq-length tokens",
+        "pack documents into rows of exactly --seq-length tokens",
     ),
     "prepare chat": _prepare(
         *("PrepareChatConfig", "chats:prepare_chat"),
-        "conversations to packed rows, and what of them is learnt",
+        "pack conversations into rows, with masks of the tokens to train on",
     ),
     "convert import": _convert(
         *("ImportConfig", "verbs:import_checkpoint"),
-        "a Hugging Face or Meta folder to a Megatron checkpoint",
+        "convert a Hugging Face or Meta folder to a Megatron checkpoint",
     ),
     "convert export": _convert(
         *("ExportConfig", "verbs:export_checkpoint"),
-        "a Megatron checkpoint to a Hugging Face or Meta folder",
+        "convert a Megatron checkpoint to a Hugging Face or Meta folder",
     ),
     "convert verify": _convert(
-        "VerifyConfig", "verbs:verify", "compare two models bit by bit, and by logits"
+        "VerifyConfig", "verbs:verify", "compare two models bit by bit, or by logits"
     ),
     "convert inspect": _convert(
-        "InspectConfig", "report:inspect", "what a folder or checkpoint holds"
+        "InspectConfig", "report:inspect", "show the contents of a folder or checkpoint"
     ),
     "pretrain": _training(
         *("PretrainConfig", "PRETRAIN_RECIPES", "check_packed_run"),
         *("verbs:pretrain", "verbs:check_run"),
-        "extend the context; under torchrun for several ranks",
+        "extend the context of a model (with torchrun for several ranks)",
     ),
     "sft": _training(
         *("SftConfig", "SFT_RECIPES", "check_chat_run"),
         *("verbs:sft", "verbs:check_sft"),
-        "instruction tuning on conversations; under torchrun for several ranks",
+        "tune on conversations (with torchrun for several ranks)",
     ),
     "plan": Verb(
-        "memory, time and the layout of a run, before a GPU is taken",
+        "plan memory, time and layout of a run, without a GPU",
         options="plan.options:PlanConfig",
         run="cli.plan:plan",
         takes_words=True,
+        recipes="config.recipes:RECIPES",
     ),
-    "evaluate loss": _evaluate("LossCommand", "run_loss", "loss by position on held-out rows"),
+    "evaluate loss": _evaluate(
+        "LossCommand", "run_loss", "measure the loss by position on held-out rows"
+    ),
     "evaluate passkey": _evaluate(
-        "PasskeyCommand", "run_passkey", "passkey retrieval by length and depth"
+        "PasskeyCommand", "run_passkey", "measure passkey retrieval by length and depth"
     ),
     "evaluate needle": _evaluate(
-        "NeedleCommand", "run_needle", "a sentence in running text, by length and depth"
+        "NeedleCommand", "run_needle", "measure retrieval of a sentence, by length and depth"
     ),
-    "evaluate ruler": _evaluate("RulerCommand", "run_ruler", "RULER's tasks by length"),
+    "evaluate ruler": _evaluate("RulerCommand", "run_ruler", "run RULER's tasks by length"),
     "evaluate choices": _evaluate(
-        "ChoicesCommand", "run_choices", "multiple-choice questions by likelihood"
+        "ChoicesCommand", "run_choices", "score multiple-choice questions by likelihood"
     ),
     "evaluate chat": _evaluate(
-        "ChatCommand", "run_chat", "assistant's turns of held-out conversations"
+        "ChatCommand", "run_chat", "score the assistant's turns of held-out conversations"
     ),
     "evaluate lv-eval": _evaluate(
-        "LvEvalCommand", "run_lv_eval", "LV-Eval's sets from a local copy"
+        "LvEvalCommand", "run_lv_eval", "run LV-Eval's sets from a local copy"
     ),
     "evaluate infinitebench": _evaluate(
-        "InfiniteBenchCommand", "run_infinitebench", "InfiniteBench's tasks from a local copy"
+        "InfiniteBenchCommand", "run_infinitebench", "run InfiniteBench's tasks from a local copy"
     ),
     "evaluate report": Verb(
-        "results of several checkpoints on one page, beside the paper's",
+        "gather results of several checkpoints on one page",
         options="evaluation.options:ReportConfig",
         run="evaluation.report.page:evaluate_report",
     ),
@@ -147,7 +150,7 @@ VERBS: dict[str, Verb] = {
         run="generation.generate:generate",
     ),
     "doctor": Verb(
-        "whether this machine and job can run the rest, and what to fix",
+        "check this machine and job, and say what to fix",
         options="doctor.diagnosis:DoctorConfig",
         run="doctor.diagnosis:doctor",
         takes_words=True,

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from megatron_ultralong.program.fields import Range, check_ranges, numbers_of
+from megatron_ultralong.program.required import check_required
 
 
 def parse(config_class: Any, program: str, words: Sequence[str], default: Any = None) -> Any:
@@ -22,8 +28,8 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
         default: what the flags change.
 
     Raises:
-        InputError: a number is not in its range.
-        SystemExit: the help was asked for (0), or a flag is unknown or its text no value (2).
+        InputError: a number is not in its range, or a required flag is missing.
+        SystemExit: a flag is unknown, or its text is not a value (2).
     """
     config = tyro.cli(
         config_class,
@@ -33,6 +39,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         registry=_with_ranges(),
     )
+    check_required(config)
     check_ranges(config)
     return config
 
@@ -58,16 +65,22 @@ def _with_ranges() -> ConstructorRegistry:
             for number in numbers_of(info.type)
             if number.range is not None
         }
-        fields = tuple(
-            dataclasses.replace(field, helptext=_with_range(field.helptext, ranges[field.name]))
-            if field.name in ranges
-            else field
-            for field in spec.fields
+        return dataclasses.replace(
+            spec, fields=tuple(_with_help(field, ranges.get(field.name)) for field in spec.fields)
         )
-        return dataclasses.replace(spec, fields=fields)
 
     registry.struct_rule(rule)
     return registry
+
+
+def _with_help(field: StructFieldSpec, its_range: Range | None) -> StructFieldSpec:
+    """The field with its range behind its help, and no default shown where that is empty."""
+    if its_range is not None:
+        field = dataclasses.replace(field, helptext=_with_range(field.helptext, its_range))
+    if field.default in ("", ()):
+        kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint="")]
+        field = dataclasses.replace(field, type=kind)
+    return field
 
 
 def _with_range(helptext: Any, its_range: Range) -> Callable[[], str]:

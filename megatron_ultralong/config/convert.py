@@ -30,7 +30,7 @@ class ImportConfig:
     tokenizer: bool = True
     """Refuse a source without tokenizer files."""
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
-    """Another rotary embedding than the source's, which the weights are not trained for."""
+    """Rotary embedding to use instead of the source's."""
     json: bool = False
     """Print the report as JSON."""
 
@@ -46,16 +46,16 @@ class ExportConfig:
     format: Literal["huggingface", "meta"] = "huggingface"
     """Format to write."""
     iteration: Annotated[int | None, Range(0)] = None
-    """Iteration to export; the latest by default, 0 for release."""
+    """Iteration to export; default: the latest. 0: release."""
     dtype: DtypeName = "keep"
     """Dtype of the exported weights."""
     max_shard_size_gb: Annotated[float, Range(1e-6, 1_000_000)] = 5.0
     """Largest safetensors file, in 10^9 bytes."""
     num_shards: Annotated[int, Range(1, 2**16)] = 1
-    """Files of a Meta model; Meta's own have 1 (8B) or 8 (70B)."""
+    """Files of a Meta model; Meta's own models have 1 (8B) or 8 (70B)."""
     tokenizer_merges: Literal["keep", "strings"] = "keep"
-    """strings: write the merges in tokenizer.json as transformers 4.43 and 4.44 read them too. The
-    tokenizer is the same, the file's hash is another one."""
+    """strings: write the merges in tokenizer.json in the form that transformers 4.43 and 4.44 can
+    read too. The tokenizer is the same, but the file's hash differs."""
     verify: bool = True
     """Read all tensors back and compare them bit for bit."""
     verify_checksums: bool = True
@@ -66,24 +66,24 @@ class ExportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VerifyConfig:
-    """Compare all weights of two models, and their logits if asked, whatever their formats."""
+    """Compare all weights of two models of any format, and optionally their logits."""
 
     a: Annotated[Positional[Path], arg(metavar="A")]
-    """Model that is right."""
+    """Reference model."""
     b: Annotated[Positional[Path], arg(metavar="B")]
-    """Model to compare with it."""
+    """Model to compare with the reference."""
     iteration: Annotated[int | None, Range(0)] = None
-    """Iteration of the Megatron checkpoints; the latest by default."""
+    """Iteration of the Megatron checkpoints; default: the latest."""
     dtype: DtypeName = "keep"
     """Convert the first model to this dtype before comparing."""
     logits: bool = False
-    """Compute both models too, by transformers and Megatron-Core, and compare logits."""
+    """Also run both models, with transformers and Megatron-Core, and compare their logits."""
     logits_seq_length: Annotated[int, Range(1)] = 9216
     """Tokens of the prompt of --logits."""
     logits_dtype: LogitsDtype = "fp32"
-    """What --logits computes in. fp64 is slower, and judges alone where fp32 is in doubt."""
+    """Type for --logits. fp64 is slower; use it if fp32 is not conclusive."""
     logits_method: LogitsMethod = "auto"
-    """Hold the models whole in memory, or one layer of each; auto takes what fits."""
+    """whole: hold the models in memory. layers: hold one layer of each. auto: what fits."""
     verify_checksums: bool = True
     """Compare the bytes of Megatron checkpoints with their checksums.json."""
     json: bool = False
@@ -92,12 +92,12 @@ class VerifyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InspectConfig:
-    """Show what a Hugging Face, Meta or Megatron model holds; nothing is written."""
+    """Show the contents of a Hugging Face, Meta or Megatron model. Nothing is written."""
 
     src: Annotated[Positional[Path], arg(metavar="SRC")]
-    """Folder to look into."""
+    """Folder to inspect."""
     iteration: Annotated[int | None, Range(0)] = None
-    """Iteration of a Megatron checkpoint; the latest by default."""
+    """Iteration of a Megatron checkpoint; default: the latest."""
     json: bool = False
     """Print JSON."""
     verify_checksums: bool = True

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.required import Required, check_required
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,14 +16,14 @@ class SamplingConfig:
     """How the next token is chosen."""
 
     temperature: Annotated[float, Range(1e-6, 1_000_000, or_zero=True)] = 0.0
-    """0: the likeliest token (greedy); else logits are divided by it: 1 as the model says, lower
-    is surer."""
+    """0: the most likely token (greedy). Otherwise logits are divided by it: 1 is the model's own
+    distribution, lower values are more certain."""
     top_k: Annotated[int, Range(0)] = 0
-    """Choose among the k likeliest tokens; 0: among all."""
+    """Sample from the k most likely tokens; 0: from all."""
     top_p: Annotated[float, Range(above=0, most=1)] = 1.0
-    """Choose among the likeliest tokens that make up this share of the probability."""
+    """Sample from the most likely tokens that make up this share of the probability."""
     seed: Annotated[int, Range(0, UINT32)] = 1234
-    """Determines the choices, whatever the layout and the batch."""
+    """Seed of the samples; the result does not depend on layout and batch."""
 
     def check(self) -> None:
         """Raise InputError where a number is out of its range, or has no effect."""
@@ -36,13 +37,13 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecodingConfig:
-    """How prompts are read and continued."""
+    """How prompts are processed."""
 
     prefill_chunk_size: Annotated[int, Range(1)] = 32768
-    """Tokens of a prompt in one forward pass, over all context-parallel ranks: what memory for
-    activations depends on."""
+    """Tokens of a prompt in one forward pass, over all context-parallel ranks; determines the
+    memory for activations."""
     max_batch_size: Annotated[int, Range(1)] = 16
-    """Prompts that are continued together, at most; fewer where their keys and values do not
+    """Largest number of prompts that are continued together; fewer if their keys and values do not
     fit."""
 
 
@@ -50,34 +51,33 @@ class DecodingConfig:
 class GenerateConfig:
     """Continue prompts with a Megatron checkpoint, in any layout."""
 
-    load: str = ""
+    load: Annotated[str, Required("a Megatron checkpoint")] = ""
     """Megatron checkpoint."""
     prompt: tuple[str, ...] = ()
     """Texts to continue; several make a batch."""
     prompt_file: tuple[str, ...] = ()
-    """Text files to continue, each one prompt; behind those of --prompt."""
+    """Text files to continue, each one prompt; they follow those of --prompt."""
     chat: bool = False
-    """Each prompt is a user's message, put into the tokenizer's own chat template."""
+    """Treat each prompt as a user's message, and put it into the tokenizer's chat template."""
     system: str = ""
-    """With --chat: the system message."""
+    """System message; needs --chat."""
     add_bos: bool = True
     """Begin a plain prompt as the tokenizer begins a text (Llama 3: <|begin_of_text|>)."""
     max_new_tokens: Annotated[int, Range(1)] = 128
-    """Tokens to write, at most."""
+    """Largest number of tokens to write."""
     ignore_eos: bool = False
-    """Write on where the model ends its text."""
+    """Continue after the model ends its text."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Weights, activations, keys and values."""
+    """Type of weights, activations, keys and values."""
     verify_checksums: bool = True
-    """Compare the checkpoint's bytes with its checksums.json."""
+    """Compare the checkpoint with its checksums.json."""
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     decoding: DecodingConfig = dataclasses.field(default_factory=DecodingConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.load:
-            raise InputError("--load is needed: a Megatron checkpoint")
+        check_required(self)
         if not self.prompt and not self.prompt_file:
             raise InputError("--prompt TEXT or --prompt-file FILE is needed: what to continue")
         if self.system and not self.chat:

@@ -21,38 +21,38 @@ class OptimizerConfig:
     )
     """Peak learning rate (the paper's 3e-5)."""
     min_lr: Annotated[float, Range(0, 1)] = 0.0
-    """The rate that a decaying schedule ends at."""
+    """Final learning rate of a decaying schedule."""
     lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
-    """Schedule after the warm-up; the paper does not state its own."""
+    """Schedule after the warm-up. The paper does not state its schedule."""
     lr_warmup_iters: Annotated[int, Range(0)] = 0
     """Iterations of linear warm-up."""
     weight_decay: Annotated[float, Range(0, 10)] = 0.1
-    """Times the rate: the share of a weight that goes in a step; norms have none."""
+    """Weight decay, multiplied by the learning rate in each step; not applied to norms."""
     adam_beta1: Annotated[float, Range(0, below=1)] = 0.9
-    """Share of the mean of gradients that stays in a step."""
+    """Decay rate of the mean of gradients."""
     adam_beta2: Annotated[float, Range(0, below=1)] = 0.95
-    """Share of the mean of squared gradients that stays in a step."""
+    """Decay rate of the mean of squared gradients."""
     adam_eps: Annotated[float, Range(1e-37, 1)] = 1e-8
-    """Keeps a step from being 0 / 0 where there was no gradient; a number of float32."""
+    """Added to the denominator of a step, which is 0 if there was no gradient."""
     clip_grad: Annotated[float, Range(0, 1e30)] = 1.0
-    """Largest gradient norm; 0 does not clip."""
+    """Largest gradient norm; 0: no clipping."""
     use_precision_aware_optimizer: bool = False
-    """Let Transformer Engine's FusedAdam hold what it works with in the types below, under bf16."""
+    """Use Transformer Engine's FusedAdam with the types below; needs bf16."""
     main_grads_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Gradients, while they are summed over micro-batches and ranks."""
+    """Type of gradients while they are summed over micro-batches and ranks."""
     main_params_dtype: Literal["fp32", "fp16"] = "fp32"
-    """Master weights."""
+    """Type of master weights."""
     exp_avg_dtype: StateType = "fp32"
-    """Adam's means of gradients."""
+    """Type of Adam's means of gradients."""
     exp_avg_sq_dtype: StateType = "fp32"
-    """Adam's means of squared gradients."""
+    """Type of Adam's means of squared gradients."""
     optimizer_cpu_offload: bool = False
-    """Keep Adam's states and master weights in host memory, and let the CPU take its steps; under
-    bf16."""
+    """Keep Adam's states and master weights in host memory and run optimizer steps on the CPU;
+    needs bf16."""
     optimizer_offload_fraction: Annotated[float, Range(above=0, most=1)] = 1.0
-    """How much of them."""
+    """Share of them that is offloaded."""
     overlap_cpu_optimizer_d2h_h2d: bool = False
-    """Copy gradients and weights of offloaded states while the CPU works on others."""
+    """Overlap copies of gradients and weights with optimizer steps on the CPU."""
 
     @property
     def offloaded_share(self) -> float:

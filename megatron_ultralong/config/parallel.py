@@ -12,7 +12,7 @@ from megatron_ultralong.program.fields import YEAR, Range
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-    """How the work is spread over ranks."""
+    """How the work is split over ranks."""
 
     tensor_model_parallel_size: Annotated[int, Range(1)] = 1
     """Ranks that split every weight matrix and the heads."""
@@ -21,26 +21,26 @@ class ParallelConfig:
     context_parallel_size: Annotated[int, Range(1)] = 1
     """Ranks that split every row of tokens."""
     cp_comm_type: Literal["p2p", "all_gather"] = "p2p"
-    """How keys and values travel: p2p, a ring hidden behind the kernels; all_gather, one gather a
-    layer, which document_mask block with cp_assignment balanced prefers."""
+    """How keys and values are exchanged. p2p: a ring whose traffic is hidden behind the kernels.
+    all_gather: one gather per layer; better with document_mask block and cp_assignment balanced."""
     cp_assignment: Literal["zigzag", "balanced"] = "zigzag"
-    """Which rank holds which chunks of a row: zigzag is even under document_mask none; balanced is
-    computed from each row's documents, and is even under block."""
+    """Which chunks of a row each rank holds. zigzag: even work with document_mask none. balanced:
+    computed from the documents of each row, even work with document_mask block."""
     sequence_parallel: bool = False
     """Split norms and residuals over the tensor-parallel ranks, along the sequence."""
     distributed_timeout_minutes: Annotated[float, Range(0.01, YEAR)] = 10.0
-    """A collective that takes longer ends the run."""
+    """Longest time of a collective; a longer one ends the run."""
     num_layers_in_first_pipeline_stage: Annotated[int, Range(0)] = 0
-    """Layers of the first stage, which has the embedding too; 0: as many as the others."""
+    """Layers of the first stage, which also has the embedding; 0: as many as the others."""
     num_layers_in_last_pipeline_stage: Annotated[int, Range(0)] = 0
-    """Layers of the last stage, which has the output layer and the loss too; 0: as many as the
+    """Layers of the last stage, which also has the output layer and the loss; 0: as many as the
     others."""
     num_virtual_stages_per_pipeline_rank: Annotated[int, Range(1)] = 1
-    """Model chunks on every pipeline rank, taken in turns (the interleaved schedule): ranks wait
-    for each other as many times less, and send as many times more; 1: one."""
+    """Model chunks per pipeline rank (interleaved schedule). More chunks make the pipeline bubble
+    smaller and the traffic larger; 1: no interleaving."""
     microbatch_group_size_per_virtual_pipeline_stage: Annotated[int, Range(0)] = 0
-    """Micro-batches that go through a model chunk before the next chunk has its turn; 0: as many
-    as there are pipeline ranks."""
+    """Micro-batches that pass through a model chunk before the next chunk runs; 0: the number of
+    pipeline ranks."""
 
     @property
     def model_parallel_size(self) -> int:

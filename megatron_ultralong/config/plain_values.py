@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_number, numbers_of, shown
+from megatron_ultralong.program.not_known import not_known
 
 Config = TypeVar("Config")
 
@@ -42,7 +43,7 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
     fields = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in values if key not in fields)
     if unknown:
-        raise InputError(f"{place}: unknown keys {unknown}; known are {sorted(fields)}")
+        raise InputError(f"{place}: {not_known('key', unknown[0], sorted(fields))}")
     absent = [
         name
         for name, field in fields.items()

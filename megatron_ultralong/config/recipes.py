@@ -129,3 +129,9 @@ PRETRAIN_RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "demo-cpu": demo_cpu,
 }
 """Recipes by the name that ``ultralong pretrain`` takes."""
+
+RECIPES: dict[str, Callable[[], PretrainConfig] | Callable[[], SftConfig]] = {
+    **PRETRAIN_RECIPES,
+    **SFT_RECIPES,
+}
+"""Recipes of both, as ``ultralong plan`` takes them."""

@@ -27,22 +27,24 @@ class RopeConfig:
     """Rotary embedding of the extended model."""
 
     rope_scaling: Literal["yarn", "ntk", "linear", "none", "keep"] = "keep"
-    """keep leaves the checkpoint's own scaling; others replace it: yarn (the recipe), ntk, linear
-    or none (ablations), over the context that the checkpoint had before it was scaled."""
+    """Scaling of the rotary embedding. keep: the checkpoint's own. The others replace it, over the
+    context that the checkpoint had before its scaling: yarn (the recipe), ntk, linear, none."""
     rope_scaling_factor: yarn.ScalingFactor = 1.0
-    """s: extended context / original context; 128, 256, 512 for 1M, 2M, 4M over 8192."""
+    """s: extended context / original context. 128, 256 and 512 for 1M, 2M and 4M over 8192."""
     original_max_position_embeddings: yarn.ContextLength = 8192
-    """L: the context over which YaRN counts rotations."""
+    """L: the original context, over which YaRN counts rotations."""
     beta_fast: yarn.Rotations = 4.0
-    """YaRN: dimensions with more rotations over L keep their frequency."""
+    """YaRN: dimensions with more rotations than this over L keep their frequency."""
     beta_slow: yarn.Rotations = 1.0
-    """YaRN: dimensions with fewer rotations over L are divided by s."""
+    """YaRN: dimensions with fewer rotations than this over L are divided by s."""
     ramp: yarn.Ramp = "rotations"
-    """YaRN: mix by rotations (the paper; exports as llama3) or by dimensions (exports as yarn)."""
+    """YaRN: interpolate over rotations (the paper; exported as llama3) or over dimensions (exported
+    as yarn)."""
     attention_factor: Annotated[float | Literal["yarn"], yarn.TEMPERATURES] = 1.0
-    """YaRN's temperature: a number, or yarn for 0.1 ln(s) + 1 (needs ramp dimensions to export)."""
+    """YaRN's temperature: a number, or yarn for 0.1 ln(s) + 1. Values other than 1 need ramp
+    dimensions for the export."""
     angle_precision: AnglePrecision = "exact"
-    """exact: angles in float64, wrapped; float32: as engines with float32 tables have them."""
+    """exact: angles in float64, wrapped. float32: as in engines with float32 tables."""
 
     def scaling(self, checkpoint: yarn.RopeScaling) -> yarn.RopeScaling:
         """The scaling to train with, given the one that the checkpoint carries."""

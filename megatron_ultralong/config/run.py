@@ -13,23 +13,23 @@ RecomputeGranularity = Literal["none", "full", "keep_attention"]
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
-    """What a run keeps in memory, where, and how much of a row is worked on at a time."""
+    """What a run keeps in memory, and how much of a row it processes at a time."""
 
     recompute_granularity: RecomputeGranularity = "keep_attention"
-    """full: keep layer inputs only, and recompute the rest in backward; keep_attention: keep
-    attention's output too, which at 1M tokens and more is nearly all of the work; none: keep
-    everything."""
+    """What is recomputed in the backward pass. full: keep only layer inputs. keep_attention: also
+    keep attention's output, which at 1M tokens and more saves nearly all of the recomputation.
+    none: keep everything."""
     sequence_tile_size: Annotated[int, Range(0)] = 16384
-    """Tokens that go through embedding, projections and MLP of a recomputed layer at a time, so
-    that the MLP's wide tensors never are as long as the row; 0: all tokens."""
+    """Tokens that pass through embedding, projections and MLP of a recomputed layer at a time, so
+    the MLP's wide tensors are never as long as the row; 0: all tokens."""
     loss_tile_size: Annotated[int, Range(0)] = 2048
-    """Tokens that go through the output layer and the loss at a time, so that full logits never
-    exist; 0 leaves both to Megatron-Core."""
+    """Tokens that pass through the output layer and the loss at a time, so full logits never exist;
+    0: Megatron-Core's own output layer and loss."""
     offload_activations: bool = False
-    """Keep what recomputed layers keep in pinned host memory; copied while others compute."""
+    """Move what recomputed layers keep to pinned host memory, overlapped with computation."""
     max_host_memory_gib: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Host memory that one rank may take for it; 0: 80 % of what the machine has available,
-    shared by its ranks."""
+    """Host memory that one rank may use for offload_activations; 0: 80 % of the available memory,
+    shared by the machine's ranks."""
 
     def check(self) -> None:
         """Raise InputError where the fields do not fit together."""
@@ -47,51 +47,50 @@ class CheckpointConfig:
     """How checkpoints are written and which are kept."""
 
     async_save: bool = True
-    """Write checkpoints in the background: training waits only while tensors are copied."""
+    """Write checkpoints in the background. Training waits only while tensors are copied."""
     save_retain_last: Annotated[int, Range(0)] = 2
-    """Newest checkpoints to keep; 0 keeps all."""
+    """Newest checkpoints to keep; 0: all."""
     save_retain_interval: Annotated[int, Range(0)] = 0
-    """Keep the checkpoints of every so many iterations too; 0: none but the newest."""
+    """Also keep every checkpoint at a multiple of this many iterations; 0: keep only the newest."""
     max_save_failures: Annotated[int, Range(0)] = 5
-    """Checkpoints that may fail one after another before the run ends; 0: any number."""
+    """Failed checkpoints in a row that end the run; 0: never."""
     verify_checksums: bool = True
-    """Compare the bytes of --load with its checksums.json before the first step."""
+    """Compare --load with its checksums.json before the first step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FaultConfig:
-    """When a run stops, and what it does about bad numbers."""
+    """When a run stops, and what it does if numbers are not finite."""
 
     exit_duration_in_mins: Annotated[float, Range(0, YEAR)] = 0.0
-    """Save and end with status 75 after so many minutes; 0: no limit."""
+    """Save and exit with status 75 after this many minutes; 0: no limit."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is not finite: stop saves the state before that step and ends with
-    status 65; skip leaves the step out and goes on."""
+    """What to do if a loss or gradient is not finite. stop: save the state before that step and
+    exit with status 65. skip: skip the step and continue."""
     max_skipped_iters: Annotated[int, Range(0)] = 10
-    """Steps that skip may leave out one after another before the run saves and ends with status 65
-    all the same; 0: any number."""
+    """Skipped steps in a row after which the run saves and exits with status 65; 0: any number."""
     loss_spike_deviations: Annotated[float, Range(0, 1_000_000)] = 6.0
-    """Warn of a loss so many standard deviations above the last 32; 0: never."""
+    """Warn of a loss this many standard deviations above the last 32; 0: never."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """What a run tells beside its lines and `log.jsonl`."""
+    """Logging, besides log lines and `log.jsonl`."""
 
     tensorboard: bool = True
-    """Write TensorBoard's events into the folder `tensorboard` of the run."""
+    """Write TensorBoard events to the folder `tensorboard` of the run."""
     wandb_project: str = ""
-    """Log to this project of Weights & Biases too (pip install wandb)."""
+    """Also log to this project of Weights & Biases (pip install wandb)."""
     peak_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Peak of one device in TFLOP/s, for MFU; 0 takes the dense bf16 peak by the device's name."""
+    """Peak of one device in TFLOP/s, for MFU; 0: the dense bf16 peak for the device's name."""
     profile: bool = False
-    """Write a torch trace of some iterations into the folder `profile` of the run."""
+    """Write a torch trace of some iterations to the folder `profile` of the run."""
     profile_step_start: Annotated[int, Range(1)] = 10
     """First iteration of the trace."""
     profile_step_end: Annotated[int, Range(2)] = 12
-    """Iteration before which the trace ends."""
+    """First iteration that is not in the trace."""
     profile_ranks: Annotated[tuple[int, ...], Range(0)] = (0,)
-    """Ranks that write one."""
+    """Ranks that write a trace."""
 
     def check(self) -> None:
         """Raise InputError where the fields do not fit together."""
@@ -123,20 +122,20 @@ class LayerConfig:
     """Megatron-Core's own modules or Transformer Engine's; checkpoints of both are the same."""
 
     transformer_impl: TransformerImpl = "local"
-    """Linear layers and norms: local (Megatron-Core and torch), or transformer_engine, which has
-    to be installed."""
+    """Implementation of linear layers and norms. local: Megatron-Core and torch.
+    transformer_engine: Transformer Engine, which must be installed."""
     attention: AttentionImpl = "ring"
-    """ring: this project's, for any documents at any context parallel size; te: Transformer
-    Engine's own, with document_mask none only."""
+    """ring: this project's attention, for any documents and context-parallel size. te: Transformer
+    Engine's own, only with document_mask none."""
     fp8_format: Fp8Format = "none"
-    """Linear layers in FP8: hybrid (e4m3 forward, e5m2 gradients) or e4m3; needs Transformer
-    Engine. Attention, norms and the output layer keep the run's precision."""
+    """Run linear layers in FP8. hybrid: e4m3 forward, e5m2 gradients. e4m3: everywhere. Needs
+    Transformer Engine. Attention, norms and the output layer keep the run's precision."""
     fp8_recipe: Fp8Recipe = "tensorwise"
-    """How FP8 is scaled: tensorwise (current maxima), blockwise (Hopper and later), mxfp8
-    (Blackwell), delayed (maxima of earlier iterations; not with recomputed layers)."""
+    """Scaling of FP8. tensorwise: current maxima. blockwise: Hopper and later. mxfp8: Blackwell.
+    delayed: maxima of earlier iterations; not with recomputed layers."""
     apply_rope_fusion: bool = False
-    """Rotary embedding by Transformer Engine's fused kernel. YaRN's temperature is in the softmax
-    scale here, so the kernel cannot lose it."""
+    """Use Transformer Engine's fused kernel for the rotary embedding. YaRN's temperature is in the
+    softmax scale, so it is kept."""
 
     @property
     def needs_transformer_engine(self) -> bool:

@@ -17,38 +17,41 @@ from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.required import Required, check_required
 from megatron_ultralong.sequence.documents import DocumentMask
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on."""
+    """Training data."""
 
-    data_path: str = ""
+    data_path: Annotated[
+        str, Required("a folder written by `ultralong prepare`, or for sft by `prepare chat`")
+    ] = ""
     """Folder written by `ultralong prepare`; for sft, by `ultralong prepare chat`."""
     seq_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label")] = 0
-    """Tokens in a row; 0 takes the folder's own."""
+    """Tokens per row; 0: the row length of the data folder."""
     document_mask: DocumentMask = "none"
-    """none: documents of a row attend to each other (the paper's recipe); block: they do not."""
+    """none: documents of a row attend to each other (the paper's recipe). block: they do not."""
     reset_position_ids: bool = False
-    """Positions start again at 0 with every document; needs document_mask block."""
+    """Restart positions at 0 with every document; needs document_mask block."""
     seed: Annotated[int, Range(0, UINT32)] = 1234
-    """Order of the rows."""
+    """Seed of the order of the rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """What all training has in common."""
+    """Options of pretrain and sft."""
 
     verb: ClassVar[str]
     """Of the command line."""
 
-    load: str = ""
+    load: Annotated[str, Required("a Megatron checkpoint (`ultralong convert import`)")] = ""
     """Megatron checkpoint to start from (`ultralong convert import`)."""
     save: str = ""
-    """Folder for checkpoints; one that holds this run's checkpoints is resumed."""
+    """Folder for checkpoints. If it holds checkpoints of this run, the run resumes."""
     save_interval: Annotated[int, Range(0)] = 0
-    """Iterations between checkpoints; 0 saves at the end only."""
+    """Iterations between checkpoints; 0: save only at the end."""
     train_iters: Annotated[int, Range(1)] = 0
     """Iterations (optimizer steps) of the whole run."""
     micro_batch_size: Annotated[int, Range(1)] = 1
@@ -56,15 +59,15 @@ class TrainingConfig:
     global_batch_size: Annotated[int, Range(1)] = 1
     """Rows in one iteration, over all replicas."""
     eval_interval: Annotated[int, Range(0)] = 0
-    """Iterations between validation losses; 0: none."""
+    """Iterations between validation losses; 0: no validation."""
     eval_iters: Annotated[int, Range(1)] = 4
-    """Global batches in one validation."""
+    """Global batches per validation."""
     log_interval: Annotated[int, Range(1)] = 1
     """Iterations between log lines."""
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Weights and activations; master weights, sums and gradients are float32 in both."""
+    """Type of weights and activations. Master weights, sums and gradients are float32 in both."""
     deterministic_mode: bool = False
-    """Two runs are bit-equal on GPUs too, at a cost in attention's backward pass."""
+    """Make repeated runs bit-equal on GPUs too; attention's backward pass gets slower."""
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -81,9 +84,7 @@ class TrainingConfig:
         Raises:
             InputError: a rule between fields is broken.
         """
-        for name, value in (("--load", self.load), ("--data-path", self.data.data_path)):
-            if not value:
-                raise InputError(f"{name} is needed: see `ultralong {self.verb} --help`")
+        check_required(self)
         check_ranges(self)
         if self.optimizer.lr_warmup_iters >= self.train_iters:
             raise InputError(
@@ -207,14 +208,14 @@ class PretrainConfig(TrainingConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig(TrainingConfig):
-    """Instruction tuning on conversations: the loss counts the assistant's turns alone."""
+    """Instruction tuning on conversations. The loss counts only the assistant's turns."""
 
     verb = "sft"
 
     train_iters: Annotated[int, Range(0)] = 0
-    """Iterations (optimizer steps) of the whole run; 0: as many as num_epochs takes."""
+    """Iterations (optimizer steps) of the whole run; 0: set by num_epochs."""
     num_epochs: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
-    """Passes over the rows, where train_iters is 0; the paper states none."""
+    """Passes over the rows, if train_iters is 0. The paper does not state it."""
     data: DataConfig = dataclasses.field(
         default_factory=lambda: DataConfig(document_mask="block", reset_position_ids=True)
     )

@@ -19,48 +19,48 @@ from megatron_ultralong.program.fields import INT64, UINT32, Range, check_ranges
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Documents to packed rows of exactly seq_length tokens, in Megatron's format."""
+    """Pack documents into rows of exactly seq_length tokens, in Megatron's format."""
 
     source: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=PATH")
     ]
-    """Documents: a file, a folder or a quoted glob pattern, under a name. JSONL, parquet, texts
-    of one document each; .gz, .zst, .xz and .bz2 too. Repeatable."""
+    """Documents, with a name: a file, a folder or a quoted glob pattern. JSONL, parquet, or text
+    files of one document each; also .gz, .zst, .xz and .bz2. Repeatable."""
     tokenizer: Path
-    """Folder with a tokenizer.json or a tokenizer.model (Llama 3's, or sentencepiece), or that
-    file."""
+    """Folder with a tokenizer.json or a tokenizer.model (Llama 3 or sentencepiece), or the file
+    itself."""
     output: Path
-    """Folder to write; it must not exist, or be empty."""
+    """New or empty folder to write."""
     seq_length: Annotated[int, Range(2, rule="a token, and its label")]
-    """Tokens of a row."""
+    """Tokens per row."""
     separator: str = "<s>"
-    """Text between documents, encoded alone; eos: the tokenizer's own; none: nothing."""
+    """Text between documents, encoded alone. eos: the tokenizer's EOS. none: nothing."""
     separator_in_text: SeparatorInText = "keep"
-    """Documents that hold the separator's ids themselves, where the model sees a boundary. keep:
-    they are counted. drop: left out, and counted. split: these characters are encoded one by one,
-    the same text in other ids, as tokenizers write the text of a special token."""
+    """What to do with documents that contain the separator's ids, which look like boundaries to the
+    model. keep: count them. drop: drop and count them. split: encode the separator's characters one
+    by one: the same text with other ids."""
     valid_fraction: Annotated[float, Range(0, below=1, rule="the rest is the training split")] = (
         0.05
     )
-    """Expected share of the documents held out in valid, each at most once; 0: no valid."""
+    """Expected share of the documents held out in valid; 0: no valid."""
     test_fraction: Annotated[float, Range(0, below=1, rule="the rest is the training split")] = 0.0
-    """The same in test; 0: no test."""
+    """Expected share of the documents held out in test; 0: no test."""
     packing: Packing = "stream"
-    """stream: documents one after the other, cut where a row ends. row-start: the same, but those
-    of a row or more begin one. whole: none is cut unless longer than a row; rows are padded, and
-    the manifest states by how much."""
+    """stream: concatenate documents and cut them at the end of a row. row-start: the same, but
+    documents as long as a row start a new row. whole: cut only documents longer than a row, and pad
+    rows; the manifest states the padding."""
     seed: Annotated[int, Range(0, UINT32)] = 1234
-    """Seed of the split, the sample and the order, each a hash of the document."""
+    """Seed of split, sample and order, which are hashes of the documents."""
     max_tokens: Annotated[int | None, Range(1, INT64)] = None
-    """Tokens of the training split at most, to 1 in 1,000; every source keeps its share."""
+    """Largest number of tokens of the training split, to 1 in 1,000; sources keep their shares."""
     workers: Annotated[int, Range(1, 1024, rule="1 is this process alone")] = 1
-    """Processes that read and tokenise; the output is the same with any number."""
+    """Processes that read and tokenize; the output does not depend on it."""
     tokenizer_engine: TokenizerEngine = "auto"
-    """auto: gigatoken where its ids equal the reference's, checked on a sample of every run, else
-    the reference, with a note. reference: tokenizers, tiktoken or sentencepiece."""
+    """auto: gigatoken if its ids equal the reference's (checked on a sample in every run),
+    otherwise the reference. reference: tokenizers, tiktoken or sentencepiece."""
     inspect: bool = False
-    """Show the rows: lengths before and after as a table and in OUTPUT/lengths.png, and one row
-    decoded. Of an output that is there already, without making it again."""
+    """Show lengths before and after as a table and in OUTPUT/lengths.png, and one decoded row. An
+    existing output is shown without preparing it again."""
     sampling: Annotated[LengthSampling, tyro.conf.arg(name="")] = field(
         default_factory=LengthSampling
     )
@@ -90,44 +90,45 @@ TooLong = Literal["drop", "truncate"]
 
 @dataclass(frozen=True)
 class PrepareChatConfig:
-    """Conversations to packed rows of exactly seq_length tokens, and what of them is learnt."""
+    """Pack conversations into rows of exactly seq_length tokens, with masks of the tokens to train
+    on.
+    """
 
     source: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=PATH")
     ]
-    """Conversations: a file, a folder or a quoted glob pattern, under a name. JSONL or parquet;
-    .gz and .zst too. Repeatable."""
+    """Conversations, with a name: a file, a folder or a quoted glob pattern. JSONL or parquet; also
+    .gz and .zst. Repeatable."""
     tokenizer: Path
-    """Folder with a tokenizer.json or Llama 3's tokenizer.model, or that file."""
+    """Folder with a tokenizer.json or Llama 3's tokenizer.model, or the file itself."""
     output: Path
-    """Folder to write; it must not exist, or be empty."""
+    """New or empty folder to write."""
     seq_length: Annotated[int, Range(2, rule="a token, and its label")] = 8192
-    """Tokens of a row."""
+    """Tokens per row."""
     max_length: Annotated[int, Range(0)] = 0
-    """Tokens of a conversation at most; 0: those of a row."""
+    """Largest number of tokens of a conversation; 0: seq_length."""
     too_long: TooLong = "drop"
-    """Longer conversations: drop, or truncate (their beginning is kept); counted in both."""
+    """What to do with longer conversations: drop them, or truncate their end. Both are counted."""
     packing: ChatPacking = "whole"
-    """whole: as many conversations in a row as fit, none is cut; none: one in each. Rows are filled
-    up with padding."""
+    """whole: as many whole conversations per row as fit. none: one per row. Rows are padded."""
     chat_template: TemplateName = "llama3.1"
-    """llama3.1; llama3: without dates, system turn of its own and tools; plain: roles in words, for
+    """llama3.1. llama3: without dates, default system turn and tools. plain: roles as words, for
     tokenizers without Llama 3's special tokens."""
     date_string: str = DATE
-    """Today's date in llama3.1's system turn: a text such as 28 Nov 2026, or today, the day's when
-    the run begins. The default is what engines write with Llama 3.1's template that are given none;
-    with Llama 3.2's they write the day's."""
+    """Current date in llama3.1's system turn: a text such as 28 Nov 2026, or today for the day on
+    which the run begins. The default is the date that engines write with Llama 3.1's template if
+    they get none; with Llama 3.2's template they write the current date."""
     check_template: bool = True
-    """Compare with the chat template in the tokenizer's folder, where there is one, and learn what
-    it marks with {% generation %}, where it does."""
+    """Compare with the chat template in the tokenizer's folder, if there is one, and train on the
+    text that it marks with {% generation %}, if any."""
     valid_fraction: Annotated[float, Range(0, below=1, rule="the rest is the training split")] = (
         0.02
     )
     """Expected share of the conversations held out in valid; 0: no valid."""
     seed: Annotated[int, Range(0, UINT32)] = 1234
-    """Seed of the split and the order, each a hash of the conversation."""
+    """Seed of split and order, which are hashes of the conversations."""
     tokenizer_engine: TokenizerEngine = "auto"
-    """auto: gigatoken where its ids equal the reference's, else the reference, with a note."""
+    """auto: gigatoken if its ids equal the reference's, otherwise the reference."""
     reading: Annotated[ChatReadOptions, tyro.conf.arg(name="")] = field(
         default_factory=ChatReadOptions
     )

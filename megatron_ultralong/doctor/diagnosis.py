@@ -22,10 +22,10 @@ SICK = 1
 
 @dataclasses.dataclass(frozen=True)
 class DoctorConfig:
-    """Whether this machine, image and job can run the other verbs.
+    """Check whether this machine, image and job can run the other verbs.
 
-    Exit status 0 where they can, 1 with a problem. Under torchrun the ranks of the job are tried
-    together; elsewhere two are started here.
+    The exit status is 0 if they can, and 1 otherwise. Under torchrun the ranks of the job are
+    checked together; otherwise two ranks are started.
     """
 
     communication: bool = True

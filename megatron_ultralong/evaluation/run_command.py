@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.data.rows.manifest import load_manifest
@@ -12,11 +15,16 @@ from megatron_ultralong.evaluation.choices import evaluate_choices
 from megatron_ultralong.evaluation.local import local_benchmarks
 from megatron_ultralong.evaluation.loss import evaluate_loss
 from megatron_ultralong.evaluation.models import opening
+from megatron_ultralong.evaluation.report.report import load_results
+from megatron_ultralong.evaluation.results.result import plain_values
 from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, needle_grid, passkey_grid
 from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
+from megatron_ultralong.program.output import check_output
+from megatron_ultralong.program.required import check_required
 
 
 def run_loss(command: Any) -> None:
@@ -32,7 +40,7 @@ def run_loss(command: Any) -> None:
 def _evaluate(
     name: str, evaluate: Callable[..., Any], command: Any, *, is_scored: bool = False
 ) -> None:
-    """A benchmark of one model, which scores rows or writes its answers.
+    """A benchmark of each model in turn, which scores rows or writes answers.
 
     Args:
         name: of the field of ``command`` that has the benchmark's own options.
@@ -41,20 +49,73 @@ def _evaluate(
         is_scored: it scores rows.
 
     Raises:
-        InputError: an option is out of its range, or not one model is given.
+        InputError: an option is out of its range, two models have one name, or an output folder
+            holds something else.
     """
     config, models = getattr(command, name), command.models
+    check_required(models)
     config.check()
     check_ranges(command.cost)
-    if len(models.load) != 1:
-        verb = f"evaluate {name.replace('_', '-')}"
-        raise InputError(f"{verb} takes one --load, not {len(models.load)}")
-    (load,) = models.load
-    facts = opening.model_facts(load, models.precision)
-    tokenizer = PromptTokenizer(opening.tokenizer_folder(load))
-    opened: Any = opening.open_scorers if is_scored else opening.open_generators
-    with opened(models) as (model,):
-        evaluate(config, opening.Subject(model, facts, tokenizer, command.cost))
+    facts = [opening.model_facts(load, models.precision) for load in models.load]
+    _check_names([one.name for one in facts])
+    configs = [_config_of(config, one.name, len(facts)) for one in facts]
+    todo = list(range(len(facts)))
+    if len(facts) > 1:
+        todo = [number for number in todo if not _is_done(name, configs[number], facts[number])]
+    tokenizers = [PromptTokenizer(opening.tokenizer_folder(load)) for load in models.load]
+    if not todo:
+        return
+    opened: Any = opening.scorers_in_turn if is_scored else opening.generators_in_turn
+    wanted = dataclasses.replace(models, load=tuple(models.load[number] for number in todo))
+    with opened(wanted) as in_turn:
+        for number in todo:
+            model = next(in_turn)
+            subject = opening.Subject(model, facts[number], tokenizers[number], command.cost)
+            evaluate(configs[number], subject)
+            del model, subject  # the next one needs the memory
+            gc.collect()
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise InputError where two models have one name, or one that is no name of a folder."""
+    if len(names) == 1:
+        return
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"two models of --load are called {name!r}: give each a name, --load before=FOLDER "
+                "after=FOLDER"
+            )
+        if Path(name).name != name:
+            raise InputError(
+                f"--load {name}=...: with several models the name is that of a folder in --output; "
+                "leave out what is not allowed in a file's name"
+            )
+
+
+def _config_of(config: Any, name: str, num_models: int) -> Any:
+    """The configuration of one model: several have a folder each in ``output``."""
+    if num_models == 1 or not config.output:
+        return config
+    return dataclasses.replace(config, output=str(Path(config.output) / name))
+
+
+def _is_done(name: str, config: Any, facts: opening.ModelFacts) -> bool:
+    """Whether the folder of one of several models has its result, by the same command.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    if not config.output:
+        return False
+    file = Path(config.output) / f"{name}.json"
+    if file.is_file():
+        for found in load_results(file):
+            if found.config == plain_values(config) and found.model == facts.record:
+                tell(f"{facts.name}: already evaluated, see {config.output}")
+                return True
+    check_output(config.output)
+    return False
 
 
 def _evaluate_retrieval(name: str, make_grid: Callable[..., Any], command: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, shown
+from megatron_ultralong.program.not_known import not_known
 
 MOST_POSITIONS: Final = 2**40
 """Of a model; rows have fewer."""
@@ -117,7 +118,7 @@ def model_by_name(name: str) -> ModelConfig:
     """
     if name not in MODELS:
         raise InputError(
-            f"--model {name!r} is neither a folder nor a known model ({', '.join(MODELS)}): name "
-            "one of these, or a Hugging Face folder or a checkpoint"
+            f"{not_known('--model', name, MODELS)}; it is no folder either: name one of these, a "
+            "Hugging Face folder or a checkpoint"
         )
     return MODELS[name]

@@ -10,6 +10,7 @@ from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.model.flops import PEAK_TFLOPS, device_key
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range
+from megatron_ultralong.program.not_known import not_known
 
 Kernel = Literal["fa4", "fa3", "cudnn", "fa2", "cpu"]
 
@@ -167,8 +168,8 @@ def hardware_by_name(name: str) -> Hardware:
     """
     if name not in HARDWARE:
         raise InputError(
-            f"--gpu {name!r} is not known; known: {', '.join(HARDWARE)}; describe another one in a "
-            "YAML file and name it by --hardware"
+            f"{not_known('--gpu', name, HARDWARE)}; describe another one in a YAML file and name "
+            "it by --hardware"
         )
     return HARDWARE[name]
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.plan.hardware import Hardware, hardware_by_name, hardware_from
 from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.required import NothingRequired, Required
 from megatron_ultralong.program.yaml_file import read_yaml
 
 MOST_GPUS = 16_384
@@ -16,34 +17,34 @@ MOST_GPUS = 16_384
 
 @dataclasses.dataclass(frozen=True)
 class GpuFlags:
-    """Figures of the GPU that replace those of the table; 0 leaves them."""
+    """Figures of the GPU that replace those of the table; 0: no change."""
 
     gpu_memory_gib: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Memory of a GPU."""
+    """Memory of a GPU, in GiB."""
     gpu_peak_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Dense bf16 peak, for MFU."""
     attention_forward_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """What attention's kernel reaches forward."""
+    """Measured rate of attention's forward kernel."""
     attention_backward_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """What it reaches backward, five products counted where forward has two."""
+    """Measured rate of attention's backward kernel, with five products where forward has two."""
     matmul_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """What the other products reach."""
+    """Measured rate of the other matrix products."""
     nvlink_gb_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """A collective inside a node, each rank."""
+    """Rate of a collective inside a node, per rank."""
     network_gb_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Between nodes, each GPU."""
+    """Rate between nodes, per GPU."""
     host_gb_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Between a GPU and pinned host memory."""
+    """Rate between a GPU and pinned host memory."""
     gpus_per_node: Annotated[int, Range(0)] = 0
     """GPUs of a node."""
     host_memory_gib: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Memory of a node."""
+    """Host memory of a node."""
     host_pin_gib_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Host memory that a node pins, in the first iteration."""
+    """Rate at which a node pins host memory, in the first iteration."""
     host_adam_billion_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Weights of an offloaded optimizer that a rank's CPU thread updates."""
+    """Weights of an offloaded optimizer that a rank's CPU thread updates per second, in 10^9."""
     storage_gb_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """What a node writes to where checkpoints go."""
+    """Rate at which a node writes checkpoints."""
 
     def apply(self, hardware: Hardware) -> Hardware:
         """The hardware with these figures; a rate of attention forward counts for all of it."""
@@ -60,35 +61,37 @@ class GpuFlags:
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """What is planned.
+    """Plan memory, time and layout of a run.
 
-    Flags of the layout and of memory that are given are kept, all others of that kind are chosen.
+    Flags of layout and memory that you give are kept; the others are chosen.
     """
 
-    run: TrainingConfig
-    """As `pretrain` or `sft` takes it."""
-    gpus: Annotated[int, Range(1, MOST_GPUS)] = 0
+    run: Annotated[TrainingConfig, NothingRequired()]
+    """The run, with the options of `pretrain` or `sft`."""
+    gpus: Annotated[
+        int, Range(1, MOST_GPUS), Required("the size of the job, such as --gpus 256")
+    ] = 0
     """GPUs of the whole job."""
     gpu: str = "h100-80gb"
     """h100-80gb, h200-141gb (attention by cuDNN), h100-80gb-fa4, h200-141gb-fa4 (by flash-attn-4),
     h100-94gb-nvl, h200-141gb-nvl, a100-80gb, b200-180gb, gb200-186gb."""
     hardware: str = ""
-    """YAML file that describes another GPU; see docs/planning.md."""
+    """YAML file that describes another GPU, see docs/planning.md."""
     model: str = ""
-    """llama3.1-8b, llama3.1-70b, ..., or a Hugging Face folder or checkpoint whose shape to take;
-    empty: the one of --load, or the recipe's."""
+    """llama3.1-8b, llama3.1-70b, ..., or a Hugging Face folder or checkpoint; default: the model of
+    --load, otherwise the recipe's."""
     search: bool = True
-    """Choose the layout; --no-search plans the recipe's, with the flags given."""
+    """Choose the layout. --no-search plans exactly the recipe and the given flags."""
     mean_document_length: Annotated[float, Range(1, or_zero=True)] = 0.0
-    """Mean tokens of a document, for document_mask block; 0: --data-path's own boundaries."""
+    """Mean tokens per document, for document_mask block; 0: the boundaries in --data-path."""
     train_tokens: Annotated[float, Range(0, 1e18)] = 0.0
     """Tokens of the run; 0: train_iters x global_batch_size x seq_length."""
     num_alternatives: Annotated[int, Range(0)] = 8
-    """Layouts in each of the tables."""
+    """Layouts to show in each table."""
     json: Path | None = None
-    """Write the plan to this file too."""
+    """Also write the plan to this file."""
     png: Path | None = None
-    """Draw memory by part of the best layouts."""
+    """Draw memory by part for the best layouts to this file."""
     figures: GpuFlags = dataclasses.field(default_factory=GpuFlags)
 
     def find_hardware(self) -> Hardware:

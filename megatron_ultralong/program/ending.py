@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import sys
 import time
@@ -18,15 +19,21 @@ from megatron_ultralong.program.ranks import is_main_rank
 PROGRAM = "ultralong"
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+NO_READER = 141
+"""Exit status where the reader of the output has gone, as shells have it (128 + SIGPIPE)."""
 _OTHERS_WAIT_SECONDS = 1.0
 """torchrun looks at its ranks ten times a second."""
 
 
 @contextlib.contextmanager
 def ends_with_message() -> Iterator[None]:
-    """Turn the errors that a user can fix, and clean ends, into a message and a status."""
+    """Turn the errors that a user can fix, and clean ends, into a message and a status.
+
+    Where nobody reads the output any more (``ultralong ... | head``) the end is quiet.
+    """
     try:
-        yield
+        with _quiet_without_reader():
+            yield
     except InputError as error:
         _tell_from_any_rank(f"error: {error}")
         sys.exit(2)
@@ -39,6 +46,46 @@ def ends_with_message() -> Iterator[None]:
     except Exception:
         _leave_for_torchrun(traceback.format_exc())
         raise
+
+
+@contextlib.contextmanager
+def _quiet_without_reader() -> Iterator[None]:
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not drop_unread_output():
+            raise
+        sys.exit(NO_READER)
+    except BaseException:
+        drop_unread_output()  # the interpreter flushes it at its end
+        raise
+
+
+def drop_unread_output() -> bool:
+    """Send output whose reader has gone to nowhere, so that nothing fails on it any more.
+
+    Returns:
+        Whether standard output or standard error had no reader.
+    """
+    is_unread = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            number = stream.fileno()
+        except (OSError, ValueError, AttributeError):  # it is no file
+            continue
+        poll = select.poll()
+        poll.register(number, select.POLLOUT)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            is_unread = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+    return is_unread
 
 
 def tell(line: str) -> None:

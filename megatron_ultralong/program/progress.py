@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator
+from typing import TextIO
 
 import rich.progress
 
+from megatron_ultralong.program.ending import drop_unread_output
+from megatron_ultralong.program.quantity import duration, quantity, rate
 from megatron_ultralong.program.terminal import Console
 
 LOG_INTERVAL = 10.0
@@ -18,72 +22,110 @@ LOG_INTERVAL = 10.0
 class ProgressBar:
     """Counts work done towards ``total``; made by :func:`progress`."""
 
-    def __init__(self, description: str, total: float, unit: str) -> None:
+    def __init__(self, description: str, total: float, unit: str, before: int = 0) -> None:
         self.description = description
         self.total = total
         self.unit = unit
-        self.done = 0.0
+        self.done = float(before)
+        self._before = before
+        self._status: str | None = None
         self._start = self._last_line = time.monotonic()
         self._bar: rich.progress.Progress | None = None
         if sys.stderr.isatty():
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("{task.description}"),
                 rich.progress.BarColumn(),
+                rich.progress.TextColumn("{task.fields[amount]}"),
                 rich.progress.TaskProgressColumn(),
-                rich.progress.TextColumn("{task.fields[rate]}"),
+                rich.progress.TextColumn("{task.fields[status]}"),
                 rich.progress.TimeElapsedColumn(),
                 rich.progress.TextColumn("ETA"),
                 rich.progress.TimeRemainingColumn(),
                 console=Console(stderr=True),
                 redirect_stdout=sys.stdout.isatty(),  # a file gets what is printed, not the bar
             )
-            self._task = self._bar.add_task(description, total=total, rate="")
+            self._task = self._bar.add_task(
+                description, total=total, completed=before, status="", amount=self._amount()
+            )
             self._bar.start()
 
-    def advance(self, amount: float = 1.0) -> None:
-        """Count ``amount`` more units as done."""
+    def advance(self, amount: float = 1.0, status: str | None = None) -> None:
+        """Count ``amount`` more units as done.
+
+        Args:
+            amount: in units.
+            status: shown in place of the rate: ``loss 2.345, 12,345 tokens/s``.
+        """
         self.done += amount
+        self._status = status
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, advance=amount, rate=self._rate(now))
+            self._bar.update(
+                self._task, advance=amount, status=self._told(now), amount=self._amount()
+            )
         elif now - self._last_line >= LOG_INTERVAL:
             self._last_line = now
             self._print(now)
 
     def print(self, line: str) -> None:
-        """Print a line to standard output, above the bar where both are on the terminal."""
+        """Print a line to standard output, above the bar where both are on the terminal.
+
+        Where nobody reads it any more (``... | head``), the work goes on.
+        """
         if self._bar is not None and sys.stdout.isatty():
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(line, flush=True)  # noqa: T201
+            _write(line, sys.stdout)
 
     def stop(self) -> None:
         """Finish: the last line states what was done, and in what time."""
         if self._bar is not None:
             self._bar.stop()
-        elif self.done:
+        elif self.done > self._before:
             self._print(time.monotonic())
 
-    def _rate(self, now: float) -> str:
-        return f"{self.done / max(now - self._start, 1e-9):,.4g} {self.unit}/s"
+    def _told(self, now: float) -> str:
+        """The status, or else the rate."""
+        return self._status or rate(self.done - self._before, self.unit, now - self._start)
+
+    def _amount(self) -> str:
+        """``25/150 iterations``, ``1.2 GB/16.1 GB``."""
+        if self.unit == "B":
+            return f"{quantity(self.done, 'B')}/{quantity(self.total, 'B')}"
+        return f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"
 
     def _print(self, now: float) -> None:
-        elapsed = now - self._start
-        left = elapsed * (self.total - self.done) / self.done if self.done else float("inf")
+        elapsed, done = now - self._start, self.done - self._before
+        left = elapsed * (self.total - self.done) / done if done else math.inf
         share = 100.0 * self.done / self.total if self.total else 100.0
-        print(  # noqa: T201
-            f"{self.description}: {share:3.0f}% "
-            f"({self.done:,.10g}/{self.total:,.10g} {self.unit}), "
-            f"{self._rate(now)}, elapsed {elapsed:.0f} s, ETA {max(left, 0.0):.0f} s",
-            file=sys.stderr,
-            flush=True,
+        _write(
+            f"{self.description}: {share:3.0f}% ({self._amount()}), {self._told(now)}, "
+            f"elapsed {duration(elapsed)}, ETA {duration(left)}",
+            sys.stderr,
         )
 
 
+def _write(line: str, stream: TextIO) -> None:
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:
+        if not drop_unread_output():
+            raise
+
+
 @contextlib.contextmanager
-def progress(description: str, total: float, unit: str = "it") -> Iterator[ProgressBar]:
-    """A progress bar on standard error over ``total`` units of work."""
-    bar = ProgressBar(description, total, unit)
+def progress(
+    description: str, total: float, unit: str = "items", *, before: int = 0
+) -> Iterator[ProgressBar]:
+    """A progress bar on standard error over ``total`` units of work.
+
+    Args:
+        description: what is done.
+        total: units, with those done before.
+        unit: its name, in the plural; ``B`` for bytes.
+        before: units done by an earlier process.
+    """
+    bar = ProgressBar(description, total, unit, before)
     try:
         yield bar
     finally:

@@ -25,6 +25,10 @@ class Console(rich.console.Console):
     def __init__(self, *, markup: bool = False, **options: Any) -> None:
         super().__init__(markup=markup, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Leave it to :func:`megatron_ultralong.program.ending.ends_with_message`."""
+        raise
+
     def render(
         self,
         renderable: rich.console.RenderableType,

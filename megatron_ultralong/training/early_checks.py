@@ -19,6 +19,7 @@ from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.required import check_required
 from megatron_ultralong.sequence.documents import DocumentMask
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -83,8 +84,7 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
     Raises:
         InputError: a rule between configuration, checkpoint and conversations is broken.
     """
-    if not config.data.data_path:
-        raise InputError(f"--data-path is needed: see `ultralong {config.verb} --help`")
+    check_required(config)
     data = Path(config.data.data_path)
     manifest = load_chat_manifest(data)
     config = config.with_iterations(len(ChatRows(data / "train")))

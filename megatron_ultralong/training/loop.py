@@ -15,6 +15,7 @@ from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model.flops import training_flops
 from megatron_ultralong.program.progress import ProgressBar, progress
+from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.program.rank_values import check_agreement
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training import optimizer, step, validation
@@ -127,7 +128,8 @@ class _Run:
                     last = self.state.iteration == self.config.train_iters
                     due = self.state.iteration % self.config.log_interval == 0 or last
                     log.write(record, to_terminal=due)
-                    bar.advance()
+                    rate = record.tokens_per_second_per_rank * dist.get_world_size()
+                    bar.advance(status=f"loss {record.lm_loss:.4f}, {quantity(rate, 'tokens')}/s")
                 self.saving.at_boundary()
             self.profile.finish()
             self.saving.finish_run()
@@ -140,7 +142,8 @@ class _Run:
             yield None, None
             return
         done = self.state.iteration
-        with progress("training", self.config.train_iters - done) as bar:
+        total = self.config.train_iters
+        with progress("training", total, "iterations", before=done) as bar:
             sinks = run_log.open_sinks(self.config, done)
             log = run_log.RunLog(self.folder.root, self.config.train_iters, bar, sinks)
             bar.print(optimizer.describe_optimizer(self.config.optimizer, self.groups.dp_cp.size()))

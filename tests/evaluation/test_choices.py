@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
@@ -22,6 +24,7 @@ from megatron_ultralong.evaluation.models.opening import (
     tokenizer_folder,
 )
 from megatron_ultralong.evaluation.options import ChoicesConfig, CostConfig, ModelsConfig
+from megatron_ultralong.evaluation.report.report import load_results
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
@@ -147,6 +150,39 @@ def test_megatron_checkpoints_score_as_transformers_do(folder: Path, tmp_path: P
     assert any(name.startswith("few-shot") for name in result.material)
     names = ["choices.json", "choices.png", "evaluation.json", "samples.jsonl"]
     assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == names
+
+
+def test_several_models_are_asked_in_turn(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        *("evaluate", "choices", "--load", f"a={folder / 'hf'}", f"b={folder / 'megatron'}"),
+        *("--data", str(folder / "code_test.jsonl"), "--num-samples", "4", "--precision", "fp32"),
+        *("--output", str(tmp_path / "both"), "--estimated-tflops", "0.01"),
+    )
+    cli.main(words)
+    scores = []
+    for name in ("a", "b"):
+        (result,) = load_results(tmp_path / "both" / name / "choices.json")
+        assert result.checkpoint == name
+        scores.append([cell.score for cell in result.cells])
+    assert scores[0] == scores[1]
+
+    shutil.rmtree(tmp_path / "both" / "b")
+    before = (tmp_path / "both" / "a" / "choices.json").stat().st_mtime_ns
+    cli.main(words)
+    assert "a: already evaluated" in capsys.readouterr().err
+    assert (tmp_path / "both" / "a" / "choices.json").stat().st_mtime_ns == before
+    assert (tmp_path / "both" / "b" / "choices.json").is_file()
+
+    for changed, message in (
+        ((*words[:-1], "0.02", "--num-samples", "3"), "nothing is written over"),
+        (tuple(word.replace("b=", "a=") for word in words), "two models of --load are called 'a'"),
+        (tuple(word.replace("b=", "x/y=") for word in words), "x/y=...: with several models"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(changed)
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

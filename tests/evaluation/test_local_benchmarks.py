@@ -318,7 +318,7 @@ def test_bad_local_copies_are_refused(subject, lv_eval_data, infinite_data, tmp_
     infinite = InfiniteBenchConfig(data=str(tmp_path), tasks=("code_run",))
     for changes, message in (
         ({"data": ""}, "--data is needed"),
-        ({"tasks": ("cmrc",)}, "task 'cmrc' is not known; known: hotpotwikiqa_mixup"),
+        ({"tasks": ("cmrc",)}, "task 'cmrc' is not known; perhaps you meant 'cmrc_mixup'; known"),
         ({"length_levels": ("1m",)}, r"length_levels \['1m'\] must be among 16k"),
         ({"length_levels": ("64k",)}, r"has no cmrc_mixup_64k\.jsonl and no cmrc_mixup/cmrc"),
         ({"max_length": 4096}, r"--max-length \(4096 tokens\) is beyond the 512 positions"),

@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("llama3.1-8b-1m",), ("gpus must be at least 1, not 0",)),
+        (("llama3.1-8b-1m",), ("--gpus is needed: the size of the job",)),
         (("llama3.1-8b-1m", "--gpus", "8", "--gpu", "v100"), ("'v100'", "h100-80gb, ")),
         (("llama3.1-8b-9m", "--gpus", "8"), ("'llama3.1-8b-9m'", "llama3.1-8b-1m")),
         (("llama3.1-8b-1m", "--gpus", "8", "--model", "gpt"), ("'gpt'", "llama3.1-70b")),

@@ -152,4 +152,5 @@ def test_70b_on_eight_gpus_is_answered_with_its_optimizer_on_the_host(
 
 def test_the_help_names_both_kinds_of_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["plan", "--help"])
-    assert "RECIPE|--config FILE" in capsys.readouterr().out
+    assert "llama3.1-8b-1m" in (shown := capsys.readouterr().out)
+    assert "llama3.1-8b-sft" in shown

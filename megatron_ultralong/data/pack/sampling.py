@@ -48,19 +48,19 @@ class LengthSampling:
     """
 
     name: Annotated[SamplingName, tyro.conf.arg(name="length-sampling")] = "fu"
-    """fu: short documents at short_weight, all others once, as in Fu's code. ultralong: long ones
-    at long_weight too, as the paper says. none: every document once. Under the first two, sources
-    are scaled to keep their shares of the tokens."""
+    """fu: short documents at short_weight, all others at 1, as in Fu's code. ultralong: also long
+    documents at long_weight, as in the paper. none: every document once. With fu and ultralong,
+    sources are scaled to keep their shares of the tokens."""
     short_length: Annotated[int | None, Range(0)] = None
-    """Documents under this many tokens are short. None: 4096, the paper's, and in rows of under
-    65,536 tokens a sixteenth of a row."""
+    """Documents with fewer tokens are short. Default: 4096 as in the paper; in rows of less than
+    65,536 tokens, a sixteenth of a row."""
     long_length: Annotated[int | None, Range(0)] = None
-    """Documents of at least this many tokens are long. None: twice short_length, the paper's 8192
-    in rows of 65,536 tokens and more."""
+    """Documents with at least this many tokens are long. Default: twice short_length, which is the
+    paper's 8192 in rows of 65,536 tokens and more."""
     short_weight: Annotated[float, Range(0, 1000)] = 0.1
-    """Weight of short documents; 0.1 is that of Fu's code."""
+    """Weight of short documents; 0.1 as in Fu's code."""
     long_weight: Annotated[float, Range(0, 1000)] = 2.0
-    """Weight of long documents under ultralong; our choice, the paper gives none."""
+    """Weight of long documents with ultralong; our choice, the paper does not state it."""
 
     def check(self) -> None:
         """Raise InputError where a number is out of its range, or the fields do not fit."""

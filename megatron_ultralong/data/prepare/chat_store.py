@@ -51,8 +51,8 @@ def tokenise_chats(
         max_document_bytes=config.reading.max_document_bytes or tokenizer.max_document_bytes,
     )
     readers = [ConversationReader(source, reading) for source in sources]
-    megabytes = sum(reader.num_bytes for reader in readers) / 1e6
-    with progress("Tokenising", megabytes, "MB") as bar, open(folder / "tokens.bin", "wb") as file:
+    num_bytes = sum(reader.num_bytes for reader in readers)
+    with progress("Tokenizing", num_bytes, "B") as bar, open(folder / "tokens.bin", "wb") as file:
         store = ChatStore(config, tokenizer, folder, file.write, marks)
         for reader in readers:
             store.add_source(reader, bar)
@@ -107,10 +107,10 @@ class ChatStore:
             if size > BATCH_CHARACTERS:
                 self._add(batch)
                 batch, size = [], 0
-                bar.advance((reader.bytes_read - done) / 1e6)
+                bar.advance(reader.bytes_read - done)
                 done = reader.bytes_read
         self._add(batch)
-        bar.advance((reader.num_bytes - done) / 1e6)
+        bar.advance(reader.num_bytes - done)
         self._close_source(reader)
 
     def _rendered(self, conversation: Conversation) -> tuple[list[Piece], str]:

@@ -160,11 +160,9 @@ def _tokenise_with(
         split_separators=config.separator_in_text == "split",
         folder=folder,
     )
-    megabytes = sum(shard.num_bytes for shard in plan.shards) / 1e6
-    with progress("Tokenising", megabytes, "MB") as bar:
-        tokenise_shards(
-            plan.shards, job, tokenizer, config.workers, lambda count: bar.advance(count / 1e6)
-        )
+    num_bytes = sum(shard.num_bytes for shard in plan.shards)
+    with progress("Tokenizing", num_bytes, "B") as bar:
+        tokenise_shards(plan.shards, job, tokenizer, config.workers, bar.advance)
     return folder
 
 

@@ -19,21 +19,21 @@ class ReadOptions:
     """How files are read."""
 
     text_key: str = "text"
-    """Key (JSONL) or column (parquet) of the text; a.b is the key b inside a."""
+    """Key (JSONL) or column (parquet) of the text; a.b is key b inside a."""
     source_key: str | None = None
-    """Key or column with the name of the source of every document, in place of NAME."""
+    """Key or column with the name of each document's source, instead of NAME."""
     suffixes: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
     ] = ()
-    """Ending of the files wanted in a folder or pattern, such as .py; repeatable, all if none."""
+    """Suffix of the files to read in a folder or pattern, such as .py; repeatable. Default: all."""
     file_format: FileFormat = "auto"
-    """Format of all files; auto goes by the name of each and by what stands at its beginning."""
+    """Format of all files; auto: by the name and the first bytes of each file."""
     skip_bad: bool = False
-    """Count and skip what cannot be read, instead of stopping there."""
+    """Count and skip documents that cannot be read, instead of stopping."""
     max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
-    """Bytes of a line, of a text file or of a parquet row at most; a longer one is bad, and never
-    held. None: what 2 GiB of memory are enough for, 80 MiB with gigatoken (five rows of 4M tokens),
-    and of the references tiktoken 32, sentencepiece 16, tokenizers 8."""
+    """Largest number of bytes of a line, text file or parquet row; a longer one is a bad document
+    and never held in memory. Default: what fits into 2 GiB of memory: 80 MiB with gigatoken (five
+    rows of 4M tokens), 32 with tiktoken, 16 with sentencepiece, 8 with tokenizers."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,19 @@ class ChatReadOptions:
     """How files of conversations are read."""
 
     chat_format: ChatFormat = "auto"
-    """messages, sharegpt, prompt-completion or alpaca; auto goes by the keys of every record."""
+    """messages, sharegpt, prompt-completion or alpaca; auto: by the keys of every record."""
     reasoning: Reasoning = "drop"
-    """What the assistant thought (reasoning_content, reasoning or thinking in a turn): drop, as
-    Llama's templates do, or keep, in <think> and </think> before the answer, and learnt."""
+    """What to do with reasoning (reasoning_content, reasoning or thinking in a turn). drop: as
+    Llama's templates do. keep: train on it, in <think> and </think> before the answer."""
     ignore_keys: tuple[str, ...] = ()
-    """Keys inside a turn that mean nothing here; any other unknown key is an error."""
+    """Keys inside a turn to ignore; any other unknown key is an error."""
     suffixes: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
     ] = ()
-    """Ending of the files wanted in a folder or pattern, such as .jsonl; repeatable, all if
-    none."""
+    """Suffix of the files to read in a folder or pattern, such as .jsonl; repeatable. Default:
+    all."""
     skip_bad: bool = False
-    """Count and skip conversations that cannot be trained on, instead of stopping there."""
+    """Count and skip conversations that cannot be used, instead of stopping."""
     max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
-    """Bytes of a line or of a parquet row at most; a longer one is bad, and never held. None:
-    what 2 GiB of memory are enough for, 80 MiB with gigatoken."""
+    """Largest number of bytes of a line or parquet row; a longer one is bad and never held in
+    memory. Default: what fits into 2 GiB of memory, 80 MiB with gigatoken."""

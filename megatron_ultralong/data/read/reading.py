@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from megatron_ultralong.data.read.record import (
 )
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, find_files
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.not_known import nearest
 from megatron_ultralong.sequence.documents import document_id
 
 MAX_BAD_SHOWN = 5
@@ -166,9 +166,8 @@ def _key_error(flag: str, key: str, value: object, keys: Sequence[str]) -> str:
     """What is said of a key under which there is no text."""
     found = ", ".join(keys)[:300] or "none"
     kind = "no value" if value is None else f"a {type(value).__name__}"
-    lower = {name.lower(): name for name in keys}
-    near = difflib.get_close_matches(key.lower(), lower, 1, 0.6)
-    hint = f"; did you mean {flag} {lower[near[0]]}?" if near and lower[near[0]] != key else ""
+    near = nearest(key, keys)
+    hint = f"; perhaps you meant {flag} {near}" if near and near != key else ""
     return f"key {key!r} has {kind}, where a text belongs (keys here: {found}){hint}"
 
 

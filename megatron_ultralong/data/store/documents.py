@@ -222,7 +222,7 @@ class RowWriter:
         A sequence of the latter is the number of tokens before the padding and ``cu_seqlens``.
         """
         num_rows = sum(len(plan.rows) for plan in plans.values())
-        with progress("Packing", num_rows * self.seq_length / 1e6, "Mtokens") as bar:
+        with progress("Packing", num_rows * self.seq_length, "tokens") as bar:
             return {split: self._write(folder / split, plan, bar) for split, plan in plans.items()}
 
     def _write(self, prefix: Path, plan: packing.RowPlan, bar: ProgressBar) -> SplitSummary:
@@ -235,7 +235,7 @@ class RowWriter:
                 rows.add(self._tokens(row))
                 cu_seqlens = packing.row_boundaries(row, self._lengths, self.separator.size)
                 boundaries.add(np.append(np.int32(packing.num_real_tokens(row)), cu_seqlens))
-                bar.advance(self.seq_length / 1e6)
+                bar.advance(self.seq_length)
         return SplitSummary(
             num_documents=len(plan.kept),
             num_repeats_dropped=plan.num_repeats_dropped,

@@ -16,6 +16,7 @@ from megatron_ultralong.evaluation.options import check_tasks
 from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.required import Required, check_required
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,30 +134,29 @@ TASKS: dict[str, Task] = {
 class InfiniteBenchConfig:
     """InfiniteBench's twelve tasks from a local copy."""
 
-    data: str = ""
+    data: Annotated[str, Required("the folder with upstream's files")] = ""
     """Folder with upstream's files: passkey.jsonl, longbook_qa_eng.jsonl and the others."""
     tasks: tuple[str, ...] = tuple(TASKS)
-    """Tasks to ask; all twelve by default."""
+    """Tasks to use; default: all twelve."""
     max_length: Annotated[int, Range(0)] = 0
-    """Tokens of prompt and answer together; longer prompts lose their middle. 0: the positions
-    the checkpoint was trained for."""
+    """Largest number of tokens of prompt and answer together; longer prompts lose their middle. 0:
+    the positions the checkpoint was trained for."""
     num_samples: Annotated[int, Range(0)] = 0
-    """Questions of every task, the first ones; 0: all."""
+    """Questions to use from the start of every task; 0: all."""
     prompt_template: PromptTemplate = "base"
-    """base: upstream's prompts for YaRN-Mistral, to be continued; chat: its messages for GPT-4, as
-    turns of Llama 3."""
+    """base: upstream's prompts for YaRN-Mistral. chat: upstream's messages for GPT-4, as turns of
+    Llama 3."""
     micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts that are continued together."""
     beyond_trained_positions: bool = False
     """Allow a max_length beyond the positions the checkpoint was trained for."""
     output: str = ""
-    """New folder for infinitebench.json, infinitebench.png and every answer; empty: print only. A
-    folder that a killed evaluation left is continued."""
+    """New folder for infinitebench.json, infinitebench.png and every answer; default: print only. A
+    killed evaluation resumes from .OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.data:
-            raise InputError("--data is needed: the folder with upstream's files")
+        check_required(self)
         check_tasks(self.tasks, TASKS)
         check_ranges(self)
 

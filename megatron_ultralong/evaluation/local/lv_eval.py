@@ -14,6 +14,7 @@ from megatron_ultralong.evaluation.options import check_tasks
 from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.required import Required, check_required
 
 Metric = Literal["f1_keywords", "f1_keywords_zh", "f1", "f1_zh", "rouge_l_zh"]
 LEVELS = ("16k", "32k", "64k", "128k", "256k")
@@ -111,32 +112,31 @@ KEYWORD_RECALL, KEYWORD_RECALL_ZH = 0.2, 0.4
 class LvEvalConfig:
     """LV-Eval's eleven sets from a local copy."""
 
-    data: str = ""
-    """Folder with upstream's files: hotpotwikiqa_mixup_16k.jsonl, or in a folder of the set's
-    name."""
+    data: Annotated[str, Required("the folder with upstream's files")] = ""
+    """Folder with upstream's files: hotpotwikiqa_mixup_16k.jsonl, or the same in a folder with the
+    name of the set."""
     tasks: tuple[str, ...] = tuple(DATA_SETS)
-    """Sets to ask; all eleven by default."""
+    """Sets to use; default: all eleven."""
     length_levels: tuple[str, ...] = LEVELS
     """Lengths in words, as upstream names its files."""
     max_length: Annotated[int, Range(0)] = 0
-    """Tokens of prompt and answer together; longer prompts lose their middle. 0: the positions
-    the checkpoint was trained for."""
+    """Largest number of tokens of prompt and answer together; longer prompts lose their middle. 0:
+    the positions the checkpoint was trained for."""
     num_samples: Annotated[int, Range(0)] = 0
-    """Questions of every file, the first ones; 0: all."""
+    """Questions to use from the start of every file; 0: all."""
     prompt_template: PromptTemplate = "base"
-    """base: upstream's prompt as it is; chat: as a user turn of Llama 3."""
+    """base: upstream's prompt. chat: the prompt as a user turn of Llama 3."""
     micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts that are continued together."""
     beyond_trained_positions: bool = False
     """Allow a max_length beyond the positions the checkpoint was trained for."""
     output: str = ""
-    """New folder for lv_eval.json, lv_eval.png and every answer; empty: print only. A folder that
-    a killed evaluation left is continued."""
+    """New folder for lv_eval.json, lv_eval.png and every answer; default: print only. A killed
+    evaluation resumes from .OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.data:
-            raise InputError("--data is needed: the folder with upstream's files")
+        check_required(self)
         check_tasks(self.tasks, DATA_SETS)
         check_ranges(self)
         unknown = [level for level in self.length_levels if level not in LEVELS]

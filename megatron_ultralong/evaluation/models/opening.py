@@ -27,28 +27,43 @@ from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.ranks import world_size
+from megatron_ultralong.program.required import check_required
 
 M = TypeVar("M", bound=Model, covariant=True)
 
 
-def open_scorers(config: ModelsConfig) -> AbstractContextManager[Sequence[Scorer]]:
+@contextlib.contextmanager
+def open_scorers(config: ModelsConfig) -> Iterator[Sequence[Scorer]]:
     """Load the models of ``config.load``; every rank of the job enters it.
 
     Raises:
         InputError: a folder is missing or of no known kind, or the layout is none for evaluations.
     """
+    with scorers_in_turn(config) as scorers:
+        yield list(scorers)
+
+
+@contextlib.contextmanager
+def open_generators(config: ModelsConfig) -> Iterator[Sequence[Generator]]:
+    """The same, to generate text."""
+    with generators_in_turn(config) as generators:
+        yield list(generators)
+
+
+def scorers_in_turn(config: ModelsConfig) -> AbstractContextManager[Iterator[Scorer]]:
+    """The same as :func:`open_scorers`, but each model is loaded when the iterator comes to it."""
     return _opened(config, hugging_face.HuggingFaceScorer, megatron.MegatronScorer)
 
 
-def open_generators(config: ModelsConfig) -> AbstractContextManager[Sequence[Generator]]:
-    """The same, to write with."""
+def generators_in_turn(config: ModelsConfig) -> AbstractContextManager[Iterator[Generator]]:
+    """The same, to generate text."""
     return _opened(config, hugging_face.HuggingFaceGenerator, megatron.MegatronGenerator)
 
 
 @contextlib.contextmanager
 def _opened(
     config: ModelsConfig, of_hugging_face: Callable[..., M], of_megatron: Callable[..., M]
-) -> Iterator[Sequence[M]]:
+) -> Iterator[Iterator[M]]:
     """The models; process groups are for the Megatron checkpoints among them."""
     models = _models(config)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -56,18 +71,17 @@ def _opened(
         groups = None
         if not all(_is_hugging_face(folder) for _, folder in models):
             groups = stack.enter_context(parallel_groups(config.parallel, seed=0))
-        yield [
+        yield (
             of_hugging_face(folder, name=name)
             if _is_hugging_face(folder)
             else of_megatron(folder, config, groups, dtype=dtype, name=name)
             for name, folder in models
-        ]
+        )
 
 
 def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
     """Names and folders of ``config.load``, which the layout can hold."""
-    if not config.load:
-        raise InputError("--load is needed: a Megatron checkpoint or a Hugging Face folder")
+    check_required(config)
     models = [_name_and_folder(argument) for argument in config.load]
     of_ours = [folder for _, folder in models if not _is_hugging_face(folder)]
     for folder in of_ours:

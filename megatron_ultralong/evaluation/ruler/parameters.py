@@ -15,6 +15,7 @@ from megatron_ultralong.evaluation.options import check_different, check_tasks
 from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.required import Required, check_required
 
 Metric = Literal["string_match_all", "string_match_part"]
 NeedleType = Literal["words", "numbers", "uuids"]
@@ -151,42 +152,43 @@ def family(task: str) -> Family:
 class RulerConfig:
     """RULER's thirteen synthetic tasks at any length."""
 
-    lengths: Annotated[tuple[int, ...], Range(1)] = ()
-    """Tokens of prompt and answer together; one column of the table each."""
+    lengths: Annotated[
+        tuple[int, ...], Range(1), Required("token counts, such as --lengths 4096 131072")
+    ] = ()
+    """Tokens of prompt and answer together; one column of the table for each."""
     tasks: tuple[str, ...] = tuple(TASKS)
-    """Tasks to run; all thirteen by default."""
+    """Tasks to run; default: all thirteen."""
     num_samples: Annotated[int, Range(1)] = 100
-    """Samples of every task at every length; upstream's figures are of 500."""
+    """Samples per task and length; upstream's figures use 500."""
     seed: Annotated[int, Range(0, UINT32)] = 42
-    """Determines keys, values, words and places."""
+    """Seed of keys, values, words and places."""
     prompt_template: PromptTemplate = "base"
-    """base: the task's text and the beginning of the answer; chat: the text as a user turn of
-    Llama 3, the beginning in the assistant's."""
+    """base: the task's text and the beginning of the answer. chat: the text as a user turn of Llama
+    3, and the beginning of the answer as the assistant's turn."""
     essays: str = ""
-    """Upstream's PaulGrahamEssays.json, or a text file: haystack of niah_single_2 and _3,
+    """Upstream's PaulGrahamEssays.json, or a text file; the text for niah_single_2 and _3,
     niah_multikey_1, niah_multivalue and niah_multiquery."""
     squad: str = ""
     """SQuAD 2.0's dev-v2.0.json, for qa_1."""
     hotpotqa: str = ""
     """HotpotQA's hotpot_dev_distractor_v1.json, for qa_2."""
     word_lists: str = ""
-    """Folder with nounlist.txt, adjectivelist.txt and verblist.txt; empty: those of the package
-    wonderwords, as upstream."""
+    """Folder with nounlist.txt, adjectivelist.txt and verblist.txt; default: the lists of the
+    package wonderwords, as upstream."""
     english_words: str = ""
-    """JSON file of more words for long cwe lists (upstream's english_words.json); empty: pairs of
-    words where one list is too short."""
+    """JSON file of more words for long cwe lists (upstream's english_words.json); default: pairs of
+    words if a list is too short."""
     micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts that are continued together."""
     beyond_trained_positions: bool = False
-    """Allow lengths beyond those the checkpoint was trained for, to see how it breaks."""
+    """Allow lengths beyond those the checkpoint was trained for, to see how it fails."""
     output: str = ""
-    """New folder for ruler.json, ruler.png and every answer; empty: print only. A folder that a
-    killed evaluation left is continued."""
+    """New folder for ruler.json, ruler.png and every answer; default: print only. A killed
+    evaluation resumes from .OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        if not self.lengths:
-            raise InputError("--lengths is needed: token counts, such as --lengths 4096 131072")
+        check_required(self)
         check_different("values", lengths=self.lengths)
         check_tasks(self.tasks, TASKS)
         check_ranges(self)

@@ -1,4 +1,4 @@
-"""What a run tells: a line an iteration in Megatron-LM's words, JSON lines, and other sinks."""
+"""What a run reports: a line per iteration, JSON lines, and other sinks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import datetime
 import json
 import secrets
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from megatron_ultralong.program.optional import check_optional_package, optional
 from megatron_ultralong.program.progress import ProgressBar
 
 FILE_NAME = "log.jsonl"
+WIDEST = 200
+"""Columns of a line on the terminal."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +104,8 @@ class RunLog:
         for sink in self._sinks:
             self._attempt(lambda sink=sink: sink.write(record))  # type: ignore[misc]
         if to_terminal or record.warning:
-            self._bar.print(self.line(record))
+            for line in self.lines(record):
+                self._bar.print(line)
 
     def close(self) -> None:
         """Close the file and the sinks."""
@@ -110,36 +114,37 @@ class RunLog:
         for sink in self._sinks:
             self._attempt(sink.close)
 
-    def line(self, record: IterationRecord) -> str:
-        """The line of one iteration."""
+    def lines(self, record: IterationRecord) -> list[str]:
+        """One line of at most 200 columns; more for a validation and for a warning."""
+        lines = [self._line(record)]
+        if record.validation_loss is not None:
+            text = f"  validation loss: {record.validation_loss:.6f}"
+            if record.validation_bins:
+                text += ", by position:"
+            text += "".join(f" <{part.stop}: {part.lm_loss:.4f}" for part in record.validation_bins)
+            lines += textwrap.wrap(text, WIDEST, subsequent_indent="    ", break_on_hyphens=False)
+        if record.warning:
+            lines.append(f"  WARNING: {record.warning}")
+        return lines
+
+    def _line(self, record: IterationRecord) -> str:
         now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        width = len(str(self._train_iters))
         parts = [
-            f" [{now}] iteration {record.iteration:8d}/{self._train_iters:8d}",
-            f"consumed samples: {record.consumed_samples:12d}",
-            f"consumed tokens: {record.consumed_tokens:14d}",
-            f"elapsed time per iteration (ms): {record.elapsed_ms:.1f}",
-            f"tokens/s/GPU: {record.tokens_per_second_per_rank:.0f}",
-            f"throughput per GPU (TFLOP/s/GPU): {record.tflops_per_rank:.3g}",
+            f"[{now}] iteration {record.iteration:{width}d}/{self._train_iters}",
+            f"lm loss: {record.lm_loss:.6f}",
+            f"grad norm: {record.grad_norm:.3f}",
+            f"learning rate: {record.learning_rate:.3E}",
+            f"time (ms): {record.elapsed_ms:.1f}",
+            f"tokens/s/GPU: {record.tokens_per_second_per_rank:,.0f}",
+            f"TFLOP/s/GPU: {record.tflops_per_rank:.3g}",
         ]
         if record.mfu is not None:
             parts.append(f"MFU: {100 * record.mfu:.1f} %")
-        parts += [
-            f"learning rate: {record.learning_rate:.6E}",
-            f"lm loss: {record.lm_loss:.6E}",
-            f"grad norm: {record.grad_norm:.3f}",
-            f"number of skipped iterations: {record.num_skipped:3d}",
-            f"peak memory (GiB): {record.peak_memory_gib:.2f}",
-        ]
-        if record.validation_loss is not None:
-            parts.append(f"validation loss: {record.validation_loss:.6E}")
-        if record.validation_bins:
-            losses = " ".join(
-                f"<{part.stop}: {part.lm_loss:.4f}" for part in record.validation_bins
-            )
-            parts.append(f"by position: {losses}")
-        if record.warning:
-            parts.append(f"WARNING: {record.warning}")
-        return " | ".join(parts) + " |"
+        parts.append(f"peak GiB: {record.peak_memory_gib:.2f}")
+        if record.num_skipped:
+            parts.append(f"skipped: {record.num_skipped}")
+        return " | ".join(parts)
 
     def _append(self, record: IterationRecord) -> None:
         if self._file:

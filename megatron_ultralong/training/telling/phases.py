@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,9 +189,13 @@ class Profile:
             _log.warning("WARNING: the trace %s cannot be written: %s", self._path, error)
 
 
+WINDOW = 10
+"""Iterations whose mean loss stands for the beginning, and for the end."""
+
+
 @dataclasses.dataclass
 class RunSummary:
-    """Sums over the iterations of this start of a run; no records are kept."""
+    """Sums over the iterations of this start of a run, and the losses of its two ends."""
 
     num_iterations: int = 0
     num_skipped: int = 0
@@ -200,6 +205,8 @@ class RunSummary:
     """Model FLOPs of one rank, in 1e12."""
     first: IterationRecord | None = None
     last: IterationRecord | None = None
+    first_losses: list[float] = dataclasses.field(default_factory=list)
+    last_losses: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=WINDOW))
     validation: float | None = None
     """The last validation loss."""
     phases_ms: dict[str, float] = dataclasses.field(
@@ -215,10 +222,26 @@ class RunSummary:
         self.teraflop += record.tflops_per_rank * record.elapsed_ms / 1000.0
         self.first = self.first or record
         self.last = record
+        if not record.skipped:
+            if len(self.first_losses) < WINDOW:
+                self.first_losses.append(record.lm_loss)
+            self.last_losses.append(record.lm_loss)
         if record.validation_loss is not None:
             self.validation = record.validation_loss
         for phase, value in record.phases_ms.items():
             self.phases_ms[phase] += value
+
+    def _losses(self) -> str:
+        """``2.3456 -> 2.1234 (means of the first and last 10 iterations)``: rows differ in loss."""
+        window = min(WINDOW, (self.num_iterations - self.num_skipped) // 2)
+        if window < 1:
+            return ", ".join(f"{loss:.4f}" for loss in self.first_losses) or "every step skipped"
+        first = sum(self.first_losses[:window]) / window
+        last = sum(list(self.last_losses)[-window:]) / window
+        which = f"means of the first and last {window} iterations"
+        if window == 1:
+            which = "the first and the last iteration"
+        return f"{first:.4f} -> {last:.4f} ({which})"
 
     def text(self, world_size: int, num_checkpoints: int, num_failures: int, place: str) -> str:
         """The summary, several lines.
@@ -234,7 +257,7 @@ class RunSummary:
         seconds = self.milliseconds / 1000.0
         rate = self.num_tokens / seconds / world_size
         tflops = self.teraflop / seconds
-        losses = f"{self.first.lm_loss:.4f} -> {self.last.lm_loss:.4f}"
+        losses = self._losses()
         if self.validation is not None and not math.isnan(self.validation):
             losses += f", validation {self.validation:.4f}"
         whole = sum(self.phases_ms.values()) or 1.0

@@ -118,7 +118,10 @@ def test_the_chat_template_has_special_tokens_once(tokenizer, config, tmp_path):
     ("changes", "message"),
     [
         ({"lengths": ()}, "--lengths is needed"),
-        ({"tasks": ("niah",)}, "task 'niah' is not known; known: niah_single_1"),
+        (
+            {"tasks": ("niah",)},
+            "task 'niah' is not known; perhaps you meant 'niah_single_1'; known",
+        ),
         ({"tasks": ("vt", "vt")}, "tasks must be different values"),
         ({"essays": ""}, r"--essays is needed for niah_single_2, .*or leave them out by --tasks"),
         ({"squad": ""}, "--squad is needed for qa_1"),

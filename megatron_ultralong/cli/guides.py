@@ -1,0 +1,178 @@
+"""What the help of each verb shows first: examples, and the flags that most calls have."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Guide:
+    """Of one verb."""
+
+    examples: tuple[str, ...]
+    """Commands, the simplest first."""
+    common: tuple[str, ...] = ()
+    """Fields whose flags come before the rest, in this order; none: all flags are described."""
+    of_the_command_line: tuple[tuple[str, str], ...] = ()
+    """Flags that the verb reads beside its options', and their help."""
+
+
+_CHECK = (
+    "--dry-run",
+    "Check everything that needs no weights, print the resolved configuration, and stop.",
+)
+_TRAINING = (
+    *("save", "seq_length", "train_iters", "global_batch_size", "micro_batch_size"),
+    *("save_interval", "eval_interval", "lr", "tensor_model_parallel_size"),
+    *("pipeline_model_parallel_size", "context_parallel_size", "sequence_parallel", "precision"),
+    *("recompute_granularity", "offload_activations", "rope_scaling", "rope_scaling_factor"),
+    *("document_mask", "transformer_impl", "exit_duration_in_mins"),
+)
+_LAYOUT = ("tensor_model_parallel_size", "context_parallel_size", "sequence_parallel")
+_EVALUATION = (*_LAYOUT, "precision", "num_samples", "beyond_trained_positions", "output")
+_ON_GPUS = "torchrun --nproc-per-node 8 -m megatron_ultralong"
+
+GUIDES: dict[str, Guide] = {
+    "prepare": Guide(
+        (
+            "ultralong prepare --source 'web=data/*.jsonl' --tokenizer Llama-3.1-8B-Instruct \\\n"
+            "    --seq-length 1048576 --output rows",
+            "ultralong prepare --source web=web.parquet --source code=code.jsonl \\\n"
+            "    --tokenizer Llama-3.1-8B-Instruct --seq-length 131072 --workers 8 --output rows",
+        ),
+        (
+            *("workers", "max_tokens", "valid_fraction", "separator", "packing", "name"),
+            *("text_key", "file_format", "suffixes", "skip_bad", "seed", "inspect"),
+        ),
+    ),
+    "prepare chat": Guide(
+        (
+            "ultralong prepare chat --source 'tulu=tulu/*.parquet' \\\n"
+            "    --tokenizer Llama-3.1-8B-Instruct --output chats",
+            "ultralong prepare chat --source own=chats.jsonl --tokenizer Llama-3.1-8B-Instruct \\\n"
+            "    --seq-length 32768 --too-long truncate --output chats",
+        ),
+        (
+            *("seq_length", "max_length", "too_long", "packing", "chat_template", "chat_format"),
+            *("reasoning", "valid_fraction", "skip_bad", "seed"),
+        ),
+    ),
+    "convert import": Guide(("ultralong convert import Llama-3.1-8B-Instruct base",)),
+    "convert export": Guide(
+        (
+            "ultralong convert export runs/1m Llama-3.1-8B-1M",
+            "ultralong convert export runs/1m Llama-3.1-8B-1M-meta --format meta",
+        )
+    ),
+    "convert verify": Guide(
+        (
+            "ultralong convert verify Llama-3.1-8B-Instruct base",
+            "ultralong convert verify Llama-3.1-8B-Instruct base --logits",
+        )
+    ),
+    "convert inspect": Guide(("ultralong convert inspect Llama-3.1-8B-Instruct",)),
+    "pretrain": Guide(
+        (
+            f"{_ON_GPUS} pretrain llama3.1-8b-1m \\\n"
+            "    --load base --data-path rows --save runs/1m",
+            "WORLD_SIZE=32 ultralong pretrain llama3.1-8b-1m \\\n"
+            "    --load base --data-path rows --dry-run",
+            f"{_ON_GPUS} pretrain --config runs/1m/config.yaml \\\n    --train-iters 300",
+        ),
+        _TRAINING,
+        (_CHECK,),
+    ),
+    "sft": Guide(
+        (
+            f"{_ON_GPUS} sft llama3.1-8b-sft \\\n"
+            "    --load runs/1m --data-path chats --save runs/1m-sft",
+        ),
+        (*_TRAINING[:3], "num_epochs", *_TRAINING[3:]),
+        (_CHECK,),
+    ),
+    "plan": Guide(
+        (
+            "ultralong plan llama3.1-8b-1m --gpus 256 --gpu h100-80gb",
+            "ultralong plan llama3.1-8b-1m --gpus 32 --context-parallel-size 4 --no-search",
+            "ultralong plan --config runs/1m/config.yaml --gpus 64",
+        ),
+        (
+            *("gpu", "model", "seq_length", "search", "global_batch_size", "train_tokens"),
+            *("mean_document_length", "document_mask", "tensor_model_parallel_size"),
+            *("pipeline_model_parallel_size", "context_parallel_size", "recompute_granularity"),
+            *("offload_activations", "hardware", "json", "png"),
+        ),
+    ),
+    "evaluate loss": Guide(
+        (
+            "ultralong evaluate loss --load before=base after=runs/1m --data-path rows \\\n"
+            "    --output loss",
+            f"{_ON_GPUS} evaluate loss --load runs/1m --data-path rows \\\n"
+            "    --context-parallel-size 8",
+        ),
+        (*_EVALUATION, "seq_length", "split", "document_mask"),
+    ),
+    "evaluate passkey": Guide(
+        (
+            f"{_ON_GPUS} evaluate passkey --load runs/1m \\\n"
+            "    --context-parallel-size 8 --lengths 131072 1048576 --output passkey",
+        ),
+        ("depths", *_EVALUATION, "by", "haystack", "max_cost"),
+    ),
+    "evaluate needle": Guide(
+        (
+            f"{_ON_GPUS} evaluate needle --load runs/1m \\\n"
+            "    --context-parallel-size 8 --lengths 131072 1048576 --output needle",
+        ),
+        ("depths", *_EVALUATION, "by", "haystack", "num_distractors", "max_cost"),
+    ),
+    "evaluate ruler": Guide(
+        (
+            f"{_ON_GPUS} evaluate ruler --load runs/1m \\\n"
+            "    --tensor-model-parallel-size 8 --lengths 131072 --tasks vt cwe fwe --output ruler",
+        ),
+        ("tasks", *_EVALUATION, "prompt_template", "essays", "squad", "hotpotqa", "max_cost"),
+    ),
+    "evaluate choices": Guide(
+        (
+            "ultralong evaluate choices --load before=Llama-3.1-8B-Instruct --data mmlu/test \\\n"
+            "    --fewshot-data mmlu/dev --num-fewshot 5 --output choices",
+        ),
+        ("num_fewshot", "fewshot_data", "choice_style", *_EVALUATION, "micro_batch_size"),
+    ),
+    "evaluate chat": Guide(
+        (
+            f"{_ON_GPUS} evaluate chat --load runs/1m-sft \\\n"
+            "    --data-path chats --tensor-model-parallel-size 8 --output chat",
+        ),
+        (*_EVALUATION, "split", "micro_batch_size", "max_cost"),
+    ),
+    "evaluate lv-eval": Guide(
+        (
+            f"{_ON_GPUS} evaluate lv-eval --load runs/1m \\\n"
+            "    --data lv-eval --tensor-model-parallel-size 8 --output lv-eval-1m",
+        ),
+        ("tasks", "length_levels", "max_length", *_EVALUATION, "prompt_template", "max_cost"),
+    ),
+    "evaluate infinitebench": Guide(
+        (
+            f"{_ON_GPUS} evaluate infinitebench --load runs/1m \\\n"
+            "    --data infinitebench --tensor-model-parallel-size 8 --output infinitebench-1m",
+        ),
+        ("tasks", "max_length", *_EVALUATION, "prompt_template", "max_cost"),
+    ),
+    "evaluate report": Guide(("ultralong evaluate report before/ after/ --output report",)),
+    "generate": Guide(
+        (
+            "ultralong generate --load base --prompt 'The capital of France is'",
+            f"{_ON_GPUS} generate --load runs/1m-sft \\\n"
+            "    --context-parallel-size 8 --prompt-file question.txt --chat",
+        ),
+        (
+            *("prompt", "prompt_file", "chat", "system", "max_new_tokens", "temperature", "top_p"),
+            *("top_k", *_LAYOUT, "precision"),
+        ),
+    ),
+    "doctor": Guide(("ultralong doctor", f"{_ON_GPUS} doctor")),
+}
+"""By the name of the verb."""
