@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling, rotary_base
+from megatron_ultralong.checkpoint.formats.rope_block import export_block, rope_scaling, rotary_base
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject
@@ -47,6 +48,10 @@ READ: dict[str, Values] = {
     "mscale as the temperature": in_block(
         **YARN, mscale=1.0, mscale_all_dim=1.0, attention_factor=1.0
     ),
+    "said twice": in_block(**YARN, attention_factor=1.0, mscale=0.0, mscale_all_dim=0.0),
+    "said twice, below 1": in_block(
+        **YARN, attention_factor=0.9, mscale=-0.1 / (0.1 * math.log(16)), mscale_all_dim=0.0
+    ),
     "not rounded": in_block(**YARN, truncate=False),
     "rounded": in_block(**YARN, truncate=True),
     "finetuned": in_block(**YARN, finetuned=True),
@@ -66,9 +71,9 @@ def test_keys_mean_what_transformers_makes_of_them(values: Values) -> None:
     np.testing.assert_allclose(judge.inv_freq.double().numpy(), ours, rtol=1e-6)
     assert yarn.attention_factor(scaling) == pytest.approx(judge.attention_scaling, rel=1e-12)
     # an export states it in a form that means the same
-    block = yarn.hf_rope_scaling(scaling)
-    again = rope_scaling({"rope_scaling": block, "max_position_embeddings": 1}, "c")
-    assert again == scaling
+    for write in (yarn.hf_rope_scaling, export_block):
+        again = rope_scaling({"rope_scaling": write(scaling), "max_position_embeddings": 1}, "c")
+        assert again == scaling
 
 
 def _copied(values: Values) -> Values:
@@ -110,6 +115,14 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "mscale beside a temperature": (
         in_block(**YARN, mscale=1.0, mscale_all_dim=0.5, attention_factor=1.0),
         r"attention_factor is 1.0, and mscale 1.0 and mscale_all_dim 0.5 make it 1.12.*remove",
+    ),
+    "mscale of 0 beside a temperature": (
+        in_block(**YARN, mscale=0.0, mscale_all_dim=0.0, attention_factor=1.25),
+        r"attention_factor is 1.25, and mscale 0.0 and mscale_all_dim 0.0 make it 1:",
+    ),
+    "mscale of minus": (
+        in_block(**YARN, mscale=-10 / math.log(16), mscale_all_dim=0.0, attention_factor=1.25),
+        r"attention_factor is 1.25, and mscale -3.6\d* and mscale_all_dim 0.0 make it 0:",
     ),
     "mscale elsewhere": (
         in_block(**LINEAR, mscale=1.0, mscale_all_dim=1.0),

@@ -160,7 +160,7 @@ def export_config(
         **{key: getattr(model, name) for key, name in SHAPE_KEYS.items()},
         "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
         "rope_theta": base,
-        "rope_scaling": yarn.hf_rope_scaling(metadata.rope_scaling),
+        "rope_scaling": rope_block.export_block(metadata.rope_scaling),
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
 

@@ -11,7 +11,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from megatron_ultralong.model.yarn import RopeScaling, from_hf_rope_scaling
+from megatron_ultralong.model.yarn import (
+    RopeScaling,
+    YarnConfig,
+    from_hf_rope_scaling,
+    hf_rope_scaling,
+    yarn_attention_factor,
+)
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject
 
@@ -60,6 +66,26 @@ def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
         return from_hf_rope_scaling(block)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def export_block(scaling: RopeScaling) -> dict[str, Any] | None:
+    """The ``rope_scaling`` of an export: that of :func:`hf_rope_scaling`, said twice where it must.
+
+    mlx-lm and SGLang read no ``attention_factor`` but ``(0.1 mscale ln s + 1) / (0.1
+    mscale_all_dim ln s + 1)``. ``mscale_all_dim`` of 0 keeps transformers and vLLM from looking at
+    either, and another temperature than YaRN's own is the only one that has to be said to all.
+
+    Raises:
+        InputError: no block can express it.
+    """
+    block = hf_rope_scaling(scaling)
+    if not isinstance(scaling, YarnConfig) or scaling.ramp == "rotations":
+        return block
+    usual = yarn_attention_factor(scaling.scaling_factor)
+    if block is None or usual == 1.0 or scaling.attention_factor == usual:
+        return block
+    mscale = (scaling.attention_factor - 1.0) / (usual - 1.0)
+    return {**block, "mscale": mscale, "mscale_all_dim": 0.0}
 
 
 def _block(config: JsonObject) -> dict[str, Any]:
@@ -112,7 +138,7 @@ def _check_values(block: JsonObject, config: JsonObject) -> None:
         block.number(key, None, above=0, maximum=1e9)
     block.number("attention_factor", None, above=0, maximum=1e6)
     for key in ("mscale", "mscale_all_dim"):
-        block.number(key, None, minimum=0, maximum=1e6)
+        block.number(key, None, minimum=-1e6, maximum=1e6)
     block.number("partial_rotary_factor", None)
     block.boolean("truncate", None)
     block.integer(_LENGTH, None, minimum=1, maximum=2**40)
@@ -153,22 +179,28 @@ def _fill_factor(block: dict[str, Any], config: JsonObject) -> None:
 
 
 def _fill_attention_factor(block: dict[str, Any], where: str) -> None:
-    """``mscale`` and ``mscale_all_dim`` imply one: ``(0.1 m ln s + 1) / (0.1 n ln s + 1)``."""
-    scales = {key: block.pop(key, None) or 0.0 for key in ("mscale", "mscale_all_dim")}
-    mscale, mscale_all_dim = scales.values()
-    if not mscale and not mscale_all_dim:
+    """``mscale`` and ``mscale_all_dim`` imply one: ``(0.1 m ln s + 1) / (0.1 n ln s + 1)``.
+
+    transformers looks at them where there is no ``attention_factor``, and then at both or none:
+    beside one they have to agree with it.
+    """
+    scales = {key: block.pop(key, None) for key in ("mscale", "mscale_all_dim")}
+    present = {key: value or 0.0 for key, value in scales.items() if value is not None}
+    given = block.get("attention_factor")
+    if not any(present.values()) and (given is None or len(present) < 2):
         return
-    if not (mscale and mscale_all_dim):
-        (present,) = (key for key, value in scales.items() if value)
+    if len(present) < 2 or (given is None and not all(present.values())):
+        key = next(key for key, value in present.items() if value)
         raise InputError(
-            f"{where}: {present} is {scales[present]} in the rope block, without the other of "
+            f"{where}: {key} is {present[key]} in the rope block, without the other of "
             f"{' and '.join(scales)}: transformers looks at both or none, other programs at one; "
             "state attention_factor in its place"
         )
+    mscale, mscale_all_dim = present.values()
     stretch = math.log(max(block.get("factor") or 1.0, 1.0))
-    implied = (0.1 * mscale * stretch + 1) / (0.1 * mscale_all_dim * stretch + 1)
-    given = block.get("attention_factor")
-    if given is not None and abs(given / implied - 1) > _ROUNDING:
+    divisor = 0.1 * mscale_all_dim * stretch + 1
+    implied = (0.1 * mscale * stretch + 1) / divisor if divisor else math.inf
+    if given is not None and abs(given - implied) > _ROUNDING * given:
         raise InputError(
             f"{where}: attention_factor is {given}, and mscale {mscale} and mscale_all_dim "
             f"{mscale_all_dim} make it {implied:.6g}: transformers reads the first; remove the "

@@ -1,0 +1,148 @@
+"""Exports in the hands of inference engines: which keys they read, and what they compute.
+
+::
+
+    python -m tools.engine_conformance table FOLDER             # measure rope_readers.json
+    python -m tools.engine_conformance table FOLDER --write
+    python -m tools.engine_conformance matrix FOLDER            # the demo's model, light engines
+    python -m tools.engine_conformance matrix FOLDER --engine vllm --smollm2 CACHE
+    python -m tools.engine_conformance matrix FOLDER --heavy --write docs/engines.md
+
+FOLDER keeps the engines' environments: 100 MB for each release of transformers, 0.2 GB for
+llama.cpp, 0.4 GB for mlx-lm, 3.5 GB for vLLM. ``table`` runs each engine's own rope code with
+blocks that differ in one key. ``matrix`` runs the model of the demo, 512 positions made 4,096, with seven
+rope blocks and a prompt beyond the original context in every engine: log-probabilities of 24 greedy
+tokens to 1e-3 of transformers', 24 of 24 tokens the same, as ``good_for`` says, with the flags that
+it names. ``--smollm2`` runs SmolLM2-135M beyond 8,192 tokens too. Exit status 1 where the table is
+another one, or a cell is wrong and not named so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.checkpoint.convert.report import TRIED
+from megatron_ultralong.checkpoint.formats.rope_readers import TABLE
+from tools.engine_matrix import llama_cpp
+from tools.engine_matrix.blocks import scalings
+from tools.engine_matrix.matrix import Cell, cells, chosen
+from tools.engine_matrix.models import Model, make
+from tools.engine_matrix.page import page, table_of_cells
+from tools.engine_matrix.readings import Measured, measure
+
+BASE = Path(__file__).parent.parent / "examples" / "demo" / "base"
+RELEASES = ("4.44.2", "4.48.3", "4.57.6", "5.23.0")
+"""Of transformers, in the matrix."""
+LIGHT = ("transformers", "mlx-lm", "llama.cpp", "sglang", "exllamav3")
+ENGINES = (*LIGHT, "vllm")
+_LONG = ("llama3", "both")
+"""Blocks that SmolLM2 is run with: the recipe's, and the one that most engines misread."""
+_FLAGS = {
+    "llama.cpp": {
+        "betas": "--yarn-beta-fast {beta_fast:g} --yarn-beta-slow {beta_slow:g}",
+        "temperature": "--override-kv llama.rope.scaling.attn_factor=float:{attn_factor:.9g}",
+    }
+}
+"""What each engine can be told on its command line, by field of a reading."""
+
+
+def main() -> None:
+    """Measure, compare, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    for name, what in (("table", table), ("matrix", matrix)):
+        command = commands.add_parser(name)
+        command.set_defaults(what=what)
+        command.add_argument("folder", type=Path)
+        command.add_argument("--engine", action="append", choices=ENGINES)
+        command.add_argument("--heavy", action="store_true", help="vLLM too")
+    commands.choices["table"].add_argument("--write", action="store_true")
+    commands.choices["matrix"].add_argument("--smollm2", type=Path, metavar="CACHE")
+    commands.choices["matrix"].add_argument("--write", type=Path, metavar="PAGE")
+    arguments = parser.parse_args()
+    arguments.folder = arguments.folder.resolve()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    arguments.engine = arguments.engine or (ENGINES if arguments.heavy else LIGHT)
+    sys.exit(arguments.what(arguments))
+
+
+def table(arguments: argparse.Namespace) -> str | None:
+    """Measure the engines' readings; compare with the table, or write it."""
+    known = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
+    found = {name: _row(arguments.folder, name) for name in arguments.engine}
+    for name, row in found.items():
+        print(json.dumps({name: row}, indent=1))
+    if arguments.write:
+        rows = known | found
+        text = json.dumps({name: rows[name] for name in ENGINES if name in rows}, indent=1)
+        TABLE.write_text(text + "\n")
+        return None
+    other = [name for name, row in found.items() if known.get(name) != row]
+    return f"{TABLE.name} says otherwise of {', '.join(other)}: see --write" if other else None
+
+
+def _row(folder: Path, name: str) -> dict[str, Any]:
+    measured: dict[str, Measured] = {}
+    for version in TRIED if name == "transformers" else ("",):
+        one = (
+            llama_cpp.measure(folder, BASE)
+            if name == "llama.cpp"
+            else measure(folder, name, version)
+        )
+        measured[one.version] = one
+        print(f"{name} {one.version}: to {one.worst:.2g}, far {one.far}", file=sys.stderr)
+    return {
+        "flags": _FLAGS.get(name, {}),
+        "versions": {version: dataclasses.asdict(one.reading) for version, one in measured.items()},
+        "angles": next(iter(measured.values())).far,
+    }
+
+
+def matrix(arguments: argparse.Namespace) -> str | None:
+    """Run every block in every engine; print a table, or write the page."""
+    wanted = chosen(arguments.engine, RELEASES)
+    found: list[tuple[str, Cell]] = []
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
+        for title, models in _models(arguments, Path(place)):
+            for engine in wanted:
+                for cell in cells(arguments.folder, engine, models):
+                    found.append((title, cell))
+                    print(table_of_cells([cell], header=False), flush=True)
+    print(table_of_cells([cell for _, cell in found]))
+    if arguments.write:
+        arguments.write.write_text(page(found), encoding="utf-8")
+    troubled = [(title, cell) for title, cell in found if cell.trouble]
+    for title, cell in troubled:
+        verdict = cell.verdict
+        print(f"{title}, {cell.block}, {verdict.engine} {verdict.version}: {cell.trouble}")
+    return f"{len(troubled)} of {len(found)} cells are not as good_for says" if troubled else None
+
+
+def _models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, list[Model]]]:
+    yield (
+        "demo",
+        [
+            make(work / f"demo-{number}", BASE, name, scaling, 512, greedy=True)
+            for number, (name, scaling) in enumerate(scalings(512).items())
+        ],
+    )
+    if arguments.smollm2:
+        from tools.get_smollm2 import hugging_face_folder
+
+        source = hugging_face_folder(arguments.smollm2.resolve())
+        long = scalings(8192, 16.0)
+        yield (
+            "SmolLM2-135M",
+            [make(work / name, source, name, long[name], 8192, greedy=True) for name in _LONG],
+        )
+
+
+if __name__ == "__main__":
+    main()

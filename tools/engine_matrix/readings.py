@@ -1,0 +1,149 @@
+"""Which reading of rope blocks explains what an engine's own code computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.checkpoint.formats.rope_readers import Reading, readings
+from megatron_ultralong.model.yarn import attention_factor, inv_freq
+from megatron_ultralong.program.errors import InputError
+
+from .blocks import BASE, FAR, HEAD_DIM, telling
+from .environments import python, run
+
+TELLING = telling(1024)
+NEAR = ((0, 8192),)
+FAR_AT = ((1_048_064, 1_048_576), (4_193_792, 4_194_304))
+"""Positions: all below 8,192, and the last 512 of 1M and of 4M."""
+ALIKE = 0.02
+"""Largest difference of cos and sin below position 8,192. float32 is off by 4e-4 there: 8,192
+radians by 2^-24, and frequencies that went through powers. Two readings differ by 0.2."""
+_PROBE = Path(__file__).parent / "rope_probe.py"
+Table = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What one version of an engine was seen to do."""
+
+    version: str
+    reading: Reading
+    worst: float
+    """Largest difference from the reading's own table, up to position 8,192."""
+    far: Mapping[str, float]
+    """Largest error of cos and sin around 1M and 4M positions."""
+
+
+def measure(folder: Path, engine: str, version: str = "") -> Measured:
+    """Run an engine's rope code with every telling block, and find the reading that explains it.
+
+    Raises:
+        LookupError: none does, or several: :class:`Reading` cannot say what the engine does.
+        subprocess.CalledProcessError: its code cannot be run.
+    """
+    jobs = [_job(block, positions, NEAR) for block, positions in TELLING.values()]
+    far = [_job(*FAR, FAR_AT)]
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        (work / "jobs.json").write_text(json.dumps(jobs + far))
+        interpreter = python(folder, engine, version)
+        run(interpreter, _PROBE, engine, work / "jobs.json", work)
+        found = json.loads((work / "found.json").read_text())
+        seen = {
+            name: np.load(path).astype(np.float64) if path.is_file() else None
+            for name, path in zip(
+                (*TELLING, "far"), (work / f"{n}.npy" for n in itertools.count()), strict=False
+            )
+        }
+    reading, worst = explained(seen, table_of, ALIKE)
+    return Measured(found["version"], reading, worst, _far(seen["far"]))
+
+
+def explained(
+    seen: Mapping[str, Table | None],
+    predicted: Callable[[Reading, str], Table | None],
+    alike: float,
+) -> tuple[Reading, float]:
+    """The one reading under which all comes out as it was seen, and the largest difference.
+
+    Args:
+        seen: what an engine computed for each of the telling blocks; None: it refused it.
+        predicted: the same, under a reading.
+        alike: largest difference of what is the same.
+
+    Raises:
+        LookupError: no reading, or more than one.
+    """
+
+    def difference(reading: Reading, name: str) -> float:
+        table, found = predicted(reading, name), seen[name]
+        if table is None or found is None:
+            return 0.0 if table is found else np.inf
+        return float(np.abs(table - found).max())
+
+    refused = {name for name in ("linear", "llama3", "yarn") if seen[name] is None}
+    types = tuple(kind for kind in Reading.types if kind not in refused)
+    fitting = {}
+    for reading in (dataclasses.replace(each, types=types) for each in readings()):
+        worst = 0.0
+        for name in TELLING:
+            worst = max(worst, difference(reading, name))
+            if worst >= alike:
+                break
+        else:
+            fitting[reading] = worst
+    if len(fitting) != 1:
+        raise LookupError(f"{len(fitting)} readings explain what was computed: {list(fitting)}")
+    return next(iter(fitting.items()))
+
+
+def table_of(reading: Reading, name: str) -> Table | None:
+    """Cos and sin of a telling block under a reading, in float64; None where it is refused."""
+    block, positions = TELLING[name]
+    try:
+        scaling = reading.scaling(block, positions)
+    except InputError:
+        return None
+    return exact(inv_freq(scaling, HEAD_DIM, BASE), NEAR) * attention_factor(scaling)
+
+
+def exact(frequencies: Table, at: Sequence[tuple[int, int]]) -> Table:
+    """Cos and sin at stretches of positions, [2, n, D / 2]."""
+    positions = np.concatenate([np.arange(*ends, dtype=np.float64) for ends in at])
+    angles = positions[:, None] * frequencies
+    return np.stack([np.cos(angles), np.sin(angles)])
+
+
+def _far(seen: Table | None) -> dict[str, float]:
+    """By the last position of each stretch."""
+    if seen is None:
+        return {}
+    scaling = Reading().scaling(*FAR)
+    table = exact(inv_freq(scaling, HEAD_DIM, BASE), FAR_AT)
+    sizes = np.cumsum([past - first for first, past in FAR_AT])[:-1]
+    parts = np.split(np.abs(table - seen), sizes, axis=1)
+    return {
+        f"{past - 1:,}": round(float(part.max()), 3)
+        for (_, past), part in zip(FAR_AT, parts, strict=True)
+    }
+
+
+def _job(
+    block: Mapping[str, Any] | None, positions: int, at: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    return {
+        "block": block,
+        "positions": positions,
+        "head_dim": HEAD_DIM,
+        "base": BASE,
+        "at": at,
+    }
