@@ -95,7 +95,7 @@ class InspectConfig:
     """Show what a Hugging Face, Meta or Megatron model holds; nothing is written."""
 
     src: Annotated[Positional[Path], arg(metavar="SRC")]
-    """Folder to look into."""
+    """Folder to look into; a config.json without weights is enough to see its rotary embedding."""
     iteration: Annotated[int | None, Range(0)] = None
     """Iteration of a Megatron checkpoint; the latest by default."""
     json: bool = False
