@@ -67,6 +67,7 @@ setup(
         # package of that name on the index is not NVIDIA's.
         "te": ["transformer-engine[pytorch]>=2.0"],
         "hf": ["transformers>=4.45"],  # evaluate a Hugging Face folder
+        "gguf": ["gguf>=0.19"],  # convert export --format gguf
         "benchmarks": [
             "wonderwords>=2.2",  # the words of RULER's keys and lists, as upstream has them
             "jieba>=0.42",  # words of Chinese answers
@@ -84,6 +85,7 @@ setup(
             "pytest-xdist>=3.6",  # two files of tests at a time
             "hypothesis>=6.100",
             "mpmath>=1.3",
+            "gguf>=0.19",
             "wonderwords>=2.2",
             "jieba>=0.42",
             "rouge>=1.0",

@@ -37,14 +37,14 @@ class ImportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Convert a Megatron checkpoint to a Hugging Face or Meta model."""
+    """Convert a Megatron checkpoint to a Hugging Face, Meta or GGUF model."""
 
     src: Annotated[Positional[Path], arg(metavar="SRC")]
     """Megatron checkpoint: a folder with latest_checkpointed_iteration.txt, or one iteration."""
     dst: Annotated[Positional[Path], arg(metavar="DST")]
     """New folder for the model."""
-    format: Literal["huggingface", "meta"] = "huggingface"
-    """Format to write."""
+    format: Literal["huggingface", "meta", "gguf"] = "huggingface"
+    """Format to write; gguf is llama.cpp's, one file (pip install gguf)."""
     iteration: Annotated[int | None, Range(0)] = None
     """Iteration to export; default: the latest. 0: release."""
     dtype: DtypeName = "keep"
@@ -95,7 +95,7 @@ class InspectConfig:
     """Show the contents of a Hugging Face, Meta or Megatron model. Nothing is written."""
 
     src: Annotated[Positional[Path], arg(metavar="SRC")]
-    """Folder to inspect."""
+    """Folder to inspect; a config.json without weights is enough to show its rope block."""
     iteration: Annotated[int | None, Range(0)] = None
     """Iteration of a Megatron checkpoint; default: the latest."""
     json: bool = False

@@ -1,7 +1,8 @@
-"""Writers of whole models in Hugging Face's and Meta's formats, from a Megatron checkpoint."""
+"""Writers of whole models in the formats of other programs, from a Megatron checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,13 @@ import torch
 
 from megatron_ultralong import __version__
 from megatron_ultralong.checkpoint.convert import small_files
-from megatron_ultralong.checkpoint.convert.verification import convert_tensor, num_bytes
-from megatron_ultralong.checkpoint.formats import hugging_face_config, meta, meta_writer
+from megatron_ultralong.checkpoint.convert.verification import convert_tensor
+from megatron_ultralong.checkpoint.formats import (
+    gguf_file,
+    hugging_face_config,
+    meta,
+    meta_writer,
+)
 from megatron_ultralong.checkpoint.formats.hugging_face import SafetensorsWriter
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import DiskModel
@@ -42,8 +48,9 @@ def write_hugging_face(
     main_dtype = dtype or source.dtype(model_weights(source.model)[0])
     config = hugging_face_config.read_config(source.source_folder)
     values = hugging_face_config.export_config(config, source.metadata, main_dtype)
-    writer = SafetensorsWriter(folder, _tensors(source, dtype), max_shard_size)
-    _write_weights(source, writer, journal, dtype)
+    tensors = _tensors(source, dtype)
+    writer = SafetensorsWriter(folder, tensors, max_shard_size)
+    _write_weights(source, writer, journal, dict(tensors))
     writer.finish()
     positions = source.model.max_position_embeddings
     changes = small_files.restore(source.source_folder, folder, tokenizer, positions, merges)
@@ -70,8 +77,24 @@ def write_meta(
     # With a tensor the files are on the disk in their final size.
     laid_out = bool(journal.entries)
     writer = meta_writer.MetaWriter(folder, tensors, source.model, num_shards, laid_out=laid_out)
-    _write_weights(source, writer, journal, dtype)
+    _write_weights(source, writer, journal, dict(tensors))
     small_files.restore_meta(source.source_folder, folder)
+
+
+def write_gguf(
+    source: MegatronCheckpoint, folder: Path, journal: Journal, dtype: torch.dtype | None
+) -> None:
+    """Write ``source`` as a GGUF file in ``folder``, without the tensors that ``journal`` has.
+
+    Raises:
+        InputError: llama.cpp has no such tokenizer, or the package ``gguf`` is not there.
+    """
+    contents = gguf_file.GgufContents(source, dtype)
+    tensors = {name: gguf_file.stored_info(info) for name, info in _tensors(source, dtype)}
+    laid_out = bool(journal.entries)
+    writer = gguf_file.GgufWriter(folder, contents, source.model, laid_out=laid_out)
+    _write_weights(source, writer, journal, tensors)
+    small_files.restore_licences(source.source_folder, folder)
 
 
 def _tensors(source: WeightSource, dtype: torch.dtype | None) -> list[tuple[str, TensorInfo]]:
@@ -85,17 +108,19 @@ def _tensors(source: WeightSource, dtype: torch.dtype | None) -> list[tuple[str,
 
 def _write_weights(
     source: WeightSource,
-    writer: SafetensorsWriter | meta_writer.MetaWriter,
+    writer: SafetensorsWriter | meta_writer.MetaWriter | gguf_file.GgufWriter,
     journal: Journal,
-    dtype: torch.dtype | None,
+    tensors: Mapping[str, TensorInfo],
 ) -> None:
+    """Write what the journal does not have, in the dtypes that ``tensors`` states by name."""
+    size = sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in tensors.values())
     try:
-        with progress("export", num_bytes(source, dtype) - journal.num_bytes, "B") as bar:
+        with progress("export", size - journal.num_bytes, "B") as bar:
             left = [w for w in model_weights(source.model) if w.label not in journal.entries]
             for weight, parts in read_ahead(left, source.read):
                 written = 0
                 for name, part in zip(weight.names, parts, strict=True):
-                    tensor = convert_tensor(name, part, dtype)
+                    tensor = convert_tensor(name, part, tensors[name].dtype)
                     writer.write(name, tensor)
                     written += tensor.nbytes
                 del parts, part, tensor

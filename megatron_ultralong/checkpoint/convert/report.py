@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from megatron_ultralong.checkpoint.convert.lone_config import inspect_config, lone_config
 from megatron_ultralong.checkpoint.convert.verification import num_bytes
 from megatron_ultralong.checkpoint.disk.folder import iterations
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
@@ -23,6 +24,7 @@ from megatron_ultralong.checkpoint.formats.models import ModelFolder, open_model
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.config.convert import InspectConfig
+from megatron_ultralong.config.rope_recipe import rope_recipe
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.terminal import Console
@@ -130,12 +132,19 @@ _OPTIMIZER = "optimizer."
 def inspect(config: InspectConfig) -> dict[str, Any]:
     """Format, shape, rotary embedding and tensors of a model; also printed.
 
+    Of a ``config.json`` without weights the rotary embedding alone.
+
     Raises:
         InputError: it is in no known format, or damaged.
     """
     check_ranges(config)
+    lone = lone_config(config.src)
+    if lone is not None:
+        values = inspect_config(lone)
+        show(values, config.json)
+        return values
     model = open_model(config.src, config.iteration, verify_checksums=config.verify_checksums)
-    values: dict[str, Any] = {
+    values = {
         "format": model.format,
         "path": str(config.src),
         **(_megatron(model) if isinstance(model, MegatronCheckpoint) else _folder(model)),
@@ -143,6 +152,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         "model": dataclasses.asdict(model.model),
         "rope": dataclasses.asdict(model.rope_scaling) if model.rope_scaling else None,
         "rope_kind": type(model.rope_scaling).__name__ if model.rope_scaling else "none",
+        "rope_recipe": rope_recipe(model.rope_scaling, model.model.max_position_embeddings),
     }
     tensors = _tensors(model)
     if config.json:

@@ -17,6 +17,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
+_LICENCES = ("LICENSE", "NOTICE")
 _NOT_KEPT = (CHECKSUMS_FILE, "adapter_config.json")
 """transformers loads another model where it finds the configuration of an adapter."""
 _FAST, _CONFIG = tokenizer_files.FAST_FILE, tokenizer_files.CONFIG_FILE
@@ -97,6 +98,13 @@ def restore_meta(kept: Path, folder: Path) -> None:
         of_fast = path.name in _OF_FAST or len(name.parts) > 1
         if of_meta or (of_fast and not has_own):
             _copy(path, folder / name)
+
+
+def restore_licences(kept: Path, folder: Path) -> None:
+    """Copy licences and notices into a model of one file, which has all the rest in it."""
+    for path in small_files(kept):
+        if path.name.startswith(_LICENCES):
+            _copy(path, folder / path.relative_to(kept))
 
 
 def meta_tokenizer(kept: Path) -> str:

@@ -12,11 +12,19 @@ from typing import Any
 import torch
 
 from megatron_ultralong.checkpoint.convert import model_writer, small_files
+from megatron_ultralong.checkpoint.convert.gguf_verification import compare_gguf
 from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, show, summarise
 from megatron_ultralong.checkpoint.convert.verification import Comparison, compare, num_bytes
 from megatron_ultralong.checkpoint.disk.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save_metadata
-from megatron_ultralong.checkpoint.formats import hugging_face_config, meta, models, tokenizer_files
+from megatron_ultralong.checkpoint.formats import (
+    gguf_file,
+    gguf_rope,
+    hugging_face_config,
+    meta,
+    models,
+    tokenizer_files,
+)
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.torch_dist_writer import write_torch_dist
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
@@ -78,7 +86,7 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
 
 
 def export_checkpoint(config: ExportConfig) -> ConversionReport:
-    """Megatron checkpoint -> Hugging Face folder that transformers and vLLM load, or Meta's.
+    """Megatron checkpoint -> Hugging Face folder, or Meta's, or a folder with a GGUF file.
 
     Raises:
         InputError: no such checkpoint, its rotary embedding has no form in that format, or
@@ -104,12 +112,16 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         changes: dict[str, list[str]] = {}
         if config.format == "meta":
             model_writer.write_meta(source, folder, journal, dtype, config.num_shards)
+        elif config.format == "gguf":
+            model_writer.write_gguf(source, folder, journal, dtype)
         else:
             changes = model_writer.write_hugging_face(
                 source, folder, journal, dtype, shard_size, config.tokenizer_merges
             )
         times.append(time.monotonic())
-        if config.verify:
+        if config.verify and config.format == "gguf":
+            compare_gguf(source, folder / gguf_file.FILE_NAME, dtype)
+        elif config.verify:
             compare(source, models.open_model(folder), dtype)
         times.append(time.monotonic())
     return _report(
@@ -130,20 +142,39 @@ def verify(config: VerifyConfig) -> Comparison:
         InputError: they differ; the message names the tensors, or says by how much.
     """
     check_ranges(config)
-    a, b = (
-        models.open_model(path, config.iteration, verify_checksums=config.verify_checksums)
-        for path in (config.a, config.b)
-    )
-    if config.logits and config.dtype != "keep":
-        raise InputError("--logits compares models of one dtype: leave --dtype out")
-    comparison = compare(a, b, _DTYPES[config.dtype])
-    if config.logits:
-        how = (config.logits_seq_length, config.logits_dtype, config.logits_method)
-        logits = check_logits((a, b), *how)
-        comparison = dataclasses.replace(comparison, logits=logits)
+    if gguf_file.is_gguf(config.b):
+        comparison = _verify_gguf(config)
+    else:
+        a, b = (
+            models.open_model(path, config.iteration, verify_checksums=config.verify_checksums)
+            for path in (config.a, config.b)
+        )
+        if config.logits and config.dtype != "keep":
+            raise InputError("--logits compares models of one dtype: leave --dtype out")
+        comparison = compare(a, b, _DTYPES[config.dtype])
+        if config.logits:
+            how = (config.logits_seq_length, config.logits_dtype, config.logits_method)
+            logits = check_logits((a, b), *how)
+            comparison = dataclasses.replace(comparison, logits=logits)
     values = {"action": "verify", "a": str(config.a), "b": str(config.b), "equal": True}
     show({**values, **dataclasses.asdict(comparison)}, config.json)
     return comparison
+
+
+def _verify_gguf(config: VerifyConfig) -> Comparison:
+    source = models.open_model(config.a, config.iteration, verify_checksums=config.verify_checksums)
+    if not isinstance(source, MegatronCheckpoint):
+        raise InputError(
+            f"{config.b} is a GGUF file, which is compared with the Megatron checkpoint that it "
+            f"was exported from, and {config.a} is a model in {source.format}'s format: import "
+            "that and export it again"
+        )
+    if config.logits:
+        raise InputError(
+            f"--logits computes no GGUF file ({config.b}): leave it out, or compare the answers "
+            "of llama.cpp with those of `ultralong generate`"
+        )
+    return compare_gguf(source, gguf_file.gguf_path(config.b), _DTYPES[config.dtype])
 
 
 def _report(
@@ -183,6 +214,8 @@ def _output(
 def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any]:
     if config.format == "meta":
         return {"tokenizer": small_files.meta_tokenizer(source.source_folder)}
+    if config.format == "gguf":
+        return {"llama.cpp": gguf_rope.readers(source.rope_scaling)}
     tokenizer = tokenizer_files.TokenizerFiles(source.source_folder)
     return good_for(source.metadata, tokenizer, config.tokenizer_merges)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,23 +73,27 @@ def compare(
     with progress("verify", num_bytes(source, dtype), "B") as bar:
         for weight, (wanted, got) in pairs:
             for name, expected, found in zip(weight.names, wanted, got, strict=True):
-                difference = _difference(convert_tensor(name, expected, dtype), found)
-                if difference:
-                    differences.append(f"{name}: {difference}")
+                if what := difference(convert_tensor(name, expected, dtype), found):
+                    differences.append(f"{name}: {what}")
                 bar.advance(found.nbytes)
             del wanted, got, expected, found
     if differences:
-        more = len(differences) - _NAMED
-        raise InputError(
-            "the models differ in "
-            + "; ".join(differences[:_NAMED])
-            + (f"; and {more} more" if more > 0 else "")
-            + (_OF_ROPE if differences == rope else _OF_BYTES)
-        )
+        raise differences_error(differences, _OF_ROPE if differences == rope else _OF_BYTES)
     return Comparison(sum(len(weight.names) for weight in weights), num_parameters(source.model))
 
 
-def _difference(expected: torch.Tensor, found: torch.Tensor) -> str | None:
+def differences_error(differences: Sequence[str], way_out: str = _OF_BYTES) -> InputError:
+    """The error of two models that differ, in what the texts name."""
+    more = len(differences) - _NAMED
+    return InputError(
+        "the models differ in "
+        + "; ".join(differences[:_NAMED])
+        + (f"; and {more} more" if more > 0 else "")
+        + way_out
+    )
+
+
+def difference(expected: torch.Tensor, found: torch.Tensor) -> str | None:
     """How two tensors differ in their bits: -0.0 is not 0.0, and a NaN equals itself."""
     if expected.dtype != found.dtype:
         return f"dtype {expected.dtype} against {found.dtype}"

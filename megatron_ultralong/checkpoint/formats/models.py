@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE
+from megatron_ultralong.checkpoint.formats.gguf_file import is_gguf
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
@@ -41,6 +42,11 @@ def open_model(
         return HuggingFaceFolder(path)
     if (path / PARAMS_FILE).is_file():
         return MetaFolder(path)
+    if is_gguf(path):
+        raise InputError(
+            f"{path} is a GGUF file, which is written and compared here, not read: use the "
+            "Megatron checkpoint or the Hugging Face folder that it was made of"
+        )
     if path.is_dir() and not (path / LATEST_FILE).is_file() and not (path / FORMAT_FILE).is_file():
         raise InputError(
             f"{path} is no model: it has no {CONFIG_FILE} (Hugging Face), no {PARAMS_FILE} (Meta) "

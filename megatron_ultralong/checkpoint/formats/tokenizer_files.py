@@ -66,17 +66,18 @@ class TokenizerFiles:
         self.values = read_json(path) if path.is_file() else JsonObject({}, str(path))
         """Of ``tokenizer_config.json``."""
         path = folder / FAST_FILE
-        self._fast = read_json(path, max_bytes=MAX_TOKENIZER_BYTES) if path.is_file() else None
+        self.fast = read_json(path, max_bytes=MAX_TOKENIZER_BYTES) if path.is_file() else None
+        """Of ``tokenizer.json``; None: there is none."""
 
     def config(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """``tokenizer_config.json`` with ``values``, and what was said in other words in it."""
         new = dict(values)
         changes: list[str] = []
         kind = new.get("tokenizer_class")
-        if self._fast is not None and kind != FAST_CLASS and self._is_read_as_it_is(kind):
+        if self.fast is not None and kind != FAST_CLASS and self._is_read_as_it_is(kind):
             new["tokenizer_class"] = FAST_CLASS
             changes.append(f"tokenizer_class {kind} -> {FAST_CLASS}")
-        if self._fast is not None and new.pop("fast_tokenizer_files", None) is not None:
+        if self.fast is not None and new.pop("fast_tokenizer_files", None) is not None:
             changes.append(f"fast_tokenizer_files left out: {FAST_FILE} is the tokenizer")
         extra = new.get("extra_special_tokens")
         if isinstance(extra, list):  # 4.48 to 4.57 ask it for its keys
@@ -94,14 +95,14 @@ class TokenizerFiles:
     def readers(self, merges: str = "keep") -> dict[str, str]:
         """Releases of transformers that read each file of an export as it was meant."""
         found: dict[str, str] = {}
-        if self._fast is not None:
-            unknown = sorted(_unknown_parts(self._fast))
-            has_pairs = merges == "keep" and _has_pairs(self._fast)
+        if self.fast is not None:
+            unknown = sorted(_unknown_parts(self.fast))
+            has_pairs = merges == "keep" and _has_pairs(self.fast)
             found[FAST_FILE] = ">=4.45" if has_pairs else ">=4.43"
             if unknown:
                 found[FAST_FILE] = f"not tried: {', '.join(unknown)} came after tokenizers 0.19"
         kind = self.values.get("tokenizer_class")
-        if self._fast is None:
+        if self.fast is None:
             if self.values:
                 found[CONFIG_FILE] = f"not tried: there is no {FAST_FILE}"
         elif kind == FAST_CLASS or self._is_read_as_it_is(kind):
@@ -120,9 +121,9 @@ class TokenizerFiles:
         Raises:
             InputError: a token of a merge has a space in it, which that form cannot say.
         """
-        if self._fast is None or not _has_pairs(self._fast):
+        if self.fast is None or not _has_pairs(self.fast):
             return
-        merges = self._fast["model"]["merges"]
+        merges = self.fast["model"]["merges"]
         spaced = next((pair for pair in merges if any(" " in part for part in pair)), None)
         if spaced is not None:
             raise InputError(
@@ -137,12 +138,12 @@ class TokenizerFiles:
         Raises:
             InputError: it would be another tokenizer.
         """
-        if self._fast is None or not _has_pairs(self._fast):
+        if self.fast is None or not _has_pairs(self.fast):
             return False
         self.check_string_merges()
-        model = self._fast["model"]
+        model = self.fast["model"]
         strings = [" ".join(pair) for pair in model["merges"]]
-        values = {**self._fast, "model": {**model, "merges": strings}}
+        values = {**self.fast, "model": {**model, "merges": strings}}
         path.write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")
         # both in the words of the installed library: vocabulary, merges, added tokens, all parts
         before, after = map(load_fast, (self._folder / FAST_FILE, path))
@@ -164,8 +165,8 @@ class TokenizerFiles:
         return kind in _LLAMA_CLASSES and not self._is_sentencepiece() and self._adds_as_asked()
 
     def _is_sentencepiece(self) -> bool:
-        assert self._fast is not None
-        parts = [self._fast.get("normalizer"), self._fast.get("pre_tokenizer")]
+        assert self.fast is not None
+        parts = [self.fast.get("normalizer"), self.fast.get("pre_tokenizer")]
         return "\u2581" in json.dumps(parts, ensure_ascii=False)
 
     def _adds_as_asked(self) -> bool:

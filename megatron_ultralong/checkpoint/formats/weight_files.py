@@ -57,6 +57,11 @@ class WeightSet:
         return self.name if count < 2 and not self.places else f"{self.name} ({count} files)"
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a file in ``folder`` has the name of weights, in whichever format."""
+    return any(_LOOKS_LIKE_WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
+
+
 def open_weights(
     folder: Path, config: Mapping[str, Any]
 ) -> tuple[list[tensor_file.TensorFile], dict[str, tensor_file.TensorFile]]:

@@ -1,0 +1,52 @@
+"""A ``config.json`` without weights: what its rope block is, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE
+from megatron_ultralong.checkpoint.formats import rope_block
+from megatron_ultralong.checkpoint.formats.hugging_face_config import ARCHITECTURE, CONFIG_FILE
+from megatron_ultralong.checkpoint.formats.weight_files import has_weights
+from megatron_ultralong.config.rope_recipe import rope_recipe
+from megatron_ultralong.program.json_file import JsonObject, read_json
+
+
+def lone_config(path: Path) -> Path | None:
+    """The ``config.json`` that ``path`` is or that it holds without weights; None: a model."""
+    if path.is_file() and path.suffix == ".json":
+        return path
+    others = (path / LATEST_FILE, path / FORMAT_FILE)
+    if not (path / CONFIG_FILE).is_file() or has_weights(path) or any(o.is_file() for o in others):
+        return None
+    return path / CONFIG_FILE
+
+
+def inspect_config(path: Path) -> dict[str, Any]:
+    """What a configuration says of its rotary embedding, of whatever architecture it is.
+
+    Raises:
+        InputError: it is damaged, or its rope block is none that is known here.
+    """
+    values = read_json(path)
+    inner = values.object("text_config", None)  # of models that see and hear too
+    config = JsonObject({**values, **inner}, values.where) if inner else values
+    architectures = values.strings("architectures", [])
+    scaling = rope_block.rope_scaling(config, str(path))
+    positions = rope_block.max_positions(config)
+    is_llama = architectures == [ARCHITECTURE]
+    return {
+        "format": "a configuration without weights",
+        "path": str(path),
+        "architectures": architectures,
+        "conversion": None
+        if is_llama
+        else f"{', '.join(architectures) or 'no architecture'} is not converted here: "
+        "the rope block is described as that of a Llama",
+        "rope_theta": rope_block.rotary_base(config),
+        "rope_block": next(
+            (config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)), None
+        ),
+        "rope_recipe": rope_recipe(scaling, positions),
+    }

@@ -1,0 +1,249 @@
+"""A model as one GGUF file, llama.cpp's format: names, the order of q and k, and the writer.
+
+Its header has the metadata and a list of all tensors, and is made by the package ``gguf``; the
+tensors follow in the order of the list, each at a multiple of 32 bytes, and are written in place as
+they come. What stands in it is what ``convert_hf_to_gguf.py`` of llama.cpp makes of the Hugging
+Face folder of the same model, but for the rotary embedding
+(:mod:`megatron_ultralong.checkpoint.formats.gguf_rope`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
+from megatron_ultralong.checkpoint.formats.gguf_rope import DIVISORS, rope_values
+from megatron_ultralong.checkpoint.formats.gguf_tokenizer import tokenizer_values
+from megatron_ultralong.checkpoint.formats.gguf_values import (
+    Value,
+    Values,
+    float32,
+    int32,
+    library,
+    string,
+    uint32,
+)
+from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.meta import num_heads, to_pairs
+from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo
+from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, model_weights
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.json_file import JsonObject, read_json
+
+FILE_NAME = "model.gguf"
+ARCHITECTURE = "llama"
+_OUTSIDE = {
+    EMBEDDING: "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    LM_HEAD: "output.weight",
+}
+_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_PERMUTED = {"self_attn.q_proj": "query", "self_attn.k_proj": "key"}
+"""Heads whose rotary dimensions stand in pairs, as in Meta's files."""
+_TYPES = {torch.float32: ("F32", 0), torch.float16: ("F16", 1), torch.bfloat16: ("BF16", 32)}
+"""GGUF's name of a dtype, and the number of a file whose matrices have it."""
+_SAMPLING = {
+    "top_k": ("top_k", int32),
+    "top_p": ("top_p", float32),
+    "min_p": ("min_p", float32),
+    "temperature": ("temp", float32),
+    "repetition_penalty": ("penalty_repeat", float32),
+}
+"""Keys of ``generation_config.json`` that llama.cpp samples by, their names there and types."""
+
+
+def gguf_name(name: str) -> str:
+    """GGUF's name of a Hugging Face tensor.
+
+    ``model.layers.3.self_attn.q_proj.weight`` is ``blk.3.attn_q.weight``.
+    """
+    if name in _OUTSIDE:
+        return _OUTSIDE[name]
+    layer, part = _parts(name)
+    return f"blk.{layer}.{_LAYER[part]}.weight"
+
+
+def _parts(name: str) -> tuple[str, str]:
+    layer, _, part = name.removeprefix("model.layers.").removesuffix(".weight").partition(".")
+    return layer, part
+
+
+def stored(name: str, tensor: torch.Tensor, model: ModelConfig) -> torch.Tensor:
+    """A Hugging Face tensor as the file has it: rows of q and k by pairs."""
+    heads = _PERMUTED.get(_parts(name)[1])
+    if heads is None:
+        return tensor
+    return to_pairs(tensor, num_heads(model, "query" if heads == "query" else "key"))
+
+
+def stored_info(info: TensorInfo) -> TensorInfo:
+    """Dtype and shape of a tensor as the file has it: llama.cpp wants vectors in float32."""
+    return TensorInfo(torch.float32, info.shape) if len(info.shape) == 1 else info
+
+
+class GgufContents:
+    """Everything of a GGUF file but its tensors' bytes: what stands in it, and where."""
+
+    def __init__(self, source: MegatronCheckpoint, dtype: torch.dtype | None) -> None:
+        """Plan the file of ``source`` in ``dtype``; None keeps its own.
+
+        Raises:
+            InputError: the package ``gguf`` is not there, or llama.cpp has no such tokenizer.
+        """
+        weights = model_weights(source.model)
+        self.divisors: torch.Tensor | None
+        rope, self.divisors = rope_values(source.rope_scaling, source.model)
+        main = dtype or source.dtype(weights[0])
+        self.tensors: dict[str, TensorInfo] = {}
+        """By their names in the file, in its order."""
+        if self.divisors is not None:
+            self.tensors[DIVISORS] = TensorInfo(torch.float32, tuple(self.divisors.shape))
+        for weight in weights:
+            for name, shape in zip(weight.names, weight.shapes, strict=True):
+                info = stored_info(TensorInfo(dtype or source.dtype(weight), shape))
+                self.tensors[gguf_name(name)] = info
+        path = source.source_folder / CONFIG_FILE
+        config = read_json(path) if path.is_file() else JsonObject({}, str(path))
+        self.values: Values = {
+            "general.architecture": string(ARCHITECTURE),
+            "general.type": string("model"),
+            **_sampling(source.source_folder),
+            "general.name": string(source.metadata.source_model),
+            "general.size_label": string(self._size_label()),
+            **_shape_values(source.model),
+            **rope,
+            "general.file_type": uint32(_TYPES[main][1]),
+            "general.quantization_version": uint32(library().GGML_QUANT_VERSION),
+            **tokenizer_values(source.source_folder, source.model.vocab_size, config),
+        }
+
+    def _size_label(self) -> str:
+        count = sum(torch.Size(info.shape).numel() for info in self.tensors.values())
+        label: str = library().size_label(count, count, 0, 0)
+        return label
+
+    def header(self, aside: Path) -> bytes:
+        """The file up to its first tensor; ``aside`` is where the package writes it."""
+        gguf = library()
+        writer = gguf.GGUFWriter(None, ARCHITECTURE)
+        for key, (kind, value) in self.values.items():
+            if key != "general.architecture":  # the writer's own
+                writer.add_key_value(key, value, gguf.GGUFValueType[kind])
+        for name, info in self.tensors.items():
+            raw = gguf.GGMLQuantizationType[_TYPES[info.dtype][0]]
+            writer.add_tensor_info(name, info.shape, np.dtype("V1"), _num_bytes(info), raw)
+        try:
+            writer.write_header_to_file(path=aside)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            writer.close()
+            data = aside.read_bytes()
+        finally:
+            aside.unlink(missing_ok=True)
+        return data + bytes(-len(data) % gguf.GGUF_DEFAULT_ALIGNMENT)
+
+    def offsets(self, header: bytes) -> dict[str, int]:
+        """Where every tensor begins in the file, by its name in it."""
+        alignment = library().GGUF_DEFAULT_ALIGNMENT
+        offset, found = len(header), {}
+        for name, info in self.tensors.items():
+            found[name] = offset
+            offset += _num_bytes(info) + -_num_bytes(info) % alignment
+        return found
+
+
+class GgufWriter:
+    """Writes tensors, in any order, to their places in the file."""
+
+    def __init__(
+        self, folder: Path, contents: GgufContents, model: ModelConfig, *, laid_out: bool = False
+    ) -> None:
+        """Lay the file out, or open the one that was ``laid_out`` already."""
+        self._model = model
+        header = contents.header(folder / f".{FILE_NAME}.header")
+        self._offsets = contents.offsets(header)
+        path = folder / FILE_NAME
+        if not laid_out:
+            path.touch()
+        self._file = path.open("r+b")
+        if not laid_out:
+            self._file.write(header)
+            last, info = list(contents.tensors.items())[-1]
+            # readers want the last tensor padded too
+            end = self._offsets[last] + _num_bytes(info)
+            self._file.truncate(end + -end % library().GGUF_DEFAULT_ALIGNMENT)
+        if contents.divisors is not None:
+            write_tensor(self._file, self._offsets[DIVISORS], contents.divisors)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Fill Hugging Face tensor ``name`` in."""
+        place = self._offsets[gguf_name(name)]
+        write_tensor(self._file, place, stored(name, tensor, self._model))
+
+    def sync(self) -> None:
+        """Wait until the disk has everything."""
+        sync(self._file)
+
+    def close(self) -> None:
+        """Close the file, complete or not."""
+        self._file.close()
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether ``path`` is a GGUF file, or a folder that :class:`GgufWriter` wrote into."""
+    return path.suffix == ".gguf" or (path / FILE_NAME).is_file()
+
+
+def gguf_path(path: Path) -> Path:
+    """The file, where ``path`` may be its folder."""
+    return path / FILE_NAME if path.is_dir() else path
+
+
+def _num_bytes(info: TensorInfo) -> int:
+    return torch.Size(info.shape).numel() * info.dtype.itemsize
+
+
+def _shape_values(model: ModelConfig) -> Values:
+    counts = {
+        "block_count": model.num_layers,
+        "context_length": model.max_position_embeddings,
+        "embedding_length": model.hidden_size,
+        "feed_forward_length": model.ffn_hidden_size,
+        "attention.head_count": model.num_attention_heads,
+        "attention.head_count_kv": model.num_query_groups,
+        "attention.key_length": model.kv_channels,
+        "attention.value_length": model.kv_channels,
+        "vocab_size": model.vocab_size,
+        "rope.dimension_count": model.kv_channels,
+    }
+    return {
+        **{f"{ARCHITECTURE}.{name}": uint32(count) for name, count in counts.items()},
+        f"{ARCHITECTURE}.attention.layer_norm_rms_epsilon": float32(model.norm_epsilon),
+    }
+
+
+def _sampling(folder: Path) -> Values:
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    given = read_json(path)
+    found: dict[str, Value] = {}
+    for key, (name, kind) in _SAMPLING.items():
+        value = given.integer(key, None) if kind is int32 else given.number(key, None)
+        if value is not None:
+            found[f"general.sampling.{name}"] = kind(value)
+    return found

@@ -1,0 +1,99 @@
+"""The rotary embedding of a model in GGUF, as llama.cpp computes it for ``llama``.
+
+What llama.cpp reads there: ``rope.freq_base``; ``rope.scaling.type``, ``factor`` and
+``original_context_length``; a tensor ``rope_freqs.weight`` that every frequency is divided by; and
+``rope.scaling.attn_factor``, which multiplies the temperature 0.1 ln s + 1 that it gives to
+``yarn`` of itself, or 1. It has keys for betas and for the temperature itself
+(``yarn_beta_fast``, ``yarn_beta_slow``, ``yarn_attn_factor``), its converter writes them, and for
+``llama`` it looks at none of them. So what ``yarn`` there would get wrong is stated as divisors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from megatron_ultralong.checkpoint.formats.gguf_values import Values, float32, string, uint32
+from megatron_ultralong.model import yarn
+from megatron_ultralong.model.shape import ModelConfig
+
+DIVISORS = "rope_freqs.weight"
+_SCALING = "llama.rope.scaling."
+_USUAL_BETAS = (32.0, 1.0)
+"""Of llama.cpp, where no flag gives others."""
+
+
+def rope_values(
+    scaling: yarn.RopeScaling, model: ModelConfig
+) -> tuple[Values, torch.Tensor | None]:
+    """Metadata of a rotary embedding, and the divisors of its frequencies, float32 [D // 2].
+
+    The divisors are None where llama.cpp computes the frequencies from the metadata.
+    """
+    base = yarn.effective_rotary_base(scaling, model.kv_channels, model.rotary_base)
+    values: Values = {"llama.rope.freq_base": float32(base)}
+    if scaling is None or isinstance(scaling, yarn.NtkConfig):
+        return values, None
+    if isinstance(scaling, yarn.LinearConfig):
+        values[_SCALING + "type"] = string("linear")
+        values[_SCALING + "factor"] = float32(scaling.scaling_factor)
+        return values, None
+    if _is_yarn_there(scaling):
+        return {**values, **_yarn_values(scaling)}, None
+    if scaling.attention_factor != 1.0:
+        values[_SCALING + "attn_factor"] = float32(scaling.attention_factor)
+    if scaling.ramp == "rotations":
+        return values, _llama3_divisors(scaling, model)
+    plain = yarn.rope_inv_freq(model.kv_channels, model.rotary_base)
+    scaled = yarn.yarn_inv_freq(scaling, model.kv_channels, model.rotary_base)
+    return values, torch.from_numpy(plain / scaled).float()
+
+
+def readers(scaling: yarn.RopeScaling) -> str:
+    """Releases of llama.cpp that read the rotary embedding of the file as it was trained.
+
+    ``attn_factor`` is as old as the format; ``yarn``'s own temperature was applied twice by some
+    releases of 2025.
+    """
+    if isinstance(scaling, yarn.YarnConfig) and _is_yarn_there(scaling):
+        return "b11434 and b11549 were run, without any flag; the file states yarn"
+    return "b11434 and b11549 were run, without any flag; any release with rope_freqs"
+
+
+def _is_yarn_there(scaling: yarn.YarnConfig) -> bool:
+    betas = (scaling.beta_fast, scaling.beta_slow)
+    return scaling.ramp == "dimensions" and scaling.truncate and betas == _USUAL_BETAS
+
+
+def _yarn_values(scaling: yarn.YarnConfig) -> Values:
+    usual = yarn.yarn_attention_factor(scaling.scaling_factor)
+    values = {
+        "type": string("yarn"),
+        "factor": float32(scaling.scaling_factor),
+        "original_context_length": uint32(scaling.original_max_position_embeddings),
+        "yarn_attn_factor": float32(scaling.attention_factor),
+        "yarn_beta_fast": float32(scaling.beta_fast),
+        "yarn_beta_slow": float32(scaling.beta_slow),
+    }
+    if scaling.attention_factor != usual:
+        values["attn_factor"] = float32(scaling.attention_factor / usual)
+    return {_SCALING + name: value for name, value in values.items()}
+
+
+def _llama3_divisors(scaling: yarn.YarnConfig, model: ModelConfig) -> torch.Tensor:
+    """What llama.cpp's converter makes of ``rope_type: llama3``, every product in float32.
+
+    It is up to 1e-6 from the quotient of the frequencies in float64, as transformers' own
+    frequencies are; files of one model should not depend on who converted it.
+    """
+    dimension = model.kv_channels
+    exponents = torch.arange(0, dimension, 2, dtype=torch.float32) / dimension
+    frequencies = 1.0 / (model.rotary_base**exponents)
+    length, factor = scaling.original_max_position_embeddings, scaling.scaling_factor
+    slow, fast = scaling.beta_slow, scaling.beta_fast
+    wavelengths = 2 * math.pi / frequencies
+    share = (length / wavelengths - slow) / (fast - slow)
+    mixed = 1 / ((1 - share) / factor + share)
+    divisors = torch.where(wavelengths > length / slow, factor, mixed)
+    return torch.where(wavelengths < length / fast, 1.0, divisors).float()

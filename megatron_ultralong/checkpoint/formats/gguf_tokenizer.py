@@ -1,0 +1,256 @@
+"""A tokenizer in GGUF: the vocabulary, and which of llama.cpp's pre-tokenizers cuts the text.
+
+A GGUF file has no pattern of its own: it names one of those that llama.cpp is compiled with. Its
+converter finds the name by the ids that a text is given, one hash for every vocabulary it has seen;
+here it is found by what ``tokenizer.json`` says, so that every vocabulary has it, and one whose
+pattern llama.cpp does not have is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+
+from megatron_ultralong.checkpoint.formats.gguf_values import (
+    Values,
+    array,
+    boolean,
+    string,
+    uint32,
+)
+from megatron_ultralong.checkpoint.formats.tokenizer_files import (
+    FAST_FILE,
+    TokenizerFiles,
+    load_fast,
+)
+from megatron_ultralong.program.errors import InputError
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace("{1,3}", "")
+_BYTES = ("ByteLevel", False)
+"""Bytes as letters, of what was cut before."""
+_GPT2 = ("ByteLevel", True)
+"""The same, after GPT-2's pattern."""
+Parts = tuple[tuple[str, Any], ...]
+PRE_TOKENIZERS: dict[tuple[Parts, bool], str] = {
+    ((("Split", _LLAMA3), _BYTES), True): "llama-bpe",
+    ((("Split", _LLAMA3), _BYTES), False): "smaug-bpe",
+    ((("Split", _QWEN2), _BYTES), False): "qwen2",
+    ((("Digits", True), _GPT2), False): "smollm",
+    ((_GPT2,), False): "gpt-2",
+}
+"""llama.cpp's names, by pre-tokenizers and ``ignore_merges``, which keeps words that are tokens."""
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
+"""llama.cpp's types of tokens."""
+_LOOK_SPECIAL = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))
+_ARE_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+"""Added tokens that llama.cpp's converter takes for special ones, whatever they are said to be."""
+_SPECIAL = {
+    "bos": "bos",
+    "eos": "eos",
+    "unk": "unknown",
+    "sep": "seperator",  # so spelt there
+    "pad": "padding",
+    "cls": "cls",
+    "mask": "mask",
+}
+"""Special tokens: transformers' word and GGUF's."""
+_KEY = "tokenizer.ggml."
+
+
+def tokenizer_values(folder: Path, vocab_size: int, config: Mapping[str, Any]) -> Values:
+    """Metadata of the tokenizer in ``folder``, of a model with ``vocab_size`` tokens.
+
+    ``config`` is the model's ``config.json``, which may name special tokens too.
+
+    Raises:
+        InputError: there is no ``tokenizer.json``, or llama.cpp has no such tokenizer.
+    """
+    files = TokenizerFiles(folder)
+    path = folder / FAST_FILE
+    if files.fast is None:
+        raise InputError(
+            f"{folder} has no {FAST_FILE}, which --format gguf makes llama.cpp's tokenizer of: "
+            "import the checkpoint with it"
+        )
+    name = pre_tokenizer(files.fast, path)
+    tokenizer = load_fast(path)
+    added = tokenizer.get_added_tokens_decoder()
+    tokens, types = _vocabulary(tokenizer.get_vocab(), added, vocab_size, path)
+    special = dict(_special_ids(files.values, config, added, vocab_size))
+    values: Values = {
+        _KEY + "model": string("gpt2"),
+        _KEY + "pre": string(name),
+        _KEY + "tokens": array(tokens),
+        _KEY + "token_type": array(types),
+        _KEY + "merges": array(_merges(files.fast, path)),
+    }
+    for kind, token in special.items():
+        values[f"{_KEY}{_SPECIAL[kind]}_token_id"] = uint32(token)
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a").ids
+    for kind, found in zip(("bos", "eos"), _around(whole, plain), strict=True):
+        if found not in ([], [special.get(kind)]):
+            raise InputError(
+                f"{path} puts the tokens {found} around a text, and llama.cpp {kind} alone "
+                f"({special.get(kind)}): serve the Hugging Face export"
+            )
+        values[f"{_KEY}add_{kind}_token"] = boolean(bool(found))
+    if isinstance(files.values.get("add_prefix_space"), bool):
+        values[_KEY + "add_space_prefix"] = boolean(files.values["add_prefix_space"])
+    return {**values, **_templates(files)}
+
+
+def pre_tokenizer(fast: Mapping[str, Any], path: Path) -> str:
+    """llama.cpp's name for how ``fast``, a ``tokenizer.json``, cuts a text.
+
+    Raises:
+        InputError: it has none; the message says what is there.
+    """
+    model = fast.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    odd = [
+        *(() if model.get("type") == "BPE" else (f"model {model.get('type')}",)),
+        *(
+            f"{key} {model[key]!r}"
+            for key in (
+                *("dropout", "continuing_subword_prefix", "end_of_word_suffix"),
+                "byte_fallback",
+            )
+            if model.get(key)
+        ),
+        *(f"normalizer {part['type']}" for part in _flat(fast.get("normalizer"), "normalizers")),
+    ]
+    parts = tuple(_part(part) for part in _flat(fast.get("pre_tokenizer"), "pretokenizers"))
+    found = (parts, bool(model.get("ignore_merges")))
+    if odd or found not in PRE_TOKENIZERS:
+        cuts = ", ".join(f"{kind} {what}" for kind, what in parts) or "no pre-tokenizer"
+        ignores = ", ignore_merges" if found[1] else ""
+        raise InputError(
+            f"{path}: llama.cpp has no such tokenizer ({', '.join([*odd, cuts])}{ignores}); known: "
+            f"{', '.join(PRE_TOKENIZERS.values())}: serve the Hugging Face export, or add the "
+            "pattern to llama.cpp and its name here"
+        )
+    return PRE_TOKENIZERS[found]
+
+
+def _flat(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
+    """Parts of a sequence, in order; a part that stands alone is one."""
+    if not isinstance(part, Mapping):
+        return
+    if part.get("type") == "Sequence":
+        for inner in part.get(key) or ():
+            yield from _flat(inner, key)
+    else:
+        yield part
+
+
+def _part(part: Mapping[str, Any]) -> tuple[str, Any]:
+    """What a pre-tokenizer is, in a pair; all that is in it where a pair cannot say it."""
+    kind = str(part.get("type"))
+    rest = {key: value for key, value in part.items() if key not in ("type", "trim_offsets")}
+    if kind == "Split" and rest == {
+        "pattern": {"Regex": rest.get("pattern", {}).get("Regex")},
+        "behavior": "Isolated",
+        "invert": False,
+    }:
+        return kind, rest["pattern"]["Regex"]
+    if kind == "ByteLevel" and rest.get("add_prefix_space") is False:
+        return kind, rest.get("use_regex", True)
+    if kind == "Digits":
+        return kind, rest.get("individual_digits")
+    return kind, json.dumps(rest, sort_keys=True)
+
+
+def _vocabulary(
+    vocabulary: Mapping[str, int], added: Mapping[int, AddedToken], size: int, path: Path
+) -> tuple[list[str], list[int]]:
+    """Text and type of every token; ids without one are named as llama.cpp's converter does."""
+    most = max(vocabulary.values(), default=-1)
+    if most >= size:
+        raise InputError(
+            f"{path} has a token of id {most}, and the model {size} tokens: it is another model's"
+        )
+    tokens = [f"[PAD{number}]" for number in range(size)]
+    types = [_UNUSED] * size
+    for text, number in vocabulary.items():
+        tokens[number], types[number] = text, _NORMAL
+    for number, token in added.items():
+        types[number] = _CONTROL if _is_special(token) else _USER_DEFINED
+        if types[number] == _USER_DEFINED:
+            tokens[number] = tokens[number].replace("\u2581", " ")
+    return tokens, types
+
+
+def _is_special(token: AddedToken) -> bool:
+    text = token.content
+    looks = any(text.startswith(begin) and text.endswith(end) for begin, end in _LOOK_SPECIAL)
+    return token.special or looks or text in _ARE_SPECIAL
+
+
+def _merges(fast: Mapping[str, Any], path: Path) -> list[str]:
+    found = []
+    for merge in fast["model"].get("merges") or ():
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2 or any(" " in part for part in pair):
+            raise InputError(
+                f"{path}: the merge {merge!r} is not of two tokens without a space, as GGUF writes "
+                "them: serve the Hugging Face export"
+            )
+        found.append(" ".join(pair))
+    return found
+
+
+def _special_ids(
+    values: Mapping[str, Any],
+    config: Mapping[str, Any],
+    added: Mapping[int, AddedToken],
+    vocab_size: int,
+) -> Iterator[tuple[str, int]]:
+    """Special tokens that ``tokenizer_config.json`` names, or else ``config.json``."""
+    by_text = {token.content: number for number, token in added.items()}
+    for kind in _SPECIAL:
+        named = values.get(f"{kind}_token")
+        text = named.get("content") if isinstance(named, Mapping) else named
+        number = by_text.get(text) if isinstance(text, str) else None
+        if number is None:
+            number = config.get(f"{kind}_token_id")
+        if type(number) is int and 0 <= number < vocab_size:
+            yield kind, number
+
+
+def _around(whole: list[int], plain: list[int]) -> tuple[list[int], list[int]]:
+    """What stands before and after ``plain`` in ``whole``."""
+    for begin in range(len(whole) - len(plain) + 1):
+        if whole[begin : begin + len(plain)] == plain:
+            return whole[:begin], whole[begin + len(plain) :]
+    return whole, []
+
+
+def _templates(files: TokenizerFiles) -> Values:
+    template = files.config(files.values)[0].get("chat_template")
+    if isinstance(template, str) and template:
+        return {"tokenizer.chat_template": string(template)}
+    if not isinstance(template, list):
+        return {}
+    named = {
+        re.sub(r"[^A-Za-z0-9]", "_", one["name"]): one["template"]
+        for one in template
+        if isinstance(one, Mapping)
+        and isinstance(one.get("name"), str)
+        and isinstance(one.get("template"), str)
+    }
+    values = {
+        "tokenizer.chat_template" + ("" if name == "default" else f".{name}"): string(text)
+        for name, text in named.items()
+    }
+    others = sorted(name for name in named if name != "default")
+    return {**values, **({"tokenizer.chat_templates": array(others)} if others else {})}
