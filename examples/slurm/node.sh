@@ -1,19 +1,24 @@
 #!/usr/bin/env bash
-# One node's part of a job: node.sh NODES RANKS LOGS WORD...  starts `ultralong WORD...` on RANKS ranks.
+# One node's part of a step: node.sh FOLDER STOP RANKS WORD...  starts `ultralong WORD...` on RANKS ranks,
+# or alone where RANKS is 0. The file STOP says what a signal says. Into FOLDER it writes logs, the exit
+# status of what has ended in order (exit_status), and that this node is done (ended-N).
 #
 # SLURM hands a signal to every process of a step. torchrun would kill its ranks 30 seconds after one,
 # and a step of training takes longer; so torchrun does not hear it, and the ranks get it once.
 # shellcheck disable=SC2329 # functions that the trap calls
 set -euo pipefail
-nodes=$1 ranks=$2 logs=$3
+folder=$1 stop=$2 ranks=$3
 shift 3
+child='' stopping='' told=''
+trap 'stopping=1' USR1 TERM
+trap ': > "$folder/ended-$SLURM_NODEID"' EXIT
 
 ranks_here() {
-    local children child
-    for children in /proc/"$torchrun"/task/*/children; do
+    local children pid
+    for children in /proc/"$child"/task/*/children; do
         # shellcheck disable=SC2013 # words, not lines
-        for child in $(cat "$children"); do
-            if tr '\0' '\n' < "/proc/$child/environ" 2>/dev/null | grep -q '^RANK='; then echo "$child"; fi
+        for pid in $(cat "$children" 2>/dev/null); do
+            if tr '\0' '\n' < "/proc/$pid/environ" 2>/dev/null | grep -q '^RANK='; then echo "$pid"; fi
         done
     done
 }
@@ -24,30 +29,45 @@ hears_usr1() { # signal 10 is bit 9 of the mask of caught signals
     [ $((0x${caught:-0} & 0x200)) -ne 0 ]
 }
 
-pass_on() {
-    local rank
-    for rank in $(ranks_here); do
-        # A rank that is still importing does not listen, and has nothing to save.
+tell() { # once: the same signal again means "at once"
+    local rank all hearing=
+    told=1
+    all=$(ranks_here)
+    for rank in $all; do if hears_usr1 "$rank"; then hearing=1; fi; done
+    # Ranks that are still importing do not listen, and have nothing to save.
+    if [ -z "$hearing" ]; then kill -KILL "$child" 2>/dev/null || true; fi
+    for rank in $all; do
         if hears_usr1 "$rank"; then kill -USR1 "$rank" || true; else kill -KILL "$rank" || true; fi
     done
 }
 
-tee=()
-if [ "$SLURM_NODEID" = 0 ]; then tee=(--tee 0:3); fi # rank 0 speaks for the job
-torchrun=
-trap 'if [ -n "$torchrun" ]; then pass_on; fi' USR1 TERM
-(
+start() {
     trap '' USR1 TERM
     export PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT # torchrun's --signals-to-handle, where it has it
-    exec torchrun --nnodes "$nodes" --node-rank "$SLURM_NODEID" --nproc-per-node "$ranks" \
+    # Ranks that end in order leave the status there and exit with 0: torchrun has nothing to complain of.
+    export ULTRALONG_EXIT_STATUS=$folder/exit_status
+    local tee=()
+    if [ "$SLURM_NODEID" = 0 ]; then tee=(--tee 0:3); fi # rank 0 speaks for the job
+    # --no-python: the ranks take the program that the dry run takes, not a package in the working folder.
+    exec torchrun --nnodes "$SLURM_STEP_NUM_NODES" --node-rank "$SLURM_NODEID" --nproc-per-node "$ranks" \
         --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \
-        --log-dir "$logs/node-$SLURM_NODEID" --redirects 3 "${tee[@]}" \
-        -m megatron_ultralong "$@"
-) &
-torchrun=$!
-status=0
-while kill -0 "$torchrun" 2>/dev/null; do # a signal ends `wait`, not torchrun
-    status=0
-    wait "$torchrun" || status=$?
+        --log-dir "$folder/node-$SLURM_NODEID" --redirects 3 "${tee[@]}" --no-python ultralong "$@"
+}
+
+if [ -e "$stop" ]; then exit 0; fi
+if [ "$ranks" = 0 ]; then ultralong "$@" & else start "$@" & fi
+child=$!
+while kill -0 "$child" 2>/dev/null; do
+    sleep 1 &
+    wait $! || true # a signal ends `wait`
+    if [ -e "$stop" ]; then stopping=1; fi
+    if [ -n "$stopping" ] && [ -z "$told" ]; then tell; fi
 done
+status=0
+wait "$child" || status=$?
+if [ -n "$stopping" ]; then status=0; fi # what it has come to stands in exit_status
+if [ "$ranks" = 0 ] && [ -z "$stopping" ]; then
+    echo "$status" > "$folder/exit_status.partial"
+    mv "$folder/exit_status.partial" "$folder/exit_status"
+fi
 exit "$status"

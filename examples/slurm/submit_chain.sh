@@ -2,7 +2,7 @@
 # Submit a job several times, each to begin when the one before has ended: for queues that do not
 # requeue, or whose time limit is far below a run's. submit_chain.sh COUNT SBATCH_WORD...
 #
-#   bash examples/slurm/submit_chain.sh 6 --nodes 32 examples/slurm/pretrain_pyxis.sbatch
+#   bash examples/slurm/submit_chain.sh 6 --nodes 32 examples/slurm/ultralong.sbatch
 #
 # Jobs of one name run one at a time (--dependency=singleton). What is left of the chain when the run is
 # complete, or needs a person, is taken out of the queue by the job that found it so.
@@ -10,7 +10,8 @@ set -euo pipefail
 count=${1:?number of jobs}
 shift
 : "${SAVE:?folder of the run: it names the chain}"
-export REQUEUE=0
+CHAIN=$(date +%s)-$$ # starts without progress are counted over the whole chain
+export REQUEUE=0 CHAIN
 for ((job = 1; job <= count; job++)); do
     sbatch --job-name "ultralong-$(basename "$SAVE")" --dependency singleton --no-requeue "$@"
 done

@@ -21,6 +21,8 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 NO_READER = 141
 """Exit status where the reader of the output has gone, as shells have it (128 + SIGPIPE)."""
+STATUS_VARIABLE = "ULTRALONG_EXIT_STATUS"
+"""Names a file into which the ranks of a job leave the status with which it ended in order."""
 _OTHERS_WAIT_SECONDS = 1.0
 """torchrun looks at its ranks ten times a second."""
 
@@ -34,12 +36,14 @@ def ends_with_message() -> Iterator[None]:
     try:
         with _quiet_without_reader():
             yield
+        leave_status(0)
     except InputError as error:
+        leave_status(2, is_agreed=False)
         _tell_from_any_rank(f"error: {error}")
         sys.exit(2)
     except RunStopped as end:
         _tell(f"stopped: {end}")
-        sys.exit(end.status)
+        sys.exit(0 if leave_status(end.status) else end.status)
     except KeyboardInterrupt:
         _tell("interrupted")
         sys.exit(INTERRUPTED)
@@ -86,6 +90,27 @@ def drop_unread_output() -> bool:
             os.dup2(nowhere, number)
             os.close(nowhere)
     return is_unread
+
+
+def leave_status(status: int, *, is_agreed: bool = True) -> bool:
+    """Leave the status of a job for its batch script, where that asks for it; whether it is left.
+
+    torchrun makes 1 of every status of its ranks but 0, prints a traceback for each, and kills
+    ranks that end later. Where all ranks end with the same status (``is_agreed``) the main one
+    leaves it, and they may end with 0.
+    """
+    path, rank = os.environ.get(STATUS_VARIABLE), os.environ.get("RANK")
+    if not path or rank is None:
+        return False
+    if is_agreed and not is_main_rank():
+        return True
+    aside = Path(f"{path}.{rank}")
+    try:
+        aside.write_text(f"{status}\n", encoding="ascii")
+        os.replace(aside, path)
+    except OSError:
+        return False
+    return True
 
 
 def tell(line: str) -> None:

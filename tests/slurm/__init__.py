@@ -1,1 +1,1 @@
-"""A cluster of this machine alone, with SLURM's commands, so that its scripts run for real."""
+"""A real SLURM of two nodes on this machine, and examples/slurm on it."""

@@ -1,11 +1,11 @@
-"""What slurmctld does: starts jobs, signals them, puts them back into the queue."""
+"""Brings up a SLURM in namespaces of its own, and asks it as a user does at a login node."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,92 +16,99 @@ from pathlib import Path
 import psutil
 
 from tests.patience import patience
-from tests.slurm.programs import PROGRAMS, signal_tasks
-from tests.warm.programs import write_program
+from tests.warm.programs import ROOT, warm_programs, write_program
 
-_ROOT = Path(__file__).parent.parent.parent
-NUM_NODES = 2
+SITE = Path(__file__).with_name("site")
+PROGRAMS = ("slurmctld", "slurmd", "munged", "srun", "unshare", "nsenter", "ip")
+SPANK_HEADER = Path("/usr/include/slurm/spank.h")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "DEADLINE")
+PACKAGES = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 
 
-@dataclasses.dataclass
-class Job:
-    """A batch job, through all its starts."""
+def why_not() -> str:
+    """What a cluster lacks here; empty where nothing."""
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
+    if missing:
+        return f"no SLURM here: {', '.join(missing)} missing ({PACKAGES})"
+    if os.geteuid() != 0:
+        return "SLURM's daemons need root, for namespaces of their own"
+    tried = subprocess.run(
+        ["unshare", "--mount", "--net", "--uts", "--pid", "--ipc", "--fork", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else ""
 
-    number: int
-    folder: Path
-    """Of the controller; its file ``state`` is what squeue prints."""
-    options: dict[str, str]
-    arguments: list[str]
-    environment: dict[str, str]
-    submit_folder: Path
-    process: subprocess.Popen[bytes] | None = None
-    restarts: int = 0
-    exit_status: int | None = None
 
-    @property
-    def state(self) -> str:
-        return (self.folder / "state").read_text()
-
-    @state.setter
-    def state(self, value: str) -> None:
-        aside = self.folder / "state.partial"
-        aside.write_text(value)
-        aside.rename(self.folder / "state")
-
-    @property
-    def name(self) -> str:
-        return self.options["job-name"]
-
-    @property
-    def output(self) -> Path:
-        name = self.options["output"].replace("%x", self.name).replace("%j", str(self.number))
-        return self.submit_folder / name
-
-    @property
-    def text(self) -> str:
-        return self.output.read_text(errors="replace") if self.output.exists() else ""
-
-    def tasks(self) -> list[int]:
-        """Process ids of what its sruns have started."""
-        if self.process is None:
-            return []
-        found = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self.process.pid).children():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if "srun" in child.cmdline():
-                        found += [task.pid for task in child.children()]
-        return found
+def why_no_pyxis() -> str:
+    """What its stand-in lacks: a plugin of SLURM is compiled."""
+    if shutil.which("gcc") is None or not SPANK_HEADER.is_file():
+        return "no gcc or libslurm-dev here, to compile a plugin of SLURM"
+    return ""
 
 
 class Cluster:
-    """Two nodes, both this machine; one job at a time."""
+    """A head and two nodes, all of them this machine."""
 
-    def __init__(self, root: Path, environment: dict[str, str]) -> None:
-        self.root = root
-        self.jobs: dict[int, Job] = {}
-        for name in ("requests", "jobs", "bin"):
-            (root / name).mkdir(parents=True)
-        # Ports are made of job numbers: those of two tests side by side should differ.
-        (root / "first").write_text(str(os.getpid() % 15000))
-        for name in PROGRAMS:
-            words = [sys.executable, "-m", "tests.slurm.programs", name]
-            write_program(root / "bin" / name, words)
-        # A warm torchrun is no parent of its ranks, and node.sh looks for them there.
-        write_program(root / "bin" / "torchrun", [sys.executable, "-m", "torch.distributed.run"])
-        self.environment = {
+    def __init__(self, folder: Path) -> None:
+        """Start it; it ends with :meth:`close`, or with this process."""
+        self.folder = folder
+        folder.mkdir(parents=True)
+        self.has_pyxis = not why_no_pyxis()
+        if self.has_pyxis:
+            words = ["gcc", "-Wall", "-Werror", "-shared", "-fPIC", str(SITE / "pyxis.c")]
+            subprocess.run([*words, "-o", str(folder / "pyxis.so")], check=True)
+        words = ["unshare", "--mount", "--net", "--uts", "--pid", "--ipc", "--fork"]
+        words += ["--kill-child", "--mount-proc", "bash", str(SITE / "up.sh"), str(folder)]
+        environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+        self._log = (folder / "up.log").open("wb")
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, env=environment
+        )
+        deadline = time.monotonic() + patience(60.0)
+        while not (folder / "ready").exists():
+            text = f"the cluster did not come up:\n{(folder / 'up.log').read_text()}"
+            assert self._process.poll() is None, text
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+        (self.first,) = psutil.Process(self._process.pid).children()
+        self.inside = ["nsenter", f"--target={self.first.pid}", "--mount", "--net", "--uts"]
+        self.inside += ["--pid", "--ipc"]
+        self.environment = self._programs()
+
+    def _programs(self) -> dict[str, str]:
+        """The environment of users: programs that start warm, but for torchrun.
+
+        A warm one would be no parent of its ranks, and node.sh looks for them there.
+        """
+        environment = warm_programs(self.folder / "programs", 1, self.inside)
+        own = self.folder / "bin"
+        own.mkdir()
+        write_program(own / "torchrun", [sys.executable, "-m", "torch.distributed.run"])
+        shutil.copy(SITE / "apptainer", own)
+        return {
             **environment,
-            "PATH": f"{root / 'bin'}:{environment['PATH']}",
-            "PYTHONPATH": str(_ROOT),
-            "FAKE_SLURM": str(root),
-            "USER": "someone",
+            "PATH": f"{own}:{environment['PATH']}:/usr/sbin:/sbin",
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "ULTRALONG_TEST_CONTAINER": f"{SITE / 'container.sh'} {self.folder / 'root'}",
         }
 
-    def run(self, *words: str, **environment: str) -> str:
-        """Run a command of a user at the login node, in the repository's root."""
+    def close(self) -> None:
+        """End it, with whatever runs on it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience(5.0))
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def run(self, *words: str, folder: Path | None = None, **environment: str) -> str:
+        """Run a command of a user, by default in the repository's root; returns what it prints."""
         done = subprocess.run(
-            words,
-            cwd=self.root,
+            [*self.inside, f"--wd={folder or ROOT}", *words],
             env={**self.environment, **environment},
             capture_output=True,
             text=True,
@@ -109,116 +116,113 @@ class Cluster:
             check=False,
         )
         assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
-        self.tick()
         return done.stdout
 
     def wait(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Do the controller's work until ``condition`` holds."""
+        """Look until ``condition`` holds; fails where it hangs."""
         deadline = time.monotonic() + patience(seconds)
         while not condition():
-            self.tick()
-            text = "\n".join(f"{job.state}\n{job.text}" for job in self.jobs.values())
-            assert time.monotonic() < deadline, text
-            time.sleep(0.02)
+            assert time.monotonic() < deadline, f"waited in vain:\n{self.run('squeue')}"
+            time.sleep(0.1)
 
-    def wait_for_all(self) -> None:
-        """Until no job is pending or running."""
-        self.wait(
-            lambda: all(job.state not in ("PENDING", "RUNNING") for job in self.jobs.values())
-        )
+    def start_slurmd(self, node: str) -> None:
+        """The daemon of a node comes back."""
+        self.run("slurmd", "-N", node, "-f", self.environment["SLURM_CONF"])
 
-    def near_limit(self, job: Job) -> None:
-        """The time is nearly over: signal as ``--signal`` says."""
-        where, _, rest = job.options["signal"].rpartition(":")
-        number = signal.Signals["SIG" + rest.split("@")[0]]
-        assert job.process is not None
-        if where == "B":
-            os.kill(job.process.pid, number)
-        else:
-            signal_tasks(job.tasks(), number)
+    def processes(self) -> list[psutil.Process]:
+        """All of the cluster; what has lost its parent is here too."""
+        return list(self.first.children(recursive=True))
 
-    def preempt(self, job: Job) -> None:
-        """SIGTERM to every process of the steps; the batch shell gets none."""
-        assert job.tasks(), "no step runs"
-        signal_tasks(job.tasks(), signal.SIGTERM)
+    def kill(self, *texts: str) -> int:
+        """SIGKILL to each process whose command line has all of these; returns how many."""
+        killed = 0
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if all(text in line for text in texts):
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed += 1
+        return killed
 
-    def tick(self) -> None:
-        """Take requests, see what has ended, start what may begin."""
-        for path in sorted((self.root / "requests").glob("*.json")):
-            request = json.loads(path.read_text())
-            path.unlink()
-            getattr(self, f"_{request.pop('verb')}")(**request)
-        for job in self.jobs.values():
-            if job.process is not None and job.process.poll() is not None:
-                job.exit_status, job.process = job.process.returncode, None
-                job.state = "COMPLETED" if job.exit_status == 0 else "FAILED"
-        if not any(job.state == "RUNNING" for job in self.jobs.values()):
-            for job in sorted(self.jobs.values(), key=lambda job: job.number):
-                if job.state == "PENDING":
-                    self._start(job)
-                    break
 
-    def kill(self) -> None:
-        """End whatever runs."""
-        for job in self.jobs.values():
-            self._kill(job)
+class Job:
+    """A batch job, through all its starts."""
 
-    def _submit(
-        self,
-        job: int,
-        options: dict[str, str],
-        arguments: list[str],
-        environment: dict[str, str],
-        folder: str,
-    ) -> None:
-        assert options.get("dependency", "singleton") == "singleton"
-        new = Job(job, self.root / "jobs" / str(job), options, arguments, environment, Path(folder))
-        new.state = "PENDING"
-        self.jobs[job] = new
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        self.cluster = cluster
+        self.number = number
 
-    def _start(self, job: Job) -> None:
-        number = {"SLURM_RESTART_COUNT": str(job.restarts)} if job.restarts else {}
-        job.state = "RUNNING"
-        with job.output.open("ab") as output:
-            job.process = subprocess.Popen(
-                ["bash", str(job.folder / "slurm_script"), *job.arguments],
-                cwd=job.submit_folder,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={
-                    **job.environment,
-                    "SLURM_JOB_ID": str(job.number),
-                    "SLURM_JOB_NAME": job.name,
-                    "SLURM_JOB_NODELIST": f"node[1-{NUM_NODES}]",
-                    "SLURM_JOB_NUM_NODES": str(NUM_NODES),
-                    "SLURM_SUBMIT_DIR": str(job.submit_folder),
-                    **number,
-                },
-            )
+    def _field(self, name: str) -> str:
+        text = self.cluster.run("scontrol", "--oneliner", "show", "job", str(self.number))
+        found = re.search(rf"\b{name}=(\S*)", text)
+        assert found is not None, text
+        return found[1]
 
-    def _requeue(self, job: int) -> None:
-        it = self.jobs[job]
-        assert "no-requeue" not in it.options, "may not be requeued"
-        self._kill(it)
-        it.restarts += 1
-        it.state = "PENDING"
+    @property
+    def state(self) -> str:
+        """As squeue has it: ``RUNNING``."""
+        return self._field("JobState")
 
-    def _cancel(self, jobs: list[int], state: str = "", name: str = "", user: str = "") -> None:
-        for job in self.jobs.values():
-            named = job.number in jobs or (not jobs and job.name == name and user == "someone")
-            if named and job.state == (state or job.state):
-                self._kill(job)
-                job.state = "CANCELLED"
+    @property
+    def restarts(self) -> int:
+        return int(self._field("Restarts"))
 
-    @staticmethod
-    def _kill(job: Job) -> None:
-        if job.process is None:
-            return
-        with contextlib.suppress(psutil.NoSuchProcess):
-            batch = psutil.Process(job.process.pid)
-            for process in (*batch.children(recursive=True), batch):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-        job.process.wait()
-        job.process = None
+    @property
+    def exit_status(self) -> int:
+        """Of the batch script."""
+        return int(self._field("ExitCode").split(":")[0])
+
+    @property
+    def text(self) -> str:
+        """What it has said so far, in all starts."""
+        path = Path(self._field("StdOut"))
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def until_said(self, *words: str, seconds: float = 120.0) -> None:
+        """Wait until its output has each of them; fails where it ends before that."""
+
+        def has_said() -> bool:
+            text, has_ended = self.text, self.has_ended()
+            if all(word in text for word in words):
+                return True
+            assert not has_ended, f"{words} not said\n{text}"
+            return False
+
+        self._wait(has_said, seconds)
+
+    def until_ended(self, seconds: float = 180.0) -> None:
+        """Wait until it will not run any more."""
+        self._wait(self.has_ended, seconds)
+
+    def until_restarted(self, times: int = 1, seconds: float = 120.0) -> None:
+        """Wait until it has been put back and runs again."""
+        self._wait(lambda: self.restarts == times and self.state == "RUNNING", seconds)
+
+    def has_ended(self) -> bool:
+        """Whether it is neither pending nor running."""
+        return self.state in ENDED
+
+    def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        try:
+            self.cluster.wait(condition, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.state}\n{self.text}") from error
+
+    def signal(self, name: str) -> None:
+        """What SLURM sends the batch script before the time limit (``--signal=B:``)."""
+        self.cluster.run("scancel", "--batch", f"--signal={name}", str(self.number))
+
+    def cancel(self) -> None:
+        """Cancel it, and wait until it is gone."""
+        self.cluster.run("scancel", str(self.number))
+        self.until_ended()
+
+    def ranks(self) -> list[int]:
+        """Process ids of its ranks, by rank."""
+        found = {}
+        for process in self.cluster.processes():
+            with contextlib.suppress(psutil.Error):
+                its = process.environ()
+                if its.get("SLURM_JOB_ID") == str(self.number) and "RANK" in its:
+                    found[int(its["RANK"])] = process.pid
+        return [found[rank] for rank in sorted(found)]

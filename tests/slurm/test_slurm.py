@@ -1,193 +1,221 @@
-"""The scripts of examples/slurm on a cluster of two nodes: preempted, requeued, run to the end."""
+"""Jobs that are signalled, preempted, requeued, and lost in parts: each goes on, or says why not."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
-from safetensors.torch import load_file, save_file
 
-from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
-from megatron_ultralong.config.convert import ImportConfig
-from tests.models import write_llama
+from megatron_ultralong.program.owner_record import read_owners
 from tests.ranks import run_on_ranks
-from tests.slurm.cluster import Cluster, Job
-from tests.training.conftest import tiny  # noqa: F401 - a fixture
-from tests.training.job import every_loss, losses, num_lines
-from tests.warm.programs import ROOT
+from tests.slurm.cluster import Job
+from tests.slurm.conftest import Run, flags
+from tests.training.job import every_loss, losses
 
-TRAIN_ITERS = 40
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, warm_environment: dict[str, str], tiny: Path) -> Iterator[Cluster]:  # noqa: F811
-    image = tmp_path / "image"
-    image.touch()
-    environment = {
-        **warm_environment,
-        "RECIPE": "demo-cpu",
-        "LOAD": str(tiny / "base"),
-        "DATA": str(tiny / "rows"),
-        "SAVE": str(tmp_path / "run"),
-        "IMAGE": str(image),
-        "MOUNTS": f"{tmp_path}:{tmp_path}",
-        "SCRIPTS": str(ROOT / "examples" / "slurm"),
-        "GPUS_PER_NODE": "1",
-    }
-    found = Cluster(tmp_path / "slurm", environment)
-    yield found
-    found.kill()
+pytestmark = pytest.mark.slurm
+Pauses = Callable[[str], Path]
 
 
-def flags(train_iters: int = TRAIN_ITERS) -> list[str]:
-    """Of a run of two ranks, one a node, over the tiny model."""
-    text = (
-        f"--train-iters {train_iters} --global-batch-size 2 --save-interval 0 --log-interval 1 "
-        "--seq-length 128 --rope-scaling-factor 2 --original-max-position-embeddings 64 "
-        "--lr 1e-3 --lr-warmup-iters 2 --lr-decay-style constant --no-tensorboard "
-        "--distributed-timeout-minutes 0.5"
-    )
-    return text.split()
+def goes_on(run: Run, job: Job, start: int = 1) -> None:
+    """The job's next start goes on where the one before has saved."""
+    job.until_restarted(start)
+    last = max(losses(run.root))
+    job.until_said(f"resumed at iteration {last} of")
+    run.until_more(job)
+    assert all(len(values) == 1 for values in every_loss(run.root).values())
+    assert "Traceback" not in job.text
+    job.cancel()
+    assert job.restarts == start, "a job that was cancelled stays cancelled"
 
 
-def script(name: str) -> str:
-    return str(ROOT / "examples" / "slurm" / name)
-
-
-def only_job(cluster: Cluster) -> Job:
-    (job,) = cluster.jobs.values()
-    return job
-
-
-def until_more(cluster: Cluster, root: Path, lines: int = 4) -> None:
-    before = num_lines(root)
-    cluster.wait(lambda: num_lines(root) >= before + lines)
-
-
-def undisturbed(root: Path, words: list[str]) -> dict[int, tuple[float, float]]:
+def undisturbed(root: Path, run: Run, words: list[str]) -> dict[int, tuple[float, float]]:
     """Losses of the same run on two ranks without a scheduler."""
-    run_on_ranks(2, _pretrain, [*words, "--save", str(root)])
+    its = run.environment
+    words = ["pretrain", its["RECIPE"], "--load", its["LOAD"], "--data-path", its["DATA"], *words]
+    run_on_ranks(2, _main, [*words, "--save", str(root)])
     return losses(root)
 
 
-def _pretrain(words: list[str]) -> None:
+def _main(words: list[str]) -> None:
     from megatron_ultralong.cli import main
 
     main(words)
 
 
-@pytest.mark.parametrize(
-    "interrupt",
-    [
-        pytest.param(Cluster.preempt, marks=pytest.mark.slow),
-        pytest.param(Cluster.near_limit, marks=pytest.mark.faults),
-    ],
-)
-def test_an_interrupted_job_is_requeued_and_goes_on_to_the_last_step(
-    cluster: Cluster, tmp_path: Path, interrupt: Callable[[Cluster, Job], None]
+def test_a_signal_before_in_and_after_the_dry_run_and_in_training(
+    run: Run, pauses: Pauses, tmp_path: Path
 ) -> None:
-    root = tmp_path / "run"
-    cluster.run("sbatch", "--nodes=2", script("pretrain_pyxis.sbatch"), *flags())
-    job = only_job(cluster)
-    until_more(cluster, root)
-    interrupt(cluster, job)
-    cluster.wait(lambda: job.restarts == 1)
-    first = max(losses(root))
-    assert 4 <= first < TRAIN_ITERS
-    cluster.wait_for_all()
-    assert (job.exit_status, job.restarts) == (0, 1), job.text
-    assert "saved: requeue" in job.text
-    assert f"resumed at iteration {first} of {TRAIN_ITERS}" in job.text
-    assert all(len(values) == 1 for values in every_loss(root).values())
-    words = ["pretrain", "demo-cpu", "--load", cluster.environment["LOAD"]]
-    words += ["--data-path", cluster.environment["DATA"], *flags()]
-    assert losses(root) == undisturbed(tmp_path / "plain", words)
+    """Each start hears it one stage later; the last trains to the end."""
+    run.environment["MAX_LOST"] = "4"
+    words = flags(60)
+    before, inside = pauses("scontrol"), pauses("ultralong")
+    job = run.submit("--nodes=2", *words)
+    for start, (reached, said) in enumerate(
+        ((before, "stopped before its dry run"), (inside, "stopped in its dry run"))
+    ):
+        run.cluster.wait(reached.exists)
+        job.signal("USR1")
+        job.until_said(*["asked to stop"] * start)
+        reached.rename(tmp_path / f"was-{reached.name}")
+        job.until_said(f"{said}: requeue")
+        job.until_restarted(start + 1)
+    job.until_said("srun has ended with 0")
+    job.signal("USR1")
+    job.until_restarted(3)
+    assert not run.root.exists() or not losses(run.root), "it was to be before the first step"
+    run.until_more(job)
+    job.signal("USR1")
+    job.until_said("saved: requeue")
+    last = max(losses(run.root))
+    job.until_ended()
+    assert (job.exit_status, job.restarts) == (0, 4), job.text
+    assert f"resumed at iteration {last} of 60" in job.text
+    assert "Traceback" not in job.text
+    assert losses(run.root) == undisturbed(tmp_path / "plain", run, words[1:])
+
+
+def test_stops_before_the_first_step_are_counted(run: Run, pauses: Pauses) -> None:
+    run.environment["MAX_LOST"] = "2"
+    reached = pauses("scontrol")
+    job = run.submit("--nodes=2", *flags())
     for start in range(2):
-        logs = tmp_path / "run-logs" / f"job-{job.number}-{start}"
-        assert len(list(logs.glob("node-*/*/attempt_0/*/stderr.log"))) == 2, "one a rank"
+        run.cluster.wait(reached.exists)
+        job.signal("USR1")
+        reached.rmdir()
+        if not start:
+            job.until_restarted()
+    job.until_ended()
+    assert (job.exit_status, job.restarts) == (1, 1), job.text
+    assert "2 starts in a row ended without progress" in job.text
+    assert not run.root.exists()
 
 
-@pytest.mark.faults
-def test_the_next_job_of_a_chain_goes_on_and_the_rest_is_cancelled(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    root = tmp_path / "run"
-    words = [script("submit_chain.sh"), "3", "--nodes=2", script("pretrain_apptainer.sbatch")]
-    cluster.run("bash", *words, *flags())
-    first, second, third = cluster.jobs.values()
-    until_more(cluster, root)
+def test_the_time_limit_s_signal(run: Run) -> None:
+    job = run.submit("--nodes=2", "--time=1", "--signal=B:USR1@25", *flags())
+    job.until_said("asked to stop", "saved: requeue")
+    goes_on(run, job)
+
+
+def test_preemption_with_grace(run: Run) -> None:
+    job = run.submit("--nodes=2", *flags())
+    run.until_more(job)
+    other = run.cluster.run(
+        *("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive"),
+        *("--output=/dev/null", "--wrap=sleep 1"),
+    )
+    job.until_said("saved: requeue")
+    run.job(int(other)).until_ended()
+    goes_on(run, job)
+
+
+def test_requeue_from_outside(run: Run) -> None:
+    job = run.submit("--nodes=2", *flags())
+    run.until_more(job)
+    run.cluster.run("scontrol", "requeue", str(job.number))
+    goes_on(run, job)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_step_daemons_are_lost(run: Run, nodes: int) -> None:
+    """srun waits for them for ever; the ranks, which nobody has killed, come to their end."""
+    run.environment["GPUS_PER_NODE"] = str(2 // nodes)
+    job = run.submit(f"--nodes={nodes}", *flags(60))
+    run.until_more(job)
+    assert run.cluster.kill(f"slurmstepd: [{job.number}.1]") == nodes
+    job.until_ended()
+    assert (job.exit_status, job.restarts) == (0, 0), job.text
+    assert max(losses(run.root)) == 60
+
+
+def test_one_step_daemon_is_lost_and_its_rank(run: Run) -> None:
+    job = run.submit("--nodes=2", "--", *flags()[1:], "--save-interval", "5")
+    run.until_more(job, 12)
+    rank = job.ranks()[1]
+    for process in run.cluster.processes():  # of the two daemons that which has the rank
+        if f"slurmstepd: [{job.number}.1]" in " ".join(process.cmdline()):
+            if rank in [child.pid for child in process.children(recursive=True)]:
+                process.kill()
+    os.kill(rank, signal.SIGKILL)
+    job.until_said("LOST RANK: rank 1", "the run was lost: requeue")
+    job.until_restarted()
+    job.until_said("resumed at iteration")
+    run.until_more(job)
+
+
+def test_a_rank_is_killed_twice(run: Run) -> None:
+    run.environment["MAX_LOST"] = "2"
+    job = run.submit("--nodes=2", *flags())
+    for start in range(2):
+        run.until_more(job)
+        os.kill(job.ranks()[1 - start], signal.SIGKILL)
+        if not start:
+            job.until_restarted()
+    job.until_ended()
+    assert (job.exit_status, job.restarts) == (1, 1), job.text
+    assert "2 starts in a row ended without progress" in job.text
+    assert "LOST RANK" in job.text
+
+
+def test_of_two_jobs_of_one_run_the_second_is_refused(run: Run) -> None:
+    """Submitted at one moment, to a node each: one of them has the folder."""
+    run.environment["GPUS_PER_NODE"] = "2"
+    jobs = [run.submit("--nodes=1", *flags()) for _ in range(2)]
+    run.cluster.wait(lambda: any(job.has_ended() for job in jobs))
+    second, first = sorted(jobs, key=lambda job: not job.has_ended())
+    assert (second.exit_status, second.restarts) == (2, 0), second.text
+    assert f"--save {run.root} is in use by pretrain (process" in second.text
+    run.until_more(first)
+    third = run.submit("--nodes=1", *flags())
+    before = {path: path.stat().st_ino for path in run.root.iterdir()}
+    third.until_ended()
+    assert third.exit_status == 2, third.text
+    assert "is in use by pretrain" in third.text
+    assert {path: path.stat().st_ino for path in run.root.iterdir()} == before
+    assert [record.job for record in read_owners(run.root)] == [f"SLURM job {first.number}"]
+    first.signal("USR1")
+    goes_on(run, first)
+
+
+def test_the_next_job_of_a_chain_goes_on_and_the_rest_is_cancelled(run: Run) -> None:
+    first, second, third = run.chain(3, *flags(60)[1:])
+    run.until_more(first)
     assert (second.state, third.state) == ("PENDING", "PENDING")
-    cluster.preempt(first)
-    cluster.wait_for_all()
+    first.signal("USR1")
+    second.until_ended()
     assert (first.exit_status, first.restarts) == (75, 0), first.text
+    assert "saved: the next job of the chain goes on" in first.text
     assert second.exit_status == 0, second.text
     assert third.state == "CANCELLED"
-    assert max(losses(root)) == TRAIN_ITERS
-    assert "the next job of the chain goes on" in first.text
+    assert max(losses(run.root)) == 60
+    assert "unbound" not in first.text + second.text
 
 
-def test_bad_input_ends_the_job_before_ranks_start(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.run("sbatch", script("pretrain_pyxis.sbatch"), *flags(), "--global-batch-size", "0")
-    cluster.wait_for_all()
-    job = only_job(cluster)
-    assert (job.exit_status, job.restarts) == (2, 0), job.text
-    assert "global_batch_size must be at least 1, not 0" in job.text
-    assert not (tmp_path / "run").exists()
+def test_starts_without_progress_are_counted_over_a_chain(run: Run, pauses: Pauses) -> None:
+    run.environment["MAX_LOST"] = "2"
+    reached = pauses("scontrol")
+    first, second, third = run.chain(3, *flags()[1:])
+    for job in (first, second):
+        run.cluster.wait(reached.exists)
+        job.signal("USR1")
+        reached.rmdir()
+    third.until_ended()
+    assert (first.exit_status, second.exit_status) == (75, 1), second.text
+    assert third.state == "CANCELLED"
 
 
-@pytest.mark.faults
-def test_numbers_that_are_not_finite_end_a_chain(cluster: Cluster, tmp_path: Path) -> None:
-    write_llama(tmp_path / "hf", num_key_value_heads=4)
-    weights = tmp_path / "hf" / "model.safetensors"
-    tensors = load_file(weights)
-    tensors["lm_head.weight"] *= 1e38  # finite, and its products are beyond float32
-    save_file(tensors, weights, {"format": "pt"})
-    import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "huge"))
-    cluster.environment["LOAD"] = str(tmp_path / "huge")
-    words = [script("submit_chain.sh"), "2", "--nodes=2", script("pretrain_pyxis.sbatch")]
-    cluster.run("bash", *words, *flags())
-    cluster.wait_for_all()
-    first, second = cluster.jobs.values()
-    assert (first.exit_status, second.state) == (65, "CANCELLED"), first.text
-    assert "a person has to look" in first.text
-
-
-@pytest.mark.faults
-def test_a_lost_rank_is_tried_again_until_nothing_comes_of_it(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    cluster.environment["MAX_LOST"] = "2"
-    root = tmp_path / "run"
-    cluster.run("sbatch", "--nodes=2", script("pretrain_apptainer.sbatch"), *flags(100_000))
-    job = only_job(cluster)
-    for start in range(2):
-        until_more(cluster, root)
-        for rank in ranks_of(job):
-            os.kill(rank, signal.SIGKILL)
-        cluster.wait(lambda start=start: job.restarts == start + 1 or job.exit_status is not None)  # type: ignore[misc]
-    assert (job.exit_status, job.restarts) == (1, 1), job.text
-    assert "2 starts in a row ended without a checkpoint" in job.text
-
-
-def ranks_of(job: Job) -> list[int]:
-    found = []
-    for task in job.tasks():
-        for process in psutil.Process(task).children(recursive=True):
-            if "RANK" in process.environ():
-                found.append(process.pid)
-    return found
-
-
-def test_the_scripts_say_what_a_run_says() -> None:
-    """The statuses in job.sh's table are those of the program."""
-    from megatron_ultralong.training.state import CANNOT_SAVE
-    from megatron_ultralong.training.step import NOT_FINITE
-    from megatron_ultralong.training.telling.stop import STOPPED
-
-    text = (ROOT / "examples" / "slurm" / "job.sh").read_text()
-    assert f"{NOT_FINITE} | {CANNOT_SAVE})" in text
-    assert f"        {STOPPED})" in text
+def test_a_node_is_lost_and_comes_back(run: Run) -> None:
+    """Its daemon and all that ran there."""
+    job = run.submit("--nodes=2", "--", *flags()[1:], "--save-interval", "5")
+    run.until_more(job, 12)
+    rank = job.ranks()[1]
+    run.cluster.kill("slurmd -N node2")
+    run.cluster.kill(f"slurmstepd: [{job.number}.1]")
+    os.kill(rank, signal.SIGKILL)
+    run.cluster.start_slurmd("node2")
+    job.until_restarted()
+    job.until_said("resumed at iteration")
+    run.until_more(job)
+    job.cancel()

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.patience import patience
@@ -29,11 +30,11 @@ def write_program(path: Path, words: list[str]) -> None:
     path.chmod(0o755)
 
 
-def warm_programs(folder: Path, owner: int) -> dict[str, str]:
+def warm_programs(folder: Path, owner: int, within: Sequence[str] = ()) -> dict[str, str]:
     """The environment of scripts whose ``ultralong``, ``torchrun`` and ``python -m`` start warm.
 
-    The server behind them ends with the process ``owner``. Who asks second, for the same folder,
-    gets the first one's.
+    The server behind them is started by the words ``within`` (of namespaces, say), and ends with
+    the process ``owner``. Who asks second, for the same folder, gets the first one's.
     """
     path = folder / "server"
     programs = folder / "bin"
@@ -53,14 +54,16 @@ def warm_programs(folder: Path, owner: int) -> dict[str, str]:
             for name, module in _MODULES.items():
                 words = [sys.executable, "-ISu", str(_CLIENT), str(path), module]
                 write_program(programs / name, words)
-            _start_server(path, owner, environment)
+            _start_server(path, owner, environment, within)
     return environment
 
 
-def _start_server(path: Path, owner: int, environment: dict[str, str]) -> None:
+def _start_server(
+    path: Path, owner: int, environment: dict[str, str], within: Sequence[str]
+) -> None:
     with path.with_suffix(".log").open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.warm.server", str(path), str(owner)],
+            [*within, sys.executable, "-m", "tests.warm.server", str(path), str(owner)],
             cwd=ROOT,
             env=environment,
             stdout=log,

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 
+from megatron_ultralong.program.ending import leave_status
+
 STOPPED = 75
 """Exit status of a run that saved and ended as it was told to (EX_TEMPFAIL): start it again."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_SIGNAL_SECONDS = 3.0
-"""A signal this soon after the first is the same one: a scheduler signals torchrun and the ranks,
+"""The same signal this soon is not a second one: a scheduler signals torchrun and the ranks,
 and torchrun hands its own on to the ranks."""
 _LOOK_SECONDS = 1.0
 
@@ -31,7 +33,8 @@ class StopRequests:
         self._deadline = (
             time.monotonic() + 60.0 * exit_duration_in_mins if exit_duration_in_mins else None
         )
-        self._first_time = 0.0
+        self._times: dict[int, float] = {}
+        """When each signal came first, by its number."""
         self._is_left = threading.Event()
 
     @property
@@ -88,21 +91,37 @@ class StopRequests:
     def _take_hangup(self) -> None:
         """What started the ranks was killed, and nothing is there to end this one later."""
         if not self.signal_number:
-            self.signal_number, self._first_time = signal.SIGHUP, time.monotonic()
+            self.signal_number = signal.SIGHUP
             _tell("torchrun is gone: saving a checkpoint at the end of this step")
 
     def _take(self, number: int) -> None:
+        """A signal came.
+
+        One for the time limit may be followed by another one for preemption: that is no order to
+        throw the step away. The same again is, and Ctrl-C after any other.
+        """
         now = time.monotonic()
         name = signal.Signals(number).name
         if not self.is_training:
             _tell(f"{name}: ending at once, nothing is to be saved yet")
-            os._exit(STOPPED)
+            os._exit(0 if leave_status(STOPPED) else STOPPED)
+        first = self._times.setdefault(number, now)
         if not self.signal_number:
-            self.signal_number, self._first_time = number, now
-            _tell(f"{name}: saving a checkpoint at the end of this step; again ends at once")
-        elif now - self._first_time > SAME_SIGNAL_SECONDS:
+            self.signal_number = number
+            _tell(
+                f"{name}: saving a checkpoint at the end of this step; {name} again, or SIGINT, "
+                "ends at once"
+            )
+        elif now - first > SAME_SIGNAL_SECONDS or self._is_order(number, now):
             _tell(f"second signal ({name}): ending at once")
             os._exit(128 + number)
+        elif first == now:
+            _tell(f"{name}: noted; the checkpoint at the end of this step is still to be saved")
+
+    def _is_order(self, number: int, now: float) -> bool:
+        """Whether it is a person's Ctrl-C after another signal, not one of a whole terminal."""
+        earlier = (time for each, time in self._times.items() if each != number)
+        return number == signal.SIGINT and now - min(earlier, default=now) > SAME_SIGNAL_SECONDS
 
 
 def _noted(number: int, frame: object) -> None:
