@@ -25,7 +25,7 @@ from megatron_ultralong.evaluation.ruler.fitting import Builder, fit
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, prompt_parts
 from megatron_ultralong.program.errors import InputError
 
-PROMPT_VERSION = 1
+PROMPT_VERSION = 2
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""
 
 
@@ -68,18 +68,19 @@ class RulerSamples:
     def builder(self, name: str, length: int, index: int) -> Builder:
         """The sample with any number of units."""
         task, config, tokenizer = parameters.TASKS[name], self._config, self._tokenizer
+        release = config.ruler_release
         seed = f"{config.seed}/{name}/{length}/{index}"
         if isinstance(task, parameters.NeedleTask):
             lists = self.words if task.key == "words" else None
             essays = self.essays if task.haystack == "essay" else None
-            return needles.NeedleBuilder(task, seed, tokenizer, lists, essays)
+            return needles.NeedleBuilder(task, seed, tokenizer, lists, essays, release)
         if isinstance(task, parameters.VariableTask):
-            return words.VariableBuilder(task, seed, tokenizer)
+            return words.VariableBuilder(task, seed, tokenizer, release)
         if isinstance(task, parameters.CommonWordsTask):
-            return words.CommonWordsBuilder(task, seed, length, tokenizer, self.words)
+            return words.CommonWordsBuilder(task, seed, length, tokenizer, self.words, release)
         if isinstance(task, parameters.FrequentWordsTask):
             return words.FrequentWordsBuilder(task, seed, length, tokenizer)
-        return question_answering.QuestionBuilder(self.documents(task), index, seed)
+        return question_answering.QuestionBuilder(self.documents(task), index, seed, release)
 
     @cached_property
     def words(self) -> needles.WordLists:
@@ -173,6 +174,7 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
     material = samples.material()
     decides = {
         "version": PROMPT_VERSION,
+        "release": config.ruler_release,
         "seed": config.seed,
         "template": config.prompt_template,
         "tokenizer": tokenizer.sha256,
@@ -180,9 +182,11 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
     }
     places = itertools.product(lengths, config.tasks, range(config.num_samples))
     questions = [_question(samples, decides, *place) for place in places]
+    release = config.ruler_release
     notes = [
+        f"prompts of NVIDIA/RULER at {release} of {parameters.RELEASES[release]}",
         f"prompt template {config.prompt_template}, seed {config.seed}; prompt and answer together "
-        "fill each length, and never exceed it"
+        "fill each length, and never exceed it",
     ]
     if set(config.tasks) != set(parameters.TASKS):
         notes.append(
@@ -190,7 +194,7 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
         )
     if any(task.startswith("niah") for task in config.tasks) and config.essays:
         notes.append("essays cut into sentences by a rule of ours, not by nltk's model")
-    if "cwe" in config.tasks and not config.english_words:
+    if "cwe" in config.tasks and release == "c3f5e3b" and not config.english_words:
         notes.append("cwe: pairs of words where the list is longer than the vocabulary")
     return evaluate_questions(
         questions,

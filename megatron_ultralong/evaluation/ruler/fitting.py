@@ -29,6 +29,10 @@ class Builder(Protocol):
     def least_units(self) -> int:
         """Units without which there is no sample."""
 
+    @property
+    def most_units(self) -> int | None:
+        """Units that there are; None: without end."""
+
     def turns(self, num_units: int) -> Sequence[Turn]:
         """The prompt with ``num_units`` units, after solved ones: a function of its argument."""
 
@@ -62,7 +66,7 @@ class UnitCosts:
 def fit(
     builder: Builder, prompt: Callable[[int], IdArray], room: int, what: str
 ) -> tuple[int, IdArray]:
-    """Number of units and ids of the longest prompt within ``room`` tokens.
+    """Number of units and ids of the longest prompt within ``room`` tokens, or of all units.
 
     Args:
         builder: the sample.
@@ -81,7 +85,7 @@ def fit(
             f"of haystack alone take {best.size}; ask for a length of at least "
             f"{best.size - room} more"
         )
-    high: int | None = None
+    high = None if builder.most_units is None else max(builder.most_units, least) + 1
     last = (builder.estimate(least), float(best.size))
     slope = 1.0
     limit = float(min(room, _PROBE_TOKENS))  # the first step is a small one: it finds the slope
@@ -91,11 +95,9 @@ def fit(
         if limit == room and remaining < builder.estimate(low + 1) - builder.estimate(low):
             break
         target = last[0] + (limit - last[1]) / slope
-        guess = _largest(builder.estimate, target, low)
-        if high is not None:
-            guess = min(guess, high - 1)
-            if steps > _MOST_SECANT_STEPS:
-                guess = (low + high) // 2
+        guess = _largest(builder.estimate, target, low, None if high is None else high - 1)
+        if high is not None and steps > _MOST_SECANT_STEPS:
+            guess = (low + high) // 2
         guess = max(guess, low + 1)
         ids = prompt(guess)
         estimate, count = builder.estimate(guess), float(ids.size)
@@ -111,10 +113,11 @@ def fit(
     return low, best
 
 
-def _largest(estimate: Callable[[int], float], target: float, low: int) -> int:
-    """Greatest number of units, at least ``low``, that are estimated at ``target`` or less."""
+def _largest(estimate: Callable[[int], float], target: float, low: int, most: int | None) -> int:
+    """Greatest number from ``low`` to ``most`` whose units are estimated at ``target`` or less."""
     step = 1
-    while estimate(low + step) <= target:
+    while (most is None or low + step < most) and estimate(low + step) <= target:
         step *= 2
     start = low + step // 2  # the last that was tried and fits
-    return start + bisect.bisect_right(range(start + 1, low + step), target, key=estimate)
+    stop = low + step if most is None else min(low + step, most + 1)
+    return start + bisect.bisect_right(range(start + 1, stop), target, key=estimate)

@@ -118,7 +118,7 @@ class WordLists:
     adjectives: tuple[str, ...]
     verbs: tuple[str, ...]
     english: tuple[str, ...]
-    """A large list beside them, for long ``cwe`` lists; upstream's ``english_words.json``."""
+    """For ``cwe`` lists longer than ``base``, each once; upstream's ``english_words.json``."""
     source: str
     """Where they are from, as results state it."""
 
@@ -128,8 +128,8 @@ class WordLists:
 
     @cached_property
     def base(self) -> tuple[str, ...]:
-        """All words, each once, sorted."""
-        return tuple(sorted({*self.nouns, *self.adjectives, *self.verbs, *self.english}))
+        """All words but the English ones, each once, sorted."""
+        return tuple(sorted({*self.nouns, *self.adjectives, *self.verbs}))
 
 
 def load_word_lists(folder: str = "", english_words: str = "") -> WordLists:
@@ -137,7 +137,7 @@ def load_word_lists(folder: str = "", english_words: str = "") -> WordLists:
 
     Args:
         folder: with ``nounlist.txt``, ``adjectivelist.txt`` and ``verblist.txt``.
-        english_words: JSON file of more words: a list, or a dictionary whose values count.
+        english_words: JSON file of words: a list, or a dictionary whose values count.
 
     Raises:
         InputError: neither is there, or a file is empty or damaged.
@@ -164,7 +164,7 @@ def load_word_lists(folder: str = "", english_words: str = "") -> WordLists:
 
 def _read_lines(path: Path) -> tuple[str, ...]:
     try:
-        words = tuple(line.strip() for line in read_text(path).splitlines())
+        words = tuple(line.strip() for line in read_text(path).split("\n"))
     except ValueError as error:
         raise InputError(f"word list {path} cannot be read ({error}): see --word-lists") from error
     words = tuple(word for word in words if word)
@@ -183,7 +183,7 @@ def _read_json(path: Path) -> tuple[str, ...]:
         raise InputError(
             f"--english-words {path} must be a JSON list of words, or a dictionary of them"
         )
-    return tuple(words)
+    return tuple(dict.fromkeys(words))
 
 
 class NeedleBuilder:
@@ -202,6 +202,7 @@ class NeedleBuilder:
         tokenizer: PromptTokenizer,
         words: WordLists | None,
         essays: Essays | None,
+        release: parameters.Release,
     ) -> None:
         self._task, self._words, self._seed = task, words, seed
         rng = random.Random(seed)
@@ -219,6 +220,7 @@ class NeedleBuilder:
         self._references = [value for k in asked for value in values[k]]
         self.least_units = len(self._needles)
         self._essays = essays
+        self.most_units = len(essays.words) if essays and release == "860f2bd" else None
         self._distractors: list[str] = []
         self._distractor_rng = random.Random(f"{seed}/haystack")
         self._costs = UnitCosts(tokenizer, lambda k: self._line(k) + "\n")

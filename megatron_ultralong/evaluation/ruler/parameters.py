@@ -1,9 +1,9 @@
 """RULER's thirteen tasks: parameters, prompts and metrics as upstream states them, and the flags.
 
-Facts from NVIDIA/RULER (Apache-2.0, github.com/NVIDIA/RULER): ``scripts/synthetic.yaml``,
-``scripts/data/synthetic/constants.py``, ``scripts/data/template.py`` and
-``scripts/eval/synthetic/constants.py``. The prompts are upstream's to the letter, its misspelling
-"assgined" among them: figures are comparable only so.
+Facts from NVIDIA/RULER (Apache-2.0, github.com/NVIDIA/RULER) at the commits of :data:`RELEASES`:
+``scripts/synthetic.yaml``, ``scripts/data/synthetic/*.py``, ``scripts/data/template.py`` and
+``scripts/eval/synthetic/constants.py``. The prompts are upstream's to the letter: figures are
+comparable only so. ``tools/compare_ruler.py`` holds them against upstream's own scripts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ from megatron_ultralong.program.required import Required, check_required
 
 Metric = Literal["string_match_all", "string_match_part"]
 NeedleType = Literal["words", "numbers", "uuids"]
+Release = Literal["c3f5e3b", "860f2bd"]
+
+RELEASES: dict[Release, str] = {"c3f5e3b": "22 July 2026", "860f2bd": "31 January 2025"}
+"""Commits of upstream, with their dates.
+
+They differ in ``vt`` (spelling of its answer, lines, noise in its solved example), in ``cwe`` (a
+space in its solved example, words of long lists), and where the material is used up: the later one
+begins it anew, with the earlier one the prompts stay shorter than asked.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +115,7 @@ FAMILIES: dict[type, Family] = {
         "{context}\nQuestion: Find all variables that are assigned the value {query} in the text "
         "above.",
         " Answer: According to the chain(s) of variable assignment in the text above, {num_v} "
-        "variables are assgined the value {query}, they are: ",
+        "variables are assigned the value {query}, they are: ",
     ),
     CommonWordsTask: Family(
         120,
@@ -165,6 +174,9 @@ class RulerConfig:
     prompt_template: PromptTemplate = "base"
     """base: the task's text and the beginning of the answer. chat: the text as a user turn of Llama
     3, and the beginning of the answer as the assistant's turn."""
+    ruler_release: Release = "c3f5e3b"
+    """Upstream's commit whose prompts are used: c3f5e3b of 22 July 2026. 860f2bd of 31 January 2025
+    for comparison with figures from before May 2025, the UltraLong paper's among them."""
     essays: str = ""
     """Upstream's PaulGrahamEssays.json, or a text file; the text for niah_single_2 and _3,
     niah_multikey_1, niah_multivalue and niah_multiquery."""

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.evaluation.ruler.parameters import DOCUMENT, FAMILIES, QuestionTask
+from megatron_ultralong.evaluation.ruler.parameters import (
+    DOCUMENT,
+    FAMILIES,
+    QuestionTask,
+    Release,
+)
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Turn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json_value
@@ -48,7 +53,7 @@ class Documents:
 class QuestionBuilder:
     """A sample of question answering; a unit is a document."""
 
-    def __init__(self, documents: Documents, index: int, seed: str) -> None:
+    def __init__(self, documents: Documents, index: int, seed: str, release: Release) -> None:
         self._documents, self._seed = documents, seed
         self._question = documents.questions[index]
         self.least_units = len(self._question.documents)
@@ -58,6 +63,7 @@ class QuestionBuilder:
         near = {*gold, *related}
         others = [k for k in range(len(documents.texts)) if k not in near]
         rng.shuffle(others)
+        self.most_units = len(documents.texts) if release == "860f2bd" else None
         self._order = np.asarray([*gold, *related, *others], np.int64)
         self._totals = np.concatenate([[0], np.cumsum(documents.costs[self._order])])
 

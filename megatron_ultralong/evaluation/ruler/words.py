@@ -18,8 +18,8 @@ from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokeni
 class CommonWordsBuilder:
     """A sample of common words; a unit is a word that is in the list, however often.
 
-    A list longer than the vocabulary is made of pairs of words, as upstream's newer versions do:
-    the pairs are the documented substitute for its file of 470,000 English words.
+    A list of more words than there are is made of English words alone, as upstream does since May
+    2025; where their file is not there, of pairs of words. The earlier release ends with its words.
     """
 
     def __init__(
@@ -29,8 +29,10 @@ class CommonWordsBuilder:
         length: int,
         tokenizer: PromptTokenizer,
         words: WordLists,
+        release: parameters.Release,
     ) -> None:
         self._task, self._seed = task, seed
+        self._gap = "" if release == "860f2bd" else " "
         is_short = length < parameters.SHORT_LENGTH
         self._frequency = 6 if is_short else task.frequency
         self._uncommon = 1 if is_short else task.uncommon_frequency
@@ -41,19 +43,25 @@ class CommonWordsBuilder:
             rng, example, task.num_common, *((3, 1) if is_short else (10, 3))
         )
         self._single = rng.sample(words.base, len(words.base))
-        self._pairs: list[str] = []
+        self._more = list(words.english)
+        random.Random(f"{seed}/english").shuffle(self._more)
         self._pair_set: set[str] = set()
         self._pair_rng = random.Random(f"{seed}/pairs")
         self.least_units = task.num_common + 1
+        self.most_units: int | None = None
+        if release == "860f2bd":
+            self.most_units = len(self._single)
+        elif words.english:
+            self.most_units = max(len(self._single), len(self._more))
         self._tokenizer = tokenizer
         self._single_costs = UnitCosts(
             tokenizer, lambda k: f" {self._single[k]}" if k < len(self._single) else ""
         )
-        self._pair_costs = UnitCosts(tokenizer, lambda k: f" {self._pair(k)}")
+        self._more_costs = UnitCosts(tokenizer, lambda k: f" {self._more_word(k)}")
 
     def estimate(self, num_units: int) -> float:
         """Tokens of the numbers and words, each counted alone."""
-        costs = self._single_costs if num_units <= len(self._single) else self._pair_costs
+        costs = self._single_costs if num_units <= len(self._single) else self._more_costs
         num_common = self._task.num_common
         words = self._uncommon * costs.total(num_units)
         words += (self._frequency - self._uncommon) * costs.total(num_common)
@@ -65,7 +73,7 @@ class CommonWordsBuilder:
         words = self._words(num_units)
         rng = random.Random(f"{self._seed}/order")
         numbered = _numbered(rng, words, self._task.num_common, self._frequency, self._uncommon)
-        answer = " " + " ".join(f"{k + 1}. {word}" for k, word in enumerate(self._example))
+        answer = self._gap + " ".join(f"{k + 1}. {word}" for k, word in enumerate(self._example))
         family = parameters.FAMILIES[parameters.CommonWordsTask]
         example, text = (
             family.template.format(context=words) for words in (self._example_list, numbered)
@@ -80,16 +88,19 @@ class CommonWordsBuilder:
     def _words(self, num_units: int) -> Sequence[str]:
         if num_units <= len(self._single):
             return self._single[:num_units]
-        self._pair(num_units - 1)
-        return self._pairs[:num_units]
+        self._more_word(num_units - 1)
+        return self._more[:num_units]
 
-    def _pair(self, k: int) -> str:
-        while len(self._pairs) <= k:
+    def _more_word(self, k: int) -> str:
+        """Word ``k`` of a long list: of pairs, made as they are asked for, or an English one."""
+        if self.most_units is not None:
+            return self._more[k] if k < len(self._more) else ""
+        while len(self._more) <= k:
             pair = f"{self._pair_rng.choice(self._single)}-{self._pair_rng.choice(self._single)}"
             if pair not in self._pair_set:
                 self._pair_set.add(pair)
-                self._pairs.append(pair)
-        return self._pairs[k]
+                self._more.append(pair)
+        return self._more[k]
 
 
 def _numbered(
@@ -123,6 +134,7 @@ class FrequentWordsBuilder:
         self._shares = rank**-2.0 / (math.pi**2 / 6)
         self._costs = tokenizer.count([f" {word}" for word in self._vocabulary])
         self.least_units = math.ceil(1 / float(self._shares[3]))
+        self.most_units = None
 
     def references(self, num_units: int) -> Sequence[str]:
         """The three most frequent words."""
@@ -150,24 +162,27 @@ class FrequentWordsBuilder:
         return [(text, family.answer_prefix)]
 
 
-EXAMPLE_TOKENS = 500
+_EXAMPLE_TOKENS = 500
 """Tokens that upstream's solved example may take."""
-_EXAMPLE_STEP = 5
-"""It has a multiple of so many lines of noise."""
 
 
 class VariableBuilder:
     """A sample of variable tracking; a unit is a line of noise."""
 
     def __init__(
-        self, task: parameters.VariableTask, seed: str, tokenizer: PromptTokenizer
+        self,
+        task: parameters.VariableTask,
+        seed: str,
+        tokenizer: PromptTokenizer,
+        release: parameters.Release,
     ) -> None:
-        self._task, self._seed = task, seed
+        self._task, self._seed, self._is_early = task, seed, release == "860f2bd"
         rng = random.Random(seed)
         variables, chains = _chains(rng, task.num_chains, task.num_hops, 5)
         self._chains = chains
         self._references = variables[0]
         self.least_units = task.num_hops + 1
+        self.most_units = None
         self._costs = UnitCosts(tokenizer, lambda k: parameters.NOISE + "\n")
         self._example = self._solved_example(rng, tokenizer)
 
@@ -178,25 +193,49 @@ class VariableBuilder:
     def turns(self, num_units: int) -> Sequence[Turn]:
         """The solved example, and the prompt with so many lines of noise."""
         rng = random.Random(f"{self._seed}/places")
-        text, prefix = _texts(self._chains, _hide(rng, self._chains, num_units))
-        return [(f"{self._example}\n{text}", prefix)]
+        text, prefix = self._texts(rng, self._chains, num_units)
+        return [(f"{self._example}{text}", prefix)]
 
     def references(self, num_units: int) -> Sequence[str]:
         """The variables of the first chain."""
         return self._references
 
     def _solved_example(self, rng: random.Random, tokenizer: PromptTokenizer) -> str:
-        """Names of three letters, and the most noise that keeps it within its tokens."""
+        """Names of three letters, and the most noise that keeps it within its tokens.
+
+        The early release adds five lines at a time, and counts the answer and 30 tokens more.
+        """
         variables, chains = _chains(rng, self._task.num_chains, min(10, self._task.num_hops), 3)
         places = rng.getstate()
-        example, num_lines = "", _EXAMPLE_STEP
+        step, answer, more = 1, " ".join(variables[0]), 0
+        if self._is_early:
+            step, more = 5, parameters.FAMILIES[parameters.VariableTask].tokens_to_generate
+        example, num_lines = "", 5
         while True:
             rng.setstate(places)
-            text = "".join(_texts(chains, _hide(rng, chains, num_lines)))
-            if example and int(tokenizer.count([text])[0]) > EXAMPLE_TOKENS:
+            text = "".join(self._texts(rng, chains, num_lines))
+            counted = f"{text} {variables[0]}" if self._is_early else text
+            if example and int(tokenizer.count([counted])[0]) + more > _EXAMPLE_TOKENS:
                 return example
-            example = f"{text} {' '.join(variables[0])}\n"
-            num_lines += _EXAMPLE_STEP
+            example = f"{text} {answer}" + ("\n\n\n\n" if self._is_early else "\n\n")
+            num_lines += step
+
+    def _texts(
+        self, rng: random.Random, chains: Sequence[Sequence[str]], num_lines: int
+    ) -> tuple[str, str]:
+        """The task's text, with its chains hidden in noise, and the beginning of its answer."""
+        lines = [parameters.NOISE + ("\n" if self._is_early else "")] * num_lines
+        for chain in chains:
+            places = sorted(rng.sample(range(len(lines)), len(chain)))
+            for k, (place, assignment) in enumerate(zip(places, chain, strict=True)):
+                lines.insert(place + k, assignment)
+        context = (" " if self._is_early else "\n").join(lines).replace(". \n", ".\n")
+        family = parameters.FAMILIES[parameters.VariableTask]
+        value = chains[0][0].split("=")[-1].strip()
+        prefix = family.answer_prefix.format(query=value, num_v=len(chains[0]))
+        if self._is_early:
+            prefix = prefix.replace("assigned", "assgined")
+        return family.template.format(context=context, query=value), prefix
 
 
 def _chains(
@@ -216,22 +255,3 @@ def _chains(
         chain += [f"VAR {after} = VAR {before} " for after, before in pairs]
         chains.append(chain)
     return variables, chains
-
-
-def _hide(rng: random.Random, chains: Sequence[Sequence[str]], num_lines: int) -> str:
-    lines = [parameters.NOISE] * num_lines
-    for chain in chains:
-        places = sorted(rng.sample(range(len(lines)), len(chain)))
-        for k, (place, assignment) in enumerate(zip(places, chain, strict=True)):
-            lines.insert(place + k, assignment)
-    return "\n".join(lines).replace(". \n", ".\n")
-
-
-def _texts(chains: Sequence[Sequence[str]], context: str) -> tuple[str, str]:
-    """The task's text and the beginning of its answer."""
-    family = parameters.FAMILIES[parameters.VariableTask]
-    value = chains[0][0].split("=")[-1].strip()
-    return (
-        family.template.format(context=context, query=value),
-        family.answer_prefix.format(query=value, num_v=len(chains[0])),
-    )

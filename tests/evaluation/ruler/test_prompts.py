@@ -49,7 +49,7 @@ from .conftest import text_of
             "\n\n",
             f"{NOISE}\nQuestion: Find all variables that are assigned the value N in the text "
             "above. Answer: According to the chain(s) of variable assignment in the text above, 5 "
-            "variables are assgined the value N, they are: ",
+            "variables are assigned the value N, they are: ",
         ),
         (
             "cwe",
