@@ -48,6 +48,7 @@ class RunInputs:
     @property
     def notes(self) -> tuple[str, ...]:
         """The rotary embedding before and after, and what a user may not have meant, in lines."""
+        taken, there = self.config.train_iters * self.config.global_batch_size, len(self.train_rows)
         trained, positions = (
             self.result.trained_positions,
             self.result.model.max_position_embeddings,
@@ -63,6 +64,10 @@ class RunInputs:
                 self.source.model.max_position_embeddings, self.source.rope_scaling
             ),
         )
+        if taken > there:
+            whole, rest = divmod(taken, there)
+            once_more = f", {rest:,} of them once more" if rest else ""
+            notes += (f"rows: {taken:,} are taken of {there:,}: each {whole:,} times{once_more}",)
         if trained == positions:
             return notes
         return (

@@ -41,6 +41,8 @@ class StepResult:
     """Pairs of query and key, summed over the rows; padding counts nothing."""
     num_real_tokens: float
     """Tokens of the rows without their padding."""
+    num_loss_tokens: float
+    """Tokens that the loss is the mean of."""
     bad_microbatches: tuple[int, ...]
     """Micro-batches of this rank whose own loss is not finite."""
 
@@ -82,7 +84,7 @@ class LanguageModelStep:
         bad: tuple[int, ...] = ()
         if not math.isfinite(total):
             bad = tuple(i for i, own in enumerate(totals) if not math.isfinite(own[0].item()))
-        return StepResult(total / max(count, 1.0), area, num_real_tokens, bad)
+        return StepResult(total / max(count, 1.0), area, num_real_tokens, count, bad)
 
     def position_sums(
         self, rows: Iterator[list[DocumentRow]], edges: Sequence[int]

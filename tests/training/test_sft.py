@@ -147,6 +147,12 @@ def test_every_layout_trains_alike(inputs: Path) -> None:
         (record,) = run_on_ranks(num_ranks, one_step, make_config(inputs, "packed", parallel))[0]
         assert record.lm_loss == pytest.approx(base.lm_loss, rel=1e-6)
         assert record.grad_norm == pytest.approx(base.grad_norm, rel=1e-5)
+        # the same conversations, however they are packed; padding is counted in neither
+        assert record.num_loss_tokens == base.num_loss_tokens
+        assert record.num_real_tokens == base.num_real_tokens
+        assert 0 < record.num_loss_tokens < record.num_real_tokens < record.consumed_tokens
+        speed = record.num_real_tokens / (record.elapsed_ms / 1000) / num_ranks
+        assert record.tokens_per_second_per_rank == pytest.approx(speed)
 
 
 def test_a_resumed_run_is_bit_equal(inputs: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.training.inputs import check_attention
 from megatron_ultralong.training.saving.checkpoint_writer import expired
 from megatron_ultralong.training.step import LanguageModelStep, SpikeDetector
-from megatron_ultralong.training.telling.phases import PHASES
+from megatron_ultralong.training.telling.phases import PHASES, RunSummary
 from megatron_ultralong.training.verbs import check_run, dry_run
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
@@ -254,6 +254,30 @@ def test_every_held_out_row_counts_once(tmp_path: Path, make_config: MakeConfig)
     for which in ((2, 3), (4, 40)):
         assert losses[which] == pytest.approx(expected, rel=1e-5)  # float32 sums over other splits
     assert losses[4, 1] != pytest.approx(expected, rel=1e-5)
+
+
+def test_what_of_the_rows_is_real_and_counts_is_summed_up() -> None:
+    summary = RunSummary(num_tokens=1000, num_real_tokens=809, num_loss_tokens=220)
+    assert summary._tokens() == "1,000 tokens, 80.9 % real, 22.0 % in the loss"
+    summary.num_real_tokens = summary.num_loss_tokens = 1000
+    assert summary._tokens() == "1,000 tokens"
+
+
+def test_rows_that_are_taken_more_than_once_are_said(make_config: MakeConfig) -> None:
+    """The last batch of a pass over the rows may begin the next one."""
+    config = make_config(None)
+    there = len(check_run(config, 1).train_rows)
+    for taken, line in (
+        (there, None),
+        (2 * there, f"rows: {2 * there} are taken of {there}: each 2 times"),
+        (
+            2 * there + 3,
+            f"rows: {2 * there + 3} are taken of {there}: each 2 times, 3 of them once more",
+        ),
+    ):
+        config = dataclasses.replace(config, train_iters=taken, global_batch_size=1)
+        found = [note for note in check_run(config, 1).notes if note.startswith("rows:")]
+        assert found == ([line] if line else [])
 
 
 def test_padding_is_no_work(tmp_path: Path) -> None:

@@ -48,7 +48,12 @@ class IterationRecord:
     learning_rate: float
     elapsed_ms: float
     """Wall time since the iteration before was done, validation left out, in milliseconds."""
+    num_real_tokens: int
+    """Of its rows, without their padding."""
+    num_loss_tokens: int
+    """Of them, tokens that the loss counts: of conversations, the assistant's turns."""
     tokens_per_second_per_rank: float
+    """Real tokens: padding counts nothing, here and in the FLOPs."""
     tflops_per_rank: float
     """Model FLOPs (:mod:`megatron_ultralong.model.flops`), without recomputation, in TFLOP/s."""
     mfu: float | None
@@ -192,6 +197,8 @@ def scalars(record: IterationRecord) -> dict[str, float]:
         "train/learning rate": record.learning_rate,
         "train/skipped iterations": float(record.num_skipped),
         "train/consumed tokens": float(record.consumed_tokens),
+        "train/real tokens": float(record.num_real_tokens),
+        "train/loss tokens": float(record.num_loss_tokens),
         "speed/iteration (ms)": record.elapsed_ms,
         "speed/tokens per second per GPU": record.tokens_per_second_per_rank,
         "speed/TFLOP per second per GPU": record.tflops_per_rank,

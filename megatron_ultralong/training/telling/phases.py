@@ -200,6 +200,9 @@ class RunSummary:
     num_iterations: int = 0
     num_skipped: int = 0
     num_tokens: int = 0
+    """Of the rows, padding among them."""
+    num_real_tokens: int = 0
+    num_loss_tokens: int = 0
     milliseconds: float = 0.0
     teraflop: float = 0.0
     """Model FLOPs of one rank, in 1e12."""
@@ -218,6 +221,8 @@ class RunSummary:
         self.num_iterations += 1
         self.num_skipped += record.skipped
         self.num_tokens += num_tokens
+        self.num_real_tokens += record.num_real_tokens
+        self.num_loss_tokens += record.num_loss_tokens
         self.milliseconds += record.elapsed_ms
         self.teraflop += record.tflops_per_rank * record.elapsed_ms / 1000.0
         self.first = self.first or record
@@ -243,6 +248,14 @@ class RunSummary:
             which = "the first and the last iteration"
         return f"{first:.4f} -> {last:.4f} ({which})"
 
+    def _tokens(self) -> str:
+        """``8,192 tokens``, of conversations ``8,192 tokens, 80.9 % real, 22.0 % in the loss``."""
+        text = f"{self.num_tokens:,} tokens"
+        shares = [100 * n / self.num_tokens for n in (self.num_real_tokens, self.num_loss_tokens)]
+        if min(shares) > 99:
+            return text
+        return f"{text}, {shares[0]:.1f} % real, {shares[1]:.1f} % in the loss"
+
     def text(self, world_size: int, num_checkpoints: int, num_failures: int, place: str) -> str:
         """The summary, several lines.
 
@@ -255,7 +268,7 @@ class RunSummary:
         if self.first is None or self.last is None:
             return f"nothing was left to do; {place}"
         seconds = self.milliseconds / 1000.0
-        rate = self.num_tokens / seconds / world_size
+        rate = self.num_real_tokens / seconds / world_size
         tflops = self.teraflop / seconds
         losses = self._losses()
         if self.validation is not None and not math.isnan(self.validation):
@@ -269,7 +282,7 @@ class RunSummary:
         return "\n".join(
             (
                 f"done: iterations {self.first.iteration} to {self.last.iteration} in "
-                f"{seconds:.1f} s, {self.num_tokens:,} tokens, {self.num_skipped} skipped",
+                f"{seconds:.1f} s, {self._tokens()}, {self.num_skipped} skipped",
                 f"  loss: {losses}",
                 f"  speed: {rate:,.0f} tokens/s/GPU, {tflops:.3g} TFLOP/s/GPU; "
                 f"peak memory {self.last.peak_memory_gib:.2f} GiB",
