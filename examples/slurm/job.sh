@@ -205,3 +205,18 @@ run() { # VERB WORD...: comes back where it is complete, and ends or requeues th
         *) requeue "$name" "$([ -n "$asked_to_stop" ] && echo stopped || echo "the run was lost")" ;;
     esac
 }
+
+# shellcheck disable=SC2329 # the script calls the functions
+stage() { # SCRIPT WORD...: a numbered script of an example; its commands become steps of this job
+    ultralong() { run "$@"; }
+    torchrun() { # --nproc-per-node RANKS -m megatron_ultralong VERB WORD...
+        local GPUS_PER_NODE=$2
+        shift 4
+        run "$@"
+    }
+    local script=$1
+    shift
+    # shellcheck disable=SC1090
+    source "$script"
+    complete
+}

@@ -32,7 +32,6 @@ class Run:
     def __init__(self, cluster: Cluster, folder: Path, tiny: Path) -> None:  # noqa: F811
         self.cluster = cluster
         self.root = folder / "run"
-        self.logs = folder / "run-logs"
         self.jobs: list[Job] = []
         self.environment = {
             "CONTAINER": "none",
@@ -40,6 +39,7 @@ class Run:
             "LOAD": str(tiny / "base"),
             "DATA": str(tiny / "rows"),
             "SAVE": str(self.root),
+            "LOGS": str(folder / "logs"),
             "GPUS_PER_NODE": "1",
             "WAIT_SECONDS": "5",
         }
@@ -95,28 +95,35 @@ def run(slurm: Cluster, tmp_path: Path, tiny: Path) -> Iterator[Run]:  # noqa: F
 def flags(train_iters: int = ENDLESS) -> list[str]:
     """Of a run of two ranks over the tiny model; ``--`` before them is sbatch's end."""
     text = (
-        f"-- --train-iters {train_iters} --global-batch-size 2 --save-interval 0 --log-interval 500 "
-        "--seq-length 128 --rope-scaling-factor 2 --original-max-position-embeddings 64 "
-        "--lr 1e-3 --lr-warmup-iters 2 --lr-decay-style constant --no-tensorboard "
-        "--distributed-timeout-minutes 0.5"
+        f"-- --train-iters {train_iters} --global-batch-size 2 --save-interval 0 "
+        "--log-interval 500 --seq-length 128 --rope-scaling-factor 2 "
+        "--original-max-position-embeddings 64 --lr 1e-3 --lr-warmup-iters 2 "
+        "--lr-decay-style constant --no-tensorboard --distributed-timeout-minutes 0.5"
     )
     return text.split()
 
 
-@pytest.fixture
-def pauses(tmp_path: Path, run: Run) -> Callable[[str], Path]:
-    """Make shells of jobs wait before a command; the file it returns says that one does.
+Pauses = Callable[..., Path]
 
-    They wait until that file is removed.
+
+@pytest.fixture
+def pauses(tmp_path: Path, run: Run) -> Pauses:
+    """``pauses("scontrol", "show")``: shells of jobs wait before such a command.
+
+    The folder that it returns says that one waits, and is removed to let it go on. ``once``: later
+    ones do not wait.
     """
 
-    def pause(command: str) -> Path:
-        reached = tmp_path / f"before-{command}"
+    def pause(command: str, word: str, *, once: bool = False) -> Path:
+        reached, passed = tmp_path / f"before-{command}", tmp_path / f"passed-{command}"
         functions = tmp_path / "functions.sh"
-        functions.write_text(
-            f"{command}() {{ if mkdir {reached}; then while [ -e {reached} ]; do sleep 0.1; done; fi; "
-            f'command {command} "$@"; }}\n'
-        )
+        with functions.open("a") as file:
+            file.write(
+                f'{command}() {{ if [ "$1" = {word} ] && [ ! -e {passed} ] && mkdir {reached}; '
+                f"then while [ -e {reached} ]; do sleep 0.1; done; "
+                f"{f'touch {passed}' if once else ':'}; fi; "
+                f'command {command} "$@"; }}\n'
+            )
         run.environment["BASH_ENV"] = str(functions)
         return reached
 

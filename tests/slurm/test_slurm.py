@@ -1,22 +1,21 @@
-"""Jobs that are signalled, preempted, requeued, and lost in parts: each goes on, or says why not."""
+"""Jobs that are signalled, preempted, requeued, or lost in parts: each goes on, or says why not."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_ultralong.program.owner_record import read_owners
 from tests.ranks import run_on_ranks
 from tests.slurm.cluster import Job
-from tests.slurm.conftest import Run, flags
+from tests.slurm.conftest import Pauses, Run, flags
 from tests.training.job import every_loss, losses
 
 pytestmark = pytest.mark.slurm
-Pauses = Callable[[str], Path]
 
 
 def goes_on(run: Run, job: Job, start: int = 1) -> None:
@@ -51,17 +50,19 @@ def test_a_signal_before_in_and_after_the_dry_run_and_in_training(
     """Each start hears it one stage later; the last trains to the end."""
     run.environment["MAX_LOST"] = "4"
     words = flags(60)
-    before, inside = pauses("scontrol"), pauses("ultralong")
+    before = pauses("scontrol", "show", once=True)
+    inside = pauses("ultralong", "pretrain", once=True)
     job = run.submit("--nodes=2", *words)
-    for start, (reached, said) in enumerate(
-        ((before, "stopped before its dry run"), (inside, "stopped in its dry run"))
-    ):
-        run.cluster.wait(reached.exists)
-        job.signal("USR1")
-        job.until_said(*["asked to stop"] * start)
-        reached.rename(tmp_path / f"was-{reached.name}")
-        job.until_said(f"{said}: requeue")
-        job.until_restarted(start + 1)
+    run.cluster.wait(before.exists)
+    job.signal("USR1")
+    before.rmdir()
+    job.until_said("stopped before its dry run: requeue")
+    job.until_restarted(1)
+    run.cluster.wait(inside.exists)
+    job.signal("USR1")
+    job.until_said("stopped in its dry run: requeue")
+    inside.rmdir()
+    job.until_restarted(2)
     job.until_said("srun has ended with 0")
     job.signal("USR1")
     job.until_restarted(3)
@@ -79,7 +80,7 @@ def test_a_signal_before_in_and_after_the_dry_run_and_in_training(
 
 def test_stops_before_the_first_step_are_counted(run: Run, pauses: Pauses) -> None:
     run.environment["MAX_LOST"] = "2"
-    reached = pauses("scontrol")
+    reached = pauses("scontrol", "show")
     job = run.submit("--nodes=2", *flags())
     for start in range(2):
         run.cluster.wait(reached.exists)
@@ -134,10 +135,12 @@ def test_one_step_daemon_is_lost_and_its_rank(run: Run) -> None:
     job = run.submit("--nodes=2", "--", *flags()[1:], "--save-interval", "5")
     run.until_more(job, 12)
     rank = job.ranks()[1]
-    for process in run.cluster.processes():  # of the two daemons that which has the rank
-        if f"slurmstepd: [{job.number}.1]" in " ".join(process.cmdline()):
-            if rank in [child.pid for child in process.children(recursive=True)]:
-                process.kill()
+    daemon = next(
+        parent
+        for parent in psutil.Process(rank).parents()
+        if f"slurmstepd: [{job.number}.1]" in " ".join(parent.cmdline())
+    )
+    daemon.kill()
     os.kill(rank, signal.SIGKILL)
     job.until_said("LOST RANK: rank 1", "the run was lost: requeue")
     job.until_restarted()
@@ -195,7 +198,7 @@ def test_the_next_job_of_a_chain_goes_on_and_the_rest_is_cancelled(run: Run) -> 
 
 def test_starts_without_progress_are_counted_over_a_chain(run: Run, pauses: Pauses) -> None:
     run.environment["MAX_LOST"] = "2"
-    reached = pauses("scontrol")
+    reached = pauses("scontrol", "show")
     first, second, third = run.chain(3, *flags()[1:])
     for job in (first, second):
         run.cluster.wait(reached.exists)

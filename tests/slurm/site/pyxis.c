@@ -58,9 +58,16 @@ int slurm_spank_task_init_privileged(spank_t spank, int argc, char **argv)
         slurm_error("pyxis: container %s cannot be made with mounts %s", values[0], values[1]);
         return -1;
     }
-    if (chroot(argv[1]) || chdir(values[2] ? values[2] : "/")) {
-        slurm_error("pyxis: couldn't chdir to %s in the container", values[2] ? values[2] : "/");
-        return -1;
-    }
-    return ESPANK_SUCCESS;
+    return chroot(argv[1]) ? -1 : ESPANK_SUCCESS;
+}
+
+int slurm_spank_task_init(spank_t spank, int argc, char **argv)
+{
+    (void) spank;
+    (void) argc;
+    (void) argv;
+    if (!values[0] || !chdir(values[2] ? values[2] : "/"))
+        return ESPANK_SUCCESS;
+    slurm_error("pyxis: couldn't chdir to %s in the container", values[2]);
+    return -1;
 }
