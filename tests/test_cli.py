@@ -250,6 +250,47 @@ def test_a_dry_run_prints_the_resolved_configuration(
     assert not (inputs / "saved").exists()
 
 
+def test_a_dry_run_says_what_it_assumed(
+    inputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside torchrun: as many ranks as the layout needs, here CP 2."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    cli.main(pretrain_words(inputs, "--dry-run"))
+    shown = capsys.readouterr().out
+    assert "# assumed: 2 ranks, the fewest that the layout allows (WORLD_SIZE is not set" in shown
+    assert "# assumed: 1 rank on this host" in shown
+    assert "plan for 2 x " in shown
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    cli.main(pretrain_words(inputs, "--dry-run", "--global-batch-size", "2"))
+    shown = capsys.readouterr().out
+    assert "assumed" not in shown
+    assert "plan for 4 x " in shown
+
+
+def test_a_written_configuration_works_from_another_folder(
+    inputs: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.chdir(inputs)
+    words = [word.removeprefix(f"{inputs}/") for word in pretrain_words(inputs, "--dry-run")]
+    assert "megatron" in words
+    cli.main(words)
+    text = capsys.readouterr().out
+    assert f"load: {inputs / 'megatron'}\n" in text
+    (tmp_path / "config.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    cli.main(["pretrain", "--config", "config.yaml", "--dry-run"])
+    again = capsys.readouterr().out
+    assert [line for line in again.splitlines() if not line.startswith("#")] == [
+        line for line in text.splitlines() if not line.startswith("#")
+    ]
+
+
 @pytest.fixture(scope="module")
 def scaled(inputs: Path) -> Path:
     """A checkpoint of 64 positions that llama3's block has scaled to 512."""

@@ -14,7 +14,7 @@ from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.not_known import not_known
-from megatron_ultralong.program.ranks import world_size
+from megatron_ultralong.program.ranks import is_told_world_size, world_size
 from megatron_ultralong.program.terminal import PrintableFormatter
 
 HELP_FLAGS = ("-h", "--help", "--help-all")
@@ -168,10 +168,13 @@ def _run_training(name: str, verb: TrainingVerb, words: list[str]) -> None:
     """Run what a command line asks for, or show what it would do."""
     default, rest = begin(words, load(verb.recipes), load(verb.options))
     options = _parse(verb, name, [word for word in rest if word != "--dry-run"], default)
-    load(verb.check_early)(options, world_size())
-    if "--dry-run" in rest:
+    num_ranks, is_dry = world_size(), "--dry-run" in rest
+    if is_dry and not is_told_world_size():  # the fewest that the layout allows; it says so
+        num_ranks = options.parallel.model_parallel_size
+    load(verb.check_early)(options, num_ranks)
+    if is_dry:
         from megatron_ultralong.training.verbs import dry_run
 
-        sys.stdout.write(dry_run(load(verb.check)(options, world_size())))
+        sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))
         return
     load(verb.run)(options)

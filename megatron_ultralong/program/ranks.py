@@ -10,6 +10,26 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_told_world_size() -> bool:
+    """Whether torchrun or the user says how many ranks the job has."""
+    return "WORLD_SIZE" in os.environ
+
+
+def assumptions(num_ranks: int) -> list[str]:
+    """What a check for ``num_ranks`` ranks assumes where nothing says how many there are."""
+    found = []
+    if not is_told_world_size():
+        found.append(
+            f"{num_ranks} ranks, the fewest that the layout allows (WORLD_SIZE is not set; "
+            "WORLD_SIZE=N checks a job of N ranks)"
+        )
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        found.append(
+            "1 rank on this host, for the limit of host memory (LOCAL_WORLD_SIZE is not set)"
+        )
+    return found
+
+
 def is_main_rank() -> bool:
     """Whether this rank speaks for the job: prints, and writes the single files."""
     return int(os.environ.get("RANK", "0")) == 0

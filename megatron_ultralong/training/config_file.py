@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
 
-from megatron_ultralong.config.plain_values import from_dict
+from megatron_ultralong.config.plain_values import from_dict, with_fields
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
 from megatron_ultralong.program.aside import write_aside
@@ -21,14 +22,22 @@ CONFIG_FILE = "config.yaml"
 
 
 def save_config(path: Path, config: TrainingConfig) -> None:
-    """Write a resolved configuration as YAML, aside first."""
+    """Write a resolved configuration as YAML, aside first; see :func:`config_text`."""
     write_aside(path, config_text(config))
 
 
 def config_text(config: TrainingConfig) -> str:
-    """A configuration as YAML."""
-    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+    """A configuration as YAML, with absolute paths, so that it works from any folder."""
+    text: str = yaml.safe_dump(dataclasses.asdict(with_absolute_paths(config)), sort_keys=False)
     return text
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The same with absolute folders; symbolic links in them stay as they are."""
+    folders = {"load": config.load, "save": config.save, "data_path": config.data.data_path}
+    return with_fields(
+        config, **{name: os.path.abspath(folder) for name, folder in folders.items() if folder}
+    )
 
 
 def load_config(path: Path, kind: type[Config]) -> Config:

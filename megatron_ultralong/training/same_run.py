@@ -21,7 +21,7 @@ from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.rank_values import every_rank
-from megatron_ultralong.training.config_file import CONFIG_FILE, load_config
+from megatron_ultralong.training.config_file import CONFIG_FILE, load_config, with_absolute_paths
 from megatron_ultralong.training.optimizer import adam_name
 
 DATA_FILE = "data.json"
@@ -79,6 +79,7 @@ def check_same_run(
 
 def changes(before: TrainingConfig, now: TrainingConfig) -> list[str]:
     """Fields that differ: ``optimizer.lr was 3e-05, is 1e-05``."""
+    before, now = with_absolute_paths(before), with_absolute_paths(now)
     old, new = flat_fields(dataclasses.replace(before, save=now.save)), flat_fields(now)
     return [
         f"{name} was {old[name]}, is {value}" for name, value in new.items() if old[name] != value

@@ -14,7 +14,7 @@ from megatron_ultralong.data.rows import manifest, packed, stored
 from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.program.owner import check_not_owned
-from megatron_ultralong.program.ranks import world_size
+from megatron_ultralong.program.ranks import assumptions, world_size
 from megatron_ultralong.training import config_file, early_checks, inputs, loop, validation
 from megatron_ultralong.training.early_checks import AnyManifest, Config, EarlyRun, Rows
 from megatron_ultralong.training.inputs import RunInputs
@@ -91,10 +91,14 @@ def _inputs(
     )
 
 
-def dry_run(run: RunInputs) -> str:
+def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
     """The resolved configuration of a run that has been checked, where it would begin, its plan.
 
-    The plan stands in comments, so that the text is a configuration file.
+    Everything else is in comments, so that the text is a configuration file.
+
+    Args:
+        run: checked.
+        num_ranks: that it was checked for; default: those of this job.
 
     Raises:
         InputError: another job has the run's folder, or :meth:`RunFolder.check` refuses it.
@@ -106,10 +110,12 @@ def dry_run(run: RunInputs) -> str:
     load = run.config.load
     start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {load}"
     device_name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    plan = plan_text(run.config, run.source.model, world_size(), device_name)
+    num_ranks = num_ranks or world_size()
+    plan = plan_text(run.config, run.source.model, num_ranks, device_name)
     lines = [*run.notes, *run.remarks, *plan.splitlines()]
     comments = "".join(f"# {line}".rstrip() + "\n" for line in lines)
-    notes = [f"changed since the start before: {change}" for change in folder.changes]
+    notes = [f"assumed: {text}" for text in assumptions(num_ranks)]
+    notes += [f"changed since the start before: {change}" for change in folder.changes]
     notes += validation.validation_notes(run)
     if folder.root is None:
         notes.append(NOTHING_SAVED)
