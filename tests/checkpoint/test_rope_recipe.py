@@ -1,4 +1,4 @@
-"""``convert inspect`` of a lone config.json says which recipe a rope block is, whatever its words."""
+"""``convert inspect`` of a lone config.json: which recipe its rope block is, whatever its words."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ def test_what_is_shown_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "'dynamic' is not supported; known: default, linear, llama3, yarn" in refusal(
         capsys, ["convert", "inspect", str(tmp_path)]
     )
-    (tmp_path / "model.safetensors").write_bytes(b"")  # a model then, and a damaged one
-    assert "model.safetensors" in refusal(capsys, ["convert", "inspect", str(tmp_path)])
+    (tmp_path / "model.safetensors").write_bytes(b"")  # a model then, and not a whole one
+    assert "key hidden_size is missing" in refusal(capsys, ["convert", "inspect", str(tmp_path)])
 
 
 VALUES: dict[str, list[Any]] = {
@@ -172,23 +172,31 @@ def judged(config: dict[str, Any]) -> tuple[np.ndarray, float] | None:
     return rotary.inv_freq.double().numpy(), float(rotary.attention_scaling)
 
 
+def read_here(config: dict[str, Any]) -> tuple[yarn.RopeScaling, float] | str:
+    """Scaling and base, or why they are refused."""
+    try:
+        return rope_scaling(config, "c"), rotary_base(JsonObject(config, "c"))
+    except InputError as error:
+        return str(error)
+
+
 def test_any_block_is_read_as_transformers_reads_it_or_refused() -> None:
-    """What is read here has the frequencies of transformers; what is not is refused with a reason."""
+    """What is read here has transformers' frequencies; what is not is refused with a reason."""
     num_read = num_refused = 0
-    for seed in range(1500):
+    for seed in range(1000):
         config = random_config(random.Random(seed))
-        try:
-            scaling, base = rope_scaling(config, "c"), rotary_base(JsonObject(config, "c"))
-        except InputError as error:
-            assert str(error).startswith("c: ")
+        found = read_here(config)
+        if isinstance(found, str):
+            assert found.startswith("c: "), seed
             num_refused += 1
             continue
+        scaling, base = found
         num_read += 1
         judge = judged(config)
         assert judge is not None, (seed, config)
-        np.testing.assert_allclose(
-            judge[0], yarn.inv_freq(scaling, 64, base), rtol=1e-6, err_msg=f"{seed} {config}"
-        )
+        ours, plain = yarn.inv_freq(scaling, 64, base), yarn.rope_inv_freq(64, base)
+        # float32 there: products round by 2^-24 each, and the ramp by 2^-22 of the plain frequency
+        assert (abs(judge[0] - ours) <= 1e-6 * ours + 2.0**-22 * plain).all(), (seed, config)
         assert yarn.attention_factor(scaling) == pytest.approx(judge[1], rel=1e-9), (seed, config)
-    assert num_read > 300
+    assert num_read > 150
     assert num_refused > 300

@@ -26,6 +26,7 @@ _DEFAULT_POSITIONS: Final = 2048
 """Of transformers' LlamaConfig."""
 _LENGTH: Final = "original_max_position_embeddings"
 _OLD, _NEW = "rope_scaling", "rope_parameters"
+_NOT_NULL = ("rope_type", "type", "rope_theta", _LENGTH)
 _ROUNDING = 1e-6
 """Relative: a temperature that was computed in float32 and written down."""
 
@@ -110,6 +111,12 @@ def _block(config: JsonObject) -> dict[str, Any]:
 
 def _in_new_words(block: JsonObject, config: JsonObject) -> dict[str, Any]:
     _check_values(block, config)
+    empty = [key for key in _NOT_NULL if key in block and block[key] is None]
+    if empty:
+        raise InputError(
+            f"{block.where}: {empty[0]} is null, and transformers runs no such model: state it, or "
+            "remove the key"
+        )
     names = {block.string(key, None) for key in ("rope_type", "type")} - {None}
     if len(names) > 1:
         raise InputError(
@@ -124,6 +131,8 @@ def _in_new_words(block: JsonObject, config: JsonObject) -> dict[str, Any]:
             "that the model was not trained with"
         )
     rest = {key: block[key] for key in block if key not in ("rope_type", "type", "rope_theta")}
+    if "truncate" in rest:  # null is no true
+        rest["truncate"] = bool(rest["truncate"])
     return {
         "rope_type": next(iter(names), "default"),
         "rope_theta": next(iter(bases), _DEFAULT_BASE),
