@@ -242,9 +242,7 @@ def test_all_steps_run_on_a_cpu(tmp_path: Path) -> None:
     assert before.cells != after.cells, "it was trained"
     for kind in ("passkey", "needle"):
         for name in ("before", "after"):
-            (result,) = read_results(
-                work / "results-128k" / f"{kind}-{name}" / f"{kind}.json", kind
-            )
+            (result,) = read_results(work / "results-128k" / kind / name / f"{kind}.json", kind)
             assert result.checkpoint == name
             assert result.lengths == tuple(map(int, short["LENGTHS"].split()))
     page = (work / "report-128k" / "index.html").read_text()

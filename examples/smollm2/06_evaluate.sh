@@ -8,19 +8,17 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 results=$WORK/results-$TARGET
-evaluate() { # FOLDER KIND FLAG...
-    kept "$results/$1" || torchrun --standalone --nproc-per-node 1 -m megatron_ultralong evaluate "${@:2}" \
-        --beyond-trained-positions --output "$results/$1"
+models="before=$WORK/base after=$WORK/run-$TARGET"
+evaluate() { # VERB FLAG...; of several models each has a folder in --output
+    torchrun --standalone --nproc-per-node 1 -m megatron_ultralong evaluate "$1" --beyond-trained-positions \
+        --output "$results/$1" "${@:2}"
 }
 # shellcheck disable=SC2086 # several words
 {
-    evaluate loss loss --load "before=$WORK/base" "after=$WORK/run-$TARGET" \
-        --data-path "$WORK/rows-held-out" --split train --num-samples "$LOSS_ROWS" $EVALUATE_FLAGS
-    for name in before after; do
-        if [ $name = before ]; then checkpoint=$WORK/base; else checkpoint=$WORK/run-$TARGET; fi
-        for kind in passkey needle; do
-            evaluate "$kind-$name" "$kind" --load "$name=$checkpoint" --lengths $LENGTHS \
-                --depths $DEPTHS --num-samples "$PROMPTS" $EVALUATE_FLAGS
-        done
+    kept "$results/loss" || evaluate loss --load $models --data-path "$WORK/rows-held-out" --split train \
+        --num-samples "$LOSS_ROWS" $EVALUATE_FLAGS
+    for kind in passkey needle; do
+        evaluate $kind --load $models --lengths $LENGTHS --depths $DEPTHS --num-samples "$PROMPTS" \
+            $EVALUATE_FLAGS
     done
 }
