@@ -12,19 +12,20 @@ ARG BASE_DIGEST=
 FROM ${BASE}${BASE_DIGEST:+@${BASE_DIGEST}}
 
 ARG MEGATRON_CORE=0.19.2
-# NVIDIA's image binds pip to its own list, which would refuse ours.
+# NVIDIA's image binds pip to its own list, which would refuse ours. PYTHONNOUSERSITE: pyxis and
+# apptainer bring the user's home, and packages in its ~/.local would stand before these.
 ENV PIP_CONSTRAINT= \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONNOUSERSITE=1 \
     PYTHONUNBUFFERED=1
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 
-# Requirements first: a change of our code does not install them again.
+# Requirements first, out of setup.py alone: a change of code or pages does not install them again.
 WORKDIR /opt/ultralong
 COPY docker/install.sh docker/constraints.py docker/
 COPY requirements requirements
-COPY setup.py pyproject.toml README.md ./
-COPY megatron_ultralong/__init__.py megatron_ultralong/
+COPY setup.py ./
 RUN MEGATRON_CORE=${MEGATRON_CORE} docker/install.sh requirements
 COPY . .
 # Where a site maps users into the container (pyxis, apptainer) theirs is taken instead of this one.
@@ -32,7 +33,7 @@ RUN docker/install.sh package && useradd --create-home --shell /bin/bash --uid 1
 USER 10001
 WORKDIR /home/ultralong
 
-# Does not start ranks: a run may have the GPUs.
+# Starts no ranks and makes no CUDA context: a run may have filled the GPUs.
 HEALTHCHECK --interval=5m --timeout=2m --start-period=1m --retries=2 \
-    CMD ["ultralong", "doctor", "--no-communication"]
+    CMD ["ultralong", "doctor", "--no-communication", "--no-gpus"]
 CMD ["ultralong", "doctor"]

@@ -34,7 +34,7 @@ MATRIX_PYTHON ?=
 # Pythons that make wheel tries; empty: all.
 WHEEL_PYTHON ?=
 
-.PHONY: help install dev harness wheel width picture quick test test-all test-gpu test-faults test-matrix lint docs format demo mock smollm2 bench bench-plan clean
+.PHONY: help install dev harness wheel width picture quick test test-all test-gpu test-faults test-slurm test-matrix lint docs format demo mock smollm2 bench bench-plan clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -82,14 +82,17 @@ quick: dev  ## unit and property tests and one training on two ranks, in less th
 	$(PYTEST) --quick
 
 test-all: dev harness  ## those and what is heavier: every layout, faults at full length, pages that train
-	$(PYTEST) --numprocesses 4 -m "faults or not faults"  # one more: what is heavier waits for time-outs
+	$(PYTEST) --numprocesses 4 -m "not slurm"  # one more: what is heavier waits for time-outs
 
 test-gpu:  ## tests on one, two and four GPUs, by $(PYTHON) as it is: a torch with CUDA, Transformer Engine if it is there
 	$(HOUR) $(PYTHON) -m pytest -q -m "gpu or multi_gpu" --timeout 600
 
 test-faults: dev  ## kills, signals, hangs, full disks, damage at full length; says how long each took
 	$(HOUR) $(BIN)/python -m pytest -m "faults or not faults" --timeout 600 --log-cli-level INFO \
-	    $(addprefix tests/training/test_,kills.py torchrun.py faults.py damage.py resharding.py) tests/slurm
+	    $(addprefix tests/training/test_,kills.py torchrun.py faults.py damage.py resharding.py)
+
+test-slurm: dev  ## examples/slurm on a real SLURM of this machine (root, and Debian's packages of it)
+	$(PYTEST) --numprocesses 4 -m "slurm or not slurm" tests/slurm  # waiting, most of it
 
 test-matrix:  ## the tests on Python 3.10-3.13 with Megatron-Core 0.16-0.19; an hour, downloads 3 GB
 	$(PYTHON) tools/run_matrix.py $(LEGS) $(MATRIX_PYTHON:%=--python %)

@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 before=$(mktemp)
-trap 'rm -f "$before" "$before.constraints"' EXIT
+trap 'rm -f "$before" "$before.constraints" "$before.requirements"' EXIT
 
 requirements() {
     "$python" docker/constraints.py image > "$before"
@@ -22,14 +22,15 @@ requirements() {
         "$python" -m pip install --index-url "$TORCH_INDEX" --constraint "$before.constraints" torch
     fi
     # Docker keeps this layer while setup.py is the same: our code comes with the next step.
-    "$python" -m pip install --constraint "$before.constraints" ".[hf,benchmarks]"
+    "$python" docker/constraints.py requirements hf benchmarks > "$before.requirements"
+    "$python" -m pip install --constraint "$before.constraints" --requirement "$before.requirements"
     "$python" docker/constraints.py check "$before"
 }
 
 package() {
     "$python" -m pip install --no-deps .
     ultralong --version
-    ultralong doctor --no-communication
+    ultralong doctor --no-communication --no-gpus
 }
 
 [ $# -gt 0 ] || set -- requirements package

@@ -5,16 +5,19 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
+import setuptools
 
-from docker.constraints import check, constraints, own_versions
+from docker.constraints import check, constraints, own_versions, requirements
 from tests.models import write_llama
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +48,36 @@ def test_an_image_takes_its_steps_from_the_script(name: str) -> None:
         top = source.split("/")[0]
         assert top == "." or any(fnmatch.fnmatch(top, kept) for kept in context()), source
     assert re.search(r"^USER \d+$", text, flags=re.MULTILINE)
-    assert re.search(r"^HEALTHCHECK .*CMD \[\"ultralong\", \"doctor\"", text, flags=re.MULTILINE)
+    words = re.search(r"^HEALTHCHECK .*CMD \[(.*)\]$", text, flags=re.MULTILINE)
+    assert words
+    # No ranks and no CUDA context: a run may have filled the GPUs.
+    assert words[1] == '"ultralong", "doctor", "--no-communication", "--no-gpus"'
+    assert "PYTHONNOUSERSITE=1" in text
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_what_is_installed_is_kept_where_code_and_pages_change(name: str) -> None:
+    """A layer is made again where a file changes that was copied before it."""
+    text = (ROOT / name).read_text()
+    before = text[: text.index("docker/install.sh requirements")]
+    copied = re.findall(r"^COPY (.+) \S+$", before, flags=re.MULTILINE)
+    assert " ".join(copied).split() == [
+        *("docker/install.sh", "docker/constraints.py", "requirements", "setup.py"),
+    ]
+
+
+def test_what_an_image_installs_is_what_the_package_requires(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As setup.py says it to setuptools."""
+    said: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", said.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert requirements() == said["install_requires"]
+    extras = said["extras_require"]
+    assert requirements("hf", "benchmarks") == [
+        *said["install_requires"], *extras["hf"], *extras["benchmarks"]
+    ]  # fmt: skip
 
 
 def test_what_an_image_brings_is_kept(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.cli import main
-from megatron_ultralong.doctor import communication, machine
+from megatron_ultralong.doctor import communication, machine, software
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
 from megatron_ultralong.doctor.software import LIBRARIES, release, software_findings
@@ -242,3 +242,32 @@ def test_one_work_queue_is_named_on_gpus(monkeypatch: pytest.MonkeyPatch) -> Non
     levels = {found.subject: found.level for found in machine_findings(has_gpu=True)}
     assert levels["CUDA queues"] == "note"
     assert "CUDA queues" not in {found.subject for found in machine_findings(has_gpu=False)}
+
+
+def test_a_health_check_makes_no_cuda_context(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The driver's own program is asked, and whatever is imported sees no GPU."""
+    driver = tmp_path / "version"
+    driver.touch()
+    monkeypatch.setattr(software, "DRIVER", driver)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho NVIDIA H100, 80900 MiB, 81559 MiB\n")
+    program.chmod(0o755)
+    found = {finding.subject: finding for finding in software_findings(use_gpus=False)}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert found["GPU 0"].line() == "ok       GPU 0            NVIDIA H100, 80900 MiB, 81559 MiB"
+    program.write_text("#!/bin/sh\necho no devices were found\nexit 6\n")
+    broken = problems(list(software_findings(use_gpus=False)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert broken["GPU"].text == "nvidia-smi ends with 6: no devices were found"
+
+
+def test_ranks_need_the_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["doctor", "--no-gpus"])
+    assert end.value.code == 2
+    assert "give --no-communication too" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from typing import Annotated
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
 from megatron_ultralong.doctor.software import DRIVER, python_finding, software_findings
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings
 
 SICK = 1
@@ -30,6 +31,9 @@ class DoctorConfig:
 
     communication: bool = True
     """Start ranks, and measure an all-reduce and a step of ring attention."""
+    gpus: bool = True
+    """Look at each GPU itself; ``--no-gpus`` asks the driver alone and makes no CUDA context, as a
+    health check beside a run should. It takes ``--no-communication`` too."""
     megabytes: Annotated[int, Range(1, 4096)] = 64
     """Size of the all-reduce, in MiB."""
 
@@ -43,6 +47,12 @@ def parse(words: Sequence[str]) -> DoctorConfig:
         action=argparse.BooleanOptionalAction,
         default=DoctorConfig.communication,
         help=helps["communication"],
+    )
+    parser.add_argument(
+        "--gpus",
+        action=argparse.BooleanOptionalAction,
+        default=DoctorConfig.gpus,
+        help=helps["gpus"],
     )
     default = DoctorConfig.megabytes
     text = f"{helps['megabytes']} (default: {default})"
@@ -64,9 +74,13 @@ def diagnose(config: DoctorConfig) -> int:
     """Print every finding as soon as it is there; returns the exit status.
 
     Raises:
-        InputError: nothing to measure.
+        InputError: nothing to measure, or ranks without GPUs.
     """
     check_ranges(config)
+    if config.communication and not config.gpus:
+        raise InputError(
+            "--no-gpus and --communication: ranks take the GPUs; give --no-communication too"
+        )
     rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     levels: Counter[str] = Counter()
     for finding in _findings(config):
@@ -86,7 +100,7 @@ def _findings(config: DoctorConfig) -> Iterator[Finding]:
     # what is known at once comes first: torch and Megatron-Core take seconds to import
     yield python_finding()
     yield from machine_findings(has_gpu=DRIVER.exists())
-    for finding in software_findings():
+    for finding in software_findings(use_gpus=config.gpus):
         has_problem |= finding.level == "problem"
         yield finding
     if not config.communication:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,10 +94,17 @@ OLDEST_TORCH = (2, 6)
 HEAD_DIM = 128
 """Of every Llama 3.1."""
 DRIVER = Path("/proc/driver/nvidia/version")
+SMI_SECONDS = 60
 
 
-def software_findings() -> Iterator[Finding]:
-    """torch, the GPUs, the kernels and the libraries around Megatron-Core."""
+def software_findings(*, use_gpus: bool = True) -> Iterator[Finding]:
+    """torch, the GPUs, the kernels and the libraries around Megatron-Core.
+
+    Without ``use_gpus`` the driver alone is asked about them: no CUDA context is made, for which a
+    GPU that a run has filled has no room. What is imported then sees none.
+    """
+    if not use_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported
     yield from library_findings()
     torch = _torch()
     yield torch
@@ -103,7 +112,7 @@ def software_findings() -> Iterator[Finding]:
         text = "not looked at without torch: GPUs, NCCL, kernels, megatron-core, TE, Apex"
         yield Finding("note", "the rest", text)
         return
-    yield from _gpus()
+    yield from _gpus() if use_gpus else _gpus_by_driver()
     yield _kernels()
     yield _megatron_core()
     yield _transformer_engine()
@@ -168,6 +177,29 @@ def _gpus() -> Iterator[Finding]:
     else:
         version = ".".join(str(part) for part in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
         yield Finding("ok", "NCCL", version)
+
+
+def _gpus_by_driver() -> Iterator[Finding]:
+    if not DRIVER.exists():
+        yield Finding("note", "GPU", "none: everything runs on the CPU, over gloo")
+        return
+    words = ["nvidia-smi", "--query-gpu=name,memory.used,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=SMI_SECONDS, check=False
+        )
+        said = done.stdout.strip() or done.stderr.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Finding(
+            "warning", "GPU", f"the driver was not asked: {type(error).__name__}: {error}"
+        )
+        return
+    if done.returncode:
+        fix = "restart the container with its GPUs; a driver that does not answer needs a restart"
+        yield Finding("problem", "GPU", f"nvidia-smi ends with {done.returncode}: {said}", fix)
+        return
+    for index, line in enumerate(said.splitlines()):
+        yield Finding("ok", f"GPU {index}", line)
 
 
 def _kernels() -> Finding:
@@ -238,7 +270,8 @@ def _level_of_cuda_library() -> Level:
     """
     import torch
 
-    return "warning" if torch.version.cuda and not DRIVER.exists() else "problem"
+    has_no_device = not DRIVER.exists() or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    return "warning" if torch.version.cuda and has_no_device else "problem"
 
 
 def _apex() -> Finding:

@@ -27,6 +27,7 @@ OTHERS = {
     "--signal": "sbatch",
     "--dependency": "sbatch",
     "--requeue": "sbatch",
+    "--wait": "srun",
     "--build-arg": "docker",
     "--ulimit": "docker",
     "--ipc": "docker",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
+from tests.docs.blocks import blocks
 from tools import parallel_sizes, slurm_sizes, smollm2_tables, whole_way
 
 
@@ -28,6 +30,18 @@ def test_the_readme_says_the_same_hours() -> None:
         f"at 1M {short[0]} hours on 8 GPUs, {short[1]} on 64, {short[2]} on 256; "
         f"at 4M {long[0]}, {long[1]} and {long[2]}"
     ) in text
+
+
+def test_the_block_for_one_node_has_that_row_s_flags_and_signal() -> None:
+    its = slurm_sizes.size("1m", 8)
+    (block,) = (
+        block
+        for block in blocks(slurm_sizes.PAGE)
+        if re.search(r"sbatch --nodes 1 .*ultralong\.sbatch", block.text)
+    )
+    words = block.text.replace("\\\n", " ").split()
+    assert its.flags in " ".join(words)
+    assert f"--signal {its.cells[-1].strip('`')} " in " ".join(words)
 
 
 def test_the_rule_for_parallel_sizes_is_judged_by_the_plan() -> None:

@@ -108,9 +108,9 @@ class StopRequests:
         first = self._times.setdefault(number, now)
         if not self.signal_number:
             self.signal_number = number
+            again = "SIGINT" if number == signal.SIGINT else f"{name} or SIGINT"
             _tell(
-                f"{name}: saving a checkpoint at the end of this step; {name} again, or SIGINT, "
-                "ends at once"
+                f"{name}: saving a checkpoint at the end of this step; {again} again ends at once"
             )
         elif now - first > SAME_SIGNAL_SECONDS or self._is_order(number, now):
             _tell(f"second signal ({name}): ending at once")
