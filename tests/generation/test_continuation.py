@@ -156,12 +156,12 @@ def test_every_layout_writes_what_transformers_writes(
 ) -> None:
     for of_rank in run_on_ranks(ranks, decode_all, folder, LAYOUTS[ranks]):
         for (name, layout), (written, logits) in zip(LAYOUTS[ranks], of_rank, strict=True):
-            theirs = expected[name]
+            upstream = expected[name]
             for k, ids in enumerate(written):
-                assert ids == theirs[k][0], (name, layout, SIZES[name][k])
+                assert ids == upstream[k][0], (name, layout, SIZES[name][k])
             for k, made in logits.items():
                 # float32 on both sides, rotary angles too, from equal frequencies.
-                torch.testing.assert_close(made, theirs[k][1][:8], atol=1e-4, rtol=0)
+                torch.testing.assert_close(made, upstream[k][1][:8], atol=1e-4, rtol=0)
 
 
 def test_rows_that_end_leave_the_others_alone(folder: Path, expected: dict[str, list[Any]]) -> None:

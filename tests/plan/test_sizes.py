@@ -32,7 +32,7 @@ def suggested(text: str) -> list[str]:
 
 
 def changed(words: list[str], suggestion: str) -> list[str]:
-    """The words of a command with a suggestion's in place of those of the same flags."""
+    """The words of a command with a suggestion's instead of those of the same flags."""
     new = suggestion.split()
     names = {word for word in new if word.startswith("--")}
     kept: list[str] = []

@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_ultralong.attention.kernels import base, flash
 from megatron_ultralong.sequence.documents import Boundaries
 
-# Queries x keys of a block that cuDNN does so much faster than FA2 that in one step of some 32
+# Queries x keys of a block that cuDNN does so much faster than FA2 that in one step of about 32
 # layers it gains what it takes to build the plan.
 MIN_AREA = 2**29
 MAX_SHAPES = 256

@@ -160,7 +160,7 @@ def _tools_of(value: Any, texts: chat.JsonTexts) -> tuple[Mapping[str, Any], ...
     """JSON schemas of functions: a list, or JSON of one; so is each of them, and its parameters.
 
     Raises:
-        ConversationError: a tool is no object.
+        ConversationError: a tool is not an object.
     """
     value = texts.value("tools", value) if value else None
     if value is None:
