@@ -147,7 +147,7 @@ def ids(arguments: argparse.Namespace) -> None:
 
 
 def sampling(arguments: argparse.Namespace) -> None:
-    """Shares of the sources, counts of the bins by the paper's rule; then the warning's way out."""
+    """Shares of the sources, counts of the bins by the paper's rule; then the warning's fix."""
     way_out: list[str] = []
     while True:
         remove(arguments.work / "sampling")

@@ -58,7 +58,7 @@ def read_rules(path: Path = LIST) -> list[Rule]:
 def parts_of(path: Path, text: str) -> Iterator[tuple[str, int, str]]:
     """What is read of a file: kind (``page``, ``text`` or ``name``), line, text."""
     if path.suffix == ".md":
-        yield "page", 1, _CODE.sub(lambda code: re.sub(r"[^\n]", " ", code.group()), text)
+        yield "page", 1, _CODE.sub(lambda code: re.sub(r"[^\n]", "_", code.group()), text)
     elif path.suffix == ".py":
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type in _TEXTS:

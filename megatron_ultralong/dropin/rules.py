@@ -1,7 +1,7 @@
-"""What Megatron-LM's arguments may be beside the parts that are ours, and the refusal of others.
+"""Values of Megatron-LM's arguments that the replaced parts support; others are refused.
 
-An argument, or a field of ``TransformerConfig``, that a part of this project would have to support is
-listed here with the values that it does support; every other value is refused by name. What is not here and
+An argument, or a field of ``TransformerConfig``, that a replaced part would have to support is
+listed here with the values that it does support; every other value is refused by name. What is only
 in ``known_arguments.py`` concerns modules that stay Megatron-LM's own. What is in neither is new:
 it is refused unless it is at its default (:func:`check_arguments`).
 """

@@ -1,4 +1,4 @@
-"""Bad input ends in one message with file, tensor and way out, and leaves nothing behind."""
+"""Bad input ends in one message with file, tensor and fix, and leaves nothing behind."""
 
 import dataclasses
 import json

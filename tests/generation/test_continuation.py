@@ -95,7 +95,7 @@ def expected(folder: Path) -> dict[str, list[Any]]:
     models = {}
     for name in ROPES:
         model = LlamaForCausalLM.from_pretrained(folder / f"hf-{name}", dtype=torch.float32).eval()
-        # Transformers makes the frequencies in float32: a last bit of theirs is 5e-4 rad at 8,000.
+        # Transformers makes the frequencies in float32: their last bit is 5e-4 rad at 8,000.
         scaling = load_metadata(folder / name).rope_scaling
         exact = yarn.inv_freq(scaling, 16, 10_000.0)
         model.model.rotary_emb.inv_freq.copy_(torch.from_numpy(exact))

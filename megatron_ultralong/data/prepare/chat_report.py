@@ -50,7 +50,7 @@ def print_chat_summary(manifest: ChatManifest, output: Path, tokenizer: Document
 
 
 def source_table(manifest: ChatManifest) -> Table:
-    """One line for each source: what was found, and what became of it."""
+    """One line for each source: what was found, and how it was used."""
     columns = ("found", "bad", "equal", "too long", "cut", "nothing left", "kept", "tokens")
     table = report.new_table("conversations", (*columns, "learnt"), padding=(0, 1, 0, 0))
     for source in manifest.sources:

@@ -157,7 +157,7 @@ def _without_empty_system(messages: list[chat.Message]) -> tuple[chat.Message, .
 
 
 def _tools_of(value: Any, texts: chat.JsonTexts) -> tuple[Mapping[str, Any], ...] | None:
-    """JSON schemas of functions: a list, or JSON of one; so is each of them, and its parameters.
+    """JSON schemas of functions: a list, or JSON of one; each and its parameters may be JSON.
 
     Raises:
         ConversationError: a tool is not an object.

@@ -156,7 +156,7 @@ _BARE = (
 
 
 def signature_problem(head: bytes) -> str:
-    """What a file is that is no text in UTF-8, and the fix; empty where nothing is known.
+    """What a file is that is not a text in UTF-8, and the fix; empty where nothing is known.
 
     Args:
         head: its first bytes, decompressed; some hundreds are enough.

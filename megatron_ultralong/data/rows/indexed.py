@@ -178,7 +178,7 @@ class IndexedReader:
         if found != stated:
             raise InputError(
                 f"{self.prefix}.{suffix} has {found} bytes, where {self.prefix}.idx states "
-                f"{stated}: a truncated copy, or files of two runs; copy both again or prepare again"
+                f"{stated}: a truncated copy, or files of two runs; copy both or prepare again"
             )
 
 

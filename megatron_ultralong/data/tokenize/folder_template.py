@@ -276,8 +276,8 @@ def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) ->
         if written != rendered:
             raise InputError(
                 f"--chat-template {template.name} is not the template in {folder.name}: "
-                f"{difference(written, rendered)}; engines will serve the model with the folder's, so "
-                "take the one that it is, or --no-check-template and put the right one there"
+                f"{difference(written, rendered)}; engines will serve the model with the folder's "
+                "template, so use that one, or --no-check-template and put the right one there"
             )
 
 
