@@ -7,8 +7,8 @@
 
 Both releases of the commits that ``--ruler-release`` names are run. Two samples never have the same
 random words, so each prompt is brought to a form without them (:func:`form`), which must be equal.
-The numbers of units (words, lines, documents) differ by less than a step of the search of upstream: this project
-fills the length, upstream's stops up to a step before, or two in ``fwe``. Tasks in essays are left
+The numbers of units (words, lines, documents) differ by less than a step of upstream's search: this
+project fills the length, upstream stops up to a step before, or two in ``fwe``. Tasks in essays are left
 out: they need nltk's data and essays that have to be downloaded.
 
 Upstream's scripts need an environment of their own::
@@ -207,7 +207,7 @@ def main() -> None:
                     forms = [{text for text, _ in side} for side in (expected, actual)]
                     means = [mean(units for _, units in side) for side in (expected, actual)]
                     step = _STEPS.get(task.split("_single")[0].split("_multi")[0], length // 16)
-                    # 1: names of other tokens; those of this project are drawn for each sample alone
+                    # 1: names of other tokens; drawn again for each sample here
                     is_same = forms[0] == forms[1] and -1 <= means[1] - means[0] < step
                     differing += not is_same
                     table.add_row(
