@@ -8,8 +8,8 @@
 Both releases of the commits that ``--ruler-release`` names are run. Two samples never have the same
 random words, so each prompt is brought to a form without them (:func:`form`), which must be equal.
 The numbers of units (words, lines, documents) differ by less than a step of upstream's search: this
-project fills the length, upstream stops up to a step before, or two in ``fwe``. Tasks in essays are left
-out: they need nltk's data and essays that have to be downloaded.
+project fills the length, upstream stops up to a step before, or two in ``fwe``. Tasks in essays are
+left out: they need nltk's data and essays that have to be downloaded.
 
 Upstream's scripts need an environment of their own::
 
