@@ -101,11 +101,12 @@ width: dev  ## the site and the report pages that are there, in a real browser: 
 	$(BIN)/mkdocs build --quiet --strict
 	$(BIN)/python tools/check_page_width.py build/site $(wildcard demo-output/report smollm2-output/report)
 
-lint: dev  ## format, lint, types, layers
+lint: dev  ## format, lint, types, layers, words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_words.py
 	$(BIN)/shellcheck --external-sources $$(git ls-files '*.sh' '*.sbatch')
 	$(BIN)/hadolint Dockerfile Dockerfile.cpu
 	$(BIN)/mkdocs build --quiet --strict

@@ -34,7 +34,7 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> l
 
 
 def run_on_gpus(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """The same over NCCL, a GPU each; started anew, since CUDA does not survive a fork."""
+    """The same over NCCL, a GPU each; started again, since CUDA does not survive a fork."""
     return _run(world_size, "spawn", "nccl", function, args)
 
 

@@ -1,4 +1,4 @@
-"""Bad input on the command line: one message with both values and the way out, exit status 2."""
+"""Bad input on the command line: one message with both values and the fix, exit status 2."""
 
 from __future__ import annotations
 

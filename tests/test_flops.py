@@ -42,9 +42,9 @@ def test_flops_are_those_that_torch_counts(tmp_path: Path) -> None:
     with FlopCounterMode(display=False) as counter:
         judge(tokens).logits.sum().backward()
     # eager attention multiplies the whole square, masked or not; ours counts the given area
-    ours = training_flops(model, length, length * length)
+    actual = training_flops(model, length, length * length)
     counted = counter.get_total_flops()
-    assert ours.total == counted
+    assert actual.total == counted
     assert forward_flops(model, length, 0).attention == 0
 
 

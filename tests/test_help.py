@@ -68,8 +68,8 @@ def parsers_flags(verb: str) -> set[str]:
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_the_help_has_the_parsers_flags(verb: str) -> None:
     flags = flags_of(load(cli.VERBS[verb].options), default_of(verb))
-    ours = {name for flag in flags for name in FLAG.findall(flag.usage)}
-    assert ours - {"--help"} == parsers_flags(verb) - {"--help"}
+    actual = {name for flag in flags for name in FLAG.findall(flag.usage)}
+    assert actual - {"--help"} == parsers_flags(verb) - {"--help"}
     assert all(flag.text for flag in flags), "every flag is described"
 
 

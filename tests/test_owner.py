@@ -32,7 +32,7 @@ def own(folder: Path) -> Owner:
 
 
 def write_owner(folder: Path, number: int = 1, age: float = 1.0, **changes: Any) -> OwnerRecord:
-    """An owner as this process would be, but for ``changes``, last seen ``age`` seconds ago."""
+    """An owner as this process would be, except for ``changes``, last seen ``age`` seconds ago."""
     record = dataclasses.replace(this_process(number, "pretrain"), **{"job": "", **changes})
     values = dataclasses.asdict(record)
     del values["number"]
@@ -120,16 +120,16 @@ def test_an_owner_that_is_gone_is_taken_over(
         changes = {"pid": dead_pid()}
     write_owner(tmp_path, 4, age, **changes)
     check(tmp_path)
-    mine = own(tmp_path)
-    assert [record.token for record in read_owners(tmp_path)] == [mine.record.token]
-    assert mine.record.number == 5
+    local = own(tmp_path)
+    assert [record.token for record in read_owners(tmp_path)] == [local.record.token]
+    assert local.record.number == 5
     said = capsys.readouterr().err
     if reason:
         assert f"--save {tmp_path} is taken over from pretrain (process" in said
         assert reason in said
     else:
         assert not said
-    mine.release()
+    local.release()
 
 
 def test_a_clock_that_is_wrong_takes_nothing_over(
@@ -214,7 +214,7 @@ def test_a_file_that_was_removed_is_written_again(tmp_path: Path) -> None:
 
 def test_signs_of_life_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner, "BEAT_SECONDS", 0.01)
-    mine = own(tmp_path)
+    local = own(tmp_path)
     path = owner_path(tmp_path, 1)
     os.utime(path, (1.0, 1.0))
     for _ in range(1000):
@@ -222,7 +222,7 @@ def test_signs_of_life_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             break
         time.sleep(0.01)
     assert path.stat().st_mtime > 1.0
-    mine.release()
+    local.release()
 
 
 def race(folder: Path, begin: Any, end: Any, wins: Any, has_links: bool) -> None:
@@ -230,14 +230,14 @@ def race(folder: Path, begin: Any, end: Any, wins: Any, has_links: bool) -> None
         os.link = refuse_links
     begin.wait()
     try:
-        mine = own(folder)
+        local = own(folder)
     except InputError:
         end.wait()
         return
     with wins.get_lock():
         wins.value += 1
     end.wait()
-    assert mine.is_mine()
+    assert local.is_mine()
     os._exit(0)  # without a word: the next round finds a dead owner
 
 

@@ -83,7 +83,9 @@ def test_the_configurations_of_the_package_are_all_looked_at() -> None:
             cls = getattr(importlib.import_module(module), name)
             if dataclasses.is_dataclass(cls) and numbers_of(cls):
                 is_base = any(issubclass(one, cls) for one in looked_at)
-                assert is_base, f"{module}.{name} is no verb's, and its numbers are not looked at"
+                assert is_base, (
+                    f"{module}.{name} is not a verb's, and its numbers are not looked at"
+                )
 
 
 @pytest.mark.parametrize(("cls", "number"), every_number(), ids=map(name_of, every_number()))

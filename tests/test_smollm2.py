@@ -172,7 +172,7 @@ def test_the_corpus_keeps_held_out_packages_apart(packages: Path, tmp_path: Path
     trained = {line for text in sides["train"] for line in text["text"].splitlines() if line}
     held_out = {line for text in sides["held_out"] for line in text["text"].splitlines() if line}
     assert not trained & held_out
-    # every line of every package is there, but for others' code and what is no text
+    # every line of every package is there, except for others' code and what is not a text
     for name, lines in (("nltk", trained), ("networkx", trained), ("sphinx", held_out)):
         for path in packages.glob(f"{name}-*/*.whl"):
             with zipfile.ZipFile(path) as wheel:

@@ -42,17 +42,17 @@ def hugging_face_rope(
 @pytest.mark.parametrize("ramp", ["rotations", "dimensions"])
 def test_frequencies_are_those_of_transformers(target: int, factor: float, ramp: yarn.Ramp) -> None:
     scaling = YarnConfig(factor, ramp=ramp)
-    theirs, attention_scaling = hugging_face_rope(scaling, target)
+    expected, attention_scaling = hugging_face_rope(scaling, target)
     # transformers works in float32: each operation rounds by 6e-8, and where a dimension makes
     # little more than beta_slow rotations, the subtraction in the ramp makes that ten times more.
-    np.testing.assert_allclose(yarn.inv_freq(scaling, HEAD_DIM, BASE), theirs, rtol=1e-6)
+    np.testing.assert_allclose(yarn.inv_freq(scaling, HEAD_DIM, BASE), expected, rtol=1e-6)
     assert attention_scaling == 1.0
 
 
 @pytest.mark.parametrize("scaling", [None, LinearConfig(4.0), NtkConfig(16.0)])
 def test_rivals_are_those_of_transformers(scaling: yarn.RopeScaling) -> None:
-    theirs, _ = hugging_face_rope(scaling, 32_768)
-    np.testing.assert_allclose(yarn.inv_freq(scaling, HEAD_DIM, BASE), theirs, rtol=5e-7)
+    expected, _ = hugging_face_rope(scaling, 32_768)
+    np.testing.assert_allclose(yarn.inv_freq(scaling, HEAD_DIM, BASE), expected, rtol=5e-7)
 
 
 @pytest.mark.parametrize(("target", "factor"), TARGETS.items())
@@ -64,7 +64,7 @@ def test_dimension_ramp_is_megatrons(target: int, factor: float) -> None:
     from megatron_ultralong.mcore.cpu import cpu_backend
 
     with cpu_backend():
-        theirs = YarnRotaryEmbedding(
+        expected = YarnRotaryEmbedding(
             HEAD_DIM,
             rotary_base=BASE,
             scaling_factor=factor,
@@ -73,10 +73,10 @@ def test_dimension_ramp_is_megatrons(target: int, factor: float) -> None:
             beta_slow=1.0,
             use_cpu_initialization=True,
         )
-        angles, concentration = theirs.forward(2)  # position 1: the angles are the frequencies
-    ours = yarn.inv_freq(YarnConfig(factor, ramp="dimensions"), HEAD_DIM, BASE)
+        angles, concentration = expected.forward(2)  # position 1: the angles are the frequencies
+    actual = yarn.inv_freq(YarnConfig(factor, ramp="dimensions"), HEAD_DIM, BASE)
     # Megatron works in float32: each of its few operations rounds by 6e-8.
-    np.testing.assert_allclose(ours, angles[1, 0, 0, : HEAD_DIM // 2].double().numpy(), rtol=5e-7)
+    np.testing.assert_allclose(actual, angles[1, 0, 0, : HEAD_DIM // 2].double().numpy(), rtol=5e-7)
     assert concentration == pytest.approx(yarn.yarn_attention_factor(factor))
     assert target == factor * 8192
 
@@ -151,9 +151,9 @@ def test_blocks_go_there_and_back(scaling: YarnConfig) -> None:
 @given(yarn_configs)
 def test_frequencies_lie_between_plain_and_interpolated(scaling: YarnConfig) -> None:
     plain = yarn.rope_inv_freq(HEAD_DIM, BASE)
-    ours = yarn.yarn_inv_freq(scaling, HEAD_DIM, BASE)
-    assert (ours <= plain * (1 + 1e-15)).all()
-    assert (ours >= plain / scaling.scaling_factor * (1 - 1e-15)).all()
+    actual = yarn.yarn_inv_freq(scaling, HEAD_DIM, BASE)
+    assert (actual <= plain * (1 + 1e-15)).all()
+    assert (actual >= plain / scaling.scaling_factor * (1 - 1e-15)).all()
 
 
 @pytest.mark.parametrize("block", [None, {"rope_type": "default"}])

@@ -71,22 +71,22 @@ class Meter:
 
     def wrap(self, owner: Any, attribute: str, name: str) -> None:
         """Count the calls of a function."""
-        theirs: Callable[..., Any] = getattr(owner, attribute)
+        expected: Callable[..., Any] = getattr(owner, attribute)
 
-        @functools.wraps(theirs)
+        @functools.wraps(expected)
         def counted(*arguments: Any, **keywords: Any) -> Any:
             with self.part(name):
-                return theirs(*arguments, **keywords)
+                return expected(*arguments, **keywords)
 
         setattr(owner, attribute, counted)
 
     def wrap_property(self, owner: type, attribute: str, name: str) -> None:
         """Count the readings of a property."""
-        theirs = owner.__dict__[attribute].fget
+        expected = owner.__dict__[attribute].fget
 
         def counted(self_: Any) -> Any:
             with self.part(name):
-                return theirs(self_)
+                return expected(self_)
 
         setattr(owner, attribute, property(counted))
 
@@ -124,23 +124,23 @@ def watch(meter: Meter) -> None:
 
 def _touch(name: str) -> None:
     """Meet the pages of results where memory is asked for, as without documents."""
-    theirs = getattr(cpu, name)
+    expected = getattr(cpu, name)
 
     def touched(*tensors: Any) -> list[Any]:
-        return [room.zero_() for room in theirs(*tensors)]
+        return [room.zero_() for room in expected(*tensors)]
 
     setattr(cpu, name, touched)
 
 
 def _ask_cudnn_too(direction: str) -> None:
-    theirs = getattr(block_attention, direction)
+    expected = getattr(block_attention, direction)
 
-    @functools.wraps(theirs)
+    @functools.wraps(expected)
     def asking(*arguments: Any) -> Any:
         _, inputs, *_ = arguments
         if inputs.documents is not None:
             cudnn.CUDNN.runs(inputs.documents)
-        return theirs(*arguments)
+        return expected(*arguments)
 
     setattr(block_attention, direction, asking)
 

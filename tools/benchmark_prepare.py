@@ -96,11 +96,11 @@ def speed(arguments: argparse.Namespace) -> None:
     wall, cpu = run(command(arguments.work, "speed", *flags))
     count = num_tokens(load_manifest(arguments.work / "speed"))
     print(f"prepare: {count / 1e6:.1f}M tokens, {wall:.1f} s, {cpu:.1f} s of CPU time: ")
-    ours = count / cpu
-    print(f"  {count / wall / 1e6:.2f} Mtokens/s, {ours / 1e6:.2f} Mtokens/s/core")
+    actual = count / cpu
+    print(f"  {count / wall / 1e6:.2f} Mtokens/s, {actual / 1e6:.2f} Mtokens/s/core")
     wall, cpu, plain = plain_pipeline(arguments.work)
     print(f"tokenizers: {plain / 1e6:.2f}M tokens, {wall:.1f} s, {cpu:.1f} s of CPU time: ")
-    print(f"  {plain / cpu / 1e6:.3f} Mtokens/s/core; ratio {ours / (plain / cpu):.1f}")
+    print(f"  {plain / cpu / 1e6:.3f} Mtokens/s/core; ratio {actual / (plain / cpu):.1f}")
 
 
 def plain_pipeline(work: Path) -> tuple[float, float, int]:
@@ -147,7 +147,7 @@ def ids(arguments: argparse.Namespace) -> None:
 
 
 def sampling(arguments: argparse.Namespace) -> None:
-    """Shares of the sources, counts of the bins by the paper's rule; then the warning's way out."""
+    """Shares of the sources, counts of the bins by the paper's rule; then the warning's fix."""
     way_out: list[str] = []
     while True:
         remove(arguments.work / "sampling")

@@ -177,7 +177,7 @@ def _report(
         figures |= {
             "measured: GB that leave the rank": {k: round(v, 2) for k, v in gigabytes.items()},
             "computed: ring on the wire, hidden behind block_attention, s": round(hidden, 3),
-            "computed: other communication, not hidden, s": round(wire, 3),
+            "computed: other exposed communication, s": round(wire, 3),
             "MFU with communication": round(mfu(job), 4),
             "job: step, s": round(job, 3),
         }

@@ -8,9 +8,9 @@
     python tools/check_dropin_flags.py --write table.json               # all that came out
 
 Each argument of the parser of ``megatron.training`` trains a tiny model for three steps on one CPU
-rank, by ``pretrain_gpt.py`` of the checkout, or by one of ours where there is a wheel alone. Exit
-status 1 where an argument does something else than it does without us, and is not refused by its
-name, or where it is new to ``megatron_ultralong/dropin/known_arguments.py``.
+rank, by ``pretrain_gpt.py`` of the checkout, or by that of this project if there is only a wheel.
+Exit status 1 if an argument does something else than without the drop-in and is not refused by its
+name, or if it is new to ``megatron_ultralong/dropin/known_arguments.py``.
 """
 
 from __future__ import annotations

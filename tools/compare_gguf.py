@@ -131,17 +131,17 @@ def cases(
             for output, kind in (("hf", "huggingface"), ("gguf", "gguf")):
                 export = ExportConfig(folder / "megatron", folder / output, dtype=dtype)
                 export_checkpoint(dataclasses.replace(export, format=kind))  # type: ignore[arg-type]
-        ours, theirs = folder / "gguf" / "model.gguf", folder / "theirs.gguf"
-        pre = _pre_tokenizer(ours)
-        is_known = conversion.convert(llama_cpp, folder / "hf", theirs, OUT_TYPES[dtype], pre)
-        case = Case(name, rope, dtype, conversion.compare(ours, theirs, is_known=is_known))
+        actual, expected = folder / "gguf" / "model.gguf", folder / "theirs.gguf"
+        pre = _pre_tokenizer(actual)
+        is_known = conversion.convert(llama_cpp, folder / "hf", expected, OUT_TYPES[dtype], pre)
+        case = Case(name, rope, dtype, conversion.compare(actual, expected, is_known=is_known))
         if dtype == "fp32":
             positions = json.loads((folder / "hf" / "config.json").read_text())
             most = int(positions["max_position_embeddings"]) - 2 * answers.NUM_TOKENS
             count = min(5 * length // 4, most)  # longer ones llama.cpp refuses
             wanted = answers.of_transformers(folder / "hf", encoded.ids[:count])
             prompt = {"ids": encoded.ids[:count], "text": text[: encoded.offsets[count - 1][1]]}
-            case.answered = answers.worst(wanted, answers.of_llama_cpp(engine, ours, prompt))
+            case.answered = answers.worst(wanted, answers.of_llama_cpp(engine, actual, prompt))
         shutil.rmtree(folder)
         yield case
 

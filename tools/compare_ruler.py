@@ -7,9 +7,9 @@
 
 Both releases of the commits that ``--ruler-release`` names are run. Two samples never have the same
 random words, so each prompt is brought to a form without them (:func:`form`), which must be equal.
-The numbers of units (words, lines, documents) differ by less than a step of upstream's search: ours
-fills the length, upstream's stops up to a step before, or two in ``fwe``. Tasks in essays are left
-out: they need nltk's data and essays that have to be downloaded.
+The numbers of units (words, lines, documents) differ by less than a step of upstream's search: this
+project fills the length, upstream stops up to a step before, or two in ``fwe``. Tasks in essays are
+left out: they need nltk's data and essays that have to be downloaded.
 
 Upstream's scripts need an environment of their own::
 
@@ -191,21 +191,23 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=20)
     parser.add_argument("--python", default=sys.executable, help="runs upstream's scripts")
     arguments = parser.parse_args()
-    table = Table("release", "task", "length", "units theirs", "ours", "forms", "")
+    table = Table("release", "task", "length", "units, upstream", "this project", "forms", "")
     differing = 0
     for release in RELEASES:
         with tempfile.TemporaryDirectory() as name:
             folder = upstream(release, arguments, Path(name))
             for task in arguments.tasks:
                 for length in arguments.lengths:
-                    theirs = [form(task, t) for t in their_samples(folder, task, length, arguments)]
-                    ours = [
+                    expected = [
+                        form(task, t) for t in their_samples(folder, task, length, arguments)
+                    ]
+                    actual = [
                         form(task, t) for t in our_samples(folder, release, task, length, arguments)
                     ]
-                    forms = [{text for text, _ in side} for side in (theirs, ours)]
-                    means = [mean(units for _, units in side) for side in (theirs, ours)]
+                    forms = [{text for text, _ in side} for side in (expected, actual)]
+                    means = [mean(units for _, units in side) for side in (expected, actual)]
                     step = _STEPS.get(task.split("_single")[0].split("_multi")[0], length // 16)
-                    # 1: names of other tokens; ours are drawn for each sample alone
+                    # 1: names of other tokens; drawn again for each sample here
                     is_same = forms[0] == forms[1] and -1 <= means[1] - means[0] < step
                     differing += not is_same
                     table.add_row(

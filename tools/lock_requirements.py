@@ -43,7 +43,7 @@ class List(NamedTuple):
     python: str
     """The oldest."""
     extras: tuple[str, ...]
-    """Of setup.py; none is no requirement of setup.py at all."""
+    """Of setup.py; none is a requirement of setup.py at all."""
     packages: tuple[str, ...]
     """Others."""
     beside: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--upgrade", action="store_true", help="forget what the lists have")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        # a requirement that no Python meets, in place of all others: torch and what CUDA brings
+        # a requirement that no Python meets, instead of all others: torch and what CUDA brings
         override = Path(folder, "override.txt")
         override.write_text("torch; python_version < '3'\n")
         for name, its in LISTS.items():

@@ -50,21 +50,25 @@ def rows() -> Iterator[tuple[str, ...]]:
     """Of the table, one for every length and number of GPUs."""
     for target, length in ROW_LENGTHS.items():
         for num_gpus in NUM_GPUS:
-            ours = by_rule(target, num_gpus)
-            assert ours.refusal is None, ours.refusal
+            actual = by_rule(target, num_gpus)
+            assert actual.refusal is None, actual.refusal
             found = best_layouts(target, num_gpus).chosen
-            parallel = ours.job.parallel
+            parallel = actual.job.parallel
             tokens = length // (TENSOR_PARALLEL * parallel.context_parallel_size)
-            host = f" and {ours.host.offloaded / GIB:,.0f} of a node" if ours.host.offloaded else ""
+            host = (
+                f" and {actual.host.offloaded / GIB:,.0f} of a node"
+                if actual.host.offloaded
+                else ""
+            )
             yield (
                 f"{target.upper()} on {num_gpus}",
-                _short(ours),
+                _short(actual),
                 f"{tokens:,}",
-                f"{ours.needed / GIB:.0f}{host}",
-                f"{ours.time.total:,.0f}",
+                f"{actual.needed / GIB:.0f}{host}",
+                f"{actual.time.total:,.0f}",
                 _short(found),
                 f"{found.time.total:,.0f}",
-                f"{ours.time.total / found.time.total:.2f}",
+                f"{actual.time.total / found.time.total:.2f}",
             )
 
 

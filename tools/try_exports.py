@@ -3,7 +3,7 @@
 ::
 
     python -m tools.try_exports FOLDER                    # small exports of every kind
-    python -m tools.try_exports FOLDER --export DIR       # an export of yours
+    python -m tools.try_exports FOLDER --export DIR       # your own export
     python -m tools.try_exports FOLDER --release 4.44.2
 
 FOLDER keeps the environments, 100 MB each; torch is this environment's. Each release loads the

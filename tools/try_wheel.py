@@ -7,8 +7,9 @@
     python tools/try_wheel.py --beside            # no download: beside this interpreter's packages
     python tools/try_wheel.py --keep dist         # leave both files there
 
-Each environment is empty but for the wheel, torch and what they require, at the versions that pip
-takes; `ultralong doctor` and a conversion of a tiny Llama there and back run in an empty folder. A
+Each environment is empty except for the wheel, torch and what they require, at the versions that
+pip takes; `ultralong doctor` and a conversion of a tiny Llama there and back run in an empty
+folder. A
 Python that is not there is said to be. torch without a GPU on Linux: `--index-url` of pip's
 configuration, or `PIP_INDEX_URL`; a build that is on no disk may bring CUDA, 3 GB.
 """

@@ -20,7 +20,7 @@ stay within 8K."""
 def write_conversations(library: Path, file: Path) -> int:
     """Write the conversations about a folder's modules as JSONL; return how many.
 
-    Modules one folder below are read too, but for those of tests: many, and much alike.
+    Modules one folder below are read too, except for those of tests: many, and much alike.
     """
     lines = []
     for module in sorted([*library.glob("*.py"), *library.glob("*/*.py")]):

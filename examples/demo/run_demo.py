@@ -191,9 +191,9 @@ def run_steps(output: Path) -> Steps:
 
 def export_check(output: Path) -> Check:
     """The export in transformers against the checkpoint in Megatron-Core, on the same rows."""
-    ours = read_results(output / "loss" / "loss.json")[1]
-    theirs = read_result(output / "loss-transformers" / "loss.json")
-    pairs = [(ours.loss(place), theirs.loss(place)) for place in theirs.bins]
+    actual = read_results(output / "loss" / "loss.json")[1]
+    expected = read_result(output / "loss-transformers" / "loss.json")
+    pairs = [(actual.loss(place), expected.loss(place)) for place in expected.bins]
     differences = [abs(a.score - b.score) for a, b in pairs if a and b]
     assert len(differences) == len(pairs), "both evaluations have the same bins"
     return Check(

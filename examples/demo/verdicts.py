@@ -84,8 +84,8 @@ def _beyond_check(after: Result, context: int, inside: float | None, slack: floa
 def _inside_check(before: Result, after: Result, context: int, slack: float) -> Check:
     name = f"loss inside {context:,} positions, after: short context kept"
     bound = f"at most the base + {slack:.2f} in every bin"
-    base, ours = _losses(before), _losses(after)
-    differences = [ours[b] - base[b] for b in base if b[1] <= context and b in ours]
+    base, actual = _losses(before), _losses(after)
+    differences = [actual[b] - base[b] for b in base if b[1] <= context and b in actual]
     if not differences:
         return Check(name, NOT_MEASURED, bound, False)
     highest = max(differences)

@@ -2,7 +2,7 @@
 # Step 1: the weights and the tokenizer. Meta's licence has to be accepted at huggingface.co first, and
 # `hf auth login` called once.
 #
-# time:   the network's: 16.1 GB
+# time:   download of 16.1 GB
 # memory: little
 # disk:   16.1 GB
 # see:    8,030,261,248 parameters in the table of `convert inspect`

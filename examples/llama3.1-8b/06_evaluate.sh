@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Step 6: what came of it: loss by position on held-out documents, maps of retrieval, RULER, an answer, and
-# all of it on one page. An evaluation that was interrupted goes on where it was.
+# Step 6: the result: loss by position on held-out documents, maps of retrieval, RULER, an answer, and
+# all of it on one page. An evaluation that was interrupted continues where it was.
 #
 # time:   computed, 8 GPUs at 40 % of their peak: loss 0.4 hours (1m), 0.8 (2m), 1.6 (4m); passkey and needle
 #         1.8 hours each (1m), 2.8 (2m), 5.4 (4m); RULER 5 minutes and its decoding
-# memory: below training's at the same tokens a GPU; keys and values of decoding: 16 KiB a token and GPU
+# memory: less than in training with the same tokens a GPU; keys and values of decoding: 16 KiB a token and GPU
 # disk:   little
 # see:    loss beyond 131,072 tokens not above that inside; passkey 100 %; report-TARGET/index.html
 set -euo pipefail

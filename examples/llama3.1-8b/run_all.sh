@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All steps to one target, one after the other: run_all.sh [--mock] [1m|2m|4m]. What a step has finished is
-# kept, so that the same command goes on after an interruption.
+# kept, so that the same command continues after an interruption.
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 for script in "$scripts"/0*.sh; do

@@ -7,14 +7,14 @@
 #   IMAGE MOUNTS            the container, and what it sees of the disks beside the working folder
 #   GPUS_PER_NODE (8)       ranks that every node starts
 #   LOGS                    logs, one file a rank; by default $SAVE-logs, or JOBNAME-logs
-#   REQUEUE (1)             0: a job never puts itself back into the queue; the next of a chain goes on
+#   REQUEUE (1)             0: a job never puts itself back into the queue; the next of a chain continues
 #   MAX_LOST (3)            starts in a row that may end without a new checkpoint
 #   WAIT_SECONDS (300)      after one node has ended, the others have so long; then the step is killed
 # shellcheck disable=SC2154 # the script that sources it sets `scripts`
 #
 # | the exit status        | this script                                                           |
 # | ---------------------- | --------------------------------------------------------------------- |
-# | 0: complete            | goes on, ends with 0, and takes the rest of its chain out of the queue |
+# | 0: complete            | continues, ends with 0, and takes the rest of its chain out of the queue |
 # | 75: saved, wants on    | is requeued; with REQUEUE=0 it ends with 75                           |
 # | 65: numbers not finite | ends with 65, the rest of the chain too: a person has to look         |
 # | 73: folder taken over  | ends with 73, the same way                                            |
@@ -97,7 +97,7 @@ requeue() { # VERB TEXT
     local try
     if [ "$starts" -ge "${MAX_LOST:-3}" ] && [ "$(progress "$1")" = "$before" ]; then give_up; fi
     if [ "${REQUEUE:-1}" = 0 ]; then
-        say "$2: the next job of the chain goes on"
+        say "$2: the next job of the chain continues"
         exit 75
     fi
     say "$2: requeue"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Step 5: extend the context: one step of YaRN to the target's factor. The first iterations take shorter rows,
 # four times as many in the same time; the rotary embedding is the target's from the first of them on. Again
-# after an interruption: it goes on from the last checkpoint.
+# after an interruption: it continues from the last checkpoint.
 #
 # see: the loss falls from 4.2 to 1.5 or so; after the first iterations most gradient norms are below 1
 set -euo pipefail

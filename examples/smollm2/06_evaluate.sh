@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Step 6: what came of it, beside the model as it was: loss by position on packages that nobody trained on,
-# passkey and needle by length and depth. An evaluation that was interrupted goes on where it was.
+# Step 6: the result, compared with the original model: loss by position on packages that nobody trained on,
+# passkey and needle by length and depth. An evaluation that was interrupted continues where it was.
 #
 # see: loss that does not rise with the position; retrieval beyond 8,192 tokens
 set -euo pipefail

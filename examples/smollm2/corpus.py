@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, help="folder to keep what is fetched in")
     parser.add_argument("--indexes", nargs="+", default=["pypi", "debian"])
     parser.add_argument("--only", nargs="+", default=[], help="packages; all, if not given")
-    parser.add_argument("--most-bytes", type=int, help="of each package, in place of its own limit")
+    parser.add_argument("--most-bytes", type=int, help="of each package, instead of its own limit")
     parser.add_argument("--largest-document", type=int, default=500_000, help="bytes")
     arguments = parser.parse_args()
     output: Path = arguments.output

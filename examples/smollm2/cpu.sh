@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Small values for the numbered scripts, for a CPU: the same model and the same commands. Some minutes, most of
-# them for the model's 135M parameters; what comes of it is no better than the model was.
+# them for the model's 135M parameters; the result is no better than the original model.
 # shellcheck disable=SC2034 # settings.sh sources it, and the scripts use what it sets
 WORK=${WORK:-$PWD/smollm2-cpu}
 FACTOR=2 SEQ_LENGTH=512 FIRST_LENGTH=256 FIRST_ITERS=2 TRAIN_ITERS=2

@@ -10,7 +10,7 @@ Two forms: :func:`shared` where every rank has the same few queries (a step of d
 A *spread* chunk of a row is shared by zigzag, as in training, and every rank keeps the tokens it
 worked on. Tokens that all ranks work on together (*shared*: the end of a prompt and everything
 after it) go round robin: position ``p`` to rank ``p % cp_size``. Either way the ranks hold as many
-tokens each, but for one. Attention over them has no mask, so their order does not matter.
+tokens each, except for one. Attention over them has no mask, so their order does not matter.
 """
 
 from __future__ import annotations
@@ -256,14 +256,14 @@ def _gather(out: Tensor, lse: Tensor, group: dist.ProcessGroup | None) -> Result
     if group is None or group.size() == 1:
         return out.to(dtype), lse.to(dtype)
     # [s, b, heads, d + 1]: one message instead of two
-    mine = torch.cat((out.to(dtype), lse.to(dtype).permute(2, 0, 1).unsqueeze(-1)), dim=-1)
-    every = mine.new_empty((group.size(), *mine.shape))
-    dist.all_gather_into_tensor(every.flatten(0, 1), mine.contiguous(), group=group)
+    local = torch.cat((out.to(dtype), lse.to(dtype).permute(2, 0, 1).unsqueeze(-1)), dim=-1)
+    every = local.new_empty((group.size(), *local.shape))
+    dist.all_gather_into_tensor(every.flatten(0, 1), local.contiguous(), group=group)
     return base.merge_all(every[..., :-1], every[..., -1].permute(0, 2, 3, 1))
 
 
 def _return(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Results for this rank's queries, from all ranks in their order; shape as ``parts``."""
-    mine = torch.empty_like(parts, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(mine, parts.contiguous(), group=group)
-    return mine
+    local = torch.empty_like(parts, memory_format=torch.contiguous_format)
+    dist.all_to_all_single(local, parts.contiguous(), group=group)
+    return local

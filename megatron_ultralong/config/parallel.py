@@ -104,7 +104,7 @@ class ParallelConfig:
         if rest < between or (between == 0 and rest) or (between and rest % between):
             if not any(ends):
                 rule = (
-                    "every stage holds as many layers, but for the first and the last with "
+                    "every stage holds as many layers, except for the first and the last with "
                     "num_layers_in_first_pipeline_stage and num_layers_in_last_pipeline_stage"
                 )
                 self._check_divides("pipeline_model_parallel_size", "num_layers", num_layers, rule)

@@ -92,7 +92,7 @@ def _reason(error: Exception) -> str:
 
 def _on_two_ranks(megabytes: int) -> dict[str, float | str]:
     use_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= NUM_RANKS
-    # That it ends the other rank is no news beside why.
+    # That it ends the other rank is not a news beside why.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         context = multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]

@@ -1,7 +1,7 @@
 """Run a Megatron-LM script as it is, with our arguments known to it.
 
 ``torchrun ... -m megatron_ultralong.dropin pretrain_gpt.py --spec megatron_ultralong.spec
-ring_te_spec --ultralong-rope-scaling yarn ...`` in place of ``torchrun ... pretrain_gpt.py ...``:
+ring_te_spec --ultralong-rope-scaling yarn ...`` instead of ``torchrun ... pretrain_gpt.py ...``:
 the script is not edited. On a machine without a GPU it runs on the CPU, over gloo.
 """
 
@@ -21,7 +21,7 @@ def main() -> None:
         if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
             named = sys.argv[1] if len(sys.argv) > 1 else "nothing"
             raise InputError(
-                f"the script to run comes first, and {named} is no file: python -m "
+                f"the script to run comes first, and {named} is not a file: python -m "
                 "megatron_ultralong.dropin pretrain_gpt.py --spec ..."
             )
         sys.argv = sys.argv[1:]

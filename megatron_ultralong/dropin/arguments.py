@@ -195,7 +195,7 @@ def drop_in_config(args: Any) -> DropInConfig:
 
 
 class _PackedRowsAction(argparse.Action):
-    """Our rows come from an iterator of ours, with their own mask and a loss over tokens.
+    """Our rows come from an iterator of this project, with their own mask and a loss over tokens.
 
     ``calculate_per_token_loss``: gradients are sums over the tokens of the global batch divided
     once, the same on every layout and with every mask.

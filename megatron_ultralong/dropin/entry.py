@@ -63,25 +63,25 @@ def pretrain(
         **others,
     }
     with cpu.training_on_cpu(), checkpoints.checkpoints_are_vetted():
-        from megatron.training import pretrain as theirs
+        from megatron.training import pretrain as upstream
 
-        if "extra_args_provider" in inspect.signature(theirs).parameters:
-            extended(theirs)(**script, extra_args_provider=provider, args_defaults=defaults)
+        if "extra_args_provider" in inspect.signature(upstream).parameters:
+            extended(upstream)(**script, extra_args_provider=provider, args_defaults=defaults)
             return
         from megatron.training.argument_utils import pretrain_cfg_container_from_args
         from megatron.training.arguments import parse_and_validate_args
 
         args = parse_and_validate_args(extra_args_provider=provider, args_defaults=defaults)
-        extended(theirs)(cfg_container=pretrain_cfg_container_from_args(args), **script)
+        extended(upstream)(cfg_container=pretrain_cfg_container_from_args(args), **script)
 
 
-def extended(theirs: Callable[..., None]) -> Callable[..., None]:
+def extended(upstream: Callable[..., None]) -> Callable[..., None]:
     """``megatron.training.pretrain`` itself, called as before; its run is extended by ours."""
-    if hasattr(theirs, _MARK):
-        return theirs
-    signature = inspect.signature(theirs)
+    if hasattr(upstream, _MARK):
+        return upstream
+    signature = inspect.signature(upstream)
 
-    @functools.wraps(theirs)
+    @functools.wraps(upstream)
     def run(*arguments: Any, **keywords: Any) -> None:
         cpu.keep_compiled_helpers()
         once: Once = functools.cache(_extension)
@@ -101,7 +101,7 @@ def extended(theirs: Callable[..., None]) -> Callable[..., None]:
             checkpoints.checkpoints_are_vetted(),
             _checked_first(once),
         ):
-            theirs(**call)
+            upstream(**call)
 
     setattr(run, _MARK, True)
     return run
@@ -111,11 +111,11 @@ def register_arguments() -> None:
     """Let every parser of Megatron-LM know our arguments, whatever script makes it."""
     from megatron.training import arguments
 
-    theirs = arguments.add_megatron_arguments
+    upstream = arguments.add_megatron_arguments
 
-    @functools.wraps(theirs)
+    @functools.wraps(upstream)
     def add(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        parser = theirs(parser)
+        parser = upstream(parser)
         ASKED.remember(parser)
         return add_ultralong_args(parser)
 
@@ -137,11 +137,11 @@ def _checked_first(once: Once) -> Iterator[None]:
     """Check the arguments as soon as Megatron-LM has them, before it builds anything."""
     from megatron.training import training
 
-    theirs = training.initialize_megatron
+    upstream = training.initialize_megatron
 
-    @functools.wraps(theirs)
+    @functools.wraps(upstream)
     def initialize(*arguments: Any, **keywords: Any) -> Any:
-        result = theirs(*arguments, **keywords)
+        result = upstream(*arguments, **keywords)
         once()
         return result
 
@@ -152,14 +152,14 @@ def _checked_first(once: Once) -> Iterator[None]:
 class _Datasets:
     """A dataset provider that is ours where ``--ultralong-data-path`` is given."""
 
-    def __init__(self, once: Once, theirs: Any) -> None:
+    def __init__(self, once: Once, upstream: Any) -> None:
         self._once = once
-        self._theirs = theirs
+        self._upstream = upstream
 
     @property
     def is_distributed(self) -> bool:
         """Megatron-LM asks: whether every rank, or the first tensor-parallel one, makes data."""
-        return self._is_ours or getattr(self._theirs, "is_distributed", False)
+        return self._is_ours or getattr(self._upstream, "is_distributed", False)
 
     @property
     def _is_ours(self) -> bool:
@@ -171,22 +171,22 @@ class _Datasets:
 
             return local_batches(self._once(), num_samples)
         stage = {} if vp_stage is None else {"vp_stage": vp_stage}
-        return self._theirs(num_samples, **stage)
+        return self._upstream(num_samples, **stage)
 
 
-def _model_provider(once: Once, theirs: Any) -> Callable[..., Any]:
-    @functools.wraps(theirs)
+def _model_provider(once: Once, upstream: Any) -> Callable[..., Any]:
+    @functools.wraps(upstream)
     def build(*arguments: Any, **keywords: Any) -> Any:
-        return once().apply(theirs(*arguments, **keywords))
+        return once().apply(upstream(*arguments, **keywords))
 
     return build
 
 
-def _forward_step(once: Once, theirs: Any) -> Callable[..., Any]:
-    @functools.wraps(theirs)
+def _forward_step(once: Once, upstream: Any) -> Callable[..., Any]:
+    @functools.wraps(upstream)
     def step(*arguments: Any, **keywords: Any) -> Any:
         if once().manifest is None:
-            return theirs(*arguments, **keywords)
+            return upstream(*arguments, **keywords)
         from megatron_ultralong.dropin.rows import forward_step
 
         return forward_step(*arguments, **keywords)

@@ -56,11 +56,11 @@ from megatron_ultralong.sequence.assignment import zigzag
 @contextlib.contextmanager
 def ring_attention_in_layers() -> Iterator[None]:
     """Build ``RingCoreAttention`` wherever Megatron-Core would build a dot-product attention."""
-    theirs = SelfAttention.__init__
+    upstream = SelfAttention.__init__
 
-    @functools.wraps(theirs)
+    @functools.wraps(upstream)
     def build(self: Any, config: Any, submodules: Any, *arguments: Any, **keywords: Any) -> None:
-        theirs(self, config, with_ring_attention(submodules), *arguments, **keywords)
+        upstream(self, config, with_ring_attention(submodules), *arguments, **keywords)
 
     with replaced((SelfAttention, "__init__", build)):
         yield
@@ -155,7 +155,7 @@ class Extension:
     """Of ``--ultralong-data-path``."""
     identity: Identity
     parts: tuple[Part, ...]
-    """Parts of ours that the run uses."""
+    """Parts of this project that the run uses."""
 
     @classmethod
     def of(cls, args: Any) -> Extension:
@@ -283,14 +283,14 @@ def norms_under_sequence_parallelism() -> Iterator[None]:
     of the parameters that carry ``sequence_parallel``; torch's norms do not carry it, and
     ``WrappedTorchNorm`` refuses them. Without Apex and Transformer Engine there are no others.
     """
-    theirs = WrappedTorchNorm.__new__
+    upstream = WrappedTorchNorm.__new__
 
     def build(kind: Any, config: Any, *arguments: Any, **keywords: Any) -> Any:
         if not config.sequence_parallel:
-            return theirs(kind, config, *arguments, **keywords)
+            return upstream(kind, config, *arguments, **keywords)
         unsplit = copy.copy(config)
         unsplit.sequence_parallel = False
-        norm = theirs(kind, unsplit, *arguments, **keywords)
+        norm = upstream(kind, unsplit, *arguments, **keywords)
         for parameter in norm.parameters():
             parameter.sequence_parallel = True
         return norm
@@ -299,4 +299,4 @@ def norms_under_sequence_parallelism() -> Iterator[None]:
     try:
         yield
     finally:
-        WrappedTorchNorm.__new__ = staticmethod(theirs)
+        WrappedTorchNorm.__new__ = staticmethod(upstream)

@@ -97,11 +97,11 @@ def check_shape(args: Any, source: CheckpointMetadata, folder: Path) -> None:
         name = _ARGUMENT_OF.get(field.name, field.name)
         if field.name == "rotary_base" and name not in given:
             continue
-        ours, theirs = getattr(asked, field.name), getattr(source.model, field.name)
-        if ours != theirs:
+        wanted, stated = getattr(asked, field.name), getattr(source.model, field.name)
+        if wanted != stated:
             raise InputError(
-                f"{ASKED.flag(name)} is {ours:g} and the model in {folder} has {theirs:g}: pass "
-                f"{theirs:g}, or leave it to --use-checkpoint-args"
+                f"{ASKED.flag(name)} is {wanted:g} and the model in {folder} has {stated:g}: pass "
+                f"{stated:g}, or leave it to --use-checkpoint-args"
             )
 
 
@@ -134,7 +134,7 @@ class Identity:
             if found != self.result:
                 raise InputError(
                     f"--save {root} holds checkpoints with other metadata than this run makes: "
-                    f"{found} there, {self.result} here; go on with the arguments it was begun "
+                    f"{found} there, {self.result} here; continue with the arguments it was begun "
                     "with, or name a new folder"
                 )
         dist.barrier()  # every rank has looked
@@ -219,7 +219,7 @@ def _iteration(folder: Path) -> int:
 
 
 def _check_resume(config: DropInConfig, source: CheckpointMetadata, folder: Path) -> None:
-    """Refuse to go on with another rotary embedding than a run was begun with."""
+    """Refuse to continue with another rotary embedding than a run was begun with."""
     scaling = config.scaling(source.rope_scaling)
     for name, here, there in (
         ("--ultralong-rope-scaling", scaling, source.rope_scaling),
@@ -229,6 +229,6 @@ def _check_resume(config: DropInConfig, source: CheckpointMetadata, folder: Path
             raise InputError(
                 f"{name} asks for {here}, and the run in {folder}, which this resumes at iteration "
                 f"{_iteration(folder)}, has {there}: leave the --ultralong-rope-scaling arguments "
-                "out to go on as it was begun, or pass --finetune to begin another run with its "
+                "out to continue as it was begun, or pass --finetune to begin another run with its "
                 "weights"
             )

@@ -1,7 +1,7 @@
-"""What Megatron-LM's arguments may be beside the parts that are ours, and the refusal of others.
+"""Values of Megatron-LM's arguments that the replaced parts support; others are refused.
 
-An argument, or a field of ``TransformerConfig``, that a part of ours would have to honour stands
-here with the values that it does honour; every other value is refused by name. What is not here and
+An argument, or a field of ``TransformerConfig``, that a replaced part would have to support is
+listed here with the values that it does support; every other value is refused by name. What is only
 in ``known_arguments.py`` concerns modules that stay Megatron-LM's own. What is in neither is new:
 it is refused unless it is at its default (:func:`check_arguments`).
 """
@@ -19,7 +19,7 @@ from megatron_ultralong.mcore.core_attention import CP_COMM_TYPES
 from megatron_ultralong.program.errors import InputError
 
 Part = Literal["attention", "reset mask", "rotary", "rows", "recomputation", "loss tiles"]
-"""A part of ours that a run uses; the attention always."""
+"""A part of this project that a run uses; the attention always."""
 
 OFF = (None, False, 0, "", "none", ())
 """Values of an argument that does not ask for anything."""
@@ -27,7 +27,7 @@ OFF = (None, False, 0, "", "none", ())
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """An argument, or a field, and what a part of ours honours of it."""
+    """An argument, or a field, and what a part of this project honours of it."""
 
     name: str
     reason: str
@@ -186,7 +186,7 @@ _NEW = (
 
 
 def parts(config: DropInConfig, args: Any) -> tuple[Part, ...]:
-    """The parts of ours that a run uses.
+    """The parts of this project that a run uses.
 
     The rotary embedding is one wherever the arguments describe one that is ours too; what it
     computes is the same, in float64, and for the positions of this rank alone.
@@ -212,7 +212,7 @@ def check_arguments(config: DropInConfig, args: Any, used: Iterable[Part]) -> No
     Args:
         config: our own.
         args: Megatron-LM's, validated by it.
-        used: parts of ours that the run uses.
+        used: parts of this project that the run uses.
 
     Raises:
         InputError: one asks for what such a part does not do, or is not known.

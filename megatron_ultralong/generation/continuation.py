@@ -131,7 +131,7 @@ class Continuation:
         Args:
             prompts: token ids, at least one each.
             max_new_tokens: tokens to write behind each.
-            stop_ids: ids that end a row; it leaves the batch, and the others go on.
+            stop_ids: ids that end a row; it leaves the batch, and the others continue.
             on_token: is told the number of the prompt and each id as it is written.
             advance: is told how many tokens of prompts were read.
 

@@ -213,8 +213,8 @@ class _LayerWork:
             return out
         assert self.packed_seq_params is None, "Transformer Engine's attention has no documents"
         assert not self.recomputation.keep_attention, "Transformer Engine keeps its own output"
-        theirs: Tensor = attention.core_attention(q, k, v, None, attention.attn_mask_type)
-        return theirs
+        result: Tensor = attention.core_attention(q, k, v, None, attention.attn_mask_type)
+        return result
 
 
 class _Recomputed(torch.autograd.Function):

@@ -118,7 +118,7 @@ def model_by_name(name: str) -> ModelConfig:
     """
     if name not in MODELS:
         raise InputError(
-            f"{not_known('--model', name, MODELS)}; it is no folder either: name one of these, a "
-            "Hugging Face folder or a checkpoint"
+            f"{not_known('--model', name, MODELS)}; it is not a folder either: name one of these, "
+            "a Hugging Face folder or a checkpoint"
         )
     return MODELS[name]

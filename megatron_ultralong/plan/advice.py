@@ -186,7 +186,7 @@ def faster_changes(job: Job, hardware: Hardware, chosen: Estimate) -> list[str]:
     """
     if chosen.time.bubble < WORTH * chosen.time.total:
         return []
-    ours = chosen.tokens_per_second_per_gpu
+    chosen_rate = chosen.tokens_per_second_per_gpu
     best_of: dict[str, tuple[float, str]] = {}
     for change in changes(job, hardware):
         # For speed alone a row is not cut by much.
@@ -196,7 +196,7 @@ def faster_changes(job: Job, hardware: Hardware, chosen: Estimate) -> list[str]:
         found = _tried(change.job, hardware)
         if found is None:
             continue
-        gain = found.tokens_per_second_per_gpu / ours - 1
+        gain = found.tokens_per_second_per_gpu / chosen_rate - 1
         # The nearest come first: one further away has to be better than that.
         if gain > best_of.get(change.kind, (WORTH, ""))[0] + SAME_TIME:
             text = (

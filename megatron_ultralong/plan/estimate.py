@@ -49,7 +49,7 @@ class Estimate:
 
     @cached_property
     def allowance(self) -> dict[str, int]:
-        """Bytes that no tensor of ours has."""
+        """Bytes that no tensor of this project has."""
         peak = self.worst.peak
         parallel = self.job.parallel
         static: tuple[Part, ...] = ("weights", "gradients", "optimizer")
@@ -259,16 +259,16 @@ def paper_hours(
     """
     if recipe not in PAPER or model != model_of_recipe(recipe):
         return None
-    theirs = PRETRAIN_RECIPES[recipe]()
-    tokens = theirs.train_iters * theirs.global_batch_size * theirs.data.seq_length
+    published = PRETRAIN_RECIPES[recipe]()
+    tokens = published.train_iters * published.global_batch_size * published.data.seq_length
     is_same = (
         train_tokens == tokens
         and all(
-            getattr(config, name) == getattr(theirs, name)
+            getattr(config, name) == getattr(published, name)
             for name in ("global_batch_size", "precision", "rope", "optimizer", "layers")
         )
-        and config.data.seq_length == theirs.data.seq_length
-        and config.data.document_mask == theirs.data.document_mask
+        and config.data.seq_length == published.data.seq_length
+        and config.data.document_mask == published.data.document_mask
         and not config.deterministic_mode
     )
     return PAPER[recipe] if is_same else None

@@ -81,8 +81,8 @@ def time_rows(time: StepTime) -> list[tuple[str, float]]:
         ("elementwise", time.elementwise),
         ("optimizer", time.optimizer),
         ("optimizer on the host", time.host_optimizer),
-        ("communication that is not hidden", time.communication),
-        ("offloading that is not hidden", time.offloading),
+        ("exposed communication", time.communication),
+        ("exposed offloading", time.offloading),
         ("pipeline bubble", time.bubble),
     ]
     return [(name, seconds) for name, seconds in rows if seconds]
@@ -90,7 +90,7 @@ def time_rows(time: StepTime) -> list[tuple[str, float]]:
 
 def traffic_table(time: StepTime) -> Table:
     """What leaves a rank in a step, by link."""
-    figures = map(figure, ("GB", "seconds alone", "hidden", "not hidden"))
+    figures = map(figure, ("GB", "seconds alone", "hidden", "exposed"))
     title = "Communication of a rank in a step"
     table = Table("what", "link", *figures, title=title, title_justify="left")
     for each in time.traffic:

@@ -19,7 +19,7 @@ Kernel = Literal["fa4", "fa3", "cudnn", "fa2", "cpu"]
 class Hardware:
     """A GPU and what is around it. TFLOP/s are dense bf16; GB are 10^9 bytes, GiB 2^30.
 
-    Rates are what programs reach, not what data sheets say, but for ``peak_tflops``.
+    Rates are what programs reach, not what data sheets say, except for ``peak_tflops``.
     """
 
     name: str

@@ -20,7 +20,7 @@ class CheckpointSize:
     """Weights and optimizer of the whole model: 63.6 GB for the 4.54B weights of 16 layers of Llama
     3.1 8B, where 63 GB were measured (benchmarks/training.md)."""
     copied: int
-    """By the rank that has the most to copy to the host before training goes on."""
+    """By the rank that has the most to copy to the host before training continues."""
     host_per_node: int
     """Pinned copies on a node until they are written."""
 

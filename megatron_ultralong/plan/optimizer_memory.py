@@ -30,7 +30,7 @@ def optimizer_bytes(job: Job) -> OptimizerBytes:
       tensors as large as its shard; Transformer Engine's, which Megatron-Core takes where it is
       installed, and the fused one that is taken with offloading make none.
     * ``use_precision_aware_optimizer``: the dtypes of the flags. Transformer Engine's FusedAdam
-      works on float32 copies of all states that are smaller, but for two means that are both
+      works on float32 copies of all states that are smaller, except for two means that are both
       bf16 (``fused_adam.py``: ``unscaled_lists``, ``fuse_unscale``).
     """
     optimizer = job.config.optimizer

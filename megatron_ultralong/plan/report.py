@@ -134,8 +134,8 @@ def time_table(plan: Plan) -> Table:
     budget = f"hours for {count} tokens{plan.tokens_text}"
     table.add_row(budget, f"{hours:,.1f}" if hours >= 1 else f"{hours:.3f}", "", style="bold")
     if plan.paper is not None:
-        gpus, theirs = plan.paper
-        table.add_row(f"the paper, on {gpus} H100", f"about {theirs:g}", "")
+        gpus, published_hours = plan.paper
+        table.add_row(f"the paper, on {gpus} H100", f"about {published_hours:g}", "")
     return table
 
 

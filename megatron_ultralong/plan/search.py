@@ -142,7 +142,7 @@ def search(job: Job, hardware: Hardware) -> Found:
     for candidate in candidates(job, hardware):
         broken = broken_rule(candidate.check)
         if broken is not None:
-            # Without the rule's own way out, which nobody has planned: `use 1024`.
+            # Without the rule's own fix, which nobody has planned: `use 1024`.
             example = re.sub(r"[:;,] use \d.*$", "", broken)
             example = examples.setdefault(broken.split(" (")[0], example)
             rules[example] = rules.get(example, 0) + 1

@@ -1,4 +1,4 @@
-"""Time of a step: work at the hardware's rates, communication that is not hidden, the bubble."""
+"""Time of a step: work at the hardware's rates, exposed communication, the bubble."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class StepTime:
 
     @property
     def communication(self) -> float:
-        """What is not hidden of it."""
+        """Its exposed part."""
         return sum(each.exposed_seconds for each in self.traffic)
 
     @property
@@ -146,7 +146,7 @@ class _Stage:
 
     @property
     def microbatch_seconds(self) -> float:
-        """Forward and backward of one micro-batch, with what is not hidden."""
+        """Forward and backward of one micro-batch, with exposed communication."""
         tensor = self.tensor / work.rate(self.hardware, self.links["tensor"])
         kernels = self.attention + self.products + self.elementwise
         return kernels + self.offloading + tensor + self.ring.exposed_seconds

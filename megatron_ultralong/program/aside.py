@@ -21,8 +21,8 @@ def partial_path(path: Path) -> Path:
 def whole(path: Path) -> Iterator[Path]:
     """Where to write a file or a folder, which becomes ``path`` when the block ends.
 
-    It goes through to the disk, but for the files of a folder. After an error nothing is left, and
-    ``path`` is what it was.
+    It goes through to the disk, except for the files of a folder. After an error nothing is left,
+    and ``path`` is what it was.
     """
     aside = partial_path(path)
     remove(aside)  # of one that was killed

@@ -80,7 +80,7 @@ def drop_unread_output() -> bool:
     for stream in (sys.stdout, sys.stderr):
         try:
             number = stream.fileno()
-        except (OSError, ValueError, AttributeError):  # it is no file
+        except (OSError, ValueError, AttributeError):  # it is not a file
             continue
         poll = select.poll()
         poll.register(number, select.POLLOUT)

@@ -141,10 +141,10 @@ def check_ranges(config: Any, prefix: str = "", where: str = "") -> None:
     Args:
         config: a dataclass.
         prefix: before the names of the flags: ``ultralong_``.
-        where: the file that it is from, if it is no command line.
+        where: the file that it is from, if it is not a command line.
 
     Raises:
-        InputError: one is not in its range; the message has its value, the range and the way out.
+        InputError: one is not in its range; the message has its value, the range and the fix.
     """
     cls = type(config)
     for number in numbers_of(cls):  # type: ignore[arg-type]  # mypy: no class can be hashed
@@ -165,7 +165,7 @@ def check_number(
         number: the field.
         value: a number, a tuple of them, or what else the field may hold.
         prefix: before the name of the flag.
-        where: the file that it is from, if it is no flag.
+        where: the file that it is from, if it is not a flag.
         path: of the field in that file, with dots.
 
     Raises:

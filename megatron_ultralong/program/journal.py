@@ -1,4 +1,4 @@
-"""Journal of finished parts, from which killed work goes on: samples, or tensors.
+"""Journal of finished parts, from which killed work continues: samples, or tensors.
 
 It is ``finished.jsonl`` in the folder in which an output is made
 (:mod:`megatron_ultralong.program.output`), a line for every part.

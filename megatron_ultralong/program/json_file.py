@@ -3,7 +3,7 @@
 Every JSON file that is not written and read in one process is read here: configurations, indexes,
 manifests, results. What :mod:`json` alone would do to a hostile one is a ``RecursionError`` for
 nesting, a bare ``ValueError`` for a number of many digits, ``inf`` for ``1e999``, the last of two
-values for a key that stands there twice, and memory for as long as the file goes on.
+values for a key that stands there twice, and memory for as long as the file continues.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_BYTES, hint: str = "copy it ag
     Args:
         path: a regular file, or a link to one.
         max_bytes: its largest size.
-        hint: the way out, where the file is damaged.
+        hint: the fix, where the file is damaged.
 
     Raises:
         InputError: no such file; it is too large, not UTF-8, not JSON, or holds no object.
@@ -176,7 +176,9 @@ def parse_json(data: bytes | str, where: str, *, hint: str = "copy it again") ->
             object_pairs_hook=_object,
         )
         _check_depth(value)
-        if "\\ud" in text or "\\uD" in text:  # half a pair is no character, and cannot be written
+        if (
+            "\\ud" in text or "\\uD" in text
+        ):  # half a pair is not a character, and cannot be written
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise InputError(f"{where} is nested too deeply, {MAX_DEPTH} levels are read") from None
@@ -199,7 +201,7 @@ def _float(digits: str) -> float:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 ``NAME`` is made in ``.NAME.partial`` beside it, which has one owner
 (:mod:`megatron_ultralong.program.owner`) and gets its name at the end. Its ``work.json`` says what
-is made there: the same command goes on from the parts that a killed one has finished, with a line
-that says so; another command is refused. An error leaves nothing, but for finished parts that the
-next try needs; an interrupt leaves what a kill leaves.
+is made there: the same command continues from the parts that a killed one has finished, with a
+line that says so; another command is refused. An error leaves nothing, except for finished parts
+that the next try needs; an interrupt leaves what a kill leaves.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class OutputFolder:
         """Say that finished parts are taken up, if there are any."""
         self.has_parts = num_parts > 0
         if num_parts:
-            tell(f"{PROGRAM}: going on from {num_parts:,} finished {what} in {self.path}")
+            tell(f"{PROGRAM}: continuing from {num_parts:,} finished {what} in {self.path}")
 
     def begin(self, work: Mapping[str, Any], flag: str, *, resumes: bool) -> None:
         """Say what is made here, or see that it is the same.
@@ -101,12 +101,12 @@ class OutputFolder:
         if file.is_file():
             found = read_json(file, hint=f"remove {self.path} to begin again")
             for key in dict.fromkeys((*work, *found)):
-                theirs, ours = found.get(key), work.get(key)
-                if json.dumps(theirs, sort_keys=True) != json.dumps(ours, sort_keys=True):
+                recorded, wanted = found.get(key), work.get(key)
+                if json.dumps(recorded, sort_keys=True) != json.dumps(wanted, sort_keys=True):
                     raise InputError(
-                        f"{self.path} was begun by another command: its {key} was {theirs!r}, now "
-                        f"it is {ours!r}; repeat the first one to go on, remove that folder, or "
-                        f"name another {flag}"
+                        f"{self.path} was begun by another command: its {key} was {recorded!r}, "
+                        f"now it is {wanted!r}; repeat the first one to continue, remove that "
+                        f"folder, or name another {flag}"
                     )
         else:
             write_aside(file, json.dumps(work, indent=1) + "\n")
@@ -132,7 +132,7 @@ class OutputFolder:
             self.owner.remove_folder()
 
     def end(self, error: BaseException) -> None:
-        """Remove it after ``error``, but for what the next try goes on from."""
+        """Remove it after ``error``, except for what the next try continues from."""
         if not self.has_parts or (isinstance(error, Exception) and not self.keep):
             self.owner.remove_folder()
 
@@ -201,7 +201,7 @@ def writable(folder: Path, name: str, num_bytes: int = 0) -> Iterator[None]:
         num_bytes: to be written; 0: not known.
 
     Raises:
-        InputError: the disk refuses; the message has its reason and the way out.
+        InputError: the disk refuses; the message has its reason and the fix.
     """
     try:
         yield
@@ -231,12 +231,12 @@ def check_free(folder: Path, num_bytes: int) -> None:
 
 
 def _check_ours(partial: Path, flag: str) -> None:
-    """Raise InputError, before anything is written, where the folder is of no work of ours."""
-    mine = (partial_path(Path(WORK_FILE)).name, WORK_FILE)
-    others = [p.name for p in partial.iterdir() if not is_owner_file(p) and p.name not in mine]
+    """Raise InputError, before anything is written, where the folder is another program's."""
+    own_names = (partial_path(Path(WORK_FILE)).name, WORK_FILE)
+    others = [p.name for p in partial.iterdir() if not is_owner_file(p) and p.name not in own_names]
     if others and not (partial / WORK_FILE).is_file():
         raise InputError(
-            f"{partial} holds {others[0]} and no {WORK_FILE}: it is no work of this version; "
+            f"{partial} holds {others[0]} and no {WORK_FILE}: it is not work of this version; "
             f"remove it, or name another {flag}"
         )
 

@@ -68,7 +68,7 @@ class Owner:
         return records[-1].token == self.record.token
 
     def check_mine(self) -> None:
-        """Raise InputError where another process has taken the folder over: its work goes on."""
+        """Raise InputError where another process has taken the folder over: its work continues."""
         if not self.is_mine():
             raise InputError(
                 f"{self.folder} was taken over by another process while this one was silent for "
@@ -131,13 +131,13 @@ def take(folder: Path, what: str, name: str) -> Owner:
     while True:
         before = read_owners(folder)
         reason = _why_gone(folder, before[-1], name) if before else ""
-        mine = this_process(before[-1].number + 1 if before else 1, what)
-        if not _link(folder, mine):
+        own_record = this_process(before[-1].number + 1 if before else 1, what)
+        if not _link(folder, own_record):
             continue  # somebody was faster
-        known = {record.token for record in (*before, mine)}
+        known = {record.token for record in (*before, own_record)}
         if any(record.token not in known for record in read_owners(folder)):
             # It began at another number while this one looked: both step back.
-            owner_path(folder, mine.number).unlink(missing_ok=True)
+            owner_path(folder, own_record.number).unlink(missing_ok=True)
             time.sleep(random.random())
             continue
         # Before anything is written: an owner that was stopped finds its file gone.
@@ -145,7 +145,7 @@ def take(folder: Path, what: str, name: str) -> Owner:
             owner_path(folder, record.number).unlink(missing_ok=True)
         if reason:
             tell(f"{PROGRAM}: {name} is taken over from {before[-1]}: {reason}")
-        return Owner(folder, mine)
+        return Owner(folder, own_record)
 
 
 def _link(folder: Path, record: OwnerRecord) -> bool:

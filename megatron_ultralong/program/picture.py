@@ -33,7 +33,7 @@ def legend_name(name: str) -> str:
 
 @contextlib.contextmanager
 def drawing(what: str) -> Iterator[None]:
-    """Draw ``what`` inside the block; where that fails, say so and go on.
+    """Draw ``what`` inside the block; where that fails, say so and continue.
 
     A picture is made of what was measured and written: hours of it must not be lost for a font.
     """

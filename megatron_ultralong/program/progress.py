@@ -54,7 +54,7 @@ class ProgressBar:
 
         Args:
             amount: in units.
-            status: shown in place of the rate: ``loss 2.345, 12,345 tokens/s``.
+            status: shown instead of the rate: ``loss 2.345, 12,345 tokens/s``.
         """
         self.done += amount
         self._status = status
@@ -70,7 +70,7 @@ class ProgressBar:
     def print(self, line: str) -> None:
         """Print a line to standard output, above the bar where both are on the terminal.
 
-        Where nobody reads it any more (``... | head``), the work goes on.
+        Where nobody reads it any more (``... | head``), the work continues.
         """
         if self._bar is not None and sys.stdout.isatty():
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -45,8 +45,8 @@ def check_agreement(values: Mapping[str, object]) -> None:
     Raises:
         InputError: on every rank, naming the first difference and the ranks that differ.
     """
-    mine = {name: str(value) for name, value in values.items()}
-    everyone = every_rank(mine)
+    local = {name: str(value) for name, value in values.items()}
+    everyone = every_rank(local)
     for name, value in everyone[0].items():
         differing = [rank for rank, other in enumerate(everyone) if other.get(name) != value]
         if differing:

@@ -43,7 +43,7 @@ class Console(rich.console.Console):
 
 
 class PrintableFormatter(logging.Formatter):
-    """Messages of logging; control characters are written out, but for those of a traceback."""
+    """Messages of logging; control characters are written out, except for those of a traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The message as a terminal may see it."""

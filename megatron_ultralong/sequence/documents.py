@@ -1,7 +1,7 @@
 """Documents inside a row of tokens: separators, boundaries, loss mask and split.
 
 A row is many documents joined by a fixed run of *separator ids* (arXiv 2504.06214, section 3.1:
-``<s>`` in place of begin- and end-of-text). The rules, here and nowhere else:
+``<s>`` instead of begin- and end-of-text). The rules, here and nowhere else:
 
 * A separator **closes** the document before it: its ids are that document's last tokens.
 * The token at position ``i`` predicts the token at ``i + 1``. Predicting the separator counts in

@@ -39,7 +39,7 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
 
     Raises:
         InputError: the ranks disagree, or the folder of the run does not fit.
-        RunStopped: the run was told to end, or cannot go on; every rank raises it.
+        RunStopped: the run was told to end, or cannot continue; every rank raises it.
     """
     config = inputs.config
     stop = StopRequests(config.faults.exit_duration_in_mins)
@@ -137,7 +137,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[tuple[run_log.RunLog | None, ProgressBar | None]]:
-        """The log and the progress bar, on the main rank; the summary at the end, come what may."""
+        """The log and the progress bar, on the main rank; the summary at the end, in any case."""
         if not is_main_rank():
             yield None, None
             return
@@ -245,7 +245,7 @@ class _Run:
         if faults.on_nan == "stop":
             self.saving.save_and_stop(
                 step.NOT_FINITE,
-                f"{text}; go on without this step by --on-nan skip, after a look at the rows",
+                f"{text}; continue without this step by --on-nan skip, after a look at the rows",
             )
         if self.num_skipped_in_a_row == faults.max_skipped_iters:
             self.saving.save_and_stop(

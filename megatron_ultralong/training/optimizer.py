@@ -116,7 +116,7 @@ def build_optimizer(
 
 def _megatron_config(config: OptimizerConfig, params_dtype: torch.dtype) -> MegatronOptimizerConfig:
     pins = torch.cuda.is_available()
-    values = dataclasses.asdict(config)  # all of Megatron's names, but for the schedule's
+    values = dataclasses.asdict(config)  # all of Megatron's names, except for the schedule's
     del values["lr_decay_style"], values["lr_warmup_iters"]
     for name in TYPES:
         values[name] = DTYPES[values[name]]

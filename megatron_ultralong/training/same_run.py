@@ -52,7 +52,7 @@ def check_same_run(
     """
     if not (root / CONFIG_FILE).is_file():
         raise InputError(
-            f"--save {root} holds checkpoints but no {CONFIG_FILE}: it is no run's folder, so "
+            f"--save {root} holds checkpoints but no {CONFIG_FILE}: it is not a run's folder, so "
             "it is not written to; name an empty or new folder"
         )
     before = load_config(root / CONFIG_FILE, type(config))
@@ -65,13 +65,13 @@ def check_same_run(
                 f"run keeps its {name}; use {old}, or another --save for a new run"
             )
     _check_same_rows(root / DATA_FILE, data)
-    found, ours = flat_fields(load_metadata(root)), flat_fields(metadata)
-    for name in {**found, **ours}:
-        if found.get(name) != ours.get(name):
+    found, made = flat_fields(load_metadata(root)), flat_fields(metadata)
+    for name in {**found, **made}:
+        if found.get(name) != made.get(name):
             raise InputError(
                 f"--save {root} holds checkpoints of another model: {name} is "
                 f"{_short(str(found.get(name)))} in {root / FILE_NAME}, and "
-                f"{_short(str(ours.get(name)))} in what --load {config.load} makes; name "
+                f"{_short(str(made.get(name)))} in what --load {config.load} makes; name "
                 "the --load of before, or another --save for a new run"
             )
     return before
@@ -95,7 +95,7 @@ def _check_same_rows(path: Path, data: Mapping[str, str]) -> None:
         if old != new:
             raise InputError(
                 f"--save {path.parent} holds a run over other rows: {name} was {_short(str(old))}, "
-                f"is {_short(new)}; a resumed run goes on in the rows that it began with: name "
+                f"is {_short(new)}; a resumed run continues in the rows that it began with: name "
                 f"them by --data-path, or another --save for a new run with --load "
                 f"{path.parent}"
             )
@@ -135,12 +135,12 @@ def check_weights(chunks: Sequence[torch.nn.Module], groups: ProcessGroupCollect
         is_split = getattr(parameter, "tensor_model_parallel", False)
         (parts if is_split else whole).append(parameter)
     tp, pp = groups.tp.rank(), groups.pp.rank()
-    mine = {
+    local = {
         f"pipeline stage {pp}, all tensor-parallel ranks": _digest(whole),
         f"pipeline stage {pp}, tensor-parallel rank {tp}": _digest(parts),
     }
     first: dict[str, tuple[int, str]] = {}
-    for rank, digests in enumerate(every_rank(mine)):
+    for rank, digests in enumerate(every_rank(local)):
         for place, digest in digests.items():
             owner, expected = first.setdefault(place, (rank, digest))
             if digest != expected:

@@ -108,7 +108,7 @@ def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
         check_not_owned(folder.root, f"--save {folder.root}")
     resumed = folder.check()
     load = run.config.load
-    start = f"goes on from {resumed.folder}" if resumed.folder else f"begins with {load}"
+    start = f"continues from {resumed.folder}" if resumed.folder else f"begins with {load}"
     device_name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     num_ranks = num_ranks or world_size()
     plan = plan_text(run.config, run.source.model, num_ranks, device_name)

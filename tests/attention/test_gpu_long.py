@@ -53,5 +53,5 @@ def test_query_heads_of_four_million_tokens_are_split() -> None:
     assert error(out[-LAST:], exact) <= 2**-7
     assert error(grads[0][-LAST:], exact_grads[0]) <= 2**-7
     assert not grads[0][:-LAST].any()
-    for mine, exactly in zip(grads[1:], exact_grads[1:], strict=True):
-        assert error(mine, exactly) <= 2**-7
+    for own, exactly in zip(grads[1:], exact_grads[1:], strict=True):
+        assert error(own, exactly) <= 2**-7

@@ -45,14 +45,14 @@ def _count(counts: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, cu: 
 def test_the_ring_computes_every_pair_once(plan):
     counts = torch.zeros(plan.seq_length, plan.seq_length, dtype=torch.int32)
     positions = [plan.assignment.positions(rank, plan.seq_length) for rank in range(plan.size)]
-    for rank, mine in enumerate(positions):
-        _count(counts, mine, mine, plan.local_cu_seqlens[rank])
+    for rank, own in enumerate(positions):
+        _count(counts, own, own, plan.local_cu_seqlens[rank])
         for hop, step in enumerate(plan.rectangles[rank]):
-            theirs = positions[(rank - hop) % plan.size]
+            upstream = positions[(rank - hop) % plan.size]
             for q_start, q_stop, k_start, k_stop in step:
                 assert q_start < q_stop, "an empty block crashes the CPU kernel"
                 assert k_start < k_stop
-                counts[mine[q_start:q_stop, None], theirs[None, k_start:k_stop]] += 1
+                counts[own[q_start:q_stop, None], upstream[None, k_start:k_stop]] += 1
     assert torch.equal(counts, _mask_of(plan).int())
     assert sum(plan.area(rank) for rank in range(plan.size)) == counts.sum()
     assert causal_area(plan.cu_seqlens) == counts.sum()
@@ -63,11 +63,11 @@ def test_the_ring_computes_every_pair_once(plan):
 def test_all_gather_computes_every_pair_once(plan):
     counts = torch.zeros(plan.seq_length, plan.seq_length, dtype=torch.int32)
     for rank in range(plan.size):
-        mine = plan.assignment.positions(rank, plan.seq_length)
+        own = plan.assignment.positions(rank, plan.seq_length)
         edges, dense = _mask(plan, rank)
-        _count(counts, mine, mine, edges)
+        _count(counts, own, own, edges)
         for q_start, q_stop, k_start, k_stop in dense:
-            counts[mine[q_start:q_stop], k_start:k_stop] += 1
+            counts[own[q_start:q_stop], k_start:k_stop] += 1
     assert torch.equal(counts, _mask_of(plan).int())
 
 
@@ -76,10 +76,10 @@ def test_all_gather_computes_every_pair_once(plan):
 def test_keys_travel_as_far_as_they_are_needed_and_no_further(plan):
     mask = _mask_of(plan)
     positions = [plan.assignment.positions(rank, plan.seq_length) for rank in range(plan.size)]
-    for source, theirs in enumerate(positions):
+    for source, upstream in enumerate(positions):
         for hop in range(1, plan.size):
             later = [positions[(source + h) % plan.size] for h in range(hop, plan.size)]
-            wanted = mask[torch.cat(later)][:, theirs].any(dim=0).nonzero().flatten().tolist()
+            wanted = mask[torch.cat(later)][:, upstream].any(dim=0).nonzero().flatten().tolist()
             expected = (wanted[0], wanted[-1] + 1) if wanted else (0, 0)
             assert plan.needed[source][hop] == expected
 

@@ -157,7 +157,7 @@ def test_one_document_is_no_document_mask():
 
 
 @pytest.mark.parametrize(("edges", "forward_tokens"), [
-    # Three hops of 16 keys, but for rank 0: all others need its early chunk alone.
+    # Three hops of 16 keys, except for rank 0: all others need its early chunk alone.
     (None, 3 * 3 * 16 + 3 * 8),
     ([0, 8, 16, 24, 32, 40, 48, 56, 64], 0),  # documents inside chunks
     ([0, 12, 64], None),

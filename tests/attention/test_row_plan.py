@@ -74,11 +74,11 @@ def test_documents_of_one_length_together_are_those_alone(lengths: list[int], na
     alone = CpuKernel()
     alone.serves_documents = False
     out, lse = block_attention.forward(CPU, Inputs(q, k, v, edges, 0.3))
-    for ours, theirs in (
+    for actual, expected in (
         ((out, lse), block_attention.forward(alone, Inputs(q, k, v, edges, 0.3))),
         (
             block_attention.backward(CPU, Inputs(q, k, v, edges, 0.3), Saved(dout, out, lse)),
             block_attention.backward(alone, Inputs(q, k, v, edges, 0.3), Saved(dout, out, lse)),
         ),
     ):
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))

@@ -1,4 +1,4 @@
-"""Bad input ends in one message with file, tensor and way out, and leaves nothing behind."""
+"""Bad input ends in one message with file, tensor and fix, and leaves nothing behind."""
 
 import dataclasses
 import json
@@ -214,7 +214,10 @@ BROKEN_MEGATRON: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "release" / "metadata.json").unlink(),
         "holds no complete iteration release; it holds none",
     ),
-    "no metadata of ours": (lambda f: (f / "ultralong.json").unlink(), "has no ultralong.json"),
+    "no metadata of this project": (
+        lambda f: (f / "ultralong.json").unlink(),
+        "has no ultralong.json",
+    ),
     "another shape": (
         lambda f: change_model(f, hidden_size=64),
         r"embedding\.word_embeddings\.weight has shape \[130, 72\], .* makes it \[130, 64\]",

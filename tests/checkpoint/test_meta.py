@@ -113,7 +113,7 @@ def test_meta_to_megatron_to_hugging_face_and_back(
     back = export(tmp_path, "back", format="meta", num_shards=num_shards)
     for number in range(num_shards):
         source, found = load_meta(tmp_path / "meta", number), load_meta(back, number)
-        source.pop("rope.freqs")  # frequencies, which are made anew
+        source.pop("rope.freqs")  # frequencies, which are made again
         assert set(found) == set(source)
         assert all(torch.equal(source[name], found[name]) for name in source)
     assert (back / "tokenizer.model").read_bytes() == b"IQ== 0\n"

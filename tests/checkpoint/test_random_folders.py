@@ -27,7 +27,7 @@ SAMPLE = range(40)
 OTHERS = (range(40, 120), range(120, 210), range(210, 300))
 TOKENS = torch.arange(40) * 7 % 17
 CLOSE = 1e-5
-"""Float32: sums of some 40 products in another order, and frequencies rounded by 2^-24."""
+"""Float32: sums of about 40 products in another order, and frequencies rounded by 2^-24."""
 
 
 def judged(path: Path) -> torch.Tensor | None:
@@ -55,7 +55,7 @@ def meant(folder: Folder, path: Path) -> torch.Tensor:
     return logits
 
 
-def ours(source: Path, work: Path, *, by_megatron: bool) -> tuple[torch.Tensor | None, str]:
+def actual(source: Path, work: Path, *, by_megatron: bool) -> tuple[torch.Tensor | None, str]:
     """Logits after an import and an export, and what was said; None and why it was refused."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
@@ -78,7 +78,7 @@ def check(seed: int, work: Path) -> str:
     random_folders.write(folder, work / "hf")
     names = [oddity.name for oddity in folder.oddities]
     must_refuse = [oddity for oddity in folder.oddities if oddity.refused]
-    logits, said = ours(work / "hf", work, by_megatron=seed % 5 == 0)
+    logits, said = actual(work / "hf", work, by_megatron=seed % 5 == 0)
     if logits is None:
         facts = [all(re.search(fact, said) for fact in oddity.refused) for oddity in must_refuse]
         assert any(facts), f"seed {seed}, {names}: refused without its facts: {said}"

@@ -1,4 +1,4 @@
-"""A conversion killed by SIGKILL goes on, and gives the same bytes."""
+"""A conversion killed by SIGKILL continues, and gives the same bytes."""
 
 import contextlib
 import json
@@ -114,7 +114,7 @@ def test_a_killed_conversion_goes_on(
 
         monkeypatch.setattr(kind, "read", counted)
     report = convert(folder, case, out, verify=False)
-    said = f"going on from {len(finished)} finished tensors in {tmp_path}/.out.partial"
+    said = f"continuing from {len(finished)} finished tensors in {tmp_path}/.out.partial"
     assert said in capsys.readouterr().err
     assert report.num_resumed_tensors == len(finished)
     assert len(reads) == NUM_WEIGHTS - len(finished)

@@ -66,9 +66,9 @@ def test_keys_mean_what_transformers_makes_of_them(values: Values) -> None:
     values = {"max_position_embeddings": 8192, "head_dim": HEAD_DIM, **values}
     scaling, base = rope_scaling(values, "c"), rotary_base(JsonObject(values, "c"))
     judge = LlamaRotaryEmbedding(LlamaConfig.from_dict(_copied(values)))
-    ours = yarn.inv_freq(scaling, HEAD_DIM, base)
+    actual = yarn.inv_freq(scaling, HEAD_DIM, base)
     # transformers computes frequencies in float32: pow and two products round, 2^-24 each
-    np.testing.assert_allclose(judge.inv_freq.double().numpy(), ours, rtol=1e-6)
+    np.testing.assert_allclose(judge.inv_freq.double().numpy(), actual, rtol=1e-6)
     assert yarn.attention_factor(scaling) == pytest.approx(judge.attention_scaling, rel=1e-12)
     # an export states it in a form that means the same
     for write in (yarn.hf_rope_scaling, export_block):

@@ -194,9 +194,9 @@ def test_any_block_is_read_as_transformers_reads_it_or_refused() -> None:
         num_read += 1
         judge = judged(config)
         assert judge is not None, (seed, config)
-        ours, plain = yarn.inv_freq(scaling, 64, base), yarn.rope_inv_freq(64, base)
+        exact, plain = yarn.inv_freq(scaling, 64, base), yarn.rope_inv_freq(64, base)
         # float32 there: products round by 2^-24 each, and the ramp by 2^-22 of the plain frequency
-        assert (abs(judge[0] - ours) <= 1e-6 * ours + 2.0**-22 * plain).all(), (seed, config)
+        assert (abs(judge[0] - exact) <= 1e-6 * exact + 2.0**-22 * plain).all(), (seed, config)
         assert yarn.attention_factor(scaling) == pytest.approx(judge[1], rel=1e-9), (seed, config)
     assert num_read > 150
     assert num_refused > 300

@@ -99,7 +99,7 @@ def test_meta_hugging_face_and_back_by_megatron(tmp_path: Path, family: Family) 
     assert stored(hf) == stored(tmp_path / "hf-back")
     shards = [load_meta(tmp_path / "back", number) for number in range(count)]
     for name, tensor in tensors.items():
-        if name != "rope.freqs":  # frequencies, which are made anew
+        if name != "rope.freqs":  # frequencies, which are made again
             parts = [shard[name] for shard in shards]
             # the writer cuts Llama 2's embedding by rows, as Llama 3's
             dim = 1 if ".wo." in name or ".w2." in name else 0

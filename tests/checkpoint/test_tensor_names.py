@@ -55,9 +55,9 @@ def test_tied_weights_are_read_as_transformers_reads_them(
     shutil.copytree(originals / "tied", tmp_path / "hf")
     change(tmp_path / "hf", edit)
     with torch.no_grad():
-        ours = transformers_model(HuggingFaceFolder(tmp_path / "hf"))(TOKENS).logits
+        actual = transformers_model(HuggingFaceFolder(tmp_path / "hf"))(TOKENS).logits
         judge = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
-        assert torch.equal(ours, judge(TOKENS).logits)
+        assert torch.equal(actual, judge(TOKENS).logits)
 
 
 @pytest.mark.parametrize(

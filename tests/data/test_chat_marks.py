@@ -102,18 +102,18 @@ def test_the_marks_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     num_learnt = 0
     for record in records:
         options = {key: record[key] for key in ("tools", "builtin_tools") if key in record}
-        theirs = judge.apply_chat_template(
+        expected = judge.apply_chat_template(
             record["messages"],
             chat_template=template,
             return_dict=True,
             return_assistant_tokens_mask=True,
             **options,
         )
-        mask = found.pop(tuple(theirs["input_ids"]), None)
+        mask = found.pop(tuple(expected["input_ids"]), None)
         if mask is None:
-            assert not any(theirs["assistant_masks"]), "nothing is marked: it is not packed"
+            assert not any(expected["assistant_masks"]), "nothing is marked: it is not packed"
             continue
-        assert mask == theirs["assistant_masks"]
+        assert mask == expected["assistant_masks"]
         num_learnt += sum(mask)
     assert not found
     assert manifest.splits["train"].num_target_tokens == num_learnt > 0
@@ -234,8 +234,10 @@ def test_today_is_the_day_on_which_the_run_began(tmp_path: Path) -> None:
     judge = judge_of(tmp_path / "rows")
     text = judge.decode(list(tokens))
     if len(days) == 1:
-        theirs = judge.apply_chat_template(RECORD["messages"], chat_template=DATED, tokenize=False)
-        assert text == theirs
+        expected = judge.apply_chat_template(
+            RECORD["messages"], chat_template=DATED, tokenize=False
+        )
+        assert text == expected
     assert resolved_date("today", datetime.date(2026, 11, 28)) == "28 Nov 2026"
     assert resolved_date("1 May", before) == "1 May"
 

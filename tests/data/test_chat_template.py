@@ -50,7 +50,7 @@ def test_tokens_and_masks_are_those_of_transformers(
     template, num_calls = marked_template(), 0
     for record, example in zip(records, examples, strict=True):
         options = {k: record[k] for k in ("tools", "builtin_tools") if k in record}
-        theirs = judge.apply_chat_template(
+        expected = judge.apply_chat_template(
             record["messages"],
             chat_template=template,
             tokenize=True,
@@ -58,8 +58,8 @@ def test_tokens_and_masks_are_those_of_transformers(
             return_assistant_tokens_mask=True,
             **options,
         )
-        assert example.tokens.tolist() == theirs["input_ids"]
-        assert mask(example) == theirs["assistant_masks"]
+        assert example.tokens.tolist() == expected["input_ids"]
+        assert mask(example) == expected["assistant_masks"]
         plain = judge.apply_chat_template(
             record["messages"], chat_template=TEMPLATE, tokenize=False, **options
         )
@@ -126,20 +126,20 @@ def test_other_templates(
     try:
         examples = encode(ChatEncoder(TEMPLATES[name], llama3), records)
         for record, example in zip(records, examples, strict=True):
-            theirs = judge.apply_chat_template(
+            expected = judge.apply_chat_template(
                 record["messages"],
                 chat_template=jinja,
                 tokenize=True,
                 return_dict=True,
                 return_assistant_tokens_mask=True,
             )
-            assert example.tokens.tolist() == theirs["input_ids"]
-            assert mask(example) == theirs["assistant_masks"]
+            assert example.tokens.tolist() == expected["input_ids"]
+            assert mask(example) == expected["assistant_masks"]
             if name == "plain":
                 text = judge.apply_chat_template(
                     record["messages"], chat_template=plain, tokenize=False
                 )
-                assert text == judge.decode(theirs["input_ids"])
+                assert text == judge.decode(expected["input_ids"])
     finally:
         judge.eos_token = "<|eot_id|>"
 
@@ -163,16 +163,16 @@ def test_the_process_renders_as_transformers(judge: PreTrainedTokenizerFast, nam
     with TemplateProcess(FOREIGN[name], "a folder") as process:
         for record in records:
             options = {key: record.get(key) for key in ("tools", "builtin_tools") if key in record}
-            theirs = judge.apply_chat_template(
+            expected = judge.apply_chat_template(
                 record["messages"], chat_template=FOREIGN[name], tokenize=False, **options
             )
-            ours = process.render(
+            actual = process.render(
                 messages=record["messages"],
                 documents=None,
                 add_generation_prompt=False,
                 **{"tools": None, **options, **judge.special_tokens_map},
             )
-            assert ours == theirs
+            assert actual == expected
 
 
 def test_a_process_ends_with_what_started_it() -> None:

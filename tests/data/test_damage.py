@@ -305,6 +305,6 @@ def test_boundaries_that_are_gone(prepared: Path, tmp_path: Path, packing: str) 
         path.unlink()
     if packing == "stream":  # separators tell the same
         assert read_documents(tmp_path / "rows") == expected
-    else:  # padding is no text
+    else:  # padding is not a text
         with pytest.raises(InputError, match=r"boundaries\.idx and \.bin are not there"):
             read_documents(tmp_path / "rows")

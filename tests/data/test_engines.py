@@ -175,7 +175,7 @@ def test_the_folder_decides(
     with pytest.raises(InputError, match=r"has 256 ranks, where Llama 3's has 128000"):
         open_reference(tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer.model").write_bytes(b"".join(ranks) + b"IQ== x\n")
-    with pytest.raises(InputError, match=r"is no tokenizer\.model of tiktoken"):
+    with pytest.raises(InputError, match=r"is not a tokenizer\.model of tiktoken"):
         open_reference(tmp_path / "tokenizer.model")
 
 

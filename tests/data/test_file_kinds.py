@@ -120,7 +120,7 @@ TEXT_THAT_LOOKS_LIKE = [
     "ID3 is an algorithm",
     "070701 was the number",
     "A SHORT WAVE hit the beach",
-    "II* is no picture",
+    "II* is not a picture",
     '"a string"\n"another"\n',
     "1\n2\n3\n",
     "\ufeffwith a mark",

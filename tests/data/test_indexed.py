@@ -39,19 +39,19 @@ def test_files_equal_megatrons_byte_by_byte(tmp_path: Path, vocab_size: int) -> 
         builder.add_document(sequence, [len(sequence)])
     builder.finalize(str(tmp_path / "theirs.idx"))
     for suffix in ("bin", "idx"):
-        ours, theirs = (tmp_path / f"{name}.{suffix}" for name in ("ours", "theirs"))
-        assert ours.read_bytes() == theirs.read_bytes()
+        actual, expected = (tmp_path / f"{name}.{suffix}" for name in ("ours", "theirs"))
+        assert actual.read_bytes() == expected.read_bytes()
 
 
 @pytest.mark.parametrize("vocab_size", [3000, 128_256])
 def test_read_back_by_megatron_and_by_us(tmp_path: Path, vocab_size: int) -> None:
     prefix = write(tmp_path / "a", SEQUENCES, vocab_size)
-    theirs, ours = IndexedDataset(str(prefix)), IndexedReader(prefix)
-    assert len(theirs) == len(ours) == 3
+    expected, actual = IndexedDataset(str(prefix)), IndexedReader(prefix)
+    assert len(expected) == len(actual) == 3
     for index, sequence in enumerate(SEQUENCES):
-        np.testing.assert_array_equal(theirs[index], sequence)
-        np.testing.assert_array_equal(ours[index], sequence)
-    np.testing.assert_array_equal(ours.read(1, 10, 13), [30, 33, 36])
+        np.testing.assert_array_equal(expected[index], sequence)
+        np.testing.assert_array_equal(actual[index], sequence)
+    np.testing.assert_array_equal(actual.read(1, 10, 13), [30, 33, 36])
 
 
 def test_gpt_dataset_gives_every_row_of_prepare_over_two_epochs(
@@ -59,10 +59,10 @@ def test_gpt_dataset_gives_every_row_of_prepare_over_two_epochs(
 ) -> None:
     prefix, num_rows = config.output / "train", manifest.splits["train"].num_rows
     rows = PackedRows(prefix)
-    theirs = IndexedDataset(str(prefix))
-    assert len(theirs) == len(rows) == num_rows > 100
+    expected = IndexedDataset(str(prefix))
+    assert len(expected) == len(rows) == num_rows > 100
     for row in range(num_rows):
-        np.testing.assert_array_equal(theirs[row], rows[row])
+        np.testing.assert_array_equal(expected[row], rows[row])
     stock = GPTDatasetConfig(
         random_seed=1,
         sequence_length=config.seq_length,

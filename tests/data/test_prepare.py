@@ -273,7 +273,7 @@ def test_packing_is_one_option(
         tokens[made.packing] = np.bincount(np.concatenate(real), minlength=1002)
     train = result.splits["train"]
     dropped = train.num_dropped_tokens + manifest.splits["train"].num_dropped_tokens
-    # the same tokens, but for the ends; of a document cut at its separator that part is left out
+    # the same tokens, except for the ends; of a document cut at its separator that part is left out
     cut = len(manifest.separator_ids) * train.num_documents
     assert abs(tokens[packing] - tokens["stream"]).sum() <= dropped + cut
     rows = PackedRows(tmp_path / "rows" / "train")
@@ -294,8 +294,8 @@ def test_three_splits_share_no_document(
     assert set(result.splits) == {"train", "valid", "test"}
     ids = [document_id(path.read_text()) for path in library_files]
     for split, summary in result.splits.items():
-        mine = [i for i in ids if split_of(i, 0.2, 0.3, config.seed) == split]
-        assert summary.num_documents == len(mine) > 0
+        own = [i for i in ids if split_of(i, 0.2, 0.3, config.seed) == split]
+        assert summary.num_documents == len(own) > 0
     # a test split takes nothing from the valid one
     assert digests(tmp_path / "rows")["valid.bin"] == digests(config.output)["valid.bin"]
 

@@ -219,7 +219,7 @@ def test_parquet_rows_come_whole_in_batches_of_any_size(
 
 
 def test_values_that_python_cannot_hold_are_bad_rows_alone(tmp_path: Path) -> None:
-    """A text that is no UTF-8, a date of the year 292,278,994 beside the text."""
+    """A text that is not UTF-8, a date of the year 292,278,994 beside the text."""
     texts = pa.array([b"a", b"\xff\xfe", b"c"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
     times = pa.array([1, 2**63 - 1, 3], pa.int64()).view(pa.timestamp("ms"))

@@ -203,7 +203,7 @@ def test_an_interrupted_run_goes_on_and_another_one_is_refused(
     with pytest.raises(InputError, match=r"its source 2 was '.*: 31 files of .* it is '.*: 32 fil"):
         prepare(config)
     (files / "new.py").unlink()
-    assert "going on" not in capsys.readouterr().err
+    assert "continuing" not in capsys.readouterr().err
     prepare(dataclasses.replace(config, seq_length=256))
     assert "finished shards in" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]

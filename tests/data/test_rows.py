@@ -124,7 +124,7 @@ def test_missing_and_truncated_files(prefix: Path) -> None:
             PackedRows(prefix)
         file.write_bytes(data[suffix])
     Path(f"{prefix}.idx").write_bytes(b"something else")
-    with pytest.raises(InputError, match="is no Megatron index"):
+    with pytest.raises(InputError, match="is not a Megatron index"):
         PackedRows(prefix)
     Path(f"{prefix}.idx").write_bytes(data["idx"][:9] + b"\x02" + data["idx"][10:])
     with pytest.raises(InputError, match="has version 2 and dtype code 4"):

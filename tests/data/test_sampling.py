@@ -60,8 +60,8 @@ def test_every_source_keeps_its_share_in_training(
     plain = np.array(sampling.bin_weights())[sampling.bins(lengths)]
     ratio = weights / plain
     for source in range(3):  # inside a source, bins keep the ratio of their weights
-        mine = sources == source
-        assert np.ptp(ratio[mine]) <= 1e-9 * ratio[mine].max() if mine.any() else True
+        own = sources == source
+        assert np.ptp(ratio[own]) <= 1e-9 * ratio[own].max() if own.any() else True
     # sources of which nothing is held out keep their shares among each other
     whole = np.bincount(sources, ~trained, 3) == 0
     whole &= found > 0
@@ -117,16 +117,16 @@ def test_shares_meet_their_targets_and_counts_pass_a_chi_square_test() -> None:
     copies = num_copies(weights, units)
     by_hash = copies.copy()
     for source in range(3):
-        mine = sources == source
-        columns = (x[mine] for x in (copies, weights, units, lengths, bins))
-        copies[mine] = meet_target(*columns)
+        own = sources == source
+        columns = (x[own] for x in (copies, weights, units, lengths, bins))
+        copies[own] = meet_target(*columns)
     chi_square = 0.0
     for source in range(3):
         for length_bin in range(3):
-            mine = (sources == source) & (bins == length_bin)
-            fraction = weights[mine][0] % 1
-            expected, variance = weights[mine].sum(), mine.sum() * fraction * (1 - fraction)
-            chi_square += (copies[mine].sum() - expected) ** 2 / variance
+            own = (sources == source) & (bins == length_bin)
+            fraction = weights[own][0] % 1
+            expected, variance = weights[own].sum(), own.sum() * fraction * (1 - fraction)
+            chi_square += (copies[own].sum() - expected) ** 2 / variance
     found = np.bincount(sources, lengths) / lengths.sum()
     share = np.bincount(sources, copies * lengths) / (copies * lengths).sum()
     np.testing.assert_allclose(share, found, rtol=0.002)  # 1 in 1,000 each, of it and of the sum

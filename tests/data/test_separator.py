@@ -40,7 +40,7 @@ def texts() -> list[str]:
 
 
 @pytest.fixture
-def ours(config: PrepareConfig, tmp_path: Path) -> PrepareConfig:
+def configured(config: PrepareConfig, tmp_path: Path) -> PrepareConfig:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts()))
     return dataclasses.replace(
         config,
@@ -66,9 +66,9 @@ def documents(config: PrepareConfig, manifest: Manifest) -> list[list[int]]:
 
 @pytest.mark.parametrize("treatment", ["keep", "drop", "split"])
 def test_what_is_done_with_them(
-    ours: PrepareConfig, treatment: str, capsys: pytest.CaptureFixture[str]
+    configured: PrepareConfig, treatment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = dataclasses.replace(ours, separator_in_text=treatment)
+    config = dataclasses.replace(configured, separator_in_text=treatment)
     manifest = prepare(config)
     tokenizer = HuggingFaceTokenizer(config.tokenizer)
     found = documents(config, manifest)
@@ -91,8 +91,10 @@ def test_what_is_done_with_them(
     assert stream.separators_tell_all == (treatment != "keep")
 
 
-def test_a_separator_of_one_character_cannot_be_split(ours: PrepareConfig, tmp_path: Path) -> None:
-    config = dataclasses.replace(ours, separator="\n", separator_in_text="split")
+def test_a_separator_of_one_character_cannot_be_split(
+    configured: PrepareConfig, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(configured, separator="\n", separator_in_text="split")
     message = r"--separator-in-text split: .*no other ids .*--separator-in-text drop"
     with pytest.raises(InputError, match=message):
         prepare(config)
@@ -106,9 +108,9 @@ def test_a_separator_in_one_token_is_split_to_its_characters(tmp_path: Path) -> 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    ours = HuggingFaceTokenizer(tmp_path)
-    (tokens,) = ours.encode_documents(["a<s>b<s>"])
+    configured = HuggingFaceTokenizer(tmp_path)
+    (tokens,) = configured.encode_documents(["a<s>b<s>"])
     assert tokens.tolist() == [0, 9, 1, 9]
-    split = split_separators(tokens, [9], ours)
+    split = split_separators(tokens, [9], configured)
     assert split.tolist() == [0, 3, 4, 5, 1, 3, 4, 5]
-    assert ours.decode(split.tolist()) == "a<s>b<s>"
+    assert configured.decode(split.tolist()) == "a<s>b<s>"

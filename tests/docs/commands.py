@@ -19,7 +19,7 @@ _ENDS = {"|", "||", "&&", ";", "&", ">", ">>", "2>", "<", "do", "done", "then", 
 
 @dataclass(frozen=True)
 class Command:
-    """One call of a program of ours: ``("convert import", ["--no-verify"])``."""
+    """One call of a program of this project: ``("convert import", ["--no-verify"])``."""
 
     verb: str
     """The verb, ``torchrun``, or a script of this repository."""
@@ -40,7 +40,7 @@ def _split(line: str) -> list[str]:
     lexer.commenters = ""
     try:
         words = list(lexer)
-    except ValueError:  # a quote that goes on in the next line
+    except ValueError:  # a quote that continues in the next line
         words = line.split()
     return [word for part in words for word in part.strip("()`").split() or [""]]
 
@@ -99,7 +99,7 @@ def _flags(words: list[str]) -> tuple[str, ...]:
 
 @functools.cache
 def known_flags(verb: str) -> frozenset[str]:
-    """Flags of a verb, of ``torchrun`` or of a script of ours, as their help has them."""
+    """Flags of a verb, of ``torchrun`` or of a script of this project, as their help has them."""
     if verb == "torchrun":
         from torch.distributed.run import get_args_parser
 

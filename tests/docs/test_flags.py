@@ -44,8 +44,8 @@ OTHERS = {
 
 def drop_in_flags() -> set[str]:
     """Flags inside a user's own Megatron-LM: of its parser, and ours."""
-    ours = {f"ultralong_{field.name}" for field in dataclasses.fields(DropInConfig)}
-    return {"--" + name.replace("_", "-") for name in KNOWN | ours} | {"--norm-epsilon"}
+    actual = {f"ultralong_{field.name}" for field in dataclasses.fields(DropInConfig)}
+    return {"--" + name.replace("_", "-") for name in KNOWN | actual} | {"--norm-epsilon"}
 
 
 def scripts() -> list[Path]:
@@ -60,7 +60,7 @@ def unknown(text: str, where: str) -> list[str]:
         try:
             known = known_flags(command.verb)
         except SystemExit as end:
-            raise AssertionError(f"{where}: `ultralong {command.verb}` is no verb") from end
+            raise AssertionError(f"{where}: `ultralong {command.verb}` is not a verb") from end
         wrong += [
             f"{where}: {command.verb} has no {flag}"
             for flag in command.flags

@@ -39,12 +39,12 @@ _FLAGS = """
 
 
 LOCAL = "--spec megatron_ultralong.spec ring_local_spec"
-# Its fusions as they are by default, but for the one that needs Apex.
+# Its fusions as they are by default, except for the one that needs Apex.
 TRANSFORMER_ENGINE = "--spec megatron_ultralong.spec ring_te_spec --no-gradient-accumulation-fusion"
 
 
 def flags(config: PretrainConfig, layers: str = LOCAL) -> list[str]:
-    """Megatron-LM's words for a run of ours, our rows and rotary embedding included.
+    """Megatron-LM's words for a run of this project, our rows and rotary embedding included.
 
     Args:
         config: our run.

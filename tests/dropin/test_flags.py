@@ -19,7 +19,7 @@ COVERING = (
     "apply_rope_fusion,hidden_dropout,normalization,num_experts,position_embedding_type,qk_layernorm,"
     "reset_attention_mask,rotary_percent,softmax_type,use_rope_scaling,window_size"
 )
-"""Of every part of ours one, and of every outcome."""
+"""Of every part of this project one, and of every outcome."""
 
 
 def check(only: str, table: Path) -> list[dict[str, object]]:

@@ -32,12 +32,12 @@ from tests.training.conftest import MakeConfig
 needs_megatron_lm()
 
 
-def theirs(config: PretrainConfig, folder: Path, *more: str) -> list[float]:
+def reference(config: PretrainConfig, folder: Path, *more: str) -> list[float]:
     """Run on every rank: Megatron-LM's loop, by the example."""
     return run(EXAMPLE, [*flags(config), *more], folder / f"said-{dist.get_rank()}")
 
 
-def ours(config: PretrainConfig) -> list[float]:
+def actual(config: PretrainConfig) -> list[float]:
     """Run on every rank: our loop."""
     return [record.lm_loss for record in pretrain(config)]
 
@@ -48,10 +48,10 @@ def test_losses_are_those_of_our_loop(make_config: MakeConfig, tmp_path: Path, m
     if mask == "block":
         parallel = dataclasses.replace(config.parallel, cp_assignment="balanced")
         config = dataclasses.replace(config, parallel=parallel)
-    expected = run_on_ranks(2, ours, config)[0]
+    expected = run_on_ranks(2, actual, config)[0]
     tiles = ("--ultralong-recompute-granularity", "keep_attention")
     tiles += ("--ultralong-sequence-tile-size", "24", "--ultralong-loss-tile-size", "40")
-    found = run_on_ranks(2, theirs, config, tmp_path, *(tiles if mask == "block" else ()))[1]
+    found = run_on_ranks(2, reference, config, tmp_path, *(tiles if mask == "block" else ()))[1]
     assert len(found) == 4
     # float32 sums in another order
     assert found == pytest.approx(expected, rel=1e-5)
@@ -100,9 +100,9 @@ def theirs_pretrain() -> Callable[..., None]:
 
 def test_checkpoints_go_both_ways(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(tmp_path / "ours", (1, 2), train_iters=3)
-    run_on_ranks(2, ours, config)
+    run_on_ranks(2, actual, config)
     config = dataclasses.replace(config, save=str(tmp_path / "theirs"))
-    run_on_ranks(2, theirs, config, tmp_path)
+    run_on_ranks(2, reference, config, tmp_path)
     for name in ("ours", "theirs"):
         export_checkpoint(ExportConfig(tmp_path / name, tmp_path / f"{name}-hf"))
     for ours_weight, theirs_weight in zip(
@@ -112,15 +112,15 @@ def test_checkpoints_go_both_ways(make_config: MakeConfig, tmp_path: Path) -> No
         torch.testing.assert_close(theirs_weight, ours_weight, atol=1e-4, rtol=0)
     assert config_of(tmp_path / "ours-hf") == config_of(tmp_path / "theirs-hf")
 
-    # Each goes on from the other's weights, with Adam's moments at zero.
+    # Each continues from the other's weights, with Adam's moments at zero.
     def begin_with(folder: str) -> PretrainConfig:
         rope = dataclasses.replace(config.rope, rope_scaling="keep")
         return dataclasses.replace(config, load=str(tmp_path / folder), save="", rope=rope)
 
     fresh = ("--finetune", "--no-load-optim", "--no-load-rng")
     for folder in ("ours", "theirs"):
-        expected = run_on_ranks(2, ours, begin_with(folder))[0]
-        found = run_on_ranks(2, theirs, begin_with(folder), tmp_path, *fresh)[1]
+        expected = run_on_ranks(2, actual, begin_with(folder))[0]
+        found = run_on_ranks(2, reference, begin_with(folder), tmp_path, *fresh)[1]
         assert found == pytest.approx(expected, rel=1e-5), folder  # float32 in another order
 
 
@@ -130,7 +130,7 @@ def undistributed(config: PretrainConfig, folder: Path, *more: str) -> list[floa
     return run(EXAMPLE, [*words, *more], folder / f"said-{dist.get_rank()}")
 
 
-@pytest.mark.parametrize("loop", [theirs, undistributed])
+@pytest.mark.parametrize("loop", [reference, undistributed])
 def test_a_run_of_theirs_goes_on_with_the_next_rows(
     make_config: MakeConfig, tmp_path: Path, loop: Callable[..., list[float]]
 ) -> None:

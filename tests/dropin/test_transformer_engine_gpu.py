@@ -24,13 +24,13 @@ pytestmark = [
 ]
 
 
-def theirs(config: PretrainConfig, folder: Path) -> list[float]:
+def reference(config: PretrainConfig, folder: Path) -> list[float]:
     """Run on every rank: Megatron-LM's loop, by the example."""
     words = flags(config, TRANSFORMER_ENGINE)
     return run(EXAMPLE, words, folder / f"said-{dist.get_rank()}")
 
 
-def ours(config: PretrainConfig) -> list[float]:
+def actual(config: PretrainConfig) -> list[float]:
     """Run on every rank: our loop."""
     layers = LayerConfig(transformer_impl="transformer_engine", apply_rope_fusion=True)
     return [record.lm_loss for record in pretrain(dataclasses.replace(config, layers=layers))]
@@ -39,8 +39,8 @@ def ours(config: PretrainConfig) -> list[float]:
 @pytest.mark.parametrize("mask", ["none", "block"])
 def test_losses_are_those_of_our_loop(make_config: MakeConfig, tmp_path: Path, mask: str) -> None:
     config = make_config(None, (1, 2), mask, train_iters=4)
-    expected = run_on_gpus(2, ours, config)[0]
-    found = run_on_gpus(2, theirs, config, tmp_path)[1]
+    expected = run_on_gpus(2, actual, config)[0]
+    found = run_on_gpus(2, reference, config, tmp_path)[1]
     assert len(found) == 4
     # The same kernels, in TensorFloat-32 (eleven bits); their activation is fused, ours is not.
     assert found == pytest.approx(expected, rel=1e-4)

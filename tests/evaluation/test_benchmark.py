@@ -1,4 +1,4 @@
-"""A benchmark put to a real model: answers, files, and going on after a kill."""
+"""A benchmark put to a real model: answers, files, and continuing after a kill."""
 
 from __future__ import annotations
 

@@ -114,8 +114,8 @@ def test_turns_are_scored_as_transformers_scores_them(folder: Path, tmp_path: Pa
     run_on_ranks(2, on_two_ranks, folder, tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     found = [list(zip(line["losses"], line["right"], strict=True)) for line in lines]
-    for ours, theirs in zip(sorted(found), sorted(expected), strict=True):
-        for (loss, right), (their_loss, their_right) in zip(ours, theirs, strict=True):
+    for actual, reference in zip(sorted(found), sorted(expected), strict=True):
+        for (loss, right), (their_loss, their_right) in zip(actual, reference, strict=True):
             # Float32 sums of up to 40 losses of magnitude 10.
             assert (loss, right) == (pytest.approx(their_loss, abs=1e-3), their_right)
     result = read_result(tmp_path / "out" / "chat.json", "chat")

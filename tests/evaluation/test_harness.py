@@ -83,18 +83,18 @@ def results(tmp_path_factory: pytest.TempPathFactory, warm_environment: dict[str
 @pytest.mark.parametrize("style", ["letters", "texts"])
 def test_log_likelihoods_and_scores_are_ours(results: Path, style: str) -> None:
     """Megatron-Core by `evaluate choices`, transformers by the harness on what was exported."""
-    ours = {
+    actual = {
         entry["index"]: entry["losses"]
         for entry in map(json.loads, (results / style / "samples.jsonl").read_text().splitlines())
     }
     [file] = (results / "harness").rglob(f"samples_choices_{style}_*.jsonl")
-    theirs = {
+    expected = {
         sample["doc_id"]: [-float(loglikelihood) for loglikelihood, _ in sample["filtered_resps"]]
         for sample in map(json.loads, file.read_text().splitlines())
     }
-    assert len(ours) == 24
-    assert ours.keys() == theirs.keys()
-    both = [np.concatenate([of[index] for index in sorted(ours)]) for of in (ours, theirs)]
+    assert len(actual) == 24
+    assert actual.keys() == expected.keys()
+    both = [np.concatenate([of[index] for index in sorted(actual)]) for of in (actual, expected)]
     # Float32 on both sides, sums of up to a dozen losses, and angles that transformers rounds.
     np.testing.assert_allclose(*both, atol=2e-4)  # 1.3e-5 was found
     assert np.std(both[0]) > 0.5  # far from uniform, so that a wrong one would show

@@ -1,4 +1,4 @@
-"""A killed evaluation goes on where it was, and no other one is mistaken for it."""
+"""A killed evaluation continues where it was, and no other one is mistaken for it."""
 
 from __future__ import annotations
 

@@ -76,11 +76,11 @@ def test_scores_are_those_of_transformers(folder: Path, ranks: int) -> None:
     expected = [HuggingFaceScorer(folder / f"hf-{name}").score(ROWS) for name in ROPES]
     for of_rank in run_on_ranks(ranks, score_all, folder, LAYOUTS[ranks]):
         for of_layout in of_rank:
-            for ours, theirs in zip(of_layout, expected, strict=True):
-                assert ours.loss.shape == theirs.loss.shape == (2, 300)
+            for actual, reference in zip(of_layout, expected, strict=True):
+                assert actual.loss.shape == reference.loss.shape == (2, 300)
                 # float32 on both sides, and angles that transformers rounds at every position.
-                np.testing.assert_allclose(ours.loss, theirs.loss, atol=2e-4, rtol=0)
-                assert (ours.correct == theirs.correct).mean() > 0.998
+                np.testing.assert_allclose(actual.loss, reference.loss, atol=2e-4, rtol=0)
+                assert (actual.correct == reference.correct).mean() > 0.998
 
 
 def positions(load: str) -> list[int]:

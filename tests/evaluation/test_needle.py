@@ -121,7 +121,7 @@ def test_haystacks_differ_from_sample_to_sample(haystacks, encode, tokenizer):
     for haystack in haystacks:
         stretches = [haystack.stretch(300, np.random.default_rng(n)).tokens for n in range(6)]
         assert len({stretch.tobytes() for stretch in stretches}) == 6
-    # Text of one's own goes on in its order, and from the first sentence after the last.
+    # Text of one's own continues in its order, and from the first sentence after the last.
     text = tokenizer.decode(haystacks[1].stretch(2000, np.random.default_rng(0)).tokens.tolist())
     assert text in STORY + STORY
 

@@ -66,11 +66,11 @@ def test_bins_errors_and_accuracy_by_hand(config, scorer, rows):
 def test_the_batch_does_not_matter(config, scorer, micro_batch_size):
     (expected,) = measure_position_loss(config, [scorer])
     config = dataclasses.replace(config, micro_batch_size=micro_batch_size)
-    for ours, theirs in zip(
+    for actual, reference in zip(
         measure_position_loss(config, [scorer])[0].cells, expected.cells, strict=True
     ):
         # Matrix products of other shapes sum in another order.
-        assert ours.score == pytest.approx(theirs.score, abs=1e-5)
+        assert actual.score == pytest.approx(reference.score, abs=1e-5)
 
 
 def test_block_leaves_out_the_first_token_of_every_document(config, scorer, rows):
@@ -90,9 +90,9 @@ def test_truncated_rows_give_the_same_loss_where_they_are(config, scorer):
     (short,) = measure_position_loss(dataclasses.replace(config, seq_length=32), [scorer])
     (whole,) = measure_position_loss(config, [scorer])
     assert edges(short) == (0, 8, 16, 32)
-    for ours, theirs in zip(short.cells[:2], whole.cells, strict=False):
+    for actual, reference in zip(short.cells[:2], whole.cells, strict=False):
         # Causal: the rest of the row changes nothing but the order of sums.
-        assert ours.score == pytest.approx(theirs.score, abs=1e-5)
+        assert actual.score == pytest.approx(reference.score, abs=1e-5)
 
 
 def test_files_are_written_and_read_back(config, scorer, other, tmp_path, capsys):

@@ -81,7 +81,7 @@ def test_an_unfinished_evaluation_is_left_out_and_named(tmp_path):
     assert [one.label for one in found.measurements] == ["done"]
     (notice,) = found.notices
     assert f"{tmp_path}/.r.partial is not finished (ruler of 'after', 2 samples noted)" in notice
-    assert "the command that began it goes on there" in notice
+    assert "the command that began it continues there" in notice
     for run in (tmp_path / ".r.partial", tmp_path / ".r.partial" / "passkey.json"):
         with pytest.raises(InputError, match=r"\.r\.partial.* is of an evaluation that is not fin"):
             gather([run])
@@ -217,7 +217,7 @@ def test_bad_input_gets_one_message(tmp_path):
     with pytest.raises(InputError, match=r"of_after\.json is damaged \(JSONDecodeError.*evaluate"):
         gather([tmp_path])
     torn.unlink()
-    (tmp_path / "torn" / "ruler.json").write_text("")  # a name of ours, and nothing in it
+    (tmp_path / "torn" / "ruler.json").write_text("")  # a name of this project, and nothing in it
     with pytest.raises(InputError, match=r"ruler\.json is damaged .*evaluate again, or remove it"):
         gather([tmp_path])
     values = json.loads(good.read_text())

@@ -1,4 +1,4 @@
-"""The one type of results: its means and errors, its file, and what is no result."""
+"""The one type of results: its means and errors, its file, and what is not a result."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_benchmark_that_this_version_does_not_know_is_shown(tmp_path: Path) ->
     assert "Riddles &#34;of&#34; &lt;script&gt;" in page
     assert "<script" not in page
     assert (tmp_path / "page" / "riddles.png").is_file()
-    # The page's own file is no result.
+    # The page's own file is not a result.
     assert len(gather_report([tmp_path], command="").gathered.measurements) == 3
 
 

@@ -95,7 +95,7 @@ def expected(folder: Path) -> dict[str, list[Any]]:
     models = {}
     for name in ROPES:
         model = LlamaForCausalLM.from_pretrained(folder / f"hf-{name}", dtype=torch.float32).eval()
-        # Transformers makes the frequencies in float32: a last bit of theirs is 5e-4 rad at 8,000.
+        # Transformers makes the frequencies in float32: their last bit is 5e-4 rad at 8,000.
         scaling = load_metadata(folder / name).rope_scaling
         exact = yarn.inv_freq(scaling, 16, 10_000.0)
         model.model.rotary_emb.inv_freq.copy_(torch.from_numpy(exact))
@@ -156,12 +156,12 @@ def test_every_layout_writes_what_transformers_writes(
 ) -> None:
     for of_rank in run_on_ranks(ranks, decode_all, folder, LAYOUTS[ranks]):
         for (name, layout), (written, logits) in zip(LAYOUTS[ranks], of_rank, strict=True):
-            theirs = expected[name]
+            upstream = expected[name]
             for k, ids in enumerate(written):
-                assert ids == theirs[k][0], (name, layout, SIZES[name][k])
+                assert ids == upstream[k][0], (name, layout, SIZES[name][k])
             for k, made in logits.items():
                 # float32 on both sides, rotary angles too, from equal frequencies.
-                torch.testing.assert_close(made, theirs[k][1][:8], atol=1e-4, rtol=0)
+                torch.testing.assert_close(made, upstream[k][1][:8], atol=1e-4, rtol=0)
 
 
 def test_rows_that_end_leave_the_others_alone(folder: Path, expected: dict[str, list[Any]]) -> None:

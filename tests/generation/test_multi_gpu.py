@@ -54,8 +54,8 @@ def test_float32_writes_what_transformers_writes(
                 assert ids == expected[name][k][0], (name, layout, SIZES[name][k])
             for k, made in logits.items():
                 # float32 on both sides, rotary angles too, from equal frequencies.
-                theirs = expected[name][k][1][:8]
-                torch.testing.assert_close(made.cpu(), theirs, atol=1e-4, rtol=0)
+                reference = expected[name][k][1][:8]
+                torch.testing.assert_close(made.cpu(), reference, atol=1e-4, rtol=0)
 
 
 def write(folder: Path, layouts: list[ParallelConfig]) -> list[list[list[int]]]:
@@ -88,13 +88,13 @@ def test_bf16_writes_likely_tokens(folder: Path) -> None:
             assert len(ids) == NUM_TOKENS
             row = torch.tensor([prompt + ids], device="cuda")
             with torch.no_grad():
-                exact, theirs = (
+                exact, reference = (
                     model(row, logits_to_keep=NUM_TOKENS + 1).logits[0, :-1].float()
                     for model in (judge, rounded)
                 )
             # What rounding to bf16 does to transformers' own logits at the worst of these places
             # may happen to the token that is taken and to the one that is left.
-            margin = 2 * float((theirs - exact).abs().max())
+            margin = 2 * float((reference - exact).abs().max())
             best = exact.max(dim=-1)
             taken = exact.gather(1, torch.tensor(ids, device="cuda")[:, None])[:, 0]
             assert float((best.values - taken).max()) <= margin, (name, len(prompt))

@@ -27,11 +27,11 @@ FLOOR = Steps(lines=300, kilobytes=200, opened=20_000)
 @pytest.fixture(autouse=True)
 def _safetensors_opens_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The safetensors library opens files where Python does not see it."""
-    theirs = tensor_file.safe_open
+    expected = tensor_file.safe_open
 
     def seen(path: Path, **options: Any) -> Any:
         path.open("rb").close()
-        return theirs(path, **options)
+        return expected(path, **options)
 
     monkeypatch.setattr(tensor_file, "safe_open", seen)
 

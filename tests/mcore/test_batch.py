@@ -132,10 +132,10 @@ def test_a_rank_reads_its_own_chunks_and_no_more(
             "cp_assignment": assignment,
         }
         touched.clear()
-        ours = local_batch([StoredRow(stored, number, ())], **options)  # type: ignore[arg-type]
+        actual = local_batch([StoredRow(stored, number, ())], **options)  # type: ignore[arg-type]
         # Every chunk with the one token after it: its last label.
         assert sum(stop - start for start, stop in touched) <= SEQ_LENGTH // 2 + len(touched)
-        theirs = local_batch([whole], **options)  # type: ignore[arg-type]
-        assert ours.assignment == theirs.assignment
+        reference = local_batch([whole], **options)  # type: ignore[arg-type]
+        assert actual.assignment == reference.assignment
         for name in ("tokens", "labels", "loss_mask", "position_ids"):
-            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+            assert torch.equal(getattr(actual, name), getattr(reference, name)), name

@@ -70,11 +70,11 @@ def test_angles_are_wrapped_and_right_at_the_end_of_a_4m_row() -> None:
 def test_float32_angles_are_those_of_megatron() -> None:
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
-    ours = LocalRotaryEmbedding(None, 32, 10_000.0, None, torch.device("cpu"), "float32")(64)
+    actual = LocalRotaryEmbedding(None, 32, 10_000.0, None, torch.device("cpu"), "float32")(64)
     with cpu_backend():
-        theirs = RotaryEmbedding(32, 1.0, rotary_base=10_000, use_cpu_initialization=True)(64)
+        expected = RotaryEmbedding(32, 1.0, rotary_base=10_000, use_cpu_initialization=True)(64)
     # The frequencies are rounded from float64 here and computed in float32 there: two roundings.
-    torch.testing.assert_close(ours, theirs, rtol=3e-7, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=3e-7, atol=0)
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.4852])

@@ -51,10 +51,10 @@ def test_losses_and_gradients_are_those_of_the_full_logits(ranks: int, tile_size
     losses = functional.cross_entropy(hidden @ weight.t(), labels, reduction="none")
     (losses * mask).sum().backward()
     results = run_on_ranks(ranks, tiled, tile_size)
-    ours = [results[0][0], results[0][1], torch.cat([result[2] for result in results])]
-    for mine, exact in zip(ours, (losses, hidden.grad, weight.grad), strict=True):
+    actual = [results[0][0], results[0][1], torch.cat([result[2] for result in results])]
+    for own, exact in zip(actual, (losses, hidden.grad, weight.grad), strict=True):
         # float32 sums of 24 to 60 products of size one.
-        torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(own.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 MODEL = ModelConfig(
@@ -112,12 +112,12 @@ def differences(parallel: ParallelConfig) -> dict[tuple[bool, str], float]:
     with parallel_groups(parallel, seed=1) as groups:
         for tied in (False, True):
             for mask in MASKS:
-                plain, ours = (
+                plain, actual = (
                     mean_loss(groups, parallel, tied, mask, tile_size) for tile_size in (0, 28)
                 )
                 assert len(plain) == 2 + (2 if tied else 3) + 6, sorted(plain)
                 worst[tied, mask] = max(
-                    float((ours[name] - x).norm() / x.norm())
+                    float((actual[name] - x).norm() / x.norm())
                     for name, x in plain.items()
                     if x.any()
                 )

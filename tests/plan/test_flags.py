@@ -199,7 +199,7 @@ def figures(folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 def _numbers(values: Any, name: str) -> Iterator[tuple[str, float]]:
     if isinstance(values, dict):
         for key, value in values.items():
-            # What was typed comes back there; it is no estimate.
+            # What was typed comes back there; it is not an estimate.
             if (name, key) not in (("chosen", "parallel"), ("chosen", "memory")):
                 yield from _numbers(value, f"{name}.{key}")
     elif isinstance(values, list):

@@ -156,7 +156,7 @@ def test_what_leaves_a_rank_is_what_was_counted() -> None:
 
 @pytest.mark.parametrize("cp", [2, 3, 4, 8, 15])
 def test_the_ring_s_bytes_are_those_of_its_hops(cp: int) -> None:
-    """Hop by hop: keys of the ranks behind are passed on, and sums of theirs, without its own."""
+    """Hop by hop: keys of the ranks behind are passed on, and their sums, without its own."""
     planned = job(240 * 1024, 1, cp, cp)
     pair = 2.0 * planned.sizes.keys
     totals = []

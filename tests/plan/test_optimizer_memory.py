@@ -112,16 +112,16 @@ def test_an_offloaded_optimizer_is_as_large_as_megatron_s(
         optimizer_offload_fraction=fraction,
         overlap_cpu_optimizer_d2h_h2d=overlap,
     )
-    ours, theirs = optimizer_memory(job, 0), counted(job, monkeypatch)
+    actual, expected = optimizer_memory(job, 0), counted(job, monkeypatch)
     # Pinned gradients are rounded up to powers of two on a GPU's host alone.
-    host = ours.host - ours.pinned + 4 * ours.num_offloaded
+    host = actual.host - actual.pinned + 4 * actual.num_offloaded
     # It moves whole tensors until the fraction is reached, the embedding first: here a fifth.
     largest = max(stage_tensors(job, 0)) if fraction < 1 else 0
-    assert host <= theirs["host"] <= host + 16 * largest
-    assert ours.states - 12 * largest <= theirs["GPU"] <= ours.states
+    assert host <= expected["host"] <= host + 16 * largest
+    assert actual.states - 12 * largest <= expected["GPU"] <= actual.states
     if fraction == 1:
-        assert (theirs["host"], theirs["GPU"]) == (host, 0)
-        assert ours.pinned == sum(pinned_bytes(4 * size) for size in stage_tensors(job, 0))
+        assert (expected["host"], expected["GPU"]) == (host, 0)
+        assert actual.pinned == sum(pinned_bytes(4 * size) for size in stage_tensors(job, 0))
 
 
 @pytest.mark.parametrize(
@@ -149,19 +149,19 @@ def test_a_precision_aware_optimizer_by_counted_bytes(
     """As Transformer Engine's FusedAdam makes them; it runs on GPUs alone."""
     for num_gpus in (1, 2):
         job = planned(num_gpus, use_precision_aware_optimizer=True, **fields)
-        ours = optimizer_memory(job, 0)
+        actual = optimizer_memory(job, 0)
         shard = job.model_parameters // num_gpus
-        assert ours.gradients == gradient * job.model_parameters
-        assert (ours.states, ours.temporary) == (states * shard, temporary * shard)
-        assert ours.host == 0
+        assert actual.gradients == gradient * job.model_parameters
+        assert (actual.states, actual.temporary) == (states * shard, temporary * shard)
+        assert actual.host == 0
 
 
 def test_shards_and_precision() -> None:
     for precision, states in (("bf16", 12), ("fp32", 8)):
         job = planned(4, precision)
-        ours = optimizer_memory(job, 0)
-        assert ours.states == states * (job.model_parameters // 4)
-        assert ours.gradients == 4 * job.model_parameters
+        actual = optimizer_memory(job, 0)
+        assert actual.states == states * (job.model_parameters // 4)
+        assert actual.gradients == 4 * job.model_parameters
     halves = [
         optimizer_memory(planned(n, optimizer_cpu_offload=True), 0).num_offloaded for n in (1, 2)
     ]

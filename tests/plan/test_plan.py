@@ -240,8 +240,8 @@ def test_the_configuration_of_a_run_is_planned(tmp_path: Path) -> None:
         file = tmp_path / f"{recipe}.yaml"
         file.write_text(yaml.safe_dump(dataclasses.asdict(config)))
         words = ("--model", "llama3.1-8b", "--gpus", "128", "--no-search")
-        ours = planned(tmp_path, "plan", "--config", str(file), *words)
-        assert ours["chosen"] == planned(tmp_path, "plan", recipe, *words)["chosen"]
+        actual = planned(tmp_path, "plan", "--config", str(file), *words)
+        assert actual["chosen"] == planned(tmp_path, "plan", recipe, *words)["chosen"]
 
 
 def test_what_pretrain_refuses_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

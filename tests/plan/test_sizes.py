@@ -32,7 +32,7 @@ def suggested(text: str) -> list[str]:
 
 
 def changed(words: list[str], suggestion: str) -> list[str]:
-    """The words of a command with a suggestion's in place of those of the same flags."""
+    """The words of a command with a suggestion's instead of those of the same flags."""
     new = suggestion.split()
     names = {word for word in new if word.startswith("--")}
     kept: list[str] = []
@@ -93,7 +93,7 @@ def test_fewer_gpus_where_the_others_cannot_be_used(
     assert "no layout of 24 GPUs is possible" in message
     assert "without --pipeline-model-parallel-size" in message
     assert "--global-batch-size 9" in suggested(message)
-    assert ": use " not in message, "the rule's own way out has not been planned"
+    assert ": use " not in message, "the rule's own fix has not been planned"
     words += ["--global-batch-size", "7", "--context-parallel-size", "2"]
     message = refusal(capsys, *words, "--tensor-model-parallel-size", "8")
     for suggestion in suggested(message):

@@ -79,7 +79,7 @@ class Cluster:
         self.environment = self._programs()
 
     def _programs(self) -> dict[str, str]:
-        """The environment of users: programs that start warm, but for torchrun.
+        """The environment of users: programs that start warm, except for torchrun.
 
         A warm one would be no parent of its ranks, and node.sh looks for them there.
         """

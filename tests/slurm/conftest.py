@@ -110,7 +110,7 @@ Pauses = Callable[..., Path]
 def pauses(tmp_path: Path, run: Run) -> Pauses:
     """``pauses("scontrol", "show")``: shells of jobs wait before such a command.
 
-    The folder that it returns says that one waits, and is removed to let it go on. ``once``: later
+    The folder that it returns says that one waits, and is removed to release it. ``once``: later
     ones do not wait.
     """
 

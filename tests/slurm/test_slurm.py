@@ -1,4 +1,4 @@
-"""Jobs that are signalled, preempted, requeued, or lost in parts: each goes on, or says why not."""
+"""Jobs that are signalled, preempted, requeued, or lost in parts: each continues, or says why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slurm
 
 
 def goes_on(run: Run, job: Job, start: int = 1) -> None:
-    """The job's next start goes on where the one before has saved."""
+    """The job's next start continues where the one before has saved."""
     job.until_restarted(start)
     last = max(losses(run.root))
     job.until_said(f"resumed at iteration {last} of")
@@ -189,7 +189,7 @@ def test_the_next_job_of_a_chain_goes_on_and_the_rest_is_cancelled(run: Run) -> 
     first.signal("USR1")
     second.until_ended()
     assert (first.exit_status, first.restarts) == (75, 0), first.text
-    assert "saved: the next job of the chain goes on" in first.text
+    assert "saved: the next job of the chain continues" in first.text
     assert second.exit_status == 0, second.text
     assert third.state == "CANCELLED"
     assert max(losses(run.root)) == 60

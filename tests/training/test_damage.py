@@ -111,7 +111,7 @@ def test_a_damaged_run_goes_on_from_the_good_one(
     bad = damage(root / "iter_0000006", "flip", random.Random(1))
     config = make_config(root, (1, 2), train_iters=6, save_interval=2)
     alone = dataclasses.replace(config, parallel=type(config.parallel)())
-    assert "goes on from" in dry_run(check_run(alone, 1))
+    assert "continues from" in dry_run(check_run(alone, 1))
     with Job(config, 2) as job:
         assert set(job.wait()) == {0}, job.text(0)
         assert f"refused: {bad}" in job.text(0)

@@ -270,7 +270,7 @@ def test_nan_in_a_batch_is_named(
 def test_a_checkpoint_before_any_step_has_succeeded(
     tmp_path: Path, make_config: MakeConfig, optimizer: str
 ) -> None:
-    """The first steps are skipped and saved, and a run that goes on from there repeats the rest."""
+    """The first steps are skipped and saved; a run that continues from there repeats the rest."""
     config = make_config(tmp_path / "run", train_iters=4, save_interval=1)
     if optimizer == "offloaded":
         offloaded = dataclasses.replace(config.optimizer, optimizer_cpu_offload=True)

@@ -86,9 +86,9 @@ def test_several_gpus_train_as_one(make_config: MakeConfig, gpus: int) -> None:
     several = run_on_gpus(gpus, train_all, configs_of(make_config, LAYOUTS[gpus]))[0]
     for layout in LAYOUTS[gpus]:
         for mask in MASKS:
-            ours, theirs = several[f"{layout} {mask}"], one[f"one {mask}"]
-            assert len(ours) == STEPS
-            for each, expected in zip(ours, theirs, strict=True):
+            actual, reference = several[f"{layout} {mask}"], one[f"one {mask}"]
+            assert len(actual) == STEPS
+            for each, expected in zip(actual, reference, strict=True):
                 # float32 kernels, sums in another order.
                 assert each == pytest.approx(expected, rel=1e-4), (layout, mask)
 

@@ -88,7 +88,7 @@ def test_nobody_waits_inside_an_interleaved_schedule(
 
 
 class CountedClock:
-    """A clock that goes on by one at every mark."""
+    """A clock that continues by one at every mark."""
 
     def __init__(self) -> None:
         self.now = 0

@@ -70,7 +70,7 @@ def test_a_start_that_was_killed_at_its_first_file_is_no_folder_of_others(
 
 def test_other_rows_are_refused(run: Path, make_config: MakeConfig) -> None:
     config = make_config(run, train_iters=4)
-    assert "goes on from" in dry_run(check_run(config, 1))
+    assert "continues from" in dry_run(check_run(config, 1))
     text = (run / DATA_FILE).read_text()
     values = json.loads(text)
     values["data manifest.seed"] = "99"

@@ -200,7 +200,7 @@ def without_targets(config: SftConfig) -> tuple[float, float, float]:
         row = inputs.train_rows.row(0)
         empty = NoTargets(row)
         result = step(iter([[empty]]), forward_only=False)
-        # Each of the two ranks has this row; its padding is no work of the model.
+        # Each of the two ranks has this row; its padding is not work of the model.
         edges = np.minimum(row.cu_seqlens, row.num_real_tokens)
         assert result.num_real_tokens == 2 * row.num_real_tokens
         assert result.attention_area == 2 * causal_area(edges)

@@ -66,9 +66,9 @@ def test_two_gpus_tune_as_one(inputs: Path) -> None:
     assert len(one) == STEPS
     assert one[-1][0] < one[0][0]
     for name, found in two.items():
-        for ours, expected in zip(found, one, strict=True):
+        for actual, expected in zip(found, one, strict=True):
             # float32 kernels, sums in another order.
-            assert ours == pytest.approx(expected, rel=1e-4), name
+            assert actual == pytest.approx(expected, rel=1e-4), name
 
 
 def test_a_resumed_run_over_nccl_is_bit_equal(inputs: Path, tmp_path: Path) -> None:

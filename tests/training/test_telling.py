@@ -151,12 +151,12 @@ def test_validation_is_what_the_evaluation_finds(
     assert [record["validation_loss"] is None for record in records] == [True, False] * 2
     data = make_config(None).data.data_path
     found = run_on_ranks(1, score, root, data)[0][0]
-    ours = {
+    actual = {
         (part["start"], part["stop"]): part["lm_loss"] for part in records[-1]["validation_bins"]
     }
-    assert list(ours) == [(0, 32), (32, 64), (64, 128)]
-    theirs = {place: cell.score for place in found.bins if (cell := found.loss(place))}
-    assert ours == pytest.approx(theirs, rel=1e-5)  # float32 sums over other splits
+    assert list(actual) == [(0, 32), (32, 64), (64, 128)]
+    reference = {place: cell.score for place in found.bins if (cell := found.loss(place))}
+    assert actual == pytest.approx(reference, rel=1e-5)  # float32 sums over other splits
 
 
 def show_on(terminal: str, rank: int) -> None:

@@ -109,11 +109,11 @@ def records(make_config: MakeConfig) -> dict[str, list[IterationRecord]]:
 def test_every_layout_makes_the_same_mean(
     records: dict[str, list[IterationRecord]], layout: str
 ) -> None:
-    for ours, theirs, mask in zip(records[layout], records["one"], MASKS, strict=True):
+    for actual, reference, mask in zip(records[layout], records["one"], MASKS, strict=True):
         for figure in ("lm_loss", "grad_norm"):
             # float32 sums in another order.
-            expected = pytest.approx(getattr(theirs, figure), rel=1e-5)
-            assert getattr(ours, figure) == expected, (mask, figure)
+            expected = pytest.approx(getattr(reference, figure), rel=1e-5)
+            assert getattr(actual, figure) == expected, (mask, figure)
 
 
 def test_where_nothing_counts_nothing_is_learnt(records: dict[str, list[IterationRecord]]) -> None:

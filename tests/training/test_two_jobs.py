@@ -1,4 +1,4 @@
-"""Two jobs in one folder: one goes on, the other ends before it writes; a paused one comes back."""
+"""Two jobs in one folder: one continues, the other ends before it writes; one is paused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def undisturbed(config: PretrainConfig) -> dict[int, set[tuple[float, float]]]:
 
 
 def finish_and_compare(config: PretrainConfig) -> None:
-    """Go on for three iterations; everything that was logged is what one run logs."""
+    """Continue for three iterations; everything that was logged is what one run logs."""
     root = Path(config.save)
     config = dataclasses.replace(config, train_iters=max(losses(root)) + 3)
     with Job(config, 2) as job:
@@ -100,7 +100,7 @@ def test_a_second_job_ends_before_it_writes(
 
 
 def pause_and_take_over(config: PretrainConfig, choice: random.Random, *, in_saving: bool) -> None:
-    """Stop a job at some moment, let another one finish its run, and let the first one go on."""
+    """Stop a job at some moment, let another one finish its run, and let the first one continue."""
     root = Path(config.save)
     with Job(config, 2, slow_rows) as paused:
         assert paused.until(lambda: check_current(root) > 0)
@@ -145,7 +145,7 @@ def test_a_paused_job_at_any_moment(
 
 
 def start_twice(config: PretrainConfig, delay: float) -> None:
-    """Two jobs, one ``delay`` seconds after the other: exactly one goes on."""
+    """Two jobs, one ``delay`` seconds after the other: exactly one continues."""
     # A first job that has long been alone has not come far: all of it is compared.
     slow = functools.partial(slow_rows, seconds=max(ROW_SECONDS, delay / 60))
     with Job(config, 2, slow) as first:

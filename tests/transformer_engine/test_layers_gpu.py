@@ -165,11 +165,11 @@ def test_checkpoints_go_both_ways(wide: Path, trained: Path, tmp_path: Path) -> 
     """Bit by bit: what either kind of layers has written, both load."""
     train(make_run(wide, TE, save=str(tmp_path / "te")))
     for checkpoint in (wide / "base", trained, tmp_path / "te"):
-        ours, theirs = (weights(checkpoint, layers) for layers in (LOCAL_LAYERS, TE))
-        assert sorted(ours) == sorted(theirs)
-        assert len(ours) == 3 + 6 * 2
-        for name, weight in ours.items():
-            assert torch.equal(weight, theirs[name]), (checkpoint, name)
+        actual, expected = (weights(checkpoint, layers) for layers in (LOCAL_LAYERS, TE))
+        assert sorted(actual) == sorted(expected)
+        assert len(actual) == 3 + 6 * 2
+        for name, weight in actual.items():
+            assert torch.equal(weight, expected[name]), (checkpoint, name)
 
 
 @pytest.mark.parametrize("layers", [TE, TENSORWISE, DELAYED], ids=["bf16", "tensorwise", "delayed"])

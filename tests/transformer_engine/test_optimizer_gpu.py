@@ -44,7 +44,7 @@ def test_adams_states_take_as_little_as_asked(wide: Path, name: str) -> None:
         assert state.optimizer.step()[0]
         taken = torch.cuda.memory_allocated() - before  # its first step makes them
     states, of_gradients = STATE_BYTES[name]
-    # Buffers are padded to multiples of some hundred numbers.
+    # Buffers are padded to multiples of a few hundred numbers.
     assert number * of_gradients <= gradients <= 1.02 * number * of_gradients
     # Less would be as well.
     assert taken <= 1.02 * number * states

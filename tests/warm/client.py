@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def _module_of(arguments: "list[str]") -> "tuple[str, list[str]]":
-    """``python -u -m MODULE ...`` or a file of ours; all else is Python's own business."""
+    """``python -u -m MODULE ...`` or a file of this project; all else is Python's own business."""
     words = [word for word in arguments if word != "-u"]
     if words[:1] == ["-m"] and words[1] in ("megatron_ultralong", "torch.distributed.run"):
         return words[1], words[2:]

@@ -78,10 +78,10 @@ def _repetitions(
         dist.barrier()
         together = sum(times(shards, cu_seqlens=cu_seqlens, group=dist.group.WORLD))
         dist.barrier()
-        ours = torch.tensor([time.process_time() - own])
+        actual = torch.tensor([time.process_time() - own])
         elapsed, busy = time.perf_counter() - start, _busy() - busy
-        dist.all_reduce(ours)
-        others = max(0.0, busy - ours.item()) / (elapsed * (os.cpu_count() or 1))
+        dist.all_reduce(actual)
+        others = max(0.0, busy - actual.item()) / (elapsed * (os.cpu_count() or 1))
         found.append((alone, together, others))
     return found
 

@@ -10,9 +10,9 @@ from tools.dropin_flags import runs
 
 Class = Literal["same", "refused", "left", "other"]
 """same: both train, with the same losses; refused: ours refuses by name before the first step;
-left: Megatron-LM alone does not train with it here; other: a fault of ours."""
+left: Megatron-LM alone does not train with it here; other: a fault of this project."""
 UNDEFINED = {"perform_initialization": "without a checkpoint, weights are what the memory held"}
-"""Arguments under which Megatron-LM alone is no judge, and why."""
+"""Arguments under which Megatron-LM alone is not a judge, and why."""
 TOLERANCE = 1e-5
 """Relative, of every loss: float32 sums in another order."""
 TOLERANCE_16_BITS = 2e-3
@@ -56,16 +56,16 @@ def compare(
     plain = runs.run("plain", script, given)
     if plain.error or not plain.losses:
         return Comparison(name, words, "left", said=plain.error or "it takes no step")
-    ours = runs.run("drop-in", script, given)
-    if ours.is_refusal:
-        is_named = any(word in ours.error for word in [*flags, *words.split()] if "--" in word)
-        is_good = is_named and not ours.losses
-        return Comparison(name, words, "refused" if is_good else "other", said=ours.error)
-    if ours.error or len(ours.losses) != len(plain.losses):
-        return Comparison(name, words, "other", said=ours.error or "another number of steps")
+    actual = runs.run("drop-in", script, given)
+    if actual.is_refusal:
+        is_named = any(word in actual.error for word in [*flags, *words.split()] if "--" in word)
+        is_good = is_named and not actual.losses
+        return Comparison(name, words, "refused" if is_good else "other", said=actual.error)
+    if actual.error or len(actual.losses) != len(plain.losses):
+        return Comparison(name, words, "other", said=actual.error or "another number of steps")
     difference = max(
         0.0 if a == b or (a != a and b != b) else abs(a - b) / abs(a)
-        for a, b in zip(plain.losses, ours.losses, strict=True)
+        for a, b in zip(plain.losses, actual.losses, strict=True)
     )
     is_short = {"--bf16", "--fp16"} & set(words.split())
     is_same = difference <= (TOLERANCE_16_BITS if is_short else TOLERANCE)

@@ -36,7 +36,7 @@ class Outcome:
     error: str = ""
     """Empty: it ended well. Else the last line of what it raised."""
     is_refusal: bool = False
-    """An ``InputError`` of ours."""
+    """An ``InputError`` of this project."""
     trace: str = ""
     """Of what was raised."""
     imported: tuple[str, ...] = ()
@@ -138,10 +138,10 @@ def train(mode: Mode, script: Path, losses: list[float]) -> None:
             extend()
         else:
             keep_compiled_helpers()
-            theirs = arguments.add_megatron_arguments
+            expected = arguments.add_megatron_arguments
 
             def add(parser: Any) -> Any:
-                set_cpu_defaults(parser := theirs(parser))
+                set_cpu_defaults(parser := expected(parser))
                 return parser
 
             arguments.add_megatron_arguments = add
@@ -173,6 +173,6 @@ def warm(script: Path) -> argparse.ArgumentParser:
         runpy.run_path(str(script), run_name="imported")
         from megatron.training import arguments
 
-        theirs = argparse.ArgumentParser(allow_abbrev=False)
-        parser: argparse.ArgumentParser = arguments.add_megatron_arguments(theirs)
+        expected = argparse.ArgumentParser(allow_abbrev=False)
+        parser: argparse.ArgumentParser = arguments.add_megatron_arguments(expected)
         return parser

@@ -35,7 +35,7 @@ def export_good_for(folder: Path) -> dict[str, Any]:
     """What the report of an export promised, read off its files.
 
     Raises:
-        InputError: it is no Hugging Face folder of a Llama, or one of its files is damaged.
+        InputError: it is not a Hugging Face folder of a Llama, or one of its files is damaged.
     """
     model = HuggingFaceFolder(folder)
     metadata = CheckpointMetadata(model.model, model.rope_scaling, model.name)

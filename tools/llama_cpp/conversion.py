@@ -28,7 +28,7 @@ runpy.run_path(folder + "/convert_hf_to_gguf.py", run_name="__main__")
 """
 """The converter, told the name of the pre-tokenizer where its list has no such vocabulary."""
 
-OURS = {
+OWN = {
     "llama.rope.scaling.attn_factor": "the temperature that llama.cpp honours",
     "tokenizer.ggml.add_bos_token": "the converter leaves it to defaults by pre-tokenizer",
     "tokenizer.ggml.add_eos_token": "the same",
@@ -75,9 +75,9 @@ def convert(llama_cpp: Path, folder: Path, output: Path, dtype: str, pre: str) -
     return "UNKNOWN VOCABULARY" not in done.stdout
 
 
-def compare(ours: Path, theirs: Path, *, is_known: bool) -> Compared:
+def compare(actual: Path, expected: Path, *, is_known: bool) -> Compared:
     """Compare all tensors bit by bit, and all keys but labels."""
-    ours_file, theirs_file = GGUFReader(ours), GGUFReader(theirs)
+    ours_file, theirs_file = GGUFReader(actual), GGUFReader(expected)
     tensors = [{one.name: one for one in file.tensors} for file in (ours_file, theirs_file)]
     keys = [_values(file) for file in (ours_file, theirs_file)]
     different = [
@@ -93,7 +93,7 @@ def compare(ours: Path, theirs: Path, *, is_known: bool) -> Compared:
         for one, other in ((0, 1), (1, 0))
     ]
     has_divisors = DIVISORS in alone[0]
-    unexpected = [name for name in alone[0] if name not in OURS and name != DIVISORS]
+    unexpected = [name for name in alone[0] if name not in OWN and name != DIVISORS]
     unexpected += [n for n in alone[1] if not (has_divisors and n.startswith(AS_DIVISORS))]
     return Compared(
         len(tensors[1]), len(keys[1]), *alone, different, [*unexpected, *different], is_known

@@ -82,13 +82,13 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 def compare(first: Path, second: Path) -> None:
     """Exit with a message unless every tensor is there and bit-equal."""
-    mine, other = (load_all(folder) for folder in (first, second))
-    if mine.keys() != other.keys():
-        sys.exit(f"tensors of one folder alone: {sorted(mine.keys() ^ other.keys())}")
-    different = [name for name in mine if mine[name].tobytes() != other[name].tobytes()]
+    own, other = (load_all(folder) for folder in (first, second))
+    if own.keys() != other.keys():
+        sys.exit(f"tensors of one folder alone: {sorted(own.keys() ^ other.keys())}")
+    different = [name for name in own if own[name].tobytes() != other[name].tobytes()]
     if different:
         sys.exit(f"not bit-equal: {different}")
-    print(f"{len(mine)} tensors are bit-equal")
+    print(f"{len(own)} tensors are bit-equal")
 
 
 def load_all(folder: Path) -> dict[str, numpy.ndarray]:

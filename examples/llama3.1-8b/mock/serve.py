@@ -1,4 +1,4 @@
-"""In place of ``vllm serve``, with the flags that step 8 uses: transformers."""
+"""Instead of ``vllm serve``, with the flags that step 8 uses: transformers."""
 
 from __future__ import annotations
 

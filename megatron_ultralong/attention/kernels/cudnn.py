@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_ultralong.attention.kernels import base, flash
 from megatron_ultralong.sequence.documents import Boundaries
 
-# Queries x keys of a block that cuDNN does so much faster than FA2 that in one step of some 32
+# Queries x keys of a block that cuDNN does so much faster than FA2 that in one step of about 32
 # layers it gains what it takes to build the plan.
 MIN_AREA = 2**29
 MAX_SHAPES = 256
@@ -50,7 +50,7 @@ class CudnnKernel(base.Kernel):
     def backward(self, inputs: base.Inputs, saved: base.Saved) -> base.Gradients:
         """See :class:`Kernel`."""
         q, k, v, mask, scale = inputs
-        # cuDNN's sums have no fixed order, nor does PyTorch ask it for one.
+        # cuDNN's sums have no fixed order, and PyTorch does not ask for one.
         is_ordered = torch.are_deterministic_algorithms_enabled()
         if inputs.documents or _falls_to_fa2(q, k) or is_ordered:
             return flash.FA2.backward(inputs, saved)

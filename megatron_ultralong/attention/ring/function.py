@@ -156,7 +156,7 @@ def ring_attention(
         softmax_scale: factor of the scores; ``1 / sqrt(d)`` if None.
         assignment: which rank holds which chunks; zigzag if None.
         backend: ``p2p``, a ring of hops hidden behind the kernels, or ``all_gather``, one gather
-            of all keys. The same results, but for the order of the float32 sums.
+            of all keys. The same results, except for the order of the float32 sums.
         deterministic: two runs are bit-equal on a GPU too; the backward pass then takes 1.7 times
             as long with fa4, and cuDNN leaves it to fa2 (benchmarks/attention.md). On the CPU they
             always are.

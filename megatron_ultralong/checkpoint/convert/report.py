@@ -79,7 +79,7 @@ class ConversionReport:
     """Exports: programs and versions that read it as it was meant, as a whole and file by file."""
     changed_files: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
     """Exports to Hugging Face: small files that are not the source's byte for byte, and what is new
-    in them; config.json, which is written anew, aside."""
+    in them; config.json, which is written again, aside."""
 
 
 def show(values: Mapping[str, Any], as_json: bool) -> None:

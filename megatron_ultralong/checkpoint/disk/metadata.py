@@ -1,4 +1,4 @@
-"""``ultralong.json``: what a Megatron checkpoint of ours is, beside its weights."""
+"""``ultralong.json``: what a Megatron checkpoint of this project is, beside its weights."""
 
 from __future__ import annotations
 
@@ -164,8 +164,8 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
     )
     if metadata.not_exportable and not any_model:
         raise InputError(
-            f"{checkpoint} was trained inside a Megatron-LM with {metadata.not_exportable}: go on "
-            "with it there; this program knows Llama's model alone"
+            f"{checkpoint} was trained inside a Megatron-LM with {metadata.not_exportable}: "
+            "continue with it there; this program knows Llama's model alone"
         )
     return metadata
 

@@ -3,7 +3,7 @@
 Its header has the metadata and a list of all tensors, and is made by the package ``gguf``; the
 tensors follow in the order of the list, each at a multiple of 32 bytes, and are written in place as
 they come. What stands in it is what ``convert_hf_to_gguf.py`` of llama.cpp makes of the Hugging
-Face folder of the same model, but for the rotary embedding
+Face folder of the same model, except for the rotary embedding
 (:mod:`megatron_ultralong.checkpoint.formats.gguf_rope`).
 """
 

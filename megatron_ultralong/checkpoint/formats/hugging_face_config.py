@@ -145,7 +145,7 @@ def export_config(
     """``config.json`` of an exported model: the source's, with the rope block of the training.
 
     The block is written as ``rope_scaling`` and ``rope_theta``: transformers 4.43 to 5.x and vLLM
-    all read this form. Every other key of the source is kept, but for those that choose code.
+    all read this form. Every other key of the source is kept, except for those that choose code.
 
     Raises:
         InputError: no rope block can express the training's rotary embedding.

@@ -100,8 +100,8 @@ class MegatronCheckpoint:
             verify_checksums: compare its files with what was written.
 
         Raises:
-            InputError: not a checkpoint of ours, damaged, it would run code, or its weights do not
-                fit its metadata.
+            InputError: not a checkpoint of this project, damaged, it would run code, or its
+                weights do not fit its metadata.
         """
         self.path, self.iteration = resolve(folder, iteration)
         self.root = self.path.parent

@@ -135,7 +135,7 @@ def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint) -> 
 
     Args:
         chunks: the model's chunks on this rank, one where it has no virtual stages.
-        checkpoint: opened, and so checked but for the tensors' bytes.
+        checkpoint: opened, and so checked except for the tensors' bytes.
 
     Raises:
         InputError: a file is damaged, or would run code; on every rank.

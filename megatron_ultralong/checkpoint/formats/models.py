@@ -49,8 +49,8 @@ def open_model(
         )
     if path.is_dir() and not (path / LATEST_FILE).is_file() and not (path / FORMAT_FILE).is_file():
         raise InputError(
-            f"{path} is no model: it has no {CONFIG_FILE} (Hugging Face), no {PARAMS_FILE} (Meta) "
-            f"and no {LATEST_FILE} (Megatron)"
+            f"{path} is not a model: it has no {CONFIG_FILE} (Hugging Face), no {PARAMS_FILE} "
+            f"(Meta) and no {LATEST_FILE} (Megatron)"
         )
     checkpoint = MegatronCheckpoint(path, iteration, verify_checksums=verify_checksums)
     checkpoint.check_tensors()

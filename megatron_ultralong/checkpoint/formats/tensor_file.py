@@ -193,8 +193,8 @@ def _header_length(path: Path) -> int:
 def _places(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Offset in the file and strides of each of the mapped ``tensors`` of a whole file.
 
-    torch maps the file in one piece, so its addresses are offsets but for a constant. To unpickle
-    the file for every tensor takes longer than to read the tensor.
+    torch maps the file in one piece, so its addresses are offsets except for a constant. To
+    unpickle the file for every tensor takes longer than to read the tensor.
     """
     storages = [t.untyped_storage() for t in tensors.values()]
     addresses = [storage.data_ptr() for storage in storages if storage.nbytes()]

@@ -31,7 +31,7 @@ _EXTRA_STATE = "_extra_state"
 
 
 def check_objects(folder: Path, metadata: dcp.Metadata) -> None:
-    """Check that everything in ``folder`` that is no tensor is a plain value.
+    """Check that everything in ``folder`` that is not a tensor is a plain value.
 
     Raises:
         InputError: a file or record of it is damaged, or would run code.
@@ -71,8 +71,8 @@ def check_object(data: bytes, key: str, path: Path) -> Any:
                 pickles.check_extra_state(state)
     except pickles.UnsafeError as error:
         raise InputError(
-            f"{path}: object {key} is no plain value ({error}): the checkpoint is damaged or would "
-            "run code; use one from a source that you trust"
+            f"{path}: object {key} is not a plain value ({error}): the checkpoint is damaged or "
+            "would run code; use one from a source that you trust"
         ) from error
     return value
 
@@ -85,8 +85,8 @@ def _check_common(path: Path) -> None:
         value = pickles.read_saved(path)
     except (pickles.UnsafeError, OSError) as error:
         raise InputError(
-            f"{path} is no file of plain values ({error}): the checkpoint is damaged or would run "
-            "code; use one from a source that you trust"
+            f"{path} is not a file of plain values ({error}): the checkpoint is damaged or would "
+            "run code; use one from a source that you trust"
         ) from error
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold a dict, not a {type(value).__name__}")

@@ -1,7 +1,7 @@
 """What a torch_dist folder says it holds, checked: shapes, places in files, and the files' sizes.
 
 ``.metadata`` is a pickle of plain data classes, and whoever writes it may put anything into their
-fields. What leaves this module is made anew from checked numbers and names.
+fields. What leaves this module is made again from checked numbers and names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METADATA_FILE = ".metadata"
 _SMALL_METADATA = 16 * 2**20
 """Bytes that ``.metadata`` of any checkpoint may have; Python takes up to 64 times as much."""
 MAX_OBJECT_BYTES = 16 * 2**20
-"""Of a record that is no tensor: states of random generators have 20 kB."""
+"""Of a record that is not a tensor: states of random generators have 20 kB."""
 
 
 def read_torch_dist_metadata(folder: Path) -> dcp.Metadata:

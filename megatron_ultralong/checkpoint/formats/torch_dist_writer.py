@@ -1,8 +1,8 @@
 """Writer of Megatron torch_dist checkpoints: no model, no process group, one weight in memory.
 
 The records are those of torch.distributed.checkpoint's own file writer, ``torch.save`` of one
-weight each, but made one at a time and in a fixed order, so that a killed writer can go on behind
-the last one. Megatron-Core's ``dist_checkpointing`` reads the result at any parallel layout.
+weight each, but made one at a time and in a fixed order, so that a killed writer can continue
+after the last one. Megatron-Core's ``dist_checkpointing`` reads the result at any parallel layout.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def _named(folder: Path, name: str, kind: type[tensor_file.TensorFile]) -> Weigh
 
 
 def _pointers(folder: Path, names: Iterable[str]) -> str | None:
-    """What is wrong where version control left its pointers in place of files."""
+    """What is wrong where version control left its pointers instead of files."""
     for name in names:
         check_inside(folder / name, folder)
         with (folder / name).open("rb") as file:

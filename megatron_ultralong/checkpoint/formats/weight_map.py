@@ -241,7 +241,7 @@ def known_names(stored: Iterable[str], known: Collection[str], folder: Path) -> 
 
 
 def why_unknown(stored: Sequence[str], known: Collection[str]) -> str:
-    """What seems to be wrong with names that are not a Llama's, and the way out; may be empty."""
+    """What seems to be wrong with names that are not a Llama's, and the fix; may be empty."""
     adapters = [name for name in stored if ".lora_" in name or ".base_layer." in name]
     if adapters:
         return (

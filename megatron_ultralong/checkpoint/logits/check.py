@@ -46,7 +46,7 @@ def text_prompt(tokenizer_file: Path, seq_length: int) -> torch.Tensor:
     Fewer than ``seq_length`` ids, where the tokenizer makes none of that text.
 
     Raises:
-        InputError: the file is no tokenizer.
+        InputError: the file is not a tokenizer.
     """
     tokenizer = tokenizer_files.load_fast(tokenizer_file)
     tokens: list[int] = []
@@ -201,7 +201,7 @@ class LayeredModel(Protocol):
 class LayeredLogits:
     """Logits of two models of one shape, tile by tile, and how their hidden states part.
 
-    One layer of each is in memory, not the models. Each model goes on from its own hidden states,
+    One layer of each is in memory, not the models. Each model continues from its own hidden states,
     so the logits are those of the whole models.
     """
 

@@ -38,7 +38,7 @@ def rounding_bound(dtype: LogitsDtype, num_layers: int, max_logit: float) -> flo
     Between right programs it was 10 with the trained weights of SmolLM2-135M, in float32 and in
     float64, and 24 with random ones and small logits; where attention is sharp it grows without a
     limit, as errors do in any such iteration. So in float32 16 are let pass, which costs no time
-    in most cases and sees angles of float32 tables, and more is no proof of a fault: float64
+    in most cases and sees angles of float32 tables, and more is not a proof of a fault: float64
     judges. There 2^20 are let pass. A model may amplify its rounding 65,000 times, and still the
     bound is 8,192 times closer than that of float32: an angle or a temperature that is wrong by
     1e-7 is seen.

@@ -46,7 +46,7 @@ def plan_rows(
 ) -> RowPlan:
     """Rows of the documents in this order.
 
-    * ``stream``: one after the other, a document that does not fit goes on in the next row.
+    * ``stream``: one after the other, a document that does not fit continues in the next row.
       ``order=[0, 1], lengths=[3, 5], seq_length=4 -> [[0 0:3, 1 0:1], [1 1:5]]``.
     * ``row-start``: the same, but a document of a row or more begins its row; shorter ones fill up
       what it leaves of its last row.

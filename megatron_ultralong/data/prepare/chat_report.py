@@ -50,7 +50,7 @@ def print_chat_summary(manifest: ChatManifest, output: Path, tokenizer: Document
 
 
 def source_table(manifest: ChatManifest) -> Table:
-    """One line for each source: what was found, and what became of it."""
+    """One line for each source: what was found, and how it was used."""
     columns = ("found", "bad", "equal", "too long", "cut", "nothing left", "kept", "tokens")
     table = report.new_table("conversations", (*columns, "learnt"), padding=(0, 1, 0, 0))
     for source in manifest.sources:
@@ -100,7 +100,7 @@ def _notes(manifest: ChatManifest) -> list[str]:
 
 
 def _left_out(manifest: ChatManifest, source: ChatSource) -> list[str]:
-    """What of a source's conversations is not learnt, but for those that are bad."""
+    """What of a source's conversations is not learnt, except for those that are bad."""
     lines = []
     if source.num_turns_cut:
         lines.append(
@@ -119,7 +119,7 @@ def _left_out(manifest: ChatManifest, source: ChatSource) -> list[str]:
     if source.num_kept_nulls:
         lines.append(
             f"{source.num_kept_nulls:,} nulls of default and const in tools are kept: parquet does "
-            "not say whether somebody wrote them; a text of JSON in place of structs does"
+            "not say whether somebody wrote them; a text of JSON instead of structs does"
         )
     return lines
 

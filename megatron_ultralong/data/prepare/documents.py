@@ -67,7 +67,7 @@ class _Plan(NamedTuple):
 def prepare(config: PrepareConfig) -> Manifest:
     """Prepare the rows, print a summary table, and return the manifest that was written.
 
-    A run that was killed goes on from its finished shards when the same command is given again.
+    A run that was killed continues from its finished shards when the same command is given again.
 
     Raises:
         InputError: for documents that cannot be read, a source without text, a split of less than
@@ -96,7 +96,7 @@ def prepare(config: PrepareConfig) -> Manifest:
             work.keep = True
             raise InputError(
                 f"{error}. The tokenised shards stay in {work.path}: other options of sampling and "
-                "packing go on from there; remove it if you give up"
+                "packing continue from there; remove it if you give up"
             ) from error
     print_summary(manifest, config.output)
     for share in manifest.shares:

@@ -205,7 +205,7 @@ def _cause(
     kept: npt.NDArray[np.int64],
     source: int,
 ) -> str:
-    """Why a source misses its share, and the way out."""
+    """Why a source misses its share, and the fix."""
     trained = selection.splits == "train"
     own = np.flatnonzero(trained & (store.sources == source))
     found = int(store.lengths[store.sources == source].sum())

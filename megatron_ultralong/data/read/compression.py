@@ -28,7 +28,7 @@ CAREFUL_BYTES = 4096
 
 
 class DamagedError(OSError):
-    """Compressed bytes that cannot be read; the message says why, and the way out."""
+    """Compressed bytes that cannot be read; the message says why, and the fix."""
 
 
 def uncompressed_name(path: Path) -> str:
@@ -127,7 +127,7 @@ class _Members(io.RawIOBase):
             at = self._num_read - len(self._input)
             raise DamagedError(
                 f"behind its last {name} member, at byte {at:,}, stand bytes that are none; write "
-                f"it anew with `{program}`"
+                f"it again with `{program}`"
                 if self._num_members
                 else f"it is not {name} by its first bytes; give it the name that it is"
             )
@@ -162,7 +162,7 @@ class _Frames(io.RawIOBase):
     """The content of a zstd file.
 
     Arrow's stream gives nothing of a piece in which it meets an error. Then the file is opened
-    anew, and what stands before the error read in ever smaller pieces.
+    again, and what stands before the error read in ever smaller pieces.
     """
 
     def __init__(self, raw: io.BufferedReader) -> None:
@@ -205,11 +205,11 @@ class _Frames(io.RawIOBase):
         if "requires too much memory" in text:  # zstd's words for a long window
             return (
                 f"its zstd window is above {MAX_WINDOW_BYTES >> 20} MiB, the largest that is read; "
-                "decompress it with `zstd -d --long=31` and give that, or compress it anew"
+                "decompress it with `zstd -d --long=31` and give that, or compress it again"
             )
         if "Unknown frame descriptor" in text:
             if self._position:
-                return "behind its last zstd frame stand bytes that are none; write it anew"
+                return "behind its last zstd frame stand bytes that are none; write it again"
             return "it is not zstd by its first bytes; give it the name that it is"
         if "Dictionary" in text:
             return (

@@ -53,7 +53,7 @@ def require_type(
 
 @dataclasses.dataclass(frozen=True)
 class ToolCall:
-    """A function that the assistant calls, in place of a text."""
+    """A function that the assistant calls, instead of a text."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -70,7 +70,7 @@ class Message:
     is_learnt: bool = True
     """False for a turn of the assistant's that is there to be read alone: its weight is 0."""
     has_reasoning: bool = dataclasses.field(default=False, compare=False)
-    """The turn had reasoning, kept or left out: it is no part of what is written."""
+    """The turn had reasoning, kept or left out: it is not a part of what is written."""
 
 
 @dataclasses.dataclass(frozen=True)

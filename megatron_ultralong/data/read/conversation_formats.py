@@ -157,10 +157,10 @@ def _without_empty_system(messages: list[chat.Message]) -> tuple[chat.Message, .
 
 
 def _tools_of(value: Any, texts: chat.JsonTexts) -> tuple[Mapping[str, Any], ...] | None:
-    """JSON schemas of functions: a list, or JSON of one; so is each of them, and its parameters.
+    """JSON schemas of functions: a list, or JSON of one; each and its parameters may be JSON.
 
     Raises:
-        ConversationError: a tool is no object.
+        ConversationError: a tool is not an object.
     """
     value = texts.value("tools", value) if value else None
     if value is None:

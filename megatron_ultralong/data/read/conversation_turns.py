@@ -184,11 +184,11 @@ def _refuse_others(place: str, call: Mapping[str, Any], known: set[str]) -> None
 def content_of(place: str, role: str, content: Any, options: TurnOptions) -> Any:
     """The text of a turn, its parts one after the other; of a tool's result any JSON.
 
-    Nothing is put between parts: so do the templates that know them (Llama 3.2 Vision's, Qwen2-VL's
+    Nothing is put between parts, as in the templates that know them (Llama 3.2 Vision's, Qwen2-VL's
     and others). A tool's result in a list is data, which Llama 3.1's template writes as JSON.
 
     Raises:
-        ConversationError: a part is no text.
+        ConversationError: a part is not a text.
     """
     if role == "tool":
         chat.check_json(place, content, "wrong type")

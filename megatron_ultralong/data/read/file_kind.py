@@ -28,7 +28,7 @@ MAX_LINES = 20
 
 _AS_TEXT = "--file-format text takes such files as one document each"
 _MARK = b"\xef\xbb\xbf"
-_PAGE = "begins as HTML or XML: a page that tells of an error, saved in place of the data?"
+_PAGE = "begins as HTML or XML: a page that tells of an error, saved instead of the data?"
 _CARRIAGE = (
     "has lines that end in a carriage return alone: convert it with `tr '\\r' '\\n'`; " + _AS_TEXT
 )
@@ -42,7 +42,7 @@ class FileKind(NamedTuple):
     file_format: FileFormat
     """Never ``auto``."""
     problem: str = ""
-    """Why it is not read, and the way out."""
+    """Why it is not read, and the fix."""
     is_known: bool = True
     """Its suffix, or what stands in it, says what it is."""
 
@@ -154,7 +154,7 @@ def _json_problem(path: Path, suffix: str, head: bytes, is_whole: bool) -> str:
     if b"\r" in head.strip() and b"\n" not in head:
         return _CARRIAGE
     if suffix == ".json" and start not in (b"{", b""):
-        return f"is no JSON, nor JSON lines: give it the suffix of what it is, or {_AS_TEXT}"
+        return f"is neither JSON nor JSON lines: give it the suffix of what it is, or {_AS_TEXT}"
     return ""
 
 
@@ -188,7 +188,7 @@ def _is_spread(head: bytes, is_whole: bool) -> bool:
 
 
 def _holds_json_lines(head: bytes, is_whole: bool) -> bool:
-    """Whether the first lines are JSON objects, but for fewer than half of them."""
+    """Whether the first lines are JSON objects, except for fewer than half of them."""
     lines = head.split(b"\n")
     if not is_whole:
         if len(lines) == 1:  # one line that does not end here

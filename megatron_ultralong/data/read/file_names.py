@@ -43,7 +43,7 @@ UNREAD_SUFFIXES = {
     ),
     **dict.fromkeys(
         (".lz4", ".lzma", ".lz", ".z", ".br", ".sz"),
-        "is compressed by its suffix: decompress it, or write it anew with gzip, bzip2, xz or zstd",
+        "is compressed by its suffix: decompress it, or use gzip, bzip2, xz or zstd",
     ),
 }
 """What is wrong with files that no first bytes tell from text."""

@@ -1,7 +1,7 @@
 """Records of one file: JSONL, parquet or plain text, plain or compressed, streamed.
 
 Nothing is raised for a bad record: it is yielded with its error, so that the caller decides
-whether the run stops there or goes on with the next one.
+whether the run stops there or continues with the next one.
 """
 
 from __future__ import annotations

@@ -108,11 +108,11 @@ def long_run(text: str) -> int | None:
 
 
 MAX_DOCUMENT_BYTES = 80 << 20
-"""Of a line or a document, unless told otherwise: some 20 million tokens, five of the longest rows.
+"""Of a line or a document by default: about 20 million tokens, five of the longest rows.
 
 Its text takes four bytes a character where one of them is an emoji, and twice that while JSON is
 read; gigatoken takes 6 bytes for one of ordinary text, 25 where each of them is a token. All is
-under 2 GiB but the last, which is no language's.
+under 2 GiB but the last, which is not a language's.
 """
 
 MAX_JSON_BYTES = 16 << 20
@@ -209,7 +209,7 @@ def json_value(text: bytes) -> Any:
         raise TooLargeError("nested too deeply to be read") from error
     except json.JSONDecodeError:
         raise
-    except ValueError:  # Python's limit, which is no error of JSON's
+    except ValueError:  # Python's limit, which is not an error of JSON's
         return json.loads(decoded, parse_int=_integer)
 
 

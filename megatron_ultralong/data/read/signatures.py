@@ -30,7 +30,7 @@ class Signature(NamedTuple):
 
 
 def _is_plain(data: bytes) -> bool:
-    """Whether it is text in UTF-8, but for a character that is cut at its end."""
+    """Whether it is text in UTF-8, except for a character that is cut at its end."""
     if b"\0" in data:
         return False
     try:
@@ -43,7 +43,7 @@ def _is_plain(data: bytes) -> bool:
 _EXTRACT = "extract it, and give the folder with its files"
 _NO_DATA = "leave it out"
 _RENAME = "give it the suffix of its compression, {0}, as in data.jsonl{0}"
-_DECOMPRESS = "decompress it, or write it anew with gzip, bzip2, xz or zstd"
+_DECOMPRESS = "decompress it, or write it again with gzip, bzip2, xz or zstd"
 _CONVERT = "write its texts as JSONL or parquet"
 _TABLE = "write it as parquet, with pyarrow or `datasets`"
 _WEIGHTS = "it holds weights or arrays, not documents: leave it out"
@@ -60,7 +60,7 @@ POINTERS = tuple(
         (b"/annex/objects/", "git-annex", "git annex get"),
     )
 )
-"""What version control leaves in place of a large file until that is fetched."""
+"""What version control leaves instead of a large file until that is fetched."""
 
 SIGNATURES = (
     Signature(b"\x1f\x8b", "gzip", _RENAME.format(".gz")),
@@ -156,7 +156,7 @@ _BARE = (
 
 
 def signature_problem(head: bytes) -> str:
-    """What a file is that is no text in UTF-8, and the way out; empty where nothing is known.
+    """What a file is that is not a text in UTF-8, and the fix; empty where nothing is known.
 
     Args:
         head: its first bytes, decompressed; some hundreds are enough.

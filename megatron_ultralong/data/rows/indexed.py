@@ -90,7 +90,7 @@ class IndexedReader:
         start = len(MAGIC) + HEADER.size
         if index.size < start or index[: len(MAGIC)].tobytes() != MAGIC:
             raise InputError(
-                f"{prefix}.idx is no Megatron index: it does not begin with {MAGIC!r}; give the "
+                f"{prefix}.idx is not a Megatron index: it does not begin with {MAGIC!r}; give the "
                 "path without .idx, as `prepare` or Megatron's preprocess_data.py wrote it"
             )
         version, code, num_sequences, num_documents = HEADER.unpack(
@@ -137,7 +137,7 @@ class IndexedReader:
                 raise InputError(
                     f"{self.prefix}.bin: row {index} has the CRC-32 {found:08x}, where "
                     f"{self.prefix}.crc32 states {written:08x}: bytes have changed since it was "
-                    "written; copy both again or prepare anew"
+                    "written; copy both again or prepare again"
                 )
         return tokens
 
@@ -147,7 +147,7 @@ class IndexedReader:
             number = int(self.lengths.argmin())
             raise InputError(
                 f"{self.prefix}.idx gives sequence {number} {self.lengths[number]} tokens, where "
-                "each has one at least: the file is damaged; copy it again or prepare anew"
+                "each has one at least: the file is damaged; copy it again or prepare again"
             )
         ends = np.cumsum(self.lengths, dtype=np.int64) * self.dtype.itemsize
         wrong = np.flatnonzero(self.offsets != np.append(np.int64(0), ends)[: ends.size])
@@ -157,7 +157,7 @@ class IndexedReader:
             raise InputError(
                 f"{self.prefix}.idx says that sequence {number} begins at byte "
                 f"{self.offsets[number]} of {self.prefix}.bin, and the lengths before it make "
-                f"{expected}: the file is damaged; copy it again or prepare anew"
+                f"{expected}: the file is damaged; copy it again or prepare again"
             )
 
     def _map(self, suffix: str, dtype: np.dtype[np.integer]) -> npt.NDArray[np.integer]:
@@ -178,7 +178,7 @@ class IndexedReader:
         if found != stated:
             raise InputError(
                 f"{self.prefix}.{suffix} has {found} bytes, where {self.prefix}.idx states "
-                f"{stated}: a copy cut short, or files of two runs; copy both again or prepare anew"
+                f"{stated}: a truncated copy, or files of two runs; copy both or prepare again"
             )
 
 

@@ -43,7 +43,7 @@ class PackedRows:
             found = f"{lengths.min()} to {lengths.max()} tokens" if lengths.size else "no rows"
             raise InputError(
                 f"{path_prefix}.idx holds {found}, where packed rows all have one length: "
-                "this is no output of `prepare`; prepare the documents first"
+                "this is not an output of `prepare`; prepare the documents first"
             )
         self.seq_length = int(lengths[0])
         if self.seq_length < 2:
@@ -64,12 +64,12 @@ class PackedRows:
         if len(reader) != len(self):
             raise InputError(
                 f"{beside}.idx is of {len(reader)} rows, where {self.path_prefix}.idx has "
-                f"{len(self)}: files of two runs; copy all of one again or prepare anew"
+                f"{len(self)}: files of two runs; copy all of one again or prepare again"
             )
         if reader.dtype != np.dtype("<i4"):
             raise InputError(
                 f"{beside}.idx states numbers of type {reader.dtype}, where boundaries are int32: "
-                "the file is damaged, or of another program; copy it again or prepare anew"
+                "the file is damaged, or of another program; copy it again or prepare again"
             )
         return reader
 
@@ -143,7 +143,7 @@ class PackedRows:
         return self._boundary_record(row)[1:]
 
     def num_real_tokens(self, row: int) -> int:
-        """Tokens of a row before its padding: ``seq_length`` but for ``--packing whole``.
+        """Tokens of a row before its padding: ``seq_length`` except for ``--packing whole``.
 
         Raises:
             InputError: where it was not kept, or is damaged.
@@ -165,7 +165,7 @@ class PackedRows:
             if problem:
                 raise InputError(
                     f"{boundaries_prefix(self.path_prefix)}.bin: row {row} {problem}: the file is "
-                    "damaged, or of other rows; copy it again or prepare anew"
+                    "damaged, or of other rows; copy it again or prepare again"
                 )
             self._last = (row, record)
         return self._last[1]
@@ -206,13 +206,13 @@ def rows_of(
         if found != wanted:
             raise InputError(
                 f"{rows.path_prefix}.idx is of {found} {name}, and {where} of {wanted}: files of "
-                "two runs, or one is damaged; copy all of one again or prepare anew"
+                "two runs, or one is damaged; copy all of one again or prepare again"
             )
     if not rows.has_boundaries and not searchable:
         raise InputError(
             f"{boundaries_prefix(rows.path_prefix)}.idx and .bin are not there, and separators do "
             "not tell all that they did (padding, or documents that hold the separator "
-            "themselves): copy them too, or prepare anew"
+            "themselves): copy them too, or prepare again"
         )
     return rows
 

@@ -93,12 +93,12 @@ class ChatRows:
             raise InputError(
                 f"{beside}.idx is of {len(self._targets)} rows, where {path_prefix}.idx has "
                 f"{len(self.rows)}, and {path_prefix}.boundaries.idx belongs to them: files of two "
-                "runs, or some are missing; copy all of one again or prepare anew"
+                "runs, or some are missing; copy all of one again or prepare again"
             )
         if self._targets.dtype != np.dtype("<i4"):
             raise InputError(
                 f"{beside}.idx states numbers of type {self._targets.dtype}, where targets are "
-                "int32: the file is damaged; copy it again or prepare anew"
+                "int32: the file is damaged; copy it again or prepare again"
             )
 
     def __len__(self) -> int:
@@ -129,7 +129,7 @@ class ChatRows:
         if problem:
             raise InputError(
                 f"{targets_prefix(self.path_prefix)}.bin: row {number} {problem}: the file is "
-                "damaged, or of other rows; copy it again or prepare anew"
+                "damaged, or of other rows; copy it again or prepare again"
             )
         return record[1:].reshape(-1, 2)  # the first number is how many there are
 

@@ -2,8 +2,8 @@
 
 A shard's result is a folder ``shard-00003`` of ``tokens.bin`` (the tokens of its documents, one
 after the other), ``table.npy`` (a line for each document) and ``counts.json``. It gets its name
-when it is whole, so that a run that was killed goes on after its finished shards. The plan depends
-on the input alone: any number of workers gives the same shards.
+when it is whole, so that a run that was killed continues after its finished shards. The plan
+depends only on the input: any number of workers gives the same shards.
 """
 
 from __future__ import annotations

@@ -226,19 +226,19 @@ def marked_pieces(
         InputError: it takes more than it may.
     """
     try:
-        theirs = folder.render_conversation(conversation, date)
+        rendered = folder.render_conversation(conversation, date)
     except InputError as error:
         if not folder.is_alive:
             raise
         raise ConversationError("beyond the template", str(error)) from error
-    ours = rendered_text(pieces, folder.eos)
-    if ours != theirs.text:
+    written = rendered_text(pieces, folder.eos)
+    if written != rendered.text:
         raise ConversationError(
             "beyond the template",
             f"the template in {folder.name}, which marks what is learnt, writes it otherwise: "
-            f"{difference(ours, theirs.text)}",
+            f"{difference(written, rendered.text)}",
         )
-    return with_marks(pieces, theirs.marked, folder.eos)
+    return with_marks(pieces, rendered.marked, folder.eos)
 
 
 def with_marks(pieces: Sequence[Piece], spans: Iterable[tuple[int, int]], eos: str) -> list[Piece]:

@@ -146,7 +146,7 @@ def _llama3_1_turn(message: Message, builtin: tuple[str, ...] | None) -> list[Pi
         if wrong:
             raise ConversationError(
                 "bad tool call",
-                f"argument {wrong[0]!r} of built-in tool {call.name!r} is no text: the template "
+                f"argument {wrong[0]!r} of built-in tool {call.name!r} is not a text: the template "
                 "writes texts alone",
             )
         written = ", ".join(f'{name}="{value}"' for name, value in call.arguments.items())

@@ -271,13 +271,13 @@ def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) ->
     """
     for messages in PROBES:
         conversation = parse_conversation({"messages": messages}, "messages")
-        ours = rendered_text(template.render(conversation, date), folder.eos)
-        theirs = folder.render_messages(messages, date).text
-        if ours != theirs:
+        written = rendered_text(template.render(conversation, date), folder.eos)
+        rendered = folder.render_messages(messages, date).text
+        if written != rendered:
             raise InputError(
                 f"--chat-template {template.name} is not the template in {folder.name}: "
-                f"{difference(ours, theirs)}; engines will serve the model with the folder's, so "
-                "take the one that it is, or --no-check-template and put the right one there"
+                f"{difference(written, rendered)}; engines will serve the model with the folder's "
+                "template, so use that one, or --no-check-template and put the right one there"
             )
 
 
@@ -287,10 +287,10 @@ def num_equal(one: str, other: str) -> int:
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def difference(ours: str, theirs: str) -> str:
+def difference(written: str, rendered: str) -> str:
     """Where two texts part, and what each has there."""
-    same = num_equal(ours, theirs)
+    same = num_equal(written, rendered)
     return (
-        f"at character {same} one writes {ours[same : same + 30]!r}, the other "
-        f"{theirs[same : same + 30]!r}"
+        f"at character {same} one writes {written[same : same + 30]!r}, the other "
+        f"{rendered[same : same + 30]!r}"
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 OLDEST_JINJA = (3, 1, 6)
-"""Earlier ones have known ways out of the sandbox."""
+"""Earlier ones have known escapes from the sandbox."""
 
 SECONDS = 2
 """Of processor time for one conversation, which takes a millisecond; another for each megabyte."""
@@ -110,7 +110,7 @@ def _compiled(line: bytes, rendering: Rendering) -> Any:
 
     installed = importlib.metadata.version("jinja2")
     if tuple(int(part) for part in installed.split(".")[:3] if part.isdecimal()) < OLDEST_JINJA:
-        raise RuntimeError(f"jinja2 {installed} has known ways out of its sandbox: install 3.1.6")
+        raise RuntimeError(f"jinja2 {installed} has known escapes from its sandbox: install 3.1.6")
 
     class Generation(Extension):
         """``{% generation %}`` marks what the assistant says, and writes its body."""

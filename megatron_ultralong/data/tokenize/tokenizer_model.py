@@ -92,7 +92,7 @@ class Llama3Tokenizer:
         if LONG_RUN.search(text) is None:
             try:
                 return self._encoding.encode_ordinary(text)
-            except BaseException as error:  # a panic of the library is no Exception
+            except BaseException as error:  # a panic of the library is not an Exception
                 if not is_panic(error):
                     raise
         # the same pattern by an engine without that limit, then the same merges piece by piece
@@ -162,7 +162,7 @@ def _ranks(data: bytes, file: Path) -> dict[bytes, int]:
         return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except ValueError as error:
         raise InputError(
-            f"{file} is no tokenizer.model of tiktoken ({error}); is it cut short?"
+            f"{file} is not a tokenizer.model of tiktoken ({error}); is it cut short?"
         ) from error
 
 

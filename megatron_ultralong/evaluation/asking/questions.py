@@ -31,7 +31,7 @@ class Benchmark(Generic[samples.Reply]):
     asked: Sequence[samples.Sample[samples.Reply]]
     cells: Callable[[Entries], tuple[result.ScoreCell, ...]]
     decides: Mapping[str, Any]
-    """JSON of what decides each figure beside the model, and may not differ when going on."""
+    """JSON of what decides each figure beside the model, and may not differ when continuing."""
     metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Callable[[Entries], Sequence[str]] = lambda entries: ()
     material: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -212,7 +212,7 @@ def _cells(entries: Entries) -> tuple[result.ScoreCell, ...]:
 
 
 def _decisive(config: Any) -> dict[str, Any]:
-    """Of the configuration, what decides each figure and may not differ when going on."""
+    """Of the configuration, what decides each figure and may not differ when continuing."""
     free = {
         "output", "num_samples", "tasks", "lengths", "length_levels", "micro_batch_size",
         "beyond_trained_positions",

@@ -2,7 +2,7 @@
 
 A sample is one or more rows of tokens, which the model continues or scores, and what is noted of
 them. Rows are made one batch before they are asked; a sample is noted as soon as all its rows are
-answered, so that a killed evaluation goes on where it was.
+answered, so that a killed evaluation continues where it was.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def cut_prompt(
     """Ids of a prompt within ``room`` tokens, and whether its middle was left out.
 
     Of a text that is too long, as many tokens are kept at its start as at its end. Upstream cuts
-    so too, and then tokenises the text anew; here the ids stay as they are. ``messages`` are roles
+    so too, and then tokenises the text again; here the ids stay as they are. ``messages`` are roles
     and texts of the turns before it; they are not cut.
     """
     before, after = _around(tokenizer, template, messages)

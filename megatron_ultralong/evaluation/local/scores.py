@@ -156,8 +156,8 @@ def _math_calc(prediction: str, label: Any) -> float:
     wanted = label[0] if isinstance(label[0], list) else label
     found = [int(digits) for digits in _DIGITS.findall(prediction)]
     right = 0
-    for ours, theirs in zip(found, wanted, strict=False):
-        if ours != theirs:
+    for value, label_value in zip(found, wanted, strict=False):
+        if value != label_value:
             break
         right += 1
     return right / len(wanted)

@@ -27,7 +27,8 @@ class _Checkpoint:
     with the same arguments.
 
     Raises:
-        InputError: ``folder`` is no checkpoint of ours, is damaged, or cannot be split this way.
+        InputError: ``folder`` is not a checkpoint of this project, is damaged, or cannot be split
+            this way.
     """
 
     _load: Callable[..., Any]

@@ -38,9 +38,9 @@ class Measurement:
 
 def differences(one: Measurement, other: Measurement) -> dict[str, tuple[str, str]]:
     """All conditions in which two measurements of one benchmark differ, by name."""
-    ours, theirs = conditions(one), conditions(other)
-    names = [*ours, *(name for name in theirs if name not in ours)]
-    values = {name: (ours.get(name, "-"), theirs.get(name, "-")) for name in names}
+    left, right = conditions(one), conditions(other)
+    names = [*left, *(name for name in right if name not in left)]
+    values = {name: (left.get(name, "-"), right.get(name, "-")) for name in names}
     return {name: pair for name, pair in values.items() if pair[0] != pair[1] and name != "file"}
 
 
@@ -50,9 +50,9 @@ def conflicts(one: Measurement, other: Measurement) -> dict[str, tuple[str, str]
     Numbers of samples, lengths and tasks may differ. Files count by what they hold where both
     results state it, and by their names where one does not.
     """
-    ours, theirs = _decisive(one), _decisive(other)
+    left, right = _decisive(one), _decisive(other)
     has_material = bool(one.result.material) and bool(other.result.material)
-    pairs = {name: (ours[name], theirs[name]) for name in ours if name in theirs}
+    pairs = {name: (left[name], right[name]) for name in left if name in right}
     if has_material:
         pairs = {name: pair for name, pair in pairs.items() if name not in _FILES}
         pairs |= _materials(one.result, other.result)

@@ -25,7 +25,9 @@ _PIXELS_A_DOT = 0.8
 """A picture's letters are then as large as the page's."""
 _OF_THE_CHECKPOINT = {"checkpoint", "folder", "model", "trained positions", "date", "file"}
 """Conditions in which checkpoints differ from each other anyway."""
-_BEST = "The best figure of a line is highlighted; that is no claim that the difference is certain."
+_BEST = (
+    "The best figure of a line is highlighted; that is not a claim that the difference is certain."
+)
 
 
 def report_page(report: Report) -> str:
@@ -104,7 +106,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def _differing(conditions: ReportTable) -> ReportTable | None:
-    """Conditions in which columns differ, but for those in which checkpoints always do."""
+    """Conditions in which columns differ, except for those in which checkpoints always do."""
     rows = tuple(
         row for row in conditions.rows if len(row) > 2 and row[0].text not in _OF_THE_CHECKPOINT
     )

@@ -1,7 +1,7 @@
 """The paper's figures, and whether ours can stand beside them.
 
-All figures are of arXiv 2504.06214, of 8B models. What it leaves open is said with every one of
-ours: which lengths its means take, its prompts, its numbers of samples.
+All figures are of arXiv 2504.06214, of 8B models. What it does not state is noted at every
+comparison: which lengths its means take, its prompts, its numbers of samples.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OF_OTHER_BENCHMARKS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ours:
+class _Comparable:
     """What of a measurement stands beside the paper's figure."""
 
     figure: float | None
@@ -43,7 +43,7 @@ class _Published:
     what: str
     figures: tuple[tuple[str, float], ...]
     """Model and figure."""
-    ours: Callable[[Measurement], _Ours]
+    comparable: Callable[[Measurement], _Comparable]
     not_known: tuple[str, ...]
     """What the comparison has to take on trust."""
 
@@ -58,7 +58,7 @@ _ABLATIONS = tuple(
 def paper_table(measurements: Sequence[Measurement]) -> ReportTable | None:
     """The paper's figures beside ours, with reasons; None: the paper has none of this benchmark.
 
-    Where none of ours can stand there, a note says why, and the table has no lines.
+    Where no figure of this project can be compared, a note says why, and the table has no lines.
     """
     kind = measurements[0].result.kind.name
     if kind == "choices":
@@ -78,10 +78,12 @@ def paper_table(measurements: Sequence[Measurement]) -> ReportTable | None:
         if size:
             rows.append(words(one.label, "", "ours", f"no: it {size}"))
             continue
-        mine = published.ours(one)
-        figure = "–" if mine.figure is None else f"{mine.figure:.2f}"  # noqa: RUF001
-        verdict = f"no: {'; '.join(mine.against)}" if mine.against else "yes, as far as is known"
-        rows.append(words(one.label, figure, "ours", f"{verdict}; {mine.what}"))
+        compared = published.comparable(one)
+        figure = "–" if compared.figure is None else f"{compared.figure:.2f}"  # noqa: RUF001
+        verdict = (
+            f"no: {'; '.join(compared.against)}" if compared.against else "yes, as far as is known"
+        )
+        rows.append(words(one.label, figure, "ours", f"{verdict}; {compared.what}"))
     return _titled(
         rows,
         f"{published.what}, 8B models",
@@ -109,7 +111,7 @@ def _size_problem(measurement: Measurement) -> str:
     return ""
 
 
-def _ruler(measurement: Measurement) -> _Ours:
+def _ruler(measurement: Measurement) -> _Comparable:
     result = measurement.result
     lengths = [c for c in result.columns if c.isdecimal() and int(c) < _MILLION]
     shown = ", ".join(f"{int(length):,}" for length in lengths)
@@ -118,27 +120,27 @@ def _ruler(measurement: Measurement) -> _Ours:
     if not lengths:
         against.append("no length below 1M")
     mean = sum(means) / len(means) if means else None
-    return _Ours(mean, f"mean over {shown or 'no length'} tokens", against)
+    return _Comparable(mean, f"mean over {shown or 'no length'} tokens", against)
 
 
-def _infinitebench(measurement: Measurement) -> _Ours:
+def _infinitebench(measurement: Measurement) -> _Comparable:
     result = measurement.result
     limits = ", ".join(f"{int(column):,}" for column in result.columns if column.isdecimal())
     against = _missing(result, INFINITEBENCH_TASKS, "tasks") + _first_only(measurement)
-    return _Ours(result.mean(), f"mean of the tasks, prompts cut at {limits} tokens", against)
+    return _Comparable(result.mean(), f"mean of the tasks, prompts cut at {limits} tokens", against)
 
 
-def _lv_eval(measurement: Measurement) -> _Ours:
+def _lv_eval(measurement: Measurement) -> _Comparable:
     result = measurement.result
     against = _missing(result, DATA_SETS, "sets") + _first_only(measurement)
     if missing := [level for level in LEVELS if level not in result.columns]:
         against.append(f"without the levels {', '.join(missing)}")
-    return _Ours(result.mean(), f"mean over the levels {', '.join(result.columns)}", against)
+    return _Comparable(result.mean(), f"mean over the levels {', '.join(result.columns)}", against)
 
 
-def _retrieval(measurement: Measurement) -> _Ours:
+def _retrieval(measurement: Measurement) -> _Comparable:
     result = measurement.result
-    return _Ours(
+    return _Comparable(
         result.retrieved(result.lengths),
         f"over lengths of {result.lengths[0]:,} to {result.lengths[-1]:,} and all depths",
     )

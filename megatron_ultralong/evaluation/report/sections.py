@@ -159,9 +159,9 @@ def _groups(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
 def _other_conditions(groups: Sequence[Sequence[Measurement]], number: int) -> str:
     """Why a group stands apart from the first; for the first, from the second."""
     pairs = itertools.product(groups[number - 1], groups[1 if number == 1 else 0])
-    ours, theirs = next(pair for pair in pairs if conflicts(*pair))
-    differ = "; ".join(f"{name}: {a} and {b}" for name, (a, b) in conflicts(ours, theirs).items())
+    left, right = next(pair for pair in pairs if conflicts(*pair))
+    differ = "; ".join(f"{name}: {a} and {b}" for name, (a, b) in conflicts(left, right).items())
     return (
-        f"Figures of {ours.label} and {theirs.label} are not of the same questions ({differ}): "
+        f"Figures of {left.label} and {right.label} are not of the same questions ({differ}): "
         "they stand in tables of their own, and are not held against each other."
     )

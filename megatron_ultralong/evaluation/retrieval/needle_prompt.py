@@ -63,7 +63,7 @@ class Haystack:
 
     Args:
         sentences: ids of each, none empty.
-        in_order: a stretch is a run of them, from a random one on, going on from the first after
+        in_order: a stretch is a run of them, from a random one on, continuing from the first after
             the last; else each is drawn at random.
         source: what they are called in a message.
     """

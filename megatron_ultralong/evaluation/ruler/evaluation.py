@@ -193,7 +193,7 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
             f"{len(config.tasks)} of RULER's {len(parameters.TASKS)} tasks: the mean is of these"
         )
     if any(task.startswith("niah") for task in config.tasks) and config.essays:
-        notes.append("essays cut into sentences by a rule of ours, not by nltk's model")
+        notes.append("essays cut into sentences by a rule of this project, not by nltk's model")
     if "cwe" in config.tasks and release == "c3f5e3b" and not config.english_words:
         notes.append("cwe: pairs of words where the list is longer than the vocabulary")
     return evaluate_questions(

@@ -31,11 +31,11 @@ _ABBREVIATION = re.compile(
 
 
 class Essays:
-    """The words of essays without end: they begin anew where they are used up, as upstream does.
+    """The words of essays without end: they begin again where they are used up, as upstream does.
 
     Upstream cuts sentences by nltk's model; here a rule does: a word ends a sentence if it ends
-    in a full stop, question or exclamation mark (quotes and brackets after it), is no abbreviation
-    and the next one begins with a capital, a digit or a quote.
+    in a full stop, question or exclamation mark (quotes and brackets after it), is not an
+    abbreviation, and the next one begins with a capital, a digit or a quote.
     """
 
     def __init__(self, text: str, tokenizer: PromptTokenizer) -> None:
@@ -190,7 +190,7 @@ class NeedleBuilder:
     """A sample of a needle task.
 
     Keys and values are drawn first, the haystack's own from a stream of their own, and the places
-    anew for every length of the haystack: all from ``seed``, so that a length always gives the
+    again for every length of the haystack: all from ``seed``, so that a length always gives the
     same prompt. A needle of the haystack never has the key of a hidden one (upstream's may, and
     then the question has two answers).
     """

@@ -26,7 +26,7 @@ RELEASES: dict[Release, str] = {"c3f5e3b": "22 July 2026", "860f2bd": "31 Januar
 
 They differ in ``vt`` (spelling of its answer, lines, noise in its solved example), in ``cwe`` (a
 space in its solved example, words of long lists), and where the material is used up: the later one
-begins it anew, with the earlier one the prompts stay shorter than asked.
+begins it again, with the earlier one the prompts stay shorter than asked.
 """
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, its metadata, and the checkpoint it goes on from."""
+"""The folder of a run: its configuration, its metadata, and the checkpoint it continues from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOTHING_SAVED = "WARNING: no --save: nothing of this run is kept, and it cannot 
 
 
 class Resumed(NamedTuple):
-    """Where a run goes on."""
+    """Where a run continues."""
 
     folder: Path | None = None
     """None: at its beginning."""
@@ -76,7 +76,7 @@ class RunFolder:
         self._data = {name: str(value) for name, value in (data or {}).items()}
 
     def check(self, rank: int = 0, world_size: int = 1) -> Resumed:
-        """Look at the folder, and find the checkpoint to go on from; nothing is written.
+        """Look at the folder, and find the checkpoint to continue from; nothing is written.
 
         Every rank calls it and reads its share of the newest checkpoint.
 
@@ -206,7 +206,7 @@ class RunFolder:
 
 
 def _check_nobodys(root: Path) -> None:
-    """Raise InputError where a folder without checkpoints holds what is no run's."""
+    """Raise InputError where a folder without checkpoints holds what is not a run's."""
     begun = partial_path(root / CONFIG_FILE)  # of a start that was killed while it wrote the first
     others = [path for path in root.iterdir() if not is_owner_file(path) and path != begun]
     if others and not (root / CONFIG_FILE).is_file():

@@ -1,4 +1,4 @@
-"""A sharded state as it was at one moment, which a thread can write while training goes on.
+"""A sharded state as it was at one moment, which a thread can write while training continues.
 
 Megatron-Core plans who writes what (torch_dist format). Its own way to write forks a process for
 every file, and a manager process that passes results on: killed ranks leave those behind, and a
@@ -53,7 +53,7 @@ class _Writer(FileSystemWriterAsync):
         return plan
 
     def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
-        """Copy the tensors, whose training goes on."""
+        """Copy the tensors, whose training continues."""
         self.prefix = plan.storage_data.prefix
         data = [(item, planner.resolve_data(item)) for item in plan.items]
         self.items = (

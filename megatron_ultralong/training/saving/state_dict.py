@@ -191,8 +191,8 @@ def _position(common: dict[str, Any], folder: Path) -> dict[str, Any]:
         type(position.get(name)) is not int for name in ("iteration", "world_size")
     ):
         raise InputError(
-            f"{folder} does not say where its run was: it is no checkpoint of `pretrain` or `sft`; "
-            "begin from it by --load, with another --save"
+            f"{folder} does not say where its run was: it is not a checkpoint of `pretrain` or "
+            "`sft`; begin from it by --load, with another --save"
         )
     return dict(position)
 

@@ -162,7 +162,9 @@ class RunLog:
         except OSError as error:
             if not self._has_warned:
                 self._has_warned = True
-                sys.stderr.write(f"WARNING: the log cannot be written ({error}); the run goes on\n")
+                sys.stderr.write(
+                    f"WARNING: the log cannot be written ({error}); the run continues\n"
+                )
 
 
 _WANDB_FILE = "wandb_run_id"
@@ -228,7 +230,7 @@ def _tensorboard(folder: Path, iteration: int) -> Sink:
 
 
 def _wandb(config: training.TrainingConfig) -> Sink:
-    """A run of Weights & Biases; one that is resumed goes on."""
+    """A run of Weights & Biases; one that is resumed continues."""
     wandb = optional_package("wandb", "--wandb-project")
     folder = Path(config.save) if config.save else None
     run: Any = wandb.init(

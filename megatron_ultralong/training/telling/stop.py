@@ -98,7 +98,7 @@ class StopRequests:
         """A signal came.
 
         One for the time limit may be followed by another one for preemption: that is no order to
-        throw the step away. The same again is, and Ctrl-C after any other.
+        drop the step. The same signal again is one, and so is Ctrl-C after any other.
         """
         now = time.monotonic()
         name = signal.Signals(number).name

@@ -127,7 +127,7 @@ def test_the_early_release_is_of_its_time(samples):
     assert re.search(r"they are: [A-Z ]+\n\n\n\nMemorize", text)
     assert "in the list are:1. " in text_of(early, "cwe", 9000, 0)
     assert "in the list are: 1. " in text_of(samples, "cwe", 9000, 0)
-    # where the material ends, so do the prompts
+    # the prompts end where the material ends
     assert early.sample("cwe", 10**6, 0).num_units == len(early.words.base)
     assert early.sample("qa_1", 60_000, 0).num_units == 40
     words = len(early.essays.words)

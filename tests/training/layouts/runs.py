@@ -127,10 +127,10 @@ def cases(ranks: int) -> list[Any]:
 
 def check_like_one_rank(logs: Logs, layout: str, mask: DocumentMask) -> None:
     """Every iteration has the loss and the gradient norm of one rank."""
-    expected, ours = logs[reference(layout), mask], logs[layout, mask]
-    assert len(ours) == STEPS
+    expected, actual = logs[reference(layout), mask], logs[layout, mask]
+    assert len(actual) == STEPS
     for figure in ("lm_loss", "grad_norm"):
         # float32 sums in another order; steps of Adam must not let the difference grow.
-        assert [getattr(record, figure) for record in ours] == pytest.approx(
+        assert [getattr(record, figure) for record in actual] == pytest.approx(
             [getattr(record, figure) for record in expected], rel=1e-5
         )

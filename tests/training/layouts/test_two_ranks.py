@@ -75,12 +75,12 @@ def train_bf16(inputs: Path) -> list[IterationRecord]:
 
 
 def test_bf16_follows_float32(inputs: Path, logs: Logs) -> None:
-    ours = run_on_ranks(2, train_bf16, inputs)[0]
-    theirs = logs["one", "block"]
+    actual = run_on_ranks(2, train_bf16, inputs)[0]
+    expected = logs["one", "block"]
     # bf16 has 8 bits: a relative error of 2^-8 a rounding, averaged over a thousand tokens. Later
     # the weights are rounded after updates of their own size; a wrong scale would be far beyond.
-    assert ours[0].lm_loss == pytest.approx(theirs[0].lm_loss, rel=2**-8)
-    for ours_later, theirs_later in zip(ours, theirs, strict=True):
+    assert actual[0].lm_loss == pytest.approx(expected[0].lm_loss, rel=2**-8)
+    for ours_later, theirs_later in zip(actual, expected, strict=True):
         assert ours_later.lm_loss == pytest.approx(theirs_later.lm_loss, rel=0.03)
         assert ours_later.grad_norm == pytest.approx(theirs_later.grad_norm, rel=0.1)
 
