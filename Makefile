@@ -34,7 +34,7 @@ MATRIX_PYTHON ?=
 # Pythons that make wheel tries; empty: all.
 WHEEL_PYTHON ?=
 
-.PHONY: help install dev harness wheel width picture quick test test-all test-gpu test-faults test-slurm test-matrix lint docs format demo mock smollm2 bench bench-plan clean
+.PHONY: help install dev harness wheel width picture quick test test-all test-gpu test-faults test-slurm test-matrix lint docs format demo mock smollm2 bench bench-plan clean engines
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -137,6 +137,13 @@ demo: install  ## extend the small model 8x on two CPU ranks, and show that it w
 
 mock: install  ## examples/llama3.1-8b from weights to an answer, on the demo's small model
 	PATH=$(abspath $(BIN)):$$PATH WORK=$(CURDIR)/mock-output bash examples/llama3.1-8b/run_all.sh --mock 1m
+
+# Not empty: vLLM too, 3.5 GB.
+HEAVY ?=
+
+engines: install  ## exports in transformers, mlx-lm, llama.cpp and the rope code of others; HEAVY=1: vLLM too
+	$(BIN)/python -m tools.engine_conformance table .venv-engines $(if $(HEAVY),--heavy)
+	$(BIN)/python -m tools.engine_conformance matrix .venv-engines $(if $(HEAVY),--heavy)
 
 smollm2: install  ## examples/smollm2 with short values on a CPU: a real model, from its weights to an answer; downloads 130 MB
 	PATH=$(abspath $(BIN)):$$PATH WORK=$(CURDIR)/smollm2-output CACHE=$(CURDIR)/.smollm2-cache \

@@ -41,7 +41,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_ultralong", "megatron_ultralong.*"]),
-    package_data={"megatron_ultralong": ["py.typed", "evaluation/report/page.html"]},
+    package_data={
+        "megatron_ultralong": [
+            "py.typed",
+            "evaluation/report/page.html",
+            "checkpoint/formats/rope_readers.json",
+        ]
+    },
     install_requires=[
         "megatron-core>=0.16.1,<0.20",  # the trainer
         "torch>=2.6",

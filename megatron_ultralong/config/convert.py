@@ -56,6 +56,9 @@ class ExportConfig:
     tokenizer_merges: Literal["keep", "strings"] = "keep"
     """strings: write the merges in tokenizer.json in the form that transformers 4.43 and 4.44 can
     read too. The tokenizer is the same, but the file's hash differs."""
+    engines: Annotated[str, arg(name="for", metavar="ENGINES")] = ""
+    """Engines that will serve the model, as in llama.cpp,vllm: refused where one reads the rope
+    block otherwise; flags that one needs are said."""
     verify: bool = True
     """Read all tensors back and compare them bit for bit."""
     verify_checksums: bool = True

@@ -103,6 +103,10 @@ def _findings(config: DoctorConfig) -> Iterator[Finding]:
     for finding in software_findings(use_gpus=config.gpus):
         has_problem |= finding.level == "problem"
         yield finding
+    if not has_problem:
+        from megatron_ultralong.doctor.serving import serving_findings
+
+        yield from serving_findings()
     if not config.communication:
         return
     try:

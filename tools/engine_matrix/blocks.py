@@ -13,6 +13,8 @@ from megatron_ultralong.model.yarn import (
 )
 
 FACTOR = 8.0
+MORE = ", more positions"
+"""End of the name of a block in a model of more positions than the factor times the original."""
 
 
 def scalings(original: int, factor: float = FACTOR) -> dict[str, RopeScaling]:
@@ -26,6 +28,7 @@ def scalings(original: int, factor: float = FACTOR) -> dict[str, RopeScaling]:
         "yarn a = 1": dataclasses.replace(usual, attention_factor=1.0),
         "yarn betas 4/1": dataclasses.replace(usual, beta_fast=4.0),
         "both": dataclasses.replace(usual, beta_fast=4.0, attention_factor=1.0),
+        f"yarn usual{MORE}": usual,
     }
 
 

@@ -4,9 +4,10 @@
 
     python llama_cpp_convert.py SOURCE JOBS.json
 
-SOURCE is llama.cpp's; a job is ``[folder, output, attn_factor]``. The converter refuses a pre-tokenizer that it has not heard of; tokens go in
-and out by id here, so any will do. ``attn_factor``, unless null, is written as ``rope.scaling.attn_factor``, which
-``--override-kv`` sets on llama-server's command line: xllamacpp has no such option.
+SOURCE is llama.cpp's; a job is ``[folder, output, attn_factor]``. The converter refuses a
+pre-tokenizer that it has not heard of; tokens go in and out by id here, so any will do.
+``attn_factor``, unless null, is written as ``rope.scaling.attn_factor``, which ``--override-kv``
+sets on llama-server's command line: xllamacpp has no such option.
 """
 
 import json

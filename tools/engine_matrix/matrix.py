@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.checkpoint.formats.rope_readers import Engine, Verdict, engines
+from megatron_ultralong.checkpoint.formats.rope_readers import Engine, engines
+from megatron_ultralong.checkpoint.formats.rope_verdicts import Verdict
 from megatron_ultralong.model.yarn import (
     YarnConfig,
     attention_factor,
@@ -99,12 +100,12 @@ def cells(folder: Path, engine: Engine, models: Sequence[Model]) -> Iterator[Cel
         told = iter(answers[len(models) :])
         for number, (model, verdict) in enumerate(zip(models, verdicts, strict=True)):
             flagged = verdict.outcome == "right with flags"
-            with_flags = _compared(model, next(told)) if flagged else None
+            with_flags = compared(model, next(told)) if flagged else None
             answer = answers[number]
             yield Cell(
                 model.name,
                 verdict,
-                *_compared(model, answer),
+                *compared(model, answer),
                 with_flags,
                 _identical(jobs[number], plain[number]) if plain else None,
                 answer.get("error", ""),
@@ -169,7 +170,8 @@ def _run(
     return answers
 
 
-def _compared(model: Model, answer: dict[str, Any]) -> tuple[float, int]:
+def compared(model: Model, answer: dict[str, Any]) -> tuple[float, int]:
+    """Largest difference of log-probabilities, and tokens that are the same."""
     if "error" in answer:
         return float("inf"), 0
     told = np.array(answer["log_probabilities"])

@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
-from megatron_ultralong.checkpoint.formats.rope_readers import Rope
+from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.model import yarn
 
-from .blocks import FACTOR
+from .blocks import MORE
 
 GREEDY = 24
 """Tokens that every engine is compared on."""
@@ -41,9 +41,7 @@ class Model:
     log_probabilities: np.ndarray[Any, Any]
 
 
-def make(
-    work: Path, source: Path, name: str, scaling: yarn.RopeScaling, original: int, *, greedy: bool
-) -> Model:
+def make(work: Path, source: Path, name: str, scaling: yarn.RopeScaling, original: int) -> Model:
     """Import ``source``, say that it was trained with ``scaling``, export it, and run it.
 
     Args:
@@ -51,13 +49,14 @@ def make(
         source: Hugging Face folder of a model of ``original`` positions.
         name: of the block.
         scaling: what it stands for.
-        original: positions before the extension.
-        greedy: run it; without, there are no tokens.
+        original: positions before the extension; a tenth more than the factor times them where
+            the name says so.
     """
     checkpoint, folder, plain = work / "megatron", work / "export", work / "plain"
     import_checkpoint(ImportConfig(source, checkpoint, verify=False))
     metadata = load_metadata(checkpoint)
-    positions = original if scaling is None else int(FACTOR * original)
+    factor = 1.0 if scaling is None else scaling.scaling_factor
+    positions = int(factor * original * (1.1 if name.endswith(MORE) else 1.0))
     shape = dataclasses.replace(metadata.model, max_position_embeddings=positions)
     save_metadata(checkpoint, dataclasses.replace(metadata, model=shape, rope_scaling=scaling))
     export_checkpoint(ExportConfig(checkpoint, folder, verify=False, dtype="fp32"))
@@ -69,12 +68,9 @@ def make(
     (plain / "config.json").unlink()
     (plain / "config.json").write_text(json.dumps({**config, "rope_scaling": without}))
     rope = Rope(scaling, block, positions, shape.kv_channels, shape.rotary_base)
-    made = Model(name, folder, plain, rope, [], [], np.zeros(0))
-    if not greedy:
-        return made
     length = original - GREEDY if scaling is None else original + max(_BEYOND, original // 16)
     prompt = text(folder, length)
-    return dataclasses.replace(made, prompt=prompt, **_run(folder, prompt))
+    return Model(name, folder, plain, rope, prompt, *_run(folder, prompt))
 
 
 def text(folder: Path, length: int) -> list[int]:
@@ -90,7 +86,7 @@ def text(folder: Path, length: int) -> list[int]:
 
 
 @torch.no_grad()
-def _run(folder: Path, prompt: list[int]) -> dict[str, Any]:
+def _run(folder: Path, prompt: list[int]) -> tuple[list[int], np.ndarray[Any, Any]]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -105,7 +101,7 @@ def _run(folder: Path, prompt: list[int]) -> dict[str, Any]:
         continuation.append(token)
         told.append(float(log_probabilities[token]))
         tokens = torch.tensor([[token]])
-    return {"continuation": continuation, "log_probabilities": np.array(told)}
+    return continuation, np.array(told)
 
 
 def _link(source: str, target: str) -> None:

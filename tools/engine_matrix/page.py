@@ -1,13 +1,54 @@
-"""The matrix in Markdown."""
+"""The matrix in Markdown, and the page around it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .matrix import Cell
+from megatron_ultralong.checkpoint.formats.rope_readers import Reading, engines
+
+from .matrix import RIGHT, Cell
 from .models import GREEDY
 
-_COLUMNS = ("block", "engine", "good_for", "difference", "greedy tokens", "with these flags")
+_COLUMNS = ("block", "engine", "`good_for`", "difference", "greedy", "with the flags")
+_HEAD = f"""# Serving engines
+
+Made by `python -m tools.engine_conformance matrix FOLDER --heavy --smollm2 CACHE --write PAGE`.
+
+Exports were run in these engines, each in an environment of its own, and compared with
+transformers 5.23 in float32: log-probabilities of {GREEDY} greedy tokens after a prompt that
+is longer than the original context (without a block: as long). Right is what differs by less
+than {RIGHT:g} and takes the same {GREEDY} tokens. Of SGLang and ExLlamaV3, which need a GPU, the
+rope code was run alone: their difference is that of cos and sin from float64 over all positions.
+`make engines` runs all but vLLM; `make engines HEAVY=1` vLLM too (3.5 GB).
+
+`good_for` in the report of `convert export`, and in `convert inspect`, says of the block at hand
+what each engine makes of it. `convert export --for llama.cpp,vllm` refuses where one of them would
+be wrong, and says the flags that one needs. `ultralong doctor` names the engines installed.
+
+## What each engine reads of a block
+
+Measured by `python -m tools.engine_conformance table FOLDER`, which runs each engine's own code
+with blocks that differ in one key, and finds the one reading that explains every result. A
+temperature other than 0.1 ln s + 1 is written twice, as `attention_factor` and as `mscale` with
+`mscale_all_dim` of 0: transformers and vLLM look at the first, mlx-lm and SGLang at the others.
+
+"""
+_TAIL = """
+## Flags
+
+llama.cpp's own converter leaves out the betas and the temperature of a yarn block, for `llama`.
+`good_for` prints the flags that put them back; `convert export --format gguf` writes a file that
+needs none. xllamacpp has no `--override-kv`: here that key was written into the file.
+
+## Angles
+
+Every engine computes angles in float32. Position times frequency is then off by up to 2^-24 of
+itself: cos and sin by up to 0.07 at position 1,048,575, and by 0.3 to 0.4 at 4,194,303, which no
+block can repair. `good_for` says the figure of the block at hand (`angles`). A model that is
+trained with `--angle-precision float32` has seen the same angles.
+
+Not run: TensorRT-LLM, and vLLM or SGLang on a GPU.
+"""
 
 
 def table_of_cells(cells: Iterable[Cell], *, header: bool = True) -> str:
@@ -31,10 +72,7 @@ def table_of_cells(cells: Iterable[Cell], *, header: bool = True) -> str:
 
 
 def _difference(cell: Cell) -> str:
-    if cell.error:
-        return "refused"
-    identical = "; bit-identical without keys said twice" if cell.identical else ""
-    return f"{cell.difference:.1e}{identical}"
+    return "refused" if cell.error else f"{cell.difference:.1e}"
 
 
 def _with_flags(cell: Cell) -> str:
@@ -49,9 +87,28 @@ def _line(values: Sequence[str]) -> str:
 
 
 def page(cells: Sequence[tuple[str, Cell]]) -> str:
-    """Tables by model."""
-    parts = []
+    """All of it: what is read, and a table for each model."""
+    parts = [_HEAD + readings_table() + "\n"]
     for title in dict.fromkeys(title for title, _ in cells):
         of_it = [cell for name, cell in cells if name == title]
-        parts.append(f"## {title}\n\n{table_of_cells(of_it)}\n")
-    return "\n".join(parts)
+        parts.append(f"\n## {title}\n\n{table_of_cells(of_it)}\n")
+    identical = [cell.identical for _, cell in cells if cell.identical is not None]
+    parts.append(
+        f"\ntransformers: the logits of {sum(identical)} of {len(identical)} cells are "
+        "bit-identical to those\nof the same folder without the keys that are written twice.\n"
+    )
+    return "".join(parts) + _TAIL
+
+
+def readings_table() -> str:
+    """Which keys decide, a line for all versions of an engine that read the same."""
+    spans: dict[tuple[str, Reading], list[str]] = {}
+    for engine in engines():
+        spans.setdefault((engine.name, engine.reading), []).append(engine.version)
+    lines = ["| engine | factor | original length | betas | temperature | `truncate` |"]
+    lines.append(_line(["---"] * 6))
+    for (name, reading), versions in spans.items():
+        span = versions[0] if len(versions) == 1 else f"{versions[0]} to {versions[-1]}"
+        values = (reading.factor, reading.original, reading.betas, reading.temperature)
+        lines.append(_line((f"{name} {span}", *values, reading.truncate)))
+    return "\n".join(lines)

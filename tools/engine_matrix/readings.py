@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import tempfile
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.checkpoint.formats.rope_readers import Reading, readings
-from megatron_ultralong.model.yarn import attention_factor, inv_freq
+from megatron_ultralong.model.yarn import RopeScaling, attention_factor, inv_freq
 from megatron_ultralong.program.errors import InputError
 
 from .blocks import BASE, FAR, HEAD_DIM, telling
@@ -113,6 +114,11 @@ def table_of(reading: Reading, name: str) -> Table | None:
         scaling = reading.scaling(block, positions)
     except InputError:
         return None
+    return _near(scaling)
+
+
+@functools.cache
+def _near(scaling: RopeScaling) -> Table:
     return exact(inv_freq(scaling, HEAD_DIM, BASE), NEAR) * attention_factor(scaling)
 
 

@@ -8,8 +8,10 @@ from typing import Any
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE
 from megatron_ultralong.checkpoint.formats import rope_block
 from megatron_ultralong.checkpoint.formats.hugging_face_config import ARCHITECTURE, CONFIG_FILE
+from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for
 from megatron_ultralong.checkpoint.formats.weight_files import has_weights
 from megatron_ultralong.config.rope_recipe import rope_recipe
+from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.json_file import JsonObject, read_json
 
 
@@ -49,4 +51,12 @@ def inspect_config(path: Path) -> dict[str, Any]:
             (config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)), None
         ),
         "rope_recipe": rope_recipe(scaling, positions),
+        "good_for": good_for(_rope(config, scaling, positions)),
     }
+
+
+def _rope(config: JsonObject, scaling: RopeScaling, positions: int) -> Rope:
+    heads = config.integer("num_attention_heads", 32, minimum=1)
+    head_dim = config.integer("head_dim", 0) or config.integer("hidden_size", 4096) // heads
+    block = rope_block.stated_block(config, config.where)
+    return Rope(scaling, block, positions, head_dim, rope_block.rotary_base(config))

@@ -18,7 +18,8 @@ from megatron_ultralong.checkpoint.convert.lone_config import inspect_config, lo
 from megatron_ultralong.checkpoint.convert.verification import num_bytes
 from megatron_ultralong.checkpoint.disk.folder import iterations
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
-from megatron_ultralong.checkpoint.formats import hugging_face_config
+from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_verdicts
+from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import ModelFolder, open_model
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
@@ -26,6 +27,7 @@ from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model
 from megatron_ultralong.config.convert import InspectConfig
 from megatron_ultralong.config.rope_recipe import rope_recipe
 from megatron_ultralong.model.parameters import num_parameters
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.terminal import Console
 
@@ -155,12 +157,26 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         "rope_recipe": rope_recipe(model.rope_scaling, model.model.max_position_embeddings),
     }
     tensors = _tensors(model)
+    values |= _engines(model)
     if config.json:
         sys.stdout.write(json.dumps({**values, "tensors": tensors}, indent=2) + "\n")
     else:
         show(values, as_json=False)
         show_rows(tensors)
     return {**values, "tensors": tensors}
+
+
+def _engines(model: ModelFolder | MegatronCheckpoint) -> dict[str, Any]:
+    """What engines make of its rope block: of a checkpoint and of Meta's files, their export's."""
+    try:
+        if isinstance(model, HuggingFaceFolder):
+            rope = model.rope
+        else:
+            metadata = CheckpointMetadata(model.model, model.rope_scaling, "")
+            rope = hugging_face_config.exported_rope(metadata)
+    except InputError as error:
+        return {"good_for": {"no engine": str(error)}}
+    return {"good_for": rope_verdicts.good_for(rope), "angles": angles(rope)}
 
 
 def _folder(model: ModelFolder) -> dict[str, Any]:
@@ -222,27 +238,41 @@ _HEAD_DIM = ">=4.45"
 def good_for(
     metadata: CheckpointMetadata, tokenizer: TokenizerFiles, merges: str = "keep"
 ) -> dict[str, Any]:
-    """Versions that read an export: ``transformers`` all of it, ``files`` each of its files.
+    """Programs that read an export as it was meant.
 
-    ``vllm`` speaks of the rope block in ``config.json``.
+    ``transformers``: releases that read all of it; ``files``: each of its files; ``engines``: what
+    each engine and version that was run makes of the rope block in ``config.json``, with the flags
+    that it has to be served with; ``angles``: what they all lose.
     """
-    rope = hugging_face_config.rope_readers(metadata)
+    rope = hugging_face_config.exported_rope(metadata)
+    oldest = rope_verdicts.oldest_transformers(rope)
     model = metadata.model
     plain = model.kv_channels * model.num_attention_heads == model.hidden_size
     files: Mapping[str, str] = {
-        hugging_face_config.CONFIG_FILE: rope["transformers"]
-        if plain
-        else max(rope["transformers"], _HEAD_DIM, key=_release),
+        hugging_face_config.CONFIG_FILE: oldest if plain else max(oldest, _HEAD_DIM, key=_release),
         **tokenizer.readers(merges),
     }
-    oldest = max((text for text in files.values() if text.startswith(">=")), key=_release)
+    all_of_it = max((text for text in files.values() if text.startswith(">=")), key=_release)
     untried = [file for file, text in files.items() if not text.startswith(">=")]
     return {
-        **rope,
-        "transformers": oldest + (f"; not tried: {', '.join(untried)}" if untried else ""),
+        "transformers": all_of_it + (f"; not tried: {', '.join(untried)}" if untried else ""),
+        "engines": rope_verdicts.good_for(rope),
+        "angles": angles(rope, metadata.angle_precision),
         "files": files,
         "tried": f"transformers {', '.join(TRIED)}",
     }
+
+
+def angles(rope: rope_verdicts.Rope, trained: str = "exact") -> str:
+    """How far cos and sin of an engine are from those of the training, at the last positions."""
+    error = rope_verdicts.float32_angle_error(rope)
+    said = (
+        f"engines compute angles in float32: cos and sin are off by up to {error:.2g} at position"
+    )
+    said += f" {rope.positions - 1:,}"
+    if trained == "float32":
+        return f"{said}, as in the training"
+    return f"{said}; --angle-precision float32 trains for it"
 
 
 def _release(text: str) -> tuple[int, ...]:

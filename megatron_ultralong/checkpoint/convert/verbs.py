@@ -23,6 +23,7 @@ from megatron_ultralong.checkpoint.formats import (
     hugging_face_config,
     meta,
     models,
+    rope_verdicts,
     tokenizer_files,
 )
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
@@ -30,6 +31,7 @@ from megatron_ultralong.checkpoint.formats.torch_dist_writer import write_torch_
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.check import check_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
+from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.journal import Journal
@@ -97,6 +99,7 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         config.src, config.iteration, verify_checksums=config.verify_checksums
     )
     source.check_tensors()
+    _check_readers(source, config)
     dtype = _DTYPES[config.dtype]
     size = num_bytes(source, dtype)
     shard_size = int(config.max_shard_size_gb * 1e9)
@@ -209,6 +212,23 @@ def _output(
     """The folder to write into, and the tensors that a killed conversion has finished there."""
     with output_folder(output, "convert", conversion, flag="output", num_bytes=num_bytes) as made:
         yield made.path, Journal(made, "tensors")
+
+
+def _check_readers(source: MegatronCheckpoint, config: ExportConfig) -> None:
+    """What those who serve the export with the engines of ``--for`` have to know."""
+    names = [name for name in config.engines.replace(" ", "").split(",") if name]
+    if not names:
+        return
+    reader = "llama.cpp" if config.format == "gguf" else "Meta's code"
+    if config.format != "huggingface" and names != [reader]:
+        raise InputError(
+            f"--for {config.engines} asks about the rope block of a config.json, and --format "
+            f"{config.format} writes none, for {reader}: leave one out"
+        )
+    if config.format == "huggingface":
+        rope = hugging_face_config.exported_rope(source.metadata)
+        for line in rope_verdicts.check_readers(rope, names):
+            tell(f"warning: {line}")
 
 
 def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
 from megatron_ultralong.checkpoint.formats import hugging_face_config, weight_files, weight_map
-from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling
+from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling, stated_block
+from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorFile, TensorInfo
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, Weight
 from megatron_ultralong.program.errors import InputError, missing
@@ -63,6 +64,18 @@ class HuggingFaceFolder:
         }
         self._check_tied()
         self._check_tensors()
+
+    @property
+    def rope(self) -> Rope:
+        """The rotary embedding, and the block that states it."""
+        where = str(self.folder / hugging_face_config.CONFIG_FILE)
+        return Rope(
+            self.rope_scaling,
+            stated_block(self.config, where),
+            self.model.max_position_embeddings,
+            self.model.kv_channels,
+            self.model.rotary_base,
+        )
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats import rope_block
+from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.aside import write_aside
@@ -171,25 +172,16 @@ def write_config(folder: Path, values: Mapping[str, Any]) -> None:
     write_aside(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
 
 
-def rope_readers(metadata: CheckpointMetadata) -> dict[str, str]:
-    """Versions of inference programs that read the exported rope block as it was trained.
-
-    transformers took ``max_position_embeddings`` for yarn's original context before 4.51, and
-    replaced its factor by max / original from there to 4.55. vLLM's older releases read no
-    ``attention_factor`` of yarn, and apply 0.1 ln s + 1. ``truncate`` is younger than both.
-    """
-    scaling = metadata.rope_scaling
-    if not isinstance(scaling, yarn.YarnConfig) or scaling.ramp == "rotations":
-        return {"transformers": ">=4.43", "vllm": ">=0.5.4"}
-    if not scaling.truncate:
-        return {"transformers": ">=4.57", "vllm": "releases whose yarn reads truncate"}
-    context = scaling.scaling_factor * scaling.original_max_position_embeddings
-    implied = metadata.model.max_position_embeddings == context
-    usual = scaling.attention_factor == yarn.yarn_attention_factor(scaling.scaling_factor)
-    return {
-        "transformers": ">=4.51" if implied else ">=4.56",
-        "vllm": ">=0.5.4" if usual else "releases whose yarn reads attention_factor only",
-    }
+def exported_rope(metadata: CheckpointMetadata) -> Rope:
+    """The rotary embedding of a checkpoint, and the block that its export states it with."""
+    model = metadata.model
+    return Rope(
+        metadata.rope_scaling,
+        rope_block.export_block(metadata.rope_scaling),
+        model.max_position_embeddings,
+        model.kv_channels,
+        model.rotary_base,
+    )
 
 
 def tokenizer_sha256(folder: Path) -> str | None:

@@ -69,6 +69,18 @@ def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
         raise InputError(f"{where}: {error}") from error
 
 
+def stated_block(values: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+    """The block of a ``config.json`` in the words of transformers 5, what it left out filled in."""
+    config = JsonObject(values, where)
+    block = _block(config)
+    del block["rope_theta"]
+    if block["rope_type"] in ("llama3", "yarn"):
+        _fill_length(block, config)
+        _fill_factor(block, config)
+    stated = {key: value for key, value in block.items() if value is not None}
+    return None if stated["rope_type"] == "default" else stated
+
+
 def export_block(scaling: RopeScaling) -> dict[str, Any] | None:
     """The ``rope_scaling`` of an export: that of :func:`hf_rope_scaling`, said twice where it must.
 
