@@ -12,7 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 exported=$WORK/Llama-3.1-8B-UltraLong-$TARGET
 # of one row, on each of the GPUs that share its heads; a word of what it comes to on standard error
-cache_bytes=$(python3 "$here/cache_bytes.py" "$exported" "$SEQ_LENGTH" "$SERVE_RANKS")
+cache_bytes=$(python3 "$here/cache_bytes.py" "$exported" "$SEQ_LENGTH" "$SERVE_RANKS" "$SERVE_DTYPE")
 case "$ENGINE" in
     vllm)
         # Chunks: the activations of a prompt do not grow with it.
