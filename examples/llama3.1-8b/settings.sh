@@ -53,6 +53,13 @@ ANSWER_TOKENS=${ANSWER_TOKENS:-256}
 SHORT_LENGTH=${SHORT_LENGTH:-4096} # the paper: documents below are taken seldom, those above LONG_LENGTH often
 LONG_LENGTH=${LONG_LENGTH:-8192}
 PORT=${PORT:-8000}
+ENGINE=${ENGINE:-vllm}                # or llama.cpp
+SERVE_RANKS=${SERVE_RANKS:-$RANKS}    # GPUs that share the heads
+SERVE_DTYPE=${SERVE_DTYPE:-bfloat16}
+SERVE_FLAGS=${SERVE_FLAGS:-}          # more flags of the engine
+CHECK_TOKENS=${CHECK_TOKENS:-9216}    # of a prompt, more than the original context
+# Nats. Right engines differ by up to 2.4e-4 in float32, and wrong ones by 1.9 and more; bfloat16 rounds.
+CHECK_TOLERANCE=${CHECK_TOLERANCE:-0.5}
 SERVE_SECONDS=${SERVE_SECONDS:-0} # 0: until it is interrupted
 
 kept() { # FOLDER: whether a step has finished it before; nothing half-written has that name

@@ -20,9 +20,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--max-model-len", type=int, required=True)
+    parser.add_argument("--max-num-seqs", type=int, required=True)
+    parser.add_argument("--kv-cache-memory-bytes", type=int, required=True)
+    parser.add_argument("--enable-chunked-prefill", action="store_true")
+    parser.add_argument("--max-num-batched-tokens", type=int, required=True)
+    parser.add_argument("--dtype", required=True)
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
+    model.eval()
     positions = model.config.max_position_embeddings
     if options.max_model_len > positions:
         parser.error(
@@ -37,11 +43,22 @@ def main() -> None:
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert asked["model"] == options.served_model_name
-            ids = tokenizer(asked["prompt"], return_tensors="pt").input_ids
+            ids = asked["prompt"]
+            if isinstance(ids, str):
+                ids = tokenizer(ids).input_ids
             with torch.no_grad():
-                new = model.generate(ids, max_new_tokens=asked["max_tokens"], do_sample=False)
-            text = tokenizer.decode(new[0, ids.shape[1] :])
-            self._send({"model": asked["model"], "choices": [{"index": 0, "text": text}]})
+                done = model.generate(
+                    torch.tensor([ids]), max_new_tokens=asked["max_tokens"], do_sample=False,
+                    output_logits=True, return_dict_in_generate=True,
+                )  # fmt: skip
+            new = done.sequences[0, len(ids) :].tolist()
+            rows = [torch.log_softmax(row[0].double(), dim=-1) for row in done.logits]
+            log_probs = {
+                "tokens": [f"token_id:{token}" for token in new],
+                "token_logprobs": [float(row[token]) for row, token in zip(rows, new, strict=True)],
+            }
+            choice = {"index": 0, "text": tokenizer.decode(new), "logprobs": log_probs}
+            self._send({"model": asked["model"], "choices": [choice]})
 
         def log_message(self, *_: object) -> None:
             pass
