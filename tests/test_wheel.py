@@ -68,7 +68,7 @@ def imported() -> Iterator[tuple[str, Path]]:
 def test_what_the_package_imports_comes_with_it() -> None:
     """Nothing of the checkout (tests, tools), and nothing that only development installs."""
     groups = required()
-    extras = ("main", "hf", "benchmarks", "wandb", "te")
+    extras = ("main", "hf", "gguf", "benchmarks", "wandb", "te")
     named = {normalised(r.name) for extra in extras for r in groups[extra]}
     brings = importlib.metadata.packages_distributions()
     wrong = {
