@@ -22,7 +22,7 @@ requirements() {
         "$python" -m pip install --index-url "$TORCH_INDEX" --constraint "$before.constraints" torch
     fi
     # Docker keeps this layer while setup.py is the same: our code comes with the next step.
-    "$python" docker/constraints.py requirements hf benchmarks > "$before.requirements"
+    "$python" docker/constraints.py requirements hf gguf benchmarks > "$before.requirements"
     "$python" -m pip install --constraint "$before.constraints" --requirement "$before.requirements"
     "$python" docker/constraints.py check "$before"
 }

@@ -15,7 +15,7 @@ from tests.models import write_llama
 from tests.test_requirements import required
 from tests.test_wheel import imported
 
-EXTRAS = ("hf", "benchmarks", "wandb")
+EXTRAS = ("hf", "gguf", "benchmarks", "wandb")
 
 
 def test_the_requirements_are_those_of_the_extras() -> None:

@@ -18,6 +18,7 @@ from setuptools import find_packages
 from docker.constraints import normalised
 from tests.patience import patience
 from tests.test_requirements import required
+from tools.lock_requirements import PRODUCT
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "megatron_ultralong"
@@ -55,9 +56,9 @@ def test_every_file_of_the_package_is_in_the_wheel() -> None:
     assert data <= files
 
 
-def imported() -> Iterator[tuple[str, Path]]:
-    """Top-level modules that the package imports, anywhere in a file."""
-    for path in PACKAGE.rglob("*.py"):
+def imported(folder: Path = PACKAGE) -> Iterator[tuple[str, Path]]:
+    """Top-level modules that a folder's files import, anywhere in them."""
+    for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 yield from ((alias.name.split(".")[0], path) for alias in node.names)
@@ -67,18 +68,28 @@ def imported() -> Iterator[tuple[str, Path]]:
 
 def test_what_the_package_imports_comes_with_it() -> None:
     """Nothing of the checkout (tests, tools), and nothing that only development installs."""
+    assert not lacking(PACKAGE, ("main", *PRODUCT, "wandb", "te"))
+
+
+def test_what_examples_import_comes_with_make_install() -> None:
+    """`make demo`, `make mock` and `make smollm2` need no tools of development."""
+    assert not lacking(ROOT / "examples", ("main", *PRODUCT))
+
+
+def lacking(folder: Path, extras: tuple[str, ...]) -> set[str]:
+    """Imports of a folder's files that these requirements do not bring."""
     groups = required()
-    extras = ("main", "hf", "benchmarks", "wandb", "te")
     named = {normalised(r.name) for extra in extras for r in groups[extra]}
     brings = importlib.metadata.packages_distributions()
-    wrong = {
+    own = {path.stem for path in folder.rglob("*.py")}  # scripts beside each other
+    return {
         f"{path.relative_to(ROOT)}: {module}"
-        for module, path in imported()
+        for module, path in imported(folder)
         if module not in sys.stdlib_module_names
         and module not in {"megatron_ultralong", *BY_OTHERS}
+        and not (folder != PACKAGE and module in own)
         and not named & {module, *(normalised(name) for name in brings.get(module, ()))}
     }
-    assert not wrong
 
 
 @pytest.mark.faults

@@ -52,7 +52,7 @@ class List(NamedTuple):
     """Lists that are installed before, whose packages are left out."""
 
 
-PRODUCT = ("hf", "benchmarks")
+PRODUCT = ("hf", "gguf", "benchmarks")
 """Extras that ``make install`` takes: no verb of the command line lacks anything."""
 
 LISTS = {

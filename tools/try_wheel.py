@@ -48,8 +48,8 @@ def main() -> None:
                 shutil.copy(file, arguments.keep)
         if arguments.beside:
             with tempfile.TemporaryDirectory() as folder:
-                use(install_beside(wheel, Path(folder)), Path(folder), ranks=False)
-            print(f"{wheel.name}: doctor, import, verify, export: all well")
+                use(install_beside(wheel, Path(folder)), Path(folder), short=True)
+            print(f"{wheel.name}: doctor, import, export: all well")
             return
         if not all([_tried(python, wheel, arguments) for python in arguments.python or PYTHONS]):
             sys.exit(1)

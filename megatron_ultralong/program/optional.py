@@ -15,6 +15,7 @@ REQUIREMENTS = {
     "rouge": "rouge>=1.0",
     "rouge_score": "rouge-score>=0.1",
     "wandb": "wandb>=0.17",
+    "gguf": "gguf>=0.19",
 }
 """Module and requirement, as the extras of setup.py have them."""
 

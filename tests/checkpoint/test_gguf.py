@@ -397,6 +397,6 @@ def test_how_to_sample_is_kept(source: Path, tmp_path: Path) -> None:
 
 def test_without_the_package_it_is_said(source: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(InputError, match=r"needs the package gguf.*pip install gguf"):
+    with pytest.raises(InputError, match=r"needs the package gguf.*pip install 'gguf"):
         export_checkpoint(ExportConfig(source, tmp_path / "out", format="gguf"))
     assert not list(tmp_path.iterdir())

@@ -6,9 +6,9 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.optional import optional_package
 
 Kind = Literal["UINT32", "INT32", "FLOAT32", "BOOL", "STRING", "ARRAY"]
-PACKAGE = "gguf"
 _MOST = 2**32 - 1
 
 
@@ -65,12 +65,5 @@ def library() -> ModuleType:
     Raises:
         InputError: it is not installed.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise InputError(
-            f"--format gguf needs the package {PACKAGE}, which cannot be imported ({error}): "
-            f"pip install {PACKAGE}"
-        ) from error
-    module: ModuleType = gguf
+    module: ModuleType = optional_package("gguf", "--format gguf")
     return module
