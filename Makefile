@@ -92,7 +92,7 @@ test-faults: dev  ## kills, signals, hangs, full disks, damage at full length; s
 	    $(addprefix tests/training/test_,kills.py torchrun.py faults.py damage.py resharding.py)
 
 test-slurm: dev  ## examples/slurm on a real SLURM of this machine (root, and Debian's packages of it)
-	$(PYTEST) --numprocesses 4 -m "slurm or not slurm" tests/slurm  # waiting, most of it
+	$(PYTEST) -m "slurm or not slurm" tests/slurm
 
 test-matrix:  ## the tests on Python 3.10-3.13 with Megatron-Core 0.16-0.19; an hour, downloads 3 GB
 	$(PYTHON) tools/run_matrix.py $(LEGS) $(MATRIX_PYTHON:%=--python %)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Step 4: extend the context, in one step to the target. The recipes take 32 GPUs (1m) or 128 (2m, 4m);
-# on SLURM use examples/slurm. Again after an interruption: it continues from the last checkpoint.
+# on SLURM use slurm/04_pretrain.sbatch. Again after an interruption: it continues from the last checkpoint.
 #
 # time:   computed: 1m on 32 GPUs 21 hours, 512 s a step; 2m on 128 GPUs 10 hours, 241 s a step; 4m on 128
 #         GPUs 19 hours, 467 s a step

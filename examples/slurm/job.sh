@@ -199,9 +199,10 @@ run() { # VERB WORD...: comes back where it is complete, and ends or requeues th
     say "the exit status of $name is $status; $(progress "$name")"
     case "$status" in
         0) ;;
-        75) requeue "$name" "saved" ;;
+        75) requeue "$name" "$([ "$(progress "$name")" = "$before" ] && echo "stopped before its first step" || echo saved)" ;;
         2) finish 2 "bad input: the message stands above" ;;
         65 | 73 | 74) finish "$status" "a person has to look: see the end of $folder" ;;
+        [0-9]*) finish "$status" "$name failed with $status: see above" ;;
         *) requeue "$name" "$([ -n "$asked_to_stop" ] && echo stopped || echo "the run was lost")" ;;
     esac
 }

@@ -66,7 +66,7 @@ done
 status=0
 wait "$child" || status=$?
 if [ -n "$stopping" ]; then status=0; fi # what it has come to stands in exit_status
-if [ "$ranks" = 0 ] && [ -z "$stopping" ]; then
+if [ "$ranks" = 0 ] && [ -z "$stopping" ] && [ "$status" -lt 128 ]; then # above: killed
     echo "$status" > "$folder/exit_status.partial"
     mv "$folder/exit_status.partial" "$folder/exit_status"
 fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -76,24 +77,25 @@ class Cluster:
         (self.first,) = psutil.Process(self._process.pid).children()
         self.inside = ["nsenter", f"--target={self.first.pid}", "--mount", "--net", "--uts"]
         self.inside += ["--pid", "--ipc"]
-        self.environment = self._programs()
-
-    def _programs(self) -> dict[str, str]:
-        """The environment of users: programs that start warm, except for torchrun.
-
-        A warm one would be no parent of its ranks, and node.sh looks for them there.
-        """
-        environment = warm_programs(self.folder / "programs", 1, self.inside)
-        own = self.folder / "bin"
+        own = folder / "bin"
         own.mkdir()
+        # A warm torchrun is no parent of its ranks, and node.sh looks for them there.
         write_program(own / "torchrun", [sys.executable, "-m", "torch.distributed.run"])
         shutil.copy(SITE / "apptainer", own)
-        return {
-            **environment,
-            "PATH": f"{own}:{environment['PATH']}:/usr/sbin:/sbin",
-            "SLURM_CONF": str(self.folder / "slurm.conf"),
-            "ULTRALONG_TEST_CONTAINER": f"{SITE / 'container.sh'} {self.folder / 'root'}",
+        self.environment = {
+            **os.environ,
+            "PATH": f"{own}:{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
+            "PYTHONPATH": str(ROOT),
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "ULTRALONG_TEST_CONTAINER": f"{SITE / 'container.sh'} {folder / 'root'}",
         }
+
+    @functools.cached_property
+    def warm_environment(self) -> dict[str, str]:
+        """The environment of users whose programs start warm, except for torchrun."""
+        own = warm_programs(self.folder / "programs", 1, self.inside)
+        path = f"{self.folder / 'bin'}:{own['PATH']}:/usr/sbin:/sbin"
+        return {**own, **self.environment, "PATH": path}
 
     def close(self) -> None:
         """End it, with whatever runs on it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -29,11 +29,18 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 class Run:
     """A folder of a run, and what is exported before ``sbatch``."""
 
-    def __init__(self, cluster: Cluster, folder: Path, tiny: Path) -> None:  # noqa: F811
+    def __init__(
+        self,
+        cluster: Cluster,
+        folder: Path,
+        tiny: Path,  # noqa: F811
+        programs: Mapping[str, str],
+    ) -> None:
         self.cluster = cluster
         self.root = folder / "run"
         self.jobs: list[Job] = []
         self.environment = {
+            **programs,
             "CONTAINER": "none",
             "RECIPE": "demo-cpu",
             "LOAD": str(tiny / "base"),
@@ -83,9 +90,16 @@ class Run:
 
 
 @pytest.fixture
-def run(slurm: Cluster, tmp_path: Path, tiny: Path) -> Iterator[Run]:  # noqa: F811
-    """Nothing of its jobs is left after."""
-    found = Run(slurm, tmp_path, tiny)
+def run(
+    slurm: Cluster,
+    tmp_path: Path,
+    tiny: Path,  # noqa: F811
+    request: pytest.FixtureRequest,
+) -> Iterator[Run]:
+    """Nothing of its jobs is left after. Programs start warm where a test has ranks."""
+    has_ranks = request.node.get_closest_marker("slurm") is not None
+    programs = slurm.warm_environment if has_ranks else slurm.environment
+    found = Run(slurm, tmp_path, tiny, programs)
     yield found
     for job in found.jobs:
         if not job.has_ended():

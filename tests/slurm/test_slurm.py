@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 from megatron_ultralong.program.owner_record import read_owners
+from tests.patience import patience
 from tests.ranks import run_on_ranks
 from tests.slurm.cluster import Job
 from tests.slurm.conftest import Pauses, Run, flags
@@ -95,8 +97,10 @@ def test_stops_before_the_first_step_are_counted(run: Run, pauses: Pauses) -> No
 
 
 def test_the_time_limit_s_signal(run: Run) -> None:
-    job = run.submit("--nodes=2", "--time=1", "--signal=B:USR1@25", *flags())
-    job.until_said("asked to stop", "saved: requeue")
+    lead = 25  # seconds before the limit, which is one of minutes
+    minutes = math.ceil((lead + patience(30.0)) / 60.0)
+    job = run.submit("--nodes=2", f"--time={minutes}", f"--signal=B:USR1@{lead}", *flags())
+    job.until_said("asked to stop", "saved: requeue", seconds=60.0 * minutes)
     goes_on(run, job)
 
 
