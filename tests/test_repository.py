@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,35 @@ def test_github_reads_its_forms(path: Path) -> None:
         names = [part["id"] for part in form["body"] if part["type"] != "markdown"]
         assert len(names) == len(set(names)) > 0
         assert all(part["attributes"].get("label") for part in form["body"] if "id" in part)
+
+
+def dry_run(*words: str) -> str:
+    """Commands that make would run for targets, were nothing there yet."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"}
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", *words],
+        cwd=ROOT,
+        env=kept,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("target", ["install", "demo", "mock", "smollm2"])
+def test_what_users_make_installs_nothing_of_development(target: str) -> None:
+    commands = dry_run(target)
+    assert "requirements/lock.txt" in commands
+    assert "requirements/dev.txt" not in commands
+
+
+@pytest.mark.parametrize("target", ["test", "test-all", "quick", "lint", "docs", "wheel", "width"])
+def test_what_developers_make_installs_that_too(target: str) -> None:
+    assert dry_run(target).index("lock.txt") < dry_run(target).index("requirements/dev.txt")
+
+
+def test_torch_comes_from_the_index_that_is_named() -> None:
+    url = "https://download.pytorch.org/whl/cpu"
+    assert f"--index-url {url} torch" in dry_run("install", f"TORCH_INDEX={url}")
+    assert "--index-url" not in dry_run("install", "TORCH_INDEX=")

@@ -73,7 +73,9 @@ def test_what_the_package_imports_comes_with_it() -> None:
 
 def test_what_examples_import_comes_with_make_install() -> None:
     """`make demo`, `make mock` and `make smollm2` need no tools of development."""
-    assert not lacking(ROOT / "examples", ("main", *PRODUCT))
+    engines = {"vllm", "xllamacpp"}  # what serves an answer, where it is installed
+    found = lacking(ROOT / "examples", ("main", *PRODUCT))
+    assert not {text for text in found if text.split(": ")[1] not in engines}
 
 
 def lacking(folder: Path, extras: tuple[str, ...]) -> set[str]:
