@@ -90,7 +90,7 @@ def open_weights(
             if tensor in located:
                 raise InputError(
                     f"{folder}: tensor {tensor} is in {located[tensor].path.name} and in "
-                    f"{file.path.name}: the files belong to different models or saves; keep those of "
+                    f"{file.path.name}: the files belong to different models; keep those of "
                     "one"
                 )
             located[tensor] = file

@@ -95,7 +95,7 @@ class PackedRows:
                 position, token_id = start + unknown[0], unknown[1]
                 raise InputError(
                     f"{self.path_prefix}.bin: row {row} has at position {position} "
-                    f"{why_unknown(token_id, self.vocab_size)}: they belong to another tokenizer or "
+                    f"{why_unknown(token_id, self.vocab_size)}: they have another tokenizer or "
                     "are damaged; prepare them with the model's own tokenizer, or copy them again"
                 )
         return tokens.astype(np.int64)
