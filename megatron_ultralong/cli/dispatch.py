@@ -160,7 +160,7 @@ def begin(
         return load_config(Path(words[1]), kind), words[2:]
     if words[0] not in recipes:
         what = not_known("recipe", words[0], recipes)
-        raise InputError(f"{what}; a recipe or --config FILE stands before the flags")
+        raise InputError(f"{what}; a recipe or --config FILE must come before the flags")
     return recipes[words[0]](), words[1:]
 
 

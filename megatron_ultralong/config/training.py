@@ -100,7 +100,7 @@ class TrainingConfig:
         if self.data.reset_position_ids and self.data.document_mask != "block":
             raise InputError(
                 f"reset_position_ids needs document_mask 'block', not '{self.data.document_mask}': "
-                "tokens that see other documents would stand at one position with theirs"
+                "tokens that see other documents would have the same positions"
             )
         if self.parallel.cp_assignment == "balanced" and self.data.document_mask != "block":
             raise InputError(

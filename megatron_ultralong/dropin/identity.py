@@ -134,7 +134,7 @@ class Identity:
             if found != self.result:
                 raise InputError(
                     f"--save {root} holds checkpoints with other metadata than this run makes: "
-                    f"{found} there, {self.result} here; continue with the arguments it was begun "
+                    f"{found} there, {self.result} here; continue with its original arguments "
                     "with, or name a new folder"
                 )
         dist.barrier()  # every rank has looked

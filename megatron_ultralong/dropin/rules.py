@@ -43,8 +43,8 @@ def _all(reason: str, *names: str, way_out: str = "") -> tuple[Rule, ...]:
 
 _END_TO_END = "it lays documents end to end without a row, and our attention takes rows"
 _KEEP_APART = (
-    "keep documents apart by --reset-attention-mask, or --ultralong-document-mask block over rows "
-    "of `ultralong prepare`"
+    "keep documents apart with --reset-attention-mask, or --ultralong-document-mask block over "
+    "rows of `ultralong prepare`"
 )
 _GRAPH = "our attention is not captured in CUDA graphs"
 _ANGLES = "our rotary embedding turns all dimensions of a head, half-split, by its own frequencies"
@@ -97,7 +97,7 @@ RULES: dict[Part, tuple[Rule, ...]] = {
         ),
         *_all(_GRAPH, "cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph"),
         *_all("our parts are for Megatron-Core's models", "use_legacy_models"),
-        *_all("its layers have no attention that ours could stand for", "is_hybrid_model"),
+        *_all("its layers have no attention that this project can replace", "is_hybrid_model"),
         *_all("ours is a training loop over one model", "perform_rl_step"),
     ),
     "reset mask": (

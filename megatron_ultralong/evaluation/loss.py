@@ -79,7 +79,7 @@ def measure_position_loss(
     config.check()
     if config.document_mask == "block" and not separator_ids:
         raise InputError(
-            "document_mask 'block' needs the ids that separate documents, and the rows state none: "
+            "document_mask 'block' needs the ids that separate documents, and the rows have none: "
             "use --document-mask none, or rows from `ultralong prepare`"
         )
     rows = PackedRows(Path(config.data_path) / config.split)

@@ -216,7 +216,7 @@ class ChoicesConfig:
         if self.num_fewshot and not self.fewshot_data:
             raise InputError(
                 f"num_fewshot ({self.num_fewshot}) needs solved questions: give the folder with "
-                "them by --fewshot-data"
+                "them with --fewshot-data"
             )
 
 

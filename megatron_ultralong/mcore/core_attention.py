@@ -35,7 +35,7 @@ def refuse_mask(attention_mask: torch.Tensor | None) -> None:
             f"an attention_mask of shape {tuple(attention_mask.shape)} came with the batch; our "
             "attention takes none, since it grows with the square of the row and says no more than "
             "'causal': pass --no-create-attention-mask-in-dataloader, or None from your "
-            "forward_step; documents are kept apart by --ultralong-document-mask block"
+            "forward_step; documents are kept apart with --ultralong-document-mask block"
         )
 
 
@@ -62,8 +62,8 @@ class RingCoreAttention(MegatronModule):
         assert attention_type == "self", f"only self attention, not {attention_type}"
         if config.attention_dropout:
             raise InputError(
-                f"attention_dropout is {config.attention_dropout}, and our attention has none: "
-                "pass --attention-dropout 0 (Megatron-LM's default is 0.1)"
+                f"attention_dropout is {config.attention_dropout}, and this project's "
+                "attention has no dropout: pass --attention-dropout 0 (the default is 0.1)"
             )
         self.layer_number = layer_number
         if cp_comm_type not in CP_COMM_TYPES:
@@ -116,8 +116,8 @@ class RingCoreAttention(MegatronModule):
                     f"documents came with qkv_format {packed_seq_params.qkv_format!r}, laid end to "
                     "end without a row; our attention takes rows [s, b, ...] and their boundaries: "
                     "leave --sft and --dataloader-inter-document-masking out, and keep documents "
-                    "apart by --reset-attention-mask, or --ultralong-document-mask block over our "
-                    "rows"
+                    "apart with --reset-attention-mask, or --ultralong-document-mask block over "
+                    "rows of `ultralong prepare`"
                 )
             edges_of_rows = (packed_seq_params.cu_seqlens_q,)
         rows = [(query, key, value)]

@@ -135,12 +135,12 @@ def area_of(config: TrainingConfig, mean_document_length: float, rows: Rows | No
         return Area(
             whole,
             "as if every row were one conversation, which takes the longest: name a prepared "
-            "folder by --data-path, or the conversations' mean length by --mean-document-length",
+            "folder with --data-path, or their mean length with --mean-document-length",
         )
     else:
         raise InputError(
-            "document_mask block needs the documents: name a prepared folder by --data-path, or "
-            "their mean length by --mean-document-length"
+            "document_mask block needs the documents: name a prepared folder with --data-path, or "
+            "their mean length with --mean-document-length"
         )
     share = f"{area / whole:.1%} of the causal area"
     even = f", cp_assignment {config.parallel.cp_assignment}"

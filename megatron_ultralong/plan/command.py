@@ -100,8 +100,7 @@ def _check_fp8(config: TrainingConfig, hardware: Hardware) -> None:
         return
     options = ", ".join(hardware.fp8_recipes) or "none: use --fp8-format none"
     raise InputError(
-        f"fp8_recipe {recipe!r} is nothing that {hardware.name} has instructions for; it has: "
-        f"{options}"
+        f"fp8_recipe {recipe!r} is not supported by {hardware.name}; it supports: {options}"
     )
 
 

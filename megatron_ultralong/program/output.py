@@ -104,7 +104,7 @@ class OutputFolder:
                 recorded, wanted = found.get(key), work.get(key)
                 if json.dumps(recorded, sort_keys=True) != json.dumps(wanted, sort_keys=True):
                     raise InputError(
-                        f"{self.path} was begun by another command: its {key} was {recorded!r}, "
+                        f"{self.path} was started by another command: its {key} was {recorded!r}, "
                         f"now it is {wanted!r}; repeat the first one to continue, remove that "
                         f"folder, or name another {flag}"
                     )

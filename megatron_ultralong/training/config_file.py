@@ -51,7 +51,7 @@ def load_config(path: Path, kind: type[Config]) -> Config:
     found: type[TrainingConfig] = SftConfig if "num_epochs" in values else PretrainConfig
     if not issubclass(found, kind):
         raise InputError(
-            f"{path} is the configuration of a {found.verb} run, where one of {kind.verb} belongs"
+            f"{path} is the configuration of a {found.verb} run, but {kind.verb} needs its own"
         )
     RopeConfig.check_block(values.get("rope"), str(path))
     return from_dict(found, values, str(path))

@@ -245,12 +245,12 @@ class _Run:
         if faults.on_nan == "stop":
             self.saving.save_and_stop(
                 step.NOT_FINITE,
-                f"{text}; continue without this step by --on-nan skip, after a look at the rows",
+                f"{text}; continue without this step with --on-nan skip, after a look at the rows",
             )
         if self.num_skipped_in_a_row == faults.max_skipped_iters:
             self.saving.save_and_stop(
                 step.NOT_FINITE,
                 f"{text}; that is step {faults.max_skipped_iters} in a row that had to be skipped "
                 "(max_skipped_iters), so it is not one bad row: look at the rows, the learning "
-                "rate and the checkpoint, or allow more by --max-skipped-iters",
+                "rate and the checkpoint, or allow more with --max-skipped-iters",
             )

@@ -96,7 +96,7 @@ def _check_same_rows(path: Path, data: Mapping[str, str]) -> None:
             raise InputError(
                 f"--save {path.parent} holds a run over other rows: {name} was {_short(str(old))}, "
                 f"is {_short(new)}; a resumed run continues in the rows that it began with: name "
-                f"them by --data-path, or another --save for a new run with --load "
+                f"them with --data-path, or another --save for a new run with --load "
                 f"{path.parent}"
             )
 

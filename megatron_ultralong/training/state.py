@@ -259,5 +259,5 @@ class Saving:
             CANNOT_SAVE,
             f"{writer.num_failures} checkpoints in a row could not be written to "
             f"{self.folder.root} (max_save_failures): make room there, or name another --save; "
-            "older checkpoints stand",
+            "older checkpoints are kept",
         )

@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     ),
     "two lengths": (
         in_block(**YARN) | {"original_max_position_embeddings": 256},
-        r"is 256 beside the rope block and 512 in it: remove one",
+        r"is 256 next to the rope block and 512 in it: remove one",
     ),
     "half heads": (
         in_block(**YARN, partial_rotary_factor=0.5),

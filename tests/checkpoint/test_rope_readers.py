@@ -34,7 +34,7 @@ def engine(name: str, version: str = "") -> Engine:
 
 
 def rope(scaling: yarn.RopeScaling, positions: int = 4096, **block: Any) -> Rope:
-    """As an export of a model of 512 positions states it, but for keys of ``block``."""
+    """As an export of a model of 512 positions states it, except for keys of ``block``."""
     stated = export_block(scaling)
     return Rope(scaling, {**stated, **block} if stated else None, positions, 32, 10000.0)
 
@@ -140,8 +140,8 @@ def test_a_block_changed_by_one_key_is_noticed(change: dict[str, Any]) -> None:
     block = {**(export_block(scaling) or {}), **change}
     frequencies = yarn.inv_freq(scaling, HEAD_DIM, BASE)
     angles = np.arange(*NEAR[0])[:, None] * frequencies
-    ours = np.stack([np.cos(angles), np.sin(angles)])
-    assert np.abs(installed(block, 8192) - ours).max() > ALIKE
+    exact = np.stack([np.cos(angles), np.sin(angles)])
+    assert np.abs(installed(block, 8192) - exact).max() > ALIKE
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,8 @@ def test_an_interrupted_run_goes_on_and_another_one_is_refused(
     assert (tmp_path / ".rows.partial").is_dir()
     # another separator is counted while tokenising
     with pytest.raises(
-        InputError, match=r"rows\.partial was begun by .* its separator was .*, now it is .* remove"
+        InputError,
+        match=r"rows\.partial was started by .* its separator was .*, now it is .* remove",
     ):
         prepare(dataclasses.replace(config, separator="none"))
     files = Path(config.source[1].split("=")[1])

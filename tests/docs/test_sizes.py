@@ -71,8 +71,8 @@ def test_the_whole_way_takes_what_its_scripts_say() -> None:
         its = whole_way.facts(script)
         assert set(its) == set(whole_way.FACTS), script.name
         for name in ("time", "memory"):
-            assert any(mark in its[name] for mark in ("measured:", "computed", "not run", "load",
-                                                      "little", "below", "less")), its  # fmt: skip
+            marks = ("measured:", "computed", "not run", "download", "little", "less than")
+            assert any(mark in its[name] for mark in marks), its
     for number, name, figure in whole_way.computed():
         (script,) = whole_way.SCRIPTS.glob(f"{number}_*.sh")
         assert figure in whole_way.facts(script)[name], f"{script.name}: {figure}"

@@ -97,7 +97,7 @@ def test_a_damaged_line_is_evaluated_again(tmp_path: Path, unfinished, capsys) -
         (
             "cubes",
             IDENTITY,
-            r"out\.partial was begun by .*its kind was 'squares', now it is 'cubes'",
+            r"out\.partial was started by .*its kind was 'squares', now it is 'cubes'",
         ),
         (
             "squares",

@@ -81,9 +81,9 @@ def test_an_unfinished_evaluation_is_left_out_and_named(tmp_path):
     assert [one.label for one in found.measurements] == ["done"]
     (notice,) = found.notices
     assert f"{tmp_path}/.r.partial is not finished (ruler of 'after', 2 samples noted)" in notice
-    assert "the command that began it continues there" in notice
+    assert "the command that started it continues there" in notice
     for run in (tmp_path / ".r.partial", tmp_path / ".r.partial" / "passkey.json"):
-        with pytest.raises(InputError, match=r"\.r\.partial.* is of an evaluation that is not fin"):
+        with pytest.raises(InputError, match=r"\.r\.partial.* belongs to an unfinished evaluation"):
             gather([run])
     shutil.rmtree(tmp_path / "passkey")
     with pytest.raises(InputError, match=r"no results in .*; .*\.r\.partial is not finished"):

@@ -253,7 +253,7 @@ def test_what_pretrain_refuses_is_refused(capsys: pytest.CaptureFixture[str]) ->
         (
             ("--fp8-format", "hybrid", "--transformer-impl", "transformer_engine",
              "--fp8-recipe", "mxfp8"),
-            "'mxfp8' is nothing that h100-80gb has instructions for",
+            "'mxfp8' is not supported by h100-80gb; it supports: ",
         ),
         (("--reset-position-ids",), "reset_position_ids needs document_mask 'block'"),
         (("--micro-batch-size", "3"), "micro_batch_size"),

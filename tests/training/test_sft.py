@@ -301,5 +301,5 @@ def test_a_run_of_pretraining_is_not_taken_up(inputs: Path, tmp_path: Path) -> N
     save_config(tmp_path / "config.yaml", PretrainConfig(train_iters=1))
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("1")
     config = make_config(inputs, "packed", ParallelConfig(), save=str(tmp_path))
-    with pytest.raises(InputError, match="of a pretrain run, where one of sft belongs"):
+    with pytest.raises(InputError, match="of a pretrain run, but sft needs its own"):
         RunFolder(config, check_sft(config, 1).result).check()

@@ -89,6 +89,6 @@ def _check_header(path: Path, header: bytes, contents: gguf_file.GgufContents, l
     where = f"at {places[before[-1]]}" if before else "at its beginning"
     raise InputError(
         f"{path} differs from what an export of this checkpoint has, {where} (byte {first:,} of "
-        f"{len(header):,} of metadata): it is of another model, dtype (--dtype) or tokenizer, or "
-        "damaged"
+        f"{len(header):,} of metadata): it belongs to another model, dtype (--dtype) or tokenizer, "
+        "or is damaged"
     )

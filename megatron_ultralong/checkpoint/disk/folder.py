@@ -53,7 +53,7 @@ def resolve(folder: str | Path, iteration: int | None = None) -> tuple[Path, int
         named = f" ({LATEST_FILE} names {_name(wanted)})" if iteration is None else ""
         raise InputError(
             f"{folder} holds no complete iteration {_name(wanted)}; it holds "
-            f"{', '.join(map(_name, found)) or 'none'}{named}: choose one by --iteration"
+            f"{', '.join(map(_name, found)) or 'none'}{named}: choose one with --iteration"
         )
     return iteration_folder(folder, wanted), wanted
 

@@ -165,7 +165,7 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
     if metadata.not_exportable and not any_model:
         raise InputError(
             f"{checkpoint} was trained inside a Megatron-LM with {metadata.not_exportable}: "
-            "continue with it there; this program knows Llama's model alone"
+            "continue with it there; this program supports only Llama models"
         )
     return metadata
 

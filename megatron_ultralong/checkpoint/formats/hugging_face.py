@@ -119,7 +119,7 @@ class HuggingFaceFolder:
         if found.shape != shape:
             raise InputError(
                 f"{file.path}: tensor {name} has shape {list(found.shape)}, config.json makes it "
-                f"{list(shape)}: weights and config.json are of different models"
+                f"{list(shape)}: weights and config.json belong to different models"
             )
         if not found.dtype.is_floating_point or found.dtype.itemsize < 2:
             raise InputError(

@@ -194,7 +194,7 @@ class MegatronCheckpoint:
             raise InputError(
                 f"{self.path}: tensor {key} has shape {list(found)}, "
                 f"{self.root / 'ultralong.json'} makes it {list(expected)}: weights and "
-                "metadata are of different models"
+                "metadata belong to different models"
             )
 
     def _check_padding(self) -> None:
@@ -215,5 +215,5 @@ class MegatronCheckpoint:
             raise InputError(
                 f"{self.path} holds output_layer.weight, but its metadata says that embedding and "
                 "output share their weights (untie_embeddings_and_output_weights false): weights "
-                "and metadata are of different models"
+                "and metadata belong to different models"
             )

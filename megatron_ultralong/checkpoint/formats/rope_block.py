@@ -181,7 +181,7 @@ def _fill_length(block: dict[str, Any], config: JsonObject) -> None:
     inside = block.get(_LENGTH)
     if outside is not None and inside not in (None, outside):
         raise InputError(
-            f"{config.where}: {_LENGTH} is {outside} beside the rope block and {inside} in it: "
+            f"{config.where}: {_LENGTH} is {outside} next to the rope block and {inside} in it: "
             "remove one"
         )
     block[_LENGTH] = outside or inside or max_positions(config)

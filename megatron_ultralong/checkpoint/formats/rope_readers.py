@@ -29,7 +29,7 @@ TABLE = Path(__file__).with_suffix(".json")
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Which keys of a rope block decide, in one engine. Fields of ``yarn`` but for the first."""
+    """Which keys of a rope block decide, in one engine. Fields of ``yarn`` except for the first."""
 
     types: tuple[str, ...] = ("linear", "llama3", "yarn")
     """Rope types that are read; others are refused, or run without scaling."""

@@ -88,11 +88,11 @@ class Rope:
     def _differences(self, read: RopeScaling) -> dict[str, str]:
         """What differs in cos and sin, by the field that is read otherwise; empty where nothing."""
         base = effective_rotary_base(self.scaling, self.head_dim, self.base)
-        ours = inv_freq(self.scaling, self.head_dim, self.base)
-        theirs = inv_freq(read, self.head_dim, base)
+        exact = inv_freq(self.scaling, self.head_dim, self.base)
+        read_frequencies = inv_freq(read, self.head_dim, base)
         differences = {}
-        if not np.allclose(theirs, ours, rtol=_EQUAL, atol=0):
-            worst = float(np.abs(np.log(theirs / ours)).max())
+        if not np.allclose(read_frequencies, exact, rtol=_EQUAL, atol=0):
+            worst = float(np.abs(np.log(read_frequencies / exact)).max())
             what = "frequencies"
             if isinstance(read, YarnConfig) and isinstance(self.scaling, YarnConfig):
                 what = _field(read, self.scaling)

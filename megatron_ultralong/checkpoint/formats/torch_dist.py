@@ -203,7 +203,7 @@ class TorchDistReader:
         if not pickles.is_plain_tensor(record, properties.dtype, sizes):
             raise InputError(
                 f"{path}: tensor {key} is not of dtype {properties.dtype} and shape "
-                f"{list(sizes)}, as .metadata says: the files are of different checkpoints"
+                f"{list(sizes)}, as .metadata says: the files belong to different checkpoints"
             )
         part: torch.Tensor = record[_slices(item.storage_offsets, item.lengths)]
         return part

@@ -89,17 +89,17 @@ def open_weights(
         for tensor in file.tensors:
             if tensor in located:
                 raise InputError(
-                    f"{folder}: tensor {tensor} stands in {located[tensor].path.name} and in "
-                    f"{file.path.name}: the files are of different models, or of two savings of "
-                    "one; keep those of one"
+                    f"{folder}: tensor {tensor} is in {located[tensor].path.name} and in "
+                    f"{file.path.name}: the files belong to different models; keep those of "
+                    "one"
                 )
             located[tensor] = file
     for tensor, name in chosen.places.items():
         if tensor not in files[name].tensors:
             raise InputError(
                 f"{folder}: {chosen.label} says that {name} holds tensor {tensor}, and it does "
-                "not: index and files are of different models, or of two savings of one; copy all "
-                "of them again"
+                "not: index and files belong to different models or saves; copy all of them "
+                "again"
             )
     return list(files.values()), located
 

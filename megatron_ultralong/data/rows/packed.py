@@ -95,8 +95,8 @@ class PackedRows:
                 position, token_id = start + unknown[0], unknown[1]
                 raise InputError(
                     f"{self.path_prefix}.bin: row {row} has at position {position} "
-                    f"{why_unknown(token_id, self.vocab_size)}: the rows are of another tokenizer, "
-                    "or damaged; prepare them with the model's own tokenizer, or copy them again"
+                    f"{why_unknown(token_id, self.vocab_size)}: they have another tokenizer or "
+                    "are damaged; prepare them with the model's own tokenizer, or copy them again"
                 )
         return tokens.astype(np.int64)
 

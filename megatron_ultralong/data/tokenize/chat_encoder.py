@@ -162,7 +162,7 @@ class ChatEncoder:
             raise InputError(
                 f"template {self.template.name} and tokenizer {self.tokenizer.file} do not fit: "
                 f"the text before an answer, {prefix!r}, and the answer "
-                f"{text[start:][:20]!r} share a token, so that what is learnt has "
+                f"{text[start:][:20]!r} share a token, so the trained text has "
                 "no clear beginning; use the model's own template"
             )
         return size
@@ -235,7 +235,7 @@ def marked_pieces(
     if written != rendered.text:
         raise ConversationError(
             "beyond the template",
-            f"the template in {folder.name}, which marks what is learnt, writes it otherwise: "
+            f"the template in {folder.name}, which marks the trained text, renders it differently: "
             f"{difference(written, rendered.text)}",
         )
     return with_marks(pieces, rendered.marked, folder.eos)

@@ -182,7 +182,7 @@ def check_file_sizes(folder: Path) -> None:
         if size > MAX_TOKENIZER_BYTES:
             raise InputError(
                 f"{file} has {size:,} bytes, and a tokenizer's files have at most "
-                f"{MAX_TOKENIZER_BYTES:,}: it is not what its name says"
+                f"{MAX_TOKENIZER_BYTES:,}: it is not such a file"
             )
 
 

@@ -60,7 +60,7 @@ def find_file(data: str, names: Sequence[str]) -> Path:
             return Path(data) / name
     raise InputError(
         f"--data {data} has no {' and no '.join(names)}: give the folder with the files as "
-        "upstream publishes them, or leave the task out by --tasks"
+        "upstream publishes them, or leave the task out with --tasks"
     )
 
 
@@ -82,7 +82,7 @@ def cut_prompt(
     space = room - before.size - after.size
     if space < 2:
         raise InputError(
-            f"a prompt of {room} tokens has no room beside its template's "
+            f"a prompt of {room} tokens has no room next to its template's "
             f"{before.size + after.size}: raise --max-length"
         )
     was_cut = body.size > space
@@ -206,8 +206,8 @@ def _evaluate(
     if too_long:
         raise InputError(
             f"{too_long[0].task} takes answers of {too_long[0].max_new_tokens} tokens, and "
-            f"--max-length {max_length} leaves no room for a prompt beside them: raise it, or "
-            "leave the task out by --tasks"
+            f"--max-length {max_length} leaves no room for a prompt: raise it, or "
+            "leave the task out with --tasks"
         )
     material = {source.file.name: file_sha256(source.file) for source in sources}
     decides = {

@@ -107,7 +107,7 @@ def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
     if of_ours and chunks > 1:
         raise InputError(
             f"an evaluation has no backward pass, and does not run the interleaved schedule: leave "
-            f"num_virtual_stages_per_pipeline_rank 1, not {chunks}; the checkpoint does not mind"
+            f"num_virtual_stages_per_pipeline_rank 1, not {chunks}; this works with any checkpoint"
         )
     return models
 

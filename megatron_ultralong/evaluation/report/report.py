@@ -87,7 +87,7 @@ def load_results(path: str | Path) -> tuple[Result, ...]:
 def _result_files(run: Path, notices: list[str]) -> Iterator[Path]:
     if any(part.endswith(SUFFIX) for part in (run.name, run.parent.name)):
         raise InputError(
-            f"{run} is of an evaluation that is not finished: the command that began it continues "
+            f"{run} belongs to an unfinished evaluation: the command that started it continues "
             "there; name its folder when it is done"
         )
     if run.is_file():
@@ -135,7 +135,9 @@ def _unfinished(folder: Path) -> str:
         what = f"{identity['kind']} of '{identity['checkpoint']}', {num_samples:,} samples noted"
     except (OSError, InputError, KeyError, TypeError):
         return f"{folder} is not finished: left out"
-    return f"{folder} is not finished ({what}): left out; the command that began it continues there"
+    return (
+        f"{folder} is not finished ({what}): left out; the command that started it continues there"
+    )
 
 
 def _without_copies(found: list[Measurement], notices: list[str]) -> list[Measurement]:

@@ -213,7 +213,7 @@ class RulerConfig:
                 without = [task for task in self.tasks if task not in tasks]
                 raise InputError(
                     f"{flag} is needed for {', '.join(tasks)}: give the file (docs/evaluation.md "
-                    f"says which), or leave them out by --tasks {' '.join(without) or 'TASK ...'}"
+                    f"says which), or leave them out with --tasks {' '.join(without) or 'TASK ...'}"
                 )
 
     def _tasks_of(self, material: str) -> list[str]:

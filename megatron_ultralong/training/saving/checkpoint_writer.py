@@ -235,7 +235,7 @@ class CheckpointWriter:
         limit = self._config.max_save_failures
         _log.warning(
             "WARNING: the checkpoint of iteration %d could not be written to %s: %s (failure %d"
-            "%s in a row); older checkpoints stand, and the next interval tries again",
+            "%s in a row); older checkpoints are kept, and the next interval tries again",
             iteration,
             self._root,
             error,

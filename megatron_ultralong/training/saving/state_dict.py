@@ -192,7 +192,7 @@ def _position(common: dict[str, Any], folder: Path) -> dict[str, Any]:
     ):
         raise InputError(
             f"{folder} does not say where its run was: it is not a checkpoint of `pretrain` or "
-            "`sft`; begin from it by --load, with another --save"
+            "`sft`; begin from it with --load, with another --save"
         )
     return dict(position)
 

@@ -123,7 +123,7 @@ def test_the_chat_template_has_special_tokens_once(tokenizer, config, tmp_path):
             "task 'niah' is not known; perhaps you meant 'niah_single_1'; known",
         ),
         ({"tasks": ("vt", "vt")}, "tasks must be different values"),
-        ({"essays": ""}, r"--essays is needed for niah_single_2, .*or leave them out by --tasks"),
+        ({"essays": ""}, r"--essays is needed for niah_single_2, .*or leave them out with --tasks"),
         ({"squad": ""}, "--squad is needed for qa_1"),
         ({"num_samples": 0}, "num_samples must be at least 1, not 0"),
     ],
