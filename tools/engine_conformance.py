@@ -10,11 +10,11 @@
 
 FOLDER keeps what was found of cells, and the engines' environments: 100 MB for each release of
 transformers, 0.2 GB for llama.cpp, 0.4 GB for mlx-lm, 3.5 GB for vLLM. ``table`` runs each engine's
-own rope code with blocks that differ in one key. ``matrix`` runs the model of the demo, 512 positions made 4,096, with
-eight rope blocks and a prompt beyond the original context in every engine: log-probabilities of 24
-greedy tokens to 1e-3 of transformers', 24 of 24 tokens the same, as ``good_for`` says, with the
-flags that it names. ``--smollm2`` runs SmolLM2-135M beyond 8,192 tokens too. Exit status 1 where
-the table is another one, or a cell is wrong and not named so.
+own rope code with blocks that differ in one key. ``matrix`` runs the model of the demo, 512
+positions made 4,096, with eight rope blocks and a prompt beyond the original context in every
+engine: log-probabilities of 24 greedy tokens to 1e-3 of transformers', 24 of 24 tokens the same, as
+``good_for`` says, with the flags that it names. ``--smollm2`` runs SmolLM2-135M beyond 8,192 tokens
+too. Exit status 1 where the table is another one, or a cell is wrong and not named so.
 """
 
 from __future__ import annotations

@@ -168,9 +168,10 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
 
 def _engines(model: ModelFolder | MegatronCheckpoint) -> dict[str, Any]:
     """What engines make of its rope block: of a checkpoint and of Meta's files, their export's."""
-    metadata = CheckpointMetadata(model.model, model.rope_scaling, model.name)
     if isinstance(model, MegatronCheckpoint):
         metadata = model.metadata
+    else:
+        metadata = CheckpointMetadata(model.model, model.rope_scaling, model.name)
     try:
         if isinstance(model, HuggingFaceFolder):
             rope = model.rope
