@@ -66,6 +66,7 @@ def main() -> None:
         command.add_argument("--heavy", action="store_true", help="vLLM too")
     commands.choices["table"].add_argument("--write", action="store_true")
     commands.choices["matrix"].add_argument("--smollm2", type=Path, metavar="CACHE")
+    commands.choices["matrix"].add_argument("--block", action="append", choices=scalings(1))
     commands.choices["matrix"].add_argument("--model", choices=("demo", "SmolLM2-135M"))
     commands.choices["matrix"].add_argument("--write", type=Path, metavar="PAGE")
     arguments = parser.parse_args()
@@ -134,7 +135,8 @@ def matrix(arguments: argparse.Namespace) -> str | None:
 
 def _models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, list[Model]]]:
     if arguments.model in ("demo", None):
-        blocks = enumerate(scalings(512).items())
+        wanted = arguments.block or scalings(512)
+        blocks = enumerate((n, each) for n, each in scalings(512).items() if n in wanted)
         yield (
             "demo",
             [make(work / f"demo-{n}", BASE, name, scaling, 512) for n, (name, scaling) in blocks],
@@ -146,7 +148,10 @@ def _models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, li
         long = scalings(8192, 16.0)
         yield (
             "SmolLM2-135M",
-            [make(work / name, source, name, long[name], 8192) for name in _LONG],
+            [
+                make(work / name, source, name, long[name], 8192)
+                for name in arguments.block or _LONG
+            ],
         )
 
 
