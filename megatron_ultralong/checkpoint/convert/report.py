@@ -168,15 +168,19 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
 
 def _engines(model: ModelFolder | MegatronCheckpoint) -> dict[str, Any]:
     """What engines make of its rope block: of a checkpoint and of Meta's files, their export's."""
+    if isinstance(model, MegatronCheckpoint):
+        metadata = model.metadata
+    else:
+        metadata = CheckpointMetadata(model.model, model.rope_scaling, model.name)
     try:
         if isinstance(model, HuggingFaceFolder):
             rope = model.rope
         else:
-            metadata = CheckpointMetadata(model.model, model.rope_scaling, "")
             rope = hugging_face_config.exported_rope(metadata)
     except InputError as error:
         return {"good_for": {"no engine": str(error)}}
-    return {"good_for": rope_verdicts.good_for(rope), "angles": angles(rope)}
+    said = angles(rope, metadata.angle_precision)
+    return {"good_for": rope_verdicts.good_for(rope), "angles": said}
 
 
 def _folder(model: ModelFolder) -> dict[str, Any]:
@@ -263,6 +267,10 @@ def good_for(
     }
 
 
+_SMALL = 0.01
+"""Error of cos and sin that is not worth another training: what bfloat16 rounds them by."""
+
+
 def angles(rope: rope_verdicts.Rope, trained: str = "exact") -> str:
     """How far cos and sin of an engine are from those of the training, at the last positions."""
     error = rope_verdicts.float32_angle_error(rope)
@@ -272,7 +280,7 @@ def angles(rope: rope_verdicts.Rope, trained: str = "exact") -> str:
     said += f" {rope.positions - 1:,}"
     if trained == "float32":
         return f"{said}, as in the training"
-    return f"{said}; --angle-precision float32 trains for it"
+    return said if error < _SMALL else f"{said}; --angle-precision float32 trains for it"
 
 
 def _release(text: str) -> tuple[int, ...]:

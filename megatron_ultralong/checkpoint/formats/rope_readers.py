@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -23,6 +22,7 @@ from megatron_ultralong.model.yarn import (
     yarn_attention_factor,
 )
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_json
 
 TABLE = Path(__file__).with_suffix(".json")
 
@@ -135,7 +135,7 @@ class Engine:
 @functools.cache
 def engines() -> tuple[Engine, ...]:
     """The table, oldest versions first."""
-    rows = json.loads(TABLE.read_text("utf-8"))
+    rows = read_json(TABLE)
     return tuple(
         Engine(
             name,
