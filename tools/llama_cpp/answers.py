@@ -2,9 +2,9 @@
 
 ::
 
-    python -m tools.llama_cpp.answers PACKAGES GGUF < prompt.json      # llama.cpp's, as JSON
+    python tools/llama_cpp/answers.py GGUF < prompt.json      # llama.cpp's, as JSON
 
-llama.cpp runs in a process of its own, in float32 (keys and values too), without any flag that
+llama.cpp runs in an environment of its own, in float32 (keys and values too), without any flag that
 touches the rotary embedding.
 """
 
@@ -52,13 +52,11 @@ def of_transformers(folder: Path, prompt: list[int]) -> Answer:
     return answer
 
 
-def of_llama_cpp(packages: Path, file: Path, prompt: dict[str, Any]) -> Answer:
+def of_llama_cpp(interpreter: Path, file: Path, prompt: dict[str, Any]) -> Answer:
     """Of the GGUF file, after ``ids``, which llama.cpp must make of ``text`` too."""
-    call = [sys.executable, "-m", "tools.llama_cpp.answers", str(packages), str(file)]
-    done = subprocess.run(
-        call, input=json.dumps(prompt), capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parent.parent.parent,
-    )  # fmt: skip
+    call = [str(interpreter), __file__, str(file)]
+    text = json.dumps(prompt)
+    done = subprocess.run(call, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
     return Answer(**json.loads(done.stdout.splitlines()[-1]))
@@ -76,12 +74,11 @@ def worst(expected: Answer, found: Answer) -> tuple[int, float]:
 
 def main() -> None:
     """Answer the prompt on standard input."""
-    sys.path.append(sys.argv[1])
     import xllamacpp
 
     prompt = json.load(sys.stdin)
     params = xllamacpp.CommonParams()
-    params.model.path = sys.argv[2]
+    params.model.path = sys.argv[1]
     params.n_ctx = len(prompt["ids"]) + 2 * NUM_TOKENS
     params.n_parallel = 1
     params.n_batch = params.n_ubatch = 512
