@@ -14,8 +14,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from tools.export_matrix.releases import install as install_transformers
 from tools.llama_cpp.packages import ENGINE, converter_folder
+
+from tools.export_matrix.releases import install as install_transformers
 
 
 @dataclasses.dataclass(frozen=True)
