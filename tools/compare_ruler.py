@@ -42,9 +42,9 @@ from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 
 TASKS = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe", "qa_1")
 _STEPS = {"niah": 25, "vt": 10, "cwe": 20, "qa_1": 10}
-"""Units by which upstream's search goes; ``fwe``: two steps of a 32nd of the length, and as many more,
-for all samples have the number that fits the first one's words. ``cwe``: two, for the earlier release
-counts the answer among the prompt's tokens."""
+"""Units by which upstream's search goes. ``fwe``: two steps of a 32nd of the length, up or down,
+because all samples have the number of words that fits the first one. ``cwe``: two steps, because
+the earlier release counts the answer among the prompt's tokens."""
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _ENTRY = re.compile(r"(\d+)\. (.+?)(?= \d+\. |$)", re.MULTILINE)
 
