@@ -39,8 +39,6 @@ OTHERS = {
     "--standalone": "torchrun",
     "--rdzv-backend": "torchrun",
     "--signals-to-handle": "torchrun",
-    "--kv-cache-memory-bytes": "vllm",
-    "--max-num-seqs": "vllm",
     "--nproc-per-node": "torchrun",
 }
 """Flags of other programs that our pages name."""
