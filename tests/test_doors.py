@@ -56,7 +56,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "megatron.core.dist_checkpointing.load": "inside the guard",
         "megatron.core.dist_checkpointing.load_common_state_dict": "inside the guard",
     },
-    "checkpoint/formats/rope_readers.py": {"json.loads": "a table of this package"},
     "program/json_file.py": {"json.loads": "the reader"},
     "program/yaml_file.py": {"yaml.load": "with a subclass of SafeLoader"},
     "data/store/documents.py": {
