@@ -150,4 +150,4 @@ smollm2: install  ## examples/smollm2 with short values on a CPU: a real model, 
 	    bash examples/smollm2/run_all.sh --cpu
 
 clean:  ## remove what make made
-	rm -rf $(VENV) dist .venv-matrix .venv-exports demo-output mock-output smollm2-output .smollm2-cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) dist .venv-matrix .venv-exports .venv-engines demo-output mock-output smollm2-output .smollm2-cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache

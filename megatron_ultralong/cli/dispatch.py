@@ -128,7 +128,7 @@ def _write_help(name: str, verb: Verb, words: list[str]) -> None:
     options = load(verb.options)
     recipes = load(verb.recipes) if verb.recipes else {}
     default = None
-    if recipes and words and words[0] not in HELP_FLAGS:
+    if recipes and words and (words[0] == "--config" or not words[0].startswith("-")):
         default, _ = begin(words, recipes, load("config.training:TrainingConfig"))
         if not isinstance(default, options):
             default = options(default)

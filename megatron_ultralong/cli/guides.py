@@ -62,6 +62,7 @@ GUIDES: dict[str, Guide] = {
         (
             "ultralong convert export runs/1m Llama-3.1-8B-1M",
             "ultralong convert export runs/1m Llama-3.1-8B-1M-meta --format meta",
+            "ultralong convert export runs/1m Llama-3.1-8B-1M.gguf --format gguf",
         )
     ),
     "convert verify": Guide(

@@ -92,7 +92,7 @@ VERBS: dict[str, Verb] = {
     ),
     "convert export": _convert(
         *("ExportConfig", "verbs:export_checkpoint"),
-        "convert a Megatron checkpoint to a Hugging Face or Meta folder",
+        "convert a Megatron checkpoint to a Hugging Face or Meta folder, or a GGUF file",
     ),
     "convert verify": _convert(
         "VerifyConfig", "verbs:verify", "compare two models bit by bit, or by logits"

@@ -27,7 +27,7 @@ def serving_findings() -> Iterator[Finding]:
         if version is None:
             continue
         known = {engine.version: engine.reading for engine in engines() if engine.name == name}
-        reading = known.get(version)
+        reading = known.get(version.partition("+")[0])  # vLLM's builds: 0.32.0+cu128
         if reading is None:
             text = f"{version} was not run with exports; {next(reversed(known))} was"
             yield Finding("note", distribution, text)

@@ -35,7 +35,8 @@ class ModelsConfig:
         tuple[str, ...], Required("a Megatron checkpoint or a Hugging Face folder")
     ] = ()
     """Megatron checkpoints, or Hugging Face folders (run by transformers in one process).
-    NAME=FOLDER sets the name in tables and pictures. Several are evaluated one after the other."""
+    NAME=FOLDER sets the name in tables and pictures. Several are evaluated one after the other;
+    `loss` holds all of them in memory, for one table."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Type of weights and activations of Megatron checkpoints; Hugging Face folders run in fp32."""
     verify_checksums: bool = True

@@ -26,9 +26,10 @@ def lines(table: ReportTable, of: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows if row[2] == of}
 
 
-def ruler(name: str, lengths=("131072", "1048576"), tasks=RULER_TASKS, **others):
+def ruler(name: str, lengths=("131072", "1048576"), tasks=RULER_TASKS, release="860f2bd", **others):
     scores = {(task, length): 80.0 - 10 * k for k, length in enumerate(lengths) for task in tasks}
-    return task_result("ruler", name, 2**20, scores, **others)
+    made = task_result("ruler", name, 2**20, scores, **others)
+    return dataclasses.replace(made, config={**made.config, "ruler_release": release})
 
 
 def test_ruler_stands_beside_the_means_below_1m():
@@ -57,8 +58,17 @@ def test_what_keeps_a_figure_from_being_compared_is_said():
     small = ruler("small", num_parameters=2_800_000)
     old = dataclasses.replace(ruler("old"), model=None)
     comparable = lines(
-        beside(ruler("whole"), some, small, old, ruler("long", ("2097152",))), "ours"
+        beside(
+            ruler("whole"),
+            some,
+            small,
+            old,
+            ruler("long", ("2097152",)),
+            ruler("later", release="c3f5e3b"),
+        ),
+        "ours",
     )
+    assert comparable["later"][2].startswith("no: prompts of a later RULER (--ruler-release 860f")
     assert comparable["whole"][2].startswith("yes")
     assert comparable["some"][2].startswith("no: 2 of 13 tasks, without niah_single_1, niah")
     assert comparable["small"] == ["", "ours", "no: it has 2,800,000 parameters"]

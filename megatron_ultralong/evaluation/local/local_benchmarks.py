@@ -216,6 +216,8 @@ def _evaluate(
         "max_length": max_length,
         "tokenizer": subject.tokenizer.sha256,
     }
+    if kind is KINDS["infinitebench"] and config.prompt_template == "chat":
+        material["prompts"] = f"version {_PROMPT_VERSION}"  # others have not changed
     config = dataclasses.replace(config, max_length=max_length)
     questions = [
         _question(

@@ -131,6 +131,7 @@ class RulerSamples:
         config = self._config
         names = ("essays", "squad", "hotpotqa", "english_words")
         found = {name: file_sha256(Path(file)) for name in names if (file := getattr(config, name))}
+        found["prompts"] = f"version {PROMPT_VERSION}, of NVIDIA/RULER at {config.ruler_release}"
         if self._needs_words:
             found["words"] = self.words.source
         return found
@@ -186,7 +187,7 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
     notes = [
         f"prompts of NVIDIA/RULER at {release} of {parameters.RELEASES[release]}",
         f"prompt template {config.prompt_template}, seed {config.seed}; prompt and answer together "
-        "fill each length, and never exceed it",
+        "fill each length unless their material is used up, and never exceed it",
     ]
     if set(config.tasks) != set(parameters.TASKS):
         notes.append(
