@@ -152,6 +152,10 @@ wait_for_step() { # srun does not always see that the daemon of its step is gone
     say "srun has ended with $status"
 }
 
+how_stopped() { # VERB
+    if [ "$(progress "$1")" = "$before" ]; then echo "stopped with nothing to save"; else echo saved; fi
+}
+
 status_of() { cat "$1/exit_status" 2>/dev/null || echo none; }
 
 begin() { # WORD...: of the command; once a job
@@ -199,11 +203,13 @@ run() { # VERB WORD...: comes back where it is complete, and ends or requeues th
     say "the exit status of $name is $status; $(progress "$name")"
     case "$status" in
         0) ;;
-        75) requeue "$name" "$([ "$(progress "$name")" = "$before" ] && echo "stopped before its first step" || echo saved)" ;;
+        75) requeue "$name" "$(how_stopped "$name")" ;;
         2) finish 2 "bad input: the message stands above" ;;
         65 | 73 | 74) finish "$status" "a person has to look: see the end of $folder" ;;
         [0-9]*) finish "$status" "$name failed with $status: see above" ;;
-        *) requeue "$name" "$([ -n "$asked_to_stop" ] && echo stopped || echo "the run was lost")" ;;
+        *)
+            if [ -n "$asked_to_stop" ]; then requeue "$name" "$(how_stopped "$name")"; fi
+            requeue "$name" "the run was lost" ;;
     esac
 }
 

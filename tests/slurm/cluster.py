@@ -180,12 +180,13 @@ class Job:
         path = Path(self._field("StdOut"))
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def until_said(self, *words: str, seconds: float = 120.0) -> None:
-        """Wait until its output has each of them; fails where it ends before that."""
+    def until_said(self, *words: str, since: str = "", seconds: float = 120.0) -> None:
+        """Wait until its output, behind ``since``, has each of them; fails where it ends before."""
 
         def has_said() -> bool:
-            text, has_ended = self.text, self.has_ended()
-            if all(word in text for word in words):
+            has_ended, text = self.has_ended(), self.text
+            _, found, rest = text.partition(since) if since else ("", "all", text)
+            if found and all(word in rest for word in words):
                 return True
             assert not has_ended, f"{words} not said\n{text}"
             return False

@@ -134,8 +134,8 @@ def pauses(tmp_path: Path, run: Run) -> Pauses:
         with functions.open("a") as file:
             file.write(
                 f'{command}() {{ if [ "$1" = {word} ] && [ ! -e {passed} ] && mkdir {reached}; '
-                f"then while [ -e {reached} ]; do sleep 0.1; done; "
-                f"{f'touch {passed}' if once else ':'}; fi; "
+                f"then {f'touch {passed};' if once else ''} "
+                f"while [ -e {reached} ]; do sleep 0.1; done; fi; "
                 f'command {command} "$@"; }}\n'
             )
         run.environment["BASH_ENV"] = str(functions)

@@ -65,8 +65,9 @@ def test_a_signal_before_in_and_after_the_dry_run_and_in_training(
     job.until_said("stopped in its dry run: requeue")
     inside.rmdir()
     job.until_restarted(2)
-    job.until_said("srun has ended with 0")
+    job.until_said("srun has ended with 0", since="start 2 of pretrain")
     job.signal("USR1")
+    job.until_said("stopped with nothing to save: requeue", since="start 2 of pretrain")
     job.until_restarted(3)
     assert not run.root.exists() or not losses(run.root), "it was to be before the first step"
     run.until_more(job)
