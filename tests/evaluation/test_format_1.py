@@ -1,7 +1,8 @@
 """Results that earlier versions wrote: read, and shown as those versions showed them.
 
 The files in ``format_1`` were written by the code that wrote format 1; ``shown.txt`` and
-``page.html`` (without its style and its pictures) are what that code made of them.
+``page.html`` (without its style and its pictures) are what that code made of them, in the
+sentences of today.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def test_ruler_stands_beside_the_means_below_1m():
         "ablation: two steps, 512K then 1M": "77.52",
     }
     # 70 at 1M itself is left out of our mean.
-    figure, _, verdict = lines(table, "ours")["ours"]
+    figure, _, verdict = lines(table, "this project")["ours"]
     assert (figure, verdict) == ("80.00", "yes, as far as is known; mean over 131,072 tokens")
     assert "the lengths under 1M that its mean takes" in table.note
 
@@ -66,20 +66,20 @@ def test_what_keeps_a_figure_from_being_compared_is_said():
             ruler("long", ("2097152",)),
             ruler("later", release="c3f5e3b"),
         ),
-        "ours",
+        "this project",
     )
     assert comparable["later"][2].startswith("no: prompts of a later RULER (--ruler-release 860f")
     assert comparable["whole"][2].startswith("yes")
     assert comparable["some"][2].startswith("no: 2 of 13 tasks, without niah_single_1, niah")
-    assert comparable["small"] == ["", "ours", "no: it has 2,800,000 parameters"]
-    assert comparable["old"] == ["", "ours", "no: it does not state the size of its model"]
+    assert comparable["small"] == ["", "this project", "no: it has 2,800,000 parameters"]
+    assert comparable["old"] == ["", "this project", "no: it does not state the size of its model"]
     assert comparable["long"][2].startswith("no: no length below 1M")
 
 
 def test_no_figure_of_the_paper_stands_beside_small_models_alone():
     table = beside(ruler("small", num_parameters=2_800_000))
     assert table.rows == ()
-    assert "figures are of 8B models and do not stand here: small has 2,800,000" in table.note
+    assert "figures are for 8B models and are not shown: small has 2,800,000" in table.note
 
 
 def test_infinitebench_and_lv_eval():
@@ -91,21 +91,21 @@ def test_infinitebench_and_lv_eval():
     assert paper == [
         "24.66", "28.6", "23.54", "32.14", "32.49", "30.38", "26.25", "22.75", "20.18",
     ]  # fmt: skip
-    comparable = lines(table, "ours")
+    comparable = lines(table, "this project")
     assert comparable["whole"][0] == "30.00"
     assert comparable["whole"][2].endswith("prompts cut at 1,048,576 tokens")
     assert comparable["first"][2].startswith("no: only the first 20 questions of every file")
     scores = {(task, level): 25.0 for task in DATA_SETS for level in LEVELS[:-1]}
     table = beside(task_result("lv_eval", "ours", 2**20, scores, num_samples=0))
     assert [row[0] for row in lines(table, "paper").values()] == ["26.4", "24.85", "21.24"]
-    assert lines(table, "ours")["ours"][2].startswith("no: without the levels 256k")
+    assert lines(table, "this project")["ours"][2].startswith("no: without the levels 256k")
 
 
 def test_needles_and_the_others():
     result = passkey_result("ours", 2**20, {4096: 10, 2**20: 9}, model=record("ours"))
     table = beside(result)
     assert {row[0] for row in lines(table, "paper").values()} == {"100"}
-    figure, _, verdict = lines(table, "ours")["ours"]
+    figure, _, verdict = lines(table, "this project")["ours"]
     assert figure == "95.00"
     assert verdict.endswith("over lengths of 4,096 to 1,048,576 and all depths")
     table = beside(task_result("choices", "ours", 2**20, {("mmlu", "accuracy"): 60.0}))

@@ -264,7 +264,7 @@ def test_what_pretrain_refuses_is_refused(capsys: pytest.CaptureFixture[str]) ->
         capsys, "plan", "llama3.1-8b-1m", "--gpus", "64", *words,
         "--transformer-impl", "transformer_engine",
     )  # fmt: skip
-    assert "it has: none: use --fp8-format none" in message
+    assert "it supports: none: use --fp8-format none" in message
 
 
 def test_flags_that_wait_for_another_say_so(

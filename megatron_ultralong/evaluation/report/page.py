@@ -25,9 +25,7 @@ _PIXELS_A_DOT = 0.8
 """A picture's letters are then as large as the page's."""
 _OF_THE_CHECKPOINT = {"checkpoint", "folder", "model", "trained positions", "date", "file"}
 """Conditions in which checkpoints differ from each other anyway."""
-_BEST = (
-    "The best figure of a line is highlighted; that is not a claim that the difference is certain."
-)
+_BEST = "The best value per row is highlighted, whether the difference is significant or not."
 
 
 def report_page(report: Report) -> str:

@@ -21,14 +21,14 @@ NUM_PARAMETERS = 8.03e9
 """Of Llama 3.1 8B, which all models in the paper's tables have the shape of."""
 _MILLION = 2**20
 _OF_OTHER_BENCHMARKS = (
-    "The paper's figure does not stand here: it is one mean of MMLU, MMLU-Pro, MATH, GSM-8K and "
+    "The paper's figure is not shown: it is one mean of MMLU, MMLU-Pro, MATH, GSM-8K and "
     "HumanEval, and no figure of a single one is known."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Comparable:
-    """What of a measurement stands beside the paper's figure."""
+    """The part of a measurement that is compared with the paper's figure."""
 
     figure: float | None
     what: str
@@ -71,23 +71,23 @@ def paper_table(measurements: Sequence[Measurement]) -> ReportTable | None:
         reasons = "; ".join(
             f"{one.label} {size}" for one, size in zip(measurements, sizes, strict=True)
         )
-        note = f"The paper's figures are of 8B models and do not stand here: {reasons}."
+        note = f"The paper's figures are for 8B models and are not shown: {reasons}."
         return _titled([], published.what, note)
     rows = [words(model, f"{figure:g}", "paper", "") for model, figure in published.figures]
     for one, size in zip(measurements, sizes, strict=True):
         if size:
-            rows.append(words(one.label, "", "ours", f"no: it {size}"))
+            rows.append(words(one.label, "", "this project", f"no: it {size}"))
             continue
         compared = published.comparable(one)
         figure = "–" if compared.figure is None else f"{compared.figure:.2f}"  # noqa: RUF001
         verdict = (
             f"no: {'; '.join(compared.against)}" if compared.against else "yes, as far as is known"
         )
-        rows.append(words(one.label, figure, "ours", f"{verdict}; {compared.what}"))
+        rows.append(words(one.label, figure, "this project", f"{verdict}; {compared.what}"))
     return _titled(
         rows,
         f"{published.what}, 8B models",
-        f"Not known of the paper's figures: {'; '.join(published.not_known)}.",
+        f"Unknown about the paper's figures: {'; '.join(published.not_known)}.",
     )
 
 
@@ -96,13 +96,13 @@ def _titled(rows: Sequence[tuple[Cell, ...]], what: str, note: str = "") -> Repo
         header=("model", "figure", "of", "whether it can be compared"),
         rows=tuple(rows),
         figures=(1, 2),
-        title=f"Beside the paper ({PAPER}): {what}",
+        title=f"Comparison with the paper ({PAPER}): {what}",
         note=note,
     )
 
 
 def _size_problem(measurement: Measurement) -> str:
-    """Why a model is none of the paper's size; empty: it is."""
+    """Why a model does not have the paper's size; empty: it has."""
     model = measurement.result.model
     if model is None:
         return "does not state the size of its model"

@@ -157,11 +157,11 @@ def _groups(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
 
 
 def _other_conditions(groups: Sequence[Sequence[Measurement]], number: int) -> str:
-    """Why a group stands apart from the first; for the first, from the second."""
+    """Why a group is separate from the first; for the first, from the second."""
     pairs = itertools.product(groups[number - 1], groups[1 if number == 1 else 0])
     left, right = next(pair for pair in pairs if conflicts(*pair))
     differ = "; ".join(f"{name}: {a} and {b}" for name, (a, b) in conflicts(left, right).items())
     return (
-        f"Figures of {left.label} and {right.label} are not of the same questions ({differ}): "
-        "they stand in tables of their own, and are not held against each other."
+        f"{left.label} and {right.label} were not asked the same questions ({differ}): they have "
+        "separate tables and are not compared."
     )

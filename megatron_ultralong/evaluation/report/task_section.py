@@ -102,8 +102,8 @@ def _tasks_note(results: Sequence[Result]) -> str:
     if len({frozenset(result.rows) for result in results}) == 1:
         return f"Of {numbers[0]} tasks."
     return (
-        f"Of different tasks, {', '.join(map(str, numbers))} of them: such means are not marked, "
-        "for they cannot be compared."
+        f"Of different tasks, {', '.join(map(str, numbers))} of them: these means cannot be "
+        "compared, so none is highlighted."
     )
 
 
