@@ -191,7 +191,7 @@ def test_an_export_says_what_its_engines_need(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = export_checkpoint(
-        ExportConfig(checkpoint, tmp_path / "out", engines="vllm, llama.cpp")
+        ExportConfig(checkpoint, tmp_path / "out", engines="vLLM, llama.cpp")
     )
     assert (
         "warning: llama.cpp b11549 is right only with --yarn-beta-fast 4" in capsys.readouterr().err
