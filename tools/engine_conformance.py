@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.checkpoint.convert.report import TRIED
-from megatron_ultralong.checkpoint.formats.rope_readers import TABLE
+from megatron_ultralong.checkpoint.formats.rope_readers import TABLE, Engine
 from megatron_ultralong.program.aside import write_aside
 from tools.engine_matrix import llama_cpp
 from tools.engine_matrix.blocks import scalings
@@ -37,8 +37,11 @@ from tools.engine_matrix.matrix import cells, chosen, store, stored
 from tools.engine_matrix.models import Model, make
 from tools.engine_matrix.page import page, table_of_cells
 from tools.engine_matrix.readings import Measured, measure
+from tools.export_matrix.cases import save_model, save_tokenizer
 
 BASE = Path(__file__).parent.parent / "examples" / "demo" / "base"
+DEMO, RANDOM, SMOLLM2 = "demo", "random weights", "SmolLM2-135M"
+"""Models that are run; that of random weights in releases which cannot load the demo's."""
 RELEASES = ("4.44.2", "4.48.3", "4.57.6", "5.23.0")
 """Of transformers, in the matrix."""
 LIGHT = ("transformers", "mlx-lm", "llama.cpp", "sglang", "exllamav3")
@@ -67,7 +70,7 @@ def main() -> None:
     commands.choices["table"].add_argument("--write", action="store_true")
     commands.choices["matrix"].add_argument("--smollm2", type=Path, metavar="CACHE")
     commands.choices["matrix"].add_argument("--block", action="append", choices=scalings(1))
-    commands.choices["matrix"].add_argument("--model", choices=("demo", "SmolLM2-135M"))
+    commands.choices["matrix"].add_argument("--model", choices=(DEMO, RANDOM, SMOLLM2))
     commands.choices["matrix"].add_argument("--write", type=Path, metavar="PAGE")
     arguments = parser.parse_args()
     arguments.folder = arguments.folder.resolve()
@@ -118,8 +121,8 @@ def matrix(arguments: argparse.Namespace) -> str | None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
         for title, models in _models(arguments, Path(place)):
             for engine in wanted:
-                if engine.name == "transformers" and title != "demo":
-                    continue  # the judge itself, and an hour
+                if not _is_for(engine, title):
+                    continue
                 for cell in cells(arguments.folder, engine, models):
                     store(path, known, title, cell)
                     count += 1
@@ -133,13 +136,34 @@ def matrix(arguments: argparse.Namespace) -> str | None:
     return f"{len(troubles)} of {count} cells are not as good_for says" if troubles else None
 
 
+def _is_for(engine: Engine, title: str) -> bool:
+    """Whether a model is run in an engine."""
+    if engine.name != "transformers":
+        return title != RANDOM
+    if title == SMOLLM2:
+        return False  # the judge itself, and an hour
+    # releases before 4.45 take heads of hidden / heads, which the demo's model has not
+    is_old = tuple(map(int, engine.version.split(".")[:2])) < (4, 45)
+    return is_old == (title == RANDOM)
+
+
 def _models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, list[Model]]]:
-    if arguments.model in ("demo", None):
-        wanted = arguments.block or scalings(512)
-        blocks = enumerate((n, each) for n, each in scalings(512).items() if n in wanted)
+    small = {DEMO: (BASE, 512)}
+    if "transformers" in arguments.engine:
+        small[RANDOM] = work / "random", 128
+        save_model(small[RANDOM][0])
+        save_tokenizer(small[RANDOM][0], "four")
+    for title, (source, original) in small.items():
+        if arguments.model not in (title, None):
+            continue
+        names = arguments.block or scalings(original)
+        chosen_blocks = [(name, scalings(original)[name]) for name in names]
         yield (
-            "demo",
-            [make(work / f"demo-{n}", BASE, name, scaling, 512) for n, (name, scaling) in blocks],
+            title,
+            [
+                make(work / f"{title}-{number}", source, name, scaling, original)
+                for number, (name, scaling) in enumerate(chosen_blocks)
+            ],
         )
     if arguments.smollm2:
         from tools.get_smollm2 import hugging_face_folder

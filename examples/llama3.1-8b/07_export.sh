@@ -4,7 +4,7 @@
 # time:   measured: 24 s to write, 21 s to compare, on 2 cores
 # memory: measured: 2.2 GiB
 # disk:   16.1 GB
-# see:    "good_for": the versions that read it; every tensor bit-equal
+# see:    "good_for": the engines that read it; every tensor bit-equal
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"

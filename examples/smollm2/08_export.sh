@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Step 8: a Hugging Face folder that transformers and vLLM load, with the rope block of its training.
 #
-# see: "good_for": the versions that read it; every tensor bit-equal
+# see: "good_for": the engines that read it; every tensor bit-equal
 set -euo pipefail
 # shellcheck source=examples/smollm2/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"

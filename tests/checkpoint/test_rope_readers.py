@@ -3,18 +3,22 @@
 import dataclasses
 import importlib.metadata
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from megatron_ultralong.checkpoint.convert.report import inspect
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
 from megatron_ultralong.checkpoint.formats.rope_block import export_block
 from megatron_ultralong.checkpoint.formats.rope_readers import Engine, Reading, engines, readings
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for
-from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig, InspectConfig
+from megatron_ultralong.doctor.finding import Finding
+from megatron_ultralong.doctor.serving import serving_findings
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from tools.engine_matrix import matrix, models, rope_probe
@@ -187,7 +191,7 @@ def test_an_export_says_what_its_engines_need(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = export_checkpoint(
-        ExportConfig(checkpoint, tmp_path / "out", engines="vllm, llama.cpp")
+        ExportConfig(checkpoint, tmp_path / "out", engines="vLLM, llama.cpp")
     )
     assert (
         "warning: llama.cpp b11549 is right only with --yarn-beta-fast 4" in capsys.readouterr().err
@@ -196,6 +200,42 @@ def test_an_export_says_what_its_engines_need(
     assert said["llama.cpp b11549"].startswith("right with --yarn-beta-fast 4")
     assert said["mlx-lm 0.32.2"] == said["vllm 0.32.0"] == "right"
     assert "in float32: cos and sin are off by up to" in report.good_for["angles"]
+
+
+def test_inspect_says_the_same_of_the_checkpoint_and_its_export(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    report = export_checkpoint(ExportConfig(checkpoint, tmp_path / "out"))
+    (tmp_path / "lone").mkdir()
+    shutil.copy(tmp_path / "out" / "config.json", tmp_path / "lone")
+    for folder in (checkpoint, tmp_path / "out", tmp_path / "lone"):
+        assert inspect(InspectConfig(folder))["good_for"] == report.good_for["engines"]
+
+
+def test_a_checkpoint_that_no_block_expresses_is_inspected(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    metadata = load_metadata(checkpoint)
+    scaling = yarn.YarnConfig(8.0, 512, attention_factor=1.2)
+    save_metadata(other, dataclasses.replace(metadata, rope_scaling=scaling))
+    said = inspect(InspectConfig(other))["good_for"]["no engine"]
+    assert said.startswith("no Hugging Face rope block expresses ramp 'rotations' with attention_f")
+
+
+def test_doctor_names_the_engines_that_are_there() -> None:
+    version = importlib.metadata.version("transformers")
+    text = f"{version} reads every key of an export's rope block"
+    assert Finding("ok", "transformers", text) in list(serving_findings())
+
+
+def test_what_an_engine_drops_is_said() -> None:
+    assert engine("llama.cpp").reading.drops() == [
+        "its betas are 32 and 1",
+        "its temperature is 0.1 ln s + 1",
+        "the ends of its ramp are rounded",
+    ]
+    assert engine("vllm").reading.drops() == engine("sglang").reading.drops() == []
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from .blocks import MORE
 GREEDY = 24
 """Tokens that every engine is compared on."""
 _BEYOND = 256
-"""Tokens of the prompts beyond the original context, at least."""
+"""Tokens of the prompts beyond the original context."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def make(work: Path, source: Path, name: str, scaling: yarn.RopeScaling, origina
     (plain / "config.json").unlink()
     (plain / "config.json").write_text(json.dumps({**config, "rope_scaling": without}))
     rope = Rope(scaling, block, positions, shape.kv_channels, shape.rotary_base)
-    length = original - GREEDY if scaling is None else original + max(_BEYOND, original // 16)
+    length = original - GREEDY if scaling is None else original + _BEYOND
     prompt = text(folder, length)
     return Model(name, folder, plain, rope, prompt, *_run(folder, prompt))
 

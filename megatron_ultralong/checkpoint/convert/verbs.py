@@ -216,7 +216,7 @@ def _output(
 
 def _check_readers(source: MegatronCheckpoint, config: ExportConfig) -> None:
     """What those who serve the export with the engines of ``--for`` have to know."""
-    names = [name for name in config.engines.replace(" ", "").split(",") if name]
+    names = [name for name in config.engines.lower().replace(" ", "").split(",") if name]
     if not names:
         return
     reader = "llama.cpp" if config.format == "gguf" else "Meta's code"
