@@ -8,8 +8,8 @@
 FOLDER keeps the environments, as in ``tools.try_exports``. What is read here has the frequencies
 and the temperature of every release from 5.0 on. Releases 4.x read some blocks otherwise, for
 reasons that are counted: they do not look at ``rope_parameters``, nor at a ``rope_theta`` in a
-block or a length beside it, and older ones compute ``yarn`` from the positions. Exit status 1 where a block is read
-otherwise for none of these reasons.
+block or a length beside it, and older ones compute ``yarn`` from the positions. Exit status 1 where
+a block is read otherwise for none of these reasons.
 """
 
 from __future__ import annotations
