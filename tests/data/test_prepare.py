@@ -83,7 +83,7 @@ def test_same_bytes_again_and_in_one_thread(
         check=True,
     )
     assert digests(tmp_path / "rows") == digests(config.output)
-    assert "Tokenising" in done.stderr
+    assert "Tokenizing" in done.stderr
     assert "ETA" in done.stderr
     assert f"train: {manifest.splits['train'].num_rows:,} rows x 512" in done.stdout
 
@@ -230,7 +230,7 @@ def test_the_lengths_of_sampling_are_said_before_tokenising(
     line = (
         "sampling: documents of <32 tokens are short, of >=64 long in rows of 512 (--short-length"
     )
-    assert said.index(line) < said.index("Tokenising")
+    assert said.index(line) < said.index("Tokenizing")
     assert result.length_sampling["short_length"] == 32
     assert {line.length_bin for line in result.bins} == {"<32", "32-63", ">=64"}
 
@@ -313,7 +313,7 @@ def test_inspect(config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFi
     before = digests(tmp_path / "rows")
     assert prepare(config) == made  # of rows that are there already: nothing is made again
     again = capsys.readouterr().out
-    assert "Tokenising" not in again
+    assert "Tokenizing" not in again
     assert again in first or first.endswith(again)
     picture.unlink()
     assert digests(tmp_path / "rows") == before
