@@ -75,9 +75,9 @@ def verdict(
 
 def _is_same(here: Read, there: tuple[list[float], float]) -> bool:
     scaling, base = here
-    ours, plain = yarn.inv_freq(scaling, HEAD_DIM, base), yarn.rope_inv_freq(HEAD_DIM, base)
+    actual, plain = yarn.inv_freq(scaling, HEAD_DIM, base), yarn.rope_inv_freq(HEAD_DIM, base)
     # float32 there: products round by 2^-24 each, and the ramp by 2^-22 of the plain frequency
-    is_near = abs(np.array(there[0]) - ours) <= 1e-6 * ours + 2.0**-22 * plain
+    is_near = abs(np.array(there[0]) - actual) <= 1e-6 * actual + 2.0**-22 * plain
     return bool(is_near.all()) and abs(yarn.attention_factor(scaling) - there[1]) < 1e-9
 
 
@@ -100,8 +100,8 @@ def main() -> None:
             subprocess.run([install(folder, release), PROBE, given, output], check=True, cwd=work)
             there = json.loads(output.read_text())
             counts = collections.Counter(
-                verdict(config, release, ours, theirs)
-                for config, ours, theirs in zip(configs, here, there, strict=True)
+                verdict(config, release, actual, expected)
+                for config, actual, expected in zip(configs, here, there, strict=True)
             )
             wrong += counts[UNEXPLAINED]
             known = (SAME, REFUSED, BOTH_REFUSE, UNEXPLAINED)

@@ -14,9 +14,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from tools.llama_cpp.packages import ENGINE, converter_folder
-
 from tools.export_matrix.releases import install as install_transformers
+from tools.llama_cpp.packages import ENGINE, converter_folder
 
 
 @dataclasses.dataclass(frozen=True)
