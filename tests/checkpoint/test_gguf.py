@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from megatron_ultralong.checkpoint.convert import model_writer
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint, verify
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, seal_small_files, unseal
-from megatron_ultralong.checkpoint.formats.gguf_rope import rope_values
+from megatron_ultralong.checkpoint.formats.gguf_rope import readers, rope_values
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.weight_map import model_weights
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
@@ -205,6 +205,9 @@ def llama_cpp(found: dict[str, Any], divisors: np.ndarray | None) -> tuple[np.nd
 @pytest.mark.parametrize("scaling", MORE.values(), ids=MORE)
 def test_llama_cpp_rotates_as_trained(scaling: yarn.RopeScaling) -> None:
     found, divisors = rope_values(scaling, MODEL)
+    states = found.get("llama.rope.scaling.type")
+    said = states.value if states else "rope.freq_base" if divisors is None else "rope_freqs.weight"
+    assert readers(scaling, MODEL).endswith(f"the file states {said}")
     read = {  # as the file has it
         key: np.float32(value).item() if kind == "FLOAT32" else value
         for key, (kind, value) in found.items()
@@ -232,6 +235,7 @@ def test_a_killed_export_goes_on(source: Path, tmp_path: Path, monkeypatch: Any)
     monkeypatch.setattr(model_writer, "convert_tensor", convert)
     report = export_checkpoint(ExportConfig(source, tmp_path / "out", format="gguf"))
     assert report.num_resumed_tensors > 0
+    assert "the file states rope.freq_base" in report.good_for["llama.cpp"]
     files = [tmp_path / name / "model.gguf" for name in ("whole", "out")]
     assert files[0].read_bytes() == files[1].read_bytes()
 

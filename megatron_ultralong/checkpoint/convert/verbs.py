@@ -235,7 +235,7 @@ def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any
     if config.format == "meta":
         return {"tokenizer": small_files.meta_tokenizer(source.source_folder)}
     if config.format == "gguf":
-        return {"llama.cpp": gguf_rope.readers(source.rope_scaling)}
+        return {"llama.cpp": gguf_rope.readers(source.rope_scaling, source.model)}
     tokenizer = tokenizer_files.TokenizerFiles(source.source_folder)
     return good_for(source.metadata, tokenizer, config.tokenizer_merges)
 

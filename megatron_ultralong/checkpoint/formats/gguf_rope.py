@@ -50,15 +50,15 @@ def rope_values(
     return values, torch.from_numpy(plain / scaled).float()
 
 
-def readers(scaling: yarn.RopeScaling) -> str:
-    """Releases of llama.cpp that read the rotary embedding of the file as it was trained.
+def readers(scaling: yarn.RopeScaling, model: ModelConfig) -> str:
+    """Which build of llama.cpp was run with such a file and rotated as it was trained, and how.
 
-    ``attn_factor`` is as old as the format; ``yarn``'s own temperature was applied twice by some
-    releases of 2025.
+    ``tools/compare_gguf.py`` runs it, without any flag of the rotary embedding.
     """
-    if isinstance(scaling, yarn.YarnConfig) and _is_yarn_there(scaling):
-        return "b11434 and b11549 were run, without any flag; the file states yarn"
-    return "b11434 and b11549 were run, without any flag; any release with rope_freqs"
+    values, divisors = rope_values(scaling, model)
+    kind = values.get(_SCALING + "type")
+    how = "rope_freqs.weight" if divisors is not None else kind.value if kind else "rope.freq_base"
+    return f"b11549 was run without any flag of the rotary embedding; the file states {how}"
 
 
 def _is_yarn_there(scaling: yarn.YarnConfig) -> bool:
