@@ -13,6 +13,12 @@ MOST_POSITIONS: Final = 2**40
 """Of a model; rows have fewer."""
 MOST_IDS: Final = 2**27
 """Of a vocabulary."""
+HeadDim = Annotated[int, Range(2, 2**14)]
+"""Size of one head; an even number, see :func:`check_even`."""
+RotaryBase = Annotated[float, Range(above=1, most=1e30)]
+"""What rotary frequencies are powers of."""
+Positions = Annotated[int, Range(1, MOST_POSITIONS)]
+"""Of a model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +35,15 @@ class ModelConfig:
     num_attention_heads: Annotated[int, Range(1, 2**16)]
     num_query_groups: Annotated[int, Range(1, 2**16)]
     """Key and value heads."""
-    kv_channels: Annotated[int, Range(2, 2**14)]
+    kv_channels: HeadDim
     """Size of one head."""
     vocab_size: Annotated[int, Range(1, MOST_IDS)]
     """Rows of the embedding, not padded."""
     norm_epsilon: Annotated[float, Range(above=0, most=1)]
     """Added to the mean of squares in a norm."""
-    rotary_base: Annotated[float, Range(above=1, most=1e30)]
+    rotary_base: RotaryBase
     """What rotary frequencies are powers of."""
-    max_position_embeddings: Annotated[int, Range(1, MOST_POSITIONS)]
+    max_position_embeddings: Positions
     """Positions that the weights were trained for."""
     untie_embeddings_and_output_weights: bool
 
@@ -53,12 +59,22 @@ class ModelConfig:
                 f"{where}: untie_embeddings_and_output_weights is "
                 f"{shown(self.untie_embeddings_and_output_weights)}, it must be true or false"
             )
-        if self.num_attention_heads % self.num_query_groups or self.kv_channels % 2:
+        if self.num_attention_heads % self.num_query_groups:
             raise InputError(
                 f"{where}: num_attention_heads ({self.num_attention_heads}) must be divisible by "
-                f"num_key_value_heads ({self.num_query_groups}), and head_dim "
-                f"({self.kv_channels}) be even"
+                f"num_key_value_heads ({self.num_query_groups}): every group has as many heads; "
+                "correct one"
             )
+        check_even(self.kv_channels, where)
+
+
+def check_even(head_dim: int, where: str) -> None:
+    """Raise InputError, naming the file ``where``, for a head that has no pairs of channels."""
+    if head_dim % 2:
+        raise InputError(
+            f"{where}: head_dim is {head_dim}, it must be even: rotary frequencies turn pairs of "
+            "channels; write the size that the weights have"
+        )
 
 
 def _llama(num_layers: int, hidden_size: int, ffn_hidden_size: int, **others: Any) -> ModelConfig:

@@ -5,23 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE
+from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, check_inside
 from megatron_ultralong.checkpoint.formats import rope_block
 from megatron_ultralong.checkpoint.formats.hugging_face_config import ARCHITECTURE, CONFIG_FILE
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for
 from megatron_ultralong.checkpoint.formats.weight_files import has_weights
 from megatron_ultralong.config.rope_recipe import rope_recipe
 from megatron_ultralong.model.yarn import RopeScaling
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json
 
 
 def lone_config(path: Path) -> Path | None:
-    """The ``config.json`` that ``path`` is or that it holds without weights; None: a model."""
+    """The ``config.json`` that ``path`` is or that it holds without weights; None: a model.
+
+    Raises:
+        InputError: it leads out of the folder that was given.
+    """
     if path.is_file() and path.suffix == ".json":
         return path
     others = (path / LATEST_FILE, path / FORMAT_FILE)
     if not (path / CONFIG_FILE).is_file() or has_weights(path) or any(o.is_file() for o in others):
         return None
+    check_inside(path / CONFIG_FILE, path)
     return path / CONFIG_FILE
 
 
@@ -29,7 +35,8 @@ def inspect_config(path: Path) -> dict[str, Any]:
     """What a configuration says of its rotary embedding, of whatever architecture it is.
 
     Raises:
-        InputError: it is damaged, or its rope block is none that is known here.
+        InputError: it is damaged, its rope block is none that is known here, or its numbers are
+            those of no model.
     """
     values = read_json(path)
     inner = values.object("text_config", None)  # of models that see and hear too
@@ -59,4 +66,7 @@ def _rope(config: JsonObject, scaling: RopeScaling, positions: int) -> Rope:
     heads = config.integer("num_attention_heads", 32, minimum=1)
     head_dim = config.integer("head_dim", 0) or config.integer("hidden_size", 4096) // heads
     block = rope_block.stated_block(config, config.where)
-    return Rope(scaling, block, positions, head_dim, rope_block.rotary_base(config))
+    try:
+        return Rope(scaling, block, positions, head_dim, rope_block.rotary_base(config))
+    except InputError as error:
+        raise InputError(f"{config.where}: {error}") from error

@@ -216,14 +216,14 @@ def _output(
 
 def _check_readers(source: MegatronCheckpoint, config: ExportConfig) -> None:
     """What those who serve the export with the engines of ``--for`` have to know."""
-    names = [name for name in config.engines.lower().replace(" ", "").split(",") if name]
+    names = list(dict.fromkeys(filter(None, map(str.strip, config.engines.lower().split(",")))))
     if not names:
         return
-    reader = "llama.cpp" if config.format == "gguf" else "Meta's code"
-    if config.format != "huggingface" and names != [reader]:
+    is_read = config.format == "huggingface" or (config.format, *names) == ("gguf", "llama.cpp")
+    if not is_read:
         raise InputError(
             f"--for {config.engines} asks about the rope block of a config.json, and --format "
-            f"{config.format} writes none, for {reader}: leave one out"
+            f"{config.format} writes none: leave one out"
         )
     if config.format == "huggingface":
         rope = hugging_face_config.exported_rope(source.metadata)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
 from megatron_ultralong.checkpoint.formats.gguf_rope import DIVISORS, rope_values
 from megatron_ultralong.checkpoint.formats.gguf_tokenizer import tokenizer_values
@@ -23,6 +24,7 @@ from megatron_ultralong.checkpoint.formats.gguf_values import (
     float32,
     int32,
     library,
+    named,
     string,
     uint32,
 )
@@ -117,12 +119,13 @@ class GgufContents:
                 info = stored_info(TensorInfo(dtype or source.dtype(weight), shape))
                 self.tensors[gguf_name(name)] = info
         path = source.source_folder / CONFIG_FILE
+        check_inside(path, source.source_folder)
         config = read_json(path) if path.is_file() else JsonObject({}, str(path))
         self.values: Values = {
             "general.architecture": string(ARCHITECTURE),
             "general.type": string("model"),
             **_sampling(source.source_folder),
-            "general.name": string(source.metadata.source_model),
+            "general.name": named("source_model", string, source.metadata.source_model),
             "general.size_label": string(self._size_label()),
             **_shape_values(source.model),
             **rope,
@@ -231,7 +234,7 @@ def _shape_values(model: ModelConfig) -> Values:
         "rope.dimension_count": model.kv_channels,
     }
     return {
-        **{f"{ARCHITECTURE}.{name}": uint32(count) for name, count in counts.items()},
+        **{f"{ARCHITECTURE}.{name}": named(name, uint32, n) for name, n in counts.items()},
         f"{ARCHITECTURE}.attention.layer_norm_rms_epsilon": float32(model.norm_epsilon),
     }
 
@@ -240,10 +243,11 @@ def _sampling(folder: Path) -> Values:
     path = folder / "generation_config.json"
     if not path.is_file():
         return {}
+    check_inside(path, folder)
     given = read_json(path)
     found: dict[str, Value] = {}
     for key, (name, kind) in _SAMPLING.items():
         value = given.integer(key, None) if kind is int32 else given.number(key, None)
         if value is not None:
-            found[f"general.sampling.{name}"] = kind(value)
+            found[f"general.sampling.{name}"] = named(f"{path}: {key}", kind, value)
     return found

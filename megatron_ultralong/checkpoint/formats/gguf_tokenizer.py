@@ -26,9 +26,12 @@ from megatron_ultralong.checkpoint.formats.gguf_values import (
 from megatron_ultralong.checkpoint.formats.tokenizer_files import (
     FAST_FILE,
     TokenizerFiles,
+    encode,
     load_fast,
 )
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.json_file import JsonObject
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -64,6 +67,8 @@ _SPECIAL = {
 }
 """Special tokens: transformers' word and GGUF's."""
 _KEY = "tokenizer.ggml."
+_SHOWN = 300
+"""Characters of a tokenizer's parts that a message shows; Llama 3's pattern has half as many."""
 
 
 def tokenizer_values(folder: Path, vocab_size: int, config: Mapping[str, Any]) -> Values:
@@ -81,8 +86,8 @@ def tokenizer_values(folder: Path, vocab_size: int, config: Mapping[str, Any]) -
             f"{folder} has no {FAST_FILE}, which --format gguf makes llama.cpp's tokenizer of: "
             "import the checkpoint with it"
         )
-    name = pre_tokenizer(files.fast, path)
     tokenizer = load_fast(path)
+    name = pre_tokenizer(files.fast, path)
     added = tokenizer.get_added_tokens_decoder()
     tokens, types = _vocabulary(tokenizer.get_vocab(), added, vocab_size, path)
     special = dict(_special_ids(files.values, config, added, vocab_size))
@@ -95,8 +100,9 @@ def tokenizer_values(folder: Path, vocab_size: int, config: Mapping[str, Any]) -
     }
     for kind, token in special.items():
         values[f"{_KEY}{_SPECIAL[kind]}_token_id"] = uint32(token)
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    whole = tokenizer.encode("a").ids
+    plain, whole = (
+        encode(tokenizer, "a", path, add_special_tokens=special).ids for special in (False, True)
+    )
     for kind, found in zip(("bos", "eos"), _around(whole, plain), strict=True):
         if found not in ([], [special.get(kind)]):
             raise InputError(
@@ -113,61 +119,74 @@ def pre_tokenizer(fast: Mapping[str, Any], path: Path) -> str:
     """llama.cpp's name for how ``fast``, a ``tokenizer.json``, cuts a text.
 
     Raises:
-        InputError: it has none; the message says what is there.
+        InputError: it has none; the message says what is there. Or a key has another type than in
+            such a file.
     """
-    model = fast.get("model")
-    model = model if isinstance(model, Mapping) else {}
+    root = JsonObject(fast, str(path))
+    model = root.object("model", JsonObject({}, root.where))
+    kind = model.string("type", None)
     odd = [
-        *(() if model.get("type") == "BPE" else (f"model {model.get('type')}",)),
+        *(() if kind == "BPE" else (f"model {kind}",)),
         *(
-            f"{key} {model[key]!r}"
+            f"{key} {shown(model[key])}"
             for key in (
                 *("dropout", "continuing_subword_prefix", "end_of_word_suffix"),
                 "byte_fallback",
             )
             if model.get(key)
         ),
-        *(f"normalizer {part['type']}" for part in _flat(fast.get("normalizer"), "normalizers")),
+        *(f"normalizer {part['type']}" for part in _flat(root, "normalizer", "normalizers")),
     ]
-    parts = tuple(_part(part) for part in _flat(fast.get("pre_tokenizer"), "pretokenizers"))
-    found = (parts, bool(model.get("ignore_merges")))
+    parts = tuple(_part(part) for part in _flat(root, "pre_tokenizer", "pretokenizers"))
+    found = (parts, model.boolean("ignore_merges", False))
     if odd or found not in PRE_TOKENIZERS:
         cuts = ", ".join(f"{kind} {what}" for kind, what in parts) or "no pre-tokenizer"
         ignores = ", ignore_merges" if found[1] else ""
         raise InputError(
-            f"{path}: llama.cpp has no such tokenizer ({', '.join([*odd, cuts])}{ignores}); known: "
+            f"{path}: llama.cpp has no such tokenizer "
+            f"({_beginning(', '.join([*odd, cuts]))}{ignores}); known: "
             f"{', '.join(PRE_TOKENIZERS.values())}: serve the Hugging Face export, or add the "
             "pattern to llama.cpp and its name here"
         )
     return PRE_TOKENIZERS[found]
 
 
-def _flat(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
-    """Parts of a sequence, in order; a part that stands alone is one."""
-    if not isinstance(part, Mapping):
-        return
-    if part.get("type") == "Sequence":
-        for inner in part.get(key) or ():
-            yield from _flat(inner, key)
-    else:
+def _flat(values: JsonObject, key: str, inside: str) -> Iterator[JsonObject]:
+    """Parts of the sequence under ``key``, in order; a part that stands alone is one."""
+    part = values.object(key, None)
+    if part is not None:
+        yield from _flat_part(part, inside)
+
+
+def _flat_part(part: JsonObject, key: str) -> Iterator[JsonObject]:
+    if part.string("type") != "Sequence":
         yield part
+        return
+    for inner in part.array(key):
+        if not isinstance(inner, dict):
+            raise part.wrong(key, "an array of objects")
+        yield from _flat_part(JsonObject(inner, f"{part.where}: {key}"), key)
 
 
-def _part(part: Mapping[str, Any]) -> tuple[str, Any]:
+def _part(part: JsonObject) -> tuple[str, Any]:
     """What a pre-tokenizer is, in a pair; all that is in it where a pair cannot say it."""
-    kind = str(part.get("type"))
+    kind = part.string("type")
     rest = {key: value for key, value in part.items() if key not in ("type", "trim_offsets")}
-    if kind == "Split" and rest == {
-        "pattern": {"Regex": rest.get("pattern", {}).get("Regex")},
-        "behavior": "Isolated",
-        "invert": False,
-    }:
-        return kind, rest["pattern"]["Regex"]
-    if kind == "ByteLevel" and rest.get("add_prefix_space") is False:
-        return kind, rest.get("use_regex", True)
+    if kind == "Split":
+        pattern = part.get("pattern")
+        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+        plain = {"pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+        if isinstance(regex, str) and rest == plain:
+            return kind, regex
+    if kind == "ByteLevel" and part.boolean("add_prefix_space", None) is False:
+        return kind, part.boolean("use_regex", True)
     if kind == "Digits":
-        return kind, rest.get("individual_digits")
+        return kind, part.boolean("individual_digits", None)
     return kind, json.dumps(rest, sort_keys=True)
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def _vocabulary(
@@ -197,13 +216,20 @@ def _is_special(token: AddedToken) -> bool:
 
 
 def _merges(fast: Mapping[str, Any], path: Path) -> list[str]:
+    merges = JsonObject(fast, str(path)).object("model").array("merges", [])
+    if not merges:
+        raise InputError(
+            f"{path} has no merges, and llama.cpp loads no such tokenizer: serve the Hugging Face "
+            "export"
+        )
     found = []
-    for merge in fast["model"].get("merges") or ():
+    for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if len(pair) != 2 or any(" " in part for part in pair):
+        is_pair = isinstance(pair, list) and len(pair) == 2
+        if not is_pair or any(not isinstance(part, str) or " " in part for part in pair):
             raise InputError(
-                f"{path}: the merge {merge!r} is not of two tokens without a space, as GGUF writes "
-                "them: serve the Hugging Face export"
+                f"{path}: the merge {shown(merge)} is not of two tokens without a space, as GGUF "
+                "writes them: serve the Hugging Face export"
             )
         found.append(" ".join(pair))
     return found

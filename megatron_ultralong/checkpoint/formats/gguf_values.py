@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import struct
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.optional import optional_package
 
 Kind = Literal["UINT32", "INT32", "FLOAT32", "BOOL", "STRING", "ARRAY"]
-_MOST = 2**32 - 1
 
 
 class Value(NamedTuple):
@@ -27,21 +30,36 @@ def uint32(value: int) -> Value:
     """A count.
 
     Raises:
-        InputError: it has more than 32 bits.
+        InputError: it is negative or has more than 32 bits.
     """
-    if value > _MOST:
-        raise InputError(f"{value} is beyond {_MOST}, the largest number that GGUF has room for")
-    return Value("UINT32", value)
+    return Value("UINT32", _within(value, 0, 2**32 - 1))
 
 
 def int32(value: int) -> Value:
-    """A signed number."""
-    return Value("INT32", value)
+    """A signed number.
+
+    Raises:
+        InputError: it has more than 32 bits.
+    """
+    return Value("INT32", _within(value, -(2**31), 2**31 - 1))
 
 
 def float32(value: float) -> Value:
-    """A number, which the file rounds to 32 bits."""
-    return Value("FLOAT32", float(value))
+    """A number, which the file rounds to 32 bits.
+
+    Raises:
+        InputError: it is beyond such numbers, infinite or none.
+    """
+    try:
+        number = float(value)
+        if not math.isfinite(struct.unpack("<f", struct.pack("<f", number))[0]):
+            raise OverflowError
+    except OverflowError:
+        raise InputError(
+            f"{shown(value)} is no number of 32 bits, which GGUF has: "
+            "write one between -3.4e38 and 3.4e38"
+        ) from None
+    return Value("FLOAT32", number)
 
 
 def boolean(value: bool) -> Value:
@@ -50,13 +68,64 @@ def boolean(value: bool) -> Value:
 
 
 def string(value: str) -> Value:
-    """A text."""
+    """A text.
+
+    Raises:
+        InputError: it has half a character, which UTF-8 has no bytes for.
+    """
+    _check_text(value)
     return Value("STRING", value)
 
 
 def array(value: list[Any]) -> Value:
-    """Texts, or whole numbers of 32 bits."""
+    """Texts, or whole numbers of 32 bits; at least one, for GGUF states the type of the first.
+
+    Raises:
+        InputError: it is empty, or one is no such text or number.
+    """
+    if not value:
+        raise InputError("GGUF has no empty arrays: leave the key out")
+    for one in value:
+        if isinstance(one, str):
+            _check_text(one)
+        else:
+            _within(one, -(2**31), 2**31 - 1)
     return Value("ARRAY", value)
+
+
+Item = TypeVar("Item", str, int, float)
+
+
+def named(where: str, kind: Callable[[Item], Value], value: Item) -> Value:
+    """``kind(value)``, whose error says ``where`` it is from.
+
+    Raises:
+        InputError: GGUF has no such value.
+    """
+    try:
+        return kind(value)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _within(value: int, least: int, most: int) -> int:
+    if value > most:
+        raise InputError(
+            f"{shown(value)} is beyond {most}, the largest number that GGUF has room for"
+        )
+    if value < least:
+        raise InputError(f"{shown(value)} is below {least}, the smallest number that GGUF has")
+    return value
+
+
+def _check_text(value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{value[:60]!a} has half a character, which GGUF's UTF-8 cannot write "
+            f"({error.reason}): write it anew"
+        ) from error
 
 
 def library() -> ModuleType:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from megatron_ultralong.model.shape import MOST_POSITIONS
 from megatron_ultralong.model.yarn import (
     RopeScaling,
     YarnConfig,
@@ -41,8 +42,13 @@ def rotary_base(config: JsonObject) -> float:
 
 
 def max_positions(config: JsonObject) -> int:
-    """Positions that the model was made for."""
-    return int(config.integer("max_position_embeddings", _DEFAULT_POSITIONS))
+    """Positions that the model was made for.
+
+    Raises:
+        InputError: no model has as many.
+    """
+    key = "max_position_embeddings"
+    return int(config.integer(key, _DEFAULT_POSITIONS, minimum=1, maximum=MOST_POSITIONS))
 
 
 def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -95,12 +96,17 @@ class Reading:
             if self.temperature.endswith("both are there") and None in (mscale, all_dim):
                 return usual
             mscale = 1.0 if mscale is None else mscale
-            return float((stretch * mscale + 1.0) / (stretch * (all_dim or 0.0) + 1.0))
+            return _ratio(stretch * mscale + 1.0, stretch * (all_dim or 0.0) + 1.0)
         if block.get("attention_factor") is not None:
             return float(block["attention_factor"])
         if self.temperature != "attention_factor" and mscale and all_dim:
-            return float((stretch * mscale + 1.0) / (stretch * all_dim + 1.0))
+            return _ratio(stretch * mscale + 1.0, stretch * all_dim + 1.0)
         return usual
+
+
+def _ratio(one: float, other: float) -> float:
+    """Infinite over zero, which no temperature is."""
+    return one / other if other else math.inf
 
 
 _DROPPED: Mapping[str, Mapping[str, str]] = {

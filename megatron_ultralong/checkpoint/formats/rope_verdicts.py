@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from megatron_ultralong.checkpoint.formats.rope_readers import Engine, engines
+from megatron_ultralong.model.shape import HeadDim, Positions, RotaryBase, check_even
 from megatron_ultralong.model.yarn import (
     RopeScaling,
     YarnConfig,
@@ -20,6 +22,7 @@ from megatron_ultralong.model.yarn import (
     yarn_attention_factor,
 )
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import check_ranges
 
 _EQUAL = 1e-9
 """Relative: two readings, both in float64."""
@@ -47,13 +50,26 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """A rotary embedding: what was trained, and the block that states it."""
+    """A rotary embedding: what was trained, and the block that states it.
+
+    Its numbers are in the ranges of a model's, so that what is computed of it is bounded.
+
+    Raises:
+        InputError: a number is in no model.
+    """
 
     scaling: RopeScaling
     block: Mapping[str, Any] | None
-    positions: int
-    head_dim: int
-    base: float
+    positions: Positions
+    """max_position_embeddings of a model."""
+    head_dim: HeadDim
+    """Size of one head: hidden_size over num_attention_heads where nothing else is stated."""
+    base: RotaryBase
+    """rope_theta, what rotary frequencies are powers of."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, where="rope")
+        check_even(self.head_dim, "rope")
 
     def verdict(self, engine: Engine) -> Verdict:
         """What ``engine`` makes of the block, beside the training."""
@@ -121,20 +137,15 @@ def good_for(rope: Rope) -> dict[str, str]:
 
     Versions that follow each other and do the same share a line.
     """
-    lines: dict[str, list[Verdict]] = {}
-    for verdict in map(rope.verdict, engines()):
-        last = next(reversed(lines.values()), [])
-        if last and (last[-1].engine, last[-1].text) == (verdict.engine, verdict.text):
-            last.append(verdict)
-        else:
-            lines[f"{verdict.engine} {verdict.version}"] = [verdict]
-    return {_title(same): same[0].text for same in lines.values()}
+    verdicts = map(rope.verdict, engines())
+    spans = itertools.groupby(verdicts, lambda verdict: (verdict.engine, verdict.text))
+    return {f"{engine} {_span(same)}": text for (engine, text), same in spans}
 
 
-def _title(same: list[Verdict]) -> str:
-    first, last = same[0], same[-1]
-    span = first.version if first is last else f"{first.version} to {last.version}"
-    return f"{first.engine} {span}"
+def _span(same: Iterable[Verdict]) -> str:
+    """Versions that follow each other in the table."""
+    first, *others = (verdict.version for verdict in same)
+    return f"{first} to {others[-1]}" if others else first
 
 
 def oldest_transformers(rope: Rope) -> str:
@@ -163,21 +174,25 @@ def check_readers(rope: Rope, names: Iterable[str]) -> list[str]:
             raise InputError(
                 f"--for {name} is not an engine that was run; known: {', '.join(known)}"
             )
-        *older, newest = (rope.verdict(each) for each in engines() if each.name == name)
+        verdicts = [rope.verdict(each) for each in engines() if each.name == name]
+        newest = verdicts[-1]
         if newest.outcome == "wrong":
             raise InputError(
                 f"--for {name}: {name} {newest.version} reads this rope block otherwise than it "
                 f"was trained ({newest.why}): serve it with another engine, or leave --for out"
                 + (_GGUF if name == "llama.cpp" else "")
             )
-        if newest.flags:
-            said.append(f"{name} {newest.version} is right only with {newest.flags}")
-        wrong = [each.version for each in older if each.outcome != "right"]
-        if wrong:
-            said.append(f"{name} {wrong[0]} to {wrong[-1]} read this rope block otherwise")
+        said += [
+            f"{name} {_span(same)} {_NEEDS[outcome]} {flags}".rstrip()
+            for (outcome, flags), same in itertools.groupby(
+                verdicts, lambda verdict: (verdict.outcome, verdict.flags)
+            )
+            if outcome != "right"
+        ]
     return said
 
 
+_NEEDS = {"right with flags": "is right only with", "wrong": "reads this rope block otherwise"}
 _GGUF = "; --format gguf states it as llama.cpp reads it"
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
+from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES
 from megatron_ultralong.data.tokenize.tokenising import MAX_TOKENIZER_BYTES
 from megatron_ultralong.program.errors import InputError
@@ -57,14 +58,17 @@ class TokenizerFiles:
         """Read them; any of them may be absent.
 
         Raises:
-            InputError: a file is damaged, or larger than such a file is.
+            InputError: a file is damaged, larger than such a file is, or leads out of ``folder``.
         """
         self._folder = folder
         self.templates = dict(_templates(folder))
         """Chat templates in files of their own, by name."""
+        for name in (CONFIG_FILE, FAST_FILE):
+            check_inside(folder / name, folder)
         path = folder / CONFIG_FILE
         self.values = read_json(path) if path.is_file() else JsonObject({}, str(path))
         """Of ``tokenizer_config.json``."""
+        self.values.array("additional_special_tokens", None)
         path = folder / FAST_FILE
         self.fast = read_json(path, max_bytes=MAX_TOKENIZER_BYTES) if path.is_file() else None
         """Of ``tokenizer.json``; None: there is none."""
@@ -123,6 +127,7 @@ class TokenizerFiles:
         """
         if self.fast is None or not _has_pairs(self.fast):
             return
+        load_fast(self._folder / FAST_FILE)  # every merge is of two texts then
         merges = self.fast["model"]["merges"]
         spaced = next((pair for pair in merges if any(" " in part for part in pair)), None)
         if spaced is not None:
@@ -171,9 +176,12 @@ class TokenizerFiles:
 
     def _adds_as_asked(self) -> bool:
         """Whether the file itself adds the BOS and EOS tokens that the configuration asks for."""
-        tokenizer = load_fast(self._folder / FAST_FILE)
-        added = tokenizer.encode("a").tokens
-        plain = tokenizer.encode("a", add_special_tokens=False).tokens
+        path = self._folder / FAST_FILE
+        tokenizer = load_fast(path)
+        added, plain = (
+            encode(tokenizer, "a", path, add_special_tokens=special).tokens
+            for special in (True, False)
+        )
         bos, eos = (
             [_text(self.values.get(f"{name}_token"))]
             if self.values.get(f"add_{name}_token", default)
@@ -205,6 +213,20 @@ def load_fast(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def encode(tokenizer: Tokenizer, text: str, path: Path, *, add_special_tokens: bool) -> Encoding:
+    """What the tokenizer in ``path`` makes of ``text``.
+
+    Raises:
+        InputError: it has no tokens for it.
+    """
+    try:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(
+            f"{path} has no tokens for {text!r} ({error}): take the file that belongs to the model"
+        ) from error
+
+
 def template_files(folder: Path) -> list[Path]:
     """Files of further chat templates, which transformers reads by name."""
     return sorted(path for path in (folder / TEMPLATE_FOLDER).glob("*.jinja") if path.is_file())
@@ -215,6 +237,7 @@ def _templates(folder: Path) -> Iterator[tuple[str, str]]:
     paths = {"default": main} if main.is_file() else {}
     paths.update({path.stem: path for path in template_files(folder)})
     for name, path in paths.items():
+        check_inside(path, folder)
         try:
             text = read_bounded(path, MAX_TEMPLATE_BYTES).decode()
         except UnicodeDecodeError as error:
@@ -242,7 +265,8 @@ def _types(value: Any) -> Iterator[str]:
     if isinstance(value.get("type"), str):
         yield value["type"]
     for key in ("normalizers", "pretokenizers", "processors", "decoders"):
-        for inner in value.get(key) or ():
+        inside = value.get(key)
+        for inner in inside if isinstance(inside, list) else ():
             yield from _types(inner)
 
 
