@@ -165,7 +165,7 @@ def test_a_tensor_in_two_files_is_refused(originals: Path, folder: Path) -> None
     files = sorted(folder.glob("model-*.safetensors"))
     tensors = load_file(files[0])
     save_file({**load_file(files[1]), **tensors}, files[1], metadata={"format": "pt"})
-    with pytest.raises(InputError, match=rf"stands in {files[0].name} and in {files[1].name}"):
+    with pytest.raises(InputError, match=rf"is in {files[0].name} and in {files[1].name}"):
         open_model(folder)
 
 
