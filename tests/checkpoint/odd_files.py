@@ -148,7 +148,7 @@ def _tensor_in_two_files(folder: Folder, path: Path) -> None:
     name = min(folder.stored)
     second = {n: folder.stored[n] for n in sorted(folder.stored)[len(folder.stored) // 2 :]}
     _save({**second, name: folder.stored[name] + 1}, path / "model-00002-of-00002.safetensors")
-    folder.odd("a tensor in two files", f"tensor {name} stands in model-00001", "model-00002")
+    folder.odd("a tensor in two files", f"tensor {name} is in model-00001", "model-00002")
 
 
 def _files_by_rank(folder: Folder, path: Path) -> None:

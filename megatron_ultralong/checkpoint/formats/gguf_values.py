@@ -56,7 +56,7 @@ def float32(value: float) -> Value:
             raise OverflowError
     except OverflowError:
         raise InputError(
-            f"{shown(value)} is no number of 32 bits, which GGUF has: "
+            f"{shown(value)} is not a number of 32 bits, which GGUF has: "
             "write one between -3.4e38 and 3.4e38"
         ) from None
     return Value("FLOAT32", number)
@@ -124,7 +124,7 @@ def _check_text(value: str) -> None:
     except UnicodeEncodeError as error:
         raise InputError(
             f"{value[:60]!a} has half a character, which GGUF's UTF-8 cannot write "
-            f"({error.reason}): write it anew"
+            f"({error.reason}): write it again"
         ) from error
 
 
