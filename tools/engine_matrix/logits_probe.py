@@ -11,7 +11,6 @@ has the engine's log-probability of it and whether the engine would have taken i
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -100,7 +99,7 @@ def of_llama_cpp(job):
     parameters.n_ctx = len(tokens) + 16
     parameters.n_parallel = 1
     parameters.n_batch = parameters.n_ubatch = 512
-    parameters.cpuparams.n_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    parameters.cpuparams.n_threads = 1  # threads that wait spin, and take the cores of others
     parameters.warmup = False
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
