@@ -32,6 +32,7 @@ hears_usr1() { # signal 10 is bit 9 of the mask of caught signals
 tell() { # once: the same signal again means "at once"
     local rank all hearing=
     told=1
+    trap '' USR1 TERM # one more would kill a $(...) of this function, and set -e this script
     all=$(ranks_here)
     for rank in $all; do if hears_usr1 "$rank"; then hearing=1; fi; done
     # Ranks that are still importing do not listen, and have nothing to save.
