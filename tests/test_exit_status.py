@@ -131,7 +131,7 @@ def test_after_a_crash_there_is_no_status_of_an_earlier_job(
         assert left(status) is None
     status.write_text("2\n")
     assert rank(0) == 0
-    assert left(status) == "0", "nor does an old failure stand in the way"
+    assert left(status) == "0", "an old failure does not stand in the way"
     monkeypatch.delenv("RANK")  # a dry run beside the ranks is not the job
     with ends_with_message():
         pass

@@ -211,7 +211,7 @@ how_stopped() {
 
 status_of() { cat "$1/exit_status" 2>/dev/null || echo none; }
 
-begin() { # WORD...: of the command; but for the first lines once a job
+begin() { # WORD...: of the command; all but its first lines once a job
     local folder
     save=$(value_of --save "$@")
     output=$(output_of "$@")

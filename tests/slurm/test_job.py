@@ -59,7 +59,7 @@ class Shell:
         }
 
     def run(self, text: str, ultralong: str = "", **environment: str) -> tuple[int, str]:
-        """Exit status and output of a batch script that goes on with ``text``."""
+        """Exit status and output of a batch script that continues with ``text``."""
         self.program.write_text(ultralong)
         head = f"set -euo pipefail\nscripts=${{SCRIPTS:-{SCRIPTS}}}\nsource {SCRIPTS}/job.sh\n"
         done = subprocess.run(
