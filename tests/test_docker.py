@@ -80,6 +80,16 @@ def test_what_an_image_installs_is_what_the_package_requires(
     ]  # fmt: skip
 
 
+def test_the_page_gives_the_size_of_what_an_image_installs() -> None:
+    """Its command names the extras that the script installs."""
+    script = (ROOT / "docker" / "install.sh").read_text()
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    installed = re.findall(r"constraints\.py requirements ([a-z ]+) >", script)
+    measured = re.findall(r"constraints\.py size ([a-z ]+)`", page)
+    assert installed == measured
+    assert len(installed) == 1
+
+
 def test_what_an_image_brings_is_kept(tmp_path: Path) -> None:
     own = {"torch": "2.9.0a0+50eac811a6.nv25.9", "transformer-engine": "2.8.0+123"}
     lines = constraints(own, megatron_core="0.19.2")

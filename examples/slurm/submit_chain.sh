@@ -10,8 +10,9 @@ set -euo pipefail
 count=${1:?number of jobs}
 shift
 : "${SAVE:?folder of the run: it names the chain}"
-CHAIN=$(date +%s)-$$ # starts without progress are counted over the whole chain
+# Starts without progress are counted over the whole chain; no other jobs have a name with it.
+CHAIN=$(date +%s)-$$-$RANDOM
 export REQUEUE=0 CHAIN
 for ((job = 1; job <= count; job++)); do
-    sbatch --job-name "ultralong-$(basename "$SAVE")" --dependency singleton --no-requeue "$@"
+    sbatch --job-name "ultralong-$(basename "$SAVE")-$CHAIN" --dependency singleton --no-requeue "$@"
 done

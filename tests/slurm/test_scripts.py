@@ -53,10 +53,11 @@ def working_folder(folder: Path) -> Path:
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize("kind", ["pyxis", "apptainer"])
+@pytest.mark.parametrize(("kind", "logs"), [("pyxis", ""), ("apptainer", "../of-jobs/logs")])
 def test_a_container_sees_the_working_folder_whatever_is_mounted(
-    run: Run, tmp_path: Path, kind: str
+    run: Run, tmp_path: Path, kind: str, logs: str
 ) -> None:
+    """And the folder of the logs, wherever that is."""
     if kind == "pyxis" and (reason := why_no_pyxis()):
         pytest.skip(reason)
     home, shared = working_folder(tmp_path), tmp_path / "shared"
@@ -68,7 +69,7 @@ def test_a_container_sees_the_working_folder_whatever_is_mounted(
     run.root = shared / "run"
     run.environment.update(
         CONTAINER=kind, IMAGE=str(image(run, tmp_path)), MOUNTS=f"{shared}:{shared}",
-        SAVE=str(run.root), LOGS="", GPUS_PER_NODE="2",
+        SAVE=str(run.root), LOGS=logs, SCRIPTS="examples/slurm", GPUS_PER_NODE="2",
     )  # fmt: skip
     job = run.submit(*flags(4), script="examples/slurm/ultralong.sbatch", folder=home)
     job.until_ended()
@@ -96,6 +97,17 @@ def test_doctor_on_two_nodes(run: Run) -> None:
     job.until_ended()
     assert job.exit_status == 0, job.text
     assert "2 ranks over gloo, 1 MiB" in job.text
+
+
+@pytest.mark.slurm
+def test_doctor_on_two_nodes_of_which_the_second_is_sick(run: Run, tmp_path: Path) -> None:
+    sick = tmp_path / "sick.sh"
+    sick.write_text('if [ "${SLURM_NODEID:-}" = 1 ]; then export NCCL_SOCKET_IFNAME=nosuch; fi\n')
+    run.environment["BASH_ENV"] = str(sick)
+    job = run.submit("--nodes=2", "--", "--megabytes", "1", script="doctor.sbatch")
+    job.until_ended()
+    assert job.exit_status == 1, job.text
+    assert "0 problems" in job.text, "the first is well"
 
 
 @pytest.mark.slurm
