@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from megatron_ultralong.model.shape import MOST_POSITIONS
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.fields import Range, check_ranges, shown
 
 FloatArray = npt.NDArray[np.float64]
 Ramp = Literal["rotations", "dimensions"]
@@ -249,7 +249,7 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
     rope_type = block.get("rope_type", block.get("type", "default"))
     if rope_type not in _KEYS:
         raise InputError(
-            f"rope_type {rope_type!r} is not supported; known: {', '.join(sorted(_KEYS))}: "
+            f"rope_type {shown(rope_type)} is not supported; known: {', '.join(sorted(_KEYS))}: "
             "state one of these in its place, and train the model on with it"
         )
     values = {
@@ -262,7 +262,7 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
     if unknown or missing:
         raise InputError(
             f"rope_scaling of rope_type {rope_type!r}: missing keys {missing}, unknown keys "
-            f"{unknown}; transformers does not look at keys of another rope_type: remove them, or "
+            f"{shown(unknown)}; transformers does not look at keys of another rope_type: remove them, or "
             "state the rope_type that the model was trained with"
         )
     if rope_type == "default":

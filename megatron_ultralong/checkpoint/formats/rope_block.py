@@ -20,6 +20,7 @@ from megatron_ultralong.model.yarn import (
     yarn_attention_factor,
 )
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.json_file import JsonObject
 
 _DEFAULT_BASE: Final = 10000.0
@@ -119,8 +120,10 @@ def _block(config: JsonObject) -> dict[str, Any]:
         for block in blocks.values()
     ]
     if len(stated) == 2 and stated[0] != stated[1]:
+        same = {key for key in stated[0] if stated[0][key] == stated[1].get(key)}
+        old, new = ({key: block[key] for key in block if key not in same} for block in stated)
         raise InputError(
-            f"{config.where}: {_OLD} and {_NEW} disagree: {stated[0]} and {stated[1]}; "
+            f"{config.where}: {_OLD} and {_NEW} disagree: {shown(old)} and {shown(new)}; "
             "transformers 5 reads the first alone: remove the one that the model was not trained "
             "with"
         )
@@ -138,8 +141,8 @@ def _in_new_words(block: JsonObject, config: JsonObject) -> dict[str, Any]:
     names = {block.string(key, None) for key in ("rope_type", "type")} - {None}
     if len(names) > 1:
         raise InputError(
-            f"{block.where}: rope_type is {block['rope_type']!r} and type is {block['type']!r}: "
-            "remove the one that the model was not trained with"
+            f"{block.where}: rope_type is {shown(block['rope_type'])} and type is "
+            f"{shown(block['type'])}: remove the one that the model was not trained with"
         )
     bases = {part.number("rope_theta", None) for part in (block, config)} - {None}
     if len(bases) > 1:

@@ -6,6 +6,7 @@ of that file. What differs between releases stands beside it, in ``tokenizer_con
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from tokenizers import Encoding, Tokenizer
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES
 from megatron_ultralong.data.tokenize.tokenising import MAX_TOKENIZER_BYTES
+from megatron_ultralong.model.shape import MOST_IDS
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
 
@@ -26,6 +28,8 @@ TEMPLATE_FOLDER = "additional_chat_templates"
 FAST_CLASS = "PreTrainedTokenizerFast"
 """Reads ``tokenizer.json`` as it is, in every release."""
 
+_SHOWN = 300
+"""Characters of the library's messages."""
 _NEW_CLASSES = (None, "TokenizersBackend")
 """None: 4.x and 5.x take the class of the model, Llama's, which adds a BOS token or, in 5.x, makes
 a tokenizer of its own around the vocabulary. ``TokenizersBackend`` is what 5.x calls FAST_CLASS."""
@@ -201,13 +205,17 @@ def load_fast(path: Path) -> Tokenizer:
     """The tokenizer in a ``tokenizer.json``, for texts of any length.
 
     Raises:
-        InputError: it is damaged, or larger than such a file is.
+        InputError: it is damaged, larger than such a file is, or of more tokens than a model has.
     """
     data = read_bounded(path, MAX_TOKENIZER_BYTES)
-    try:
+    with _no_bare_errors(f"{path} is not a tokenizer: {{}}; is it cut short?"):
         tokenizer = Tokenizer.from_str(data.decode())
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{path} is not a tokenizer: {error}; is it cut short?") from error
+        most = max(tokenizer.get_vocab().values(), default=0)
+    if most > MOST_IDS:  # the library counts up to it
+        raise InputError(
+            f"{path} has a token of id {most:,}, and no model has more than {MOST_IDS:,} tokens: "
+            "take the file that belongs to the model"
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -219,12 +227,20 @@ def encode(tokenizer: Tokenizer, text: str, path: Path, *, add_special_tokens: b
     Raises:
         InputError: it has no tokens for it.
     """
-    try:
+    message = f"{path} has no tokens for {text!r} ({{}}): take the file that belongs to the model"
+    with _no_bare_errors(message):
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(
-            f"{path} has no tokens for {text!r} ({error}): take the file that belongs to the model"
-        ) from error
+
+
+@contextlib.contextmanager
+def _no_bare_errors(message: str) -> Iterator[None]:
+    """InputError for what the library raises: bare exceptions, and panics of its Rust."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(message.replace("{}", str(error)[:_SHOWN])) from error
 
 
 def template_files(folder: Path) -> list[Path]:
