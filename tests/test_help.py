@@ -119,7 +119,7 @@ def test_examples_are_complete(verb: str, example: str) -> None:
         words = [*words[2:], *("--load", "base", "--data-path", "rows")]
         default = default_of(verb)
     elif cli.VERBS[verb].recipes:
-        default, words = begin(words, RECIPES, TrainingConfig)
+        default, words = begin(verb, words, RECIPES, TrainingConfig)
         default = PlanConfig(default) if verb == "plan" else default
     if isinstance(cli.VERBS[verb], TrainingVerb):
         words = [word for word in words if word != "--dry-run"]
@@ -130,6 +130,10 @@ def test_a_recipes_values_are_the_defaults() -> None:
     assert "(default: 1048576)" in shown("pretrain", "llama3.1-8b-1m", "--help")
     assert "(default: 1048576)" in shown("plan", "llama3.1-8b-1m", "--help")
     assert "(default: 1048576)" not in shown("pretrain", "--help")
+    for verb in ("pretrain", "plan"):
+        text = " ".join(shown(verb, "--help-all").split())
+        assert "whole run. [at least 1] (default: the recipe's)" in text
+        assert "Rows in one forward pass of a replica. [at least 1] (default: 1)" in text
 
 
 def test_required_is_marked_where_it_is() -> None:
