@@ -59,7 +59,8 @@ def fields_typed(words: Sequence[str]) -> frozenset[str]:
 
 def _set_by(start: Any) -> dict[str, Any]:
     """What a recipe or a file has that is not its class's default, by the name of the field."""
-    plain, found = type(start)(), {}
+    plain = type(start)()
+    found: dict[str, Any] = {}
     for field in dataclasses.fields(start):
         value, default = getattr(start, field.name), getattr(plain, field.name)
         if dataclasses.is_dataclass(value):

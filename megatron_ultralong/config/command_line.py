@@ -32,7 +32,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
         InputError: a flag is unknown, required and missing, or its text is no value in its range.
         SystemExit: help was asked for (0).
     """
-    with parser_errors(config_class, program, default):
+    with parser_errors(config_class, program, words, default):
         config = tyro.cli(
             config_class,
             prog=program,

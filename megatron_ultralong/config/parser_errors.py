@@ -30,12 +30,15 @@ _NUMBERS = {
 
 
 @contextlib.contextmanager
-def parser_errors(config_class: Any, program: str, default: Any = None) -> Iterator[None]:
+def parser_errors(
+    config_class: Any, program: str, words: Sequence[str], default: Any = None
+) -> Iterator[None]:
     """Raise what tyro refuses inside as an InputError.
 
     Args:
         config_class: whose fields are flags.
         program: and its verb: ``ultralong pretrain``.
+        words: after the verb.
         default: the configuration that the flags change, if there is one.
 
     Raises:
@@ -44,7 +47,10 @@ def parser_errors(config_class: Any, program: str, default: Any = None) -> Itera
 
     def refuse(event: Any) -> None:
         cls = config_class if default is None else type(default)
-        text = _text(event, _flags(cls, default))
+        flags = described_flags(cls, default)
+        given = dict.fromkeys(word.split("=")[0] for word in words if word.startswith("--"))
+        unknown = [flag for flag in given if flag.replace("_", "-") not in flags]
+        text = _text(event, flags, unknown)
         if text:
             raise InputError(f"{text}; see `{program} --help`")
 
@@ -60,38 +66,29 @@ def _hooked(hook: Callable[[Any], None]) -> contextlib.AbstractContextManager[An
     return typing.cast(contextlib.AbstractContextManager[Any], register(hook))
 
 
-def _text(event: Any, flags: dict[str, str]) -> str:
+def _text(event: Any, flags: dict[str, str], unknown: Sequence[str]) -> str:
     """Of an event of tyro; empty for one that is not known here, which tyro then tells."""
-    kind = type(event).__name__
-    if kind == "UnrecognizedArgs":
-        return _not_known(event.tokens, flags)
-    if kind == "MissingArgs":
-        parts = [_not_known(event.unrecognized_tokens, flags)] if event.unrecognized_tokens else []
+    kind, parts = type(event).__name__, [_not_known(flag, flags) for flag in unknown]
+    if kind == "UnrecognizedArgs" and not parts:
+        parts = [f"{' '.join(map(shown, event.tokens))}: no flag takes it"]
+    elif kind == "MissingArgs":
         names = [_name(one.arg) for one in event.missing_arguments]
         parts += [f"{name} is needed{_what(flags.get(name))}" for name in names]
-        return "; ".join(parts)
-    if kind == "InvalidChoice":
-        return _no_choice(_name(event.argument), event.value, event.choices)
-    if kind == "BadValue":
-        name = _name(event.argument)
-        if event.offending_value is None:
-            return f"{name} needs a value{_what(flags.get(name))}"
-        return f"{name} takes no value, and {shown(event.offending_value)} follows it"
-    if kind == "InstantiationFailure" and event.argument is not None:
-        return _name(event.argument) + _no_value(" ".join(str(event.message).split()))
-    return ""
+    elif kind == "InvalidChoice":
+        parts.append(_no_choice(_name(event.argument), event.value, event.choices))
+    elif kind == "BadValue":
+        name, value = _name(event.argument), event.offending_value
+        needs = "needs a value" if name.startswith("-") else "is needed"
+        rule = f"{needs}{_what(flags.get(name))}"
+        parts.append(f"{name} {rule if value is None else f'takes no value, not {shown(value)}'}")
+    elif kind == "InstantiationFailure" and event.argument is not None:
+        parts.append(_name(event.argument) + _no_value(" ".join(str(event.message).split())))
+    return "; ".join(parts)
 
 
-def _not_known(tokens: Sequence[str], flags: dict[str, str]) -> str:
-    """``--seq-len is not known; perhaps you meant --seq-length``; words alone where no flag is."""
-    wrong = [token.split("=")[0] for token in tokens if token.startswith("-")]
-    if not wrong:
-        return f"{' '.join(map(shown, tokens))}: no flag takes it"
-    texts = []
-    for flag in dict.fromkeys(wrong):
-        near = _nearest_flag(flag, flags)
-        texts.append(f"{flag} is not known" + (f"; perhaps you meant {near}" if near else ""))
-    return "; ".join(texts)
+def _not_known(flag: str, flags: Iterable[str]) -> str:
+    near = _nearest_flag(flag, flags)
+    return f"{flag} is not known" + (f"; perhaps you meant {near}" if near else "")
 
 
 def _nearest_flag(flag: str, flags: Iterable[str]) -> str | None:
@@ -104,7 +101,7 @@ def _nearest_flag(flag: str, flags: Iterable[str]) -> str | None:
 
 
 def _no_value(reason: str) -> str:
-    """What Python says of a text that is no number, in plain words."""
+    """What Python says of a text that is not a number, in plain words."""
     for begin, wanted in _NUMBERS.items():
         if reason.startswith(begin):
             return f" must be {wanted}, not {reason.removeprefix(begin)}"
@@ -130,16 +127,17 @@ def _what(text: str | None) -> str:
     return f": {sentence}" if sentence else ""
 
 
-def _flags(cls: Any, default: Any) -> dict[str, str]:
+def described_flags(cls: Any, default: Any) -> dict[str, str]:
     """The flags of a configuration and of those in it, and their descriptions."""
-    hints, found = typing.get_type_hints(cls, include_extras=True), {}
+    found: dict[str, str] = {}
+    hints = typing.get_type_hints(cls, include_extras=True)
     texts = field_docstrings(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         kind = getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
         value = getattr(default, field.name, None)
         if dataclasses.is_dataclass(kind):
-            found |= _flags(kind if value is None else type(value), value)
+            found |= described_flags(kind if value is None else type(value), value)
             continue
         flag = flag_of(field.name, hint)
         text = texts.get(field.name, "")
