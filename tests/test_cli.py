@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.cli.verbs import load
 from megatron_ultralong.config.convert import ImportConfig
 from tests.models import TEXT, prepare_rows, write_llama, write_tokenizer
 from tests.patience import patience
@@ -62,7 +63,11 @@ def pretrain_words(inputs: Path, *more: str) -> tuple[str, ...]:
         (
             8,
             ("--tensor-model-parallel-size", "8", "--context-parallel-size", "1"),
-            ("num_attention_heads (4)", "tensor_model_parallel_size (8)", "can be 1, 2, 4"),
+            (
+                "num_attention_heads (4)",
+                "tensor_model_parallel_size (8)",
+                "use --tensor-model-parallel-size 1, 2 or 4",
+            ),
         ),
         (
             2,
@@ -182,6 +187,22 @@ def test_evaluating_beyond_the_trained_positions_has_to_be_asked_for(
         (("convert", "import", "./nowhere", "x"), "checkpoint folder nowhere does not exist"),
         (("convert", "merge"), "convert 'merge' is not known; known: import, export"),
         (("pretrain", "llama"), "recipe 'llama' is not known"),
+        (
+            ("pretrain", "--load", "base"),
+            "no recipe given: write `ultralong pretrain RECIPE --load",
+        ),
+        (("plan", "--model", "m"), "no recipe given: write `ultralong plan RECIPE --model ...`"),
+        (
+            ("plan", "/", "--gpus", "2"),
+            "/ is no recipe but a folder: write `ultralong plan RECIPE --m",
+        ),
+        (("pretrain", "llama3.1-8b-sft"), "llama3.1-8b-sft is a recipe of `ultralong sft`, not of"),
+        (("sft", "llama3.1-8b-1m"), "llama3.1-8b-1m is a recipe of `ultralong pretrain`, not of"),
+        (
+            ("plan", "demo-cpu", "--gpu", "8"),
+            "--gpu 8: that is no GPU's name; their number is --gpus",
+        ),
+        (("plan", "demo-cpu", "--gpu=8"), "their number is --gpus 8"),
         (("pretrain", "--config", "nowhere.yaml"), "configuration nowhere.yaml does not exist"),
     ],
 )
@@ -189,6 +210,88 @@ def test_unknown_words_are_refused(
     capsys: pytest.CaptureFixture[str], words: tuple[str, ...], part: str
 ) -> None:
     assert part in refusal(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "pretrain demo-cpu --rope-scaling-facto 8",
+            "--rope-scaling-facto is not known; perhaps you meant --rope-scaling-factor",
+        ),
+        ("pretrain demo-cpu --iters=8", "--iters is not known; perhaps you meant --train-iters"),
+        ("pretrain demo-cpu --xyzzy", "--xyzzy is not known"),
+        (
+            "prepare --source a=b --tokenizer t --output o --seq-len 1024",
+            "--seq-len is not known; perhaps you meant --seq-length; --seq-length is needed: "
+            "Tokens per row",
+        ),
+        ("pretrain demo-cpu more", "'more': no flag takes it"),
+        ("pretrain demo-cpu --train-iters two", "--train-iters must be a whole number, not 'two'"),
+        ("pretrain demo-cpu --lr high", "--lr must be a number, not 'high'"),
+        (
+            "pretrain demo-cpu --lr",
+            "--lr needs a value: Peak learning rate (the paper's 3e-5)",
+        ),
+        (
+            "pretrain demo-cpu --precision fp3",
+            "--precision 'fp3' is not known; perhaps you meant fp32; known: bf16, fp32",
+        ),
+        (
+            "convert inspect",
+            "SRC is needed: Folder to inspect; a config.json without weights is enough to show "
+            "its rope block",
+        ),
+    ],
+)
+def test_what_the_parser_refuses_is_one_line(
+    capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    words = line.split()
+    verb = " ".join(words[:2]) if words[0] == "convert" else words[0]
+    expected = f"ultralong: error: {message}; see `ultralong {verb} --help`\n"
+    assert refusal(capsys, *words) == expected
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in cli.VERBS.items() if name != "doctor"])
+def test_every_verb_refuses_a_flag_in_one_line(
+    capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    recipes = cli.VERBS[verb].recipes
+    recipe = [next(iter(load(recipes)))] if recipes else []
+    error = refusal(capsys, *verb.split(), *recipe, "--xyzzy", "3")
+    assert error.startswith("ultralong: error: --xyzzy is not known")
+
+
+def test_doctor_refuses_a_flag_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the standard library's parser: the other may be broken."""
+    error = refusal(capsys, "doctor", "--xyzzy")
+    assert error.endswith("unrecognized arguments: --xyzzy; see `ultralong doctor --help`\n")
+
+
+def test_a_message_says_what_the_recipe_set(
+    inputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--load", str(inputs / "megatron"), "--data-path", str(inputs / "rows"))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    error = refusal(capsys, "pretrain", "llama3.1-8b-1m", *words, "--dry-run")
+    assert "num_attention_heads (4) must be divisible by tensor_model_parallel_size (8)" in error
+    assert "use --tensor-model-parallel-size 1, 2 or 4; the recipe" in error
+    assert error.endswith("; the recipe llama3.1-8b-1m sets tensor_model_parallel_size 8\n")
+    error = refusal(capsys, "pretrain", "demo-cpu", *words, "--dry-run")
+    assert "seq_length (4096) is not the length of the rows" in error
+    assert error.endswith(
+        "(128): use --seq-length 128, or prepare rows of 4096; the recipe demo-cpu sets "
+        "seq_length 4096\n"
+    )
+    error = refusal(capsys, "pretrain", "demo-cpu", *words, "--dry-run", "--seq-length", "64")
+    assert error.endswith("or prepare rows of 64\n"), "a flag is not the recipe's"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    error = refusal(capsys, "pretrain", "llama3.1-8b-1m", *words)
+    assert "or change --tensor-model-parallel-size, --pipeline-model-parallel-size or" in error
+    assert error.endswith("sets tensor_model_parallel_size 8, context_parallel_size 4\n")
+    for flag in ("--load", "--data-path"):  # paths come before the number of ranks
+        assert "nowhere" in refusal(capsys, "pretrain", "llama3.1-8b-1m", *words, flag, "nowhere")
 
 
 def test_torchrun_says_the_message_last(

@@ -18,6 +18,7 @@ from megatron_ultralong.cli.guides import GUIDES
 from megatron_ultralong.cli.help import flags_of, help_text
 from megatron_ultralong.cli.verbs import TrainingVerb, load
 from megatron_ultralong.config import command_line
+from megatron_ultralong.config.parser_errors import described_flags
 from megatron_ultralong.config.recipes import RECIPES
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.plan.hardware import HARDWARE, hardware_by_name
@@ -70,6 +71,8 @@ def test_the_help_has_the_parsers_flags(verb: str) -> None:
     flags = flags_of(load(cli.VERBS[verb].options), default_of(verb))
     actual = {name for flag in flags for name in FLAG.findall(flag.usage)}
     assert actual - {"--help"} == parsers_flags(verb) - {"--help"}
+    described = described_flags(load(cli.VERBS[verb].options), default_of(verb))
+    assert actual == {flag for flag in described if flag.startswith("--")}
     assert all(flag.text for flag in flags), "every flag is described"
 
 
@@ -119,7 +122,7 @@ def test_examples_are_complete(verb: str, example: str) -> None:
         words = [*words[2:], *("--load", "base", "--data-path", "rows")]
         default = default_of(verb)
     elif cli.VERBS[verb].recipes:
-        default, words = begin(words, RECIPES, TrainingConfig)
+        default, words = begin(verb, words, RECIPES, TrainingConfig)
         default = PlanConfig(default) if verb == "plan" else default
     if isinstance(cli.VERBS[verb], TrainingVerb):
         words = [word for word in words if word != "--dry-run"]
@@ -130,6 +133,10 @@ def test_a_recipes_values_are_the_defaults() -> None:
     assert "(default: 1048576)" in shown("pretrain", "llama3.1-8b-1m", "--help")
     assert "(default: 1048576)" in shown("plan", "llama3.1-8b-1m", "--help")
     assert "(default: 1048576)" not in shown("pretrain", "--help")
+    for verb in ("pretrain", "plan"):
+        text = " ".join(shown(verb, "--help-all").split())
+        assert "whole run. [at least 1] (default: the recipe's)" in text
+        assert "Rows in one forward pass of a replica. [at least 1] (default: 1)" in text
 
 
 def test_required_is_marked_where_it_is() -> None:

@@ -6,10 +6,11 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.cli.origin import says_who_set
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message
 from megatron_ultralong.program.errors import InputError
@@ -18,6 +19,10 @@ from megatron_ultralong.program.ranks import is_told_world_size, world_size
 from megatron_ultralong.program.terminal import PrintableFormatter
 
 HELP_FLAGS = ("-h", "--help", "--help-all")
+FIRST_STEPS = (
+    *("doctor", "plan", "prepare", "convert import", "pretrain", "evaluate", "convert export"),
+)
+"""Verbs in the order that a new user calls them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,6 +94,8 @@ def _usage(only: str | None = None) -> str:
         for name, verb in VERBS.items()
         if only is None or name.split()[0] == only
     ]
+    if only is None:
+        lines += ["", f"first steps: {', '.join(FIRST_STEPS)}"]
     lines += ["", f"`{PROGRAM} help VERB` has examples and flags of a verb.", ""]
     return "\n".join(lines)
 
@@ -129,19 +136,22 @@ def _write_help(name: str, verb: Verb, words: list[str]) -> None:
     recipes = load(verb.recipes) if verb.recipes else {}
     default = None
     if recipes and words and (words[0] == "--config" or not words[0].startswith("-")):
-        default, _ = begin(words, recipes, load("config.training:TrainingConfig"))
+        default, _ = begin(name, words, recipes, load("config.training:TrainingConfig"))
         if not isinstance(default, options):
             default = options(default)
-    text = help_text(name, options, default, recipes, with_all="--help-all" in words)
+    runs = [recipe() for recipe in recipes.values()] if default is None else []
+    runs = [run if isinstance(run, options) else options(run) for run in runs]
+    text = help_text(name, options, default, recipes, runs, with_all="--help-all" in words)
     sys.stdout.write(text)
 
 
 def begin(
-    words: list[str], recipes: Mapping[str, Callable[[], Any]], kind: type[Any]
+    verb: str, words: list[str], recipes: Mapping[str, Callable[[], Any]], kind: type[Any]
 ) -> tuple[Any, list[str]]:
     """What the flags of a run change: a recipe, or ``--config`` and the file of an earlier run.
 
     Args:
+        verb: its name.
         words: behind the verb.
         recipes: by name.
         kind: class of configurations that a file may hold.
@@ -159,19 +169,43 @@ def begin(
             raise InputError("--config needs a file: the config.yaml of an earlier run")
         return load_config(Path(words[1]), kind), words[2:]
     if words[0] not in recipes:
-        what = not_known("recipe", words[0], recipes)
-        raise InputError(f"{what}; a recipe or --config FILE must come before the flags")
+        raise InputError(_no_recipe(verb, words[0], recipes))
     return recipes[words[0]](), words[1:]
+
+
+def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:
+    """What is wrong with a word that stands where a recipe should."""
+    if word.startswith("-"):
+        return (
+            f"no recipe given: write `{PROGRAM} {verb} RECIPE {word} ...`, or `{PROGRAM} {verb} "
+            f"--config FILE ...`; recipes: {', '.join(recipes)}"
+        )
+    for other, its in VERBS.items():
+        if isinstance(its, TrainingVerb) and word in load(its.recipes):
+            return (
+                f"{word} is a recipe of `{PROGRAM} {other}`, not of `{PROGRAM} {verb}`, whose "
+                f"recipes are: {', '.join(recipes)}"
+            )
+    if Path(word).exists():
+        flag = "--config" if Path(word).is_file() else "--model" if verb == "plan" else "--load"
+        usage = f"{flag} {word}" if flag == "--config" else f"RECIPE {flag} {word}"
+        return (
+            f"{word} is no recipe but a {'file' if flag == '--config' else 'folder'}: write "
+            f"`{PROGRAM} {verb} {usage} ...`; recipes: {', '.join(recipes)}"
+        )
+    what = not_known("recipe", word, recipes)
+    return f"{what}; a recipe or --config FILE must come before the flags"
 
 
 def _run_training(name: str, verb: TrainingVerb, words: list[str]) -> None:
     """Run what a command line asks for, or show what it would do."""
-    default, rest = begin(words, load(verb.recipes), load(verb.options))
+    default, rest = begin(name, words, load(verb.recipes), load(verb.options))
     options = _parse(verb, name, [word for word in rest if word != "--dry-run"], default)
     num_ranks, is_dry = world_size(), "--dry-run" in rest
     if is_dry and not is_told_world_size():  # the fewest that the layout allows; it says so
         num_ranks = options.parallel.model_parallel_size
-    load(verb.check_early)(options, num_ranks)
+    with says_who_set(words, default):
+        load(verb.check_early)(options, num_ranks)
     if is_dry:
         from megatron_ultralong.training.verbs import dry_run
 

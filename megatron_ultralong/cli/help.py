@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 import shutil
 import textwrap
 import types
@@ -74,7 +75,13 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
 
 
 def help_text(
-    name: str, cls: Any, default: Any, recipes: Iterable[str], *, with_all: bool = False
+    name: str,
+    cls: Any,
+    default: Any,
+    recipes: Iterable[str],
+    runs: Iterable[Any] = (),
+    *,
+    with_all: bool = False,
 ) -> str:
     """The help of a verb.
 
@@ -83,11 +90,12 @@ def help_text(
         cls: its options.
         default: what a recipe or a file gives, if one is named.
         recipes: that it begins with, if any.
+        runs: what they give; a default in which they differ is the recipe's.
         with_all: describe every flag; else the rest by name alone.
     """
     width = min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
     guide, recipes = GUIDES[name], list(recipes)
-    flags = flags_of(cls, default)
+    flags = _with_recipes(flags_of(cls, default), [flags_of(cls, run) for run in runs])
     required = [flag for flag in flags if flag.is_required]
     common = _in_order(flags, guide)
     rest = [flag for flag in flags if flag not in required and flag not in common]
@@ -110,6 +118,18 @@ def help_text(
             names, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
         )
     return "\n".join(lines) + "\n"
+
+
+def _with_recipes(flags: list[Flag], of_runs: list[list[Flag]]) -> list[Flag]:
+    """The flags, with ``(default: the recipe's)`` where a recipe has another value."""
+    found = []
+    for flag in flags:
+        texts = {one.text for run in of_runs for one in run if one.field == flag.field}
+        if texts - {flag.text} and not flag.is_required:
+            text = re.sub(r" \(default: [^()]*\)$", "", flag.text)
+            flag = dataclasses.replace(flag, text=f"{text} (default: the recipe's)")
+        found.append(flag)
+    return found
 
 
 _HANGING: dict[str, Any] = {"subsequent_indent": "  ", "break_on_hyphens": False}
@@ -176,9 +196,6 @@ def _shown(value: Any) -> str:
 def _usage(name: str, hint: Any, kind: Any) -> str:
     metadata = getattr(hint, "__metadata__", ())
     flag = flag_of(name, hint)
-    for one in metadata:
-        if isinstance(getattr(one, "name", None), str):
-            flag = f"--{one.name}"
     if kind is bool:
         return f"{flag}, --no-{flag.removeprefix('--')}"
     metavar = next((one.metavar for one in metadata if getattr(one, "metavar", None)), None)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_ultralong.cli.dispatch import begin
+from megatron_ultralong.cli.origin import fields_typed, says_who_set
 from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.config.recipes import RECIPES
 from megatron_ultralong.config.training import SftConfig, TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig, model_by_name, model_of_recipe
+from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import InputError
@@ -34,16 +38,29 @@ def plan(words: Sequence[str]) -> Plan:
     Raises:
         InputError: bad input, or nothing fits.
     """
-    run, rest = begin(list(words), RECIPES, TrainingConfig)
+    run, rest = begin("plan", list(words), RECIPES, TrainingConfig)
+    _check_gpu_name(rest)
     command: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
     from megatron_ultralong.plan.command import plan_run
 
-    command, rows = with_rows(command)
-    recipe = words[1] if words[0] == "--config" else words[0]
-    model, name = shape_of(command, recipe)
-    typed = {word[2:].split("=")[0].replace("-", "_") for word in rest if word.startswith("--")}
-    typed |= {name.removeprefix("no_") for name in typed}
-    return plan_run(command, recipe, model, name, typed=frozenset(typed), rows=rows)
+    with says_who_set(words, run):
+        command, rows = with_rows(command)
+        recipe = words[1] if words[0] == "--config" else words[0]
+        model, name = shape_of(command, recipe)
+    # a search changes what the recipe set
+    told = contextlib.nullcontext() if command.search else says_who_set(words, run)
+    with told:
+        return plan_run(command, recipe, model, name, typed=fields_typed(rest), rows=rows)
+
+
+def _check_gpu_name(words: Sequence[str]) -> None:
+    """Raise InputError for ``--gpu 8``, which means their number."""
+    for flag, value in itertools.pairwise(one for word in words for one in word.split("=", 1)):
+        if flag == "--gpu" and value.isdecimal():
+            raise InputError(
+                f"--gpu {value}: that is no GPU's name; their number is --gpus {value}, names are "
+                f"{', '.join(HARDWARE)}"
+            )
 
 
 def shape_of(command: PlanConfig, recipe: str) -> tuple[ModelConfig, str]:
@@ -88,7 +105,7 @@ def with_rows(command: PlanConfig) -> tuple[PlanConfig, Rows | None]:
     if length != rows.seq_length:
         raise InputError(
             f"seq_length ({length}) is not the length of the rows in {config.data.data_path} "
-            f"({rows.seq_length}): leave --data-path out, or use --seq-length {rows.seq_length}"
+            f"({rows.seq_length}): use --seq-length {rows.seq_length}, or leave --data-path out"
         )
     config = with_fields(config, seq_length=length)
     return dataclasses.replace(command, run=config), _known(rows, config)

@@ -14,6 +14,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from megatron_ultralong.config.parser_errors import parser_errors
 from megatron_ultralong.program.fields import Range, check_ranges, numbers_of
 from megatron_ultralong.program.required import check_required
 
@@ -28,17 +29,18 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
         default: what the flags change.
 
     Raises:
-        InputError: a number is not in its range, or a required flag is missing.
-        SystemExit: a flag is unknown, or its text is not a value (2).
+        InputError: a flag is unknown, required and missing, or its text is no value in its range.
+        SystemExit: help was asked for (0).
     """
-    config = tyro.cli(
-        config_class,
-        prog=program,
-        args=list(words),
-        default=tyro.MISSING_NONPROP if default is None else default,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        registry=_with_ranges(),
-    )
+    with parser_errors(config_class, program, words, default):
+        config = tyro.cli(
+            config_class,
+            prog=program,
+            args=list(words),
+            default=tyro.MISSING_NONPROP if default is None else default,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            registry=_with_ranges(),
+        )
     check_required(config)
     check_ranges(config)
     return config

@@ -63,7 +63,8 @@ class ParallelConfig:
                 f"parallel size ({self.tensor_model_parallel_size} x "
                 f"{self.pipeline_model_parallel_size} x {self.context_parallel_size} = "
                 f"{self.model_parallel_size}): start a multiple of {self.model_parallel_size} "
-                "ranks (torchrun --nproc-per-node), or change the sizes"
+                "ranks (torchrun --nproc-per-node), or change --tensor-model-parallel-size, "
+                "--pipeline-model-parallel-size or --context-parallel-size"
             )
         return world_size // self.model_parallel_size
 
@@ -197,8 +198,10 @@ class ParallelConfig:
     def _check_divides(self, by_name: str, name: str, value: int, rule: str) -> None:
         by = getattr(self, by_name)
         if value % by:
-            options = ", ".join(str(n) for n in range(1, min(value, 64) + 1) if value % n == 0)
+            divisors = [str(n) for n in range(1, min(value, 64) + 1) if value % n == 0]
+            *others, last = divisors
+            choice = f"{', '.join(others)} or {last}" if others else last
             raise InputError(
                 f"{name} ({value}) must be divisible by {by_name} ({by}): {rule}; "
-                f"{by_name} can be {options}"
+                f"use --{by_name.replace('_', '-')} {choice}"
             )

@@ -9,7 +9,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
@@ -38,9 +38,14 @@ class DoctorConfig:
     """Size of the all-reduce, in MiB."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
 def parse(words: Sequence[str]) -> DoctorConfig:
     """The configuration of a command line, by the standard library: the others may be broken."""
-    parser = argparse.ArgumentParser("ultralong doctor", description=DoctorConfig.__doc__)
+    parser = _Parser("ultralong doctor", description=DoctorConfig.__doc__)
     helps = field_docstrings(DoctorConfig)
     parser.add_argument(
         "--communication",

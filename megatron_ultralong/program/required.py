@@ -38,7 +38,8 @@ def flag_of(name: str, hint: Any) -> str:
     metavar = next((one.metavar for one in metadata if getattr(one, "metavar", None)), "")
     if any("Positional" in str(one) for one in metadata):
         return str(metavar).split()[0]
-    return f"--{name.replace('_', '-')}"
+    own = next((one.name for one in metadata if isinstance(getattr(one, "name", None), str)), "")
+    return f"--{own or name.replace('_', '-')}"
 
 
 def check_required(config: Any) -> None:

@@ -19,6 +19,7 @@ from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.required import check_required
 from megatron_ultralong.sequence.documents import DocumentMask
 
@@ -49,9 +50,10 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
     Raises:
         InputError: a rule between configuration, checkpoint and data is broken.
     """
-    source = _check_source(config, num_ranks)
+    source = _open_source(config)
     data = Path(config.data.data_path)
     manifest = load_manifest(data)
+    _check_config(config, source, num_ranks)
     vocab_size, document_mask = source.model.vocab_size, config.data.document_mask
     train_rows = packed_rows(data, "train", manifest, vocab_size, document_mask)
     config = _with_row_length(config, train_rows.seq_length)
@@ -84,11 +86,11 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
     Raises:
         InputError: a rule between configuration, checkpoint and conversations is broken.
     """
-    check_required(config)
+    source = _open_source(config)
     data = Path(config.data.data_path)
     manifest = load_chat_manifest(data)
     config = config.with_iterations(len(ChatRows(data / "train")))
-    source = _check_source(config, num_ranks)
+    _check_config(config, source, num_ranks)
     vocab_size = source.model.vocab_size
     train_rows = chat_rows_of(data, "train", manifest, vocab_size)
     config = _with_row_length(config, train_rows.seq_length)
@@ -106,15 +108,20 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
     return EarlyRun(config, source, manifest, train_rows, valid_rows)
 
 
-def _check_source(config: TrainingConfig, num_ranks: int) -> CheckpointMetadata:
-    """What the run starts from."""
-    config.check(num_ranks)
+def _open_source(config: TrainingConfig) -> CheckpointMetadata:
+    """What the run starts from. Paths come before rules: a layout that is wrong hides no path."""
+    check_required(config)
+    check_ranges(config)
     source = load_metadata(Path(config.load))
     resolve(config.load)
+    return source
+
+
+def _check_config(config: TrainingConfig, source: CheckpointMetadata, num_ranks: int) -> None:
+    config.check(num_ranks)
     config.parallel.check_model(source.model)
     # What could not be exported is not trained for hours.
     yarn.hf_rope_scaling(config.rope.scaling(source.rope_scaling))
-    return source
 
 
 def _with_row_length(config: Config, row_length: int) -> Config:
@@ -128,7 +135,7 @@ def _with_row_length(config: Config, row_length: int) -> Config:
     if length != row_length:
         raise InputError(
             f"seq_length ({length}) is not the length of the rows in {data.data_path} "
-            f"({row_length}): leave --seq-length out, or prepare rows of {length}"
+            f"({row_length}): use --seq-length {row_length}, or prepare rows of {length}"
         )
     config.parallel.check_seq_length(length)
     config = dataclasses.replace(config, data=dataclasses.replace(data, seq_length=length))

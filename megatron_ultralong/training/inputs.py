@@ -66,8 +66,7 @@ class RunInputs:
         )
         if taken > there:
             whole, rest = divmod(taken, there)
-            once_more = f", {rest:,} of them once more" if rest else ""
-            notes += (f"rows: {taken:,} are taken of {there:,}: each {whole:,} times{once_more}",)
+            notes += (f"rows: {taken:,} rows from {there:,}: {_uses(whole, rest)}",)
         if trained == positions:
             return notes
         return (
@@ -76,6 +75,17 @@ class RunInputs:
             f"{trained:,} tokens train the first {trained:,} alone: expect little beyond them; "
             f"prepare rows of {positions:,} for all",
         )
+
+
+def _uses(whole: int, rest: int) -> str:
+    """How often rows are used: all ``whole`` times, and ``rest`` of them once more."""
+    if not rest:
+        return f"each is used {_times(whole)}"
+    return f"{rest:,} of them are used {_times(whole + 1)}, the others {_times(whole)}"
+
+
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number:,} times")
 
 
 def check_attention(

@@ -269,10 +269,15 @@ def test_rows_that_are_taken_more_than_once_are_said(make_config: MakeConfig) ->
     there = len(check_run(config, 1).train_rows)
     for taken, line in (
         (there, None),
-        (2 * there, f"rows: {2 * there} are taken of {there}: each 2 times"),
+        (2 * there, f"rows: {2 * there} rows from {there}: each is used twice"),
+        (
+            there + 3,
+            f"rows: {there + 3} rows from {there}: 3 of them are used twice, the others once",
+        ),
         (
             2 * there + 3,
-            f"rows: {2 * there + 3} are taken of {there}: each 2 times, 3 of them once more",
+            f"rows: {2 * there + 3} rows from {there}: 3 of them are used 3 times, "
+            "the others twice",
         ),
     ):
         config = dataclasses.replace(config, train_iters=taken, global_batch_size=1)

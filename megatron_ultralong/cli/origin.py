@@ -1,0 +1,70 @@
+"""Who set the values that a message names: a recipe or a file, where no flag did."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import shown
+
+_FOLDERS = ("load", "save", "data_path")
+"""A message that names them has the path."""
+
+
+@contextlib.contextmanager
+def says_who_set(words: Sequence[str], start: Any) -> Iterator[None]:
+    """Add to a message which of its fields a recipe or a file set, and no flag.
+
+    ``num_attention_heads (4) must be divisible by tensor_model_parallel_size (8): ...; the recipe
+    llama3.1-8b-1m sets tensor_model_parallel_size 8``.
+
+    Args:
+        words: behind the verb: a recipe or ``--config FILE``, and the flags.
+        start: the configuration that the flags change.
+
+    Raises:
+        InputError: as it was raised inside, with more text.
+    """
+    try:
+        yield
+    except InputError as error:
+        typed, text = fields_typed(words), str(error)
+        found = [
+            f"{name} {value if isinstance(value, str) else shown(value)}"
+            for name, value in _set_by(start).items()
+            if name not in typed and name not in _FOLDERS and _names(text, name)
+        ]
+        if not found:
+            raise
+        who = words[1] if words[0] == "--config" else f"the recipe {words[0]}"
+        raise InputError(f"{error}; {who} sets {', '.join(found)}") from error
+
+
+def _names(text: str, field: str) -> bool:
+    """Whether a message names a field: ``lr (3)``, ``seq_length``, ``--seq-length``, not "save"."""
+    flag = re.escape("--" + field.replace("_", "-"))
+    name = re.escape(field) + ("" if "_" in field else r"(?= [('])")
+    return re.search(rf"(?<![\w-])(?:{flag}(?![\w-])|{name}(?!\w))", text) is not None
+
+
+def fields_typed(words: Sequence[str]) -> frozenset[str]:
+    """Fields that a command line has flags for: ``--seq-length=4 -> seq_length``."""
+    typed = {word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    return frozenset(typed | {name.removeprefix("no_") for name in typed})
+
+
+def _set_by(start: Any) -> dict[str, Any]:
+    """What a recipe or a file has that is not its class's default, by the name of the field."""
+    plain = type(start)()
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(start):
+        value, default = getattr(start, field.name), getattr(plain, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= _set_by(value)
+        elif value != default:
+            found[field.name] = value
+    return found

@@ -1,0 +1,147 @@
+"""What the parser of flags refuses, as one message of this program.
+
+tyro draws boxes of many lines. Its releases from 1.0.15 or so tell a hook what is wrong before
+they do; the module is private, so it is probed, and without it the boxes stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import field_docstrings, shown
+from megatron_ultralong.program.not_known import nearest
+from megatron_ultralong.program.required import flag_of
+
+_CLOSE = 0.75
+"""Least similarity of a flag that was probably meant."""
+_NUMBERS = {
+    "invalid literal for int() with base 10: ": "a whole number",
+    "could not convert string to float: ": "a number",
+    "Could not find valid parse for arguments: ": "of the kind in its help",
+}
+"""Beginnings of what Python and tyro say of a text, and what was wanted."""
+
+
+@contextlib.contextmanager
+def parser_errors(
+    config_class: Any, program: str, words: Sequence[str], default: Any = None
+) -> Iterator[None]:
+    """Raise what tyro refuses inside as an InputError.
+
+    Args:
+        config_class: whose fields are flags.
+        program: and its verb: ``ultralong pretrain``.
+        words: after the verb.
+        default: the configuration that the flags change, if there is one.
+
+    Raises:
+        InputError: a flag is unknown, missing, or has no value of its kind.
+    """
+
+    def refuse(event: Any) -> None:
+        cls = config_class if default is None else type(default)
+        flags = described_flags(cls, default)
+        given = dict.fromkeys(word.split("=")[0] for word in words if word.startswith("--"))
+        unknown = [flag for flag in given if flag.replace("_", "-") not in flags]
+        text = _text(event, flags, unknown)
+        if text:
+            raise InputError(f"{text}; see `{program} --help`")
+
+    with _hooked(refuse):
+        yield
+
+
+def _hooked(hook: Callable[[Any], None]) -> contextlib.AbstractContextManager[Any]:
+    try:
+        register = importlib.import_module("tyro._errors").on_parse_error
+    except (ImportError, AttributeError):
+        return contextlib.nullcontext()
+    return typing.cast(contextlib.AbstractContextManager[Any], register(hook))
+
+
+def _text(event: Any, flags: dict[str, str], unknown: Sequence[str]) -> str:
+    """Of an event of tyro; empty for one that is not known here, which tyro then tells."""
+    kind, parts = type(event).__name__, [_not_known(flag, flags) for flag in unknown]
+    if kind == "UnrecognizedArgs" and not parts:
+        parts = [f"{' '.join(map(shown, event.tokens))}: no flag takes it"]
+    elif kind == "MissingArgs":
+        names = [_name(one.arg) for one in event.missing_arguments]
+        parts += [f"{name} is needed{_what(flags.get(name))}" for name in names]
+    elif kind == "InvalidChoice":
+        parts.append(_no_choice(_name(event.argument), event.value, event.choices))
+    elif kind == "BadValue":
+        name, value = _name(event.argument), event.offending_value
+        needs = "needs a value" if name.startswith("-") else "is needed"
+        rule = f"{needs}{_what(flags.get(name))}"
+        parts.append(f"{name} {rule if value is None else f'takes no value, not {shown(value)}'}")
+    elif kind == "InstantiationFailure" and event.argument is not None:
+        parts.append(_name(event.argument) + _no_value(" ".join(str(event.message).split())))
+    return "; ".join(parts)
+
+
+def _not_known(flag: str, flags: Iterable[str]) -> str:
+    near = _nearest_flag(flag, flags)
+    return f"{flag} is not known" + (f"; perhaps you meant {near}" if near else "")
+
+
+def _nearest_flag(flag: str, flags: Iterable[str]) -> str | None:
+    """Also the one that it is an end or a beginning of: ``--iters -> --train-iters``."""
+    plain = flag.lower().replace("_", "-")
+    close = difflib.get_close_matches(plain, flags, n=1, cutoff=_CLOSE)
+    name = plain.lstrip("-")
+    close += [one for one in flags if one.endswith(f"-{name}") or one.startswith(f"--{name}-")]
+    return close[0] if close else None
+
+
+def _no_value(reason: str) -> str:
+    """What Python says of a text that is not a number, in plain words."""
+    for begin, wanted in _NUMBERS.items():
+        if reason.startswith(begin):
+            return f" must be {wanted}, not {reason.removeprefix(begin)}"
+    return f": {reason}"
+
+
+def _no_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    near = nearest(value, choices)
+    meant = f"; perhaps you meant {near}" if near else ""
+    return f"{name} {shown(value)} is not known{meant}; known: {', '.join(choices)}"
+
+
+def _name(argument: Any) -> str:
+    """Of tyro's description of an argument: its flag, or the word in its place."""
+    if argument.is_positional():
+        return str(argument.lowered.metavar)
+    return str(max(argument.lowered.name_or_flags, key=len))
+
+
+def _what(text: str | None) -> str:
+    """The first sentence of a flag's description, behind a colon."""
+    sentence = (text or "").split(". ")[0].rstrip(".")
+    return f": {sentence}" if sentence else ""
+
+
+def described_flags(cls: Any, default: Any) -> dict[str, str]:
+    """The flags of a configuration and of those in it, and their descriptions."""
+    found: dict[str, str] = {}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    texts = field_docstrings(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        kind = getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
+        value = getattr(default, field.name, None)
+        if dataclasses.is_dataclass(kind):
+            found |= described_flags(kind if value is None else type(value), value)
+            continue
+        flag = flag_of(field.name, hint)
+        text = texts.get(field.name, "")
+        found[flag] = text
+        if kind is bool and flag.startswith("--"):
+            found[f"--no-{flag[2:]}"] = text
+    return found
