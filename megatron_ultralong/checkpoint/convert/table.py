@@ -47,12 +47,14 @@ _NAME_WIDTH = 22
 
 
 def _parted(text: str) -> str:
-    """Dotted names in lines of at most :data:`_NAME_WIDTH`, where their parts are no longer."""
+    """Names in lines of at most :data:`_NAME_WIDTH`: cut after commas, and long names at dots."""
     lines = [""]
-    for part in re.findall(r"[^. ]*[. ]?", text):
-        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > _NAME_WIDTH:
-            lines.append("")
-        lines[-1] += part
+    for name in re.findall(r"[^,]+,? ?", text):
+        parts = [name] if len(name.rstrip()) <= _NAME_WIDTH else re.findall(r"[^.]+\.?", name)
+        for part in parts:
+            if lines[-1] and len(lines[-1]) + len(part.rstrip()) > _NAME_WIDTH:
+                lines.append("")
+            lines[-1] += part
     return "\n".join(line.rstrip() for line in lines)
 
 
