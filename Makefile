@@ -46,7 +46,8 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile
 LOCKED := --no-deps --no-build-isolation --require-hashes --requirement
 
 $(VENV)/installed: setup.py requirements/constraints.txt requirements/build.txt requirements/lock.txt
-	command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there: name a Python 3.10-3.13 with make PYTHON=..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
+	    { echo "PYTHON '$(PYTHON)' is no Python 3.10-3.13 that starts: name one with make $(MAKECMDGOALS) PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(LOCKED) requirements/build.txt
 	$(PIP) $(LOCKED) requirements/lock.txt
@@ -61,6 +62,7 @@ $(VENV)/developing: $(VENV)/installed requirements/dev.txt
 	touch $@
 
 install: $(VENV)/installed  ## make .venv with what runs the product; TORCH_INDEX=URL: torch from there
+	@$(if $(filter install,$(MAKECMDGOALS)),echo 'now: source $(VENV)/bin/activate; ultralong doctor')
 
 dev: $(VENV)/developing  ## add what tests, lints and builds it
 

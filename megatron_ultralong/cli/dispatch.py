@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_ultralong.cli.origin import says_who_set
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
-from megatron_ultralong.program.ending import PROGRAM, ends_with_message
+from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.ranks import is_told_world_size, world_size
@@ -117,7 +117,15 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         _run_training(name, verb, words)
     else:
         options = _parse(verb, name, words)
+        _say_starting(verb)
         load(verb.run)(options)
+
+
+def _say_starting(verb: Verb) -> None:
+    """Say under torchrun what the ranks are doing before their first own line, some 20 s later."""
+    if verb.is_for_ranks and is_told_world_size():
+        number = world_size()
+        tell(f"{PROGRAM}: starting {number:,} rank{'s' * (number != 1)}: loading libraries ...")
 
 
 def _parse(verb: Verb, name: str, words: list[str], default: Any = None) -> Any:
@@ -211,4 +219,5 @@ def _run_training(name: str, verb: TrainingVerb, words: list[str]) -> None:
 
         sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))
         return
+    _say_starting(verb)
     load(verb.run)(options)

@@ -40,6 +40,8 @@ class Verb:
     """``run`` is called with the words of the command line, and reads them itself."""
     recipes: str = ""
     """Table of functions that give the options of a recipe, for a verb that begins with one."""
+    is_for_ranks: bool = False
+    """Works on the ranks of torchrun, which are silent while they import."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +70,15 @@ def _training(
         f"config.training:{options}",
         f"training.{run}",
         recipes=f"config.recipes:{recipes}",
+        is_for_ranks=True,
         check_early=f"training.early_checks:{check_early}",
         check=f"training.{check}",
     )
 
 
 def _evaluate(options: str, run: str, text: str) -> Verb:
-    return Verb(text, f"evaluation.commands:{options}", f"evaluation.run_command:{run}")
+    places = f"evaluation.commands:{options}", f"evaluation.run_command:{run}"
+    return Verb(text, *places, is_for_ranks=True)
 
 
 VERBS: dict[str, Verb] = {
@@ -148,6 +152,7 @@ VERBS: dict[str, Verb] = {
         "continue prompts with a checkpoint, in any layout",
         options="config.generate:GenerateConfig",
         run="generation.generate:generate",
+        is_for_ranks=True,
     ),
     "doctor": Verb(
         "check this machine and job, and say what to fix",

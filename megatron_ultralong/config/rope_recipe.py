@@ -22,8 +22,8 @@ def rope_recipe(scaling: yarn.RopeScaling, positions: int) -> dict[str, Any]:
     """
     if scaling is None:
         said: dict[str, Any] = {
-            "method": "none that a block states: plain frequencies of rope_theta. NTK-aware "
-            "scaling is a larger rope_theta, and looks like this too",
+            "method": "no scaling is stated: plain frequencies of rope_theta. (A model that was "
+            "extended by NTK-aware scaling, a larger rope_theta, cannot be told from this)",
         }
     elif isinstance(scaling, yarn.YarnConfig):
         said = _of_yarn(scaling)

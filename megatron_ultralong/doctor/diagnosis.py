@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
 from megatron_ultralong.doctor.software import DRIVER, python_finding, software_findings
+from megatron_ultralong.program.ending import PROGRAM, tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings
 
@@ -89,6 +90,9 @@ def diagnose(config: DoctorConfig) -> int:
     rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     levels: Counter[str] = Counter()
     for finding in _findings(config):
+        if isinstance(finding, str):
+            tell(finding)
+            continue
         levels[finding.level] += 1
         # Of the other ranks what is wrong: all problems, and warnings from one of each host.
         if rank == 0:
@@ -100,7 +104,8 @@ def diagnose(config: DoctorConfig) -> int:
     return SICK if levels["problem"] else 0
 
 
-def _findings(config: DoctorConfig) -> Iterator[Finding]:
+def _findings(config: DoctorConfig) -> Iterator[Finding | str]:
+    """Findings, and lines about what comes next where it takes long."""
     has_problem = False
     # what is known at once comes first: torch and Megatron-Core take seconds to import
     yield python_finding()
@@ -115,13 +120,14 @@ def _findings(config: DoctorConfig) -> Iterator[Finding]:
     if not config.communication:
         return
     try:
-        from megatron_ultralong.doctor.communication import communication_findings
+        from megatron_ultralong.doctor.communication import communication_findings, under_torchrun
     except Exception as error:  # of a library that has a line above
         if not has_problem:
             raise
         text = f"not tried: {type(error).__name__}: {error}"
         yield Finding("note", "communication", text, "fix the problems above first")
         return
+    yield f"{PROGRAM}: trying {'the ranks' if under_torchrun() else 'two ranks'} together ..."
     yield from communication_findings(config.megabytes)
 
 

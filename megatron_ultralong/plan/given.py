@@ -21,8 +21,21 @@ from megatron_ultralong.sequence.documents import causal_area
 
 WIDTH = 96
 """Columns of a plan among the lines of a dry run."""
+_SMALL = 0.1 * GIB
+"""Bytes below which a figure is noise beside a GPU's memory: where all tensors together are fewer,
+they are not told part by part."""
 figure = functools.partial(Column, justify="right")
 """A column of numbers."""
+
+
+def short_seconds(seconds: float) -> str:
+    """Seconds in a table: ``12.3``, or ``0.0021`` where that would be 0.0."""
+    return f"{seconds:.1f}" if seconds >= 0.1 else f"{seconds:.2g}"
+
+
+def is_traffic_told(time: StepTime) -> bool:
+    """Whether anything of the traffic is more than the zeros of its table."""
+    return any(each.num_bytes >= 5e7 or each.seconds >= 0.005 for each in time.traffic)
 
 
 def memory_table(estimate: Estimate) -> Table:
@@ -32,13 +45,16 @@ def memory_table(estimate: Estimate) -> Table:
     where = f" of pipeline stage {worst.stage} of {stages}" if stages > 1 else ""
     table.title = f"Memory of a GPU{where}, at the peak of its step ({worst.peak.moment})"
     parts = worst.peak.parts
-    for name in get_args(Part):  # in the order of the step
-        if parts.get(name):
-            table.add_row(name, f"{parts[name] / GIB:.2f}")
-    table.add_section()
+    is_small = worst.peak.total < _SMALL
+    if not is_small:
+        for name in get_args(Part):  # in the order of the step
+            if parts.get(name):
+                table.add_row(name, f"{parts[name] / GIB:.2f}")
+        table.add_section()
     table.add_row("tensors at the peak", f"{worst.peak.total / GIB:.2f}", style="bold")
     for name, size in estimate.allowance.items():
-        table.add_row(f"allowance: {name}", f"{size / GIB:.2f}", style="dim")
+        if size >= _SMALL or not is_small:
+            table.add_row(f"allowance: {name}", f"{size / GIB:.2f}", style="dim")
     table.add_section()
     free = (estimate.available - estimate.needed) / GIB
     table.add_row(
@@ -48,7 +64,7 @@ def memory_table(estimate: Estimate) -> Table:
     )
     others = sorted(worst.peaks.values(), key=lambda peak: -peak.total)
     moments = ", ".join(f"{peak.moment} {peak.total / GIB:.1f}" for peak in others[1:6])
-    table.caption = f"other moments: {moments}"
+    table.caption = None if is_small else f"other moments: {moments}"
     host = estimate.host
     table.add_section()
     for name, size in (
@@ -56,7 +72,7 @@ def memory_table(estimate: Estimate) -> Table:
         ("optimizer", host.optimizer),
         ("copy of a checkpoint while it is written", host.checkpoint),
     ):
-        if size:
+        if size >= _SMALL:
             table.add_row(f"host memory of a node: {name}", f"{size / GIB:,.0f}")
     if host.offloaded:
         table.add_row(
@@ -128,11 +144,11 @@ def plan_text(
         console.print(note)
     console.print(memory_table(estimate))
     time = estimate.time
-    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in time_rows(time))
+    parts = ", ".join(f"{name} {short_seconds(seconds)}" for name, seconds in time_rows(time))
     mask = "" if config.data.document_mask == "none" else ", as if no document were masked"
     console.print(
-        f"a step takes about {time.total:.1f} s{mask} ({parts}); {estimate.mfu:.1%} MFU, "
-        f"{estimate.tokens_per_second_per_gpu:,.0f} tokens/s/GPU, "
+        f"a step takes about {short_seconds(time.total)} s{mask} ({parts}); "
+        f"{estimate.mfu:.1%} MFU, {estimate.tokens_per_second_per_gpu:,.0f} tokens/s/GPU, "
         f"{config.train_iters * time.total / 3600:,.1f} hours for {config.train_iters} iterations"
     )
     run = run_time(estimate, float(config.train_iters * job.tokens_per_iteration))

@@ -11,7 +11,14 @@ from rich.text import Text
 
 from megatron_ultralong.plan.advice import flag_of
 from megatron_ultralong.plan.estimate import Estimate, RunTime, layout_text, paper_hours, run_time
-from megatron_ultralong.plan.given import figure, memory_table, time_rows, traffic_table
+from megatron_ultralong.plan.given import (
+    figure,
+    is_traffic_told,
+    memory_table,
+    short_seconds,
+    time_rows,
+    traffic_table,
+)
 from megatron_ultralong.plan.job import GIB
 from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.plan.search import SAME_TIME, Found
@@ -77,7 +84,7 @@ def show(console: Console, plan: Plan, num_alternatives: int) -> None:
         console.print(note, soft_wrap=True, highlight=False)
     console.print(memory_table(plan.chosen))
     console.print(time_table(plan))
-    if plan.chosen.time.traffic:
+    if is_traffic_told(plan.chosen.time):
         console.print(traffic_table(plan.chosen.time))
     console.print(run_table(plan))
     if plan.found is not None:
@@ -116,15 +123,16 @@ def _summary(plan: Plan) -> Text:
 def time_table(plan: Plan) -> Table:
     """Time of a step by what takes it, and what follows from it."""
     estimate, time = plan.chosen, plan.chosen.time
-    columns = ("part", figure("seconds"), figure("share"))
+    unit, scale = ("seconds", 1.0) if time.total >= 0.1 else ("milliseconds", 1e3)
+    columns = ("part", figure(unit), figure("share"))
     table = Table(*columns, title="Time of a step", title_justify="left")
     for name, seconds in time_rows(time):
-        table.add_row(name, f"{seconds:.2f}", f"{seconds / time.total:.1%}")
+        table.add_row(name, f"{seconds * scale:.2f}", f"{seconds / time.total:.1%}")
     table.add_section()
-    table.add_row("step", f"{time.total:.2f}", "", style="bold")
+    table.add_row("step", f"{time.total * scale:.2f}", "", style="bold")
     table.add_section()
-    flops = time.model_tflop
-    table.add_row("model TFLOP of a GPU, recomputation not counted", f"{flops:,.0f}", "")
+    flops = f"{time.model_tflop:,.0f}" if time.model_tflop >= 1 else f"{time.model_tflop:.2g}"
+    table.add_row("model TFLOP of a GPU, recomputation not counted", flops, "")
     peak = estimate.peak_tflops
     table.add_row("MFU", f"{estimate.mfu:.1%}", f"of {peak:g} TFLOP/s", style="bold")
     table.add_row("tokens/s/GPU", f"{estimate.tokens_per_second_per_gpu:,.0f}", "")
@@ -150,6 +158,11 @@ def run_table(plan: Plan) -> Table:
         table.add_row(
             f"first iteration, which pins {pinned}: longer by", f"{run.pin_seconds:,.0f} s"
         )
+    hours = f"{run.hours:,.1f}" if run.hours >= 1 else f"{run.hours:.3f}"
+    if run.checkpoint.on_disk < 1e8:
+        table.add_row("a checkpoint on disk", f"{run.checkpoint.on_disk / 1e6:,.0f} MB")
+        table.add_row("hours with all of this", hours, style="bold")
+        return table
     table.add_row("a checkpoint on disk", f"{run.checkpoint.on_disk / 1e9:,.1f} GB")
     table.add_row(
         f"time to save one ({estimate.num_nodes} x {rate:g} GB/s: --storage-gb-per-second)",
@@ -165,7 +178,6 @@ def run_table(plan: Plan) -> Table:
         table.add_row(
             f"{run.num_validations} validations, each", f"{run.validation_seconds:,.1f} s"
         )
-    hours = f"{run.hours:,.1f}" if run.hours >= 1 else f"{run.hours:.3f}"
     table.add_row("hours with all of this", hours, style="bold")
     return table
 
@@ -173,16 +185,19 @@ def run_table(plan: Plan) -> Table:
 def _alternatives(plan: Plan, count: int) -> Table:
     assert plan.found is not None
     feasible, chosen = plan.found.feasible, plan.chosen
-    title = f"{len(feasible)} layouts that fit, fastest first. -> is the one to take: of those "
-    title += f"within {SAME_TIME:.0%} of the fastest that can save, one without host memory before "
-    title += "one with, then the least GiB"
+    shown = feasible[:count]
+    if chosen not in shown:
+        shown = [*shown[: max(count - 1, 0)], chosen]
+    number = f"{len(feasible):,} layouts fit"
+    if len(shown) < len(feasible):
+        number += f", {len(shown):,} are shown (--num-alternatives)"
+    title = f"{number}, fastest first. -> is the one to take. It can save checkpoints and is at "
+    title += f"most {SAME_TIME:.0%} slower than the fastest such layout; among those, layouts "
+    title += "without host memory come first, then the one with the least GiB"
     if len(feasible) == 1:
         title = "The one layout that fits"
     columns = map(figure, ("step, s", "MFU", "hours", "GiB", "host GiB a node"))
     table = Table("layout", *columns, title=title, title_justify="left", highlight=True)
-    shown = feasible[:count]
-    if chosen not in shown:
-        shown = [*shown[: count - 1], chosen]
     for each in shown:
         name, *figures = _cells(plan, each)
         mark, style = ("-> ", "bold") if each is chosen else ("   ", "")
@@ -199,7 +214,7 @@ def _alternatives(plan: Plan, count: int) -> Table:
 def _cells(plan: Plan, each: Estimate) -> tuple[str, ...]:
     return (
         layout_text(each.job),
-        f"{each.time.total:.1f}",
+        short_seconds(each.time.total),
         f"{each.mfu:.1%}",
         f"{each.hours(plan.train_tokens):.1f}",
         f"{each.needed / GIB:.1f}",
@@ -208,10 +223,13 @@ def _cells(plan: Plan, each: Estimate) -> tuple[str, ...]:
 
 
 def _refused(found: Found, count: int) -> Table:
-    title = f"{len(found.refused)} layouts do not fit; the nearest"
+    title = f"{len(found.refused):,} layouts do not fit"
+    title += f"; the {count:,} nearest" if len(found.refused) > count else ""
+    if not found.refused:
+        title = "Layouts that break a rule"
     table = Table("layout", figure("step, s"), "why", title=title, title_justify="left")
     for each, why in found.refused[:count]:
-        table.add_row(layout_text(each.job), f"{each.time.total:.1f}", why)
+        table.add_row(layout_text(each.job), short_seconds(each.time.total), why)
     for rule, number in found.rules.items():
         table.add_row(f"{number} layouts", "-", f"such as: {rule}")
     return table

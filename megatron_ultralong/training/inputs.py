@@ -49,10 +49,6 @@ class RunInputs:
     def notes(self) -> tuple[str, ...]:
         """The rotary embedding before and after, and what a user may not have meant, in lines."""
         taken, there = self.config.train_iters * self.config.global_batch_size, len(self.train_rows)
-        trained, positions = (
-            self.result.trained_positions,
-            self.result.model.max_position_embeddings,
-        )
         before, after = (
             yarn.describe(one.rope_scaling, one.model.max_position_embeddings)
             + ("" if one.angle_precision == "exact" else f", angles in {one.angle_precision}")
@@ -67,14 +63,8 @@ class RunInputs:
         if taken > there:
             whole, rest = divmod(taken, there)
             notes += (f"rows: {taken:,} rows from {there:,}: {_uses(whole, rest)}",)
-        if trained == positions:
-            return notes
-        return (
-            *notes,
-            f"warning: the rotary embedding is made for {positions:,} positions, and rows of "
-            f"{trained:,} tokens train the first {trained:,} alone: expect little beyond them; "
-            f"prepare rows of {positions:,} for all",
-        )
+        untrained = self.result.untrained_positions
+        return (*notes, untrained) if untrained else notes
 
 
 def _uses(whole: int, rest: int) -> str:

@@ -49,7 +49,8 @@ def adam_name() -> str:
 
 def describe_optimizer(config: OptimizerConfig, num_shards: int) -> str:
     """One line for a run's log: which Adam, and where and how its states are kept."""
-    parts = [f"optimizer: {adam_name()}, states spread over {num_shards} ranks"]
+    where = f"spread over {num_shards} ranks" if num_shards > 1 else "whole on each rank"
+    parts = [f"optimizer: {adam_name()}, states {where}"]
     if config.use_precision_aware_optimizer:
         parts.append(
             f"gradients {config.main_grads_dtype}, master weights {config.main_params_dtype}, "

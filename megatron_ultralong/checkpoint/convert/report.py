@@ -1,4 +1,4 @@
-"""Reports of models and conversions: tables for people, JSON for programs.
+"""Reports of models and conversions.
 
 Among them ``ultralong convert inspect``: what a model on disk holds.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from megatron_ultralong.checkpoint.convert.lone_config import inspect_config, lone_config
+from megatron_ultralong.checkpoint.convert.table import show, show_rows
 from megatron_ultralong.checkpoint.convert.verification import num_bytes
 from megatron_ultralong.checkpoint.disk.folder import iterations
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
@@ -29,7 +29,6 @@ from megatron_ultralong.config.rope_recipe import rope_recipe
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
-from megatron_ultralong.program.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,55 +75,14 @@ class ConversionReport:
     rope: Mapping[str, Any] | None
     """Rotary scaling; of an export the block in its config.json."""
     max_position_embeddings: int
+    trained_positions: int
+    """The first of those that the weights were trained at, as far as is known."""
     tokenizer_sha256: str | None
     good_for: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Exports: programs and versions that read it as it was meant, as a whole and file by file."""
     changed_files: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
     """Exports to Hugging Face: small files that are not the source's byte for byte, and what is new
     in them; config.json, which is written again, aside."""
-
-
-def show(values: Mapping[str, Any], as_json: bool) -> None:
-    """Print a report on standard output."""
-    if as_json:
-        sys.stdout.write(json.dumps(values, indent=2) + "\n")
-        return
-    table = Table(show_header=False, box=None)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, text in _lines(values):
-        table.add_row(key.replace("_", " "), text)
-    Console().print(table)
-
-
-def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows that have the same columns as a table."""
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
-    Console().print(table)
-
-
-def _lines(values: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            if value:
-                yield indent + key, ""
-            yield from _lines(value, indent + "  ")
-        elif value not in (None, []):
-            yield indent + key, _text(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:,.6g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
 
 
 _QKV = "self_attention.linear_qkv.weight"
@@ -162,7 +120,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         sys.stdout.write(json.dumps({**values, "tensors": tensors}, indent=2) + "\n")
     else:
         show(values, as_json=False)
-        show_rows(tensors)
+        show_rows([{**row, "layers": row["layers"] or None} for row in tensors])
     return {**values, "tensors": tensors}
 
 

@@ -13,7 +13,8 @@ import torch
 
 from megatron_ultralong.checkpoint.convert import model_writer, small_files
 from megatron_ultralong.checkpoint.convert.gguf_verification import compare_gguf
-from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, show, summarise
+from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, summarise
+from megatron_ultralong.checkpoint.convert.table import show
 from megatron_ultralong.checkpoint.convert.verification import Comparison, compare, num_bytes
 from megatron_ultralong.checkpoint.disk.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save_metadata
@@ -83,6 +84,7 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
         iteration=0,
         weights=summarise(source),
         num_resumed_tensors=journal.num_resumed,
+        trained_positions=metadata.trained_positions,
         tokenizer_sha256=metadata.tokenizer_sha256,
     )
 
@@ -127,15 +129,19 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         elif config.verify:
             compare(source, models.open_model(folder), dtype)
         times.append(time.monotonic())
-    return _report(
+    report = _report(
         *("export", config, source, times),
         iteration=source.iteration,
         weights=summarise(source, dtype),
         num_resumed_tensors=journal.num_resumed,
+        trained_positions=source.metadata.trained_positions,
         tokenizer_sha256=hugging_face_config.tokenizer_sha256(config.dst),
         good_for=_good_for(source, config),
         changed_files=changes,
     )
+    if source.metadata.untrained_positions:
+        tell(source.metadata.untrained_positions)
+    return report
 
 
 def verify(config: VerifyConfig) -> Comparison:

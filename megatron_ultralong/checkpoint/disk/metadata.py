@@ -50,6 +50,18 @@ class CheckpointMetadata:
         """Positions that it was trained at: those of its rotary scaling, or fewer."""
         return self.trained_seq_length or self.model.max_position_embeddings
 
+    @property
+    def untrained_positions(self) -> str:
+        """A warning where positions of its rotary embedding were not trained; else empty."""
+        trained, positions = self.trained_positions, self.model.max_position_embeddings
+        if trained == positions:
+            return ""
+        return (
+            f"warning: the rotary embedding is made for {positions:,} positions, and rows of "
+            f"{trained:,} tokens train the first {trained:,} alone: expect little beyond them; "
+            f"prepare rows of {positions:,} for all"
+        )
+
     def after_training(self, source: CheckpointMetadata, seq_length: int) -> CheckpointMetadata:
         """The same, trained from ``source`` on rows of ``seq_length`` tokens.
 

@@ -172,27 +172,30 @@ def print_summary(manifest: Manifest, output: Path) -> None:
                 "predictions there must not count in the loss"
             )
     notes = {
-        "equal to an earlier one": sum(i.num_duplicates for i in manifest.inputs),
+        "copies of an earlier one": sum(i.num_duplicates for i in manifest.inputs),
         "empty": sum(i.num_empty for i in manifest.inputs),
         "unreadable": sum(i.num_bad for i in manifest.inputs),
     }
     dropped = ", ".join(f"{count:,} {what}" for what, count in notes.items() if count)
     if dropped:
-        say(f"documents dropped while reading: {dropped}")
+        say(f"documents left out: {dropped}")
     for found in manifest.inputs:
         print_files(console, found)
-    if manifest.num_documents_with_separator:
+    if number := manifest.num_documents_with_separator:
+        what = "1 document has" if number == 1 else f"{number:,} documents have"
         say(
-            f"{manifest.num_documents_with_separator:,} documents hold the separator "
-            f"{manifest.separator_ids} themselves: {_SEPARATOR[manifest.separator_in_text]}"
+            f"{what} the separator {manifest.separator!r} (ids {manifest.separator_ids}) in the "
+            f"text itself: {_SEPARATOR[manifest.separator_in_text]}",
+            markup=False,
         )
     say(f"written: {output}", soft_wrap=True)
 
 
 _SEPARATOR: dict[str, str] = {
-    "keep": "a boundary will be seen there (--separator-in-text drop or split)",
-    "drop": "they were left out",
-    "split": "these characters were encoded one by one",
+    "keep": "a model takes it for the document's end; to avoid that, --separator-in-text drop "
+    "leaves such documents out, and split keeps the text in other ids",
+    "drop": "left out",
+    "split": "its characters were encoded one by one",
 }
 
 

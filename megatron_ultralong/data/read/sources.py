@@ -234,12 +234,14 @@ def _label(path: Path) -> str:
 
 
 def _told(counts: Counts) -> str:
-    """``3 files before that filter: 2 .md about the data``."""
+    """``of 3 files there: 2 .md about the data``, or that nothing is there."""
     common = [
         f"{number} {label or 'without suffix'} {why}"
         for (label, _, why), number in counts.most_common(3)
     ]
-    return f"{counts.total()} files before that filter{': ' * bool(common)}{'; '.join(common)}"
+    if not common:
+        return "nothing is there"
+    return f"of {counts.total():,} file{'s' * (counts.total() != 1)} there: {'; '.join(common)}"
 
 
 def _merged(counts: Counts) -> list[FileCount]:
