@@ -262,8 +262,8 @@ def from_hf_rope_scaling(block: Mapping[str, Any] | None) -> RopeScaling:
     if unknown or missing:
         raise InputError(
             f"rope_scaling of rope_type {rope_type!r}: missing keys {missing}, unknown keys "
-            f"{shown(unknown)}; transformers does not look at keys of another rope_type: remove them, or "
-            "state the rope_type that the model was trained with"
+            f"{shown(unknown)}; transformers does not look at keys of another rope_type: remove "
+            "them, or state the rope_type that the model was trained with"
         )
     if rope_type == "default":
         return None
