@@ -122,7 +122,7 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
 
 
 def _say_starting(verb: Verb) -> None:
-    """Say under torchrun what the ranks are doing before their first own line, some 20 s later."""
+    """Say under torchrun what the ranks are doing before their first own line, about 20 s later."""
     if verb.is_for_ranks and is_told_world_size():
         number = world_size()
         tell(f"{PROGRAM}: starting {number:,} rank{'s' * (number != 1)}: loading libraries ...")
