@@ -82,6 +82,15 @@ class TrainingConfig:
         """Check the rules that need neither checkpoint nor data.
 
         Raises:
+            InputError: a rule between fields, or between them and the ranks, is broken.
+        """
+        self.check_fields()
+        self.num_microbatches(world_size)
+
+    def check_fields(self) -> None:
+        """The same for any number of ranks.
+
+        Raises:
             InputError: a rule between fields is broken.
         """
         check_required(self)
@@ -112,7 +121,6 @@ class TrainingConfig:
         self.log.check()
         self.check_layers()
         self.optimizer.check(self.precision)
-        self.num_microbatches(world_size)
 
     def check_layers(self) -> None:
         """Raise InputError where layers of that kind cannot work on such a row."""

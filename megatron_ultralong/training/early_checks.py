@@ -50,10 +50,11 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
     Raises:
         InputError: a rule between configuration, checkpoint and data is broken.
     """
+    config.check_fields()
     source = _open_source(config)
     data = Path(config.data.data_path)
     manifest = load_manifest(data)
-    _check_config(config, source, num_ranks)
+    _check_layout(config, source, num_ranks)
     vocab_size, document_mask = source.model.vocab_size, config.data.document_mask
     train_rows = packed_rows(data, "train", manifest, vocab_size, document_mask)
     config = _with_row_length(config, train_rows.seq_length)
@@ -86,11 +87,14 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
     Raises:
         InputError: a rule between configuration, checkpoint and conversations is broken.
     """
+    check_required(config)
+    check_ranges(config)
     source = _open_source(config)
     data = Path(config.data.data_path)
     manifest = load_chat_manifest(data)
     config = config.with_iterations(len(ChatRows(data / "train")))
-    _check_config(config, source, num_ranks)
+    config.check_fields()
+    _check_layout(config, source, num_ranks)
     vocab_size = source.model.vocab_size
     train_rows = chat_rows_of(data, "train", manifest, vocab_size)
     config = _with_row_length(config, train_rows.seq_length)
@@ -109,16 +113,15 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
 
 
 def _open_source(config: TrainingConfig) -> CheckpointMetadata:
-    """What the run starts from. Paths come before rules: a layout that is wrong hides no path."""
-    check_required(config)
-    check_ranges(config)
+    """What the run starts from."""
     source = load_metadata(Path(config.load))
     resolve(config.load)
     return source
 
 
-def _check_config(config: TrainingConfig, source: CheckpointMetadata, num_ranks: int) -> None:
-    config.check(num_ranks)
+def _check_layout(config: TrainingConfig, source: CheckpointMetadata, num_ranks: int) -> None:
+    """After the paths: the number of ranks, which a first try often has wrong, hides no path."""
+    config.num_microbatches(num_ranks)
     config.parallel.check_model(source.model)
     # What could not be exported is not trained for hours.
     yarn.hf_rope_scaling(config.rope.scaling(source.rope_scaling))
