@@ -167,6 +167,21 @@ def test_a_source_without_text_is_refused(
     assert not (tmp_path / "rows").exists()
 
 
+def test_a_split_of_less_than_a_row_says_how_to_sample_less_strictly(
+    inputs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for sampling, says in (("fu", True), ("none", False)):
+        words = ["prepare", "--source", f"code={inputs / 'documents.jsonl'}"]
+        words += ["--tokenizer", str(inputs / "hf"), "--seq-length", "1048576"]
+        words += ["--length-sampling", sampling, "--output", str(tmp_path / sampling)]
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "under one row of seq_length (1048576)" in error
+        assert ("--length-sampling none (now fu: " in error) == says
+        assert "--length-sampling fu" not in error
+
+
 def test_evaluating_beyond_the_trained_positions_has_to_be_asked_for(
     inputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

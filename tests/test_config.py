@@ -70,7 +70,10 @@ def test_sequence_length_must_divide(parallel: ParallelConfig, message: str) -> 
     ("parallel", "message"),
     [
         (ParallelConfig(3), r"num_attention_heads \(4\) .* tensor_model_parallel_size \(3\)"),
-        (ParallelConfig(4), r"num_query_groups \(2\) .* \(4\).* can be 1, 2"),
+        (
+            ParallelConfig(4),
+            r"num_query_groups \(2\) .* \(4\).* --tensor-model-parallel-size 1 or 2",
+        ),
         (ParallelConfig(sequence_parallel=True), "tensor_model_parallel_size is 1: use --no-seq"),
         (ParallelConfig(1, 3), r"num_layers \(4\) .* pipeline_model_parallel_size \(3\)"),
     ],

@@ -256,19 +256,17 @@ def _require_one_row(config: PrepareConfig, split: str, plan: RowPlan, num_token
     if not plan.rows:
         held_out = "valid" if split == "train" else split
         fraction = f"--{held_out}-fraction ({getattr(config, f'{held_out}_fraction')})"
-        way_out = f"lower {fraction}" if split == "train" else f"raise {fraction}, set it to 0"
+        ways = [f"lower {fraction}"] if split == "train" else [f"raise {fraction}", "set it to 0"]
+        ways += ["add documents", "shorten --seq-length"]
         name, edges = config.sampling.name, config.sampling.edges
-        looser = (
-            ""
-            if name == "none"
-            else (
-                f", or sample all documents with --length-sampling none (now {name}, which takes "
-                f"few under {edges[0]} tokens)"
+        if name != "none":
+            ways.append(
+                f"sample less strictly with --length-sampling none (now {name}: few documents "
+                f"under {edges[0]} tokens)"
             )
-        )
         raise InputError(
             f"split {split!r} has {num_tokens} tokens after sampling, under one row of seq_length "
-            f"({config.seq_length}): {way_out}, add documents, or shorten --seq-length{looser}"
+            f"({config.seq_length}): {', '.join(ways[:-1])}, or {ways[-1]}"
         )
 
 
