@@ -1,6 +1,6 @@
 """What the parser of flags refuses, as one message of this program.
 
-tyro draws boxes of many lines. Its releases from 1.0.15 or so tell a hook what is wrong before
+tyro draws boxes of many lines. Newer releases (1.0.17 does) tell a hook what is wrong before
 they do; the module is private, so it is probed, and without it the boxes stay.
 """
 
