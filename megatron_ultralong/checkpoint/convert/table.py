@@ -32,7 +32,7 @@ def show(values: Mapping[str, Any], as_json: bool) -> None:
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows that have the same columns as a table; names that are long go on after a dot."""
+    """Print rows that have the same columns as a table; long names continue after a dot."""
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for column in rows[0]:
