@@ -47,7 +47,7 @@ LOCKED := --no-deps --no-build-isolation --require-hashes --requirement
 
 $(VENV)/installed: setup.py requirements/constraints.txt requirements/build.txt requirements/lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
-	    { echo "PYTHON '$(PYTHON)' is no Python 3.10-3.13 that starts: name one with make $(MAKECMDGOALS) PYTHON=..." >&2; exit 2; }
+	    { echo "PYTHON '$(PYTHON)' is not a Python 3.10-3.13 that starts: name one with make $(MAKECMDGOALS) PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(LOCKED) requirements/build.txt
 	$(PIP) $(LOCKED) requirements/lock.txt

@@ -42,7 +42,9 @@ def test_this_machine_is_well(
     capsys.readouterr()
     main(["doctor", "--megabytes", "1"])
     assert started == [2]
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert printed.err == "ultralong: trying two ranks together ...\n"
+    lines = printed.out.splitlines()
     levels = {line[9:25].strip(): line[:8].strip() for line in lines[:-1]}
     for subject in (
         *("python", "libraries", "torch", "attention", "megatron-core", "/dev/shm", "network"),

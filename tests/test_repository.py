@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import megatron_ultralong
+from tests.patience import patience
 from tools import draw_badges
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,46 @@ def test_the_changelog_begins_with_what_is_unreleased() -> None:
     assert heads[0] == "Unreleased"
     assert all(re.fullmatch(r"\d+\.\d+\.\d+ \(\d{4}-\d\d-\d\d\)", head) for head in heads[1:])
     assert heads[1].split()[0] == megatron_ultralong.__version__
+
+
+@pytest.mark.parametrize("python", ["nosuch9", "./shim", "./old"])
+def test_make_says_which_python_it_takes(tmp_path: Path, python: str) -> None:
+    """Of one that is not there, a shim that starts nothing, as pyenv's, and an old one."""
+    for name, text in (("shim", "echo not found >&2\nexit 127"), ("old", "exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = make(tmp_path, "install", f"PYTHON={python}")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"PYTHON '{python}' is not a Python 3.10-3.13 that starts: ")
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_make_install_ends_with_what_comes_next(tmp_path: Path) -> None:
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / "requirements").mkdir()
+    for name in ("setup.py", *(f"requirements/{n}.txt" for n in ("constraints", "build", "lock"))):
+        (tmp_path / name).touch()
+    (tmp_path / ".venv" / "installed").touch()
+    line = "now: source .venv/bin/activate; ultralong doctor\n"
+    assert make(tmp_path, "install").stdout == line
+    assert line not in make(tmp_path, "bench", "--dry-run").stdout
+
+
+def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The Makefile's rules in a folder of their own."""
+    (folder / "setup.py").touch()
+    (folder / "requirements").mkdir(exist_ok=True)
+    for name in ("constraints", "build", "lock"):
+        if not (path := folder / "requirements" / f"{name}.txt").exists():
+            path.touch()
+    return subprocess.run(
+        ["make", "--file", str(ROOT / "Makefile"), *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+        check=False,
+    )
 
 
 def test_badges_are_what_setup_says() -> None:

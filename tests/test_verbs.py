@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from megatron_ultralong.cli import VERBS
+from megatron_ultralong.cli import VERBS, dispatch
 from megatron_ultralong.cli.verbs import TrainingVerb, load
 from tests.edges import NEEDED, RECIPES
 from tests.patience import patience
@@ -28,6 +28,42 @@ def test_every_place_in_the_table_exists(verb: object) -> None:
         assert dataclasses.is_dataclass(found) if name == "options" else found
     if isinstance(verb, TrainingVerb):
         assert {"recipes", "check", "check_early"} <= set(places)
+
+
+RANKS = {"pretrain", "sft", "generate", *(name for name in VERBS if name.startswith("evaluate"))}
+RANKS.remove("evaluate report")
+
+
+@pytest.mark.parametrize("rank", ["0", "1", None])
+def test_ranks_say_that_they_start_before_they_import(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str | None
+) -> None:
+    """Once, on the main rank alone, and to standard error."""
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    line = "ultralong: starting 2 ranks: loading libraries ...\n"
+    said: dict[str, str] = {}
+
+    def load_all_but(place: str) -> object:
+        if place in {verb.run for verb in VERBS.values()}:
+            printed = capsys.readouterr()
+            assert not printed.out
+            said[name] = printed.err
+            return lambda options: None
+        early = {v.check_early for v in VERBS.values() if isinstance(v, TrainingVerb)}
+        return (lambda options, num_ranks: None) if place in early else load(place)
+
+    monkeypatch.setattr(dispatch, "load", load_all_but)
+    for name, verb in VERBS.items():
+        recipe = (RECIPES[name],) if name in RECIPES else ()
+        dispatch.run_verb(name, verb, [*recipe, *NEEDED.get(name, ())])
+    assert {name for name, text in said.items() if text == line} == (
+        RANKS if rank == "0" else set()
+    )
+    assert set(said.values()) <= {line, ""}
+    assert len(said) == len(VERBS)
 
 
 def test_help_and_mistyped_flags_import_no_engine() -> None:

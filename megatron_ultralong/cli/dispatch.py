@@ -15,7 +15,7 @@ from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.not_known import not_known
-from megatron_ultralong.program.ranks import is_told_world_size, world_size
+from megatron_ultralong.program.ranks import is_told_world_size, under_torchrun, world_size
 from megatron_ultralong.program.terminal import PrintableFormatter
 
 HELP_FLAGS = ("-h", "--help", "--help-all")
@@ -122,8 +122,8 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
 
 
 def _say_starting(verb: Verb) -> None:
-    """Say under torchrun what the ranks are doing before their first own line, about 20 s later."""
-    if verb.is_for_ranks and is_told_world_size():
+    """Say what torchrun's ranks do until their first other line, half a minute later."""
+    if verb.is_for_ranks and under_torchrun():
         number = world_size()
         tell(f"{PROGRAM}: starting {number:,} rank{'s' * (number != 1)}: loading libraries ...")
 

@@ -23,6 +23,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from megatron_ultralong.attention import reference, ring_attention
 from megatron_ultralong.doctor.finding import Finding
+from megatron_ultralong.program.ranks import under_torchrun
 from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.sequence.transport import ProcessGroupRing, Transfer
 
@@ -36,11 +37,6 @@ NUM_TOKENS, HEADS, KV_HEADS, HEAD_DIM = 512, 8, 2, 128
 What it is checked against is quadratic in it, on every rank: at 2,048 tokens the float64 scores
 were most of the doctor's time and memory, and find no other mistake.
 """
-
-
-def under_torchrun() -> bool:
-    """Whether this process is one rank of a job."""
-    return "RANK" in os.environ
 
 
 def communication_findings(megabytes: int) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from megatron_ultralong.doctor.software import DRIVER, python_finding, software_
 from megatron_ultralong.program.ending import PROGRAM, tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings
+from megatron_ultralong.program.ranks import under_torchrun
 
 SICK = 1
 """Exit status where a run cannot work here."""
@@ -120,7 +121,7 @@ def _findings(config: DoctorConfig) -> Iterator[Finding | str]:
     if not config.communication:
         return
     try:
-        from megatron_ultralong.doctor.communication import communication_findings, under_torchrun
+        from megatron_ultralong.doctor.communication import communication_findings
     except Exception as error:  # of a library that has a line above
         if not has_problem:
             raise

@@ -191,9 +191,11 @@ def _alternatives(plan: Plan, count: int) -> Table:
     number = f"{len(feasible):,} layouts fit"
     if len(shown) < len(feasible):
         number += f", {len(shown):,} are shown (--num-alternatives)"
-    title = f"{number}, fastest first. -> is the one to take. It can save checkpoints and is at "
-    title += f"most {SAME_TIME:.0%} slower than the fastest such layout; among those, layouts "
-    title += "without host memory come first, then the one with the least GiB"
+    title = (
+        f"{number}, fastest first. -> is the one to take: within {SAME_TIME:.0%} of the fastest "
+    )
+    title += "that can save checkpoints; of those, layouts that take no host memory come first, "
+    title += "then the one with the least GiB"
     if len(feasible) == 1:
         title = "The one layout that fits"
     columns = map(figure, ("step, s", "MFU", "hours", "GiB", "host GiB a node"))
@@ -223,13 +225,14 @@ def _cells(plan: Plan, each: Estimate) -> tuple[str, ...]:
 
 
 def _refused(found: Found, count: int) -> Table:
-    title = f"{len(found.refused):,} layouts do not fit"
-    title += f"; the {count:,} nearest" if len(found.refused) > count else ""
+    number = len(found.refused)
+    title = "1 layout does not fit" if number == 1 else f"{number:,} layouts do not fit"
+    title += f"; the {count:,} nearest" if number > count else ""
     if not found.refused:
         title = "Layouts that break a rule"
     table = Table("layout", figure("step, s"), "why", title=title, title_justify="left")
     for each, why in found.refused[:count]:
         table.add_row(layout_text(each.job), short_seconds(each.time.total), why)
     for rule, number in found.rules.items():
-        table.add_row(f"{number} layouts", "-", f"such as: {rule}")
+        table.add_row(f"{number} layout{'s' * (number != 1)}", "-", f"such as: {rule}")
     return table

@@ -15,6 +15,11 @@ def is_told_world_size() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
+def under_torchrun() -> bool:
+    """Whether this process is one rank of a job."""
+    return "RANK" in os.environ
+
+
 def assumptions(num_ranks: int) -> list[str]:
     """What a check for ``num_ranks`` ranks assumes where nothing says how many there are."""
     found = []

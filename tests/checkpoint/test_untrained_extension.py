@@ -102,6 +102,21 @@ def test_it_is_said(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "warning: beta_fast 8.0: without effect under rope_scaling 'linear'" in said
 
 
+def test_an_export_says_which_positions_were_trained(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--rope-scaling yarn --rope-scaling-factor 16 --original-max-position-embeddings 64"
+    for name, more, trained in (("plain", "", 256), ("extended", flags, 256)):
+        folder = tmp_path / name
+        cli.main(["convert", "import", str(source), str(folder), *words(more)])
+        capsys.readouterr()
+        cli.main(["convert", "export", str(folder), str(tmp_path / f"{name}-hf"), "--json"])
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["trained_positions"] == trained
+        assert ("warning: the rotary embedding is made for 1,024 positions, and rows of 256 tokens "
+                "train the first 256 alone" in printed.err) == bool(more)  # fmt: skip
+
+
 def test_without_it_nothing_changes(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -162,7 +162,7 @@ def test_documents_that_hold_the_separator_are_counted(
         )
     )
     assert result.num_documents_with_separator == 1
-    assert "1 documents hold the separator" in capsys.readouterr().out
+    assert "1 document has the separator ' <s>' (ids [" in capsys.readouterr().out
 
 
 def refuse(config: PrepareConfig, message: str, **changes: object) -> None:

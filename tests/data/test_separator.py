@@ -80,9 +80,10 @@ def test_what_is_done_with_them(
     assert manifest.separator_in_text == treatment
     num_held = manifest.num_documents_with_separator
     said = " ".join(capsys.readouterr().out.split())
-    told = {"keep": "a boundary will be seen", "drop": "they were left out", "split": "one by one"}
+    told = {"keep": "the document's end; to avoid", "drop": "left out", "split": "one by one"}
     assert told[treatment] in said
-    assert f"{num_held} documents hold the separator {separator}" in said
+    text = f"the separator {config.separator!r} (ids {separator}) in the text itself: "
+    assert f"{num_held} documents have {text}" in said
     if treatment == "keep":
         assert len(held) == num_held == 5
     else:

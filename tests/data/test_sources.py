@@ -60,7 +60,9 @@ def test_litter_below_a_folder_is_left_out_and_told(tmp_path: Path) -> None:
 def test_suffixes_that_are_not_wanted_are_counted(tmp_path: Path) -> None:
     write(tmp_path, "a.txt", "b.py", "c.py")
     assert counts(found(tmp_path, ".py")) == {".py": (2, "text"), ".txt": (1, NOT_WANTED)}
-    with pytest.raises(InputError, match=r"no file ending in \.rs .*\(3 files before .*2 \.py not"):
+    with pytest.raises(
+        InputError, match=r"no file ending in \.rs .*\(of 3 files there: .*2 \.py not"
+    ):
         found(tmp_path, ".rs")
 
 

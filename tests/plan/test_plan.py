@@ -99,6 +99,21 @@ def test_the_layouts_go_from_fast_to_slow_and_the_one_to_take_is_explained(
     assert all("GiB" in each["why"] for each in plan["refused"])
 
 
+def test_a_tiny_model_is_planned_in_few_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_llama(tmp_path / "hf", num_hidden_layers=2)
+    words = ["plan", "demo-cpu", "--model", str(tmp_path / "hf"), "--gpus", "2"]
+    cli.main([*words, "--seq-length", "256", "--num-alternatives", "3"])
+    shown = capsys.readouterr().out
+    memory, rest = shown.split("Time of a step")
+    assert memory.count("│ ") // 2 <= 5
+    assert "saved activations" not in memory
+    assert "milliseconds" in rest
+    assert "Communication of a rank" not in rest
+    assert " 3 are shown (--num-alternatives), fastest first" in " ".join(rest.split())
+
+
 def test_flags_that_are_typed_stay(tmp_path: Path) -> None:
     words = ("plan", "llama3.1-8b-1m", "--gpus", "64", "--context-parallel-size", "4")
     plan = planned(tmp_path, *words, "--recompute-granularity=full")
