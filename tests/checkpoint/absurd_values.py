@@ -21,7 +21,7 @@ VALUES: list[Any] = [
     ),
 ]
 ABSENT = object()
-"""In place of a value: the key is not there."""
+"""Instead of a value: the key is not there."""
 Place = tuple[str | int, ...]
 
 
