@@ -13,8 +13,6 @@ after it) go round robin: position ``p`` to rank ``p % cp_size``. Either way the
 tokens each, except for one. Attention over them has no mask, so their order does not matter.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 

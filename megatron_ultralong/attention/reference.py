@@ -3,8 +3,6 @@
 It holds the [s, s] scores, so it is for short sequences. Differentiable by autograd alone.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """``ultralong VERB ...``: find the verb, read its options, run it."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

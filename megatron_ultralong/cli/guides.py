@@ -1,7 +1,5 @@
 """What the help of each verb shows first: examples, and the flags that most calls have."""
 
-from __future__ import annotations
-
 import dataclasses
 
 

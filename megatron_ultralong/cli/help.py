@@ -4,8 +4,6 @@ It is made from the fields of the verb's options, which the parser's flags are m
 needs nothing else: no parser is built, and nothing is imported but the options.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import re

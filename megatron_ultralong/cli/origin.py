@@ -1,7 +1,5 @@
 """Who set the values that a message names: a recipe or a file, where no flag did."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import re

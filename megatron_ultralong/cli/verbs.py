@@ -4,8 +4,6 @@ A new verb is a line here. Nothing that a line names is imported before the verb
 its options are until they are read: `--help` and a mistyped flag are answered without torch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 from collections.abc import Mapping

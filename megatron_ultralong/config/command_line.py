@@ -1,7 +1,5 @@
 """The flags of a configuration: one for each field, with its docstring and its range as help."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any

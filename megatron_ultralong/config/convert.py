@@ -1,7 +1,5 @@
 """Options of ``convert import``, ``export``, ``verify`` and ``inspect``."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """Configuration of ``generate``; its flags are generated from it."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated, Literal
 

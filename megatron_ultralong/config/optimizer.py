@@ -1,7 +1,5 @@
 """Adam and its learning rate, and where and how precisely its states are kept."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """How the work is spread over ranks, and what can be spread that way."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated, Literal
 

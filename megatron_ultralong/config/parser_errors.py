@@ -4,8 +4,6 @@ tyro draws boxes of many lines. Newer releases (1.0.17 does) tell a hook what is
 they do; the module is private, so it is probed, and without it the boxes stay.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

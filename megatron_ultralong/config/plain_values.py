@@ -1,7 +1,5 @@
 """Configurations from plain nested dicts, as ``dataclasses.asdict`` makes them for files."""
 
-from __future__ import annotations
-
 import dataclasses
 import types
 import typing

@@ -3,8 +3,6 @@
 What arXiv 2504.06214 states is marked "paper"; the rest is a documented default of this project.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from megatron_ultralong.config.optimizer import OptimizerConfig

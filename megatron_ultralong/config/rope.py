@@ -1,7 +1,5 @@
 """Rotary embedding of the extended model, over that of the checkpoint."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What recipe a rotary scaling is, in words, and the flags that train with it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Options of a run that are about how it is done: memory, layers, saving, stopping, telling."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated, Literal
 

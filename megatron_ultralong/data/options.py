@@ -1,7 +1,5 @@
 """Options of ``prepare`` and ``prepare chat``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal

@@ -3,8 +3,6 @@
 Under torchrun the ranks are the job's own, over all its hosts; elsewhere two are started here.
 """
 
-from __future__ import annotations
-
 import datetime
 import functools
 import json

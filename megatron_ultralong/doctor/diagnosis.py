@@ -1,7 +1,5 @@
 """``ultralong doctor``: look at everything, say what to fix."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os

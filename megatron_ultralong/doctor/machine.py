@@ -1,7 +1,5 @@
 """What the system grants: shared memory, pinned memory, files, network, clock."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import resource

@@ -1,7 +1,5 @@
 """Inference engines that are installed beside this project, and what they read of an export."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from megatron_ultralong.doctor.finding import Finding

@@ -4,8 +4,6 @@ Nothing outside the standard library is imported with this module: what is missi
 what it is there to say.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import importlib.util

@@ -1,7 +1,5 @@
 """``evaluate chat``: every assistant's turn of a conversation by one forward pass."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any

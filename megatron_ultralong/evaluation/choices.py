@@ -1,7 +1,5 @@
 """``evaluate choices``: multiple-choice questions answered by likelihood, in any layout."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """The commands of ``evaluate``'s verbs: which models, what of them, and what it may cost."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

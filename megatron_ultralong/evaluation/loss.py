@@ -1,7 +1,5 @@
 """Loss by position on held-out rows: where in its context a model predicts how well."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Options of the evaluations; flags are generated from them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """What ``evaluate``'s verbs run: open the models that a command names, and ask them."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import gc

@@ -5,8 +5,6 @@ first token, in falling order of probability, at which the cumulative probabilit
 it is a function of (seed, prompt, token), whatever the batch and the layout.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Sequence

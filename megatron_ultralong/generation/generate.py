@@ -1,7 +1,5 @@
 """``ultralong generate``: what a checkpoint writes behind a prompt, and how fast."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The model's tokenizer, as prompts need it: special tokens by name, everything else as text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Numbers of a model's weights: of its matrices, a layer, a part of it, and the whole."""
 
-from __future__ import annotations
-
 from megatron_ultralong.model.shape import ModelConfig
 
 

@@ -1,7 +1,5 @@
 """Shapes of models, and those of published Llama models by name."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated, Any, Final
 

@@ -13,8 +13,6 @@ Two ramps ``gamma_d`` are in use and both are here:
   ``beta_slow`` rotations, rounded outwards; Hugging Face's ``rope_type: yarn`` and Megatron-Core.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping

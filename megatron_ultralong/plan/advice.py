@@ -1,7 +1,5 @@
 """What to say of a job without a layout: the nearest, what it lacks, and changes that work."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator

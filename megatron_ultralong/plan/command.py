@@ -1,7 +1,5 @@
 """``ultralong plan``: what a run takes, and the layout to give it."""
 
-from __future__ import annotations
-
 import json
 
 from megatron_ultralong.config.training import SftConfig, TrainingConfig

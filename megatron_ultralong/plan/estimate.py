@@ -1,7 +1,5 @@
 """One layout's plan: memory, time of a step and of the whole run, and whether it fits."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from functools import cached_property

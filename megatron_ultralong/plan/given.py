@@ -1,7 +1,5 @@
 """One layout's memory, time and traffic as tables, and the plan of a run whose layout is given."""
 
-from __future__ import annotations
-
 import functools
 import io
 from typing import get_args

@@ -1,7 +1,5 @@
 """What a plan has to know of a GPU, its node and its network."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast

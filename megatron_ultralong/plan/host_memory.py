@@ -1,7 +1,5 @@
 """What a run takes beside its GPUs: memory of a node, and its checkpoints on disk."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

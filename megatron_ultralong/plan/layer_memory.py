@@ -5,8 +5,6 @@ gathered keys (``attention/ring/gather.py``), and what kernels take inside, as
 benchmarks/attention.md measured.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 from megatron_ultralong.config.parallel import ParallelConfig

@@ -1,7 +1,5 @@
 """Bytes alive while a step is walked through, by part of the memory and moment of the step."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections import Counter

@@ -1,7 +1,5 @@
 """What Adam and its gradients take: on the GPU, on the host, and to work with."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 

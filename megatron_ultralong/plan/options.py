@@ -1,7 +1,5 @@
 """Options of ``plan``, apart from what plans: ``--help`` needs nothing else."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """A plan as tables for the terminal."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The layouts of a job on so many GPUs, fastest first, and why others cannot run."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import re

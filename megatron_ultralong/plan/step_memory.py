@@ -5,8 +5,6 @@ and optimizer, in the order in which the program makes and drops it. A stage's l
 everything the others keep is there, too. ``tools/benchmark_plan.py`` holds it against live tensors.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

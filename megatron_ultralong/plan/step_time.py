@@ -1,7 +1,5 @@
 """Time of a step: work at the hardware's rates, exposed communication, the bubble."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from megatron_ultralong.config.run import Fp8Recipe

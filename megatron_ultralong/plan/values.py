@@ -1,7 +1,5 @@
 """A plan as plain values for a file, and its memory as a picture."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Flags of a run that its plan does not depend on, and why."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from megatron_ultralong.config.rope import OF_YARN

@@ -1,7 +1,5 @@
 """How a program ends as a user should see it: one message, and the exit status."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -6,8 +6,6 @@ with it; configurations check themselves too. tests/test_ranges.py fails by name
 without a range.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import functools

@@ -4,8 +4,6 @@ It is ``finished.jsonl`` in the folder in which an output is made
 (:mod:`megatron_ultralong.program.output`), a line for every part.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

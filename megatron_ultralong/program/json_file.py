@@ -6,8 +6,6 @@ nesting, a bare ``ValueError`` for a number of many digits, ``inf`` for ``1e999`
 values for a key that stands there twice, and memory for as long as the file continues.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -1,7 +1,5 @@
 """What a message says of a name that is not known: the nearest one that is, and all of them."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable

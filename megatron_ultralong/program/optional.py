@@ -1,7 +1,5 @@
 """Packages that only some verbs need: imported here alone, so that their lack has one message."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from typing import Any

@@ -7,8 +7,6 @@ line that says so; another command is refused. An error leaves nothing, except f
 that the next try needs; an interrupt leaves what a kill leaves.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

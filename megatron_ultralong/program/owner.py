@@ -11,8 +11,6 @@ An owner is gone when it has said so, when its process is gone (seen from the sa
 SLURM has started its job again, or when it gave no sign of life for ``STALE_SECONDS``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

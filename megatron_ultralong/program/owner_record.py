@@ -1,7 +1,5 @@
 """Who owns a folder, as its file says: a process, its machine and its job."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import json

@@ -1,7 +1,5 @@
 """A progress bar with rate and ETA: drawn on a terminal, a line now and then in a log."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import sys

@@ -1,7 +1,5 @@
 """Amounts and rates for people: ``50.3 MB/s``, ``12,345 tokens``."""
 
-from __future__ import annotations
-
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 

@@ -1,7 +1,5 @@
 """What the ranks of a job tell each other in plain values, before and beside the work."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 

@@ -1,7 +1,5 @@
 """What torchrun says of this process, before ranks have met. Nothing here needs torch."""
 
-from __future__ import annotations
-
 import os
 
 

@@ -5,8 +5,6 @@
 the command line asks for it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import typing
 from typing import Any

@@ -3,8 +3,6 @@
 ``tests/test_terminal.py`` sees to it that no other module makes a console of rich's own.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from typing import Any

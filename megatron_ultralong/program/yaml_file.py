@@ -1,7 +1,5 @@
 """Files of YAML that people write: numbers as they mean them, no key twice."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

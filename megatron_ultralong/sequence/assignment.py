@@ -6,8 +6,6 @@ The sequence is cut into ``chunks_per_rank * cp_size`` chunks of equal length; e
 *Balanced* shares it evenly when tokens see their own document alone.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass

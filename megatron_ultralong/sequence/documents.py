@@ -12,8 +12,6 @@ A row is many documents joined by a fixed run of *separator ids* (arXiv 2504.062
 * The last token of a row has no label in the row: it never counts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Bins of positions for the loss, and sums over them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

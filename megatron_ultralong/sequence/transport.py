@@ -6,8 +6,6 @@ debugging and to run a whole group's work on one device. Every method takes one 
 that lives here: one for a process group, all for a local ring.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol

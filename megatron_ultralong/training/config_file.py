@@ -1,7 +1,5 @@
 """The configuration of a run as a file. Nothing here needs torch: it is read before torch is."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from pathlib import Path

@@ -4,8 +4,6 @@ A mistake in a flag, a path or a file is said at once. Everything here is checke
 run is made; no import of this module may bring torch (``pyproject.toml`` sees to it).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Generic, TypeVar

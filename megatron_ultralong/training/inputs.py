@@ -1,7 +1,5 @@
 """What a run works with once it has been checked, and what it needs of this machine."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Mapping

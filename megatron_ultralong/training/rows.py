@@ -1,7 +1,5 @@
 """Where a run's rows come from, and which of them this rank works on."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Iterator, Sequence

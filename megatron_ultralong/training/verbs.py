@@ -1,7 +1,5 @@
 """``pretrain`` and ``sft``: a run is checked whole, then trained, or looked at alone."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path

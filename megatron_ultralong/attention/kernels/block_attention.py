@@ -4,8 +4,6 @@
 document where it takes one alone, for groups of heads where a tensor is too large to be indexed.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from functools import lru_cache

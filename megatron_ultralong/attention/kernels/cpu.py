@@ -4,8 +4,6 @@ Documents of one length are one call, side by side in its batch: a call for each
 than its work where they are short.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

@@ -3,8 +3,6 @@
 Short documents of one block go through ``fa2`` together, a long one is a causal block of its own.
 """
 
-from __future__ import annotations
-
 import logging
 from functools import lru_cache
 from itertools import pairwise

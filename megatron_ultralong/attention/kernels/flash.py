@@ -4,8 +4,6 @@
 behind the same operators once activated.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -5,8 +5,6 @@ documents. Called by the package's own functions: PyTorch's activation of "FA4" 
 of its own time alone (the number of results has grown since).
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -3,8 +3,6 @@
 It holds the [b, heads, s, t] scores, and computes in float32 at least.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """One rank's block of queries, keys and values, and what it adds to the sums."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

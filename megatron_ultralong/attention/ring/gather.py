@@ -6,8 +6,6 @@ with one key head of 128) and their gradients in float32, overlaps nothing, and 
 that ranks need not be equally busy at every one of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

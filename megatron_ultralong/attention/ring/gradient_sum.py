@@ -4,8 +4,6 @@ A rank passes one sum on while the next arrives. Piece ``i`` of the next arrives
 ``i - 1`` of the last was, once that one is sent: one piece is all the space beyond one sum.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

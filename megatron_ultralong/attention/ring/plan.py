@@ -4,8 +4,6 @@ At hop ``h`` a rank holds the keys and values that started ``h`` ranks before it
 follows from the assignment and the document boundaries, so all ranks know all plans.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 

@@ -6,8 +6,6 @@ Hence a mask is a list of dense rectangles, at most one for each query chunk, an
 and causal kernels is needed for documents of any length.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -10,8 +10,6 @@ sequence of phases, and in each the transfers are in flight while the kernel wor
 so that one rank of a process group and all ranks of a local ring run the same code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 

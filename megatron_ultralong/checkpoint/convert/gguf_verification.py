@@ -1,7 +1,5 @@
 """Comparison of a GGUF file with the Megatron checkpoint that it was exported from."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

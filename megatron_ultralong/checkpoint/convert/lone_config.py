@@ -1,7 +1,5 @@
 """A ``config.json`` without weights: what its rope block is, in words."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Writers of whole models in the formats of other programs, from a Megatron checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Among them ``ultralong convert inspect``: what a model on disk holds.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

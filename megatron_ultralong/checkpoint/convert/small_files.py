@@ -1,7 +1,5 @@
 """Small files of a Hugging Face model: tokenizer, templates, generation config, licence."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The verbs of ``ultralong convert``: import, export and verify."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time

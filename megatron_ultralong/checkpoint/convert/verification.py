@@ -1,7 +1,5 @@
 """Bit comparison of two models on disk, whatever their formats."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any

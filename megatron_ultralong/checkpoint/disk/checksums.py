@@ -8,8 +8,6 @@ A file of several pieces of 128 MiB has the hash of its pieces' hashes, so that 
 ranks can read it, each byte once among all of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping

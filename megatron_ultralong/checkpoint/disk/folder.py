@@ -1,7 +1,5 @@
 """Folders of checkpoints: ``release/`` or ``iter_XXXXXXX/``, and which files a folder may name."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final, Literal

@@ -7,8 +7,6 @@ Face folder of the same model, except for the rotary embedding
 (:mod:`megatron_ultralong.checkpoint.formats.gguf_rope`).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

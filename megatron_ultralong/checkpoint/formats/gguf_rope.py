@@ -8,8 +8,6 @@ What llama.cpp reads there: ``rope.freq_base``; ``rope.scaling.type``, ``factor`
 ``llama`` it looks at none of them. So what ``yarn`` there would get wrong is stated as divisors.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -6,8 +6,6 @@ here it is found by what ``tokenizer.json`` says, so that every vocabulary has i
 pattern llama.cpp does not have is refused.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Values of a GGUF file's metadata, with the types that llama.cpp wants them in."""
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Callable

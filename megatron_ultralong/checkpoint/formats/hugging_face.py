@@ -5,8 +5,6 @@ header length, a JSON header, the bytes) lets a file be written as its tensors c
 does not depend on the size of a shard.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

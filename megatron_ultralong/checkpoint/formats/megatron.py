@@ -1,7 +1,5 @@
 """A Megatron checkpoint as a source of Hugging Face tensors."""
 
-from __future__ import annotations
-
 import os
 from contextlib import nullcontext
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Meta's Llama folders, ``consolidated.*.pth`` and ``params.json``: names, and their reader."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Writer of Meta's Llama folders, streamed: the file is laid out empty, then filled in place."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Models on disk, in whichever format they are, and with another rotary embedding than theirs."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a pickle in a checkpoint may name: plain data classes, tensors, and nothing that acts."""
 
-from __future__ import annotations
-
 import re
 
 METADATA_CLASSES = {

@@ -5,8 +5,6 @@ It stands under ``rope_scaling`` (to 4.x) or ``rope_parameters`` (5.x), with or 
 refused, as are keys whose meaning differs from program to program.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, Final

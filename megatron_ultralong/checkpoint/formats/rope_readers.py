@@ -6,8 +6,6 @@ differ in one key, and keeps the one reading that explains all of its tables of 
 llama.cpp: all of its log-probabilities).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """What inference engines make of a rope block, beside what the model was trained with."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """Files of tensors: safetensors and, for old models, PyTorch pickles of weights only."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import struct

@@ -4,8 +4,6 @@ What is inside ``tokenizer.json`` stays byte for byte: rows and results know a t
 of that file. What differs between releases stands beside it, in ``tokenizer_config.json``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator, Mapping

@@ -6,8 +6,6 @@ process group that wrote it nor Megatron-Core.
 They are read, by a reader that runs nothing, before Megatron-Core reads them by the same.
 """
 
-from __future__ import annotations
-
 import bisect
 import io
 import math

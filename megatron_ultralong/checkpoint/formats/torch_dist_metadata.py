@@ -4,8 +4,6 @@
 fields. What leaves this module is made again from checked numbers and names.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, TypeVar

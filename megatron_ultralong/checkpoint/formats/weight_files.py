@@ -1,7 +1,5 @@
 """Which files of a Hugging Face folder hold its weights: the one set that transformers takes."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping

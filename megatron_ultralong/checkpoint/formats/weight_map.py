@@ -5,8 +5,6 @@ of. Their shapes come from the :class:`ModelConfig` alone, so a missing, extra o
 is found before a byte is converted. Files may have other names for them: see :func:`known_names`.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import math

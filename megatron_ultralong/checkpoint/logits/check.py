@@ -1,7 +1,5 @@
 """Comparison of what two models compute: logits of one prompt, by two programs."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

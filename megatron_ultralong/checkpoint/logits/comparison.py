@@ -4,8 +4,6 @@
 float32 of their own accord.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -6,8 +6,6 @@ that lies beside the weights. None of that is a Llama. Here a configuration is m
 shape one, and tensors come through the readers of this package.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

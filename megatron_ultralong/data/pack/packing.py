@@ -4,8 +4,6 @@ A document counts with the separator that closes it. A plan is a list of rows; a
 array [num_segments, 3] of ``(document, start, stop)``, which together are ``seq_length`` tokens.
 """
 
-from __future__ import annotations
-
 import bisect
 import heapq
 import itertools

@@ -1,7 +1,5 @@
 """What `prepare chat` shows at its end: tables, ``lengths.png``, and one conversation."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from pathlib import Path

@@ -6,8 +6,6 @@ conversations of every row, and ``.targets``, the tokens to be learnt), ``tokeni
 ``lengths.png`` and ``chat_manifest.json``. Equal input and options give equal bytes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

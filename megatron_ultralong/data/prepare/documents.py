@@ -6,8 +6,6 @@ the documents beside them), ``tokenizer/`` and ``manifest.json``. Equal input, o
 give equal bytes, with any number of workers, and after any number of interruptions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What ``prepare`` shows of its rows: tables, a picture of their lengths, and one row as text."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Which documents stand in which split, how often, and what share that gives each source."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

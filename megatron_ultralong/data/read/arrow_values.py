@@ -16,8 +16,6 @@ An argument of a call that was null on purpose is gone too, and keys have the or
 what must be kept exactly belongs into a text of JSON.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 

@@ -5,8 +5,6 @@ content, zeros behind the last one are padding. Whatever else stands there is an
 dropped in silence. What comes before an error is delivered.
 """
 
-from __future__ import annotations
-
 import bz2
 import io
 import lzma

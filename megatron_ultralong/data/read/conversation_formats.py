@@ -14,8 +14,6 @@ A list of turns may be JSON, or a list of JSON, and a turn may be spelled in eit
 value is null is one that is not there: parquet has every key in every record.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any

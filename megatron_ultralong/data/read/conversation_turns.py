@@ -8,8 +8,6 @@ Beside its text a turn of the assistant's may have
 * its reasoning, under one of :data:`REASONING`, the names that transformers takes for one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ A name may lie: ``.json`` is JSON lines as often as not, and a download may have
 archive or a page of HTML under the name of the data. What is read wrongly is learnt.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

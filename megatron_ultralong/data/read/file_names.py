@@ -1,7 +1,5 @@
 """Files below folders and of patterns, and what their names say."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections.abc import Iterable, Iterator

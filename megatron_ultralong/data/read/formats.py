@@ -4,8 +4,6 @@ Nothing is raised for a bad record: it is yielded with its error, so that the ca
 whether the run stops there or continues with the next one.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How files of documents and of conversations are read: options, apart from what reads."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

@@ -6,8 +6,6 @@ So batches are small by what the file says, decoded under a limit of memory in c
 measured before they become Python's objects.
 """
 
-from __future__ import annotations
-
 import contextlib
 import resource
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Documents and conversations of the sources ``NAME=PATH`` on the command line, streamed."""
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

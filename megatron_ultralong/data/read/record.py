@@ -4,8 +4,6 @@ A few megabytes of gzip may be one line of many gigabytes, and a line of JSON be
 times its size as objects. What is read is not trusted: both are limited before they are held.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """What a file is by its first bytes: formats that are no text, whatever their names say."""
 
-from __future__ import annotations
-
 import codecs
 import re
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The files of a source ``NAME=PATH``: which are read, as what, and which are left out, and why."""
 
-from __future__ import annotations
-
 import collections
 import glob
 import os

@@ -1,7 +1,5 @@
 """``chat_manifest.json`` beside rows of conversations: what they are made of."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -6,8 +6,6 @@ offsets, int64 first sequence of every document and the end. Here a document is 
 ``.crc32``, which Megatron does not know: the CRC-32 of every sequence's bytes, u32.
 """
 
-from __future__ import annotations
-
 import array
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """``manifest.json`` beside packed rows: what they are made of, and what their reader must know."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

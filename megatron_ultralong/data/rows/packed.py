@@ -1,7 +1,5 @@
 """Packed rows as training and evaluation read them, and the order in which a run takes them."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path

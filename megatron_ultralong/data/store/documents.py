@@ -1,7 +1,5 @@
 """Every distinct document of the sources, tokenised once, and the rows that are made of them."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

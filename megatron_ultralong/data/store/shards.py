@@ -6,8 +6,6 @@ when it is whole, so that a run that was killed continues after its finished sha
 depends only on the input: any number of workers gives the same shards.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing

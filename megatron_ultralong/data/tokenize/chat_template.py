@@ -11,8 +11,6 @@ contents and the token that ends them, ``<|eot_id|>``, or ``<|eom_id|>`` after a
 ipython mode. ``tests/data/test_chat_template.py`` compares our pieces with transformers'.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

@@ -1,7 +1,5 @@
 """Which tokenizer reads the documents: the reference, or gigatoken where its ids are the same."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import platform

@@ -8,8 +8,6 @@ date that ``strftime_now`` writes. The answer is the text and what of it stands 
 %}``.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import math

@@ -1,7 +1,5 @@
 """Whole documents to token ids, without BOS or EOS, special tokens in the text taken as text."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Sequence

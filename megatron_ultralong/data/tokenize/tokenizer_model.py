@@ -1,7 +1,5 @@
 """A ``tokenizer.model``: Meta's Llama 3 ranks of byte strings, or a sentencepiece model."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

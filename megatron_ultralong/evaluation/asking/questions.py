@@ -1,7 +1,5 @@
 """A benchmark from its samples, or from questions to be answered in writing, to its table."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic

@@ -5,8 +5,6 @@ them. Rows are made one batch before they are asked; a sample is noted as soon a
 answered, so that a killed evaluation continues where it was.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

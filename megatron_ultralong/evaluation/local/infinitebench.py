@@ -5,8 +5,6 @@ Facts from OpenBMB/InfiniteBench (MIT licence, github.com/OpenBMB/InfiniteBench)
 comparable only so.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping

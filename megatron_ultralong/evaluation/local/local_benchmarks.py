@@ -1,7 +1,5 @@
 """``evaluate lv-eval`` and ``evaluate infinitebench``: local copies put to a checkpoint."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

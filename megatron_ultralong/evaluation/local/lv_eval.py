@@ -5,8 +5,6 @@ Facts from infinigence/LVEval (MIT licence, github.com/infinigence/LVEval): ``co
 so.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated, Literal
 

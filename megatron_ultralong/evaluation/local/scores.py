@@ -4,8 +4,6 @@ The definitions are those of LongBench, which LV-Eval and InfiniteBench took ove
 bag of words after lower-casing and removing punctuation and articles; Chinese without spaces.
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections import Counter

@@ -1,7 +1,5 @@
 """A Llama in transformers, as a scorer and a generator: the judge of exported checkpoints."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from pathlib import Path

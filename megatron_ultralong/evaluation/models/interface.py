@@ -1,7 +1,5 @@
 """What an evaluation asks of a model: scores of whole rows, and continuations of prompts."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Protocol

@@ -1,7 +1,5 @@
 """A Megatron checkpoint in the training layout, as a scorer and a generator."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The models that an evaluation is asked for: Megatron checkpoints or Hugging Face folders."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """One checkpoint on one benchmark: a column of the report, its label and its conditions."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """``evaluate report``: a page that needs no other file, every figure as JSON, terminal tables."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import shlex

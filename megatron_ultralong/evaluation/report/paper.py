@@ -4,8 +4,6 @@ All figures are of arXiv 2504.06214, of 8B models. What it does not state is not
 comparison: which lengths its means take, its prompts, its numbers of samples.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 

@@ -1,7 +1,5 @@
 """What stands in a report: results under folders and files, found, read and told apart."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

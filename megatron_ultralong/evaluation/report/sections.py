@@ -1,7 +1,5 @@
 """Sections of a report: measurements by benchmark and by conditions that can be compared."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Tables and sections of the report, as the page and the terminal both show them."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from collections.abc import Callable, Sequence

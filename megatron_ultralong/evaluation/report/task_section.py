@@ -1,7 +1,5 @@
 """A benchmark of tasks: pictures and tables of scores by task and column, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

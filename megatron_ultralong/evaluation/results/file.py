@@ -1,7 +1,5 @@
 """Files of results: versioned JSON, whole or absent, read back as it was written."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

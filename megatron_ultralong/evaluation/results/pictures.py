@@ -1,7 +1,5 @@
 """Results as pictures: loss by position, maps of scores in the field's colours."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Sequence

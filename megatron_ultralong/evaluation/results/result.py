@@ -1,7 +1,5 @@
 """A result: scores of one checkpoint on one benchmark, by row and column, and their conditions."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import functools

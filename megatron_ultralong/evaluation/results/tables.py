@@ -1,7 +1,5 @@
 """Results as tables for the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rich.table import Table

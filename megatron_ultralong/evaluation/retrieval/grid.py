@@ -1,7 +1,5 @@
 """Passkeys and needles over a grid of lengths and depths: asked for, judged, counted by cell."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

@@ -5,8 +5,6 @@ other cities stand in it too, so that finding an odd line out is not enough. It 
 passkey: the code counts as retrieved where greedy decoding would write all of it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ retrieved if every answer token is the argmax where it is predicted. That equals
 and needs no key-value cache.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import takewhile

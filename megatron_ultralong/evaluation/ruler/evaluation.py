@@ -1,7 +1,5 @@
 """``evaluate ruler``: samples of the tasks, put to a checkpoint, scored, and written down."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

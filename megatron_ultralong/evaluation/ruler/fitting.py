@@ -5,8 +5,6 @@ merge across units, so the sum is a little off: what it says is corrected by exa
 prompts, a small one first. Secant steps between brackets end where the next unit does not fit.
 """
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Callable, Sequence
 from typing import Protocol

@@ -1,7 +1,5 @@
 """``niah_*``: values for keys hidden in noise, in essays or among other needles; the haystacks."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.metadata
 import importlib.util

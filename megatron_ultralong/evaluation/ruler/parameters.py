@@ -6,8 +6,6 @@ Facts from NVIDIA/RULER (Apache-2.0, github.com/NVIDIA/RULER) at the commits of 
 comparable only so. ``tools/compare_ruler.py`` holds them against upstream's own scripts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated, Literal
 

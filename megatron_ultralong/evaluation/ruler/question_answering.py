@@ -1,7 +1,5 @@
 """``qa_1`` and ``qa_2``: questions of SQuAD and HotpotQA, their documents among others."""
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Tasks over words: ``cwe``, ``fwe`` and ``vt``."""
 
-from __future__ import annotations
-
 import math
 import random
 import string

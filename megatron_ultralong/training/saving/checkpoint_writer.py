@@ -1,7 +1,5 @@
 """Writes checkpoints in the background, and makes each the current one in one step."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """The folder of a run: its configuration, its metadata, and the checkpoint it continues from."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

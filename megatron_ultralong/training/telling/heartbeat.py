@@ -8,8 +8,6 @@ of its own machine, and ends. torchrun then ends the rest. Where a rank died tor
 after 30 seconds in any case: everything is said before.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """What a run reports: a line per iteration, JSON lines, and other sinks."""
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import json

@@ -1,7 +1,5 @@
 """Requests to end a run in order: signals, Ctrl-C, a torchrun that died, a time that is over."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
