@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+_INSIDE: list[Any] = [5, [5], [{}], "x", [], [{"type": "NFC"}]]
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, -4, 2, 3, 7, 32, 0.0, 0.5, -5.0, 1.0, 1.0000000000000002, 1e30),
     *(2**31, 2**32, 2**40, 2**40 + 1, 4_000_000_000, 10**30, -(10**30), 1e300, -1e300, 1e-300),
@@ -17,7 +18,7 @@ VALUES: list[Any] = [
     *(
         {"type": "Sequence", key: inside}
         for key in ("pretokenizers", "normalizers")
-        for inside in (5, [5], [{}], "x", [], [{"type": "NFC"}])
+        for inside in _INSIDE
     ),
 ]
 ABSENT = object()

@@ -14,6 +14,7 @@ import pytest
 from megatron_ultralong.checkpoint.convert.lone_config import inspect_config
 from megatron_ultralong.checkpoint.convert.report import inspect
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.checkpoint.disk.metadata import unseal
 from megatron_ultralong.checkpoint.formats import rope_verdicts
 from megatron_ultralong.checkpoint.formats.gguf_file import GgufContents
 from megatron_ultralong.checkpoint.formats.gguf_tokenizer import _LLAMA3
@@ -161,6 +162,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> MegatronCheckpoint:
     for name in set(FILES) - {"config.json"}:
         (folder / "hf" / name).write_text(json.dumps(FILES[name]))
     import_checkpoint(ImportConfig(folder / "hf", folder / "megatron"))
+    unseal(folder / "megatron")
     return MegatronCheckpoint(folder / "megatron")
 
 
@@ -263,9 +265,9 @@ def test_small_files_out_of_their_folder(
 
 @pytest.mark.parametrize("engines", ["Meta's code", "meta", "llama.cpp"])
 def test_no_engine_reads_meta(small: Path, tmp_path: Path, engines: str) -> None:
-    how: dict[str, Any] = {"format": "meta", "engines": engines, "verify_checksums": False}
+    config = ExportConfig(small.parent, tmp_path / "out", format="meta", engines=engines)
     with pytest.raises(InputError, match=f"--for {engines} asks .* --format meta writes none: lea"):
-        export_checkpoint(ExportConfig(small.parent, tmp_path / "out", **how))
+        export_checkpoint(config)
 
 
 def test_versions_that_read_otherwise_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
