@@ -30,6 +30,7 @@ OTHERS = {
     "--indexes": "examples/smollm2/corpus.py",
     "--json": "plan, convert",
     "--signal": "sbatch",
+    "--job-name": "sbatch",
     "--dependency": "sbatch",
     "--requeue": "sbatch",
     "--wait": "srun",
