@@ -41,8 +41,10 @@ help:  ## this list
 
 # requirements/*.txt name every file by its hash (tools/lock_requirements.py). torch comes after what it
 # needs, by its version alone: its builds, one for each CUDA and one for none, are of many hashes.
-# --no-compile: Python compiles what it imports, at the first import; pip would compile ten times as much.
+# pip compiles one file after the other; COMPILE does it on all cores. Without it every start would compile
+# what it imports where PYTHONDONTWRITEBYTECODE is set. Some packages have templates that are not Python.
 PIP := $(BIN)/python -m pip install --quiet --no-compile
+COMPILE := $(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true
 LOCKED := --no-deps --no-build-isolation --require-hashes --requirement
 
 $(VENV)/installed: setup.py requirements/constraints.txt requirements/build.txt requirements/lock.txt
@@ -53,11 +55,13 @@ $(VENV)/installed: setup.py requirements/constraints.txt requirements/build.txt 
 	$(PIP) $(LOCKED) requirements/lock.txt
 	$(PIP) --constraint requirements/constraints.txt $(TORCH_INDEX:%=--index-url %) torch
 	$(PIP) --no-deps --no-build-isolation --editable .
+	$(COMPILE)
 	$(BIN)/python -m pip check
 	touch $@
 
 $(VENV)/developing: $(VENV)/installed requirements/dev.txt
 	$(PIP) $(LOCKED) requirements/dev.txt
+	$(COMPILE)
 	$(BIN)/python -m pip check
 	touch $@
 
@@ -84,7 +88,7 @@ quick: dev  ## unit and property tests and one training on two ranks, in less th
 	$(PYTEST) --quick
 
 test-all: dev harness  ## those and what is heavier: every layout, faults at full length, pages that train
-	$(PYTEST) --numprocesses 4 -m "not slurm"  # one more: what is heavier waits for time-outs
+	$(PYTEST) --numprocesses 5 -m "not slurm"  # two more: what is heavier waits for time-outs
 
 test-gpu:  ## tests on one, two and four GPUs, by $(PYTHON) as it is: a torch with CUDA, Transformer Engine if it is there
 	$(HOUR) $(PYTHON) -m pytest -q -m "gpu or multi_gpu" --timeout 600
