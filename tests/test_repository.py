@@ -68,8 +68,9 @@ def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         if not (path := folder / "requirements" / f"{name}.txt").exists():
             path.touch()
     return subprocess.run(
-        ["make", "--file", str(ROOT / "Makefile"), *words],
+        ["make", "--no-print-directory", "--file", str(ROOT / "Makefile"), *words],
         cwd=folder,
+        env={k: v for k, v in os.environ.items() if not k.startswith("MAKE")},  # of make test
         capture_output=True,
         text=True,
         timeout=patience(60),

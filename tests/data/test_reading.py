@@ -80,7 +80,7 @@ def test_files_of_folders_and_patterns(tmp_path: Path) -> None:
     assert found("**/*.py") == ["b/x.py", "top.py"]
     assert found("[ab]") == ["a/deep/y.py.gz", "a/z.txt", "b/x.py"]  # folders of a pattern
     assert found("a/z.txt", ".py") == ["a/z.txt"]  # named itself: no filter
-    with pytest.raises(InputError, match=r"'s': no file ending in \.rs at .* \(4 files before"):
+    with pytest.raises(InputError, match=r"'s': no file ending in \.rs at .* \(of 4 files there: "):
         found("", ".rs")
     with pytest.raises(InputError, match=r"no file at .*missing"):
         found("missing")

@@ -161,7 +161,7 @@ def test_what_costs_too_much_or_is_too_long_is_refused(
     told = capsys.readouterr().err
     assert "warning: length 2048 (2048 tokens) is beyond the 1536 positions" in told
     assert "retrieval to fall to chance" in told
-    assert "1 of RULER's 13 tasks" in result.notes[1]
+    assert "1 of RULER's 13 tasks" in result.notes[2]
 
 
 @pytest.mark.parametrize("damage", ["{", '{"kind": "ruler", "format_version": 1}'])

@@ -68,7 +68,7 @@ def test_what_keeps_a_figure_from_being_compared_is_said():
         ),
         "this project",
     )
-    assert comparable["later"][2].startswith("no: prompts of a later RULER (--ruler-release 860f")
+    assert comparable["later"][2].startswith("no: other prompts than the paper")
     assert comparable["whole"][2].startswith("yes")
     assert comparable["some"][2].startswith("no: 2 of 13 tasks, without niah_single_1, niah")
     assert comparable["small"] == ["", "this project", "no: it has 2,800,000 parameters"]

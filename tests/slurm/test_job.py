@@ -222,7 +222,7 @@ def flags_of(config: Any) -> list[list[str]]:
     found: list[list[str]] = []
     for field in dataclasses.fields(config):
         name = {"engines": "for"}.get(field.name, field.name.replace("_", "-"))
-        kind = str(field.type)
+        kind = getattr(field.type, "__name__", str(field.type))
         if field.name in ("src", "dst"):
             continue
         if kind == "bool":

@@ -105,7 +105,7 @@ def test_a_resumed_run_takes_the_new_rate_and_says_so(
     with Job(changed, 2) as job:
         assert job.wait() == [0, 0], job.text(0)
         said = job.text(0)
-    assert said.count("learning rate: 2.000000E-03") == 2
+    assert said.count("learning rate: 2.000E-03") == 2
     assert "changed since the start before: optimizer.lr was 0.001, is 0.002" in said
     assert "changed since the start before: optimizer.weight_decay was 0.1, is 0.5" in said
     assert "changed since the start before: save " not in said

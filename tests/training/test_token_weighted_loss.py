@@ -71,6 +71,9 @@ class _MaskedRows:
         row.mask = list(MASKS.values())[step](number).astype(np.float32)
         return row
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def name(self, sample: int) -> str:
         return self.rows.name(sample)
 

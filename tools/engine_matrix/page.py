@@ -31,6 +31,7 @@ Measured by `python -m tools.engine_conformance table FOLDER`, which runs each e
 with blocks that differ in one key, and finds the one reading that explains every result. A
 temperature other than 0.1 ln s + 1 is written twice, as `attention_factor` and as `mscale` with
 `mscale_all_dim` of 0: transformers and vLLM look at the first, mlx-lm and SGLang at the others.
+"positions" are the model's `max_position_embeddings`.
 
 """
 _TAIL = """
@@ -110,5 +111,6 @@ def readings_table() -> str:
     for (name, reading), versions in spans.items():
         span = versions[0] if len(versions) == 1 else f"{versions[0]} to {versions[-1]}"
         values = (reading.factor, reading.original, reading.betas, reading.temperature)
+        values = tuple(value.replace("max_position_embeddings", "positions") for value in values)
         lines.append(_line((f"{name} {span}", *values, reading.truncate)))
     return "\n".join(lines)

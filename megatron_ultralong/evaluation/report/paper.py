@@ -116,7 +116,7 @@ def _ruler(measurement: Measurement) -> _Comparable:
     means = [mean for length in lengths if (mean := result.mean(length)) is not None]
     against = _missing(result, RULER_TASKS, "tasks")
     if result.config.get("ruler_release") != "860f2bd":
-        against.append("prompts of a later RULER (--ruler-release 860f2bd has the paper's)")
+        against.append("other prompts than the paper's (see --ruler-release)")
     if not lengths:
         against.append("no length below 1M")
     mean = sum(means) / len(means) if means else None
