@@ -18,7 +18,7 @@ from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
 from megatron_ultralong.program.required import Required, check_required
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.document_mask import DocumentMask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from megatron_ultralong.dropin.cpu import set_cpu_defaults
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.document_mask import DocumentMask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
 from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.required import Required, check_required
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.document_mask import DocumentMask
 
 
 @dataclasses.dataclass(frozen=True)

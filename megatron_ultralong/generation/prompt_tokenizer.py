@@ -3,17 +3,15 @@
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer
+from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
-
-PromptTemplate = Literal["base", "chat"]
 
 
 class Special(str):

@@ -20,7 +20,8 @@ from megatron_ultralong.mcore.core_attention import document_params
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
 from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
-from megatron_ultralong.sequence.documents import DocumentMask, Row, document_positions
+from megatron_ultralong.sequence.document_mask import DocumentMask
+from megatron_ultralong.sequence.documents import Row, document_positions
 
 CpAssignment = Literal["zigzag", "balanced"]
 

@@ -20,7 +20,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-DocumentMask = Literal["none", "block"]
+from megatron_ultralong.sequence.document_mask import DocumentMask
+
 IntArray = npt.NDArray[np.integer]
 
 

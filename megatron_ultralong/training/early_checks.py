@@ -19,7 +19,7 @@ from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.required import check_required
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.document_mask import DocumentMask
 
 Config = TypeVar("Config", bound=TrainingConfig)
 AnyManifest = TypeVar("AnyManifest", Manifest, ChatManifest)

@@ -14,7 +14,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.run import CheckpointConfig, LogConfig, MemoryConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.document_mask import DocumentMask
 from tests.models import TEXT, prepare_rows, write_llama
 from tests.patience import patience
 

@@ -13,7 +13,7 @@ from megatron_ultralong.checkpoint.disk.checksums import check_files, read_check
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, iteration_folder
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.data.rows.stored import StoredRow
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.document_mask import DocumentMask
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job, every_loss, losses, num_lines
 

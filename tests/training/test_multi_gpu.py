@@ -11,7 +11,7 @@ import torch
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import PretrainConfig
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.document_mask import DocumentMask
 from megatron_ultralong.training.verbs import pretrain
 from tests.ranks import run_on_gpus
 from tests.training.conftest import MakeConfig

@@ -14,7 +14,8 @@ from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.indexed import IndexedReader
 from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.sequence.documents import DocumentMask, loss_mask
+from megatron_ultralong.sequence.document_mask import DocumentMask
+from megatron_ultralong.sequence.documents import loss_mask
 
 Int64Array = npt.NDArray[np.int64]
 Int32Array = npt.NDArray[np.int32]

@@ -21,7 +21,8 @@ from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Kind, Result
 from megatron_ultralong.generation import prompt_tokenizer
-from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTemplate, PromptTokenizer
+from megatron_ultralong.generation.prompt_template import PromptTemplate
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 
 

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from megatron_ultralong.evaluation.options import check_tasks
-from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
+from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
 from megatron_ultralong.program.required import Required, check_required

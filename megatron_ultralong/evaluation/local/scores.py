@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from megatron_ultralong.evaluation.local import lv_eval
-from megatron_ultralong.generation.prompt_tokenizer import PromptTemplate
+from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.optional import optional_package
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -12,7 +12,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.run import MemoryConfig, RecomputeGranularity
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.document_mask import DocumentMask
 from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.verbs import pretrain
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.document_mask import DocumentMask
 from tests.patience import patience
 from tests.training.layouts.runs import (
     Logs,

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_ultralong.attention.ring import function
 from megatron_ultralong.config.run import RecomputeGranularity
-from megatron_ultralong.sequence.documents import DocumentMask
+from megatron_ultralong.sequence.document_mask import DocumentMask
 from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.verbs import pretrain
 from tests.patience import patience
