@@ -99,7 +99,7 @@ def test_a_failure_of_one_rank_is_not_replaced_by_what_others_agreed_on(
     """In whichever order they end; all have begun before."""
     for order in itertools.permutations([(0, main_rank), *enumerate(others, 1)]):
         status.unlink(missing_ok=True)
-        monkeypatch.setattr("megatron_ultralong.program.ending._forget_status", lambda: None)
+        monkeypatch.setattr("megatron_ultralong.program.ending.forget_status", lambda: None)
         for number, how in order:
             rank(number, ENDS[how])
         failures = [how for number, how in order if number and how in ("sick", "mistyped")]
@@ -162,7 +162,7 @@ sys.exit(subprocess.run(words).returncode)
 """
 CHILD = """
 import os
-from megatron_ultralong.program.ending import _process_start
+from megatron_ultralong.program.exit_status import _process_start
 print(os.getppid(), _process_start(os.getppid()))
 """
 

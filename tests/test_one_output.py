@@ -89,7 +89,7 @@ def test_there_is_no_other_lock() -> None:
 
 
 RENAMES = {
-    "program/ending.py": "the status that a batch script reads, one short line",
+    "program/exit_status.py": "the status that a batch script reads, one short line",
     "program/aside.py": "what is whole",
     "program/output.py": "a folder in the folder",
     "program/owner.py": "the owner's record, and its folder",

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ultralong.program.errors import InputError, RunStopped, printable
+from megatron_ultralong.program.exit_status import forget_status, leave_status
 from megatron_ultralong.program.ranks import is_main_rank
 
 PROGRAM = "ultralong"
@@ -19,8 +20,6 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 NO_READER = 141
 """Exit status where the reader of the output has gone, as shells have it (128 + SIGPIPE)."""
-STATUS_VARIABLE = "ULTRALONG_EXIT_STATUS"
-"""Names a file into which the ranks of a job leave the status with which it ended in order."""
 _SIGNALLED = 128
 """Statuses from here on say that something outside ended the program, as shells have it."""
 _OTHERS_WAIT_SECONDS = 1.0
@@ -33,7 +32,7 @@ def ends_with_message() -> Iterator[None]:
 
     Where nobody reads the output any more (``ultralong ... | head``) the end is quiet.
     """
-    _forget_status()
+    forget_status()
     try:
         with _quiet_without_reader():
             yield
@@ -97,73 +96,6 @@ def drop_unread_output() -> bool:
             os.dup2(nowhere, number)
             os.close(nowhere)
     return is_unread
-
-
-def leave_status(status: int, *, is_agreed: bool = True) -> bool:
-    """Leave the status of a job for its batch script, where that asks for it; whether it is left.
-
-    torchrun makes 1 of every status of its ranks but 0, prints a traceback for each, and kills
-    ranks that end later. Where all ranks end with the same status (``is_agreed``) the main one
-    leaves it, and they may end with 0. What another rank has found wrong meanwhile stays.
-    """
-    path = _status_file()
-    if path is None:
-        return False
-    if is_agreed and not is_main_rank():
-        return True
-    aside = path.with_name(f"{path.name}.{os.environ['RANK']}")
-    try:
-        aside.write_text(f"{status}\n", encoding="ascii")
-        if is_agreed and (_is_first(aside, path) or _is_failure(path)):
-            aside.unlink()
-        else:
-            os.replace(aside, path)
-    except OSError:
-        return False
-    return True
-
-
-def _is_first(aside: Path, path: Path) -> bool:
-    """Give a file its name where nothing has it: no other rank comes between look and rename."""
-    with contextlib.suppress(OSError):  # it has; or the disk knows no hard links
-        os.link(aside, path)
-        return True
-    return False
-
-
-def _status_file() -> Path | None:
-    """Where a rank of a job leaves its status, if it is to leave one."""
-    path = os.environ.get(STATUS_VARIABLE)
-    return Path(path) if path and "RANK" in os.environ else None
-
-
-def _is_failure(path: Path) -> bool:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip() not in ("", "0")
-    except OSError:
-        return False
-
-
-def _forget_status() -> None:
-    """Remove the status of an earlier job, so that after a crash there is none; the main rank does.
-
-    Another rank of this job may have left its own already: what is younger than torchrun stays.
-    """
-    path = _status_file()
-    if path is None or not is_main_rank():
-        return
-    with contextlib.suppress(OSError):
-        is_first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
-        if not is_first_start or path.stat().st_mtime < _process_start(os.getppid()):
-            path.unlink()
-
-
-def _process_start(number: int) -> float:
-    """When a process began, in seconds since 1970: field 22 of proc_pid_stat(5)."""
-    fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace")
-    ticks = int(fields.rpartition(")")[2].split()[19])
-    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    return boot + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def tell(line: str) -> None:

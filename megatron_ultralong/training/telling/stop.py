@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from megatron_ultralong.program.ending import leave_status
+from megatron_ultralong.program.exit_status import leave_status
 
 STOPPED = 75
 """Exit status of a run that saved and ended as it was told to (EX_TEMPFAIL): start it again."""
