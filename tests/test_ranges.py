@@ -35,6 +35,7 @@ from megatron_ultralong.program.fields import (
     check_ranges,
     numbers_of,
 )
+from tests.command_line import refusal
 from tests.edges import (
     NEEDED,
     RECIPES,
@@ -189,17 +190,6 @@ def test_each_flag_of_each_verb_is_refused_on_its_command_line(verb: str) -> Non
 def check_refused(verb: str, number: Number, value: Any) -> None:
     with pytest.raises(InputError, match=f"^{number.name} must be .*; use --"):
         parse(verb, [*NEEDED.get(verb, ()), *typed(number, value)])
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line of a command that must be refused."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main(words)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("ultralong: error: ")
-    assert error.count("\n") == 1, "one message, no traceback"
-    return error
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])

@@ -5,71 +5,17 @@ needs nothing else: no parser is built, and nothing is imported but the options.
 """
 
 import dataclasses
-import enum
-import re
 import shutil
 import textwrap
-import types
-import typing
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 from megatron_ultralong.cli.guides import GUIDES, Guide
+from megatron_ultralong.config.flags import Flag, flags_of
 from megatron_ultralong.program.ending import PROGRAM
-from megatron_ultralong.program.fields import field_docstrings, numbers_of
-from megatron_ultralong.program.required import NothingRequired, Required, flag_of, mark_of
 
 _WIDEST = 100
 """Columns: longer lines are hard to read."""
-_KINDS = {bool: "", int: "N", float: "X", str: "TEXT"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Flag:
-    """A line of the help, and the text under it."""
-
-    field: str
-    """Name in the configuration: ``data_path``."""
-    usage: str
-    """``--data-path TEXT``, ``--search, --no-search``, or ``SRC`` for one without flag."""
-    text: str
-    is_required: bool
-    block: str
-    """Description of the block of options that it is in."""
-
-
-def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = True) -> list[Flag]:
-    """The flags of a configuration, as its parser has them.
-
-    Args:
-        cls: a dataclass; fields of those in it are flags without prefix.
-        default: the configuration that the flags change, if there is one.
-        block: description of the block of options, for those in it.
-        strict: what is marked as required is.
-    """
-    cls = cls if default is None else type(default)
-    hints = typing.get_type_hints(cls, include_extras=True)
-    texts, ranges = field_docstrings(cls), {one.name: one.range for one in numbers_of(cls)}
-    found, inner = [], []
-    for field in dataclasses.fields(cls):
-        hint, value = hints[field.name], _default(field, default)
-        kind = _without_marks(hint)
-        if dataclasses.is_dataclass(kind):
-            needed = strict and mark_of(hint, NothingRequired) is None
-            its = None if value is dataclasses.MISSING else value
-            title = _first_sentence(kind.__doc__ if its is None else type(its).__doc__)
-            inner += flags_of(kind, its, title, strict=needed)
-            continue
-        required = value is dataclasses.MISSING
-        required |= strict and not value and mark_of(hint, Required) is not None
-        text = texts.get(field.name, "")
-        its_range = ranges.get(field.name)
-        text += f" [{its_range.text()}]" if its_range else ""
-        shown = "" if required else _shown(value)
-        text += f" (default: {shown})" if shown else ""
-        usage = _usage(field.name, hint, kind)
-        found.append(Flag(field.name, usage, text.strip(), required, block))
-    return found + inner
 
 
 def help_text(
@@ -102,7 +48,7 @@ def help_text(
     if recipes:
         lines += ["", *textwrap.wrap(f"Recipes: {', '.join(recipes)}", width, **_HANGING)]
     lines += _section("Required:", required, width)
-    own = [Flag(flag, flag, text, False, "") for flag, text in guide.of_the_command_line]
+    own = [Flag(flag, flag, text) for flag, text in guide.of_the_command_line]
     lines += _section("Common:" if guide.common else "Flags:", own + common, width)
     if not guide.common or with_all:
         for block in dict.fromkeys(flag.block for flag in rest):
@@ -119,13 +65,12 @@ def help_text(
 
 
 def _with_recipes(flags: list[Flag], of_runs: list[list[Flag]]) -> list[Flag]:
-    """The flags, with ``(default: the recipe's)`` where a recipe has another value."""
+    """The flags, with the default "the recipe's" where a recipe has another value."""
     found = []
     for flag in flags:
-        texts = {one.text for run in of_runs for one in run if one.field == flag.field}
-        if texts - {flag.text} and not flag.is_required:
-            text = re.sub(r" \(default: [^()]*\)$", "", flag.text)
-            flag = dataclasses.replace(flag, text=f"{text} (default: the recipe's)")
+        defaults = {one.default for run in of_runs for one in run if one.field == flag.field}
+        if defaults - {flag.default} and not flag.is_required:
+            flag = dataclasses.replace(flag, default="the recipe's")
         found.append(flag)
     return found
 
@@ -170,57 +115,3 @@ def _section(title: str, flags: list[Flag], width: int) -> Iterator[str]:
             subsequent_indent=indent,
             break_on_hyphens=False,
         )
-
-
-def _default(field: dataclasses.Field[Any], configuration: Any) -> Any:
-    if configuration is not None:
-        return getattr(configuration, field.name)
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def _shown(value: Any) -> str:
-    """A default for people; empty where there is nothing to show."""
-    if value is None or value in ("", ()):
-        return ""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _usage(name: str, hint: Any, kind: Any) -> str:
-    metadata = getattr(hint, "__metadata__", ())
-    flag = flag_of(name, hint)
-    if kind is bool:
-        return f"{flag}, --no-{flag.removeprefix('--')}"
-    metavar = next((one.metavar for one in metadata if getattr(one, "metavar", None)), None)
-    if not flag.startswith("--"):
-        return metavar or flag
-    if metavar is None:
-        metavar = _metavar(kind)
-    return f"{flag} {metavar}"
-
-
-def _metavar(kind: Any) -> str:
-    """``N`` for a whole number, ``a|b`` for a choice, ``TEXT ...`` for several."""
-    origin, options = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        return f"{_metavar(options[0])} ..."
-    if origin is Literal:
-        return "|".join(map(str, options))
-    if origin in (typing.Union, types.UnionType):
-        return "|".join(_metavar(one) for one in options if one is not types.NoneType)
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return "|".join(one.name for one in kind)
-    return _KINDS.get(kind, "PATH")
-
-
-def _without_marks(hint: Any) -> Any:
-    return getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
-
-
-def _first_sentence(docstring: str | None) -> str:
-    return " ".join((docstring or "").split("\n\n")[0].split()).rstrip(".")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from megatron_ultralong.config.flags import given_flags
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import shown
 
@@ -51,7 +52,7 @@ def _names(text: str, field: str) -> bool:
 
 def fields_typed(words: Sequence[str]) -> frozenset[str]:
     """Fields that a command line has flags for: ``--seq-length=4 -> seq_length``."""
-    typed = {word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    typed = {flag[2:].replace("-", "_") for flag in given_flags(words)}
     return frozenset(typed | {name.removeprefix("no_") for name in typed})
 
 

@@ -12,8 +12,8 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from megatron_ultralong.config.flags import given_flags
 from megatron_ultralong.config.parser_errors import parser_errors
-from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, numbers_of
 from megatron_ultralong.program.required import check_required
 
@@ -40,12 +40,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
             registry=_with_ranges(),
         )
-    try:
-        check_required(config)
-    except InputError as missing:
-        if any(word.split("=")[0] == str(missing).split()[0] for word in words):
-            check_ranges(config)  # it is there, and 0
-        raise
+    check_required(config, given_flags(words))
     check_ranges(config)
     return config
 

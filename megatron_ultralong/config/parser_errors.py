@@ -5,17 +5,16 @@ they do; the module is private, so it is probed, and without it the boxes stay.
 """
 
 import contextlib
-import dataclasses
 import difflib
 import importlib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from megatron_ultralong.config.flags import flags_of, given_flags
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import field_docstrings, shown
-from megatron_ultralong.program.not_known import nearest
-from megatron_ultralong.program.required import flag_of
+from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.not_known import not_known
 
 _CLOSE = 0.75
 """Least similarity of a flag that was probably meant."""
@@ -44,10 +43,12 @@ def parser_errors(
     """
 
     def refuse(event: Any) -> None:
-        cls = config_class if default is None else type(default)
-        flags = described_flags(cls, default)
-        given = dict.fromkeys(word.split("=")[0] for word in words if word.startswith("--"))
-        unknown = [flag for flag in given if flag.replace("_", "-") not in flags]
+        flags = {
+            name: flag.description
+            for flag in flags_of(config_class, default)
+            for name in flag.names
+        }
+        unknown = [flag for flag in given_flags(words) if flag.replace("_", "-") not in flags]
         text = _text(event, flags, unknown)
         if text:
             raise InputError(f"{text}; see `{program} --help`")
@@ -66,14 +67,14 @@ def _hooked(hook: Callable[[Any], None]) -> contextlib.AbstractContextManager[An
 
 def _text(event: Any, flags: dict[str, str], unknown: Sequence[str]) -> str:
     """Of an event of tyro; empty for one that is not known here, which tyro then tells."""
-    kind, parts = type(event).__name__, [_not_known(flag, flags) for flag in unknown]
+    kind, parts = type(event).__name__, [_unknown_flag(flag, flags) for flag in unknown]
     if kind == "UnrecognizedArgs" and not parts:
         parts = [f"{' '.join(map(shown, event.tokens))}: no flag takes it"]
     elif kind == "MissingArgs":
         names = [_name(one.arg) for one in event.missing_arguments]
         parts += [f"{name} is needed{_what(flags.get(name))}" for name in names]
     elif kind == "InvalidChoice":
-        parts.append(_no_choice(_name(event.argument), event.value, event.choices))
+        parts.append(not_known(_name(event.argument), event.value, event.choices))
     elif kind == "BadValue":
         name, value = _name(event.argument), event.offending_value
         needs = "needs a value" if name.startswith("-") else "is needed"
@@ -84,7 +85,7 @@ def _text(event: Any, flags: dict[str, str], unknown: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
-def _not_known(flag: str, flags: Iterable[str]) -> str:
+def _unknown_flag(flag: str, flags: Iterable[str]) -> str:
     near = _nearest_flag(flag, flags)
     return f"{flag} is not known" + (f"; perhaps you meant {near}" if near else "")
 
@@ -106,12 +107,6 @@ def _no_value(reason: str) -> str:
     return f": {reason}"
 
 
-def _no_choice(name: str, value: str, choices: Sequence[str]) -> str:
-    near = nearest(value, choices)
-    meant = f"; perhaps you meant {near}" if near else ""
-    return f"{name} {shown(value)} is not known{meant}; known: {', '.join(choices)}"
-
-
 def _name(argument: Any) -> str:
     """Of tyro's description of an argument: its flag, or the word in its place."""
     if argument.is_positional():
@@ -123,23 +118,3 @@ def _what(text: str | None) -> str:
     """The first sentence of a flag's description, behind a colon."""
     sentence = (text or "").split(". ")[0].rstrip(".")
     return f": {sentence}" if sentence else ""
-
-
-def described_flags(cls: Any, default: Any) -> dict[str, str]:
-    """The flags of a configuration and of those in it, and their descriptions."""
-    found: dict[str, str] = {}
-    hints = typing.get_type_hints(cls, include_extras=True)
-    texts = field_docstrings(cls)
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        kind = getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
-        value = getattr(default, field.name, None)
-        if dataclasses.is_dataclass(kind):
-            found |= described_flags(kind if value is None else type(value), value)
-            continue
-        flag = flag_of(field.name, hint)
-        text = texts.get(field.name, "")
-        found[flag] = text
-        if kind is bool and flag.startswith("--"):
-            found[f"--no-{flag[2:]}"] = text
-    return found

@@ -7,6 +7,7 @@ the command line asks for it.
 
 import dataclasses
 import typing
+from collections.abc import Collection
 from typing import Any
 
 from megatron_ultralong.program.errors import InputError
@@ -40,8 +41,12 @@ def flag_of(name: str, hint: Any) -> str:
     return f"--{own or name.replace('_', '-')}"
 
 
-def check_required(config: Any) -> None:
+def check_required(config: Any, given: Collection[str] = ()) -> None:
     """Check that what has to be given is, in a configuration and the blocks that it holds.
+
+    Args:
+        config: a dataclass.
+        given: flags of its command line; a number that is 0 there is given, and has a range.
 
     Raises:
         InputError: a field marked :class:`Required` is empty.
@@ -50,7 +55,8 @@ def check_required(config: Any) -> None:
     for field in dataclasses.fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
         required = mark_of(hint, Required)
-        if required and not value:
-            raise InputError(f"{flag_of(field.name, hint)} is needed: {required.what}")
+        flag = flag_of(field.name, hint)
+        if required and not value and not (value == 0 and flag in given):
+            raise InputError(f"{flag} is needed: {required.what}")
         if dataclasses.is_dataclass(value) and not mark_of(hint, NothingRequired):
-            check_required(value)
+            check_required(value, given)

@@ -24,6 +24,7 @@ from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.work import links
 from megatron_ultralong.sequence.documents import causal_area
+from tests.command_line import refusal
 from tests.models import write_llama
 from tests.patience import patience
 
@@ -36,16 +37,6 @@ def planned(tmp_path: Path, *words: str) -> dict[str, Any]:
     cli.main([*words, "--json", str(path)])
     values: dict[str, Any] = json.loads(path.read_text())
     return values
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The message of a command that must be refused."""
-    with pytest.raises(SystemExit) as stop:
-        cli.main(words)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1, "one message, no traceback"
-    return error
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from megatron_ultralong import cli
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.plan.search import stage_ends
-from tests.plan.test_plan import planned, refusal
+from tests.command_line import refusal
+from tests.plan.test_plan import planned
 
 MODELS = ("llama3.1-8b", "llama3.1-70b", "llama3.1-405b")
 GPUS = (8, 12, 16, 24, 40, 96, 1024)

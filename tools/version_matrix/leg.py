@@ -14,6 +14,8 @@ SELECTION = (
     "tests/dropin",
     "tests/test_config.py",
     "tests/test_cli.py",
+    "tests/test_parser_messages.py",
+    "tests/test_dry_run.py",
     "tests/test_doctor.py",
 )
 """What meets Megatron-Core, torch's checkpoints and the command line."""

@@ -1,0 +1,142 @@
+"""The flags of a configuration: names, descriptions, limits and defaults, from its fields."""
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from megatron_ultralong.program.fields import field_docstrings, numbers_of
+from megatron_ultralong.program.required import NothingRequired, Required, flag_of, mark_of
+
+_KINDS = {bool: "", int: "N", float: "X", str: "TEXT"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag, or an argument without one."""
+
+    field: str
+    """Name in the configuration: ``data_path``."""
+    usage: str
+    """``--data-path TEXT``, ``--search, --no-search``, or ``SRC`` for one without flag."""
+    description: str
+    is_required: bool = False
+    limits: str = ""
+    """Of a number: ``at least 1``."""
+    default: str = ""
+    """For people; empty where there is nothing to show."""
+    block: str = ""
+    """Description of the block of options that it is in."""
+
+    @property
+    def names(self) -> list[str]:
+        """``["--search", "--no-search"]``, or ``["SRC"]``."""
+        words = self.usage.replace(",", "").split()
+        return [word for word in words if word.startswith("--")] or words[:1]
+
+    @property
+    def text(self) -> str:
+        """Description, limits and default."""
+        limits = f" [{self.limits}]" if self.limits else ""
+        default = f" (default: {self.default})" if self.default else ""
+        return f"{self.description}{limits}{default}".strip()
+
+
+def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = True) -> list[Flag]:
+    """The flags of a configuration, as its parser has them.
+
+    Args:
+        cls: a dataclass; fields of those in it are flags without prefix.
+        default: the configuration that the flags change, if there is one.
+        block: description of the block of options, for those in it.
+        strict: what is marked as required is.
+    """
+    cls = cls if default is None else type(default)
+    hints = typing.get_type_hints(cls, include_extras=True)
+    texts, ranges = field_docstrings(cls), {one.name: one.range for one in numbers_of(cls)}
+    found, inner = [], []
+    for field in dataclasses.fields(cls):
+        hint, value = hints[field.name], _default(field, default)
+        kind = _without_marks(hint)
+        if dataclasses.is_dataclass(kind):
+            needed = strict and mark_of(hint, NothingRequired) is None
+            its = None if value is dataclasses.MISSING else value
+            title = _first_sentence(kind.__doc__ if its is None else type(its).__doc__)
+            inner += flags_of(kind, its, title, strict=needed)
+            continue
+        required = value is dataclasses.MISSING
+        required |= strict and not value and mark_of(hint, Required) is not None
+        limits = ranges.get(field.name)
+        found.append(
+            Flag(
+                field.name,
+                _usage(field.name, hint, kind),
+                texts.get(field.name, ""),
+                required,
+                limits.text() if limits else "",
+                "" if required else _shown(value),
+                block,
+            )
+        )
+    return found + inner
+
+
+def given_flags(words: Sequence[str]) -> list[str]:
+    """Flags on a command line, each once: ``--seq-length=4 -> --seq-length``."""
+    return list(dict.fromkeys(word.split("=")[0] for word in words if word.startswith("--")))
+
+
+def _default(field: dataclasses.Field[Any], configuration: Any) -> Any:
+    if configuration is not None:
+        return getattr(configuration, field.name)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _shown(value: Any) -> str:
+    """A default for people; empty where there is nothing to show."""
+    if value is None or value in ("", ()):
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _usage(name: str, hint: Any, kind: Any) -> str:
+    metadata = getattr(hint, "__metadata__", ())
+    flag = flag_of(name, hint)
+    if kind is bool:
+        return f"{flag}, --no-{flag.removeprefix('--')}"
+    metavar = next((one.metavar for one in metadata if getattr(one, "metavar", None)), None)
+    if not flag.startswith("--"):
+        return metavar or flag
+    if metavar is None:
+        metavar = _metavar(kind)
+    return f"{flag} {metavar}"
+
+
+def _metavar(kind: Any) -> str:
+    """``N`` for a whole number, ``a|b`` for a choice, ``TEXT ...`` for several."""
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return f"{_metavar(options[0])} ..."
+    if origin is Literal:
+        return "|".join(map(str, options))
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(_metavar(one) for one in options if one is not types.NoneType)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return "|".join(one.name for one in kind)
+    return _KINDS.get(kind, "PATH")
+
+
+def _without_marks(hint: Any) -> Any:
+    return getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
+
+
+def _first_sentence(docstring: str | None) -> str:
+    return " ".join((docstring or "").split("\n\n")[0].split()).rstrip(".")

@@ -1,0 +1,100 @@
+"""Words that no verb, recipe or flag takes: one line, with what was probably meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_ultralong import cli
+from megatron_ultralong.cli.verbs import load
+from tests.command_line import refusal
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("train",), "known: prepare, prepare chat, convert import"),
+        (("pretrian",), "perhaps you meant 'pretrain'"),
+        (("convert", "import", "meta-llama/Llama-3.1-8B", "x"), "Hub is not downloaded: `hf downl"),
+        (("convert", "import", "./nowhere", "x"), "checkpoint folder nowhere does not exist"),
+        (("convert", "merge"), "convert 'merge' is not known; known: import, export"),
+        (("pretrain", "llama"), "recipe 'llama' is not known"),
+        (
+            ("pretrain", "--load", "base"),
+            "no recipe given: write `ultralong pretrain RECIPE --load",
+        ),
+        (("plan", "--model", "m"), "no recipe given: write `ultralong plan RECIPE --model ...`"),
+        (
+            ("plan", "/", "--gpus", "2"),
+            "/ is no recipe but a folder: write `ultralong plan RECIPE --m",
+        ),
+        (("pretrain", "llama3.1-8b-sft"), "llama3.1-8b-sft is a recipe of `ultralong sft`, not of"),
+        (("sft", "llama3.1-8b-1m"), "llama3.1-8b-1m is a recipe of `ultralong pretrain`, not of"),
+        (
+            ("plan", "demo-cpu", "--gpu", "8"),
+            "--gpu 8: that is no GPU's name; their number is --gpus",
+        ),
+        (("plan", "demo-cpu", "--gpu=8"), "their number is --gpus 8"),
+        (("pretrain", "--config", "nowhere.yaml"), "configuration nowhere.yaml does not exist"),
+    ],
+)
+def test_unknown_words_are_refused(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], part: str
+) -> None:
+    assert part in refusal(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "pretrain demo-cpu --rope-scaling-facto 8",
+            "--rope-scaling-facto is not known; perhaps you meant --rope-scaling-factor",
+        ),
+        ("pretrain demo-cpu --iters=8", "--iters is not known; perhaps you meant --train-iters"),
+        ("pretrain demo-cpu --xyzzy", "--xyzzy is not known"),
+        (
+            "prepare --source a=b --tokenizer t --output o --seq-len 1024",
+            "--seq-len is not known; perhaps you meant --seq-length; --seq-length is needed: "
+            "Tokens per row",
+        ),
+        ("pretrain demo-cpu more", "'more': no flag takes it"),
+        ("pretrain demo-cpu --train-iters two", "--train-iters must be a whole number, not 'two'"),
+        ("pretrain demo-cpu --lr high", "--lr must be a number, not 'high'"),
+        (
+            "pretrain demo-cpu --lr",
+            "--lr needs a value: Peak learning rate (the paper's 3e-5)",
+        ),
+        (
+            "pretrain demo-cpu --precision fp3",
+            "--precision 'fp3' is not known; perhaps you meant 'fp32'; known: bf16, fp32",
+        ),
+        (
+            "convert inspect",
+            "SRC is needed: Folder to inspect; a config.json without weights is enough to show "
+            "its rope block",
+        ),
+    ],
+)
+def test_what_the_parser_refuses_is_one_line(
+    capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    words = line.split()
+    verb = " ".join(words[:2]) if words[0] == "convert" else words[0]
+    expected = f"ultralong: error: {message}; see `ultralong {verb} --help`\n"
+    assert refusal(capsys, *words) == expected
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in cli.VERBS.items() if name != "doctor"])
+def test_every_verb_refuses_a_flag_in_one_line(
+    capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    recipes = cli.VERBS[verb].recipes
+    recipe = [next(iter(load(recipes)))] if recipes else []
+    error = refusal(capsys, *verb.split(), *recipe, "--xyzzy", "3")
+    assert error.startswith("ultralong: error: --xyzzy is not known")
+
+
+def test_doctor_refuses_a_flag_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the standard library's parser: the other may be broken."""
+    error = refusal(capsys, "doctor", "--xyzzy")
+    assert error.endswith("unrecognized arguments: --xyzzy; see `ultralong doctor --help`\n")
