@@ -1,4 +1,4 @@
-"""What a start prints before it trains: its configuration, what it assumed, the rotary embedding."""
+"""What a start prints before it trains: configuration, assumptions, rotary embedding."""
 
 from __future__ import annotations
 

@@ -44,6 +44,16 @@ def yarn_attention_factor(scaling_factor: float) -> float:
     return 0.1 * math.log(scaling_factor) + 1.0 if scaling_factor > 1.0 else 1.0
 
 
+def mscale_attention_factor(scaling_factor: float, mscale: float, mscale_all_dim: float) -> float:
+    """``(0.1 m ln s + 1) / (0.1 n ln s + 1)``, what DeepSeek's two keys of a rope block make of it.
+
+    transformers computes it so (``modeling_rope_utils``). Infinite where the divisor is 0.
+    """
+    stretch = math.log(max(scaling_factor, 1.0))
+    divisor = 0.1 * mscale_all_dim * stretch + 1
+    return (0.1 * mscale * stretch + 1) / divisor if divisor else math.inf
+
+
 @dataclasses.dataclass(frozen=True)
 class _Scaled:
     """What all scalings have."""

@@ -40,9 +40,7 @@ def compare_gguf(
     with tempfile.TemporaryDirectory() as folder:
         header = contents.header(Path(folder, "header"))
     offsets = contents.offsets(header)
-    last, info = list(contents.tensors.items())[-1]
-    least = offsets[last] + torch.Size(info.shape).numel() * info.dtype.itemsize
-    _check_header(path, header, contents, least)
+    _check_header(path, header, contents)
     file = OpenFile(path)
 
     def read(name: str) -> torch.Tensor:
@@ -69,8 +67,8 @@ def compare_gguf(
     return Comparison(len(differences), num_parameters(source.model))
 
 
-def _check_header(path: Path, header: bytes, contents: gguf_file.GgufContents, least: int) -> None:
-    size = path.stat().st_size
+def _check_header(path: Path, header: bytes, contents: gguf_file.GgufContents) -> None:
+    size, least = path.stat().st_size, contents.num_bytes(header)
     if size < least:
         raise InputError(
             f"{path} has {size:,} bytes, and a GGUF file of this model at least {least:,}: it is "

@@ -166,6 +166,11 @@ class GgufContents:
             offset += _num_bytes(info) + -_num_bytes(info) % alignment
         return found
 
+    def num_bytes(self, header: bytes) -> int:
+        """Of the file, without what the last tensor is padded with."""
+        last, info = list(self.tensors.items())[-1]
+        return self.offsets(header)[last] + _num_bytes(info)
+
 
 class GgufWriter:
     """Writes tensors, in any order, to their places in the file."""
@@ -183,9 +188,8 @@ class GgufWriter:
         self._file = path.open("r+b")
         if not laid_out:
             self._file.write(header)
-            last, info = list(contents.tensors.items())[-1]
             # readers want the last tensor padded too
-            end = self._offsets[last] + _num_bytes(info)
+            end = contents.num_bytes(header)
             self._file.truncate(end + -end % library().GGUF_DEFAULT_ALIGNMENT)
         if contents.divisors is not None:
             write_tensor(self._file, self._offsets[DIVISORS], contents.divisors)

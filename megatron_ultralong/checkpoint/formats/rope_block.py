@@ -5,7 +5,6 @@ It stands under ``rope_scaling`` (to 4.x) or ``rope_parameters`` (5.x), with or 
 refused, as are keys whose meaning differs from program to program.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from megatron_ultralong.model.yarn import (
     YarnConfig,
     from_hf_rope_scaling,
     hf_rope_scaling,
+    mscale_attention_factor,
     yarn_attention_factor,
 )
 from megatron_ultralong.program.errors import InputError
@@ -225,9 +225,7 @@ def _fill_attention_factor(block: dict[str, Any], where: str) -> None:
             "state attention_factor in its place"
         )
     mscale, mscale_all_dim = present.values()
-    stretch = math.log(max(block.get("factor") or 1.0, 1.0))
-    divisor = 0.1 * mscale_all_dim * stretch + 1
-    implied = (0.1 * mscale * stretch + 1) / divisor if divisor else math.inf
+    implied = mscale_attention_factor(block.get("factor") or 1.0, mscale, mscale_all_dim)
     if given is not None and abs(given - implied) > _ROUNDING * given:
         raise InputError(
             f"{where}: attention_factor is {given}, and mscale {mscale} and mscale_all_dim "

@@ -9,7 +9,6 @@ llama.cpp: all of its log-probabilities).
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -18,6 +17,7 @@ from megatron_ultralong.model.yarn import (
     LinearConfig,
     RopeScaling,
     YarnConfig,
+    mscale_attention_factor,
     yarn_attention_factor,
 )
 from megatron_ultralong.program.errors import InputError
@@ -87,24 +87,18 @@ class Reading:
     def _temperature(self, block: Mapping[str, Any], factor: float) -> float:
         usual = yarn_attention_factor(factor)
         mscale, all_dim = block.get("mscale"), block.get("mscale_all_dim")
-        stretch = usual - 1.0
         if self.temperature == "0.1 ln s + 1":
             return usual
         if self.temperature.startswith("mscale"):
             if self.temperature.endswith("both are there") and None in (mscale, all_dim):
                 return usual
             mscale = 1.0 if mscale is None else mscale
-            return _ratio(stretch * mscale + 1.0, stretch * (all_dim or 0.0) + 1.0)
+            return mscale_attention_factor(factor, mscale, all_dim or 0.0)
         if block.get("attention_factor") is not None:
             return float(block["attention_factor"])
         if self.temperature != "attention_factor" and mscale and all_dim:
-            return _ratio(stretch * mscale + 1.0, stretch * all_dim + 1.0)
+            return mscale_attention_factor(factor, mscale, all_dim)
         return usual
-
-
-def _ratio(one: float, other: float) -> float:
-    """Infinite over zero, which no temperature is."""
-    return one / other if other else math.inf
 
 
 _DROPPED: Mapping[str, Mapping[str, str]] = {

@@ -123,6 +123,8 @@ class _Source:
     references: Callable[[Mapping[str, Any], str], Any]
     score: Callable[[str, Any], float]
     messages: tuple[tuple[str, str], ...] = ()
+    prompt_version: int = 1
+    """Counts up when a prompt changes, so that no half-done evaluation mixes two."""
 
     def place(self, index: int) -> str:
         """Where record ``index`` stands, as messages say it."""
@@ -175,6 +177,7 @@ def evaluate_infinitebench(config: InfiniteBenchConfig, subject: Subject[Generat
             references=functools.partial(infinitebench.labels, task),
             score=functools.partial(infinitebench_score, task, template=config.prompt_template),
             messages=infinitebench.messages_before(task, config.prompt_template),
+            prompt_version=2 if config.prompt_template == "chat" else 1,
         )
         for index, record in enumerate(source.records):
             source.text(record, source.place(index))
@@ -210,17 +213,20 @@ def _evaluate(
         )
     material = {source.file.name: file_sha256(source.file) for source in sources}
     decides = {
-        "version": _PROMPT_VERSION,
         "template": config.prompt_template,
         "max_length": max_length,
         "tokenizer": subject.tokenizer.sha256,
     }
-    if kind is KINDS["infinitebench"] and config.prompt_template == "chat":
-        material["prompts"] = f"version {_PROMPT_VERSION}"  # others have not changed
+    if (version := max(source.prompt_version for source in sources)) > 1:
+        material["prompts"] = f"version {version}"  # results of the first one do not state it
     config = dataclasses.replace(config, max_length=max_length)
     questions = [
         _question(
-            config, source, subject.tokenizer, index, decides | {"file": material[source.file.name]}
+            config,
+            source,
+            subject.tokenizer,
+            index,
+            decides | {"file": material[source.file.name], "version": source.prompt_version},
         )
         for source in sources
         for index in range(len(source.records[: config.num_samples or None]))
@@ -270,7 +276,5 @@ def _question(
     )
 
 
-_PROMPT_VERSION = 2
-"""Counts up when a prompt changes, so that no half-done evaluation mixes two."""
 _BYTES_A_TOKEN = 3
 """Of texts in English and Chinese with Llama 3's vocabulary, rounded down: for the estimate."""

@@ -81,10 +81,10 @@ def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
     """Names and folders of ``config.load``, which the layout can hold."""
     check_required(config)
     models = [_name_and_folder(argument) for argument in config.load]
-    of_ours = [folder for _, folder in models if not _is_hugging_face(folder)]
-    for folder in of_ours:
+    megatron_folders = [folder for _, folder in models if not _is_hugging_face(folder)]
+    for folder in megatron_folders:
         config.parallel.check_model(load_metadata(folder).model)
-    if len(of_ours) < len(models) and world_size() > 1:
+    if len(megatron_folders) < len(models) and world_size() > 1:
         raise InputError(
             f"Hugging Face folders are evaluated in one process, not {world_size()}: start "
             "without torchrun, or convert the folder with `ultralong convert import`"
@@ -95,14 +95,14 @@ def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
         for field in dataclasses.fields(ParallelConfig)
         if getattr(config.parallel, field.name) != getattr(default, field.name)
     ]
-    if layout and not of_ours:
+    if layout and not megatron_folders:
         raise InputError(
             f"{', '.join(layout)}: a layout is for Megatron checkpoints, and transformers reads a "
             "Hugging Face folder in one process; leave it out, or convert the folder with "
             "`ultralong convert import`"
         )
     chunks = config.parallel.num_virtual_stages_per_pipeline_rank
-    if of_ours and chunks > 1:
+    if megatron_folders and chunks > 1:
         raise InputError(
             f"an evaluation has no backward pass, and does not run the interleaved schedule: leave "
             f"num_virtual_stages_per_pipeline_rank 1, not {chunks}; this works with any checkpoint"
