@@ -21,6 +21,7 @@ from megatron_ultralong.model.yarn import (
 )
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
+from megatron_ultralong.program.not_known import not_known
 
 _EQUAL = 1e-9
 """Relative: two readings, both in float64."""
@@ -169,9 +170,7 @@ def check_readers(rope: Rope, names: Iterable[str]) -> list[str]:
     known = list(dict.fromkeys(engine.name for engine in engines()))
     for name in names:
         if name not in known:
-            raise InputError(
-                f"--for {name} is not an engine that was run; known: {', '.join(known)}"
-            )
+            raise InputError(not_known("--for", name, known))
         verdicts = [rope.verdict(each) for each in engines() if each.name == name]
         newest = verdicts[-1]
         if newest.outcome == "wrong":
