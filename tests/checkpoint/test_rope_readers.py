@@ -241,7 +241,10 @@ def test_what_an_engine_drops_is_said() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"engines": "ollama"}, "--for 'ollama' is not known; perhaps you meant 'llama.cpp'; known"),
+        (
+            {"engines": "ollama"},
+            "--for 'ollama' is not known; perhaps you meant 'llama.cpp'; known",
+        ),
         ({"engines": "vllm", "format": "meta"}, "--for vllm asks about the rope block of a config"),
     ],
 )
