@@ -116,7 +116,17 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
     else:
         options = _parse(verb, name, words)
         _say_starting(verb)
-        load(verb.run)(options)
+        _load_run(verb)(options)
+
+
+def _load_run(verb: Verb) -> Any:
+    """What a verb runs, imported."""
+    if not verb.is_for_ranks:
+        return load(verb.run)
+    from megatron_ultralong.mcore.deferred_compile import compile_at_first_call
+
+    with compile_at_first_call():
+        return load(verb.run)
 
 
 def _say_starting(verb: Verb) -> None:
@@ -218,4 +228,4 @@ def _run_training(name: str, verb: TrainingVerb, words: list[str]) -> None:
         sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))
         return
     _say_starting(verb)
-    load(verb.run)(options)
+    _load_run(verb)(options)
