@@ -1,6 +1,7 @@
 """How the work is spread over ranks, and what can be spread that way."""
 
 import dataclasses
+import math
 from typing import Annotated, Literal
 
 from megatron_ultralong.model.shape import ModelConfig
@@ -18,9 +19,14 @@ class ParallelConfig:
     """Ranks that split the layers."""
     context_parallel_size: Annotated[int, Range(1)] = 1
     """Ranks that split every row of tokens."""
-    cp_comm_type: Literal["p2p", "all_gather"] = "p2p"
-    """How keys and values are exchanged. p2p: a ring whose traffic is hidden behind the kernels.
-    all_gather: one gather per layer; better with document_mask block and cp_assignment balanced."""
+    cp_comm_type: Literal["p2p", "all_gather", "a2a", "a2a+p2p"] = "p2p"
+    """What the ranks of a row exchange. p2p: keys and values in a ring whose traffic is hidden
+    behind the kernels. all_gather: keys and values, one gather per layer; better with document_mask
+    block and cp_assignment balanced. a2a: tokens for heads (Ulysses), for as many ranks as a rank
+    has key heads. a2a+p2p: that among neighbours, and a ring between such groups."""
+    hierarchical_context_parallel_sizes: Annotated[tuple[int, ...], Range(1)] = ()
+    """For a2a+p2p: ranks that exchange heads, and groups of them in the ring, such as 4 8; their
+    product is context_parallel_size."""
     cp_assignment: Literal["zigzag", "balanced"] = "zigzag"
     """Which chunks of a row each rank holds. zigzag: even work with document_mask none. balanced:
     computed from the documents of each row, even work with document_mask block."""
@@ -48,6 +54,18 @@ class ParallelConfig:
             * self.pipeline_model_parallel_size
             * self.context_parallel_size
         )
+
+    @property
+    def head_ranks(self) -> int:
+        """Context-parallel ranks that exchange heads."""
+        if self.cp_comm_type == "a2a+p2p":
+            return self.hierarchical_context_parallel_sizes[0]
+        return self.context_parallel_size if self.cp_comm_type == "a2a" else 1
+
+    @property
+    def ring_ranks(self) -> int:
+        """Ranks, or groups of them that exchange heads, among which keys and values travel."""
+        return self.context_parallel_size // self.head_ranks
 
     def data_parallel_size(self, world_size: int) -> int:
         """Replicas in ``world_size`` ranks.
@@ -81,7 +99,29 @@ class ParallelConfig:
         ):
             rule = f"every rank holds {part}"
             self._check_divides("tensor_model_parallel_size", name, getattr(model, name), rule)
+        self._check_head_ranks(model)
         self.stage_layers(model.num_layers)
+
+    def _check_head_ranks(self, model: ModelConfig) -> None:
+        """Raise InputError where ranks cannot exchange heads this way."""
+        sizes, is_two = self.hierarchical_context_parallel_sizes, self.cp_comm_type == "a2a+p2p"
+        cp = self.context_parallel_size
+        if bool(sizes) != is_two or (is_two and (len(sizes) != 2 or math.prod(sizes) != cp)):
+            raise InputError(
+                f"hierarchical_context_parallel_sizes ({' '.join(map(str, sizes)) or 'none'}) must "
+                f"be two numbers whose product is context_parallel_size ({cp}) with cp_comm_type "
+                f"a2a+p2p, and be left out with others; it is {self.cp_comm_type}"
+            )
+        rest = model.num_query_groups // self.tensor_model_parallel_size
+        if rest % self.head_ranks:
+            raise InputError(
+                f"cp_comm_type {self.cp_comm_type} exchanges heads among {self.head_ranks} ranks, "
+                f"and a rank has {rest} key heads (num_query_groups {model.num_query_groups} / "
+                f"tensor_model_parallel_size {self.tensor_model_parallel_size}): as many as "
+                "exchange must divide them; use --cp-comm-type p2p, fewer tensor-parallel ranks, "
+                "or a2a+p2p with --hierarchical-context-parallel-sizes "
+                f"{math.gcd(rest, cp)} {cp // math.gcd(rest, cp)}"
+            )
 
     def stage_layers(self, num_layers: int) -> list[int]:
         """Layers of every pipeline stage: 32 over 4, with 6 in the first and 8 in the last,

@@ -224,8 +224,8 @@ def check_arguments(config: DropInConfig, args: Any, used: Iterable[Part]) -> No
         for kind in args.cp_comm_type if isinstance(args.cp_comm_type, list) else ():
             if kind not in CP_COMM_TYPES:
                 raise InputError(
-                    f"--cp-comm-type is {kind}, and our attention exchanges keys and values by p2p "
-                    "(a ring) or all_gather: pass one of them"
+                    f"--cp-comm-type {kind} is not known; known: "
+                    f"{', '.join(known for known in CP_COMM_TYPES if known)}"
                 )
     if "reset mask" in used and "recomputation" in used and args.micro_batch_size > 1:
         raise InputError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
@@ -16,12 +18,13 @@ from torch import Tensor, nn
 
 from megatron_ultralong.attention import KeptOutput, decoding, ring_attention
 from megatron_ultralong.attention.decoding import KeyValueCache, Placement
+from megatron_ultralong.attention.heads import check_heads, head_attention
 from megatron_ultralong.attention.ring.function import Backend
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import Assignment
 
-CP_COMM_TYPES = (None, "p2p", "all_gather")
-"""How keys and values may go round; None is p2p."""
+CP_COMM_TYPES = (None, "p2p", "all_gather", "a2a", "a2a+p2p")
+"""What ranks may exchange; None is p2p."""
 
 
 def refuse_mask(attention_mask: torch.Tensor | None) -> None:
@@ -68,8 +71,8 @@ class RingCoreAttention(MegatronModule):
         self.layer_number = layer_number
         if cp_comm_type not in CP_COMM_TYPES:
             raise InputError(
-                f"cp_comm_type is {cp_comm_type!r}, and our attention exchanges keys and values by "
-                "p2p (a ring) or all_gather: pass --cp-comm-type p2p or --cp-comm-type all_gather"
+                f"--cp-comm-type {cp_comm_type!r} is not known; known: "
+                f"{', '.join(kind for kind in CP_COMM_TYPES if kind)}"
             )
         self.backend: Backend = "all_gather" if cp_comm_type == "all_gather" else "p2p"
         self.deterministic = bool(config.deterministic_mode)
@@ -79,6 +82,16 @@ class RingCoreAttention(MegatronModule):
             self.cp_group = pg_collection.cp
         else:
             self.cp_group = parallel_state.get_context_parallel_group(check_initialized=False)
+        self.head_group: dist.ProcessGroup | None = None
+        """Ranks that exchange heads; None: no rank does."""
+        self.ring_group = self.cp_group
+        if cp_comm_type in ("a2a", "a2a+p2p") and self.cp_group and self.cp_group.size() > 1:
+            self.head_group, self.ring_group = self.cp_group, None
+            if cp_comm_type == "a2a+p2p":
+                self.head_group, self.ring_group = _two_levels(pg_collection)
+            heads = (config.num_attention_heads, config.num_query_groups)
+            heads, kv_heads = (n // config.tensor_model_parallel_size for n in heads)
+            check_heads(heads, kv_heads, self.head_group.size(), f"--cp-comm-type {cp_comm_type}")
 
     def forward(
         self,
@@ -126,10 +139,14 @@ class RingCoreAttention(MegatronModule):
             edges_of_rows = packed_seq_params.cu_seqlens_of_rows
             parts = (x.chunk(len(edges_of_rows), dim=1) for x in (query, key, value))
             rows = list(zip(*parts, strict=True))
+        attention: Callable[..., Tensor] = functools.partial(ring_attention, group=self.ring_group)
+        if self.head_group is not None:
+            attention = functools.partial(
+                head_attention, heads=self.head_group, ring=self.ring_group
+            )
         outs_SBHD = [
-            ring_attention(
+            attention(
                 *row,
-                group=self.cp_group,
                 cu_seqlens=cu_seqlens,
                 softmax_scale=self.softmax_scale,
                 assignment=getattr(packed_seq_params, "assignment", None),
@@ -140,6 +157,24 @@ class RingCoreAttention(MegatronModule):
             for row, cu_seqlens in zip(rows, edges_of_rows, strict=True)
         ]
         return (outs_SBHD[0] if len(rows) == 1 else torch.cat(outs_SBHD, dim=1)).flatten(2)
+
+
+def _two_levels(pg_collection: Any) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """Ranks that exchange heads, and ranks of the ring between, as Megatron-Core names them.
+
+    Raises:
+        InputError: they were not made.
+    """
+    groups = getattr(pg_collection, "hcp", None)
+    if groups is None:
+        groups = parallel_state.get_hierarchical_context_parallel_groups(check_initialized=False)
+    if groups is None or len(groups) != 2:
+        raise InputError(
+            "--cp-comm-type a2a+p2p needs two levels of ranks, and there are "
+            f"{len(groups or ())}: pass --hierarchical-context-parallel-sizes A B, where A ranks "
+            "exchange heads, B such groups are a ring, and A x B is --context-parallel-size"
+        )
+    return groups[0], groups[1]
 
 
 @dataclasses.dataclass

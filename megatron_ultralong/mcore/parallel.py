@@ -98,7 +98,32 @@ def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGrou
         )
         stack.callback(_destroy_model_parallel)
         tensor_parallel.model_parallel_cuda_manual_seed(seed)
-        yield ProcessGroupCollection.use_mpu_process_groups()
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        if parallel.cp_comm_type == "a2a+p2p":
+            groups.hcp = [_neighbours(parallel, level) for level in (0, 1)]
+            for group in groups.hcp:
+                stack.callback(dist.destroy_process_group, group)
+        yield groups
+
+
+def _neighbours(parallel: ParallelConfig, level: int) -> dist.ProcessGroup:
+    """This rank's group of those that exchange heads (level 0), or of the ring between (1).
+
+    Megatron-Core makes the same ones with einops, which its package does not install. Ranks are
+    numbered tensor, context, data, pipeline parallel.
+    """
+    found = None
+    ranks = torch.arange(world_size()).view(
+        -1, parallel.ring_ranks, parallel.head_ranks, parallel.tensor_model_parallel_size
+    )
+    for row in ranks.movedim(2 - level, -1).flatten(0, -2).tolist():
+        group = dist.new_group(
+            row, timeout=datetime.timedelta(minutes=parallel.distributed_timeout_minutes)
+        )
+        if dist.get_rank() in row:
+            found = group
+    assert found is not None
+    return found
 
 
 def _destroy_model_parallel() -> None:

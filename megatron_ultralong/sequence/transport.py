@@ -51,6 +51,9 @@ class Transport(Protocol):
     def reduce_scatter(self, shards: Sequence[list[Tensor]]) -> list[Tensor]:
         """For every rank here, the sum over ranks of the tensors meant for it."""
 
+    def all_to_all(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """For every rank here, what all ranks meant for it: ``[size, ...]``, by rank, both ways."""
+
 
 class ProcessGroupRing:
     """One rank of a torch process group, over gloo or NCCL."""
@@ -101,6 +104,14 @@ class ProcessGroupRing:
         dist.reduce_scatter(total, parts, group=self.group)
         self.bytes_sent += total.nbytes * (self.size - 1)
         return [total]
+
+    def all_to_all(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Exchange by one collective."""
+        (sent,) = parts
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=self.group)
+        self.bytes_sent += sent[0].nbytes * (self.size - 1)
+        return [received]
 
 
 class _Works:
@@ -169,3 +180,8 @@ class LocalRing:
             totals.append(total)
             self.bytes_sent += total.nbytes * (self.size - 1)
         return totals
+
+    def all_to_all(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Every rank takes its part of all ranks."""
+        self.bytes_sent += sum(part[0].nbytes for part in parts) * (self.size - 1)
+        return [torch.stack([part[rank] for part in parts]) for rank in self.ranks]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_ultralong.attention import reference, ring_attention
+from megatron_ultralong.attention.heads import head_attention
 from megatron_ultralong.sequence.assignment import Assignment, zigzag
 from megatron_ultralong.sequence.transport import LocalRing
 
@@ -56,6 +57,27 @@ def ring(
     out = ring_attention(
         q, k, v, group=group, cu_seqlens=cu_seqlens, assignment=assignment, **options
     )
+    results = (out.detach(), *torch.autograd.grad(out, (q, k, v), dout))
+    return tuple(how.unshard(x.chunk(cp_size), 0) for x in results)
+
+
+def by_heads(
+    tensors: list[Tensor],
+    sizes: tuple[int, int],
+    cu_seqlens: Tensor | None,
+    assignment: Assignment | None = None,
+    **options: Any,
+) -> Results:
+    """All ranks in this process, in groups that exchange heads, with a ring between them."""
+    cp_size = sizes[0] * sizes[1]
+    how = assignment or zigzag(cp_size)
+    shards = [torch.cat([how.shard(x, rank, 0) for rank in range(cp_size)]) for x in tensors]
+    q, k, v, dout = (x.requires_grad_() for x in shards)
+    heads, between = LocalRing(sizes[0]), LocalRing(sizes[1])
+    out = head_attention(
+        *(q, k, v),
+        heads=heads, ring=between, cu_seqlens=cu_seqlens, assignment=assignment, **options,
+    )  # fmt: skip
     results = (out.detach(), *torch.autograd.grad(out, (q, k, v), dout))
     return tuple(how.unshard(x.chunk(cp_size), 0) for x in results)
 

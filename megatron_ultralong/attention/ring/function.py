@@ -170,7 +170,7 @@ def ring_attention(
     """
     _check_shapes(q, k, v)
     assert backend in get_args(Backend), f"backend {backend!r}, not one of {get_args(Backend)}"
-    transport = _transport(group)
+    transport = transport_of(group)
     assignment = assignment or zigzag(transport.size)
     assert assignment.cp_size == transport.size, (
         f"an assignment to {assignment.cp_size} ranks in a group of {transport.size}"
@@ -198,7 +198,7 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     assert q.dtype == k.dtype == v.dtype, f"dtypes {q.dtype}, {k.dtype}, {v.dtype}"
 
 
-def _transport(group: dist.ProcessGroup | Transport | None) -> Transport:
+def transport_of(group: dist.ProcessGroup | Transport | None) -> Transport:
     """How this process reaches the other ranks."""
     if group is None:
         return LocalRing(1)

@@ -28,12 +28,21 @@ LAYOUTS: dict[str, tuple[int, ParallelConfig]] = {  # name: (ranks, layout)
     "cp2": (2, ParallelConfig(**CP2)),
     "cp2-gather": (2, ParallelConfig(**CP2, cp_comm_type="all_gather")),
     "cp2-balanced": (2, ParallelConfig(**CP2, cp_assignment="balanced")),
+    "cp2-heads": (2, ParallelConfig(**CP2, cp_comm_type="a2a")),
     "tp2": (2, ParallelConfig(**TP2)),
     "dp2": (2, ParallelConfig()),
     "pp2": (2, ParallelConfig(**PP2)),
     "tp2-sp": (2, ParallelConfig(**TP2, **SP)),
     "tp2-cp2": (4, ParallelConfig(**TP2, **CP2)),
     "tp2-cp2-sp": (4, ParallelConfig(**TP2, **CP2, **SP)),
+    "cp4-heads-ring": (
+        4,
+        ParallelConfig(
+            context_parallel_size=4,
+            cp_comm_type="a2a+p2p",
+            hierarchical_context_parallel_sizes=(2, 2),
+        ),
+    ),
     "cp2-pp2": (4, ParallelConfig(**CP2, **PP2)),
     "pp2-uneven": (2, ParallelConfig(**PP2, num_layers_in_first_pipeline_stage=1)),
     "vpp2": (2, ParallelConfig(**PP2, **VPP2)),
@@ -55,12 +64,18 @@ RUNS = [
     (layout, mask)
     for layout in LAYOUTS
     for mask in MASKS
-    if mask == "block" or layout not in ("cp2-balanced", "cp2-vpp2", "tp2-vpp2-sp", "tied-vpp2")
+    if mask == "block"
+    or layout
+    not in (
+        *("cp2-balanced", "cp2-heads", "cp4-heads-ring"),
+        *("cp2-vpp2", "tp2-vpp2-sp", "tied-vpp2"),
+    )
 ]
 COVERING: set[tuple[str, DocumentMask]] = {
     ("cp2", "block"),
     ("cp2-gather", "none"),
     ("cp2-balanced", "block"),
+    ("cp2-heads", "block"),
     ("dp2", "block"),
     ("pp2-uneven", "none"),
     ("tp2-cp2-sp", "block"),
