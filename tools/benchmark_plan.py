@@ -79,6 +79,23 @@ def run(
 LAYOUTS: dict[str, tuple[int, PretrainConfig]] = {  # name: (ranks, configuration)
     "TP 2, sequence parallel": (2, run(ParallelConfig(**TP2, **SP), "bf16")),
     "CP 2": (2, run(ParallelConfig(**CP2), "fp32", recompute_granularity="full")),
+    "CP 2 by heads": (
+        2,
+        run(ParallelConfig(**CP2, cp_comm_type="a2a"), "bf16", sequence_tile_size=64),
+    ),
+    "CP 4 by heads and ring": (
+        4,
+        run(
+            ParallelConfig(
+                context_parallel_size=4,
+                cp_comm_type="a2a+p2p",
+                hierarchical_context_parallel_sizes=(2, 2),
+            ),
+            "fp32",
+            sequence_tile_size=64,
+            loss_tile_size=32,
+        ),
+    ),
     "PP 2": (2, run(ParallelConfig(**PP2), "bf16", global_batch_size=3, loss_tile_size=0)),
     "DP 2, nothing recomputed": (
         2,

@@ -59,27 +59,29 @@ def to_heads(x: Tensor, order: tuple[int, ...], transport: Transport) -> Tensor:
         In the order of the sequence, [ranks * size * s_local, b, heads / size, d].
     """
     size = transport.size
-    parts = [
-        own.unflatten(2, (size, -1)).movedim(2, 0).contiguous()  # [to, s_local, b, heads / size, d]
-        for own in x.chunk(len(transport.ranks))
-    ]
-    found = []
-    for received in transport.all_to_all(parts):  # [from, s_local, ...]
-        pieces = received.flatten(0, 1).chunk(len(order))
-        found += [pieces[place] for place in order]
-    return torch.cat(found)
+    received = transport.all_to_all(
+        [  # to and from, [size, s_local, b, heads / size, d]
+            own.unflatten(2, (size, -1)).movedim(2, 0).contiguous()
+            for own in x.chunk(len(transport.ranks))
+        ]
+    )
+    return _join([_ordered(its.flatten(0, 1), order) for its in received])
 
 
 def to_tokens(x: Tensor, order: tuple[int, ...], transport: Transport) -> Tensor:
     """The group's tokens of own heads -> own tokens of all heads; shapes of :func:`to_heads`."""
     size = transport.size
-    places = sorted(range(len(order)), key=order.__getitem__)
-    parts = []
-    for own in x.chunk(len(transport.ranks)):
-        pieces = own.chunk(len(order))
-        parts.append(torch.cat([pieces[place] for place in places]).unflatten(0, (size, -1)))
-    received = transport.all_to_all(parts)  # [from, s_local, b, heads / size, d]
-    return torch.cat([its.movedim(0, 2).flatten(2, 3) for its in received])
+    places = tuple(sorted(range(len(order)), key=order.__getitem__))
+    received = transport.all_to_all(
+        [_ordered(own, places).unflatten(0, (size, -1)) for own in x.chunk(len(transport.ranks))]
+    )
+    return _join([its.movedim(0, 2).flatten(2, 3) for its in received])
+
+
+def _ordered(x: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The equal pieces of a tensor's first dimension in another order."""
+    pieces = x.chunk(len(order))
+    return torch.cat([pieces[place] for place in order])
 
 
 class _Exchange(torch.autograd.Function):

@@ -107,12 +107,12 @@ def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGrou
 
 
 def _neighbours(parallel: ParallelConfig, level: int) -> dist.ProcessGroup:
-    """This rank's group of those that exchange heads (level 0), or of the ring between (1).
+    """The group of this rank among those that exchange heads (0), or of the ring between (1).
 
     Megatron-Core makes the same ones with einops, which its package does not install. Ranks are
     numbered tensor, context, data, pipeline parallel.
     """
-    found = None
+    found: dist.ProcessGroup | None = None
     ranks = torch.arange(world_size()).view(
         -1, parallel.ring_ranks, parallel.head_ranks, parallel.tensor_model_parallel_size
     )

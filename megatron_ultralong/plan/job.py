@@ -100,7 +100,9 @@ class Job:
         if self.documents is None:
             return 1.0
         return self.documents.busiest_over_mean(
-            self.parallel.context_parallel_size, self.parallel.cp_assignment
+            # Neighbours that exchange heads share the work of their tokens.
+            self.parallel.ring_ranks,
+            self.parallel.cp_assignment,
         )
 
     @property
@@ -140,7 +142,7 @@ class Job:
         number of iterations.
         """
         config = self.config
-        layout = ("cp_comm_type", "cp_assignment", "distributed_timeout_minutes")
+        layout = ("cp_assignment", "distributed_timeout_minutes")
         parallel = ParallelConfig(**{name: getattr(self.parallel, name) for name in layout})
         warm_up = config.optimizer.lr_warmup_iters
         with_fields(

@@ -113,6 +113,9 @@ MAX_ELEMENTS = 2**31 - 1
 (``attention/kernels/block_attention.py``)."""
 MERGED_TOKENS = 16_384
 """Whose float32 copy exists while a partial result is added."""
+EXCHANGED = 2
+"""Copies of a tensor while ranks exchange its heads: cut by rank and received, or received and in
+the order of the row (``attention/heads.py``)."""
 MIN_PIECES, MAX_PIECES, PIECE_BYTES = 8, 64, 4 << 20
 """Pieces of a travelling sum (``attention/ring/gradient_sum.py``)."""
 
@@ -133,7 +136,7 @@ class AttentionMemory:
 
     @property
     def _ranks(self) -> int:
-        return self.parallel.context_parallel_size
+        return self.parallel.ring_ranks
 
     @property
     def _wide(self) -> int:
@@ -147,6 +150,24 @@ class AttentionMemory:
 
     def forward(self, ledger: Ledger) -> None:
         """Walk through the forward pass; queries, keys and values are held by the caller."""
+        its = self.sizes
+        if self.parallel.head_ranks == 1:
+            self._forward(ledger)
+            return
+        self._exchange_heads(ledger)
+        with ledger.hold("attention", its.queries_keys_values):
+            self._forward(ledger)
+            with ledger.hold("attention", its.queries, its.lse):
+                ledger.touch("exchange of heads", EXCHANGED * its.queries)
+
+    def _exchange_heads(self, ledger: Ledger) -> None:
+        """Queries, keys and values, one after the other; what is exchanged before is there."""
+        its = self.sizes
+        ledger.touch("exchange of heads", EXCHANGED * its.queries)
+        ledger.touch("exchange of heads", its.queries + its.keys + EXCHANGED * its.keys)
+
+    def _forward(self, ledger: Ledger) -> None:
+        """By the ranks of the ring."""
         its = self.sizes
         if self._ranks == 1:
             with ledger.hold("attention", its.queries, its.lse):
@@ -168,6 +189,19 @@ class AttentionMemory:
 
     def backward(self, ledger: Ledger) -> None:
         """Walk through the backward pass; its inputs are held by the caller, not its results."""
+        its = self.sizes
+        if self.parallel.head_ranks == 1:
+            self._backward(ledger)
+            return
+        ledger.touch("exchange of heads", EXCHANGED * its.queries)
+        # Exchanged copies of the inputs, the output and its gradient.
+        with ledger.hold("exchange of heads", its.queries_keys_values + 2 * its.queries):
+            self._backward(ledger)
+            with ledger.hold("attention", its.queries_keys_values):
+                ledger.touch("exchange of heads", EXCHANGED * its.queries)
+
+    def _backward(self, ledger: Ledger) -> None:
+        """By the ranks of the ring."""
         its = self.sizes
         if self._ranks == 1:
             self._kernel_backward(ledger, its.queries, its.keys)
@@ -247,8 +281,9 @@ class AttentionMemory:
         return self.sizes.queries * self._wide if self._wide > 1 else 0
 
     def _merged(self) -> int:
-        tokens = min(MERGED_TOKENS, self.sizes.row_tokens)
-        return self.sizes.queries * self._wide * tokens // self.sizes.row_tokens
+        row_tokens = self.sizes.row_tokens * self.parallel.head_ranks
+        tokens = min(MERGED_TOKENS, row_tokens)
+        return self.sizes.queries * self._wide * tokens // row_tokens
 
     def _piece(self, sums: int) -> int:
         return sums // max(MIN_PIECES, min(MAX_PIECES, sums // PIECE_BYTES))

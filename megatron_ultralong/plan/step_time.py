@@ -112,6 +112,7 @@ class _Stage:
         self.elementwise = moved / hardware.hbm_gb_per_second / 1e9
         self.offloading = self._offloading()
         self.tensor = sum(work.tensor_parallel_bytes(job, stage))
+        self.heads = self.layers * work.head_bytes(job)
         self.ring = self._ring()
         self.optimizer, self.host_optimizer = self._optimizer()
 
@@ -119,9 +120,9 @@ class _Stage:
         """Seconds of one layer's passes, and of what one hop of the ring computes.
 
         A rank has the square of its own queries and keys once, half of which counts, and blocks of
-        as much work for every other rank: of CP ranks, 1 / CP of the work is on the diagonal.
+        as much work for every other rank of the ring: of R, 1 / R of the work is on the diagonal.
         """
-        hardware, ranks = self.hardware, self.job.parallel.context_parallel_size
+        hardware, ranks = self.hardware, self.job.parallel.ring_ranks
         slower = 1.0
         if self.job.config.deterministic_mode:
             slower = DETERMINISTIC_BACKWARD.get(hardware.attention_kernel, 1.0)
@@ -147,7 +148,8 @@ class _Stage:
         """Forward and backward of one micro-batch, with exposed communication."""
         tensor = self.tensor / work.rate(self.hardware, self.links["tensor"])
         kernels = self.attention + self.products + self.elementwise
-        return kernels + self.offloading + tensor + self.ring.exposed_seconds
+        exchanged = self.heads / work.rate(self.hardware, self.links["heads"])
+        return kernels + self.offloading + tensor + exchanged + self.ring.exposed_seconds
 
     def _ring(self) -> work.Traffic:
         """One micro-batch; a hop travels beside the kernels of the hop before."""
@@ -158,8 +160,8 @@ class _Stage:
         passes.append((backward, self.hop_backward))
         seconds = sum(num_bytes for num_bytes, _ in passes) / per_second
         exposed = seconds
-        if job.parallel.cp_comm_type == "p2p":
-            hops = max(1, job.parallel.context_parallel_size - 1)
+        if job.parallel.cp_comm_type != "all_gather":
+            hops = max(1, job.parallel.ring_ranks - 1)
             exposed = sum(
                 hops * max(0.0, num_bytes / hops / per_second - kernel)
                 for num_bytes, kernel in passes
@@ -208,6 +210,7 @@ class _Stage:
                 found.append(work.Traffic(name, num_bytes, link, seconds))
 
         add("tensor parallel: hidden states", microbatches * self.tensor, "tensor")
+        add("context parallel: tokens for heads", microbatches * self.heads, "heads")
         if self.ring.num_bytes:
             found.append(self.ring.times(microbatches))
         gradients, weights = work.data_parallel_bytes(job, self.stage)

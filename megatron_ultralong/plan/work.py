@@ -65,14 +65,16 @@ def _moved_by_layer(job: Job, num_passes: int) -> float:
     # Cosines and sines times halves that are cut, turned and joined; fused, read and written once.
     rotary = 2 if job.config.layers.apply_rope_fusion else 12
     a_pass = 12 * local + 5 * wide + rotary * (queries + keys) + 4 * queries
-    hops = job.parallel.context_parallel_size - 1
+    hops = job.parallel.ring_ranks - 1
     # Merging a hop's result: the float32 sum is read and written, the part read.
     merges = 2 * hops * queries * (8 / its.element + 1)
+    # Queries, keys, values and outputs are cut by rank, received and put in order, both ways.
+    exchanged = 6 * 2 * (2 * queries + 2 * keys) if job.parallel.head_ranks > 1 else 0
     tiles = -(-its.tokens // its.tile)
     # Every tile's weight gradient is written, read and added to float32.
     gradients = tiles * layer_parameters(job.model, job.parallel.tensor_model_parallel_size)
     gradient_bytes = gradients * (2 * its.element + 8)
-    return its.tokens * (num_passes * a_pass + merges) + gradient_bytes
+    return its.tokens * (num_passes * a_pass + merges + exchanged) + gradient_bytes
 
 
 def loss_work(job: Job) -> tuple[float, float]:
@@ -160,7 +162,7 @@ def ring_bytes(job: Job, rank: int | None = None) -> tuple[float, float]:
     own half sums, the last rank none of rank 0's half keys. ``rank`` None: the busiest, which are
     these two, with as many bytes each.
     """
-    cp = job.parallel.context_parallel_size
+    cp = job.parallel.ring_ranks
     if cp == 1:
         return 0.0, 0.0
     pair = 2.0 * job.sizes.keys
@@ -171,6 +173,18 @@ def ring_bytes(job: Job, rank: int | None = None) -> tuple[float, float]:
     key_hops = cp - 1 - 0.5 * (rank != cp - 1)
     sum_hops = cp - 1 - 0.5 * (rank != 0)
     return key_hops * pair, key_hops * pair + sum_hops * sums
+
+
+def head_bytes(job: Job) -> float:
+    """Bytes that one rank gives away in the exchanges of heads of one layer and micro-batch.
+
+    Forward queries, keys, values and outputs, backward their gradients; where backward starts from
+    recomputed queries, keys and values, these once more, and the outputs where they are not kept.
+    """
+    its, size = job.sizes, job.parallel.head_ranks
+    kind = job.memory.recompute_granularity
+    again = 0 if kind == "none" else its.queries_keys_values + its.queries
+    return (2 * (its.queries_keys_values + its.queries) + again) * (size - 1) / size
 
 
 def links(job: Job, hardware: Hardware) -> dict[str, Link]:
@@ -186,6 +200,7 @@ def links(job: Job, hardware: Hardware) -> dict[str, Link]:
     dp = job.data_parallel_size
     return {
         "tensor": inside(tp),
+        "heads": inside(tp * job.parallel.head_ranks),
         "context": inside(tp * cp),
         "data": inside(tp * cp * dp),
         "pipeline": inside(job.num_gpus),
