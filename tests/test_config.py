@@ -76,6 +76,23 @@ def test_sequence_length_must_divide(parallel: ParallelConfig, message: str) -> 
         ),
         (ParallelConfig(sequence_parallel=True), "tensor_model_parallel_size is 1: use --no-seq"),
         (ParallelConfig(1, 3), r"num_layers \(4\) .* pipeline_model_parallel_size \(3\)"),
+        (
+            ParallelConfig(1, 1, 4, cp_comm_type="a2a"),
+            r"among 4 ranks, and a rank has 2 key heads .*--hierarchical-context-parallel-sizes 2 2$",
+        ),
+        (
+            ParallelConfig(1, 1, 4, "a2a+p2p", (4, 1)),
+            "among 4 ranks, and a rank has 2 key heads",
+        ),
+        (
+            ParallelConfig(1, 1, 4, "a2a+p2p"),
+            r"\(none\) must be two numbers whose product is .*\(4\)",
+        ),
+        (ParallelConfig(1, 1, 4, "a2a+p2p", (2, 3)), r"sizes \(2 3\) must be two numbers"),
+        (
+            ParallelConfig(1, 1, 4, "p2p", (2, 2)),
+            r"\(2 2\) must .* be left out with others; it is p2p",
+        ),
     ],
 )
 def test_model_must_divide(parallel: ParallelConfig, message: str) -> None:

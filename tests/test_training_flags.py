@@ -36,6 +36,7 @@ PRETRAIN_FLAGS = {
     "--fp8-format",
     "--fp8-recipe",
     "--global-batch-size",
+    "--hierarchical-context-parallel-sizes",
     "--load",
     "--log-interval",
     "--loss-spike-deviations",

@@ -88,7 +88,6 @@ RULES: dict[Part, tuple[Rule, ...]] = {
         *_all(
             "our attention has one context-parallel group for all rows",
             *("hybrid_context_parallel", "dynamic_context_parallel"),
-            *("hierarchical_context_parallel_sizes",),
         ),
         *_all(
             "our attention takes no mask of S x S",

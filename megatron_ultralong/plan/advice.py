@@ -205,6 +205,35 @@ def faster_changes(job: Job, hardware: Hardware, chosen: Estimate) -> list[str]:
     return [text for _, text in best_of.values()]
 
 
+def faster_exchange(job: Job, hardware: Hardware, chosen: Estimate) -> list[str]:
+    """Another way for the ranks of a row to exchange what they need, as a sentence."""
+    cp = chosen.job.parallel.context_parallel_size
+    if cp == 1 or "cp_comm_type" in job.pinned:
+        return []
+    levels = [(n, cp // n) for n in range(2, cp) if cp % n == 0]
+    ways: list[tuple[str, tuple[int, ...]]] = [("all_gather", ()), ("a2a", ())]
+    ways += [("a2a+p2p", sizes) for sizes in levels]
+    found = []
+    for kind, sizes in ways:
+        tried = chosen.job.with_flags(cp_comm_type=kind, hierarchical_context_parallel_sizes=sizes)
+        if broken_rule(tried.check) is None:
+            estimate = Estimate(tried, hardware)
+            if estimate.refusal is None:
+                found.append(estimate)
+    best_found = min(found, key=lambda each: each.time.total, default=chosen)
+    gain = chosen.time.total / best_found.time.total - 1
+    if gain <= SAME_TIME:
+        return []
+    parallel = best_found.job.parallel
+    words = f"--cp-comm-type {parallel.cp_comm_type}"
+    if sizes := parallel.hierarchical_context_parallel_sizes:
+        words += f" --hierarchical-context-parallel-sizes {' '.join(map(str, sizes))}"
+    return [
+        f"faster by {gain:.0%}: `{words}` ({best_found.time.total:,.1f} s a step, "
+        f"{best_found.needed / GIB:.1f} GiB of a GPU)"
+    ]
+
+
 def savable_change(job: Job, hardware: Hardware, chosen: Estimate) -> list[str]:
     """A fraction of the optimizer on the host that leaves room for checkpoints, as a sentence."""
     if chosen.host.can_save or not job.config.optimizer.optimizer_cpu_offload:

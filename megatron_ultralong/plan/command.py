@@ -60,6 +60,7 @@ def plan_run(
         chosen = found.chosen
         hints = advice.savable_change(job, hardware, chosen)
         hints += advice.faster_changes(job, hardware, chosen)
+        hints += advice.faster_exchange(job, hardware, chosen)
         given = None if broken_rule(job.check) else Estimate(job, hardware)
     else:
         chosen = advice.check_given(job, hardware)

@@ -158,13 +158,13 @@ class AttentionMemory:
         with ledger.hold("attention", its.queries_keys_values):
             self._forward(ledger)
             with ledger.hold("attention", its.queries, its.lse):
-                ledger.touch("exchange of heads", EXCHANGED * its.queries)
+                ledger.touch("ring and gather buffers", EXCHANGED * its.queries)
 
     def _exchange_heads(self, ledger: Ledger) -> None:
         """Queries, keys and values, one after the other; what is exchanged before is there."""
         its = self.sizes
-        ledger.touch("exchange of heads", EXCHANGED * its.queries)
-        ledger.touch("exchange of heads", its.queries + its.keys + EXCHANGED * its.keys)
+        ledger.touch("ring and gather buffers", EXCHANGED * its.queries)
+        ledger.touch("ring and gather buffers", its.queries + its.keys + EXCHANGED * its.keys)
 
     def _forward(self, ledger: Ledger) -> None:
         """By the ranks of the ring."""
@@ -193,12 +193,12 @@ class AttentionMemory:
         if self.parallel.head_ranks == 1:
             self._backward(ledger)
             return
-        ledger.touch("exchange of heads", EXCHANGED * its.queries)
+        ledger.touch("ring and gather buffers", EXCHANGED * its.queries)
         # Exchanged copies of the inputs, the output and its gradient.
-        with ledger.hold("exchange of heads", its.queries_keys_values + 2 * its.queries):
+        with ledger.hold("ring and gather buffers", its.queries_keys_values + 2 * its.queries):
             self._backward(ledger)
             with ledger.hold("attention", its.queries_keys_values):
-                ledger.touch("exchange of heads", EXCHANGED * its.queries)
+                ledger.touch("ring and gather buffers", EXCHANGED * its.queries)
 
     def _backward(self, ledger: Ledger) -> None:
         """By the ranks of the ring."""

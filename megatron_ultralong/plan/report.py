@@ -68,6 +68,10 @@ class Plan:
             layers = getattr(parallel, f"num_layers_in_{name}_pipeline_stage")
             if layers:
                 words.append(f"--num-layers-in-{name}-pipeline-stage {layers}")
+        if parallel.cp_comm_type != "p2p":
+            words.append(f"--cp-comm-type {parallel.cp_comm_type}")
+        if sizes := parallel.hierarchical_context_parallel_sizes:
+            words.append(f"--hierarchical-context-parallel-sizes {' '.join(map(str, sizes))}")
         if memory.offload_activations:
             words.append("--offload-activations")
         if self.chosen.job.config.optimizer.optimizer_cpu_offload:

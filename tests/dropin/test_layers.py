@@ -29,6 +29,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     [
         ("--context-parallel-size", "2"),
         ("--context-parallel-size", "2", *SPEC),
+        ("--context-parallel-size", "2", "--cp-comm-type", "a2a"),
         ("--tensor-model-parallel-size", "2", "--sequence-parallel", *SPEC),
         ("--context-parallel-size", "2", "--use-distributed-optimizer"),
     ],
@@ -91,7 +92,9 @@ def test_what_ours_would_not_honour_is_refused(
     assert "Traceback" not in message
 
 
-def test_an_exchange_that_ours_has_not_is_refused(tmp_path: Path) -> None:
-    words = ("--context-parallel-size", "2", "--cp-comm-type", "a2a")
+def test_heads_that_ranks_cannot_exchange_are_refused(tmp_path: Path) -> None:
+    heads = ("--group-query-attention", "--num-query-groups", "1")
+    words = ("--context-parallel-size", "2", "--cp-comm-type", "a2a", *heads)
     for message in run_on_ranks(2, tiny_message, Tiny(tmp_path, words)):
-        assert "--cp-comm-type is a2a" in message
+        assert "--cp-comm-type a2a exchanges heads among 2 ranks" in message
+        assert "a rank has 1 key heads" in message

@@ -57,6 +57,10 @@ EFFECTS: dict[str, tuple[str, str, Expected]] = {
         {MEMORY: "up"},
     ),
     "cp_comm_type": (GPUS, "--cp-comm-type all_gather", {STEP: "up", MEMORY: "up"}),
+    "hierarchical_context_parallel_sizes": (
+        f"{GPUS} --seq-length 131072 --context-parallel-size 4 --tensor-model-parallel-size 2 "
+        "--cp-comm-type a2a+p2p --hierarchical-context-parallel-sizes 2 2",
+        "--hierarchical-context-parallel-sizes 4 1", {"chosen.seconds.attention": "up"}),
     "cp_assignment": (BLOCK, "--cp-assignment balanced", {"chosen.seconds.attention": "down"}),
     "num_layers_in_first_pipeline_stage": (
         PIPELINE, "--num-layers-in-first-pipeline-stage 15", {STEP: "up"}),

@@ -111,7 +111,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "rotary_percent": ("--rotary-percent 0.5",),
     "rotary_seq_len_interpolation_factor": ("--rotary-seq-len-interpolation-factor 2",),
     "no_rope_freq": ("--no-rope-freq 2",),
-    "cp_comm_type": ("--cp-comm-type a2a", "--cp-comm-type all_gather"),
+    "cp_comm_type": ("--cp-comm-type a2a", "--cp-comm-type all_gather", "--cp-comm-type a2a+p2p"),
     "dataloader_type": ("--dataloader-type cyclic", "--dataloader-type single"),
     "num_attention_heads": ("--num-attention-heads 8",),
     "num_query_groups": ("--num-query-groups 2", "--num-query-groups 1"),
