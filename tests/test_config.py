@@ -78,7 +78,7 @@ def test_sequence_length_must_divide(parallel: ParallelConfig, message: str) -> 
         (ParallelConfig(1, 3), r"num_layers \(4\) .* pipeline_model_parallel_size \(3\)"),
         (
             ParallelConfig(1, 1, 4, cp_comm_type="a2a"),
-            r"among 4 ranks, and a rank has 2 key heads .*--hierarchical-context-parallel-sizes 2 2$",
+            r"among 4 ranks, and a rank has 2 key heads .*hierarchical-context-parallel-sizes 2 2$",
         ),
         (
             ParallelConfig(1, 1, 4, "a2a+p2p", (4, 1)),

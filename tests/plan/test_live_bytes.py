@@ -24,7 +24,7 @@ def measured(tmp_path: Path, *words: str) -> Any:
     "layouts",
     [
         ("DP 2", "CP 2, optimizer"),
-        pytest.param(("TP 2, sequence", "PP 2"), marks=pytest.mark.slow),
+        pytest.param(("TP 2, sequence", "PP 2", "CP 4 by"), marks=pytest.mark.slow),
     ],
 )
 def test_the_peak_of_a_layout_is_the_plan_s(tmp_path: Path, layouts: tuple[str, ...]) -> None:
