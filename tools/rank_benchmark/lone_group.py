@@ -106,6 +106,12 @@ class LoneGroup(dist.ProcessGroup):
             self.reduce_scatter_single(output, whole)
         return _done(outputs)
 
+    def all_to_all_single(self, output: Tensor, own: Tensor, *_: Any) -> dist.Work:
+        """Every part is as this rank would send it."""
+        output.copy_(own)
+        self._count("all-to-all", own.nbytes // self._size)
+        return _done([output])
+
     def send(self, tensors: list[Tensor], *_: Any) -> dist.Work:
         """Remember what was sent last, by shape."""
         for x in tensors:
@@ -125,6 +131,7 @@ class LoneGroup(dist.ProcessGroup):
         return _done(tensors)
 
     # Names before torch 2.13.
+    alltoall_base = all_to_all_single
     _allgather_base = all_gather_single
     allgather_into_tensor_coalesced = all_gather_single_coalesced
     _reduce_scatter_base = reduce_scatter_single
