@@ -68,9 +68,10 @@ def test_other_files_are_left_alone(tmp_path):
     (tmp_path / "later.json").write_text('{"kind": "riddles", "format_version": 1}')
     found = gather([tmp_path])
     assert len(found.measurements) == 1
-    assert [notice.split("holds")[1] for notice in found.notices] == [
-        " 'riddles', which this version does not know: left out"
-    ]
+    assert found.notices == (
+        f"{tmp_path}/later.json holds 'riddles', which this version does not know: left out",
+        f"{tmp_path}/tokenizer.json cannot be read as JSON: left out",
+    )
 
 
 def test_an_unfinished_evaluation_is_left_out_and_named(tmp_path):
@@ -214,19 +215,19 @@ def test_bad_input_gets_one_message(tmp_path):
     torn = tmp_path / "torn" / "of_after.json"
     torn.parent.mkdir()
     torn.write_text(good.read_text()[:-40])
-    with pytest.raises(InputError, match=r"of_after\.json is damaged \(JSONDecodeError.*evaluate"):
+    with pytest.raises(InputError, match=r"of_after\.json is not JSON \(.*line 89.*evaluate again"):
         gather([tmp_path])
     torn.unlink()
     (tmp_path / "torn" / "ruler.json").write_text("")  # a name of this project, and nothing in it
-    with pytest.raises(InputError, match=r"ruler\.json is damaged .*evaluate again, or remove it"):
+    with pytest.raises(InputError, match=r"ruler\.json is not JSON .*evaluate again, or restore"):
         gather([tmp_path])
     values = json.loads(good.read_text())
     good.write_text(json.dumps({**values, "format_version": 9}, indent=2))
-    with pytest.raises(InputError, match=r"'passkey' of format_version 9, not 'passkey' of form"):
+    with pytest.raises(InputError, match=r"'passkey' of format_version 9, this version reads 2"):
         gather([good])
     del values["results"][0]["cells"]
     good.write_text(json.dumps(values, indent=2))
-    with pytest.raises(InputError, match=r"passkey\.json is damaged \(0\.cells: Field required\)"):
+    with pytest.raises(InputError, match=r"passkey\.json: results\.0\.cells: Field required"):
         gather([good])
     plan = tmp_path / "plan.json"
     plan.write_text('{"kind": "plan", "format_version": 1}')

@@ -141,25 +141,60 @@ def test_one_result_is_asked_for_where_a_file_holds_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (("0", "512", 0, None), "no score of '0', '512'"),
+        (("top", "512", 1, 0.0), "could not convert"),
+        (("0", "long", 1, 0.0), "column 'long' is not a length"),
+        (("0", "0512", 1, 0.0), "column '0512' is not a length"),
+        (("101", "512", 1, 0.0), "row '101' is not a depth in per cent"),
+        (("nan", "512", 1, 0.0), "row 'nan' is not a depth in per cent"),
+        (("0.0", "512", 1, 0.0), "row '0.0' is not a depth in per cent"),
+        (("0", "512", 10, 33.0), "33 % of 10 prompts is 3.3 hits"),
+        (("0", "512", 1, 100.1), "score is 100.1, not from 0 to 100"),
+        (("0", "512", 1, -0.1), "score is -0.1, not from 0 to 100"),
+        (("0", "512", 0, 1.0), "score 1.0 of 0 samples"),
+        (("0", "512", 9, None), "score None of 9 samples"),
+        (("0", "512", 9, 0.0, 51.0), "error is 51, not from 0 to 50"),
+        (("0", "512", 9, 0.0, None, {"num_truncated": 10}), "num_truncated is 10, not from 0 to 9"),
+        (("0", "512", 9, 0.0, None, {"token_accuracy": 1.1}), "token_accuracy is 1.1, not from 0"),
+        (("0", "loss", 9, 1.0, None, {"perplexity": 3.0}), "perplexity is 3.0, not 2.718"),
+        (("0", "512", 2, 50.0, 50.0, {}, ((0.0, 1), (100.0, 2))), "num_samples is 2, not 3"),
+        (("0", "512", 2, 40.0, 50.0, {}, ((0.0, 1), (100.0, 1))), "score is 40.0, not 50.0"),
+        (("0", "512", 2, 50.0, 10.0, {}, ((0.0, 1), (100.0, 1))), "error is 10.0, not 50.0"),
+    ],
+)
+def test_a_cell_is_possible(cell: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(passkey_result("a", 512, {512: 3}), cells=(ScoreCell(*cell),))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"cells": ()}, "at least one cell"),
-        ({"cells": (ScoreCell("0", "512", 1, 1.0),) * 2}, "two cells of one row"),
-        ({"cells": (ScoreCell("0", "512", 0, None),)}, "without samples or score"),
-        ({"cells": (ScoreCell("top", "512", 1, 1.0),)}, "could not convert"),
-        ({"cells": (ScoreCell("0", "long", 1, 1.0),)}, "are no lengths"),
-        ({"cells": (ScoreCell("0", "0512", 1, 1.0),)}, "are no lengths"),
-        ({"cells": (ScoreCell("101", "512", 1, 1.0),)}, "are no depths in per cent"),
-        ({"cells": (ScoreCell("nan", "512", 1, 1.0),)}, "are no depths in per cent"),
-        ({"cells": (ScoreCell("0", "512", 1, 100.1),)}, "scores from 100.1 to 100.1, not from 0"),
-        ({"config": {}}, "no flag 'by'"),
-        ({"kind": KINDS["position_loss"]}, "no flag 'split'"),
+        ({"cells": (ScoreCell("0", "512", 1, 0.0),) * 2}, "two cells of one row and column, '0'"),
+        ({"config": {}}, "flag 'by' is None, not argmax or decoding"),
+        ({"kind": KINDS["position_loss"]}, "flag 'split' is None, not valid or train"),
         ({"kind": KINDS["ruler"]}, "no metric of"),
+        ({"date": "yesterday"}, "isoformat"),
     ],
 )
 def test_rows_and_columns_are_what_the_kind_says(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(passkey_result("a", 512, {512: 3}), **changes)
+
+
+def test_positions_are_counted_once() -> None:
+    result = loss_results()[0]
+    first, second, *others = result.cells
+    for row, message in (("0-512", "'256-512' is not of"), ("256-300", "'256-512' is not of"),
+                         ("256-0256", "none"), ("00-256", "'00-256'")):  # fmt: skip
+        changed = dataclasses.replace(first, row=row)
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(result, cells=(changed, second, *others))
+    with pytest.raises(ValueError, match="num_packed_rows is 0"):
+        dataclasses.replace(result, num_packed_rows=0)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
