@@ -85,6 +85,8 @@ def conditions(measurement: Measurement) -> dict[str, str]:
     else:
         found["folder"] = model.folder
         found["model"] = f"{model.num_parameters:,} parameters, weights {model.weights}"
+        if model.digest:
+            found["content of weights"] = model.digest
         found["run by"] = f"{model.engine}, {model.precision}"
     found["trained positions"] = f"{result.max_positions:,}"
     found["samples"] = _samples(result)
@@ -135,19 +137,64 @@ def with_labels(found: Sequence[Measurement]) -> tuple[list[Measurement], list[s
     Checkpoints of one name but other positions or weights are others. Several results of one
     checkpoint on one benchmark are all shown, and what differs between them is said.
     """
-    named, notices = _checkpoints_apart(found)
+    united, notices = _copies_together(found)
+    named, others = _checkpoints_apart(united)
+    notices += others
     columns: dict[tuple[str, str], list[Measurement]] = {}
     for one in named:
         columns.setdefault((one.label, one.result.kind.name), []).append(one)
     labels: dict[int, str] = {}
     for same in columns.values():
         if len(same) > 1:
-            parts = zip(same, _apart(same), strict=True)
-            labels |= {id(one): f"{one.label} · {part}" for one, part in parts}
+            names = [one.result.checkpoint for one in same]
+            parts = names if len({*names}) == len(same) else _apart(same)
+            pairs = zip(same, parts, strict=True)
+            labels |= {id(one): f"{one.label} · {part}" for one, part in pairs}
     notices += [_several(same[0], one) for same in columns.values() for one in same[1:]]
     return [
         dataclasses.replace(one, label=labels.get(id(one), one.label)) for one in named
     ], notices
+
+
+def _copies_together(found: Sequence[Measurement]) -> tuple[list[Measurement], list[str]]:
+    """One label for weights that were evaluated under several names, if they were run one way."""
+    names: dict[Any, dict[str, None]] = {}
+    for one, weights in zip(found, _weights(found), strict=True):
+        if weights:
+            names.setdefault(_run_of(one, weights), {})[one.result.checkpoint] = None
+    labels = {key: " = ".join(same) for key, same in names.items()}
+    notices = [
+        f"{' and '.join(map(repr, same))} are the same weights ({key[0][:16]}); "
+        f"shown as '{labels[key]}'"
+        for key, same in names.items()
+        if len(same) > 1
+    ]
+    united = []
+    for one, weights in zip(found, _weights(found), strict=True):
+        name = one.result.checkpoint
+        homes = {labels[key] for key, same in names.items() if name in same}
+        if weights:
+            homes = {labels[_run_of(one, weights)]}
+        united.append(dataclasses.replace(one, label=homes.pop() if len(homes) == 1 else name))
+    return united, notices
+
+
+def _run_of(one: Measurement, weights: str) -> tuple[str, int, str, str]:
+    model = one.result.model
+    assert model is not None
+    return weights, one.result.max_positions, model.engine, model.precision
+
+
+def _weights(found: Sequence[Measurement]) -> list[str]:
+    """What tells the weights of each from others: their content where a result of them states it;
+    empty: not stated.
+    """
+    models = [one.result.model for one in found]
+    contents = {model.weights: model.digest for model in models if model and model.digest}
+    return [
+        model.digest or contents.get(model.weights, model.weights) if model else ""
+        for model in models
+    ]
 
 
 def _checkpoints_apart(found: Sequence[Measurement]) -> tuple[list[Measurement], list[str]]:
@@ -174,8 +221,8 @@ def _checkpoints_apart(found: Sequence[Measurement]) -> tuple[list[Measurement],
 
 def _identities(found: Sequence[Measurement]) -> list[Identity]:
     """A result that does not state its weights is of the one checkpoint of its name, if it can."""
-    results = [one.result for one in found]
-    whole = [(r.checkpoint, r.max_positions, r.model.weights if r.model else "") for r in results]
+    pairs = zip(found, _weights(found), strict=True)
+    whole = [(one.label, one.result.max_positions, weights) for one, weights in pairs]
     known: dict[tuple[str, int], set[str]] = {}
     for name, positions, weights in whole:
         known.setdefault((name, positions), set()).update(filter(None, [weights]))

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.evaluation import commands
+from megatron_ultralong.evaluation.options import RULER_THRESHOLD
 from megatron_ultralong.evaluation.report.measurement import Measurement, with_labels
 from megatron_ultralong.evaluation.report.sections import sections
-from megatron_ultralong.evaluation.report.table import Section
+from megatron_ultralong.evaluation.report.table import ReportTable, Section, effective_table
 from megatron_ultralong.evaluation.results.file import FIX, claimed_kind, read_results
 from megatron_ultralong.evaluation.results.result import KINDS, Result, now, versions
 from megatron_ultralong.program.aside import SUFFIX
@@ -230,6 +231,8 @@ class Report:
     versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
     """Of what made the page; those of the results stand with them."""
     date: str = dataclasses.field(default_factory=now)
+    threshold: float = RULER_THRESHOLD
+    """Of effective lengths."""
 
     @property
     def passed(self) -> bool:
@@ -238,8 +241,13 @@ class Report:
 
     @functools.cached_property
     def sections(self) -> tuple[Section, ...]:
-        """Pictures and tables, drawn once."""
-        return sections(self.gathered.measurements)
+        """Pictures and tables, made once."""
+        return sections(self.gathered.measurements, self.threshold)
+
+    @property
+    def effective(self) -> ReportTable | None:
+        """Effective lengths of all checkpoints side by side; None: no benchmark has lengths."""
+        return effective_table(self.sections, self.threshold)
 
 
 def gather_report(runs: Sequence[str | Path], *, title: str = "", **others: Any) -> Report:

@@ -18,6 +18,7 @@ from statistics import NormalDist
 import numpy as np
 
 from megatron_ultralong.evaluation.results.cell import LOWER_IS_BETTER, ScoreCell
+from megatron_ultralong.evaluation.results.result import Result
 
 LEVEL = 0.95
 Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
@@ -33,6 +34,11 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        """``90.0 [88.1, 91.7]``; without an interval where there is none."""
+        interval = f" [{self.low:.1f}, {self.high:.1f}]" if math.isfinite(self.low) else ""
+        return f"{self.value:.1f}{interval}"
 
     def differs_from(self, other: "Estimate") -> bool:
         """Whether the interval of the difference leaves out 0, as of different questions."""
@@ -81,12 +87,21 @@ def mean_estimate(cells: Sequence[ScoreCell]) -> Estimate | None:
     return Estimate(value, value - below, value + above)
 
 
+def column_estimate(result: Result, column: str) -> Estimate | None:
+    """The mean of a column: over its tasks, or over all prompts where rows are depths."""
+    cells = [cell for cell in result.cells if cell.column == column]
+    pooled = result.pooled(None, [column])
+    if result.kind.rows == "depths" and pooled is not None:
+        return wilson(pooled, sum(cell.num_samples for cell in cells))
+    return mean_estimate(cells)
+
+
 def effective_length(measured: Sequence[tuple[str, Estimate]], threshold: float) -> str:
     """The longest length up to which all scores are above ``threshold``, in words.
 
     RULER's effective length (arXiv 2404.06654, section 4), with what the intervals allow:
-    ``64K (at least 32K, at most 128K)`` where those of 64K and 128K hold the threshold, ``128K or
-    more`` where no length fell below it, ``below 4K`` where the first one did.
+    ``64K (at least 32K, at most 128K)`` where the threshold lies within those of 64K and 128K,
+    ``128K or more`` where no length fell below it, ``below 4K`` where the first one did.
 
     Args:
         measured: lengths by their names, ascending, and their scores.
@@ -97,15 +112,12 @@ def effective_length(measured: Sequence[tuple[str, Estimate]], threshold: float)
         next((k for k, (_, one) in enumerate(measured) if figure(one) <= threshold), len(names))
         for figure in (lambda one: one.low, lambda one: one.value, lambda one: one.high)
     )
-    longest = f"{names[-1]} or more"
-    text = f"below {names[0]}" if not reached else names[reached - 1]
+    text = names[reached - 1] if reached else f"below {names[0]}"
     if reached == len(names):
-        text = longest
-    if least == most:
-        return text
-    bounds = [f"at least {names[least - 1]}" if least else f"perhaps below {names[0]}"]
-    if most < len(names):
-        bounds.append(f"at most {names[most - 1]}")
-    elif reached < most:
-        bounds.append(f"perhaps {longest}")
-    return f"{text} ({', '.join(bounds)})"
+        text += " or more"
+    bounds = []
+    if least < reached:
+        bounds.append(f"at least {names[least - 1]}" if least else f"perhaps below {names[0]}")
+    if most > reached:
+        bounds.append(f"at most {names[most - 1]}" if most < len(names) else "perhaps more")
+    return f"{text} ({', '.join(bounds)})" if bounds else text
