@@ -40,11 +40,17 @@ class Estimate:
         interval = f" [{self.low:.1f}, {self.high:.1f}]" if math.isfinite(self.low) else ""
         return f"{self.value:.1f}{interval}"
 
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        """The difference, as of different questions."""
+        value = self.value - other.value
+        below = math.hypot(self.value - self.low, other.high - other.value)
+        above = math.hypot(self.high - self.value, other.value - other.low)
+        return Estimate(value, value - below, value + above)
+
     def differs_from(self, other: "Estimate") -> bool:
-        """Whether the interval of the difference leaves out 0, as of different questions."""
-        lower, upper = sorted((self, other), key=lambda one: one.value)
-        noise = math.hypot(upper.value - upper.low, lower.high - lower.value)
-        return upper.value - lower.value > noise
+        """Whether the interval of the difference leaves out 0."""
+        difference = self - other
+        return difference.low > 0 or difference.high < 0
 
 
 def wilson(score: float, num_samples: float) -> Estimate:
