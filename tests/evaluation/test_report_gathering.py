@@ -165,6 +165,24 @@ def test_checkpoints_of_one_name_are_told_apart(tmp_path, folders, positions, sh
     assert "--load NAME=FOLDER" in notice
 
 
+def test_the_same_weights_under_two_names_are_one_checkpoint(tmp_path):
+    first = dataclasses.replace(record("a"), digest="d" * 64)
+    moved = dataclasses.replace(first, weights="of other times", folder="elsewhere")
+    saved(passkey_result("a", 2048, GRID, model=first), tmp_path / "a" / "passkey.json")
+    saved(passkey_result("b", 2048, GRID, model=moved, seed=7), tmp_path / "b" / "passkey.json")
+    ruler = task_result("ruler", "b", 2048, {("vt", "512"): 1.0})
+    old = dataclasses.replace(ruler, model=dataclasses.replace(moved, digest=""))
+    saved(old, tmp_path / "ruler.json")  # from before results stated what the files hold
+    found = gather([tmp_path])
+    assert [one.label for one in found.measurements] == ["a = b · a", "a = b · b", "a = b"]
+    assert found.notices[0] == f"'a' and 'b' are the same weights ({'d' * 16}); shown as 'a = b'"
+    assert "two results of 'a' on passkey retrieval" in found.notices[1]
+    # Run in another way, they are told apart.
+    exact = dataclasses.replace(first, precision="fp32")
+    saved(passkey_result("c", 2048, GRID, model=exact), tmp_path / "c" / "passkey.json")
+    assert "c" in labels(tmp_path)
+
+
 def test_a_result_that_states_no_model_is_of_the_one_checkpoint_of_its_name(tmp_path):
     saved(passkey("run"), tmp_path / "passkey.json")
     old = dataclasses.replace(task_result("ruler", "run", 2048, {("vt", "512"): 1.0}), model=None)

@@ -136,15 +136,15 @@ def claimed_kind(path: Path) -> tuple[str, bool] | None:
     if not isinstance(values, dict):
         return None
     kind, results = str(values.get("kind")), values.get("results")
-    has_version = {"kind", "format_version"} <= {*values}
     if kind == "report" and "title" in values:
         return kind, False
     entries = results if isinstance(results, list) else []
-    if any(isinstance(one, dict) and "cells" in one for one in entries):
+    has_cells = any(isinstance(one, dict) and "cells" in one for one in entries)
+    parts = ({"format_version"}, {"results", "cells", "checkpoints"})
+    num_parts = (kind in result.KINDS) + sum(bool(part & {*values}) for part in parts)
+    if has_cells or num_parts > 1:
         return kind, True
-    if kind in result.KINDS and (has_version or {"cells", "checkpoints"} & {*values}):
-        return kind, True
-    return (kind, isinstance(results, list)) if has_version else None
+    return (kind, False) if {"kind", "format_version"} <= {*values} else None
 
 
 def read_results(path: str | Path, kind: str = "") -> tuple[result.Result, ...]:

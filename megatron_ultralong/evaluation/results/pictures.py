@@ -13,7 +13,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from megatron_ultralong.evaluation.results.interval import cell_estimate
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.results.tables import column_title, token_count
-from megatron_ultralong.program.picture import legend_name, new_figure, shown_name
+from megatron_ultralong.program.aside import whole
+from megatron_ultralong.program.picture import drawing, legend_name, new_figure, shown_name
 
 LINE_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
 _DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
@@ -69,6 +70,16 @@ def name_band(axes: Any, text: str) -> None:
 def length_unit(columns: Sequence[str]) -> str:
     """The axis of columns that are lengths; those of LV-Eval, ``16k``, are of words."""
     return "length (words)" if any("k" in column for column in columns) else "length (tokens)"
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Draw results of one benchmark beside their file, which is final; a warning if it fails."""
+    with drawing(path.name), whole(path) as aside:
+        rows = results[0].kind.rows
+        if rows == "tasks":
+            task_picture(results[0], aside)
+        else:
+            (loss_picture if rows == "positions" else retrieval_picture)(results, aside)
 
 
 def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
