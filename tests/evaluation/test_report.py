@@ -80,6 +80,7 @@ class Page(HTMLParser):
         self._classes.pop()
 
     def handle_data(self, data):
+        data = data.replace("\xa0", " ")  # where figures are not broken
         self.words.append(data)
         if self.open and self.open[-1] in ("h2", "h3"):
             self._heading += data

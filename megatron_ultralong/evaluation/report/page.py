@@ -23,6 +23,8 @@ from megatron_ultralong.program.terminal import Console
 
 _PIXELS_A_DOT = 0.8
 """A picture's letters are then as large as the page's."""
+_LONG = 11
+"""Letters of a word from which on it may be broken anywhere, so that it fits a phone."""
 _OF_THE_CHECKPOINT = {"checkpoint", "folder", "model", "trained positions", "date", "file"}
 """Conditions in which checkpoints differ from each other anyway."""
 _BEST = (
@@ -47,6 +49,7 @@ def report_page(report: Report) -> str:
         endings=list(_endings(report)),
         words=words,
         note=_note,
+        is_long=lambda text: any(len(word) > _LONG for word in text.split()),
         width=_width,
         base64=lambda data: base64.b64encode(data).decode("ascii"),
     )

@@ -251,12 +251,5 @@ def _draw_bars(
 
 def _finish(figure: Any, axes: Any, title: str, file: Any) -> None:
     pictures.set_title(axes, title, pad=10, fontsize=12)
-    labels = axes.get_legend_handles_labels()[1]
-    figure.legend(
-        loc="outside lower left",
-        fontsize=9,
-        frameon=False,
-        labelcolor=pictures.INK,
-        ncols=2 if max(map(len, labels)) < 50 else 1,
-    )
+    pictures.add_legend(figure, axes)
     pictures.save(figure, file)

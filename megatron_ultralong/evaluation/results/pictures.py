@@ -57,6 +57,18 @@ def set_title(axes: Any, text: str, *, pad: int, fontsize: int = 11, width: floa
     axes.set_title(text, fontsize=fontsize, fontweight="bold", color=INK, loc="left", pad=pad)
 
 
+def add_legend(figure: Figure, axes: Any) -> None:
+    """What lines, bars and bands are, below the axes."""
+    labels = axes.get_legend_handles_labels()[1]
+    figure.legend(
+        loc="outside lower left",
+        fontsize=9,
+        frameon=False,
+        labelcolor=INK,
+        ncols=2 if max(map(len, labels)) < 52 else 1,
+    )
+
+
 def save(figure: Figure, path: Path | BinaryIO) -> None:
     """Write a figure as PNG."""
     figure.savefig(path, format="png", facecolor="white")
@@ -114,7 +126,7 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     axes.set_xlabel("position in the row (tokens of context)", fontsize=10, color=INK)
     title = f"Loss by position, {longest.num_packed_rows} rows of {seq_length:,} tokens"
     set_title(axes, title, pad=22, fontsize=12)
-    axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+    add_legend(figure, axes)
     save(figure, path)
 
 
