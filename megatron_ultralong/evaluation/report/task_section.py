@@ -250,6 +250,6 @@ def _draw_bars(
 
 
 def _finish(figure: Any, axes: Any, title: str, file: Any) -> None:
-    pictures.set_title(axes, title, pad=10, fontsize=12)
+    pictures.set_title(axes, title)
     pictures.add_legend(figure, axes)
     pictures.save(figure, file)

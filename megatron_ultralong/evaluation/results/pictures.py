@@ -50,11 +50,17 @@ def _finish_axes(axes: Any, grid: str = "y") -> None:
     axes.grid(axis=grid, color="#e5e7eb", linewidth=0.8)
 
 
-def set_title(axes: Any, text: str, *, pad: int, fontsize: int = 11, width: float = 0.0) -> None:
-    """A title at the left, ``pad`` points above, in lines of ``width`` inches (0: the figure)."""
-    points = 72 * (width or axes.figure.get_figwidth() - 1.2)
-    text = textwrap.fill(text, width=int(points / (0.68 * fontsize)))
-    axes.set_title(text, fontsize=fontsize, fontweight="bold", color=INK, loc="left", pad=pad)
+def set_title(axes: Any, text: str, *, width: float = 0.0, pad: int = 12) -> None:
+    """A title at the left of a figure; of one of several axes that are ``width`` inches wide, a
+    smaller one ``pad`` points above.
+    """
+    figure, size = axes.figure, 11 if width else 12
+    points = 72 * (width or figure.get_figwidth())
+    text = textwrap.fill(text, width=int(points / (0.68 * size)))
+    if width:
+        axes.set_title(text, fontsize=size, fontweight="bold", color=INK, loc="left", pad=pad)
+    else:
+        figure.suptitle(text, fontsize=size, fontweight="bold", color=INK, x=0.01, ha="left")
 
 
 def add_legend(figure: Figure, axes: Any) -> None:
@@ -104,9 +110,11 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     if base.max_positions < seq_length:
         axes.axvspan(base.max_positions, seq_length, color=SHADE, zorder=0)
         axes.axvline(base.max_positions, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
-        name = shown_name(base.checkpoint, lines=1)
-        text = f" trained context of {name}: {base.max_positions:,}"
-        _text_above(axes, base.max_positions, text, 4, fontsize=9)
+        name = shown_name(base.checkpoint, 30, lines=1)
+        text = f" trained context of {name}: {base.max_positions:,} "
+        first, last = axes.get_xlim()
+        side = "left" if base.max_positions**2 < first * last else "right"
+        _text_above(axes, base.max_positions, text, 4, fontsize=9, ha=side)
     reference = base.mean_loss(0, base.max_positions)
     if reference is not None:
         axes.axhline(
@@ -125,7 +133,7 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     axes.set_ylabel("loss (nats per token)", fontsize=10, color=INK)
     axes.set_xlabel("position in the row (tokens of context)", fontsize=10, color=INK)
     title = f"Loss by position, {longest.num_packed_rows} rows of {seq_length:,} tokens"
-    set_title(axes, title, pad=22, fontsize=12)
+    set_title(axes, title)
     add_legend(figure, axes)
     save(figure, path)
 
@@ -251,7 +259,7 @@ def task_picture(result: Result, path: Path | BinaryIO) -> None:
     if 0 < inside < len(columns):
         axes.axvline(inside, color="black", linewidth=2.5)
         title += f"; line: trained for {result.max_positions:,} positions"
-    set_title(axes, title, pad=12)
+    set_title(axes, title)
     _colour_bar(figure, image, axes, "score (of 100)")
     save(figure, path)
 
