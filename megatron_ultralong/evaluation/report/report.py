@@ -157,7 +157,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _is_result(path: Path, notices: list[str]) -> bool:
-    """Whether a file in a folder is to be read; what is no result and could have been is named."""
+    """Whether a file in a folder is to be read; what could be one and is not is named."""
     try:
         found = claimed_kind(path)
     except InputError:

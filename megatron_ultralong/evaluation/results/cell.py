@@ -27,7 +27,7 @@ _MOST_LOSS = 1e6
 
 
 def is_close(one: float, other: float) -> bool:
-    """Equal but for the rounding of sums."""
+    """Equal, except for the rounding of sums."""
     return math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
 
 
