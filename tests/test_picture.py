@@ -49,12 +49,7 @@ def test_results_of_models_with_odd_names_are_drawn(tmp_path: Path) -> None:
     for k, result in enumerate(results):
         odd = dataclasses.replace(result, checkpoint=NAMES[k % len(NAMES)])
         file = tmp_path / f"{k}.png"
-        if result.kind.name == "position_loss":
-            pictures.loss_picture([odd], file)
-        elif result.kind.rows == "depths":
-            pictures.retrieval_picture([odd], file)
-        else:
-            pictures.task_picture(odd, file)
+        pictures.draw([odd], file)
         assert file.read_bytes()[1:4] == b"PNG"
 
 

@@ -20,7 +20,6 @@ from megatron_ultralong.evaluation.results.tables import loss_table
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.output import check_output, output_folder
-from megatron_ultralong.program.picture import drawing
 from megatron_ultralong.program.terminal import Console
 from megatron_ultralong.sequence.position_bins import bin_edges, bin_sums
 
@@ -55,12 +54,11 @@ def evaluate_loss(
     if scorers[0].is_main:
         Console().print(loss_table(results))
         if config.output:
-            from megatron_ultralong.evaluation.results.pictures import loss_picture
+            from megatron_ultralong.evaluation.results.pictures import draw
 
             with output_folder(config.output, "evaluate loss") as folder:
                 write_results(folder.path / "loss.json", results)
-                with drawing("loss.png"):
-                    loss_picture(results, folder.path / "loss.png")
+            draw(results, Path(config.output) / "loss.png")
     return results
 
 

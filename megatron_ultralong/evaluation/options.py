@@ -219,11 +219,15 @@ class ChoicesConfig:
             )
 
 
+RULER_THRESHOLD = 85.6
+"""Of 100: what Llama-2-7B reaches at 4K (arXiv 2404.06654, section 4)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
     """Gather results of several checkpoints on one page: pictures, tables with checkpoints side by
-    side, the paper's figures next to comparable ones, and the conditions of every figure. The best
-    value per row is highlighted.
+    side, effective lengths, the paper's figures next to comparable ones, and the conditions of
+    every figure. Differences inside the noise are not highlighted.
 
     Folders are searched for what `ultralong evaluate loss|passkey|needle|ruler|... --output` wrote.
     Checkpoints have the names that they were evaluated with (--load NAME=FOLDER). If a checkpoint
@@ -242,3 +246,6 @@ class ReportConfig:
     print only."""
     title: str = ""
     """Title of the page; default: the checkpoints' names."""
+    threshold: Annotated[float, Range(0, 100)] = RULER_THRESHOLD
+    """Score of 100 for the effective length: the longest length up to which a benchmark's scores
+    are above it. The default is RULER's, of Llama-2-7B at 4K."""

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from megatron_ultralong.program.ending import PROGRAM, tell
+from megatron_ultralong.program.errors import escaped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,9 +29,31 @@ def new_figure(width: float, height: float, **options: Any) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", **options)
 
 
-def legend_name(name: str) -> str:
+def shown_name(name: str, width: int = 40, lines: int = 2) -> str:
+    """A name as pictures show it: of a long one beginning and end, in a few lines of a width.
+
+    Newlines, control characters and those that the font does not have are written out.
+    """
+    known = _characters()
+    text = "".join(c if ord(c) in known else ascii(c)[1:-1] for c in escaped(name))
+    if len(text) > width * lines:
+        text = f"{text[: width * lines // 2 - 2]}...{text[1 - width * lines // 2 :]}"
+    return "\n".join(textwrap.wrap(text, width)) or text
+
+
+def legend_name(name: str, width: int = 40) -> str:
     """``_base -> " _base"``: matplotlib leaves out of legends what begins with an underscore."""
-    return f" {name}" if name.startswith("_") else name
+    text = shown_name(name, width)
+    return f" {text}" if text.startswith("_") else text
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """Those that matplotlib's font has."""
+    from matplotlib import font_manager
+
+    path = font_manager.findfont(font_manager.FontProperties())
+    return frozenset(font_manager.get_font(path).get_charmap()) - {ord("\n"), ord("\t")}
 
 
 @contextlib.contextmanager

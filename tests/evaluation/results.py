@@ -57,13 +57,18 @@ def loss_of(
         config=plain_values(LossConfig(data_path=data_path)),
         checkpoint=name,
         max_positions=max_positions,
-        cells=tuple(ScoreCell(position_row(a, b), LOSS, b - a, x, 0.01) for a, b, x in bins),
+        cells=tuple(_loss_cell(a, b, x) for a, b, x in bins),
         material={"manifest.json": f"of {data_path}"},
         num_packed_rows=8,
         date=DATE,
         versions=VERSIONS,
         model=record(name),
     )
+
+
+def _loss_cell(start: int, stop: int, loss: float | None) -> ScoreCell:
+    found = (0, None) if loss is None else (stop - start, loss, 0.01)
+    return ScoreCell(position_row(start, stop), LOSS, *found)
 
 
 def loss_results(before=BEFORE, after=AFTER, data_path: str = "rows") -> list[Result]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
 from megatron_ultralong.evaluation.models.opening import ModelFacts, Subject, model_facts
 from megatron_ultralong.evaluation.options import CostConfig
+from megatron_ultralong.evaluation.results import pictures
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.ruler.evaluation import RulerSamples, evaluate_ruler
 from megatron_ultralong.evaluation.ruler.parameters import RulerConfig
@@ -109,6 +111,32 @@ def test_an_evaluation_goes_on_after_a_kill(generator, facts, tokenizer, tmp_pat
     assert sorted(whole.prompts) == sorted(expected)
 
 
+def test_results_are_final_before_their_picture(generator, facts, tokenizer, tmp_path, monkeypatch):
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pictures, "task_picture", killed)
+    config = dataclasses.replace(CONFIG, num_samples=1, output=str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_ruler(config, Subject(Mortal(generator), facts, tokenizer, COST))
+    names = ["evaluation.json", "ruler.json", "samples.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert read_result(tmp_path / "out" / "ruler.json").checkpoint == "tiny"
+
+
+def test_copies_of_weights_have_one_digest(folder, tmp_path):
+    original = model_facts(str(folder), "fp32").record
+    copied = shutil.copytree(folder, tmp_path / "copied", copy_function=shutil.copyfile)
+    copy = model_facts(str(copied), "fp32").record
+    assert copy.digest == original.digest != ""
+    assert copy.weights != original.weights  # other times
+    (weights,) = copied.glob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert model_facts(str(copied), "fp32").record.digest != original.digest
+
+
 def test_the_same_output_is_refused_to_other_flags_and_models(
     generator, facts, tokenizer, tmp_path, folder
 ):
@@ -167,8 +195,8 @@ def test_what_costs_too_much_or_is_too_long_is_refused(
 @pytest.mark.parametrize("damage", ["{", '{"kind": "ruler", "format_version": 1}'])
 def test_a_damaged_result_is_refused(tmp_path, damage):
     (tmp_path / "ruler.json").write_text(damage)
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match="evaluate again, or restore"):
         read_result(tmp_path / "ruler.json", "ruler")
     (tmp_path / "ruler.json").write_text(json.dumps({"kind": "passkey", "format_version": 1}))
-    with pytest.raises(InputError, match=r"holds 'passkey' .* not 'ruler'"):
+    with pytest.raises(InputError, match=r"holds 'passkey', not 'ruler'"):
         read_result(tmp_path / "ruler.json", "ruler")

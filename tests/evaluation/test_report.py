@@ -15,6 +15,7 @@ from rich.console import Console
 from megatron_ultralong.evaluation.report.page import print_report, write_report
 from megatron_ultralong.evaluation.report.report import Check, Report, gather_report
 from megatron_ultralong.evaluation.report.table import Cell, with_best
+from megatron_ultralong.evaluation.results.interval import Estimate, wilson
 from megatron_ultralong.evaluation.results.result import versions
 from megatron_ultralong.evaluation.ruler.parameters import TASKS as RULER_TASKS
 from megatron_ultralong.program.errors import InputError
@@ -79,6 +80,7 @@ class Page(HTMLParser):
         self._classes.pop()
 
     def handle_data(self, data):
+        data = data.replace("\xa0", " ")  # where figures are not broken
         self.words.append(data)
         if self.open and self.open[-1] in ("h2", "h3"):
             self._heading += data
@@ -173,7 +175,9 @@ def test_figures_are_those_of_the_files(written, results):
                 length = row[0].removesuffix(" tokens").replace(",", "")
                 scores = [cell["score"] for cell in cells if cell["column"] == length]
                 mean, worst = sum(scores) / len(scores), min(scores)
-                assert row[place] == f"{mean:.0f} % ({worst:.0f} %)"
+                ends = wilson(mean, 20)
+                interval = f"[{ends.low:.0f}, {ends.high:.0f}]"
+                assert row[place] == f"{mean:.0f} % {interval} ({worst:.0f} %)"
                 assert row[place] in printed
 
 
@@ -190,7 +194,7 @@ def test_scores_by_task_and_length_are_those_of_the_files(written, results):
         for task, _, length, *shown in by_task[0][1:]:
             assert shown[place] == f"{scores[task, titles[length]]:.1f}"
         for length, *shown in means[1:]:
-            assert shown[place] == f"{values['means'][titles[length]]:.1f}"
+            assert shown[place].startswith(f"{values['means'][titles[length]]:.1f} [")
             assert shown[place] in printed
         (values,) = json.loads((results / name / "infinitebench.json").read_text())["results"]
         for row, cell in zip(by_task[1][1:], values["cells"], strict=False):
@@ -201,21 +205,36 @@ def test_scores_by_task_and_length_are_those_of_the_files(written, results):
 
 def test_the_better_figure_is_marked(written):
     page, _, printed = written
-    # Lower is better for a loss, higher for all else: of arc, 47.5 % and 0.5 nats are after's.
-    for best in ("3.200 ± 0.010 (24.5)", "3.140 ± 0.010 (23.1)", "80 % (80 %)", "47.5", "0.5"):
+    # Lower is better for a loss, higher for all else.
+    for best in ("3.200 ± 0.010 (24.5)", "3.140 ± 0.010 (23.1)", "80 % [58, 92] (80 %)"):
         assert best in page.best
         assert f"{best} *" in printed
-    for worse in ("3.240 ± 0.010 (25.5)", "6.000 ± 0.010 (403.4)", "10 % (10 %)", "45.0", "4.0"):
+    for worse in ("3.240 ± 0.010 (25.5)", "6.000 ± 0.010 (403.4)", "10 % [3, 30] (10 %)"):
         assert worse not in page.best
+        assert worse in printed
+    # What the samples do not set apart: 100 and 90 % of 20 prompts, 45.0 and 47.5 of 100 questions,
+    # losses without a standard error.
+    for noise in ("100 % [84, 100] (100 %)", "45.0", "47.5", "4.0", "0.5"):
+        assert noise not in page.best
 
 
-def test_equal_figures_and_single_ones_are_not_marked():
-    cells = (Cell("a"), Cell("b"), Cell("c"))
-    assert with_best(cells, (1.0, 1.0, None), 1) == cells
-    assert with_best(cells, (2.04, 1.96, None), 1) == cells  # both are shown as 2.0
-    assert with_best(cells, (None, 2.0, None), 1) == cells
-    assert [c.is_best for c in with_best(cells, (1.0, 2.96, 3.0), 1)] == [False, True, True]
-    assert with_best(cells, (1.0, 3.0, 2.0), 1, lower_is_better=True)[0].is_best
+def marked(*estimates: tuple[float, float, float] | None, lower_is_better: bool = False) -> str:
+    """A letter for each cell, a capital where it is marked: ``aB``."""
+    cells = [Cell(letter) for letter, _ in zip("abc", estimates, strict=False)]
+    found = [Estimate(*one) if one else None for one in estimates]
+    line = with_best(cells, found, lower_is_better=lower_is_better)
+    return "".join(cell.text.upper() if cell.is_best else cell.text for cell in line)
+
+
+def test_what_the_noise_does_not_set_apart_is_not_marked():
+    assert marked((1, 1, 1), (1, 1, 1), None) == "abc"
+    assert marked(None, (2, 1, 3), None) == "abc"
+    assert marked((2, 1, 3), (3, 2, 4)) == "ab"  # sqrt(2) of noise, 1 of difference
+    assert marked((2, 1, 3), (3.5, 2.5, 4.5)) == "aB"
+    assert marked((2, 1, 3), (3.5, 2.5, 4.5), lower_is_better=True) == "Ab"
+    # The second best is not set apart from the best: both stand out from the third.
+    assert marked((1, 0, 2), (9, 8, 10), (10, 9, 11)) == "aBC"
+    assert marked((1, -math.inf, math.inf), (9, 8.9, 9.1)) == "ab"
 
 
 def test_conditions_stand_under_every_figure(written):
@@ -242,7 +261,9 @@ def test_conditions_stand_under_every_figure(written):
 def test_the_report_holds_all_results_as_json(written):
     _, folder, _ = written
     values = json.loads((folder / "report.json").read_text())
-    assert (values["kind"], values["passed"], values["notices"]) == ("report", True, [])
+    assert (values["kind"], values["passed"]) == ("report", True)
+    (notice,) = values["notices"]
+    assert notice.endswith("broken.json cannot be read as JSON: left out")
     assert len(values["results"]) == 12
     first = values["results"][0]
     assert (first["label"], first["benchmark"]) == ("before", "position_loss")

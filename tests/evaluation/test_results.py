@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import random
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from megatron_ultralong.evaluation.report.measurement import conditions
 from megatron_ultralong.evaluation.report.page import print_report, write_report
 from megatron_ultralong.evaluation.report.report import gather_report
 from megatron_ultralong.evaluation.results.file import read_result, read_results, write_results
@@ -25,7 +22,6 @@ from megatron_ultralong.evaluation.results.result import (
     depth_row,
     mean_cell,
 )
-from megatron_ultralong.evaluation.results.tables import loss_table, score_table
 from megatron_ultralong.program.errors import InputError
 from tests.evaluation.results import (
     loss_of,
@@ -35,11 +31,6 @@ from tests.evaluation.results import (
     saved,
     task_result,
 )
-
-FORMAT_1 = Path(__file__).parent / "format_1"
-NUM_FILES = 15
-"""Of four kinds as they are written today, and those of format 1."""
-STRANGE = (None, -1, 0, 1e300, "", "x", "7", [], {}, [None], {"row": 1}, True, "9" * 30, "3-1")
 
 
 def examples() -> list[list[Result]]:
@@ -141,20 +132,43 @@ def test_one_result_is_asked_for_where_a_file_holds_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (("0", "512", 0, None), "no score of '0', '512'"),
+        (("top", "512", 1, 0.0), "could not convert"),
+        (("0", "long", 1, 0.0), "column 'long' is not a length"),
+        (("0", "0512", 1, 0.0), "column '0512' is not a length"),
+        (("101", "512", 1, 0.0), "row '101' is not a depth in per cent"),
+        (("nan", "512", 1, 0.0), "row 'nan' is not a depth in per cent"),
+        (("0.0", "512", 1, 0.0), "row '0.0' is not a depth in per cent"),
+        (("0", "512", 10, 33.0), "33 % of 10 prompts is 3.3 hits"),
+        (("0", "512", 1, 100.1), "score is 100.1, not from 0 to 100"),
+        (("0", "512", 1, -0.1), "score is -0.1, not from 0 to 100"),
+        (("0", "512", 0, 1.0), "score 1.0 of 0 samples"),
+        (("0", "512", 9, None), "score None of 9 samples"),
+        (("0", "512", 9, 0.0, 51.0), "error is 51, not from 0 to 50"),
+        (("0", "512", 9, 0.0, None, {"num_truncated": 10}), "num_truncated is 10, not from 0 to 9"),
+        (("0", "512", 9, 0.0, None, {"token_accuracy": 1.1}), "token_accuracy is 1.1, not from 0"),
+        (("0", "loss", 9, 1.0, None, {"perplexity": 3.0}), "perplexity is 3.0, not 2.718"),
+        (("0", "512", 2, 50.0, 50.0, {}, ((0.0, 1), (100.0, 2))), "num_samples is 2, not 3"),
+        (("0", "512", 2, 40.0, 50.0, {}, ((0.0, 1), (100.0, 1))), "score is 40.0, not 50.0"),
+        (("0", "512", 2, 50.0, 10.0, {}, ((0.0, 1), (100.0, 1))), "error is 10.0, not 50.0"),
+    ],
+)
+def test_a_cell_is_possible(cell: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(passkey_result("a", 512, {512: 3}), cells=(ScoreCell(*cell),))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"cells": ()}, "at least one cell"),
-        ({"cells": (ScoreCell("0", "512", 1, 1.0),) * 2}, "two cells of one row"),
-        ({"cells": (ScoreCell("0", "512", 0, None),)}, "without samples or score"),
-        ({"cells": (ScoreCell("top", "512", 1, 1.0),)}, "could not convert"),
-        ({"cells": (ScoreCell("0", "long", 1, 1.0),)}, "are no lengths"),
-        ({"cells": (ScoreCell("0", "0512", 1, 1.0),)}, "are no lengths"),
-        ({"cells": (ScoreCell("101", "512", 1, 1.0),)}, "are no depths in per cent"),
-        ({"cells": (ScoreCell("nan", "512", 1, 1.0),)}, "are no depths in per cent"),
-        ({"cells": (ScoreCell("0", "512", 1, 100.1),)}, "scores from 100.1 to 100.1, not from 0"),
-        ({"config": {}}, "no flag 'by'"),
-        ({"kind": KINDS["position_loss"]}, "no flag 'split'"),
+        ({"cells": (ScoreCell("0", "512", 1, 0.0),) * 2}, "two cells of one row and column, '0'"),
+        ({"config": {}}, "flag 'by' is None, not argmax or decoding"),
+        ({"kind": KINDS["position_loss"]}, "flag 'split' is None, not valid or train"),
         ({"kind": KINDS["ruler"]}, "no metric of"),
+        ({"date": "yesterday"}, "isoformat"),
     ],
 )
 def test_rows_and_columns_are_what_the_kind_says(changes: dict[str, Any], message: str) -> None:
@@ -162,69 +176,13 @@ def test_rows_and_columns_are_what_the_kind_says(changes: dict[str, Any], messag
         dataclasses.replace(passkey_result("a", 512, {512: 3}), **changes)
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths to every value in a JSON value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, one in inner:
-        yield (*path, key)
-        if isinstance(one, dict | list):
-            yield from places(one, (*path, key))
-
-
-def damaged(values: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """A copy in which one value is strange, or gone."""
-    values = copy.deepcopy(values)
-    *outer, last = rng.choice(list(places(values)))
-    home: Any = values
-    for key in outer:
-        home = home[key]
-    if rng.random() < 0.3:
-        del home[last]
-    else:
-        home[last] = rng.choice(STRANGE)
-    return values
-
-
-def damage_and_show(path: Path, folder: Path, number: int, with_pictures: bool) -> int:
-    """How many of ``number`` damages were refused; what was not is shown."""
-    rng = random.Random(f"{path.parent.name}/{path.name}")
-    values = json.loads(path.read_text())
-    file, refused = folder / path.name, 0
-    console = Console(file=open("/dev/null", "w"))  # noqa: SIM115
-    for _ in range(number):
-        file.write_text(json.dumps(damaged(values, rng), indent=2))
-        try:
-            report = gather_report([file], command="")
-        except InputError:
-            refused += 1
-            continue
-        for one in report.gathered.measurements:
-            is_loss = one.result.kind.rows == "positions"
-            console.print(loss_table([one.result]) if is_loss else score_table(one.result))
-            assert conditions(one)
-        if with_pictures:
-            print_report(report, console)
-    return refused
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Files of every kind, in both formats."""
-    root = tmp_path_factory.mktemp("files")
-    written = [saved(results, root / f"{results[0].kind.name}.json") for results in examples()]
-    return [*written, *sorted(FORMAT_1.rglob("*.json"))]
-
-
-def test_a_damaged_file_is_refused_with_a_message(files: list[Path], tmp_path: Path) -> None:
-    refused = [damage_and_show(path, tmp_path, 24, with_pictures=False) for path in files]
-    assert all(4 < number < 24 for number in refused)  # else they would all be of one sort
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(NUM_FILES))
-def test_every_damaged_file_is_refused_or_drawn(
-    files: list[Path], number: int, tmp_path: Path
-) -> None:
-    assert len(files) == NUM_FILES
-    damage_and_show(files[number], tmp_path, 300, with_pictures=False)
-    damage_and_show(files[number], tmp_path, 8, with_pictures=True)
+def test_positions_are_counted_once() -> None:
+    result = loss_results()[0]
+    first, second, *others = result.cells
+    for row, message in (("0-512", "'256-512' is not of"), ("256-300", "'256-512' is not of"),
+                         ("256-0256", "none"), ("00-256", "'00-256'")):  # fmt: skip
+        changed = dataclasses.replace(first, row=row)
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(result, cells=(changed, second, *others))
+    with pytest.raises(ValueError, match="num_packed_rows is 0"):
+        dataclasses.replace(result, num_packed_rows=0)

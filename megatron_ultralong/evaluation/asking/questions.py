@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic
 
 from megatron_ultralong.evaluation.asking import samples
@@ -11,8 +12,7 @@ from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.evaluation.results.file import write_results
 from megatron_ultralong.evaluation.results.tables import score_table
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.program.journal import Journal, open_journal, sample_key
-from megatron_ultralong.program.picture import drawing
+from megatron_ultralong.program.journal import open_journal, sample_key
 from megatron_ultralong.program.terminal import Console
 
 Entries = Sequence[Mapping[str, Any]]
@@ -73,23 +73,14 @@ def run_benchmark(
             model=facts.record,
         )
         if model.is_main:
-            _show(measured, journal)
+            Console().print(score_table(measured))
+            if journal.folder is not None:
+                write_results(journal.folder / f"{kind.name}.json", [measured])
+    if model.is_main and output:
+        from megatron_ultralong.evaluation.results.pictures import draw
+
+        draw([measured], Path(output) / f"{kind.name}.png")
     return measured
-
-
-def _show(measured: result.Result, journal: Journal) -> None:
-    """Print the table, and write the files where there is a folder for them."""
-    from megatron_ultralong.evaluation.results import pictures
-
-    Console().print(score_table(measured))
-    if journal.folder is not None:
-        write_results(journal.folder / f"{measured.kind.name}.json", [measured])
-        picture = journal.folder / f"{measured.kind.name}.png"
-        with drawing(picture.name):
-            if measured.kind.rows == "depths":
-                pictures.retrieval_picture([measured], picture)
-            else:
-                pictures.task_picture(measured, picture)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 
+from megatron_ultralong.checkpoint.disk.checksums import FILE_NAME as CHECKSUMS
 from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
@@ -18,7 +20,8 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.models import hugging_face, megatron
 from megatron_ultralong.evaluation.models.interface import Generator, Model, Scorer
 from megatron_ultralong.evaluation.options import CostConfig, ModelsConfig
-from megatron_ultralong.evaluation.results.result import ModelRecord
+from megatron_ultralong.evaluation.results.file import file_sha256
+from megatron_ultralong.evaluation.results.result import ModelRecord, plain_values
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model.parameters import num_parameters
@@ -152,7 +155,8 @@ class ModelFacts:
 def model_facts(argument: str, precision: str) -> ModelFacts:
     """Facts of a model given as ``[NAME=]FOLDER``.
 
-    Weights are told from others by the names, sizes and times of their files.
+    Weights are told from others by the names, sizes and times of their files, and copies of them
+    by what the files hold.
 
     Raises:
         InputError: the folder is missing or of no known kind.
@@ -169,9 +173,24 @@ def model_facts(argument: str, precision: str) -> ModelFacts:
     files = sorted(path for path in weights.rglob("*") if path.is_file())
     stats = [(str(path.relative_to(weights)), path.stat()) for path in files]
     listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-    digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
-    record = ModelRecord(str(folder), engine, precision, digest, num_parameters(model))
+    stamp = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+    digest = _digest([path for path in files if path.parent == weights], model)
+    record = ModelRecord(str(folder), engine, precision, stamp, num_parameters(model), digest)
     return ModelFacts(name, model, positions, record)
+
+
+def _digest(files: Sequence[Path], model: ModelConfig) -> str:
+    """Hash of what files of weights hold, and of the configuration: copies have the same.
+
+    Of a Megatron checkpoint ``checksums.json`` says it.
+    """
+    of_weights = [path for path in files if path.name == CHECKSUMS]
+    of_weights = of_weights or [p for p in files if p.suffix in (".safetensors", ".bin")]
+    if not of_weights:
+        return ""
+    with ThreadPoolExecutor() as pool:
+        found = [*pool.map(file_sha256, of_weights), plain_values(model)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

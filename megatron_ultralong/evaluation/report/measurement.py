@@ -85,6 +85,8 @@ def conditions(measurement: Measurement) -> dict[str, str]:
     else:
         found["folder"] = model.folder
         found["model"] = f"{model.num_parameters:,} parameters, weights {model.weights}"
+        if model.digest:
+            found["content of weights"] = model.digest
         found["run by"] = f"{model.engine}, {model.precision}"
     found["trained positions"] = f"{result.max_positions:,}"
     found["samples"] = _samples(result)
@@ -125,40 +127,66 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-Identity = tuple[str, int, str]
-"""Name, trained positions, hash of the weights."""
+Identity = tuple[str, int]
+"""What a checkpoint's weights hold, and its trained positions."""
 
 
 def with_labels(found: Sequence[Measurement]) -> tuple[list[Measurement], list[str]]:
     """Measurements with labels that tell them apart, and what is to be said of it.
 
-    Checkpoints of one name but other positions or weights are others. Several results of one
-    checkpoint on one benchmark are all shown, and what differs between them is said.
+    Checkpoints of one name but other positions or weights are others; the same weights under
+    several names are one. Several results of one checkpoint on one benchmark are all shown, and
+    what differs between them is said.
     """
-    named, notices = _checkpoints_apart(found)
-    columns: dict[tuple[str, str], list[Measurement]] = {}
-    for one in named:
-        columns.setdefault((one.label, one.result.kind.name), []).append(one)
-    labels: dict[int, str] = {}
-    for same in columns.values():
-        if len(same) > 1:
-            parts = zip(same, _apart(same), strict=True)
-            labels |= {id(one): f"{one.label} · {part}" for one, part in parts}
-    notices += [_several(same[0], one) for same in columns.values() for one in same[1:]]
-    return [
-        dataclasses.replace(one, label=labels.get(id(one), one.label)) for one in named
-    ], notices
-
-
-def _checkpoints_apart(found: Sequence[Measurement]) -> tuple[list[Measurement], list[str]]:
-    """Every checkpoint's label, the same on all benchmarks."""
     identities = _identities(found)
-    labels: dict[Identity, str] = {}
-    notices = []
-    for name in dict.fromkeys(identity[0] for identity in identities):
-        same = list(dict.fromkeys(identity for identity in identities if identity[0] == name))
+    labels, notices = _checkpoint_labels(found, identities)
+    columns: dict[tuple[Identity, str], list[Measurement]] = {}
+    for one, identity in zip(found, identities, strict=True):
+        named = dataclasses.replace(one, label=labels[identity])
+        columns.setdefault((identity, one.result.kind.name), []).append(named)
+    notices += [_several(same[0], one) for same in columns.values() for one in same[1:]]
+    parted: dict[int, Measurement] = {}
+    for same in columns.values():
+        names = [one.result.checkpoint for one in same]
+        parts = names if len({*names}) == len(same) else _apart(same)
+        for one, part in zip(same, parts, strict=True):
+            label = f"{one.label} · {part}" if len(same) > 1 else one.label
+            parted[id(one.result)] = dataclasses.replace(one, label=label)
+    return [parted[id(one.result)] for one in found], notices
+
+
+def _identities(found: Sequence[Measurement]) -> list[Identity]:
+    """A result that does not state its weights is of the one checkpoint of its name, if it can."""
+    models = [one.result.model for one in found]
+    contents = {model.weights: model.digest for model in models if model and model.digest}
+    weights = [m.digest or contents.get(m.weights, m.weights) if m else "" for m in models]
+    known: dict[tuple[str, int], set[str]] = {}
+    names = [(one.result.checkpoint, one.result.max_positions) for one in found]
+    for name, of_one in zip(names, weights, strict=True):
+        known.setdefault(name, set()).update(filter(None, [of_one]))
+    return [
+        (of_one or (*known[name],)[0] if len(known[name]) == 1 else of_one or name[0], name[1])
+        for name, of_one in zip(names, weights, strict=True)
+    ]
+
+
+def _checkpoint_labels(
+    found: Sequence[Measurement], identities: Sequence[Identity]
+) -> tuple[dict[Identity, str], list[str]]:
+    """Every checkpoint's label, the same on all benchmarks, and what is to be said of it."""
+    names: dict[Identity, dict[str, None]] = {}
+    for one, identity in zip(found, identities, strict=True):
+        names.setdefault(identity, {})[one.result.checkpoint] = None
+    labels = {identity: " = ".join(same) for identity, same in names.items()}
+    notices = [
+        f"{' and '.join(map(repr, same))} are the same weights ({identity[0][:16]}): they are "
+        f"one checkpoint, '{labels[identity]}'"
+        for identity, same in names.items()
+        if len(same) > 1
+    ]
+    for name in dict.fromkeys(labels.values()):
+        same = [identity for identity in names if labels[identity] == name]
         if len(same) == 1:
-            labels[same[0]] = name
             continue
         firsts = [found[identities.index(identity)] for identity in same]
         for identity, part in zip(same, _what_differs(firsts), strict=True):
@@ -168,22 +196,7 @@ def _checkpoints_apart(found: Sequence[Measurement]) -> tuple[list[Measurement],
             f"{len(same)} checkpoints are called '{name}': they are shown as {shown}; "
             "--load NAME=FOLDER names them when they are evaluated"
         )
-    pairs = zip(found, identities, strict=True)
-    return [dataclasses.replace(one, label=labels[key]) for one, key in pairs], notices
-
-
-def _identities(found: Sequence[Measurement]) -> list[Identity]:
-    """A result that does not state its weights is of the one checkpoint of its name, if it can."""
-    results = [one.result for one in found]
-    whole = [(r.checkpoint, r.max_positions, r.model.weights if r.model else "") for r in results]
-    known: dict[tuple[str, int], set[str]] = {}
-    for name, positions, weights in whole:
-        known.setdefault((name, positions), set()).update(filter(None, [weights]))
-    return [
-        (name, positions, weights or "".join(others if len(others) == 1 else ()))
-        for name, positions, weights in whole
-        for others in (known[name, positions],)
-    ]
+    return labels, notices
 
 
 def _what_differs(firsts: Sequence[Measurement]) -> list[str]:

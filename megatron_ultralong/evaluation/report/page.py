@@ -16,14 +16,21 @@ from megatron_ultralong.evaluation.report.report import Report, gather_report
 from megatron_ultralong.evaluation.report.table import Cell, Picture, ReportTable, words
 from megatron_ultralong.evaluation.results.file import write_json
 from megatron_ultralong.evaluation.results.result import plain_values
+from megatron_ultralong.program.errors import escaped
+from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.output import check_output, output_folder
 from megatron_ultralong.program.terminal import Console
 
 _PIXELS_A_DOT = 0.8
 """A picture's letters are then as large as the page's."""
+_LONG = 11
+"""Letters of a word from which on it may be broken anywhere, so that it fits a phone."""
 _OF_THE_CHECKPOINT = {"checkpoint", "folder", "model", "trained positions", "date", "file"}
 """Conditions in which checkpoints differ from each other anyway."""
-_BEST = "The best value per row is highlighted, whether the difference is significant or not."
+_BEST = (
+    "Highlighted: the best value of a row, and those that the samples do not set apart from it "
+    "(95 % interval of the difference, Newcombe 1998, as if other questions had been asked)."
+)
 
 
 def report_page(report: Report) -> str:
@@ -34,6 +41,7 @@ def report_page(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_written_out,
     )
     page = environment.get_template("page.html")
     return page.render(
@@ -41,9 +49,15 @@ def report_page(report: Report) -> str:
         endings=list(_endings(report)),
         words=words,
         note=_note,
+        is_long=lambda text: any(len(word) > _LONG for word in text.split()),
         width=_width,
         base64=lambda data: base64.b64encode(data).decode("ascii"),
     )
+
+
+def _written_out(value: Any) -> Any:
+    """Texts without what hides or turns them around; markup is the page's own."""
+    return escaped(value) if type(value) is str else value
 
 
 def _note(table: ReportTable) -> str:
@@ -85,6 +99,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(Text(report.title, style="bold"))
     for notice in report.gathered.notices:
         console.print(Text(f"note: {notice}", style="yellow"))
+    if report.effective:
+        console.print(_table(report.effective))
     for section in report.sections:
         console.print(Text(f"\n{section.title}", style="bold"))
         for remark in section.remarks:
@@ -182,6 +198,10 @@ def _values(report: Report) -> dict[str, Any]:
             }
             for one in report.gathered.measurements
         ],
+        "effective_length": {
+            "threshold": report.threshold,
+            **{one.title: dict(one.effective) for one in report.sections if one.effective},
+        },
         "paper": {
             section.title: [[cell.text for cell in row] for row in section.paper.rows]
             for section in report.sections
@@ -199,10 +219,14 @@ def evaluate_report(config: ReportConfig) -> Report:
     if config.output:
         check_output(config.output)
     words = ["ultralong", "evaluate", "report", *config.runs]
-    for flag in ("output", "title"):
-        if value := getattr(config, flag):
-            words += [f"--{flag}", value]
-    report = gather_report(config.runs, title=config.title, command=shlex.join(words))
+    check_ranges(config)
+    for field in dataclasses.fields(config)[1:]:
+        if (value := getattr(config, field.name)) != field.default:
+            words += [f"--{field.name}", f"{value}"]
+    command = shlex.join(words)
+    report = gather_report(
+        config.runs, title=config.title, command=command, threshold=config.threshold
+    )
     print_report(report)
     if config.output:
         Console(soft_wrap=True).print(f"\nreport: {write_report(report, config.output)}")

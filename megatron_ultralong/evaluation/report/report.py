@@ -2,23 +2,27 @@
 
 import dataclasses
 import functools
+import math
 import os
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.evaluation import commands
+from megatron_ultralong.evaluation.options import RULER_THRESHOLD
 from megatron_ultralong.evaluation.report.measurement import Measurement, with_labels
 from megatron_ultralong.evaluation.report.sections import sections
-from megatron_ultralong.evaluation.report.table import Section
-from megatron_ultralong.evaluation.results.file import beginning_of, holds_results, read_results
+from megatron_ultralong.evaluation.report.table import ReportTable, Section, effective_table
+from megatron_ultralong.evaluation.results.file import FIX, claimed_kind, read_results
 from megatron_ultralong.evaluation.results.result import KINDS, Result, now, versions
 from megatron_ultralong.program.aside import SUFFIX
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import check_number, numbers_of
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.output import RECORDS_FILE, WORK_FILE
 
 _FILE_NAMES = {"loss.json", *(f"{kind}.json" for kind in KINDS)}
-_REPORT = "report"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +76,58 @@ def load_results(path: str | Path) -> tuple[Result, ...]:
     Raises:
         InputError: the file is absent or damaged, or holds no result.
     """
-    found = beginning_of(path)
-    if found is None or not holds_results(*found):
-        holds = "other JSON" if found is None else f"'{found[0]}'"
+    found = claimed_kind(Path(path))
+    if found is None or not found[1]:
         raise InputError(
-            f"{path} holds {holds}, not a result of an evaluation: name a file that holds one of "
-            f"{', '.join(KINDS)}"
+            f"{path} holds {repr(found[0]) if found else 'other JSON'}, not a result of an "
+            f"evaluation: name a file that holds one of {', '.join(KINDS)}"
         )
-    return read_results(path)
+    results = read_results(path)
+    for k, one in enumerate(results):
+        _check_flags(one, f"{path}: results.{k}")
+    return results
+
+
+def _check_flags(result: Result, where: str) -> None:
+    """Raise InputError where flags are out of their ranges, or the cells not what they ask for.
+
+    Of the benchmarks that are known here; of others nothing but the form is.
+    """
+    config, flags = result.config, _flags().get(result.kind.name)
+    for number in numbers_of(flags) if flags else ():
+        if number.name in config:
+            check_number(flags, number, config[number.name], where=f"{where}.config")
+    known = KINDS.get(result.kind.name, result.kind)
+    for name in ("rows", "columns"):
+        value, expected = getattr(result.kind, name), getattr(known, name)
+        if value != expected:
+            raise InputError(
+                f"{where}.kind.{name} is '{value}', of '{known.name}' it is '{expected}': {FIX}"
+            )
+    if not flags or known.rows != "depths":
+        return
+    for k, cell in enumerate(result.cells):
+        for name, value, asked in (
+            ("row", float(cell.row), config.get("depths", ())),
+            ("column", int(cell.column), config.get("lengths", ())),
+            ("num_samples", cell.num_samples, [config.get("num_samples", cell.num_samples)]),
+        ):
+            if not any(math.isclose(value, one) for one in asked):
+                raise InputError(
+                    f"{where}.cells.{k}: {name} is {value:g}, its flag has "
+                    f"{', '.join(f'{one:g}' for one in asked)}: {FIX}"
+                )
+
+
+@functools.cache
+def _flags() -> dict[str, Any]:
+    """The class of each verb's flags, with their ranges, by the name of its benchmark."""
+    found = {}
+    for command in vars(commands).values():
+        if dataclasses.is_dataclass(command):
+            _, own, *_ = typing.get_type_hints(command).items()
+            found[own[0]] = own[1]
+    return found | {"position_loss": found["loss"]}
 
 
 def _result_files(run: Path, notices: list[str]) -> Iterator[Path]:
@@ -109,19 +157,17 @@ def _refuse(error: OSError) -> None:
 
 
 def _is_result(path: Path, notices: list[str]) -> bool:
-    """Whether a file in a folder is to be read; others of the same names are left alone."""
+    """Whether a file in a folder is to be read; what could be one and is not is named."""
     try:
-        found = beginning_of(path)
+        found = claimed_kind(path)
     except InputError:
-        if path.name not in _FILE_NAMES:
-            return False
-        raise
-    if found is None or found[0] == _REPORT:
+        if path.name in _FILE_NAMES:
+            raise
+        notices.append(f"{path} cannot be read as JSON: left out")
         return False
-    if not holds_results(*found):
+    if found and not found[1] and found[0] != "report":
         notices.append(f"{path} holds '{found[0]}', which this version does not know: left out")
-        return False
-    return True
+    return found is not None and found[1]
 
 
 def _unfinished(folder: Path) -> str:
@@ -141,11 +187,12 @@ def _unfinished(folder: Path) -> str:
 def _without_copies(found: list[Measurement], notices: list[str]) -> list[Measurement]:
     kept: list[Measurement] = []
     for one in found:
-        first = next((k for k in kept if k.result == one.result and k.source != one.source), None)
+        first = next((k for k in kept if k.result == one.result), None)
         if first is None:
             kept.append(one)
         else:
-            notices.append(f"{one.source} holds the result of {first.source}: shown once")
+            of = first.source if first.source != one.source else f"'{one.result.checkpoint}' twice"
+            notices.append(f"{one.source} holds the result of {of}: shown once")
     return kept
 
 
@@ -184,6 +231,8 @@ class Report:
     versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
     """Of what made the page; those of the results stand with them."""
     date: str = dataclasses.field(default_factory=now)
+    threshold: float = RULER_THRESHOLD
+    """Of effective lengths."""
 
     @property
     def passed(self) -> bool:
@@ -192,8 +241,13 @@ class Report:
 
     @functools.cached_property
     def sections(self) -> tuple[Section, ...]:
-        """Pictures and tables, drawn once."""
-        return sections(self.gathered.measurements)
+        """Pictures and tables, made once."""
+        return sections(self.gathered.measurements, self.threshold)
+
+    @property
+    def effective(self) -> ReportTable | None:
+        """Effective lengths of all checkpoints side by side; None: no benchmark has lengths."""
+        return effective_table(self.sections, self.threshold)
 
 
 def gather_report(runs: Sequence[str | Path], *, title: str = "", **others: Any) -> Report:

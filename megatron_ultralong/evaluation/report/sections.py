@@ -5,21 +5,29 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from megatron_ultralong.evaluation.options import RULER_THRESHOLD
 from megatron_ultralong.evaluation.report import table
 from megatron_ultralong.evaluation.report.measurement import Measurement, conflicts
 from megatron_ultralong.evaluation.report.paper import paper_table
 from megatron_ultralong.evaluation.report.task_section import task_parts
+from megatron_ultralong.evaluation.results.interval import (
+    Estimate,
+    cell_estimate,
+    column_estimate,
+    effective_length,
+)
 from megatron_ultralong.evaluation.results.pictures import loss_picture, retrieval_picture
 from megatron_ultralong.evaluation.results.result import Result, ScoreCell, perplexity
-from megatron_ultralong.evaluation.results.tables import counts, figure
+from megatron_ultralong.evaluation.results.tables import column_title, counts, figure
 
-Parts = tuple[tuple[table.Picture, ...], tuple[table.ReportTable, ...]]
-"""Pictures and tables of results of one benchmark; the pictures' names begin with one given."""
+Parts = tuple[Callable[[], tuple[table.Picture, ...]], tuple[table.ReportTable, ...]]
+"""What draws the pictures of one benchmark, and its tables; the pictures' names begin with one
+given."""
 
 
 def _loss(results: Sequence[Result], name: str) -> Parts:
-    drawn = table.picture(name, "Loss by position", results, partial(loss_picture, results))
-    return drawn, (_table(results),)
+    drawing = partial(loss_picture, results)
+    return partial(table.picture, name, "Loss by position", results, drawing), (_table(results),)
 
 
 def _table(results: Sequence[Result]) -> table.ReportTable:
@@ -32,11 +40,10 @@ def _table(results: Sequence[Result]) -> table.ReportTable:
             _cell(cell, stop > result.max_positions)
             for cell, result in zip(found, results, strict=True)
         ]
-        losses = [cell.score if cell else None for cell in found]
+        losses = [cell_estimate(cell) if cell else None for cell in found]
         label = table.Cell(f"{start:,} – {stop:,}")  # noqa: RUF001
-        rows.append((label, *table.with_best(cells, losses, 3, lower_is_better=True)))
+        rows.append((label, *table.with_best(cells, losses, lower_is_better=True)))
     means = [_mean(result.mean_loss()) for result in results]
-    what = "held-out" if longest.config["split"] == "valid" else "training"
     return table.ReportTable(
         header=(
             "positions",
@@ -45,9 +52,9 @@ def _table(results: Sequence[Result]) -> table.ReportTable:
         rows=tuple(rows),
         footer=((table.Cell("all"), *means), *_reference(results)),
         note=(
-            f"Nats per token over {longest.num_packed_rows} {what} rows of "
-            f"{longest.num_positions:,} tokens, ± one standard error from the spread between rows; "
-            "perplexity in brackets. Red: beyond the trained positions."
+            f"Nats per token over {longest.num_packed_rows} rows of {longest.num_positions:,} "
+            f"tokens (split '{longest.config['split']}'), ± one standard error from the spread "
+            "between rows; perplexity in brackets. Red: beyond the trained positions."
         ),
     )
 
@@ -76,19 +83,20 @@ def _reference(results: Sequence[Result]) -> tuple[tuple[table.Cell, ...], ...]:
 
 
 def _retrieval(results: Sequence[Result], name: str) -> Parts:
-    drawn = table.picture(name, results[0].kind.title, results, partial(retrieval_picture, results))
-    return drawn, (_retrieval_table(results),)
+    drawing = partial(retrieval_picture, results)
+    draw = partial(table.picture, name, results[0].kind.title, results, drawing)
+    return draw, (_retrieval_table(results),)
 
 
 def _retrieval_table(results: Sequence[Result]) -> table.ReportTable:
     rows = []
     for length in sorted({length for result in results for length in result.lengths}):
-        shares = [result.retrieved([length]) for result in results]
+        shares = [column_estimate(result, str(length)) for result in results]
         cells = [
             _retrieval_cell(result, length, share)
             for result, share in zip(results, shares, strict=True)
         ]
-        rows.append((table.Cell(f"{length:,} tokens"), *table.with_best(cells, shares, 0)))
+        rows.append((table.Cell(f"{length:,} tokens"), *table.with_best(cells, shares)))
     form, by = results[0].kind.form, " or ".join(sorted({one.config["by"] for one in results}))
     samples = " or ".join(dict.fromkeys(map(counts, results)))
     return table.ReportTable(
@@ -96,18 +104,19 @@ def _retrieval_table(results: Sequence[Result]) -> table.ReportTable:
         rows=tuple(rows),
         note=(
             f"Per cent of prompts whose whole answer is right, by {by}; {samples} prompts at every "
-            f"length and depth, {form}. In brackets: the worst depth. Red: beyond the trained "
-            "positions."
+            f"length and depth, {form}. In brackets: the 95 % interval (Wilson), and the worst "
+            "depth. Red: beyond the trained positions."
         ),
     )
 
 
-def _retrieval_cell(result: Result, length: int, share: float | None) -> table.Cell:
+def _retrieval_cell(result: Result, length: int, share: Estimate | None) -> table.Cell:
     if share is None:
         return table.NOTHING
     depths = [result.score(depth, str(length)) for depth in result.depths]
     worst = min(depth for depth in depths if depth is not None)
-    text = f"{figure(share)} % ({figure(worst)} %)"
+    interval = f"[{figure(share.low)}, {figure(share.high)}]"
+    text = f"{figure(share.value)} % {interval} ({figure(worst)} %)"
     return table.Cell(text, is_beyond=length > result.max_positions)
 
 
@@ -119,7 +128,9 @@ _PARTS: dict[str, Callable[[Sequence[Result], str], Parts]] = {
 """By what the rows of a result are."""
 
 
-def sections(measurements: Sequence[Measurement]) -> tuple[table.Section, ...]:
+def sections(
+    measurements: Sequence[Measurement], threshold: float = RULER_THRESHOLD
+) -> tuple[table.Section, ...]:
     """A section for every benchmark; several where its questions were not the same."""
     found: list[table.Section] = []
     for kind in dict.fromkeys(one.result.kind for one in measurements):
@@ -128,17 +139,24 @@ def sections(measurements: Sequence[Measurement]) -> tuple[table.Section, ...]:
         for number, group in enumerate(groups, 1):
             is_one = len(groups) == 1
             results = [dataclasses.replace(one.result, checkpoint=one.label) for one in group]
-            pictures, tables = _PARTS[kind.rows](
-                results, name if number == 1 else f"{name}-{number}"
-            )
+            draw, tables = _PARTS[kind.rows](results, name if number == 1 else f"{name}-{number}")
             found.append(
                 table.Section(
                     kind.title if is_one else f"{kind.title}, conditions {number} of {len(groups)}",
-                    *(pictures, tables, table.conditions_table(group), paper_table(group)),
+                    *(draw, tables, table.conditions_table(group), paper_table(group)),
                     remarks=() if is_one else (_other_conditions(groups, number),),
+                    effective={one.checkpoint: _effective(one, threshold) for one in results}
+                    if kind.columns == "lengths"
+                    else {},
                 )
             )
     return tuple(found)
+
+
+def _effective(result: Result, threshold: float) -> str:
+    columns = sorted(result.columns, key=lambda column: int(column.removesuffix("k")))
+    found = [(column_title(c), one) for c in columns if (one := column_estimate(result, c))]
+    return effective_length(found, threshold)
 
 
 def _groups(measurements: Sequence[Measurement]) -> list[list[Measurement]]:

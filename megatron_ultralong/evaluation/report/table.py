@@ -1,11 +1,14 @@
 """Tables and sections of the report, as the page and the terminal both show them."""
 
 import dataclasses
+import functools
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from megatron_ultralong.evaluation.options import RULER_THRESHOLD
 from megatron_ultralong.evaluation.report.measurement import Measurement, conditions
+from megatron_ultralong.evaluation.results.interval import Estimate
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.program.picture import drawing
 
@@ -51,24 +54,23 @@ def words(*texts: str) -> tuple[Cell, ...]:
 
 def with_best(
     cells: Sequence[Cell],
-    figures: Sequence[float | None],
-    digits: int,
+    estimates: Sequence[Estimate | None],
     *,
     lower_is_better: bool = False,
 ) -> tuple[Cell, ...]:
-    """A line whose best figures are marked: ``figures=[1, 3, None, 3]`` marks the second and last.
+    """A line whose best cells are marked: the best one and those that the noise does not set apart.
 
-    Figures count as they are shown, with ``digits`` after the point. Nothing is marked where all
-    are equal, or there is but one.
+    Nothing is marked where there is but one, or the samples set none apart from the best.
     """
-    shown = [None if figure is None else round(figure, digits) for figure in figures]
-    known = [figure for figure in shown if figure is not None]
-    if len(known) < 2 or min(known) == max(known):
+    known = [estimate for estimate in estimates if estimate]
+    if not known:
         return tuple(cells)
-    best = min(known) if lower_is_better else max(known)
+    best = (min if lower_is_better else max)(known, key=lambda one: one.value)
+    if not any(one.differs_from(best) for one in known):
+        return tuple(cells)
     return tuple(
-        dataclasses.replace(cell, is_best=figure == best)
-        for cell, figure in zip(cells, shown, strict=True)
+        dataclasses.replace(cell, is_best=one is not None and not one.differs_from(best))
+        for cell, one in zip(cells, estimates, strict=True)
     )
 
 
@@ -88,12 +90,19 @@ class Section:
     """Pictures and tables of one benchmark, the paper's figures, and all conditions."""
 
     title: str
-    pictures: tuple[Picture, ...]
+    draw: Callable[[], tuple[Picture, ...]]
     tables: tuple[ReportTable, ...]
     conditions: ReportTable
     paper: ReportTable | None = None
     """The paper's figures beside those that can be compared with them."""
     remarks: tuple[str, ...] = ()
+    effective: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Effective length by the label of the column; empty: the benchmark has no lengths."""
+
+    @functools.cached_property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Drawn once, and only for a page."""
+        return self.draw()
 
 
 def picture(
@@ -122,4 +131,28 @@ def conditions_table(measurements: Sequence[Measurement]) -> ReportTable:
         rows=tuple(rows),
         figures=(0, 0),
         title="Conditions",
+    )
+
+
+def effective_table(sections: Sequence[Section], threshold: float) -> ReportTable | None:
+    """Effective lengths: a line for each benchmark that has lengths, checkpoints side by side."""
+    found = [section for section in sections if section.effective]
+    labels = list(dict.fromkeys(label for section in found for label in section.effective))
+    if not labels:
+        return None
+    whose = " (RULER's threshold, of Llama-2-7B at 4K)" if threshold == RULER_THRESHOLD else ""
+    return ReportTable(
+        header=("benchmark", *labels),
+        rows=tuple(
+            words(section.title, *(section.effective.get(label, NOTHING.text) for label in labels))
+            for section in found
+        ),
+        title="Effective length",
+        note=(
+            f"The longest length up to which every score is above {threshold:g} of 100{whose}; "
+            "--threshold sets another. In brackets what the samples allow: the lengths up to which "
+            "the lower and the upper end of the 95 % interval are above it (Wilson; of partial "
+            "scores the bootstrap over samples; of means over tasks by the squares of the arms, "
+            "Zou and Donner 2008)."
+        ),
     )

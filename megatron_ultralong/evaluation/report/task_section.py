@@ -6,9 +6,14 @@ from typing import Any
 
 from megatron_ultralong.evaluation.report import table
 from megatron_ultralong.evaluation.results import pictures
+from megatron_ultralong.evaluation.results.interval import (
+    Estimate,
+    cell_estimate,
+    column_estimate,
+)
 from megatron_ultralong.evaluation.results.result import LOWER_IS_BETTER, Result
 from megatron_ultralong.evaluation.results.tables import column_title, counts
-from megatron_ultralong.program.picture import legend_name
+from megatron_ultralong.program.picture import legend_name, shown_name
 
 _MOST_NUMBERED_BARS = 40
 """Pictures with more bars than this carry no numbers above them."""
@@ -20,12 +25,14 @@ _LIMIT = "all"
 
 def task_parts(
     results: Sequence[Result], name: str
-) -> tuple[tuple[table.Picture, ...], tuple[table.ReportTable, ...]]:
-    """Pictures, whose names begin with ``name``, and tables of results on the same questions."""
+) -> tuple[Callable[[], tuple[table.Picture, ...]], tuple[table.ReportTable, ...]]:
+    """What draws pictures, whose names begin with ``name``, and tables of results on the same
+    questions.
+    """
     columns = _Columns(results)
     has_means = len(columns.names) > 1 and any(len(result.rows) > 1 for result in results)
     by_length = [_means(results, columns)] if has_means else []
-    return _pictures(results, columns, name), (*by_length, _by_task(results, columns))
+    return partial(_pictures, results, columns, name), (*by_length, _by_task(results, columns))
 
 
 class _Columns:
@@ -43,19 +50,24 @@ class _Columns:
         """The column of ``result`` that stands under ``name``."""
         return result.columns[0] if name == _LIMIT else name
 
-    def score(self, result: Result, task: str, name: str) -> float | None:
+    def score(self, result: Result, task: str, name: str) -> Estimate | None:
         """Score of a task in the column under ``name``; None where it was not asked."""
-        return result.score(task, self.of(result, name))
+        cell = result.cell(task, self.of(result, name))
+        return cell_estimate(cell) if cell else None
+
+    def mean(self, result: Result, name: str) -> Estimate | None:
+        """Mean of the tasks in the column under ``name``; None where none was asked."""
+        return column_estimate(result, self.of(result, name))
 
     def cells(
-        self, results: Sequence[Result], name: str, scores: Sequence[float | None]
+        self, results: Sequence[Result], name: str, texts: Sequence[str | None]
     ) -> list[table.Cell]:
-        """``scores`` of ``results`` in the column under ``name``, as a line shows them."""
+        """``texts`` for ``results`` in the column under ``name``, as a line shows them."""
         return [
-            table.NOTHING
-            if score is None
-            else table.Cell(f"{score:.1f}", is_beyond=result.is_beyond(self.of(result, name)))
-            for score, result in zip(scores, results, strict=True)
+            table.Cell(text, is_beyond=result.is_beyond(self.of(result, name)))
+            if text
+            else table.NOTHING
+            for text, result in zip(texts, results, strict=True)
         ]
 
 
@@ -83,25 +95,25 @@ def _means(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
 
 def _mean_cells(results: Sequence[Result], columns: _Columns, name: str) -> tuple[table.Cell, ...]:
     """Means of a column; marked only where they are of the same tasks."""
-    means = [result.mean(columns.of(result, name)) for result in results]
-    cells = columns.cells(results, name, means)
+    means = [columns.mean(result, name) for result in results]
+    cells = columns.cells(results, name, [str(mean) if mean else None for mean in means])
     asked = {
         frozenset(cell.row for cell in result.cells if cell.column == columns.of(result, name))
         for result, mean in zip(results, means, strict=True)
-        if mean is not None
+        if mean
     }
     if len(asked) > 1:
         return tuple(cells)
-    return table.with_best(cells, means, 1, lower_is_better=name in LOWER_IS_BETTER)
+    return table.with_best(cells, means, lower_is_better=name in LOWER_IS_BETTER)
 
 
 def _tasks_note(results: Sequence[Result]) -> str:
     numbers = [len(result.rows) for result in results]
     if len({frozenset(result.rows) for result in results}) == 1:
-        return f"Of {numbers[0]} tasks."
+        return f"Of {numbers[0]} tasks; in brackets the 95 % interval."
     return (
         f"Of different tasks, {', '.join(map(str, numbers))} of them: these means cannot be "
-        "compared, so none is highlighted."
+        "compared, so none is highlighted. In brackets: the 95 % interval."
     )
 
 
@@ -112,11 +124,12 @@ def _by_task(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
         metric = next(r.metrics[task] for r in results if task in r.metrics)
         for name in columns.names:
             scores = [columns.score(result, task, name) for result in results]
-            if all(score is None for score in scores):
+            if not any(scores):
                 continue
-            cells = columns.cells(results, name, scores)
+            texts = [f"{score.value:.1f}" if score else None for score in scores]
+            cells = columns.cells(results, name, texts)
             middle = () if is_one else (table.Cell(column_title(name)),)
-            best = table.with_best(cells, scores, 1, lower_is_better=name in LOWER_IS_BETTER)
+            best = table.with_best(cells, scores, lower_is_better=name in LOWER_IS_BETTER)
             rows.append((table.Cell(task), table.Cell(metric), *middle, *best))
     means = _mean_cells(results, columns, _LIMIT) if is_one and len(rows) > 1 else None
     labels = [
@@ -153,7 +166,7 @@ def _note(results: Sequence[Result], columns: _Columns) -> str:
 
 def _pictures(results: Sequence[Result], columns: _Columns, name: str) -> tuple[table.Picture, ...]:
     """Means by length where there are several lengths; else bars, one picture for a score."""
-    title = results[0].kind.title
+    title = shown_name(results[0].kind.title)
     is_single = len(columns.names) == 1
     if columns.are_lengths and not is_single:
         draw = partial(_draw_lines, title, results, columns.names)
@@ -173,9 +186,11 @@ def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], f
     for k, result in enumerate(results):
         colour, dashes = pictures.line_style(k)
         name = legend_name(result.checkpoint)
-        means = {x: mean for x, c in enumerate(columns) if (mean := result.mean(c)) is not None}
+        means = {x: m for x, c in enumerate(columns) if (m := column_estimate(result, c))}
+        low, high = ([getattr(mean, end) for mean in means.values()] for end in ("low", "high"))
+        axes.fill_between([*means], low, high, color=colour, alpha=pictures.BAND, linewidth=0)
         axes.plot(
-            *([*means], [*means.values()]),
+            *([*means], [mean.value for mean in means.values()]),
             color=colour,
             linestyle=dashes,
             linewidth=2.0,
@@ -183,18 +198,19 @@ def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], f
         )
         for x, mean in means.items():
             axes.plot(
-                *(x, mean, "o"),
+                *(x, mean.value, "o"),
                 markersize=6,
                 color=colour,
                 markerfacecolor="white" if result.is_beyond(columns[x]) else colour,
                 clip_on=False,
                 zorder=3,
             )
+    pictures.name_band(axes, "95 % interval of the mean")
     axes.set_ylim(0, 104)
     axes.set_xticks(range(len(columns)), [column_title(column) for column in columns])
     axes.set_xlim(-0.4, len(columns) - 0.6)
-    axes.set_ylabel("mean score of 100", fontsize=10, color=pictures.INK)
-    axes.set_xlabel("length", fontsize=10, color=pictures.INK)
+    axes.set_ylabel("mean score (of 100)", fontsize=10, color=pictures.INK)
+    axes.set_xlabel(pictures.length_unit(columns), fontsize=10, color=pictures.INK)
     if any(result.is_beyond(column) for result in results for column in columns):
         title += "; open marks: beyond the trained positions"
     _finish(figure, axes, title, file)
@@ -212,7 +228,7 @@ def _draw_bars(
     height = 0.8 / len(results)
     for k, result in enumerate(results):
         found = [(y, columns.score(result, task, column)) for y, task in enumerate(tasks)]
-        known = [(y, score) for y, score in found if score is not None]
+        known = [(y, score.value) for y, score in found if score]
         drawn = axes.barh(
             [y - 0.4 + (k + 0.5) * height for y, _ in known],
             [score for _, score in known],
@@ -225,22 +241,15 @@ def _draw_bars(
     is_loss = column in LOWER_IS_BETTER
     if not is_loss:
         axes.set_xlim(0, 106)
-    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_yticks(range(len(tasks)), [*map(shown_name, tasks)])
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     axes.set_xlabel(
-        "nats per token" if is_loss else "score of 100", fontsize=10, color=pictures.INK
+        "loss (nats per token)" if is_loss else "score (of 100)", fontsize=10, color=pictures.INK
     )
     _finish(figure, axes, title, file)
 
 
 def _finish(figure: Any, axes: Any, title: str, file: Any) -> None:
-    pictures.set_title(axes, title, pad=10, fontsize=12)
-    labels = axes.get_legend_handles_labels()[1]
-    figure.legend(
-        loc="outside lower left",
-        fontsize=9,
-        frameon=False,
-        labelcolor=pictures.INK,
-        ncols=2 if max(map(len, labels)) < 50 else 1,
-    )
+    pictures.set_title(axes, title)
+    pictures.add_legend(figure, axes)
     pictures.save(figure, file)

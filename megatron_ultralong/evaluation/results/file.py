@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from megatron_ultralong.evaluation.results import result
+from megatron_ultralong.evaluation.results.cell import is_close
 from megatron_ultralong.program import json_file
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import shown
 
 Values = Mapping[str, Any]
 
@@ -88,20 +89,25 @@ def _score_cell(cell: Values) -> dict[str, Any]:
 
 FORMAT_VERSION = 2
 """1 had a type each for losses, retrieval and tasks."""
-_BEGINNING = re.compile(rb'\s*\{\s*"kind":\s*"(\w+)",\s*"format_version":\s*(\d{1,9})\b')
-_RESULTS = TypeAdapter(tuple[result.Result, ...], config=ConfigDict(defer_build=True))
+_RESULTS = TypeAdapter(
+    tuple[result.Result, ...], config=ConfigDict(defer_build=True, extra="forbid")
+)
 _MAX_BYTES = 64 * 2**20
 """Of a result: one of every task at every length has less than 1 MB."""
+_MARKS = (b'"format_version"', b'"cells"')
+"""Of files that are damaged so far that they are no JSON."""
+FIX = "evaluate again, or restore the file"
 
 
 def write_results(path: Path, results: Sequence[result.Result]) -> None:
     """Write results of one benchmark, with the means of their columns."""
     (kind,) = {one.kind.name for one in results}
-    entries = [
-        {**to_jsonable_python(one), "means": {c: one.mean(c) for c in one.columns}}
-        for one in results
-    ]
+    entries = [{**to_jsonable_python(one), "means": _means(one)} for one in results]
     write_json(path, kind, {"results": entries})
+
+
+def _means(one: result.Result) -> dict[str, float | None]:
+    return {column: one.mean(column) for column in one.columns}
 
 
 def write_json(path: Path, kind: str, values: Mapping[str, Any]) -> None:
@@ -112,63 +118,119 @@ def write_json(path: Path, kind: str, values: Mapping[str, Any]) -> None:
     write_aside(path, text + "\n")
 
 
-def beginning_of(path: str | Path) -> tuple[str, int] | None:
-    """Kind and format version that a file of :func:`write_json` states; None for other JSON.
+def claimed_kind(path: Path) -> tuple[str, bool] | None:
+    """The kind of a JSON file of :func:`write_json`, and whether it is one of results; or None.
 
-    Its beginning is read alone: files of a checkpoint may be large.
+    Keys may stand in any order, and some be damaged: what was meant as results is not taken for
+    something else.
 
     Raises:
-        InputError: no such file, or one that is neither.
+        InputError: it cannot be read, or is not JSON.
     """
-    path = _existing(path)
     try:
-        with path.open("rb") as file:
-            found = _BEGINNING.match(file.read(200))
-        if found:
-            return found.group(1).decode(), int(found.group(2))
-        json_file.read_json_value(path, max_bytes=_MAX_BYTES)
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror})") from error
-    except InputError as error:
-        raise InputError(f"{path} is damaged ({error}): evaluate again, or remove it") from error
-    return None
-
-
-def holds_results(kind: str, version: int) -> bool:
-    """Whether a file of this kind and version is one of results: from format 2 on of any kind."""
-    return kind in result.KINDS or (version == FORMAT_VERSION and kind != "report")
+        values = json_file.read_json_value(path, max_bytes=_MAX_BYTES, hint=FIX)
+    except InputError:
+        if path.is_file() and any(mark in path.read_bytes()[:_MAX_BYTES] for mark in _MARKS):
+            return "", True
+        raise
+    if not isinstance(values, dict):
+        return None
+    kind, results = str(values.get("kind")), values.get("results")
+    if kind == "report" and "title" in values:
+        return kind, False
+    entries = results if isinstance(results, list) else []
+    has_cells = any(isinstance(one, dict) and "cells" in one for one in entries)
+    parts = ({"format_version"}, {"results", "cells", "checkpoints"})
+    num_parts = (kind in result.KINDS) + sum(bool(part & {*values}) for part in parts)
+    if has_cells or num_parts > 1:
+        return kind, True
+    return (kind, False) if {"kind", "format_version"} <= {*values} else None
 
 
 def read_results(path: str | Path, kind: str = "") -> tuple[result.Result, ...]:
     """What :func:`write_results` wrote, now or in format 1; of ``kind`` where one is named.
 
+    Everything is checked: types, ranges, that there are no other keys, that figures do not
+    contradict each other.
+
     Raises:
-        InputError: no such file, a damaged one, or one of another kind or version.
+        InputError: no such file, a damaged one, or one of another kind or version; the message
+            names the file, the field, what stands there and the rule.
     """
-    path = _existing(path)
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: name a file that `ultralong evaluate` wrote")
+    values = json_file.read_json(path, max_bytes=_MAX_BYTES, hint=FIX)
     try:
-        values = json_file.read_json(path, max_bytes=_MAX_BYTES)
-        found, version = values.pop("kind"), values.pop("format_version")
-    except (InputError, KeyError) as error:
-        raise _damaged(path, repr(error.__cause__ or error)) from error
-    kind = kind or found
-    if found != kind or version not in (1, FORMAT_VERSION) or not holds_results(kind, version):
+        found, version = values.string("kind"), values.integer("format_version")
+        entries = values.array("results") if version == FORMAT_VERSION else []
+    except InputError as error:
+        raise InputError(f"{error}: {FIX}") from error
+    if version not in (1, FORMAT_VERSION) or (version == 1 and found not in result.KINDS):
         raise InputError(
-            f"{path} holds '{found}' of format_version {version}, not '{kind}' of "
-            f"format_version {FORMAT_VERSION}: name another file, or evaluate again"
+            f"{path} holds '{found}' of format_version {version}, this version reads "
+            f"{FORMAT_VERSION} and of {', '.join(result.KINDS)} 1: {FIX}"
         )
+    if kind and found != kind:
+        raise InputError(f"{path} holds '{found}', not '{kind}': name another file")
+    if version == 1:
+        return _validated(path, _format_1(path, found, values), found)
+    if others := {*values} - {"kind", "format_version", "results"}:
+        raise InputError(f"{path}: key {min(others)} is not known: {FIX}")
+    stated = [one.pop("means", None) if isinstance(one, dict) else None for one in entries]
+    results = _validated(path, entries, found)
+    for k, (one, means) in enumerate(zip(results, stated, strict=True)):
+        _check_means(f"{path}: results.{k}.means", one, means)
+    return results
+
+
+def _format_1(path: Path, kind: str, values: Values) -> list[dict[str, Any]]:
     try:
-        entries = _upgraded(kind, values) if version == 1 else values["results"]
+        return _upgraded(kind, values)
+    except KeyError as error:
+        raise InputError(f"{path}: key {error} of format_version 1 is missing: {FIX}") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{path}: not a file of format_version 1 ({error}): {FIX}") from error
+
+
+def _validated(path: Path, entries: Any, kind: str) -> tuple[result.Result, ...]:
+    try:
         results = _RESULTS.validate_json(json.dumps(entries), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise _damaged(path, f"{place}: {first['msg']}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise _damaged(path, repr(error)) from error
-    if {one.kind.name for one in results} != {kind}:
-        raise _damaged(path, f"it holds no result of '{kind}', or others too")
+        place = ".".join(("results", *map(str, first["loc"])))
+        text = f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}"
+        if not isinstance(first["input"], dict | list):
+            text += f", not {shown(first['input'])}"
+        raise InputError(f"{text}: {FIX}") from error
+    for k, one in enumerate(results):
+        if one.kind.name != kind:
+            raise InputError(
+                f"{path}: results.{k}.kind.name is {one.kind.name!r}, the file's kind is {kind!r}: "
+                f"{FIX}"
+            )
+    if not results:
+        raise InputError(f"{path}: results is empty, it must hold one for a checkpoint: {FIX}")
     return results
+
+
+def _check_means(where: str, one: result.Result, means: Any) -> None:
+    expected = _means(one)
+    if means is None:
+        return
+    if not isinstance(means, dict) or {*means} != {*expected}:
+        raise InputError(f"{where} must be of the columns {', '.join(expected)}: {FIX}")
+    for column, mean in expected.items():
+        stated = means[column]
+        is_same = (
+            stated == mean
+            if mean is None
+            else (isinstance(stated, int | float) and is_close(stated, mean))
+        )
+        if not is_same:
+            raise InputError(
+                f"{where}.{column} is {shown(stated)}, the mean of its cells is {mean}: {FIX}"
+            )
 
 
 def read_result(path: str | Path, kind: str = "") -> result.Result:
@@ -191,14 +253,3 @@ def file_sha256(path: Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     return f"sha256 {digest.hexdigest()}"
-
-
-def _damaged(path: Path, reason: str) -> InputError:
-    return InputError(f"{path} is damaged ({reason}): evaluate again")
-
-
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: name a file that `ultralong evaluate` wrote")
-    return path

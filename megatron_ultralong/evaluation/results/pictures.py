@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from megatron_ultralong.evaluation.results.interval import cell_estimate
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.results.tables import column_title, token_count
-from megatron_ultralong.program.picture import legend_name, new_figure
+from megatron_ultralong.program.aside import whole
+from megatron_ultralong.program.picture import drawing, legend_name, new_figure, shown_name
 
 LINE_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
 _DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
 INK, FAINT, SHADE = "#1f2937", "#9ca3af", "#f3f4f6"
 NOT_MEASURED = "#d1d5db"
+BAND = 0.15
+"""Opacity of the band of an interval."""
 MOST_LABELLED_CELLS = 150
 """Maps with more cells than this carry no numbers in them."""
 _MAPS_IN_A_ROW = 3
@@ -47,14 +50,54 @@ def _finish_axes(axes: Any, grid: str = "y") -> None:
     axes.grid(axis=grid, color="#e5e7eb", linewidth=0.8)
 
 
-def set_title(axes: Any, text: str, *, pad: int, fontsize: int = 11) -> None:
-    """A title at the left, ``pad`` points above."""
-    axes.set_title(text, fontsize=fontsize, fontweight="bold", color=INK, loc="left", pad=pad)
+def set_title(axes: Any, text: str, *, width: float = 0.0, pad: int = 12) -> None:
+    """A title at the left of a figure; of one of several axes that are ``width`` inches wide, a
+    smaller one ``pad`` points above.
+    """
+    figure, size = axes.figure, 11 if width else 12
+    points = 72 * (width or figure.get_figwidth())
+    text = textwrap.fill(text, width=int(points / (0.68 * size)))
+    if width:
+        axes.set_title(text, fontsize=size, fontweight="bold", color=INK, loc="left", pad=pad)
+    else:
+        figure.suptitle(text, fontsize=size, fontweight="bold", color=INK, x=0.01, ha="left")
+
+
+def add_legend(figure: Figure, axes: Any) -> None:
+    """What lines, bars and bands are, below the axes."""
+    labels = axes.get_legend_handles_labels()[1]
+    figure.legend(
+        loc="outside lower left",
+        fontsize=9,
+        frameon=False,
+        labelcolor=INK,
+        ncols=2 if max(map(len, labels)) < 52 else 1,
+    )
 
 
 def save(figure: Figure, path: Path | BinaryIO) -> None:
     """Write a figure as PNG."""
     figure.savefig(path, format="png", facecolor="white")
+
+
+def name_band(axes: Any, text: str) -> None:
+    """Say in the legend what bands are."""
+    axes.fill_between([], [], [], color=FAINT, alpha=0.4, linewidth=0, label=f"band: {text}")
+
+
+def length_unit(columns: Sequence[str]) -> str:
+    """The axis of columns that are lengths; those of LV-Eval, ``16k``, are of words."""
+    return "length (words)" if any("k" in column for column in columns) else "length (tokens)"
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Draw results of one benchmark beside their file, which is final; a warning if it fails."""
+    with drawing(path.name), whole(path) as aside:
+        rows = results[0].kind.rows
+        if rows == "tasks":
+            task_picture(results[0], aside)
+        else:
+            (loss_picture if rows == "positions" else retrieval_picture)(results, aside)
 
 
 def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
@@ -67,8 +110,11 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     if base.max_positions < seq_length:
         axes.axvspan(base.max_positions, seq_length, color=SHADE, zorder=0)
         axes.axvline(base.max_positions, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
-        text = f" trained context of {base.checkpoint}: {base.max_positions:,}"
-        _text_above(axes, base.max_positions, text, 4, fontsize=9)
+        name = shown_name(base.checkpoint, 30, lines=1)
+        text = f" trained context of {name}: {base.max_positions:,} "
+        first, last = axes.get_xlim()
+        side = "left" if base.max_positions**2 < first * last else "right"
+        _text_above(axes, base.max_positions, text, 4, fontsize=9, ha=side)
     reference = base.mean_loss(0, base.max_positions)
     if reference is not None:
         axes.axhline(
@@ -83,25 +129,26 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
             axes.axvline(
                 result.max_positions, color=line_style(k)[0], linewidth=1.0, linestyle=(0, (1, 2))
             )
+    name_band(axes, "95 % interval, 1.96 standard errors over rows")
     axes.set_ylabel("loss (nats per token)", fontsize=10, color=INK)
     axes.set_xlabel("position in the row (tokens of context)", fontsize=10, color=INK)
     title = f"Loss by position, {longest.num_packed_rows} rows of {seq_length:,} tokens"
-    set_title(axes, title, pad=22, fontsize=12)
-    axes.legend(fontsize=9, frameon=False, labelcolor=INK)
+    set_title(axes, title)
+    add_legend(figure, axes)
     save(figure, path)
 
 
 def _loss_line(axes: Any, result: Result, colour: str, dashes: Any) -> None:
-    """Mean and two standard errors at the geometric centre of every bin."""
+    """Mean and its interval at the geometric centre of every bin."""
     known = [(place, cell) for place in result.bins if (cell := result.loss(place))]
     centres = [math.sqrt(max(start, stop / 2) * stop) for (start, stop), _ in known]
-    losses = np.asarray([cell.score for _, cell in known])
-    margins = np.asarray([2 * (cell.error or 0.0) for _, cell in known])
-    band = (losses - margins, losses + margins)
-    axes.fill_between(centres, *band, color=colour, alpha=0.15, linewidth=0)
+    found = [estimate for _, cell in known if (estimate := cell_estimate(cell))]
+    ends = zip(*((one.low, one.high) if math.isfinite(one.low) else (one.value,) * 2
+                 for one in found), strict=True)  # fmt: skip
+    axes.fill_between(centres, *ends, color=colour, alpha=BAND, linewidth=0)
     axes.plot(
         centres,
-        losses,
+        [one.value for one in found],
         color=colour,
         linestyle=dashes,
         linewidth=2.0,
@@ -148,8 +195,7 @@ def retrieval_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("depth of the key (%)", fontsize=10, color=INK)
-    bar = _colour_bar(figure, images[0], list(grid.flat))
-    bar.set_ticks([0, 50, 100], labels=["0 %", "50 %", "100 %"])
+    _colour_bar(figure, images[0], list(grid.flat), "prompts retrieved (%)")
     save(figure, path)
 
 
@@ -176,10 +222,8 @@ def _retrieval_map(
     axes.set_xlabel("context length (tokens)", fontsize=10, color=INK)
     set_title(
         axes,
-        textwrap.fill(
-            f"{result.checkpoint}: trained for {result.max_positions:,} positions",
-            width=max(int(10.5 * width), 30),
-        ),
+        f"{shown_name(result.checkpoint, lines=1)}: trained for {result.max_positions:,} positions",
+        width=width,
         pad=32 if shortest.max_positions < result.max_positions < lengths[-1] else 20,
     )
     height = 4
@@ -203,16 +247,20 @@ def task_picture(result: Result, path: Path | BinaryIO) -> None:
     image = _score_map(axes, scores, "#e5e7eb", digits=1)
     axes.spines[:].set_visible(False)
     axes.tick_params(labelsize=9, length=0, labelcolor=INK)
-    axes.set_xticks([k + 0.5 for k in range(len(columns))], [*map(column_title, columns)])
-    axes.set_yticks([k + 0.5 for k in range(len(scores))], [*tasks, "mean"])
+    axes.set_xticks(
+        [k + 0.5 for k in range(len(columns))], [shown_name(column_title(c), 20) for c in columns]
+    )
+    axes.set_yticks([k + 0.5 for k in range(len(scores))], [*map(shown_name, tasks), "mean"])
     axes.axhline(len(tasks), color=INK, linewidth=1.5)
-    title = f"{result.kind.title} of {result.checkpoint}"
+    if result.kind.columns != "scores":
+        axes.set_xlabel(length_unit(columns), fontsize=10, color=INK)
+    title = f"{shown_name(result.kind.title)} of {shown_name(result.checkpoint, lines=1)}"
     inside = sum(not result.is_beyond(column) for column in columns)
     if 0 < inside < len(columns):
         axes.axvline(inside, color="black", linewidth=2.5)
         title += f"; line: trained for {result.max_positions:,} positions"
-    set_title(axes, title, pad=12)
-    _colour_bar(figure, image, axes)
+    set_title(axes, title)
+    _colour_bar(figure, image, axes, "score (of 100)")
     save(figure, path)
 
 
@@ -247,11 +295,11 @@ def _score_map(
     return image
 
 
-def _colour_bar(figure: Figure, image: Any, axes: Any) -> Any:
+def _colour_bar(figure: Figure, image: Any, axes: Any, label: str) -> None:
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, aspect=30)
     bar.ax.tick_params(labelsize=8, length=0, labelcolor=INK)
+    bar.set_label(label, fontsize=9, color=INK)
     bar.outline.set_visible(False)
-    return bar
 
 
 def _context_line(

@@ -1,16 +1,24 @@
 """A result: scores of one checkpoint on one benchmark, by row and column, and their conditions."""
 
+import collections
 import dataclasses
 import datetime
 import functools
 import importlib.metadata
 import math
 import platform
-import statistics
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from pydantic_core import to_jsonable_python
+
+from megatron_ultralong.evaluation.results.cell import LOSS as LOSS
+from megatron_ultralong.evaluation.results.cell import LOWER_IS_BETTER as LOWER_IS_BETTER
+from megatron_ultralong.evaluation.results.cell import Count, Name, Number, Text, is_close
+from megatron_ultralong.evaluation.results.cell import ScoreCell as ScoreCell
+from megatron_ultralong.evaluation.results.cell import mean_cell as mean_cell
+from megatron_ultralong.evaluation.results.cell import perplexity as perplexity
 
 _PACKAGES = ("megatron-core", "torch", "transformers", "tokenizers", "numpy", "matplotlib")
 
@@ -37,40 +45,36 @@ def now() -> str:
 class ModelRecord:
     """Which weights, and how they were run."""
 
-    folder: str
+    folder: Text
     """As it was given."""
-    engine: str
+    engine: Name
     """``megatron`` or ``transformers``."""
-    precision: str
+    precision: Name
     """Of weights and activations: ``bf16`` or ``fp32``."""
-    weights: str
+    weights: Name
     """Hash of the names, sizes and times of the weights' files: tells checkpoints of one name from
     each other."""
-    num_parameters: int
+    num_parameters: Number
     """Weights of the whole model."""
-
-
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
-"""Columns whose scores are better when lower, and not of 100."""
-_ROUNDING = 1e-6
-LOSS = "loss"
-"""The column of a loss by position."""
+    digest: Text = dataclasses.field(default="", compare=False)
+    """Hash of what the weights' files hold and of the model's configuration: the same for copies;
+    empty: not known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """A benchmark, and how its rows and columns are to be read."""
 
-    name: str
+    name: Name
     """Of its verb, its files and its journal."""
-    title: str
+    title: Name
     rows: Literal["tasks", "depths", "positions"] = "tasks"
     """What a row is: a task by its name; a depth in per cent of the text, ``33.3``; or positions
     ``start <= i < stop`` of a row of tokens, ``512-1024``."""
     columns: Literal["lengths", "limit", "scores"] = "scores"
-    """What a column is: a length; the limit at which prompts are cut, one for a checkpoint; or
-    another score of the same samples."""
-    form: str = ""
+    """What a column is: a length, ``4096`` tokens or ``16k`` words; the limit at which prompts are
+    cut, one for a checkpoint; or another score of the same samples."""
+    form: Text = ""
     """Of the prompts, beside every figure."""
 
 
@@ -90,29 +94,7 @@ KINDS = {
 """The verbs' own, in the order in which a report shows them. Files state theirs in full."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ScoreCell:
-    """Samples of one row and column."""
-
-    row: str
-    column: str
-    num_samples: int
-    score: float | None
-    """Mean over the samples: 0 to 100, or of a loss nats per token; None where there is none."""
-    error: float | None = None
-    """One standard error of the mean, from the spread of the samples; None: not known."""
-    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Others of the same samples, such as ``num_prompt_tokens`` (their mean), ``num_truncated``
-    (prompts from whose text the middle was left out) and ``token_accuracy``."""
-
-
-def mean_cell(
-    row: str, column: str, shares: Sequence[float], figures: Mapping[str, float] | None = None
-) -> ScoreCell:
-    """The cell of samples with scores of 0 to 1: ``[1, 0, 1]`` are 66.7, with an error of 33.3."""
-    num = len(shares)
-    error = 100 * statistics.stdev(shares) / math.sqrt(num) if num > 1 else None
-    return ScoreCell(row, column, num, 100 * sum(shares) / num, error, figures or {})
+_LENGTH = re.compile(r"[1-9][0-9]{0,14}k?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,47 +104,76 @@ class Result:
     kind: Kind
     config: Mapping[str, Any]
     """The flags, as plain values."""
-    checkpoint: str
-    max_positions: int
+    checkpoint: Name
+    max_positions: Number
     """Positions the checkpoint was trained for."""
     cells: tuple[ScoreCell, ...]
-    metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[Name, Name] = dataclasses.field(default_factory=dict)
     """Metric of every row, where rows are tasks."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Text, ...] = ()
     """Conditions that a reader has to know."""
-    material: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    material: Mapping[Name, Text] = dataclasses.field(default_factory=dict)
     """What the samples were made of, files by their SHA-256."""
-    num_packed_rows: int = 0
+    num_packed_rows: Count = 0
     """Rows of tokens that a loss by position was measured on."""
-    date: str = dataclasses.field(default_factory=now)
-    versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
+    date: Name = dataclasses.field(default_factory=now)
+    versions: Mapping[Name, Name] = dataclasses.field(default_factory=versions)
     model: ModelRecord | None = None
     """None: measured before results stated it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where rows, columns and flags are not what the kind says."""
-        kind = self.kind.rows
         if not self.cells:
-            raise ValueError("a result has at least one cell")
+            raise ValueError("cells is empty: a result has at least one cell")
         if len(self._places) < len(self.cells):
-            raise ValueError("two cells of one row and column")
-        if kind != "positions" and any(c.num_samples < 1 or c.score is None for c in self.cells):
-            raise ValueError("a cell without samples or score")
-        shares = [c.score for c in self.cells if c.score and c.column not in LOWER_IS_BETTER]
-        if not all(0 <= share < 100 + _ROUNDING for share in shares):
-            raise ValueError(f"scores from {min(shares):g} to {max(shares):g}, not from 0 to 100")
-        if kind == "tasks" and (missing := set(self.rows) - set(self.metrics)):
+            places = collections.Counter((cell.row, cell.column) for cell in self.cells)
+            (row, column), _ = places.most_common(1)[0]
+            raise ValueError(f"two cells of one row and column, {row!r} and {column!r}")
+        datetime.datetime.fromisoformat(self.date)
+        if self.kind.columns != "scores":
+            for column in self.columns:
+                if not _LENGTH.fullmatch(column):
+                    raise ValueError(f"column {column!r} is not a length such as 4096 or 16k")
+        {"tasks": self._check_tasks, "depths": self._check_depths}.get(
+            self.kind.rows, self._check_positions
+        )()
+
+    def _check_flag(self, flag: str, *values: str) -> None:
+        if self.config.get(flag) not in values:
+            raise ValueError(
+                f"flag '{flag}' is {self.config.get(flag)!r}, not {' or '.join(values)}"
+            )
+
+    def _check_tasks(self) -> None:
+        if missing := set(self.rows) - set(self.metrics):
             raise ValueError(f"no metric of {sorted(missing)}")
-        flag = {"positions": "split", "depths": "by"}.get(kind)
-        if flag and not isinstance(self.config.get(flag), str):
-            raise ValueError(f"no flag '{flag}'")
-        if kind == "positions" and [*self.rows] != [position_row(*place) for place in self.bins]:
-            raise ValueError(f"rows {self.rows} are no positions")
-        if kind == "depths":
-            if not all(0 <= float(row) <= 100 for row in self.rows):
-                raise ValueError(f"rows {self.rows} are no depths in per cent")
-            if {*self.columns} != {*map(str, self.lengths)}:
-                raise ValueError(f"columns {self.columns} are no lengths")
+        self._check_scored()
+
+    def _check_scored(self) -> None:
+        if empty := [cell for cell in self.cells if cell.score is None]:
+            raise ValueError(f"no score of {empty[0].row!r}, {empty[0].column!r}")
+
+    def _check_depths(self) -> None:
+        self._check_flag("by", "argmax", "decoding")
+        self._check_scored()
+        for cell in self.cells:
+            depth, hits = float(cell.row), cell.num_samples * (cell.score or 0) / 100
+            if not 0 <= depth <= 100 or cell.row != depth_row(depth):
+                raise ValueError(f"row {cell.row!r} is not a depth in per cent")
+            if not is_close(hits, round(hits)):
+                raise ValueError(f"{cell.score:g} % of {cell.num_samples} prompts is {hits:g} hits")
+
+    def _check_positions(self) -> None:
+        self._check_flag("split", "valid", "train")
+        if self.num_packed_rows < 1:
+            raise ValueError(f"num_packed_rows is {self.num_packed_rows}, not at least 1")
+        end = 0
+        for row, (start, stop) in zip(self.rows, self.bins, strict=True):
+            if row != position_row(start, stop) or start < end:
+                raise ValueError(f"row {row!r} is not of positions from {end} on")
+            end = stop
+        if {*self.columns} != {LOSS}:
+            raise ValueError(f"columns {self.columns} are not '{LOSS}'")
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -255,11 +266,6 @@ class Result:
         """The loss at positions ``start <= i < stop``; None where no prediction counts."""
         cell = self.cell(position_row(*place), LOSS)
         return None if cell is None or cell.score is None else cell
-
-
-def perplexity(loss: float) -> float:
-    """``exp(loss)``; infinite where that is beyond a float."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def positions(row: str) -> tuple[int, int]:
