@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from gguf import GGUFReader
+from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from megatron_ultralong.checkpoint.convert.report import inspect
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
 from megatron_ultralong.checkpoint.logits.transformers_model import shape_values
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig, InspectConfig
+from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.model.families import ARCHITECTURES, FAMILIES
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.program.errors import InputError
+from tests.families.shapes import write
 from tests.models import write_tokenizer
 
 # Of the published weights, tied ones counted once.
@@ -135,3 +145,44 @@ def test_stop_tokens_of_the_family_end_what_no_file_ends(tmp_path: Path, family:
     assert tokenizer.turns in family.turns
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
     assert PromptTokenizer(tmp_path).stop_ids() == {7}
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "llama"])
+def test_gguf_has_the_names_of_its_architecture(tmp_path: Path, family: str) -> None:
+    """llama.cpp reads such a file (``tools/compare_gguf.py``), and no divisors of frequencies."""
+    write(tmp_path / "hf", family, "plain", num_hidden_layers=1)
+    import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "base"))
+    export_checkpoint(ExportConfig(tmp_path / "base", tmp_path / "gguf", format="gguf"))
+    reader = GGUFReader(tmp_path / "gguf" / "model.gguf")
+    gguf = FAMILIES[family].gguf
+    assert reader.fields["general.architecture"].contents() == gguf
+    names = {tensor.name for tensor in reader.tensors}
+    known = MODEL_TENSORS[next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == gguf)]
+    templates = {TENSOR_NAMES[each].format(bid=0) for each in known}
+    assert {name.rpartition(".")[0] for name in names} <= templates
+    hf = load_file(tmp_path / "hf" / "model.safetensors")
+    assert len(names) == len(hf)
+    if gguf == "llama":
+        return
+    key = next(tensor for tensor in reader.tensors if tensor.name == "blk.0.attn_k.weight")
+    assert np.array_equal(key.data, hf["model.layers.0.self_attn.k_proj.weight"].numpy())
+
+    rope = RopeConfig("yarn", 4.0, 64)
+    import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "scaled", rope=rope))
+    with pytest.raises(InputError, match=f"no such rotary embedding for {gguf} .*--ramp dimens"):
+        export_checkpoint(ExportConfig(tmp_path / "scaled", tmp_path / "no", format="gguf"))
+
+
+def test_meta_s_format_is_llama_s(tmp_path: Path) -> None:
+    write(tmp_path / "hf", "qwen3", "plain", num_hidden_layers=1)
+    import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "base"))
+    with pytest.raises(InputError, match=r"for Llama models, and this is Qwen3 \(dense\)"):
+        export_checkpoint(ExportConfig(tmp_path / "base", tmp_path / "no", format="meta"))
+
+
+def test_inspect_names_the_family(tmp_path: Path) -> None:
+    write(tmp_path / "hf", "qwen2", "plain", num_hidden_layers=1)
+    assert inspect(InspectConfig(tmp_path / "hf", json=True))["family"] == "Qwen2.5"
+    lone = tmp_path / "config.json"
+    shutil.copy(tmp_path / "hf" / "config.json", lone)
+    assert inspect(InspectConfig(lone, json=True))["family"] == "Qwen2.5"
