@@ -99,15 +99,15 @@ def _around(
     if template == "base":
         return np.asarray(tokenizer.begin_ids, np.int64), np.zeros(0, np.int64)
     marks = tokenizer.turns
-    before = [part for role, text in messages for part in marks.turn(role, text)]
+    turns = [part for role, text in messages for part in marks.turn(role, text)]
     before, after = (
-        prompt_tokenizer.with_marks(parts, marks)
+        tokenizer.encode_parts(prompt_tokenizer.with_marks(parts, marks))
         for parts in (
-            [marks.begin, *before, *marks.before["user"][:-1]],  # its last is before the text
+            [marks.begin, *turns, *marks.before["user"][:-1]],  # its last is before the text
             [*marks.after["user"], *marks.before["assistant"]],
         )
     )
-    return tokenizer.encode_parts(before), tokenizer.encode_parts(after)
+    return before, after
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,12 @@ class Turns(NamedTuple):
     """What stands behind it; of the assistant the first mark is what ends an answer."""
     marks: tuple[str, ...]
     """All special tokens of it."""
+    template: str = ""
+    """What ``--chat-template`` calls it, where this table says all of it."""
+    default_system: str = ""
+    """Content of a system turn that begins a conversation without one."""
+    before_last: str = ""
+    """Text before the content of the assistant's last turn."""
 
     def turn(self, role: str, content: str) -> tuple[str, ...]:
         """The parts of a turn."""
@@ -92,10 +98,9 @@ class Family:
         return QK_NORMS[0] in self.layer
 
 
-CHATML = Turns(
-    "",
-    {role: ("<|im_start|>", f"{role}\n") for role in ("system", "user", "assistant")},
-    dict.fromkeys(("system", "user", "assistant"), ("<|im_end|>", "\n")),
-    ("<|im_start|>", "<|im_end|>"),
-)
-"""Of Qwen and many others."""
+def chatml(template: str, default_system: str = "", before_last: str = "") -> Turns:
+    """Turns in ``<|im_start|>`` and ``<|im_end|>``, those of Qwen and many others."""
+    roles, start, end = ("system", "user", "assistant"), "<|im_start|>", "<|im_end|>"
+    before = {role: (start, f"{role}\n") for role in roles}
+    after = dict.fromkeys(roles, (end, "\n"))
+    return Turns("", before, after, (start, end), template, default_system, before_last)

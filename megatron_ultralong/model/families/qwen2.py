@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ultralong.model.families.family import CHATML, QKV_BIAS, Family, layer_with
+from megatron_ultralong.model.families.family import QKV_BIAS, Family, chatml, layer_with
 
 
 def _qwen(
@@ -47,7 +47,9 @@ QWEN2 = Family(
     stated={"use_sliding_window": False},
     fixed={"layer_types": ["full_attention"], "dual_chunk_attention_config": None},
     counts_positions_by_yarn=True,
-    turns=(CHATML,),
+    turns=(
+        chatml("qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    ),
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
     gguf="qwen2",
 )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_ultralong.model.families.family import CHATML, QK_NORMS, Family, layer_with
+from megatron_ultralong.model.families.family import QK_NORMS, Family, chatml, layer_with
 
 
 def _qwen(
@@ -46,7 +46,7 @@ QWEN3 = Family(
     stated={"use_sliding_window": False},
     fixed={"attention_bias": False, "layer_types": ["full_attention"]},
     counts_positions_by_yarn=True,
-    turns=(CHATML,),
+    turns=(chatml("qwen3", before_last="<think>\n\n</think>\n\n"),),
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
     oldest_transformers=">=4.51",
     gguf="qwen3",
