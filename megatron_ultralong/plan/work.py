@@ -65,6 +65,8 @@ def _moved_by_layer(job: Job, num_passes: int) -> float:
     # Cosines and sines times halves that are cut, turned and joined; fused, read and written once.
     rotary = 2 if job.config.layers.apply_rope_fusion else 12
     a_pass = 12 * local + 5 * wide + rotary * (queries + keys) + 4 * queries
+    if job.model.family.qk_layernorm:
+        a_pass += 2 * (queries + keys)
     hops = job.parallel.context_parallel_size - 1
     # Merging a hop's result: the float32 sum is read and written, the part read.
     merges = 2 * hops * queries * (8 / its.element + 1)

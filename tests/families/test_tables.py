@@ -66,18 +66,18 @@ def test_absent_keys_are_what_transformers_takes(tmp_path: Path, family: Any) ->
     (tmp_path / "config.json").write_text(json.dumps(stated))
     values = read_config(tmp_path)
     model = model_config(values, "c")
-    theirs = CONFIG_MAPPING[family.name](**sizes, **family.stated)
-    head_dim = getattr(theirs, "head_dim", None) or 4096 // 64
+    upstream = CONFIG_MAPPING[family.name](**sizes, **family.stated)
+    head_dim = getattr(upstream, "head_dim", None) or 4096 // 64
     assert model.kv_channels == head_dim
-    assert model.num_query_groups == theirs.num_key_value_heads
-    assert model.max_position_embeddings == theirs.max_position_embeddings
-    assert model.norm_epsilon == theirs.rms_norm_eps
-    assert model.rotary_base == theirs.rope_parameters["rope_theta"]
-    assert model.untie_embeddings_and_output_weights != theirs.tie_word_embeddings
+    assert model.num_query_groups == upstream.num_key_value_heads
+    assert model.max_position_embeddings == upstream.max_position_embeddings
+    assert model.norm_epsilon == upstream.rms_norm_eps
+    assert model.rotary_base == upstream.rope_parameters["rope_theta"]
+    assert model.untie_embeddings_and_output_weights != upstream.tie_word_embeddings
     # and what the judge of logits is given is the same model
     given = CONFIG_MAPPING[family.name].from_dict({**shape_values(values), **family.stated})
     assert (getattr(given, "head_dim", None) or 64) == head_dim
-    assert given.num_key_value_heads == theirs.num_key_value_heads
+    assert given.num_key_value_heads == upstream.num_key_value_heads
     assert getattr(given, "layer_types", None) in (None, ["full_attention"] * 2)
 
 
@@ -186,3 +186,11 @@ def test_inspect_names_the_family(tmp_path: Path) -> None:
     lone = tmp_path / "config.json"
     shutil.copy(tmp_path / "hf" / "config.json", lone)
     assert inspect(InspectConfig(lone, json=True))["family"] == "Qwen2.5"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/checkpoint_conversion.md"])
+def test_the_pages_name_every_family(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text("utf-8")
+    for family in FAMILIES.values():
+        assert f"`{family.architecture}`" in text
+        assert family.title.split(" (")[0] in text
