@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
@@ -35,6 +36,11 @@ def write_tokenizer(folder: Path, text: str = TEXT, vocab_size: int = 320) -> No
 
 def write_llama(folder: Path, *, seed: int = 0, **changes: Any) -> LlamaForCausalLM:
     """A random Llama (4 layers, 4 query heads, 2 key heads) with tokenizer, in float32."""
+    return write_model(folder, "llama", seed=seed, **changes)
+
+
+def write_model(folder: Path, model_type: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """The same of another family."""
     values: dict[str, Any] = {
         "vocab_size": 320,
         "hidden_size": 64,
@@ -50,10 +56,12 @@ def write_llama(folder: Path, *, seed: int = 0, **changes: Any) -> LlamaForCausa
         **changes,
     }
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**values)).eval()
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**values)).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):  # all ones would hide a norm that is left out
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        elif name.endswith(".bias"):  # as would zeros a bias
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return model

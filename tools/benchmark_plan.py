@@ -28,6 +28,7 @@ from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.step_memory import StageMemory, step_memory
@@ -133,17 +134,23 @@ def total(stage: StageMemory) -> int:
 
 
 def compare(
-    name: str, num_ranks: int, config: PretrainConfig, *, emulate: bool, details: bool
+    name: str,
+    num_ranks: int,
+    config: PretrainConfig,
+    *,
+    model: ModelConfig = MODEL,
+    emulate: bool,
+    details: bool,
 ) -> dict[str, Any]:
     """One layout, planned and run: the rank with the largest peak."""
-    worst = max(planned(MODEL, config, num_ranks), key=total)
+    worst = max(planned(model, config, num_ranks), key=total)
     if emulate:
         ranks_of_stage = num_ranks // config.parallel.pipeline_model_parallel_size
         measured = emulated_peak_bytes(
-            MODEL, config, num_ranks, rank=worst.stage * ranks_of_stage, details=details
+            model, config, num_ranks, rank=worst.stage * ranks_of_stage, details=details
         )
     else:
-        measured = max(peak_bytes(MODEL, config, num_ranks, details=details))
+        measured = max(peak_bytes(model, config, num_ranks, details=details))
     if details:
         for part, size in worst.peak.parts.items():
             print(f"    {part:26} {size / 2**20:8.2f}")
@@ -198,6 +205,7 @@ def main() -> None:
     )
     parser.add_argument("--details", action="store_true", help="the largest tensors at the peak")
     parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--family", choices=FAMILIES, default="llama", help="of layouts")
     arguments = parser.parse_args()
     print(
         f"`python {' '.join(sys.argv)}`, {datetime.date.today().isoformat()}, torch "
@@ -226,7 +234,9 @@ def _is_wanted(name: str, only: Sequence[str] | None) -> bool:
 
 def _row(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     num_ranks, config = LAYOUTS[name]
-    row = compare(name, num_ranks, config, emulate=arguments.emulate, details=arguments.details)
+    model = dataclasses.replace(MODEL, model_type=arguments.family)
+    how = {"emulate": arguments.emulate, "details": arguments.details}
+    row = compare(name, num_ranks, config, model=model, **how)
     print(
         f"| {name} | {row['precision']} | {row['moment']} | {row['planned'] / 2**20:.2f} | "
         f"{row['measured'] / 2**20:.2f} | {row['ratio']:.3f} |",

@@ -32,6 +32,7 @@ from tokenizers import Tokenizer
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.config.convert import DtypeName, ExportConfig, ImportConfig
 from megatron_ultralong.config.rope import RopeConfig
+from megatron_ultralong.model import families
 from megatron_ultralong.model.yarn import Ramp
 from tools.engine_matrix import environments
 from tools.get_smollm2 import hugging_face_folder
@@ -42,7 +43,8 @@ ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "examples" / "demo" / "base"
 TOLERANCE = 1e-3
 """Nats of a greedy token: right engines differ by up to 2.4e-4 in float32, wrong ones by 1.9."""
-MODELS = ("llama3", "demo", "smollm2")
+FAMILIES = tuple(name for name in families.FAMILIES if name != "llama")
+MODELS = ("llama3", "demo", *FAMILIES, "smollm2")
 OUT_TYPES: dict[DtypeName, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 
 
@@ -194,6 +196,30 @@ def write_llama3_model(folder: Path) -> Path:
     return folder
 
 
+def write_family_model(folder: Path, name: str) -> Path:
+    """A small random model of another family with the demo's tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[name](
+        vocab_size=4104, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
+        initializer_range=0.1, **families.FAMILIES[name].stated,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    for key, parameter in model.named_parameters():
+        if key.endswith((".bias", "_norm.weight")):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder)
+    shutil.copy(DEMO / "tokenizer_config.json", folder)
+    tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|endoftext|>"])  # transformers adds Qwen's own
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def _wanted(
     name: str, cache: Path, work: Path
 ) -> list[tuple[str, Path, int, float, DtypeName, tuple[str, ...]]]:
@@ -201,6 +227,9 @@ def _wanted(
     if name == "llama3":
         folder = write_llama3_model(work / "llama3")
         return [("Llama 3's vocabulary", folder, 512, 128.0, "bf16", ("llama3",))]
+    if name in FAMILIES:
+        some = ("none", "linear", "ntk", "yarn, usual", "yarn, a = 1")
+        return [(name, write_family_model(work / name, name), 512, 8.0, "fp32", some)]
     if name == "smollm2":
         some = ("none", "llama3", "yarn, both")
         return [("SmolLM2-135M", hugging_face_folder(cache), 8192, 16.0, "fp32", some)]
@@ -215,7 +244,7 @@ def main() -> None:
     """Run all cases and print their table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("cache", type=Path)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS[:2])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS[:-1])
     arguments = parser.parse_args()
     cache: Path = arguments.cache.resolve()
     cache.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_ultralong.checkpoint.convert.report import TRIED
+from megatron_ultralong.model.families import FAMILIES
 
 from .export_matrix.cases import write_exports
 from .export_matrix.comparison import Export, Outcome, export_good_for, outcomes
@@ -57,7 +58,10 @@ def main() -> None:
 def small(folder: Path) -> Exports:
     """Exports of every kind, and what their reports promise."""
     return {
-        name: Export(Path(report.output), source, report.good_for)
+        name: Export(
+            *(Path(report.output), source, report.good_for),
+            has_tokenizer=name.split("-")[0] not in FAMILIES,
+        )
         for name, (source, report) in write_exports(folder).items()
     }
 

@@ -18,19 +18,21 @@ from megatron_ultralong.checkpoint.formats.hugging_face_config import export_con
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
 from megatron_ultralong.model import yarn
+from megatron_ultralong.model.families import family_with, titles
+from megatron_ultralong.model.families.family import Family
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 
 _ARGUMENT_OF = {"norm_epsilon": "layernorm_epsilon", "vocab_size": "padded_vocab_size"}
 """Arguments that have another name than the field."""
-_LLAMA = {
+_OF_ALL = {
     "normalization": ("RMSNorm",),
     "swiglu": (True,),
     "position_embedding_type": ("rope",),
     "rotary_percent": (1,),
 }
 _ABSENT = (
-    *("add_bias_linear", "add_qkv_bias", "qk_layernorm", "qk_l2_norm", "attention_output_gate"),
+    *("add_bias_linear", "qk_l2_norm", "attention_output_gate"),
     *("layernorm_zero_centered_gamma", "apply_layernorm_1p", "num_experts", "mtp_num_layers"),
     *("rotary_interleaved", "rotary_seq_len_interpolation_factor", "use_rope_scaling"),
     *("glu_linear_offset", "activation_func_clamp_value", "quick_geglu", "squared_relu"),
@@ -38,7 +40,9 @@ _ABSENT = (
     *("heterogeneous_layers_config_path", "heterogeneous_layers_config_encoded_json"),
     *("multi_latent_attention", "experimental_attention_variant", "enable_mhc_connections"),
 )
-"""What a Llama has not."""
+"""What no family has."""
+_LAYER = ("add_qkv_bias", "qk_layernorm")
+"""What some families have."""
 
 
 def model_of(args: Any) -> ModelConfig:
@@ -46,11 +50,19 @@ def model_of(args: Any) -> ModelConfig:
     values = {
         field.name: getattr(args, _ARGUMENT_OF.get(field.name, field.name))
         for field in dataclasses.fields(ModelConfig)
+        if field.name != "model_type"
     }
+    family = _family(args)
+    if family is not None:
+        values["model_type"] = family.name
     if not args.group_query_attention:
         values["num_query_groups"] = args.num_attention_heads
     values["rotary_base"] = float(values["rotary_base"])
     return ModelConfig(**values)
+
+
+def _family(args: Any) -> Family | None:
+    return family_with(**{name: bool(getattr(args, name, False)) for name in _LAYER})
 
 
 def vocabulary(args: Any) -> int | None:
@@ -66,14 +78,14 @@ def vocabulary(args: Any) -> int | None:
     return size if is_size else None
 
 
-def not_of_a_llama(args: Any) -> str | None:
-    """The first argument that makes the model something else than a Llama; None: it is one."""
-    wanted = {**_LLAMA, **{name: (None, False, 0) for name in _ABSENT}}
+def not_of_a_family(args: Any) -> str | None:
+    """The first argument that makes it a model of no known family; None: it is of one."""
+    wanted = {**_OF_ALL, **{name: (None, False, 0) for name in _ABSENT}}
     for name, accepted in wanted.items():
         value = getattr(args, name, accepted[0])
         if value not in accepted:
             return f"{ASKED.flag(name)} {value}"
-    return None
+    return None if _family(args) else " with ".join(map(ASKED.flag, _LAYER))
 
 
 def check_shape(args: Any, source: CheckpointMetadata, folder: Path) -> None:
@@ -84,16 +96,23 @@ def check_shape(args: Any, source: CheckpointMetadata, folder: Path) -> None:
     Raises:
         InputError: they do not.
     """
-    other = not_of_a_llama(args)
+    other = not_of_a_family(args)
     if other is not None and not source.not_exportable:
         raise InputError(
-            f"{other} beside {folder}, which is a Llama's checkpoint without it: leave it out, or "
-            "add --use-checkpoint-args"
+            f"{other} beside {folder}, a checkpoint of {source.model.family.title} without it: "
+            "leave it out, or add --use-checkpoint-args"
         )
     asked, given = model_of(args), ASKED.given()
+    for name in _LAYER:
+        wanted, stated = (getattr(model.family, name) for model in (asked, source.model))
+        if wanted != stated:
+            raise InputError(
+                f"{ASKED.flag(name)} is {wanted}, and the {source.model.family.title} in {folder} "
+                f"has {stated}: {'leave it out' if wanted else 'pass it'}"
+            )
     for field in dataclasses.fields(ModelConfig):
-        if field.name in ("vocab_size", "max_position_embeddings"):
-            continue  # padded, and extended
+        if field.name in ("vocab_size", "max_position_embeddings", "model_type"):
+            continue  # padded, extended, and looked at above
         name = _ARGUMENT_OF.get(field.name, field.name)
         if field.name == "rotary_base" and name not in given:
             continue
@@ -150,8 +169,8 @@ class Identity:
             if self.result.not_exportable:
                 _log.warning(
                     "the checkpoints in %s cannot be exported, or read by other programs of this "
-                    "project, which know Llama's model: %s",
-                    *(root, self.result.not_exportable),
+                    "project, which read models of %s: %s",
+                    *(root, titles(), self.result.not_exportable),
                 )
         dist.barrier()
 
@@ -207,7 +226,7 @@ def _described(args: Any) -> CheckpointMetadata:
         model=dataclasses.replace(model, vocab_size=size or model.vocab_size),
         rope_scaling=None,
         source_model=str(args.load or "Megatron-LM"),
-        not_exportable=not_of_a_llama(args) or unknown,
+        not_exportable=not_of_a_family(args) or unknown,
     )
 
 

@@ -3,4 +3,4 @@
 from typing import Literal
 
 PromptTemplate = Literal["base", "chat"]
-"""base: text to be continued; chat: turns of Llama 3."""
+"""base: text to be continued; chat: turns of the model's family."""

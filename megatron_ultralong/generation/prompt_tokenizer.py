@@ -10,6 +10,9 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer
 from megatron_ultralong.generation.prompt_template import PromptTemplate
+from megatron_ultralong.model.families import FAMILIES
+from megatron_ultralong.model.families.family import Turns
+from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 
@@ -28,27 +31,33 @@ Turn = tuple[str, str]
 """A task's text, and its answer or the beginning of it."""
 
 
-def prompt_parts(template: PromptTemplate, *turns: Turn) -> Parts:
+def prompt_parts(template: PromptTemplate, marks: Turns, *turns: Turn) -> Parts:
     """A task, after solved ones, in the form that a model was trained on.
 
-    ``chat`` is upstream's ``meta-llama3``: a text is a user turn, an answer the assistant's turn
-    begun.
+    ``chat`` is upstream's ``meta-llama3`` in the ``marks`` of a family: a text is a user turn, an
+    answer the assistant's turn begun.
     """
     if template == "base":
         return [part for turn in turns for part in turn]
-    start, end = Special("<|start_header_id|>"), Special("<|end_header_id|>")
-    parts: list[str | Special] = [Special("<|begin_of_text|>")]
+    parts = [marks.begin]
     for text, answer in turns:
-        parts += [start, "user", end, "\n\n" + text, Special("<|eot_id|>")]
-        parts += [start, "assistant", end, "\n\n" + answer]
-    return parts
+        parts += [*marks.turn("user", text), *marks.before["assistant"], answer]
+    return with_marks(parts, marks)
+
+
+def with_marks(parts: Iterable[str], marks: Turns) -> Parts:
+    """Parts in which the ``marks`` among them are special tokens, and the texts between are one."""
+    found: list[str | Special] = []
+    for is_mark, some in groupby(filter(None, parts), marks.marks.__contains__):
+        group = list(some)
+        found += map(Special, group) if is_mark else ["".join(group)]
+    return found
 
 
 IdArray = npt.NDArray[np.int64]
 
 
 _BEGINNINGS = ("<|begin_of_text|>", "<s>")
-_TURN_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
 class PromptTokenizer:
@@ -72,13 +81,17 @@ class PromptTokenizer:
             if len(ids) == 1:
                 self._special_ids[text] = ids[0]
         self._not_written = frozenset(self._special_ids.values())
+        known, families = self._special_ids.keys(), FAMILIES.values()
+        fitting = (each for one in families for each in one.turns if known >= set(each.marks))
+        self.turns = next(fitting, LLAMA.turns[0])
+        """Those of the first family whose special tokens it has; Llama's where it has none's."""
         self.begin_ids = self._begin_ids()
         """Ids that the tokenizer puts before a text of its own accord, such as its BOS."""
 
     @property
     def has_chat_tokens(self) -> bool:
-        """Whether it has the special tokens of Llama 3's turns."""
-        return {*_BEGINNINGS[:1], *_TURN_TOKENS} <= self._special_ids.keys()
+        """Whether it has the special tokens of a family's turns."""
+        return self._special_ids.keys() >= set(self.turns.marks)
 
     def encode(self, text: str) -> IdArray:
         """Ids of a text, without anything before or after it; special tokens' texts are text."""
@@ -107,7 +120,11 @@ class PromptTokenizer:
         return self._tokenizer.decode([int(i) for i in ids if int(i) not in self._not_written])
 
     def stop_ids(self) -> frozenset[int]:
-        """Ids that end an answer, as ``generation_config.json`` or ``config.json`` name them."""
+        """Ids that end an answer, as ``generation_config.json`` or ``config.json`` name them.
+
+        Where they name none, the stop tokens of the family of ``config.json``, if it says one.
+        """
+        family = None
         for name in ("generation_config.json", "config.json"):
             file = self.folder / name
             if not file.is_file():
@@ -116,13 +133,15 @@ class PromptTokenizer:
                 values = read_json(file)
             except InputError as error:
                 raise InputError(f"{file} is damaged ({error}): export the model again") from error
+            family = FAMILIES.get(str(values.get("model_type")), family)
             ids = values.get("eos_token_id")
             if ids is not None:
                 ids = ids if isinstance(ids, list) else [ids]
                 if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
                     raise values.wrong("eos_token_id", "a token id, or an array of them")
                 return frozenset(ids)
-        return frozenset()
+        texts = family.stop_tokens if family else ()
+        return frozenset(self._special_ids[text] for text in texts if text in self._special_ids)
 
     def _special_id(self, text: str) -> int:
         if text not in self._special_ids:

@@ -1,6 +1,7 @@
 """Megatron's own layer specs, with ring attention for ``core_attention``.
 
-Two kinds. Those of our own models are Llama's layer (:func:`block_spec`). Those that Megatron-LM
+Two kinds. Those of our own models are Llama's layer, with norms of queries and keys where the
+family has them (:func:`block_spec`). Those that Megatron-LM
 imports by name (``--spec``) are whatever layer its configuration describes, with norms, MLP,
 experts and the rest of Megatron-Core's choice (:class:`RingLayer`).
 
@@ -40,24 +41,33 @@ class RMSNorm(nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
-def ring_layer_local_spec() -> ModuleSpec:
-    """Llama's layer from Megatron's own modules, without Transformer Engine."""
+def ring_layer_local_spec(qk_layernorm: bool = False) -> ModuleSpec:
+    """Llama's layer from Megatron's own modules, without Transformer Engine.
+
+    With ``qk_layernorm`` queries and keys go through a norm, whose weights every rank has whole.
+    A tensor-parallel rank sees its own heads alone: Megatron sums the gradients over the ranks.
+    """
     spec = copy.deepcopy(gpt_layer_specs.get_gpt_layer_local_spec(normalization="RMSNorm"))
     spec.module = recomputed_layer.RecomputedLayer
     spec.submodules.input_layernorm = RMSNorm
     spec.submodules.pre_mlp_layernorm = RMSNorm
-    spec.submodules.self_attention.submodules.core_attention = core_attention.RingCoreAttention
+    attention = spec.submodules.self_attention.submodules
+    attention.core_attention = core_attention.RingCoreAttention
+    if qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     return spec
 
 
-def layer_te_spec(attention: AttentionImpl = "ring") -> ModuleSpec:
+def layer_te_spec(attention: AttentionImpl = "ring", qk_layernorm: bool = False) -> ModuleSpec:
     """Llama's layer from Transformer Engine's modules, with our attention or its own.
 
     Raises:
         InputError: there is no Transformer Engine.
     """
     compat.require_transformer_engine("a layer of Transformer Engine's modules (ring_te_spec)")
-    spec = copy.deepcopy(gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec())
+    spec = copy.deepcopy(
+        gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=qk_layernorm)
+    )
     spec.module = recomputed_layer.RecomputedLayer
     if attention == "ring":
         spec.submodules.self_attention.submodules.core_attention = core_attention.RingCoreAttention
@@ -129,9 +139,10 @@ def block_spec(
         InputError: ``layers`` are Transformer Engine's, and there is none.
     """
     if layers.needs_transformer_engine:
-        spec, norm = layer_te_spec(layers.attention), compat.transformer_engine_norm()
+        spec = layer_te_spec(layers.attention, config.qk_layernorm)
+        norm = compat.transformer_engine_norm()
     else:
-        spec, norm = ring_layer_local_spec(), RMSNorm
+        spec, norm = ring_layer_local_spec(config.qk_layernorm), RMSNorm
     num_layers = transformer_block.get_num_layers_to_build(config, vp_stage=vp_stage)
     return transformer_block.TransformerBlockSubmodules(
         layer_specs=[spec] * num_layers, layer_norm=norm

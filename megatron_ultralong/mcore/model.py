@@ -1,4 +1,4 @@
-"""Megatron's GPTModel in the shape of a Llama, with our attention and rotary embedding."""
+"""Megatron's GPTModel in the shape of a model, with our attention and rotary embedding."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def transformer_config(
     deterministic: bool = False,
     layers: LayerConfig = LOCAL_LAYERS,
 ) -> TransformerConfig:
-    """Megatron's configuration of a Llama.
+    """Megatron's configuration of a model.
 
     Args:
         model: shape of the model.
@@ -53,6 +53,8 @@ def transformer_config(
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
+        add_qkv_bias=model.family.add_qkv_bias,
+        qk_layernorm=model.family.qk_layernorm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         softmax_scale=rotary.softmax_scale(rope_scaling, model.kv_channels),

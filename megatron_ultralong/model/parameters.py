@@ -12,9 +12,23 @@ def layer_matrices(model: ModelConfig, tensor_parallel_size: int) -> tuple[int, 
     return qkv, out, up, down
 
 
+def layer_vectors(model: ModelConfig, tensor_parallel_size: int) -> tuple[int, ...]:
+    """Weights of one layer's norms and biases on a rank."""
+    norms = (model.hidden_size, model.hidden_size)
+    heads = model.num_attention_heads + 2 * model.num_query_groups
+    bias = (heads * model.kv_channels // tensor_parallel_size,)
+    of_heads = (model.kv_channels, model.kv_channels)  # whole on every rank
+    return (
+        *norms,
+        *(bias if model.family.add_qkv_bias else ()),
+        *(of_heads if model.family.qk_layernorm else ()),
+    )
+
+
 def layer_parameters(model: ModelConfig, tensor_parallel_size: int = 1) -> int:
     """Weights of one layer on a rank."""
-    return sum(layer_matrices(model, tensor_parallel_size)) + 2 * model.hidden_size
+    matrices = sum(layer_matrices(model, tensor_parallel_size))
+    return matrices + sum(layer_vectors(model, tensor_parallel_size))
 
 
 def part_parameters(

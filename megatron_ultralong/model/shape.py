@@ -1,8 +1,10 @@
-"""Shapes of models, and those of published Llama models by name."""
+"""Shapes of models, and those of published models by name."""
 
 import dataclasses
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
+from megatron_ultralong.model.families import FAMILIES
+from megatron_ultralong.model.families.family import Family
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, shown
 from megatron_ultralong.program.not_known import not_known
@@ -21,7 +23,7 @@ Positions = Annotated[int, Range(1, MOST_POSITIONS)]
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Llama model, in Megatron-LM's words; read from a checkpoint, never typed.
+    """Shape of a model, in Megatron-LM's words; read from a checkpoint, never typed.
 
     The ranges are far above any model: what is larger is none, and would take the memory or the
     time of the machine before its weights are found missing.
@@ -44,6 +46,13 @@ class ModelConfig:
     max_position_embeddings: Positions
     """Positions that the weights were trained for."""
     untie_embeddings_and_output_weights: bool
+    model_type: str = "llama"
+    """Of its family."""
+
+    @property
+    def family(self) -> Family:
+        """What it differs by from other families of its shape."""
+        return FAMILIES[self.model_type]
 
     def check(self, where: str) -> None:
         """Raise InputError, naming the file ``where``, for what no model can be.
@@ -52,6 +61,8 @@ class ModelConfig:
         bounded by the files; this bounds what the comparison itself takes.
         """
         check_ranges(self, where=where)
+        if self.model_type not in FAMILIES:
+            raise InputError(f"{where}: {not_known('model_type', self.model_type, FAMILIES)}")
         if type(self.untie_embeddings_and_output_weights) is not bool:
             raise InputError(
                 f"{where}: untie_embeddings_and_output_weights is "
@@ -75,39 +86,10 @@ def check_even(head_dim: int, where: str) -> None:
         )
 
 
-def _llama(num_layers: int, hidden_size: int, ffn_hidden_size: int, **others: Any) -> ModelConfig:
-    """A Llama 3: heads of 128 channels and 8 of keys, unless ``others`` say something else."""
-    shape = {
-        "num_attention_heads": hidden_size // 128,
-        "num_query_groups": 8,
-        "kv_channels": 128,
-        "vocab_size": 128256,
-        "norm_epsilon": 1e-5,
-        "rotary_base": 500000.0,
-        "max_position_embeddings": 131072,
-        "untie_embeddings_and_output_weights": True,
-    }
-    return ModelConfig(num_layers, hidden_size, ffn_hidden_size, **(shape | others))
-
-
-_TIED = {"untie_embeddings_and_output_weights": False}
-
 MODELS: dict[str, ModelConfig] = {
-    "llama3.1-8b": _llama(32, 4096, 14336),
-    "llama3.1-70b": _llama(80, 8192, 28672),
-    "llama3.1-405b": _llama(126, 16384, 53248),
-    "llama3.2-1b": _llama(16, 2048, 8192, num_attention_heads=32, kv_channels=64, **_TIED),
-    "llama3.2-3b": _llama(28, 3072, 8192, **_TIED),
-    "demo": _llama(
-        *(3, 256, 640),
-        num_attention_heads=4,
-        num_query_groups=2,
-        kv_channels=32,
-        vocab_size=4096,
-        rotary_base=10000.0,
-        max_position_embeddings=512,
-        **_TIED,
-    ),
+    name: ModelConfig(**shape, model_type=family.name)
+    for family in FAMILIES.values()
+    for name, shape in family.models.items()
 }
 """Shapes as in Meta's and Hugging Face's ``config.json``, and of the demo's model."""
 

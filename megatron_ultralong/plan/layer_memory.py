@@ -52,13 +52,14 @@ class TileMemory:
     def projection_forward(self) -> int:
         """Norm, queries, keys and values of a tile in one, and rotary embedding."""
         mixed, queries = self._mixed, self.sizes.of_tile(self.sizes.queries)
-        return self.hidden_here + mixed + 4 * queries
+        return self.hidden_here + mixed + 4 * queries + self._norms_of_heads(queries, self._keys)
 
     def projection_backward(self) -> int:
         """The same with its gradients."""
         mixed, queries = self._mixed, self.sizes.of_tile(self.sizes.queries)
         weight = self.sizes.hidden_size * self._mixed // self.sizes.tile
         saved = self.norm_saves(self.hidden_here) + self.hidden_here
+        saved += self._norms_of_heads(queries, self._keys)
         return saved + self._gathered + 2 * mixed + 3 * queries + weight
 
     def mlp_forward(self) -> int:
@@ -77,6 +78,19 @@ class TileMemory:
         weight = its.hidden_size * its.ffn * its.element
         saved = self._attended + self.norm_saves(self.hidden_here) + 2 * self.hidden_here
         return saved + self._gathered + max(7 * self._ffn, 6 * self._ffn + weight)
+
+    def _norms_of_heads(self, queries: int, keys: int) -> int:
+        """What norms of queries and keys save: a copy of queries, keys in the tensor of all three.
+
+        That one is counted elsewhere.
+        """
+        if not self.model.family.qk_layernorm:
+            return 0
+        return self.norm_saves(queries) + self.norm_saves(keys) - keys
+
+    @property
+    def _keys(self) -> int:
+        return self.sizes.of_tile(self.sizes.keys)
 
     @property
     def _ffn(self) -> int:
@@ -105,6 +119,8 @@ class TileMemory:
         wide = its.tokens * its.ffn * its.element
         rotary = 4 * its.row_tokens * its.head_dim * its.element
         attention = its.queries_keys_values + its.queries + its.lse + rotary
+        if self.model.family.qk_layernorm:
+            attention += its.queries_keys_values + self._norms_of_heads(its.queries, its.keys)
         return 2 * self.norm_saves(its.hidden) + 2 * its.hidden + attention + 5 * wide
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
-from megatron_ultralong.model.parameters import layer_matrices
+from megatron_ultralong.model.parameters import layer_matrices, layer_vectors
 from megatron_ultralong.plan.job import Job, pinned_bytes, stage_parameters
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
@@ -119,7 +119,7 @@ def stage_tensors(job: Job, stage: int) -> Iterator[int]:
         yield words
     for _ in range(parallel.stage_layers(model.num_layers)[stage]):
         yield from layer_matrices(model, parallel.tensor_model_parallel_size)
-        yield from (model.hidden_size, model.hidden_size)
+        yield from layer_vectors(model, parallel.tensor_model_parallel_size)
     if is_last:
         yield model.hidden_size
         if model.untie_embeddings_and_output_weights or not is_first:

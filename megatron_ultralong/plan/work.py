@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, NamedTuple
 
-from megatron_ultralong.model.parameters import layer_parameters
+from megatron_ultralong.model.parameters import layer_matrices, layer_parameters
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job, stage_parameters
 from megatron_ultralong.plan.optimizer_memory import optimizer_bytes
@@ -40,7 +40,7 @@ def layer_work(job: Job) -> LayerWork:
     width = model.num_attention_heads // tp * model.kv_channels
     area = job.mean_area * job.config.micro_batch_size / cp * job.busiest_over_mean
     qkv = model.hidden_size * (its.queries_keys_values // its.tokens // its.element)
-    others = layer_parameters(model, tp) - 2 * model.hidden_size - qkv
+    others = sum(layer_matrices(model, tp)) - qkv
     # Forward 1, backward 2; again 2 for queries, keys and values (before attention's backward and
     # behind it), 1 for the rest.
     again = 0 if kind == "none" else 1
@@ -65,6 +65,8 @@ def _moved_by_layer(job: Job, num_passes: int) -> float:
     # Cosines and sines times halves that are cut, turned and joined; fused, read and written once.
     rotary = 2 if job.config.layers.apply_rope_fusion else 12
     a_pass = 12 * local + 5 * wide + rotary * (queries + keys) + 4 * queries
+    if job.model.family.qk_layernorm:
+        a_pass += 2 * (queries + keys)
     hops = job.parallel.ring_ranks - 1
     # Merging a hop's result: the float32 sum is read and written, the part read.
     merges = 2 * hops * queries * (8 / its.element + 1)

@@ -88,7 +88,8 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "unknown architecture": (
         "single",
         lambda f: edit_config(f, architectures=["MixtralForCausalLM"]),
-        r"architectures \['MixtralForCausalLM'\] is not supported; known: LlamaForCausalLM",
+        r"architectures \['MixtralForCausalLM'\] is not supported: it needs a mixture of experts .*"
+        r"known: LlamaForCausalLM \(Llama\), Qwen2",
     ),
     "bias": (
         "single",

@@ -104,7 +104,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     ),
     "half heads": (
         in_block(**YARN, partial_rotary_factor=0.5),
-        r"partial_rotary_factor is 0.5, and a Llama rotates whole heads \(1.0\).*remove it if",
+        r"partial_rotary_factor is 0.5, and whole heads are rotated here \(1.0\).*remove it if",
     ),
     "mscale alone": (
         in_block(**YARN, mscale=0.707),

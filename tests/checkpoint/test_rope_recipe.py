@@ -109,10 +109,10 @@ def test_recipes_are_recognised() -> None:
 
 
 def test_what_is_shown_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path, architectures=["Qwen3ForCausalLM"], rope_scaling=None)
+    path = write(tmp_path, architectures=["Qwen3MoeForCausalLM"], rope_scaling=None)
     cli.main(["convert", "inspect", str(path)])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Qwen3ForCausalLM is not converted here" in shown
+    assert "it needs a mixture of experts (MoE)" in shown
     assert "plain frequencies of rope_theta" in shown
     write(tmp_path, rope_scaling={"rope_type": "dynamic", "factor": 2.0})
     assert "'dynamic' is not supported; known: default, linear, llama3, yarn" in refusal(

@@ -56,8 +56,8 @@ def test_a_layout_for_a_folder_of_one_process_is_refused(llama_folder):
 def test_a_folder_without_a_llama_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"has no config\.json: it is not a Hugging Face folder"):
         HuggingFaceScorer(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(InputError, match="model_type 'gpt2': only 'llama' can be evaluated"):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
+    with pytest.raises(InputError, match=r"architectures \['GPT2LMHeadModel'\] .*known: Llama"):
         HuggingFaceScorer(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json is damaged"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from megatron_ultralong.model.families import FAMILIES
 from tests.ranks import run_program
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,15 @@ def test_the_peak_of_a_layout_is_the_plan_s(tmp_path: Path, layouts: tuple[str, 
     assert len(rows) == len(layouts)
     for row in rows:
         # Asked: 10 %; what is left are tensors of single tiles and buffers between stages.
+        assert row["planned"] == pytest.approx(row["measured"], rel=0.05), row["layout"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "llama"])
+def test_the_peak_of_another_family_is_the_plan_s(tmp_path: Path, family: str) -> None:
+    rows = measured(tmp_path, "layouts", "--emulate", "--family", family, "--only", "DP 2", "CP 2,")
+    assert len(rows) == 2
+    for row in rows:
         assert row["planned"] == pytest.approx(row["measured"], rel=0.05), row["layout"]
 
 

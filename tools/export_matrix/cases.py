@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from megatron_ultralong.checkpoint.convert.report import ConversionReport
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.model import yarn
+from megatron_ultralong.model.families import FAMILIES
 
 VOCABULARY = 420
 SPECIALS = ("<|begin|>", "<|eot|>", "<|pad|>", "<|user|>", "<|tool|>")
@@ -43,6 +45,19 @@ ROPES: dict[str, tuple[yarn.RopeScaling, int]] = {
 """Scaling and positions. Lengths of 96 are beyond the original context of 32."""
 
 
+def _of_24(factor: float, **yarn_values: Any) -> yarn.YarnConfig:
+    return yarn.YarnConfig(factor, 24, 32.0, 1.0, "dimensions", **yarn_values)
+
+
+FAMILY_ROPES: dict[str, yarn.RopeScaling] = {
+    "linear": yarn.LinearConfig(8.0),
+    "llama3": yarn.YarnConfig(8.0, 24),
+    "yarn": _of_24(8.0),
+    "yarn-temperature": _of_24(8.0, attention_factor=yarn.yarn_attention_factor(8.0)),
+}
+"""Of every family but Llama: lengths of 96 are four times the original context of 24."""
+
+
 def write_exports(folder: Path) -> dict[str, tuple[Path, ConversionReport]]:
     """Export a model for each rotary scaling and each kind of tokenizer.
 
@@ -55,6 +70,14 @@ def write_exports(folder: Path) -> dict[str, tuple[Path, ConversionReport]]:
         save_tokenizer(source, "four")
         report = _export(folder, f"rope-{name}", source, scaling, positions)
         reports[f"rope-{name}"] = source, report
+    for family in FAMILIES:
+        for name, scaling in FAMILY_ROPES.items() if family != "llama" else ():
+            source = folder / "sources" / family
+            if not source.exists():
+                save_model(source, family)
+                save_tokenizer(source, "four")
+            name = f"{family}-{name}"
+            reports[name] = source, _export(folder, name, source, scaling, 192)
     source = folder / "sources" / "wide-heads"
     save_model(source, head_dim=48)
     save_tokenizer(source, "four")
@@ -91,10 +114,10 @@ def _export(
     return export_checkpoint(ExportConfig(checkpoint, output, **flags))
 
 
-def save_model(folder: Path, head_dim: int = 32) -> None:
-    """A random Llama of two layers, as the installed transformers saves it."""
+def save_model(folder: Path, family: str = "llama", head_dim: int = 32) -> None:
+    """A random model of two layers, as the installed transformers saves it."""
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = CONFIG_MAPPING[family](
         vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=64,
@@ -108,8 +131,12 @@ def save_model(folder: Path, head_dim: int = 32) -> None:
         eos_token_id=[1, 2],
         pad_token_id=2,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        **FAMILIES[family].stated,
     )
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):  # zeros would hide one that is left out
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
     model.generation_config.update(
         do_sample=True, temperature=0.6, top_p=0.9, eos_token_id=[1, 2], pad_token_id=2
     )

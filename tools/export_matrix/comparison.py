@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from megatron_ultralong.checkpoint.convert.report import good_for
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.logits.transformers_model import transformers_logits
 
@@ -23,7 +24,7 @@ from .probe import LENGTH, MESSAGES, TEXTS, TOOLS
 MAX_DIFFERENCE = 1e-4
 """Of logits up to 5: float32 in other releases; another rotary embedding moves them by 0.1."""
 _FILES = {
-    "model": ("config.json",),
+    "model": (CONFIG_FILE,),
     "tokenizer": ("tokenizer.json", "tokenizer_config.json"),
     "template": ("tokenizer.json", "tokenizer_config.json", "chat template", "chat templates"),
     "generation": (),
@@ -51,6 +52,8 @@ class Export:
     """The Hugging Face folder that the checkpoint was imported from."""
     good_for: Mapping[str, Any]
     """Of the report."""
+    has_tokenizer: bool = True
+    """Whether its tokenizer is one of its model's: transformers gives Qwen's own class to any."""
 
     @property
     def spoken_for(self) -> Path:
@@ -95,7 +98,7 @@ def outcomes(
     result = []
     for name, export in exports.items():
         parts = found["exports"][name]
-        for part, files in _FILES.items():
+        for part, files in _FILES.items() if export.has_tokenizer else [("model", (CONFIG_FILE,))]:
             promised = all(
                 _holds(export.good_for["files"][file], release)
                 for file in files

@@ -5,10 +5,11 @@ from typing import Any
 
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, check_inside
 from megatron_ultralong.checkpoint.formats import rope_block
-from megatron_ultralong.checkpoint.formats.hugging_face_config import ARCHITECTURE, CONFIG_FILE
+from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for
 from megatron_ultralong.checkpoint.formats.weight_files import has_weights
 from megatron_ultralong.config.rope_recipe import rope_recipe
+from megatron_ultralong.model.families import ARCHITECTURES, refusal
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json
@@ -42,15 +43,15 @@ def inspect_config(path: Path) -> dict[str, Any]:
     architectures = values.strings("architectures", [])
     scaling = rope_block.rope_scaling(config, str(path))
     positions = rope_block.max_positions(config)
-    is_llama = architectures == [ARCHITECTURE]
+    family = next((ARCHITECTURES[name] for name in architectures if name in ARCHITECTURES), None)
     return {
         "format": "a configuration without weights",
         "path": str(path),
         "architectures": architectures,
+        "family": family.title if family else None,
         "conversion": None
-        if is_llama
-        else f"{', '.join(architectures) or 'no architecture'} is not converted here: "
-        "the rope block is described as that of a Llama",
+        if family
+        else f"{refusal(architectures)}; the rope block is described as that of a Llama",
         "rope_theta": rope_block.rotary_base(config),
         "rope_block": next(
             (config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)), None

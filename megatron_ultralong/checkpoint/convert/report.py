@@ -105,6 +105,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     values = {
         "format": model.format,
         "path": str(config.src),
+        "family": model.model.family.title,
         **(_megatron(model) if isinstance(model, MegatronCheckpoint) else _folder(model)),
         **dataclasses.asdict(summarise(model)),
         "model": dataclasses.asdict(model.model),
@@ -208,8 +209,11 @@ def good_for(
     oldest = rope_verdicts.oldest_transformers(rope)
     model = metadata.model
     plain = model.kv_channels * model.num_attention_heads == model.hidden_size
+    bounds = [oldest, model.family.oldest_transformers, *([] if plain else [_HEAD_DIM])]
     files: Mapping[str, str] = {
-        hugging_face_config.CONFIG_FILE: oldest if plain else max(oldest, _HEAD_DIM, key=_release),
+        hugging_face_config.CONFIG_FILE: max(bounds, key=_release)
+        if oldest.startswith(">=")
+        else oldest,
         **tokenizer.readers(merges),
     }
     all_of_it = max((text for text in files.values() if text.startswith(">=")), key=_release)

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from megatron_ultralong.checkpoint.disk import checksums
 from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.config.rope import AnglePrecision
+from megatron_ultralong.model.families import titles
 from megatron_ultralong.model.shape import MOST_IDS, MOST_POSITIONS, ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, RopeScaling, YarnConfig
 from megatron_ultralong.program.aside import whole
@@ -42,8 +43,8 @@ class CheckpointMetadata:
     """Tokens of the longest rows that it was trained on under its rotary scaling; None: never
     trained since its import, which is taken to have been made for all its positions."""
     not_exportable: str | None = None
-    """What of Megatron-LM's arguments makes it another model than a Llama, of a run inside a user's
-    own Megatron-LM; None: it is a Llama."""
+    """What of Megatron-LM's arguments makes it a model of no known family, of a run inside a user's
+    own Megatron-LM; None: it is of a known one."""
 
     @property
     def trained_positions(self) -> int:
@@ -82,6 +83,8 @@ def save_metadata(checkpoint: Path, metadata: CheckpointMetadata) -> None:
         rope = {"method": method, **dataclasses.asdict(scaling)}
     values = dataclasses.asdict(metadata)
     values["rope_scaling"] = rope
+    if metadata.model.model_type == ModelConfig.model_type:  # older releases read it too
+        del values["model"]["model_type"]
     text = json.dumps({"format_version": _FORMAT_VERSION, **values}, indent=2) + "\n"
     with whole(checkpoint / FILE_NAME) as aside:
         aside.write_text(text, encoding="utf-8")
@@ -133,7 +136,7 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
 
     Args:
         checkpoint: the folder.
-        any_model: whether it may be another model than a Llama, trained inside a user's own
+        any_model: whether it may be a model of no known family, trained inside a user's own
             Megatron-LM.
 
     Raises:
@@ -177,7 +180,7 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
     if metadata.not_exportable and not any_model:
         raise InputError(
             f"{checkpoint} was trained inside a Megatron-LM with {metadata.not_exportable}: "
-            "continue with it there; this program supports only Llama models"
+            f"continue with it there; this program reads models of {titles()} alone"
         )
     return metadata
 

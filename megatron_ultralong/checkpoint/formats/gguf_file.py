@@ -35,7 +35,6 @@ from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.json_file import JsonObject, read_json
 
 FILE_NAME = "model.gguf"
-ARCHITECTURE = "llama"
 _OUTSIDE = {
     EMBEDDING: "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -46,6 +45,8 @@ _LAYER = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
@@ -53,7 +54,7 @@ _LAYER = {
     "mlp.down_proj": "ffn_down",
 }
 _PERMUTED = {"self_attn.q_proj": "query", "self_attn.k_proj": "key"}
-"""Heads whose rotary dimensions stand in pairs, as in Meta's files."""
+"""Heads whose rotary dimensions stand in pairs, as in Meta's files, where GGUF says ``llama``."""
 _TYPES = {torch.float32: ("F32", 0), torch.float16: ("F16", 1), torch.bfloat16: ("BF16", 32)}
 """GGUF's name of a dtype, and the number of a file whose matrices have it."""
 _SAMPLING = {
@@ -73,19 +74,21 @@ def gguf_name(name: str) -> str:
     """
     if name in _OUTSIDE:
         return _OUTSIDE[name]
-    layer, part = _parts(name)
-    return f"blk.{layer}.{_LAYER[part]}.weight"
+    layer, part, kind = _parts(name)
+    return f"blk.{layer}.{_LAYER[part]}.{kind}"
 
 
-def _parts(name: str) -> tuple[str, str]:
-    layer, _, part = name.removeprefix("model.layers.").removesuffix(".weight").partition(".")
-    return layer, part
+def _parts(name: str) -> tuple[str, str, str]:
+    """Number of the layer, module, and ``weight`` or ``bias``."""
+    module, _, kind = name.removeprefix("model.layers.").rpartition(".")
+    layer, _, part = module.partition(".")
+    return layer, part, kind
 
 
 def stored(name: str, tensor: torch.Tensor, model: ModelConfig) -> torch.Tensor:
     """A Hugging Face tensor as the file has it: rows of q and k by pairs."""
     heads = _PERMUTED.get(_parts(name)[1])
-    if heads is None:
+    if heads is None or model.family.gguf != "llama":
         return tensor
     return to_pairs(tensor, num_heads(model, "query" if heads == "query" else "key"))
 
@@ -105,6 +108,7 @@ class GgufContents:
             InputError: the package ``gguf`` is not there, or llama.cpp has no such tokenizer.
         """
         weights = model_weights(source.model)
+        self.architecture = source.model.family.gguf
         self.divisors: torch.Tensor | None
         rope, self.divisors = rope_values(source.rope_scaling, source.model)
         main = dtype or source.dtype(weights[0])
@@ -120,7 +124,7 @@ class GgufContents:
         check_inside(path, source.source_folder)
         config = read_json(path) if path.is_file() else JsonObject({}, str(path))
         self.values: Values = {
-            "general.architecture": string(ARCHITECTURE),
+            "general.architecture": string(self.architecture),
             "general.type": string("model"),
             **_sampling(source.source_folder),
             "general.name": named("source_model", string, source.metadata.source_model),
@@ -140,7 +144,7 @@ class GgufContents:
     def header(self, aside: Path) -> bytes:
         """The file up to its first tensor; ``aside`` is where the package writes it."""
         gguf = library()
-        writer = gguf.GGUFWriter(None, ARCHITECTURE)
+        writer = gguf.GGUFWriter(None, self.architecture)
         for key, (kind, value) in self.values.items():
             if key != "general.architecture":  # the writer's own
                 writer.add_key_value(key, value, gguf.GGUFValueType[kind])
@@ -232,12 +236,13 @@ def _shape_values(model: ModelConfig) -> Values:
         "attention.head_count_kv": model.num_query_groups,
         "attention.key_length": model.kv_channels,
         "attention.value_length": model.kv_channels,
-        "vocab_size": model.vocab_size,
-        "rope.dimension_count": model.kv_channels,
     }
+    architecture = model.family.gguf
+    if architecture == "llama":  # llama.cpp takes the same for the others, whose files say neither
+        counts |= {"vocab_size": model.vocab_size, "rope.dimension_count": model.kv_channels}
     return {
-        **{f"{ARCHITECTURE}.{name}": named(name, uint32, n) for name, n in counts.items()},
-        f"{ARCHITECTURE}.attention.layer_norm_rms_epsilon": float32(model.norm_epsilon),
+        **{f"{architecture}.{name}": named(name, uint32, n) for name, n in counts.items()},
+        f"{architecture}.attention.layer_norm_rms_epsilon": float32(model.norm_epsilon),
     }
 
 

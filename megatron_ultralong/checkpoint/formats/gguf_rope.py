@@ -1,4 +1,4 @@
-"""The rotary embedding of a model in GGUF, as llama.cpp computes it for ``llama``.
+"""The rotary embedding of a model in GGUF, as llama.cpp computes it.
 
 What llama.cpp reads there: ``rope.freq_base``; ``rope.scaling.type``, ``factor`` and
 ``original_context_length``; a tensor ``rope_freqs.weight`` that every frequency is divided by; and
@@ -6,6 +6,7 @@ What llama.cpp reads there: ``rope.freq_base``; ``rope.scaling.type``, ``factor`
 ``yarn`` of itself, or 1. It has keys for betas and for the temperature itself
 (``yarn_beta_fast``, ``yarn_beta_slow``, ``yarn_attn_factor``), its converter writes them, and for
 ``llama`` it looks at none of them. So what ``yarn`` there would get wrong is stated as divisors.
+For ``qwen2`` and ``qwen3`` it reads no divisors either, and such a model is refused.
 """
 
 import math
@@ -15,9 +16,10 @@ import torch
 from megatron_ultralong.checkpoint.formats.gguf_values import Values, float32, string, uint32
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.errors import InputError
 
 DIVISORS = "rope_freqs.weight"
-_SCALING = "llama.rope.scaling."
+_SCALING = "rope.scaling."
 _USUAL_BETAS = (32.0, 1.0)
 """Of llama.cpp, where no flag gives others."""
 
@@ -28,17 +30,35 @@ def rope_values(
     """Metadata of a rotary embedding, and the divisors of its frequencies, float32 [D // 2].
 
     The divisors are None where llama.cpp computes the frequencies from the metadata.
+
+    Raises:
+        InputError: they are needed, and it reads none in this architecture.
     """
     base = yarn.effective_rotary_base(scaling, model.kv_channels, model.rotary_base)
-    values: Values = {"llama.rope.freq_base": float32(base)}
+    scaled, divisors = _scaling_values(scaling, model)
+    architecture = model.family.gguf
+    if divisors is not None and architecture != "llama":
+        raise InputError(
+            f"llama.cpp computes no such rotary embedding for {architecture} "
+            f"({yarn.describe(scaling, model.max_position_embeddings)}): it reads {DIVISORS} for "
+            "llama alone; train with linear, or with --ramp dimensions --beta-fast 32, or export "
+            "to Hugging Face"
+        )
+    values = {"rope.freq_base": float32(base), **scaled}
+    return {f"{architecture}.{name}": value for name, value in values.items()}, divisors
+
+
+def _scaling_values(
+    scaling: yarn.RopeScaling, model: ModelConfig
+) -> tuple[Values, torch.Tensor | None]:
     if scaling is None or isinstance(scaling, yarn.NtkConfig):
-        return values, None
+        return {}, None
     if isinstance(scaling, yarn.LinearConfig):
-        values[_SCALING + "type"] = string("linear")
-        values[_SCALING + "factor"] = float32(scaling.scaling_factor)
-        return values, None
+        factor = float32(scaling.scaling_factor)
+        return {_SCALING + "type": string("linear"), _SCALING + "factor": factor}, None
     if _is_yarn_there(scaling):
-        return {**values, **_yarn_values(scaling)}, None
+        return _yarn_values(scaling), None
+    values: Values = {}
     if scaling.attention_factor != 1.0:
         values[_SCALING + "attn_factor"] = float32(scaling.attention_factor)
     if scaling.ramp == "rotations":
@@ -54,7 +74,7 @@ def readers(scaling: yarn.RopeScaling, model: ModelConfig) -> str:
     ``tools/compare_gguf.py`` runs it, without any flag of the rotary embedding.
     """
     values, divisors = rope_values(scaling, model)
-    kind = values.get(_SCALING + "type")
+    kind = values.get(f"{model.family.gguf}.{_SCALING}type")
     how = "rope_freqs.weight" if divisors is not None else kind.value if kind else "rope.freq_base"
     return f"b11549 was run without any flag of the rotary embedding; the file states {how}"
 

@@ -14,7 +14,11 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
 from megatron_ultralong.checkpoint.formats import hugging_face_config, weight_files, weight_map
-from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling, stated_block
+from megatron_ultralong.checkpoint.formats.rope_block import (
+    max_positions,
+    rope_scaling,
+    stated_block,
+)
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorFile, TensorInfo
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, Weight
@@ -34,7 +38,7 @@ class StoredTensor(NamedTuple):
 
 
 class HuggingFaceFolder:
-    """Weights and configuration of a Llama in Hugging Face's format."""
+    """Weights and configuration of a model in Hugging Face's format."""
 
     format = "Hugging Face"
 
@@ -70,7 +74,7 @@ class HuggingFaceFolder:
         return Rope(
             self.rope_scaling,
             stated_block(self.config, where),
-            self.model.max_position_embeddings,
+            max_positions(self.config),
             self.model.kv_channels,
             self.model.rotary_base,
         )
@@ -104,7 +108,7 @@ class HuggingFaceFolder:
             raise InputError(
                 f"{self.folder} holds {len(left_over)} tensors that its config.json leaves no "
                 f"place for: {weight_files.some(left_over)}{self._why_unknown()}; it is not the "
-                "plain Llama that config.json says"
+                f"{self.model.family.title} that config.json says"
             )
 
     def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:

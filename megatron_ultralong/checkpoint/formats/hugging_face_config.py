@@ -1,4 +1,4 @@
-"""``config.json`` of a Hugging Face Llama, and what this project knows of it."""
+"""``config.json`` of a Hugging Face model, and what this project knows of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats import rope_block
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
 from megatron_ultralong.model import yarn
+from megatron_ultralong.model.families import ARCHITECTURES, refusal
+from megatron_ultralong.model.families.family import Family
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
@@ -23,7 +25,6 @@ if TYPE_CHECKING:  # reading a shape needs no torch
     import torch
 
 CONFIG_FILE = "config.json"
-ARCHITECTURE = "LlamaForCausalLM"
 SHAPE_KEYS = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "hidden_size",
@@ -38,18 +39,16 @@ SHAPE_KEYS = {
 """Megatron's words for keys of ``config.json``."""
 _FIXED = {
     "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
     "per_layer_config": None,
-    "model_type": "llama",
 }
-"""Keys that may be absent; any other value is a model that is not a plain Llama."""
+"""Keys that may be absent in every family; any other value is another model."""
 
 _REPLACED = (
     *("rope_parameters", "dtype", "original_max_position_embeddings"),
     "transformers_weights",  # a file of the source
+    "layer_types",  # all of one type
 )
 """Keys of a source that an export states in another way, or must not."""
 
@@ -69,37 +68,55 @@ _CODE_BEGINNINGS = (
 
 
 def read_config(folder: Path) -> JsonObject:
-    """``config.json`` of ``folder``, of an architecture that can be converted.
+    """``config.json`` of ``folder``, of a family that can be converted, its own defaults filled in.
 
     Raises:
-        InputError: no such file, damaged, or not a plain Llama.
+        InputError: no such file, damaged, or of a model that is none of a known family.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise InputError(f"{folder} has no {CONFIG_FILE}: it is not a Hugging Face model folder")
     check_inside(path, folder)
     values = read_json(path)
-    architectures = values.strings("architectures", [])
-    if ARCHITECTURE not in architectures:
-        raise InputError(
-            f"{path}: architectures {architectures} is not supported; known: {ARCHITECTURE}"
-        )
-    for key, expected in _FIXED.items():
-        if values.get(key, expected) not in (expected, None):
+    family = family_of(values, str(path))
+    values = JsonObject({**family.defaults, **values}, values.where)
+    for key, expected in {**_FIXED, **family.fixed, **family.stated}.items():
+        value = values.get(key, expected)
+        many = isinstance(expected, list) and isinstance(value, list)
+        if not (all(one in expected for one in value) if many else value in (expected, None)):
             raise InputError(
-                f"{path}: {key} {shown(values[key])} is not supported: it must be {expected!r}, as "
-                "in Meta's Llama models"
+                f"{path}: {key} {shown(value)} is not supported: it must be {expected!r}, as in "
+                f"the {family.title} models that are known here"
             )
+    if values.get("model_type", family.name) not in (family.name, None):
+        raise InputError(
+            f"{path}: model_type {shown(values['model_type'])} is not that of its architecture, "
+            f"{family.architecture}, which is {family.name!r}: correct one"
+        )
     return values
 
 
+def family_of(values: JsonObject, where: str) -> Family:
+    """The family that a ``config.json`` names.
+
+    Raises:
+        InputError: it is none of those that are known; with what is missing here for it.
+    """
+    architectures = values.strings("architectures", [])
+    for name in architectures:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    raise InputError(f"{where}: {refusal(architectures)}")
+
+
 def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
-    """The model's shape; absent keys have the defaults of transformers' LlamaConfig.
+    """The model's shape; absent keys have the defaults of transformers.
 
     Raises:
         InputError: a key is missing, or the sizes do not fit each other.
     """
     config = JsonObject(values, where)
+    family = family_of(config, where)
     hidden = config.integer("hidden_size", minimum=1)
     heads = config.integer("num_attention_heads", minimum=1)
     model = ModelConfig(
@@ -112,8 +129,11 @@ def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
         vocab_size=config.integer("vocab_size"),
         norm_epsilon=config.number("rms_norm_eps", 1e-6),
         rotary_base=rope_block.rotary_base(config),
-        max_position_embeddings=rope_block.max_positions(config),
+        max_position_embeddings=rope_block.max_positions(
+            config, extended=family.counts_positions_by_yarn
+        ),
         untie_embeddings_and_output_weights=not config.boolean("tie_word_embeddings", False),
+        model_type=family.name,
     )
     model.check(where)
     return model
@@ -123,7 +143,7 @@ def without_code(values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` of a JSON file of a model, without the keys that choose code in its readers.
 
     ``auto_map`` names Python files, ``attn_implementation`` kernels to download, and so on. An
-    exported model is a plain Llama with a plain tokenizer, whatever its source asked for.
+    exported model is a plain one with a plain tokenizer, whatever its source asked for.
     """
     return {
         key: without_code(value) if isinstance(value, dict) else value
@@ -156,8 +176,9 @@ def export_config(
     base = yarn.effective_rotary_base(metadata.rope_scaling, model.kv_channels, model.rotary_base)
     return {
         **kept,
-        "architectures": [ARCHITECTURE],
-        "model_type": "llama",
+        "architectures": [model.family.architecture],
+        "model_type": model.family.name,
+        **model.family.stated,
         **{key: getattr(model, name) for key, name in SHAPE_KEYS.items()},
         "tie_word_embeddings": not model.untie_embeddings_and_output_weights,
         "rope_theta": base,

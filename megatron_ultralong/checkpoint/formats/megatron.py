@@ -179,7 +179,7 @@ class MegatronCheckpoint:
                     self._check_shape(weight, name, whole)
                 return [region[:3] for region in place]
         raise InputError(
-            f"{self.path} holds no tensor {weight.key}: it is not the Llama that "
+            f"{self.path} holds no tensor {weight.key}: it is not the model that "
             f"{self.root / 'ultralong.json'} describes"
         )
 

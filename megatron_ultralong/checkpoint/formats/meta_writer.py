@@ -12,6 +12,7 @@ from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats import meta
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, record_offsets
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD
+from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import NtkConfig, YarnConfig, effective_rotary_base
 from megatron_ultralong.program.errors import InputError
@@ -102,6 +103,11 @@ def write_params(folder: Path, metadata: CheckpointMetadata, kept: Mapping[str, 
         InputError: Meta's code has no such rotary embedding or head size.
     """
     model, scaling = metadata.model, metadata.rope_scaling
+    if model.family is not LLAMA:
+        raise InputError(
+            f"--format meta is Meta's own, for Llama models, and this is {model.family.title}: "
+            "export to Hugging Face"
+        )
     meta_scaling = isinstance(scaling, YarnConfig) and scaling == YarnConfig(scaling.scaling_factor)
     if scaling is not None and not isinstance(scaling, NtkConfig) and not meta_scaling:
         raise InputError(

@@ -5,6 +5,7 @@ It stands under ``rope_scaling`` (to 4.x) or ``rope_parameters`` (5.x), with or 
 refused, as are keys whose meaning differs from program to program.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -40,14 +41,24 @@ def rotary_base(config: JsonObject) -> float:
     return float(_block(config)["rope_theta"])
 
 
-def max_positions(config: JsonObject) -> int:
+def max_positions(config: JsonObject, *, extended: bool = False) -> int:
     """Positions that the model was made for.
+
+    Args:
+        config: ``config.json``.
+        extended: a YaRN block may extend ``max_position_embeddings``: Qwen's own configs keep the
+            positions of the raw model there.
 
     Raises:
         InputError: no model has as many.
     """
     key = "max_position_embeddings"
-    return int(config.integer(key, _DEFAULT_POSITIONS, minimum=1, maximum=MOST_POSITIONS))
+    positions = int(config.integer(key, _DEFAULT_POSITIONS, minimum=1, maximum=MOST_POSITIONS))
+    scaling = rope_scaling(config, config.where) if extended else None
+    if isinstance(scaling, YarnConfig) and scaling.ramp == "dimensions":
+        original = scaling.original_max_position_embeddings
+        return max(positions, math.floor(scaling.scaling_factor * original))
+    return positions
 
 
 def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
@@ -177,7 +188,7 @@ def _check_whole_heads(block: dict[str, Any], where: str) -> None:
     factor = block.pop("partial_rotary_factor", None)
     if factor not in (1.0, None):
         raise InputError(
-            f"{where}: partial_rotary_factor is {factor}, and a Llama rotates whole heads (1.0): "
+            f"{where}: partial_rotary_factor is {factor}, and whole heads are rotated here (1.0): "
             "transformers 5 ignores the key in a Llama that is not scaled, and does not run one "
             "that is; remove it if the model was trained as such a Llama"
         )

@@ -40,7 +40,7 @@ def megatron_args(model: ModelConfig) -> argparse.Namespace:
     model's shape over under ``--use-checkpoint-args``.
     """
     shape = dataclasses.asdict(model)
-    del shape["vocab_size"]
+    del shape["vocab_size"], shape["model_type"]
     return argparse.Namespace(
         **shape,
         padded_vocab_size=model.vocab_size,
@@ -55,7 +55,8 @@ def megatron_args(model: ModelConfig) -> argparse.Namespace:
         normalization="RMSNorm",
         swiglu=True,
         add_bias_linear=False,
-        add_qkv_bias=False,
+        add_qkv_bias=model.family.add_qkv_bias,
+        **({"qk_layernorm": True} if model.family.qk_layernorm else {}),
         attention_dropout=0.0,
         hidden_dropout=0.0,
     )

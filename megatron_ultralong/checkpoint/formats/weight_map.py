@@ -1,4 +1,4 @@
-"""Names and layouts of a Llama's weights: Megatron-Core's torch_dist keys and Hugging Face's names.
+"""Names and layouts of a model's weights: Megatron-Core's torch_dist keys and Hugging Face's names.
 
 One :class:`Weight` is one tensor of Megatron (of one layer) and the Hugging Face tensors it is made
 of. Their shapes come from the :class:`ModelConfig` alone, so a missing, extra or misshapen tensor
@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from megatron_ultralong.model.families.family import QK_NORMS
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.ending import tell
@@ -118,18 +119,18 @@ def fuse_qkv(
 
     With 4 heads in 2 groups the rows are, head by head: ``q0 q1 k0 v0 q2 q3 k1 v1``.
     """
-    # [groups, rows of the group, hidden]
-    grouped = [part.reshape(num_query_groups, -1, part.shape[-1]) for part in (q, k, v)]
-    return torch.cat(grouped, dim=1).reshape(-1, q.shape[-1])
+    # [groups, rows of the group, hidden]; of biases without the last
+    grouped = [part.reshape(num_query_groups, -1, *part.shape[1:]) for part in (q, k, v)]
+    return torch.cat(grouped, dim=1).reshape(-1, *q.shape[1:])
 
 
 def split_qkv(
     qkv: torch.Tensor, rows: Sequence[int], num_query_groups: int
 ) -> tuple[torch.Tensor, ...]:
     """q, k and v with ``rows`` rows each; the inverse of :func:`fuse_qkv`."""
-    grouped = qkv.reshape(num_query_groups, -1, qkv.shape[-1])
+    grouped = qkv.reshape(num_query_groups, -1, *qkv.shape[1:])
     parts = grouped.split([count // num_query_groups for count in rows], dim=1)
-    return tuple(part.reshape(-1, qkv.shape[-1]) for part in parts)
+    return tuple(part.reshape(-1, *qkv.shape[1:]) for part in parts)
 
 
 def model_weights(model: ModelConfig) -> list[Weight]:
@@ -152,40 +153,33 @@ def _layer_weights(model: ModelConfig, layer: int) -> list[Weight]:
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     queries = model.num_attention_heads * model.kv_channels
     keys = model.num_query_groups * model.kv_channels
-
-    def weight(key: str, parts: dict[str, Shape], layout: Layout = "whole") -> Weight:
-        names = tuple(f"model.layers.{layer}.{name}.weight" for name in parts)
-        groups = model.num_query_groups
-        return Weight(_LAYERS + key, layer, names, tuple(parts.values()), layout, groups)
-
+    shapes: dict[str, tuple[Shape, ...]] = {
+        "self_attention.linear_qkv.layer_norm_weight": ((hidden,),),
+        "self_attention.linear_qkv.weight": ((queries, hidden), (keys, hidden), (keys, hidden)),
+        "self_attention.linear_qkv.bias": ((queries,), (keys,), (keys,)),
+        "self_attention.q_layernorm.weight": ((model.kv_channels,),),
+        "self_attention.k_layernorm.weight": ((model.kv_channels,),),
+        "self_attention.linear_proj.weight": ((hidden, queries),),
+        "mlp.linear_fc1.layer_norm_weight": ((hidden,),),
+        "mlp.linear_fc1.weight": ((ffn, hidden), (ffn, hidden)),
+        "mlp.linear_fc2.weight": ((hidden, ffn),),
+    }
+    layouts: dict[int, Layout] = {1: "whole", 2: "gate_up", 3: "qkv"}
     return [
-        weight("self_attention.linear_qkv.layer_norm_weight", {"input_layernorm": (hidden,)}),
-        weight(
-            "self_attention.linear_qkv.weight",
-            {
-                "self_attn.q_proj": (queries, hidden),
-                "self_attn.k_proj": (keys, hidden),
-                "self_attn.v_proj": (keys, hidden),
-            },
-            "qkv",
-        ),
-        weight("self_attention.linear_proj.weight", {"self_attn.o_proj": (hidden, queries)}),
-        weight("mlp.linear_fc1.layer_norm_weight", {"post_attention_layernorm": (hidden,)}),
-        weight(
-            "mlp.linear_fc1.weight",
-            {"mlp.gate_proj": (ffn, hidden), "mlp.up_proj": (ffn, hidden)},
-            "gate_up",
-        ),
-        weight("mlp.linear_fc2.weight", {"mlp.down_proj": (hidden, ffn)}),
+        Weight(
+            *(_LAYERS + key, layer, tuple(f"model.layers.{layer}.{name}" for name in names)),
+            *(shapes[key], layouts[len(names)], model.num_query_groups),
+        )
+        for key, names in model.family.layer.items()
     ]
 
 
 def extra_state_keys(model: ModelConfig) -> list[str]:
     """Keys of the empty state objects that Transformer Engine's modules ask a checkpoint for."""
-    layers = model.num_layers
+    layers, norms = model.num_layers, [key.removesuffix(".weight") for key in QK_NORMS]
     keys = [
         f"{_LAYERS}{module}._extra_state/shard_{layer}_{layers}"
-        for module in _STATEFUL_MODULES
+        for module in (*_STATEFUL_MODULES, *(norms if model.family.qk_layernorm else ()))
         for layer in range(layers)
     ]
     return [*keys, "decoder.final_layernorm._extra_state/shard_0_1"]
@@ -206,7 +200,7 @@ _QUANTISED = (".qweight", ".qzeros", ".scales", ".absmax", ".weight_packed", ".w
 
 
 def known_names(stored: Iterable[str], known: Collection[str], folder: Path) -> dict[str, str]:
-    """Stored name of every tensor, by the name it has in a Llama: names that are none stay.
+    """Stored name of every tensor, by the name it has in a model: names that are none stay.
 
     transformers 5 finds names with one ``model.`` too many or too few, and so do we. Names of
     which all have another prefix, or that a wrapper has put its own into, are read without it, and
@@ -214,7 +208,7 @@ def known_names(stored: Iterable[str], known: Collection[str], folder: Path) -> 
 
     Args:
         stored: names in the files.
-        known: a Llama's names.
+        known: names of its model.
         folder: for messages.
 
     Raises:
@@ -239,7 +233,7 @@ def known_names(stored: Iterable[str], known: Collection[str], folder: Path) -> 
 
 
 def why_unknown(stored: Sequence[str], known: Collection[str]) -> str:
-    """What seems to be wrong with names that are not a Llama's, and the fix; may be empty."""
+    """What seems to be wrong with names that are not the model's, and the fix; may be empty."""
     adapters = [name for name in stored if ".lora_" in name or ".base_layer." in name]
     if adapters:
         return (
@@ -270,7 +264,7 @@ def why_unknown(stored: Sequence[str], known: Collection[str]) -> str:
 
 
 def _parted(name: str, known: Collection[str]) -> tuple[str | None, str | None]:
-    """Prefix of a stored name, and the Llama's name behind it; None and None: no such."""
+    """Prefix of a stored name, and the model's name behind it; None and None: no such."""
     if name in known:
         return "", name
     parts = name.split(".")
@@ -284,7 +278,7 @@ def _parted(name: str, known: Collection[str]) -> tuple[str | None, str | None]:
 
 
 def _common_prefix(found: Mapping[str, tuple[str | None, str | None]]) -> str:
-    """What all names begin with, before a Llama's name; empty where one of them has nothing."""
+    """What all names begin with, before a model's name; empty where one of them has nothing."""
     prefixes = {prefix for prefix, _ in found.values() if prefix is not None}
     if len(prefixes) != 1:
         return ""

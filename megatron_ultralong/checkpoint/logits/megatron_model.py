@@ -89,7 +89,10 @@ class MegatronLayers:
             rope_scaling=checkpoint.rope_scaling,
         )
         layer = build_module(
-            ring_layer_local_spec(), config=config, layer_number=1, pg_collection=groups
+            *(ring_layer_local_spec(model.family.qk_layernorm),),
+            config=config,
+            layer_number=1,
+            pg_collection=groups,
         )
         self._layer = layer.to(device()).eval()
         # Megatron's own word for where each parameter stands in a checkpoint

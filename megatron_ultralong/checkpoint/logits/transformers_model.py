@@ -2,8 +2,8 @@
 
 ``from_pretrained`` of a folder does what keys of its configuration say: it downloads kernels that
 ``attn_implementation`` names, quantises, imports the files of ``auto_map``, and loads the adapter
-that lies beside the weights. None of that is a Llama. Here a configuration is made of the keys that
-shape one, and tensors come through the readers of this package.
+that lies beside the weights. None of that is the model. Here a configuration is made of the keys
+that shape one, and tensors come through the readers of this package.
 """
 
 from collections.abc import Mapping
@@ -38,22 +38,29 @@ def shape_values(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in _SHAPE_KEYS if config.get(key) is not None}
 
 
+def _model_class(folder: ModelFolder) -> Any:
+    transformers = optional_package("transformers", NEEDS)
+    return getattr(transformers, folder.model.family.architecture)
+
+
 def transformers_config(folder: ModelFolder) -> Any:
-    """The LlamaConfig of ``folder``: its shape and its rope block, which transformers reads."""
-    LlamaConfig = optional_package("transformers", NEEDS).LlamaConfig
+    """The configuration of ``folder``: its shape and its rope block, which transformers reads."""
+    model_class = _model_class(folder)
     if isinstance(folder, HuggingFaceFolder):
         values: Mapping[str, Any] = folder.config
     else:
         metadata = CheckpointMetadata(folder.model, folder.rope_scaling, folder.name)
         values = export_config(hugging_face_defaults(folder.model), metadata, torch.float32)
-    config = LlamaConfig.from_dict(shape_values(values))
+    config = model_class.config_class.from_dict(
+        {**shape_values(values), **folder.model.family.stated}
+    )
     config._attn_implementation = ATTENTION
     return config
 
 
 def transformers_model(folder: ModelFolder) -> Any:
-    """``folder`` as a LlamaForCausalLM in float32, in evaluation mode."""
-    LlamaForCausalLM = optional_package("transformers", NEEDS).LlamaForCausalLM
+    """``folder`` as its ``...ForCausalLM`` in float32, in evaluation mode."""
+    model_class = _model_class(folder)
     state = {
         name: part.float()
         for weight in model_weights(folder.model)
@@ -61,7 +68,7 @@ def transformers_model(folder: ModelFolder) -> Any:
     }
     if not folder.model.untie_embeddings_and_output_weights:
         state[LM_HEAD] = state[EMBEDDING]
-    return LlamaForCausalLM.from_pretrained(
+    return model_class.from_pretrained(
         None,
         config=transformers_config(folder),
         state_dict=state,
@@ -114,7 +121,7 @@ def round_frequencies(rotary: Any, folder: ModelFolder, dtype: torch.dtype) -> N
 
 
 class TransformersLayers:
-    """A LlamaModel of one layer, filled with one layer of the folder after the other."""
+    """A model of one layer, filled with one layer of the folder after the other."""
 
     def __init__(self, folder: ModelFolder, dtype: torch.dtype) -> None:
         """Build it, and check its rotary frequencies.
@@ -122,12 +129,11 @@ class TransformersLayers:
         Raises:
             InputError: transformers makes others of the rope block than this project.
         """
-        LlamaModel = optional_package("transformers", NEEDS).LlamaModel
         config = transformers_config(folder)
         config.num_hidden_layers = 1
         # hidden states are given to it: it looks up no token
         config.vocab_size, config.pad_token_id = 1, None
-        model = LlamaModel(config).to(dtype).eval()
+        model = _model_class(folder)(config).base_model.to(dtype).eval()
         round_frequencies(model.rotary_emb, folder, dtype)
         self._norm, model.norm = model.norm, nn.Identity()
         self._model = model

@@ -65,8 +65,9 @@ class ChatEncoder:
         if missing:
             raise InputError(
                 f"--chat-template {template.name} needs the special tokens {', '.join(missing)}, "
-                f"which {tokenizer.file} has not: give the tokenizer of a Llama 3.1 Instruct "
-                "model, or take --chat-template plain, which needs an EOS alone"
+                f"which {tokenizer.file} has not: give the tokenizer of an instruction-tuned "
+                "model of that family, such as Llama 3.1 Instruct, or take --chat-template plain, "
+                "which needs an EOS alone"
             )
         self._ids = {name: self._special_id(name) for name in template.special}
 

@@ -14,11 +14,14 @@ ipython mode. ``tests/data/test_chat_template.py`` compares our pieces with tran
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Message
+from megatron_ultralong.model.families import FAMILIES
+from megatron_ultralong.model.families.family import Turns
 
 DATE = "26 Jul 2024"
 """Date that Llama 3.1's template writes where it is given none."""
@@ -44,7 +47,7 @@ def date_of(text: str) -> datetime.date | None:
     return None
 
 
-TemplateName = Literal["llama3.1", "llama3", "plain"]
+TemplateName = Literal["llama3.1", "llama3", "plain", "qwen2.5", "qwen3"]
 
 
 class Piece(NamedTuple):
@@ -191,6 +194,45 @@ def _plain(conversation: Conversation, date: str) -> list[Piece]:
     return pieces
 
 
+def _of_family(turns: Turns, conversation: Conversation, date: str) -> list[Piece]:
+    """A conversation in the marks of a family, as its table says; contents as they are.
+
+    An answer loses the white space at its start, which would share a token with the end of the line
+    before it: a served model is asked to write on behind that.
+    """
+    del date
+    name: Any = turns.template
+    _refuse_tools(conversation, name)
+    messages = list(conversation.messages)
+    if turns.default_system and messages[0].role != "system":
+        messages.insert(0, Message("system", turns.default_system))
+    pieces = [Piece(turns.begin, is_special=True)] if turns.begin else []
+    for number, message in enumerate(messages):
+        if message.role not in turns.before:
+            text = f"it has a turn of {message.role}, which template {name} cannot write"
+            raise ConversationError("beyond the template", text)
+        is_assistant = message.role == "assistant"
+        content = message.content.lstrip() if is_assistant else message.content
+        before, after = list(turns.before[message.role]), turns.after[message.role]
+        if is_assistant and number == len(messages) - 1 and turns.before_last:
+            before.append(turns.before_last)
+        turn = [Piece(part, part in turns.marks) for part in before]
+        is_target = is_assistant and message.is_learnt
+        turn.append(Piece(content, is_target=is_target))
+        turn += [Piece(p, p in turns.marks, is_target and p == after[0]) for p in after]
+        pieces += [piece._replace(is_never_target=not message.is_learnt) for piece in turn]
+    return pieces
+
+
+def _of_families() -> dict[TemplateName, ChatTemplate]:
+    all_turns = [turns for family in FAMILIES.values() for turns in family.turns if turns.template]
+    names: Any = {turns.template: turns for turns in all_turns}
+    return {
+        name: ChatTemplate(name, turns.marks, functools.partial(_of_family, turns))
+        for name, turns in names.items()
+    }
+
+
 TEMPLATES: dict[TemplateName, ChatTemplate] = {
     "llama3.1": ChatTemplate(
         "llama3.1", (*_LLAMA_TOKENS, "<|eom_id|>", "<|python_tag|>"), _llama3_1
@@ -204,11 +246,14 @@ TEMPLATES: dict[TemplateName, ChatTemplate] = {
         "{{ message['role'] + ':\n' + message['content'] | trim + eos_token }}"
         "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}",
     ),
+    **_of_families(),
 }
 """Templates by the name that ``--chat-template`` takes.
 
 ``llama3`` is Llama 3.0's: no dates, no system turn of its own, no tools. ``plain`` is for
-tokenizers without Llama 3's special tokens: roles in words, every turn ended by its EOS.
+tokenizers without Llama 3's special tokens: roles in words, every turn ended by its EOS. Those of
+other families are their tables' (``model/families``): ``qwen3``'s last answer has an empty thought,
+which is not learnt.
 """
 
 

@@ -143,7 +143,7 @@ class InfiniteBenchConfig:
     """Questions to use from the start of every task; 0: all."""
     prompt_template: PromptTemplate = "base"
     """base: upstream's prompts for YaRN-Mistral. chat: upstream's messages for GPT-4, as turns of
-    Llama 3."""
+    the model's family."""
     micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts that are continued together."""
     beyond_trained_positions: bool = False

@@ -77,7 +77,8 @@ def cut_prompt(
     and texts of the turns before it; they are not cut.
     """
     before, after = _around(tokenizer, template, messages)
-    body = tokenizer.encode(text if template == "base" else f"\n\n{text}")
+    begin = "" if template == "base" else tokenizer.turns.before["user"][-1]
+    body = tokenizer.encode(begin + text)
     space = room - before.size - after.size
     if space < 2:
         raise InputError(
@@ -97,16 +98,16 @@ def _around(
     """What stands before and after the text of a prompt."""
     if template == "base":
         return np.asarray(tokenizer.begin_ids, np.int64), np.zeros(0, np.int64)
-    begin, *turn = prompt_tokenizer.prompt_parts("chat", ("", ""))
-    place = turn.index("\n\n")  # of the user's turn; the assistant's comes after it
-    start, end, end_of_turn = turn[0], turn[2], turn[place + 1]
-    before = [
-        part for role, text in messages for part in (start, role, end, f"\n\n{text}", end_of_turn)
-    ]
-    return (
-        tokenizer.encode_parts([begin, *before, *turn[:place]]),
-        tokenizer.encode_parts(turn[place + 1 :]),
+    marks = tokenizer.turns
+    turns = [part for role, text in messages for part in marks.turn(role, text)]
+    before, after = (
+        tokenizer.encode_parts(prompt_tokenizer.with_marks(parts, marks))
+        for parts in (
+            [marks.begin, *turns, *marks.before["user"][:-1]],  # its last is before the text
+            [*marks.after["user"], *marks.before["assistant"]],
+        )
     )
+    return before, after
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,7 +123,7 @@ class LvEvalConfig:
     num_samples: Annotated[int, Range(0)] = 0
     """Questions to use from the start of every file; 0: all."""
     prompt_template: PromptTemplate = "base"
-    """base: upstream's prompt. chat: the prompt as a user turn of Llama 3."""
+    """base: upstream's prompt. chat: the prompt as a user turn of the model's family."""
     micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts that are continued together."""
     beyond_trained_positions: bool = False

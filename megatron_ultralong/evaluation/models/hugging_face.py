@@ -1,4 +1,4 @@
-"""A Llama in transformers, as a scorer and a generator: the judge of exported checkpoints."""
+"""A model in transformers, as a scorer and a generator: the judge of exported checkpoints."""
 
 import itertools
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ def before_stop(ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:
     return [int(token) for token in ids[:stop]]
 
 
-class _Llama:
-    """A Llama in a Hugging Face folder, run by transformers in float32 in this process.
+class _Model:
+    """A model in a Hugging Face folder, run by transformers in float32 in this process.
 
     Args:
-        folder: what `ultralong convert export` writes, or any Llama that transformers loads.
+        folder: what `ultralong convert export` writes, or any model of a known family.
         name: name in tables and pictures; the folder's own by default.
         device: where it runs.
 
     Raises:
-        InputError: the folder does not hold a plain Llama, or a damaged one.
+        InputError: the folder holds no model of a known family, or a damaged one.
     """
 
     def __init__(
@@ -49,11 +49,9 @@ class _Llama:
                 "that `ultralong convert export` wrote"
             )
         try:
-            model_type = read_json(path).get("model_type")
+            read_json(path)
         except InputError as error:
             raise InputError(f"{path} is damaged ({error}): export the checkpoint again") from error
-        if model_type != "llama":
-            raise InputError(f"{path} has model_type {model_type!r}: only 'llama' can be evaluated")
         self._device = torch.device(device)
         self._model: Any = transformers_model(HuggingFaceFolder(folder)).to(self._device)
         # The folder's own would fill in what is left open: sampling, and ids to stop at.
@@ -64,8 +62,8 @@ class _Llama:
         self.is_main = True
 
 
-class HuggingFaceScorer(_Llama):
-    """A Llama that scores rows."""
+class HuggingFaceScorer(_Model):
+    """A model that scores rows."""
 
     logits_chunk_size = 4096
     """Positions whose logits are held together: a row of 1M tokens and 128,256 ids would need
@@ -87,8 +85,8 @@ class HuggingFaceScorer(_Llama):
         return Scores(torch.cat(losses, dim=1).numpy(), torch.cat(hits, dim=1).numpy())
 
 
-class HuggingFaceGenerator(_Llama):
-    """A Llama that transformers' ``generate`` continues greedily.
+class HuggingFaceGenerator(_Model):
+    """A model that transformers' ``generate`` continues greedily.
 
     Prompts of one length make a batch, so that none is padded and the continuation of a prompt does
     not depend on the others.

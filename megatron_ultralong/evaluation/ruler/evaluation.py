@@ -59,7 +59,9 @@ class RulerSamples:
     def prompt(self, builder: Builder, num_units: int) -> IdArray:
         """Ids of a sample's prompt with so many units."""
         template = self._config.prompt_template
-        ids = self._tokenizer.encode_parts(prompt_parts(template, *builder.turns(num_units)))
+        ids = self._tokenizer.encode_parts(
+            prompt_parts(template, self._tokenizer.turns, *builder.turns(num_units))
+        )
         begin_ids = self._tokenizer.begin_ids if template == "base" else []
         return np.concatenate([np.asarray(begin_ids, np.int64), ids])
 
@@ -162,8 +164,9 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
     tokenizer = subject.tokenizer
     if config.prompt_template == "chat" and not tokenizer.has_chat_tokens:
         raise InputError(
-            "--prompt-template chat needs Llama 3's <|start_header_id|>, which the tokenizer in "
-            f"{tokenizer.folder} does not have: use --prompt-template base"
+            "--prompt-template chat needs the marks of turns, Llama 3's <|start_header_id|> or "
+            f"another family's, and the tokenizer in {tokenizer.folder} has none: use "
+            "--prompt-template base"
         )
     samples = RulerSamples(config, tokenizer)
     samples.check()

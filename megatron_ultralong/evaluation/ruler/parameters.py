@@ -170,8 +170,8 @@ class RulerConfig:
     seed: Annotated[int, Range(0, UINT32)] = 42
     """Seed of keys, values, words and places."""
     prompt_template: PromptTemplate = "base"
-    """base: the task's text and the beginning of the answer. chat: the text as a user turn of Llama
-    3, and the beginning of the answer as the assistant's turn."""
+    """base: the task's text and the beginning of the answer. chat: the text as a user turn of the
+    model's family, and the beginning of the answer as the assistant's turn."""
     ruler_release: Release = "c3f5e3b"
     """Upstream's commit whose prompts are used: c3f5e3b of 22 July 2026. 860f2bd of 31 January 2025
     for comparison with figures from before May 2025, the UltraLong paper's among them."""

@@ -1,0 +1,106 @@
+"""What a family of models is: a table of everything in which it differs from the others.
+
+A family is a file of data beside this one. Conversion, the comparison of logits, Megatron-Core's
+layers, plans, prompts and generation read the table, and none of them asks for a family by name.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Names = Mapping[str, tuple[str, ...]]
+"""Hugging Face names of the parts of each Megatron tensor of a layer, in forward order."""
+
+LAYER: Names = {
+    "self_attention.linear_qkv.layer_norm_weight": ("input_layernorm.weight",),
+    "self_attention.linear_qkv.weight": (
+        *("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+    ),
+    "self_attention.linear_proj.weight": ("self_attn.o_proj.weight",),
+    "mlp.linear_fc1.layer_norm_weight": ("post_attention_layernorm.weight",),
+    "mlp.linear_fc1.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "mlp.linear_fc2.weight": ("mlp.down_proj.weight",),
+}
+"""What all families have."""
+QKV_WEIGHT = "self_attention.linear_qkv.weight"
+QKV_BIAS = "self_attention.linear_qkv.bias"
+QK_NORMS = ("self_attention.q_layernorm.weight", "self_attention.k_layernorm.weight")
+"""Of a head, before the rotary embedding."""
+
+
+def layer_with(**more: tuple[str, ...]) -> Names:
+    """Llama's layer with ``more`` tensors of Megatron behind those of queries, keys and values."""
+    first, second, *rest = LAYER.items()
+    return dict([first, second, *more.items(), *rest])
+
+
+class Turns(NamedTuple):
+    """How a chat template writes turns. Marks are special tokens, the rest is text."""
+
+    begin: str
+    """The mark that begins a text; empty: there is none."""
+    before: Mapping[str, tuple[str, ...]]
+    """What stands before the content of a role's turn, marks and texts, a text last."""
+    after: Mapping[str, tuple[str, ...]]
+    """What stands behind it; of the assistant the first mark is what ends an answer."""
+    marks: tuple[str, ...]
+    """All special tokens of it."""
+    template: str = ""
+    """What ``--chat-template`` calls it, where this table says all of it."""
+    default_system: str = ""
+    """Content of a system turn that begins a conversation without one."""
+    before_last: str = ""
+    """Text before the content of the assistant's last turn."""
+
+    def turn(self, role: str, content: str) -> tuple[str, ...]:
+        """The parts of a turn."""
+        return (*self.before[role], content, *self.after[role])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+    """A family of models. What is not said is as in Llama."""
+
+    name: str
+    """``model_type`` of its ``config.json``."""
+    title: str
+    architecture: str
+    """In ``config.json``."""
+    models: Mapping[str, Mapping[str, Any]]
+    """Published shapes by name, in the words of ``ModelConfig``."""
+    layer: Names = dataclasses.field(default_factory=lambda: LAYER)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What transformers takes for absent keys of ``config.json``, where that is not as in Llama."""
+    stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys that every export states: they say that there is no sliding window."""
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Other keys that must be absent, null or this, or a list of what is in this list: every other
+    value is another model."""
+    counts_positions_by_yarn: bool = False
+    """A published config keeps ``max_position_embeddings`` beside a YaRN block that extends it: the
+    positions are ``factor * original_max_position_embeddings``, where that is more."""
+    turns: tuple[Turns, ...] = ()
+    """Of its chat templates, the newest first."""
+    stop_tokens: tuple[str, ...] = ()
+    """What ends a text where no file of the model names an id."""
+    oldest_transformers: str = ">=4.43"
+    gguf: str = "llama"
+    """Architecture in GGUF."""
+
+    @property
+    def add_qkv_bias(self) -> bool:
+        """Queries, keys and values have biases."""
+        return QKV_BIAS in self.layer
+
+    @property
+    def qk_layernorm(self) -> bool:
+        """Queries and keys go through a norm, each head alone."""
+        return QK_NORMS[0] in self.layer
+
+
+def chatml(template: str, default_system: str = "", before_last: str = "") -> Turns:
+    """Turns in ``<|im_start|>`` and ``<|im_end|>``, those of Qwen and many others."""
+    roles, start, end = ("system", "user", "assistant"), "<|im_start|>", "<|im_end|>"
+    before = {role: (start, f"{role}\n") for role in roles}
+    after = dict.fromkeys(roles, (end, "\n"))
+    return Turns("", before, after, (start, end), template, default_system, before_last)

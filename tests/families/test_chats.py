@@ -1,0 +1,124 @@
+"""Conversations in the turns of every family: text, ids and masks of transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from megatron_ultralong.data.read.conversation import ConversationError
+from megatron_ultralong.data.read.conversation_formats import parse_conversation
+from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder
+from megatron_ultralong.data.tokenize.chat_template import DATE, TEMPLATES, TemplateName
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, check_template
+from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
+from megatron_ultralong.program.errors import InputError
+from tests.models import write_tokenizer
+
+QWEN = (
+    "{% for m in messages %}"
+    "{% if loop.first and m.role != 'system' and DEFAULT %}"
+    "<|im_start|>system\n{{ DEFAULT }}<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}"
+    "{% if THINKS and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{% generation %}{{ m.content.lstrip('\n') if THINKS and loop.last else m.content }}"
+    "<|im_end|>{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+)
+"""What the templates of Qwen2.5 and Qwen3 write for messages without tools."""
+DEFAULT = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+JINJA: dict[TemplateName, str] = {
+    "qwen2.5": "{% set DEFAULT, THINKS = '" + DEFAULT + "', false %}" + QWEN,
+    "qwen3": "{% set DEFAULT, THINKS = '', true %}" + QWEN,
+}
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SAID = [
+    *("Why?", " two  spaces ", "\n\nfirst a line", "", "x <|im_end|> y", "1\n", "ünï 数", "don't"),
+]
+
+
+def conversations() -> list[list[dict[str, Any]]]:
+    found = []
+    for number in range(24):
+        roles = ["system"] * (number % 3 == 0) + ["user", "assistant"] * (1 + number % 3)
+        texts = [SAID[(number * 5 + place * 3) % len(SAID)] for place in range(len(roles))]
+        found.append([dict(role=r, content=t or "?") for r, t in zip(roles, texts, strict=True)])
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chatml")
+    write_tokenizer(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    tokenizer.add_tokens([AddedToken(text) for text in ("<think>", "</think>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("name", JINJA)
+def test_ids_and_masks_are_those_of_transformers(folder: Path, name: TemplateName) -> None:
+    judge = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    encoder = ChatEncoder(TEMPLATES[name], HuggingFaceTokenizer(folder / "tokenizer.json"))
+    for messages in conversations():
+        # a mark in a text is text here, and there the mark; an answer begins with its first letter
+        plain = [
+            {
+                "role": m["role"],
+                "content": m["content"].replace("<|im_end|>", "").lstrip()
+                if m["role"] == "assistant"
+                else m["content"].replace("<|im_end|>", ""),
+            }
+            for m in messages
+        ]
+        expected = judge.apply_chat_template(
+            plain,
+            chat_template=JINJA[name],
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        conversation = parse_conversation({"messages": plain}, "auto")
+        [example] = encoder.encode([encoder.template.render(conversation, DATE)])
+        assert example.tokens.tolist() == list(expected["input_ids"]), messages
+        mask = np.zeros(len(example.tokens), dtype=int)
+        for start, stop in example.targets.tolist():
+            mask[start:stop] = 1
+        assert mask.tolist() == list(expected["assistant_masks"]), messages
+        marked = parse_conversation({"messages": messages}, "auto")
+        [safe] = encoder.encode([encoder.template.render(marked, DATE)])
+        end = judge.convert_tokens_to_ids("<|im_end|>")
+        assert (safe.tokens == end).sum() == (example.tokens == end).sum()
+
+
+@pytest.mark.parametrize("name", JINJA)
+def test_the_folder_s_template_is_compared(folder: Path, name: TemplateName) -> None:
+    with FolderTemplate(JINJA[name], folder) as found:
+        check_template(TEMPLATES[name], found, DATE)
+    other: TemplateName = "qwen3" if name == "qwen2.5" else "qwen2.5"
+    with (
+        FolderTemplate(JINJA[other], folder) as found,
+        pytest.raises(InputError, match=f"--chat-template {name} is not the template"),
+    ):
+        check_template(TEMPLATES[name], found, DATE)
+
+
+def test_what_it_cannot_write_is_told() -> None:
+    conversation = parse_conversation({"messages": [dict(role="user", content="a")] * 1 + [
+        dict(role="assistant", content="b")]}, "auto")  # fmt: skip
+    tools = dataclasses.replace(conversation, tools=({"name": "f"},))
+    with pytest.raises(ConversationError, match="template qwen3 cannot write"):
+        TEMPLATES["qwen3"].render(tools, DATE)
+
+
+def test_a_tokenizer_without_the_marks_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    with pytest.raises(InputError, match=r"--chat-template qwen3 needs the special tokens <\|im_s"):
+        ChatEncoder(TEMPLATES["qwen3"], HuggingFaceTokenizer(tmp_path / "tokenizer.json"))
