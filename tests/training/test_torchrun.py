@@ -82,14 +82,14 @@ def test_torchrun_restarts_after_a_lost_rank(tmp_path: Path, make_config: MakeCo
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "num_jobs"), [(0, 3), (1, 2)])
 def test_a_killed_rank_is_named_at_the_default_timeout(
-    tmp_path: Path, make_config: MakeConfig, rank: int
+    tmp_path: Path, make_config: MakeConfig, rank: int, num_jobs: int
 ) -> None:
-    """Three jobs side by side: each waits most of a minute for torchrun to end the other rank."""
+    """Jobs side by side: each waits most of a minute for torchrun to end the other rank."""
     configs = [
         at_default_timeout(make_config(tmp_path / f"run-{n}", (1, 2), train_iters=ENDLESS))
-        for n in range(3)
+        for n in range(num_jobs)
     ]
     lost = []
     with ExitStack() as stack:
