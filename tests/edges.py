@@ -29,11 +29,11 @@ NEEDED = {
     **{f"evaluate {name}": ("--load", "l", "--data-path", "d") for name in ("loss", "chat")},
     **{
         f"evaluate {name}": ("--load", "l", "--lengths", "512")
-        for name in ("passkey", "needle", "ruler")
+        for name in ("passkey", "needle", "ruler", "graphwalks")
     },
     **{
         f"evaluate {name}": ("--load", "l", "--data", "d")
-        for name in ("choices", "lv-eval", "infinitebench")
+        for name in ("choices", "lv-eval", "infinitebench", "mrcr", "nolima", "longbench-v2")
     },
     "evaluate report": ("r",),
     "generate": ("--load", "l", "--prompt", "p"),

@@ -160,6 +160,36 @@ GUIDES: dict[str, Guide] = {
         ),
         ("tasks", "max_length", *_EVALUATION, "prompt_template", "max_cost"),
     ),
+    "evaluate mrcr": Guide(
+        (
+            f"{_ON_GPUS} evaluate mrcr --load runs/1m-sft \\\n"
+            "    --data mrcr --tensor-model-parallel-size 8 --output mrcr-1m",
+        ),
+        ("tasks", "lengths", "max_length", *_EVALUATION, "length_tokenizer", "max_cost"),
+    ),
+    "evaluate graphwalks": Guide(
+        (
+            f"{_ON_GPUS} evaluate graphwalks --load runs/1m-sft \\\n"
+            "    --lengths 131072 1048576 --tensor-model-parallel-size 8 --output graphwalks-1m",
+            f"{_ON_GPUS} evaluate graphwalks --load runs/1m-sft \\\n"
+            "    --data graphwalks --tensor-model-parallel-size 8 --output graphwalks-openai",
+        ),
+        ("data", "tasks", "lengths", "max_new_tokens", *_EVALUATION, "seed", "max_cost"),
+    ),
+    "evaluate nolima": Guide(
+        (
+            f"{_ON_GPUS} evaluate nolima --load runs/1m-sft \\\n"
+            "    --data nolima --tensor-model-parallel-size 8 --output nolima-1m",
+        ),
+        ("lengths", "num_depths", "num_haystacks", "needle_set", *_EVALUATION, "max_cost"),
+    ),
+    "evaluate longbench-v2": Guide(
+        (
+            f"{_ON_GPUS} evaluate longbench-v2 --load runs/1m-sft \\\n"
+            "    --data longbench-v2.parquet --tensor-model-parallel-size 8 --output longbench-v2",
+        ),
+        ("max_length", *_EVALUATION, "prompt_template", "max_cost"),
+    ),
     "evaluate report": Guide(("ultralong evaluate report before/ after/ --output report",)),
     "generate": Guide(
         (

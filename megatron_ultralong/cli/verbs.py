@@ -141,6 +141,19 @@ VERBS: dict[str, Verb] = {
     "evaluate infinitebench": _evaluate(
         "InfiniteBenchCommand", "run_infinitebench", "run InfiniteBench's tasks from a local copy"
     ),
+    "evaluate mrcr": _evaluate(
+        "MrcrCommand", "run_mrcr", "run OpenAI's MRCR (2, 4, 8 needles) from a local copy"
+    ),
+    "evaluate graphwalks": _evaluate(
+        *("GraphWalksCommand", "run_graphwalks"),
+        "run OpenAI's GraphWalks from a local copy, or generated at any length",
+    ),
+    "evaluate nolima": _evaluate(
+        "NoLiMaCommand", "run_nolima", "run NoLiMa, by length and depth, from a local copy"
+    ),
+    "evaluate longbench-v2": _evaluate(
+        "LongBenchV2Command", "run_longbench_v2", "run LongBench v2 from a local copy"
+    ),
     "evaluate report": Verb(
         "gather results of several checkpoints on one page",
         options="evaluation.options:ReportConfig",

@@ -11,6 +11,10 @@ from megatron_ultralong.data.rows.manifest import load_manifest
 from megatron_ultralong.evaluation.chat import evaluate_chat
 from megatron_ultralong.evaluation.choices import evaluate_choices
 from megatron_ultralong.evaluation.local import local_benchmarks
+from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks
+from megatron_ultralong.evaluation.local.longbench_v2 import evaluate_longbench_v2
+from megatron_ultralong.evaluation.local.mrcr import evaluate_mrcr
+from megatron_ultralong.evaluation.local.nolima import evaluate_nolima
 from megatron_ultralong.evaluation.loss import evaluate_loss
 from megatron_ultralong.evaluation.models import opening
 from megatron_ultralong.evaluation.report.report import load_results
@@ -134,5 +138,9 @@ run_lv_eval = functools.partial(_evaluate, "lv_eval", local_benchmarks.evaluate_
 run_infinitebench = functools.partial(
     _evaluate, "infinitebench", local_benchmarks.evaluate_infinitebench
 )
+run_mrcr = functools.partial(_evaluate, "mrcr", evaluate_mrcr)
+run_graphwalks = functools.partial(_evaluate, "graphwalks", evaluate_graphwalks)
+run_nolima = functools.partial(_evaluate, "nolima", evaluate_nolima)
+run_longbench_v2 = functools.partial(_evaluate, "longbench_v2", evaluate_longbench_v2)
 run_choices = functools.partial(_evaluate, "choices", evaluate_choices, is_scored=True)
 run_chat = functools.partial(_evaluate, "chat", evaluate_chat, is_scored=True)

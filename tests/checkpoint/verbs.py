@@ -60,6 +60,10 @@ OPENS: dict[str, Words] = {
     "evaluate chat": _evaluation("chat", "--data-path", "FOLDER/chats", "--split", "train"),
     "evaluate lv-eval": _evaluation("lv-eval", "--data", "FOLDER"),
     "evaluate infinitebench": _evaluation("infinitebench", "--data", "FOLDER"),
+    "evaluate mrcr": _evaluation("mrcr", "--data", "FOLDER"),
+    "evaluate graphwalks": _evaluation("graphwalks", "--lengths", "64"),
+    "evaluate nolima": _evaluation("nolima", "--data", "FOLDER"),
+    "evaluate longbench-v2": _evaluation("longbench-v2", "--data", "FOLDER"),
     "generate": lambda _, load: [
         *("generate", "--load", load, "--prompt", "def", "--max-new-tokens", "1"),
         *("--precision", "fp32"),

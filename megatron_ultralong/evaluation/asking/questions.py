@@ -1,6 +1,7 @@
 """A benchmark from its samples, or from questions to be answered in writing, to its table."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic
@@ -17,6 +18,8 @@ from megatron_ultralong.program.terminal import Console
 
 Entries = Sequence[Mapping[str, Any]]
 """What the journal has of a benchmark's samples, in their order."""
+Places = Mapping[tuple[str, str], Callable[[Mapping[str, Any]], bool]]
+"""Rows and columns of the table, and which entries count there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +113,9 @@ def evaluate_questions(
     lengths: Mapping[int, str],
     metrics: Mapping[str, str],
     notes: Sequence[str] = (),
+    notes_of: Callable[[Entries], Sequence[str]] = lambda entries: (),
     material: Mapping[str, str] | None = None,
+    places: Places | None = None,
 ) -> result.Result:
     """Ask all questions, print a table and write ``KIND.json``, ``KIND.png`` and every answer.
 
@@ -123,7 +128,9 @@ def evaluate_questions(
         lengths: greatest tokens of prompt and answer together, and what they belong to.
         metrics: the metric of every task.
         notes: conditions that a reader has to know.
+        notes_of: others, which the answers decide.
         material: what the questions were made of, files by their SHA-256.
+        places: which answers count where, in the table's order; None: by task and column.
 
     Raises:
         InputError: a length beyond the trained positions, an output folder in use, or a cost
@@ -138,10 +145,10 @@ def evaluate_questions(
         kind=kind,
         config=config,
         asked=[_sample(question, tokenizer, sorted(stop_ids)) for question in questions],
-        cells=_cells,
+        cells=functools.partial(_cells, places),
         decides={**_decisive(config), "material": dict(material or {})},
         metrics=metrics,
-        notes=lambda entries: notes,
+        notes=lambda entries: [*notes, *notes_of(entries)],
         material=material or {},
     )
     return run_benchmark(benchmark, samples.writing(subject.model, stop_ids), subject)
@@ -182,11 +189,14 @@ def _sample(
     return samples.Sample(key, (row,))
 
 
-def _cells(entries: Entries) -> tuple[result.ScoreCell, ...]:
-    """Means of answers by task and column."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for entry in entries:
-        groups.setdefault((entry["task"], entry["column"]), []).append(entry)
+def _cells(places: Places | None, entries: Entries) -> tuple[result.ScoreCell, ...]:
+    """Means of answers by row and column."""
+    if places is None:
+        groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for entry in entries:
+            groups.setdefault((entry["task"], entry["column"]), []).append(entry)
+    else:
+        groups = {place: [*filter(counts, entries)] for place, counts in places.items()}
     return tuple(
         result.mean_cell(
             *place,
@@ -197,6 +207,7 @@ def _cells(entries: Entries) -> tuple[result.ScoreCell, ...]:
             },
         )
         for place, group in groups.items()
+        if group
     )
 
 

@@ -87,6 +87,10 @@ KINDS = {
         Kind("ruler", "RULER", columns="lengths"),
         Kind("lv_eval", "LV-Eval", columns="lengths"),
         Kind("infinitebench", "InfiniteBench", columns="limit"),
+        Kind("mrcr", "MRCR", columns="lengths"),
+        Kind("graphwalks", "GraphWalks", columns="lengths"),
+        Kind("nolima", "NoLiMa", columns="lengths"),
+        Kind("longbench_v2", "LongBench v2"),
         Kind("choices", "Multiple choice by likelihood"),
         Kind("chat", "Assistant's turns word for word", columns="lengths"),
     )

@@ -20,8 +20,8 @@ _MOST_SECANT_STEPS = 6
 _BLOCK = 4096
 
 
-class Builder(Protocol):
-    """A sample that can be made with any number of units."""
+class Units(Protocol):
+    """What a prompt is filled with."""
 
     @property
     def least_units(self) -> int:
@@ -31,14 +31,18 @@ class Builder(Protocol):
     def most_units(self) -> int | None:
         """Units that there are; None: without end."""
 
+    def estimate(self, num_units: int) -> float:
+        """Tokens of the units, each counted alone, or in proportion; grows with ``num_units``."""
+
+
+class Builder(Units, Protocol):
+    """A sample that can be made with any number of units."""
+
     def turns(self, num_units: int) -> Sequence[Turn]:
         """The prompt with ``num_units`` units, after solved ones: a function of its argument."""
 
     def references(self, num_units: int) -> Sequence[str]:
         """What the answer to that prompt has to hold."""
-
-    def estimate(self, num_units: int) -> float:
-        """Tokens of the units, each counted alone; grows with ``num_units``."""
 
 
 class UnitCosts:
@@ -62,12 +66,12 @@ class UnitCosts:
 
 
 def fit(
-    builder: Builder, prompt: Callable[[int], IdArray], room: int, what: str
+    builder: Units, prompt: Callable[[int], IdArray], room: int, what: str
 ) -> tuple[int, IdArray]:
     """Number of units and ids of the longest prompt within ``room`` tokens, or of all units.
 
     Args:
-        builder: the sample.
+        builder: what the sample is filled with.
         prompt: ids of its prompt with so many units.
         room: tokens that the prompt may have.
         what: names the sample in messages.

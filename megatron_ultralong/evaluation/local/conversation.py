@@ -1,0 +1,241 @@
+"""Questions that are messages: read from local copies, made into prompts, told apart by length."""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ultralong.data.read.file_kind import file_kind
+from megatron_ultralong.data.read.formats import read_records
+from megatron_ultralong.evaluation.asking.questions import Question
+from megatron_ultralong.evaluation.asking.samples import Prompt
+from megatron_ultralong.evaluation.local.local_benchmarks import cut_prompt
+from megatron_ultralong.evaluation.local.long_options import BinsConfig
+from megatron_ultralong.generation.prompt_template import PromptTemplate
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import JsonObject
+
+Message = tuple[str, str]
+"""Role and text."""
+VERSION = 1
+"""Counts up when a prompt changes, so that no half-done evaluation mixes two."""
+
+
+def data_files(data: str, patterns: Sequence[str]) -> list[Path]:
+    """The file ``data``, or the files of the folder ``data`` that fit, by name.
+
+    Raises:
+        InputError: there are none.
+    """
+    place = Path(data)
+    if place.is_file():
+        return [place]
+    names = [f"{pattern}.{suffix}" for pattern in patterns for suffix in ("parquet", "jsonl")]
+    found = sorted({file for name in names for file in place.glob(name) if file.is_file()})
+    if not found:
+        raise InputError(
+            f"--data {data} has no {' and no '.join(names)}: give the file, or the folder with the "
+            "files as upstream publishes them"
+        )
+    return found
+
+
+def read_rows(file: Path, keys: Sequence[str]) -> Iterator[JsonObject]:
+    """Rows of a parquet or JSONL file, each named by its place.
+
+    Raises:
+        InputError: no such file, another format, a row that cannot be read, or no rows.
+    """
+    kind = file_kind(file, "auto")
+    if kind.problem or kind.file_format == "text":
+        raise InputError(f"{file} {kind.problem or 'is neither parquet nor JSON lines'}")
+    is_empty = True
+    for record in read_records(file, tuple(keys), kind.file_format):
+        if record.error:
+            raise InputError(f"{record.place}: {record.error}")
+        is_empty = False
+        yield JsonObject(record.fields, record.place)
+    if is_empty:
+        raise InputError(f"{file} holds no rows")
+
+
+def prompt_ids(
+    tokenizer: PromptTokenizer,
+    template: PromptTemplate,
+    messages: Sequence[Message],
+    room: int = 2**62,
+) -> tuple[IdArray, bool]:
+    """Ids of messages with the assistant's turn begun, and whether the last one was cut.
+
+    Beyond ``room`` tokens the middle of the last message is left out. ``base`` writes ``User: ...``
+    and ``Assistant: ...`` with empty lines between them, and ends in ``Assistant:``.
+    """
+    *before, (role, text) = messages
+    if template == "chat":
+        return cut_prompt(tokenizer, "chat", text, room, before)
+    head = "".join(f"{role.capitalize()}: {text}\n\n" for role, text in before)
+    head, tail = f"{head}{role.capitalize()}: ", "\n\nAssistant:"
+    begin = np.asarray(tokenizer.begin_ids, np.int64)
+    ids = np.concatenate([begin, tokenizer.encode(head + text + tail)])
+    if ids.size <= room:
+        return ids, False
+    start, end = np.concatenate([begin, tokenizer.encode(head)]), tokenizer.encode(tail)
+    half = (room - start.size - end.size) // 2
+    if half < 1:
+        raise InputError(
+            f"a prompt of {room} tokens has no room next to its template's "
+            f"{start.size + end.size}: raise --max-length"
+        )
+    body = tokenizer.encode(text)
+    return np.concatenate([start, body[:half], body[-half:], end]), True
+
+
+def written(template: PromptTemplate, prediction: str) -> str:
+    """What the assistant says: behind ``Assistant:`` a text goes on with a space."""
+    return prediction.removeprefix(" ") if template == "base" else prediction
+
+
+def bin_of(num_tokens: int, first: int = 0) -> int:
+    """The upper end of a length's bin, a power of two: ``8192 -> 8192``, ``8193 -> 16384``.
+
+    ``first`` is the least length of the first bin, and belongs to it.
+    """
+    end = 1 << max(num_tokens - 1, 0).bit_length()
+    return 2 * first if num_tokens == first else end
+
+
+MOST_CHARACTERS_A_TOKEN = 16
+"""No text of a language and no list of edges has as many: a longer one need not be tokenised."""
+_ROOM_BESIDE = 32
+"""Tokens beside a true answer that is longer than ``max_new_tokens``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One question of a file."""
+
+    task: str
+    messages: tuple[Message, ...]
+    answer: str
+    """As a model has to write it."""
+    references: Any
+    file: str
+    """Hash of the file that it stands in."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Binned:
+    """Questions by length."""
+
+    questions: list[Question]
+    num_too_long: int
+    """Questions that were left out because they are longer than ``max_length``."""
+
+
+def questions_by_length(
+    rows: Iterable[Row],
+    config: Any,
+    tokenizer: PromptTokenizer,
+    max_length: int,
+    score: Callable[[str, Any], float],
+    first_bin: int = 0,
+) -> Binned:
+    """The questions of a file that fit, in bins by the tokens of prompt and answer.
+
+    Args:
+        rows: all questions.
+        config: with ``lengths``, ``max_new_tokens`` and the fields of :class:`BinsConfig`.
+        tokenizer: the checkpoint's.
+        max_length: tokens of prompt and answer together, at most.
+        score: of what was written and the references.
+        first_bin: the least length of upstream's first bin.
+    """
+    counter = length_counter(config, tokenizer)
+    taken: Counter[tuple[str, int]] = Counter()
+    questions, num_too_long = [], 0
+    for index, row in enumerate(rows):
+        if row.task not in config.tasks:
+            continue
+        if sum(len(text) for _, text in row.messages) > MOST_CHARACTERS_A_TOKEN * max_length:
+            num_too_long += 1
+            continue
+        ids, _ = prompt_ids(tokenizer, config.prompt_template, row.messages)
+        answer = tokenizer.encode(row.answer).size
+        room = config.max_new_tokens
+        if answer + _ROOM_BESIDE > room:
+            room = answer + _ROOM_BESIDE
+        if ids.size + room > max_length:
+            num_too_long += 1
+            continue
+        place = row.task, bin_of(counter(row, ids.size + answer), first_bin)
+        taken[place] += 1
+        if (config.lengths and place[1] not in config.lengths) or (
+            config.num_samples and taken[place] > config.num_samples
+        ):
+            continue
+        make = functools.partial(_prompt, tokenizer, config.prompt_template, row)
+        questions.append(
+            Question(
+                *(row.task, str(place[1]), index, int(ids.size), room),
+                decides=decisive(config.prompt_template, tokenizer, file=row.file),
+                make=make,
+                score=score,
+            )
+        )
+    if not questions:
+        which = f" in the bins {list(config.lengths)}" if config.lengths else ""
+        raise InputError(
+            f"no question of {', '.join(config.tasks)}{which} fits {max_length:,} tokens of prompt "
+            f"and answer ({num_too_long:,} are longer): raise --max-length or choose other "
+            "--lengths or --tasks"
+        )
+    questions.sort(key=lambda one: (config.tasks.index(one.task), int(one.column), one.index))
+    return Binned(questions, num_too_long)
+
+
+def _prompt(tokenizer: PromptTokenizer, template: PromptTemplate, row: Row) -> Prompt:
+    return Prompt(prompt_ids(tokenizer, template, row.messages)[0], row.references)
+
+
+def length_counter(config: BinsConfig, tokenizer: PromptTokenizer) -> Callable[[Row, int], int]:
+    """Counts the tokens of prompt and answer: as upstream by ``length_tokenizer``, else as here."""
+    if not config.length_tokenizer:
+        return lambda row, num_tokens: num_tokens
+    other = PromptTokenizer(Path(config.length_tokenizer))
+
+    def count(row: Row, num_tokens: int) -> int:
+        return int(other.count([*(text for _, text in row.messages), row.answer]).sum())
+
+    return count
+
+
+def bin_notes(config: BinsConfig, max_length: int, num_too_long: int) -> list[str]:
+    """What a reader of a result by bins has to know."""
+    counted = "--length-tokenizer" if config.length_tokenizer else "the checkpoint's tokenizer"
+    return [
+        f"prompt template {config.prompt_template}; column: tokens of prompt and answer, at most, "
+        f"by {counted}",
+        f"{num_too_long:,} questions are longer than {max_length:,} tokens, and left out",
+    ]
+
+
+def decisive(
+    template: PromptTemplate, tokenizer: PromptTokenizer, **others: Any
+) -> Mapping[str, Any]:
+    """What a prompt of messages depends on, beside ``others``."""
+    own = {"version": VERSION, "template": template, "tokenizer": tokenizer.sha256}
+    return {**own, **others}
+
+
+def check_chat_tokens(template: PromptTemplate, tokenizer: PromptTokenizer) -> None:
+    """Raise InputError where turns of Llama 3 are asked of a tokenizer without their tokens."""
+    if template == "chat" and not tokenizer.has_chat_tokens:
+        raise InputError(
+            "--prompt-template chat needs Llama 3's <|start_header_id|>, which the tokenizer in "
+            f"{tokenizer.folder} does not have: use --prompt-template base"
+        )

@@ -1,0 +1,152 @@
+"""Options of MRCR, GraphWalks, NoLiMa and LongBench v2; flags are generated from them."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from megatron_ultralong.evaluation.options import check_different, check_tasks
+from megatron_ultralong.generation.prompt_template import PromptTemplate
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.required import Required, check_required
+
+
+@dataclasses.dataclass(frozen=True)
+class MessagesConfig:
+    """What benchmarks of messages have in common."""
+
+    num_samples: Annotated[int, Range(0)] = 0
+    """Questions per task and length, in the order of the files; 0: all."""
+    prompt_template: PromptTemplate = "chat"
+    """chat: messages as turns of Llama 3. base: the same as text, `User: ...` and `Assistant:`."""
+    micro_batch_size: Annotated[int, Range(1)] = 1
+    """Prompts that are continued together."""
+    beyond_trained_positions: bool = False
+    """Allow lengths beyond the positions the checkpoint was trained for."""
+    output: str = ""
+    """New folder for the result, a picture and every answer; default: print only. A killed
+    evaluation resumes from .OUTPUT.partial."""
+
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range."""
+        check_required(self)
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class BinsConfig(MessagesConfig):
+    """Questions that are told apart by their length."""
+
+    max_length: Annotated[int, Range(0)] = 0
+    """Largest number of tokens of prompt and answer together; longer questions are left out, and
+    counted. 0: the positions the checkpoint was trained for."""
+    length_tokenizer: str = ""
+    """Folder of the tokenizer by whose tokens questions are put into bins. Upstream's is
+    o200k_base, which gpt-oss has; default: the checkpoint's own."""
+
+
+MRCR_TASKS = ("2needle", "4needle", "8needle")
+
+
+@dataclasses.dataclass(frozen=True)
+class MrcrConfig(BinsConfig):
+    """OpenAI's MRCR from a local copy: which of several equal requests was answered how."""
+
+    data: Annotated[str, Required("upstream's files, or the folder with them")] = ""
+    """Parquet or JSONL file with upstream's columns, or a folder of them: 2needle.parquet,
+    2needle/2needle_0.parquet."""
+    tasks: tuple[str, ...] = MRCR_TASKS
+    """Numbers of needles; default: all three."""
+    lengths: Annotated[tuple[int, ...], Range(1)] = ()
+    """Bins to use, by their upper ends: 8192 16384 ... 1048576. Default: all that fit."""
+    max_new_tokens: Annotated[int, Range(1)] = 2048
+    """Largest number of tokens of an answer; a question whose own is longer has room for it."""
+
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range."""
+        super().check()
+        check_tasks(self.tasks, MRCR_TASKS)
+
+
+GRAPHWALKS_TASKS = ("bfs", "parents")
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphWalksConfig(BinsConfig):
+    """OpenAI's GraphWalks, from a local copy or generated: nodes at a depth, and parents."""
+
+    data: str = ""
+    """Parquet or JSONL file with upstream's columns, or a folder of them. Default: graphs are
+    generated, by the lengths and the seed."""
+    tasks: tuple[str, ...] = GRAPHWALKS_TASKS
+    """Operations; default: both."""
+    lengths: Annotated[tuple[int, ...], Range(1)] = ()
+    """Of generated graphs: tokens of prompt and answer together. Of files: bins to use, by their
+    upper ends; default: all that fit."""
+    num_samples: Annotated[int, Range(0)] = 100
+    """Questions per task and length; 0: all of the files."""
+    max_new_tokens: Annotated[int, Range(1)] = 1024
+    """Largest number of tokens of an answer; a question whose own is longer has room for it."""
+    seed: Annotated[int, Range(0, UINT32)] = 1234
+    """Seed of generated graphs."""
+
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range."""
+        super().check()
+        check_tasks(self.tasks, GRAPHWALKS_TASKS)
+        if self.data:
+            return
+        if not self.num_samples:
+            raise InputError("num_samples must be at least 1 where graphs are generated")
+        check_different("token counts, such as --lengths 4096 131072", lengths=self.lengths)
+
+
+NEEDLE_SETS = (
+    *("needle_set", "needle_set_hard", "needle_set_MC", "needle_set_ONLYDirect"),
+    *("needle_set_w_CoT", "needle_set_w_Distractor"),
+)
+NoLiMaMetric = Literal["contains", "EM", "lastline_contains", "lastline_EM"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NoLiMaConfig(MessagesConfig):
+    """NoLiMa from a local copy: needles that share no words with their questions."""
+
+    data: Annotated[str, Required("the folder with upstream's needlesets/ and haystack/")] = ""
+    """Folder as upstream's script fills it: needlesets/needle_set.json and
+    haystack/rand_shuffle/rand_book_1.txt to 5."""
+    needle_set: str = NEEDLE_SETS[0]
+    """File of needlesets/, without its suffix."""
+    lengths: Annotated[tuple[int, ...], Range(1)] = (250, 500, 1000, 2000, 4000, 8000, 16000, 32000)
+    """Tokens of the book around the needle; the prompt has some 150 more."""
+    num_depths: Annotated[int, Range(1, 10_000)] = 26
+    """Places of the needle in each book, evenly from its start to its end."""
+    num_haystacks: Annotated[int, Range(0)] = 0
+    """Books to use, from the first; 0: all."""
+    num_samples: Annotated[int, Range(0)] = 0
+    """Needles to use of every kind of question, from the first; 0: all."""
+    metric: NoLiMaMetric = "contains"
+    """contains: the answer holds the name. EM: it is the name. lastline: of the last line alone."""
+    max_new_tokens: Annotated[int, Range(1)] = 192
+    """Largest number of tokens of an answer."""
+
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range."""
+        super().check()
+        check_tasks((self.needle_set,), NEEDLE_SETS)
+        check_different("token counts", lengths=self.lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class LongBenchV2Config(MessagesConfig):
+    """LongBench v2 from a local copy: questions with four choices, answered in writing."""
+
+    data: Annotated[str, Required("the file of questions, in parquet or JSONL")] = ""
+    """Parquet or JSONL file with upstream's columns; `jq -c '.[]' data.json > data.jsonl` makes it
+    from upstream's data.json."""
+    num_samples: Annotated[int, Range(0)] = 0
+    """Questions to use, from the first; 0: all."""
+    max_length: Annotated[int, Range(0)] = 0
+    """Largest number of tokens of prompt and answer together; longer prompts lose their middle. 0:
+    the positions the checkpoint was trained for."""
+    max_new_tokens: Annotated[int, Range(1)] = 128
+    """Largest number of tokens of an answer."""

@@ -1,0 +1,167 @@
+"""``evaluate longbench-v2``: LongBench v2's questions, answered without reasoning before.
+
+Facts from THUDM/LongBench (MIT licence, github.com/THUDM/LongBench) at 2e00731: ``pred.py``,
+``result.py`` and ``prompts/0shot.txt``. The prompt is upstream's to the letter.
+"""
+
+import functools
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
+from megatron_ultralong.evaluation.asking.samples import Prompt
+from megatron_ultralong.evaluation.local import conversation
+from megatron_ultralong.evaluation.local.long_options import LongBenchV2Config
+from megatron_ultralong.evaluation.models.interface import Generator
+from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.results.file import file_sha256
+from megatron_ultralong.evaluation.results.result import KINDS, Result
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import JsonObject
+
+UPSTREAM = "prompt 0shot and scores of THUDM/LongBench at 2e00731"
+PROMPT = """\
+Please read the following text and answer the question below.
+
+<text>
+$DOC$
+</text>
+
+What is the correct answer to this question: $Q$
+Choices:
+(A) $C_A$
+(B) $C_B$
+(C) $C_C$
+(D) $C_D$
+
+Format your response as follows: "The correct answer is (insert answer here)"."""
+_FIELDS = {
+    "$DOC$": "context",
+    "$Q$": "question",
+    **{f"$C_{letter}$": f"choice_{letter}" for letter in "ABCD"},
+}
+DIFFICULTIES, LENGTHS = ("easy", "hard"), ("short", "medium", "long")
+COLUMNS = ("overall", *DIFFICULTIES, *LENGTHS)
+_KEYS = (*_FIELDS.values(), "answer", "difficulty", "length")
+_TASK = "LongBench v2"
+
+
+def prompt_text(row: Mapping[str, Any]) -> str:
+    """The user's message: fields are put in one after the other, as upstream does."""
+    text = PROMPT
+    for mark, key in _FIELDS.items():
+        text = text.replace(mark, row[key].strip())
+    return text
+
+
+def answer_letter(response: str) -> str | None:
+    """The letter that a response chooses: ``The correct answer is (B)``, or without brackets."""
+    text = response.strip().replace("*", "")
+    found = re.search(r"The correct answer is \(([A-D])\)", text) or re.search(
+        r"The correct answer is ([A-D])", text
+    )
+    return found and found[1]
+
+
+def longbench_v2_score(prediction: str, reference: str) -> float:
+    """Whether the right letter is chosen; an answer without one is wrong."""
+    return float(answer_letter(prediction) == reference)
+
+
+def _checked(row: JsonObject) -> JsonObject:
+    for key in _FIELDS.values():
+        row.string(key)
+    for key, known in (("answer", "ABCD"), ("difficulty", DIFFICULTIES), ("length", LENGTHS)):
+        if row.string(key) not in tuple(known):
+            raise row.wrong(key, f"one of {', '.join(known)}")
+    return row
+
+
+def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]) -> Result:
+    """Measure LongBench v2, print a table, write JSON, a picture and every answer.
+
+    Every rank calls this; the main one prints and writes.
+
+    Raises:
+        InputError: a file that is missing or of another format, a length beyond the trained
+            positions, an output folder in use, or a cost above the limit.
+    """
+    config.check()
+    tokenizer, max_length = subject.tokenizer, config.max_length or subject.facts.max_positions
+    conversation.check_chat_tokens(config.prompt_template, tokenizer)
+    if (room := max_length - config.max_new_tokens) < 1:
+        raise InputError(
+            f"--max-length {max_length} leaves no room beside an answer of "
+            f"{config.max_new_tokens} tokens: raise it"
+        )
+    file = Path(config.data)
+    sha256 = file_sha256(file)
+    rows = itertools.islice(conversation.read_rows(file, _KEYS), config.num_samples or None)
+    decides = conversation.decisive(
+        config.prompt_template, tokenizer, file=sha256, max_length=max_length
+    )
+    questions = [
+        _question(config, subject, _checked(row), index, room, decides)
+        for index, row in enumerate(rows)
+    ]
+    questions[0].make()  # its length has room for the template
+    notes = [
+        UPSTREAM,
+        f"prompt template {config.prompt_template}; prompts beyond {max_length:,} tokens (the "
+        f"answer's {config.max_new_tokens} included) lose their middle; upstream allows 120,000 "
+        "for the prompt",
+        "no reasoning before the answer; an answer without a letter is wrong, and not a quarter "
+        "right",
+    ]
+    if config.num_samples:
+        notes.append(f"the first {config.num_samples} questions")
+    return evaluate_questions(
+        questions,
+        subject,
+        kind=KINDS["longbench_v2"],
+        config=config,
+        lengths={max_length: "--max-length"},
+        metrics={_TASK: "accuracy"},
+        notes=notes,
+        material={file.name: sha256, "upstream": UPSTREAM},
+        places={(_TASK, column): functools.partial(_counts, column) for column in COLUMNS},
+    )
+
+
+def _counts(column: str, entry: Mapping[str, Any]) -> bool:
+    """Whether an answer counts in a column of upstream's table."""
+    return column == "overall" or column in entry["column"].split("/")
+
+
+_BYTES_A_TOKEN = 3
+"""Of texts in English and Chinese with Llama 3's vocabulary, rounded down: for the estimate."""
+
+
+def _question(
+    config: LongBenchV2Config,
+    subject: Subject[Generator],
+    row: JsonObject,
+    index: int,
+    room: int,
+    decides: Mapping[str, Any],
+) -> Question:
+    text, answer = prompt_text(row), row["answer"]  # the row has the context once more
+
+    def make() -> Prompt:
+        ids, was_cut = conversation.prompt_ids(
+            subject.tokenizer, config.prompt_template, (("user", text),), room
+        )
+        return Prompt(ids, answer, was_cut)
+
+    num_bytes = len(text.encode("utf-8", "surrogatepass"))
+    return Question(
+        *(_TASK, f"{row['difficulty']}/{row['length']}", index),
+        num_tokens=min(room, max(num_bytes // _BYTES_A_TOKEN, 1)),
+        max_new_tokens=config.max_new_tokens,
+        decides=decides,
+        make=make,
+        score=longbench_v2_score,
+    )

@@ -1,0 +1,105 @@
+"""``evaluate mrcr``: OpenAI's MRCR, in which one of several equal requests is asked for again.
+
+Facts from the card of the data set openai/mrcr (MIT licence, huggingface.co/datasets/openai/mrcr):
+the columns, the grading and the bins. The messages are asked as they stand in the file.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from megatron_ultralong.evaluation.asking.questions import evaluate_questions
+from megatron_ultralong.evaluation.local import conversation
+from megatron_ultralong.evaluation.local.conversation import Message, Row
+from megatron_ultralong.evaluation.local.long_options import MrcrConfig
+from megatron_ultralong.evaluation.models.interface import Generator
+from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.results.file import file_sha256
+from megatron_ultralong.evaluation.results.result import KINDS, Result
+from megatron_ultralong.generation.prompt_template import PromptTemplate
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import JsonObject, parse_json
+
+UPSTREAM = "grading of openai/mrcr at 204b0d4 of its card"
+FIRST_BIN = 4096
+"""Upstream's bins: 4,096 to 8,192 tokens of prompt and answer, then above that to 16,384, ..."""
+ROLES = ("system", "user", "assistant")
+_KEYS = ("prompt", "answer", "random_string_to_prepend", "n_needles")
+
+
+def mrcr_score(
+    prediction: str, references: Mapping[str, str], template: PromptTemplate = "chat"
+) -> float:
+    """Similarity of what stands behind the prefix, 0 to 1; 0 without the prefix.
+
+    Twice the characters in common blocks over all of both, by :class:`difflib.SequenceMatcher`.
+    """
+    prefix, answer = references["prefix"], references["answer"]
+    prediction = conversation.written(template, prediction)
+    if not prediction.startswith(prefix):
+        return 0.0
+    return SequenceMatcher(
+        None, prediction.removeprefix(prefix), answer.removeprefix(prefix)
+    ).ratio()
+
+
+def messages_of(row: JsonObject) -> tuple[Message, ...]:
+    """Roles and texts of the conversation, which stands in ``prompt`` as JSON.
+
+    Raises:
+        InputError: it is no such conversation, or does not end with the user.
+    """
+    where = f"{row.where}: prompt"
+    values = parse_json(row.string("prompt"), where)
+    if not isinstance(values, list) or not all(isinstance(one, dict) for one in values):
+        raise InputError(f"{where} must be an array of messages")
+    turns = [JsonObject(one, f"{where}, message {k}") for k, one in enumerate(values, 1)]
+    messages = tuple((turn.string("role"), turn.string("content")) for turn in turns)
+    for turn in turns:
+        if turn["role"] not in ROLES:
+            raise turn.wrong("role", f"one of {', '.join(ROLES)}")
+    if not messages or messages[-1][0] != "user":
+        raise InputError(f"{where} must end with a message of the user, whom the model answers")
+    return messages
+
+
+def _rows(files: Mapping[Path, str]) -> Iterator[Row]:
+    for file, sha256 in files.items():
+        for row in conversation.read_rows(file, _KEYS):
+            answer, prefix = row.string("answer"), row.string("random_string_to_prepend")
+            if not prefix:
+                raise InputError(f"{row.where}: random_string_to_prepend is empty")
+            task = f"{row.integer('n_needles')}needle"
+            references = {"prefix": prefix, "answer": answer}
+            yield Row(task, messages_of(row), answer, references, sha256)
+
+
+def evaluate_mrcr(config: MrcrConfig, subject: Subject[Generator]) -> Result:
+    """Measure MRCR, print a table, write JSON, a picture and every answer.
+
+    Every rank calls this; the main one prints and writes.
+
+    Raises:
+        InputError: a file that is missing or of another format, no question that fits, a length
+            beyond the trained positions, an output folder in use, or a cost above the limit.
+    """
+    config.check()
+    tokenizer, max_length = subject.tokenizer, config.max_length or subject.facts.max_positions
+    conversation.check_chat_tokens(config.prompt_template, tokenizer)
+    patterns = [p for task in config.tasks for p in (task, f"{task}_*", f"{task}/*")]
+    files = {file: file_sha256(file) for file in conversation.data_files(config.data, patterns)}
+    score = functools.partial(mrcr_score, template=config.prompt_template)
+    binned = conversation.questions_by_length(
+        _rows(files), config, tokenizer, max_length, score, FIRST_BIN
+    )
+    return evaluate_questions(
+        binned.questions,
+        subject,
+        kind=KINDS["mrcr"],
+        config=config,
+        lengths={max_length: "--max-length"},
+        metrics=dict.fromkeys(config.tasks, "SequenceMatcher ratio"),
+        notes=[UPSTREAM, *conversation.bin_notes(config, max_length, binned.num_too_long)],
+        material={file.name: sha256 for file, sha256 in files.items()} | {"upstream": UPSTREAM},
+    )

@@ -1,0 +1,304 @@
+"""``evaluate nolima``: NoLiMa, whose needles share no words with their questions.
+
+Facts from adobe-research/NoLiMa (Adobe Research License: non-commercial research alone,
+github.com/adobe-research/NoLiMa) at 7532e4e: ``evaluation/run_tests.py``,
+``evaluation/async_evaluate.py`` and its configurations. The prompts are upstream's to the letter.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ultralong.data.read.record import read_text
+from megatron_ultralong.evaluation.asking.questions import Entries, Question, evaluate_questions
+from megatron_ultralong.evaluation.asking.samples import Prompt
+from megatron_ultralong.evaluation.local import conversation
+from megatron_ultralong.evaluation.local.conversation import Message
+from megatron_ultralong.evaluation.local.long_options import NoLiMaConfig, NoLiMaMetric
+from megatron_ultralong.evaluation.local.nolima_placement import Book, distractor_depth
+from megatron_ultralong.evaluation.models.interface import Generator
+from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.results.file import file_sha256
+from megatron_ultralong.evaluation.results.result import KINDS, Result
+from megatron_ultralong.generation.prompt_template import PromptTemplate
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import JsonObject, read_json_value
+
+UPSTREAM = "prompts and scores of adobe-research/NoLiMa at 7532e4e"
+SYSTEM = "You are a helpful assistant"
+TEMPLATE = (
+    "You will answer a question based on the following book snippet:\n\n{haystack}\n\nUse the "
+    "information provided in the book snippet to answer the question. Your answer should be short "
+    "and based on either explicitly stated facts or strong, logical inferences.\n\nQuestion: "
+    "{question}\n\n Return only the final answer with no additional explanation or reasoning."
+)
+BASE_SEED = 42
+CHARACTER = "{CHAR}"
+
+
+def nolima_score(metric: NoLiMaMetric, prediction: str, references: Sequence[str]) -> float:
+    """Whether the answer holds, or is, one of the names; ``lastline``: its last line."""
+    text = prediction
+    if metric.startswith("lastline"):
+        text = prediction.strip().split("\n")[-1]
+    if metric.endswith("contains"):
+        return float(any(name in text for name in references))
+    return float((text if metric == "lastline_EM" else text.strip()) in references)
+
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """A needle and a question, before a name is chosen."""
+
+    name: str
+    hops: str
+    """Kind of question: ``onehop``, ``twohop``, ``direct``."""
+    seed: int
+    template: str
+    needle: str
+    question: str
+    distractor: str | None
+    characters: tuple[str, ...]
+    answers: tuple[str, ...]
+    """What is right where the needle names nobody."""
+
+
+def read_tests(file: Path) -> list[Test]:
+    """The tests of a needle set, in its order.
+
+    Raises:
+        InputError: it is none.
+    """
+    values = read_json_value(file)
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise InputError(f"{file} must hold an array of needles, as upstream's needle sets do")
+    found = [
+        test
+        for number, value in enumerate(values, 1)
+        for test in _tests(JsonObject(value, f"{file}, needle {number}"))
+    ]
+    if not found:
+        raise InputError(f"{file} holds no tests")
+    return found
+
+
+def _tests(entry: JsonObject) -> Iterator[Test]:
+    name, needle = entry.string("id"), entry.string("needle")
+    if re.match(r"[0-9]{4}", name) is None:
+        raise entry.wrong("id", "four digits, and a letter or nothing")
+    template = _checked_template(entry, entry.string("task_template", TEMPLATE))
+    distractors = entry.object("distractors", None)
+    questions, tests = entry.object("questions"), entry.object("tests")
+    for hops, label in itertools.product(questions, tests):
+        test = tests.object(label)
+        arguments = test.strings("input_args")
+        distractor = distractors.string(hops) if distractors is not None else None
+        yield Test(
+            name=f"{name}_{label}_{hops}",
+            hops=hops,
+            seed=BASE_SEED + int(name[:4]),
+            template=template,
+            needle=_filled(needle, arguments),
+            question=_last_filled(questions.string(hops), arguments),
+            distractor=None if distractor is None else _last_filled(distractor, arguments),
+            characters=tuple(entry.strings("character_set", [])),
+            answers=tuple(test.strings("gold_answers", [])),
+        )
+
+
+def _checked_template(entry: JsonObject, template: str) -> str:
+    """A template of the two fields alone: any other, or a width, is not upstream's."""
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise InputError(f"{entry.where}: task_template is no template ({error})") from error
+    for _, field, form, conversion in fields:
+        if field is not None and (field not in ("haystack", "question") or form or conversion):
+            raise entry.wrong("task_template", "a text with {haystack} and {question}")
+    return template
+
+
+def _filled(text: str, arguments: Sequence[str]) -> str:
+    for number, argument in enumerate(arguments, 1):
+        text = text.replace(f"{{{number}}}", argument)
+    return text
+
+
+def _last_filled(text: str, arguments: Sequence[str]) -> str:
+    """Upstream fills questions and distractors anew for every argument: the last one stays."""
+    full = text
+    for number, argument in enumerate(arguments, 1):
+        if f"{{{number}}}" in text:
+            full = text.replace(f"{{{number}}}", argument)
+    return full
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A test in a book at a depth."""
+
+    test: Test
+    book: Book
+    context_length: int
+    depth: float
+    other: float
+    """Depth of the distractor; 0 without one."""
+    character: str
+    """Who is meant; empty where the needle names nobody."""
+
+    @property
+    def answers(self) -> list[str]:
+        """What is right."""
+        return [self.character] if self.character else list(self.test.answers)
+
+    @property
+    def window(self) -> tuple[int, int, int]:
+        """Of the book."""
+        return self.book.window(self.context_length, self.depth)
+
+    def messages(self) -> tuple[Message, ...]:
+        """What is asked."""
+        test = self.test
+        needle = test.needle.replace(CHARACTER, self.character)
+        question = test.question.replace(CHARACTER, self.character)
+        if test.distractor is None:
+            text = self.book.place(needle, self.context_length, self.depth)
+        else:
+            text = self.book.place_both(
+                needle, test.distractor, self.context_length, self.depth, self.other
+            )
+        return (
+            ("system", SYSTEM),
+            ("user", test.template.format(haystack=text, question=question)),
+        )
+
+
+def placements(
+    test: Test, books: Sequence[Book], context_length: int, num_depths: int
+) -> Iterator[Placement]:
+    """A test in every book at every depth; names are drawn as upstream draws them."""
+    for number, book in enumerate(books):
+        draw = np.random.RandomState(test.seed + number)
+        for per_cent in np.linspace(0, 100, num_depths).tolist():
+            depth, character, other = per_cent / 100, "", 0.0
+            if CHARACTER in test.needle:
+                if not test.characters:
+                    raise InputError(f"NoLiMa's test {test.name} has no character_set")
+                character = str(draw.choice(list(test.characters)))
+            elif CHARACTER in test.question or not test.answers:
+                raise InputError(f"NoLiMa's test {test.name} has neither {CHARACTER} nor answers")
+            if test.distractor is not None:
+                other = distractor_depth(draw, context_length, depth)
+            yield Placement(test, book, context_length, depth, other, character)
+
+
+def evaluate_nolima(config: NoLiMaConfig, subject: Subject[Generator]) -> Result:
+    """Measure NoLiMa, print a table, write JSON, a picture and every answer.
+
+    Every rank calls this; the main one prints and writes.
+
+    Raises:
+        InputError: a file that is missing or of another format, a book too short for a length, a
+            length beyond the trained positions, an output folder in use, or a cost above the limit.
+    """
+    config.check()
+    tokenizer = subject.tokenizer
+    conversation.check_chat_tokens(config.prompt_template, tokenizer)
+    needles = Path(config.data) / "needlesets" / f"{config.needle_set}.json"
+    files = _haystacks(Path(config.data) / "haystack" / "rand_shuffle", config.num_haystacks)
+    books = [Book(str(file), read_text(file), tokenizer) for file in files]
+    tests = _first(read_tests(needles), config.num_samples)
+    decides = conversation.decisive(
+        config.prompt_template, tokenizer, metric=config.metric, needles=config.needle_set
+    )
+    score = functools.partial(nolima_score, config.metric)
+    beside = {test: _beside(tokenizer, config.prompt_template, test) for test in tests}
+    questions = [
+        Question(
+            *(test.hops, str(length), index),
+            num_tokens=length + beside[test],
+            max_new_tokens=config.max_new_tokens,
+            decides={**decides, "test": test.name, "place": [place.depth, place.book.name]},
+            make=functools.partial(_prompt, tokenizer, config.prompt_template, place),
+            score=score,
+        )
+        for length in sorted(config.lengths)
+        for test in tests
+        for index, place in enumerate(placements(test, books, length, config.num_depths))
+        if place.window  # before the work starts
+    ]
+    for question in questions if tests[0].distractor is not None else ():
+        question.make()  # not every place will do
+    longest = max(question.num_tokens for question in questions) + config.max_new_tokens
+    return evaluate_questions(
+        questions,
+        subject,
+        kind=KINDS["nolima"],
+        config=config,
+        lengths={longest: "the longest prompt and its answer"},
+        metrics={test.hops: config.metric for test in tests},
+        notes=[
+            UPSTREAM,
+            f"{config.needle_set}: {len(tests)} tests in {len(books)} books at "
+            f"{config.num_depths} depths; column: tokens of the book; prompt template "
+            f"{config.prompt_template}",
+        ],
+        notes_of=_all_tests,
+        material={file.name: file_sha256(file) for file in [needles, *files]}
+        | {"upstream": UPSTREAM},
+    )
+
+
+def _all_tests(entries: Entries) -> list[str]:
+    """Upstream's own figure: the mean over all tests, whatever their kind."""
+    scores: dict[str, list[float]] = {}
+    for entry in entries:
+        scores.setdefault(entry["column"], []).append(entry["score"])
+    means = ", ".join(f"{column}: {100 * sum(s) / len(s):.1f}" for column, s in scores.items())
+    return [f"mean over all tests, as upstream has it: {means}"]
+
+
+def _haystacks(folder: Path, number: int) -> list[Path]:
+    """Books by the number in their names, which decides what is drawn for them."""
+    found = [file for file in folder.glob("*.txt") if file.is_file()]
+    if not found:
+        raise InputError(f"{folder} has no books: fill --data as upstream's script does")
+    found.sort(key=lambda file: (int("".join(re.findall(r"[0-9]", file.stem))[:9] or 0), file.name))
+    if number > len(found):
+        raise InputError(f"num_haystacks ({number}) is more than the {len(found)} of {folder}")
+    return found[: number or None]
+
+
+def _first(tests: Sequence[Test], number: int) -> list[Test]:
+    taken: Counter[str] = Counter()
+    kept = []
+    for test in tests:
+        taken[test.hops] += 1
+        if not number or taken[test.hops] <= number:
+            kept.append(test)
+    return kept
+
+
+_MARGIN = 16
+"""Tokens that a window may have more when its text is tokenised again."""
+
+
+def _beside(tokenizer: PromptTokenizer, template: PromptTemplate, test: Test) -> int:
+    """Tokens of a prompt beside the book's, at most."""
+    name = max(test.characters, key=len, default="")
+    lines = "\n".join([test.needle, test.distractor or "", name, name])
+    text = test.template.format(haystack=lines, question=test.question)
+    messages = (("system", SYSTEM), ("user", text))
+    return int(conversation.prompt_ids(tokenizer, template, messages)[0].size) + _MARGIN
+
+
+def _prompt(tokenizer: PromptTokenizer, template: PromptTemplate, place: Placement) -> Prompt:
+    return Prompt(conversation.prompt_ids(tokenizer, template, place.messages())[0], place.answers)
