@@ -127,11 +127,11 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
         metrics={_TASK: "accuracy"},
         notes=notes,
         material={file.name: sha256, "upstream": UPSTREAM},
-        places={(_TASK, column): functools.partial(_counts, column) for column in COLUMNS},
+        places={(_TASK, column): functools.partial(counts, column) for column in COLUMNS},
     )
 
 
-def _counts(column: str, entry: Mapping[str, Any]) -> bool:
+def counts(column: str, entry: Mapping[str, Any]) -> bool:
     """Whether an answer counts in a column of upstream's table."""
     return column == "overall" or column in entry["column"].split("/")
 

@@ -1,0 +1,353 @@
+"""MRCR's, GraphWalks', NoLiMa's and LongBench v2's scores beside those of upstream's own code.
+
+::
+
+    python -m tools.compare_long_benchmarks \
+        --mrcr MRCR_README.md --graphwalks GRAPHWALKS_README.md \
+        --nolima NoLiMa --longbench LongBench
+
+Upstream's code is read from what is given: the cards of the data sets openai/mrcr and
+openai/graphwalks (or any Python file with the same function, such as NVIDIA-NeMo/Skills'
+``nemo_skills/evaluation/evaluator/mrcr.py`` and lm-evaluation-harness'
+``lm_eval/tasks/graphwalks/utils.py``), and clones of adobe-research/NoLiMa and THUDM/LongBench.
+What is left out is not compared. It runs in this process: look at it before.
+
+Each scorer is put to 50 answers, odd ones among them. Beside the scores, NoLiMa's prompts (needle,
+place, distractor and drawn name) and LongBench v2's prompt and table are compared.
+
+The card of GraphWalks has two slips, which published figures do not have: the first node keeps
+``Final Answer: [``, and an answer without a right node gets 1 (formerly 0 where nothing was the
+right answer). Its code is run as printed and with both put right; the second is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import json
+import random
+import re
+import runpy
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterable
+from contextlib import chdir
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from megatron_ultralong.evaluation.local import longbench_v2, nolima
+from megatron_ultralong.evaluation.local.graphwalks import graphwalks_score
+from megatron_ultralong.evaluation.local.mrcr import mrcr_score
+from megatron_ultralong.evaluation.local.nolima_placement import Book
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+
+Comparison = tuple[str, int, int, str]
+"""What, how many were equal, of how many, and what a reader has to know."""
+NUM_ANSWERS = 50
+_PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_ODD = (
+    "", " ", "\n", "\u2028", "\x85", "é\u0301", "日本語", "\U0001f600",
+    "**", "[]", "()", "None", "null", "[[", "]]", ",", "\\", "\r\n", "\0",
+)  # fmt: skip
+
+
+def sources(path: Path) -> list[str]:
+    """Python texts of a file: the whole, or the blocks of a card."""
+    text = path.read_text("utf-8")
+    return [text] if path.suffix == ".py" else _PYTHON.findall(text)
+
+
+def function(texts: Iterable[str], name: str, **names: Any) -> Callable[..., Any]:
+    """A function or method of upstream's, alone: what stands around it is not run."""
+    for text in texts:
+        for node in ast.walk(ast.parse(textwrap.dedent(text))):
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                node.decorator_list, node.returns = [], None
+                for argument in node.args.args:
+                    argument.annotation = None
+                exec(compile(ast.Module([node], []), name, "exec"), names)
+                found: Callable[..., Any] = names[name]
+                return found
+    sys.exit(f"there is no function {name}")
+
+
+def compare(
+    what: str, cases: list[tuple[Any, ...]], ours: Any, theirs: Any, note: str = ""
+) -> Comparison:
+    """Both scorers on the same cases; the first that differ are printed."""
+    assert len(cases) >= NUM_ANSWERS, (what, len(cases))
+    pairs = [(case, float(ours(*case)), float(theirs(*case))) for case in cases]
+    other = [pair for pair in pairs if abs(pair[1] - pair[2]) > 1e-12]
+    for case, own, upstream in other[:3]:
+        print(f"{what}: {case!r}: {own:g} here, {upstream:g} upstream")
+    return what, len(pairs) - len(other), len(pairs), note
+
+
+def mrcr(path: Path) -> list[Comparison]:
+    """Answers to MRCR: good, changed, cut, without prefix, odd."""
+    draw = random.Random(0)
+    prefix, body = "aYooSG8CQg", "The tapir walks.\n\nThe river sings \u2028 of leaves.\n" * 5
+    whole = prefix + body
+    answers = [whole, body, prefix, f" {whole}", f"\n{whole}", prefix * 2 + body, prefix.lower()]
+    answers += [whole[:k] for k in range(0, len(whole), 29)]
+    answers += [prefix + odd for odd in _ODD] + [odd + whole for odd in _ODD]
+    answers += [prefix + "".join(draw.sample(body, len(body))) for _ in range(10)]
+    answers += [f"**{whole}**", f"[{whole}]", f"{whole}\n{whole}", prefix + body.upper()]
+    grade = function(sources(path), "grade", SequenceMatcher=difflib.SequenceMatcher)
+    cases = [(text, reference) for text in answers for reference in (whole, body)]
+    return [
+        compare(
+            "MRCR: score",
+            cases,
+            lambda text, answer: mrcr_score(text, {"prefix": prefix, "answer": answer}),
+            lambda text, answer: grade(text, answer, prefix),
+        )
+    ]
+
+
+def graphwalks(path: Path) -> list[Comparison]:
+    """Answers to GraphWalks: lists of nodes, right and wrong, and what is none."""
+    draw, nodes = random.Random(0), [f"{k:010x}" for k in range(8)]
+    lists = [nodes[:k] for k in range(5)] + [draw.sample(nodes, 4) for _ in range(8)]
+    answers = [f"Final Answer: [{', '.join(names)}]" for names in lists]
+    answers += [f"so\n\n{text}" for text in answers[:4]] + [f"{text}\n" for text in answers[:3]]
+    forms = ("Final Answer:[{}]", "Final Answer:  [{}]", "final answer: [{}]", "Answer: [{}]")
+    forms += ("**Final Answer: [{}]**", "Final Answer: [[{}]]", "Final Answer: {}", "[{}]")
+    forms += ("Final Answer: [{},]", "Final Answer: ['{}']", "Final Answer: [{}]\x85", "{}")
+    forms += ("Final Answer: [{}] Final Answer: [x]", "Final Answer: [{}\n]", "Final Answer: [{}")
+    answers += [form.format(", ".join(nodes[:3])) for form in forms]
+    answers += [f"Final Answer: [{odd}]" for odd in _ODD] + list(_ODD)
+    truths: list[list[str]] = [nodes[:3], nodes[:1], []]
+    cases = [(text, truth) for text in answers for truth in truths]
+    texts = sources(path)
+    if path.suffix == ".py":  # lm-evaluation-harness'
+        own = {"re": re, "List": list, "Tuple": tuple}
+        for name in ("extract_answer_list", "extract_answer_list_flexible"):
+            own[name] = function(texts, name, **own)
+        process = function(texts, "process_results", **own)
+        return [
+            compare(
+                "GraphWalks: score, as this file's",
+                cases,
+                graphwalks_score,
+                lambda text, truth: process({"answer_nodes": truth}, [text])["f1"],
+                "no upstream: more lenient about ends of lines and quotes",
+            )
+        ]
+    (formula,) = [text for text in texts if "n_overlap" in text]
+    right = [text.replace("group(0)", 'group(0)[list_part.group(0).index("["):]') for text in texts]
+    empty = "else float(n_golden == 0 and n_sampled == 0)"
+    return [
+        compare(
+            f"GraphWalks: score, {label}",
+            cases,
+            graphwalks_score,
+            _graded(function(parts, "get_list", re=re), last),
+            note,
+        )
+        for label, parts, last, note in (
+            ("the card's code put right", right, re.sub(r"else [01]\s*$", empty, formula), ""),
+            ("the card's code as printed", texts, formula, "no answer is right there: see --help"),
+        )
+    ]
+
+
+def _graded(get_list: Callable[..., Any], formula: str) -> Callable[[str, list[str]], float]:
+    code = compile(formula, "card", "exec")
+
+    def grade(text: str, truth: list[str]) -> float:
+        found, is_failure = get_list(None, text)
+        names: dict[str, Any] = {"sampled_set": set(found), "truth_set": set(truth)}
+        names |= {"n_sampled": len(names["sampled_set"]), "n_golden": len(names["truth_set"])}
+        exec(code, names)
+        return 0.0 if is_failure else float(names["f1"])
+
+    return grade
+
+
+def nolima_scores(clone: Path) -> list[Comparison]:
+    """NoLiMa's four metrics."""
+    text = (clone / "evaluation" / "async_evaluate.py").read_text("utf-8")
+    method = function([text], "_evaluate_response")
+    names = ["Yuki", "Veronica", "Jean-Luc"]
+    forms = (
+        "{}",
+        " {} ",
+        "{}.",
+        "**{}**",
+        "It is {}",
+        "{}\n",
+        "no\n{}",
+        "{}\nno",
+        "no\n {}\n",
+        "({})",
+    )
+    forms += ("{}\u2028", "{}\x85no", "no\u2028{}", "{}?", '"{}"', "{} and {}", "{}{}")
+    answers = [form.format(name, name) for form in forms for name in (*names, "yuki", "Zoë", "")]
+    cases = [(answer, gold) for answer in [*answers, *_ODD] for gold in (names[:1], names[1:])]
+
+    def theirs(metric: str) -> Callable[[str, list[str]], float]:
+        own = SimpleNamespace(metric=metric, gold_answers=[])
+        return lambda answer, gold: method(own, answer, gold)
+
+    return [
+        compare(
+            f"NoLiMa: score {metric}",
+            cases,
+            lambda answer, gold, metric=metric: nolima.nolima_score(metric, answer, gold),
+            theirs(metric),
+        )
+        for metric in ("contains", "EM", "lastline_contains", "lastline_EM")
+    ]
+
+
+def nolima_prompts(clone: Path, tokenizer: PromptTokenizer) -> list[Comparison]:
+    """Texts around the needle, with and without distractor, and drawn names."""
+    spec = importlib.util.spec_from_file_location("book", clone / "data" / "book_haystack.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    draw = random.Random(0)
+    words = ["sea", "mast", "Ishmael,", "é", "whale.", "\u2028", "a", "the", "— so", "harpoon"]
+    lines = [" ".join(draw.choices(words, k=draw.randint(0, 60))) for _ in range(1500)]
+    equal, total, ends = {False: 0, True: 0}, {False: 0, True: 0}, 0
+    names = ["Yuki", "Stuart", "Veronica", "Zoë"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "book.txt"
+        file.write_text("\n".join(lines), encoding="utf-8")
+        book = Book("book", file.read_text("utf-8"), tokenizer)
+        theirs = module.BookHaystack(str(file))
+        encode = lambda text: tokenizer.encode(text).tolist()  # noqa: E731
+        for distractor in (None, "There was a museum in Dresden."):
+            test = nolima.Test(
+                "0401_T1_onehop", "onehop", 443, nolima.TEMPLATE, "Actually, {CHAR} lives there.",
+                "Which character?", distractor, tuple(names), (),
+            )  # fmt: skip
+            for length in (250, 1000, 4000):
+                np.random.seed(443)
+                for place in nolima.placements(test, [book], length, 26):
+                    name = str(np.random.choice(names))
+                    needle = test.needle.replace("{CHAR}", name)
+                    try:
+                        expected = theirs.generate_w_needle_placement(
+                            needle, len, encode, tokenizer.decode, length,
+                            depth=place.depth, distractor=distractor,
+                        )["text"]  # fmt: skip
+                    except (IndexError, ValueError, AssertionError):
+                        expected, ends = None, ends + 1  # upstream ends there
+                    prompt = nolima.TEMPLATE.format(haystack=expected, question=test.question)
+                    try:
+                        own = place.messages()[-1][1]
+                    except nolima.InputError:
+                        own = nolima.TEMPLATE.format(haystack=None, question=test.question)
+                    key = distractor is not None
+                    total[key] += 1
+                    equal[key] += own == prompt and place.answers == [name]
+    template = (clone / "evaluation" / "run_tests.py").read_text("utf-8")
+    assigned = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(template).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DEFAULT_TASK_TEMPLATE"
+    ]
+    return [
+        ("NoLiMa: prompts", equal[False], total[False], "3 lengths, 26 depths"),
+        ("NoLiMa: prompts with a distractor", equal[True], total[True], f"both refuse {ends}"),
+        ("NoLiMa: template", int(assigned == [nolima.TEMPLATE]), 1, ""),
+    ]
+
+
+def longbench(clone: Path) -> list[Comparison]:
+    """The letter of an answer, the prompt, and the table of all answers."""
+    text = (clone / "pred.py").read_text("utf-8")
+    extract = function([text], "extract_answer", re=re)
+    forms = ("The correct answer is ({})", "The correct answer is {}", "({})", "{}", "")
+    forms += ("**The correct answer is ({})**", "The correct answer is **{}**.", "is ({})")
+    forms += ("The correct answer is: ({})", "the correct answer is ({})", "The correct answer is")
+    forms += (
+        "The correct answer is [{}]",
+        "The correct answer is ({}",
+        "The correct answer is  {}",
+    )
+    forms += ("The correct answer is A. The correct answer is ({})", "The correct\nanswer is ({})")
+    forms += ("The correct answer is (insert answer here) {}", "The correct answer is ({}) or (A)")
+    answers = [form.format(letter) for form in forms for letter in (*"ABCDE", "b", "BC", "(B)")]
+    answers += list(_ODD) + [f"{odd}The correct answer is (B){odd}" for odd in _ODD]
+    cases = [(answer, letter) for answer in answers for letter in "BA"]
+    prompt = (clone / "prompts" / "0shot.txt").read_text("utf-8")
+    rows = [
+        {
+            "difficulty": longbench_v2.DIFFICULTIES[k % 2], "length": longbench_v2.LENGTHS[k % 3],
+            "pred": extract(answer.strip()), "judge": extract(answer.strip()) == "B",
+        }
+        for k, answer in enumerate(answers)
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        Path("results").mkdir()
+        Path("results/ours.json").write_text(json.dumps(rows))
+        runpy.run_path(str(clone.resolve() / "result.py"))
+        table = Path("result.txt").read_text().split("\n")[1].split("\t")[1:]
+    own = []
+    for column in longbench_v2.COLUMNS:
+        scores = [
+            longbench_v2.longbench_v2_score(answer, "B")
+            for answer, row in zip(answers, rows, strict=True)
+            if longbench_v2.counts(column, {"column": f"{row['difficulty']}/{row['length']}"})
+        ]
+        own.append(str(round(100 * sum(scores) / len(scores), 1)))
+    return [
+        compare(
+            "LongBench v2: score",
+            cases,
+            longbench_v2.longbench_v2_score,
+            lambda answer, letter: extract(answer.strip()) == letter,
+        ),
+        ("LongBench v2: prompt", int(prompt == longbench_v2.PROMPT), 1, ""),
+        (
+            "LongBench v2: table",
+            sum(map(str.__eq__, own, table)),
+            len(table),
+            f"{len(answers)} answers",
+        ),
+    ]
+
+
+def main() -> None:
+    """Compare; exit status 1 where what counts differs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mrcr", type=Path, help="card of openai/mrcr, or a file with its grade")
+    parser.add_argument("--graphwalks", type=Path, help="card of openai/graphwalks, or utils.py")
+    parser.add_argument("--nolima", type=Path, help="clone of adobe-research/NoLiMa")
+    parser.add_argument("--longbench", type=Path, help="clone of THUDM/LongBench")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder of a tokenizer: NoLiMa's prompts too"
+    )
+    arguments = parser.parse_args()
+    found: list[Comparison] = []
+    found += mrcr(arguments.mrcr) if arguments.mrcr else []
+    found += graphwalks(arguments.graphwalks) if arguments.graphwalks else []
+    found += nolima_scores(arguments.nolima) if arguments.nolima else []
+    if arguments.nolima and arguments.tokenizer:
+        found += nolima_prompts(arguments.nolima, PromptTokenizer(arguments.tokenizer))
+    found += longbench(arguments.longbench) if arguments.longbench else []
+    if not found:
+        parser.error("name at least one of upstream's files")
+    table = Table("what", "equal", "of", "", "")
+    for what, equal, total, note in found:
+        table.add_row(what, str(equal), str(total), "equal" if equal == total else "UNEQUAL", note)
+    Console(width=120).print(table)
+    sys.exit(any(equal < total and not note.startswith("no ") for _, equal, total, note in found))
+
+
+if __name__ == "__main__":
+    main()
