@@ -80,11 +80,11 @@ def function(texts: Iterable[str], name: str, **names: Any) -> Callable[..., Any
 
 
 def compare(
-    what: str, cases: list[tuple[Any, ...]], ours: Any, theirs: Any, note: str = ""
+    what: str, cases: list[tuple[Any, ...]], actual: Any, expected: Any, note: str = ""
 ) -> Comparison:
     """Both scorers on the same cases; the first that differ are printed."""
     assert len(cases) >= NUM_ANSWERS, (what, len(cases))
-    pairs = [(case, float(ours(*case)), float(theirs(*case))) for case in cases]
+    pairs = [(case, float(actual(*case)), float(expected(*case))) for case in cases]
     other = [pair for pair in pairs if abs(pair[1] - pair[2]) > 1e-12]
     for case, own, upstream in other[:3]:
         print(f"{what}: {case!r}: {own:g} here, {upstream:g} upstream")
@@ -194,7 +194,7 @@ def nolima_scores(clone: Path) -> list[Comparison]:
     answers = [form.format(name, name) for form in forms for name in (*names, "yuki", "Zoë", "")]
     cases = [(answer, gold) for answer in [*answers, *_ODD] for gold in (names[:1], names[1:])]
 
-    def theirs(metric: str) -> Callable[[str, list[str]], float]:
+    def upstream(metric: str) -> Callable[[str, list[str]], float]:
         own = SimpleNamespace(metric=metric, gold_answers=[])
         return lambda answer, gold: method(own, answer, gold)
 
@@ -203,7 +203,7 @@ def nolima_scores(clone: Path) -> list[Comparison]:
             f"NoLiMa: score {metric}",
             cases,
             lambda answer, gold, metric=metric: nolima.nolima_score(metric, answer, gold),
-            theirs(metric),
+            upstream(metric),
         )
         for metric in ("contains", "EM", "lastline_contains", "lastline_EM")
     ]
@@ -225,7 +225,7 @@ def nolima_prompts(clone: Path, tokenizer: PromptTokenizer) -> list[Comparison]:
         file = Path(folder) / "book.txt"
         file.write_text("\n".join(lines), encoding="utf-8")
         book = Book("book", file.read_text("utf-8"), tokenizer)
-        theirs = module.BookHaystack(str(file))
+        haystack = module.BookHaystack(str(file))
         encode = lambda text: tokenizer.encode(text).tolist()  # noqa: E731
         for distractor in (None, "There was a museum in Dresden."):
             test = nolima.Test(
@@ -238,7 +238,7 @@ def nolima_prompts(clone: Path, tokenizer: PromptTokenizer) -> list[Comparison]:
                     name = str(np.random.choice(names))
                     needle = test.needle.replace("{CHAR}", name)
                     try:
-                        expected = theirs.generate_w_needle_placement(
+                        expected = haystack.generate_w_needle_placement(
                             needle, len, encode, tokenizer.decode, length,
                             depth=place.depth, distractor=distractor,
                         )["text"]  # fmt: skip
@@ -292,7 +292,7 @@ def longbench(clone: Path) -> list[Comparison]:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         Path("results").mkdir()
-        Path("results/ours.json").write_text(json.dumps(rows))
+        Path("results/actual.json").write_text(json.dumps(rows))
         runpy.run_path(str(clone.resolve() / "result.py"))
         table = Path("result.txt").read_text().split("\n")[1].split("\t")[1:]
     own = []

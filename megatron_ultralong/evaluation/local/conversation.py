@@ -96,7 +96,7 @@ def prompt_ids(
 
 
 def written(template: PromptTemplate, prediction: str) -> str:
-    """What the assistant says: behind ``Assistant:`` a text goes on with a space."""
+    """What the assistant says: behind ``Assistant:`` a text begins with a space."""
     return prediction.removeprefix(" ") if template == "base" else prediction
 
 

@@ -117,7 +117,7 @@ class NoLiMaConfig(MessagesConfig):
     needle_set: str = NEEDLE_SETS[0]
     """File of needlesets/, without its suffix."""
     lengths: Annotated[tuple[int, ...], Range(1)] = (250, 500, 1000, 2000, 4000, 8000, 16000, 32000)
-    """Tokens of the book around the needle; the prompt has some 150 more."""
+    """Tokens of the book around the needle; the prompt has about 150 more."""
     num_depths: Annotated[int, Range(1, 10_000)] = 26
     """Places of the needle in each book, evenly from its start to its end."""
     num_haystacks: Annotated[int, Range(0)] = 0

@@ -133,7 +133,7 @@ def _filled(text: str, arguments: Sequence[str]) -> str:
 
 
 def _last_filled(text: str, arguments: Sequence[str]) -> str:
-    """Upstream fills questions and distractors anew for every argument: the last one stays."""
+    """Upstream fills questions and distractors again for every argument: the last one stays."""
     full = text
     for number, argument in enumerate(arguments, 1):
         if f"{{{number}}}" in text:
