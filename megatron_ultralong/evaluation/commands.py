@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from megatron_ultralong.evaluation import options
-from megatron_ultralong.evaluation.local import long_options
+from megatron_ultralong.evaluation.local import options as local_options
 from megatron_ultralong.evaluation.local.infinitebench import InfiniteBenchConfig
 from megatron_ultralong.evaluation.local.lv_eval import LvEvalConfig
 from megatron_ultralong.evaluation.ruler.parameters import RulerConfig
@@ -29,9 +29,9 @@ NeedleCommand = _command("needle", options.NeedleConfig)
 RulerCommand = _command("ruler", RulerConfig)
 LvEvalCommand = _command("lv_eval", LvEvalConfig)
 InfiniteBenchCommand = _command("infinitebench", InfiniteBenchConfig)
-MrcrCommand = _command("mrcr", long_options.MrcrConfig)
-GraphWalksCommand = _command("graphwalks", long_options.GraphWalksConfig)
-NoLiMaCommand = _command("nolima", long_options.NoLiMaConfig)
-LongBenchV2Command = _command("longbench_v2", long_options.LongBenchV2Config)
+MrcrCommand = _command("mrcr", local_options.MrcrConfig)
+GraphWalksCommand = _command("graphwalks", local_options.GraphWalksConfig)
+NoLiMaCommand = _command("nolima", local_options.NoLiMaConfig)
+LongBenchV2Command = _command("longbench_v2", local_options.LongBenchV2Config)
 ChoicesCommand = _command("choices", options.ChoicesConfig)
 ChatCommand = _command("chat", options.ChatConfig)

@@ -153,7 +153,25 @@ def check_tasks(tasks: Sequence[str], known: Collection[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChatConfig:
+class AskingConfig:
+    """How samples are put to a model, and where the answers go."""
+
+    micro_batch_size: Annotated[int, Range(1)] = 1
+    """Prompts in one forward pass, or continued together."""
+    beyond_trained_positions: bool = False
+    """Allow lengths beyond the positions the checkpoint was trained for, to see how it fails."""
+    output: str = ""
+    """New folder for the result, a picture and every answer; default: print only. A killed
+    evaluation resumes from .OUTPUT.partial."""
+
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range."""
+        check_required(self)
+        check_ranges(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatConfig(AskingConfig):
     """Held-out conversations: which of the assistant's turns the model would write word for
     word.
     """
@@ -164,18 +182,6 @@ class ChatConfig:
     """Conversations to use."""
     num_samples: Annotated[int, Range(0)] = 0
     """Conversations to use, from the start of the split; 0: all."""
-    micro_batch_size: Annotated[int, Range(1)] = 1
-    """Conversations in one forward pass."""
-    beyond_trained_positions: bool = False
-    """Allow conversations longer than the checkpoint was trained for."""
-    output: str = ""
-    """New folder for chat.json, chat.png and every turn; default: print only. A killed evaluation
-    resumes from .OUTPUT.partial."""
-
-    def check(self) -> None:
-        """Raise InputError where a field is missing or out of range."""
-        check_required(self)
-        check_ranges(self)
 
 
 ChoiceStyle = Literal["letters", "texts"]

@@ -333,10 +333,20 @@ def test_bad_local_copies_are_refused(subject, lv_eval_data, infinite_data, tmp_
         ("{", ":1: not JSON"),
         (json.dumps(good) + '\n{"input": ""}', r":2 has no 'context', only \['input'\]"),
         (json.dumps({**good, "input": "f(1)"}), r"record 1 calls no func_N\(number\)"),
+        (json.dumps({**good, "context": 3}), "context is 3, it must be a string"),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=message):
             evaluate_infinitebench(infinite, subject)
+    row = {"input": "谁", "context": "a", "answers": "x", "answer_keywords": "x"}
+    for changes, message in (
+        ({}, "answers is 'x', it must be an array of strings"),
+        ({"answers": []}, "has a question without answers"),
+        ({"answers": ["x"], "answer_keywords": ["x"]}, "answer_keywords is an array of 1, it must"),
+    ):
+        write(tmp_path / "cmrc_mixup_16k.jsonl", [row | changes])
+        with pytest.raises(InputError, match=message):
+            evaluate_lv_eval(dataclasses.replace(lv_eval, data=str(tmp_path)), subject)
     options = {**infinite_records("code_debug"), "options": ["a"]}
     (tmp_path / "code_debug.jsonl").write_text(json.dumps(options))
     with pytest.raises(InputError, match="record 1 has 1 options, and code_debug asks for four"):

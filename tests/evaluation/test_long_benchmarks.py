@@ -17,12 +17,6 @@ from tokenizers import AddedToken, Tokenizer
 
 from megatron_ultralong.evaluation.local import conversation, graph_prompt, nolima
 from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks, graphwalks_score
-from megatron_ultralong.evaluation.local.long_options import (
-    GraphWalksConfig,
-    LongBenchV2Config,
-    MrcrConfig,
-    NoLiMaConfig,
-)
 from megatron_ultralong.evaluation.local.longbench_v2 import (
     answer_letter,
     evaluate_longbench_v2,
@@ -31,6 +25,12 @@ from megatron_ultralong.evaluation.local.longbench_v2 import (
 from megatron_ultralong.evaluation.local.mrcr import evaluate_mrcr, mrcr_score
 from megatron_ultralong.evaluation.local.nolima import evaluate_nolima
 from megatron_ultralong.evaluation.local.nolima_placement import Book
+from megatron_ultralong.evaluation.local.options import (
+    GraphWalksConfig,
+    LongBenchV2Config,
+    MrcrConfig,
+    NoLiMaConfig,
+)
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
 from megatron_ultralong.evaluation.models.opening import Subject, model_facts
 from megatron_ultralong.evaluation.options import CostConfig

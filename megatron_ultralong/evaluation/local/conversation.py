@@ -11,10 +11,13 @@ import numpy as np
 
 from megatron_ultralong.data.read.file_kind import file_kind
 from megatron_ultralong.data.read.formats import read_records
-from megatron_ultralong.evaluation.asking.questions import Question
+from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local.local_benchmarks import cut_prompt
-from megatron_ultralong.evaluation.local.long_options import BinsConfig
+from megatron_ultralong.evaluation.local.options import BinsConfig
+from megatron_ultralong.evaluation.models.interface import Generator
+from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.program.errors import InputError
@@ -230,6 +233,29 @@ def decisive(
     """What a prompt of messages depends on, beside ``others``."""
     own = {"version": VERSION, "template": template, "tokenizer": tokenizer.sha256}
     return {**own, **others}
+
+
+def evaluate_files(
+    questions: Sequence[Question],
+    subject: Subject[Generator],
+    kind: str,
+    config: Any,
+    upstream: str,
+    files: Mapping[Path, str],
+    *,
+    notes: Sequence[str],
+    **others: Any,
+) -> Result:
+    """As :func:`evaluate_questions`; the result states ``upstream`` and the files' hashes."""
+    return evaluate_questions(
+        questions,
+        subject,
+        kind=KINDS[kind],
+        config=config,
+        notes=[upstream, *notes],
+        material={"upstream": upstream} | {file.name: sha256 for file, sha256 in files.items()},
+        **others,
+    )
 
 
 def check_chat_tokens(template: PromptTemplate, tokenizer: PromptTokenizer) -> None:

@@ -10,15 +10,15 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
+from megatron_ultralong.evaluation.asking.questions import Question
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
 from megatron_ultralong.evaluation.local.graph_prompt import make_graph_prompt
-from megatron_ultralong.evaluation.local.long_options import GRAPHWALKS_TASKS, GraphWalksConfig
+from megatron_ultralong.evaluation.local.options import GRAPHWALKS_TASKS, GraphWalksConfig
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
-from megatron_ultralong.evaluation.results.result import KINDS, Result
+from megatron_ultralong.evaluation.results.result import Result
 
 UPSTREAM = "grading of openai/graphwalks, its card of 27 February 2026"
 _LIST = re.compile(r"Final Answer: ?\[.*\]")
@@ -84,7 +84,7 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
     """
     config.check()
     conversation.check_chat_tokens(config.prompt_template, subject.tokenizer)
-    material = {"upstream": UPSTREAM}
+    files: dict[Path, str] = {}
     if config.data:
         max_length = config.max_length or subject.facts.max_positions
         paths = conversation.data_files(config.data, ("graphwalks*",))
@@ -94,7 +94,6 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
         )
         questions, lengths = binned.questions, {max_length: "--max-length"}
         notes = conversation.bin_notes(config, max_length, binned.num_too_long)
-        material |= {file.name: sha256 for file, sha256 in files.items()}
     else:
         questions = _generated(config, subject)
         lengths = {length: f"length {length}" for length in config.lengths}
@@ -103,15 +102,11 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
             "upstream's prompt, which asks for nodes at exactly the depth; prompt and answer "
             "together fill each length and never exceed it"
         ]
-    return evaluate_questions(
-        questions,
-        subject,
-        kind=KINDS["graphwalks"],
-        config=config,
+    return conversation.evaluate_files(
+        *(questions, subject, "graphwalks", config, UPSTREAM, files),
         lengths=lengths,
         metrics=dict.fromkeys(config.tasks, "F1 of the set"),
-        notes=[UPSTREAM, *notes],
-        material=material,
+        notes=notes,
     )
 
 

@@ -10,11 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from megatron_ultralong.evaluation.local.options import CutConfig
 from megatron_ultralong.evaluation.options import check_tasks
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Range, check_ranges
-from megatron_ultralong.program.required import Required, check_required
+from megatron_ultralong.program.required import Required
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,34 +129,21 @@ TASKS: dict[str, Task] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class InfiniteBenchConfig:
+class InfiniteBenchConfig(CutConfig):
     """InfiniteBench's twelve tasks from a local copy."""
 
     data: Annotated[str, Required("the folder with upstream's files")] = ""
     """Folder with upstream's files: passkey.jsonl, longbook_qa_eng.jsonl and the others."""
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks to use; default: all twelve."""
-    max_length: Annotated[int, Range(0)] = 0
-    """Largest number of tokens of prompt and answer together; longer prompts lose their middle. 0:
-    the positions the checkpoint was trained for."""
-    num_samples: Annotated[int, Range(0)] = 0
-    """Questions to use from the start of every task; 0: all."""
     prompt_template: PromptTemplate = "base"
     """base: upstream's prompts for YaRN-Mistral. chat: upstream's messages for GPT-4, as turns of
     the model's family."""
-    micro_batch_size: Annotated[int, Range(1)] = 1
-    """Prompts that are continued together."""
-    beyond_trained_positions: bool = False
-    """Allow a max_length beyond the positions the checkpoint was trained for."""
-    output: str = ""
-    """New folder for infinitebench.json, infinitebench.png and every answer; default: print only. A
-    killed evaluation resumes from .OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        check_required(self)
+        super().check()
         check_tasks(self.tasks, TASKS)
-        check_ranges(self)
 
 
 _CALCULATOR = (

@@ -24,10 +24,11 @@ from megatron_ultralong.generation import prompt_tokenizer
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import JsonObject
 
 
 def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Records of a file, each of which has ``keys``.
+    """Records of a file, each of which has ``keys``; ``input`` and ``context`` are texts.
 
     Raises:
         InputError: no such file, a line that is not JSON, or one without a key.
@@ -42,7 +43,10 @@ def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
                 f"{record.place} has no {missing[0]!r}, only {sorted(record.fields)}: the file is "
                 "not in upstream's format"
             )
-        records.append(dict(record.fields))
+        fields = JsonObject(record.fields, record.place)
+        for key in ("input", "context"):
+            fields.string(key)
+        records.append(dict(fields))
     if not records:
         raise InputError(f"{path} holds no records")
     return records
@@ -153,7 +157,9 @@ def evaluate_lv_eval(config: LvEvalConfig, subject: Subject[Generator]) -> Resul
             references=_lv_eval_references,
             score=functools.partial(lv_eval_score, upstream.metric),
         )
-        source.score("", source.references(source.records[0], str(file)))  # packages are there
+        for index, record in enumerate(source.records):
+            references = source.references(record, source.place(index))
+        source.score("", references)  # packages are there
         sources.append(source)
     return _evaluate(KINDS["lv_eval"], config, sources, subject)
 
@@ -193,9 +199,10 @@ def _lv_eval_text(template: str, record: Mapping[str, Any], where: str) -> str:
 
 
 def _lv_eval_references(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if not record["answers"]:
+    row = JsonObject(record, where)
+    if not (answers := row.strings("answers")):
         raise InputError(f"{where} has a question without answers")
-    return {"answer": record["answers"][0], "keywords": record.get("answer_keywords")}
+    return {"answer": answers[0], "keywords": row.string("answer_keywords", None)}
 
 
 def _evaluate(

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
+from megatron_ultralong.evaluation.asking.questions import Question
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
-from megatron_ultralong.evaluation.local.long_options import LongBenchV2Config
+from megatron_ultralong.evaluation.local.options import LongBenchV2Config
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
-from megatron_ultralong.evaluation.results.result import KINDS, Result
+from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject
 
@@ -109,7 +109,6 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
     ]
     questions[0].make()  # its length has room for the template
     notes = [
-        UPSTREAM,
         f"prompt template {config.prompt_template}; prompts beyond {max_length:,} tokens (the "
         f"answer's {config.max_new_tokens} included) lose their middle; upstream allows 120,000 "
         "for the prompt",
@@ -118,15 +117,11 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
     ]
     if config.num_samples:
         notes.append(f"the first {config.num_samples} questions")
-    return evaluate_questions(
-        questions,
-        subject,
-        kind=KINDS["longbench_v2"],
-        config=config,
+    return conversation.evaluate_files(
+        *(questions, subject, "longbench_v2", config, UPSTREAM, {file: sha256}),
         lengths={max_length: "--max-length"},
         metrics={_TASK: "accuracy"},
         notes=notes,
-        material={file.name: sha256, "upstream": UPSTREAM},
         places={(_TASK, column): functools.partial(counts, column) for column in COLUMNS},
     )
 

@@ -8,11 +8,11 @@ so.
 import dataclasses
 from typing import Annotated, Literal
 
+from megatron_ultralong.evaluation.local.options import CutConfig
 from megatron_ultralong.evaluation.options import check_tasks
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Range, check_ranges
-from megatron_ultralong.program.required import Required, check_required
+from megatron_ultralong.program.required import Required
 
 Metric = Literal["f1_keywords", "f1_keywords_zh", "f1", "f1_zh", "rouge_l_zh"]
 LEVELS = ("16k", "32k", "64k", "128k", "256k")
@@ -107,7 +107,7 @@ KEYWORD_RECALL, KEYWORD_RECALL_ZH = 0.2, 0.4
 
 
 @dataclasses.dataclass(frozen=True)
-class LvEvalConfig:
+class LvEvalConfig(CutConfig):
     """LV-Eval's eleven sets from a local copy."""
 
     data: Annotated[str, Required("the folder with upstream's files")] = ""
@@ -117,26 +117,13 @@ class LvEvalConfig:
     """Sets to use; default: all eleven."""
     length_levels: tuple[str, ...] = LEVELS
     """Lengths in words, as upstream names its files."""
-    max_length: Annotated[int, Range(0)] = 0
-    """Largest number of tokens of prompt and answer together; longer prompts lose their middle. 0:
-    the positions the checkpoint was trained for."""
-    num_samples: Annotated[int, Range(0)] = 0
-    """Questions to use from the start of every file; 0: all."""
     prompt_template: PromptTemplate = "base"
     """base: upstream's prompt. chat: the prompt as a user turn of the model's family."""
-    micro_batch_size: Annotated[int, Range(1)] = 1
-    """Prompts that are continued together."""
-    beyond_trained_positions: bool = False
-    """Allow a max_length beyond the positions the checkpoint was trained for."""
-    output: str = ""
-    """New folder for lv_eval.json, lv_eval.png and every answer; default: print only. A killed
-    evaluation resumes from .OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        check_required(self)
+        super().check()
         check_tasks(self.tasks, DATA_SETS)
-        check_ranges(self)
         unknown = [level for level in self.length_levels if level not in LEVELS]
         if unknown or not self.length_levels:
             raise InputError(

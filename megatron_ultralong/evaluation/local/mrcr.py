@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
 
-from megatron_ultralong.evaluation.asking.questions import evaluate_questions
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Message, Row
-from megatron_ultralong.evaluation.local.long_options import MrcrConfig
+from megatron_ultralong.evaluation.local.options import MrcrConfig
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
-from megatron_ultralong.evaluation.results.result import KINDS, Result
+from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, parse_json
@@ -93,13 +92,9 @@ def evaluate_mrcr(config: MrcrConfig, subject: Subject[Generator]) -> Result:
     binned = conversation.questions_by_length(
         _rows(files), config, tokenizer, max_length, score, FIRST_BIN
     )
-    return evaluate_questions(
-        binned.questions,
-        subject,
-        kind=KINDS["mrcr"],
-        config=config,
+    return conversation.evaluate_files(
+        *(binned.questions, subject, "mrcr", config, UPSTREAM, files),
         lengths={max_length: "--max-length"},
         metrics=dict.fromkeys(config.tasks, "SequenceMatcher ratio"),
-        notes=[UPSTREAM, *conversation.bin_notes(config, max_length, binned.num_too_long)],
-        material={file.name: sha256 for file, sha256 in files.items()} | {"upstream": UPSTREAM},
+        notes=conversation.bin_notes(config, max_length, binned.num_too_long),
     )

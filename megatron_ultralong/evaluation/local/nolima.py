@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ultralong.data.read.record import read_text
-from megatron_ultralong.evaluation.asking.questions import Entries, Question, evaluate_questions
+from megatron_ultralong.evaluation.asking.questions import Entries, Question
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Message
-from megatron_ultralong.evaluation.local.long_options import NoLiMaConfig, NoLiMaMetric
 from megatron_ultralong.evaluation.local.nolima_placement import Book, distractor_depth
+from megatron_ultralong.evaluation.local.options import NoLiMaConfig, NoLiMaMetric
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
-from megatron_ultralong.evaluation.results.result import KINDS, Result
+from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
@@ -226,7 +226,7 @@ def evaluate_nolima(config: NoLiMaConfig, subject: Subject[Generator]) -> Result
             *(test.hops, str(length), index),
             num_tokens=length + beside[test],
             max_new_tokens=config.max_new_tokens,
-            decides={**decides, "test": test.name, "place": [place.depth, place.book.name]},
+            decides={**decides, "test": test.name},
             make=functools.partial(_prompt, tokenizer, config.prompt_template, place),
             score=score,
         )
@@ -238,22 +238,17 @@ def evaluate_nolima(config: NoLiMaConfig, subject: Subject[Generator]) -> Result
     for question in questions if tests[0].distractor is not None else ():
         question.make()  # not every place will do
     longest = max(question.num_tokens for question in questions) + config.max_new_tokens
-    return evaluate_questions(
-        questions,
-        subject,
-        kind=KINDS["nolima"],
-        config=config,
+    hashes = {file: file_sha256(file) for file in [needles, *files]}
+    return conversation.evaluate_files(
+        *(questions, subject, "nolima", config, UPSTREAM, hashes),
         lengths={longest: "the longest prompt and its answer"},
         metrics={test.hops: config.metric for test in tests},
         notes=[
-            UPSTREAM,
             f"{config.needle_set}: {len(tests)} tests in {len(books)} books at "
             f"{config.num_depths} depths; column: tokens of the book; prompt template "
             f"{config.prompt_template}",
         ],
         notes_of=_all_tests,
-        material={file.name: file_sha256(file) for file in [needles, *files]}
-        | {"upstream": UPSTREAM},
     )
 
 

@@ -9,11 +9,11 @@ comparable only so. ``tools/compare_ruler.py`` holds them against upstream's own
 import dataclasses
 from typing import Annotated, Literal
 
-from megatron_ultralong.evaluation.options import check_different, check_tasks
+from megatron_ultralong.evaluation.options import AskingConfig, check_different, check_tasks
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import UINT32, Range, check_ranges
-from megatron_ultralong.program.required import Required, check_required
+from megatron_ultralong.program.fields import UINT32, Range
+from megatron_ultralong.program.required import Required
 
 Metric = Literal["string_match_all", "string_match_part"]
 NeedleType = Literal["words", "numbers", "uuids"]
@@ -156,7 +156,7 @@ def family(task: str) -> Family:
 
 
 @dataclasses.dataclass(frozen=True)
-class RulerConfig:
+class RulerConfig(AskingConfig):
     """RULER's thirteen synthetic tasks at any length."""
 
     lengths: Annotated[
@@ -188,20 +188,12 @@ class RulerConfig:
     english_words: str = ""
     """JSON file of more words for long cwe lists (upstream's english_words.json); default: pairs of
     words if a list is too short."""
-    micro_batch_size: Annotated[int, Range(1)] = 1
-    """Prompts that are continued together."""
-    beyond_trained_positions: bool = False
-    """Allow lengths beyond those the checkpoint was trained for, to see how it fails."""
-    output: str = ""
-    """New folder for ruler.json, ruler.png and every answer; default: print only. A killed
-    evaluation resumes from .OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        check_required(self)
+        super().check()
         check_different("values", lengths=self.lengths)
         check_tasks(self.tasks, TASKS)
-        check_ranges(self)
         for flag, value, tasks in (
             ("--essays", self.essays, self._tasks_of("essay")),
             ("--squad", self.squad, self._tasks_of("squad")),

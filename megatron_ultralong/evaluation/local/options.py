@@ -1,35 +1,34 @@
-"""Options of MRCR, GraphWalks, NoLiMa and LongBench v2; flags are generated from them."""
+"""Options of benchmarks from local copies; flags are generated from them."""
 
 import dataclasses
 from typing import Annotated, Literal
 
-from megatron_ultralong.evaluation.options import check_different, check_tasks
+from megatron_ultralong.evaluation.options import AskingConfig, check_different, check_tasks
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import UINT32, Range, check_ranges
-from megatron_ultralong.program.required import Required, check_required
+from megatron_ultralong.program.fields import UINT32, Range
+from megatron_ultralong.program.required import Required
 
 
 @dataclasses.dataclass(frozen=True)
-class MessagesConfig:
-    """What benchmarks of messages have in common."""
+class CutConfig(AskingConfig):
+    """Questions that lose their middle where they are too long."""
 
+    max_length: Annotated[int, Range(0)] = 0
+    """Largest number of tokens of prompt and answer together; longer prompts lose their middle. 0:
+    the positions the checkpoint was trained for."""
     num_samples: Annotated[int, Range(0)] = 0
-    """Questions per task and length, in the order of the files; 0: all."""
+    """Questions to use from the start of every file; 0: all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MessagesConfig(AskingConfig):
+    """Questions that are messages."""
+
     prompt_template: PromptTemplate = "chat"
     """chat: messages as turns of Llama 3. base: the same as text, `User: ...` and `Assistant:`."""
-    micro_batch_size: Annotated[int, Range(1)] = 1
-    """Prompts that are continued together."""
-    beyond_trained_positions: bool = False
-    """Allow lengths beyond the positions the checkpoint was trained for."""
-    output: str = ""
-    """New folder for the result, a picture and every answer; default: print only. A killed
-    evaluation resumes from .OUTPUT.partial."""
-
-    def check(self) -> None:
-        """Raise InputError where a field is missing or out of range."""
-        check_required(self)
-        check_ranges(self)
+    num_samples: Annotated[int, Range(0)] = 0
+    """Questions per task and length, in the order of the files; 0: all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,16 +136,11 @@ class NoLiMaConfig(MessagesConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class LongBenchV2Config(MessagesConfig):
+class LongBenchV2Config(CutConfig, MessagesConfig):
     """LongBench v2 from a local copy: questions with four choices, answered in writing."""
 
     data: Annotated[str, Required("the file of questions, in parquet or JSONL")] = ""
     """Parquet or JSONL file with upstream's columns; `jq -c '.[]' data.json > data.jsonl` makes it
     from upstream's data.json."""
-    num_samples: Annotated[int, Range(0)] = 0
-    """Questions to use, from the first; 0: all."""
-    max_length: Annotated[int, Range(0)] = 0
-    """Largest number of tokens of prompt and answer together; longer prompts lose their middle. 0:
-    the positions the checkpoint was trained for."""
     max_new_tokens: Annotated[int, Range(1)] = 128
     """Largest number of tokens of an answer."""
