@@ -33,7 +33,15 @@ NEEDED = {
     },
     **{
         f"evaluate {name}": ("--load", "l", "--data", "d")
-        for name in ("choices", "lv-eval", "infinitebench", "mrcr", "nolima", "longbench-v2")
+        for name in (
+            "choices",
+            "lv-eval",
+            "infinitebench",
+            "mrcr",
+            "ruler2",
+            "nolima",
+            "longbench-v2",
+        )
     },
     "evaluate report": ("r",),
     "generate": ("--load", "l", "--prompt", "p"),

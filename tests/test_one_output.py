@@ -63,6 +63,7 @@ VERBS = {
     "evaluate infinitebench": "journal",
     "evaluate mrcr": "journal",
     "evaluate graphwalks": "journal",
+    "evaluate ruler2": "journal",
     "evaluate nolima": "journal",
     "evaluate longbench-v2": "journal",
     "evaluate report": "output folder",

@@ -1,15 +1,16 @@
-"""MRCR's, GraphWalks', NoLiMa's and LongBench v2's scores beside those of upstream's own code.
+"""The scores of the long benchmarks of 2025 and 2026 beside those of upstream's own code.
 
 ::
 
     python -m tools.compare_long_benchmarks \
         --mrcr MRCR_README.md --graphwalks GRAPHWALKS_README.md \
-        --nolima NoLiMa --longbench LongBench
+        --nolima NoLiMa --longbench LongBench --skills Skills --tokenizer TOKENIZER
 
 Upstream's code is read from what is given: the cards of the data sets openai/mrcr and
 openai/graphwalks (or any Python file with the same function, such as NVIDIA-NeMo/Skills'
 ``nemo_skills/evaluation/evaluator/mrcr.py`` and lm-evaluation-harness'
-``lm_eval/tasks/graphwalks/utils.py``), and clones of adobe-research/NoLiMa and THUDM/LongBench.
+``lm_eval/tasks/graphwalks/utils.py``), and clones of adobe-research/NoLiMa, THUDM/LongBench and
+NVIDIA-NeMo/Skills (branch chsieh/ruler2).
 What is left out is not compared. It runs in this process: look at it before.
 
 Each scorer is put to 50 answers, odd ones among them. Beside the scores, NoLiMa's prompts (needle,
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import functools
 import importlib.util
 import json
 import random
@@ -43,7 +45,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from megatron_ultralong.evaluation.local import longbench_v2, nolima
+from megatron_ultralong.evaluation.local import longbench_v2, nolima, ruler2
 from megatron_ultralong.evaluation.local.graphwalks import graphwalks_score
 from megatron_ultralong.evaluation.local.mrcr import mrcr_score
 from megatron_ultralong.evaluation.local.nolima_placement import Book
@@ -77,6 +79,16 @@ def function(texts: Iterable[str], name: str, **names: Any) -> Callable[..., Any
                 found: Callable[..., Any] = names[name]
                 return found
     sys.exit(f"there is no function {name}")
+
+
+def inner_functions(text: str, outer: str, **names: Any) -> dict[str, Any]:
+    """All functions inside one of upstream's, which see each other."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef) and node.name == outer:
+            body: list[ast.stmt] = [one for one in node.body if isinstance(one, ast.FunctionDef)]
+            exec(compile(ast.Module(body, []), outer, "exec"), names)
+            return names
+    sys.exit(f"there is no function {outer}")
 
 
 def compare(
@@ -265,6 +277,59 @@ def nolima_prompts(clone: Path, tokenizer: PromptTokenizer) -> list[Comparison]:
     ]
 
 
+def ruler2_scores(clone: Path) -> list[Comparison]:
+    """RULER v2's four scorers."""
+    folder = clone / "nemo_skills" / "evaluation"
+    text = (folder / "evaluator" / "ruler.py").read_text("utf-8")
+    names = {"re": re, "editdistance": SimpleNamespace(eval=_edit_distance)}
+    own = inner_functions(text, "eval_ruler2", **names)
+    grader = (folder / "math_grader.py").read_text("utf-8")
+    extract = function([grader], "extract_answer", re=re)
+    text = (folder / "evaluator" / "mcq.py").read_text("utf-8")
+    letter = inner_functions(text, "eval_mcq", re=re, extract_answer=extract)["extract_letter"]
+    draw = random.Random(0)
+    words = ["the", "Tapir", "é", "12", "a\u2028b", "Document 5:\n", "x\n\n"]
+    answers = [" ".join(draw.choices(words, k=k % 9)) for k in range(60)]
+    answers += [f"{a}</think>{b}" for a, b in zip(answers[:9], answers[20:29], strict=True)]
+    answers += [f"{a} Answer: {b}" for a, b in zip(answers[:9], answers[30:39], strict=True)]
+    answers += [f"Document {k}:\nA tapir.\nIt walks.\n\n{answers[k]}" for k in range(9)]
+    answers += list(_ODD)
+    truths = [["12"], ["the Tapir", "é"], ["a\u2028b", "x", "the 12 Tapir é"], [" "]]
+    cases = [(answer, truth) for answer in answers for truth in truths]
+    boxes = (r"\boxed{#}", r"so \boxed{#}.", r"\boxed{A} \boxed{#}", r"\boxed {#}", r"\boxed{#. x}")
+    boxes += (
+        r"\boxed{\text{#}}",
+        r"\boxed{#",
+        r"\boxed{A or #}",
+        r"\boxed{} Answer: #",
+        r"\fbox{#}",
+    )
+    boxes += ("Answer: #", "**Answer:** #", "answer : #", "Answer: A Answer: #", "_Answer_: *#*")
+    boxes += ("Answer:\n#", "Answer: #x", "#", r"\boxed", r"} \boxed{#}")
+    chosen = [box.replace("#", one) for box in boxes for one in (*"ABJK", "b", "", "BC", "B C")]
+    letters = [(text, [one]) for text in [*chosen, *_ODD] for one in "AB"]
+    found = []
+    for match in ("all", "2steps", "part"):
+        upstream, what = own[f"string_match_{match}_single"], f"RULER v2: score {match}"
+        found.append(compare(what, cases, functools.partial(ruler2.ruler2_score, match), upstream))
+    actual = functools.partial(ruler2.ruler2_score, "choice")
+    expected = lambda text, truth: letter(text) == truth[0]  # noqa: E731
+    return [*found, compare("RULER v2: score choice", letters, actual, expected)]
+
+
+def _edit_distance(first: list[str], second: list[str]) -> int:
+    """What upstream's package of that name computes, straight from the definition."""
+
+    @functools.cache
+    def distance(m: int, n: int) -> int:
+        if not m or not n:
+            return m + n
+        change = distance(m - 1, n - 1) + (first[m - 1] != second[n - 1])
+        return min(distance(m - 1, n) + 1, distance(m, n - 1) + 1, change)
+
+    return distance(len(first), len(second))
+
+
 def longbench(clone: Path) -> list[Comparison]:
     """The letter of an answer, the prompt, and the table of all answers."""
     text = (clone / "pred.py").read_text("utf-8")
@@ -329,6 +394,7 @@ def main() -> None:
     parser.add_argument("--graphwalks", type=Path, help="card of openai/graphwalks, or utils.py")
     parser.add_argument("--nolima", type=Path, help="clone of adobe-research/NoLiMa")
     parser.add_argument("--longbench", type=Path, help="clone of THUDM/LongBench")
+    parser.add_argument("--skills", type=Path, help="clone of NVIDIA-NeMo/Skills, chsieh/ruler2")
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of a tokenizer: NoLiMa's prompts too"
     )
@@ -339,6 +405,7 @@ def main() -> None:
     found += nolima_scores(arguments.nolima) if arguments.nolima else []
     if arguments.nolima and arguments.tokenizer:
         found += nolima_prompts(arguments.nolima, PromptTokenizer(arguments.tokenizer))
+    found += ruler2_scores(arguments.skills) if arguments.skills else []
     found += longbench(arguments.longbench) if arguments.longbench else []
     if not found:
         parser.error("name at least one of upstream's files")

@@ -176,6 +176,13 @@ GUIDES: dict[str, Guide] = {
         ),
         ("data", "tasks", "lengths", "max_new_tokens", *_EVALUATION, "seed", "max_cost"),
     ),
+    "evaluate ruler2": Guide(
+        (
+            f"{_ON_GPUS} evaluate ruler2 --load runs/1m-sft \\\n"
+            "    --data ruler2/llama3.1-1m --tensor-model-parallel-size 8 --output ruler2-1m",
+        ),
+        ("tasks", "lengths", "max_length", *_EVALUATION, "max_new_tokens", "max_cost"),
+    ),
     "evaluate nolima": Guide(
         (
             f"{_ON_GPUS} evaluate nolima --load runs/1m-sft \\\n"

@@ -148,6 +148,9 @@ VERBS: dict[str, Verb] = {
         *("GraphWalksCommand", "run_graphwalks"),
         "run OpenAI's GraphWalks from a local copy, or generated at any length",
     ),
+    "evaluate ruler2": _evaluate(
+        "Ruler2Command", "run_ruler2", "run RULER v2's tasks from files of its own script"
+    ),
     "evaluate nolima": _evaluate(
         "NoLiMaCommand", "run_nolima", "run NoLiMa, by length and depth, from a local copy"
     ),

@@ -15,6 +15,7 @@ from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks
 from megatron_ultralong.evaluation.local.longbench_v2 import evaluate_longbench_v2
 from megatron_ultralong.evaluation.local.mrcr import evaluate_mrcr
 from megatron_ultralong.evaluation.local.nolima import evaluate_nolima
+from megatron_ultralong.evaluation.local.ruler2 import evaluate_ruler2
 from megatron_ultralong.evaluation.loss import evaluate_loss
 from megatron_ultralong.evaluation.models import opening
 from megatron_ultralong.evaluation.report.report import load_results
@@ -140,6 +141,7 @@ run_infinitebench = functools.partial(
 )
 run_mrcr = functools.partial(_evaluate, "mrcr", evaluate_mrcr)
 run_graphwalks = functools.partial(_evaluate, "graphwalks", evaluate_graphwalks)
+run_ruler2 = functools.partial(_evaluate, "ruler2", evaluate_ruler2)
 run_nolima = functools.partial(_evaluate, "nolima", evaluate_nolima)
 run_longbench_v2 = functools.partial(_evaluate, "longbench_v2", evaluate_longbench_v2)
 run_choices = functools.partial(_evaluate, "choices", evaluate_choices, is_scored=True)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from megatron_ultralong.evaluation.local import conversation, graph_prompt, nolima
+from megatron_ultralong.evaluation.local import conversation, graph_prompt, nolima, ruler2
 from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks, graphwalks_score
 from megatron_ultralong.evaluation.local.longbench_v2 import (
     answer_letter,
@@ -26,11 +26,14 @@ from megatron_ultralong.evaluation.local.mrcr import evaluate_mrcr, mrcr_score
 from megatron_ultralong.evaluation.local.nolima import evaluate_nolima
 from megatron_ultralong.evaluation.local.nolima_placement import Book
 from megatron_ultralong.evaluation.local.options import (
+    RULER2_TASKS,
     GraphWalksConfig,
     LongBenchV2Config,
     MrcrConfig,
     NoLiMaConfig,
+    Ruler2Config,
 )
+from megatron_ultralong.evaluation.local.ruler2 import evaluate_ruler2
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
 from megatron_ultralong.evaluation.models.opening import Subject, model_facts
 from megatron_ultralong.evaluation.options import CostConfig
@@ -198,7 +201,7 @@ def test_bins_are_counted_by_another_tokenizer(subject, tmp_path) -> None:
     row = mrcr_row(2, 0)
     row["prompt"] = json.dumps([{"role": "user", "content": "class A:\n    pass\n" * 10}])
     file = write_jsonl(tmp_path / "2needle.jsonl", [row])
-    config = MrcrConfig(data=str(file), max_new_tokens=4)
+    config = MrcrConfig(data=str(file), tasks=("2needle",), max_new_tokens=4)
     assert evaluate_mrcr(config, subject).columns == ("128",)
     config = dataclasses.replace(config, length_tokenizer=str(other))
     result = evaluate_mrcr(config, subject)
@@ -273,15 +276,15 @@ def test_the_answers_of_generated_graphs_follow_from_their_prompts(task: str) ->
 
 def test_generated_graphs_fill_their_length(subject, tmp_path) -> None:
     config = GraphWalksConfig(
-        lengths=(4096, 2800), num_samples=2, max_new_tokens=24, output=str(tmp_path / "out")
+        lengths=(3100, 2800), num_samples=2, max_new_tokens=8, output=str(tmp_path / "out")
     )
     own, texts = asked(subject)
     result = evaluate_graphwalks(config, own)
     assert result.rows == ("bfs", "parents")
-    assert result.columns == ("2800", "4096")
+    assert result.columns == ("2800", "3100")
     lines = (tmp_path / "out" / "samples.jsonl").read_text("utf-8").split("\n")[:-1]
     for entry in map(json.loads, lines):
-        room = int(entry["column"]) - 24
+        room = int(entry["column"]) - 8
         assert room - 150 < entry["num_prompt_tokens"] <= room
     assert len(set(texts)) == len(texts) == 8
     again, same = asked(subject)
@@ -291,7 +294,7 @@ def test_generated_graphs_fill_their_length(subject, tmp_path) -> None:
     evaluate_graphwalks(dataclasses.replace(config, output="", seed=2), other)
     assert not set(others) & set(texts)
     for changes, message in (
-        ({"lengths": (128,)}, "graphwalks' bfs: 104 tokens are too few"),
+        ({"lengths": (128,)}, "graphwalks' bfs: 120 tokens are too few"),
         ({"lengths": ()}, "lengths must be different token counts"),
         ({"num_samples": 0}, "num_samples must be at least 1"),
         ({"tasks": ("dfs",)}, "task 'dfs' is not known"),
@@ -318,6 +321,80 @@ def test_graphwalks_of_a_file_has_room_for_its_longest_answer(subject, tmp_path)
     true = "Final Answer: [" + ", ".join(nodes) + "]"
     assert own.model.rooms == [63, subject.tokenizer.encode(true).size + 32]
     assert "1 questions are longer" in result.notes[2]
+
+
+# RULER v2
+
+
+@pytest.mark.parametrize(
+    ("match", "prediction", "references", "score"),
+    [
+        ("all", "They are 12 and 34.", ["12", "34"], 1.0),
+        ("all", "12", ["12", "34"], 0.5),
+        ("all", "What is IT", ["what is it?"], 2 / 3),  # one of three words is wrong
+        ("all", "a b c d e f", ["x y"], 0.0),
+        ("all", "12 </think> none", ["12"], 0.0),
+        ("all", "no Answer: 12", ["12"], 1.0),
+        ("all", "12 Answer: none", ["12"], 0.0),
+        ("all", "", ["12"], 0.0),
+        ("all", "é\u2028x", ["É\u2028X"], 1.0),
+        ("2steps", "Question 1: a\n\nQuestion 1: b", ["b"], 1.0),
+        ("2steps", "Question 1: b\n\nQuestion 1: a", ["b"], 0.0),
+        ("part", "Paris, France", ["London", "paris"], 1.0),
+        ("part", "Document 5:\nParis\n\nLondon", ["Paris"], 0.0),
+        ("part", "Document 5:\nParis\n\nParis", ["Paris"], 1.0),
+        ("choice", r"so \boxed{B}", ["B"], 1.0),
+        ("choice", r"\boxed{A} or \boxed{\text{B. x}}", ["B"], 1.0),
+        ("choice", r"\boxed{B", ["B"], 0.0),
+        ("choice", r"\boxed {B}", ["B"], 0.0),
+        ("choice", "**Answer:** B", ["B"], 1.0),
+        ("choice", "Answer: A\nAnswer: B.", ["B"], 1.0),
+        ("choice", "answer: b", ["B"], 0.0),
+        ("choice", "B", ["B"], 0.0),
+        ("choice", "", ["B"], 0.0),
+    ],
+)
+def test_ruler2s_scores_are_upstreams(match: Any, prediction, references, score) -> None:
+    assert ruler2.ruler2_score(match, prediction, references) == pytest.approx(score)
+
+
+def test_words_are_counted_as_levenshtein_counts() -> None:
+    for first, second, distance in (("", "a b", 2), ("a b c", "a c", 1), ("a b", "b a", 2)):
+        assert ruler2.word_distance(first.split(), second.split()) == distance
+        assert ruler2.word_distance(second.split(), first.split()) == distance
+
+
+def test_ruler2_runs_over_the_files_of_upstreams_script(subject, tmp_path) -> None:
+    for task in RULER2_TASKS:
+        answer: Any = "B" if ruler2.match_of(task) == "choice" else ["x", "y"]
+        row = {"index": 0, "question": f"Find {task}.", "expected_answer": answer, "length": 1000}
+        write_jsonl(tmp_path / task / "test.jsonl", [row])
+    config = Ruler2Config(data=str(tmp_path), max_new_tokens=40, micro_batch_size=4)
+    own, texts = asked(subject)
+    result = evaluate_ruler2(config, own)
+    assert (result.rows, result.columns) == (RULER2_TASKS, ("1024",))
+    assert len(RULER2_TASKS) == len(texts) == 12
+    assert [*map(result.metrics.get, RULER2_TASKS[2:7])] == [
+        "choice",
+        "choice",
+        "all",
+        "all",
+        "2steps",
+    ]
+    assert "qa_hard/test.jsonl" in result.material
+    assert "user<|end_header_id|>\n\nFind qa_hard.<|eot_id|>" in texts[-1]
+    bad = tmp_path / "qa_hard" / "test.jsonl"
+    for changes, message in (
+        ({"expected_answer": "x"}, "expected_answer is 'x', it must be an array of strings"),
+        ({"expected_answer": []}, "expected_answer is an array of 0, it must be"),
+        ({"length": 0}, "length is 0, it must be an integer of at least 1"),
+    ):
+        write_jsonl(bad, [row | changes])
+        with pytest.raises(InputError, match=message):
+            evaluate_ruler2(config, subject)
+    bad.unlink()
+    with pytest.raises(InputError, match="has no qa_hard/test"):
+        evaluate_ruler2(config, subject)
 
 
 # NoLiMa
@@ -539,7 +616,11 @@ GRAPH = ("graphwalks.jsonl", {"prompt": "a", "answer_nodes": ["a"], "problem_typ
         (MRCR, {"prompt": '[{"role": "user", "content": 3}]'}, "content is 3, it must be a string"),
         (MRCR, {"prompt": '[{"role": "assistant", "content": "a"}]'}, "must end with a message"),
         (MRCR, {"prompt": "[" * 100 + "]" * 100}, "nested too deeply"),
+        (MRCR, {"prompt": json.dumps([{"role": "user", "content": "\n" * 5_000_000}])}, "a run of"),
         (MRCR, {"answer": None}, "key answer is null"),
+        (MRCR, {"answer": "a\ud800"}, "key 'answer' has a lone surrogate at character 1"),
+        (GRAPH, {"answer_nodes": ["\udfff"]}, "key 'answer_nodes' has a lone surrogate"),
+        (LONGBENCH, {"question": "a" * 5_000_000}, "key 'question' has a run of more than"),
         (MRCR, {"random_string_to_prepend": ""}, "random_string_to_prepend is empty"),
         (MRCR, {"n_needles": "2"}, "n_needles is '2', it must be an integer"),
         (GRAPH, {"answer_nodes": "a"}, "answer_nodes is 'a', it must be an array of strings"),
@@ -554,10 +635,13 @@ GRAPH = ("graphwalks.jsonl", {"prompt": "a", "answer_nodes": ["a"], "problem_typ
 )
 def test_bad_rows_are_refused(subject, tmp_path, kind, changes, message) -> None:
     name, row = kind
-    file = write_jsonl(tmp_path / name, [row | changes])
+    file = tmp_path / name
+    file.write_text(json.dumps(row | changes) + "\n")
     evaluate: Callable[[], Any] = {
-        MRCR[0]: lambda: evaluate_mrcr(MrcrConfig(data=str(file)), subject),
-        GRAPH[0]: lambda: evaluate_graphwalks(GraphWalksConfig(data=str(file)), subject),
+        MRCR[0]: lambda: evaluate_mrcr(MrcrConfig(data=str(file), tasks=("2needle",)), subject),
+        GRAPH[0]: lambda: evaluate_graphwalks(
+            GraphWalksConfig(data=str(file), tasks=("bfs",)), subject
+        ),
         LONGBENCH[0]: lambda: evaluate_longbench_v2(LongBenchV2Config(data=str(file)), subject),
     }[name]
     with pytest.raises(InputError, match=message):
@@ -593,6 +677,9 @@ def test_bad_copies_are_refused(subject, tmp_path) -> None:
     array.write_text(json.dumps([question()]))
     with pytest.raises(InputError, match=r"is a JSON array, where JSON lines are read: .*jq -c"):
         evaluate_longbench_v2(LongBenchV2Config(data=str(array)), subject)
+    file = write_jsonl(tmp_path / "2needle.jsonl", [mrcr_row(2, 1)])
+    with pytest.raises(InputError, match="has no question of 4needle: choose --tasks"):
+        evaluate_mrcr(MrcrConfig(data=str(file)), subject)
     empty = write_jsonl(tmp_path / "empty.jsonl", [])
     with pytest.raises(InputError, match="holds no rows"):
         evaluate_mrcr(MrcrConfig(data=str(empty)), subject)

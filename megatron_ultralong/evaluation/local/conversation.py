@@ -11,10 +11,11 @@ import numpy as np
 
 from megatron_ultralong.data.read.file_kind import file_kind
 from megatron_ultralong.data.read.formats import read_records
+from megatron_ultralong.data.read.record import text_error
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local.local_benchmarks import cut_prompt
-from megatron_ultralong.evaluation.local.options import BinsConfig
+from megatron_ultralong.evaluation.local.options import BinsConfig, FitConfig
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.result import KINDS, Result
@@ -62,9 +63,18 @@ def read_rows(file: Path, keys: Sequence[str]) -> Iterator[JsonObject]:
         if record.error:
             raise InputError(f"{record.place}: {record.error}")
         is_empty = False
+        for key, value in record.fields.items():
+            for text in value if isinstance(value, list) else [value]:
+                check_text(text, f"{record.place}: key {key!r}")
         yield JsonObject(record.fields, record.place)
     if is_empty:
         raise InputError(f"{file} holds no rows")
+
+
+def check_text(text: Any, where: str) -> None:
+    """Raise InputError where a value is a text that cannot be tokenised."""
+    if isinstance(text, str) and (reason := text_error(text)):
+        raise InputError(f"{where} has {reason}")
 
 
 def prompt_ids(
@@ -129,6 +139,8 @@ class Row:
     references: Any
     file: str
     """Hash of the file that it stands in."""
+    length: int = 0
+    """Tokens, where the file says how many it is meant for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,25 +157,30 @@ def questions_by_length(
     config: Any,
     tokenizer: PromptTokenizer,
     max_length: int,
-    score: Callable[[str, Any], float],
+    scorer: Callable[[str], Callable[[str, Any], float]],
     first_bin: int = 0,
 ) -> Binned:
     """The questions of a file that fit, in bins by the tokens of prompt and answer.
 
     Args:
         rows: all questions.
-        config: with ``lengths``, ``max_new_tokens`` and the fields of :class:`BinsConfig`.
+        config: with ``tasks``, ``lengths``, ``max_new_tokens`` and the fields of
+            :class:`FitConfig`.
         tokenizer: the checkpoint's.
         max_length: tokens of prompt and answer together, at most.
-        score: of what was written and the references.
+        scorer: gives the score of a task, a function of what was written and the references.
         first_bin: the least length of upstream's first bin.
+
+    Raises:
+        InputError: a task has no questions, or none that fits.
     """
-    counter = length_counter(config, tokenizer)
+    counter = length_counter(config)
     taken: Counter[tuple[str, int]] = Counter()
-    questions, num_too_long = [], 0
+    questions, num_too_long, seen = [], 0, set()
     for index, row in enumerate(rows):
         if row.task not in config.tasks:
             continue
+        seen.add(row.task)
         if sum(len(text) for _, text in row.messages) > MOST_CHARACTERS_A_TOKEN * max_length:
             num_too_long += 1
             continue
@@ -175,7 +192,8 @@ def questions_by_length(
         if ids.size + room > max_length:
             num_too_long += 1
             continue
-        place = row.task, bin_of(counter(row, ids.size + answer), first_bin)
+        length = row.length or counter(row, ids.size + answer)
+        place = row.task, bin_of(length, first_bin)
         taken[place] += 1
         if (config.lengths and place[1] not in config.lengths) or (
             config.num_samples and taken[place] > config.num_samples
@@ -187,9 +205,11 @@ def questions_by_length(
                 *(row.task, str(place[1]), index, int(ids.size), room),
                 decides=decisive(config.prompt_template, tokenizer, file=row.file),
                 make=make,
-                score=score,
+                score=scorer(row.task),
             )
         )
+    if missing := [task for task in config.tasks if task not in seen]:
+        raise InputError(f"--data {config.data} has no question of {missing[0]}: choose --tasks")
     if not questions:
         which = f" in the bins {list(config.lengths)}" if config.lengths else ""
         raise InputError(
@@ -205,9 +225,9 @@ def _prompt(tokenizer: PromptTokenizer, template: PromptTemplate, row: Row) -> P
     return Prompt(prompt_ids(tokenizer, template, row.messages)[0], row.references)
 
 
-def length_counter(config: BinsConfig, tokenizer: PromptTokenizer) -> Callable[[Row, int], int]:
+def length_counter(config: FitConfig) -> Callable[[Row, int], int]:
     """Counts the tokens of prompt and answer: as upstream by ``length_tokenizer``, else as here."""
-    if not config.length_tokenizer:
+    if not isinstance(config, BinsConfig) or not config.length_tokenizer:
         return lambda row, num_tokens: num_tokens
     other = PromptTokenizer(Path(config.length_tokenizer))
 
@@ -217,12 +237,14 @@ def length_counter(config: BinsConfig, tokenizer: PromptTokenizer) -> Callable[[
     return count
 
 
-def bin_notes(config: BinsConfig, max_length: int, num_too_long: int) -> list[str]:
+def bin_notes(config: FitConfig, max_length: int, num_too_long: int) -> list[str]:
     """What a reader of a result by bins has to know."""
-    counted = "--length-tokenizer" if config.length_tokenizer else "the checkpoint's tokenizer"
+    counted = "tokens of the prompt, at most, as the files state them"
+    if isinstance(config, BinsConfig):
+        by = "--length-tokenizer" if config.length_tokenizer else "the checkpoint's tokenizer"
+        counted = f"tokens of prompt and answer, at most, by {by}"
     return [
-        f"prompt template {config.prompt_template}; column: tokens of prompt and answer, at most, "
-        f"by {counted}",
+        f"prompt template {config.prompt_template}; column: {counted}",
         f"{num_too_long:,} questions are longer than {max_length:,} tokens, and left out",
     ]
 
@@ -247,13 +269,18 @@ def evaluate_files(
     **others: Any,
 ) -> Result:
     """As :func:`evaluate_questions`; the result states ``upstream`` and the files' hashes."""
+    names = {file.name for file in files}
     return evaluate_questions(
         questions,
         subject,
         kind=KINDS[kind],
         config=config,
         notes=[upstream, *notes],
-        material={"upstream": upstream} | {file.name: sha256 for file, sha256 in files.items()},
+        material={"upstream": upstream}
+        | {
+            (f.name if len(names) == len(files) else f"{f.parent.name}/{f.name}"): files[f]
+            for f in files
+        },
         **others,
     )
 

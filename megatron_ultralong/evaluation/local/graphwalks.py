@@ -90,7 +90,7 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
         paths = conversation.data_files(config.data, ("graphwalks*",))
         files = {file: file_sha256(file) for file in paths}
         binned = conversation.questions_by_length(
-            _rows(files), config, subject.tokenizer, max_length, graphwalks_score
+            _rows(files), config, subject.tokenizer, max_length, lambda task: graphwalks_score
         )
         questions, lengths = binned.questions, {max_length: "--max-length"}
         notes = conversation.bin_notes(config, max_length, binned.num_too_long)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.data.read.formats import read_records
+from megatron_ultralong.data.read.record import text_error
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import infinitebench, lv_eval
@@ -45,7 +46,8 @@ def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
             )
         fields = JsonObject(record.fields, record.place)
         for key in ("input", "context"):
-            fields.string(key)
+            if reason := text_error(fields.string(key)):
+                raise InputError(f"{record.place}: key {key!r} has {reason}")
         records.append(dict(fields))
     if not records:
         raise InputError(f"{path} holds no records")

@@ -56,6 +56,7 @@ def messages_of(row: JsonObject) -> tuple[Message, ...]:
     turns = [JsonObject(one, f"{where}, message {k}") for k, one in enumerate(values, 1)]
     messages = tuple((turn.string("role"), turn.string("content")) for turn in turns)
     for turn in turns:
+        conversation.check_text(turn["content"], turn.where)
         if turn["role"] not in ROLES:
             raise turn.wrong("role", f"one of {', '.join(ROLES)}")
     if not messages or messages[-1][0] != "user":
@@ -90,7 +91,7 @@ def evaluate_mrcr(config: MrcrConfig, subject: Subject[Generator]) -> Result:
     files = {file: file_sha256(file) for file in conversation.data_files(config.data, patterns)}
     score = functools.partial(mrcr_score, template=config.prompt_template)
     binned = conversation.questions_by_length(
-        _rows(files), config, tokenizer, max_length, score, FIRST_BIN
+        _rows(files), config, tokenizer, max_length, lambda task: score, FIRST_BIN
     )
     return conversation.evaluate_files(
         *(binned.questions, subject, "mrcr", config, UPSTREAM, files),

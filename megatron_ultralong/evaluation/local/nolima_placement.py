@@ -8,6 +8,7 @@ it as a line of its own.
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.evaluation.local.conversation import check_text
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 
@@ -27,6 +28,7 @@ class Book:
     """
 
     def __init__(self, name: str, text: str, tokenizer: PromptTokenizer) -> None:
+        check_text(text, name)
         self.name, self._tokenizer = name, tokenizer
         self._tokens = tokenizer.encode(text)
         kinds, places = np.unique(self._tokens, return_inverse=True)

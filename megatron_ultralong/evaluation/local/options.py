@@ -32,12 +32,18 @@ class MessagesConfig(AskingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class BinsConfig(MessagesConfig):
-    """Questions that are told apart by their length."""
+class FitConfig(MessagesConfig):
+    """Questions that are left out where they are too long."""
 
     max_length: Annotated[int, Range(0)] = 0
     """Largest number of tokens of prompt and answer together; longer questions are left out, and
     counted. 0: the positions the checkpoint was trained for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BinsConfig(FitConfig):
+    """Questions that are told apart by their length, as it is counted here."""
+
     length_tokenizer: str = ""
     """Folder of the tokenizer by whose tokens questions are put into bins. Upstream's is
     o200k_base, which gpt-oss has; default: the checkpoint's own."""
@@ -97,6 +103,34 @@ class GraphWalksConfig(BinsConfig):
         if not self.num_samples:
             raise InputError("num_samples must be at least 1 where graphs are generated")
         check_different("token counts, such as --lengths 4096 131072", lengths=self.lengths)
+
+
+RULER2_TASKS = tuple(
+    f"{kind}_{level}"
+    for kind in ("mk_niah", "mv_niah", "qa")
+    for level in ("basic", "easy", "medium", "hard")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ruler2Config(FitConfig):
+    """RULER v2 from the files that upstream's script makes."""
+
+    data: Annotated[str, Required("the folder with mk_niah_basic/test.jsonl and the others")] = ""
+    """Folder that `ns prepare_data ruler2` fills for one length: mk_niah_basic/test.jsonl and the
+    other eleven. Let its --max_seq_length leave room for the answer."""
+    tasks: tuple[str, ...] = RULER2_TASKS
+    """Tasks to use; default: all twelve."""
+    lengths: Annotated[tuple[int, ...], Range(1)] = ()
+    """Bins to use, by their upper ends; default: all that fit."""
+    max_new_tokens: Annotated[int, Range(1)] = 1024
+    """Largest number of tokens of an answer; a question whose own is longer has room for it.
+    Upstream allows 16,384, for models that reason."""
+
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range."""
+        super().check()
+        check_tasks(self.tasks, RULER2_TASKS)
 
 
 NEEDLE_SETS = (

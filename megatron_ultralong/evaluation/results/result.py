@@ -89,6 +89,7 @@ KINDS = {
         Kind("infinitebench", "InfiniteBench", columns="limit"),
         Kind("mrcr", "MRCR", columns="lengths"),
         Kind("graphwalks", "GraphWalks", columns="lengths"),
+        Kind("ruler2", "RULER v2", columns="lengths"),
         Kind("nolima", "NoLiMa", columns="lengths"),
         Kind("longbench_v2", "LongBench v2"),
         Kind("choices", "Multiple choice by likelihood"),
