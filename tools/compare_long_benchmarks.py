@@ -50,6 +50,7 @@ from megatron_ultralong.evaluation.local.graphwalks import graphwalks_score
 from megatron_ultralong.evaluation.local.mrcr import mrcr_score
 from megatron_ultralong.evaluation.local.nolima_placement import Book
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
 
 Comparison = tuple[str, int, int, str]
 """What, how many were equal, of how many, and what a reader has to know."""
@@ -131,10 +132,10 @@ def graphwalks(path: Path) -> list[Comparison]:
     lists = [nodes[:k] for k in range(5)] + [draw.sample(nodes, 4) for _ in range(8)]
     answers = [f"Final Answer: [{', '.join(names)}]" for names in lists]
     answers += [f"so\n\n{text}" for text in answers[:4]] + [f"{text}\n" for text in answers[:3]]
-    forms = ("Final Answer:[{}]", "Final Answer:  [{}]", "final answer: [{}]", "Answer: [{}]")
-    forms += ("**Final Answer: [{}]**", "Final Answer: [[{}]]", "Final Answer: {}", "[{}]")
-    forms += ("Final Answer: [{},]", "Final Answer: ['{}']", "Final Answer: [{}]\x85", "{}")
-    forms += ("Final Answer: [{}] Final Answer: [x]", "Final Answer: [{}\n]", "Final Answer: [{}")
+    forms = ["Final Answer:[{}]", "Final Answer:  [{}]", "final answer: [{}]", "Answer: [{}]"]
+    forms += ["**Final Answer: [{}]**", "Final Answer: [[{}]]", "Final Answer: {}", "[{}]"]
+    forms += ["Final Answer: [{},]", "Final Answer: ['{}']", "Final Answer: [{}]\x85", "{}"]
+    forms += ["Final Answer: [{}] Final Answer: [x]", "Final Answer: [{}\n]", "Final Answer: [{}"]
     answers += [form.format(", ".join(nodes[:3])) for form in forms]
     answers += [f"Final Answer: [{odd}]" for odd in _ODD] + list(_ODD)
     truths: list[list[str]] = [nodes[:3], nodes[:1], []]
@@ -190,7 +191,7 @@ def nolima_scores(clone: Path) -> list[Comparison]:
     text = (clone / "evaluation" / "async_evaluate.py").read_text("utf-8")
     method = function([text], "_evaluate_response")
     names = ["Yuki", "Veronica", "Jean-Luc"]
-    forms = (
+    forms = [
         "{}",
         " {} ",
         "{}.",
@@ -201,8 +202,8 @@ def nolima_scores(clone: Path) -> list[Comparison]:
         "{}\nno",
         "no\n {}\n",
         "({})",
-    )
-    forms += ("{}\u2028", "{}\x85no", "no\u2028{}", "{}?", '"{}"', "{} and {}", "{}{}")
+    ]
+    forms += ["{}\u2028", "{}\x85no", "no\u2028{}", "{}?", '"{}"', "{} and {}", "{}{}"]
     answers = [form.format(name, name) for form in forms for name in (*names, "yuki", "Zoë", "")]
     cases = [(answer, gold) for answer in [*answers, *_ODD] for gold in (names[:1], names[1:])]
 
@@ -259,7 +260,7 @@ def nolima_prompts(clone: Path, tokenizer: PromptTokenizer) -> list[Comparison]:
                     prompt = nolima.TEMPLATE.format(haystack=expected, question=test.question)
                     try:
                         own = place.messages()[-1][1]
-                    except nolima.InputError:
+                    except InputError:
                         own = nolima.TEMPLATE.format(haystack=None, question=test.question)
                     key = distractor is not None
                     total[key] += 1
@@ -296,16 +297,16 @@ def ruler2_scores(clone: Path) -> list[Comparison]:
     answers += list(_ODD)
     truths = [["12"], ["the Tapir", "é"], ["a\u2028b", "x", "the 12 Tapir é"], [" "]]
     cases = [(answer, truth) for answer in answers for truth in truths]
-    boxes = (r"\boxed{#}", r"so \boxed{#}.", r"\boxed{A} \boxed{#}", r"\boxed {#}", r"\boxed{#. x}")
-    boxes += (
+    boxes = [r"\boxed{#}", r"so \boxed{#}.", r"\boxed{A} \boxed{#}", r"\boxed {#}", r"\boxed{#. x}"]
+    boxes += [
         r"\boxed{\text{#}}",
         r"\boxed{#",
         r"\boxed{A or #}",
         r"\boxed{} Answer: #",
         r"\fbox{#}",
-    )
-    boxes += ("Answer: #", "**Answer:** #", "answer : #", "Answer: A Answer: #", "_Answer_: *#*")
-    boxes += ("Answer:\n#", "Answer: #x", "#", r"\boxed", r"} \boxed{#}")
+    ]
+    boxes += ["Answer: #", "**Answer:** #", "answer : #", "Answer: A Answer: #", "_Answer_: *#*"]
+    boxes += ["Answer:\n#", "Answer: #x", "#", r"\boxed", r"} \boxed{#}"]
     chosen = [box.replace("#", one) for box in boxes for one in (*"ABJK", "b", "", "BC", "B C")]
     letters = [(text, [one]) for text in [*chosen, *_ODD] for one in "AB"]
     found = []
@@ -334,16 +335,16 @@ def longbench(clone: Path) -> list[Comparison]:
     """The letter of an answer, the prompt, and the table of all answers."""
     text = (clone / "pred.py").read_text("utf-8")
     extract = function([text], "extract_answer", re=re)
-    forms = ("The correct answer is ({})", "The correct answer is {}", "({})", "{}", "")
-    forms += ("**The correct answer is ({})**", "The correct answer is **{}**.", "is ({})")
-    forms += ("The correct answer is: ({})", "the correct answer is ({})", "The correct answer is")
-    forms += (
+    forms = ["The correct answer is ({})", "The correct answer is {}", "({})", "{}", ""]
+    forms += ["**The correct answer is ({})**", "The correct answer is **{}**.", "is ({})"]
+    forms += ["The correct answer is: ({})", "the correct answer is ({})", "The correct answer is"]
+    forms += [
         "The correct answer is [{}]",
         "The correct answer is ({}",
         "The correct answer is  {}",
-    )
-    forms += ("The correct answer is A. The correct answer is ({})", "The correct\nanswer is ({})")
-    forms += ("The correct answer is (insert answer here) {}", "The correct answer is ({}) or (A)")
+    ]
+    forms += ["The correct answer is A. The correct answer is ({})", "The correct\nanswer is ({})"]
+    forms += ["The correct answer is (insert answer here) {}", "The correct answer is ({}) or (A)"]
     answers = [form.format(letter) for form in forms for letter in (*"ABCDE", "b", "BC", "(B)")]
     answers += list(_ODD) + [f"{odd}The correct answer is (B){odd}" for odd in _ODD]
     cases = [(answer, letter) for answer in answers for letter in "BA"]
