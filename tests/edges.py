@@ -26,6 +26,10 @@ NEEDED = {
     "convert inspect": ("a",),
     "plan": ("--gpus", "8"),
     **{verb: ("--load", "l", "--data-path", "d") for verb in ("pretrain", "sft")},
+    **{
+        f"evaluate {name}": ("--load", "l", "--data", "d")
+        for name in ("mrcr", "ruler2", "nolima", "longbench-v2")
+    },
     **{f"evaluate {name}": ("--load", "l", "--data-path", "d") for name in ("loss", "chat")},
     **{
         f"evaluate {name}": ("--load", "l", "--lengths", "512")
@@ -33,15 +37,7 @@ NEEDED = {
     },
     **{
         f"evaluate {name}": ("--load", "l", "--data", "d")
-        for name in (
-            "choices",
-            "lv-eval",
-            "infinitebench",
-            "mrcr",
-            "ruler2",
-            "nolima",
-            "longbench-v2",
-        )
+        for name in ("choices", "lv-eval", "infinitebench")
     },
     "evaluate report": ("r",),
     "generate": ("--load", "l", "--prompt", "p"),

@@ -135,14 +135,14 @@ def _evaluate_retrieval(name: str, make_grid: Callable[..., Any], command: Any) 
 run_passkey = functools.partial(_evaluate_retrieval, "passkey", passkey_grid)
 run_needle = functools.partial(_evaluate_retrieval, "needle", needle_grid)
 run_ruler = functools.partial(_evaluate, "ruler", evaluate_ruler)
-run_lv_eval = functools.partial(_evaluate, "lv_eval", local_benchmarks.evaluate_lv_eval)
-run_infinitebench = functools.partial(
-    _evaluate, "infinitebench", local_benchmarks.evaluate_infinitebench
-)
 run_mrcr = functools.partial(_evaluate, "mrcr", evaluate_mrcr)
 run_graphwalks = functools.partial(_evaluate, "graphwalks", evaluate_graphwalks)
 run_ruler2 = functools.partial(_evaluate, "ruler2", evaluate_ruler2)
 run_nolima = functools.partial(_evaluate, "nolima", evaluate_nolima)
 run_longbench_v2 = functools.partial(_evaluate, "longbench_v2", evaluate_longbench_v2)
+run_lv_eval = functools.partial(_evaluate, "lv_eval", local_benchmarks.evaluate_lv_eval)
+run_infinitebench = functools.partial(
+    _evaluate, "infinitebench", local_benchmarks.evaluate_infinitebench
+)
 run_choices = functools.partial(_evaluate, "choices", evaluate_choices, is_scored=True)
 run_chat = functools.partial(_evaluate, "chat", evaluate_chat, is_scored=True)

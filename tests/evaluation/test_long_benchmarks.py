@@ -317,7 +317,7 @@ def test_graphwalks_of_a_file_has_room_for_its_longest_answer(subject, tmp_path)
     own, texts = asked(subject)
     result = evaluate_graphwalks(config, own)
     assert [(cell.row, cell.num_samples) for cell in result.cells] == [("bfs", 1), ("parents", 1)]
-    assert "user<|end_header_id|>\n\na -> b\n<|eot_id|>" in texts[0]
+    assert "user<|end_header_id|>\n\na -> b<|eot_id|>" in texts[0]  # trimmed
     true = "Final Answer: [" + ", ".join(nodes) + "]"
     assert own.model.rooms == [63, subject.tokenizer.encode(true).size + 32]
     assert "1 questions are longer" in result.notes[2]

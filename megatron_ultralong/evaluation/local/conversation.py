@@ -85,12 +85,14 @@ def prompt_ids(
 ) -> tuple[IdArray, bool]:
     """Ids of messages with the assistant's turn begun, and whether the last one was cut.
 
-    Beyond ``room`` tokens the middle of the last message is left out. ``base`` writes ``User: ...``
+    Beyond ``room`` tokens the middle of the last message is left out. ``chat`` trims texts, as the
+    template of Llama 3 does. ``base`` writes ``User: ...``
     and ``Assistant: ...`` with empty lines between them, and ends in ``Assistant:``.
     """
-    *before, (role, text) = messages
     if template == "chat":
-        return cut_prompt(tokenizer, "chat", text, room, before)
+        *others, text = [(role, text.strip()) for role, text in messages]
+        return cut_prompt(tokenizer, "chat", text[1], room, others)
+    *before, (role, text) = messages
     head = "".join(f"{role.capitalize()}: {text}\n\n" for role, text in before)
     head, tail = f"{head}{role.capitalize()}: ", "\n\nAssistant:"
     begin = np.asarray(tokenizer.begin_ids, np.int64)
