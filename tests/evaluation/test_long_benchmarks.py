@@ -15,7 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from megatron_ultralong.evaluation.local import conversation, graph_prompt, nolima, ruler2
+from megatron_ultralong.evaluation.local import (
+    conversation,
+    graph_prompt,
+    graphwalks,
+    longbench_v2,
+    mrcr,
+    nolima,
+    ruler2,
+)
 from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks, graphwalks_score
 from megatron_ultralong.evaluation.local.longbench_v2 import (
     answer_letter,
@@ -623,6 +631,7 @@ GRAPH = ("graphwalks.jsonl", {"prompt": "a", "answer_nodes": ["a"], "problem_typ
         (LONGBENCH, {"question": "a" * 5_000_000}, "key 'question' has a run of more than"),
         (MRCR, {"random_string_to_prepend": ""}, "random_string_to_prepend is empty"),
         (MRCR, {"n_needles": "2"}, "n_needles is '2', it must be an integer"),
+        (MRCR, {"n_needles": 3}, "n_needles is 3, it must be one of 2, 4, 8"),
         (GRAPH, {"answer_nodes": "a"}, "answer_nodes is 'a', it must be an array of strings"),
         (GRAPH, {"problem_type": "dfs"}, "problem_type is 'dfs', it must be one of bfs, parents"),
         (GRAPH, {"prompt": 1}, "prompt is 1, it must be a string"),
@@ -667,6 +676,92 @@ def test_bad_needles_are_refused(subject, tmp_path, changes, message) -> None:
     data = nolima_data(tmp_path, [NEEDLES[0] | changes])
     with pytest.raises(InputError, match=re.escape(message)):
         evaluate_nolima(NoLiMaConfig(data=str(data), lengths=(100,), num_depths=1), subject)
+
+
+ODD: list[Any] = [
+    *(
+        None,
+        True,
+        3,
+        -1,
+        1.5,
+        10**30,
+        "",
+        "x",
+        "\ud800",
+        [],
+        ["x"],
+        [None],
+        ["\ud800"],
+        {},
+        {"x": []},
+    ),
+    *('[{"role": "user"}]', '[{"role": ["user"], "content": "a"}]', "[[]]", "[1]", "null"),
+]
+
+
+def reading(
+    folder: Path, subject: Subject
+) -> dict[str, tuple[dict[str, Any], Callable[[Path], None]]]:
+    """By benchmark: a good row, and what reads a file of rows up to prompts and scores."""
+
+    def rows(rows_of: Any, scorer: Any) -> Callable[[Path], None]:
+        def read(file: Path) -> None:
+            for row in rows_of({file: "hash"}):
+                scorer(row.task)("an answer", row.references)
+                conversation.prompt_ids(subject.tokenizer, "chat", row.messages)
+                subject.tokenizer.encode(row.answer)
+
+        return read
+
+    def longbench(file: Path) -> None:
+        for row in conversation.read_rows(file, longbench_v2.KEYS):
+            longbench_v2_score("an answer", longbench_v2.checked(row)["answer"])
+            messages = (("user", longbench_v2.prompt_text(row)),)
+            conversation.prompt_ids(subject.tokenizer, "chat", messages)
+
+    def needles(file: Path) -> None:
+        file.write_text(f"[{file.read_text()}]")
+        book = Book("book", "A line.\n" * 100, subject.tokenizer)
+        for test in nolima.read_tests(file):
+            for place in nolima.placements(test, [book], 20, 2):
+                conversation.prompt_ids(subject.tokenizer, "chat", place.messages())
+                nolima.nolima_score("contains", "an answer", place.answers)
+
+    (folder / "qa_hard").mkdir()
+    two = {"question": "Q", "expected_answer": ["x"], "length": 9}
+    nested = NEEDLES[0] | {
+        "distractors": {"onehop": "D", "twohop": "D"},
+        "task_template": "{question}",
+    }
+    return {
+        "mrcr.jsonl": (MRCR[1], rows(mrcr.rows_of, lambda task: mrcr_score)),
+        "graphwalks.jsonl": (GRAPH[1], rows(graphwalks.rows_of, lambda task: graphwalks_score)),
+        "qa_hard/test.jsonl": (two, rows(ruler2.rows_of, ruler2.scorer)),
+        "longbench.jsonl": (LONGBENCH[1], longbench),
+        "needles.json": (nested, needles),
+    }
+
+
+def test_rows_of_any_values_are_read_or_refused(subject, tmp_path) -> None:
+    """Every value of every row is exchanged for odd ones; nothing but a message may come of it."""
+    num_read = num_refused = 0
+    for name, (good, read) in reading(tmp_path, subject).items():
+        changed = [good, *({**good, key: odd} for key in good for odd in ODD)]
+        for key in ("tests", "questions", "distractors"):
+            inner = good.get(key, {})
+            changed += [{**good, key: {**inner, one: odd}} for one in inner for odd in ODD]
+        for number, row in enumerate(changed):
+            (tmp_path / name).write_text(json.dumps(row) + "\n")
+            try:
+                read(tmp_path / name)
+            except InputError:
+                num_refused += 1
+                assert number, name  # the good row is read
+            else:
+                num_read += 1
+    assert num_read > 200
+    assert num_refused > 400
 
 
 def test_bad_copies_are_refused(subject, tmp_path) -> None:

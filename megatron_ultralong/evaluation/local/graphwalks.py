@@ -62,7 +62,8 @@ def true_answer(nodes: Sequence[str]) -> str:
     return f"Final Answer: [{', '.join(nodes)}]"
 
 
-def _rows(files: Mapping[Path, str]) -> Iterator[Row]:
+def rows_of(files: Mapping[Path, str]) -> Iterator[Row]:
+    """Questions of files, which are given with their hashes."""
     for file, sha256 in files.items():
         for row in conversation.read_rows(file, _KEYS):
             nodes, task = row.strings("answer_nodes"), row.string("problem_type")
@@ -90,7 +91,7 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
         paths = conversation.data_files(config.data, ("graphwalks*",))
         files = {file: file_sha256(file) for file in paths}
         binned = conversation.questions_by_length(
-            _rows(files), config, subject.tokenizer, max_length, lambda task: graphwalks_score
+            rows_of(files), config, subject.tokenizer, max_length, lambda task: graphwalks_score
         )
         questions, lengths = binned.questions, {max_length: "--max-length"}
         notes = conversation.bin_notes(config, max_length, binned.num_too_long)

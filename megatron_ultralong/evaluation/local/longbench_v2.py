@@ -45,7 +45,7 @@ _FIELDS = {
 }
 DIFFICULTIES, LENGTHS = ("easy", "hard"), ("short", "medium", "long")
 COLUMNS = ("overall", *DIFFICULTIES, *LENGTHS)
-_KEYS = (*_FIELDS.values(), "answer", "difficulty", "length")
+KEYS = (*_FIELDS.values(), "answer", "difficulty", "length")
 _TASK = "LongBench v2"
 
 
@@ -71,7 +71,8 @@ def longbench_v2_score(prediction: str, reference: str) -> float:
     return float(answer_letter(prediction) == reference)
 
 
-def _checked(row: JsonObject) -> JsonObject:
+def checked(row: JsonObject) -> JsonObject:
+    """A row of upstream's, every value in its range."""
     for key in _FIELDS.values():
         row.string(key)
     for key, known in (("answer", "ABCD"), ("difficulty", DIFFICULTIES), ("length", LENGTHS)):
@@ -99,12 +100,12 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
         )
     file = Path(config.data)
     sha256 = file_sha256(file)
-    rows = itertools.islice(conversation.read_rows(file, _KEYS), config.num_samples or None)
+    rows = itertools.islice(conversation.read_rows(file, KEYS), config.num_samples or None)
     decides = conversation.decisive(
         config.prompt_template, tokenizer, file=sha256, max_length=max_length
     )
     questions = [
-        _question(config, subject, _checked(row), index, room, decides)
+        _question(config, subject, checked(row), index, room, decides)
         for index, row in enumerate(rows)
     ]
     questions[0].make()  # its length has room for the template

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Message, Row
-from megatron_ultralong.evaluation.local.options import MrcrConfig
+from megatron_ultralong.evaluation.local.options import MRCR_TASKS, MrcrConfig
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
@@ -64,13 +64,15 @@ def messages_of(row: JsonObject) -> tuple[Message, ...]:
     return messages
 
 
-def _rows(files: Mapping[Path, str]) -> Iterator[Row]:
+def rows_of(files: Mapping[Path, str]) -> Iterator[Row]:
+    """Questions of files, which are given with their hashes."""
     for file, sha256 in files.items():
         for row in conversation.read_rows(file, _KEYS):
             answer, prefix = row.string("answer"), row.string("random_string_to_prepend")
             if not prefix:
                 raise InputError(f"{row.where}: random_string_to_prepend is empty")
-            task = f"{row.integer('n_needles')}needle"
+            if (task := f"{row.integer('n_needles')}needle") not in MRCR_TASKS:
+                raise row.wrong("n_needles", "one of 2, 4, 8")
             references = {"prefix": prefix, "answer": answer}
             yield Row(task, messages_of(row), answer, references, sha256)
 
@@ -91,7 +93,7 @@ def evaluate_mrcr(config: MrcrConfig, subject: Subject[Generator]) -> Result:
     files = {file: file_sha256(file) for file in conversation.data_files(config.data, patterns)}
     score = functools.partial(mrcr_score, template=config.prompt_template)
     binned = conversation.questions_by_length(
-        _rows(files), config, tokenizer, max_length, lambda task: score, FIRST_BIN
+        rows_of(files), config, tokenizer, max_length, lambda task: score, FIRST_BIN
     )
     return conversation.evaluate_files(
         *(binned.questions, subject, "mrcr", config, UPSTREAM, files),

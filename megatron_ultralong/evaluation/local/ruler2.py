@@ -97,7 +97,8 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def _rows(files: Mapping[Path, str]) -> Iterator[Row]:
+def rows_of(files: Mapping[Path, str]) -> Iterator[Row]:
+    """Questions of files, which are given with their hashes."""
     for file, sha256 in files.items():
         task = file.parent.name
         for row in conversation.read_rows(file, ("question", "expected_answer", "length")):
@@ -123,7 +124,7 @@ def evaluate_ruler2(config: Ruler2Config, subject: Subject[Generator]) -> Result
     conversation.check_chat_tokens(config.prompt_template, tokenizer)
     paths = [find_file(config.data, (f"{task}/test.jsonl",)) for task in config.tasks]
     files = {file: file_sha256(file) for file in paths}
-    binned = conversation.questions_by_length(_rows(files), config, tokenizer, max_length, _scorer)
+    binned = conversation.questions_by_length(rows_of(files), config, tokenizer, max_length, scorer)
     notes = conversation.bin_notes(config, max_length, binned.num_too_long)
     if set(config.tasks) != set(RULER2_TASKS):
         notes.append(f"{len(config.tasks)} of the 12 tasks: the mean is of these")
@@ -135,5 +136,6 @@ def evaluate_ruler2(config: Ruler2Config, subject: Subject[Generator]) -> Result
     )
 
 
-def _scorer(task: str) -> Any:
+def scorer(task: str) -> Any:
+    """The score of a task's answers."""
     return functools.partial(ruler2_score, match_of(task))
