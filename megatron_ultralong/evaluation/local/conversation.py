@@ -90,8 +90,8 @@ def prompt_ids(
     and ``Assistant: ...`` with empty lines between them, and ends in ``Assistant:``.
     """
     if template == "chat":
-        *others, text = [(role, text.strip()) for role, text in messages]
-        return cut_prompt(tokenizer, "chat", text[1], room, others)
+        *before, last = [(role, text.strip()) for role, text in messages]
+        return cut_prompt(tokenizer, "chat", last[1], room, before)
     *before, (role, text) = messages
     head = "".join(f"{role.capitalize()}: {text}\n\n" for role, text in before)
     head, tail = f"{head}{role.capitalize()}: ", "\n\nAssistant:"
