@@ -93,6 +93,15 @@ class PromptTokenizer:
         """Whether it has the special tokens of a family's turns."""
         return self._special_ids.keys() >= set(self.turns.marks)
 
+    def check_template(self, template: PromptTemplate) -> None:
+        """Raise InputError where turns are asked of a tokenizer without their special tokens."""
+        if template == "chat" and not self.has_chat_tokens:
+            raise InputError(
+                "--prompt-template chat needs the marks of turns, Llama 3's <|start_header_id|> or "
+                f"another family's, and the tokenizer in {self.folder} has none: use "
+                "--prompt-template base"
+            )
+
     def encode(self, text: str) -> IdArray:
         """Ids of a text, without anything before or after it; special tokens' texts are text."""
         return self._tokenizer.encode_documents([text])[0].astype(np.int64)

@@ -21,6 +21,7 @@ from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject
 
@@ -85,13 +86,17 @@ def prompt_ids(
 ) -> tuple[IdArray, bool]:
     """Ids of messages with the assistant's turn begun, and whether the last one was cut.
 
-    Beyond ``room`` tokens the middle of the last message is left out. ``chat`` trims texts, as the
-    template of Llama 3 does. ``base`` writes ``User: ...``
-    and ``Assistant: ...`` with empty lines between them, and ends in ``Assistant:``.
+    Beyond ``room`` tokens the middle of the last message is left out. ``chat`` trims texts and
+    begins with a system message where the template of the family does. ``base`` writes
+    ``User: ...`` and ``Assistant: ...``, with empty lines between them, up to ``Assistant:``.
     """
     if template == "chat":
-        *before, last = [(role, text.strip()) for role, text in messages]
-        return cut_prompt(tokenizer, "chat", last[1], room, before)
+        turns = tokenizer.turns
+        if turns in LLAMA.turns:
+            messages = [(role, text.strip()) for role, text in messages]
+        if turns.default_system and messages[0][0] != "system":
+            messages = [("system", turns.default_system), *messages]
+        return cut_prompt(tokenizer, "chat", messages[-1][1], room, messages[:-1])
     *before, (role, text) = messages
     head = "".join(f"{role.capitalize()}: {text}\n\n" for role, text in before)
     head, tail = f"{head}{role.capitalize()}: ", "\n\nAssistant:"
@@ -285,12 +290,3 @@ def evaluate_files(
         },
         **others,
     )
-
-
-def check_chat_tokens(template: PromptTemplate, tokenizer: PromptTokenizer) -> None:
-    """Raise InputError where turns of Llama 3 are asked of a tokenizer without their tokens."""
-    if template == "chat" and not tokenizer.has_chat_tokens:
-        raise InputError(
-            "--prompt-template chat needs Llama 3's <|start_header_id|>, which the tokenizer in "
-            f"{tokenizer.folder} does not have: use --prompt-template base"
-        )

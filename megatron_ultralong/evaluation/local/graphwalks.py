@@ -84,7 +84,7 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
             limit.
     """
     config.check()
-    conversation.check_chat_tokens(config.prompt_template, subject.tokenizer)
+    subject.tokenizer.check_template(config.prompt_template)
     files: dict[Path, str] = {}
     if config.data:
         max_length = config.max_length or subject.facts.max_positions

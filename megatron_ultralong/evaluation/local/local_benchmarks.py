@@ -105,15 +105,20 @@ def _around(
     if template == "base":
         return np.asarray(tokenizer.begin_ids, np.int64), np.zeros(0, np.int64)
     marks = tokenizer.turns
-    turns = [part for role, text in messages for part in marks.turn(role, text)]
-    before, after = (
-        tokenizer.encode_parts(prompt_tokenizer.with_marks(parts, marks))
-        for parts in (
-            [marks.begin, *turns, *marks.before["user"][:-1]],  # its last is before the text
-            [*marks.after["user"], *marks.before["assistant"]],
-        )
+
+    def of_template(*parts: str) -> prompt_tokenizer.Parts:
+        return prompt_tokenizer.with_marks(parts, marks)
+
+    turns = [  # a text that spells a mark stays a text
+        part
+        for role, text in messages
+        for part in (*of_template(*marks.before[role]), text, *of_template(*marks.after[role]))
+    ]
+    begin, user = of_template(marks.begin), marks.before["user"][:-1]  # its last is before the text
+    return (
+        tokenizer.encode_parts([*begin, *turns, *of_template(*user)]),
+        tokenizer.encode_parts(of_template(*marks.after["user"], *marks.before["assistant"])),
     )
-    return before, after
 
 
 @dataclasses.dataclass(frozen=True)

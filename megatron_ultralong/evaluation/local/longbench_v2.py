@@ -92,7 +92,7 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
     """
     config.check()
     tokenizer, max_length = subject.tokenizer, config.max_length or subject.facts.max_positions
-    conversation.check_chat_tokens(config.prompt_template, tokenizer)
+    tokenizer.check_template(config.prompt_template)
     if (room := max_length - config.max_new_tokens) < 1:
         raise InputError(
             f"--max-length {max_length} leaves no room beside an answer of "

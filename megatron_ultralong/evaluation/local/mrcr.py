@@ -88,7 +88,7 @@ def evaluate_mrcr(config: MrcrConfig, subject: Subject[Generator]) -> Result:
     """
     config.check()
     tokenizer, max_length = subject.tokenizer, config.max_length or subject.facts.max_positions
-    conversation.check_chat_tokens(config.prompt_template, tokenizer)
+    tokenizer.check_template(config.prompt_template)
     patterns = [p for task in config.tasks for p in (task, f"{task}_*", f"{task}/*")]
     files = {file: file_sha256(file) for file in conversation.data_files(config.data, patterns)}
     score = functools.partial(mrcr_score, template=config.prompt_template)

@@ -211,7 +211,7 @@ def evaluate_nolima(config: NoLiMaConfig, subject: Subject[Generator]) -> Result
     """
     config.check()
     tokenizer = subject.tokenizer
-    conversation.check_chat_tokens(config.prompt_template, tokenizer)
+    tokenizer.check_template(config.prompt_template)
     needles = Path(config.data) / "needlesets" / f"{config.needle_set}.json"
     files = _haystacks(Path(config.data) / "haystack" / "rand_shuffle", config.num_haystacks)
     books = [Book(str(file), read_text(file), tokenizer) for file in files]

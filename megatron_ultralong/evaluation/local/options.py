@@ -26,7 +26,7 @@ class MessagesConfig(AskingConfig):
     """Questions that are messages."""
 
     prompt_template: PromptTemplate = "chat"
-    """chat: messages as turns of Llama 3. base: the same as text, `User: ...` and `Assistant:`."""
+    """chat: messages as turns of the model's family. base: as text, `User: ...`, `Assistant:`."""
     num_samples: Annotated[int, Range(0)] = 0
     """Questions per task and length, in the order of the files; 0: all."""
 

@@ -121,7 +121,7 @@ def evaluate_ruler2(config: Ruler2Config, subject: Subject[Generator]) -> Result
     """
     config.check()
     tokenizer, max_length = subject.tokenizer, config.max_length or subject.facts.max_positions
-    conversation.check_chat_tokens(config.prompt_template, tokenizer)
+    tokenizer.check_template(config.prompt_template)
     paths = [find_file(config.data, (f"{task}/test.jsonl",)) for task in config.tasks]
     files = {file: file_sha256(file) for file in paths}
     binned = conversation.questions_by_length(rows_of(files), config, tokenizer, max_length, scorer)

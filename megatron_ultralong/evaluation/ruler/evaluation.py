@@ -21,7 +21,6 @@ from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.evaluation.ruler import needles, parameters, question_answering, words
 from megatron_ultralong.evaluation.ruler.fitting import Builder, fit
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, prompt_parts
-from megatron_ultralong.program.errors import InputError
 
 PROMPT_VERSION = 2
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""
@@ -162,12 +161,7 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
     """
     config.check()
     tokenizer = subject.tokenizer
-    if config.prompt_template == "chat" and not tokenizer.has_chat_tokens:
-        raise InputError(
-            "--prompt-template chat needs the marks of turns, Llama 3's <|start_header_id|> or "
-            f"another family's, and the tokenizer in {tokenizer.folder} has none: use "
-            "--prompt-template base"
-        )
+    tokenizer.check_template(config.prompt_template)
     samples = RulerSamples(config, tokenizer)
     samples.check()
     lengths = sorted(config.lengths)

@@ -226,5 +226,5 @@ def test_chat_needs_the_tokens_of_turns(tmp_path) -> None:
     write_llama(tmp_path, num_hidden_layers=1, max_position_embeddings=64)
     generator, tokenizer = HuggingFaceGenerator(tmp_path, name="plain"), PromptTokenizer(tmp_path)
     plain = Subject(generator, model_facts(str(tmp_path), "fp32"), tokenizer, COST)
-    with pytest.raises(InputError, match=r"does not have: use --prompt-template base"):
+    with pytest.raises(InputError, match=r"has none: use --prompt-template base"):
         evaluate_graphwalks(GraphWalksConfig(lengths=(64,)), plain)
