@@ -64,8 +64,16 @@ _ODD = (
 
 def sources(path: Path) -> list[str]:
     """Python texts of a file: the whole, or the blocks of a card."""
-    text = path.read_text("utf-8")
-    return [text] if path.suffix == ".py" else _PYTHON.findall(text)
+    text = path.read_text("utf-8").replace("\r\n", "\n")
+    return [text] if path.suffix == ".py" else list(filter(_is_python, _PYTHON.findall(text)))
+
+
+def _is_python(text: str) -> bool:
+    try:
+        ast.parse(textwrap.dedent(text))
+    except SyntaxError:  # an example that is cut short
+        return False
+    return True
 
 
 def function(texts: Iterable[str], name: str, **names: Any) -> Callable[..., Any]:
