@@ -75,6 +75,12 @@ def test_mrcr_asks_the_files_messages_and_bins_them_by_length(subject, tmp_path,
         assert entry["score"] == mrcr_score(entry["prediction"], entry["references"])
     assert read_result(tmp_path / "out" / "mrcr.json") == result
     assert "MRCR of tiny" in capsys.readouterr().out
+    few = dataclasses.replace(config, lengths=(256,), num_samples=1, output="")
+    cells = evaluate_mrcr(few, subject).cells
+    assert [(c.row, c.column, c.num_samples) for c in cells] == [
+        ("2needle", "256", 1),
+        ("4needle", "256", 1),
+    ]
     with pytest.raises(InputError, match=r"no question of 2needle in the bins \[1024\] fits"):
         evaluate_mrcr(dataclasses.replace(config, tasks=("2needle",), lengths=(1024,)), subject)
 
