@@ -46,13 +46,13 @@ def of_three(names: tuple[str, ...]) -> list[list[Result]]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is drawn from here on, as it was saved."""
     figures: list[Figure] = []
-    save = pictures.save
+    save = Figure.savefig
 
-    def kept(figure: Figure, path: Any) -> None:
-        save(figure, path)
+    def kept(figure: Figure, *arguments: Any, **options: Any) -> None:
+        save(figure, *arguments, **options)
         figures.append(figure)
 
-    monkeypatch.setattr(pictures, "save", kept)
+    monkeypatch.setattr(Figure, "savefig", kept)
     return figures
 
 

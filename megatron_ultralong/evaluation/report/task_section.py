@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from megatron_ultralong.evaluation.report import table
-from megatron_ultralong.evaluation.results import pictures
+from megatron_ultralong.evaluation.results import style
 from megatron_ultralong.evaluation.results.interval import (
     Estimate,
     cell_estimate,
@@ -182,13 +182,13 @@ def _pictures(results: Sequence[Result], columns: _Columns, name: str) -> tuple[
 
 def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], file: Any) -> None:
     """Mean score by length, a line for each checkpoint; open marks are beyond trained positions."""
-    figure, axes = pictures.new_picture(8.0, 4.4)
+    figure, axes = style.new_picture(8.0, 4.4)
     for k, result in enumerate(results):
-        colour, dashes = pictures.line_style(k)
+        colour, dashes = style.line_style(k)
         name = legend_name(result.checkpoint)
         means = {x: m for x, c in enumerate(columns) if (m := column_estimate(result, c))}
         low, high = ([getattr(mean, end) for mean in means.values()] for end in ("low", "high"))
-        axes.fill_between([*means], low, high, color=colour, alpha=pictures.BAND, linewidth=0)
+        axes.fill_between([*means], low, high, color=colour, alpha=style.BAND, linewidth=0)
         axes.plot(
             *([*means], [mean.value for mean in means.values()]),
             color=colour,
@@ -205,12 +205,12 @@ def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], f
                 clip_on=False,
                 zorder=3,
             )
-    pictures.name_band(axes, "95 % interval of the mean")
+    style.name_band(axes, "95 % interval of the mean")
     axes.set_ylim(0, 104)
     axes.set_xticks(range(len(columns)), [column_title(column) for column in columns])
     axes.set_xlim(-0.4, len(columns) - 0.6)
-    axes.set_ylabel("mean score (of 100)", fontsize=10, color=pictures.INK)
-    axes.set_xlabel(pictures.length_unit(columns), fontsize=10, color=pictures.INK)
+    axes.set_ylabel("mean score (of 100)", fontsize=10, color=style.INK)
+    axes.set_xlabel(style.length_unit(columns), fontsize=10, color=style.INK)
     if any(result.is_beyond(column) for result in results for column in columns):
         title += "; open marks: beyond the trained positions"
     _finish(figure, axes, title, file)
@@ -222,9 +222,7 @@ def _draw_bars(
     """Scores by task, a bar for each checkpoint."""
     tasks = list(dict.fromkeys(task for result in results for task in result.rows))
     rows = len(tasks) * len(results)
-    figure, axes = pictures.new_picture(
-        8.0, min(0.22 * rows + 0.2 * len(tasks) + 1.5, 16.0), grid="x"
-    )
+    figure, axes = style.new_picture(8.0, min(0.22 * rows + 0.2 * len(tasks) + 1.5, 16.0), grid="x")
     height = 0.8 / len(results)
     for k, result in enumerate(results):
         found = [(y, columns.score(result, task, column)) for y, task in enumerate(tasks)]
@@ -233,23 +231,23 @@ def _draw_bars(
             [y - 0.4 + (k + 0.5) * height for y, _ in known],
             [score for _, score in known],
             height=0.9 * height,
-            color=pictures.line_style(k)[0],
+            color=style.line_style(k)[0],
             label=legend_name(result.checkpoint),
         )
         if rows <= _MOST_NUMBERED_BARS:
-            axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=pictures.INK)
+            axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=style.INK)
     is_loss = column in LOWER_IS_BETTER
     if not is_loss:
         axes.set_xlim(0, 106)
     axes.set_yticks(range(len(tasks)), [*map(shown_name, tasks)])
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     axes.set_xlabel(
-        "loss (nats per token)" if is_loss else "score (of 100)", fontsize=10, color=pictures.INK
+        "loss (nats per token)" if is_loss else "score (of 100)", fontsize=10, color=style.INK
     )
     _finish(figure, axes, title, file)
 
 
 def _finish(figure: Any, axes: Any, title: str, file: Any) -> None:
-    pictures.set_title(axes, title)
-    pictures.add_legend(figure, axes)
-    pictures.save(figure, file)
+    style.set_title(axes, title)
+    style.add_legend(figure, axes)
+    style.save(figure, file)

@@ -1,7 +1,6 @@
 """Results as pictures: loss by position, maps of scores in the field's colours."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,84 +9,17 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from megatron_ultralong.evaluation.results import style
 from megatron_ultralong.evaluation.results.interval import cell_estimate
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.results.tables import column_title, token_count
 from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.picture import drawing, legend_name, new_figure, shown_name
 
-LINE_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
-_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
-INK, FAINT, SHADE = "#1f2937", "#9ca3af", "#f3f4f6"
 NOT_MEASURED = "#d1d5db"
-BAND = 0.15
-"""Opacity of the band of an interval."""
 MOST_LABELLED_CELLS = 150
 """Maps with more cells than this carry no numbers in them."""
 _MAPS_IN_A_ROW = 3
-DPI = 160
-
-
-def line_style(number: int) -> tuple[str, Any]:
-    """Colour and dashes of line ``number``; they repeat after eighteen."""
-    turn, place = divmod(number, len(LINE_COLOURS))
-    return LINE_COLOURS[place], _DASHES[turn % len(_DASHES)]
-
-
-def new_picture(width: float, height: float, *, grid: str = "y") -> tuple[Figure, Any]:
-    """A figure of so many inches and its axes, with lines across ``grid``."""
-    figure = new_figure(width, height, dpi=DPI)
-    axes = figure.subplots()
-    _finish_axes(axes, grid)
-    return figure, axes
-
-
-def _finish_axes(axes: Any, grid: str = "y") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(labelsize=9, length=0, labelcolor=INK)
-    axes.set_axisbelow(True)
-    axes.grid(axis=grid, color="#e5e7eb", linewidth=0.8)
-
-
-def set_title(axes: Any, text: str, *, width: float = 0.0, pad: int = 12) -> None:
-    """A title at the left of a figure; of one of several axes that are ``width`` inches wide, a
-    smaller one ``pad`` points above.
-    """
-    figure, size = axes.figure, 11 if width else 12
-    points = 72 * (width or figure.get_figwidth())
-    text = textwrap.fill(text, width=int(points / (0.68 * size)))
-    if width:
-        axes.set_title(text, fontsize=size, fontweight="bold", color=INK, loc="left", pad=pad)
-    else:
-        figure.suptitle(text, fontsize=size, fontweight="bold", color=INK, x=0.01, ha="left")
-
-
-def add_legend(figure: Figure, axes: Any) -> None:
-    """What lines, bars and bands are, below the axes."""
-    labels = axes.get_legend_handles_labels()[1]
-    figure.legend(
-        loc="outside lower left",
-        fontsize=9,
-        frameon=False,
-        labelcolor=INK,
-        ncols=2 if max(map(len, labels)) < 52 else 1,
-    )
-
-
-def save(figure: Figure, path: Path | BinaryIO) -> None:
-    """Write a figure as PNG."""
-    figure.savefig(path, format="png", facecolor="white")
-
-
-def name_band(axes: Any, text: str) -> None:
-    """Say in the legend what bands are."""
-    axes.fill_between([], [], [], color=FAINT, alpha=0.4, linewidth=0, label=f"band: {text}")
-
-
-def length_unit(columns: Sequence[str]) -> str:
-    """The axis of columns that are lengths; those of LV-Eval, ``16k``, are of words."""
-    return "length (words)" if any("k" in column for column in columns) else "length (tokens)"
 
 
 def draw(results: Sequence[Result], path: Path) -> None:
@@ -105,11 +37,11 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     base = results[0]
     longest = max(results, key=lambda result: result.num_positions)
     seq_length = longest.num_positions
-    figure, axes = new_picture(8.0, 4.6)
+    figure, axes = style.new_picture(8.0, 4.6)
     _position_axis(axes, sorted({0, *(stop for one in results for _, stop in one.bins)}))
     if base.max_positions < seq_length:
-        axes.axvspan(base.max_positions, seq_length, color=SHADE, zorder=0)
-        axes.axvline(base.max_positions, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        axes.axvspan(base.max_positions, seq_length, color=style.SHADE, zorder=0)
+        axes.axvline(base.max_positions, color=style.INK, linewidth=1.0, linestyle=(0, (4, 3)))
         name = shown_name(base.checkpoint, 30, lines=1)
         text = f" trained context of {name}: {base.max_positions:,} "
         first, last = axes.get_xlim()
@@ -119,23 +51,26 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     if reference is not None:
         axes.axhline(
             reference,
-            color=FAINT,
+            color=style.FAINT,
             linewidth=1.0,
             label=f"{legend_name(base.checkpoint)}, mean inside its context: {reference:.3f}",
         )
     for k, result in enumerate(results):
-        _loss_line(axes, result, *line_style(k))
+        _loss_line(axes, result, *style.line_style(k))
         if base.max_positions < result.max_positions < seq_length:
             axes.axvline(
-                result.max_positions, color=line_style(k)[0], linewidth=1.0, linestyle=(0, (1, 2))
+                result.max_positions,
+                color=style.line_style(k)[0],
+                linewidth=1.0,
+                linestyle=(0, (1, 2)),
             )
-    name_band(axes, "95 % interval, 1.96 standard errors over rows")
-    axes.set_ylabel("loss (nats per token)", fontsize=10, color=INK)
-    axes.set_xlabel("position in the row (tokens of context)", fontsize=10, color=INK)
+    style.name_band(axes, "95 % interval, 1.96 standard errors over rows")
+    axes.set_ylabel("loss (nats per token)", fontsize=10, color=style.INK)
+    axes.set_xlabel("position in the row (tokens of context)", fontsize=10, color=style.INK)
     title = f"Loss by position, {longest.num_packed_rows} rows of {seq_length:,} tokens"
-    set_title(axes, title)
-    add_legend(figure, axes)
-    save(figure, path)
+    style.set_title(axes, title)
+    style.add_legend(figure, axes)
+    style.save(figure, path)
 
 
 def _loss_line(axes: Any, result: Result, colour: str, dashes: Any) -> None:
@@ -145,7 +80,7 @@ def _loss_line(axes: Any, result: Result, colour: str, dashes: Any) -> None:
     found = [estimate for _, cell in known if (estimate := cell_estimate(cell))]
     ends = zip(*((one.low, one.high) if math.isfinite(one.low) else (one.value,) * 2
                  for one in found), strict=True)  # fmt: skip
-    axes.fill_between(centres, *ends, color=colour, alpha=BAND, linewidth=0)
+    axes.fill_between(centres, *ends, color=colour, alpha=style.BAND, linewidth=0)
     axes.plot(
         centres,
         [one.value for one in found],
@@ -185,7 +120,7 @@ def retrieval_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     width = min(max((0.62 if num_columns == 1 else 0.5) * len(lengths) + 0.9, 4.2), 12.0)
     height = min(max(0.36 * deepest + 1.4, 3.2), 8.0)
     size = (width * num_columns + 0.8, height * num_rows)
-    figure = new_figure(*size, dpi=DPI)
+    figure = new_figure(*size, dpi=style.DPI)
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
     images = [
         _retrieval_map(axes, result, lengths, shortest, width)
@@ -194,9 +129,9 @@ def retrieval_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     for axes in grid.flat[len(results) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
-        axes.set_ylabel("depth of the key (%)", fontsize=10, color=INK)
+        axes.set_ylabel("depth of the key (%)", fontsize=10, color=style.INK)
     _colour_bar(figure, images[0], list(grid.flat), "prompts retrieved (%)")
-    save(figure, path)
+    style.save(figure, path)
 
 
 def _retrieval_map(
@@ -207,7 +142,7 @@ def _retrieval_map(
     shares = [[result.score(depth, str(length)) for length in lengths] for depth in depths]
     is_labelled = len(lengths) * len(depths) <= MOST_LABELLED_CELLS
     image = _score_map(axes, shares, NOT_MEASURED, digits=0 if is_labelled else None)
-    _finish_axes(axes)
+    style.finish_axes(axes)
     axes.spines[:].set_visible(False)
     step = -(-len(lengths) // 16)
     shown = range(0, len(lengths), step)
@@ -219,8 +154,8 @@ def _retrieval_map(
     axes.set_yticks(
         [k + 0.5 for k in range(len(depths))], [f"{float(depth):g}" for depth in depths]
     )
-    axes.set_xlabel("context length (tokens)", fontsize=10, color=INK)
-    set_title(
+    axes.set_xlabel("context length (tokens)", fontsize=10, color=style.INK)
+    style.set_title(
         axes,
         f"{shown_name(result.checkpoint, lines=1)}: trained for {result.max_positions:,} positions",
         width=width,
@@ -242,26 +177,26 @@ def task_picture(result: Result, path: Path | BinaryIO) -> None:
     scores = [[result.score(task, column) for column in columns] for task in tasks]
     scores.append([result.mean(column) for column in columns])
     size = (min(max(0.75 * len(columns) + 2.6, 5.0), 14.0), 0.36 * len(scores) + 1.3)
-    figure = new_figure(*size, dpi=DPI)
+    figure = new_figure(*size, dpi=style.DPI)
     axes: Any = figure.subplots()
     image = _score_map(axes, scores, "#e5e7eb", digits=1)
     axes.spines[:].set_visible(False)
-    axes.tick_params(labelsize=9, length=0, labelcolor=INK)
+    axes.tick_params(labelsize=9, length=0, labelcolor=style.INK)
     axes.set_xticks(
         [k + 0.5 for k in range(len(columns))], [shown_name(column_title(c), 20) for c in columns]
     )
     axes.set_yticks([k + 0.5 for k in range(len(scores))], [*map(shown_name, tasks), "mean"])
-    axes.axhline(len(tasks), color=INK, linewidth=1.5)
+    axes.axhline(len(tasks), color=style.INK, linewidth=1.5)
     if result.kind.columns != "scores":
-        axes.set_xlabel(length_unit(columns), fontsize=10, color=INK)
+        axes.set_xlabel(style.length_unit(columns), fontsize=10, color=style.INK)
     title = f"{shown_name(result.kind.title)} of {shown_name(result.checkpoint, lines=1)}"
     inside = sum(not result.is_beyond(column) for column in columns)
     if 0 < inside < len(columns):
         axes.axvline(inside, color="black", linewidth=2.5)
         title += f"; line: trained for {result.max_positions:,} positions"
-    set_title(axes, title)
+    style.set_title(axes, title)
     _colour_bar(figure, image, axes, "score (of 100)")
-    save(figure, path)
+    style.save(figure, path)
 
 
 def _score_map(
@@ -290,15 +225,15 @@ def _score_map(
                     ha="center",
                     va="center",
                     fontsize=8,
-                    color="white" if dark else INK,
+                    color="white" if dark else style.INK,
                 )
     return image
 
 
 def _colour_bar(figure: Figure, image: Any, axes: Any, label: str) -> None:
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, aspect=30)
-    bar.ax.tick_params(labelsize=8, length=0, labelcolor=INK)
-    bar.set_label(label, fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8, length=0, labelcolor=style.INK)
+    bar.set_label(label, fontsize=9, color=style.INK)
     bar.outline.set_visible(False)
 
 
@@ -311,19 +246,21 @@ def _context_line(
     """
     inside = sum(length <= positions for length in lengths)
     if 0 < inside < len(lengths):
-        style = {"linewidth": 1.5, "linestyle": (0, (4, 2))} if thin else {"linewidth": 2.5}
-        axes.axvline(inside, color="black", **style)
+        line: dict[str, Any] = (
+            {"linewidth": 1.5, "linestyle": (0, (4, 2))} if thin else {"linewidth": 2.5}
+        )
+        axes.axvline(inside, color="black", **line)
         side = "center" if inside > 1 else "left"
         _text_above(axes, inside, text, height, fontsize=8.5, ha=side)
 
 
-def _text_above(axes: Any, place: float, text: str, height: int, **style: Any) -> None:
+def _text_above(axes: Any, place: float, text: str, height: int, **options: Any) -> None:
     axes.annotate(
         text,
         (place, 1.0),
         xycoords=("data", "axes fraction"),
         xytext=(0, height),
         textcoords="offset points",
-        color=INK,
-        **style,
+        color=style.INK,
+        **options,
     )
