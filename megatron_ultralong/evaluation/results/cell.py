@@ -16,7 +16,9 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Number = Annotated[int, Field(ge=1, le=2**53)]
 """Of things that are there."""
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+LOWER_IS_BETTER = frozenset(
+    {"loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}
+)
 """Columns whose scores are better when lower, and not of 100."""
 _ROUNDING = 1e-6
 LOSS = "loss"
@@ -24,6 +26,7 @@ LOSS = "loss"
 _RANGES = {"accuracy": 1, "token_accuracy": 1, "num_prompt_tokens": 2**53}
 """Figures from 0 to a bound; ``num_truncated`` is at most the samples."""
 _MOST_LOSS = 1e6
+"""In nats per token; a perplexity of a word may be any number."""
 
 
 def is_close(one: float, other: float) -> bool:
@@ -52,7 +55,7 @@ class ScoreCell:
     def __post_init__(self) -> None:
         """Raise ValueError where figures are impossible, or contradict each other."""
         is_loss = self.column in LOWER_IS_BETTER
-        most = _MOST_LOSS if is_loss else 100
+        most = {LOSS: _MOST_LOSS}.get(self.column, math.inf if is_loss else 100)
         self._within("score", self.score, most)
         self._within("error", self.error, most if is_loss else 50)  # half of the range
         if (self.score is None) != (self.num_samples == 0):
