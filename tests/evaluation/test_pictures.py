@@ -111,7 +111,7 @@ def test_no_text_is_cut_and_axes_have_units(
         draw_all(results)
         if results[0].kind.rows == "tasks":
             pictures.draw(results[:1], tmp_path / "one.png")
-    assert len(drawn) == 9
+    assert len(drawn) == 15  # six for a screen and a phone, three of the verbs
     for figure in drawn:
         check_no_text_is_cut(figure)
     labels = [
@@ -122,7 +122,7 @@ def test_no_text_is_cut_and_axes_have_units(
     assert all(found - {""} for found in labels)
 
 
-@pytest.mark.parametrize("positions", [300, 1024, 2000])
+@pytest.mark.parametrize("positions", [300, 2000])
 def test_the_trained_context_is_named_on_either_side(positions: int, drawn: list[Figure]) -> None:
     draw_all([dataclasses.replace(loss_results()[0], checkpoint="n" * 99, max_positions=positions)])
     check_no_text_is_cut(drawn[0])

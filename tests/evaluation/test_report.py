@@ -62,7 +62,7 @@ class Page(HTMLParser):
         if tag == "img":
             data = values["src"].removeprefix("data:image/png;base64,")
             self.pictures[values["alt"]] = base64.b64decode(data, validate=True)
-        if tag in ("meta", "img"):
+        if tag in ("meta", "img", "source"):
             return
         self.open.append(tag)
         self._classes.append(values.get("class") or "")

@@ -210,6 +210,15 @@ def test_losses_on_other_rows_are_not_compared(tmp_path):
     assert "manifest.json: of rows and of other rows" in first.remarks[0]
 
 
+def test_rows_are_called_by_their_split(tmp_path):
+    """Rows of a data set made for evaluation alone stand in ``train``: nobody trained on them."""
+    one = loss_results()[0]
+    saved(dataclasses.replace(one, config={**one.config, "split": "train"}), tmp_path / "loss.json")
+    (section,) = sections(gather([tmp_path]).measurements)
+    assert "over 8 rows of 2,048 tokens (split 'train')" in section.tables[0].note
+    assert "training" not in section.tables[0].note
+
+
 def test_losses_in_other_bins_stand_in_one_table(tmp_path):
     saved(loss_results(), tmp_path / "one" / "loss.json")
     one = loss_of("third", 1024, (3.0, 3.0, 3.0, 3.0))

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_ultralong.evaluation.options import RULER_THRESHOLD
 from megatron_ultralong.evaluation.report.measurement import Measurement, conditions
+from megatron_ultralong.evaluation.results import style
 from megatron_ultralong.evaluation.results.interval import Estimate
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.program.picture import drawing
@@ -81,6 +82,8 @@ class Picture:
     name: str
     """Of its file, without the ending."""
     png: bytes
+    narrow_png: bytes
+    """The same for a phone."""
     description: str
     """For those who do not see it."""
 
@@ -109,12 +112,14 @@ def picture(
     name: str, title: str, results: Sequence[Result], draw: Callable[[Any], None]
 ) -> tuple[Picture, ...]:
     """What ``draw`` writes of ``results`` into a file; none where it cannot be drawn."""
-    file = io.BytesIO()
+    file, narrow_file = io.BytesIO(), io.BytesIO()
     labels = ", ".join(result.checkpoint for result in results)
     what = f"{title} of {labels}"
     with drawing(what):
         draw(file)
-        return (Picture(name, file.getvalue(), what),)
+        with style.narrow():
+            draw(narrow_file)
+        return (Picture(name, file.getvalue(), narrow_file.getvalue(), what),)
     return ()
 
 

@@ -13,7 +13,6 @@ from megatron_ultralong.evaluation.results.interval import (
 )
 from megatron_ultralong.evaluation.results.result import LOWER_IS_BETTER, Result
 from megatron_ultralong.evaluation.results.tables import column_title, counts
-from megatron_ultralong.program.picture import legend_name, shown_name
 
 _MOST_NUMBERED_BARS = 40
 """Pictures with more bars than this carry no numbers above them."""
@@ -166,7 +165,7 @@ def _note(results: Sequence[Result], columns: _Columns) -> str:
 
 def _pictures(results: Sequence[Result], columns: _Columns, name: str) -> tuple[table.Picture, ...]:
     """Means by length where there are several lengths; else bars, one picture for a score."""
-    title = shown_name(results[0].kind.title)
+    title = style.short(results[0].kind.title)
     is_single = len(columns.names) == 1
     if columns.are_lengths and not is_single:
         draw = partial(_draw_lines, title, results, columns.names)
@@ -182,10 +181,10 @@ def _pictures(results: Sequence[Result], columns: _Columns, name: str) -> tuple[
 
 def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], file: Any) -> None:
     """Mean score by length, a line for each checkpoint; open marks are beyond trained positions."""
-    figure, axes = style.new_picture(8.0, 4.4)
+    figure, axes = style.new_picture(4.4)
     for k, result in enumerate(results):
         colour, dashes = style.line_style(k)
-        name = legend_name(result.checkpoint)
+        name = style.label(result.checkpoint)
         means = {x: m for x, c in enumerate(columns) if (m := column_estimate(result, c))}
         low, high = ([getattr(mean, end) for mean in means.values()] for end in ("low", "high"))
         axes.fill_between([*means], low, high, color=colour, alpha=style.BAND, linewidth=0)
@@ -222,7 +221,7 @@ def _draw_bars(
     """Scores by task, a bar for each checkpoint."""
     tasks = list(dict.fromkeys(task for result in results for task in result.rows))
     rows = len(tasks) * len(results)
-    figure, axes = style.new_picture(8.0, min(0.22 * rows + 0.2 * len(tasks) + 1.5, 16.0), grid="x")
+    figure, axes = style.new_picture(min(0.22 * rows + 0.2 * len(tasks) + 1.5, 16.0), grid="x")
     height = 0.8 / len(results)
     for k, result in enumerate(results):
         found = [(y, columns.score(result, task, column)) for y, task in enumerate(tasks)]
@@ -232,14 +231,14 @@ def _draw_bars(
             [score for _, score in known],
             height=0.9 * height,
             color=style.line_style(k)[0],
-            label=legend_name(result.checkpoint),
+            label=style.label(result.checkpoint),
         )
         if rows <= _MOST_NUMBERED_BARS:
             axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=style.INK)
     is_loss = column in LOWER_IS_BETTER
     if not is_loss:
         axes.set_xlim(0, 106)
-    axes.set_yticks(range(len(tasks)), [*map(shown_name, tasks)])
+    axes.set_yticks(range(len(tasks)), [*map(style.short, tasks)])
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     axes.set_xlabel(
         "loss (nats per token)" if is_loss else "score (of 100)", fontsize=10, color=style.INK

@@ -14,7 +14,7 @@ from megatron_ultralong.evaluation.results.interval import cell_estimate
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.results.tables import column_title, token_count
 from megatron_ultralong.program.aside import whole
-from megatron_ultralong.program.picture import drawing, legend_name, new_figure, shown_name
+from megatron_ultralong.program.picture import drawing, new_figure, shown_name
 
 NOT_MEASURED = "#d1d5db"
 MOST_LABELLED_CELLS = 150
@@ -37,23 +37,24 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     base = results[0]
     longest = max(results, key=lambda result: result.num_positions)
     seq_length = longest.num_positions
-    figure, axes = style.new_picture(8.0, 4.6)
+    figure, axes = style.new_picture(4.6)
     _position_axis(axes, sorted({0, *(stop for one in results for _, stop in one.bins)}))
     if base.max_positions < seq_length:
         axes.axvspan(base.max_positions, seq_length, color=style.SHADE, zorder=0)
         axes.axvline(base.max_positions, color=style.INK, linewidth=1.0, linestyle=(0, (4, 3)))
-        name = shown_name(base.checkpoint, 30, lines=1)
+        name = shown_name(base.checkpoint, int(3.5 * style.width()), lines=1)
         text = f" trained context of {name}: {base.max_positions:,} "
         first, last = axes.get_xlim()
         side = "left" if base.max_positions**2 < first * last else "right"
-        _text_above(axes, base.max_positions, text, 4, fontsize=9, ha=side)
+        place = axes.get_xlim()[side == "right"] if style.is_narrow() else base.max_positions
+        _text_above(axes, place, text, 4, fontsize=9, ha=side)
     reference = base.mean_loss(0, base.max_positions)
     if reference is not None:
         axes.axhline(
             reference,
             color=style.FAINT,
             linewidth=1.0,
-            label=f"{legend_name(base.checkpoint)}, mean inside its context: {reference:.3f}",
+            label=f"{style.label(base.checkpoint)}, mean inside its context: {reference:.3f}",
         )
     for k, result in enumerate(results):
         _loss_line(axes, result, *style.line_style(k))
@@ -89,7 +90,7 @@ def _loss_line(axes: Any, result: Result, colour: str, dashes: Any) -> None:
         linewidth=2.0,
         marker="o",
         markersize=5,
-        label=f"{legend_name(result.checkpoint)} (trained for {result.max_positions:,} positions)",
+        label=f"{style.label(result.checkpoint)} (trained for {result.max_positions:,} positions)",
     )
 
 
@@ -98,8 +99,8 @@ def _position_axis(axes: Any, edges: Sequence[int]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlim(edges[1] / 2, edges[-1])
     shown = edges[1:]
-    if len(shown) > 12:  # 128 to 4M has sixteen: every second one, from the end
-        shown = shown[::-1][::2]
+    step = -(-len(shown) // int(1.5 * style.width()))  # 128 to 4M has sixteen
+    shown = shown[::-1][::step]
     axes.xaxis.set_major_locator(FixedLocator(list(shown)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(list(shown), [token_count(edge) for edge in shown])
@@ -114,10 +115,11 @@ def retrieval_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     """
     lengths = sorted({length for result in results for length in result.lengths})
     shortest = min(results, key=lambda result: result.max_positions)
-    num_columns = min(len(results), _MAPS_IN_A_ROW)
+    num_columns = min(len(results), 1 if style.is_narrow() else _MAPS_IN_A_ROW)
     num_rows = -(-len(results) // num_columns)
     deepest = max(len(result.depths) for result in results)
     width = min(max((0.62 if num_columns == 1 else 0.5) * len(lengths) + 0.9, 4.2), 12.0)
+    width = min(width, style.width() - 0.8) if style.is_narrow() else width
     height = min(max(0.36 * deepest + 1.4, 3.2), 8.0)
     size = (width * num_columns + 0.8, height * num_rows)
     figure = new_figure(*size, dpi=style.DPI)
@@ -140,7 +142,7 @@ def _retrieval_map(
     """One map, ``width`` inches wide."""
     depths = result.depths
     shares = [[result.score(depth, str(length)) for length in lengths] for depth in depths]
-    is_labelled = len(lengths) * len(depths) <= MOST_LABELLED_CELLS
+    is_labelled = len(lengths) * len(depths) <= MOST_LABELLED_CELLS and width > 0.35 * len(lengths)
     image = _score_map(axes, shares, NOT_MEASURED, digits=0 if is_labelled else None)
     style.finish_axes(axes)
     axes.spines[:].set_visible(False)
@@ -158,7 +160,7 @@ def _retrieval_map(
     style.set_title(
         axes,
         f"{shown_name(result.checkpoint, lines=1)}: trained for {result.max_positions:,} positions",
-        width=width,
+        inches=width,
         pad=32 if shortest.max_positions < result.max_positions < lengths[-1] else 20,
     )
     height = 4
@@ -185,7 +187,7 @@ def task_picture(result: Result, path: Path | BinaryIO) -> None:
     axes.set_xticks(
         [k + 0.5 for k in range(len(columns))], [shown_name(column_title(c), 20) for c in columns]
     )
-    axes.set_yticks([k + 0.5 for k in range(len(scores))], [*map(shown_name, tasks), "mean"])
+    axes.set_yticks([k + 0.5 for k in range(len(scores))], [*map(style.short, tasks), "mean"])
     axes.axhline(len(tasks), color=style.INK, linewidth=1.5)
     if result.kind.columns != "scores":
         axes.set_xlabel(style.length_unit(columns), fontsize=10, color=style.INK)

@@ -1,13 +1,15 @@
 """The style of pictures: colours, axes, titles, legends."""
 
+import contextlib
+import contextvars
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure
 
-from megatron_ultralong.program.picture import new_figure
+from megatron_ultralong.program.picture import legend_name, new_figure, shown_name
 
 LINE_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
 _DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))
@@ -23,9 +25,42 @@ def line_style(number: int) -> tuple[str, Any]:
     return LINE_COLOURS[place], _DASHES[turn % len(_DASHES)]
 
 
-def new_picture(width: float, height: float, *, grid: str = "y") -> tuple[Figure, Any]:
+_WIDTH = contextvars.ContextVar("_WIDTH", default=8.0)
+
+
+@contextlib.contextmanager
+def narrow() -> Iterator[None]:
+    """Pictures that are drawn in the block are as wide as a phone can show."""
+    token = _WIDTH.set(4.4)
+    try:
+        yield
+    finally:
+        _WIDTH.reset(token)
+
+
+def width() -> float:
+    """Of pictures, in inches."""
+    return _WIDTH.get()
+
+
+def is_narrow() -> bool:
+    """Whether they are for a phone."""
+    return width() < 8
+
+
+def short(name: str) -> str:
+    """A name in lines that leave room for the rest of the picture."""
+    return shown_name(name, int(5 * width()))
+
+
+def label(name: str) -> str:
+    """The same in a legend."""
+    return legend_name(name, int(5 * width()))
+
+
+def new_picture(height: float, *, grid: str = "y") -> tuple[Figure, Any]:
     """A figure of so many inches and its axes, with lines across ``grid``."""
-    figure = new_figure(width, height, dpi=DPI)
+    figure = new_figure(width(), height, dpi=DPI)
     axes = figure.subplots()
     finish_axes(axes, grid)
     return figure, axes
@@ -40,14 +75,14 @@ def finish_axes(axes: Any, grid: str = "y") -> None:
     axes.grid(axis=grid, color="#e5e7eb", linewidth=0.8)
 
 
-def set_title(axes: Any, text: str, *, width: float = 0.0, pad: int = 12) -> None:
-    """A title at the left of a figure; of one of several axes that are ``width`` inches wide, a
-    smaller one ``pad`` points above.
+def set_title(axes: Any, text: str, *, inches: float = 0.0, pad: int = 12) -> None:
+    """A title at the left of a figure; of one of several axes that are ``inches`` wide, a smaller
+    one ``pad`` points above.
     """
-    figure, size = axes.figure, 11 if width else 12
-    points = 72 * (width or figure.get_figwidth())
+    figure, size = axes.figure, 11 if inches else 12
+    points = 72 * (inches or figure.get_figwidth())
     text = textwrap.fill(text, width=int(points / (0.68 * size)))
-    if width:
+    if inches:
         axes.set_title(text, fontsize=size, fontweight="bold", color=INK, loc="left", pad=pad)
     else:
         figure.suptitle(text, fontsize=size, fontweight="bold", color=INK, x=0.01, ha="left")
@@ -61,7 +96,7 @@ def add_legend(figure: Figure, axes: Any) -> None:
         fontsize=9,
         frameon=False,
         labelcolor=INK,
-        ncols=2 if max(map(len, labels)) < 52 else 1,
+        ncols=2 if max(map(len, labels)) < 52 and not is_narrow() else 1,
     )
 
 
