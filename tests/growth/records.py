@@ -15,6 +15,8 @@ from megatron_ultralong.data.tokenize.chat_encoder import with_marks
 from megatron_ultralong.data.tokenize.chat_template import DATE, TEMPLATES
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, ask
 from megatron_ultralong.evaluation.models.interface import Scores
+from megatron_ultralong.evaluation.report.measurement import Measurement
+from megatron_ultralong.evaluation.report.sections import sections
 from megatron_ultralong.evaluation.results.file import read_result, write_results
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell
 from megatron_ultralong.evaluation.results.tables import score_table
@@ -93,3 +95,13 @@ def cells_of_a_result(n: int, folder: Path) -> Work:
     path = folder / "ruler.json"
     write_results(path, [result])
     return lambda: score_table(read_result(path))
+
+
+@counted(40)
+def columns_of_a_report(n: int, folder: Path) -> Work:
+    """As many lengths as there are, with their intervals and the effective length."""
+    cells = tuple(ScoreCell("vt", f"{k + 1}", 9, 50.0) for k in range(n))
+    result = Result(KINDS["ruler"], {}, "model", 4096, cells, {"vt": "exact match"})
+    path = folder / "ruler.json"
+    write_results(path, [result])
+    return lambda: sections([Measurement("model", read_result(path), path)])

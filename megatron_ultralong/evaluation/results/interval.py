@@ -95,10 +95,11 @@ def mean_estimate(cells: Sequence[ScoreCell]) -> Estimate | None:
 
 def column_estimate(result: Result, column: str) -> Estimate | None:
     """The mean of a column: over its tasks, or over all prompts where rows are depths."""
-    cells = [cell for cell in result.cells if cell.column == column]
-    pooled = result.pooled(None, [column])
-    if result.kind.rows == "depths" and pooled is not None:
-        return wilson(pooled, sum(cell.num_samples for cell in cells))
+    cells = result.by_column.get(column, [])
+    num_samples = sum(cell.num_samples for cell in cells)
+    if result.kind.rows == "depths" and num_samples:
+        total = math.fsum(round(one.num_samples * (one.score or 0), 9) for one in cells)
+        return wilson(total / num_samples, num_samples)
     return mean_estimate(cells)
 
 

@@ -188,7 +188,7 @@ class Result:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns in the order they were asked."""
-        return tuple(dict.fromkeys(cell.column for cell in self.cells))
+        return tuple(self.by_column)
 
     @property
     def depths(self) -> tuple[str, ...]:
@@ -214,6 +214,14 @@ class Result:
     def _places(self) -> dict[tuple[str, str], ScoreCell]:
         return {(cell.row, cell.column): cell for cell in self.cells}
 
+    @functools.cached_property
+    def by_column(self) -> dict[str, list[ScoreCell]]:
+        """Cells by their column, in the order they were asked."""
+        found: dict[str, list[ScoreCell]] = {}
+        for cell in self.cells:
+            found.setdefault(cell.column, []).append(cell)
+        return found
+
     def cell(self, row: str, column: str) -> ScoreCell | None:
         """Samples of one row and column; None where there are none."""
         return self._places.get((row, column))
@@ -233,7 +241,7 @@ class Result:
         means = [
             sum(scores) / len(scores)
             for name in names
-            if (scores := [c.score for c in self.cells if c.column == name and c.score is not None])
+            if (scores := [c.score for c in self.by_column.get(name, ()) if c.score is not None])
         ]
         return sum(means) / len(means) if means else None
 
