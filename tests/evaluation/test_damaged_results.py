@@ -95,6 +95,11 @@ DAMAGES = {
     "-4096": ("ruler", put(f"{CELL}.column", "-4096"), "column '-4096' is not a length"),
     "0 tokens": ("ruler", put(f"{CELL}.column", "0"), "column '0' is not a length"),
     "not asked": ("passkey", put(f"{CELL}.row", "7"), f"{CELL}: row is 7, its flag has 0, 50"),
+    "more than asked": (
+        "passkey",
+        put(CELL, {"row": "0", "column": "512", "num_samples": 20, "score": 30.0}),
+        f"{CELL}: num_samples is 20, its flag has 10",
+    ),
     "cell twice": ("ruler", twice, "two cells of one row and column, 'vt' and '4096'"),
     "depth twice": ("passkey", put("results.0.cells.1.row", "0.0"), "row '0.0' is not a depth"),
     "positions twice": (
