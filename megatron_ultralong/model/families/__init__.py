@@ -47,7 +47,7 @@ _MISSING = {
 
 
 def refusal(architectures: Iterable[str]) -> str:
-    """What a message says of architectures that are none of ours: what is missing, what is known.
+    """What a message says of architectures that are not known: what is missing, and those that are.
 
     ``['MixtralForCausalLM'] is not supported: it needs a mixture of experts (MoE); known: ...``.
     """
