@@ -85,10 +85,10 @@ def read_config(folder: Path) -> JsonObject:
         value = values.get(key, expected)
         many = isinstance(expected, list) and isinstance(value, list)
         if not (all(one in expected for one in value) if many else value in (expected, None)):
+            wanted = "null" if expected is None else repr(expected)
             raise InputError(
-                f"{path}: {key} {shown(value)}{'' if key in stated else _ABSENT} is not supported: it "
-                f"must be {'null' if expected is None else repr(expected)}, as in the "
-                f"{family.title} models that are known here"
+                f"{path}: {key} {shown(value)}{'' if key in stated else _ABSENT} is not supported: "
+                f"it must be {wanted}, as in the {family.title} models that are known here"
             )
     if values.get("model_type", family.name) not in (family.name, None):
         raise InputError(
