@@ -34,6 +34,30 @@ def layer_with(**more: tuple[str, ...]) -> Names:
     return dict([first, second, *more.items(), *rest])
 
 
+def shape(
+    num_layers: int,
+    hidden_size: int,
+    ffn_hidden_size: int,
+    num_attention_heads: int,
+    num_query_groups: int = 8,
+    **others: Any,
+) -> Mapping[str, Any]:
+    """A published shape; heads fill the width and the output is a tensor, unless ``others`` say."""
+    return {
+        "num_layers": num_layers,
+        "hidden_size": hidden_size,
+        "ffn_hidden_size": ffn_hidden_size,
+        "num_attention_heads": num_attention_heads,
+        "num_query_groups": num_query_groups,
+        "kv_channels": hidden_size // num_attention_heads,
+        "untie_embeddings_and_output_weights": True,
+        **others,
+    }
+
+
+TIED = {"untie_embeddings_and_output_weights": False}
+
+
 class Turns(NamedTuple):
     """How a chat template writes turns. Marks are special tokens, the rest is text."""
 

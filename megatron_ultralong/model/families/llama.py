@@ -1,32 +1,16 @@
 """Llama 2, 3, 3.1, 3.2 and 3.3, and what else is a ``LlamaForCausalLM``."""
 
-from collections.abc import Mapping
-from typing import Any
+import functools
 
-from megatron_ultralong.model.families.family import Family, Turns
+from megatron_ultralong.model.families.family import TIED, Family, Turns, shape
 
-
-def _llama3(
-    num_layers: int, hidden_size: int, ffn_hidden_size: int, **others: Any
-) -> Mapping[str, Any]:
-    """Heads of 128 channels and 8 of keys, unless ``others`` say something else."""
-    return {
-        "num_layers": num_layers,
-        "hidden_size": hidden_size,
-        "ffn_hidden_size": ffn_hidden_size,
-        "num_attention_heads": hidden_size // 128,
-        "num_query_groups": 8,
-        "kv_channels": 128,
-        "vocab_size": 128256,
-        "norm_epsilon": 1e-5,
-        "rotary_base": 500000.0,
-        "max_position_embeddings": 131072,
-        "untie_embeddings_and_output_weights": True,
-        **others,
-    }
-
-
-_TIED = {"untie_embeddings_and_output_weights": False}
+_llama3 = functools.partial(
+    shape,
+    vocab_size=128256,
+    norm_epsilon=1e-5,
+    rotary_base=500000.0,
+    max_position_embeddings=131072,
+)
 _HEADER = ("<|start_header_id|>", "<|end_header_id|>")
 _ROLES = ("system", "user", "assistant")
 
@@ -35,20 +19,18 @@ LLAMA = Family(
     title="Llama",
     architecture="LlamaForCausalLM",
     models={
-        "llama3.1-8b": _llama3(32, 4096, 14336),
-        "llama3.1-70b": _llama3(80, 8192, 28672),
-        "llama3.1-405b": _llama3(126, 16384, 53248),
-        "llama3.2-1b": _llama3(16, 2048, 8192, num_attention_heads=32, kv_channels=64, **_TIED),
-        "llama3.2-3b": _llama3(28, 3072, 8192, **_TIED),
+        "llama3.1-8b": _llama3(32, 4096, 14336, 32),
+        "llama3.1-70b": _llama3(80, 8192, 28672, 64),
+        "llama3.1-405b": _llama3(126, 16384, 53248, 128),
+        "llama3.2-1b": _llama3(16, 2048, 8192, 32, **TIED),
+        "llama3.2-3b": _llama3(28, 3072, 8192, 24, **TIED),
         "demo": _llama3(
-            *(3, 256, 640),
-            num_attention_heads=4,
-            num_query_groups=2,
+            *(3, 256, 640, 4, 2),
             kv_channels=32,
             vocab_size=4096,
             rotary_base=10000.0,
             max_position_embeddings=512,
-            **_TIED,
+            **TIED,
         ),
     },
     fixed={"attention_bias": False, "mlp_bias": False},

@@ -1,31 +1,24 @@
 """Qwen2.5, and Qwen2 of the same parts: Llama's layer with biases on queries, keys and values."""
 
-from collections.abc import Mapping
-from typing import Any
+import functools
 
-from megatron_ultralong.model.families.family import QKV_BIAS, Family, chatml, layer_with
+from megatron_ultralong.model.families.family import (
+    QKV_BIAS,
+    TIED,
+    Family,
+    chatml,
+    layer_with,
+    shape,
+)
 
-
-def _qwen(
-    num_layers: int, hidden_size: int, ffn_hidden_size: int, heads: int, groups: int, **others: Any
-) -> Mapping[str, Any]:
-    return {
-        "num_layers": num_layers,
-        "hidden_size": hidden_size,
-        "ffn_hidden_size": ffn_hidden_size,
-        "num_attention_heads": heads,
-        "num_query_groups": groups,
-        "kv_channels": hidden_size // heads,
-        "vocab_size": 152064,
-        "norm_epsilon": 1e-6,
-        "rotary_base": 1000000.0,
-        "max_position_embeddings": 32768,
-        "untie_embeddings_and_output_weights": True,
-        **others,
-    }
-
-
-_SMALL = {"vocab_size": 151936, "untie_embeddings_and_output_weights": False}
+_qwen = functools.partial(
+    shape,
+    vocab_size=152064,
+    norm_epsilon=1e-6,
+    rotary_base=1000000.0,
+    max_position_embeddings=32768,
+)
+_SMALL = {"vocab_size": 151936, **TIED}
 
 QWEN2 = Family(
     name="qwen2",

@@ -1,40 +1,33 @@
 """Qwen3, dense: Llama's layer with norms of queries and keys, in heads of 128 at any width."""
 
-from collections.abc import Mapping
-from typing import Any
+import functools
 
-from megatron_ultralong.model.families.family import QK_NORMS, Family, chatml, layer_with
+from megatron_ultralong.model.families.family import (
+    QK_NORMS,
+    TIED,
+    Family,
+    chatml,
+    layer_with,
+    shape,
+)
 
-
-def _qwen(
-    num_layers: int, hidden_size: int, ffn_hidden_size: int, heads: int, **others: Any
-) -> Mapping[str, Any]:
-    return {
-        "num_layers": num_layers,
-        "hidden_size": hidden_size,
-        "ffn_hidden_size": ffn_hidden_size,
-        "num_attention_heads": heads,
-        "num_query_groups": 8,
-        "kv_channels": 128,
-        "vocab_size": 151936,
-        "norm_epsilon": 1e-6,
-        "rotary_base": 1000000.0,
-        "max_position_embeddings": 40960,
-        "untie_embeddings_and_output_weights": True,
-        **others,
-    }
-
-
-_TIED = {"untie_embeddings_and_output_weights": False}
+_qwen = functools.partial(
+    shape,
+    kv_channels=128,
+    vocab_size=151936,
+    norm_epsilon=1e-6,
+    rotary_base=1000000.0,
+    max_position_embeddings=40960,
+)
 
 QWEN3 = Family(
     name="qwen3",
     title="Qwen3 (dense)",
     architecture="Qwen3ForCausalLM",
     models={
-        "qwen3-0.6b": _qwen(28, 1024, 3072, 16, **_TIED),
-        "qwen3-1.7b": _qwen(28, 2048, 6144, 16, **_TIED),
-        "qwen3-4b": _qwen(36, 2560, 9728, 32, **_TIED),
+        "qwen3-0.6b": _qwen(28, 1024, 3072, 16, **TIED),
+        "qwen3-1.7b": _qwen(28, 2048, 6144, 16, **TIED),
+        "qwen3-4b": _qwen(36, 2560, 9728, 32, **TIED),
         "qwen3-8b": _qwen(36, 4096, 12288, 32),
         "qwen3-14b": _qwen(40, 5120, 17408, 40),
         "qwen3-32b": _qwen(64, 5120, 25600, 64),
