@@ -34,7 +34,7 @@ MATRIX_PYTHON ?=
 # Pythons that make wheel tries; empty: all.
 WHEEL_PYTHON ?=
 
-.PHONY: help install dev harness wheel width picture quick test test-all test-gpu test-faults test-slurm test-matrix lint docs format demo mock smollm2 bench bench-plan clean engines
+.PHONY: help install dev harness wheel width picture quick test test-all test-gpu test-faults test-families test-slurm test-matrix lint docs format demo mock smollm2 bench bench-plan clean engines
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -88,7 +88,7 @@ quick: dev  ## unit and property tests and one training on two ranks, in less th
 	$(PYTEST) --quick
 
 test-all: dev harness  ## those and what is heavier: every layout, faults at full length, pages that train
-	$(PYTEST) --numprocesses 5 -m "not slurm"  # two more: what is heavier waits for time-outs
+	$(PYTEST) --numprocesses 5 -m "not slurm and not families"  # two more: what is heavier waits for time-outs
 
 test-gpu:  ## tests on one, two and four GPUs, by $(PYTHON) as it is: a torch with CUDA, Transformer Engine if it is there
 	$(HOUR) $(PYTHON) -m pytest -q -m "gpu or multi_gpu" --timeout 600
@@ -96,6 +96,9 @@ test-gpu:  ## tests on one, two and four GPUs, by $(PYTHON) as it is: a torch wi
 test-faults: dev  ## kills, signals, hangs, full disks, damage at full length; says how long each took
 	$(HOUR) $(BIN)/python -m pytest -m "faults or not faults" --timeout 600 --log-cli-level INFO \
 	    $(addprefix tests/training/test_,kills.py torchrun.py faults.py damage.py resharding.py)
+
+test-families: dev  ## every family of models at every shape and layout, beside transformers
+	$(PYTEST) -m "families or not families" tests/families
 
 test-slurm: dev  ## examples/slurm on a real SLURM of this machine (root, and Debian's packages of it)
 	$(PYTEST) -m "slurm or not slurm" tests/slurm

@@ -14,7 +14,7 @@ from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.families.family import Turns
 from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.json_file import JsonObject, read_json
 
 
 class Special(str):
@@ -81,10 +81,19 @@ class PromptTokenizer:
             if len(ids) == 1:
                 self._special_ids[text] = ids[0]
         self._not_written = frozenset(self._special_ids.values())
-        known, families = self._special_ids.keys(), FAMILIES.values()
+        self._configs = [
+            self._read(self.folder / name)
+            for name in ("generation_config.json", "config.json")
+            if (self.folder / name).is_file()
+        ]
+        types = [str(values.get("model_type")) for values in self._configs]
+        self._family = next((FAMILIES[name] for name in types if name in FAMILIES), None)
+        """That ``config.json`` names."""
+        families = [*([self._family] if self._family else []), *FAMILIES.values()]
+        known = self._special_ids.keys()
         fitting = (each for one in families for each in one.turns if known >= set(each.marks))
         self.turns = next(fitting, LLAMA.turns[0])
-        """Those of the first family whose special tokens it has; Llama's where it has none's."""
+        """Those of its family, or of the first one whose special tokens it has, or Llama's."""
         self.begin_ids = self._begin_ids()
         """Ids that the tokenizer puts before a text of its own accord, such as its BOS."""
 
@@ -133,24 +142,22 @@ class PromptTokenizer:
 
         Where they name none, the stop tokens of the family of ``config.json``, if it says one.
         """
-        family = None
-        for name in ("generation_config.json", "config.json"):
-            file = self.folder / name
-            if not file.is_file():
-                continue
-            try:
-                values = read_json(file)
-            except InputError as error:
-                raise InputError(f"{file} is damaged ({error}): export the model again") from error
-            family = FAMILIES.get(str(values.get("model_type")), family)
+        for values in self._configs:
             ids = values.get("eos_token_id")
             if ids is not None:
                 ids = ids if isinstance(ids, list) else [ids]
                 if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
                     raise values.wrong("eos_token_id", "a token id, or an array of them")
                 return frozenset(ids)
-        texts = family.stop_tokens if family else ()
+        texts = self._family.stop_tokens if self._family else ()
         return frozenset(self._special_ids[text] for text in texts if text in self._special_ids)
+
+    @staticmethod
+    def _read(file: Path) -> JsonObject:
+        try:
+            return read_json(file)
+        except InputError as error:
+            raise InputError(f"{file} is damaged ({error}): export the model again") from error
 
     def _special_id(self, text: str) -> int:
         if text not in self._special_ids:

@@ -87,9 +87,9 @@ def check_even(head_dim: int, where: str) -> None:
 
 
 MODELS: dict[str, ModelConfig] = {
-    name: ModelConfig(**shape, model_type=family.name)
+    name: ModelConfig(**family.published(name))
     for family in FAMILIES.values()
-    for name, shape in family.models.items()
+    for name in family.models
 }
 """Shapes as in Meta's and Hugging Face's ``config.json``, and of the demo's model."""
 

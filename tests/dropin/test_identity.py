@@ -80,7 +80,7 @@ def test_a_resume_that_forgets_the_scaling_takes_it_of_the_checkpoint(
         (("--rotary-base", "20000"), "--rotary-base is 20000"),
         (("--norm-epsilon", "1e-6"), "--norm-epsilon is 1e-06"),
         (("--use-rope-scaling",), "--use-rope-scaling True beside"),
-        (("--qk-layernorm",), "--qk-layernorm True beside"),
+        (("--qk-layernorm",), "--qk-layernorm is True, and the Llama in"),
     ],
 )
 def test_what_contradicts_the_checkpoint_is_refused(

@@ -31,28 +31,27 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
     },
 }
-COVERING = {("llama", "tied"), ("qwen2", "plain"), ("qwen3", "wide heads")}
-"""Of the default tests: a shape of each family, each shape once."""
+COVERING = {
+    ("qwen2", "plain"): ("tp2",),
+    ("qwen3", "wide heads"): ("tp2-sp",),
+}
+"""Of the default tests, with the layout of each; Llama has ``tests/training/layouts``."""
 NULL_WINDOW = {"mistral": {"sliding_window": None}}
 """transformers' own default of Mistral is a window."""
 
 
-def cases() -> list[Any]:
-    """Every family at every shape, those beyond the covering set marked."""
-    return [
-        pytest.param(family, shape, marks=[] if (family, shape) in covering() else FAULTS)
-        for family in FAMILIES
-        for shape in SHAPES
-    ]
-
-
-def covering() -> set[tuple[str, str]]:
-    """One shape of each family, of a new one the first."""
-    missing = set(FAMILIES) - {family for family, _ in COVERING}
-    return COVERING | {(family, "plain") for family in missing}
-
-
 FAULTS = (pytest.mark.faults,)
+
+
+def cases() -> list[Any]:
+    """Family, shape and layouts of the default tests; of ``make test-families`` all of them."""
+    new = set(FAMILIES) - {"llama"} - {family for family, _ in COVERING}
+    some = {**COVERING, **{(family, "plain"): ("cp2",) for family in new}}
+    every = [(family, shape) for family in FAMILIES for shape in SHAPES]
+    return [
+        *(pytest.param(*case, layouts) for case, layouts in sorted(some.items())),
+        *(pytest.param(*case, (), marks=pytest.mark.families) for case in every),
+    ]
 
 
 def write(folder: Path, family: str, shape: str, **changes: Any) -> PreTrainedModel:

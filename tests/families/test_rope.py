@@ -15,7 +15,6 @@ from megatron_ultralong.config.convert import ExportConfig, ImportConfig, Verify
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.yarn import YarnConfig, yarn_attention_factor
-from tests.checkpoint.llama import edit_config
 from tests.families.shapes import FAULTS, write
 
 LENGTH, ORIGINAL = 256, 64
@@ -31,11 +30,13 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "linear": {"rope_scaling": "linear"},
 }
 
+COVERING = {("qwen2", "yarn"), ("qwen3", "yarn-temperature")}
+
 
 @pytest.mark.parametrize(
     ("family", "scaling"),
     [
-        pytest.param(family, name, marks=() if name == "yarn-temperature" else FAULTS)
+        pytest.param(family, name, marks=() if (family, name) in COVERING else FAULTS)
         for family in FAMILIES
         for name in SCALINGS
     ],
@@ -57,12 +58,22 @@ def test_four_times_the_original_length(tmp_path: Path, family: str, scaling: st
     assert found.logits.max_kl < 1e-10
 
 
-@pytest.mark.parametrize("family", [name for name, f in FAMILIES.items() if f.name != "llama"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name == "qwen2" else FAULTS)
+        for name in FAMILIES
+        if name != "llama"
+    ],
+)
 def test_the_block_of_its_own_page_extends_the_positions(tmp_path: Path, family: str) -> None:
     """As Qwen's pages say it: ``max_position_embeddings`` stays what it was."""
     write(tmp_path / "hf", family, "plain", num_hidden_layers=1)
     block = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL}
-    edit_config(tmp_path / "hf", rope_parameters=None, rope_scaling=block, rope_theta=1000000.0)
+    path = tmp_path / "hf" / "config.json"
+    values = json.loads(path.read_text())
+    del values["rope_parameters"]
+    path.write_text(json.dumps({**values, "rope_scaling": block, "rope_theta": 1000000.0}))
     import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "base"))
     metadata = load_metadata(tmp_path / "base")
     expected = YarnConfig(4.0, ORIGINAL, 32.0, 1.0, "dimensions", yarn_attention_factor(4.0))

@@ -45,6 +45,9 @@ PUBLISHED = {
     "qwen3-4b": 4_022_468_096,
     "qwen3-8b": 8_190_735_360,
     "qwen3-32b": 32_762_123_264,
+    "mistral-7b": 7_248_023_552,
+    "mistral-nemo-12b": 12_247_782_400,
+    "mistral-small-24b": 23_572_403_200,
 }
 
 
@@ -98,6 +101,14 @@ def test_another_attention_is_refused(tmp_path: Path, values: dict[str, Any], me
     base = {"architectures": ["Qwen2ForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps({**base, **values}))
     with pytest.raises(InputError, match=message):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("window", [{}, {"sliding_window": 4096}])
+def test_a_mistral_with_a_window_is_refused(tmp_path: Path, window: dict[str, int]) -> None:
+    values = {"architectures": ["MistralForCausalLM"], **window}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"sliding_window 4096.* it must be null"):
         read_config(tmp_path)
 
 

@@ -44,6 +44,7 @@ _FIXED = {
     "per_layer_config": None,
 }
 """Keys that may be absent in every family; any other value is another model."""
+_ABSENT = ", which transformers takes where the key is absent,"
 
 _REPLACED = (
     *("rope_parameters", "dtype", "original_max_position_embeddings"),
@@ -79,14 +80,15 @@ def read_config(folder: Path) -> JsonObject:
     check_inside(path, folder)
     values = read_json(path)
     family = family_of(values, str(path))
-    values = JsonObject({**family.defaults, **values}, values.where)
+    stated, values = values, JsonObject({**family.defaults, **values}, values.where)
     for key, expected in {**_FIXED, **family.fixed, **family.stated}.items():
         value = values.get(key, expected)
         many = isinstance(expected, list) and isinstance(value, list)
         if not (all(one in expected for one in value) if many else value in (expected, None)):
+            wanted = "null" if expected is None else repr(expected)
             raise InputError(
-                f"{path}: {key} {shown(value)} is not supported: it must be {expected!r}, as in "
-                f"the {family.title} models that are known here"
+                f"{path}: {key} {shown(value)}{'' if key in stated else _ABSENT} is not supported: "
+                f"it must be {wanted}, as in the {family.title} models that are known here"
             )
     if values.get("model_type", family.name) not in (family.name, None):
         raise InputError(

@@ -4,10 +4,11 @@ from collections.abc import Iterable
 
 from megatron_ultralong.model.families.family import Family
 from megatron_ultralong.model.families.llama import LLAMA
+from megatron_ultralong.model.families.mistral import MISTRAL
 from megatron_ultralong.model.families.qwen2 import QWEN2
 from megatron_ultralong.model.families.qwen3 import QWEN3
 
-FAMILIES = {family.name: family for family in (LLAMA, QWEN2, QWEN3)}
+FAMILIES = {family.name: family for family in (LLAMA, QWEN2, QWEN3, MISTRAL)}
 """By ``model_type``; where two have the same layer, the first is what its weights are taken for."""
 ARCHITECTURES = {family.architecture: family for family in FAMILIES.values()}
 
@@ -47,7 +48,7 @@ _MISSING = {
 
 
 def refusal(architectures: Iterable[str]) -> str:
-    """What a message says of architectures that are none of ours: what is missing, what is known.
+    """What a message says of architectures that are not known: what is missing, and those that are.
 
     ``['MixtralForCausalLM'] is not supported: it needs a mixture of experts (MoE); known: ...``.
     """

@@ -34,6 +34,41 @@ def layer_with(**more: tuple[str, ...]) -> Names:
     return dict([first, second, *more.items(), *rest])
 
 
+def sizes(
+    num_layers: int,
+    hidden_size: int,
+    ffn_hidden_size: int,
+    num_attention_heads: int,
+    num_query_groups: int = 8,
+    **others: Any,
+) -> Mapping[str, Any]:
+    """What a published model has of its own, in the words of ``ModelConfig``."""
+    return {
+        "num_layers": num_layers,
+        "hidden_size": hidden_size,
+        "ffn_hidden_size": ffn_hidden_size,
+        "num_attention_heads": num_attention_heads,
+        "num_query_groups": num_query_groups,
+        **others,
+    }
+
+
+def common(
+    vocab_size: int, norm_epsilon: float, rotary_base: float, positions: int, **others: Any
+) -> Mapping[str, Any]:
+    """What most published models of a family share, in the words of ``ModelConfig``."""
+    return {
+        "vocab_size": vocab_size,
+        "norm_epsilon": norm_epsilon,
+        "rotary_base": rotary_base,
+        "max_position_embeddings": positions,
+        **others,
+    }
+
+
+TIED = {"untie_embeddings_and_output_weights": False}
+
+
 class Turns(NamedTuple):
     """How a chat template writes turns. Marks are special tokens, the rest is text."""
 
@@ -66,8 +101,10 @@ class Family:
     title: str
     architecture: str
     """In ``config.json``."""
+    shape: Mapping[str, Any]
+    """Of all published models that do not say otherwise, in the words of ``ModelConfig``."""
     models: Mapping[str, Mapping[str, Any]]
-    """Published shapes by name, in the words of ``ModelConfig``."""
+    """Published models by name, and what each has of its own."""
     layer: Names = dataclasses.field(default_factory=lambda: LAYER)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What transformers takes for absent keys of ``config.json``, where that is not as in Llama."""
@@ -86,6 +123,13 @@ class Family:
     oldest_transformers: str = ">=4.43"
     gguf: str = "llama"
     """Architecture in GGUF."""
+
+    def published(self, name: str) -> dict[str, Any]:
+        """The shape of a published model; heads fill the width, unless the table says more."""
+        its = self.models[name]
+        heads = {"kv_channels": its["hidden_size"] // its["num_attention_heads"]}
+        untied = {"untie_embeddings_and_output_weights": True}
+        return {**heads, **untied, **self.shape, **its, "model_type": self.name}
 
     @property
     def add_qkv_bias(self) -> bool:

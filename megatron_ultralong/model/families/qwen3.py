@@ -1,52 +1,31 @@
 """Qwen3, dense: Llama's layer with norms of queries and keys, in heads of 128 at any width."""
 
-from collections.abc import Mapping
-from typing import Any
+from megatron_ultralong.model.families import family
 
-from megatron_ultralong.model.families.family import QK_NORMS, Family, chatml, layer_with
-
-
-def _qwen(
-    num_layers: int, hidden_size: int, ffn_hidden_size: int, heads: int, **others: Any
-) -> Mapping[str, Any]:
-    return {
-        "num_layers": num_layers,
-        "hidden_size": hidden_size,
-        "ffn_hidden_size": ffn_hidden_size,
-        "num_attention_heads": heads,
-        "num_query_groups": 8,
-        "kv_channels": 128,
-        "vocab_size": 151936,
-        "norm_epsilon": 1e-6,
-        "rotary_base": 1000000.0,
-        "max_position_embeddings": 40960,
-        "untie_embeddings_and_output_weights": True,
-        **others,
-    }
-
-
-_TIED = {"untie_embeddings_and_output_weights": False}
-
-QWEN3 = Family(
+QWEN3 = family.Family(
     name="qwen3",
     title="Qwen3 (dense)",
     architecture="Qwen3ForCausalLM",
+    shape=family.common(151936, 1e-6, 1000000.0, 40960, kv_channels=128),
     models={
-        "qwen3-0.6b": _qwen(28, 1024, 3072, 16, **_TIED),
-        "qwen3-1.7b": _qwen(28, 2048, 6144, 16, **_TIED),
-        "qwen3-4b": _qwen(36, 2560, 9728, 32, **_TIED),
-        "qwen3-8b": _qwen(36, 4096, 12288, 32),
-        "qwen3-14b": _qwen(40, 5120, 17408, 40),
-        "qwen3-32b": _qwen(64, 5120, 25600, 64),
+        "qwen3-0.6b": family.sizes(28, 1024, 3072, 16, **family.TIED),
+        "qwen3-1.7b": family.sizes(28, 2048, 6144, 16, **family.TIED),
+        "qwen3-4b": family.sizes(36, 2560, 9728, 32, **family.TIED),
+        "qwen3-8b": family.sizes(36, 4096, 12288, 32),
+        "qwen3-14b": family.sizes(40, 5120, 17408, 40),
+        "qwen3-32b": family.sizes(64, 5120, 25600, 64),
     },
-    layer=layer_with(
-        **{QK_NORMS[0]: ("self_attn.q_norm.weight",), QK_NORMS[1]: ("self_attn.k_norm.weight",)}
+    layer=family.layer_with(
+        **{
+            family.QK_NORMS[0]: ("self_attn.q_norm.weight",),
+            family.QK_NORMS[1]: ("self_attn.k_norm.weight",),
+        }
     ),
     defaults={"head_dim": 128, "num_key_value_heads": 32, "max_position_embeddings": 32768},
     stated={"use_sliding_window": False},
     fixed={"attention_bias": False, "layer_types": ["full_attention"]},
     counts_positions_by_yarn=True,
-    turns=(chatml("qwen3", before_last="<think>\n\n</think>\n\n"),),
+    turns=(family.chatml("qwen3", before_last="<think>\n\n</think>\n\n"),),
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
     oldest_transformers=">=4.51",
     gguf="qwen3",
