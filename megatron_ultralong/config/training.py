@@ -17,6 +17,7 @@ from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.quantity import LENGTH
 from megatron_ultralong.program.required import Required, check_required
 from megatron_ultralong.sequence.document_mask import DocumentMask
 
@@ -29,7 +30,7 @@ class DataConfig:
         str, Required("a folder written by `ultralong prepare`, or for sft by `prepare chat`")
     ] = ""
     """Folder written by `ultralong prepare`; for sft, by `ultralong prepare chat`."""
-    seq_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label")] = 0
+    seq_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label"), LENGTH] = 0
     """Tokens per row; 0: the row length of the data folder."""
     document_mask: DocumentMask = "none"
     """none: documents of a row attend to each other (the paper's recipe). block: they do not."""
