@@ -84,6 +84,7 @@ PRETRAIN_FLAGS = {
     "--tensor-model-parallel-size",
     "--tensorboard",
     "--train-iters",
+    "--train-tokens",
     "--transformer-impl",
     "--use-precision-aware-optimizer",
     "--verify-checksums",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.cli.origin import says_who_set
+from megatron_ultralong.cli.origin import fields_typed, says_who_set
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError
@@ -213,16 +213,37 @@ def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:
     return f"{what}; a recipe or --config FILE must come before the flags"
 
 
+def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any, Any, int]:
+    """The options of a training, what its flags have changed, and the ranks to check it for.
+
+    Raises:
+        InputError: bad input.
+    """
+    default, rest = begin(name, words, load(verb.recipes), load(verb.options))
+    flags = [word for word in rest if word != "--dry-run"]
+    if {"train_iters", "train_tokens"} <= fields_typed(flags):
+        raise InputError(
+            "--train-iters and --train-tokens both say how long the run is: give one of them"
+        )
+    options = _parse(verb, name, flags, default)
+    num_ranks = world_size()
+    if "--dry-run" in rest and not is_told_world_size():
+        num_ranks = options.parallel.model_parallel_size  # the fewest possible; it says so
+    if words[0] in load("config.recipes:EXTENSIONS"):
+        from megatron_ultralong.cli.extension import derived_run
+
+        default, how = derived_run(words, options, num_ranks)
+        tell(how)
+        options = _parse(verb, name, flags, default)
+    return options, default, num_ranks
+
+
 def _run_training(name: str, verb: TrainingVerb, words: list[str]) -> None:
     """Run what a command line asks for, or show what it would do."""
-    default, rest = begin(name, words, load(verb.recipes), load(verb.options))
-    options = _parse(verb, name, [word for word in rest if word != "--dry-run"], default)
-    num_ranks, is_dry = world_size(), "--dry-run" in rest
-    if is_dry and not is_told_world_size():  # the fewest that the layout allows; it says so
-        num_ranks = options.parallel.model_parallel_size
+    options, default, num_ranks = read_training(name, verb, words)
     with says_who_set(words, default):
         load(verb.check_early)(options, num_ranks)
-    if is_dry:
+    if "--dry-run" in words:
         from megatron_ultralong.training.verbs import dry_run
 
         sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))

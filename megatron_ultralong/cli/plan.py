@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_ultralong.cli.dispatch import begin
+from megatron_ultralong.cli.extension import derived
 from megatron_ultralong.cli.origin import fields_typed, says_who_set
 from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import with_fields
-from megatron_ultralong.config.recipes import RECIPES
-from megatron_ultralong.config.training import SftConfig, TrainingConfig
+from megatron_ultralong.config.recipes import EXTENSIONS, RECIPES
+from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig, model_by_name, model_of_recipe
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig
@@ -41,6 +42,10 @@ def plan(words: Sequence[str]) -> Plan:
     run, rest = begin("plan", list(words), RECIPES, TrainingConfig)
     _check_gpu_name(rest)
     command: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
+    if words[0] in EXTENSIONS:
+        assert isinstance(command.run, PretrainConfig)
+        run, _ = derived(words[0], command.run, fields_typed(rest), command.gpus, None)
+        command = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
     from megatron_ultralong.plan.command import plan_run
 
     with says_who_set(words, run):

@@ -103,7 +103,7 @@ VERBS: dict[str, Verb] = {
         "InspectConfig", "report:inspect", "show the contents of a folder or checkpoint"
     ),
     "pretrain": _training(
-        *("PretrainConfig", "PRETRAIN_RECIPES", "check_packed_run"),
+        *("PretrainConfig", "FOR_PRETRAIN", "check_packed_run"),
         *("verbs:pretrain", "verbs:check_run"),
         "extend the context of a model (with torchrun for several ranks)",
     ),

@@ -83,8 +83,8 @@ def _console() -> Console:
 def _train_tokens(command: PlanConfig, job: Job, rows: Rows | None) -> tuple[float, str]:
     """Tokens of the run, and what they are counted by."""
     config, an_iteration = command.run, job.tokens_per_iteration
-    if command.train_tokens:
-        return command.train_tokens, ""
+    if config.train_tokens:
+        return config.train_tokens, ""
     if isinstance(config, SftConfig) and not config.train_iters and rows is not None:
         iterations = config.with_iterations(rows.num_rows).train_iters
         return float(iterations * an_iteration), f", {config.num_epochs:g} passes over the rows"
