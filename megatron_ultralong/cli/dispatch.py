@@ -12,8 +12,15 @@ from megatron_ultralong.cli.origin import fields_typed, says_who_set
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.launch import run_ranks, take_ranks
 from megatron_ultralong.program.not_known import not_known
-from megatron_ultralong.program.ranks import is_told_world_size, under_torchrun, world_size
+from megatron_ultralong.program.ranks import (
+    as_job_of,
+    is_launched,
+    is_told_world_size,
+    under_torchrun,
+    world_size,
+)
 from megatron_ultralong.program.terminal import PrintableFormatter
 
 HELP_FLAGS = ("-h", "--help", "--help-all")
@@ -111,12 +118,19 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         os.environ.setdefault(variable, value)
     if verb.takes_words:
         load(verb.run)(words)
-    elif isinstance(verb, TrainingVerb):
-        _run_training(name, verb, words)
-    else:
-        options = _parse(verb, name, words)
-        _say_starting(verb)
-        _load_run(verb)(options)
+        return
+    ranks, words = take_ranks(words) if verb.is_for_ranks else (None, words)
+    with as_job_of(ranks):
+        options = _checked(name, verb, words)
+    if options is None:
+        return
+    if ranks:
+        saves = isinstance(verb, TrainingVerb)
+        if status := run_ranks([*name.split(), *words], ranks, saves=saves):
+            sys.exit(status)
+        return
+    _say_starting(verb)
+    _load_run(verb)(options)
 
 
 def _load_run(verb: Verb) -> Any:
@@ -127,6 +141,24 @@ def _load_run(verb: Verb) -> Any:
 
     with compile_at_first_call():
         return load(verb.run)
+
+
+def _checked(name: str, verb: Verb, words: list[str]) -> Any:
+    """The options of a verb, checked as far as files and flags tell; None: a dry run was shown."""
+    if not isinstance(verb, TrainingVerb):
+        options = _parse(verb, name, words)
+        if verb.check_early:
+            load(verb.check_early)(options, world_size())
+        return options
+    options, default, num_ranks = read_training(name, verb, words)
+    with says_who_set(words, default):
+        load(verb.check_early)(options, num_ranks)
+    if "--dry-run" not in words:
+        return options
+    from megatron_ultralong.training.verbs import dry_run
+
+    sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))
+    return None
 
 
 def _say_starting(verb: Verb) -> None:
@@ -233,20 +265,7 @@ def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any,
         from megatron_ultralong.cli.extension import derived_run
 
         default, how = derived_run(words, options, num_ranks)
-        tell(how)
+        if not is_launched():  # it was told before the ranks were started
+            tell(how)
         options = _parse(verb, name, flags, default)
     return options, default, num_ranks
-
-
-def _run_training(name: str, verb: TrainingVerb, words: list[str]) -> None:
-    """Run what a command line asks for, or show what it would do."""
-    options, default, num_ranks = read_training(name, verb, words)
-    with says_who_set(words, default):
-        load(verb.check_early)(options, num_ranks)
-    if "--dry-run" in words:
-        from megatron_ultralong.training.verbs import dry_run
-
-        sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))
-        return
-    _say_starting(verb)
-    _load_run(verb)(options)
