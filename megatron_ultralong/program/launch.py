@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -177,10 +178,15 @@ def _start(
     environment = {
         "OMP_NUM_THREADS": str(threads),
         **{key: value for key, value in os.environ.items() if key != STATUS_VARIABLE},
-        "RANK": str(number), "LOCAL_RANK": str(number), "GROUP_RANK": "0",
-        "WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        LAUNCHED: str(os.getpid()), ERROR_FILE: str(error_file),
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        LAUNCHED: str(os.getpid()),
+        ERROR_FILE: str(error_file),
     }
     python = os.environ.get("PYTHON_EXEC", sys.executable)  # as torchrun chooses it
     process = subprocess.Popen(
@@ -208,20 +214,21 @@ def _dying_with(parent: int, number: int) -> Callable[[], None]:
 def _watch(ranks: Sequence[_Rank]) -> list[_Rank]:
     """Wait for all ranks, in the order of their ends; end those that a failed one leaves behind."""
     ended: list[_Rank] = []
-    deadline, is_asked = float("inf"), False
+    deadline, number = math.inf, signal.SIGTERM
     while len(ended) < len(ranks):
         for rank in ranks:
             if rank.status is None and (status := rank.process.poll()) is not None:
                 rank.status = status
                 ended.append(rank)
+                if status in (1, BAD_INPUT):
+                    number = signal.SIGKILL  # beside it nothing is worth saving
                 if status:
                     deadline = min(deadline, time.monotonic() + _patience(status))
         left = [rank for rank in ranks if rank.status is None]
         if left and time.monotonic() >= deadline:
-            asks = not is_asked and _patience(ended[-1].status or 0) != _FAILED_SECONDS
             for rank in left:
-                rank.kill(signal.SIGTERM if asks else signal.SIGKILL)
-            deadline, is_asked = time.monotonic() + _KILL_SECONDS, True
+                rank.kill(number)
+            deadline, number = time.monotonic() + _KILL_SECONDS, signal.SIGKILL
         time.sleep(_LOOK_SECONDS)
     return ended
 
@@ -248,9 +255,11 @@ def _outcome(ended: Sequence[_Rank], sent: Sequence[int]) -> tuple[int, str]:
     if by_signal and -by_signal[0] in sent:
         return 128 - by_signal[0], told[0].message() if told else "ultralong: interrupted"
     if told and told[0].status == 1:
-        others = len(failed) - 1
-        also = f"ultralong: rank {told[0].number} failed" + f", and {others} more" * (others > 0)
-        return 1, f"{told[0].message()}{also}: see above\n"
+        others = statuses.count(1) - 1
+        also = f", and {others} more with one of their own" if others else ""
+        return 1, (
+            f"{told[0].message()}ultralong: rank {told[0].number} failed with the error above{also}"
+        )
     lost = [rank for rank in failed if (rank.status or 0) < 0 and rank.status != -signal.SIGTERM]
     if lost or RANK_LOST in statuses:
         text = "; ".join(
