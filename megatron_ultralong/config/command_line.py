@@ -50,7 +50,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
 
 def _units(config_class: Any, default: Any) -> dict[str, Unit]:
     """Units of a configuration's flags, by flag."""
-    cls = config_class if default is None else type(default)
+    cls: Any = config_class if default is None else type(default)
     hints = typing.get_type_hints(cls, include_extras=True)
     found = {flag_of(one.name, hints[one.name]): one.unit for one in numbers_of(cls) if one.unit}
     for field in dataclasses.fields(cls):

@@ -143,9 +143,9 @@ def run_ranks(words: Sequence[str], num_ranks: int, *, saves: bool) -> int:
             stack.callback(signal.signal, number, signal.signal(number, hand_on))
         port = stack.enter_context(_held_port())
         dies_by = signal.SIGTERM if saves else signal.SIGKILL
-        stack.callback(lambda: [rank.kill(signal.SIGKILL) for rank in ranks])
-        for number in range(num_ranks):
-            ranks.append(_start(words, number, num_ranks, port, folder, dies_by))
+        stack.callback(_kill, ranks)
+        for rank in range(num_ranks):
+            ranks.append(_start(words, rank, num_ranks, port, folder, dies_by))
             if sent:  # it came before this one was there
                 hand_on(sent.pop(), None)
         ended = _watch(ranks)
@@ -156,6 +156,12 @@ def run_ranks(words: Sequence[str], num_ranks: int, *, saves: bool) -> int:
         with contextlib.suppress(OSError):
             Path(path).write_text(f"{status}\n", encoding="ascii")
     return status
+
+
+def _kill(ranks: Sequence[_Rank]) -> None:
+    for rank in ranks:
+        if rank.status is None:
+            rank.kill(signal.SIGKILL)
 
 
 @contextlib.contextmanager

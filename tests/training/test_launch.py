@@ -245,6 +245,7 @@ def mistakes(verb: str, folder: Path) -> dict[str, tuple[list[str], str]]:
     if task is None:
         name = "--lengths" if verb.split()[1] in ("passkey", "needle", "ruler") else "--data"
         task = [name, "64" if name == "--lengths" else str(folder / "chats")]
+        task += ["--tasks", "vt"] if verb == "evaluate ruler" else []
     damaged = str(folder / "damaged")
     other = "is not that of" if verb in ("pretrain", "sft") else "tokenizer"
     found = {
@@ -268,7 +269,7 @@ VERBS = [verb for verb, its in cli.VERBS.items() if its.is_for_ranks]
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``base``, ``rows`` and ``chats``; ``damaged``, a base whose tokenizer is another one."""
     folder = tmp_path_factory.mktemp("launch")
-    write_chat_model(folder)
+    write_chat_model(folder, max_position_embeddings=256)
     prepare_rows(folder, (TEXT * 2 + str(n) for n in range(300)), folder / "hf", 128)
     records = "".join(json.dumps(record) + "\n" for record in conversations(60))
     (folder / "own.jsonl").write_text(records)
@@ -278,7 +279,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tokenizer=folder / "hf",
             output=folder / "chats",
             seq_length=128,
-            max_length=64,
             too_long="drop",
             valid_fraction=0.3,
         )
