@@ -52,7 +52,7 @@ def small(seq_length: int, original: int) -> PretrainConfig:
         global_batch_size=1,
         log_interval=10,
         precision="fp32",
-        # Some thousand local tokens of 4,096 logits are small, and two cores slow.
+        # Local tokens of 4,096 logits are small, and two cores slow.
         memory=MemoryConfig(recompute_granularity="none", loss_tile_size=0),
         rope=_yarn(seq_length, original, ramp="dimensions", attention_factor="yarn"),
         parallel=ParallelConfig(),

@@ -48,7 +48,7 @@ def take_ranks(words: Sequence[str]) -> tuple[int | None, list[str]]:
     """The number behind ``--ranks`` on a command line, and the words without it.
 
     Raises:
-        InputError: it is no number of ranks that can be started here.
+        InputError: so many ranks cannot be started here.
     """
     rest, values = [], []
     for word in (iterator := iter(words)):
