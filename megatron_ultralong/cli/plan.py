@@ -54,7 +54,8 @@ def plan(words: Sequence[str]) -> Plan | None:
         its = command.run
         assert isinstance(its, PretrainConfig)
         if not its.data.seq_length and not its.data.data_path:
-            return _plan_lengths(command, words[0], rest)
+            _plan_lengths(command, words[0], rest)
+            return None
         run, _ = derived(words[0], its, typed, command.gpus, None)
         command = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
     from megatron_ultralong.plan.command import plan_run
