@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from pathlib import Path
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from megatron_ultralong import cli
 from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.dropin.arguments import DropInConfig, add_ultralong_args
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Number
+from megatron_ultralong.program.fields import Number, numbers_of
 from megatron_ultralong.program.quantity import (
     BYTES,
     LENGTH,
@@ -119,6 +121,15 @@ def measures() -> list[tuple[str, Any, Number]]:
         for cls, number in flags(verb)
         if number.unit or _LOOKS_LIKE_TOKENS.search(number.name)
     ]
+
+
+def test_the_drop_in_reads_them_too() -> None:
+    parser = add_ultralong_args(argparse.ArgumentParser())
+    for number in numbers_of(DropInConfig):
+        if number.unit or _LOOKS_LIKE_TOKENS.search(number.name):
+            flag = f"--ultralong-{number.name.replace('_', '-')}"
+            found = vars(parser.parse_args([flag, "2K"]))
+            assert found[f"ultralong_{number.name}"] == 2048
 
 
 def test_every_length_and_count_of_tokens_has_a_unit() -> None:

@@ -37,7 +37,7 @@ def named_folders(config: ModelsConfig, num_ranks: int) -> list[tuple[str, Path]
     if len(megatron_folders) < len(models) and num_ranks > 1:
         raise InputError(
             f"Hugging Face folders are evaluated in one process, not {num_ranks}: start "
-            "without torchrun, or convert the folder with `ultralong convert import`"
+            "without --ranks and torchrun, or convert the folder with `ultralong convert import`"
         )
     default = ParallelConfig()
     layout = [
