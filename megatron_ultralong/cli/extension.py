@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_ultralong.cli.origin import fields_typed
-from megatron_ultralong.config.extension import FEWEST_ITERATIONS, batch_for, scaling_factor
+from megatron_ultralong.config.extension import FEWEST_ITERATIONS, batch_for
 from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.config.recipes import EXTENSIONS
 from megatron_ultralong.config.rope import RopeConfig
@@ -63,9 +63,9 @@ def derived(
     if context is not None:
         original, text = _original(context, typed, fields, length)
     config = EXTENSIONS[recipe](length, original)
-    if original and typed.rope.rope_scaling not in ("keep", config.rope.rope_scaling):
-        rope = RopeConfig(rope_scaling_factor=scaling_factor(length, original))
-        config = dataclasses.replace(config, rope=rope)  # figures of YaRN would have no effect
+    if typed.rope.rope_scaling in ("linear", "ntk", "none"):  # they do not look at YaRN's figures
+        factor = 1.0 if typed.rope.rope_scaling == "none" else config.rope.rope_scaling_factor
+        config = dataclasses.replace(config, rope=RopeConfig(rope_scaling_factor=factor))
     parallel = typed.parallel
     others = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
     if "context_parallel_size" not in fields and num_ranks % others == 0:
