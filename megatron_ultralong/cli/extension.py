@@ -127,7 +127,7 @@ def _original(
     original = yarn.raw_context(context.scaling, context.positions)
     if "original_max_position_embeddings" in fields:
         original = typed.rope.original_max_position_embeddings
-    before = "" if context.scaling is None else " before it"
+    before = "" if context.scaling is None else " before that"
     text = f"{its}; rows of {length:,} are {length / original:.6g} x the {original:,}{before}; "
     return original, text
 

@@ -7,8 +7,8 @@ from typing import Any
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.manifest import load_manifest
 from megatron_ultralong.evaluation.models.facts import (
-    model_facts,
     named_folders,
+    shape_and_weights,
     tokenizer_folder,
 )
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
@@ -32,9 +32,8 @@ def check_command(command: Any, num_ranks: int) -> None:
     config = getattr(command, name)
     config.check()
     check_ranges(command)
-    named_folders(models, num_ranks)
-    for load in models.load:
-        model_facts(load, models.precision)
+    for load, (_, folder) in zip(models.load, named_folders(models, num_ranks), strict=True):
+        shape_and_weights(folder)
         if name != "loss":  # it compares ids alone
             PromptTokenizer(tokenizer_folder(load))
     if name in _MANIFESTS:

@@ -1,4 +1,4 @@
-"""`plan` without a recipe: how far a model can be extended on some GPUs, and the command that starts it."""
+"""`plan` without a recipe: how far a model can be extended on some GPUs, and by which command."""
 
 from __future__ import annotations
 

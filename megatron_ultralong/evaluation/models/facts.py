@@ -110,14 +110,10 @@ def model_facts(argument: str, precision: str) -> ModelFacts:
         InputError: the folder is missing or of no known kind.
     """
     name, folder = _name_and_folder(argument)
+    model, positions, weights = shape_and_weights(folder)
+    engine = "megatron"
     if is_hugging_face(folder):
-        model = model_config(read_config(folder), str(folder))
-        positions = model.max_position_embeddings
-        weights, engine, precision = folder, "transformers", "fp32"
-    else:
-        metadata = load_metadata(folder)
-        model, positions = metadata.model, metadata.trained_positions
-        (weights, _), engine = resolve(folder), "megatron"
+        engine, precision = "transformers", "fp32"
     files = sorted(path for path in weights.rglob("*") if path.is_file())
     stats = [(str(path.relative_to(weights)), path.stat()) for path in files]
     listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
@@ -125,6 +121,19 @@ def model_facts(argument: str, precision: str) -> ModelFacts:
     digest = _digest([path for path in files if path.parent == weights], model)
     record = ModelRecord(str(folder), engine, precision, stamp, num_parameters(model), digest)
     return ModelFacts(name, model, positions, record)
+
+
+def shape_and_weights(folder: Path) -> tuple[ModelConfig, int, Path]:
+    """Shape of a model, the positions that it was trained for, and the folder of its weights.
+
+    Raises:
+        InputError: the folder is of no known kind.
+    """
+    if is_hugging_face(folder):
+        model = model_config(read_config(folder), str(folder))
+        return model, model.max_position_embeddings, folder
+    metadata = load_metadata(folder)
+    return metadata.model, metadata.trained_positions, resolve(folder)[0]
 
 
 def _digest(files: Sequence[Path], model: ModelConfig) -> str:
