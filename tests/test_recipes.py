@@ -171,23 +171,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def resolved(
-    capsys: pytest.CaptureFixture[str], inputs: Path, *words: str, recipe: str = "extend"
-) -> tuple[PretrainConfig, str]:
+def resolved(inputs: Path, *words: str, recipe: str = "extend") -> tuple[PretrainConfig, str]:
     """What a command line asks for, checked, and the line that says how."""
     folders = ("--load", str(inputs / "megatron"), "--data-path", str(inputs / "rows"))
     verb = cli.VERBS["pretrain"]
     assert isinstance(verb, TrainingVerb)
-    found, _, num_ranks = read_training("pretrain", verb, [recipe, *folders, *words])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{recipe}: " if recipe in EXTENSIONS else "")
+    found, _, num_ranks, line = read_training("pretrain", verb, [recipe, *folders, *words])
+    assert line.startswith(f"{recipe}: ")
+    assert "\n" not in line
     return check_packed_run(found, num_ranks).config, line
 
 
-def test_all_of_it_follows_from_the_checkpoint(
-    capsys: pytest.CaptureFixture[str], inputs: Path
-) -> None:
-    found, line = resolved(capsys, inputs)
+def test_all_of_it_follows_from_the_checkpoint(inputs: Path) -> None:
+    found, line = resolved(inputs)
     assert found.rope == RopeConfig("yarn", 2.0, 64)
     assert found.data.seq_length == 128, "that of the rows"
     assert "not scaled (64 positions); rows of 128 are 2 x the 64;" in line
@@ -195,27 +191,23 @@ def test_all_of_it_follows_from_the_checkpoint(
     assert found.optimizer.lr == 3e-5
 
 
-def test_a_flag_wins_over_what_is_worked_out(
-    capsys: pytest.CaptureFixture[str], inputs: Path
-) -> None:
+def test_a_flag_wins_over_what_is_worked_out(inputs: Path) -> None:
     words = ("--global-batch-size", "3", "--train-tokens", "7,680", "--lr", "1e-4")
-    found, line = resolved(capsys, inputs, *words)
+    found, line = resolved(inputs, *words)
     assert (found.global_batch_size, found.train_iters) == (3, 20)
     assert (found.optimizer.lr, found.optimizer.lr_warmup_iters) == (1e-4, 1)
     assert "20 iterations of 3 rows (7,680 tokens" in line
-    found, _ = resolved(capsys, inputs, "--rope-scaling", "linear", recipe="small")
+    found, _ = resolved(inputs, "--rope-scaling", "linear", recipe="small")
     assert (found.rope.rope_scaling, found.rope.rope_scaling_factor) == ("linear", 2.0)
 
 
-def test_ranks_share_the_row(
-    capsys: pytest.CaptureFixture[str], inputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranks_share_the_row(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    found, line = resolved(capsys, inputs, "--tensor-model-parallel-size", "2")
+    found, line = resolved(inputs, "--tensor-model-parallel-size", "2")
     assert found.parallel.context_parallel_size == 2
     assert found.parallel.sequence_parallel
     assert line.endswith("CP 2")
-    found, _ = resolved(capsys, inputs, "--context-parallel-size", "1", "--global-batch-size", "8")
+    found, _ = resolved(inputs, "--context-parallel-size", "1", "--global-batch-size", "8")
     assert found.parallel.context_parallel_size == 1
 
 
@@ -227,7 +219,6 @@ def test_ranks_share_the_row(
     ],
 )
 def test_a_scaling_is_replaced_or_enough(
-    capsys: pytest.CaptureFixture[str],
     inputs: Path,
     tmp_path: Path,
     scaling: YarnConfig,
@@ -247,7 +238,7 @@ def test_a_scaling_is_replaced_or_enough(
     save_metadata(
         tmp_path / "megatron", dataclasses.replace(metadata, model=model, rope_scaling=scaling)
     )
-    found, line = resolved(capsys, tmp_path)
+    found, line = resolved(tmp_path)
     assert words in line
     if factor is None:
         assert found.rope.rope_scaling == "keep"

@@ -150,9 +150,11 @@ def _checked(name: str, verb: Verb, words: list[str]) -> Any:
         if verb.check_early:
             load(verb.check_early)(options, world_size())
         return options
-    options, default, num_ranks = read_training(name, verb, words)
+    options, default, num_ranks, how = read_training(name, verb, words)
     with says_who_set(words, default):
         load(verb.check_early)(options, num_ranks)
+    if how and not is_launched():  # there it was told before the ranks were started
+        tell(how)
     if "--dry-run" not in words:
         return options
     from megatron_ultralong.training.verbs import dry_run
@@ -245,8 +247,10 @@ def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:
     return f"{what}; a recipe or --config FILE must come before the flags"
 
 
-def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any, Any, int]:
+def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any, Any, int, str]:
     """The options of a training, what its flags have changed, and the ranks to check it for.
+
+    Last how a recipe of any length came to its values, a line; empty for the others.
 
     Raises:
         InputError: bad input.
@@ -261,11 +265,10 @@ def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any,
     num_ranks = world_size()
     if "--dry-run" in rest and not is_told_world_size():
         num_ranks = options.parallel.model_parallel_size  # the fewest possible; it says so
+    how = ""
     if words[0] in load("config.recipes:EXTENSIONS"):
         from megatron_ultralong.cli.extension import derived_run
 
         default, how = derived_run(words, options, num_ranks)
-        if not is_launched():  # it was told before the ranks were started
-            tell(how)
         options = _parse(verb, name, flags, default)
-    return options, default, num_ranks
+    return options, default, num_ranks, how

@@ -198,7 +198,7 @@ def _start(
     process = subprocess.Popen(
         [python, "-u", "-m", "megatron_ultralong", *words],
         env=environment,
-        stdin=None if number == 0 else subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
         start_new_session=True,  # a terminal's Ctrl-C comes once, from here
         preexec_fn=_dying_with(os.getpid(), dies_by),
     )
