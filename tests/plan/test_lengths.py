@@ -10,7 +10,6 @@ import pytest
 
 from megatron_ultralong import cli
 from megatron_ultralong.cli.dispatch import begin
-from megatron_ultralong.cli.plan import plan
 from megatron_ultralong.config import command_line
 from megatron_ultralong.config.recipes import FOR_PRETRAIN
 from megatron_ultralong.config.training import PretrainConfig
@@ -42,30 +41,26 @@ def parsed(command: str) -> tuple[PretrainConfig, int]:
 
 def test_eight_h100_and_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     """Every usual length has its layout, memory and hours, and the longest its command."""
-    text, command = printed(capsys, *EIGHT)
+    table, command = printed(capsys, *EIGHT)
+    layouts = {}
     for length in LENGTHS:
-        row = re.search(rf"│ {short_length(length)} +│ (TP \d, CP \d[^│]*)│ +([\d.]+) │", text)
+        row = re.search(rf"│ {short_length(length)} +│ (TP \d, CP \d[^│]*?) +│ +([\d.]+) │", table)
         assert row, length
         assert float(row[2]) <= 79.1
+        layouts[length] = row[1]
     run, ranks = parsed(command)
     assert (run.data.seq_length, ranks) == (LENGTHS[-1], 8)
     assert run.parallel.model_parallel_size == 8
     for word in ("host GiB a node", "step, s", "MFU", "hours"):
-        assert word in text
-
-
-def test_a_length_of_its_own_has_the_same_layout(capsys: pytest.CaptureFixture[str]) -> None:
-    table, _ = printed(capsys, *EIGHT)
+        assert word in table
+    # A length of its own has the same layout, and a command that starts it.
     text, command = printed(capsys, *EIGHT, "--seq-length", "512K")
-    found = plan([*EIGHT, "--seq-length", "512K"])
-    assert found is not None
-    run, _ = parsed(command)
-    its = found.chosen.job
-    assert run.parallel == its.parallel
-    assert run.memory == its.memory
-    assert its.config.global_batch_size == 16
-    layout = text.splitlines()[1].split(";")[0]
-    assert re.search(rf"│ 512K +│ {re.escape(layout)} +│", table)
+    assert text.splitlines()[1].split(";")[0] == layouts[2**19]
+    run, ranks = parsed(command)
+    assert (run.data.seq_length, ranks) == (2**19, 8)
+    size = run.parallel.context_parallel_size
+    assert f"TP {run.parallel.tensor_model_parallel_size}, CP {size}, " in layouts[2**19]
+    assert run.memory.offload_activations == ("offloading" in layouts[2**19])
 
 
 def test_flags_of_the_run_are_in_its_command(capsys: pytest.CaptureFixture[str]) -> None:
