@@ -167,37 +167,37 @@ GUIDES: dict[str, Guide] = {
     ),
     "evaluate mrcr": Guide(
         (
-            f"{_ON_GPUS} evaluate mrcr --load runs/1m-sft \\\n"
+            "ultralong evaluate mrcr --ranks 8 --load runs/1m-sft \\\n"
             "    --data mrcr --tensor-model-parallel-size 8 --output mrcr-1m",
         ),
         ("tasks", "lengths", "max_length", *_EVALUATION, "length_tokenizer", "max_cost"),
     ),
     "evaluate graphwalks": Guide(
         (
-            f"{_ON_GPUS} evaluate graphwalks --load runs/1m-sft \\\n"
+            "ultralong evaluate graphwalks --ranks 8 --load runs/1m-sft \\\n"
             "    --lengths 131072 1048576 --tensor-model-parallel-size 8 --output graphwalks-1m",
-            f"{_ON_GPUS} evaluate graphwalks --load runs/1m-sft \\\n"
+            "ultralong evaluate graphwalks --ranks 8 --load runs/1m-sft \\\n"
             "    --data graphwalks --tensor-model-parallel-size 8 --output graphwalks-openai",
         ),
         ("data", "tasks", "lengths", "max_new_tokens", *_EVALUATION, "seed", "max_cost"),
     ),
     "evaluate ruler2": Guide(
         (
-            f"{_ON_GPUS} evaluate ruler2 --load runs/1m-sft \\\n"
+            "ultralong evaluate ruler2 --ranks 8 --load runs/1m-sft \\\n"
             "    --data ruler2/llama3.1-1m --tensor-model-parallel-size 8 --output ruler2-1m",
         ),
         ("tasks", "lengths", "max_length", *_EVALUATION, "max_new_tokens", "max_cost"),
     ),
     "evaluate nolima": Guide(
         (
-            f"{_ON_GPUS} evaluate nolima --load runs/1m-sft \\\n"
+            "ultralong evaluate nolima --ranks 8 --load runs/1m-sft \\\n"
             "    --data nolima --tensor-model-parallel-size 8 --output nolima-1m",
         ),
         ("lengths", "num_depths", "num_haystacks", "needle_set", *_EVALUATION, "max_cost"),
     ),
     "evaluate longbench-v2": Guide(
         (
-            f"{_ON_GPUS} evaluate longbench-v2 --load runs/1m-sft \\\n"
+            "ultralong evaluate longbench-v2 --ranks 8 --load runs/1m-sft \\\n"
             "    --data longbench-v2.parquet --tensor-model-parallel-size 8 --output longbench-v2",
         ),
         ("max_length", *_EVALUATION, "prompt_template", "max_cost"),
