@@ -34,7 +34,7 @@ MATRIX_PYTHON ?=
 # Pythons that make wheel tries; empty: all.
 WHEEL_PYTHON ?=
 
-.PHONY: help install dev harness wheel width picture quick test test-all test-gpu test-faults test-families test-slurm test-matrix lint docs format demo mock smollm2 bench bench-plan clean engines
+.PHONY: help install dev harness wheel width picture quick test test-all test-gpu test-faults test-families test-slurm test-matrix lint docs format demo own-model mock smollm2 bench bench-plan clean engines
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -144,6 +144,9 @@ format: dev  ## rewrite the files in the project's format
 demo: install  ## extend the small model 8x on two CPU ranks, and show that it worked
 	$(BIN)/python examples/demo/run_demo.py --output demo-output
 
+own-model: install  ## the six commands of docs/your-own-model.md for a laptop, and their verdict
+	$(BIN)/python tools/own_model.py --output own-model-output
+
 mock: install  ## examples/llama3.1-8b from weights to an answer, on the demo's small model
 	PATH=$(abspath $(BIN)):$$PATH WORK=$(CURDIR)/mock-output bash examples/llama3.1-8b/run_all.sh --mock 1m
 
@@ -159,4 +162,4 @@ smollm2: install  ## examples/smollm2 with short values on a CPU: a real model, 
 	    bash examples/smollm2/run_all.sh --cpu
 
 clean:  ## remove what make made
-	rm -rf $(VENV) dist .venv-matrix .venv-exports .venv-engines demo-output mock-output smollm2-output .smollm2-cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) dist .venv-matrix .venv-exports .venv-engines demo-output own-model-output mock-output smollm2-output .smollm2-cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache

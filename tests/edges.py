@@ -6,15 +6,19 @@ import dataclasses
 import functools
 import math
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 from megatron_ultralong import cli
 from megatron_ultralong.cli.verbs import load
+from megatron_ultralong.config import command_line
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.doctor import diagnosis
 from megatron_ultralong.dropin.arguments import DropInConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, YarnConfig
 from megatron_ultralong.plan.hardware import Hardware
-from megatron_ultralong.program.fields import Number, numbers_of
+from megatron_ultralong.program.fields import Number, check_ranges, numbers_of
 
 RECIPES = {"pretrain": "demo-cpu", "plan": "demo-cpu", "sft": "demo-sft-cpu"}
 NEEDED = {
@@ -108,3 +112,27 @@ def outside(number: Number) -> list[Any]:
         high = math.nextafter(high, math.inf) if its.below is None else high
         found = [low, high, -1.0, math.nan, math.inf, -math.inf]
     return [value for value in found if not (its.or_zero and value == 0)]
+
+
+def parse(verb: str, words: list[str]) -> Any:
+    """As the verb does, without doing it."""
+    if verb == "doctor":
+        config = diagnosis.parse(words)
+        check_ranges(config)
+        return config
+    default = None
+    if verb == "plan":
+        default = parsed_class(verb)(PRETRAIN_RECIPES[RECIPES[verb]]())
+    elif verb in RECIPES:
+        default = {**PRETRAIN_RECIPES, **SFT_RECIPES}[RECIPES[verb]]()
+    return command_line.parse(parsed_class(verb), verb, words, default)
+
+
+def values_of(config: Any, cls: Any, name: str) -> Iterator[Any]:
+    """The value of a field in the part of a configuration that is a ``cls``."""
+    if isinstance(config, cls):
+        yield getattr(config, name)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from values_of(value, cls, name)

@@ -25,6 +25,7 @@ from megatron_ultralong.plan.hardware import HARDWARE, hardware_by_name
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.program.ending import NO_READER
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.launch import take_ranks
 from megatron_ultralong.program.not_known import nearest
 from megatron_ultralong.program.progress import ProgressBar
 from tests.docs.commands import commands
@@ -117,6 +118,7 @@ def test_examples_are_complete(verb: str, example: str) -> None:
         assert not words
         return
     options, default = load(cli.VERBS[verb].options), None
+    _, words = take_ranks(words)
     if words[0] == "--config":
         words = [*words[2:], *("--load", "base", "--data-path", "rows")]
         default = default_of(verb)

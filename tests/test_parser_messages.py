@@ -22,7 +22,7 @@ from tests.command_line import refusal
             ("pretrain", "--load", "base"),
             "no recipe given: write `ultralong pretrain RECIPE --load",
         ),
-        (("plan", "--model", "m"), "no recipe given: write `ultralong plan RECIPE --model ...`"),
+        (("plan", "--model", "m"), "--gpus is needed: the size of the job"),
         (
             ("plan", "/", "--gpus", "2"),
             "/ is no recipe but a folder: write `ultralong plan RECIPE --m",

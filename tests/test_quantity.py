@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.program.quantity import duration, quantity, rate
+from megatron_ultralong import cli
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.dropin.arguments import DropInConfig, add_ultralong_args
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import Number, numbers_of
+from megatron_ultralong.program.quantity import (
+    BYTES,
+    LENGTH,
+    TOKENS,
+    Unit,
+    duration,
+    quantity,
+    rate,
+)
+from megatron_ultralong.training.config_file import load_config
+from tests.edges import NEEDED, flags, parse, values_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,3 +85,100 @@ def test_rates_have_one_formatter() -> None:
         assert not re.search(r"\.\d+g\}\s?\{?[a-z_.]*unit", text), path
         if path.name != "quantity.py":
             assert not re.search(r"progress\([^)]*/ ?1e[69]", text), path
+
+
+LENGTHS = {"512K": 524_288, "1M": 2**20, "2,048": 2048, "1.5k": 1536, "4096": 4096}
+BUDGETS = {"1B": 10**9, "1.26b": 1_260_000_000, "500,000": 500_000, "4096": 4096}
+SIZES = {"64MB": 64_000_000, "64 mib": 2**26, "1,000": 1000}
+WRONG = ("512Q", "1.0001K", "5,12", "1,00", "K", "-1K", "1K2", "0x10", "\u0661K", "9" * 50 + "K")
+
+
+@pytest.mark.parametrize(
+    ("unit", "amounts"), [(LENGTH, LENGTHS), (TOKENS, BUDGETS), (BYTES, SIZES)]
+)
+def test_amounts_are_read(unit: Unit, amounts: dict[str, int]) -> None:
+    for text, value in amounts.items():
+        assert unit.plain(text, "--flag") == str(value)
+
+
+@given(st.integers(0, 10**18), st.sampled_from([LENGTH, TOKENS, BYTES]))
+def test_commas_change_nothing(value: int, unit: Unit) -> None:
+    assert unit.plain(f"{value:,}", "--flag") == unit.plain(str(value), "--flag") == str(value)
+    for letters, factor in unit.factors.items():
+        assert unit.plain(f"{value:,}{letters}", "--flag") == str(value * factor)
+
+
+_LOOKS_LIKE_TOKENS = re.compile(
+    r"(^|_)(lengths?|tokens|tile_size|chunk_size|bin|embeddings|bytes)$"
+)
+
+
+def measures() -> list[tuple[str, Any, Number]]:
+    """Verb, class and number of every flag that is a length, a count of tokens or a size."""
+    return [
+        (verb, cls, number)
+        for verb in cli.VERBS
+        for cls, number in flags(verb)
+        if number.unit or _LOOKS_LIKE_TOKENS.search(number.name)
+    ]
+
+
+def test_the_drop_in_reads_them_too() -> None:
+    parser = add_ultralong_args(argparse.ArgumentParser())
+    for number in numbers_of(DropInConfig):
+        if number.unit or _LOOKS_LIKE_TOKENS.search(number.name):
+            flag = f"--ultralong-{number.name.replace('_', '-')}"
+            found = vars(parser.parse_args([flag, "2K"]))
+            assert found[f"ultralong_{number.name}"] == 2048
+
+
+def test_every_length_and_count_of_tokens_has_a_unit() -> None:
+    without = {f"{cls.__name__}.{number.name}" for _, cls, number in measures() if not number.unit}
+    assert not without, f"without LENGTH, TOKENS or BYTES: {sorted(without)}"
+    assert len({(cls, number.name) for _, cls, number in measures()}) >= 20
+
+
+@pytest.mark.parametrize("verb", dict.fromkeys(verb for verb, _, _ in measures()))
+def test_every_verb_reads_them(verb: str) -> None:
+    """All its lengths and counts on one command line, in each way of writing."""
+    its = {name: number for each, _, number in measures() if each == verb for name in [number.name]}
+    letter = {LENGTH: ("2K", 2048), TOKENS: ("2K", 2000), BYTES: ("2KiB", 2048)}
+    for sign in (" ", "="):
+        words = []
+        for name, number in its.items():
+            assert number.unit is not None
+            flag, text = "--" + name.replace("_", "-"), letter[number.unit][0]
+            words += [f"{flag}={text}"] if sign == "=" else [flag, text]
+        config = parse(verb, [*NEEDED.get(verb, ()), *words])
+        for name, number in its.items():
+            assert number.unit is not None
+            expected = letter[number.unit][1]
+            found = {
+                v for cls, n in flags(verb) if n.name == name for v in values_of(config, cls, name)
+            }
+            assert found == {(expected,) if number.is_tuple else expected}, name
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_is_no_length_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"--seq-length must be a whole number.* not "):
+        parse("prepare chat", [*NEEDED["prepare chat"], "--seq-length", text])
+
+
+def test_files_have_them_too(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {seq_length: 512K}\nmemory:\n  loss_tile_size: 2,048\n")
+    config = load_config(path, PretrainConfig)
+    assert (config.data.seq_length, config.memory.loss_tile_size) == (524_288, 2048)
+    path.write_text("data: {seq_length: 512Q}\n")
+    with pytest.raises(
+        InputError, match=r"run\.yaml: data.seq_length must be a whole number.*512Q"
+    ):
+        load_config(path, PretrainConfig)
+
+
+def test_help_says_what_a_letter_is(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["prepare", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Tokens per row. 512K is 524,288. [at least 2]" in shown
+    assert "1B is 1,000,000,000." in shown

@@ -12,7 +12,6 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +19,8 @@ import pytest
 
 import megatron_ultralong
 from megatron_ultralong import cli
-from megatron_ultralong.config import command_line
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig
-from megatron_ultralong.doctor import diagnosis
 from megatron_ultralong.dropin.arguments import DropInConfig
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.program.errors import InputError
@@ -45,7 +42,9 @@ from tests.edges import (
     name_of,
     nested_classes,
     outside,
+    parse,
     parsed_class,
+    values_of,
 )
 from tests.patience import patience
 
@@ -124,30 +123,6 @@ def test_each_edge(cls: Any, number: Number) -> None:
 
 def typed(number: Number, value: Any) -> list[str]:
     return ["--" + number.name.replace("_", "-"), str(value)]
-
-
-def parse(verb: str, words: list[str]) -> Any:
-    """As the verb does, without doing it."""
-    if verb == "doctor":
-        config = diagnosis.parse(words)
-        check_ranges(config)
-        return config
-    default = None
-    if verb == "plan":
-        default = parsed_class(verb)(PRETRAIN_RECIPES[RECIPES[verb]]())
-    elif verb in RECIPES:
-        default = {**PRETRAIN_RECIPES, **SFT_RECIPES}[RECIPES[verb]]()
-    return command_line.parse(parsed_class(verb), verb, words, default)
-
-
-def values_of(config: Any, cls: Any, name: str) -> Iterator[Any]:
-    """The value of a field in the part of a configuration that is a ``cls``."""
-    if isinstance(config, cls):
-        yield getattr(config, name)
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            yield from values_of(value, cls, name)
 
 
 def a_flag_of_each_class() -> list[tuple[str, Number]]:

@@ -84,6 +84,7 @@ PRETRAIN_FLAGS = {
     "--tensor-model-parallel-size",
     "--tensorboard",
     "--train-iters",
+    "--train-tokens",
     "--transformer-impl",
     "--use-precision-aware-optimizer",
     "--verify-checksums",
@@ -106,4 +107,4 @@ def test_the_flags_of_training_are_these(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  --")]
     shown = {word.strip(",") for line in lines for word in line.split()}
     found = {word for word in shown if re.fullmatch("--(?!no-)[a-z0-9-]*[a-z0-9]", word)}
-    assert found - {"--help", "--config", "--dry-run"} == flags
+    assert found - {"--help", "--config", "--dry-run", "--ranks"} == flags

@@ -8,12 +8,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.cli.origin import says_who_set
+from megatron_ultralong.cli.origin import fields_typed, says_who_set
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.launch import run_ranks, take_ranks
 from megatron_ultralong.program.not_known import not_known
-from megatron_ultralong.program.ranks import is_told_world_size, under_torchrun, world_size
+from megatron_ultralong.program.ranks import (
+    as_job_of,
+    is_launched,
+    is_told_world_size,
+    under_torchrun,
+    world_size,
+)
 from megatron_ultralong.program.terminal import PrintableFormatter
 
 HELP_FLAGS = ("-h", "--help", "--help-all")
@@ -111,12 +118,19 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         os.environ.setdefault(variable, value)
     if verb.takes_words:
         load(verb.run)(words)
-    elif isinstance(verb, TrainingVerb):
-        _run_training(name, verb, words)
-    else:
-        options = _parse(verb, name, words)
-        _say_starting(verb)
-        _load_run(verb)(options)
+        return
+    ranks, words = take_ranks(words) if verb.is_for_ranks else (None, words)
+    with as_job_of(ranks):
+        options = _checked(name, verb, words)
+    if options is None:
+        return
+    if ranks:
+        saves = isinstance(verb, TrainingVerb)
+        if status := run_ranks([*name.split(), *words], ranks, saves=saves):
+            sys.exit(status)
+        return
+    _say_starting(verb)
+    _load_run(verb)(options)
 
 
 def _load_run(verb: Verb) -> Any:
@@ -127,6 +141,26 @@ def _load_run(verb: Verb) -> Any:
 
     with compile_at_first_call():
         return load(verb.run)
+
+
+def _checked(name: str, verb: Verb, words: list[str]) -> Any:
+    """The options of a verb, checked as far as files and flags tell; None: a dry run was shown."""
+    if not isinstance(verb, TrainingVerb):
+        options = _parse(verb, name, words)
+        if verb.check_early:
+            load(verb.check_early)(options, world_size())
+        return options
+    options, default, num_ranks, how = read_training(name, verb, words)
+    with says_who_set(words, default):
+        load(verb.check_early)(options, num_ranks)
+    if how and not is_launched():  # there it was told before the ranks were started
+        tell(how)
+    if "--dry-run" not in words:
+        return options
+    from megatron_ultralong.training.verbs import dry_run
+
+    sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))
+    return None
 
 
 def _say_starting(verb: Verb) -> None:
@@ -213,19 +247,28 @@ def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:
     return f"{what}; a recipe or --config FILE must come before the flags"
 
 
-def _run_training(name: str, verb: TrainingVerb, words: list[str]) -> None:
-    """Run what a command line asks for, or show what it would do."""
-    default, rest = begin(name, words, load(verb.recipes), load(verb.options))
-    options = _parse(verb, name, [word for word in rest if word != "--dry-run"], default)
-    num_ranks, is_dry = world_size(), "--dry-run" in rest
-    if is_dry and not is_told_world_size():  # the fewest that the layout allows; it says so
-        num_ranks = options.parallel.model_parallel_size
-    with says_who_set(words, default):
-        load(verb.check_early)(options, num_ranks)
-    if is_dry:
-        from megatron_ultralong.training.verbs import dry_run
+def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any, Any, int, str]:
+    """The options of a training, what its flags have changed, and the ranks to check it for.
 
-        sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))
-        return
-    _say_starting(verb)
-    _load_run(verb)(options)
+    Last how a recipe of any length came to its values, a line; empty for the others.
+
+    Raises:
+        InputError: bad input.
+    """
+    default, rest = begin(name, words, load(verb.recipes), load(verb.options))
+    flags = [word for word in rest if word != "--dry-run"]
+    if {"train_iters", "train_tokens"} <= fields_typed(flags):
+        raise InputError(
+            "--train-iters and --train-tokens both say how long the run is: give one of them"
+        )
+    options = _parse(verb, name, flags, default)
+    num_ranks = world_size()
+    if "--dry-run" in rest and not is_told_world_size():
+        num_ranks = options.parallel.model_parallel_size  # the fewest possible; it says so
+    how = ""
+    if words[0] in load("config.recipes:EXTENSIONS"):
+        from megatron_ultralong.cli.extension import derived_run
+
+        default, how = derived_run(words, options, num_ranks)
+        options = _parse(verb, name, flags, default)
+    return options, default, num_ranks, how

@@ -28,7 +28,12 @@ _TRAINING = (
 )
 _LAYOUT = ("tensor_model_parallel_size", "context_parallel_size", "sequence_parallel")
 _EVALUATION = (*_LAYOUT, "precision", "num_samples", "beyond_trained_positions", "output")
-_ON_GPUS = "torchrun --nproc-per-node 8 -m megatron_ultralong"
+RANKS = (
+    "--ranks N",
+    "Start N ranks on this machine, one for each GPU, after everything that needs no weights has "
+    "been checked. Several machines need torchrun.",
+)
+"""Of the verbs that work on ranks."""
 
 GUIDES: dict[str, Guide] = {
     "prepare": Guide(
@@ -72,19 +77,19 @@ GUIDES: dict[str, Guide] = {
     "convert inspect": Guide(("ultralong convert inspect Llama-3.1-8B-Instruct",)),
     "pretrain": Guide(
         (
-            f"{_ON_GPUS} pretrain llama3.1-8b-1m \\\n"
-            "    --load base --data-path rows --save runs/1m",
+            "ultralong pretrain extend --load base --data-path rows --seq-length 512K \\\n"
+            "    --save runs/512k --ranks 8",
             "WORLD_SIZE=32 ultralong pretrain llama3.1-8b-1m \\\n"
             "    --load base --data-path rows --dry-run",
-            f"{_ON_GPUS} pretrain --config runs/1m/config.yaml \\\n    --train-iters 300",
+            "ultralong pretrain --config runs/1m/config.yaml --train-iters 300 --ranks 8",
         ),
         _TRAINING,
         (_CHECK,),
     ),
     "sft": Guide(
         (
-            f"{_ON_GPUS} sft llama3.1-8b-sft \\\n"
-            "    --load runs/1m --data-path chats --save runs/1m-sft",
+            "ultralong sft llama3.1-8b-sft --load runs/1m --data-path chats --save runs/1m-sft \\\n"
+            "    --ranks 8",
         ),
         (*_TRAINING[:3], "num_epochs", *_TRAINING[3:]),
         (_CHECK,),
@@ -106,28 +111,28 @@ GUIDES: dict[str, Guide] = {
         (
             "ultralong evaluate loss --load before=base after=runs/1m --data-path rows \\\n"
             "    --output loss",
-            f"{_ON_GPUS} evaluate loss --load runs/1m --data-path rows \\\n"
+            "ultralong evaluate loss --ranks 8 --load runs/1m --data-path rows \\\n"
             "    --context-parallel-size 8",
         ),
         (*_EVALUATION, "seq_length", "split", "document_mask"),
     ),
     "evaluate passkey": Guide(
         (
-            f"{_ON_GPUS} evaluate passkey --load runs/1m \\\n"
+            "ultralong evaluate passkey --ranks 8 --load runs/1m \\\n"
             "    --context-parallel-size 8 --lengths 131072 1048576 --output passkey",
         ),
         ("depths", *_EVALUATION, "by", "haystack", "max_cost"),
     ),
     "evaluate needle": Guide(
         (
-            f"{_ON_GPUS} evaluate needle --load runs/1m \\\n"
+            "ultralong evaluate needle --ranks 8 --load runs/1m \\\n"
             "    --context-parallel-size 8 --lengths 131072 1048576 --output needle",
         ),
         ("depths", *_EVALUATION, "by", "haystack", "num_distractors", "max_cost"),
     ),
     "evaluate ruler": Guide(
         (
-            f"{_ON_GPUS} evaluate ruler --load runs/1m \\\n"
+            "ultralong evaluate ruler --ranks 8 --load runs/1m \\\n"
             "    --tensor-model-parallel-size 8 --lengths 131072 --tasks vt cwe fwe --output ruler",
         ),
         ("tasks", *_EVALUATION, "prompt_template", "essays", "squad", "hotpotqa", "max_cost"),
@@ -141,58 +146,58 @@ GUIDES: dict[str, Guide] = {
     ),
     "evaluate chat": Guide(
         (
-            f"{_ON_GPUS} evaluate chat --load runs/1m-sft \\\n"
+            "ultralong evaluate chat --ranks 8 --load runs/1m-sft \\\n"
             "    --data-path chats --tensor-model-parallel-size 8 --output chat",
         ),
         (*_EVALUATION, "split", "micro_batch_size", "max_cost"),
     ),
     "evaluate lv-eval": Guide(
         (
-            f"{_ON_GPUS} evaluate lv-eval --load runs/1m \\\n"
+            "ultralong evaluate lv-eval --ranks 8 --load runs/1m \\\n"
             "    --data lv-eval --tensor-model-parallel-size 8 --output lv-eval-1m",
         ),
         ("tasks", "length_levels", "max_length", *_EVALUATION, "prompt_template", "max_cost"),
     ),
     "evaluate infinitebench": Guide(
         (
-            f"{_ON_GPUS} evaluate infinitebench --load runs/1m \\\n"
+            "ultralong evaluate infinitebench --ranks 8 --load runs/1m \\\n"
             "    --data infinitebench --tensor-model-parallel-size 8 --output infinitebench-1m",
         ),
         ("tasks", "max_length", *_EVALUATION, "prompt_template", "max_cost"),
     ),
     "evaluate mrcr": Guide(
         (
-            f"{_ON_GPUS} evaluate mrcr --load runs/1m-sft \\\n"
+            "ultralong evaluate mrcr --ranks 8 --load runs/1m-sft \\\n"
             "    --data mrcr --tensor-model-parallel-size 8 --output mrcr-1m",
         ),
         ("tasks", "lengths", "max_length", *_EVALUATION, "length_tokenizer", "max_cost"),
     ),
     "evaluate graphwalks": Guide(
         (
-            f"{_ON_GPUS} evaluate graphwalks --load runs/1m-sft \\\n"
+            "ultralong evaluate graphwalks --ranks 8 --load runs/1m-sft \\\n"
             "    --lengths 131072 1048576 --tensor-model-parallel-size 8 --output graphwalks-1m",
-            f"{_ON_GPUS} evaluate graphwalks --load runs/1m-sft \\\n"
+            "ultralong evaluate graphwalks --ranks 8 --load runs/1m-sft \\\n"
             "    --data graphwalks --tensor-model-parallel-size 8 --output graphwalks-openai",
         ),
         ("data", "tasks", "lengths", "max_new_tokens", *_EVALUATION, "seed", "max_cost"),
     ),
     "evaluate ruler2": Guide(
         (
-            f"{_ON_GPUS} evaluate ruler2 --load runs/1m-sft \\\n"
+            "ultralong evaluate ruler2 --ranks 8 --load runs/1m-sft \\\n"
             "    --data ruler2/llama3.1-1m --tensor-model-parallel-size 8 --output ruler2-1m",
         ),
         ("tasks", "lengths", "max_length", *_EVALUATION, "max_new_tokens", "max_cost"),
     ),
     "evaluate nolima": Guide(
         (
-            f"{_ON_GPUS} evaluate nolima --load runs/1m-sft \\\n"
+            "ultralong evaluate nolima --ranks 8 --load runs/1m-sft \\\n"
             "    --data nolima --tensor-model-parallel-size 8 --output nolima-1m",
         ),
         ("lengths", "num_depths", "num_haystacks", "needle_set", *_EVALUATION, "max_cost"),
     ),
     "evaluate longbench-v2": Guide(
         (
-            f"{_ON_GPUS} evaluate longbench-v2 --load runs/1m-sft \\\n"
+            "ultralong evaluate longbench-v2 --ranks 8 --load runs/1m-sft \\\n"
             "    --data longbench-v2.parquet --tensor-model-parallel-size 8 --output longbench-v2",
         ),
         ("max_length", *_EVALUATION, "prompt_template", "max_cost"),
@@ -201,7 +206,7 @@ GUIDES: dict[str, Guide] = {
     "generate": Guide(
         (
             "ultralong generate --load base --prompt 'The capital of France is'",
-            f"{_ON_GPUS} generate --load runs/1m-sft \\\n"
+            "ultralong generate --ranks 8 --load runs/1m-sft \\\n"
             "    --context-parallel-size 8 --prompt-file question.txt --chat",
         ),
         (
@@ -209,6 +214,8 @@ GUIDES: dict[str, Guide] = {
             *("top_k", *_LAYOUT, "precision"),
         ),
     ),
-    "doctor": Guide(("ultralong doctor", f"{_ON_GPUS} doctor")),
+    "doctor": Guide(
+        ("ultralong doctor", "torchrun --nproc-per-node 8 -m megatron_ultralong doctor")
+    ),
 }
 """By the name of the verb."""

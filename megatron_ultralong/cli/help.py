@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from megatron_ultralong.cli.guides import GUIDES, Guide
+from megatron_ultralong.cli.guides import GUIDES, RANKS, Guide
+from megatron_ultralong.cli.verbs import VERBS
 from megatron_ultralong.config.flags import Flag, flags_of
 from megatron_ultralong.program.ending import PROGRAM
 
@@ -48,7 +49,8 @@ def help_text(
     if recipes:
         lines += ["", *textwrap.wrap(f"Recipes: {', '.join(recipes)}", width, **_HANGING)]
     lines += _section("Required:", required, width)
-    own = [Flag(flag, flag, text) for flag, text in guide.of_the_command_line]
+    ranks = [RANKS] if VERBS[name].is_for_ranks else []
+    own = [Flag(flag, flag, text) for flag, text in (*guide.of_the_command_line, *ranks)]
     lines += _section("Common:" if guide.common else "Flags:", own + common, width)
     if not guide.common or with_all:
         for block in dict.fromkeys(flag.block for flag in rest):

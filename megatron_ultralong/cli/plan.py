@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_ultralong.cli.dispatch import begin
+from megatron_ultralong.cli.extension import derived
 from megatron_ultralong.cli.origin import fields_typed, says_who_set
 from megatron_ultralong.config.command_line import parse
-from megatron_ultralong.config.plain_values import with_fields
-from megatron_ultralong.config.recipes import RECIPES
-from megatron_ultralong.config.training import SftConfig, TrainingConfig
+from megatron_ultralong.config.plain_values import flat_fields, with_fields
+from megatron_ultralong.config.recipes import EXTENSIONS, RECIPES
+from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig, model_by_name, model_of_recipe
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig
+from megatron_ultralong.plan.search import LAYOUT_FLAGS
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import InputError
 
@@ -32,15 +35,29 @@ SFT_ROW = 8192
 """Tokens of a row of conversations as ``prepare chat`` packs them by default."""
 
 
-def plan(words: Sequence[str]) -> Plan:
+def plan(words: Sequence[str]) -> Plan | None:
     """Plan what the words of a command line ask for: a recipe or ``--config FILE``, and flags.
+
+    Without a recipe it is ``extend``; without a length all are planned that are asked for often,
+    and nothing is returned.
 
     Raises:
         InputError: bad input, or nothing fits.
     """
+    if words[0].startswith("-") and words[0] != "--config":
+        words = ["extend", *words]  # the recipe that fits any model and length
     run, rest = begin("plan", list(words), RECIPES, TrainingConfig)
     _check_gpu_name(rest)
     command: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
+    typed = fields_typed(rest)
+    if words[0] in EXTENSIONS:
+        its = command.run
+        assert isinstance(its, PretrainConfig)
+        if not its.data.seq_length and not its.data.data_path:
+            _plan_lengths(command, words[0], rest)
+            return None
+        run, _ = derived(words[0], its, typed, command.gpus, None)
+        command = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
     from megatron_ultralong.plan.command import plan_run
 
     with says_who_set(words, run):
@@ -50,7 +67,52 @@ def plan(words: Sequence[str]) -> Plan:
     # a search changes what the recipe set
     told = contextlib.nullcontext() if command.search else says_who_set(words, run)
     with told:
-        return plan_run(command, recipe, model, name, typed=fields_typed(rest), rows=rows)
+        start = start_words(command, recipe, rest) if recipe in EXTENSIONS else ""
+        return plan_run(command, recipe, model, name, typed=typed, rows=rows, words=start)
+
+
+def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> None:
+    """Plan a recipe of any length at each length that is asked for often."""
+    from megatron_ultralong.plan.command import console
+    from megatron_ultralong.plan.lengths import plans_by_length, show_lengths
+
+    if command.json or command.png or not command.search:
+        raise InputError(
+            "--json, --png and --no-search are about one plan: give its --seq-length, such as "
+            "--seq-length 512K"
+        )
+    model, name = shape_of(command, recipe)
+    typed = fields_typed(words)
+
+    def run_of(length: int) -> TrainingConfig:
+        its = with_fields(command.run, seq_length=length)
+        assert isinstance(its, PretrainConfig)
+        run, _ = derived(recipe, its, typed, command.gpus, None)
+        flags = [*words, "--seq-length", str(length)]
+        found: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", flags, PlanConfig(run))
+        return found.run
+
+    title = f"{name} by {recipe} on {command.gpus} x {command.find_hardware().name}"
+    found = list(plans_by_length(command, run_of, model, typed))
+    show_lengths(console(), found, title, start_words(command, recipe, words))
+
+
+_SAID = frozenset((*LAYOUT_FLAGS, "load", "save", "data_path", "seq_length"))
+"""Fields whose flags the printed command has by itself."""
+
+
+def start_words(command: PlanConfig, recipe: str, words: Sequence[str]) -> str:
+    """The beginning of the command that trains what is planned, with its flags of the run."""
+    run = command.run
+    found = [f"pretrain {recipe} --load {run.load or 'base'}"]
+    found += [f"--data-path {run.data.data_path or 'rows'} --save {run.save or 'run'}"]
+    fields, is_kept = frozenset(name.split(".")[-1] for name in flat_fields(run)) - _SAID, False
+    for word in words:
+        if word.startswith("--"):
+            is_kept = bool(fields_typed([word]) & fields)
+        if is_kept:
+            found.append(shlex.quote(word))
+    return " ".join(found)
 
 
 def _check_gpu_name(words: Sequence[str]) -> None:

@@ -39,17 +39,17 @@ class Verb:
     recipes: str = ""
     """Table of functions that give the options of a recipe, for a verb that begins with one."""
     is_for_ranks: bool = False
-    """Works on the ranks of torchrun, which are silent while they import."""
+    """Works on ranks, of torchrun or ``--ranks``, which are silent while they import."""
+    check_early: str = ""
+    """Called with the options and the number of ranks, before seconds of imports."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingVerb(Verb):
     """A verb that begins with a recipe or the file of an earlier run, and knows ``--dry-run``."""
 
-    check_early: str = ""
-    """Called with the options and the number of ranks, before seconds of imports."""
     check: str = ""
-    """The same, for a dry run: gives what it shows."""
+    """As ``check_early``, for a dry run: gives what it shows."""
 
 
 def _prepare(options: str, run: str, text: str) -> Verb:
@@ -76,7 +76,8 @@ def _training(
 
 def _evaluate(options: str, run: str, text: str) -> Verb:
     places = f"evaluation.commands:{options}", f"evaluation.run_command:{run}"
-    return Verb(text, *places, is_for_ranks=True)
+    check = "evaluation.early_checks:check_command"
+    return Verb(text, *places, is_for_ranks=True, check_early=check)
 
 
 VERBS: dict[str, Verb] = {
@@ -103,14 +104,14 @@ VERBS: dict[str, Verb] = {
         "InspectConfig", "report:inspect", "show the contents of a folder or checkpoint"
     ),
     "pretrain": _training(
-        *("PretrainConfig", "PRETRAIN_RECIPES", "check_packed_run"),
+        *("PretrainConfig", "FOR_PRETRAIN", "check_packed_run"),
         *("verbs:pretrain", "verbs:check_run"),
-        "extend the context of a model (with torchrun for several ranks)",
+        "extend the context of a model (--ranks N for several on this machine)",
     ),
     "sft": _training(
         *("SftConfig", "SFT_RECIPES", "check_chat_run"),
         *("verbs:sft", "verbs:check_sft"),
-        "tune on conversations (with torchrun for several ranks)",
+        "tune on conversations (--ranks N for several on this machine)",
     ),
     "plan": Verb(
         "plan memory, time and layout of a run, without a GPU",
@@ -167,6 +168,7 @@ VERBS: dict[str, Verb] = {
         options="config.generate:GenerateConfig",
         run="generation.generate:generate",
         is_for_ranks=True,
+        check_early="generation.early_checks:check_generation",
     ),
     "doctor": Verb(
         "check this machine and job, and say what to fix",

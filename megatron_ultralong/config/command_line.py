@@ -1,7 +1,8 @@
 """The flags of a configuration: one for each field, with its docstring and its range as help."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import tyro
@@ -15,7 +16,8 @@ from tyro.constructors import (
 from megatron_ultralong.config.flags import given_flags
 from megatron_ultralong.config.parser_errors import parser_errors
 from megatron_ultralong.program.fields import Range, check_ranges, numbers_of
-from megatron_ultralong.program.required import check_required
+from megatron_ultralong.program.quantity import Unit
+from megatron_ultralong.program.required import check_required, flag_of
 
 
 def parse(config_class: Any, program: str, words: Sequence[str], default: Any = None) -> Any:
@@ -31,6 +33,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
         InputError: a flag is unknown, required and missing, or its text is no value in its range.
         SystemExit: help was asked for (0).
     """
+    words = _plain_numbers(words, _units(config_class, default))
     with parser_errors(config_class, program, words, default):
         config = tyro.cli(
             config_class,
@@ -43,6 +46,34 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
     check_required(config, given_flags(words))
     check_ranges(config)
     return config
+
+
+def _units(config_class: Any, default: Any) -> dict[str, Unit]:
+    """Units of a configuration's flags, by flag."""
+    cls: Any = config_class if default is None else type(default)
+    hints = typing.get_type_hints(cls, include_extras=True)
+    found = {flag_of(one.name, hints[one.name]): one.unit for one in numbers_of(cls) if one.unit}
+    for field in dataclasses.fields(cls):
+        inner = getattr(hints[field.name], "__origin__", hints[field.name])
+        if dataclasses.is_dataclass(inner):
+            found |= _units(inner, None if default is None else getattr(default, field.name))
+    return found
+
+
+def _plain_numbers(words: Sequence[str], units: Mapping[str, Unit]) -> list[str]:
+    """A command line with ``512K`` and ``2,048`` behind flags with a unit as plain numbers."""
+    found, name = [], ""
+    for word in words:
+        flag, is_joined, value = word.partition("=")
+        if word.startswith("--"):
+            name = flag.replace("_", "-")
+        unit = units.get(name)
+        if unit and is_joined and word.startswith("--"):
+            word = f"{flag}={unit.plain(value, name)}"
+        elif unit and not word.startswith("--"):
+            word = unit.plain(word, name)
+        found.append(word)
+    return found
 
 
 def _with_ranges() -> ConstructorRegistry:

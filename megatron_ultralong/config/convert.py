@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.program.fields import Range
+from megatron_ultralong.program.quantity import LENGTH
 
 DtypeName = Literal["keep", "bf16", "fp16", "fp32"]
 LogitsDtype = Literal["fp32", "fp64"]
@@ -79,7 +80,7 @@ class VerifyConfig:
     """Convert the first model to this dtype before comparing."""
     logits: bool = False
     """Also run both models, with transformers and Megatron-Core, and compare their logits."""
-    logits_seq_length: Annotated[int, Range(1)] = 9216
+    logits_seq_length: Annotated[int, Range(1), LENGTH] = 9216
     """Tokens of the prompt of --logits."""
     logits_dtype: LogitsDtype = "fp32"
     """Type for --logits. fp64 is slower; use it if fp32 is not conclusive."""

@@ -55,7 +55,7 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
     """
     cls = cls if default is None else type(default)
     hints = typing.get_type_hints(cls, include_extras=True)
-    texts, ranges = field_docstrings(cls), {one.name: one.range for one in numbers_of(cls)}
+    texts, numbers = field_docstrings(cls), {one.name: one for one in numbers_of(cls)}
     found, inner = [], []
     for field in dataclasses.fields(cls):
         hint, value = hints[field.name], _default(field, default)
@@ -68,12 +68,14 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
             continue
         required = value is dataclasses.MISSING
         required |= strict and not value and mark_of(hint, Required) is not None
-        limits = ranges.get(field.name)
+        number = numbers.get(field.name)
+        limits = number.range if number else None
+        unit = f" {number.unit.help}." if number and number.unit else ""
         found.append(
             Flag(
                 field.name,
                 _usage(field.name, hint, kind),
-                texts.get(field.name, ""),
+                texts.get(field.name, "") + unit,
                 required,
                 limits.text() if limits else "",
                 "" if required else _shown(value),

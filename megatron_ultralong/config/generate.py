@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.quantity import LENGTH
 from megatron_ultralong.program.required import Required, check_required
 
 
@@ -37,7 +38,7 @@ class SamplingConfig:
 class DecodingConfig:
     """How prompts are processed."""
 
-    prefill_chunk_size: Annotated[int, Range(1)] = 32768
+    prefill_chunk_size: Annotated[int, Range(1), LENGTH] = 32768
     """Tokens of a prompt in one forward pass, over all context-parallel ranks; determines the
     memory for activations."""
     max_batch_size: Annotated[int, Range(1)] = 16
@@ -61,7 +62,7 @@ class GenerateConfig:
     """System message; needs --chat."""
     add_bos: bool = True
     """Begin a plain prompt as the tokenizer begins a text (Llama 3: <|begin_of_text|>)."""
-    max_new_tokens: Annotated[int, Range(1)] = 128
+    max_new_tokens: Annotated[int, Range(1), LENGTH] = 128
     """Largest number of tokens to write."""
     ignore_eos: bool = False
     """Continue after the model ends its text."""

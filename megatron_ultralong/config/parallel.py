@@ -79,8 +79,9 @@ class ParallelConfig:
                 f"parallel size ({self.tensor_model_parallel_size} x "
                 f"{self.pipeline_model_parallel_size} x {self.context_parallel_size} = "
                 f"{self.model_parallel_size}): start a multiple of {self.model_parallel_size} "
-                "ranks (torchrun --nproc-per-node), or change --tensor-model-parallel-size, "
-                "--pipeline-model-parallel-size or --context-parallel-size"
+                "ranks (--ranks, or torchrun --nproc-per-node), or change "
+                "--tensor-model-parallel-size, --pipeline-model-parallel-size or "
+                "--context-parallel-size"
             )
         return world_size // self.model_parallel_size
 

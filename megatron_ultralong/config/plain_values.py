@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_number, numbers_of, shown
+from megatron_ultralong.program.fields import Number, check_number, numbers_of, shown
 from megatron_ultralong.program.not_known import not_known
 
 Config = TypeVar("Config")
@@ -52,17 +52,25 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
     if absent:
         raise InputError(f"{place}: missing keys {absent}")
     cls: Any = config_class
-    ranges = {number.name: number for number in numbers_of(cls)}
+    numbers = {number.name: number for number in numbers_of(cls)}
     arguments = {}
     for key, value in values.items():
-        at = f"{path}.{key}" if path else key
+        at, number = f"{path}.{key}" if path else key, numbers.get(key)
+        if number and number.unit and isinstance(value, str):
+            value = _plain(number, value, f"{where}: {at}")
         arguments[key] = _typed(hints[key], value, where, at)
-        if key in ranges:
-            check_number(config_class, ranges[key], arguments[key], where=where, path=at)
+        if number:
+            check_number(config_class, number, arguments[key], where=where, path=at)
     try:
         return config_class(**arguments)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
+
+
+def _plain(number: Number, text: str, name: str) -> str | int:
+    """``512K -> 524288``; a plain number in quotes stays a text, which is refused."""
+    plain = number.unit.plain(text, name) if number.unit else text
+    return text if plain == text else int(plain)
 
 
 def _typed(hint: Any, value: Any, where: str, path: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import LENGTH
 
 AnglePrecision = Literal["exact", "float32"]
 OF_YARN = (
@@ -29,7 +30,7 @@ class RopeConfig:
     context that the checkpoint had before its scaling: yarn (the recipe), ntk, linear, none."""
     rope_scaling_factor: yarn.ScalingFactor = 1.0
     """s: extended context / original context. 128, 256 and 512 for 1M, 2M and 4M over 8192."""
-    original_max_position_embeddings: yarn.ContextLength = 8192
+    original_max_position_embeddings: Annotated[yarn.ContextLength, LENGTH] = 8192
     """L: the original context, over which YaRN counts rotations."""
     beta_fast: yarn.Rotations = 4.0
     """YaRN: dimensions with more rotations than this over L keep their frequency."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import YEAR, Range, check_ranges
+from megatron_ultralong.program.quantity import LENGTH
 
 RecomputeGranularity = Literal["none", "full", "keep_attention"]
 
@@ -17,10 +18,10 @@ class MemoryConfig:
     """What is recomputed in the backward pass. full: keep only layer inputs. keep_attention: also
     keep attention's output, which at 1M tokens and more saves nearly all of the recomputation.
     none: keep everything."""
-    sequence_tile_size: Annotated[int, Range(0)] = 16384
+    sequence_tile_size: Annotated[int, Range(0), LENGTH] = 16384
     """Tokens that pass through embedding, projections and MLP of a recomputed layer at a time, so
     the MLP's wide tensors are never as long as the row; 0: all tokens."""
-    loss_tile_size: Annotated[int, Range(0)] = 2048
+    loss_tile_size: Annotated[int, Range(0), LENGTH] = 2048
     """Tokens that pass through the output layer and the loss at a time, so full logits never exist;
     0: Megatron-Core's own output layer and loss."""
     offload_activations: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from megatron_ultralong.config import run
 from megatron_ultralong.config.optimizer import OptimizerConfig
@@ -17,8 +17,12 @@ from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.quantity import LENGTH, TOKENS
 from megatron_ultralong.program.required import Required, check_required
 from megatron_ultralong.sequence.document_mask import DocumentMask
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +33,7 @@ class DataConfig:
         str, Required("a folder written by `ultralong prepare`, or for sft by `prepare chat`")
     ] = ""
     """Folder written by `ultralong prepare`; for sft, by `ultralong prepare chat`."""
-    seq_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label")] = 0
+    seq_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label"), LENGTH] = 0
     """Tokens per row; 0: the row length of the data folder."""
     document_mask: DocumentMask = "none"
     """none: documents of a row attend to each other (the paper's recipe). block: they do not."""
@@ -54,6 +58,8 @@ class TrainingConfig:
     """Iterations between checkpoints; 0: save only at the end."""
     train_iters: Annotated[int, Range(1)] = 0
     """Iterations (optimizer steps) of the whole run."""
+    train_tokens: Annotated[float, Range(0, 1e18), TOKENS] = 0.0
+    """Tokens of the whole run, instead of train_iters: as many iterations as hold them."""
     micro_batch_size: Annotated[int, Range(1)] = 1
     """Rows in one forward pass of a replica."""
     global_batch_size: Annotated[int, Range(1)] = 1
@@ -77,6 +83,14 @@ class TrainingConfig:
     checkpoint: run.CheckpointConfig = dataclasses.field(default_factory=run.CheckpointConfig)
     faults: run.FaultConfig = dataclasses.field(default_factory=run.FaultConfig)
     log: run.LogConfig = dataclasses.field(default_factory=run.LogConfig)
+
+    def with_budget(self, seq_length: int) -> Self:
+        """The same with the iterations that hold ``train_tokens``, where those are given."""
+        if not self.train_tokens:
+            return self
+        tokens = max(self.global_batch_size * seq_length, 1)
+        iterations = math.ceil(self.train_tokens / tokens)
+        return dataclasses.replace(self, train_iters=iterations, train_tokens=0.0)
 
     def check(self, world_size: int) -> None:
         """Check the rules that need neither checkpoint nor data.

@@ -13,6 +13,7 @@ from megatron_ultralong.data.tokenize.chat_template import DATE, TemplateName
 from megatron_ultralong.data.tokenize.tokenising import SeparatorInText, TokenizerEngine
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import INT64, UINT32, Range, check_ranges
+from megatron_ultralong.program.quantity import LENGTH, TOKENS
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class PrepareConfig:
     itself."""
     output: Path
     """New or empty folder to write."""
-    seq_length: Annotated[int, Range(2, rule="a token, and its label")]
+    seq_length: Annotated[int, Range(2, rule="a token, and its label"), LENGTH]
     """Tokens per row."""
     separator: str = "<s>"
     """Text between documents, encoded alone. eos: the tokenizer's EOS. none: nothing."""
@@ -49,7 +50,7 @@ class PrepareConfig:
     rows; the manifest states the padding."""
     seed: Annotated[int, Range(0, UINT32)] = 1234
     """Seed of split, sample and order, which are hashes of the documents."""
-    max_tokens: Annotated[int | None, Range(1, INT64)] = None
+    max_tokens: Annotated[int | None, Range(1, INT64), TOKENS] = None
     """Largest number of tokens of the training split, to 1 in 1,000; sources keep their shares."""
     workers: Annotated[int, Range(1, 1024, rule="1 is this process alone")] = 1
     """Processes that read and tokenize; the output does not depend on it."""
@@ -101,9 +102,9 @@ class PrepareChatConfig:
     """Folder with a tokenizer.json or Llama 3's tokenizer.model, or the file itself."""
     output: Path
     """New or empty folder to write."""
-    seq_length: Annotated[int, Range(2, rule="a token, and its label")] = 8192
+    seq_length: Annotated[int, Range(2, rule="a token, and its label"), LENGTH] = 8192
     """Tokens per row."""
-    max_length: Annotated[int, Range(0)] = 0
+    max_length: Annotated[int, Range(0), LENGTH] = 0
     """Largest number of tokens of a conversation; 0: seq_length."""
     too_long: TooLong = "drop"
     """What to do with longer conversations: drop them, or truncate their end. Both are counted."""

@@ -14,7 +14,8 @@ from megatron_ultralong.config import rope, run
 from megatron_ultralong.dropin.cpu import set_cpu_defaults
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings
+from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings, numbers_of
+from megatron_ultralong.program.quantity import LENGTH, Unit
 from megatron_ultralong.sequence.document_mask import DocumentMask
 
 
@@ -40,9 +41,9 @@ class DropInConfig(rope.RopeConfig):
     recompute_granularity: run.RecomputeGranularity = "none"
     """keep_attention: backward makes everything of a layer again but the attention; full: that too;
     none: Megatron-LM's own --recompute-granularity decides."""
-    sequence_tile_size: Annotated[int, Range(0)] = 16384
+    sequence_tile_size: Annotated[int, Range(0), LENGTH] = 16384
     """Tokens that go through embedding, projections and MLP of such a layer at a time; 0: all."""
-    loss_tile_size: Annotated[int, Range(0)] = 0
+    loss_tile_size: Annotated[int, Range(0), LENGTH] = 0
     """Tokens that go through the output layer and the loss at a time, so that full logits never
     exist (2048 is good); 0 leaves both to Megatron-LM."""
 
@@ -163,12 +164,13 @@ def add_ultralong_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     group = parser.add_argument_group("ultralong", "Long context by megatron-ultralong.")
     hints = typing.get_type_hints(DropInConfig)
     helps = field_docstrings(DropInConfig)
+    units = {number.name: number.unit for number in numbers_of(DropInConfig)}
     for field in dataclasses.fields(DropInConfig):
         convert, choices = _kind(hints[field.name])
         group.add_argument(
             "--" + (PREFIX + field.name).replace("_", "-"),
             default=field.default,
-            type=convert,
+            type=_reader(convert, units.get(field.name)),
             choices=choices,
             help=helps[field.name].replace("%", "%%"),
             action=_PackedRowsAction if field.name == "data_path" else "store",
@@ -213,6 +215,13 @@ class _PackedRowsAction(argparse.Action):
             namespace.dataloader_type = "external"
             namespace.calculate_per_token_loss = True
             namespace.create_attention_mask_in_dataloader = False
+
+
+def _reader(convert: Callable[[str], Any], unit: Unit | None) -> Callable[[str], Any]:
+    """The same for texts with letters and commas, where the field has a unit."""
+    if unit is None:
+        return convert
+    return lambda text: convert(unit.plain(text, "the value"))
 
 
 def _kind(hint: Any) -> tuple[Callable[[str], Any], list[str] | None]:

@@ -10,6 +10,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
 from megatron_ultralong.program.not_known import not_known
+from megatron_ultralong.program.quantity import LENGTH
 from megatron_ultralong.program.required import Required, check_required
 from megatron_ultralong.sequence.document_mask import DocumentMask
 
@@ -50,13 +51,13 @@ class LossConfig:
     """Folder written by `ultralong prepare`."""
     split: Literal["valid", "train"] = "valid"
     """Rows to evaluate on."""
-    seq_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label")] = 0
+    seq_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label"), LENGTH] = 0
     """Tokens to use from the start of each row; 0: whole rows."""
     num_samples: Annotated[int, Range(0)] = 0
     """Rows to use, from the start of the split; 0: all."""
     micro_batch_size: Annotated[int, Range(1)] = 1
     """Rows in one forward pass."""
-    smallest_bin: Annotated[int, Range(1)] = 128
+    smallest_bin: Annotated[int, Range(1), LENGTH] = 128
     """Positions in the first bin; each following edge doubles."""
     document_mask: DocumentMask = "none"
     """block: do not count predictions of a document's first token."""
@@ -76,7 +77,7 @@ class GridConfig:
     """Retrieval of something hidden in a text, by length and depth."""
 
     lengths: Annotated[
-        tuple[int, ...], Range(1), Required("token counts, such as --lengths 512 1024 2048")
+        tuple[int, ...], Range(1), LENGTH, Required("token counts, such as --lengths 512 1K 2K")
     ] = ()
     """Tokens of prompt and answer together; one column of the map for each."""
     depths: Annotated[tuple[float, ...], Range(0, 100)] = (0, 11, 22, 33, 44, 56, 67, 78, 89, 100)

@@ -18,6 +18,7 @@ from megatron_ultralong.evaluation.local.nolima import evaluate_nolima
 from megatron_ultralong.evaluation.local.ruler2 import evaluate_ruler2
 from megatron_ultralong.evaluation.loss import evaluate_loss
 from megatron_ultralong.evaluation.models import opening
+from megatron_ultralong.evaluation.models.facts import ModelFacts, model_facts, tokenizer_folder
 from megatron_ultralong.evaluation.report.report import load_results
 from megatron_ultralong.evaluation.results.result import plain_values
 from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, needle_grid, passkey_grid
@@ -36,7 +37,7 @@ def run_loss(command: Any) -> None:
     separator_ids = load_manifest(command.loss.data_path).separator_ids
     models = command.models
     with opening.open_scorers(models) as scorers:
-        records = [opening.model_facts(load, models.precision).record for load in models.load]
+        records = [model_facts(load, models.precision).record for load in models.load]
         evaluate_loss(command.loss, scorers, separator_ids, records)
 
 
@@ -59,13 +60,13 @@ def _evaluate(
     check_required(models)
     config.check()
     check_ranges(command.cost)
-    facts = [opening.model_facts(load, models.precision) for load in models.load]
+    facts = [model_facts(load, models.precision) for load in models.load]
     _check_names([one.name for one in facts])
     configs = [_config_of(config, one.name, len(facts)) for one in facts]
     todo = list(range(len(facts)))
     if len(facts) > 1:
         todo = [number for number in todo if not _is_done(name, configs[number], facts[number])]
-    tokenizers = [PromptTokenizer(opening.tokenizer_folder(load)) for load in models.load]
+    tokenizers = [PromptTokenizer(tokenizer_folder(load)) for load in models.load]
     if not todo:
         return
     opened: Any = opening.scorers_in_turn if is_scored else opening.generators_in_turn
@@ -103,7 +104,7 @@ def _config_of(config: Any, name: str, num_models: int) -> Any:
     return dataclasses.replace(config, output=str(Path(config.output) / name))
 
 
-def _is_done(name: str, config: Any, facts: opening.ModelFacts) -> bool:
+def _is_done(name: str, config: Any, facts: ModelFacts) -> bool:
     """Whether the folder of one of several models has its result, by the same command.
 
     Raises:

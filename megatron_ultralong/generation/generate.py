@@ -10,21 +10,20 @@ import numpy as np
 import torch
 
 from megatron_ultralong.checkpoint.convert.small_files import check_tokenizer_names
-from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
+from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.generate import GenerateConfig
-from megatron_ultralong.data.read.record import read_named_text
 from megatron_ultralong.data.rows.indexed import unknown_id, why_unknown
 from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
 from megatron_ultralong.data.tokenize.tokenising import check_file_sizes
 from megatron_ultralong.generation.continuation import Continuation, TextStream, open_decoder
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.generation.early_checks import check_generation
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, harmless
 from megatron_ultralong.program.optional import optional_package
 from megatron_ultralong.program.progress import progress
-from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.program.ranks import is_main_rank, world_size
 
 
 def check_prompts(
@@ -122,15 +121,10 @@ def generate(config: GenerateConfig) -> list[str]:
     Raises:
         InputError: a field, a file or a tokenizer that does not fit, see the messages.
     """
-    config.check()
-    folder = Path(config.load)
-    metadata = load_metadata(folder)
+    early, folder = check_generation(config, world_size()), Path(config.load)
+    metadata, tokenizer, messages = early.metadata, early.tokenizer, early.messages
     model = metadata.model
-    config.parallel.check_model(model)
-    tokenizer = PromptTokenizer(folder / SOURCE_FOLDER)
     stop_ids = frozenset() if config.ignore_eos else tokenizer.stop_ids()
-    files = [read_named_text("--prompt-file", name) for name in config.prompt_file]
-    messages = [*config.prompt, *files]
     if config.chat:
         chat = ChatPrompt(folder / SOURCE_FOLDER)
         prompts = [chat.encode(text, config.system) for text in messages]

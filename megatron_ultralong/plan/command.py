@@ -9,6 +9,7 @@ from megatron_ultralong.plan.area import Rows, area_of
 from megatron_ultralong.plan.estimate import Estimate
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job
+from megatron_ultralong.plan.lengths import command_text
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.plan.report import Plan, show
 from megatron_ultralong.plan.search import Found, broken_rule
@@ -30,6 +31,7 @@ def plan_run(
     *,
     typed: frozenset[str] = frozenset(),
     rows: Rows | None = None,
+    words: str = "",
 ) -> Plan:
     """Plan, print and write.
 
@@ -40,6 +42,7 @@ def plan_run(
         model_name: for people.
         typed: fields of the configuration that were given as flags.
         rows: of the data folder, if there is one.
+        words: verb, recipe and folders of the command that starts the run, where they are known.
 
     Raises:
         InputError: nothing fits, or the input is bad.
@@ -67,14 +70,14 @@ def plan_run(
     tokens, tokens_text = _train_tokens(command, job, rows)
     plan = Plan(
         *(recipe, model_name, area.text, tokens, chosen),
-        *(found, given, hints, tokens_text),
+        *(found, given, hints, tokens_text, command_text(chosen, words) if words else ""),
     )
-    show(_console(), plan, command.num_alternatives)
+    show(console(), plan, command.num_alternatives)
     _write(command, plan)
     return plan
 
 
-def _console() -> Console:
+def console() -> Console:
     """The terminal's width; a file or a pipe has none, and tables are read there, too."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
@@ -83,8 +86,8 @@ def _console() -> Console:
 def _train_tokens(command: PlanConfig, job: Job, rows: Rows | None) -> tuple[float, str]:
     """Tokens of the run, and what they are counted by."""
     config, an_iteration = command.run, job.tokens_per_iteration
-    if command.train_tokens:
-        return command.train_tokens, ""
+    if config.train_tokens:
+        return config.train_tokens, ""
     if isinstance(config, SftConfig) and not config.train_iters and rows is not None:
         iterations = config.with_iterations(rows.num_rows).train_iters
         return float(iterations * an_iteration), f", {config.num_epochs:g} passes over the rows"

@@ -7,6 +7,7 @@ from typing import Annotated
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.plan.hardware import Hardware, hardware_by_name, hardware_from
 from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.quantity import LENGTH
 from megatron_ultralong.program.required import NothingRequired, Required
 from megatron_ultralong.program.yaml_file import read_yaml
 
@@ -80,10 +81,8 @@ class PlanConfig:
     --load, otherwise the recipe's."""
     search: bool = True
     """Choose the layout. --no-search plans exactly the recipe and the given flags."""
-    mean_document_length: Annotated[float, Range(1, or_zero=True)] = 0.0
+    mean_document_length: Annotated[float, Range(1, or_zero=True), LENGTH] = 0.0
     """Mean tokens per document, for document_mask block; 0: the boundaries in --data-path."""
-    train_tokens: Annotated[float, Range(0, 1e18)] = 0.0
-    """Tokens of the run; 0: train_iters x global_batch_size x seq_length."""
     num_alternatives: Annotated[int, Range(0)] = 8
     """Layouts to show in each table."""
     json: Path | None = None

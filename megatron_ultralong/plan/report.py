@@ -17,7 +17,7 @@ from megatron_ultralong.plan.given import (
     time_rows,
     traffic_table,
 )
-from megatron_ultralong.plan.job import GIB
+from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.plan.search import SAME_TIME, Found
 from megatron_ultralong.plan.without_effect import idle_flags
@@ -43,6 +43,8 @@ class Plan:
     """Small changes to what was asked for that are better, as sentences."""
     tokens_text: str = ""
     """What the run's tokens are counted by, where it is not its iterations."""
+    command: str = ""
+    """What starts the run, where that is known."""
 
     @cached_property
     def run(self) -> RunTime:
@@ -56,27 +58,32 @@ class Plan:
 
     def flags(self) -> str:
         """The layout as flags of ``pretrain``, on one line."""
-        parallel, memory = self.chosen.job.parallel, self.chosen.job.memory
-        words = [
-            f"--tensor-model-parallel-size {parallel.tensor_model_parallel_size}",
-            f"--pipeline-model-parallel-size {parallel.pipeline_model_parallel_size}",
-            f"--context-parallel-size {parallel.context_parallel_size}",
-            "--sequence-parallel" if parallel.sequence_parallel else "--no-sequence-parallel",
-            f"--recompute-granularity {memory.recompute_granularity}",
-        ]
-        for name in ("first", "last"):
-            layers = getattr(parallel, f"num_layers_in_{name}_pipeline_stage")
-            if layers:
-                words.append(f"--num-layers-in-{name}-pipeline-stage {layers}")
-        if parallel.cp_comm_type != "p2p":
-            words.append(f"--cp-comm-type {parallel.cp_comm_type}")
-        if sizes := parallel.hierarchical_context_parallel_sizes:
-            words.append(f"--hierarchical-context-parallel-sizes {' '.join(map(str, sizes))}")
-        if memory.offload_activations:
-            words.append("--offload-activations")
-        if self.chosen.job.config.optimizer.optimizer_cpu_offload:
-            words.append("--optimizer-cpu-offload")
-        return " ".join(words)
+        return layout_flags(self.chosen.job)
+
+
+def layout_flags(job: Job) -> str:
+    """A layout as flags of ``pretrain``, on one line."""
+    parallel, memory = job.parallel, job.memory
+    words = [
+        f"--tensor-model-parallel-size {parallel.tensor_model_parallel_size}",
+        f"--pipeline-model-parallel-size {parallel.pipeline_model_parallel_size}",
+        f"--context-parallel-size {parallel.context_parallel_size}",
+        "--sequence-parallel" if parallel.sequence_parallel else "--no-sequence-parallel",
+        f"--recompute-granularity {memory.recompute_granularity}",
+    ]
+    for name in ("first", "last"):
+        layers = getattr(parallel, f"num_layers_in_{name}_pipeline_stage")
+        if layers:
+            words.append(f"--num-layers-in-{name}-pipeline-stage {layers}")
+    if parallel.cp_comm_type != "p2p":
+        words.append(f"--cp-comm-type {parallel.cp_comm_type}")
+    if sizes := parallel.hierarchical_context_parallel_sizes:
+        words.append(f"--hierarchical-context-parallel-sizes {' '.join(map(str, sizes))}")
+    if memory.offload_activations:
+        words.append("--offload-activations")
+    if job.config.optimizer.optimizer_cpu_offload:
+        words.append("--optimizer-cpu-offload")
+    return " ".join(words)
 
 
 def show(console: Console, plan: Plan, num_alternatives: int) -> None:
@@ -111,7 +118,7 @@ def _summary(plan: Plan) -> Text:
     text.append(layout_text(job), style="bold")
     count = job.num_microbatches
     text.append(f"; {count} micro-batch{'es' if count > 1 else ''} a step; {plan.area_text}\n")
-    text.append(f"  {plan.flags()}\n", style="cyan")
+    text.append(f"  {plan.command or plan.flags()}\n", style="cyan")
     text.append(f"rates: {estimate.hardware.source}", style="dim")
     if "one iteration" in plan.tokens_text:
         text.append(

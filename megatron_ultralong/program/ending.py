@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_ultralong.program.errors import InputError, RunStopped, printable
 from megatron_ultralong.program.exit_status import forget_status, leave_status
-from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank
 
 PROGRAM = "ultralong"
 INTERRUPTED = 130
@@ -55,6 +55,8 @@ def ends_with_message() -> Iterator[None]:
         raise
     except Exception:
         _leave_for_torchrun(traceback.format_exc())
+        if is_launched():  # it prints the trace of the first rank alone
+            sys.exit(1)
         raise
 
 
@@ -107,7 +109,7 @@ def tell(line: str) -> None:
 def _tell(message: str) -> None:
     message = printable(message)
     _leave_for_torchrun(f"{PROGRAM}: {message}")
-    if is_main_rank():
+    if is_main_rank() and not is_launched():
         sys.stderr.write(f"{PROGRAM}: {message}\n")
 
 
@@ -122,6 +124,8 @@ def _tell_from_any_rank(message: str) -> None:
         return
     message = f"rank {rank} on {socket.gethostname()}: {printable(message)}"
     _leave_for_torchrun(f"{PROGRAM}: {message}")
+    if is_launched():
+        return
     time.sleep(_OTHERS_WAIT_SECONDS * (2 if local_rank else 1))
     sys.stderr.write(f"{PROGRAM}: {message}\n")
 
@@ -131,7 +135,7 @@ def _leave_for_torchrun(message: str) -> None:
 
     In the form of torch's ``ErrorHandler.record_exception``.
     """
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    path = os.environ.get(ERROR_FILE)
     if path:
         details = {"py_callstack": message, "timestamp": str(int(time.time()))}
         content = {"message": {"message": message, "extraInfo": details}}

@@ -19,6 +19,7 @@ import typing
 from typing import Annotated, Any, Literal
 
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import Unit
 
 
 @functools.cache
@@ -131,6 +132,8 @@ class Number:
     """Instead of a number."""
     is_optional: bool = False
     is_tuple: bool = False
+    unit: Unit | None = None
+    """What texts of it may end with: ``512K``."""
 
 
 def check_ranges(config: Any, prefix: str = "", where: str = "") -> None:
@@ -240,4 +243,5 @@ def _number(name: str, hint: Any) -> Number | None:
         words=tuple(words),
         is_optional=type(None) in options,
         is_tuple=is_tuple,
+        unit=next((one for one in metadata if isinstance(one, Unit)), None),
     )

@@ -1,6 +1,68 @@
-"""Amounts and rates for people: ``50.3 MB/s``, ``12,345 tokens``."""
+"""Amounts as people read and write them: ``50.3 MB/s``, ``12,345 tokens``; ``512K``, ``2,048``."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+
+from megatron_ultralong.program.errors import InputError
 
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
+_AMOUNT = re.compile(r"(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?\s?([A-Za-z]*)", re.ASCII)
+_LONGEST = 40
+"""Characters of an amount."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Unit:
+    """How users write the numbers of a field: with commas, and with a letter for the thousands.
+
+    ``seq_length: Annotated[int, Range(2), LENGTH]`` takes 524288, 524,288 and 512K from flags and
+    files. tests/test_quantity.py fails by name for a number of tokens without one.
+    """
+
+    factors: Mapping[str, int]
+    """By the letters behind a number; their case does not count."""
+    help: str
+    """An example, a sentence."""
+
+    def plain(self, text: str, name: str) -> str:
+        """``512K -> 524288``; a text without letter and commas as it is.
+
+        Raises:
+            InputError: ``name`` cannot be that: the letter is unknown, or it is part of a token.
+        """
+        found = _AMOUNT.fullmatch(text) if len(text) <= _LONGEST else None
+        if not found or not (found[3] or "," in text):
+            return text  # the parser of numbers reads it, or says what is wrong
+        factors = {"": 1, **{letters.lower(): factor for letters, factor in self.factors.items()}}
+        factor = factors.get(found[3].lower())
+        amount = Fraction(found[1].replace(",", "") + (found[2] or "")) * (factor or 0)
+        if factor is None or amount.denominator != 1:
+            raise InputError(
+                f"{name} must be a whole number, plain, with commas, or with one of "
+                f"{', '.join(self.factors)}, not {text!r}: {self.help}"
+            )
+        return str(amount)
+
+
+LENGTH = Unit({"K": 2**10, "M": 2**20, "G": 2**30}, "512K is 524,288")
+"""Tokens of a row, a tile, a context: the field's powers of 1,024 (128K, 1M)."""
+TOKENS = Unit({"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}, "1B is 1,000,000,000")
+"""Tokens of a corpus or a run, as papers count them."""
+BYTES = Unit(
+    {
+        "kB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "TB": 10**12,
+        "KiB": 2**10,
+        "MiB": 2**20,
+        "GiB": 2**30,
+        "TiB": 2**40,
+    },
+    "64MB is 64,000,000 and 64MiB 67,108,864",
+)
 
 
 def quantity(amount: float, unit: str) -> str:

@@ -1,6 +1,34 @@
 """What torchrun says of this process, before ranks have met. Nothing here needs torch."""
 
+import contextlib
 import os
+from collections.abc import Iterator
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Names the file where a rank leaves its message for what has started it."""
+LAUNCHED = "ULTRALONG_LAUNCHER"
+"""Process that started this rank by ``--ranks``, and tells the job's one message."""
+
+
+def is_launched() -> bool:
+    """Whether this rank was started by ``--ranks``, whose process speaks for it at its end."""
+    return LAUNCHED in os.environ
+
+
+@contextlib.contextmanager
+def as_job_of(num_ranks: int | None) -> Iterator[None]:
+    """Check inside for so many ranks of this machine; None: for those that there are."""
+    names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE") if num_ranks else ()
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(num_ranks)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def world_size() -> int:

@@ -48,9 +48,11 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
     Raises:
         InputError: a rule between configuration, checkpoint and data is broken.
     """
+    data = Path(config.data.data_path)
+    if config.train_tokens:
+        config = config.with_budget(config.data.seq_length or load_manifest(data).seq_length)
     config.check_fields()
     source = _open_source(config)
-    data = Path(config.data.data_path)
     manifest = load_manifest(data)
     _check_layout(config, source, num_ranks)
     vocab_size, document_mask = source.model.vocab_size, config.data.document_mask
@@ -90,6 +92,7 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
     source = _open_source(config)
     data = Path(config.data.data_path)
     manifest = load_chat_manifest(data)
+    config = config.with_budget(config.data.seq_length or manifest.seq_length)
     config = config.with_iterations(len(ChatRows(data / "train")))
     config.check_fields()
     _check_layout(config, source, num_ranks)

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.docs.blocks import blocks
-from tools import parallel_sizes, slurm_sizes, smollm2_tables, whole_way
+from tools import parallel_sizes, recipe_sizes, slurm_sizes, smollm2_tables, whole_way
 
 
 def test_the_sizes_for_slurm_are_those_of_the_plan() -> None:
@@ -52,6 +52,17 @@ def test_the_rule_for_parallel_sizes_is_judged_by_the_plan() -> None:
     hardware = parallel_sizes.HARDWARE
     for link in (hardware.network_gb_per_second, hardware.nvlink_gb_per_second):
         assert f"{parallel_sizes.hidden_from(hardware, link):,}" in text
+
+
+def test_what_machines_can_train_is_what_the_plan_says() -> None:
+    text = recipe_sizes.PAGE.read_text(encoding="utf-8")
+    assert recipe_sizes.page(text) == text, "python -m tools.recipe_sizes"
+    for its in recipe_sizes.estimates():
+        assert its.refusal is None
+    block = text.split("## On GPUs")[1]
+    assert "--offload-activations" in recipe_sizes.flags_of(8, 2**19)
+    assert "--tensor-model-parallel-size 1 " in recipe_sizes.flags_of(8, 2**19)
+    assert "extend --load base --data-path rows --save run --ranks 8 --offload-activations" in block
 
 
 def test_the_ring_is_hidden_from_where_the_page_says() -> None:

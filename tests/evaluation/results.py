@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.models.opening import ModelFacts, Subject, model_facts
+from megatron_ultralong.evaluation.models.facts import ModelFacts, model_facts
+from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import (
     CostConfig,
     LossConfig,

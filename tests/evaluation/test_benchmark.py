@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.evaluation.models.facts import ModelFacts, model_facts
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models.opening import ModelFacts, Subject, model_facts
+from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.results import pictures
 from megatron_ultralong.evaluation.results.file import read_result

@@ -17,12 +17,8 @@ from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.choices import evaluate_choices, read_questions
-from megatron_ultralong.evaluation.models.opening import (
-    Subject,
-    model_facts,
-    open_scorers,
-    tokenizer_folder,
-)
+from megatron_ultralong.evaluation.models.facts import model_facts, tokenizer_folder
+from megatron_ultralong.evaluation.models.opening import Subject, open_scorers
 from megatron_ultralong.evaluation.options import ChoicesConfig, CostConfig, ModelsConfig
 from megatron_ultralong.evaluation.report.report import load_results
 from megatron_ultralong.evaluation.results.result import Result

@@ -26,8 +26,9 @@ from megatron_ultralong.evaluation.local.scores import (
     normalised,
     normalised_chinese,
 )
+from megatron_ultralong.evaluation.models.facts import model_facts
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models.opening import Subject, model_facts
+from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError

@@ -13,9 +13,10 @@ from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.evaluation.models.facts import model_facts
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceScorer
 from megatron_ultralong.evaluation.models.interface import Scores
-from megatron_ultralong.evaluation.models.opening import model_facts, open_generators, open_scorers
+from megatron_ultralong.evaluation.models.opening import open_generators, open_scorers
 from megatron_ultralong.evaluation.options import ModelsConfig
 from tests.models import write_llama
 from tests.ranks import run_on_ranks

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.evaluation.models.facts import model_facts
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models.opening import Subject, model_facts
+from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.report.report import gather_report
 from megatron_ultralong.evaluation.results.file import read_result

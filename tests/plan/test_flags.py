@@ -42,6 +42,7 @@ EFFECTS: dict[str, tuple[str, str, Expected]] = {
     "micro_batch_size": (GPUS + " --context-parallel-size 8", "--micro-batch-size 2",
                          {"chosen.num_microbatches": "down", MEMORY: "up"}),
     "global_batch_size": (GPUS, "--global-batch-size 16", {STEP: "up", HOURS: "up"}),
+    "train_tokens": (GPUS, "--train-tokens 5B", {HOURS: "up", "chosen.hours": "up"}),
     "eval_interval": (GPUS, "--eval-interval 10", {"run.num_validations": "up", HOURS: "up"}),
     "eval_iters": (GPUS + " --eval-interval 10", "--eval-iters 8",
                    {"run.validation_seconds": "up", HOURS: "up"}),

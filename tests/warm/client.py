@@ -39,7 +39,8 @@ def main() -> int:
     status = int.from_bytes(_received(server), "little", signed=True)
     if status >= 0:
         return status
-    signal.signal(-status, signal.SIG_DFL)  # end as the program did
+    if -status != signal.SIGKILL:
+        signal.signal(-status, signal.SIG_DFL)  # end as the program did
     os.kill(os.getpid(), -status)
     return 128 - status
 

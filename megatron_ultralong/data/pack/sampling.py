@@ -21,6 +21,7 @@ import tyro
 
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.quantity import LENGTH
 from megatron_ultralong.sequence.documents import document_split, unit_hash
 
 SHORT_LENGTH = 4096
@@ -51,10 +52,10 @@ class LengthSampling:
     """fu: short documents at short_weight, all others at 1, as in Fu's code. ultralong: also long
     documents at long_weight, as in the paper. none: every document once. With fu and ultralong,
     sources are scaled to keep their shares of the tokens."""
-    short_length: Annotated[int | None, Range(0)] = None
+    short_length: Annotated[int | None, Range(0), LENGTH] = None
     """Documents with fewer tokens are short. Default: 4096 as in the paper; in rows of less than
     65,536 tokens, a sixteenth of a row."""
-    long_length: Annotated[int | None, Range(0)] = None
+    long_length: Annotated[int | None, Range(0), LENGTH] = None
     """Documents with at least this many tokens are long. Default: twice short_length, which is the
     paper's 8192 in rows of 65,536 tokens and more."""
     short_weight: Annotated[float, Range(0, 1000)] = 0.1

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from megatron_ultralong.program.fields import Range
+from megatron_ultralong.program.quantity import BYTES
 
 FileFormat = Literal["auto", "jsonl", "parquet", "text"]
 ChatFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca"]
@@ -28,7 +29,7 @@ class ReadOptions:
     """Format of all files; auto: by the name and the first bytes of each file."""
     skip_bad: bool = False
     """Count and skip documents that cannot be read, instead of stopping."""
-    max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
+    max_document_bytes: Annotated[int | None, Range(1, 2**40), BYTES] = None
     """Largest number of bytes of a line, text file or parquet row; a longer one is a bad document
     and never held in memory. Default: what fits into 2 GiB of memory: 80 MiB with gigatoken (five
     rows of 4M tokens), 32 with tiktoken, 16 with sentencepiece, 8 with tokenizers."""
@@ -52,6 +53,6 @@ class ChatReadOptions:
     all."""
     skip_bad: bool = False
     """Count and skip conversations that cannot be used, instead of stopping."""
-    max_document_bytes: Annotated[int | None, Range(1, 2**40)] = None
+    max_document_bytes: Annotated[int | None, Range(1, 2**40), BYTES] = None
     """Largest number of bytes of a line or parquet row; a longer one is bad and never held in
     memory. Default: what fits into 2 GiB of memory, 80 MiB with gigatoken."""

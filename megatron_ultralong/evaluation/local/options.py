@@ -7,6 +7,7 @@ from megatron_ultralong.evaluation.options import AskingConfig, check_different,
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range
+from megatron_ultralong.program.quantity import LENGTH
 from megatron_ultralong.program.required import Required
 
 
@@ -14,7 +15,7 @@ from megatron_ultralong.program.required import Required
 class CutConfig(AskingConfig):
     """Questions that lose their middle where they are too long."""
 
-    max_length: Annotated[int, Range(0)] = 0
+    max_length: Annotated[int, Range(0), LENGTH] = 0
     """Largest number of tokens of prompt and answer together; longer prompts lose their middle. 0:
     the positions the checkpoint was trained for."""
     num_samples: Annotated[int, Range(0)] = 0
@@ -35,7 +36,7 @@ class MessagesConfig(AskingConfig):
 class FitConfig(MessagesConfig):
     """Questions that are left out where they are too long."""
 
-    max_length: Annotated[int, Range(0)] = 0
+    max_length: Annotated[int, Range(0), LENGTH] = 0
     """Largest number of tokens of prompt and answer together; longer questions are left out, and
     counted. 0: the positions the checkpoint was trained for."""
 
@@ -61,9 +62,9 @@ class MrcrConfig(BinsConfig):
     2needle/2needle_0.parquet."""
     tasks: tuple[str, ...] = MRCR_TASKS
     """Numbers of needles; default: all three."""
-    lengths: Annotated[tuple[int, ...], Range(1)] = ()
+    lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = ()
     """Bins to use, by their upper ends: 8192 16384 ... 1048576. Default: all that fit."""
-    max_new_tokens: Annotated[int, Range(1)] = 2048
+    max_new_tokens: Annotated[int, Range(1), LENGTH] = 2048
     """Largest number of tokens of an answer; a question whose own is longer has room for it."""
 
     def check(self) -> None:
@@ -84,12 +85,12 @@ class GraphWalksConfig(BinsConfig):
     generated, by the lengths and the seed."""
     tasks: tuple[str, ...] = GRAPHWALKS_TASKS
     """Operations; default: both."""
-    lengths: Annotated[tuple[int, ...], Range(1)] = ()
+    lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = ()
     """Of generated graphs: tokens of prompt and answer together. Of files: bins to use, by their
     upper ends; default: all that fit."""
     num_samples: Annotated[int, Range(0)] = 100
     """Questions per task and length; 0: all of the files."""
-    max_new_tokens: Annotated[int, Range(1)] = 1024
+    max_new_tokens: Annotated[int, Range(1), LENGTH] = 1024
     """Largest number of tokens of an answer; a question whose own is longer has room for it."""
     seed: Annotated[int, Range(0, UINT32)] = 1234
     """Seed of generated graphs."""
@@ -121,9 +122,9 @@ class Ruler2Config(FitConfig):
     other eleven. Let its --max_seq_length leave room for the answer."""
     tasks: tuple[str, ...] = RULER2_TASKS
     """Tasks to use; default: all twelve."""
-    lengths: Annotated[tuple[int, ...], Range(1)] = ()
+    lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = ()
     """Bins to use, by their upper ends; default: all that fit."""
-    max_new_tokens: Annotated[int, Range(1)] = 1024
+    max_new_tokens: Annotated[int, Range(1), LENGTH] = 1024
     """Largest number of tokens of an answer; a question whose own is longer has room for it.
     Upstream allows 16,384, for models that reason."""
 
@@ -149,7 +150,16 @@ class NoLiMaConfig(MessagesConfig):
     haystack/rand_shuffle/rand_book_1.txt to 5."""
     needle_set: str = NEEDLE_SETS[0]
     """File of needlesets/, without its suffix."""
-    lengths: Annotated[tuple[int, ...], Range(1)] = (250, 500, 1000, 2000, 4000, 8000, 16000, 32000)
+    lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = (
+        250,
+        500,
+        1000,
+        2000,
+        4000,
+        8000,
+        16000,
+        32000,
+    )
     """Tokens of the book around the needle; the prompt has about 150 more."""
     num_depths: Annotated[int, Range(1, 10_000)] = 26
     """Places of the needle in each book, evenly from its start to its end."""
@@ -159,7 +169,7 @@ class NoLiMaConfig(MessagesConfig):
     """Needles to use of every kind of question, from the first; 0: all."""
     metric: NoLiMaMetric = "contains"
     """contains: the answer holds the name. EM: it is the name. lastline: of the last line alone."""
-    max_new_tokens: Annotated[int, Range(1)] = 192
+    max_new_tokens: Annotated[int, Range(1), LENGTH] = 192
     """Largest number of tokens of an answer."""
 
     def check(self) -> None:
@@ -176,5 +186,5 @@ class LongBenchV2Config(CutConfig, MessagesConfig):
     data: Annotated[str, Required("the file of questions, in parquet or JSONL")] = ""
     """Parquet or JSONL file with upstream's columns; `jq -c '.[]' data.json > data.jsonl` makes it
     from upstream's data.json."""
-    max_new_tokens: Annotated[int, Range(1)] = 128
+    max_new_tokens: Annotated[int, Range(1), LENGTH] = 128
     """Largest number of tokens of an answer."""

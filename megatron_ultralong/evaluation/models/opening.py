@@ -2,33 +2,19 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.checksums import FILE_NAME as CHECKSUMS
-from megatron_ultralong.checkpoint.disk.folder import resolve
-from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
-from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
-from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.models import hugging_face, megatron
+from megatron_ultralong.evaluation.models.facts import ModelFacts, is_hugging_face, named_folders
 from megatron_ultralong.evaluation.models.interface import Generator, Model, Scorer
 from megatron_ultralong.evaluation.options import CostConfig, ModelsConfig
-from megatron_ultralong.evaluation.results.file import file_sha256
-from megatron_ultralong.evaluation.results.result import ModelRecord, plain_values
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.model.parameters import num_parameters
-from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.ranks import world_size
-from megatron_ultralong.program.required import check_required
 
 M = TypeVar("M", bound=Model, covariant=True)
 
@@ -66,131 +52,18 @@ def _opened(
     config: ModelsConfig, of_hugging_face: Callable[..., M], of_megatron: Callable[..., M]
 ) -> Iterator[Iterator[M]]:
     """The models; process groups are for the Megatron checkpoints among them."""
-    models = _models(config)
+    models = named_folders(config, world_size())
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     with contextlib.ExitStack() as stack:
         groups = None
-        if not all(_is_hugging_face(folder) for _, folder in models):
+        if not all(is_hugging_face(folder) for _, folder in models):
             groups = stack.enter_context(parallel_groups(config.parallel, seed=0))
         yield (
             of_hugging_face(folder, name=name)
-            if _is_hugging_face(folder)
+            if is_hugging_face(folder)
             else of_megatron(folder, config, groups, dtype=dtype, name=name)
             for name, folder in models
         )
-
-
-def _models(config: ModelsConfig) -> list[tuple[str, Path]]:
-    """Names and folders of ``config.load``, which the layout can hold."""
-    check_required(config)
-    models = [_name_and_folder(argument) for argument in config.load]
-    megatron_folders = [folder for _, folder in models if not _is_hugging_face(folder)]
-    for folder in megatron_folders:
-        config.parallel.check_model(load_metadata(folder).model)
-    if len(megatron_folders) < len(models) and world_size() > 1:
-        raise InputError(
-            f"Hugging Face folders are evaluated in one process, not {world_size()}: start "
-            "without torchrun, or convert the folder with `ultralong convert import`"
-        )
-    default = ParallelConfig()
-    layout = [
-        f"--{field.name.replace('_', '-')} {getattr(config.parallel, field.name)}"
-        for field in dataclasses.fields(ParallelConfig)
-        if getattr(config.parallel, field.name) != getattr(default, field.name)
-    ]
-    if layout and not megatron_folders:
-        raise InputError(
-            f"{', '.join(layout)}: a layout is for Megatron checkpoints, and transformers reads a "
-            "Hugging Face folder in one process; leave it out, or convert the folder with "
-            "`ultralong convert import`"
-        )
-    chunks = config.parallel.num_virtual_stages_per_pipeline_rank
-    if megatron_folders and chunks > 1:
-        raise InputError(
-            f"an evaluation has no backward pass, and does not run the interleaved schedule: leave "
-            f"num_virtual_stages_per_pipeline_rank 1, not {chunks}; this works with any checkpoint"
-        )
-    return models
-
-
-def tokenizer_folder(argument: str) -> Path:
-    """Folder with the tokenizer of a model given as ``[NAME=]FOLDER``."""
-    _, folder = _name_and_folder(argument)
-    return folder if _is_hugging_face(folder) else folder / SOURCE_FOLDER
-
-
-def _name_and_folder(argument: str) -> tuple[str, Path]:
-    name, found, folder = argument.partition("=")
-    path = Path(folder if found else argument)
-    if not path.is_dir():
-        raise InputError(f"--load {argument}: folder {missing(path)}")
-    return (name if found else path.resolve().name), path
-
-
-def _is_hugging_face(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelFacts:
-    """What is known of a model before it is loaded."""
-
-    name: str
-    model: ModelConfig
-    max_positions: int
-    """Positions that it was trained for; its rotary embedding may be made for more."""
-    record: ModelRecord
-    """What a result states of it."""
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """JSON that tells its weights from others, and how they are run: part of what decides every
-        figure.
-        """
-        record = self.record
-        identity = {"engine": record.engine, "precision": record.precision}
-        return {"checkpoint": self.name, **identity, "weights": record.weights}
-
-
-def model_facts(argument: str, precision: str) -> ModelFacts:
-    """Facts of a model given as ``[NAME=]FOLDER``.
-
-    Weights are told from others by the names, sizes and times of their files, and copies of them
-    by what the files hold.
-
-    Raises:
-        InputError: the folder is missing or of no known kind.
-    """
-    name, folder = _name_and_folder(argument)
-    if _is_hugging_face(folder):
-        model = model_config(read_config(folder), str(folder))
-        positions = model.max_position_embeddings
-        weights, engine, precision = folder, "transformers", "fp32"
-    else:
-        metadata = load_metadata(folder)
-        model, positions = metadata.model, metadata.trained_positions
-        (weights, _), engine = resolve(folder), "megatron"
-    files = sorted(path for path in weights.rglob("*") if path.is_file())
-    stats = [(str(path.relative_to(weights)), path.stat()) for path in files]
-    listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-    stamp = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
-    digest = _digest([path for path in files if path.parent == weights], model)
-    record = ModelRecord(str(folder), engine, precision, stamp, num_parameters(model), digest)
-    return ModelFacts(name, model, positions, record)
-
-
-def _digest(files: Sequence[Path], model: ModelConfig) -> str:
-    """Hash of what files of weights hold, and of the configuration: copies have the same.
-
-    Of a Megatron checkpoint ``checksums.json`` says it.
-    """
-    of_weights = [path for path in files if path.name == CHECKSUMS]
-    of_weights = of_weights or [p for p in files if p.suffix in (".safetensors", ".bin")]
-    if not of_weights:
-        return ""
-    with ThreadPoolExecutor() as pool:
-        found = [*pool.map(file_sha256, of_weights), plain_values(model)]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from megatron_ultralong.evaluation.options import AskingConfig, check_different,
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range
+from megatron_ultralong.program.quantity import LENGTH
 from megatron_ultralong.program.required import Required
 
 Metric = Literal["string_match_all", "string_match_part"]
@@ -160,7 +161,7 @@ class RulerConfig(AskingConfig):
     """RULER's thirteen synthetic tasks at any length."""
 
     lengths: Annotated[
-        tuple[int, ...], Range(1), Required("token counts, such as --lengths 4096 131072")
+        tuple[int, ...], Range(1), LENGTH, Required("token counts, such as --lengths 4K 128K")
     ] = ()
     """Tokens of prompt and answer together; one column of the table for each."""
     tasks: tuple[str, ...] = tuple(TASKS)

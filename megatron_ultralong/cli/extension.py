@@ -1,0 +1,146 @@
+"""What `extend` and `small` work out from a checkpoint and its rows: factor, batch, schedule."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_ultralong.cli.origin import fields_typed
+from megatron_ultralong.config.extension import FEWEST_ITERATIONS, batch_for
+from megatron_ultralong.config.plain_values import with_fields
+from megatron_ultralong.config.recipes import EXTENSIONS
+from megatron_ultralong.config.rope import RopeConfig
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.model import yarn
+from megatron_ultralong.program.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a checkpoint tells of its rotary embedding."""
+
+    name: str
+    """Its folder."""
+    scaling: yarn.RopeScaling
+    positions: int
+
+    @classmethod
+    def of(cls, load: str) -> "Context":
+        """Of a checkpoint of this project.
+
+        Raises:
+            InputError: it is none.
+        """
+        from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+
+        source = load_metadata(Path(load))
+        return cls(load, source.rope_scaling, source.model.max_position_embeddings)
+
+
+def derived(
+    recipe: str,
+    typed: PretrainConfig,
+    fields: frozenset[str],
+    num_ranks: int,
+    context: Context | None,
+) -> tuple[PretrainConfig, str]:
+    """A recipe of any length for the rows and the checkpoint of a command line.
+
+    Args:
+        recipe: its name.
+        typed: the configuration with the flags of the command line, nothing worked out.
+        fields: that have a flag there.
+        num_ranks: of the job.
+        context: of the checkpoint; None: the rotary embedding is left as it is.
+
+    Returns:
+        The configuration that the same flags change, and how it came about, in a line.
+
+    Raises:
+        InputError: the length is not known, or the data folder is none.
+    """
+    length, num_rows = _rows(typed)
+    original, text = 0, ""
+    if context is not None:
+        original, text = _original(context, typed, fields, length)
+    config = EXTENSIONS[recipe](length, original)
+    if typed.rope.rope_scaling in ("linear", "ntk", "none"):  # they do not look at YaRN's figures
+        factor = 1.0 if typed.rope.rope_scaling == "none" else config.rope.rope_scaling_factor
+        config = dataclasses.replace(config, rope=RopeConfig(rope_scaling_factor=factor))
+    parallel = typed.parallel
+    others = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    if "context_parallel_size" not in fields and num_ranks % others == 0:
+        parallel = dataclasses.replace(parallel, context_parallel_size=num_ranks // others)
+    unit = typed.micro_batch_size * max(1, num_ranks // parallel.model_parallel_size)
+    usual = config.train_iters
+    rows = int(typed.train_tokens // length) or num_rows or usual * config.global_batch_size
+    batch = typed.global_batch_size
+    if "global_batch_size" not in fields:
+        batch = -(-batch_for(config.global_batch_size, rows) // unit) * unit
+    iterations = typed.train_iters
+    if "train_iters" not in fields:
+        iterations = min(usual, rows // batch) if rows // batch >= FEWEST_ITERATIONS else usual
+    config = with_fields(
+        config,
+        train_iters=iterations,
+        train_tokens=typed.train_tokens,
+        global_batch_size=batch,
+        context_parallel_size=parallel.context_parallel_size,
+        sequence_parallel=parallel.tensor_model_parallel_size > 1,
+    ).with_budget(length)
+    warm_up = config.optimizer.lr_warmup_iters
+    warm_up = min(warm_up, warm_up * config.train_iters // usual)
+    config = with_fields(config, lr_warmup_iters=warm_up)
+    return config, f"{recipe}: {text}{_schedule(config, num_rows)}"
+
+
+def derived_run(
+    words: Sequence[str], typed: PretrainConfig, num_ranks: int
+) -> tuple[PretrainConfig, str]:
+    """:func:`derived` for the words of a training, whose checkpoint is one of this project."""
+    return derived(words[0], typed, fields_typed(words), num_ranks, Context.of(typed.load))
+
+
+def _rows(typed: PretrainConfig) -> tuple[int, int]:
+    """Tokens of a row, and rows of the data folder; 0 where there is none."""
+    length = typed.data.seq_length
+    if not typed.data.data_path:
+        if not length:
+            raise InputError(
+                "--seq-length is needed: the context to extend to, such as --seq-length 512K; or "
+                "a --data-path, whose rows have it"
+            )
+        return length, 0
+    from megatron_ultralong.data.rows.manifest import load_manifest
+
+    manifest = load_manifest(Path(typed.data.data_path))
+    train = manifest.splits.get("train")
+    return length or manifest.seq_length, train.num_rows if train else 0
+
+
+def _original(
+    context: Context, typed: PretrainConfig, fields: frozenset[str], length: int
+) -> tuple[int, str]:
+    """The context that is scaled, 0 to keep the embedding, and how that was found."""
+    its = f"{context.name} is {yarn.describe(context.scaling, context.positions)}"
+    if length <= context.positions and typed.rope.rope_scaling == "keep":
+        return 0, f"{its}, enough for rows of {length:,}: its rotary embedding is kept; "
+    original = yarn.raw_context(context.scaling, context.positions)
+    if "original_max_position_embeddings" in fields:
+        original = typed.rope.original_max_position_embeddings
+    before = "" if context.scaling is None else " before that"
+    text = f"{its}; rows of {length:,} are {length / original:.6g} x the {original:,}{before}; "
+    return original, text
+
+
+def _schedule(config: PretrainConfig, num_rows: int) -> str:
+    rows, optimizer = config.train_iters * config.global_batch_size, config.optimizer
+    plural, passes = "s" * (config.global_batch_size != 1), ""
+    if num_rows:
+        one = f"; --train-tokens {num_rows * config.data.seq_length} is one" * (rows > num_rows)
+        passes = f", {rows / num_rows:.3g} passes over {num_rows:,} rows{one}"
+    return (
+        f"{config.train_iters} iterations of {config.global_batch_size} row{plural} "
+        f"({rows * config.data.seq_length:,} tokens{passes}), lr {optimizer.lr:g} "
+        f"({optimizer.lr_decay_style}, warm-up {optimizer.lr_warmup_iters}), CP "
+        f"{config.parallel.context_parallel_size}"
+    )

@@ -1,0 +1,41 @@
+"""What can be told of a generation before torch and Megatron-Core are imported."""
+
+import dataclasses
+from pathlib import Path
+
+from megatron_ultralong.checkpoint.disk.folder import resolve
+from megatron_ultralong.checkpoint.disk.metadata import (
+    SOURCE_FOLDER,
+    CheckpointMetadata,
+    load_metadata,
+)
+from megatron_ultralong.config.generate import GenerateConfig
+from megatron_ultralong.data.read.record import read_named_text
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyGeneration:
+    """A generation, as far as files and flags tell."""
+
+    metadata: CheckpointMetadata
+    tokenizer: PromptTokenizer
+    messages: list[str]
+    """Prompts, those of files behind those of flags."""
+
+
+def check_generation(config: GenerateConfig, num_ranks: int) -> EarlyGeneration:
+    """Check flags, checkpoint, layout, tokenizer and prompts.
+
+    Raises:
+        InputError: one of them is wrong, or they do not fit.
+    """
+    config.check()
+    folder = Path(config.load)
+    metadata = load_metadata(folder)
+    resolve(folder)
+    config.parallel.check_model(metadata.model)
+    config.parallel.data_parallel_size(num_ranks)
+    tokenizer = PromptTokenizer(folder / SOURCE_FOLDER)
+    files = [read_named_text("--prompt-file", name) for name in config.prompt_file]
+    return EarlyGeneration(metadata, tokenizer, [*config.prompt, *files])

@@ -1,0 +1,277 @@
+"""Ranks of one machine, started by ``--ranks N`` and ended together, with one message.
+
+What torchrun does for one node, without its page of traces: ranks have the variables that it sets,
+a signal goes to all of them, and none outlives this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.exit_status import STATUS_VARIABLE
+from megatron_ultralong.program.fields import Range
+from megatron_ultralong.program.ranks import ERROR_FILE, LAUNCHED, under_torchrun, world_size
+
+HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+RANK_LOST = 69
+"""Exit status where a rank was killed by something else: start the job again."""
+BAD_INPUT = 2
+_RANGE = Range(1, 1024)
+_LOOK_SECONDS = 0.05
+_ENDING_SECONDS = 60.0
+"""For the other ranks of a job that ends in order: they end at the same step."""
+_LOST_SECONDS = 25.0
+"""For ranks that have lost another one: they look who is gone, which takes them 15 s at most."""
+_FAILED_SECONDS = 1.5
+"""For ranks beside one with an error: they find the same, or wait for it in vain."""
+_KILL_SECONDS = 5.0
+"""Between a request to end and the end of it."""
+_PR_SET_PDEATHSIG = 1
+
+
+def take_ranks(words: Sequence[str]) -> tuple[int | None, list[str]]:
+    """The number behind ``--ranks`` on a command line, and the words without it.
+
+    Raises:
+        InputError: so many ranks cannot be started here.
+    """
+    rest, values = [], []
+    for word in (iterator := iter(words)):
+        if word == "--ranks":
+            values.append(next(iterator, ""))
+        elif word.startswith("--ranks="):
+            values.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    if not values:
+        return None, rest
+    value = values[-1]
+    if not re.fullmatch(r"\d{1,9}", value) or not _RANGE.holds(int(value)):
+        raise InputError(
+            f"--ranks must be between 1 and {_RANGE.most}, not {value!r}: it starts so many ranks "
+            "on this machine; several machines need torchrun (docs/clusters.md)"
+        )
+    _check_can_start(int(value))
+    return int(value), rest
+
+
+def _check_can_start(num_ranks: int) -> None:
+    """Raise InputError where something has started ranks already, or GPUs are too few."""
+    steps = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if under_torchrun() or steps != "1":
+        who = (
+            f"rank {os.environ['RANK']} of {world_size()}" if under_torchrun() else f"{steps} tasks"
+        )
+        raise InputError(
+            f"--ranks {num_ranks} starts ranks itself, and this process is one of a job already "
+            f"({who}): leave --ranks out under torchrun and srun, or start `ultralong` alone"
+        )
+    found = _num_gpus()
+    if found and num_ranks > found:
+        raise InputError(
+            f"--ranks {num_ranks} is more than the {found} GPUs of this machine: every rank has "
+            f"one; use --ranks {found} or less, or CUDA_VISIBLE_DEVICES= to run on the CPU"
+        )
+
+
+def _num_gpus() -> int:
+    """NVIDIA's GPUs that programs may use here; 0: none."""
+    devices = [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdecimal()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len([one for one in visible.split(",") if one]) if visible is not None else len(devices)
+
+
+@dataclasses.dataclass
+class _Rank:
+    number: int
+    process: subprocess.Popen[bytes]
+    error_file: Path
+    status: int | None = None
+    """How it ended; below 0: by a signal."""
+
+    def message(self) -> str:
+        """What it left to be told, empty where it left nothing."""
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            return str(json.loads(self.error_file.read_text())["message"]["message"])
+        return ""
+
+    def kill(self, number: int) -> None:
+        """A signal to it and to what it has started."""
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, number)
+
+
+def run_ranks(words: Sequence[str], num_ranks: int, *, saves: bool) -> int:
+    """Run ``ultralong WORDS`` on ranks of this machine until all have ended.
+
+    Args:
+        words: the verb and its flags.
+        num_ranks: to start.
+        saves: whether ranks save their work at SIGTERM; others are killed where this process dies.
+
+    Returns:
+        The exit status of the job; its message has been written to standard error.
+    """
+    sent: list[int] = []
+    ranks: list[_Rank] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        sent.append(number)
+        for rank in ranks:
+            if rank.status is None:
+                with contextlib.suppress(OSError):
+                    os.kill(rank.process.pid, number)
+
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ultralong-ranks-")))
+        for number in HANDED_ON:
+            stack.callback(signal.signal, number, signal.signal(number, hand_on))
+        port = stack.enter_context(_held_port())
+        dies_by = signal.SIGTERM if saves else signal.SIGKILL
+        stack.callback(_kill, ranks)
+        for rank in range(num_ranks):
+            ranks.append(_start(words, rank, num_ranks, port, folder, dies_by))
+            if sent:  # it came before this one was there
+                hand_on(sent.pop(), None)
+        ended = _watch(ranks)
+        status, message = _outcome(ended, sent)
+        if message:
+            sys.stderr.write(message if message.endswith("\n") else f"{message}\n")
+    if path := os.environ.get(STATUS_VARIABLE):
+        with contextlib.suppress(OSError):
+            Path(path).write_text(f"{status}\n", encoding="ascii")
+    return status
+
+
+def _kill(ranks: Sequence[_Rank]) -> None:
+    for rank in ranks:
+        if rank.status is None:
+            rank.kill(signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _held_port() -> Iterator[int]:
+    """A free port, which nobody else is given until rank 0 listens on it.
+
+    Bound and not listening, it can be bound again by who allows it, as torch's store does.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("", 0))
+        yield holder.getsockname()[1]
+
+
+def _start(
+    words: Sequence[str], number: int, num_ranks: int, port: int, folder: Path, dies_by: int
+) -> _Rank:
+    error_file = folder / f"{number}.json"
+    threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        **{key: value for key, value in os.environ.items() if key != STATUS_VARIABLE},
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        LAUNCHED: str(os.getpid()),
+        ERROR_FILE: str(error_file),
+    }
+    python = os.environ.get("PYTHON_EXEC", sys.executable)  # as torchrun chooses it
+    process = subprocess.Popen(
+        [python, "-u", "-m", "megatron_ultralong", *words],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # a terminal's Ctrl-C comes once, from here
+        preexec_fn=_dying_with(os.getpid(), dies_by),
+    )
+    return _Rank(number, process, error_file)
+
+
+def _dying_with(parent: int, number: int) -> Callable[[], None]:
+    """Makes a new process get a signal when ``parent`` dies, also by SIGKILL: prctl(2)."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def prepare() -> None:
+        prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:  # it died meanwhile
+            os._exit(128 + number)
+
+    return prepare
+
+
+def _watch(ranks: Sequence[_Rank]) -> list[_Rank]:
+    """Wait for all ranks, in the order of their ends; end those that a failed one leaves behind."""
+    ended: list[_Rank] = []
+    deadline, number = math.inf, signal.SIGTERM
+    while len(ended) < len(ranks):
+        for rank in ranks:
+            if rank.status is None and (status := rank.process.poll()) is not None:
+                rank.status = status
+                ended.append(rank)
+                if status in (1, BAD_INPUT):
+                    number = signal.SIGKILL  # beside it nothing is worth saving
+                if status:
+                    deadline = min(deadline, time.monotonic() + _patience(status))
+        left = [rank for rank in ranks if rank.status is None]
+        if left and time.monotonic() >= deadline:
+            for rank in left:
+                rank.kill(number)
+            deadline, number = time.monotonic() + _KILL_SECONDS, signal.SIGKILL
+        time.sleep(_LOOK_SECONDS)
+    return ended
+
+
+def _patience(status: int) -> float:
+    """Seconds that the others have after a rank has ended so."""
+    if status in (1, BAD_INPUT):
+        return _FAILED_SECONDS
+    return _LOST_SECONDS if status < 0 or status == RANK_LOST else _ENDING_SECONDS
+
+
+def _outcome(ended: Sequence[_Rank], sent: Sequence[int]) -> tuple[int, str]:
+    """Exit status and message of a job whose ranks ended in this order."""
+    failed = [rank for rank in ended if rank.status]
+    if not failed:
+        return 0, ended[0].message() if ended else ""
+    statuses = [rank.status or 0 for rank in failed]
+    told = [rank for rank in failed if rank.message()]
+    if BAD_INPUT in statuses:
+        told = [rank for rank in told if rank.status == BAD_INPUT]
+        first = min(told, key=lambda rank: rank.number != 0, default=None)  # 0 before the others
+        return BAD_INPUT, first.message() if first else ""
+    by_signal = [status for status in statuses if status < 0]
+    if by_signal and -by_signal[0] in sent:
+        return 128 - by_signal[0], told[0].message() if told else "ultralong: interrupted"
+    if told and told[0].status == 1:
+        others = statuses.count(1) - 1
+        also = f", and {others} more with one of their own" if others else ""
+        return 1, (
+            f"{told[0].message()}ultralong: rank {told[0].number} failed with the error above{also}"
+        )
+    lost = [rank for rank in failed if (rank.status or 0) < 0 and rank.status != -signal.SIGTERM]
+    if lost or RANK_LOST in statuses:
+        text = "; ".join(
+            f"rank {rank.number} (process {rank.process.pid}) was ended by "
+            f"{signal.Signals(-(rank.status or 0)).name}"
+            for rank in lost[:1]
+        )
+        return RANK_LOST, f"ultralong: {text or 'a rank was lost'}: all ranks have ended"
+    return abs(statuses[0]), told[0].message() if told else ""

@@ -1,0 +1,83 @@
+"""`plan` without a recipe: how far a model can be extended on some GPUs, and by which command."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong import cli
+from megatron_ultralong.cli.dispatch import begin
+from megatron_ultralong.config import command_line
+from megatron_ultralong.config.recipes import FOR_PRETRAIN
+from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.plan.lengths import LENGTHS, short_length
+from megatron_ultralong.program.launch import take_ranks
+from tests.command_line import refusal
+
+EIGHT = ("--gpus", "8", "--gpu", "h100-80gb", "--model", "llama3.1-8b")
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+    """What `plan` prints, and the command in it."""
+    capsys.readouterr()
+    cli.main(["plan", *words])
+    text = capsys.readouterr().out
+    (command,) = [line.strip() for line in text.splitlines() if " pretrain " in line]
+    return text, command
+
+
+def parsed(command: str) -> tuple[PretrainConfig, int]:
+    """The run that a printed command starts, and its ranks."""
+    program, *words = shlex.split(command)
+    assert program == "ultralong"
+    ranks, words = take_ranks(words)
+    default, flags = begin(words[0], words[1:], FOR_PRETRAIN, PretrainConfig)
+    assert ranks is not None
+    return command_line.parse(PretrainConfig, "pretrain", flags, default), ranks
+
+
+def test_eight_h100_and_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every usual length has its layout, memory and hours, and the longest its command."""
+    table, command = printed(capsys, *EIGHT)
+    layouts = {}
+    for length in LENGTHS:
+        row = re.search(rf"│ {short_length(length)} +│ (TP \d, CP \d[^│]*?) +│ +([\d.]+) │", table)
+        assert row, length
+        assert float(row[2]) <= 79.1
+        layouts[length] = row[1]
+    run, ranks = parsed(command)
+    assert (run.data.seq_length, ranks) == (LENGTHS[-1], 8)
+    assert run.parallel.model_parallel_size == 8
+    for word in ("host GiB a node", "step, s", "MFU", "hours"):
+        assert word in table
+    # A length of its own has the same layout, and a command that starts it.
+    text, command = printed(capsys, *EIGHT, "--seq-length", "512K")
+    assert text.splitlines()[1].split(";")[0] == layouts[2**19]
+    run, ranks = parsed(command)
+    assert (run.data.seq_length, ranks) == (2**19, 8)
+    size = run.parallel.context_parallel_size
+    assert f"TP {run.parallel.tensor_model_parallel_size}, CP {size}, " in layouts[2**19]
+    assert run.memory.offload_activations == ("offloading" in layouts[2**19])
+
+
+def test_flags_of_the_run_are_in_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--seq-length=256K", "--lr", "1e-5", "--num-alternatives", "2", "--deterministic-mode")
+    _, command = printed(capsys, *EIGHT, *words)
+    run, _ = parsed(command)
+    assert run.optimizer.lr == 1e-5
+    assert run.deterministic_mode
+    assert command.count("--seq-length") == 1
+    assert "alternatives" not in command
+    _, command = printed(capsys, "--gpus", "16", *EIGHT[2:], "--seq-length", "1M")
+    assert command.startswith("torchrun --nnodes 2 --nproc-per-node 8 ")
+
+
+def test_what_has_no_plan_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    error = refusal(capsys, "plan", "--gpus", "1", "--model", "llama3.1-70b")
+    assert "rows of 131,072 do not fit: TP 1" in error
+    error = refusal(capsys, "plan", *EIGHT, "--json", str(tmp_path / "plan.json"))
+    assert "--json, --png and --no-search are about one plan: give its --seq-length" in error
+    assert "names no model" in refusal(capsys, "plan", "--gpus", "8")
