@@ -306,7 +306,7 @@ def test_every_damaged_file_is_refused_or_shown(
     files: list[Path], number: int, tmp_path: Path
 ) -> None:
     assert len(files) == NUM_FILES
-    damage_and_show(files[number], tmp_path, 200)
+    damage_and_show(files[number], tmp_path, 100)
 
 
 NAMES = (
