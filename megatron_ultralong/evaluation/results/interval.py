@@ -9,11 +9,11 @@ squares of their arms (Newcombe 1998, Statistics in Medicine 17:873, method 10; 
 27:1693). Of a loss it is 1.96 standard errors.
 """
 
-import dataclasses
 import math
 import zlib
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,7 @@ _FEWEST_RESAMPLED = 30
 _NUM_RESAMPLES = 2000
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """A score and its interval."""
 
     value: float
