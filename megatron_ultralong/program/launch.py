@@ -107,7 +107,8 @@ class _Rank:
     def message(self) -> str:
         """What it left to be told, empty where it left nothing."""
         with contextlib.suppress(InputError):
-            return read_json(self.error_file).object("message").string("message")
+            text: str = read_json(self.error_file).object("message").string("message")
+            return text
         return ""
 
     def kill(self, number: int) -> None:
