@@ -119,7 +119,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused() -> None:
     pool: list[Any] = [0, -1, 1, 2**31, 2**63, 0.5, math.nan, math.inf, True, None, "", "x", "1e-5"]
     pool += [[], {}, [0], [None], {"a": 1}, [[1]], "none", "keep", "yarn", "block", 1e308, -0.0]
     num_read = 0
-    for _ in range(300):
+    for _ in range(900):
         values = resolved
         for path in random_.sample(paths, random_.randint(1, 3)):
             values = with_value(values, path, random_.choice(pool))
@@ -128,4 +128,4 @@ def test_whatever_a_file_holds_it_is_read_or_refused() -> None:
             num_read += 1
             check_ranges(config)
             assert from_dict(PretrainConfig, dataclasses.asdict(config)) == config
-    assert 5 < num_read < 150
+    assert 5 < num_read < 450

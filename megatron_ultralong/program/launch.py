@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import json
 import math
 import os
 import re
@@ -25,6 +24,7 @@ from pathlib import Path
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.exit_status import STATUS_VARIABLE
 from megatron_ultralong.program.fields import Range
+from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.ranks import ERROR_FILE, LAUNCHED, under_torchrun, world_size
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -106,8 +106,9 @@ class _Rank:
 
     def message(self) -> str:
         """What it left to be told, empty where it left nothing."""
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            return str(json.loads(self.error_file.read_text())["message"]["message"])
+        with contextlib.suppress(InputError):
+            text: str = read_json(self.error_file).object("message").string("message")
+            return text
         return ""
 
     def kill(self, number: int) -> None:

@@ -146,7 +146,7 @@ def test_the_same_output_is_refused_to_other_flags_and_models(
         evaluate_ruler(config, Subject(Mortal(generator, 1), facts, tokenizer, COST))
     for changes, message in (
         ({"seed": 7}, "its seed was 42, now it is 7"),
-        ({"prompt_template": "chat"}, "chat needs Llama 3's"),
+        ({"prompt_template": "chat"}, "chat needs the marks of turns"),
     ):
         with pytest.raises(InputError, match=message):
             evaluate_ruler(
