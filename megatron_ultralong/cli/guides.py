@@ -139,7 +139,7 @@ GUIDES: dict[str, Guide] = {
     ),
     "evaluate harness": Guide(
         (
-            f"{_ON_GPUS} evaluate harness --load runs/1m \\\n"
+            "ultralong evaluate harness --load runs/1m --ranks 8 \\\n"
             "    --tensor-model-parallel-size 8 --tasks mmlu gsm8k --data data --output harness",
         ),
         (

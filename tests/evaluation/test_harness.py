@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -234,6 +235,8 @@ class Runs:
     """Parts in the journal at the start and after each of three kills."""
     whole: tuple[int, str]
     """Status of the same without kills, and what it says."""
+    exported: tuple[int, str]
+    """The same of the export, by transformers."""
     drawn: list[tuple[int, str]]
     refused: dict[str, tuple[int, str]]
 
@@ -243,6 +246,7 @@ def run_all(folder: Path) -> Runs:
     return Runs(
         killed(folder, "often"),
         _status(words(folder, "once")),
+        _status(words(folder, "exported once", "--load", str(folder / "exported"))),
         drawn(folder),
         refusals(folder),
     )
@@ -311,6 +315,22 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 def refusals(folder: Path) -> dict[str, tuple[int, str]]:
     """Commands that are refused, in one process."""
     return {name: _status(words(folder, "", *more)) for name, (more, _) in REFUSED.items()}
+
+
+def test_a_folder_of_hugging_face_is_asked_the_same(folder: Path, runs: Runs) -> None:
+    assert runs.exported[0] == 0, runs.exported[1]
+    for task in ("answers", "choices_texts", "words_perplexity"):
+        actual, expected = (
+            [entry["resps"] for entry in map(json.loads, file.open())]
+            for name in ("once", "exported once")
+            for file in [folder / name / "lm_eval" / f"samples_{task}.jsonl"]
+        )
+        assert len(actual) == len(expected) == 5
+        if task == "answers":
+            assert actual == expected
+        else:
+            values = [np.ravel(np.asarray(one, float)) for one in (actual, expected)]
+            np.testing.assert_allclose(*values, rtol=1e-4)  # float32; angles are rounded
 
 
 DRAWN = ("--tasks", "answers", "--gen-kwargs", "do_sample=True", "temperature=0.9", "top_k=40")
