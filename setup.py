@@ -111,5 +111,10 @@ setup(
             "twine",  # checks both
         ],
     },
-    entry_points={"console_scripts": ["ultralong = megatron_ultralong.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "ultralong = megatron_ultralong.cli:main",
+            "ultralong-lm-eval = megatron_ultralong.evaluation.harness.plugin:main",
+        ]
+    },
 )

@@ -38,7 +38,6 @@ NOT_QUICK = (
     "dropin",
     "evaluation/test_benchmark.py",
     "evaluation/test_chat.py",
-    "evaluation/test_choices.py",
     "evaluation/test_harness.py",
     "evaluation/test_megatron_scorer.py",
     "evaluation/test_passkey.py",

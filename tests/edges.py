@@ -39,10 +39,8 @@ NEEDED = {
         f"evaluate {name}": ("--load", "l", "--lengths", "512")
         for name in ("passkey", "needle", "ruler", "graphwalks")
     },
-    **{
-        f"evaluate {name}": ("--load", "l", "--data", "d")
-        for name in ("choices", "lv-eval", "infinitebench")
-    },
+    **{f"evaluate {name}": ("--load", "l", "--data", "d") for name in ("lv-eval", "infinitebench")},
+    "evaluate harness": ("--load", "l", "--tasks", "t"),
     "evaluate report": ("r",),
     "generate": ("--load", "l", "--prompt", "p"),
 }

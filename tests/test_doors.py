@@ -70,7 +70,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "training/telling/heartbeat.py": {"json.loads": "from the job's own store"},
     "doctor/communication.py": {"json.loads": "from a process that it started"},
     "checkpoint/logits/transformers_model.py": {"from_pretrained": "of tensors, no folder"},
-    "generation/generate.py": {"from_pretrained": "a tokenizer, without its code"},
+    "generation/folder_tokenizer.py": {"from_pretrained": "a tokenizer, without its code"},
 }
 
 

@@ -57,7 +57,7 @@ VERBS = {
     "evaluate passkey": "journal",
     "evaluate needle": "journal",
     "evaluate ruler": "journal",
-    "evaluate choices": "journal",
+    "evaluate harness": "journal",
     "evaluate chat": "journal",
     "evaluate lv-eval": "journal",
     "evaluate infinitebench": "journal",

@@ -137,12 +137,16 @@ GUIDES: dict[str, Guide] = {
         ),
         ("tasks", *_EVALUATION, "prompt_template", "essays", "squad", "hotpotqa", "max_cost"),
     ),
-    "evaluate choices": Guide(
+    "evaluate harness": Guide(
         (
-            "ultralong evaluate choices --load before=Llama-3.1-8B-Instruct --data mmlu/test \\\n"
-            "    --fewshot-data mmlu/dev --num-fewshot 5 --output choices",
+            "ultralong evaluate harness --load runs/1m --ranks 8 \\\n"
+            "    --tensor-model-parallel-size 8 --tasks mmlu gsm8k --data data --output harness",
         ),
-        ("num_fewshot", "fewshot_data", "choice_style", *_EVALUATION, "micro_batch_size"),
+        (
+            *("data", "num_fewshot", "limit", "apply_chat_template"),
+            *(name for name in _EVALUATION if name != "num_samples"),
+            "max_cost",
+        ),
     ),
     "evaluate chat": Guide(
         (

@@ -16,6 +16,12 @@ _HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 went into finding and clearing small ones."""
 
 
+_OFFLINE = dict.fromkeys(
+    ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TQDM_DISABLE"), "1"
+)
+"""Hugging Face's libraries read them when they are imported; progress is shown once."""
+
+
 def load(place: str) -> Any:
     """What ``module:name`` of this package names: ``load("config.recipes:SFT_RECIPES")``."""
     module, name = place.split(":")
@@ -130,8 +136,9 @@ VERBS: dict[str, Verb] = {
         "NeedleCommand", "run_needle", "measure retrieval of a sentence, by length and depth"
     ),
     "evaluate ruler": _evaluate("RulerCommand", "run_ruler", "run RULER's tasks by length"),
-    "evaluate choices": _evaluate(
-        "ChoicesCommand", "run_choices", "score multiple-choice questions by likelihood"
+    "evaluate harness": dataclasses.replace(
+        _evaluate("HarnessCommand", "run_harness", "run any task of lm-evaluation-harness"),
+        environment=_OFFLINE,
     ),
     "evaluate chat": _evaluate(
         "ChatCommand", "run_chat", "score the assistant's turns of held-out conversations"

@@ -185,45 +185,58 @@ class ChatConfig(AskingConfig):
     """Conversations to use, from the start of the split; 0: all."""
 
 
-ChoiceStyle = Literal["letters", "texts"]
-
-
 @dataclasses.dataclass(frozen=True)
-class ChoicesConfig:
-    """Multiple-choice questions answered by likelihood, to check short-context skills."""
+class HarnessConfig:
+    """Tasks of lm-evaluation-harness, in the training layout and without a network.
 
-    data: Annotated[
-        tuple[str, ...], Required("files of questions, such as MMLU's test folder")
-    ] = ()
-    """Files of questions, or folders of them: JSONL with question, choices and answer, or CSV as in
-    MMLU (question, four choices, letter), with or without a header. Each file is a task."""
-    choice_style: ChoiceStyle = "letters"
-    """letters: the prompt lists all choices and the letter is scored, as in MMLU. texts: the text
-    of each choice is scored after the question, as in ARC and HellaSwag."""
-    num_fewshot: Annotated[int, Range(0)] = 0
-    """Solved questions before each question, from the start of the file with the same name in
-    fewshot_data."""
-    fewshot_data: str = ""
-    """Folder of files with solved questions, such as MMLU's dev folder."""
-    num_samples: Annotated[int, Range(0)] = 0
-    """Questions to use from the start of every file; 0: all."""
+    Prompts, filters and scores are the harness's own. A task file can name Python functions
+    (!function), and this program runs them: include only files that you would run.
+    """
+
+    tasks: Annotated[tuple[str, ...], Required("names of tasks, such as mmlu gsm8k")] = ()
+    """Names of tasks, groups or tags, patterns (mmlu_*), or task files (*.yaml)."""
+    include_path: str = ""
+    """Folder with more task files."""
+    data: str = ""
+    """Folder with copies of data sets under the names that they have on the hub (cais/mmlu), and of
+    metrics (code_eval). Tasks whose files are named in full do not need it."""
+    num_fewshot: Annotated[int, Range(-1)] = -1
+    """Solved examples before each question; -1: as each task says."""
+    limit: Annotated[int, Range(0)] = 0
+    """Questions to use from the start of every task; 0: all."""
+    apply_chat_template: bool = False
+    """Put prompts into the chat template of the checkpoint's tokenizer, solved examples as turns of
+    their own."""
+    system_instruction: str = ""
+    """System message before every prompt."""
+    gen_kwargs: tuple[str, ...] = ()
+    """KEY=VALUE options of generation that replace those of the tasks, such as max_gen_toks=512."""
+    max_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label")] = 0
+    """Largest number of tokens of prompt and answer together; longer prompts lose their beginning,
+    and texts are cut into windows. 0: the positions the checkpoint was trained for."""
+    seed: Annotated[int, Range(0, UINT32)] = 1234
+    """Seed of the choice of solved examples where a task draws them."""
+    confirm_run_unsafe_code: bool = False
+    """Run what the model writes, for tasks that test its programs (humaneval, mbpp), as this user
+    on this machine."""
     micro_batch_size: Annotated[int, Range(1)] = 8
-    """Rows in one forward pass; each choice is a row."""
+    """Rows of a replica in one forward pass."""
     beyond_trained_positions: bool = False
-    """Allow rows longer than the checkpoint was trained for."""
+    """Allow a max_length beyond the positions the checkpoint was trained for."""
     output: str = ""
-    """New folder for choices.json, choices.png and every answer; default: print only. A killed
-    evaluation resumes from .OUTPUT.partial."""
+    """New folder for harness.json, harness.png, every answer, and lm_eval/ with what the harness
+    itself writes; default: print only. A killed evaluation resumes from .OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
         check_required(self)
+        check_different("names", tasks=self.tasks)
         check_ranges(self)
-        if self.num_fewshot and not self.fewshot_data:
-            raise InputError(
-                f"num_fewshot ({self.num_fewshot}) needs solved questions: give the folder with "
-                "them with --fewshot-data"
-            )
+        for option in self.gen_kwargs:
+            if not option.partition("=")[2]:
+                raise InputError(
+                    f"--gen-kwargs {option} has no value: give KEY=VALUE, such as max_gen_toks=512"
+                )
 
 
 RULER_THRESHOLD = 85.6

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_ultralong.data.rows.manifest import load_manifest
 from megatron_ultralong.evaluation.chat import evaluate_chat
-from megatron_ultralong.evaluation.choices import evaluate_choices
+from megatron_ultralong.evaluation.harness.command import evaluate_harness
 from megatron_ultralong.evaluation.local import local_benchmarks
 from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks
 from megatron_ultralong.evaluation.local.longbench_v2 import evaluate_longbench_v2
@@ -42,15 +42,19 @@ def run_loss(command: Any) -> None:
 
 
 def _evaluate(
-    name: str, evaluate: Callable[..., Any], command: Any, *, is_scored: bool = False
+    name: str,
+    evaluate: Callable[..., Any],
+    command: Any,
+    *,
+    opened: Callable[..., Any] = opening.generators_in_turn,
 ) -> None:
-    """A benchmark of each model in turn, which scores rows or writes answers.
+    """A benchmark of each model in turn.
 
     Args:
         name: of the field of ``command`` that has the benchmark's own options.
         evaluate: called with these and the model.
         command: the options, of :mod:`megatron_ultralong.evaluation.commands`.
-        is_scored: it scores rows.
+        opened: opens the models: generators, or what else ``evaluate`` needs.
 
     Raises:
         InputError: an option is out of its range, two models have one name, or an output folder
@@ -69,7 +73,6 @@ def _evaluate(
     tokenizers = [PromptTokenizer(tokenizer_folder(load)) for load in models.load]
     if not todo:
         return
-    opened: Any = opening.scorers_in_turn if is_scored else opening.generators_in_turn
     wanted = dataclasses.replace(models, load=tuple(models.load[number] for number in todo))
     with opened(wanted) as in_turn:
         for number in todo:
@@ -130,7 +133,9 @@ def _evaluate_retrieval(name: str, make_grid: Callable[..., Any], command: Any) 
         grid = make_grid(config, lambda text: tokenizer.encode(text).tolist(), tokenizer.sha256)
         evaluate_grid(grid, subject)
 
-    _evaluate(name, evaluate, command, is_scored=getattr(command, name).by == "argmax")
+    is_scored = getattr(command, name).by == "argmax"
+    opened = opening.scorers_in_turn if is_scored else opening.generators_in_turn
+    _evaluate(name, evaluate, command, opened=opened)
 
 
 run_passkey = functools.partial(_evaluate_retrieval, "passkey", passkey_grid)
@@ -145,5 +150,7 @@ run_lv_eval = functools.partial(_evaluate, "lv_eval", local_benchmarks.evaluate_
 run_infinitebench = functools.partial(
     _evaluate, "infinitebench", local_benchmarks.evaluate_infinitebench
 )
-run_choices = functools.partial(_evaluate, "choices", evaluate_choices, is_scored=True)
-run_chat = functools.partial(_evaluate, "chat", evaluate_chat, is_scored=True)
+run_chat = functools.partial(_evaluate, "chat", evaluate_chat, opened=opening.scorers_in_turn)
+run_harness = functools.partial(
+    _evaluate, "harness", evaluate_harness, opened=opening.language_models_in_turn
+)

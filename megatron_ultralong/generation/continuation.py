@@ -22,13 +22,15 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import unit_hash
 
 
-def choose(logits_BV: Tensor, config: SamplingConfig, prompts: Sequence[int], token: int) -> Tensor:
+def choose(
+    logits_BV: Tensor, config: SamplingConfig, prompts: Sequence[int | str], token: int
+) -> Tensor:
     """The next token of every row, int64 [b].
 
     Args:
         logits_BV: float32, [b, vocabulary].
         config: greedy, or how to draw.
-        prompts: numbers of the prompts that the rows continue.
+        prompts: numbers or names of the prompts that the rows continue.
         token: number of the token, from 0.
     """
     if config.temperature == 0:
@@ -121,6 +123,8 @@ class Continuation:
         max_new_tokens: int,
         stop_ids: frozenset[int] = frozenset(),
         *,
+        has_ended: Callable[[Sequence[int]], bool] = lambda written: False,
+        names: Sequence[str] = (),
         on_token: OnToken = lambda prompt, token: None,
         advance: Callable[[float], None] = lambda amount: None,
     ) -> list[list[int]]:
@@ -130,6 +134,8 @@ class Continuation:
             prompts: token ids, at least one each.
             max_new_tokens: tokens to write behind each.
             stop_ids: ids that end a row; it leaves the batch, and the others continue.
+            has_ended: whether what was written behind a prompt ends its row, too.
+            names: of the prompts, for their draws; by default their numbers.
             on_token: is told the number of the prompt and each id as it is written.
             advance: is told how many tokens of prompts were read.
 
@@ -139,12 +145,20 @@ class Continuation:
         lengths = [(len(prompt), max_new_tokens) for prompt in prompts]
         written: list[list[int]] = [[] for _ in prompts]
         most_tokens = self.decoder.most_cached_tokens()
+
+        def goes_on(prompt: int, token: int) -> bool:
+            if token in stop_ids:
+                return False
+            written[prompt].append(token)
+            on_token(prompt, token)
+            return not has_ended(written[prompt])
+
         for batch in make_batches(
             [sum(each) for each in lengths], self.config.max_batch_size, most_tokens
         ):
             self.decoder.start([lengths[number] for number in batch])
             first = self._read([prompts[number] for number in batch], advance)
-            self._write(batch, first, max_new_tokens, stop_ids, written, on_token)
+            self._write(batch, first, max_new_tokens, goes_on, names)
         return written
 
     def _read(self, prompts: Sequence[Tokens], advance: Callable[[float], None]) -> Tensor:
@@ -163,30 +177,27 @@ class Continuation:
         batch: Sequence[int],
         logits: Tensor,
         max_new_tokens: int,
-        stop_ids: frozenset[int],
-        written: list[list[int]],
-        on_token: OnToken,
+        goes_on: Callable[[int, int], bool],
+        names: Sequence[str],
     ) -> None:
         """Steps until every row of the batch has ended; ``logits`` are those behind the prompts."""
         start = _clock()
         rows = list(range(len(batch)))
         for number in range(max_new_tokens):
             prompts = [batch[row] for row in rows]
-            chosen = choose(logits, self.sampling, prompts, number)
+            draws = [names[prompt] for prompt in prompts] if names else prompts
+            chosen = choose(logits, self.sampling, draws, number)
             tokens: list[int] = self.decoder.agree(chosen).tolist()
-            going_on = [
+            left = [
                 (row, token)
-                for row, token in zip(rows, tokens, strict=True)
-                if token not in stop_ids
+                for row, prompt, token in zip(rows, prompts, tokens, strict=True)
+                if goes_on(prompt, token)
             ]
-            for row, token in going_on:
-                written[batch[row]].append(token)
-                on_token(batch[row], token)
             self.speed.decode_tokens += len(rows) if number else 0
-            if not going_on or number == max_new_tokens - 1:
+            if not left or number == max_new_tokens - 1:
                 break
-            rows = [row for row, _ in going_on]
-            logits = self.decoder.step(rows, [token for _, token in going_on])
+            rows = [row for row, _ in left]
+            logits = self.decoder.step(rows, [token for _, token in left])
         self.speed.decode_seconds += _clock() - start
 
 

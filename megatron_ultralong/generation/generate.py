@@ -4,24 +4,20 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from megatron_ultralong.checkpoint.convert.small_files import check_tokenizer_names
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.generate import GenerateConfig
 from megatron_ultralong.data.rows.indexed import unknown_id, why_unknown
-from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
-from megatron_ultralong.data.tokenize.tokenising import check_file_sizes
 from megatron_ultralong.generation.continuation import Continuation, TextStream, open_decoder
 from megatron_ultralong.generation.early_checks import check_generation
+from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, harmless
-from megatron_ultralong.program.optional import optional_package
 from megatron_ultralong.program.progress import progress
 from megatron_ultralong.program.ranks import is_main_rank, world_size
 
@@ -65,30 +61,23 @@ class ChatPrompt:
     """
 
     def __init__(self, folder: Path) -> None:
-        transformers = optional_package(
-            "transformers", "--chat renders the tokenizer's template", "leave --chat out"
-        )
-        check_tokenizer_names(folder)
-        check_file_sizes(folder)
-        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-        if not self._tokenizer.chat_template:
+        what = "--chat renders the tokenizer's template"
+        self._tokenizer = FolderTokenizer(folder, what, "leave --chat out")
+        if not self._tokenizer.has_template:
             raise InputError(
                 f"{folder} has no chat template: the checkpoint was imported from a base model; "
                 "import an instruction-tuned one, or give a prompt without --chat"
             )
-        self._template = TemplateProcess(self._tokenizer.get_chat_template(), str(folder))
 
     def encode(self, message: str, system: str = "") -> list[int]:
         """Ids up to where the assistant's answer begins."""
-        return self._ids(self._render(message, system, is_answered=False))
+        return self._tokenizer.encode(self._render(message, system, is_answered=False))
 
     def end_ids(self) -> frozenset[int]:
         """The special token that the template puts behind an answer: ``<|eot_id|>``; or nothing."""
         whole = self._render("?", "", is_answered=True)
-        ids = self._ids(whole[whole.rindex(_ANSWER) + len(_ANSWER) :])
-        added = self._tokenizer.added_tokens_decoder
+        ids = self._tokenizer.encode(whole[whole.rindex(_ANSWER) + len(_ANSWER) :])
+        added = self._tokenizer.tokenizer.added_tokens_decoder
         return frozenset(token for token in ids[:1] if token in added and added[token].special)
 
     def _render(self, message: str, system: str, *, is_answered: bool) -> str:
@@ -96,16 +85,7 @@ class ChatPrompt:
         messages.append({"role": "user", "content": message})
         if is_answered:
             messages.append({"role": "assistant", "content": _ANSWER})
-        return self._template.render(
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=not is_answered,
-            **self._tokenizer.special_tokens_map,
-        )
-
-    def _ids(self, text: str) -> list[int]:
-        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
+        return self._tokenizer.render(messages, add_generation_prompt=not is_answered)
 
 
 LONG_PROMPT = 16384

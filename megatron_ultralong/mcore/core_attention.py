@@ -231,27 +231,31 @@ class Pass:
 class CachedCoreAttention(nn.Module):
     """Stands where a layer has its :class:`RingCoreAttention`, whose settings it takes.
 
-    The model's owner sets ``current`` before each forward pass.
+    The model's owner sets ``current`` before each forward pass; without it the ring works as ever.
     """
 
     def __init__(self, ring: RingCoreAttention, layer: int) -> None:
         """``layer``: its number in the cache."""
         super().__init__()
+        self.ring = ring
         self.softmax_scale = ring.softmax_scale
         self.cp_group = ring.cp_group
         self.layer = layer
         self.current: Pass | None = None
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **others: Any) -> Tensor:
         """Attention output, [s, b, heads * head_dim], and the new keys kept.
 
         Args:
             query: [s, b, heads, head_dim].
             key: [s, b, kv_heads, head_dim].
             value: as ``key``.
+            others: what the ring takes.
         """
         now = self.current
-        assert now is not None, "a forward pass without its Pass"
+        if now is None:
+            output: Tensor = self.ring(query, key, value, **others)
+            return output
         lengths = [now.cache.lengths[row] for row in now.rows]
         is_step = not now.is_spread and len(query) == 1
         if is_step:  # the new key is one more cached one: one kernel call for all

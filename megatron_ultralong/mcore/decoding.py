@@ -8,8 +8,9 @@ token after it.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,8 @@ class Decoder:
         self._cp_size, self._cp_rank = groups.cp.size(), groups.cp.rank()
         self._cache: KeyValueCache | None = None
         self._lengths: list[int] = []
+        self._owners: list[list[npt.NDArray[np.int32]]] = []
+        """Of every row, the context-parallel rank that keeps each of its tokens, by passes."""
 
     @property
     def cache_bytes(self) -> int:
@@ -80,20 +83,50 @@ class Decoder:
             dist.all_reduce(tokens, op=dist.ReduceOp.MIN, group=group)
         return int(tokens)
 
-    def start(self, lengths: Sequence[tuple[int, int]]) -> None:
-        """Forget what was read, and make room for rows of (prompt, new) tokens each."""
+    @contextlib.contextmanager
+    def whole_rows(self) -> Iterator[GPTModel]:
+        """The model as it was: what it is given meanwhile are whole rows, as in training."""
+        for attention in self._attentions:
+            attention.current = None
+        self._model.rotary_pos_emb = self._rotary
+        try:
+            yield self._model
+        finally:
+            self._model.rotary_pos_emb = self._positions
+
+    def start(self, lengths: Sequence[tuple[int, int]], spare: int = 0) -> None:
+        """Forget what was read, and make room for rows of (prompt, new) tokens each.
+
+        ``spare`` are tokens that a rank can keep beside its even share, see :meth:`rewind`.
+        """
         config = self._model.config
         self._cache = None  # before the next one is there
         self._cache = KeyValueCache(
             len(self._attentions),
             len(lengths),
-            max(local_capacity(prompt, new, self._cp_size) for prompt, new in lengths),
+            spare + max(local_capacity(prompt, new, self._cp_size) for prompt, new in lengths),
             config.num_query_groups // self._groups.tp.size(),
             config.kv_channels,
             dtype=config.params_dtype,
             device=device(),
         )
         self._lengths = [0] * len(lengths)
+        self._owners = [[] for _ in lengths]
+
+    def rewind(self, row: int, length: int, num_more: int) -> int:
+        """Forget a row behind its first ``length`` tokens, and return how many are kept.
+
+        None are where a rank would have no room for its share of ``num_more`` tokens: a part of a
+        chunk that zigzag has spread is not even over the ranks.
+        """
+        assert self._cache is not None, "start comes first"
+        owners = np.concatenate([*self._owners[row], np.zeros(0, np.int32)])[:length]
+        kept = np.bincount(owners, minlength=self._cp_size)
+        if kept.max() + -(-num_more // self._cp_size) + 1 > self._cache.capacity:
+            owners, kept = owners[:0], np.zeros_like(kept)
+        self._owners[row], self._lengths[row] = [owners], owners.size
+        self._cache.lengths[row] = int(kept[self._cp_rank])
+        return owners.size
 
     def read(
         self,
@@ -105,23 +138,41 @@ class Decoder:
         """Read the prompt of a row; logits of the token after it, float32 [vocabulary].
 
         Args:
-            row: number of the row, which is empty.
-            prompt: token ids, at least one.
+            row: number of the row.
+            prompt: token ids, at least one; they follow what was read of the row.
             chunk_size: tokens of one forward pass over all ranks, rounded to what they can share.
             advance: is told how many tokens were read.
         """
-        assert self._lengths[row] == 0, f"row {row} has been read"
-        num_spread = spread_length(len(prompt), self._cp_size)
-        unit = 2 * self._cp_size
-        step = max(unit, chunk_size // unit * unit)
-        for start in range(0, num_spread, step):
-            chunk = prompt[start : min(start + step, num_spread)]
-            self._read_spread(row, np.asarray(chunk, dtype=np.int64))
-            advance(len(chunk))
-        rest = prompt[num_spread:]
-        logits = self._read_shared([row], np.asarray(rest, dtype=np.int64)[None])
-        advance(len(rest))
+        rest = self._read_spread(row, np.asarray(prompt, np.int64), 1, chunk_size, advance)
+        logits = self._last_logits(self._read_shared([row], rest[None]), 1)
+        advance(rest.size)
         return logits[0]
+
+    @torch.no_grad()
+    def score(
+        self, row: int, tokens: Tokens, labels_KN: npt.NDArray[np.int64], chunk_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Read tokens of a row, and see what it says of those after its last ones.
+
+        Args:
+            row: number of the row.
+            tokens: ids, at least ``n``; they follow what was read of the row.
+            labels_KN: ids, each row of them a way in which the last ``n`` predictions may go.
+            chunk_size: as in :meth:`read`.
+
+        Returns:
+            Losses in nats, and whether the argmax is the label, float32 [2, k, n] on the CPU.
+        """
+        num_ways, num_last = labels_KN.shape
+        rest = self._read_spread(row, np.asarray(tokens, np.int64), num_last, chunk_size)
+        hidden_BSH = self._read_shared([row], rest[None])
+        scores_2KN = torch.empty((2, num_ways, num_last), device=device())
+        if hidden_BSH is not None:
+            labels = torch.from_numpy(labels_KN).to(device())
+            last_KNH = hidden_BSH[:, -num_last:].expand(num_ways, -1, -1)
+            scores_2KN[0], scores_2KN[1] = self._model.tiled_loss.scores(labels, last_KNH)
+        loss_KN, correct_KN = broadcast(scores_2KN, self._groups.pp, -1).cpu().unbind()
+        return loss_KN, correct_KN
 
     def step(self, rows: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Read one more token of each of ``rows``; logits of the next, float32 [rows, vocabulary].
@@ -130,39 +181,59 @@ class Decoder:
             rows: numbers of the rows, ascending.
             tokens: their token ids.
         """
-        return self._read_shared(rows, np.asarray(tokens, dtype=np.int64)[:, None])
+        hidden_BSH = self._read_shared(rows, np.asarray(tokens, dtype=np.int64)[:, None])
+        return self._last_logits(hidden_BSH, len(rows))
 
-    def _read_spread(self, row: int, chunk: npt.NDArray[np.int64]) -> None:
-        """A chunk of one row, of which this rank works on its zigzag share."""
-        local = zigzag(self._cp_size).positions(self._cp_rank, len(chunk))
-        tokens_BS = torch.from_numpy(chunk)[local][None]
-        self._forward(
-            [row],
-            tokens_BS,
-            (local + self._lengths[row])[:, None],
-            [range(len(local))],
-            is_spread=True,
-        )
-        self._lengths[row] += len(chunk)
+    def _read_spread(
+        self,
+        row: int,
+        tokens: npt.NDArray[np.int64],
+        num_last: int,
+        chunk_size: int,
+        advance: Callable[[float], None] = lambda amount: None,
+    ) -> npt.NDArray[np.int64]:
+        """Chunks of one row, of which this rank works on its zigzag share; what is left of it.
 
-    def _read_shared(self, rows: Sequence[int], tokens: npt.NDArray[np.int64]) -> Tensor:
-        """Tokens [b, s] of some rows on all ranks; logits behind their last, [b, vocabulary]."""
+        At least ``num_last`` tokens are.
+        """
+        num_spread = spread_length(len(tokens) - num_last + 1, self._cp_size)
+        unit, assignment = 2 * self._cp_size, zigzag(self._cp_size)
+        step = max(unit, chunk_size // unit * unit)
+        for start in range(0, num_spread, step):
+            chunk = tokens[start : min(start + step, num_spread)]
+            places = [assignment.positions(rank, chunk.size) for rank in range(self._cp_size)]
+            owners = np.empty(chunk.size, np.int32)
+            for rank, place in enumerate(places):
+                owners[place.numpy()] = rank
+            local = places[self._cp_rank]
+            self._forward(
+                [row],
+                torch.from_numpy(chunk)[local][None],
+                (local + self._lengths[row])[:, None],
+                [range(len(local))],
+                is_spread=True,
+            )
+            self._owners[row].append(owners)
+            self._lengths[row] += chunk.size
+            advance(chunk.size)
+        return tokens[num_spread:]
+
+    def _read_shared(self, rows: Sequence[int], tokens: npt.NDArray[np.int64]) -> Tensor | None:
+        """Tokens [b, s] of some rows on all ranks; hidden states as :meth:`_forward` has them."""
         starts = torch.tensor([self._lengths[row] for row in rows])
         positions_SB = torch.arange(tokens.shape[1])[:, None] + starts
+        owners_SB = (positions_SB % self._cp_size).numpy().astype(np.int32)
         kept = [
-            tuple(
-                token
-                for token in range(tokens.shape[1])
-                if (self._lengths[row] + token) % self._cp_size == self._cp_rank
-            )
-            for row in rows
+            tuple(np.flatnonzero(owners_SB[:, column] == self._cp_rank).tolist())
+            for column in range(len(rows))
         ]
         hidden_BSH = self._forward(
             rows, torch.from_numpy(tokens), positions_SB, kept, is_spread=False
         )
-        for row in rows:
+        for column, row in enumerate(rows):
+            self._owners[row].append(owners_SB[:, column])
             self._lengths[row] += tokens.shape[1]
-        return self._last_logits(hidden_BSH, len(rows))
+        return hidden_BSH
 
     def _forward(
         self,

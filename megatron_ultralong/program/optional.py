@@ -14,6 +14,9 @@ REQUIREMENTS = {
     "rouge_score": "rouge-score>=0.1",
     "wandb": "wandb>=0.17",
     "gguf": "gguf>=0.19",
+    "lm_eval": "lm_eval>=0.4.13",
+    "datasets": "lm_eval>=0.4.13",
+    "evaluate": "lm_eval>=0.4.13",
 }
 """Module and requirement, as the extras of setup.py have them."""
 

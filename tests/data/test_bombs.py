@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from megatron_ultralong.evaluation.choices import read_questions
 
 from megatron_ultralong.data.read.record import read_text
 from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
-from megatron_ultralong.evaluation.choices import read_questions
 from megatron_ultralong.evaluation.local.local_benchmarks import read_jsonl
 from megatron_ultralong.program.errors import InputError
 from tests.data.bombs import CHATS, DOCUMENTS, GIB, MIB, TEMPLATES, TOKENIZERS, write_sparse

@@ -1,34 +1,74 @@
-"""lm-evaluation-harness on an exported model, by the commands of docs/evaluation.md."""
+"""`evaluate harness` against the harness's own model, through kills, and where it is refused.
+
+The harness is in an environment of its own (make harness), which processes here add to theirs. Of
+all layouts and tasks: ``python -m tools.compare_harness``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import importlib.util
+import io
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
+import signal
+import site
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong import cli
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
-from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.model import yarn
-from tests.docs.blocks import ROOT, blocks
+from tests.docs.blocks import ROOT
 from tests.patience import patience
+from tests.ranks import _PRELOADED, run_on_ranks
+from tools.harness_data import write_five, write_tasks
 
-# In an environment of its own (make harness), or beside this project in the same one.
-PROGRAMS = [Path(sys.prefix) / "harness" / "bin", Path(sys.executable).parent]
-FOUND = [folder for folder in PROGRAMS if (folder / "lm_eval").is_file()]
+SITES = [str(path) for path in (Path(sys.prefix) / "harness").glob("lib/python*/site-packages")]
+IS_HERE = importlib.util.find_spec("lm_eval") is not None
 
-pytestmark = pytest.mark.skipif(
-    not FOUND, reason="lm-evaluation-harness is not installed: make harness"
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(
+        not SITES and not IS_HERE, reason="lm-evaluation-harness is not installed: make harness"
+    ),
+]
+
+
+def add_harness() -> None:
+    """Make the harness importable here, without a network."""
+    for folder in () if IS_HERE else SITES:
+        site.addsitedir(folder)
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TQDM_DISABLE")
+    os.environ.update(dict.fromkeys(names, "1"))
+    from lm_eval.tasks import manager
+
+    # Thousands of task files are listed in seconds, every time: here once in a process.
+    build = functools.lru_cache(manager.TaskIndex.build)
+    manager.TaskIndex.build = staticmethod(lambda paths: dict(build(tuple(paths))))
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 
 
@@ -42,6 +82,9 @@ def write_checkpoint(folder: Path) -> None:
         single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
     )
     tokenizer.save(str(file))
+    settings = folder / "hf" / "tokenizer_config.json"
+    values = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**values, "chat_template": TEMPLATE}))
     import_checkpoint(ImportConfig(folder / "hf", folder / "run"))
     metadata = load_metadata(folder / "run")
     model = dataclasses.replace(metadata.model, max_position_embeddings=4096)
@@ -49,61 +92,276 @@ def write_checkpoint(folder: Path) -> None:
     save_metadata(folder / "run", dataclasses.replace(metadata, model=model, rope_scaling=scaling))
 
 
+REACHES = """\
+import urllib.request
+
+def docs(**_):
+    urllib.request.urlopen("http://203.0.113.7/")
+"""
+REACHING = """\
+task: reaching
+custom_dataset: !function reaching.docs
+output_type: generate_until
+test_split: test
+doc_to_text: x
+doc_to_target: y
+"""
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, warm_environment: dict[str, str]) -> Path:
-    """A folder in which the page's commands have run, without a network."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's model in both formats, tasks and data."""
     folder = tmp_path_factory.mktemp("harness")
     write_checkpoint(folder)
-    (folder / "examples").symlink_to(ROOT / "examples")
-    [block] = [
-        block
-        for block in blocks(ROOT / "docs" / "evaluation.md")
-        if block.mark == "run by" and "lm_eval" in block.text
-    ]
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
-        cwd=folder,
-        env=warm_environment
-        | {
-            "PATH": os.pathsep.join([warm_environment["PATH"], str(FOUND[0])]),
-            "HF_HOME": str(folder / "cache"),
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_OFFLINE": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=patience(250),
-        check=False,
-    )
-    assert done.returncode == 0, f"{block.text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    export_checkpoint(ExportConfig(folder / "run", folder / "exported"))
+    write_tasks(folder / "tasks")
+    write_five(folder / "data")
+    (folder / "tasks" / "reaching.py").write_text(REACHES)
+    (folder / "tasks" / "reaching.yaml").write_text(REACHING)
+    os.environ["HF_HOME"] = str(folder / "cache")
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("style", ["letters", "texts"])
-def test_log_likelihoods_and_scores_are_ours(results: Path, style: str) -> None:
-    """Megatron-Core by `evaluate choices`, transformers by the harness on what was exported."""
-    actual = {
-        entry["index"]: entry["losses"]
-        for entry in map(json.loads, (results / style / "samples.jsonl").read_text().splitlines())
-    }
-    [file] = (results / "harness").rglob(f"samples_choices_{style}_*.jsonl")
-    expected = {
-        sample["doc_id"]: [-float(loglikelihood) for loglikelihood, _ in sample["filtered_resps"]]
-        for sample in map(json.loads, file.read_text().splitlines())
-    }
-    assert len(actual) == 24
-    assert actual.keys() == expected.keys()
-    both = [np.concatenate([of[index] for index in sorted(actual)]) for of in (actual, expected)]
-    # Float32 on both sides, sums of up to a dozen losses, and angles that transformers rounds.
-    np.testing.assert_allclose(*both, atol=2e-4)  # 1.3e-5 was found
-    assert np.std(both[0]) > 0.5  # far from uniform, so that a wrong one would show
+def agreements(folder: Path) -> dict[str, Any]:
+    """Run on every rank: kinds of tasks and two of the five, by both models."""
+    add_harness()
+    from tools import compare_harness as tool
 
-    [file] = (results / "harness").rglob("results_*.json")
-    scores = json.loads(file.read_text())["results"][f"choices_{style}"]
-    result = read_result(results / style / "choices.json")
-    cells = {cell.column: cell.score for cell in result.cells}
-    metrics = {"accuracy": "acc,none", "accuracy by character": "acc_norm,none"}
-    assert set(cells) == set(metrics) if style == "texts" else {"accuracy"}
-    for column, score in cells.items():
-        assert score == pytest.approx(100 * scores[metrics[column]])
+    layout = {"context 2": ParallelConfig(context_parallel_size=2)}
+    tool.layouts = lambda num_ranks, run: layout
+    cases = [case for case in tool.CASES if case.name in ("plain", "chat")]
+    five = ("mmlu_anatomy", "gsm8k", "humaneval")
+    cases.append(dataclasses.replace(tool.CASES[-1], tasks=five))
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        found = tool.run_all(folder / "run", folder / "exported", cases, 2, folder)
+    return {case: dataclasses.asdict(one) for (_, case), one in found.items()}
+
+
+def test_answers_are_those_of_the_harness_own_model(folder: Path) -> None:
+    """Perplexity, multiple choice, generation, chats and few-shot prompts over two ranks."""
+    found, nothing = run_on_ranks(2, agreements, folder)
+    assert not nothing  # the other rank asks nobody
+    assert set(found) == {"plain", "chat", "five"}
+    for case, one in found.items():
+        assert not one["problems"], (case, one)
+        assert one["num_answers"] > 20
+        assert one["num_strings"] >= 4
+    scores = read_result(folder / "context 2" / "five" / "harness.json")
+    assert 0 < scores.cell("humaneval", "pass@1 (create_test)").score < 100
+
+
+def apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``work`` returns in a process of its own, which has the harness."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_tell, args=(sender, dict(os.environ), work, arguments))
+    process.start()
+    sender.close()
+    is_right, value = receiver.recv()
+    process.join()
+    assert is_right, value
+    return value
+
+
+def _tell(
+    connection: Any, environment: dict[str, str], work: Callable[..., Any], arguments: Any
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    add_harness()
+    try:
+        connection.send((True, work(*arguments)))
+    except BaseException:
+        connection.send((False, traceback.format_exc()))
+
+
+def words(folder: Path, output: str = "", *more: str) -> list[str]:
+    """An evaluation of some twenty requests of every kind."""
+    named = ["--tasks", "choices_texts", "words_perplexity", "answers"]
+    given = ["--output", str(folder / output)] if output else []
+    return [
+        *("evaluate", "harness", "--load", str(folder / "run"), "--precision", "fp32"),
+        *("--include-path", str(folder / "tasks"), "--data", str(folder / "data")),
+        *("--limit", "5", "--micro-batch-size", "2", *named, *given, *more),
+    ]
+
+
+def killed(folder: Path, output: str) -> list[int]:
+    """Start in forks that have the harness, kill three, let one end; parts noted by then."""
+    from lm_eval.tasks import TaskManager
+
+    TaskManager(include_path=str(folder / "tasks"))
+    journal = folder / f".{output}.partial" / "finished.jsonl"
+    noted = [0]
+    for number in range(4):
+        pid = os.fork()
+        if not pid:
+            _run_and_leave(words(folder, output))
+        goal = noted[-1] + 5 if number < 3 else sys.maxsize
+        deadline = time.monotonic() + patience(120)
+        while True:
+            if journal.is_file() and journal.read_bytes().count(b"\n") >= goal:
+                os.kill(pid, signal.SIGKILL)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                break
+            assert time.monotonic() < deadline, "it does not continue"
+            time.sleep(0.002)
+        if number < 3:
+            assert os.WIFSIGNALED(status), "it has ended before it was killed"
+            noted.append(journal.read_bytes().count(b"\n"))
+        else:
+            assert status == 0
+    return noted
+
+
+def _run_and_leave(arguments: list[str]) -> None:
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            cli.main(arguments)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+@dataclasses.dataclass
+class Runs:
+    """What commands in one process did, since the harness takes long to import."""
+
+    noted: list[int]
+    """Parts in the journal at the start and after each of three kills."""
+    whole: tuple[int, str]
+    """Status of the same without kills, and what it says."""
+    exported: tuple[int, str]
+    """The same of the export, by transformers."""
+    drawn: list[tuple[int, str]]
+    refused: dict[str, tuple[int, str]]
+
+
+def run_all(folder: Path) -> Runs:
+    """Those of all tests below."""
+    return Runs(
+        killed(folder, "often"),
+        _status(words(folder, "once")),
+        _status(words(folder, "exported once", "--load", str(folder / "exported"))),
+        drawn(folder),
+        refusals(folder),
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> Runs:
+    found: Runs = apart(run_all, folder)
+    return found
+
+
+def test_killed_three_times_it_continues(folder: Path, runs: Runs) -> None:
+    noted = runs.noted
+    assert noted == sorted(set(noted))  # each went on behind the one before it
+    assert runs.whole[0] == 0, runs.whole[1]
+    lines = {
+        name: [json.loads(line) for line in (folder / name / "samples.jsonl").open()]
+        for name in ("often", "once")
+    }
+    keys = [entry["key"] for entry in lines["often"]]
+    assert len(keys) == len(set(keys)) > noted[-1]  # no sample twice
+    by_key = {
+        name: {entry.pop("key"): entry for entry in entries} for name, entries in lines.items()
+    }
+    assert by_key["often"].keys() == by_key["once"].keys()
+    for key, entry in by_key["once"].items():  # batches differ, and with them the last bits
+        likelihoods = [one.pop("log_likelihood", 0.0) for one in (by_key["often"][key], entry)]
+        assert likelihoods[0] == pytest.approx(likelihoods[1], rel=1e-5)
+        assert by_key["often"][key] == entry
+    often, once = (read_result(folder / name / "harness.json") for name in ("often", "once"))
+    assert [dataclasses.replace(cell, score=0, error=0) for cell in often.cells] == [
+        dataclasses.replace(cell, score=0, error=0) for cell in once.cells
+    ]
+    scores = [[cell.score for cell in one.cells] for one in (often, once)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    assert (folder / "once" / "lm_eval" / "results.json").is_file()
+
+
+def _status(arguments: list[str]) -> tuple[int, str]:
+    """Exit status of a command, and what it says."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            cli.main(arguments)
+        except SystemExit as end:
+            return int(end.code or 0), said.getvalue()
+    return 0, said.getvalue()
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "unknown": (["--tasks", "no_such_task"], "--tasks no_such_task: the harness has no task"),
+    "no data": (
+        ["--tasks", "arc_easy"],
+        "data set allenai/ai2_arc is not on this machine",
+    ),
+    "network": (["--tasks", "reaching"], "reaches for the network (203.0.113.7)"),
+    "programs": (["--tasks", "humaneval"], "allow it with --confirm-run-unsafe-code"),
+    "too long": (["--max-length", "9000"], "--max-length 9000 is beyond the 4096 positions"),
+    "too much": (["--max-cost", "1e-9"], "above --max-cost 1e-09"),
+    "no room": (["--max-length", "20"], "fewer than --max-length (20)"),
+    "options": (["--gen-kwargs", "num_beams=4"], "{'num_beams': 4}"),
+    "no value": (["--gen-kwargs", "num_beams"], "give KEY=VALUE"),
+}
+
+
+def refusals(folder: Path) -> dict[str, tuple[int, str]]:
+    """Commands that are refused, in one process."""
+    return {name: _status(words(folder, "", *more)) for name, (more, _) in REFUSED.items()}
+
+
+def test_a_folder_of_hugging_face_is_asked_the_same(folder: Path, runs: Runs) -> None:
+    assert runs.exported[0] == 0, runs.exported[1]
+    for task in ("answers", "choices_texts", "words_perplexity"):
+        actual, expected = (
+            [entry["resps"] for entry in map(json.loads, file.open())]
+            for name in ("once", "exported once")
+            for file in [folder / name / "lm_eval" / f"samples_{task}.jsonl"]
+        )
+        assert len(actual) == len(expected) == 5
+        if task == "answers":
+            assert actual == expected
+        else:
+            values = [np.ravel(np.asarray(one, float)) for one in (actual, expected)]
+            np.testing.assert_allclose(*values, rtol=1e-4)  # float32; angles are rounded
+
+
+DRAWN = ("--tasks", "answers", "--gen-kwargs", "do_sample=True", "temperature=0.9", "top_k=40")
+
+
+def drawn(folder: Path) -> list[tuple[int, str]]:
+    """The same draws in batches of one and of three."""
+    sizes = ("1", "3")
+    return [
+        _status(words(folder, f"drawn {size}", *DRAWN, "--micro-batch-size", size))
+        for size in sizes
+    ]
+
+
+def test_draws_do_not_depend_on_the_batch(folder: Path, runs: Runs) -> None:
+    for status, said in runs.drawn:
+        assert status == 0, said
+    alone, together = (
+        [
+            one["resps"][0][0]
+            for one in map(json.loads, (folder / name / "lm_eval/samples_answers.jsonl").open())
+        ]
+        for name in ("drawn 1", "drawn 3")
+    )
+    assert alone == together
+    assert len(set(alone)) > 1
+
+
+def test_what_cannot_be_is_refused(runs: Runs) -> None:
+    assert runs.refused.keys() == REFUSED.keys()
+    for name, (status, said) in runs.refused.items():
+        assert status == 2, (name, said)
+        assert REFUSED[name][1] in " ".join(said.split()), (name, said)
+        assert "Traceback" not in said

@@ -14,6 +14,7 @@ from megatron_ultralong.data.read.conversation_formats import parse_conversation
 from megatron_ultralong.data.tokenize.chat_encoder import with_marks
 from megatron_ultralong.data.tokenize.chat_template import DATE, TEMPLATES
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, ask
+from megatron_ultralong.evaluation.harness.question import in_order, scored
 from megatron_ultralong.evaluation.models.interface import Scores
 from megatron_ultralong.evaluation.report.measurement import Measurement
 from megatron_ultralong.evaluation.report.sections import sections
@@ -61,6 +62,24 @@ def turns_of_a_conversation(n: int, folder: Path) -> Work:
         assert len(with_marks(pieces, [(5 * i, 5 * i + 3) for i in range(n)], "</s>")) > 6 * n
 
     return prepare
+
+
+@counted(200)
+def requests_of_the_harness(n: int, folder: Path) -> Work:
+    """Half of them have most of their tokens in common with another."""
+    rng = np.random.default_rng(0)
+    before = rng.integers(0, 9, 300)
+    rows = [
+        np.concatenate([before[: 300 * (k % 2)], rng.integers(0, 9, 9)]).astype(np.int32)
+        for k in range(n)
+    ]
+
+    def order() -> None:
+        found = in_order([scored([(row, 2)]) for row in rows], str)
+        assert len(found) == n
+        assert sum(one.rows[0].batch == "ends" for one in found) == n // 2
+
+    return order
 
 
 class _Model:

@@ -13,7 +13,7 @@ from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.evaluation.results.file import write_results
 from megatron_ultralong.evaluation.results.tables import score_table
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.program.journal import open_journal, sample_key
+from megatron_ultralong.program.journal import Journal, open_journal, sample_key
 from megatron_ultralong.program.terminal import Console
 
 Entries = Sequence[Mapping[str, Any]]
@@ -76,14 +76,24 @@ def run_benchmark(
             model=facts.record,
         )
         if model.is_main:
-            Console().print(score_table(measured))
-            if journal.folder is not None:
-                write_results(journal.folder / f"{kind.name}.json", [measured])
+            show(measured, journal)
     if model.is_main and output:
-        from megatron_ultralong.evaluation.results.pictures import draw
-
-        draw([measured], Path(output) / f"{kind.name}.png")
+        draw(measured, output)
     return measured
+
+
+def show(measured: result.Result, journal: Journal) -> None:
+    """Print the table, and write the result where there is a folder for it."""
+    Console().print(score_table(measured))
+    if journal.folder is not None:
+        write_results(journal.folder / f"{measured.kind.name}.json", [measured])
+
+
+def draw(measured: result.Result, output: str) -> None:
+    """Draw the picture into the finished folder."""
+    from megatron_ultralong.evaluation.results import pictures
+
+    pictures.draw([measured], Path(output) / f"{measured.kind.name}.png")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -170,7 +170,7 @@ class Row(Generic[Reply]):
     max_new_tokens: int = 0
     """To be written, at most or estimated; 0: it is scored."""
     batch: str = ""
-    """Rows of other batches are not asked together with it."""
+    """Rows of other batches are not asked together with it; those of one keep their order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,12 +246,15 @@ def ask(
     """
     pending = {sample.key: sample for sample in samples if sample.key not in journal.entries}
     rows = [_Part(key, k, row) for key, one in pending.items() for k, row in enumerate(one.rows)]
-    rows.sort(key=lambda part: 0 if part.row.max_new_tokens else part.row.num_tokens)
+    rows.sort(key=lambda part: 0 if part.keeps_place else part.row.num_tokens)
     if shape and cost:
         sizes = [(part.row.num_tokens, part.row.max_new_tokens) for part in rows]
         estimate = estimate_cost(shape, sizes, cost, world_size())
         check_cost(estimate, cost, is_main=model.is_main)
     judged: dict[str, dict[int, Any]] = {}
+    for key, sample in pending.items():
+        if not sample.rows:  # an empty text
+            journal.add(key, sample.note([]))
     with contextlib.ExitStack() as stack:
         advance: Callable[[float], None] = lambda amount: None  # noqa: E731
         if model.is_main and rows:
@@ -266,9 +269,15 @@ def ask(
                 found[part.number] = part.row.judge(prompt, reply)
                 if len(found) == len(sample.rows):
                     del judged[part.key]
-                    journal.add(part.key, sample.note([found[k] for k in range(len(found))]))
+                    note = sample.note([found[k] for k in range(len(found))])
+                    journal.add(part.key, note, sync=_at_the_end)
+            journal.flush()
             advance(sum(part.num_tokens for part in batch))
     return [journal.entries[one.key] for one in samples if one.key in journal.entries]
+
+
+def _at_the_end() -> None:
+    """A batch is on the disk when all of it is noted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +287,11 @@ class _Part(Generic[Reply]):
     key: str
     number: int
     row: Row[Reply]
+
+    @property
+    def keeps_place(self) -> bool:
+        """Whether it is asked where it was given, and not by its length."""
+        return bool(self.row.max_new_tokens or self.row.batch)
 
     @property
     def num_tokens(self) -> int:

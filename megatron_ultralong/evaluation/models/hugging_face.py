@@ -1,7 +1,7 @@
 """A model in transformers, as a scorer and a generator: the judge of exported checkpoints."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
 from megatron_ultralong.checkpoint.logits.transformers_model import transformers_model
+from megatron_ultralong.config.generate import SamplingConfig
 from megatron_ultralong.evaluation.models.interface import Prompts, Scores
 from megatron_ultralong.generation.generate import check_prompts
 from megatron_ultralong.program.errors import InputError
@@ -60,6 +61,7 @@ class _Model:
         self.max_positions: int = self._model.config.max_position_embeddings
         self.vocab_size: int = self._model.config.vocab_size
         self.is_main = True
+        self.groups = None
 
 
 class HuggingFaceScorer(_Model):
@@ -99,23 +101,45 @@ class HuggingFaceGenerator(_Model):
         self, prompts: Prompts, *, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()
     ) -> list[list[int]]:
         """Greedy continuations of ``prompts``, see :class:`Generator`."""
+        return self._continue_all(prompts, max_new_tokens, stop_ids, lambda written: False)
+
+    def _continue_all(
+        self,
+        prompts: Prompts,
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+        has_ended: Callable[[Sequence[int]], bool],
+    ) -> list[list[int]]:
         check_prompts(prompts, max_new_tokens, self.vocab_size, self.name)
         continuations: dict[int, list[int]] = {}
         by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         for _, group in itertools.groupby(by_length, lambda number: len(prompts[number])):
             while batch := list(itertools.islice(group, self.max_batch_size)):
-                written = self._continue([prompts[k] for k in batch], max_new_tokens, stop_ids)
+                its = [prompts[k] for k in batch]
+                written = self._continue(its, max_new_tokens, stop_ids, has_ended)
                 for number, ids in zip(batch, written, strict=True):
                     continuations[number] = before_stop(ids, stop_ids)
         return [continuations[number] for number in range(len(prompts))]
 
     @torch.inference_mode()
     def _continue(
-        self, prompts: Prompts, max_new_tokens: int, stop_ids: frozenset[int]
+        self,
+        prompts: Prompts,
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+        has_ended: Callable[[Sequence[int]], bool],
     ) -> list[list[int]]:
         """What follows ``prompts`` of one length, with the stop id and padding after it."""
         rows = [list(map(int, prompt)) for prompt in prompts]
         prompt_bs = torch.tensor(rows, device=self._device)
+        ends: list[int | None] = [None] * len(rows)
+
+        def stops(ids_bs: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
+            for number, ids in enumerate(ids_bs[:, prompt_bs.shape[1] :].tolist()):
+                if ends[number] is None and has_ended(ids):
+                    ends[number] = len(ids)
+            return torch.tensor([end is not None for end in ends], device=self._device)
+
         whole_bs = self._model.generate(
             prompt_bs,
             attention_mask=torch.ones_like(prompt_bs),
@@ -123,5 +147,38 @@ class HuggingFaceGenerator(_Model):
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(stop_ids) or None,
             pad_token_id=min(stop_ids, default=0),
+            stopping_criteria=[stops],
         )
-        return [[int(token) for token in row] for row in whole_bs[:, prompt_bs.shape[1] :].tolist()]
+        written = whole_bs[:, prompt_bs.shape[1] :].tolist()
+        return [list(map(int, row[:end])) for row, end in zip(written, ends, strict=True)]
+
+
+class HuggingFaceLanguageModel(HuggingFaceScorer, HuggingFaceGenerator):
+    """A Llama that scores rows and continues prompts."""
+
+    def score_ends(self, rows: Sequence[tuple[npt.NDArray[np.integer], int]]) -> list[Scores]:
+        """Scores of the last tokens of rows, see :class:`LanguageModel`; every row is read."""
+        scores = [self.score(np.asarray(tokens, np.int64)[None]) for tokens, _ in rows]
+        return [
+            Scores(one.loss[0, -last:], one.correct[0, -last:])
+            for one, (_, last) in zip(scores, rows, strict=True)
+        ]
+
+    def write(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+        has_ended: Callable[[Sequence[int]], bool],
+        sampling: SamplingConfig,
+        names: Sequence[str],
+    ) -> list[list[int]]:
+        """Greedy continuations of ``prompts``, see :class:`LanguageModel`."""
+        if sampling.temperature:
+            raise InputError(
+                f"a task samples with temperature {sampling.temperature:g}, and Hugging Face "
+                f"folders are continued greedily: import {self.name} with `ultralong convert "
+                "import`, or give --gen-kwargs do_sample=False"
+            )
+        return self._continue_all(prompts, max_new_tokens, stop_ids, has_ended)

@@ -1,12 +1,13 @@
 """What an evaluation asks of a model: scores of whole rows, and continuations of prompts."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.config.generate import SamplingConfig
 from megatron_ultralong.data.rows.indexed import unknown_id, why_unknown
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
@@ -68,6 +69,37 @@ class Generator(Model, Protocol):
 
         Raises:
             InputError: an empty prompt, or an id that the model does not know.
+        """
+
+
+class LanguageModel(Scorer, Generator, Protocol):
+    """A checkpoint that scores and writes by the same weights."""
+
+    groups: Any
+    """Process groups of the layout; None in one process."""
+
+    def score_ends(self, rows: Sequence[tuple[npt.NDArray[np.integer], int]]) -> list[Scores]:
+        """Scores of the last ``n`` tokens of every row ``(tokens [T], n)``, shape [n] each.
+
+        What a row has in common with the one before it need not be read again.
+        """
+
+    def write(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int],
+        has_ended: Callable[[Sequence[int]], bool],
+        sampling: SamplingConfig,
+        names: Sequence[str],
+    ) -> list[list[int]]:
+        """As :meth:`generate`; also ends where ``has_ended`` says so of what was written.
+
+        ``names`` of the prompts decide their draws.
+
+        Raises:
+            InputError: it cannot sample.
         """
 
 

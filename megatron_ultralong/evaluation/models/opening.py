@@ -10,7 +10,12 @@ import torch
 
 from megatron_ultralong.evaluation.models import hugging_face, megatron
 from megatron_ultralong.evaluation.models.facts import ModelFacts, is_hugging_face, named_folders
-from megatron_ultralong.evaluation.models.interface import Generator, Model, Scorer
+from megatron_ultralong.evaluation.models.interface import (
+    Generator,
+    LanguageModel,
+    Model,
+    Scorer,
+)
 from megatron_ultralong.evaluation.options import CostConfig, ModelsConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.mcore.parallel import parallel_groups
@@ -45,6 +50,13 @@ def scorers_in_turn(config: ModelsConfig) -> AbstractContextManager[Iterator[Sco
 def generators_in_turn(config: ModelsConfig) -> AbstractContextManager[Iterator[Generator]]:
     """The same, to generate text."""
     return _opened(config, hugging_face.HuggingFaceGenerator, megatron.MegatronGenerator)
+
+
+def language_models_in_turn(
+    config: ModelsConfig,
+) -> AbstractContextManager[Iterator[LanguageModel]]:
+    """The same, to score and to generate text."""
+    return _opened(config, hugging_face.HuggingFaceLanguageModel, megatron.MegatronLanguageModel)
 
 
 @contextlib.contextmanager

@@ -93,6 +93,7 @@ KINDS = {
         Kind("lv_eval", "LV-Eval", columns="lengths"),
         Kind("infinitebench", "InfiniteBench", columns="limit"),
         Kind("choices", "Multiple choice by likelihood"),
+        Kind("harness", "lm-evaluation-harness"),
         Kind("chat", "Assistant's turns word for word", columns="lengths"),
     )
 }

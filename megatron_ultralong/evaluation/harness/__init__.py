@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness, put to a checkpoint in any layout."""

@@ -1,0 +1,232 @@
+"""``evaluate harness``: tasks of lm-evaluation-harness, without a network.
+
+The main rank alone runs the harness: it reads the data, builds the prompts and scores the answers;
+the other ranks take part in forward passes. So a task's own Python, and programs that a model
+writes, run once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_ultralong.evaluation.asking.questions import draw, show
+from megatron_ultralong.evaluation.harness.offline import WHAT, offline
+from megatron_ultralong.evaluation.harness.rank_work import RankWork
+from megatron_ultralong.evaluation.harness.results import cells, condition, rows, write_files
+from megatron_ultralong.evaluation.models.interface import LanguageModel, check_length
+from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.replicas import Replicas
+from megatron_ultralong.evaluation.options import HarnessConfig
+from megatron_ultralong.evaluation.results.result import (
+    KINDS,
+    Result,
+    plain_values,
+)
+from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
+from megatron_ultralong.program.ending import tell
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.journal import Journal, open_journal
+from megatron_ultralong.program.optional import check_optional_package, optional_package
+
+if TYPE_CHECKING:
+    from megatron_ultralong.evaluation.harness.model import HarnessModel
+
+
+@contextlib.contextmanager
+def harness_model(
+    config: HarnessConfig, subject: Subject[LanguageModel]
+) -> Iterator[tuple[HarnessModel, Journal] | None]:
+    """The model on the main rank, None on the others, where all is done by then.
+
+    Raises:
+        InputError: lm_eval is not installed, the tokenizer cannot be opened, or ``max_length`` is
+            beyond the trained positions.
+    """
+    check_optional_package("lm_eval", WHAT)
+    model, facts = subject.model, subject.facts
+    length = config.max_length or facts.max_positions
+    check_length(model, length, config.beyond_trained_positions, what=f"--max-length {length}")
+    tokenizer = FolderTokenizer(subject.tokenizer.folder, WHAT)
+    if config.apply_chat_template and not tokenizer.has_template:
+        raise InputError(
+            f"--apply-chat-template: {tokenizer.folder} has no chat template: import an "
+            "instruction-tuned model, or leave it out"
+        )
+    replicas = Replicas(RankWork(model, tokenizer), model.groups)
+    identity = {**facts.identity, "tokenizer": subject.tokenizer.sha256}
+    with (
+        open_journal(config.output, "harness", identity, is_main=model.is_main) as journal,
+        replicas.asked() as is_asking,
+    ):
+        if not is_asking:
+            yield None
+            return
+        # It subclasses the harness's model, which takes seconds to import.
+        from megatron_ultralong.evaluation.harness.model import HarnessModel
+
+        options = {"max_length": length, "micro_batch_size": config.micro_batch_size}
+        yield HarnessModel(subject, replicas, journal, tokenizer, **options), journal
+
+
+def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> Result | None:
+    """Run the tasks, print a table and write the files; every rank calls it.
+
+    Returns:
+        The result on the main rank.
+
+    Raises:
+        InputError: a task that is not known, or whose data is not on this machine, code that was
+            not allowed to run, an output folder in use, or a cost above the limit.
+    """
+    with harness_model(config, subject) as opened:
+        if opened is None:
+            return None
+        model, journal = opened
+        with offline(config.data):
+            results = _run(config, model)
+        scores = tuple(cells(results))
+        if not scores:
+            raise InputError(
+                f"--tasks {' '.join(config.tasks)}: the harness returns no share and no perplexity "
+                f"of them, only {sorted(results['results'])}: see docs/evaluation.md"
+            )
+        measured = Result(
+            kind=KINDS["harness"],
+            config=plain_values(config),
+            checkpoint=subject.facts.name,
+            max_positions=subject.facts.max_positions,
+            cells=scores,
+            metrics={name: condition(results, name) for name in rows(results)},
+            notes=_notes(config, model, results),
+            model=subject.facts.record,
+        )
+        if journal.folder is not None:
+            write_files(journal.folder / "lm_eval", results)
+        show(measured, journal)
+    if config.output:
+        draw(measured, config.output)
+    return measured
+
+
+def _run(config: HarnessConfig, model: HarnessModel) -> dict[str, Any]:
+    """What ``lm_eval.simple_evaluate`` returns, and what its command adds to it."""
+    harness, loggers, tasks_of = (
+        optional_package(f"lm_eval{part}", WHAT) for part in ("", ".loggers", ".tasks")
+    )
+
+    class Tasks(tasks_of.TaskManager):  # type: ignore[name-defined]
+        """Says what all tasks cost as soon as the requests of the last are built."""
+
+        def load(self, task_list: Any) -> Any:
+            loaded = super().load(task_list)
+            tasks = list(loaded["tasks"].values())
+            unsafe = [task.config.task for task in tasks if getattr(task, "UNSAFE_CODE", False)]
+            if unsafe and not config.confirm_run_unsafe_code:
+                raise InputError(_unsafe(unsafe[0]))
+            for task in tasks:
+                task.build_all_requests = _built(task, tasks, model)
+            return loaded
+
+    tracker = loggers.EvaluationTracker()
+    value = optional_package("lm_eval.utils", WHAT).handle_arg_string
+    options = dict(option.split("=", 1) for option in config.gen_kwargs)
+    if config.confirm_run_unsafe_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric code_eval asks, too
+    try:
+        manager = Tasks(include_path=config.include_path or None)
+        results: dict[str, Any] = harness.simple_evaluate(
+            model,
+            tasks=_names(config, manager),
+            task_manager=manager,
+            num_fewshot=None if config.num_fewshot < 0 else config.num_fewshot,
+            limit=config.limit or None,
+            batch_size=config.micro_batch_size,
+            apply_chat_template=config.apply_chat_template,
+            fewshot_as_multiturn=config.apply_chat_template,
+            system_instruction=config.system_instruction or None,
+            gen_kwargs={name: value(text) for name, text in options.items()} or None,
+            fewshot_random_seed=config.seed,
+            confirm_run_unsafe_code=config.confirm_run_unsafe_code,
+            evaluation_tracker=tracker,
+        )
+    except InputError:
+        raise
+    except Exception as error:  # of any task, whose code is not ours
+        raise InputError(_why(error)) from error
+    return {**results, **dataclasses.asdict(tracker.general_config_tracker)}
+
+
+def _built(task: Any, tasks: Sequence[Any], model: HarnessModel) -> Callable[..., None]:
+    """``task.build_all_requests``; the last of ``tasks`` is followed by the estimate of all."""
+    build = task.build_all_requests
+
+    def build_all_requests(**options: Any) -> None:
+        build(**options)
+        if task is tasks[-1]:
+            model.estimate(request for one in tasks for request in one.instances)
+
+    return build_all_requests
+
+
+def _names(config: HarnessConfig, manager: Any) -> list[Any]:
+    """Tasks by their names or files, patterns written out.
+
+    Raises:
+        InputError: nothing has such a name.
+    """
+    names: list[Any] = []
+    for name in config.tasks:
+        found = [str(Path(name).absolute())] if name.endswith(".yaml") else []
+        found = found or sorted(manager.match_tasks([name]))
+        if not found or (name.endswith(".yaml") and not Path(name).is_file()):
+            raise InputError(
+                f"--tasks {name}: the harness has no task, group, tag or file of this name; "
+                "`lm_eval ls tasks` lists them, and --include-path adds a folder"
+            )
+        names += found
+    return list(dict.fromkeys(names))
+
+
+def _unsafe(task: str) -> str:
+    return (
+        f"task {task} runs programs that the model writes, as this user on this machine: run it in "
+        "a container that can lose everything, and allow it with --confirm-run-unsafe-code"
+    )
+
+
+def _why(error: BaseException) -> str:
+    """A message for what went wrong in a task."""
+    chain: list[BaseException] = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    for one in chain:
+        if isinstance(one, InputError):
+            return str(one)
+    if "HF_ALLOW_CODE_EVAL" in str(error):
+        return _unsafe("(humaneval or the like)")
+    text = " ".join(str(error).split())[:600]
+    return (
+        f"the harness ended with {type(error).__name__}: {text}; see the task's file, its data "
+        "and docs/evaluation.md"
+    )
+
+
+def _notes(
+    config: HarnessConfig, model: HarnessModel, results: Mapping[str, Any]
+) -> tuple[str, ...]:
+    notes = [f"prompts and scores of lm-evaluation-harness {results['lm_eval_version']}"]
+    if config.limit:
+        notes.append(f"the first {config.limit} questions of every task")
+    if model.num_truncated:
+        note = (
+            f"{model.num_truncated} requests of more than {model.max_length} tokens lost their "
+            "beginning"
+        )
+        tell(f"warning: {note}; --max-length sets the limit")
+        notes.append(note)
+    return tuple(notes)

@@ -1,0 +1,93 @@
+"""``ultralong-lm-eval``: the harness's own command ``lm_eval``, which knows ``--model ultralong``.
+
+The harness looks for no models of other packages, so somebody has to name this one before its
+command line is read. ``--model_args`` are ``load``, the fields of
+:class:`~megatron_ultralong.config.parallel.ParallelConfig`, and some of :class:`HarnessConfig`.
+"""
+
+import atexit
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.evaluation.harness.command import harness_model
+from megatron_ultralong.evaluation.harness.offline import WHAT
+from megatron_ultralong.evaluation.models import opening
+from megatron_ultralong.evaluation.models.facts import model_facts, tokenizer_folder
+from megatron_ultralong.evaluation.options import CostConfig, HarnessConfig, ModelsConfig
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.ending import ends_with_message
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import check_ranges
+from megatron_ultralong.program.not_known import not_known
+from megatron_ultralong.program.optional import optional_package
+
+_OF_MODELS = ("precision", "verify_checksums")
+_OF_HARNESS = ("max_length", "beyond_trained_positions", "output")
+_LAYOUT = tuple(field.name for field in dataclasses.fields(ParallelConfig))
+
+
+class Plugin:
+    """What the harness makes its model by; ranks but the main one end here when all is done."""
+
+    @classmethod
+    def create_from_arg_string(cls, text: str, more: Mapping[str, Any] | None = None) -> Any:
+        """The model of ``--model_args load=run,tensor_model_parallel_size=2``."""
+        values = optional_package("lm_eval.utils", WHAT).simple_parse_args_string(text)
+        return cls.create_from_arg_obj(values, more)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, values: Mapping[str, Any], more: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The same, of parsed arguments; ``more`` has the batch size.
+
+        Raises:
+            InputError: an argument that is not known or out of its range, or a checkpoint that
+                cannot be opened.
+        """
+        known = ("load", *_OF_MODELS, *_OF_HARNESS, *_LAYOUT)
+        for name in values:
+            if name not in known:
+                raise InputError(not_known("argument of --model_args", name, known))
+
+        def of(names: tuple[str, ...]) -> dict[str, Any]:
+            return {name: values[name] for name in names if name in values}
+
+        load, batch_size = str(values.get("load", "")), (more or {}).get("batch_size") or 1
+        models = ModelsConfig(
+            (load,) if load else (), parallel=ParallelConfig(**of(_LAYOUT)), **of(_OF_MODELS)
+        )
+        if not str(batch_size).isdecimal():
+            raise InputError(f"--batch_size must be a number of rows, not {batch_size}: give one")
+        config = HarnessConfig(("-",), micro_batch_size=int(batch_size), **of(_OF_HARNESS))
+        check_ranges(models.parallel)
+        config.check()
+        stack = contextlib.ExitStack()
+        in_turn = stack.enter_context(opening.language_models_in_turn(models))
+        facts = model_facts(load, models.precision)
+        tokenizer = PromptTokenizer(tokenizer_folder(load))
+        subject = opening.Subject(next(in_turn), facts, tokenizer, CostConfig())
+        opened = stack.enter_context(harness_model(config, subject))
+        if opened is None:
+            stack.close()
+            sys.exit(0)
+        atexit.register(stack.close)  # the harness says to no model that it is done
+        return opened[0]
+
+
+def main() -> None:
+    """Run ``lm_eval`` with the words of the command line."""
+    with ends_with_message():
+        registry = optional_package("lm_eval.api.registry", WHAT)
+        registry.model_registry.register("ultralong", target=f"{Plugin.__module__}:Plugin")
+        optional_package("lm_eval.__main__", WHAT).cli_evaluate()
+
+
+if __name__ == "__main__":
+    from megatron_ultralong.evaluation.harness import plugin
+
+    plugin.main()  # by its own name, which the registry has
