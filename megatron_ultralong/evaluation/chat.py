@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.stored import ChatRows, Int64Array
+from megatron_ultralong.data.tokenize.trained_template import trained_template
 from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
 from megatron_ultralong.evaluation.models import interface
@@ -61,6 +62,11 @@ def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Res
         what=f"a conversation of {longest} tokens",
         way_out=f"prepare conversations with --max-length {scorer.max_positions}",
     )
+    template = trained_template(Path(config.data_path), manifest)
+    has = template.lacks(tokenizer.folder)
+    foreign = [f"not the chat template of '{scorer.name}': {tokenizer.folder} has {has}"] * bool(
+        has
+    )
     prefix = Path(config.data_path) / config.split
     benchmark = Benchmark(
         kind=KINDS["chat"],
@@ -69,7 +75,7 @@ def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Res
         cells=_cells,
         decides={"chat_template": manifest.chat_template},
         metrics={_turn(number): METRIC for number in range(1, LAST_TURN + 1)},
-        notes=lambda entries: _notes(config, manifest.chat_template, entries),
+        notes=lambda entries: _notes(config, manifest.chat_template, entries) + foreign,
         material={
             file.name: file_sha256(file)
             for file in (prefix.with_name(f"{prefix.name}{end}.bin") for end in ("", ".targets"))

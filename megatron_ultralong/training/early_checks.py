@@ -15,6 +15,7 @@ from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_m
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
+from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate, trained_template
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
@@ -36,6 +37,8 @@ class EarlyRun(Generic[Config, AnyManifest, Rows]):
     manifest: AnyManifest
     train_rows: Rows
     valid_rows: Rows | None
+    template: TrainedTemplate | None = None
+    """That conversations are written in."""
 
 
 PackedRun = EarlyRun[PretrainConfig, Manifest, PackedRows]
@@ -110,7 +113,8 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
                 "has none: prepare it with a --valid-fraction above 0, or leave the interval 0"
             )
         valid_rows = chat_rows_of(data, "valid", manifest, vocab_size)
-    return EarlyRun(config, source, manifest, train_rows, valid_rows)
+    template = trained_template(data, manifest)
+    return EarlyRun(config, source, manifest, train_rows, valid_rows, template)
 
 
 def _open_source(config: TrainingConfig) -> CheckpointMetadata:

@@ -11,6 +11,7 @@ from megatron_ultralong.attention.kernels import block_attention, math
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
 from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.model import shape, yarn
 from megatron_ultralong.plan import job, layer_memory
@@ -40,8 +41,8 @@ class RunInputs:
     """What else all ranks must have the same of, by name."""
     remarks: tuple[str, ...] = ()
     """What a user must know of how the run will work on this machine, a line each."""
-    template: str | None = None
-    """Of the conversations that it learns, for exports where the source had none."""
+    template: TrainedTemplate | None = None
+    """Of the conversations that it learns, which its checkpoints keep."""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -79,8 +79,8 @@ def _notes(manifest: ChatManifest) -> list[str]:
             lines.append(f"{source.name}: keys of records that are not read: {what}")
     if not manifest.folder_template_checked:
         lines.append(
-            f"template {manifest.chat_template} was not compared with a template of the "
-            "tokenizer's folder: make sure that engines write the same"
+            f"template {manifest.chat_template} was not compared with one in the tokenizer's "
+            "folder; `sft` keeps the one of the rows, tokenizer/chat_template.jinja, for exports"
         )
     if manifest.learnt == "marked":
         lines.append("learnt is what the folder's template marks with {% generation %}")

@@ -14,7 +14,7 @@ from megatron_ultralong.checkpoint.convert.small_files import copy_once
 from megatron_ultralong.checkpoint.disk import checksums, metadata
 from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.data.tokenize.folder_template import folder_template
+from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.program.aside import partial_path, remove, write_aside
 from megatron_ultralong.program.errors import InputError, RunStopped
@@ -50,7 +50,7 @@ class RunFolder:
         config: TrainingConfig,
         metadata: metadata.CheckpointMetadata,
         data: Mapping[str, object] | None = None,
-        template: str | None = None,
+        template: TrainedTemplate | None = None,
     ) -> None:
         """Describe it.
 
@@ -58,7 +58,7 @@ class RunFolder:
             config: of the run.
             metadata: of its checkpoints.
             data: what its rows are, by name; a resumed run keeps them.
-            template: of its conversations, for exports, where its source had none.
+            template: of its conversations, which its checkpoints have instead of the source's.
         """
         self.root = Path(config.save) if config.save else None
         self.resumed_iteration = 0
@@ -177,9 +177,9 @@ class RunFolder:
         if not (root / metadata.FILE_NAME).is_file():
             metadata.save_metadata(root, self._metadata)
             copy_once(Path(self._config.load) / source.name, source)
-        if self._template is not None and source.is_dir() and folder_template(source) is None:
+        if self._template is not None and source.is_dir() and self._template.lacks(source):
             metadata.unseal(root)
-            write_aside(source / "chat_template.jinja", self._template)
+            self._template.put(source)
             metadata.seal_small_files(root)
 
     def write_status(self, status: int) -> None:
