@@ -207,7 +207,9 @@ def test_rows_beyond_the_rotary_embedding_are_refused() -> None:
         rope_scaling="yarn", rope_scaling_factor=4.0, original_max_position_embeddings=64
     )
     config = dataclasses.replace(RUN, rope=rope, data=DataConfig("rows", seq_length=257))
-    with pytest.raises(InputError, match=r"seq_length \(257\) is beyond the 256 .* rope-scaling-factor 5"):
+    with pytest.raises(
+        InputError, match=r"seq_length \(257\) is beyond the 256 .*-rope-scaling-factor 5"
+    ):
         config.check_positions(64, None)
     dataclasses.replace(config, data=DataConfig("rows", seq_length=256)).check_positions(64, None)
 

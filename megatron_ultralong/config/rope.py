@@ -101,14 +101,19 @@ class RopeConfig:
         """
         if length <= positions:
             return "--rope-scaling keep"
-        context, flags = yarn.raw_context(scaling, positions), []
-        if self.rope_scaling != "yarn":
-            flags.append("--rope-scaling yarn")
-        if self.rope_scaling != "yarn" or self.rope_scaling_factor * context < length:
-            flags.append(f"--rope-scaling-factor {math.ceil(length / context)}")
-        if self.original_max_position_embeddings != context:
-            flags.append(f"--original-max-position-embeddings {context}")
-        return " ".join(flags)
+        context = yarn.raw_context(scaling, positions)
+        new = dataclasses.replace(
+            self, rope_scaling="yarn", original_max_position_embeddings=context
+        )
+        if self.rope_scaling_factor * context < length:
+            new = dataclasses.replace(new, rope_scaling_factor=math.ceil(length / context))
+        if new.max_positions(positions, scaling) < length:  # the checkpoint's, for fewer positions
+            new = dataclasses.replace(new, rope_scaling_factor=new.rope_scaling_factor + 1)
+        return " ".join(
+            f"--{name.replace('_', '-')} {getattr(new, name)}"
+            for name in ("rope_scaling", *OF_YARN)
+            if getattr(new, name) != getattr(self, name)
+        )
 
     def warnings(self, positions: int, scaling: yarn.RopeScaling) -> tuple[str, ...]:
         """What may not have been meant, given the checkpoint's positions and scaling."""

@@ -16,7 +16,7 @@ from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.model import shape, yarn
 from megatron_ultralong.plan import job, layer_memory
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training import optimizer, rows
+from megatron_ultralong.training import early_checks, optimizer, rows
 from megatron_ultralong.training.telling.log import check_sinks
 
 
@@ -182,12 +182,4 @@ def check_result(
         InputError: activations do not fit the host.
     """
     check_offloading(config, source.model, num_ranks)
-    rope_scaling = config.rope.scaling(source.rope_scaling)
-    positions = config.rope.max_positions(source.model.max_position_embeddings, source.rope_scaling)
-    result = dataclasses.replace(
-        source,
-        model=dataclasses.replace(source.model, max_position_embeddings=positions),
-        rope_scaling=rope_scaling,
-        angle_precision=config.rope.angle_precision,
-    )
-    return result.after_training(source, config.data.seq_length)
+    return early_checks.result_of(config, source)

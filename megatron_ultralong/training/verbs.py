@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
-from megatron_ultralong.config import plain_values, training
+from megatron_ultralong.config import training
 from megatron_ultralong.config.training import SftConfig
 from megatron_ultralong.data.rows import packed, stored
 from megatron_ultralong.plan.given import plan_text
@@ -93,7 +93,7 @@ def _inputs(
         result=inputs.check_result(config, source, num_ranks),
         train_rows=source_of(early.train_rows),
         valid_rows=source_of(early.valid_rows) if early.valid_rows else None,
-        agreed=plain_values.flat_fields(early.manifest, "data manifest"),
+        agreed=early_checks.rows_record(early.manifest),
         remarks=inputs.check_attention(config, source.model),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.checkpoint.disk.folder import write_latest
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
+from megatron_ultralong.training import early_checks
+from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
+from megatron_ultralong.training.earlier_start import DATA_FILE
 from tests.training.conftest import MakeConfig
 
 _SLOW = ("torch", "megatron", "transformers")
@@ -46,6 +51,23 @@ def said_before_imports(lines: list[list[str]], **environment: str) -> list[tupl
     return [tuple(json.loads(line)) for line in process.stdout.splitlines()]
 
 
+def begun_run(root: Path, make_config: MakeConfig, what: str) -> None:
+    """A folder of a run that came to a checkpoint, of another seed, other rows or model."""
+    early = early_checks.check_packed_run(make_config(root), 1)
+    config, source = early.config, early.source
+    if what == "seed":
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, seed=7))
+    if what == "model":
+        model = dataclasses.replace(source.model, num_layers=99)
+        source = dataclasses.replace(source, model=model)
+    root.mkdir()
+    save_config(root / CONFIG_FILE, config)
+    save_metadata(root, early_checks.result_of(config, source))
+    if what == "rows":
+        (root / DATA_FILE).write_text(json.dumps({"data manifest.seed": "7"}))
+    write_latest(root, 1)
+
+
 @pytest.fixture(scope="module")
 def cases(
     tmp_path_factory: pytest.TempPathFactory, tiny: Path, make_config: MakeConfig
@@ -62,6 +84,15 @@ def cases(
     (folder / "list.yaml").write_text("- 1\n")
     (folder / "unknown.yaml").write_text("loud: true\n")
     (folder / "empty").mkdir()
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "thesis.txt").write_text("1")
+    (folder / "a file").write_text("1")
+    fits = [*good, "--original-max-position-embeddings", "64", "--rope-scaling", "yarn"]
+    fits += ["--rope-scaling-factor", "2", "--context-parallel-size", "2"]
+    run = ["pretrain", "--config", str(folder / "config.yaml"), "--save"]
+    save_config(folder / "config.yaml", make_config(None, (1, 2)))
+    for name in ("seed", "rows", "model"):
+        begun_run(folder / name, make_config, name)
     return {
         "recipe": (["pretrain", "nothing"], "recipe 'nothing' is not known"),
         "file": (["pretrain", "--config", str(folder / "none.yaml")], "none.yaml"),
@@ -90,6 +121,11 @@ def cases(
             [*good, *["--rope-scaling", "linear", "--rope-scaling-factor", "2", "--load"], other],
             "is not that of",
         ),
+        "save elsewhere": ([*fits, "--save", str(folder / "foreign")], "foreign is not empty"),
+        "save a file": ([*fits, "--save", str(folder / "a file")], "a file is a file: name an"),
+        "save of a seed": ([*run, str(folder / "seed")], "a run with seed 7, this one has 1234"),
+        "save of rows": ([*run, str(folder / "rows")], "a run over other rows: data manifest.seed"),
+        "save of a model": ([*run, str(folder / "model")], "another model: model.num_layers"),
         "sft recipe": (["sft", "nothing"], "recipe 'nothing' is not known"),
         "sft rows": (["sft", "demo-sft-cpu", "--load", base, "--data-path", rows], "rows"),
         "sft no rows": (["sft", "demo-sft-cpu", "--load", base], "--data-path is needed"),

@@ -13,7 +13,7 @@ from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.program.aside import partial_path
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.config_file import CONFIG_FILE
-from megatron_ultralong.training.same_run import DATA_FILE
+from megatron_ultralong.training.earlier_start import DATA_FILE
 from megatron_ultralong.training.verbs import check_run, dry_run, pretrain
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig

@@ -16,15 +16,20 @@ from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
 from megatron_ultralong.model.parameters import num_parameters
-from megatron_ultralong.program.aside import partial_path, remove, write_aside
+from megatron_ultralong.program.aside import remove, write_aside
 from megatron_ultralong.program.errors import InputError, RunStopped
 from megatron_ultralong.program.output import check_free, writable
 from megatron_ultralong.program.owner import Owner, take
-from megatron_ultralong.program.owner_record import is_owner_file, read_owners
+from megatron_ultralong.program.owner_record import read_owners
 from megatron_ultralong.program.rank_values import every_rank, from_main_rank
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
-from megatron_ultralong.training.same_run import DATA_FILE, changes, check_same_run
+from megatron_ultralong.training.earlier_start import (
+    DATA_FILE,
+    changes,
+    check_nobodys,
+    check_save,
+)
 
 STATUS_FILE = "exit_status"
 TAKEN_OVER = 73
@@ -83,17 +88,16 @@ class RunFolder:
                 of its checkpoints is whole.
         """
         root = self.root
-        if root is None or not root.is_dir():
+        if root is None:
             return Resumed()
-        if any(folders.iteration_folders(root)) or (root / folders.LATEST_FILE).is_file():
-            before = check_same_run(root, self._config, self._metadata, self._data)
-            resumed = newest_good(root, rank, world_size)
-            if resumed.folder is not None:
-                self.resumed_iteration = folders.resolve(resumed.folder)[1]
-                self.changes = changes(before, self._config)
-            return resumed
-        _check_nobodys(root)
-        return Resumed()
+        before = check_save(root, self._config, self._metadata, self._data)
+        if before is None:
+            return Resumed()
+        resumed = newest_good(root, rank, world_size)
+        if resumed.folder is not None:
+            self.resumed_iteration = folders.resolve(resumed.folder)[1]
+            self.changes = changes(before, self._config)
+        return resumed
 
     def open(self, rank: int, world_size: int) -> Resumed:
         """Own the folder, :meth:`check` it and make it ready; every rank calls it, rank 0 writes.
@@ -144,7 +148,7 @@ class RunFolder:
         root = self._root
         with writable(root, f"--save {root}"):
             if root.is_dir() and not read_owners(root):
-                _check_nobodys(root)
+                check_nobodys(root)
             root.mkdir(parents=True, exist_ok=True)
             self._owner = take(root, self._config.verb, f"--save {root}")
         return self._owner.record.number
@@ -201,17 +205,6 @@ class RunFolder:
         """Bytes of one checkpoint: weights, and three float32 numbers of the optimizer."""
         each = 16 if self._config.precision == "fp32" else 14
         return each * num_parameters(self._metadata.model)
-
-
-def _check_nobodys(root: Path) -> None:
-    """Raise InputError where a folder without checkpoints holds what is not a run's."""
-    begun = partial_path(root / CONFIG_FILE)  # of a start that was killed while it wrote the first
-    others = [path for path in root.iterdir() if not is_owner_file(path) and path != begun]
-    if others and not (root / CONFIG_FILE).is_file():
-        raise InputError(
-            f"--save {root} is not empty and holds no checkpoints of a run: name an empty or "
-            "new folder, so that nothing in it is lost"
-        )
 
 
 def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
