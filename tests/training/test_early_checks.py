@@ -68,6 +68,65 @@ def begun_run(root: Path, make_config: MakeConfig, what: str) -> None:
     write_latest(root, 1)
 
 
+def convert_cases(tiny: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
+    source, base, new, gone, empty, foreign = map(
+        str, (tiny / "hf", tiny / "base", folder / "new", folder / "gone", folder / "empty",
+              folder / "foreign"),
+    )  # fmt: skip
+    config = f"{source}/config.json"
+    shutil.copytree(tiny / "hf", folder / "mistral")
+    text = (tiny / "hf" / "config.json").read_text()
+    text = text.replace("LlamaForCausalLM", "MistralForCausalLM")
+    (folder / "mistral" / "config.json").write_text(text)
+    shutil.copytree(tiny / "hf", folder / "mute")
+    (folder / "mute" / "tokenizer.json").unlink()
+    said = {
+        "gone": "gone does not exist",
+        "a file": f"{config} is a file: give the folder that it is in",
+        "empty": "empty is not a model: it has no config.json",
+    }
+    cases = {
+        f"{verb} {what}": ([*verb.split(), *words], said[what])
+        for what, path in (("gone", gone), ("a file", config), ("empty", empty))
+        for verb, words in (
+            ("convert import", [path, new]),
+            ("convert verify", [path, source]),
+            ("convert verify ", [source, path]),
+            *([] if what == "a file" else [("convert inspect", [path])]),
+            *([] if what == "empty" else [("convert export", [path, new])]),
+        )
+    }
+    return cases | {
+        "import over": (["convert", "import", source, foreign], "foreign holds 1 entries"),
+        "import again": (["convert", "import", base, new], "is a Megatron checkpoint already"),
+        "import of others": (["convert", "import", str(folder / "mistral"), new], "Mistral"),
+        "import mute": (["convert", "import", str(folder / "mute"), new], "has no tokenizer"),
+        "import range": (
+            ["convert", "import", source, new, "--rope-scaling-factor", "0"],
+            "rope_scaling_factor must be",
+        ),
+        "export over": (["convert", "export", base, foreign], "foreign holds 1 entries"),
+        "export iteration": (
+            ["convert", "export", base, new, "--iteration", "9"],
+            "no complete iteration 9",
+        ),
+        "export engine": (["convert", "export", base, new, "--for", "vlm"], "vllm"),
+        "export format": (
+            ["convert", "export", base, new, "--for", "vllm", "--format", "meta"],
+            "--format meta writes none",
+        ),
+        "inspect iteration": (
+            ["convert", "inspect", base, "--iteration", "9"],
+            "no complete iteration 9",
+        ),
+        "verify logits": (
+            ["convert", "verify", source, base, "--logits", "--dtype", "bf16"],
+            "--logits compares models of one dtype",
+        ),
+        "verify gguf": (["convert", "verify", base, f"{gone}.gguf"], "GGUF file"),
+    }
+
+
 @pytest.fixture(scope="module")
 def cases(
     tmp_path_factory: pytest.TempPathFactory, tiny: Path, make_config: MakeConfig
@@ -126,6 +185,7 @@ def cases(
         "save of a seed": ([*run, str(folder / "seed")], "a run with seed 7, this one has 1234"),
         "save of rows": ([*run, str(folder / "rows")], "a run over other rows: data manifest.seed"),
         "save of a model": ([*run, str(folder / "model")], "another model: model.num_layers"),
+        **convert_cases(tiny, folder),
         "sft recipe": (["sft", "nothing"], "recipe 'nothing' is not known"),
         "sft rows": (["sft", "demo-sft-cpu", "--load", base, "--data-path", rows], "rows"),
         "sft no rows": (["sft", "demo-sft-cpu", "--load", base], "--data-path is needed"),
