@@ -123,6 +123,7 @@ def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
     comments = "".join(f"# {line}".rstrip() + "\n" for line in lines)
     notes = [f"assumed: {text}" for text in assumptions(num_ranks)]
     notes += [f"changed since the start before: {change}" for change in folder.changes]
+    notes += [folder.nothing_left] * bool(folder.nothing_left)
     notes += validation.validation_notes(run)
     if folder.root is None:
         notes.append(NOTHING_SAVED)

@@ -99,6 +99,15 @@ class RunFolder:
             self.changes = changes(before, self._config)
         return resumed
 
+    @property
+    def nothing_left(self) -> str:
+        """What to say of a start that has no iteration to do; empty: it has some."""
+        done, total = self.resumed_iteration, self._config.train_iters
+        if done < total:
+            return ""
+        state = "complete" if done == total else f"past train_iters ({total})"
+        return f"the run is at iteration {done}, {state}: --train-iters above {done} trains on"
+
     def open(self, rank: int, world_size: int) -> Resumed:
         """Own the folder, :meth:`check` it and make it ready; every rank calls it, rank 0 writes.
 
@@ -161,7 +170,8 @@ class RunFolder:
                 metadata.unseal(root)
                 for name in (DATA_FILE, metadata.FILE_NAME, metadata.SOURCE_FOLDER):
                     remove(root / name)
-            save_config(root / CONFIG_FILE, self._config)
+            if not self.nothing_left:  # else the file would not be that of any iteration
+                save_config(root / CONFIG_FILE, self._config)
             self.write_identity()
             if self.resumed_iteration:
                 folders.write_latest(root, self.resumed_iteration)  # not one that was refused
