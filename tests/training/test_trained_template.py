@@ -133,8 +133,8 @@ def test_exports_and_chats_are_in_the_template_of_the_rows(
     folder: Path, run: Path, tmp_path: Path, base: str, rows: str
 ) -> None:
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns(SOURCE_FOLDER, FILE_NAME))
-    config = make_config(folder, base, rows, save=str(tmp_path / "run"))
-    inputs = check_sft(config, 1)
+    inputs = check_sft(make_config(folder, base, rows), 1)
+    config = dataclasses.replace(inputs.config, save=str(tmp_path / "run"))
     RunFolder(config, inputs.result, inputs.agreed, inputs.template).write_identity()
     kept = tmp_path / "run" / SOURCE_FOLDER
     own = folder / "bases" / base / SOURCE_FOLDER
