@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.cli.verbs import load
+from megatron_ultralong.cli.meant_verb import ELSEWHERE, meant_verb
+from megatron_ultralong.cli.verbs import VERBS, load
 from tests.command_line import refusal
 
 
@@ -14,8 +15,17 @@ from tests.command_line import refusal
     [
         (("train",), "known: prepare, prepare chat, convert import"),
         (("pretrian",), "perhaps you meant 'pretrain'"),
+        (("eval", "loss"), "perhaps you meant 'evaluate loss'"),
+        (("eval", "--load", "run"), "perhaps you meant 'evaluate'"),
+        (("evaluat", "pass-key"), "perhaps you meant 'evaluate passkey'"),
+        (("chat", "--load", "run"), "perhaps you meant 'generate --chat'"),
+        (("conv", "exprot", "a", "b"), "perhaps you meant 'convert export'"),
+        (("export", "a", "b"), "perhaps you meant 'convert export'"),
+        (("passkey",), "perhaps you meant 'evaluate passkey'"),
+        (("finetune", "chats"), "perhaps you meant 'sft'"),
+        (("--help", "pretrian"), "perhaps you meant 'pretrain'"),
         (("convert", "import", "meta-llama/Llama-3.1-8B", "x"), "Hub is not downloaded: `hf downl"),
-        (("convert", "import", "./nowhere", "x"), "checkpoint folder nowhere does not exist"),
+        (("convert", "import", "./nowhere", "x"), "model folder nowhere does not exist"),
         (("convert", "merge"), "convert 'merge' is not known; known: import, export"),
         (("pretrain", "llama"), "recipe 'llama' is not known"),
         (
@@ -41,6 +51,20 @@ def test_unknown_words_are_refused(
     capsys: pytest.CaptureFixture[str], words: tuple[str, ...], part: str
 ) -> None:
     assert part in refusal(capsys, *words)
+
+
+def test_each_verb_is_meant_by_its_last_word_and_by_a_slip_in_its_first() -> None:
+    """And what other programs call it is no verb here."""
+    for name in VERBS:
+        group, *rest = name.split()
+        slip = [group[:-2] + group[-1] + group[-2], *rest]
+        assert meant_verb(slip) == name
+        if rest and rest[0] != "chat":
+            assert str(meant_verb([rest[0], "x"])).split()[-1] == rest[0]
+    assert not set(ELSEWHERE) & {name.split()[0] for name in VERBS}
+    groups = {word for name in VERBS for word in (name, name.split()[0])}
+    assert {meant.split(" --")[0] for meant in ELSEWHERE.values()} <= groups
+    assert meant_verb(["qqqqqq"]) is None
 
 
 @pytest.mark.parametrize(
