@@ -22,6 +22,7 @@ from megatron_ultralong.program.quantity import (
     LENGTH,
     TOKENS,
     Unit,
+    different,
     duration,
     quantity,
     rate,
@@ -182,3 +183,9 @@ def test_help_says_what_a_letter_is(capsys: pytest.CaptureFixture[str]) -> None:
     shown = " ".join(capsys.readouterr().out.split())
     assert "Tokens per row. 512K is 524,288. [at least 2]" in shown
     assert "1B is 1,000,000,000." in shown
+
+
+@given(st.integers(0, 10**15), st.integers(-(10**6), 10**6))
+def test_amounts_that_differ_are_shown_as_different(amount: int, more: int) -> None:
+    one, other = different(amount, max(amount + more, 0), "B")
+    assert (one == other) == (amount == max(amount + more, 0))

@@ -16,6 +16,7 @@ from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.model import shape, yarn
 from megatron_ultralong.plan import job, layer_memory
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.training import early_checks, optimizer, rows
 from megatron_ultralong.training.telling.log import check_sinks
 
@@ -145,8 +146,8 @@ def check_offloading(config: TrainingConfig, model: shape.ModelConfig, num_ranks
         available = psutil.virtual_memory().available
         limit = int(AVAILABLE_SHARE * available / local_ranks)
         rule = (
-            f"{AVAILABLE_SHARE:.0%} of the {available / 2**30:.1f} GiB available here, shared by "
-            f"{local_ranks} ranks, is {limit / 2**30:.1f} GiB"
+            f"{AVAILABLE_SHARE:.0%} of the {_gib(available)} available here, shared by "
+            f"{local_ranks} ranks, is {_gib(limit)}"
         )
     needed = host_bytes(config, model, num_ranks)
     if needed > limit:
@@ -154,10 +155,16 @@ def check_offloading(config: TrainingConfig, model: shape.ModelConfig, num_ranks
         if config.memory.recompute_granularity == "keep_attention":
             ways.append("use recompute_granularity 'full', which keeps layer inputs alone")
         raise InputError(
-            f"offload_activations needs {needed / 2**30:.1f} GiB of host memory on each rank, and "
+            f"offload_activations needs {_gib(needed)} of host memory on each rank, and "
             f"{rule}: {', or '.join(ways)}"
         )
     return limit
+
+
+def _gib(num_bytes: int) -> str:
+    """In the unit of ``max_host_memory_gib``."""
+    gib = num_bytes / 2**30
+    return f"{gib:,.1f} GiB" if gib >= 1 else quantity(gib, "GiB")
 
 
 def check_machine(config: TrainingConfig) -> None:

@@ -119,7 +119,7 @@ class RunFolder:
         if self.root is None:
             return Resumed()
         self._check_not_ended(self.root)
-        check_free(self.root, self._checkpoint_bytes())
+        check_free(self.root, self._checkpoint_bytes(), f"--save {self.root}")
         self.owner_number = from_main_rank(self._take, is_main=rank == 0)
         resumed = self.check(rank, world_size)
         dist.barrier()  # every rank has looked before anything is written
