@@ -19,6 +19,7 @@ from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell, mean_cell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import sample_key
+from megatron_ultralong.program.quantity import counted
 
 METRIC = "turns exact"
 """Share of turns of which every token, the end too, is the likeliest after all before it: those
@@ -143,8 +144,8 @@ def _notes(config: ChatConfig, chat_template: str, entries: Entries) -> list[str
     num_right = sum(sum(entry["right"]) for entry in entries)
     total = sum(sum(entry["losses"]) for entry in entries)
     return [
-        f"{len(entries)} conversations of split '{config.split}', template {chat_template}; "
-        "column: tokens up to the turn's end, at most",
+        f"{counted(len(entries), 'conversation')} of split '{config.split}', template "
+        f"{chat_template}; column: tokens up to the turn's end, at most",
         f"loss {total / num_tokens:.4f} nats a token over the {num_tokens} tokens to be learnt, "
         f"{100 * num_right / num_tokens:.1f} % of which are the likeliest",
     ]

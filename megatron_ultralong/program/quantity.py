@@ -80,6 +80,11 @@ def quantity(amount: float, unit: str) -> str:
     return f"{_digits(amount)} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 document``, ``1,234 documents``: of nouns whose plural has an s."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def different(amount: float, other: float, unit: str) -> tuple[str, str]:
     """Two amounts of which a message says that they differ: in full where digits hide it."""
     texts = quantity(amount, unit), quantity(other, unit)

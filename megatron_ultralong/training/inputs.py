@@ -16,7 +16,7 @@ from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.model import shape, yarn
 from megatron_ultralong.plan import job, layer_memory
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import quantity
+from megatron_ultralong.program.quantity import counted, quantity
 from megatron_ultralong.training import early_checks, optimizer, rows
 from megatron_ultralong.training.telling.log import check_sinks
 
@@ -62,7 +62,7 @@ class RunInputs:
         )
         if taken > there:
             whole, rest = divmod(taken, there)
-            notes += (f"rows: {taken:,} rows from {there:,}: {_uses(whole, rest)}",)
+            notes += (f"rows: {counted(taken, 'row')} from {there:,}: {_uses(whole, rest)}",)
         untrained = self.result.untrained_positions
         return (*notes, untrained) if untrained else notes
 

@@ -294,10 +294,11 @@ def test_files_of_a_folder_are_looked_at_and_told_as_those_of_documents_are(
     read = {line.suffix: line.read_as for line in source.counts if line.read_as}
     assert read == {".json.gz": "jsonl", ".txt": "jsonl", ".jsonl.gz": "jsonl"}
     said = capsys.readouterr().out
+    assert "x: 3 files read as jsonl: 1 .json.gz, 1 .jsonl.gz, 1 .txt" in said
     for line in source.counts:
-        assert f"x: {line.num_files} {line.suffix or 'without a suffix'} " in said
+        assert f" {line.reason}: " in said or line.read_as
     assert sum(line.num_files for line in source.counts if line.reason) == 6
-    assert "x: of 1 files the rest could not be read" in said
+    assert "x: of 1 file the rest could not be read" in said
     for name in ("array.jsonl: unreadable: is a JSON array", "cut.jsonl.gz:1: unreadable: cannot"):
         assert name in said
         assert name in "\n".join(source.bad)
