@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from megatron_ultralong import cli
 from megatron_ultralong.cli.meant_verb import ELSEWHERE, meant_verb
 from megatron_ultralong.cli.verbs import VERBS, load
+from megatron_ultralong.program.errors import InputError
 from tests.command_line import refusal
+from tests.edges import NEEDED, flags, parse
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,14 @@ def test_each_verb_is_meant_by_its_last_word_and_by_a_slip_in_its_first() -> Non
         ("pretrain demo-cpu --train-iters two", "--train-iters must be a whole number, not 'two'"),
         ("pretrain demo-cpu --lr high", "--lr must be a number, not 'high'"),
         (
+            "pretrain demo-cpu --attention-factor q",
+            "--attention-factor must be a number or yarn, not 'q'",
+        ),
+        (
+            "plan demo-cpu --gpus 8 --hierarchical-context-parallel-sizes 2 q",
+            "--hierarchical-context-parallel-sizes must be whole numbers, not 'q'",
+        ),
+        (
             "pretrain demo-cpu --lr",
             "--lr needs a value: Peak learning rate (the paper's 3e-5)",
         ),
@@ -106,6 +118,23 @@ def test_what_the_parser_refuses_is_one_line(
     verb = " ".join(words[:2]) if words[0] == "convert" else words[0]
     expected = f"ultralong: error: {message}; see `ultralong {verb} --help`\n"
     assert refusal(capsys, *words) == expected
+
+
+def test_values_of_no_kind_are_told_what_the_flag_takes() -> None:
+    """Lists and unions too, for which the parser has words of its own; the wrong value alone."""
+    told = {}
+    for verb in VERBS:
+        for cls, number in flags(verb):
+            if (cls, number.name) not in told and (number.is_tuple or verb == "prepare"):
+                flag = "--" + number.name.replace("_", "-")
+                values = ["8", "q7"] if number.is_tuple else ["q7"]
+                with pytest.raises(InputError) as error:
+                    parse(verb, [*NEEDED.get(verb, ()), flag, *values])
+                told[cls, number.name] = str(error.value)
+    assert len(told) > 10
+    pattern = r"must be (a )?(whole )?numbers?( or \w+)?( without .*|, plain, .*)?, not 'q7'"
+    wrong = [text for text in told.values() if not re.search(pattern, text)]
+    assert not wrong
 
 
 @pytest.mark.parametrize("verb", [name for name, verb in cli.VERBS.items() if name != "doctor"])
