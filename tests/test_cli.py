@@ -45,7 +45,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             2,
             ("--rope-scaling-factor", "1.5"),
-            ("seq_length (128) is beyond the 96 positions", "rope_scaling_factor of at least 2"),
+            ("seq_length (128) is beyond the 96 positions", "or give --rope-scaling-factor 2"),
         ),
         (
             2,

@@ -14,7 +14,7 @@ from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.model.yarn import YarnConfig
+from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, RopeScaling, YarnConfig
 from megatron_ultralong.program.errors import InputError
 
 MODEL = ModelConfig(
@@ -46,6 +46,60 @@ def test_sequence_lengths_offered_in_a_refusal_are_accepted(
     else:
         assert cp == 1 or seq_length % (2 * cp) == 0
         assert not sequence_parallel or seq_length % tp == 0
+
+
+_FACTORS = st.sampled_from([1.0, 1.5, 2.0, 8.0])
+_SCALINGS = st.one_of(
+    st.none(),
+    st.builds(LinearConfig, _FACTORS),
+    st.builds(NtkConfig, _FACTORS),
+    st.builds(YarnConfig, _FACTORS, st.sampled_from([64, 512, 8192])),
+)
+"""Of checkpoints."""
+
+
+@given(
+    st.builds(
+        RopeConfig,
+        rope_scaling=st.sampled_from(["yarn", "ntk", "linear", "none", "keep"]),
+        rope_scaling_factor=_FACTORS,
+        original_max_position_embeddings=st.sampled_from([64, 512, 1024, 8192]),
+    ),
+    _SCALINGS,
+    st.integers(64, 20_000),
+    st.integers(2, 100_000),
+)
+def test_flags_offered_for_longer_rows_are_accepted(
+    rope: RopeConfig, scaling: RopeScaling, positions: int, length: int
+) -> None:
+    """Whatever the checkpoint's original context is, and without a warning of another one."""
+    config = dataclasses.replace(RUN, rope=rope, data=DataConfig("rows", seq_length=length))
+    try:
+        config.check_positions(positions, scaling)
+    except InputError as error:
+        flags = str(error).split("or give ")[1].split()
+        values = dict(zip(flags[::2], flags[1::2], strict=True))
+        changed = {flag[2:].replace("-", "_"): value for flag, value in values.items()}
+        kinds = {"rope_scaling": str, "rope_scaling_factor": float}
+        better = dataclasses.replace(
+            rope, **{name: kinds.get(name, int)(value) for name, value in changed.items()}
+        )
+        assert all(getattr(rope, name) != getattr(better, name) for name in changed), "no more"
+        dataclasses.replace(config, rope=better).check_positions(positions, scaling)
+        if better.rope_scaling == "yarn":
+            assert not better.warnings(positions, scaling)
+
+
+def test_a_base_of_another_context_than_the_recipes_is_told_its_flag() -> None:
+    rope = dataclasses.replace(PRETRAIN_RECIPES["demo-cpu"]().rope, rope_scaling_factor=2.0)
+    config = dataclasses.replace(RUN, rope=rope, data=DataConfig("rows", seq_length=2048))
+    with pytest.raises(InputError) as error:
+        config.check_positions(1024, None)
+    assert str(error.value).endswith(
+        "is beyond the 1024 positions of rope_scaling 'yarn' (rope_scaling_factor 2 over "
+        "original_max_position_embeddings 512): rows must fit the rotary embedding; prepare rows "
+        "of 1024, or give --original-max-position-embeddings 1024"
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +207,9 @@ def test_rows_beyond_the_rotary_embedding_are_refused() -> None:
         rope_scaling="yarn", rope_scaling_factor=4.0, original_max_position_embeddings=64
     )
     config = dataclasses.replace(RUN, rope=rope, data=DataConfig("rows", seq_length=257))
-    with pytest.raises(InputError, match=r"seq_length \(257\) is beyond the 256 .* at least 5 "):
+    with pytest.raises(
+        InputError, match=r"seq_length \(257\) is beyond the 256 .*-rope-scaling-factor 5"
+    ):
         config.check_positions(64, None)
     dataclasses.replace(config, data=DataConfig("rows", seq_length=256)).check_positions(64, None)
 

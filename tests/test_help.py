@@ -80,6 +80,7 @@ def test_the_help_has_the_parsers_flags(verb: str) -> None:
 def test_help_needs_no_second_call(verb: str) -> None:
     text = shown("help", *verb.split())
     assert text == shown(*verb.split(), "--help") == shown(*verb.split(), "-h")
+    assert text == shown("--help", *verb.split())
     everything = shown(*verb.split(), "--help-all")
     for flag in flags_of(load(cli.VERBS[verb].options), default_of(verb)):
         name = flag.usage.split()[0].rstrip(",")

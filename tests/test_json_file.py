@@ -84,7 +84,7 @@ def test_what_is_no_small_file_is_refused(tmp_path: Path) -> None:
         read_json(path, max_bytes=50)
     os.mkfifo(tmp_path / "pipe.json")
     for other in (tmp_path, tmp_path / "pipe.json", Path("/dev/zero")):
-        with pytest.raises(InputError, match="is not a file"):
+        with pytest.raises(InputError, match="is not a regular file"):
             read_json(other)
     path.write_text("[1]")
     assert read_json_value(path) == [1]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.cli.verbs import load
+from megatron_ultralong.cli.meant_verb import ELSEWHERE, meant_verb
+from megatron_ultralong.cli.verbs import VERBS, load
+from megatron_ultralong.program.errors import InputError
 from tests.command_line import refusal
+from tests.edges import NEEDED, flags, parse
 
 
 @pytest.mark.parametrize(
@@ -14,8 +19,17 @@ from tests.command_line import refusal
     [
         (("train",), "known: prepare, prepare chat, convert import"),
         (("pretrian",), "perhaps you meant 'pretrain'"),
+        (("eval", "loss"), "perhaps you meant 'evaluate loss'"),
+        (("eval", "--load", "run"), "perhaps you meant 'evaluate'"),
+        (("evaluat", "pass-key"), "perhaps you meant 'evaluate passkey'"),
+        (("chat", "--load", "run"), "perhaps you meant 'generate --chat'"),
+        (("conv", "exprot", "a", "b"), "perhaps you meant 'convert export'"),
+        (("export", "a", "b"), "perhaps you meant 'convert export'"),
+        (("passkey",), "perhaps you meant 'evaluate passkey'"),
+        (("finetune", "chats"), "perhaps you meant 'sft'"),
+        (("--help", "pretrian"), "perhaps you meant 'pretrain'"),
         (("convert", "import", "meta-llama/Llama-3.1-8B", "x"), "Hub is not downloaded: `hf downl"),
-        (("convert", "import", "./nowhere", "x"), "checkpoint folder nowhere does not exist"),
+        (("convert", "import", "./nowhere", "x"), "model folder nowhere does not exist"),
         (("convert", "merge"), "convert 'merge' is not known; known: import, export"),
         (("pretrain", "llama"), "recipe 'llama' is not known"),
         (
@@ -43,6 +57,20 @@ def test_unknown_words_are_refused(
     assert part in refusal(capsys, *words)
 
 
+def test_each_verb_is_meant_by_its_last_word_and_by_a_slip_in_its_first() -> None:
+    """And what other programs call it is no verb here."""
+    for name in VERBS:
+        group, *rest = name.split()
+        slip = [group[:-2] + group[-1] + group[-2], *rest]
+        assert meant_verb(slip) == name
+        if rest and rest[0] != "chat":
+            assert str(meant_verb([rest[0], "x"])).split()[-1] == rest[0]
+    assert not set(ELSEWHERE) & {name.split()[0] for name in VERBS}
+    groups = {word for name in VERBS for word in (name, name.split()[0])}
+    assert {meant.split(" --")[0] for meant in ELSEWHERE.values()} <= groups
+    assert meant_verb(["qqqqqq"]) is None
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -60,6 +88,14 @@ def test_unknown_words_are_refused(
         ("pretrain demo-cpu more", "'more': no flag takes it"),
         ("pretrain demo-cpu --train-iters two", "--train-iters must be a whole number, not 'two'"),
         ("pretrain demo-cpu --lr high", "--lr must be a number, not 'high'"),
+        (
+            "pretrain demo-cpu --attention-factor q",
+            "--attention-factor must be a number or yarn, not 'q'",
+        ),
+        (
+            "plan demo-cpu --gpus 8 --hierarchical-context-parallel-sizes 2 q",
+            "--hierarchical-context-parallel-sizes must be whole numbers, not 'q'",
+        ),
         (
             "pretrain demo-cpu --lr",
             "--lr needs a value: Peak learning rate (the paper's 3e-5)",
@@ -82,6 +118,23 @@ def test_what_the_parser_refuses_is_one_line(
     verb = " ".join(words[:2]) if words[0] == "convert" else words[0]
     expected = f"ultralong: error: {message}; see `ultralong {verb} --help`\n"
     assert refusal(capsys, *words) == expected
+
+
+def test_values_of_no_kind_are_told_what_the_flag_takes() -> None:
+    """Lists and unions too, for which the parser has words of its own; the wrong value alone."""
+    told = {}
+    for verb in VERBS:
+        for cls, number in flags(verb):
+            if (cls, number.name) not in told and (number.is_tuple or verb == "prepare"):
+                flag = "--" + number.name.replace("_", "-")
+                values = ["8", "q7"] if number.is_tuple else ["q7"]
+                with pytest.raises(InputError) as error:
+                    parse(verb, [*NEEDED.get(verb, ()), flag, *values])
+                told[cls, number.name] = str(error.value)
+    assert len(told) > 10
+    pattern = r"must be (a )?(whole )?numbers?( or \w+)?( without .*|, plain, .*)?, not 'q7'"
+    wrong = [text for text in told.values() if not re.search(pattern, text)]
+    assert not wrong
 
 
 @pytest.mark.parametrize("verb", [name for name, verb in cli.VERBS.items() if name != "doctor"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import itertools
 import math
 import re
 from pathlib import Path
@@ -22,6 +24,8 @@ from megatron_ultralong.program.quantity import (
     LENGTH,
     TOKENS,
     Unit,
+    counted,
+    different,
     duration,
     quantity,
     rate,
@@ -182,3 +186,32 @@ def test_help_says_what_a_letter_is(capsys: pytest.CaptureFixture[str]) -> None:
     shown = " ".join(capsys.readouterr().out.split())
     assert "Tokens per row. 512K is 524,288. [at least 2]" in shown
     assert "1B is 1,000,000,000." in shown
+
+
+@given(st.integers(0, 10**15), st.integers(-(10**6), 10**6))
+def test_amounts_that_differ_are_shown_as_different(amount: int, more: int) -> None:
+    one, other = different(amount, max(amount + more, 0), "B")
+    assert (one == other) == (amount == max(amount + more, 0))
+
+
+NOUNS = ("document", "conversation", "row", "file", "turn", "null", "repeat")
+
+
+def test_one_document_is_no_documents() -> None:
+    assert counted(1, "document") == "1 document"
+    assert counted(1234, "document") == "1,234 documents"
+    assert counted(0, "file") == "0 files"
+
+
+def test_what_prepare_counts_may_be_one() -> None:
+    """Texts of its reports take their plurals from :func:`counted`."""
+    wrong = []
+    for path in (ROOT / "megatron_ultralong" / "data" / "prepare").glob("*report.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                for value, text in itertools.pairwise(node.values):
+                    if isinstance(value, ast.FormattedValue) and isinstance(text, ast.Constant):
+                        word = re.match(r" ([a-z]+)s\b", str(text.value))
+                        if word and word[1] in NOUNS:
+                            wrong.append(f"{path.name}:{node.lineno}: {text.value}")
+    assert not wrong

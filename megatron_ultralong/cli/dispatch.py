@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.cli.meant_verb import meant_verb
 from megatron_ultralong.cli.origin import fields_typed, says_who_set
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
@@ -67,6 +68,8 @@ def _quiet_upstream() -> None:
 def _run(words: list[str]) -> None:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
+    if len(words) > 1 and words[0] in HELP_FLAGS:  # --help prepare
+        words = [*words[1:], words[0]]
     if not words or words[0] in HELP_FLAGS:
         sys.stdout.write(_usage())
         return
@@ -88,7 +91,8 @@ def _run(words: list[str]) -> None:
             sys.stdout.write(_usage(first))
             return
         raise InputError(not_known(first, rest[0], [name.split()[1] for name in known]))
-    raise InputError(f"{not_known('verb', first, VERBS)}; see `{PROGRAM} --help`")
+    what = not_known("verb", first, VERBS, meant_verb(words))
+    raise InputError(f"{what}; see `{PROGRAM} --help`")
 
 
 def _usage(only: str | None = None) -> str:

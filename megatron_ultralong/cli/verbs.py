@@ -62,8 +62,10 @@ def _prepare(options: str, run: str, text: str) -> Verb:
     return Verb(text, f"data.options:{options}", f"data.prepare.{run}", _ARROW)
 
 
-def _convert(options: str, run: str, text: str) -> Verb:
-    return Verb(text, f"config.convert:{options}", f"checkpoint.convert.{run}", _HUGE_PAGES)
+def _convert(options: str, run: str, check: str, text: str) -> Verb:
+    places = f"config.convert:{options}", f"checkpoint.convert.{run}"
+    check = f"checkpoint.convert.early_checks:{check}"
+    return Verb(text, *places, _HUGE_PAGES, check_early=check)
 
 
 def _training(
@@ -96,18 +98,20 @@ VERBS: dict[str, Verb] = {
         "pack conversations into rows, with masks of the tokens to train on",
     ),
     "convert import": _convert(
-        *("ImportConfig", "verbs:import_checkpoint"),
+        *("ImportConfig", "verbs:import_checkpoint", "check_import"),
         "convert a Hugging Face or Meta folder to a Megatron checkpoint",
     ),
     "convert export": _convert(
-        *("ExportConfig", "verbs:export_checkpoint"),
+        *("ExportConfig", "verbs:export_checkpoint", "check_export"),
         "convert a Megatron checkpoint to a Hugging Face or Meta folder, or a GGUF file",
     ),
     "convert verify": _convert(
-        "VerifyConfig", "verbs:verify", "compare two models bit by bit, or by logits"
+        *("VerifyConfig", "verbs:verify", "check_verify"),
+        "compare two models bit by bit, or by logits",
     ),
     "convert inspect": _convert(
-        "InspectConfig", "report:inspect", "show the contents of a folder or checkpoint"
+        *("InspectConfig", "report:inspect", "check_inspect"),
+        "show the contents of a folder or checkpoint",
     ),
     "pretrain": _training(
         *("PretrainConfig", "FOR_PRETRAIN", "check_packed_run"),

@@ -27,10 +27,13 @@ class SamplingConfig:
     def check(self) -> None:
         """Raise InputError where a number is out of its range, or has no effect."""
         check_ranges(self)
-        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+        given = [f"--top-k {self.top_k}"] * bool(self.top_k)
+        given += [f"--top-p {self.top_p:g}"] * (self.top_p < 1)
+        if self.temperature == 0 and given:
             raise InputError(
-                f"top_k ({self.top_k}) and top_p ({self.top_p}) choose among several tokens, and "
-                "temperature 0 always takes the likeliest: give --temperature 1, or leave them out"
+                f"{' and '.join(given)}: for a choice among several tokens, and temperature 0 "
+                "always takes the likeliest; give --temperature 1, or leave "
+                f"{'them' if len(given) > 1 else 'it'} out"
             )
 
 

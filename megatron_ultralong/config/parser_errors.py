@@ -4,9 +4,11 @@ tyro draws boxes of many lines. Newer releases (1.0.17 does) tell a hook what is
 they do; the module is private, so it is probed, and without it the boxes stay.
 """
 
+import ast
 import contextlib
 import difflib
 import importlib
+import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -21,9 +23,13 @@ _CLOSE = 0.75
 _NUMBERS = {
     "invalid literal for int() with base 10: ": "a whole number",
     "could not convert string to float: ": "a number",
-    "Could not find valid parse for arguments: ": "of the kind in its help",
 }
-"""Beginnings of what Python and tyro say of a text, and what was wanted."""
+"""Beginnings of what Python says of a text, and what was wanted."""
+_READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "INT": ("whole number", int),
+    "FLOAT": ("number", float),
+}
+"""Kinds of values, by the word that the help has for them."""
 
 
 @contextlib.contextmanager
@@ -81,7 +87,8 @@ def _text(event: Any, flags: dict[str, str], unknown: Sequence[str]) -> str:
         rule = f"{needs}{_what(flags.get(name))}"
         parts.append(f"{name} {rule if value is None else f'takes no value, not {shown(value)}'}")
     elif kind == "InstantiationFailure" and event.argument is not None:
-        parts.append(_name(event.argument) + _no_value(" ".join(str(event.message).split())))
+        message = " ".join(str(event.message).split())
+        parts.append(_name(event.argument) + _no_value(message, event.argument.lowered.metavar))
     return "; ".join(parts)
 
 
@@ -99,12 +106,31 @@ def _nearest_flag(flag: str, flags: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
-def _no_value(reason: str) -> str:
-    """What Python says of a text that is not a number, in plain words."""
+def _no_value(reason: str, metavar: str) -> str:
+    """What is said of a text that is no value of a flag, in plain words."""
+    given = re.search(r"\[['\"].*?\]", reason)  # of several values, or of one of several kinds
+    kinds = [kind for kind in _READERS if kind in metavar]
+    if given and kinds:
+        is_several = "..." in metavar
+        wanted = [_READERS[kind][0] for kind in kinds]
+        wanted = [f"{one}s" if is_several else f"a {one}" for one in wanted]
+        wanted += [one for one in re.findall(r"\{(.*?)\}", metavar) if one != "None"]
+        wrong = next(
+            (one for one in ast.literal_eval(given[0]) if not _is_read(one, kinds)), given[0]
+        )
+        return f" must be {' or '.join(wanted)}, not {shown(wrong)}"
     for begin, wanted in _NUMBERS.items():
         if reason.startswith(begin):
             return f" must be {wanted}, not {reason.removeprefix(begin)}"
     return f": {reason}"
+
+
+def _is_read(text: str, kinds: Sequence[str]) -> bool:
+    for kind in kinds:
+        with contextlib.suppress(ValueError):
+            _READERS[kind][1](text)
+            return True
+    return False
 
 
 def _name(argument: Any) -> str:

@@ -82,6 +82,39 @@ class RopeConfig:
             return context
         return math.floor(self.rope_scaling_factor * context)
 
+    def described(self) -> str:
+        """What messages call it: ``rope_scaling 'yarn' (rope_scaling_factor 2 over ...)``."""
+        text = f"rope_scaling '{self.rope_scaling}'"
+        if self.rope_scaling == "yarn":
+            original = self.original_max_position_embeddings
+            text += f" (rope_scaling_factor {self.rope_scaling_factor:g} over "
+            text += f"original_max_position_embeddings {original})"
+        return text
+
+    def flags_for(self, length: int, positions: int, scaling: yarn.RopeScaling) -> str:
+        """Flags that change this to one with room for ``length`` tokens.
+
+        Args:
+            length: of a row.
+            positions: that the checkpoint is made for.
+            scaling: the checkpoint's own. YaRN counts over the raw context below it.
+        """
+        if length <= positions:
+            return "--rope-scaling keep"
+        context = yarn.raw_context(scaling, positions)
+        new = dataclasses.replace(
+            self, rope_scaling="yarn", original_max_position_embeddings=context
+        )
+        if self.rope_scaling_factor * context < length:
+            new = dataclasses.replace(new, rope_scaling_factor=math.ceil(length / context))
+        if new.max_positions(positions, scaling) < length:  # the checkpoint's, for fewer positions
+            new = dataclasses.replace(new, rope_scaling_factor=new.rope_scaling_factor + 1)
+        return " ".join(
+            f"--{name.replace('_', '-')} {getattr(new, name)}"
+            for name in ("rope_scaling", *OF_YARN)
+            if getattr(new, name) != getattr(self, name)
+        )
+
     def warnings(self, positions: int, scaling: yarn.RopeScaling) -> tuple[str, ...]:
         """What may not have been meant, given the checkpoint's positions and scaling."""
         context = yarn.raw_context(scaling, positions)

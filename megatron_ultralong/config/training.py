@@ -211,13 +211,13 @@ class TrainingConfig:
         """Raise InputError where rows are longer than the positions the model is made for."""
         limit = self.rope.max_positions(checkpoint_positions, checkpoint_scaling)
         if self.data.seq_length > limit:
-            original = self.rope.original_max_position_embeddings
+            flags = self.rope.flags_for(
+                self.data.seq_length, checkpoint_positions, checkpoint_scaling
+            )
             raise InputError(
                 f"seq_length ({self.data.seq_length}) is beyond the {limit} positions of "
-                f"rope_scaling '{self.rope.rope_scaling}': rows must fit the rotary embedding; "
-                f"use rows of {limit}, or rope_scaling yarn with a rope_scaling_factor of at "
-                f"least {math.ceil(self.data.seq_length / original)} over "
-                f"original_max_position_embeddings {original}"
+                f"{self.rope.described()}: rows must fit the rotary embedding; prepare rows of "
+                f"{limit}, or give {flags}"
             )
 
 
@@ -272,8 +272,9 @@ class SftConfig(TrainingConfig):
             return
         limit = self.rope.max_positions(checkpoint_positions, checkpoint_scaling)
         if longest > limit:
+            flags = self.rope.flags_for(longest, checkpoint_positions, checkpoint_scaling)
             raise InputError(
                 f"the longest conversation has {longest} tokens, beyond the {limit} positions of "
-                f"rope_scaling '{self.rope.rope_scaling}': prepare them with --max-length {limit}, "
-                "or start from a checkpoint of a longer context"
+                f"{self.rope.described()}: prepare them with --max-length {limit}, start from a "
+                f"checkpoint of a longer context, or give {flags}"
             )

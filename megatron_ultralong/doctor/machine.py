@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ultralong.doctor.finding import Finding
+from megatron_ultralong.program.quantity import quantity
 
 INFINIBAND = Path("/sys/class/infiniband")
 SHARED_MEMORY = Path("/dev/shm")
@@ -41,7 +42,7 @@ def _shared_memory() -> Finding:
         fix = "mount a tmpfs there, which all users may write to"
         return Finding("problem", "/dev/shm", f"cannot be written to: {error}", fix)
     usage = shutil.disk_usage(SHARED_MEMORY)
-    text = f"{usage.free / 2**30:.2f} of {usage.total / 2**30:.2f} GiB free"
+    text = f"{quantity(usage.free, 'B')} of {quantity(usage.total, 'B')} free"
     if usage.free < LEAST_SHARED_MEMORY:
         return Finding("warning", "/dev/shm", text, "docker run --ipc=host, or --shm-size=16g")
     return Finding("ok", "/dev/shm", text)

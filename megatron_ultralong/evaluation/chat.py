@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.stored import ChatRows, Int64Array
+from megatron_ultralong.data.tokenize.trained_template import trained_template
 from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
 from megatron_ultralong.evaluation.models import interface
@@ -18,6 +19,7 @@ from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell, mean_cell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import sample_key
+from megatron_ultralong.program.quantity import counted
 
 METRIC = "turns exact"
 """Share of turns of which every token, the end too, is the likeliest after all before it: those
@@ -61,6 +63,11 @@ def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Res
         what=f"a conversation of {longest} tokens",
         way_out=f"prepare conversations with --max-length {scorer.max_positions}",
     )
+    template = trained_template(Path(config.data_path), manifest)
+    has = template.lacks(tokenizer.folder)
+    foreign = [f"not the chat template of '{scorer.name}': {tokenizer.folder} has {has}"] * bool(
+        has
+    )
     prefix = Path(config.data_path) / config.split
     benchmark = Benchmark(
         kind=KINDS["chat"],
@@ -69,7 +76,7 @@ def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Res
         cells=_cells,
         decides={"chat_template": manifest.chat_template},
         metrics={_turn(number): METRIC for number in range(1, LAST_TURN + 1)},
-        notes=lambda entries: _notes(config, manifest.chat_template, entries),
+        notes=lambda entries: _notes(config, manifest.chat_template, entries) + foreign,
         material={
             file.name: file_sha256(file)
             for file in (prefix.with_name(f"{prefix.name}{end}.bin") for end in ("", ".targets"))
@@ -137,8 +144,8 @@ def _notes(config: ChatConfig, chat_template: str, entries: Entries) -> list[str
     num_right = sum(sum(entry["right"]) for entry in entries)
     total = sum(sum(entry["losses"]) for entry in entries)
     return [
-        f"{len(entries)} conversations of split '{config.split}', template {chat_template}; "
-        "column: tokens up to the turn's end, at most",
+        f"{counted(len(entries), 'conversation')} of split '{config.split}', template "
+        f"{chat_template}; column: tokens up to the turn's end, at most",
         f"loss {total / num_tokens:.4f} nats a token over the {num_tokens} tokens to be learnt, "
         f"{100 * num_right / num_tokens:.1f} % of which are the likeliest",
     ]

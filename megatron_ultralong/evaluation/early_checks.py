@@ -14,6 +14,7 @@ from megatron_ultralong.evaluation.models.facts import (
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.fields import check_ranges
+from megatron_ultralong.program.output import check_output
 from megatron_ultralong.program.required import check_required
 
 _MANIFESTS = {"loss": load_manifest, "chat": load_chat_manifest}
@@ -36,6 +37,8 @@ def check_command(command: Any, num_ranks: int) -> None:
         shape_and_weights(folder)
         if name != "loss":  # it compares ids alone
             PromptTokenizer(tokenizer_folder(load))
+    if len(models.load) == 1 and getattr(config, "output", ""):  # of several some may be finished
+        check_output(config.output)
     if name in _MANIFESTS:
         _MANIFESTS[name](config.data_path)
     data = getattr(config, "data", ())

@@ -36,8 +36,9 @@ def check_prompts(
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise InputError(
-                f"prompt {number} has no tokens: a model continues at least one; begin it with the "
-                "token that begins a text"
+                f"prompt {number} has no tokens: a model continues at least one, and none is put "
+                "before the text (the tokenizer has no BOS, or --no-add-bos is given); give some "
+                "text, a line break at least"
             )
         unknown = unknown_id(np.asarray(prompt), vocab_size)
         if unknown is not None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer
+from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.families.family import Turns
@@ -103,12 +104,18 @@ class PromptTokenizer:
         return self._special_ids.keys() >= set(self.turns.marks)
 
     def check_template(self, template: PromptTemplate) -> None:
-        """Raise InputError where turns are asked of a tokenizer without their special tokens."""
-        if template == "chat" and not self.has_chat_tokens:
+        """Raise InputError where the model cannot know the turns that a template writes."""
+        if template == "base":
+            return
+        lacks = "the tokenizer" if not self.has_chat_tokens else ""
+        found = folder_template(self.folder)
+        if not lacks and found is not None and self.turns.before["user"][0] not in found:
+            lacks = "the chat template, which the model was trained with,"
+        if lacks:
             raise InputError(
                 "--prompt-template chat needs the marks of turns, Llama 3's <|start_header_id|> or "
-                f"another family's, and the tokenizer in {self.folder} has none: use "
-                "--prompt-template base"
+                f"another family's, and {lacks} in {self.folder} has none: use --prompt-template "
+                "base"
             )
 
     def encode(self, text: str) -> IdArray:

@@ -54,7 +54,12 @@ class InputError(ValueError):
 
 
 def missing(path: object) -> str:
-    """``PATH does not exist``, and what to do where it looks like a name on Hugging Face's Hub."""
+    """``PATH does not exist``, and what to do where it looks like a name on Hugging Face's Hub.
+
+    Or, of a file where a folder is needed, that it is one.
+    """
+    if Path(str(path)).is_file():
+        return f"{path} is a file: give the folder that it is in"
     text = f"{path} does not exist"
     parts = str(path).split("/")
     if (

@@ -141,11 +141,13 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
-            raise InputError(f"{path} is not a file")
+            raise InputError(f"{path} is not a regular file")
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise InputError(missing(path)) from None
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise InputError(f"{path} cannot be read ({error})") from error
     if len(data) > max_bytes:

@@ -24,16 +24,17 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return candidates[close[0]] if close else None
 
 
-def not_known(what: str, name: str, known: Iterable[str]) -> str:
+def not_known(what: str, name: str, known: Iterable[str], meant: str | None = None) -> str:
     """``verb 'pretran' is not known; perhaps you meant 'pretrain'; known: prepare, pretrain``.
 
     Args:
         what: kind of the name: ``verb``.
         name: as it was given.
         known: the names that there are, in the order to show them in.
+        meant: the one that was meant, where more is known than the name; None: the nearest.
     """
     known = list(known)
-    near = nearest(name, known)
+    near = meant or nearest(name, known)
     suggestion = f"; perhaps you meant {near!r}" if near else ""
     return f"{what} {shown(name)} is not known{suggestion}; known: {', '.join(known)}"
 

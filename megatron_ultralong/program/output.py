@@ -22,6 +22,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.owner import Owner, take
 from megatron_ultralong.program.owner_record import is_owner_file
+from megatron_ultralong.program.quantity import different, quantity
 
 WORK_FILE = "work.json"
 RECORDS_FILE = "finished.jsonl"
@@ -176,7 +177,7 @@ def output_folder(
                 check_output(output, flag)  # another may have finished while this one waited
                 if num_bytes:
                     taken = sum(path.stat().st_blocks * 512 for path in partial.rglob("*"))
-                    check_free(partial, num_bytes + _MARGIN - taken)
+                    check_free(partial, num_bytes + _MARGIN - taken, name)
                 folder.keep = False
                 yield folder
                 folder.finish(final)
@@ -206,15 +207,20 @@ def writable(folder: Path, name: str, num_bytes: int = 0) -> Iterator[None]:
     except OSError as error:
         if not _is_about(error, folder.absolute()):
             raise
-        room = f" for {num_bytes / 2**30:.2f} GiB" if num_bytes else ""
+        room = f" for {quantity(num_bytes, 'B')}" if num_bytes else ""
         way_out = f"make room on the disk{room}" if error.errno in _FULL else "make it writable"
         raise InputError(
             f"{name} cannot be written: {error}; {way_out}, or name another {name.split()[0]}"
         ) from error
 
 
-def check_free(folder: Path, num_bytes: int) -> None:
+def check_free(folder: Path, num_bytes: int, name: str) -> None:
     """Check the disk on which ``folder`` is, or will be.
+
+    Args:
+        folder: that is written to.
+        num_bytes: to be written.
+        name: by which users know it: ``--save runs/1m``.
 
     Raises:
         InputError: less than ``num_bytes`` are free there.
@@ -222,9 +228,10 @@ def check_free(folder: Path, num_bytes: int) -> None:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(there).free
     if free < num_bytes:
+        has, needed = different(free, num_bytes, "B")
         raise InputError(
-            f"{there} has {free / 2**30:.2f} GiB free, {num_bytes / 2**30:.2f} GiB are needed: "
-            "make room, or write to another disk"
+            f"{name}: the disk has {has} free, {needed} are needed: make room, or write to another "
+            "disk"
         )
 
 

@@ -80,6 +80,19 @@ def quantity(amount: float, unit: str) -> str:
     return f"{_digits(amount)} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 document``, ``1,234 documents``: of nouns whose plural has an s."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def different(amount: float, other: float, unit: str) -> tuple[str, str]:
+    """Two amounts of which a message says that they differ: in full where digits hide it."""
+    texts = quantity(amount, unit), quantity(other, unit)
+    if texts[0] == texts[1] and amount != other:
+        return f"{amount:,} {unit}", f"{other:,} {unit}"
+    return texts
+
+
 def rate(amount: float, unit: str, seconds: float) -> str:
     """What was done in some seconds, as a rate: ``50.3 MB/s``."""
     return f"{quantity(amount / max(seconds, 1e-9), unit)}/s"

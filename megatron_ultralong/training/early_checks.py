@@ -10,16 +10,19 @@ from typing import Generic, TypeVar
 
 from megatron_ultralong.checkpoint.disk.folder import resolve
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
+from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
+from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate, trained_template
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.required import check_required
 from megatron_ultralong.sequence.document_mask import DocumentMask
+from megatron_ultralong.training.earlier_start import check_save
 
 Config = TypeVar("Config", bound=TrainingConfig)
 AnyManifest = TypeVar("AnyManifest", Manifest, ChatManifest)
@@ -36,6 +39,8 @@ class EarlyRun(Generic[Config, AnyManifest, Rows]):
     manifest: AnyManifest
     train_rows: Rows
     valid_rows: Rows | None
+    template: TrainedTemplate | None = None
+    """That conversations are written in."""
 
 
 PackedRun = EarlyRun[PretrainConfig, Manifest, PackedRows]
@@ -68,6 +73,7 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
     valid_rows = None
     if config.eval_interval:
         valid_rows = packed_rows(data, "valid", manifest, vocab_size, document_mask)
+    _check_save(config, source, manifest, tuple(manifest.separator_ids))
     return EarlyRun(config, source, manifest, train_rows, valid_rows)
 
 
@@ -110,7 +116,39 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
                 "has none: prepare it with a --valid-fraction above 0, or leave the interval 0"
             )
         valid_rows = chat_rows_of(data, "valid", manifest, vocab_size)
-    return EarlyRun(config, source, manifest, train_rows, valid_rows)
+    template = trained_template(data, manifest)
+    _check_save(config, source, manifest, source.separator_ids)
+    return EarlyRun(config, source, manifest, train_rows, valid_rows, template)
+
+
+def result_of(config: TrainingConfig, source: CheckpointMetadata) -> CheckpointMetadata:
+    """What the run's checkpoints will say of themselves; its separators are those of ``source``."""
+    rope_scaling = config.rope.scaling(source.rope_scaling)
+    positions = config.rope.max_positions(source.model.max_position_embeddings, source.rope_scaling)
+    result = dataclasses.replace(
+        source,
+        model=dataclasses.replace(source.model, max_position_embeddings=positions),
+        rope_scaling=rope_scaling,
+        angle_precision=config.rope.angle_precision,
+    )
+    return result.after_training(source, config.data.seq_length)
+
+
+def _check_save(
+    config: TrainingConfig,
+    source: CheckpointMetadata,
+    manifest: Manifest | ChatManifest,
+    separator_ids: tuple[int, ...] | None,
+) -> None:
+    if config.save:
+        result = dataclasses.replace(result_of(config, source), separator_ids=separator_ids)
+        data = {name: str(value) for name, value in rows_record(manifest).items()}
+        check_save(Path(config.save), config, result, data)
+
+
+def rows_record(manifest: Manifest | ChatManifest) -> dict[str, object]:
+    """What all ranks, and the starts of a run, must have the same of: its rows, by name."""
+    return flat_fields(manifest, "data manifest")
 
 
 def _open_source(config: TrainingConfig) -> CheckpointMetadata:

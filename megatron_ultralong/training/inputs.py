@@ -11,11 +11,13 @@ from megatron_ultralong.attention.kernels import block_attention, math
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
 from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.model import shape, yarn
 from megatron_ultralong.plan import job, layer_memory
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training import optimizer, rows
+from megatron_ultralong.program.quantity import counted, quantity
+from megatron_ultralong.training import early_checks, optimizer, rows
 from megatron_ultralong.training.telling.log import check_sinks
 
 
@@ -40,8 +42,8 @@ class RunInputs:
     """What else all ranks must have the same of, by name."""
     remarks: tuple[str, ...] = ()
     """What a user must know of how the run will work on this machine, a line each."""
-    template: str | None = None
-    """Of the conversations that it learns, for exports where the source had none."""
+    template: TrainedTemplate | None = None
+    """Of the conversations that it learns, which its checkpoints keep."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -60,7 +62,7 @@ class RunInputs:
         )
         if taken > there:
             whole, rest = divmod(taken, there)
-            notes += (f"rows: {taken:,} rows from {there:,}: {_uses(whole, rest)}",)
+            notes += (f"rows: {counted(taken, 'row')} from {there:,}: {_uses(whole, rest)}",)
         untrained = self.result.untrained_positions
         return (*notes, untrained) if untrained else notes
 
@@ -144,8 +146,8 @@ def check_offloading(config: TrainingConfig, model: shape.ModelConfig, num_ranks
         available = psutil.virtual_memory().available
         limit = int(AVAILABLE_SHARE * available / local_ranks)
         rule = (
-            f"{AVAILABLE_SHARE:.0%} of the {available / 2**30:.1f} GiB available here, shared by "
-            f"{local_ranks} ranks, is {limit / 2**30:.1f} GiB"
+            f"{AVAILABLE_SHARE:.0%} of the {_gib(available)} available here, shared by "
+            f"{local_ranks} ranks, is {_gib(limit)}"
         )
     needed = host_bytes(config, model, num_ranks)
     if needed > limit:
@@ -153,10 +155,16 @@ def check_offloading(config: TrainingConfig, model: shape.ModelConfig, num_ranks
         if config.memory.recompute_granularity == "keep_attention":
             ways.append("use recompute_granularity 'full', which keeps layer inputs alone")
         raise InputError(
-            f"offload_activations needs {needed / 2**30:.1f} GiB of host memory on each rank, and "
+            f"offload_activations needs {_gib(needed)} of host memory on each rank, and "
             f"{rule}: {', or '.join(ways)}"
         )
     return limit
+
+
+def _gib(num_bytes: int) -> str:
+    """In the unit of ``max_host_memory_gib``."""
+    gib = num_bytes / 2**30
+    return f"{gib:,.1f} GiB" if gib >= 1 else quantity(gib, "GiB")
 
 
 def check_machine(config: TrainingConfig) -> None:
@@ -181,12 +189,4 @@ def check_result(
         InputError: activations do not fit the host.
     """
     check_offloading(config, source.model, num_ranks)
-    rope_scaling = config.rope.scaling(source.rope_scaling)
-    positions = config.rope.max_positions(source.model.max_position_embeddings, source.rope_scaling)
-    result = dataclasses.replace(
-        source,
-        model=dataclasses.replace(source.model, max_position_embeddings=positions),
-        rope_scaling=rope_scaling,
-        angle_precision=config.rope.angle_precision,
-    )
-    return result.after_training(source, config.data.seq_length)
+    return early_checks.result_of(config, source)

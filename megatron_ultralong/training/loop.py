@@ -144,8 +144,9 @@ class _Run:
         done = self.state.iteration
         total = self.config.train_iters
         with progress("training", total, "iterations", before=done) as bar:
-            sinks = run_log.open_sinks(self.config, done)
-            log = run_log.RunLog(self.folder.root, self.config.train_iters, bar, sinks)
+            nothing_left = self.folder.nothing_left
+            sinks = [] if nothing_left else run_log.open_sinks(self.config, done)
+            log = run_log.RunLog(self.folder.root, total, bar, sinks)
             bar.print(optimizer.describe_optimizer(self.config.optimizer, self.groups.dp_cp.size()))
             for note in (
                 *self.inputs.notes,
@@ -154,7 +155,7 @@ class _Run:
             ):
                 bar.print(note)
             if done:
-                bar.print(f"resumed at iteration {done} of {self.config.train_iters}")
+                bar.print(nothing_left or f"resumed at iteration {done} of {total}")
             if self.folder.root is None:
                 bar.print(NOTHING_SAVED)
             for change in self.folder.changes:

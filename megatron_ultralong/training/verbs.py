@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from megatron_ultralong.config import plain_values, training
+from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
+from megatron_ultralong.config import training
 from megatron_ultralong.config.training import SftConfig
-from megatron_ultralong.data.rows import manifest, packed, stored
-from megatron_ultralong.data.tokenize.folder_template import folder_template
+from megatron_ultralong.data.rows import packed, stored
 from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.program.owner import check_not_owned
 from megatron_ultralong.program.ranks import assumptions, world_size
@@ -67,8 +67,17 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
     def source(rows: stored.ChatRows) -> ChatRowSource:
         return ChatRowSource(rows, config.data.seed)
 
-    template = folder_template(Path(config.data.data_path) / manifest.TOKENIZER_FOLDER)
-    return dataclasses.replace(_inputs(early, num_ranks, source), template=template)
+    run, template = _inputs(early, num_ranks, source), early.template
+    assert template is not None
+    folder = Path(config.load) / SOURCE_FOLDER
+    instead = template.lacks(folder) if folder.is_dir() else ""
+    if instead:
+        note = (
+            f"chat template: that of {config.data.data_path} stands in the checkpoints of this run "
+            f"and in their exports; {folder} has {instead}"
+        )
+        run = dataclasses.replace(run, remarks=(*run.remarks, note))
+    return dataclasses.replace(run, template=template)
 
 
 def _inputs(
@@ -84,7 +93,7 @@ def _inputs(
         result=inputs.check_result(config, source, num_ranks),
         train_rows=source_of(early.train_rows),
         valid_rows=source_of(early.valid_rows) if early.valid_rows else None,
-        agreed=plain_values.flat_fields(early.manifest, "data manifest"),
+        agreed=early_checks.rows_record(early.manifest),
         remarks=inputs.check_attention(config, source.model),
     )
 
@@ -114,6 +123,7 @@ def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
     comments = "".join(f"# {line}".rstrip() + "\n" for line in lines)
     notes = [f"assumed: {text}" for text in assumptions(num_ranks)]
     notes += [f"changed since the start before: {change}" for change in folder.changes]
+    notes += [folder.nothing_left] * bool(folder.nothing_left)
     notes += validation.validation_notes(run)
     if folder.root is None:
         notes.append(NOTHING_SAVED)

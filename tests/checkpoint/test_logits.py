@@ -191,11 +191,11 @@ def test_the_method_is_that_which_fits(folder: Path, monkeypatch: pytest.MonkeyP
     leave(7_000_000)  # 7.7 MB are needed for the whole models, 6.6 MB for one layer of each
     assert check.check_logits(models, 2048).layer_differences
     with pytest.raises(
-        InputError, match=r"needs about 0\.0 GiB .* 2048 tokens \(whole; 0\.0 GiB layer by layer"
+        InputError, match=r"needs about \S+ MB .* 2048 tokens \(whole; \S+ MB layer by layer"
     ):
         check.check_logits(models, 2048, method="whole")
     leave(1000)
-    with pytest.raises(InputError, match=r"64 tokens \(layers; .*, 0\.0 GiB are available"):
+    with pytest.raises(InputError, match=r"64 tokens \(layers; .*, \S+ \w?B are available"):
         check.check_logits(models, 64)
 
 

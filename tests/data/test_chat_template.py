@@ -108,7 +108,6 @@ def test_other_templates(
     llama3: Llama3Tokenizer, judge: PreTrainedTokenizerFast, name: TemplateName
 ) -> None:
     plain = TEMPLATES["plain"].jinja
-    assert plain is not None
     jinja = {
         "llama3": "{{ bos_token }}{% for m in messages %}"
         "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
@@ -142,6 +141,36 @@ def test_other_templates(
                 assert text == judge.decode(expected["input_ids"])
     finally:
         judge.eos_token = "<|eot_id|>"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_as_jinja_write_what_their_pieces_are(name: TemplateName) -> None:
+    """Tools, calls and results too; the date is the rows' where a caller gives none."""
+    generator = random.Random(3)
+    date = 'the "1st" of \\n May {{ 2 }} %} é'
+    template, num_written = TEMPLATES[name], 0
+    with TemplateProcess(template.jinja_with(date), name) as process:
+        for _ in range(NUM_CONVERSATIONS // 3):
+            record = random_record(generator)
+            options = {key: record[key] for key in ("tools", "builtin_tools") if key in record}
+            if options and name != "llama3.1":
+                continue
+            conversation = parse_conversation(record, "auto")
+            for given in (date, DATE):
+                text = process.render(
+                    messages=record["messages"],
+                    documents=None,
+                    add_generation_prompt=False,
+                    eos_token="<eos>",
+                    **{
+                        "tools": None,
+                        **options,
+                        **({"date_string": given} if given == DATE else {}),
+                    },
+                )
+                assert text == rendered_text(template.render(conversation, given))
+            num_written += 1
+    assert num_written > 100
 
 
 FOREIGN = {

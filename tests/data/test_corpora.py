@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gzip
 import itertools
 import json
@@ -18,6 +19,7 @@ from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
 from megatron_ultralong.program.errors import escaped
+from megatron_ultralong.program.quantity import counted
 from tests.data.corpora import Corpus, make
 
 SAMPLE = range(50)
@@ -93,8 +95,12 @@ def check(corpus: Corpus, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -
     if not corpus.source.endswith("*"):
         left_out = sum(n.num_files for n in summary.counts if n.reason not in ("", REFUSED))
         assert left_out == corpus.num_left_out, told
+    ways: collections.Counter[str] = collections.Counter()
     for line in summary.counts:
-        assert f"s: {line.num_files} {line.suffix or 'without a suffix'} " in said.out, told
+        how = f"left out, {line.reason}" if line.reason else f"read as {line.read_as}"
+        ways[how] += line.num_files
+    for how, number in ways.items():
+        assert f"s: {counted(number, 'file')} {how}: " in said.out, told
     return status
 
 
@@ -153,12 +159,29 @@ def test_a_hub_download(
         (tmp_path / "in" / name).write_text(text)
     read_all(tmp_path, tokenizer_folder)
     said = capsys.readouterr().out
-    assert "s: 1 .jsonl read: as jsonl\n" in said
-    for suffix in (".gitattributes", ".gitignore", ".TAG", ".lock", ".metadata"):
-        assert f"s: 1 {suffix} left out: hidden: a name on its path begins with a dot\n" in said
-    assert "s: 1 .md left out: about the data, by its name\n" in said
+    assert "s: 1 file read as jsonl: 1 .jsonl\n" in said
+    assert "s: 5 files left out, hidden: a name on its path begins with a dot: 1 .TAG, 1 ." in said
+    assert "s: 1 file left out, about the data, by its name: 1 .md\n" in said
     counts = json.loads((tmp_path / "rows" / "manifest.json").read_text())["inputs"][0]["counts"]
     assert sum(line["num_files"] for line in counts) == 7
+
+
+def test_many_suffixes_are_told_in_a_line_each_way(
+    tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The result is not lost behind a line for each suffix; the manifest has them all."""
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        (tmp_path / "in" / f"a.q{number}").write_bytes(b"\x01\x02words")
+        (tmp_path / "in" / f"b{number}.pdf").write_bytes(b"%PDF-1.7")
+    (tmp_path / "in" / "a.jsonl").write_text("".join(LINES))
+    assert prepare(tokenizer_folder, tmp_path / "in", tmp_path / "rows", "--skip-bad") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("s: ")]
+    assert len(lines) <= 3 + 5, lines
+    assert lines[0] == "s: 1 file read as jsonl: 1 .jsonl"
+    assert any(line.startswith("s: 40 files left out") and " 37 others" in line for line in lines)
+    counts = json.loads((tmp_path / "rows" / "manifest.json").read_text())["inputs"][0]["counts"]
+    assert sum(line["num_files"] for line in counts) == 81
 
 
 def test_json_lines_of_c4(tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -309,13 +309,9 @@ def test_what_is_left_out_is_counted_and_said(
     assert source.num_with_reasoning == 1
     assert (manifest.reasoning, manifest.learnt) == ("drop", "assistant")
     said = " ".join(capsys.readouterr().out.split())
-    assert (
-        "x: 4 turns that nothing can be learnt from were cut: before the user's first in 2" in said
-    )
-    assert (
-        "x: 3 turns of the assistant's are read but not learnt (weight 0, or in a prompt)" in said
-    )
-    assert "x: reasoning in 1 conversations is left out (--reasoning keep)" in said
+    assert "x: 4 turns cut that teach nothing: before the user's first in 2 conversations" in said
+    assert "x: 3 turns of the assistant's read but not learnt (weight 0, or in a prompt)" in said
+    assert "x: reasoning in 1 conversation is left out (--reasoning keep)" in said
     ends = sorted(learnt(tokenizer, output))
     assert ends == [["b 0<|eot_id|>"], ["b 1<|eot_id|>"], ["b 3<|eot_id|>"], ["b<|eot_id|>"]]
 
@@ -348,6 +344,6 @@ def test_nulls_that_may_mean_something_are_kept_and_said(
     pq.write_table(table, tmp_path / "a.parquet")
     manifest, output = prepare(tokenizer, tmp_path / "a.parquet")
     assert manifest.sources[0].num_kept_nulls == 1
-    assert "1 nulls of default and const in tools are kept" in capsys.readouterr().out
+    assert "1 null of default and const in tools kept" in capsys.readouterr().out
     tokens, _ = ChatRows(output / "train").examples(0)[0]
     assert '"default": null' in HuggingFaceTokenizer(tokenizer).decode(tokens.tolist())

@@ -206,7 +206,11 @@ def test_a_source_without_anything_to_train_on_is_refused(
 
 
 def test_templates_that_do_not_fit_are_refused(config: PrepareChatConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"llama3 is not the template in .* at character 36 one"):
+    with pytest.raises(
+        InputError,
+        match=r"llama3 is not the template in .*: at character 36 llama3 writes 'user.*', the "
+        r"folder's template 'system.*'; use --chat-template llama3\.1, which .*, or give --no",
+    ):
         again(config, "other template", chat_template="llama3")
     write_tokenizer(tmp_path)
     with pytest.raises(
@@ -216,6 +220,12 @@ def test_templates_that_do_not_fit_are_refused(config: PrepareChatConfig, tmp_pa
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
     with pytest.raises(InputError, match=r"cannot be rendered .*--no-check-template"):
         again(config, "broken", tokenizer=tmp_path, chat_template="plain")
+    (tmp_path / "chat_template.jinja").write_text("<|im_start|>")
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "e"}')
+    with pytest.raises(
+        InputError, match=r"; give --no-check-template to train in plain, which `sft`"
+    ):
+        again(config, "nobody's", tokenizer=tmp_path, chat_template="plain")
 
 
 def test_a_plain_template_goes_with_its_rows(config: PrepareChatConfig, tmp_path: Path) -> None:
@@ -284,10 +294,11 @@ def test_files_of_a_folder_are_looked_at_and_told_as_those_of_documents_are(
     read = {line.suffix: line.read_as for line in source.counts if line.read_as}
     assert read == {".json.gz": "jsonl", ".txt": "jsonl", ".jsonl.gz": "jsonl"}
     said = capsys.readouterr().out
+    assert "x: 3 files read as jsonl: 1 .json.gz, 1 .jsonl.gz, 1 .txt" in said
     for line in source.counts:
-        assert f"x: {line.num_files} {line.suffix or 'without a suffix'} " in said
+        assert f" {line.reason}: " in said or line.read_as
     assert sum(line.num_files for line in source.counts if line.reason) == 6
-    assert "x: of 1 files the rest could not be read" in said
+    assert "x: of 1 file the rest could not be read" in said
     for name in ("array.jsonl: unreadable: is a JSON array", "cut.jsonl.gz:1: unreadable: cannot"):
         assert name in said
         assert name in "\n".join(source.bad)

@@ -120,6 +120,7 @@ def test_turns_are_scored_as_transformers_scores_them(folder: Path, tmp_path: Pa
     assert sum(cell.num_samples * cell.score for cell in result.cells) == pytest.approx(
         100 * sum(exact)
     )
+    assert "not the chat template of 'megatron': " in result.notes[2], "it has none"
     mean = float(result.notes[1].split()[1])
     assert mean == pytest.approx(total / num_tokens, abs=2e-4)
     assert f"{100 * num_right / num_tokens:.1f} %" in result.notes[1]

@@ -183,7 +183,7 @@ def test_files_are_written_and_read_back(folder, encode, tmp_path, capsys):
         ({"lengths": (50, 700)}, r"length \(50\) is too short for a needle prompt"),
         ({"lengths": (700, 2048)}, r"length 2048 is beyond the 1024 .*--beyond-trained-positions"),
         ({"num_distractors": 21}, "num_distractors must be between 0 and 20, not 21"),
-        ({"haystack": ("absent.txt",)}, r"haystack absent\.txt cannot be read"),
+        ({"haystack": ("absent.txt",)}, r"haystack absent\.txt does not exist"),
         ({"haystack": ("SHORT",)}, r"has \d+ tokens, and a prompt leaves \d+"),
         ({"haystack": ("EMPTY",)}, "has no text"),
         ({"lengths": ()}, "--lengths is needed"),

@@ -225,7 +225,7 @@ def test_what_costs_too_much_is_refused(scorer, encode):
         ({"lengths": (160, 256)}, r"length 256 is beyond the 192 .*--beyond-trained-positions"),
         ({"depths": (50.0, 101.0)}, "depths must be between 0 and 100, not 101"),
         ({"num_samples": 0}, "num_samples must be at least 1, not 0"),
-        ({"haystack": "absent.txt"}, r"haystack absent\.txt cannot be read"),
+        ({"haystack": "absent.txt"}, r"haystack absent\.txt does not exist"),
     ],
 )
 def test_bad_input_is_refused(scorer, encode, changes, message):

@@ -15,7 +15,8 @@ from megatron_ultralong.data.read.conversation import ConversationError
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
 from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder
 from megatron_ultralong.data.tokenize.chat_template import DATE, TEMPLATES, TemplateName
-from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, check_template
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
+from megatron_ultralong.data.tokenize.template_comparison import check_template
 from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
 from megatron_ultralong.program.errors import InputError
 from tests.models import write_tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.checkpoint.disk.folder import write_latest
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
+from megatron_ultralong.training import early_checks
+from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
+from megatron_ultralong.training.earlier_start import DATA_FILE
 from tests.training.conftest import MakeConfig
 
 _SLOW = ("torch", "megatron", "transformers")
@@ -46,6 +51,82 @@ def said_before_imports(lines: list[list[str]], **environment: str) -> list[tupl
     return [tuple(json.loads(line)) for line in process.stdout.splitlines()]
 
 
+def begun_run(root: Path, make_config: MakeConfig, what: str) -> None:
+    """A folder of a run that came to a checkpoint, of another seed, other rows or model."""
+    early = early_checks.check_packed_run(make_config(root), 1)
+    config, source = early.config, early.source
+    if what == "seed":
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, seed=7))
+    if what == "model":
+        model = dataclasses.replace(source.model, num_layers=99)
+        source = dataclasses.replace(source, model=model)
+    root.mkdir()
+    save_config(root / CONFIG_FILE, config)
+    save_metadata(root, early_checks.result_of(config, source))
+    if what == "rows":
+        (root / DATA_FILE).write_text(json.dumps({"data manifest.seed": "7"}))
+    write_latest(root, 1)
+
+
+def convert_cases(tiny: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
+    source, base, new, gone, empty, foreign = map(
+        str, (tiny / "hf", tiny / "base", folder / "new", folder / "gone", folder / "empty",
+              folder / "foreign"),
+    )  # fmt: skip
+    config = f"{source}/config.json"
+    shutil.copytree(tiny / "hf", folder / "mistral")
+    text = (tiny / "hf" / "config.json").read_text()
+    text = text.replace("LlamaForCausalLM", "MistralForCausalLM")
+    (folder / "mistral" / "config.json").write_text(text)
+    shutil.copytree(tiny / "hf", folder / "mute")
+    (folder / "mute" / "tokenizer.json").unlink()
+    said = {
+        "gone": "gone does not exist",
+        "a file": f"{config} is a file: give the folder that it is in",
+        "empty": "empty is not a model: it has no config.json",
+    }
+    cases = {
+        f"{verb} {what}": ([*verb.split(), *words], said[what])
+        for what, path in (("gone", gone), ("a file", config), ("empty", empty))
+        for verb, words in (
+            ("convert import", [path, new]),
+            ("convert verify", [path, source]),
+            ("convert verify ", [source, path]),
+            *([] if what == "a file" else [("convert inspect", [path])]),
+            *([] if what == "empty" else [("convert export", [path, new])]),
+        )
+    }
+    return cases | {
+        "import over": (["convert", "import", source, foreign], "foreign holds 1 entries"),
+        "import again": (["convert", "import", base, new], "is a Megatron checkpoint already"),
+        "import of others": (["convert", "import", str(folder / "mistral"), new], "Mistral"),
+        "import mute": (["convert", "import", str(folder / "mute"), new], "has no tokenizer"),
+        "import range": (
+            ["convert", "import", source, new, "--rope-scaling-factor", "0"],
+            "rope_scaling_factor must be",
+        ),
+        "export over": (["convert", "export", base, foreign], "foreign holds 1 entries"),
+        "export iteration": (
+            ["convert", "export", base, new, "--iteration", "9"],
+            "no complete iteration 9",
+        ),
+        "export engine": (["convert", "export", base, new, "--for", "vlm"], "vllm"),
+        "export format": (
+            ["convert", "export", base, new, "--for", "vllm", "--format", "meta"],
+            "--format meta writes none",
+        ),
+        "inspect iteration": (
+            ["convert", "inspect", base, "--iteration", "9"],
+            "no complete iteration 9",
+        ),
+        "verify logits": (
+            ["convert", "verify", source, base, "--logits", "--dtype", "bf16"],
+            "--logits compares models of one dtype",
+        ),
+        "verify gguf": (["convert", "verify", base, f"{gone}.gguf"], "GGUF file"),
+    }
+
+
 @pytest.fixture(scope="module")
 def cases(
     tmp_path_factory: pytest.TempPathFactory, tiny: Path, make_config: MakeConfig
@@ -62,6 +143,15 @@ def cases(
     (folder / "list.yaml").write_text("- 1\n")
     (folder / "unknown.yaml").write_text("loud: true\n")
     (folder / "empty").mkdir()
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "thesis.txt").write_text("1")
+    (folder / "a file").write_text("1")
+    fits = [*good, "--original-max-position-embeddings", "64", "--rope-scaling", "yarn"]
+    fits += ["--rope-scaling-factor", "2", "--context-parallel-size", "2"]
+    run = ["pretrain", "--config", str(folder / "config.yaml"), "--save"]
+    save_config(folder / "config.yaml", make_config(None, (1, 2)))
+    for name in ("seed", "rows", "model"):
+        begun_run(folder / name, make_config, name)
     return {
         "recipe": (["pretrain", "nothing"], "recipe 'nothing' is not known"),
         "file": (["pretrain", "--config", str(folder / "none.yaml")], "none.yaml"),
@@ -90,6 +180,12 @@ def cases(
             [*good, *["--rope-scaling", "linear", "--rope-scaling-factor", "2", "--load"], other],
             "is not that of",
         ),
+        "save elsewhere": ([*fits, "--save", str(folder / "foreign")], "foreign is not empty"),
+        "save a file": ([*fits, "--save", str(folder / "a file")], "a file is a file: name an"),
+        "save of a seed": ([*run, str(folder / "seed")], "a run with seed 7, this one has 1234"),
+        "save of rows": ([*run, str(folder / "rows")], "a run over other rows: data manifest.seed"),
+        "save of a model": ([*run, str(folder / "model")], "another model: model.num_layers"),
+        **convert_cases(tiny, folder),
         "sft recipe": (["sft", "nothing"], "recipe 'nothing' is not known"),
         "sft rows": (["sft", "demo-sft-cpu", "--load", base, "--data-path", rows], "rows"),
         "sft no rows": (["sft", "demo-sft-cpu", "--load", base], "--data-path is needed"),

@@ -12,8 +12,9 @@ from megatron_ultralong.checkpoint.disk.folder import iterations, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.program.aside import partial_path
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.owner_record import is_owner_file
 from megatron_ultralong.training.config_file import CONFIG_FILE
-from megatron_ultralong.training.same_run import DATA_FILE
+from megatron_ultralong.training.earlier_start import DATA_FILE
 from megatron_ultralong.training.verbs import check_run, dry_run, pretrain
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
@@ -114,3 +115,35 @@ def test_a_run_that_was_set_back_leaves_nothing_of_its_other_way(
     config = make_config(run, train_iters=5, save_interval=0)
     run_on_ranks(1, pretrain, config)
     assert iterations(run) == [3, 5]
+
+
+@pytest.mark.parametrize(("total", "state"), [(4, "complete"), (2, "past train_iters (2)")])
+def test_a_start_with_nothing_left_says_so_and_changes_nothing(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    total: int,
+    state: str,
+) -> None:
+    root = tmp_path / "run"
+    pretrain(make_config(root, train_iters=4))
+    assert "resumed" not in capsys.readouterr().out
+    before = files(root)
+    config = make_config(root, train_iters=total)
+    log = dataclasses.replace(config.log, tensorboard=True)
+    other = dataclasses.replace(config.optimizer, lr=7e-4, lr_warmup_iters=0)
+    config = dataclasses.replace(config, optimizer=other, log=log)
+    said = f"the run is at iteration 4, {state}: --train-iters above 4 trains on\n"
+    assert f"# {said}" in dry_run(check_run(config, 1))
+    capsys.readouterr()
+    assert pretrain(config) == []
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert "resumed at" not in printed
+    assert files(root) == before
+
+
+def files(root: Path) -> dict[Path, bytes]:
+    """All but the records of who owned the folder."""
+    found = (path for path in root.rglob("*") if path.is_file() and not is_owner_file(path))
+    return {path: path.read_bytes() for path in found}

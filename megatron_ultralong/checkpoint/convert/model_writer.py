@@ -16,6 +16,7 @@ from megatron_ultralong.checkpoint.formats import (
     meta_writer,
 )
 from megatron_ultralong.checkpoint.formats.hugging_face import SafetensorsWriter
+from megatron_ultralong.checkpoint.formats.kind import PARAMS_FILE
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import DiskModel
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, read_ahead
@@ -68,7 +69,7 @@ def write_meta(
     Raises:
         InputError: Meta's code has no such model, or it does not divide into the shards.
     """
-    kept = source.source_folder / meta.PARAMS_FILE
+    kept = source.source_folder / PARAMS_FILE
     params = meta.read_params(source.source_folder) if kept.is_file() else {}
     meta_writer.write_params(folder, source.metadata, params)
     tensors = _tensors(source, dtype)

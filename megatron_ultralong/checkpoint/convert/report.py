@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from megatron_ultralong.checkpoint.convert.early_checks import check_inspect
 from megatron_ultralong.checkpoint.convert.lone_config import inspect_config, lone_config
 from megatron_ultralong.checkpoint.convert.table import show, show_rows
 from megatron_ultralong.checkpoint.convert.verification import num_bytes
@@ -26,7 +27,6 @@ from megatron_ultralong.config.convert import InspectConfig
 from megatron_ultralong.config.rope_recipe import rope_recipe
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     Raises:
         InputError: it is in no known format, or damaged.
     """
-    check_ranges(config)
+    check_inspect(config)
     lone = lone_config(config.src)
     if lone is not None:
         values = inspect_config(lone)

@@ -9,7 +9,8 @@ from typing import Any
 from megatron_ultralong.checkpoint.disk.checksums import FILE_NAME as CHECKSUMS_FILE
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, seal_small_files
-from megatron_ultralong.checkpoint.formats import hugging_face_config, meta, tokenizer_files
+from megatron_ultralong.checkpoint.formats import hugging_face_config, tokenizer_files
+from megatron_ultralong.checkpoint.formats.kind import PARAMS_FILE
 from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
@@ -22,7 +23,7 @@ _FAST, _CONFIG = tokenizer_files.FAST_FILE, tokenizer_files.CONFIG_FILE
 _META_TOKENIZER = "tokenizer.model"
 _TOKENIZERS = (_FAST, _META_TOKENIZER)
 _OF_FAST = (_FAST, _CONFIG, "special_tokens_map.json", tokenizer_files.TEMPLATE_FILE)
-_WRITTEN_ANEW = (hugging_face_config.CONFIG_FILE, meta.PARAMS_FILE, _CONFIG)
+_WRITTEN_ANEW = (hugging_face_config.CONFIG_FILE, PARAMS_FILE, _CONFIG)
 
 
 def small_files(folder: Path) -> list[Path]:

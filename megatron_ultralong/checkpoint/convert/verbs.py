@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.convert import model_writer, small_files
+from megatron_ultralong.checkpoint.convert import early_checks, model_writer, small_files
 from megatron_ultralong.checkpoint.convert.gguf_verification import compare_gguf
 from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, summarise
 from megatron_ultralong.checkpoint.convert.table import show
@@ -22,9 +22,9 @@ from megatron_ultralong.checkpoint.formats import (
     hugging_face_config,
     meta,
     models,
-    rope_verdicts,
     tokenizer_files,
 )
+from megatron_ultralong.checkpoint.formats.kind import GGUF_FILE, is_gguf
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.torch_dist_writer import write_torch_dist
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
@@ -32,7 +32,6 @@ from megatron_ultralong.checkpoint.logits.check import check_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.output import output_folder
 from megatron_ultralong.program.progress import progress
@@ -47,12 +46,9 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
         InputError: the source is incomplete or not a plain Llama, no export could have the rotary
             embedding that was asked for, or the output is in use.
     """
-    check_ranges(config)
+    early_checks.check_import(config)
     found = models.open_model(config.src)
-    if isinstance(found, MegatronCheckpoint):
-        raise InputError(f"{config.src} is a Megatron checkpoint already: use it as it is")
-    if config.tokenizer:
-        small_files.check_tokenizer(config.src)
+    assert not isinstance(found, MegatronCheckpoint)
     source = models.extended(found, config.rope)
     is_extended = source.rope_scaling != found.rope_scaling
     positions = (found.model.max_position_embeddings, source.model.max_position_embeddings)
@@ -94,12 +90,13 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         InputError: no such checkpoint, its rotary embedding has no form in that format, or
             the output is in use.
     """
-    check_ranges(config)
+    lines = early_checks.check_export(config)
     source = MegatronCheckpoint(
         config.src, config.iteration, verify_checksums=config.verify_checksums
     )
     source.check_tensors()
-    _check_readers(source, config)
+    for line in lines:
+        tell(f"warning: {line}")
     dtype = _DTYPES[config.dtype]
     size = num_bytes(source, dtype)
     shard_size = int(config.max_shard_size_gb * 1e9)
@@ -123,7 +120,7 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
             )
         times.append(time.monotonic())
         if config.verify and config.format == "gguf":
-            compare_gguf(source, folder / gguf_file.FILE_NAME, dtype)
+            compare_gguf(source, folder / GGUF_FILE, dtype)
         elif config.verify:
             compare(source, models.open_model(folder), dtype)
         times.append(time.monotonic())
@@ -148,16 +145,14 @@ def verify(config: VerifyConfig) -> Comparison:
     Raises:
         InputError: they differ; the message names the tensors, or says by how much.
     """
-    check_ranges(config)
-    if gguf_file.is_gguf(config.b):
+    early_checks.check_verify(config)
+    if is_gguf(config.b):
         comparison = _verify_gguf(config)
     else:
         a, b = (
             models.open_model(path, config.iteration, verify_checksums=config.verify_checksums)
             for path in (config.a, config.b)
         )
-        if config.logits and config.dtype != "keep":
-            raise InputError("--logits compares models of one dtype: leave --dtype out")
         comparison = compare(a, b, _DTYPES[config.dtype])
         if config.logits:
             how = (config.logits_seq_length, config.logits_dtype, config.logits_method)
@@ -214,25 +209,10 @@ def _output(
     output: Path, num_bytes: int, conversion: Mapping[str, Any]
 ) -> Iterator[tuple[Path, Journal]]:
     """The folder to write into, and the tensors that a killed conversion has finished there."""
-    with output_folder(output, "convert", conversion, flag="output", num_bytes=num_bytes) as made:
+    with output_folder(
+        output, "convert", conversion, flag=early_checks.OUTPUT, num_bytes=num_bytes
+    ) as made:
         yield made.path, Journal(made, "tensors")
-
-
-def _check_readers(source: MegatronCheckpoint, config: ExportConfig) -> None:
-    """What those who serve the export with the engines of ``--for`` have to know."""
-    names = list(dict.fromkeys(filter(None, map(str.strip, config.engines.lower().split(",")))))
-    if not names:
-        return
-    is_read = config.format == "huggingface" or (config.format, *names) == ("gguf", "llama.cpp")
-    if not is_read:
-        raise InputError(
-            f"--for {config.engines} asks about the rope block of a config.json, and --format "
-            f"{config.format} writes none: leave one out"
-        )
-    if config.format == "huggingface":
-        rope = hugging_face_config.exported_rope(source.metadata)
-        for line in rope_verdicts.check_readers(rope, names):
-            tell(f"warning: {line}")
 
 
 def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from megatron_ultralong.checkpoint.formats.gguf_values import (
     uint32,
 )
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.checkpoint.formats.kind import GGUF_FILE
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.meta import num_heads, to_pairs
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo
@@ -34,7 +35,6 @@ from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD,
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.json_file import JsonObject, read_json
 
-FILE_NAME = "model.gguf"
 _OUTSIDE = {
     EMBEDDING: "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -184,9 +184,9 @@ class GgufWriter:
     ) -> None:
         """Lay the file out, or open the one that was ``laid_out`` already."""
         self._model = model
-        header = contents.header(folder / f".{FILE_NAME}.header")
+        header = contents.header(folder / f".{GGUF_FILE}.header")
         self._offsets = contents.offsets(header)
-        path = folder / FILE_NAME
+        path = folder / GGUF_FILE
         if not laid_out:
             path.touch()
         self._file = path.open("r+b")
@@ -212,14 +212,9 @@ class GgufWriter:
         self._file.close()
 
 
-def is_gguf(path: Path) -> bool:
-    """Whether ``path`` is a GGUF file, or a folder that :class:`GgufWriter` wrote into."""
-    return path.suffix == ".gguf" or (path / FILE_NAME).is_file()
-
-
 def gguf_path(path: Path) -> Path:
     """The file, where ``path`` may be its folder."""
-    return path / FILE_NAME if path.is_dir() else path
+    return path / GGUF_FILE if path.is_dir() else path
 
 
 def _num_bytes(info: TensorInfo) -> int:

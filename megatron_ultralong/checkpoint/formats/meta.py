@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
+from megatron_ultralong.checkpoint.formats.kind import PARAMS_FILE
 from megatron_ultralong.checkpoint.formats.tensor_file import PickleFile
 from megatron_ultralong.checkpoint.formats.weight_map import LM_HEAD, Weight, model_weights
 from megatron_ultralong.model.shape import ModelConfig
@@ -80,7 +81,6 @@ def num_heads(model: ModelConfig, heads: Heads) -> int:
     return model.num_attention_heads if heads == "query" else model.num_query_groups
 
 
-PARAMS_FILE = "params.json"
 _EMBEDDING = "tok_embeddings.weight"
 _OUTPUT = "output.weight"
 _GATE = "layers.0.feed_forward.w1.weight"

@@ -4,16 +4,13 @@ import copy
 import dataclasses
 from pathlib import Path
 
-from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE
-from megatron_ultralong.checkpoint.formats.gguf_file import is_gguf
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.checkpoint.formats.kind import kind_of
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.meta import PARAMS_FILE, MetaFolder
+from megatron_ultralong.checkpoint.formats.meta import MetaFolder
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model.yarn import describe, hf_rope_scaling
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
 
 ModelFolder = HuggingFaceFolder | MetaFolder
 """Formats that other programs write."""
@@ -31,25 +28,9 @@ def open_model(
     Raises:
         InputError: it is in none, or damaged.
     """
-    if (path / CONFIG_FILE).is_file():
-        if (path / LATEST_FILE).is_file():
-            raise InputError(
-                f"{path} holds a Hugging Face model ({CONFIG_FILE}) and a Megatron checkpoint "
-                f"({LATEST_FILE}), which may be two models: move one of them out of the folder"
-            )
-        return HuggingFaceFolder(path)
-    if (path / PARAMS_FILE).is_file():
-        return MetaFolder(path)
-    if is_gguf(path):
-        raise InputError(
-            f"{path} is a GGUF file, which is written and compared here, not read: use the "
-            "Megatron checkpoint or the Hugging Face folder that it was made of"
-        )
-    if path.is_dir() and not (path / LATEST_FILE).is_file() and not (path / FORMAT_FILE).is_file():
-        raise InputError(
-            f"{path} is not a model: it has no {CONFIG_FILE} (Hugging Face), no {PARAMS_FILE} "
-            f"(Meta) and no {LATEST_FILE} (Megatron)"
-        )
+    kind = kind_of(path)
+    if kind != "megatron":
+        return HuggingFaceFolder(path) if kind == "huggingface" else MetaFolder(path)
     checkpoint = MegatronCheckpoint(path, iteration, verify_checksums=verify_checksums)
     checkpoint.check_tensors()
     return checkpoint

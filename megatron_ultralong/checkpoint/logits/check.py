@@ -25,6 +25,7 @@ from megatron_ultralong.model.parameters import layer_parameters, num_parameters
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar, progress
+from megatron_ultralong.program.quantity import different, quantity
 
 Pair = tuple[DiskModel, DiskModel]
 _ROWS = 16_384
@@ -176,11 +177,11 @@ def _by_layer(model: ModelConfig, seq_length: int, itemsize: int, method: Logits
         method = "whole" if whole <= available else "layers"
     needed = whole if method == "whole" else layers
     if needed > available:
+        wanted, has = different(needed, available, "B")
         raise InputError(
-            f"--logits needs about {needed / 2**30:.1f} GiB of memory for this model and "
-            f"{seq_length} tokens ({method}; {layers / 2**30:.1f} GiB layer by layer), "
-            f"{available / 2**30:.1f} GiB are available: take a larger machine, a shorter "
-            "--logits-seq-length, or the bit comparison alone"
+            f"--logits needs about {wanted} of memory for this model and {seq_length} tokens "
+            f"({method}; {quantity(layers, 'B')} layer by layer), {has} are available: take a "
+            "larger machine, a shorter --logits-seq-length, or the bit comparison alone"
         )
     return method == "layers"
 

@@ -13,6 +13,7 @@ from megatron_ultralong.data.prepare import report
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSource
 from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.terminal import Console
 
 _EXCERPT_TOKENS = 60
@@ -31,8 +32,9 @@ def print_chat_summary(manifest: ChatManifest, output: Path, tokenizer: Document
     for name, split in manifest.splits.items():
         whole = split.num_rows * manifest.seq_length
         say(
-            f"{name}: {split.num_rows:,} rows x {manifest.seq_length:,}; {split.num_examples:,} "
-            f"conversations, {split.num_tokens:,} tokens, of which {split.num_target_tokens:,} "
+            f"{name}: {counted(split.num_rows, 'row')} x {manifest.seq_length:,}; "
+            f"{counted(split.num_examples, 'conversation')}, {counted(split.num_tokens, 'token')}, "
+            f"of which {split.num_target_tokens:,} "
             f"({split.num_target_tokens / split.num_tokens:.1%}) are learnt; "
             f"{split.num_padding_tokens / whole:.1%} padding"
         )
@@ -79,8 +81,8 @@ def _notes(manifest: ChatManifest) -> list[str]:
             lines.append(f"{source.name}: keys of records that are not read: {what}")
     if not manifest.folder_template_checked:
         lines.append(
-            f"template {manifest.chat_template} was not compared with a template of the "
-            "tokenizer's folder: make sure that engines write the same"
+            f"template {manifest.chat_template} was not compared with one in the tokenizer's "
+            "folder; `sft` keeps the one of the rows, tokenizer/chat_template.jinja, for exports"
         )
     if manifest.learnt == "marked":
         lines.append("learnt is what the folder's template marks with {% generation %}")
@@ -102,21 +104,23 @@ def _left_out(manifest: ChatManifest, source: ChatSource) -> list[str]:
     lines = []
     if source.num_turns_cut:
         lines.append(
-            f"{source.num_turns_cut:,} turns that nothing can be learnt from were cut: before the "
-            f"user's first in {source.num_cut_at_start:,} conversations, behind the assistant's "
+            f"{counted(source.num_turns_cut, 'turn')} cut that teach nothing: before the user's "
+            f"first in {counted(source.num_cut_at_start, 'conversation')}, behind the assistant's "
             f"last in {source.num_cut_at_end:,}"
         )
     if source.num_turns_not_learnt:
         lines.append(
-            f"{source.num_turns_not_learnt:,} turns of the assistant's are read but not learnt "
-            "(weight 0, or in a prompt)"
+            f"{counted(source.num_turns_not_learnt, 'turn')} of the assistant's read but not "
+            "learnt (weight 0, or in a prompt)"
         )
     if source.num_with_reasoning:
         what = "left out (--reasoning keep)" if manifest.reasoning == "drop" else "kept in <think>"
-        lines.append(f"reasoning in {source.num_with_reasoning:,} conversations is {what}")
+        number = counted(source.num_with_reasoning, "conversation")
+        lines.append(f"reasoning in {number} is {what}")
     if source.num_kept_nulls:
         lines.append(
-            f"{source.num_kept_nulls:,} nulls of default and const in tools are kept: parquet does "
+            f"{counted(source.num_kept_nulls, 'null')} of default and const in tools kept: parquet "
+            "does "
             "not say whether somebody wrote them; a text of JSON instead of structs does"
         )
     return lines

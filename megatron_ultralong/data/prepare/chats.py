@@ -31,10 +31,11 @@ from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, resolved_d
 from megatron_ultralong.data.tokenize.folder_template import (
     FolderDate,
     FolderTemplate,
-    check_template,
     folder_template,
 )
+from megatron_ultralong.data.tokenize.template_comparison import check_template
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
+from megatron_ultralong.data.tokenize.trained_template import trained_template
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, output_folder
 from megatron_ultralong.sequence.documents import document_split
@@ -132,9 +133,6 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
         for name, written in writer.write(folder, plans).items()
     }
     copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
-    jinja = TEMPLATES[config.chat_template].jinja
-    if jinja and folder_template(tokenizer.file.parent) is None:
-        (folder / TOKENIZER_FOLDER / "chat_template.jinja").write_text(jinja, encoding="utf-8")
     manifest = ChatManifest(
         format_version=manifests.FORMAT_VERSION,
         seq_length=config.seq_length,
@@ -158,6 +156,9 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
         splits=found,
         versions=engines.versions("gigatoken", "numpy", "pyarrow", "tokenizers"),
     )
+    template = trained_template(folder, manifest)
+    if template.lacks(folder / TOKENIZER_FOLDER):
+        template.put(folder / TOKENIZER_FOLDER)
     write_manifest(folder / manifests.FILE_NAME, manifest)
     return manifest
 

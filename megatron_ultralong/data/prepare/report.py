@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.read.sources import FileCount
 from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.manifest import BinSummary, InputSummary, LengthCount, Manifest
 from megatron_ultralong.data.rows.packed import PackedRows
@@ -22,6 +23,7 @@ from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.picture import new_figure
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.terminal import Console
 
 PICTURE = "lengths.png"
@@ -29,6 +31,9 @@ Counts = TypeVar("Counts", LengthCount, ChatLengths)
 
 EXCERPT_TOKENS = 24
 """Tokens shown at each end of a document; two documents a row's end and beginning."""
+
+MAX_SUFFIXES = 3
+"""Suffixes of files that are named of those that were treated alike."""
 
 MAX_DOCUMENTS = 12
 """Documents of a row that are shown."""
@@ -43,7 +48,8 @@ def inspect_rows(folder: Path, manifest: Manifest, tokenizer: DocumentTokenizer)
     console.print(f"written: {folder / PICTURE}", highlight=False, soft_wrap=True)
     split = next(iter(manifest.splits))
     rows = PackedRows(folder / split)
-    title = f"{split}, row 0 of {len(rows):,}: {rows.boundaries(0).size - 1:,} documents"
+    number = rows.boundaries(0).size - 1
+    title = f"{split}, row 0 of {len(rows):,}: {counted(number, 'document')}"
     console.print(title, highlight=False)
     for line in decoded_row(rows, 0, manifest, tokenizer):
         console.print(line, highlight=False)
@@ -138,7 +144,7 @@ def decoded_row(
             line.append(" (no separator: cut, or the end of the row)", style="dim")
         lines.append(line)
     hidden = len(cu_seqlens) - 1 - len(lines)
-    return [*lines, Text(f"... and {hidden:,} documents")] if hidden > 0 else lines
+    return [*lines, Text(f"... and {counted(hidden, 'document')}")] if hidden > 0 else lines
 
 
 def _excerpt(
@@ -159,9 +165,10 @@ def print_summary(manifest: Manifest, output: Path) -> None:
     console.print(source_table(manifest))
     for name, split in manifest.splits.items():
         say(
-            f"{name}: {split.num_rows:,} rows x {manifest.seq_length:,} = {split.num_tokens:,} "
-            f"tokens of {split.num_documents:,} documents; {split.num_dropped_tokens:,} tokens in "
-            f"the incomplete last row and {split.num_repeats_dropped:,} repeats dropped"
+            f"{name}: {counted(split.num_rows, 'row')} x {manifest.seq_length:,} = "
+            f"{split.num_tokens:,} tokens of {counted(split.num_documents, 'document')}; "
+            f"{counted(split.num_dropped_tokens, 'token')} in the incomplete last row and "
+            f"{counted(split.num_repeats_dropped, 'repeat')} dropped"
         )
         if split.num_padding_tokens:
             share = split.num_padding_tokens / max(split.num_tokens, 1)
@@ -180,7 +187,7 @@ def print_summary(manifest: Manifest, output: Path) -> None:
     for found in manifest.inputs:
         print_files(console, found)
     if number := manifest.num_documents_with_separator:
-        what = "1 document has" if number == 1 else f"{number:,} documents have"
+        what = f"{counted(number, 'document')} {'has' if number == 1 else 'have'}"
         say(
             f"{what} the separator {manifest.separator!r} (ids {manifest.separator_ids}) in the "
             f"text itself: {_SEPARATOR[manifest.separator_in_text]}",
@@ -198,13 +205,24 @@ _SEPARATOR: dict[str, str] = {
 
 
 def print_files(console: Console, found: InputSummary | ChatSource) -> None:
-    """Print what became of the files of a source: ``web: 2 .json.gz read: as jsonl``."""
-    lines = []
+    """Print what became of a source's files, a line each way: ``2 files read as jsonl: 2 .json``.
+
+    The manifest names all suffixes.
+    """
+    ways: dict[str, list[FileCount]] = {}
     for line in found.counts:
-        how = f"left out: {line.reason}" if line.reason else f"read: as {line.read_as}"
-        lines.append(f"{line.num_files:,} {line.suffix or 'without a suffix'} {how}")
+        how = f"left out, {line.reason}" if line.reason else f"read as {line.read_as}"
+        ways.setdefault(how, []).append(line)
+    lines = []
+    for how, counts in ways.items():
+        number = sum(line.num_files for line in counts)
+        suffixes = [f"{c.num_files:,} {c.suffix or 'without a suffix'}" for c in counts]
+        if len(suffixes) > MAX_SUFFIXES + 1:
+            rest = number - sum(line.num_files for line in counts[:MAX_SUFFIXES])
+            suffixes[MAX_SUFFIXES:] = [f"{rest:,} others"]
+        lines.append(f"{counted(number, 'file')} {how}: {', '.join(suffixes)}")
     if found.num_cut_files:
-        lines.append(f"of {found.num_cut_files:,} files the rest could not be read")
+        lines.append(f"of {counted(found.num_cut_files, 'file')} the rest could not be read")
     for text in (*lines, *(f"unreadable: {place}" for place in found.bad)):
         console.print(f"{found.name}: {text}", highlight=False, soft_wrap=True, markup=False)
 

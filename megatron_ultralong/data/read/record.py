@@ -181,10 +181,10 @@ def read_named_text(what: str, name: str) -> str:
     """
     try:
         return read_text(Path(name))
-    except ValueError as error:
-        raise InputError(
-            f"{what} {name} cannot be read ({error}): name a text file in UTF-8"
-        ) from error
+    except InputError as error:  # it begins with the name
+        raise InputError(f"{what} {error}: name a text file in UTF-8") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} {name} is not UTF-8 ({error}): name a text file") from error
 
 
 def json_value(text: bytes) -> Any:

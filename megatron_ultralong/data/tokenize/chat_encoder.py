@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError
 from megatron_ultralong.data.tokenize.chat_template import END, ChatTemplate, Piece, rendered_text
-from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, difference, num_equal
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
+from megatron_ultralong.data.tokenize.template_comparison import difference, num_equal
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
 
@@ -237,7 +238,7 @@ def marked_pieces(
         raise ConversationError(
             "beyond the template",
             f"the template in {folder.name}, which marks the trained text, renders it differently: "
-            f"{difference(written, rendered.text)}",
+            f"{difference('--chat-template', written, rendered.text)}",
         )
     return with_marks(pieces, rendered.marked, folder.eos)
 

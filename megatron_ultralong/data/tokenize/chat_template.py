@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Message
+from megatron_ultralong.data.tokenize import chat_jinja
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.families.family import Turns
 
@@ -71,8 +72,13 @@ class ChatTemplate:
     """Special tokens that the tokenizer must have; :data:`END` stands for its EOS."""
     render: Callable[[Conversation, str], list[Piece]]
     """Pieces of a checked conversation, given the date."""
-    jinja: str | None = None
-    """The same for transformers; None: it comes with the model's tokenizer."""
+    jinja: str
+    """The same for transformers, see :meth:`jinja_with`."""
+
+    def jinja_with(self, date: str) -> str:
+        """The same for transformers, which writes ``date`` where it is given none."""
+        text = json.dumps(date, ensure_ascii=False)  # Jinja reads it as Python does
+        return self.jinja.replace("else DATE", f"else {text}")
 
 
 END = "<eos>"
@@ -228,24 +234,22 @@ def _of_families() -> dict[TemplateName, ChatTemplate]:
     all_turns = [turns for family in FAMILIES.values() for turns in family.turns if turns.template]
     names: Any = {turns.template: turns for turns in all_turns}
     return {
-        name: ChatTemplate(name, turns.marks, functools.partial(_of_family, turns))
+        name: ChatTemplate(
+            name, turns.marks, functools.partial(_of_family, turns), chat_jinja.of_family(turns)
+        )
         for name, turns in names.items()
     }
 
 
 TEMPLATES: dict[TemplateName, ChatTemplate] = {
     "llama3.1": ChatTemplate(
-        "llama3.1", (*_LLAMA_TOKENS, "<|eom_id|>", "<|python_tag|>"), _llama3_1
+        "llama3.1",
+        (*_LLAMA_TOKENS, "<|eom_id|>", "<|python_tag|>"),
+        _llama3_1,
+        chat_jinja.LLAMA3_1,
     ),
-    "llama3": ChatTemplate("llama3", _LLAMA_TOKENS, _llama3),
-    "plain": ChatTemplate(
-        "plain",
-        (END,),
-        _plain,
-        jinja="{% for message in messages %}"
-        "{{ message['role'] + ':\n' + message['content'] | trim + eos_token }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}",
-    ),
+    "llama3": ChatTemplate("llama3", _LLAMA_TOKENS, _llama3, chat_jinja.LLAMA3),
+    "plain": ChatTemplate("plain", (END,), _plain, chat_jinja.PLAIN),
     **_of_families(),
 }
 """Templates by the name that ``--chat-template`` takes.

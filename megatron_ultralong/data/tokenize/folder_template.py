@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from megatron_ultralong.data.read.conversation import Conversation, Message
-from megatron_ultralong.data.read.conversation_formats import parse_conversation
-from megatron_ultralong.data.tokenize.chat_template import ChatTemplate, date_of, rendered_text
+from megatron_ultralong.data.tokenize.chat_template import date_of
 from megatron_ultralong.data.tokenize.template_worker import SECONDS
 from megatron_ultralong.data.tokenize.tokenising import side_file, token_text
 from megatron_ultralong.program.errors import InputError
@@ -250,47 +249,3 @@ def folder_template(folder: Path) -> str | None:
         entries = [entry for entry in value if isinstance(entry, dict)]
         value = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return value if isinstance(value, str) else None
-
-
-_QUESTION = {"role": "user", "content": " How many?\n"}
-_ANSWER = {"role": "assistant", "content": "Two.\n\nOr three. "}
-PROBES: tuple[list[dict[str, Any]], ...] = (
-    [_QUESTION, _ANSWER],
-    [{"role": "system", "content": " Be brief. "}, _QUESTION, _ANSWER],
-    [_QUESTION, _ANSWER, {"role": "user", "content": "Why?"}, _ANSWER],
-)
-"""Conversations that both write."""
-
-
-def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) -> None:
-    """Compare with the folder's own template.
-
-    Raises:
-        InputError: they write a conversation differently: an engine that serves the trained model
-            would put other words before the answers than training did.
-    """
-    for messages in PROBES:
-        conversation = parse_conversation({"messages": messages}, "messages")
-        written = rendered_text(template.render(conversation, date), folder.eos)
-        rendered = folder.render_messages(messages, date).text
-        if written != rendered:
-            raise InputError(
-                f"--chat-template {template.name} is not the template in {folder.name}: "
-                f"{difference(written, rendered)}; engines will serve the model with the folder's "
-                "template, so use that one, or --no-check-template and put the right one there"
-            )
-
-
-def num_equal(one: str, other: str) -> int:
-    """Characters that two texts begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def difference(written: str, rendered: str) -> str:
-    """Where two texts part, and what each has there."""
-    same = num_equal(written, rendered)
-    return (
-        f"at character {same} one writes {written[same : same + 30]!r}, the other "
-        f"{rendered[same : same + 30]!r}"
-    )

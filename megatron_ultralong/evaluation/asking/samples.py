@@ -23,6 +23,7 @@ from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.progress import progress
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.ranks import world_size
 from megatron_ultralong.sequence.documents import causal_area
 
@@ -52,9 +53,9 @@ class CostEstimate:
     def __str__(self) -> str:
         """One line, as it stands above an evaluation."""
         return (
-            f"{self.num_samples:,} samples, {self.num_tokens:,} tokens, {self.flops:.3g} FLOP: "
-            f"{_hours(self.gpu_hours)} GPU-hours at {self.tflops:g} TFLOP/s a GPU, "
-            f"{_duration(self.wall_seconds)} on {self.num_ranks}"
+            f"{counted(self.num_samples, 'sample')}, {self.num_tokens:,} tokens, "
+            f"{self.flops:.3g} FLOP: {_hours(self.gpu_hours)} GPU-hours at {self.tflops:g} "
+            f"TFLOP/s a GPU, {_duration(self.wall_seconds)} on {self.num_ranks}"
         )
 
 

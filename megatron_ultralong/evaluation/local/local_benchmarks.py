@@ -218,6 +218,7 @@ def _evaluate(
     sources: list[_Source],
     subject: Subject[Generator],
 ) -> Result:
+    subject.tokenizer.check_template(config.prompt_template)
     max_length = config.max_length or subject.facts.max_positions
     too_long = [source for source in sources if source.max_new_tokens + 16 > max_length]
     if too_long:

@@ -15,6 +15,7 @@ from megatron_ultralong.checkpoint.disk.checksums import write_checksums
 from megatron_ultralong.checkpoint.disk.folder import iteration_folder, iterations, write_latest
 from megatron_ultralong.config.run import CheckpointConfig
 from megatron_ultralong.program.aside import remove, sync_folder
+from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training.saving.run_folder import RunFolder
@@ -254,7 +255,7 @@ def _write(
 def _reason(error: Exception, root: Path) -> str:
     """The error, and the room on the disk: torch's writer does not say that it is full."""
     try:
-        room = f"the disk has {shutil.disk_usage(root).free / 2**30:.2f} GiB free"
+        room = f"the disk has {quantity(shutil.disk_usage(root).free, 'B')} free"
     except OSError:
         room = "the folder is gone"
     return f"{type(error).__name__}: {error} ({room})"

@@ -14,17 +14,22 @@ from megatron_ultralong.checkpoint.convert.small_files import copy_once
 from megatron_ultralong.checkpoint.disk import checksums, metadata
 from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.data.tokenize.folder_template import folder_template
+from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
 from megatron_ultralong.model.parameters import num_parameters
-from megatron_ultralong.program.aside import partial_path, remove, write_aside
+from megatron_ultralong.program.aside import remove, write_aside
 from megatron_ultralong.program.errors import InputError, RunStopped
 from megatron_ultralong.program.output import check_free, writable
 from megatron_ultralong.program.owner import Owner, take
-from megatron_ultralong.program.owner_record import is_owner_file, read_owners
+from megatron_ultralong.program.owner_record import read_owners
 from megatron_ultralong.program.rank_values import every_rank, from_main_rank
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
-from megatron_ultralong.training.same_run import DATA_FILE, changes, check_same_run
+from megatron_ultralong.training.earlier_start import (
+    DATA_FILE,
+    changes,
+    check_nobodys,
+    check_save,
+)
 
 STATUS_FILE = "exit_status"
 TAKEN_OVER = 73
@@ -50,7 +55,7 @@ class RunFolder:
         config: TrainingConfig,
         metadata: metadata.CheckpointMetadata,
         data: Mapping[str, object] | None = None,
-        template: str | None = None,
+        template: TrainedTemplate | None = None,
     ) -> None:
         """Describe it.
 
@@ -58,7 +63,7 @@ class RunFolder:
             config: of the run.
             metadata: of its checkpoints.
             data: what its rows are, by name; a resumed run keeps them.
-            template: of its conversations, for exports, where its source had none.
+            template: of its conversations, which its checkpoints have instead of the source's.
         """
         self.root = Path(config.save) if config.save else None
         self.resumed_iteration = 0
@@ -83,17 +88,25 @@ class RunFolder:
                 of its checkpoints is whole.
         """
         root = self.root
-        if root is None or not root.is_dir():
+        if root is None:
             return Resumed()
-        if any(folders.iteration_folders(root)) or (root / folders.LATEST_FILE).is_file():
-            before = check_same_run(root, self._config, self._metadata, self._data)
-            resumed = newest_good(root, rank, world_size)
-            if resumed.folder is not None:
-                self.resumed_iteration = folders.resolve(resumed.folder)[1]
-                self.changes = changes(before, self._config)
-            return resumed
-        _check_nobodys(root)
-        return Resumed()
+        before = check_save(root, self._config, self._metadata, self._data)
+        if before is None:
+            return Resumed()
+        resumed = newest_good(root, rank, world_size)
+        if resumed.folder is not None:
+            self.resumed_iteration = folders.resolve(resumed.folder)[1]
+            self.changes = changes(before, self._config)
+        return resumed
+
+    @property
+    def nothing_left(self) -> str:
+        """What to say of a start that has no iteration to do; empty: it has some."""
+        done, total = self.resumed_iteration, self._config.train_iters
+        if done < total:
+            return ""
+        state = "complete" if done == total else f"past train_iters ({total})"
+        return f"the run is at iteration {done}, {state}: --train-iters above {done} trains on"
 
     def open(self, rank: int, world_size: int) -> Resumed:
         """Own the folder, :meth:`check` it and make it ready; every rank calls it, rank 0 writes.
@@ -106,7 +119,7 @@ class RunFolder:
         if self.root is None:
             return Resumed()
         self._check_not_ended(self.root)
-        check_free(self.root, self._checkpoint_bytes())
+        check_free(self.root, self._checkpoint_bytes(), f"--save {self.root}")
         self.owner_number = from_main_rank(self._take, is_main=rank == 0)
         resumed = self.check(rank, world_size)
         dist.barrier()  # every rank has looked before anything is written
@@ -144,7 +157,7 @@ class RunFolder:
         root = self._root
         with writable(root, f"--save {root}"):
             if root.is_dir() and not read_owners(root):
-                _check_nobodys(root)
+                check_nobodys(root)
             root.mkdir(parents=True, exist_ok=True)
             self._owner = take(root, self._config.verb, f"--save {root}")
         return self._owner.record.number
@@ -157,7 +170,8 @@ class RunFolder:
                 metadata.unseal(root)
                 for name in (DATA_FILE, metadata.FILE_NAME, metadata.SOURCE_FOLDER):
                     remove(root / name)
-            save_config(root / CONFIG_FILE, self._config)
+            if not self.nothing_left:  # else the file would not be that of any iteration
+                save_config(root / CONFIG_FILE, self._config)
             self.write_identity()
             if self.resumed_iteration:
                 folders.write_latest(root, self.resumed_iteration)  # not one that was refused
@@ -177,9 +191,9 @@ class RunFolder:
         if not (root / metadata.FILE_NAME).is_file():
             metadata.save_metadata(root, self._metadata)
             copy_once(Path(self._config.load) / source.name, source)
-        if self._template is not None and source.is_dir() and folder_template(source) is None:
+        if self._template is not None and source.is_dir() and self._template.lacks(source):
             metadata.unseal(root)
-            write_aside(source / "chat_template.jinja", self._template)
+            self._template.put(source)
             metadata.seal_small_files(root)
 
     def write_status(self, status: int) -> None:
@@ -201,17 +215,6 @@ class RunFolder:
         """Bytes of one checkpoint: weights, and three float32 numbers of the optimizer."""
         each = 16 if self._config.precision == "fp32" else 14
         return each * num_parameters(self._metadata.model)
-
-
-def _check_nobodys(root: Path) -> None:
-    """Raise InputError where a folder without checkpoints holds what is not a run's."""
-    begun = partial_path(root / CONFIG_FILE)  # of a start that was killed while it wrote the first
-    others = [path for path in root.iterdir() if not is_owner_file(path) and path != begun]
-    if others and not (root / CONFIG_FILE).is_file():
-        raise InputError(
-            f"--save {root} is not empty and holds no checkpoints of a run: name an empty or "
-            "new folder, so that nothing in it is lost"
-        )
 
 
 def newest_good(root: Path, rank: int, world_size: int) -> Resumed:

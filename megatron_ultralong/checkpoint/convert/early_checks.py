@@ -1,0 +1,115 @@
+"""What can be told of a conversion before torch is imported, which takes seconds."""
+
+from pathlib import Path
+
+from megatron_ultralong.checkpoint.convert import small_files
+from megatron_ultralong.checkpoint.disk.folder import resolve
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
+from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_block, rope_verdicts
+from megatron_ultralong.checkpoint.formats.kind import is_gguf, kind_of
+from megatron_ultralong.config.convert import (
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    VerifyConfig,
+)
+from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.fields import check_ranges
+from megatron_ultralong.program.output import check_output
+
+OUTPUT = "output"
+"""What messages call the new folder, which has no flag."""
+
+
+def check_import(config: ImportConfig, num_ranks: int = 1) -> None:
+    """Check numbers, source and output of an import.
+
+    Raises:
+        InputError: one of them is wrong.
+    """
+    del num_ranks
+    check_ranges(config)
+    if kind_of(config.src) == "megatron":
+        raise InputError(f"{config.src} is a Megatron checkpoint already: use it as it is")
+    if config.tokenizer:
+        small_files.check_tokenizer(config.src)
+    _check_model(config.src)
+    check_output(config.dst, OUTPUT)
+
+
+def check_export(config: ExportConfig, num_ranks: int = 1) -> list[str]:
+    """Check numbers, checkpoint, engines and output of an export.
+
+    Returns what those who serve it with the engines of ``--for`` have to know, in lines.
+
+    Raises:
+        InputError: one of them is wrong.
+    """
+    del num_ranks
+    check_ranges(config)
+    metadata = _metadata(config.src, config.iteration)
+    lines = _check_readers(metadata, config)
+    check_output(config.dst, OUTPUT)
+    return lines
+
+
+def check_verify(config: VerifyConfig, num_ranks: int = 1) -> None:
+    """Check numbers and models of a comparison.
+
+    Raises:
+        InputError: one of them is wrong.
+    """
+    del num_ranks
+    check_ranges(config)
+    _check_model(config.a, config.iteration)
+    if not is_gguf(config.b):
+        _check_model(config.b, config.iteration)
+        if config.logits and config.dtype != "keep":
+            raise InputError("--logits compares models of one dtype: leave --dtype out")
+    elif not config.b.exists():
+        raise InputError(f"GGUF file {missing(config.b)}")
+
+
+def check_inspect(config: InspectConfig, num_ranks: int = 1) -> None:
+    """Check numbers and model to be shown.
+
+    Raises:
+        InputError: one of them is wrong.
+    """
+    del num_ranks
+    check_ranges(config)
+    is_lone = config.src.is_file() and config.src.suffix == ".json"
+    if not is_lone and kind_of(config.src) == "megatron":  # a config.json may be of any model
+        _metadata(config.src, config.iteration)
+
+
+def _check_model(path: Path, iteration: int | None = None) -> None:
+    """Check the description of a model on disk."""
+    kind = kind_of(path)
+    if kind == "megatron":
+        _metadata(path, iteration)
+    elif kind == "huggingface":
+        values = hugging_face_config.read_config(path)
+        where = str(path / hugging_face_config.CONFIG_FILE)
+        hugging_face_config.model_config(values, where)
+        rope_block.rope_scaling(values, where)
+
+
+def _metadata(path: Path, iteration: int | None) -> CheckpointMetadata:
+    folder, _ = resolve(path, iteration)
+    return load_metadata(folder.parent)
+
+
+def _check_readers(metadata: CheckpointMetadata, config: ExportConfig) -> list[str]:
+    names = list(dict.fromkeys(filter(None, map(str.strip, config.engines.lower().split(",")))))
+    if not names:
+        return []
+    is_read = config.format == "huggingface" or (config.format, *names) == ("gguf", "llama.cpp")
+    if not is_read:
+        raise InputError(
+            f"--for {config.engines} asks about the rope block of a config.json, and --format "
+            f"{config.format} writes none: leave one out"
+        )
+    if config.format != "huggingface":
+        return []
+    return rope_verdicts.check_readers(hugging_face_config.exported_rope(metadata), names)

@@ -1,0 +1,37 @@
+"""What verb was meant by words that are none."""
+
+from collections.abc import Sequence
+
+from megatron_ultralong.cli.verbs import VERBS
+from megatron_ultralong.program.not_known import nearest
+
+ELSEWHERE = {
+    "chat": "generate --chat",
+    **dict.fromkeys(("infer", "inference", "complete", "sample"), "generate"),
+    **dict.fromkeys(("train", "extend", "continue"), "pretrain"),
+    **dict.fromkeys(("finetune", "fine-tune", "tune", "instruct"), "sft"),
+    **dict.fromkeys(("tokenize", "preprocess", "pack", "data"), "prepare"),
+    **dict.fromkeys(("benchmark", "bench", "test"), "evaluate"),
+    **dict.fromkeys(("check", "env", "version"), "doctor"),
+    **dict.fromkeys(("estimate", "memory"), "plan"),
+}
+"""What other programs call these verbs, where no name is near."""
+
+
+def meant_verb(words: Sequence[str]) -> str | None:
+    """The verb that unknown words stand for: ``eval loss -> evaluate loss``; None: not known."""
+    first, second = words[0], next((w for w in words[1:2] if not w.startswith("-")), "")
+    by_group: dict[str, list[str]] = {}
+    for name in VERBS:
+        group, *rest = name.split(maxsplit=1)
+        by_group.setdefault(group, []).extend(rest)
+    if first in ELSEWHERE:
+        return ELSEWHERE[first]
+    whole = [name for name in VERBS if first == name.split()[-1]]
+    if whole:  # passkey: the second word alone
+        return whole[0]
+    group = nearest(first, by_group)
+    if group is None or not by_group[group]:
+        return group
+    rest = nearest(second, by_group[group]) if second else None
+    return f"{group} {rest}" if rest else group

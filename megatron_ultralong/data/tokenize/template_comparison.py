@@ -1,0 +1,67 @@
+"""Whether ``--chat-template`` and the template of a tokenizer's folder write the same."""
+
+from typing import Any
+
+from megatron_ultralong.data.read.conversation_formats import parse_conversation
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, ChatTemplate, rendered_text
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
+from megatron_ultralong.program.errors import InputError
+
+_QUESTION = {"role": "user", "content": " How many?\n"}
+_ANSWER = {"role": "assistant", "content": "Two.\n\nOr three. "}
+PROBES: tuple[list[dict[str, Any]], ...] = (
+    [_QUESTION, _ANSWER],
+    [{"role": "system", "content": " Be brief. "}, _QUESTION, _ANSWER],
+    [_QUESTION, _ANSWER, {"role": "user", "content": "Why?"}, _ANSWER],
+)
+"""Conversations that both write."""
+
+
+def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) -> None:
+    """Compare with the folder's own template.
+
+    Raises:
+        InputError: they write a conversation differently: an engine that serves the folder's would
+            put other words before the answers than training did.
+    """
+    different = _difference(template, folder, date)
+    if not different:
+        return
+    fits = [
+        t.name for t in TEMPLATES.values() if t != template and not _difference(t, folder, date)
+    ]
+    ways = [f"use --chat-template {name}, which writes the same as it" for name in fits[:1]]
+    keep = (
+        f"give --no-check-template to train in {template.name}, which `sft` and its exports then "
+        "have instead of the folder's"
+    )
+    raise InputError(
+        f"--chat-template {template.name} is not the template in {folder.name}: {different}; "
+        + ", or ".join([*ways, keep])
+    )
+
+
+def _difference(template: ChatTemplate, folder: FolderTemplate, date: str) -> str:
+    """Where the folder's template parts from ``template``; empty: they write the same."""
+    for messages in PROBES:
+        conversation = parse_conversation({"messages": messages}, "messages")
+        written = rendered_text(template.render(conversation, date), folder.eos)
+        rendered = folder.render_messages(messages, date).text
+        if written != rendered:
+            return difference(template.name, written, rendered)
+    return ""
+
+
+def num_equal(one: str, other: str) -> int:
+    """Characters that two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def difference(name: str, written: str, rendered: str) -> str:
+    """Where what ``--chat-template`` writes parts from the folder's text, and what each has."""
+    same = num_equal(written, rendered)
+    return (
+        f"at character {same} {name} writes {written[same : same + 30]!r}, the folder's template "
+        f"{rendered[same : same + 30]!r}"
+    )

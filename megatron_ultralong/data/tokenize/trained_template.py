@@ -1,0 +1,93 @@
+"""The chat template that conversations were written with, for the model that learns them.
+
+A model answers well in the template that it was trained with alone. Rows of ``prepare chat`` know
+it, whatever else lies beside a tokenizer; a checkpoint and its exports take it from them.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from megatron_ultralong.data.rows.chat_manifest import ChatManifest
+from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
+from megatron_ultralong.data.tokenize.folder_template import folder_template
+from megatron_ultralong.data.tokenize.tokenising import side_file, token_text, well_formed
+from megatron_ultralong.program.aside import remove, write_aside
+from megatron_ultralong.program.errors import InputError
+
+_TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+_TOKENS = ("bos_token", "eos_token")
+
+
+class TrainedTemplate(NamedTuple):
+    """A template, and what it calls by another name."""
+
+    text: str
+    tokens: dict[str, str]
+    """``bos_token`` and ``eos_token`` of the tokenizer, where the template writes them."""
+
+    def lacks(self, folder: Path) -> str:
+        """What the tokenizer in ``folder`` has instead, for messages; empty if it has this.
+
+        Raises:
+            InputError: a file of the folder is damaged.
+        """
+        found = folder_template(folder)
+        if found != self.text:
+            return "none" if found is None else "another one"
+        for name, token in self.tokens.items():
+            if (other := _token(folder, name)) != token:
+                return f"it with {name} {other!r}, not {token!r}"
+        return ""
+
+    def put(self, folder: Path) -> None:
+        """Make it that of the tokenizer in ``folder``, for every release of transformers.
+
+        Others, which the folder has for some purposes, go: nothing was trained with them.
+
+        Raises:
+            InputError: a file of the folder is damaged. OSError: nothing can be written.
+        """
+        remove(folder / "additional_chat_templates")
+        for file in _TOKEN_FILES:
+            values = side_file(folder, file)
+            known = self.tokens.keys() & (values.keys() if file == _TOKEN_FILES[1] else _TOKENS)
+            new = {**values, **{name: self.tokens[name] for name in known}}
+            new.pop("chat_template", None)
+            if new != values:
+                write_aside(folder / file, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
+        write_aside(folder / "chat_template.jinja", self.text)
+
+
+def _token(folder: Path, name: str) -> str:
+    return next(filter(None, (token_text(folder, file, name) for file in _TOKEN_FILES)), "")
+
+
+def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
+    """That of rows: the one of their folder if it was compared, else ``--chat-template``.
+
+    Args:
+        rows: folder of ``prepare chat``.
+        manifest: of that folder.
+
+    Raises:
+        InputError: the folder's template is damaged or missing, or the manifest names none.
+    """
+    folder = rows / TOKENIZER_FOLDER
+    text = folder_template(folder)
+    if not manifest.folder_template_checked:
+        named = next((t for t in TEMPLATES.values() if t.name == manifest.chat_template), None)
+        if named is None:
+            raise InputError(
+                f"the manifest of {rows} names chat_template {manifest.chat_template!r}, and this "
+                f"program has {', '.join(TEMPLATES)}: prepare the conversations again"
+            )
+        text = named.jinja_with(manifest.date_string)
+    elif text is None:
+        raise InputError(
+            f"{folder} has no chat template, and the manifest beside it states that it was "
+            "compared with one: copy the folder again, or prepare the conversations again"
+        )
+    tokens = {name: _token(folder, name) for name in _TOKENS if name in text}
+    return TrainedTemplate(well_formed(text), {name: t for name, t in tokens.items() if t})

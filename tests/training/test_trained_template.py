@@ -1,0 +1,224 @@
+"""A model is served in the template that it was tuned in, whatever its base had."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
+from megatron_ultralong.checkpoint.disk.metadata import (
+    FILE_NAME,
+    SOURCE_FOLDER,
+    load_metadata,
+    seal_small_files,
+    unseal,
+)
+from megatron_ultralong.config.convert import ExportConfig, ImportConfig
+from megatron_ultralong.config.run import CheckpointConfig, LogConfig
+from megatron_ultralong.config.training import DataConfig, SftConfig
+from megatron_ultralong.data.options import PrepareChatConfig
+from megatron_ultralong.data.prepare.chats import prepare_chat
+from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
+from megatron_ultralong.data.rows.stored import ChatRows
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
+from megatron_ultralong.data.tokenize.trained_template import trained_template
+from megatron_ultralong.generation.generate import ChatPrompt
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.training.inputs import RunInputs
+from megatron_ultralong.training.saving.run_folder import RunFolder
+from megatron_ultralong.training.verbs import check_sft, dry_run, sft
+from tests.data.chats import TEMPLATE, write_jsonl
+from tests.training.chats import conversations, write_chat_model
+
+OTHER = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+PLAIN = TEMPLATES["plain"].jinja
+DATE = 'the "1st" of \\n May: é'
+"""Of rows in ``llama3.1``: its template writes it where a caller gives none."""
+BASES = {"none": None, "other": OTHER, "plain": PLAIN, "llama3.1": TEMPLATE}
+"""Templates of the model that is tuned."""
+ROWS = {
+    "plain, none": ("plain", None, True),
+    "plain, its own": ("plain", PLAIN, True),
+    "plain, not compared": ("plain", OTHER, False),
+    "llama3, none": ("llama3", None, True),
+    "llama3.1, none": ("llama3.1", None, True),
+    "llama3.1, its own": ("llama3.1", TEMPLATE.replace("26 Jul 2024", "1 May 1999"), True),
+    "llama3.1, not compared": ("llama3.1", OTHER, False),
+}
+"""Rows: ``--chat-template``, the template in the tokenizer's folder, whether they are compared."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("templates")
+    write_chat_model(folder, max_position_embeddings=512)
+    records = conversations(4)
+    records[0]["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    write_jsonl(folder / "chats.jsonl", records)
+    for name, (template, own, is_compared) in ROWS.items():
+        write_template(folder / "hf", own)
+        date = "1 May 1999" if own else DATE
+        prepare_chat(
+            PrepareChatConfig(
+                source=(f"chats={folder}/chats.jsonl",),
+                tokenizer=folder / "hf",
+                output=folder / name,
+                seq_length=512,
+                valid_fraction=0.0,
+                chat_template=template,
+                check_template=is_compared,
+                date_string=date,
+            )
+        )
+    for name, template in BASES.items():
+        write_template(folder / "hf", template)
+        import_checkpoint(ImportConfig(folder / "hf", folder / "bases" / name))
+    return folder
+
+
+def write_template(folder: Path, template: str | None) -> None:
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    values.pop("chat_template", None)
+    path.write_text(json.dumps(values | ({"chat_template": template} if template else {})))
+
+
+def make_config(folder: Path, base: str, rows: str, **changes: object) -> SftConfig:
+    config = SftConfig(
+        load=str(folder / "bases" / base),
+        train_iters=1,
+        global_batch_size=1,
+        precision="fp32",
+        data=DataConfig(str(folder / rows), document_mask="block", reset_position_ids=True),
+        checkpoint=CheckpointConfig(async_save=False),
+        log=LogConfig(tensorboard=False),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def trained_texts(folder: Path, rows: str, judge: PreTrainedTokenizerFast) -> set[str]:
+    stored = ChatRows(folder / rows / "train")
+    return {judge.decode(tokens) for n in range(len(stored)) for tokens, _ in stored.examples(n)}
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A run that was trained; what it says of its template is what the tests write again."""
+    sft(make_config(folder, "other", "plain, not compared", save=str(folder / "run")))
+    return folder / "run"
+
+
+def remarks(inputs: RunInputs) -> str:
+    return " ".join(text for text in inputs.remarks if text.startswith("chat template"))
+
+
+@pytest.mark.parametrize(
+    ("base", "rows"),
+    [
+        pytest.param(
+            *(base, rows),
+            marks=[] if base == "other" or base in rows.split(", ") else pytest.mark.slow,
+        )
+        for base in BASES
+        for rows in ROWS
+    ],
+)
+def test_exports_and_chats_are_in_the_template_of_the_rows(
+    folder: Path, run: Path, tmp_path: Path, base: str, rows: str
+) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns(SOURCE_FOLDER, FILE_NAME))
+    inputs = check_sft(make_config(folder, base, rows), 1)
+    config = dataclasses.replace(inputs.config, save=str(tmp_path / "run"))
+    RunFolder(config, inputs.result, inputs.agreed, inputs.template).write_identity()
+    kept = tmp_path / "run" / SOURCE_FOLDER
+    own = folder / "bases" / base / SOURCE_FOLDER
+    named, template, is_compared = ROWS[rows]
+    is_same = template == BASES[base] if template and is_compared else False
+    is_same |= named == base == "plain"
+    assert (remarks(inputs) == "") == is_same
+    if not is_same:
+        found = "none" if BASES[base] is None else "another one"
+        assert remarks(inputs).endswith(f"and in their exports; {own} has {found}")
+    load_metadata(tmp_path / "run")  # sealed
+    export_checkpoint(ExportConfig(tmp_path / "run", tmp_path / "hf", verify=False))
+    messages = conversations(4)[1]["messages"]
+    chats = []
+    for place in (kept, tmp_path / "hf"):
+        judge = PreTrainedTokenizerFast.from_pretrained(place)
+        text = judge.apply_chat_template(messages, tokenize=False)
+        assert text in trained_texts(folder, rows, judge)
+        prompt = judge.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+        assert text.startswith(prompt)
+        chat = ChatPrompt(place)
+        assert judge.decode(chat.encode(messages[0]["content"])) == prompt
+        end = "<|end_of_text|>" if named == "plain" else "<|eot_id|>"
+        assert chat.end_ids() == {judge.convert_tokens_to_ids(end)}
+        chats.append(prompt)
+    assert chats[0] == chats[1]
+
+
+def test_a_start_says_it_and_a_run_of_before_is_set_right(folder: Path, run: Path) -> None:
+    """Versions before kept the base's template in the run: the next start writes the trained."""
+    config = make_config(folder, "other", "plain, not compared", save=str(run))
+    inputs = check_sft(config, 1)
+    assert "# chat template: that of " in dry_run(inputs, 1)
+    unseal(run)
+    shutil.copytree(folder / "bases" / "other" / SOURCE_FOLDER, run / SOURCE_FOLDER,
+                    dirs_exist_ok=True)  # fmt: skip
+    (run / SOURCE_FOLDER / "chat_template.jinja").unlink()
+    seal_small_files(run)
+    sft(dataclasses.replace(config, train_iters=2))
+    assert (run / SOURCE_FOLDER / "chat_template.jinja").read_text() == PLAIN
+    load_metadata(run)
+
+
+def test_templates_for_other_purposes_go_and_tokens_come(folder: Path, tmp_path: Path) -> None:
+    """A template may write ``eos_token``: what that is belongs to it."""
+    rows = folder / "plain, its own"
+    template = trained_template(rows, load_chat_manifest(rows))
+    assert template.tokens == {"eos_token": "<|end_of_text|>"}
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    several = [{"name": "default", "template": OTHER}, {"name": "rag", "template": OTHER}]
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        values = {"bos_token": "b", "eos_token": {"content": "e"}, "chat_template": several}
+        (tmp_path / name).write_text(json.dumps(values))
+    assert template.lacks(tmp_path) == "another one"
+    template.put(tmp_path)
+    assert template.lacks(tmp_path) == ""
+    assert not (tmp_path / "additional_chat_templates").exists()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        values = json.loads((tmp_path / name).read_text())
+        assert values == {"bos_token": "b", "eos_token": "<|end_of_text|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "e"}))
+    assert template.lacks(tmp_path) == "it with eos_token 'e', not '<|end_of_text|>'"
+
+
+def test_rows_that_do_not_know_their_template_are_refused(folder: Path, tmp_path: Path) -> None:
+    for name, changes, message in (
+        ("plain, its own", {}, "has no chat template, and the manifest beside it"),
+        ("plain, none", {"chat_template": "mine"}, "names chat_template 'mine', and this"),
+    ):
+        shutil.copytree(folder / name, tmp_path / name)
+        (tmp_path / name / "tokenizer" / "chat_template.jinja").unlink(missing_ok=True)
+        write_template(tmp_path / name / "tokenizer", None)
+        manifest = dataclasses.replace(load_chat_manifest(tmp_path / name), **changes)
+        with pytest.raises(InputError, match=message):
+            trained_template(tmp_path / name, manifest)
+
+
+def test_prompts_of_llama_3_are_for_models_of_its_template(folder: Path) -> None:
+    for base in ("none", "llama3.1"):
+        PromptTokenizer(folder / "bases" / base / SOURCE_FOLDER).check_template("chat")
+    tokenizer = PromptTokenizer(folder / "bases" / "other" / SOURCE_FOLDER)
+    tokenizer.check_template("base")
+    with pytest.raises(
+        InputError, match=r"and the chat template, which .* has none: use --prompt-template base"
+    ):
+        tokenizer.check_template("chat")
