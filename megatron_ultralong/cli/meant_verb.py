@@ -23,8 +23,8 @@ def meant_verb(words: Sequence[str]) -> str | None:
     first, second = words[0], next((w for w in words[1:2] if not w.startswith("-")), "")
     by_group: dict[str, list[str]] = {}
     for name in VERBS:
-        group, *rest = name.split(maxsplit=1)
-        by_group.setdefault(group, []).extend(rest)
+        head, *tail = name.split(maxsplit=1)
+        by_group.setdefault(head, []).extend(tail)
     if first in ELSEWHERE:
         return ELSEWHERE[first]
     whole = [name for name in VERBS if first == name.split()[-1]]

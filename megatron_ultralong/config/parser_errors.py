@@ -119,9 +119,9 @@ def _no_value(reason: str, metavar: str) -> str:
             (one for one in ast.literal_eval(given[0]) if not _is_read(one, kinds)), given[0]
         )
         return f" must be {' or '.join(wanted)}, not {shown(wrong)}"
-    for begin, wanted in _NUMBERS.items():
+    for begin, number in _NUMBERS.items():
         if reason.startswith(begin):
-            return f" must be {wanted}, not {reason.removeprefix(begin)}"
+            return f" must be {number}, not {reason.removeprefix(begin)}"
     return f": {reason}"
 
 

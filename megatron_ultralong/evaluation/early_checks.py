@@ -37,8 +37,9 @@ def check_command(command: Any, num_ranks: int) -> None:
         shape_and_weights(folder)
         if name != "loss":  # it compares ids alone
             PromptTokenizer(tokenizer_folder(load))
-    if len(models.load) == 1 and getattr(config, "output", ""):  # of several some may be finished
-        check_output(config.output)
+    output = getattr(config, "output", "")
+    if len(models.load) == 1 and output:  # of several some may be finished
+        check_output(output)
     if name in _MANIFESTS:
         _MANIFESTS[name](config.data_path)
     data = getattr(config, "data", ())

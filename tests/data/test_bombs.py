@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from megatron_ultralong.evaluation.choices import read_questions
 
 from megatron_ultralong.data.read.record import read_text
 from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
@@ -131,8 +130,6 @@ def test_templates(text: str) -> None:
 @pytest.mark.parametrize(
     ("read", "name", "message"),
     [
-        (read_questions, "q.jsonl", r"q\.jsonl:1: a line of more than 83,886,080 bytes"),
-        (read_questions, "q.csv", r"q\.csv has more than 16,777,216 bytes"),
         (lambda path: read_jsonl(path, ("input",)), "b.jsonl", r"b\.jsonl:1: a line of more than"),
         (read_text, "hay.txt", r"hay\.txt has more than 83,886,080 bytes"),
     ],

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
+from megatron_ultralong.evaluation.models.facts import model_facts
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models.opening import Subject, model_facts
+from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from tests.evaluation.long.data import COST
 from tests.models import write_llama

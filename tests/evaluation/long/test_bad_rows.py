@@ -32,8 +32,9 @@ from megatron_ultralong.evaluation.local.options import (
     MrcrConfig,
     NoLiMaConfig,
 )
+from megatron_ultralong.evaluation.models.facts import model_facts
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
-from megatron_ultralong.evaluation.models.opening import Subject, model_facts
+from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from tests.evaluation.long.data import (
