@@ -56,7 +56,7 @@ OPENS: dict[str, Words] = {
     "evaluate passkey": _evaluation("passkey", "--lengths", "64", "--num-samples", "1"),
     "evaluate needle": _evaluation("needle", "--lengths", "64", "--num-samples", "1"),
     "evaluate ruler": _evaluation("ruler", "--lengths", "64", "--tasks", "vt"),
-    "evaluate choices": _evaluation("choices", "--data", "FOLDER"),
+    "evaluate harness": _evaluation("harness", "--tasks", "mmlu"),
     "evaluate chat": _evaluation("chat", "--data-path", "FOLDER/chats", "--split", "train"),
     "evaluate lv-eval": _evaluation("lv-eval", "--data", "FOLDER"),
     "evaluate infinitebench": _evaluation("infinitebench", "--data", "FOLDER"),
