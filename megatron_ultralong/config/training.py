@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from megatron_ultralong.config import run
 from megatron_ultralong.config.optimizer import OptimizerConfig
@@ -21,8 +21,7 @@ from megatron_ultralong.program.quantity import LENGTH, TOKENS
 from megatron_ultralong.program.required import Required, check_required
 from megatron_ultralong.sequence.document_mask import DocumentMask
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+Self = TypeVar("Self", bound="TrainingConfig")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ class TrainingConfig:
     faults: run.FaultConfig = dataclasses.field(default_factory=run.FaultConfig)
     log: run.LogConfig = dataclasses.field(default_factory=run.LogConfig)
 
-    def with_budget(self, seq_length: int) -> Self:
+    def with_budget(self: Self, seq_length: int) -> Self:
         """The same with the iterations that hold ``train_tokens``, where those are given."""
         if not self.train_tokens:
             return self
