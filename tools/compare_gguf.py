@@ -212,10 +212,15 @@ def write_family_model(folder: Path, name: str) -> Path:
     for key, parameter in model.named_parameters():
         if key.endswith((".bias", "_norm.weight")):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    model.save_pretrained(folder)
-    shutil.copy(DEMO / "tokenizer_config.json", folder)
     tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
     tokenizer.add_special_tokens(["<|endoftext|>"])  # transformers adds Qwen's own
+    special = tokenizer.get_added_tokens_decoder()
+    decoded = ((i, tokenizer.decode([i])) for i in range(tokenizer.get_vocab_size()))
+    # llama.cpp is told to write none that ends a text, and shows no token that is half a character
+    unwanted = [i for i, text in decoded if i in special or "\ufffd" in text]
+    model.lm_head.weight.data[unwanted] = 0
+    model.save_pretrained(folder)
+    shutil.copy(DEMO / "tokenizer_config.json", folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 

@@ -96,7 +96,7 @@ def choose_keys(folder: Folder) -> None:
         folder.odd("another model", "model_type 'mistral'", "'llama'")
     else:
         config["per_layer_config"] = {"0": {"intermediate_size": 8}}
-        folder.odd("layers of their own", "per_layer_config", "None")
+        folder.odd("layers of their own", "per_layer_config", "null")
 
 
 def write(folder: Folder, path: Path) -> None:
