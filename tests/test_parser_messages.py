@@ -58,7 +58,7 @@ def test_unknown_words_are_refused(
 
 
 def test_each_verb_is_meant_by_its_last_word_and_by_a_slip_in_its_first() -> None:
-    """And what other programs call it is no verb here."""
+    """And what other programs call it is not a verb here."""
     for name in VERBS:
         group, *rest = name.split()
         slip = [group[:-2] + group[-1] + group[-2], *rest]
