@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.cli.meant_verb import meant_verb
-from megatron_ultralong.cli.origin import fields_typed, says_who_set
+from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError
@@ -254,7 +254,7 @@ def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:
 def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any, Any, int, str]:
     """The options of a training, what its flags have changed, and the ranks to check it for.
 
-    Last how a recipe of any length came to its values, a line; empty for the others.
+    Last how a recipe came to values that it does not have as they are, a line; or empty.
 
     Raises:
         InputError: bad input.
@@ -275,4 +275,6 @@ def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any,
 
         default, how = derived_run(words, options, num_ranks)
         options = _parse(verb, name, flags, default)
+    elif words[0] != "--config":
+        options, how = with_shorter_warm_up(words, options)
     return options, default, num_ranks, how

@@ -30,8 +30,8 @@ def meant_verb(words: Sequence[str]) -> str | None:
     whole = [name for name in VERBS if first == name.split()[-1]]
     if whole:  # passkey: the second word alone
         return whole[0]
-    group = nearest(first, by_group)
-    if group is None or not by_group[group]:
-        return group
-    rest = nearest(second, by_group[group]) if second else None
-    return f"{group} {rest}" if rest else group
+    near = nearest(first, by_group)
+    if near is None or not second:
+        return near
+    last = nearest(second, by_group[near])
+    return f"{near} {last}" if last else near

@@ -115,9 +115,8 @@ def _no_value(reason: str, metavar: str) -> str:
         wanted = [_READERS[kind][0] for kind in kinds]
         wanted = [f"{one}s" if is_several else f"a {one}" for one in wanted]
         wanted += [one for one in re.findall(r"\{(.*?)\}", metavar) if one != "None"]
-        wrong = next(
-            (one for one in ast.literal_eval(given[0]) if not _is_read(one, kinds)), given[0]
-        )
+        values = ast.literal_eval(given[0])
+        wrong = next((one for one in values if not _is_read(one, kinds)), values[0])
         return f" must be {' or '.join(wanted)}, not {shown(wrong)}"
     for begin, number in _NUMBERS.items():
         if reason.startswith(begin):

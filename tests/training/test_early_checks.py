@@ -14,6 +14,8 @@ import pytest
 
 from megatron_ultralong.checkpoint.disk.folder import write_latest
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
+from megatron_ultralong.cli.origin import with_shorter_warm_up
+from megatron_ultralong.config.recipes import RECIPES
 from megatron_ultralong.training import early_checks
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
 from megatron_ultralong.training.earlier_start import DATA_FILE
@@ -186,6 +188,10 @@ def cases(
         "save of rows": ([*run, str(folder / "rows")], "a run over other rows: data manifest.seed"),
         "save of a model": ([*run, str(folder / "model")], "another model: model.num_layers"),
         **convert_cases(tiny, folder),
+        "file's rule": (
+            [*run, str(folder / "new"), "--train-iters", "2"],
+            "lr_warmup_iters (2) must be below train_iters (2)",
+        ),
         "sft recipe": (["sft", "nothing"], "recipe 'nothing' is not known"),
         "sft rows": (["sft", "demo-sft-cpu", "--load", base, "--data-path", rows], "rows"),
         "sft no rows": (["sft", "demo-sft-cpu", "--load", base], "--data-path is needed"),
@@ -201,6 +207,20 @@ def test_mistakes_are_said_before_torch_is_there(cases: dict[str, tuple[list[str
         assert said.count("error:") <= 1, f"{name}: {said}"
         assert "Traceback" not in said, f"{name}: {said}"
         assert not slow, name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_short_trial_needs_no_other_warm_up(recipe: str) -> None:
+    """A recipe's warm-up gives way to a shorter run, and a line says so; a typed one does not."""
+    default = RECIPES[recipe]()
+    for total in (1, 2, 5, default.optimizer.lr_warmup_iters, 1000):
+        config = dataclasses.replace(default, train_iters=total)
+        typed = [recipe, "--train-iters", str(total), "--lr-warmup-iters", "10"]
+        assert with_shorter_warm_up(typed, config) == (config, "")
+        found, said = with_shorter_warm_up(typed[:3], config)
+        assert found.optimizer.lr_warmup_iters < total
+        assert bool(said) == (found != config) == (total <= default.optimizer.lr_warmup_iters)
+        assert not said or f"is {total // 2}, half of train_iters ({total}), where" in said
 
 
 @pytest.mark.slow

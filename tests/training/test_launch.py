@@ -257,6 +257,12 @@ def mistakes(verb: str, folder: Path) -> dict[str, tuple[list[str], str]]:
         "folder": ([*words, "--load", str(folder / "gone"), *task], "gone does not exist"),
         "tokenizer": ([*words, "--load", damaged, *task], other),
     }
+    if verb.startswith("evaluate"):
+        words += ["--load", base, *task, "--output", rows]
+        found["output"] = (words, f"--output {rows} holds")
+    if verb in ("pretrain", "sft"):
+        words += ["--load", base, *task, "--save", rows]
+        found["save"] = (words, f"--save {rows} is not empty and holds no checkpoints")
     if verb == "evaluate loss":  # it compares ids, and needs no tokenizer
         del found["tokenizer"]
     return found
