@@ -245,7 +245,8 @@ def mistakes(verb: str, folder: Path) -> dict[str, tuple[list[str], str]]:
     if task is None:
         name = "--lengths" if verb.split()[1] in ("passkey", "needle", "ruler") else "--data"
         task = [name, "64" if name == "--lengths" else str(folder / "chats")]
-        task += ["--tasks", "vt"] if verb == "evaluate ruler" else []
+        names = {"evaluate ruler": "vt", "evaluate harness": "mmlu"}
+        task += ["--tasks", names[verb]] if verb in names else []
     damaged = str(folder / "damaged")
     other = "is not that of" if verb in ("pretrain", "sft") else "tokenizer"
     found = {

@@ -32,6 +32,12 @@ def named_folders(config: ModelsConfig, num_ranks: int) -> list[tuple[str, Path]
     megatron_folders = [folder for _, folder in models if not is_hugging_face(folder)]
     for folder in megatron_folders:
         config.parallel.check_model(load_metadata(folder).model)
+    chunks = config.parallel.num_virtual_stages_per_pipeline_rank
+    if megatron_folders and chunks > 1:
+        raise InputError(
+            f"an evaluation has no backward pass, and does not run the interleaved schedule: leave "
+            f"num_virtual_stages_per_pipeline_rank 1, not {chunks}; this works with any checkpoint"
+        )
     if megatron_folders:
         config.parallel.data_parallel_size(num_ranks)
     if len(megatron_folders) < len(models) and num_ranks > 1:
@@ -50,12 +56,6 @@ def named_folders(config: ModelsConfig, num_ranks: int) -> list[tuple[str, Path]
             f"{', '.join(layout)}: a layout is for Megatron checkpoints, and transformers reads a "
             "Hugging Face folder in one process; leave it out, or convert the folder with "
             "`ultralong convert import`"
-        )
-    chunks = config.parallel.num_virtual_stages_per_pipeline_rank
-    if megatron_folders and chunks > 1:
-        raise InputError(
-            f"an evaluation has no backward pass, and does not run the interleaved schedule: leave "
-            f"num_virtual_stages_per_pipeline_rank 1, not {chunks}; this works with any checkpoint"
         )
     return models
 
