@@ -92,23 +92,26 @@ def layouts(num_ranks: int, run: Path) -> dict[str, ParallelConfig]:
 def by_hugging_face(exported: Path, case: Case, folder: Path) -> dict[str, Any]:
     """What the harness returns for its own model in this process."""
     from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
+    from transformers import AutoModelForCausalLM
 
     options = dict(case.options)
     os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    arguments = {"pretrained": str(exported), "dtype": "float32", "device": "cpu"}
-    if options.get("max_length"):
-        arguments["max_length"] = options["max_length"]
+    model = HFLM(  # loaded here: the harness would load it by accelerate
+        AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32),
+        tokenizer=str(exported),
+        max_length=options.get("max_length") or None,
+        batch_size=1,
+    )
     chat = options.get("apply_chat_template", False)
     with offline(str(folder / "data")):
         results: dict[str, Any] = simple_evaluate(
-            "hf",
-            model_args=arguments,
+            model,
             tasks=list(case.tasks),
             task_manager=TaskManager(include_path=str(folder / "tasks")),
             num_fewshot=options.get("num_fewshot"),
             limit=options.get("limit"),
-            batch_size=1,
             apply_chat_template=chat,
             fewshot_as_multiturn=chat,
             gen_kwargs=",".join(options.get("gen_kwargs", ())) or None,

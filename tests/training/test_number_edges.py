@@ -13,6 +13,7 @@ from tests.edges import flags, inside
 RECIPE = next(name for name in PRETRAIN_RECIPES if name.startswith("demo"))
 SIZES = {
     "train_iters",
+    "train_tokens",
     "micro_batch_size",
     "global_batch_size",
     "seq_length",
@@ -20,6 +21,7 @@ SIZES = {
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
     "context_parallel_size",
+    "hierarchical_context_parallel_sizes",
     "num_layers_in_first_pipeline_stage",
     "num_layers_in_last_pipeline_stage",
     "num_virtual_stages_per_pipeline_rank",

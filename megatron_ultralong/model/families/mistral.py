@@ -28,4 +28,5 @@ MISTRAL = family.Family(
         ),
     ),
     stop_tokens=("</s>",),
+    oldest_scaled=">=4.48",
 )
