@@ -18,6 +18,7 @@ Number = Annotated[int, Field(ge=1, le=2**53)]
 
 LOWER_IS_BETTER = frozenset(
     {"loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}
+    | {"brier_score", "ter"}
 )
 """Columns whose scores are better when lower, and not of 100."""
 _ROUNDING = 1e-6
