@@ -97,7 +97,7 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
         if opened is None:
             return None
         model, journal = opened
-        with offline(config.data):
+        with offline(config.data, allows_code=config.confirm_run_unsafe_code):
             results = _run(config, model)
         if journal.folder is not None:
             write_files(journal.folder / "lm_eval", results)
