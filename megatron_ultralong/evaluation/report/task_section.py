@@ -10,6 +10,7 @@ from megatron_ultralong.evaluation.results.interval import (
     Estimate,
     cell_estimate,
     column_estimate,
+    has_shares,
 )
 from megatron_ultralong.evaluation.results.result import LOSS, LOWER_IS_BETTER, Result
 from megatron_ultralong.evaluation.results.tables import column_title, counts
@@ -52,7 +53,7 @@ class _Columns:
     def score(self, result: Result, task: str, name: str) -> Estimate | None:
         """Score of a task in the column under ``name``; None where it was not asked."""
         cell = result.cell(task, self.of(result, name))
-        return cell_estimate(cell) if cell else None
+        return cell_estimate(cell, are_shares=has_shares(result)) if cell else None
 
     def mean(self, result: Result, name: str) -> Estimate | None:
         """Mean of the tasks in the column under ``name``; None where none was asked."""
@@ -150,10 +151,10 @@ def _by_task(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
 def _note(results: Sequence[Result], columns: _Columns) -> str:
     samples = " or ".join(dict.fromkeys(map(counts, results)))
     fewest = min(cell.num_samples for result in results for cell in result.cells)
-    parts = [
-        f"Scores of 100, {samples} questions a cell: one standard error is at most "
-        f"{50 / fewest**0.5:.1f} points."
-    ]
+    error = f"one standard error is at most {50 / fewest**0.5:.1f} points"
+    if not all(map(has_shares, results)):
+        error = "standard errors are those of the harness, and what has none is not set apart"
+    parts = [f"Scores of 100, {samples} questions a cell: {error}."]
     if LOSS in columns.names:
         parts.append("A loss is in nats per token, and better when lower.")
     if lower := [name for name in columns.names if name in LOWER_IS_BETTER - {LOSS}]:
