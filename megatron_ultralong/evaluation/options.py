@@ -199,7 +199,8 @@ class HarnessConfig:
     """Folder with more task files."""
     data: str = ""
     """Folder with copies of data sets under the names that they have on the hub (cais/mmlu), and of
-    metrics (code_eval). Tasks whose files are named in full do not need it."""
+    metrics (code_eval), which are Python and need confirm_run_unsafe_code. Tasks whose files are
+    named in full do not need it."""
     num_fewshot: Annotated[int, Range(-1)] = -1
     """Solved examples before each question; -1: as each task says."""
     limit: Annotated[int, Range(0)] = 0
@@ -217,8 +218,8 @@ class HarnessConfig:
     seed: Annotated[int, Range(0, UINT32)] = 1234
     """Seed of the choice of solved examples where a task draws them."""
     confirm_run_unsafe_code: bool = False
-    """Run what the model writes, for tasks that test its programs (humaneval, mbpp), as this user
-    on this machine."""
+    """Run what the model writes, for tasks that test its programs (humaneval, mbpp), and the Python
+    of metrics in data, as this user on this machine."""
     micro_batch_size: Annotated[int, Range(1)] = 8
     """Rows of a replica in one forward pass."""
     beyond_trained_positions: bool = False

@@ -108,6 +108,24 @@ doc_to_target: y
 """
 
 
+ODD = """\
+def difference(doc, results):
+    return {"difference": -1.5}
+"""
+ODD_LISTED = [{"metric": "difference", "aggregation": "mean", "higher_is_better": True}]
+
+
+def write_odd(tasks: Path) -> None:
+    """A task whose one score is no share and no perplexity."""
+    (tasks / "odd.py").write_text(ODD)
+    lines = (tasks / "answers.yaml").read_text().splitlines(keepends=True)
+    start = next(k for k, line in enumerate(lines) if line.startswith("metric_list"))
+    stop = next((k for k in range(start + 1, len(lines)) if lines[k][0] not in " -"), len(lines))
+    rest = "".join(lines[:start] + lines[stop:]).replace("task: answers", "task: odd")
+    listed = f"metric_list: {json.dumps(ODD_LISTED)}\nprocess_results: !function odd.difference\n"
+    (tasks / "odd.yaml").write_text(rest + listed)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's model in both formats, tasks and data."""
@@ -118,6 +136,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_five(folder / "data")
     (folder / "tasks" / "reaching.py").write_text(REACHES)
     (folder / "tasks" / "reaching.yaml").write_text(REACHING)
+    write_odd(folder / "tasks")
     os.environ["HF_HOME"] = str(folder / "cache")
     return folder
 
@@ -237,6 +256,8 @@ class Runs:
     """Status of the same without kills, and what it says."""
     exported: tuple[int, str]
     """The same of the export, by transformers."""
+    odd: tuple[int, str]
+    """The same of a task without a share."""
     drawn: list[tuple[int, str]]
     refused: dict[str, tuple[int, str]]
 
@@ -247,6 +268,7 @@ def run_all(folder: Path) -> Runs:
         killed(folder, "often"),
         _status(words(folder, "once")),
         _status(words(folder, "exported once", "--load", str(folder / "exported"))),
+        _status(words(folder, "odd", "--tasks", "odd")),
         drawn(folder),
         refusals(folder),
     )
@@ -283,6 +305,15 @@ def test_killed_three_times_it_continues(folder: Path, runs: Runs) -> None:
     scores = [[cell.score for cell in one.cells] for one in (often, once)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
     assert (folder / "once" / "lm_eval" / "results.json").is_file()
+
+
+def test_a_run_without_a_share_is_kept(folder: Path, runs: Runs) -> None:
+    status, said = runs.odd
+    assert status == 0, said
+    assert "none of the scores is a share or perplexity" in " ".join(said.split())
+    values = json.loads((folder / "odd" / "lm_eval" / "results.json").read_text())
+    assert values["results"]["odd"]["difference,none"] == -1.5
+    assert not (folder / "odd" / "harness.json").exists()
 
 
 def _status(arguments: list[str]) -> tuple[int, str]:

@@ -96,7 +96,14 @@ def test_differences_as_published(
 def test_the_method_fits_the_scores() -> None:
     hits = mean_cell("vt", "4096", [1.0] * 45 + [0.0] * 15)
     assert interval.cell_estimate(hits) == wilson(75, 60)
-    assert interval.cell_estimate(dataclasses.replace(hits, distribution=())) == wilson(75, 60)
+    unknown = dataclasses.replace(hits, distribution=(), error=None)
+    assert interval.cell_estimate(unknown) == wilson(75, 60)
+    assert interval.cell_estimate(unknown, are_shares=False) == Estimate(75, -math.inf, math.inf)
+    stated = dataclasses.replace(unknown, error=2.0)  # of a corpus, or a mean of groups
+    margin = interval.Z * 2
+    assert interval.cell_estimate(stated) == Estimate(75, 75 - margin, 75 + margin)
+    nothing = dataclasses.replace(stated, score=0.0, error=0.0)
+    assert interval.cell_estimate(nothing, are_shares=False) == wilson(0, 60)
     partial = mean_cell("vt", "4096", [0.5, 1.0] * 30)
     found = interval.cell_estimate(partial)
     assert found is not None
@@ -113,6 +120,23 @@ def test_the_method_fits_the_scores() -> None:
     unknown = interval.cell_estimate(dataclasses.replace(loss, error=None))
     assert unknown == Estimate(3.0, -math.inf, math.inf)
     assert interval.cell_estimate(ScoreCell("0-1", "loss", 0, None)) is None
+
+
+def test_the_size_of_a_draw_does_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = mean_cell("vt", "4096", [k / 50 for k in range(50)])
+    whole = interval.cell_estimate(cell)
+    monkeypatch.setattr(interval, "_MOST_DRAWN", 350)
+    assert interval.cell_estimate(cell) == whole
+
+
+def test_means_of_the_harness_have_no_interval_without_errors() -> None:
+    scores = {("wmt", "bleu"): 30.0, ("iwslt", "bleu"): 20.0}
+    result = task_result("harness", "a", 512, scores)
+    assert str(interval.column_estimate(result, "bleu")) == "25.0"
+    one, other = (interval.cell_estimate(cell, are_shares=False) for cell in result.cells)
+    assert one is not None
+    assert other is not None
+    assert not one.differs_from(other)
 
 
 def test_means_are_those_of_the_tables() -> None:

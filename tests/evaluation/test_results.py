@@ -151,6 +151,16 @@ def test_one_result_is_asked_for_where_a_file_holds_two(tmp_path: Path) -> None:
         (("0", "512", 9, 0.0, None, {"token_accuracy": 1.1}), "token_accuracy is 1.1, not from 0"),
         (("0", "loss", 9, 1.0, None, {"perplexity": 3.0}), "perplexity is 3.0, not 2.718"),
         (("0", "512", 2, 50.0, 50.0, {}, ((0.0, 1), (100.0, 2))), "num_samples is 2, not 3"),
+        (
+            ("0", "512", 2 * 10**6, 50.0, 0.03, {}, ((0.0, 10**6), (100.0, 10**6 + 1))),
+            "num_samples is 2000000, not 2000001",  # exactly: the bootstrap draws so many
+        ),
+        (("0", "512", 2, 50.0, 50.0, {}, ((100.0, 1), (0.0, 1))), "not different and ascending"),
+        (("0", "512", 2, 0.0, 0.0, {}, ((0.0, 1), (0.0, 1))), "not different and ascending"),
+        (
+            ("0", "512", 100_001, 0.0, 0.0, {}, tuple((k / 2000, 1) for k in range(100_001))),
+            "distribution has 100001 scores, at most 100000",
+        ),
         (("0", "512", 2, 40.0, 50.0, {}, ((0.0, 1), (100.0, 1))), "score is 40.0, not 50.0"),
         (("0", "512", 2, 50.0, 10.0, {}, ((0.0, 1), (100.0, 1))), "error is 10.0, not 50.0"),
     ],

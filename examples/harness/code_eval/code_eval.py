@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import resource
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,36 +21,50 @@ import datasets
 import evaluate
 
 MAX_BYTES = 4 << 30
+CHILD = """\
+import os, sys
+mark, program = sys.stdin.buffer.read().split(b"\\n", 1)
+exec(program.decode(), {})
+os.write(int(sys.argv[1]), mark)
+os._exit(0)
+"""
+"""As the hub's metric runs a program. It writes the mark only where that has come to its end: a
+program can also leave with status 0 before its tests."""
 
 
 def passes(program: str, timeout: float) -> bool:
-    """Whether Python runs ``program`` to its end."""
+    """Whether Python runs ``program`` to its end, not only with status 0."""
+    mark = secrets.token_hex(16).encode()
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)  # what the program has started may hold the other end
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
         resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_BYTES, MAX_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env={"OMP_NUM_THREADS": "1"},
-            preexec_fn=limit,
-            start_new_session=True,
-        )
+    with tempfile.TemporaryDirectory() as folder, open(reader, "rb", buffering=0) as marks:
+        with open(writer, "wb", buffering=0):
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-c", CHILD, str(writer)],
+                pass_fds=(writer,),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=folder,
+                env={"OMP_NUM_THREADS": "1"},
+                preexec_fn=limit,
+                start_new_session=True,
+            )
         try:
-            process.communicate(program.encode(), timeout=timeout)
+            process.communicate(mark + b"\n" + program.encode(), timeout=timeout)
         except subprocess.TimeoutExpired:
             return False
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and what it has started
             process.wait()
-    return process.returncode == 0
+        return marks.read(len(mark)) == mark
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 from megatron_ultralong.evaluation.asking.questions import draw, show
 from megatron_ultralong.evaluation.harness.offline import WHAT, offline
 from megatron_ultralong.evaluation.harness.rank_work import RankWork
-from megatron_ultralong.evaluation.harness.results import cells, condition, rows, write_files
+from megatron_ultralong.evaluation.harness.results import (
+    cells,
+    condition,
+    left_out,
+    rows,
+    write_files,
+)
 from megatron_ultralong.evaluation.models.interface import LanguageModel, check_length
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.models.replicas import Replicas
@@ -35,6 +41,10 @@ from megatron_ultralong.program.optional import check_optional_package, optional
 
 if TYPE_CHECKING:
     from megatron_ultralong.evaluation.harness.model import HarnessModel
+
+
+_MOST_NAMED = 20
+"""Metrics that a note names."""
 
 
 @contextlib.contextmanager
@@ -77,7 +87,7 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
     """Run the tasks, print a table and write the files; every rank calls it.
 
     Returns:
-        The result on the main rank.
+        The result on the main rank; None where the harness returns no score that it could hold.
 
     Raises:
         InputError: a task that is not known, or whose data is not on this machine, code that was
@@ -87,14 +97,19 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
         if opened is None:
             return None
         model, journal = opened
-        with offline(config.data):
+        with offline(config.data, allows_code=config.confirm_run_unsafe_code):
             results = _run(config, model)
-        scores = tuple(cells(results))
+        if journal.folder is not None:
+            write_files(journal.folder / "lm_eval", results)
+        notes, scores = _notes(config, model, results), tuple(cells(results))
         if not scores:
-            raise InputError(
-                f"--tasks {' '.join(config.tasks)}: the harness returns no share and no perplexity "
-                f"of them, only {sorted(results['results'])}: see docs/evaluation.md"
+            tell(
+                f"warning: --tasks {' '.join(config.tasks)}: none of the scores is a share or "
+                "perplexity that this project knows, so there is no table and no harness.json: "
+                + ("see lm_eval/results.json in " if config.output else "give ")
+                + f"--output {config.output or 'for the files of the harness'}"
             )
+            return None
         measured = Result(
             kind=KINDS["harness"],
             config=plain_values(config),
@@ -102,11 +117,9 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
             max_positions=subject.facts.max_positions,
             cells=scores,
             metrics={name: condition(results, name) for name in rows(results)},
-            notes=_notes(config, model, results),
+            notes=notes,
             model=subject.facts.record,
         )
-        if journal.folder is not None:
-            write_files(journal.folder / "lm_eval", results)
         show(measured, journal)
     if config.output:
         draw(measured, config.output)
@@ -229,4 +242,9 @@ def _notes(
         )
         tell(f"warning: {note}; --max-length sets the limit")
         notes.append(note)
+    if found := left_out(results):
+        names = ", ".join(found[:_MOST_NAMED])
+        more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        note = f"not shown, as no known share or perplexity: {names}{more}; see "
+        notes.append(note + "lm_eval/results.json of --output")
     return tuple(notes)

@@ -36,7 +36,8 @@ class _Network:
         if isinstance(address, tuple) and not _is_local(address[0]):
             raise InputError(
                 f"a task reaches for the network ({address[0]}), and an evaluation does not: put "
-                "what it wants on this machine (docs/evaluation.md), or set HF_HUB_OFFLINE=0"
+                "what it wants on this machine (docs/evaluation.md), or set "
+                "HF_HUB_OFFLINE=0 HF_DATASETS_OFFLINE=0"
             )
 
 
@@ -48,15 +49,26 @@ def _is_local(host: Any) -> bool:
 
 
 @contextlib.contextmanager
-def offline(data: str) -> Iterator[None]:
-    """No connection; data sets and metrics come from the folder ``data`` where it has them."""
+def offline(data: str, *, allows_code: bool) -> Iterator[None]:
+    """No connection; data sets and metrics come from the folder ``data`` where it has them.
+
+    Args:
+        data: the folder; empty: none.
+        allows_code: whether a metric, which is a Python program, may come from it.
+    """
     datasets: Any = optional_package("datasets", WHAT)
     metrics: Any = optional_package("evaluate", WHAT)
 
     def from_folder(load: Callable[..., Any], what: str, kind: str) -> Callable[..., Any]:
         def loaded(path: Any, *arguments: Any, **options: Any) -> Any:
             copy = Path(data or "data") / str(path)
-            source = copy if data and copy.is_dir() else path
+            is_here = bool(data) and copy.is_dir()
+            if is_here and kind == "space" and not allows_code:
+                raise InputError(
+                    f"the metric {path} in --data {data} is Python, which would run as this user: "
+                    f"read {copy}, and allow it with --confirm-run-unsafe-code"
+                )
+            source = copy if is_here else path
             try:
                 return load(str(source), *arguments, **options)
             except OSError as error:

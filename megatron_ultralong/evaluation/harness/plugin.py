@@ -5,12 +5,11 @@ command line is read. ``--model_args`` are ``load``, the fields of
 :class:`~megatron_ultralong.config.parallel.ParallelConfig`, and some of :class:`HarnessConfig`.
 """
 
-import atexit
 import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.harness.command import harness_model
@@ -32,6 +31,9 @@ _LAYOUT = tuple(field.name for field in dataclasses.fields(ParallelConfig))
 
 class Plugin:
     """What the harness makes its model by; ranks but the main one end here when all is done."""
+
+    opened: ClassVar[contextlib.ExitStack] = contextlib.ExitStack()
+    """Model and journal, which :func:`main` closes: the harness tells no model that it is done."""
 
     @classmethod
     def create_from_arg_string(cls, text: str, more: Mapping[str, Any] | None = None) -> Any:
@@ -66,7 +68,7 @@ class Plugin:
         config = HarnessConfig(("-",), micro_batch_size=int(batch_size), **of(_OF_HARNESS))
         check_ranges(models.parallel)
         config.check()
-        stack = contextlib.ExitStack()
+        stack = cls.opened
         in_turn = stack.enter_context(opening.language_models_in_turn(models))
         facts = model_facts(load, models.precision)
         tokenizer = PromptTokenizer(tokenizer_folder(load))
@@ -75,13 +77,12 @@ class Plugin:
         if opened is None:
             stack.close()
             sys.exit(0)
-        atexit.register(stack.close)  # the harness says to no model that it is done
         return opened[0]
 
 
 def main() -> None:
     """Run ``lm_eval`` with the words of the command line."""
-    with ends_with_message():
+    with ends_with_message(), Plugin.opened:  # closed with the error, if there is one
         registry = optional_package("lm_eval.api.registry", WHAT)
         registry.model_registry.register("ultralong", target=f"{Plugin.__module__}:Plugin")
         optional_package("lm_eval.__main__", WHAT).cli_evaluate()

@@ -11,8 +11,16 @@ from megatron_ultralong.evaluation.results.cell import LOWER_IS_BETTER, ScoreCel
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.optional import optional_package
 
-OF_HUNDRED = frozenset({"bleu", "chrf", "ter"})
-"""Metrics of the harness that are per cent already; the others are shares, or perplexities."""
+SHARES = re.compile(
+    r"acc|acc_(norm|bytes|all|mutual_info)|exact_match|em|f1|pass(@|_at_)\d+|math_verify"
+    r"|(prompt|inst)_level_(strict|loose)_acc|(bleu|rouge[12L])_acc"
+)
+"""Metrics of the harness that are means of 0 to 1 over samples: a result has them in per cent."""
+OF_HUNDRED = frozenset({"bleu", "chrf", "chrf++"})
+"""Those that are of 100 already."""
+_AMBIGUOUS = OF_HUNDRED | {"ter", "em", "f1"}
+"""Names that tasks also give to figures of their own: taken where the task file's ``metric_list``
+names them, and those of sacrebleu where their aggregation is the harness's."""
 
 
 def rows(results: Mapping[str, Any]) -> list[str]:
@@ -20,44 +28,96 @@ def rows(results: Mapping[str, Any]) -> list[str]:
     groups = {
         name: members
         for name, members in results.get("group_subtasks", {}).items()
-        if _scores(results["results"].get(name, {}))
+        if _scores(results, name)
     }
     inside: set[str] = set()
     for members in groups.values():
         inside.update(members)
-    found = [name for name, values in results["results"].items() if _scores(values)]
+    found = [name for name in results["results"] if _scores(results, name)]
     return [name for name in found if name not in inside]
 
 
-def _scores(values: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics with their filters and scores: ``{"exact_match,strict-match": 50.0}``.
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+    """Everything that the harness has of a task but its errors and counts."""
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if "," in name
+        and not name.partition(",")[0].endswith("_stderr")
+        and isinstance(value, (int, float))
+    }
 
-    Shares become per cent; perplexities and what is per cent already stay as they are. What is none
-    of these (a length, a difference, no number) stays in the harness's own files alone.
+
+def _scores(results: Mapping[str, Any], row: str) -> dict[str, float]:
+    """Scores of a task or group by metric and filter: ``{"exact_match,strict-match": 50.0}``.
+
+    Shares become per cent; perplexities and what is of 100 already stay as they are. What is none
+    of these, or better in the other direction, is left to the harness's own files.
     """
     found = {}
-    for name, value in values.items():
+    for name, value in _figures(results["results"].get(row, {})).items():
         metric = name.partition(",")[0]
-        if "," not in name or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-            continue
-        is_lower = name.removesuffix(",none") in LOWER_IS_BETTER
-        score = float(value) * (1 if is_lower or metric in OF_HUNDRED else 100)
-        if 0 <= score <= (1e300 if is_lower else 100):
-            found[name] = score
+        is_lower, is_share = (
+            name.removesuffix(",none") in LOWER_IS_BETTER,
+            SHARES.fullmatch(metric) is not None,
+        )
+        most = 1e300 if is_lower else 1 if is_share else 100
+        if (
+            (is_lower or is_share or metric in OF_HUNDRED)
+            and 0 <= value <= most
+            and results.get("higher_is_better", {}).get(row, {}).get(metric, not is_lower)
+            is not is_lower
+            and (metric not in _AMBIGUOUS or _is_listed(results, row, metric))
+        ):
+            found[name] = value * (100 if is_share else 1)
     return found
+
+
+def _is_listed(results: Mapping[str, Any], row: str, metric: str) -> bool:
+    """Whether the file of the task, or of each task of the group, lists the metric as its own."""
+    if members := results.get("group_subtasks", {}).get(row):
+        return all(_is_listed(results, member, metric) for member in members)
+    listed = results.get("configs", {}).get(row, {}).get("metric_list") or ()
+    found = next((one for one in listed if one.get("metric") == metric), None)
+    if found is None:
+        return False
+    return metric in ("em", "f1") or found.get("aggregation", metric) == metric
+
+
+def left_out(results: Mapping[str, Any]) -> list[str]:
+    """Metrics, by name and task, of which a result has no cell though its table has the row."""
+    shown, groups = rows(results), results.get("group_subtasks", {})
+    inside = {member for row in shown for member in _inside(groups, row)}
+    found: dict[str, list[str]] = {}
+    for row, values in results["results"].items():
+        if row not in inside:
+            scores = _scores(results, row)
+            for name in _figures(values):
+                if name not in scores:
+                    found.setdefault(name.removesuffix(",none"), []).append(row)
+    return [f"{name} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+            for name, names in found.items()]  # fmt: skip
+
+
+def _inside(groups: Mapping[str, Any], row: str) -> Iterator[str]:
+    for member in groups.get(row, ()):
+        yield member
+        yield from _inside(groups, member)
 
 
 def cells(results: Mapping[str, Any]) -> Iterator[ScoreCell]:
     """The cells of a result, from what the harness returns."""
     for row in rows(results):
         values = results["results"][row]
-        for name, score in _scores(values).items():
+        for name, score in _scores(results, row).items():
             metric, _, filtered = name.partition(",")
             column = metric if filtered == "none" else f"{metric} ({filtered})"
             error = values.get(f"{metric}_stderr,{filtered}")
             if isinstance(error, (int, float)):
-                error = float(error) * (score / values[name] if values[name] else 100)
-            known = isinstance(error, float) and 0 <= error < 1e300
+                error = float(error) * (100 if SHARES.fullmatch(metric) else 1)
+            known = isinstance(error, float) and 0 <= error <= (
+                1e300 if column in LOWER_IS_BETTER else 50
+            )
             count = int(values.get("sample_len") or values["sample_count"][name])
             yield ScoreCell(row, column, count, score, error if known else None)
 

@@ -21,6 +21,8 @@ _FILES = {
     "fewshot_data",
 }  # fmt: skip
 """Flags that name files: what the files hold stands in a result's ``material``."""
+_PLACES = {"harness": {"data", "include_path"}}
+"""Flags that say where the files of tasks are, which go by names of their own; by benchmark."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ def conflicts(one: Measurement, other: Measurement) -> dict[str, tuple[str, str]
 
 
 def _decisive(measurement: Measurement) -> dict[str, Any]:
-    free = _OF_THE_RUN | _OF_THE_GRID
+    free = _OF_THE_RUN | _OF_THE_GRID | _PLACES.get(measurement.result.kind.name, set())
     found = {name: value for name, value in measurement.result.config.items() if name not in free}
     if number := measurement.result.num_packed_rows:
         found["rows"] = number  # the first ones: other rows, other text

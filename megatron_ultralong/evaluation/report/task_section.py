@@ -10,8 +10,9 @@ from megatron_ultralong.evaluation.results.interval import (
     Estimate,
     cell_estimate,
     column_estimate,
+    has_shares,
 )
-from megatron_ultralong.evaluation.results.result import LOWER_IS_BETTER, Result
+from megatron_ultralong.evaluation.results.result import LOSS, LOWER_IS_BETTER, Result
 from megatron_ultralong.evaluation.results.tables import column_title, counts
 
 _MOST_NUMBERED_BARS = 40
@@ -52,7 +53,7 @@ class _Columns:
     def score(self, result: Result, task: str, name: str) -> Estimate | None:
         """Score of a task in the column under ``name``; None where it was not asked."""
         cell = result.cell(task, self.of(result, name))
-        return cell_estimate(cell) if cell else None
+        return cell_estimate(cell, are_shares=has_shares(result)) if cell else None
 
     def mean(self, result: Result, name: str) -> Estimate | None:
         """Mean of the tasks in the column under ``name``; None where none was asked."""
@@ -150,12 +151,14 @@ def _by_task(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
 def _note(results: Sequence[Result], columns: _Columns) -> str:
     samples = " or ".join(dict.fromkeys(map(counts, results)))
     fewest = min(cell.num_samples for result in results for cell in result.cells)
-    parts = [
-        f"Scores of 100, {samples} questions a cell: one standard error is at most "
-        f"{50 / fewest**0.5:.1f} points."
-    ]
-    if set(columns.names) & LOWER_IS_BETTER:
+    error = f"one standard error is at most {50 / fewest**0.5:.1f} points"
+    if not all(map(has_shares, results)):
+        error = "standard errors are those of the harness, and what has none is not set apart"
+    parts = [f"Scores of 100, {samples} questions a cell: {error}."]
+    if LOSS in columns.names:
         parts.append("A loss is in nats per token, and better when lower.")
+    if lower := [name for name in columns.names if name in LOWER_IS_BETTER - {LOSS}]:
+        parts.append(f"Not of 100, and better when lower: {', '.join(lower)}.")
     if any(
         result.is_beyond(columns.of(result, name)) for result in results for name in columns.names
     ):
@@ -235,14 +238,13 @@ def _draw_bars(
         )
         if rows <= _MOST_NUMBERED_BARS:
             axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=style.INK)
-    is_loss = column in LOWER_IS_BETTER
-    if not is_loss:
+    if column not in LOWER_IS_BETTER:
         axes.set_xlim(0, 106)
     axes.set_yticks(range(len(tasks)), [*map(style.short, tasks)])
     axes.set_ylim(len(tasks) - 0.5, -0.5)
-    axes.set_xlabel(
-        "loss (nats per token)" if is_loss else "score (of 100)", fontsize=10, color=style.INK
-    )
+    unit = "better when lower" if column in LOWER_IS_BETTER else "score (of 100)"
+    unit = "loss (nats per token)" if column == LOSS else unit
+    axes.set_xlabel(unit, fontsize=10, color=style.INK)
     _finish(figure, axes, title, file)
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,11 @@ Number = Annotated[int, Field(ge=1, le=2**53)]
 
 LOWER_IS_BETTER = frozenset(
     {"loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}
+    | {"brier_score", "ter"}
 )
 """Columns whose scores are better when lower, and not of 100."""
+_MOST_SCORES = 100_000
+"""Different scores of the samples of a cell: the bootstrap draws thousands of counts of each."""
 _ROUNDING = 1e-6
 LOSS = "loss"
 """The column of a loss by position."""
@@ -78,10 +82,16 @@ class ScoreCell:
             raise ValueError(f"{name} is {value}, not {expected} as its samples have it")
 
     def _check_distribution(self) -> None:
-        for score, _ in self.distribution:
+        scores = [score for score, _ in self.distribution]
+        if len(scores) > _MOST_SCORES:
+            raise ValueError(f"distribution has {len(scores)} scores, at most {_MOST_SCORES}")
+        for score in scores:
             self._within("a score of distribution", score, 100)
+        if not all(one < other for one, other in itertools.pairwise(scores)):
+            raise ValueError("the scores of distribution are not different and ascending")
         num = sum(count for _, count in self.distribution)
-        self._equal("num_samples", self.num_samples, num)
+        if num != self.num_samples:
+            raise ValueError(f"num_samples is {self.num_samples}, not {num} as its samples have it")
         mean = math.fsum(score * count for score, count in self.distribution) / num
         self._equal("score", self.score, mean)
         squares = math.fsum(count * (score - mean) ** 2 for score, count in self.distribution)

@@ -6,7 +6,8 @@ samples are all right or all wrong, and where that is not known or they are few:
 too wide. Of partial scores it is the percentile interval of the bootstrap over samples (Efron and
 Tibshirani 1993, chapter 13). Of a mean over tasks, and of a difference, it is made of these by the
 squares of their arms (Newcombe 1998, Statistics in Medicine 17:873, method 10; Zou and Donner 2008,
-27:1693). Of a loss it is 1.96 standard errors.
+27:1693). Of a loss, and of what states an error but no scores of samples, it is 1.96 standard
+errors; what the harness states without an error has none.
 """
 
 import math
@@ -25,6 +26,8 @@ Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 _FEWEST_RESAMPLED = 30
 """Samples: of fewer the bootstrap's intervals are too narrow."""
 _NUM_RESAMPLES = 2000
+_MOST_DRAWN = 2**21
+"""Numbers at a time, 8 bytes each."""
 
 
 class Estimate(NamedTuple):
@@ -61,35 +64,54 @@ def wilson(score: float, num_samples: float) -> Estimate:
     return Estimate(score, min(100 * low, score), max(100 * high, score))  # rounding
 
 
-def cell_estimate(cell: ScoreCell) -> Estimate | None:
-    """A cell's score and its interval; infinite where a loss has no error; None without samples."""
+def cell_estimate(cell: ScoreCell, *, are_shares: bool = True) -> Estimate | None:
+    """A cell's score and its interval; infinite where it has none; None without samples.
+
+    Args:
+        cell: one without scores of its samples has 1.96 of its errors.
+        are_shares: whether a score without an error is a mean of scores of 0 to 100 over its
+            samples, and not a figure of a corpus or a mean of groups.
+    """
     if cell.score is None:
         return None
     if cell.column in LOWER_IS_BETTER:
         margin = math.inf if cell.error is None else Z * cell.error
         return Estimate(cell.score, cell.score - margin, cell.score + margin)
-    if cell.is_all_or_nothing or not cell.distribution or cell.num_samples < _FEWEST_RESAMPLED:
+    if not cell.distribution and cell.error:
+        margin = Z * cell.error
+        return Estimate(cell.score, max(cell.score - margin, 0.0), min(cell.score + margin, 100.0))
+    if not cell.distribution and not are_shares and cell.error is None:
+        return Estimate(cell.score, -math.inf, math.inf)
+    # One score alone: no spread is known of what has none.
+    is_resampled = cell.num_samples >= _FEWEST_RESAMPLED and len(cell.distribution) > 1
+    if cell.is_all_or_nothing or not is_resampled:
         return wilson(cell.score, cell.num_samples)
     scores, counts = np.asarray(cell.distribution).T
-    if len(scores) == 1:  # no spread is known of what has none
-        return wilson(cell.score, cell.num_samples)
     seed = zlib.crc32(repr(cell.distribution).encode())  # the same samples, the same interval
-    shares = counts / cell.num_samples
-    draws = np.random.default_rng(seed).multinomial(cell.num_samples, shares, _NUM_RESAMPLES)
-    ends = [0.5 - LEVEL / 2, 0.5 + LEVEL / 2]
-    low, high = np.quantile(draws @ scores / cell.num_samples, ends).tolist()
+    random, shares = np.random.default_rng(seed), counts / cell.num_samples
+    means: list[float] = []
+    while len(means) < _NUM_RESAMPLES:
+        size = min(_NUM_RESAMPLES - len(means), max(_MOST_DRAWN // len(scores), 1))
+        draws = random.multinomial(cell.num_samples, shares, size)
+        means += (draws @ scores / cell.num_samples).tolist()
+    low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2]).tolist()
     return Estimate(cell.score, min(low, cell.score), max(high, cell.score))
 
 
-def mean_estimate(cells: Sequence[ScoreCell]) -> Estimate | None:
+def mean_estimate(cells: Sequence[ScoreCell], *, are_shares: bool = True) -> Estimate | None:
     """The mean of cells, each of the same weight; None where none has a score."""
-    found = [one for cell in cells if (one := cell_estimate(cell))]
+    found = [one for cell in cells if (one := cell_estimate(cell, are_shares=are_shares))]
     if not found:
         return None
     value = sum(one.value for one in found) / len(found)
     below = math.hypot(*(one.value - one.low for one in found)) / len(found)
     above = math.hypot(*(one.high - one.value for one in found)) / len(found)
     return Estimate(value, value - below, value + above)
+
+
+def has_shares(result: Result) -> bool:
+    """Whether all scores of 0 to 100 are means over samples: of the harness some are of corpora."""
+    return result.kind.name != "harness"
 
 
 def column_estimate(result: Result, column: str) -> Estimate | None:
@@ -99,7 +121,7 @@ def column_estimate(result: Result, column: str) -> Estimate | None:
     if result.kind.rows == "depths" and num_samples:
         total = math.fsum(round(one.num_samples * (one.score or 0), 9) for one in cells)
         return wilson(total / num_samples, num_samples)
-    return mean_estimate(cells)
+    return mean_estimate(cells, are_shares=has_shares(result))
 
 
 def effective_length(measured: Sequence[tuple[str, Estimate]], threshold: float) -> str:

@@ -1,0 +1,83 @@
+"""What of `evaluate harness` needs no harness: metrics in --data, errors in lm_eval, conditions."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ultralong.evaluation.harness import offline, plugin
+from megatron_ultralong.evaluation.report.measurement import Measurement, conflicts
+from megatron_ultralong.program.errors import InputError
+from tests.evaluation.results import task_result
+
+
+def packages(**names: Any) -> Callable[..., types.SimpleNamespace]:
+    """In place of ``optional_package``: a module with these names."""
+    return lambda *_: types.SimpleNamespace(**names)
+
+
+def test_a_metric_of_data_is_python_and_has_to_be_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code_eval").mkdir()
+    loader = types.SimpleNamespace(load=str, load_dataset=str)
+    monkeypatch.setattr(offline, "optional_package", lambda *_: loader)
+    with offline.offline(str(tmp_path), allows_code=False):
+        assert loader.load("exact_match") == "exact_match"  # none of the folder
+        assert loader.load_dataset("code_eval") == str(tmp_path / "code_eval")
+        with pytest.raises(InputError, match=r"is Python.*--confirm-run-unsafe-code"):
+            loader.load("code_eval")
+    with offline.offline(str(tmp_path), allows_code=True):
+        assert loader.load("code_eval") == str(tmp_path / "code_eval")
+
+
+def test_the_network_is_opened_by_both_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline._Network, "is_closed", True)
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE=0 HF_DATASETS_OFFLINE=0"):
+        offline._Network._watch("socket.connect", (None, ("203.0.113.7", 80)))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, InputError])
+def test_an_error_in_the_harness_reaches_the_journal(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def journal() -> Iterator[None]:
+        try:
+            yield
+        except BaseException as one:
+            seen.append(type(one).__name__)
+            raise
+        seen.append("published")
+
+    def cli_evaluate() -> None:
+        plugin.Plugin.opened.enter_context(journal())
+        raise error("in a task")
+
+    registry = types.SimpleNamespace(register=lambda *_, **__: None)
+    found = packages(model_registry=registry, cli_evaluate=cli_evaluate)
+    monkeypatch.setattr(plugin, "optional_package", found)
+    with pytest.raises((RuntimeError, SystemExit)):
+        plugin.main()
+    assert seen == [error.__name__]
+
+
+def test_places_of_files_make_no_second_table() -> None:
+    one, other = (
+        Measurement("a", task_result("harness", "a", 512, {("t", "acc"): 50.0}, **flags), Path("a"))
+        for flags in (
+            {"data": "hub", "include_path": "", "seed": 1},
+            {"data": "/abs/hub", "include_path": "tasks", "seed": 1},
+        )
+    )
+    assert conflicts(one, other) == {}
+    seeded = dataclasses.replace(other.result, config={**other.result.config, "seed": 2})
+    assert "seed" in conflicts(one, dataclasses.replace(other, result=seeded))
