@@ -18,7 +18,7 @@ from tests.evaluation.results import task_result
 
 
 def packages(**names: Any) -> Callable[..., types.SimpleNamespace]:
-    """In place of ``optional_package``: a module with these names."""
+    """Instead of ``optional_package``: a module with these names."""
     return lambda *_: types.SimpleNamespace(**names)
 
 
