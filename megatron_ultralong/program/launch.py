@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.exit_status import STATUS_VARIABLE
+from megatron_ultralong.program.exit_status import STATUS_VARIABLE, write_status
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.ranks import ERROR_FILE, LAUNCHED, under_torchrun, world_size
@@ -95,7 +96,10 @@ def _num_gpus() -> int:
     """NVIDIA's GPUs that programs may use here; 0: none."""
     devices = [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdecimal()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return len([one for one in visible.split(",") if one]) if visible is not None else len(devices)
+    if visible is None:
+        return len(devices)
+    names = (one.strip() for one in visible.split(","))  # CUDA reads them up to the first below 0
+    return len([one for one in itertools.takewhile(lambda one: one[:1] != "-", names) if one])
 
 
 @dataclasses.dataclass
@@ -160,9 +164,7 @@ def run_ranks(words: Sequence[str], num_ranks: int, *, saves: bool) -> int:
         status, message = _outcome(ended, sent, saves=saves)
         if message:
             sys.stderr.write(message if message.endswith("\n") else f"{message}\n")
-    if path := os.environ.get(STATUS_VARIABLE):
-        with contextlib.suppress(OSError):
-            Path(path).write_text(f"{status}\n", encoding="ascii")
+    write_status(status)
     return status
 
 

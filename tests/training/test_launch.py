@@ -219,6 +219,18 @@ def test_a_wrong_number_is_refused(value: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("visible", "number"),
+    [("", 0), ("-1", 0), ("0,1,-1,2", 2), ("0, 3", 2), ("GPU-8932f937,MIG-5,-1", 2)],
+)
+def test_gpus_are_counted_as_cuda_does(
+    monkeypatch: pytest.MonkeyPatch, visible: str, number: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert launch._num_gpus() == number
+    assert take_ranks(["--ranks", str(number or 7)])[0] == (number or 7)
+
+
+@pytest.mark.parametrize(
     ("environment", "message"),
     [
         (
