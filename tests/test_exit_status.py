@@ -221,3 +221,39 @@ def test_doctor_is_not_well_where_one_rank_is_not(
         else:
             main(["doctor"])
     assert left(status) == "1"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pretrain", "small", "--ranks", "2", "--mistyped"], "2"),
+        (["evaluate", "loss", "--ranks=2", "--load", "gone", "--data-path", "gone"], "2"),
+        (["generate", "--ranks", "5000"], "2"),
+        (["evaluate", "rulr", "--ranks", "2"], "2"),
+        (["pretrain", "small", "--ranks", "2", "--mistyped", "--dry-run"], "75"),
+        (["pretrain", "small", "--mistyped"], "75"),
+    ],
+)
+def test_what_starts_ranks_leaves_2_for_what_it_refuses(
+    status: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str
+) -> None:
+    """Not the status of an earlier job; a dry run, and a command that starts none, is no job."""
+    monkeypatch.delenv("RANK", raising=False)
+    status.write_text("75\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert left(status) == expected
+
+
+def test_ranks_that_crash_at_their_start_leave_no_earlier_status(
+    status: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object, **__: object) -> int:
+        raise RuntimeError("no process")
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("megatron_ultralong.cli.dispatch._checked", crash)
+    status.write_text("75\n")
+    with pytest.raises(RuntimeError):
+        main(["generate", "--ranks", "2"])
+    assert left(status) is None

@@ -163,6 +163,15 @@ def test_every_verb_reads_them(verb: str) -> None:
             assert found == {(expected,) if number.is_tuple else expected}, name
 
 
+@pytest.mark.parametrize("words", [["--logits-seq-length", "4K"], ["--logits-seq-length=4K"]])
+def test_a_folder_behind_a_length_keeps_its_name(words: list[str]) -> None:
+    for line in ([*words, "1m", "2M"], ["1m", *words, "2M"], ["1m", "2M", *words]):
+        found = parse("convert verify", line)
+        assert (found.logits_seq_length, str(found.a), str(found.b)) == (4096, "1m", "2M")
+    found = parse("evaluate passkey", ["--load", "x", "--lengths", "1K", "2K", "4K"])
+    assert found.passkey.lengths == (1024, 2048, 4096)
+
+
 @pytest.mark.parametrize("text", WRONG)
 def test_what_is_no_length_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"--seq-length must be a whole number.* not "):

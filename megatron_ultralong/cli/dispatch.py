@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_short
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.exit_status import status_of_start
 from megatron_ultralong.program.launch import run_ranks, take_ranks
 from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.ranks import (
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handler.setFormatter(PrintableFormatter("%(message)s"))
     logging.basicConfig(level=os.environ.get("ULTRALONG_LOG", "WARNING"), handlers=[handler])
     _quiet_upstream()
-    with ends_with_message():
+    with ends_with_message(), status_of_start() if _starts_ranks(words) else nullcontext():
         try:
             _run(words)
         except ImportError as error:
@@ -48,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{type(error).__name__}: {error}; a library is missing or broken: `{PROGRAM} "
                 "doctor` says which and what to do, ULTRALONG_LOG=DEBUG where"
             ) from error
+
+
+def _starts_ranks(words: Sequence[str]) -> bool:
+    """Whether these words ask for a job on ranks of this machine, right or wrong."""
+    is_asked = any(word.partition("=")[0] == "--ranks" for word in words)
+    return is_asked and not {"help", "--dry-run", *HELP_FLAGS} & set(words)
 
 
 def _quiet_upstream() -> None:
@@ -276,5 +284,6 @@ def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any,
         default, how = derived_run(words, options, num_ranks)
         options = _parse(verb, name, flags, default)
     elif words[0] != "--config":
-        options, how = with_shorter_warm_up(words, options)
+        total = load("training.early_checks:planned_iterations")(options)
+        options, how = with_shorter_warm_up(words, options, total)
     return options, default, num_ranks, how

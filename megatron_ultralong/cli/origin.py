@@ -56,19 +56,21 @@ def fields_typed(words: Sequence[str]) -> frozenset[str]:
     return frozenset(typed | {name.removeprefix("no_") for name in typed})
 
 
-def with_shorter_warm_up(words: Sequence[str], config: Any) -> tuple[Any, str]:
+def with_shorter_warm_up(words: Sequence[str], config: Any, total: int) -> tuple[Any, str]:
     """``config``, whose warm-up is half of a run that is not longer than its recipe's.
 
-    So a trial needs ``--train-iters`` alone. A warm-up that was typed stays, and may be refused.
+    So a trial needs ``--train-iters`` or ``--train-tokens`` alone. A warm-up that was typed stays,
+    and may be refused.
 
     Args:
         words: behind the verb: a recipe, and the flags.
         config: the recipe, changed by the flags.
+        total: iterations of its run; 0: not known.
 
     Returns:
         The configuration, and a line that says so; empty where nothing had to give way.
     """
-    total, warm_up = config.train_iters, config.optimizer.lr_warmup_iters
+    warm_up = config.optimizer.lr_warmup_iters
     if not 0 < total <= warm_up or "lr_warmup_iters" in fields_typed(words):
         return config, ""
     optimizer = dataclasses.replace(config.optimizer, lr_warmup_iters=total // 2)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Annotated, Any
 
 import tyro
@@ -33,7 +33,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
         InputError: a flag is unknown, required and missing, or its text is no value in its range.
         SystemExit: help was asked for (0).
     """
-    words = _plain_numbers(words, _units(config_class, default))
+    words = _plain_numbers(words, *_units(config_class, default))
     with parser_errors(config_class, program, words, default):
         config = tyro.cli(
             config_class,
@@ -48,20 +48,29 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
     return config
 
 
-def _units(config_class: Any, default: Any) -> dict[str, Unit]:
-    """Units of a configuration's flags, by flag."""
+def _units(config_class: Any, default: Any) -> tuple[dict[str, Unit], set[str]]:
+    """Units of a configuration's flags, by flag, and those flags that take several values."""
     cls: Any = config_class if default is None else type(default)
     hints = typing.get_type_hints(cls, include_extras=True)
-    found = {flag_of(one.name, hints[one.name]): one.unit for one in numbers_of(cls) if one.unit}
+    units = [(flag_of(one.name, hints[one.name]), one) for one in numbers_of(cls) if one.unit]
+    found = {flag: one.unit for flag, one in units if one.unit}
+    several = {flag for flag, one in units if one.is_tuple}
     for field in dataclasses.fields(cls):
         inner = getattr(hints[field.name], "__origin__", hints[field.name])
         if dataclasses.is_dataclass(inner):
-            found |= _units(inner, None if default is None else getattr(default, field.name))
-    return found
+            its = _units(inner, None if default is None else getattr(default, field.name))
+            found |= its[0]
+            several |= its[1]
+    return found, several
 
 
-def _plain_numbers(words: Sequence[str], units: Mapping[str, Unit]) -> list[str]:
-    """A command line with ``512K`` and ``2,048`` behind flags with a unit as plain numbers."""
+def _plain_numbers(
+    words: Sequence[str], units: Mapping[str, Unit], several: Set[str] = frozenset()
+) -> list[str]:
+    """A command line with ``512K`` and ``2,048`` behind flags with a unit as plain numbers.
+
+    Behind a flag of one value, what follows that one is no number: a folder may be named ``1m``.
+    """
     found, name = [], ""
     for word in words:
         flag, is_joined, value = word.partition("=")
@@ -72,6 +81,8 @@ def _plain_numbers(words: Sequence[str], units: Mapping[str, Unit]) -> list[str]
             word = f"{flag}={unit.plain(value, name)}"
         elif unit and not word.startswith("--"):
             word = unit.plain(word, name)
+        if name not in several and (is_joined or not word.startswith("--")):
+            name = ""
         found.append(word)
     return found
 

@@ -7,9 +7,11 @@ that end later. So ranks that end in order leave their status there, and exit wi
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranks import is_main_rank, under_torchrun
 
 STATUS_VARIABLE = "ULTRALONG_EXIT_STATUS"
 """Names the file; without it, none is written."""
@@ -71,6 +73,32 @@ def forget_status() -> None:
         is_first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
         if not is_first_start or path.stat().st_mtime < _process_start(os.getppid()):
             path.unlink()
+
+
+def write_status(status: int) -> None:
+    """Leave the status of a job that this process alone speaks for: it has started its ranks."""
+    if path := os.environ.get(STATUS_VARIABLE):
+        with contextlib.suppress(OSError):
+            Path(path).write_text(f"{status}\n", encoding="ascii")
+
+
+@contextlib.contextmanager
+def status_of_start() -> Iterator[None]:
+    """Inside, a job's ranks are started by ``--ranks``, or are refused, which leaves 2.
+
+    The status of an earlier job is removed first. A rank of torchrun leaves its own.
+    """
+    if under_torchrun():
+        yield
+        return
+    if path := os.environ.get(STATUS_VARIABLE):
+        with contextlib.suppress(OSError):
+            Path(path).unlink()
+    try:
+        yield
+    except InputError:
+        write_status(2)
+        raise
 
 
 def _process_start(number: int) -> float:

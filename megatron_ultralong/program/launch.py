@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.exit_status import STATUS_VARIABLE
+from megatron_ultralong.program.exit_status import STATUS_VARIABLE, write_status
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.ranks import ERROR_FILE, LAUNCHED, under_torchrun, world_size
@@ -41,6 +42,8 @@ _FAILED_SECONDS = 1.5
 """For ranks beside one with an error: they find the same, or wait for it in vain."""
 _KILL_SECONDS = 5.0
 """Between a request to end and the end of it."""
+_SIGNALLED = 128
+"""Statuses beyond it are of programs that something outside has ended, as shells have it."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -93,7 +96,10 @@ def _num_gpus() -> int:
     """NVIDIA's GPUs that programs may use here; 0: none."""
     devices = [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdecimal()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return len([one for one in visible.split(",") if one]) if visible is not None else len(devices)
+    if visible is None:
+        return len(devices)
+    names = (one.strip() for one in visible.split(","))  # CUDA reads them up to the first below 0
+    return len([one for one in itertools.takewhile(lambda one: one[:1] != "-", names) if one])
 
 
 @dataclasses.dataclass
@@ -103,6 +109,8 @@ class _Rank:
     error_file: Path
     status: int | None = None
     """How it ended; below 0: by a signal."""
+    is_killed_here: bool = False
+    """Whether this process ended it, because of another rank or of a signal."""
 
     def message(self) -> str:
         """What it left to be told, empty where it left nothing."""
@@ -112,7 +120,10 @@ class _Rank:
         return ""
 
     def kill(self, number: int) -> None:
-        """A signal to it and to what it has started."""
+        """A signal to it and to what it has started, where it has not ended by itself."""
+        if self.process.poll() is not None:
+            return
+        self.is_killed_here = True
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, number)
 
@@ -149,13 +160,11 @@ def run_ranks(words: Sequence[str], num_ranks: int, *, saves: bool) -> int:
             ranks.append(_start(words, rank, num_ranks, port, folder, dies_by))
             if sent:  # it came before this one was there
                 hand_on(sent.pop(), None)
-        ended = _watch(ranks)
-        status, message = _outcome(ended, sent)
+        ended = _watch(ranks, sent, saves=saves)
+        status, message = _outcome(ended, sent, saves=saves)
         if message:
             sys.stderr.write(message if message.endswith("\n") else f"{message}\n")
-    if path := os.environ.get(STATUS_VARIABLE):
-        with contextlib.suppress(OSError):
-            Path(path).write_text(f"{status}\n", encoding="ascii")
+    write_status(status)
     return status
 
 
@@ -218,10 +227,14 @@ def _dying_with(parent: int, number: int) -> Callable[[], None]:
     return prepare
 
 
-def _watch(ranks: Sequence[_Rank]) -> list[_Rank]:
-    """Wait for all ranks, in the order of their ends; end those that a failed one leaves behind."""
+def _watch(ranks: Sequence[_Rank], sent: Sequence[int], *, saves: bool) -> list[_Rank]:
+    """Wait for all ranks, in the order of their ends; end those that a failed one leaves behind.
+
+    Where nothing is saved, a signal ends all: those that hang in a call that no signal interrupts
+    are killed soon, and at once at a second one.
+    """
     ended: list[_Rank] = []
-    deadline, number = math.inf, signal.SIGTERM
+    deadline, number, is_ending = math.inf, signal.SIGTERM, False
     while len(ended) < len(ranks):
         for rank in ranks:
             if rank.status is None and (status := rank.process.poll()) is not None:
@@ -231,6 +244,13 @@ def _watch(ranks: Sequence[_Rank]) -> list[_Rank]:
                     number = signal.SIGKILL  # beside it nothing is worth saving
                 if status:
                     deadline = min(deadline, time.monotonic() + _patience(status))
+        if sent and not saves:
+            number = signal.SIGKILL
+            if not is_ending:
+                deadline = min(deadline, time.monotonic() + _KILL_SECONDS)
+            if len(sent) > 1:
+                deadline = 0.0
+            is_ending = True
         left = [rank for rank in ranks if rank.status is None]
         if left and time.monotonic() >= deadline:
             for rank in left:
@@ -242,37 +262,58 @@ def _watch(ranks: Sequence[_Rank]) -> list[_Rank]:
 
 def _patience(status: int) -> float:
     """Seconds that the others have after a rank has ended so."""
-    if status in (1, BAD_INPUT):
+    if status in (1, BAD_INPUT) or status > _SIGNALLED:
         return _FAILED_SECONDS
     return _LOST_SECONDS if status < 0 or status == RANK_LOST else _ENDING_SECONDS
 
 
-def _outcome(ended: Sequence[_Rank], sent: Sequence[int]) -> tuple[int, str]:
+def _outcome(ended: Sequence[_Rank], sent: Sequence[int], *, saves: bool) -> tuple[int, str]:
     """Exit status and message of a job whose ranks ended in this order."""
     failed = [rank for rank in ended if rank.status]
     if not failed:
         return 0, ended[0].message() if ended else ""
-    statuses = [rank.status or 0 for rank in failed]
-    told = [rank for rank in failed if rank.message()]
+    own = [rank for rank in failed if not (rank.is_killed_here and (rank.status or 0) < 0)]
+    statuses = [rank.status or 0 for rank in own]
+    told = [rank for rank in own if rank.message()]
     if BAD_INPUT in statuses:
         told = [rank for rank in told if rank.status == BAD_INPUT]
         first = min(told, key=lambda rank: rank.number != 0, default=None)  # 0 before the others
         return BAD_INPUT, first.message() if first else ""
+    if lost := _lost(own, sent):
+        name = signal.Signals(-(lost.status or 0)).name
+        return RANK_LOST, (
+            f"ultralong: rank {lost.number} (process {lost.process.pid}) was ended by {name}: all "
+            "ranks have ended"
+        )
+    if sent and not saves:  # an error now is of ranks that miss those that have ended
+        return _SIGNALLED + sent[0], "ultralong: interrupted"
     by_signal = [status for status in statuses if status < 0]
     if by_signal and -by_signal[0] in sent:
-        return 128 - by_signal[0], told[0].message() if told else "ultralong: interrupted"
+        return _SIGNALLED - by_signal[0], told[0].message() if told else "ultralong: interrupted"
     if told and told[0].status == 1:
         others = statuses.count(1) - 1
         also = f", and {others} more with one of their own" if others else ""
         return 1, (
             f"{told[0].message()}ultralong: rank {told[0].number} failed with the error above{also}"
         )
-    lost = [rank for rank in failed if (rank.status or 0) < 0 and rank.status != -signal.SIGTERM]
-    if lost or RANK_LOST in statuses:
-        text = "; ".join(
-            f"rank {rank.number} (process {rank.process.pid}) was ended by "
-            f"{signal.Signals(-(rank.status or 0)).name}"
-            for rank in lost[:1]
+    if statuses[0] == 1:
+        return 1, (
+            f"ultralong: rank {own[0].number} (process {own[0].process.pid}) ended with status 1 "
+            "and without a message: see the lines above"
         )
-        return RANK_LOST, f"ultralong: {text or 'a rank was lost'}: all ranks have ended"
+    if RANK_LOST in statuses:
+        return RANK_LOST, "ultralong: a rank was lost: all ranks have ended"
     return abs(statuses[0]), told[0].message() if told else ""
+
+
+def _lost(own: Sequence[_Rank], sent: Sequence[int]) -> _Rank | None:
+    """The rank that something else has killed, if one was; its peers fail for the lack of it.
+
+    A library may abort a rank for the lack of one with an error: it ends after that one.
+    """
+    for number, rank in enumerate(own):
+        status = rank.status or 0
+        is_error_first = any(other.status == 1 for other in own[:number])
+        if status < 0 and -status not in sent and (-status == signal.SIGKILL or not is_error_first):
+            return rank
+    return None

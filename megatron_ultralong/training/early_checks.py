@@ -4,6 +4,7 @@ A mistake in a flag, a path or a file is said at once. Everything here is checke
 run is made; no import of this module may bring torch (``pyproject.toml`` sees to it).
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -45,6 +46,27 @@ class EarlyRun(Generic[Config, AnyManifest, Rows]):
 
 PackedRun = EarlyRun[PretrainConfig, Manifest, PackedRows]
 ChatRun = EarlyRun[SftConfig, ChatManifest, ChatRows]
+
+
+def planned_iterations(config: TrainingConfig) -> int:
+    """Iterations of a run: of a flag, or of its tokens or epochs; 0 where the data is not there.
+
+    What is wrong with the data the checks say.
+    """
+    data = Path(config.data.data_path)
+    with contextlib.suppress(InputError):
+        if config.train_tokens and config.data.seq_length:
+            return config.with_budget(config.data.seq_length).train_iters
+        if isinstance(config, SftConfig):
+            if config.train_iters and not config.train_tokens:
+                return config.train_iters
+            rows = load_chat_manifest(data)
+            num_rows = rows.splits["train"].num_rows if "train" in rows.splits else 0
+            return config.with_budget(rows.seq_length).with_iterations(num_rows).train_iters
+        if config.train_tokens:
+            return config.with_budget(load_manifest(data).seq_length).train_iters
+        return config.train_iters
+    return 0
 
 
 def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:

@@ -13,6 +13,7 @@ from megatron_ultralong.cli.dispatch import begin
 from megatron_ultralong.config import command_line
 from megatron_ultralong.config.recipes import FOR_PRETRAIN
 from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.plan import lengths
 from megatron_ultralong.plan.lengths import LENGTHS, short_length
 from megatron_ultralong.program.launch import take_ranks
 from tests.command_line import refusal
@@ -73,6 +74,23 @@ def test_flags_of_the_run_are_in_its_command(capsys: pytest.CaptureFixture[str])
     assert "alternatives" not in command
     _, command = printed(capsys, "--gpus", "16", *EIGHT[2:], "--seq-length", "1M")
     assert command.startswith("torchrun --nnodes 2 --nproc-per-node 8 ")
+
+
+@pytest.mark.parametrize(("gpus", "most"), [(12, 8), (20, 8), (17, 8), (9, 4), (64, 8)])
+def test_the_command_starts_the_gpus_planned(gpus: int, most: int) -> None:
+    for tensor in (size for size in (1, 2, 4, 8) if gpus % size == 0):
+        share = lengths._share(gpus, most, tensor)
+        assert 1 <= share <= most
+        assert gpus % share == 0
+        assert share % tensor == 0 or tensor > most
+    assert (lengths._share(12, 8, 2), lengths._share(12, 8, 4)) == (6, 4)
+
+
+def test_the_command_for_a_node_and_a_half(capsys: pytest.CaptureFixture[str]) -> None:
+    _, command = printed(capsys, "--gpus", "12", *EIGHT[2:], "--seq-length", "256K")
+    found = re.match(r"torchrun --nnodes (\d+) --nproc-per-node (\d+) ", command)
+    assert found
+    assert int(found[1]) * int(found[2]) == 12
 
 
 def test_what_has_no_plan_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ import pytest
 
 from megatron_ultralong.checkpoint.disk.folder import write_latest
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
+from megatron_ultralong.cli.dispatch import read_training
 from megatron_ultralong.cli.origin import with_shorter_warm_up
+from megatron_ultralong.cli.verbs import VERBS, TrainingVerb
 from megatron_ultralong.config.recipes import RECIPES
+from megatron_ultralong.data.rows.manifest import load_manifest
 from megatron_ultralong.training import early_checks
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
 from megatron_ultralong.training.earlier_start import DATA_FILE
@@ -216,11 +219,28 @@ def test_a_short_trial_needs_no_other_warm_up(recipe: str) -> None:
     for total in (1, 2, 5, default.optimizer.lr_warmup_iters, 1000):
         config = dataclasses.replace(default, train_iters=total)
         typed = [recipe, "--train-iters", str(total), "--lr-warmup-iters", "10"]
-        assert with_shorter_warm_up(typed, config) == (config, "")
-        found, said = with_shorter_warm_up(typed[:3], config)
+        assert with_shorter_warm_up(typed, config, total) == (config, "")
+        found, said = with_shorter_warm_up(typed[:3], config, total)
         assert found.optimizer.lr_warmup_iters < total
         assert bool(said) == (found != config) == (total <= default.optimizer.lr_warmup_iters)
         assert not said or f"is {total // 2}, half of train_iters ({total}), where" in said
+
+
+@pytest.mark.parametrize("where", ["flag", "rows"])
+def test_a_short_budget_needs_no_other_warm_up(tiny: Path, where: str) -> None:
+    """``--train-tokens`` too, whether the length of a row is typed or that of the rows."""
+    verb = VERBS["pretrain"]
+    assert isinstance(verb, TrainingVerb)
+    length = 2**20 if where == "flag" else load_manifest(tiny / "rows").seq_length
+    rows = ["--seq-length", "1M" if where == "flag" else "0"]
+    words = ["llama3.1-8b-1m", "--train-tokens", str(6 * 8 * length), *rows]
+    words += ["--global-batch-size", "8", "--load", "any", "--data-path", str(tiny / "rows")]
+    options, _, _, how = read_training("pretrain", verb, words)
+    assert options.optimizer.lr_warmup_iters == 3
+    assert how.startswith("lr_warmup_iters is 3, half of train_iters (6), where the recipe")
+    assert options.with_budget(length).train_iters == 6
+    typed = read_training("pretrain", verb, [*words, "--lr-warmup-iters", "8"])
+    assert (typed[0].optimizer.lr_warmup_iters, typed[3]) == (8, "")
 
 
 @pytest.mark.slow

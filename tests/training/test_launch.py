@@ -79,6 +79,15 @@ def run(
         (("sleep 0.5; exit 69", "kill -9 $$"), 69, "rank 1 (process .*) was ended by SIGKILL: all"),
         (("sleep 600", "kill -11 $$"), 69, "rank 1 (process .*) was ended by SIGSEGV: all ranks"),
         (("exit 0", "exit 7"), 7, ""),
+        # killed for memory: its peer fails for the lack of it, before or after the launcher looks
+        (("sleep 0.3; say 'Traceback: gloo\\n'; exit 1", "kill -9 $$"), 69,
+         "rank 1 (process .*) was ended by SIGKILL: all"),
+        (("say 'Traceback: gloo\\n'; exit 1", "sleep 0.3; kill -9 $$"), 69, "was ended by SIGKILL"),
+        (("say 'Traceback: x\\n'; exit 1", "sleep 0.5; kill -6 $$"), 1, "Traceback: x\n.*rank 0 "),
+        (("trap '' TERM; sleep 600", "exit 1"), 1,
+         "rank 1 (process .*) ended with status 1 and without a message"),
+        (("sleep 600", "exit 141"), 141, ""),
+        (("sleep 600", "say interrupted; exit 130"), 130, "interrupted\n"),
     ],
 )  # fmt: skip
 def test_how_a_job_ends(
@@ -170,6 +179,23 @@ def test_a_signal_that_nobody_takes_is_the_status(tmp_path: Path) -> None:
     assert (process.returncode, said) == (143, "ultralong: interrupted\n")
 
 
+@pytest.mark.parametrize("num_signals", [1, 2])
+def test_ranks_that_hang_are_interrupted(tmp_path: Path, num_signals: int) -> None:
+    """In a call that no signal interrupts; the peer of one that ended has an error for that."""
+    hangs = f"trap '' INT TERM; touch {tmp_path}/up-$RANK; while true; do sleep 0.05; done"
+    fails = f"trap 'say Traceback; exit 1' INT; touch {tmp_path}/up-$RANK; "
+    fails += "while true; do sleep 0.05; done"
+    process = start(tmp_path, False, hangs, fails if num_signals == 1 else hangs)
+    begin = time.monotonic()
+    for _ in range(num_signals):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    _, said = process.communicate(timeout=patience(60))
+    assert (process.returncode, said) == (130, "ultralong: interrupted\n")
+    assert time.monotonic() - begin < patience(8 if num_signals == 1 else 4)
+    until_gone(tmp_path)
+
+
 @pytest.mark.parametrize("saves", [True, False])
 def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path, saves: bool) -> None:
     process = start(tmp_path, saves, waiting(tmp_path, "TERM"), waiting(tmp_path, "TERM"))
@@ -190,6 +216,18 @@ def test_the_number_is_taken_out(words: list[str]) -> None:
 def test_a_wrong_number_is_refused(value: str) -> None:
     with pytest.raises(InputError, match=r"--ranks must be between 1 and 1024, not "):
         take_ranks(["--ranks", value])
+
+
+@pytest.mark.parametrize(
+    ("visible", "number"),
+    [("", 0), ("-1", 0), ("0,1,-1,2", 2), ("0, 3", 2), ("GPU-8932f937,MIG-5,-1", 2)],
+)
+def test_gpus_are_counted_as_cuda_does(
+    monkeypatch: pytest.MonkeyPatch, visible: str, number: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert launch._num_gpus() == number
+    assert take_ranks(["--ranks", str(number or 7)])[0] == (number or 7)
 
 
 @pytest.mark.parametrize(
