@@ -80,8 +80,10 @@ def cut_prompt(
 
     Of a text that is too long, as many tokens are kept at its start as at its end. Upstream cuts
     so too, and then tokenises the text again; here the ids stay as they are. ``messages`` are roles
-    and texts of the turns before it; they are not cut.
+    and texts of the turns before it; they are not cut, except for a system text that has no turn.
     """
+    if template == "chat":
+        *messages, (_, text) = tokenizer.turns.folded([*messages, ("user", text)])
     before, after = _around(tokenizer, template, messages)
     begin = "" if template == "base" else tokenizer.turns.before["user"][-1]
     body = tokenizer.encode(begin + text)
@@ -114,7 +116,8 @@ def _around(
         for role, text in messages
         for part in (*of_template(*marks.before[role]), text, *of_template(*marks.after[role]))
     ]
-    begin, user = of_template(marks.begin), marks.before["user"][:-1]  # its last is before the text
+    begin = of_template(*marks.begun(bool(messages) and messages[0][0] == "system"))
+    user = marks.before["user"][:-1]  # its last is before the text
     return (
         tokenizer.encode_parts([*begin, *turns, *of_template(*user)]),
         tokenizer.encode_parts(of_template(*marks.after["user"], *marks.before["assistant"])),
@@ -228,11 +231,7 @@ def _evaluate(
             "leave the task out with --tasks"
         )
     material = {source.file.name: file_sha256(source.file) for source in sources}
-    decides = {
-        "template": config.prompt_template,
-        "max_length": max_length,
-        "tokenizer": subject.tokenizer.sha256,
-    }
+    decides = {**subject.tokenizer.decides(config.prompt_template), "max_length": max_length}
     if (version := max(source.prompt_version for source in sources)) > 1:
         material["prompts"] = f"version {version}"  # results of the first one do not state it
     config = dataclasses.replace(config, max_length=max_length)
