@@ -128,7 +128,8 @@ class PromptTokenizer:
         if text is None or set(LLAMA.turns[0].marks) <= self._special_ids.keys():
             return None
         try:
-            with FolderTemplate(text, self.folder) as template:
+            template = FolderTemplate(text, self.folder)
+            with template:
                 return template.render_messages([{"role": "user", "content": _PROBE}], None).text
         except InputError:
             return None

@@ -100,6 +100,15 @@ def cut_prompt(
     return np.concatenate([before, body, after]), was_cut
 
 
+_BYTES_A_TOKEN = 3
+"""Of texts in English and Chinese with Llama 3's vocabulary, rounded down: for the estimate."""
+
+
+def estimated_tokens(text: str, room: int) -> int:
+    """About how many tokens a text has, at most ``room``."""
+    return min(room, max(len(text.encode("utf-8", "surrogatepass")) // _BYTES_A_TOKEN, 1))
+
+
 def _around(
     tokenizer: PromptTokenizer, template: PromptTemplate, messages: Sequence[tuple[str, str]]
 ) -> tuple[IdArray, IdArray]:
@@ -279,17 +288,11 @@ def _question(
         tokens, was_cut = cut_prompt(tokenizer, config.prompt_template, text, room, source.messages)
         return Prompt(tokens, source.references(record, where), was_cut)
 
-    # A token has at least one byte: what is long in bytes may be as long in tokens, not longer.
-    num_bytes = len(record["context"].encode("utf-8", "surrogatepass"))
     return Question(
         *(source.task, source.column, index),
-        num_tokens=min(room, max(num_bytes // _BYTES_A_TOKEN, 1)),
+        num_tokens=estimated_tokens(record["context"], room),
         max_new_tokens=source.max_new_tokens,
         decides=decides,
         make=make,
         score=source.score,
     )
-
-
-_BYTES_A_TOKEN = 3
-"""Of texts in English and Chinese with Llama 3's vocabulary, rounded down: for the estimate."""
