@@ -1,5 +1,6 @@
 """The model's tokenizer, as prompts need it: special tokens by name, everything else as text."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer
-from megatron_ultralong.data.tokenize.folder_template import folder_template
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
+from megatron_ultralong.data.tokenize.template_comparison import difference
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.families.family import Turns
@@ -36,11 +38,11 @@ def prompt_parts(template: PromptTemplate, marks: Turns, *turns: Turn) -> Parts:
     """A task, after solved ones, in the form that a model was trained on.
 
     ``chat`` is upstream's ``meta-llama3`` in the ``marks`` of a family: a text is a user turn, an
-    answer the assistant's turn begun.
+    answer the assistant's turn begun, after the family's own system message, if it has one.
     """
     if template == "base":
         return [part for turn in turns for part in turn]
-    parts = [marks.begin]
+    parts = [*marks.begun()]
     for text, answer in turns:
         parts += [*marks.turn("user", text), *marks.before["assistant"], answer]
     return with_marks(parts, marks)
@@ -58,6 +60,7 @@ def with_marks(parts: Iterable[str], marks: Turns) -> Parts:
 IdArray = npt.NDArray[np.int64]
 
 
+_PROBE = "How many?"
 _BEGINNINGS = ("<|begin_of_text|>", "<s>")
 
 
@@ -90,13 +93,52 @@ class PromptTokenizer:
         types = [str(values.get("model_type")) for values in self._configs]
         self._family = next((FAMILIES[name] for name in types if name in FAMILIES), None)
         """That ``config.json`` names."""
+        self.begin_ids = self._begin_ids()
+        """Ids that the tokenizer puts before a text of its own accord, such as its BOS."""
+
+    @functools.cached_property
+    def turns(self) -> Turns:
+        """Those of its family, or of the first one whose special tokens it has, or Llama's.
+
+        BOS and default system message are what the folder's chat template begins with, else those
+        of the family that ``config.json`` names: many models of other families have Qwen's marks.
+        """
         families = [*([self._family] if self._family else []), *FAMILIES.values()]
         known = self._special_ids.keys()
         fitting = (each for one in families for each in one.turns if known >= set(each.marks))
-        self.turns = next(fitting, LLAMA.turns[0])
-        """Those of its family, or of the first one whose special tokens it has, or Llama's."""
-        self.begin_ids = self._begin_ids()
-        """Ids that the tokenizer puts before a text of its own accord, such as its BOS."""
+        turns = next(fitting, LLAMA.turns[0])
+        if self._rendered is not None and "system" in turns.before:
+            before, after = ("".join(side["system"]) for side in (turns.before, turns.after))
+            begin = self._rendered.partition(turns.before["user"][0])[0]
+            if begin in self._special_ids:
+                turns = turns._replace(begin=begin, marks=(begin, *turns.marks))
+            rest = self._rendered.removeprefix(turns.begin)
+            system = rest.removeprefix(before).split(after)[0] if rest.startswith(before) else ""
+            return turns._replace(default_system=system)
+        is_own = self._family is not None and turns in self._family.turns
+        return turns if is_own else turns._replace(default_system="")
+
+    @functools.cached_property
+    def _rendered(self) -> str | None:
+        """What the folder's chat template writes for :data:`_PROBE`; None: it cannot be compared.
+
+        Llama's is not: ``chat`` is upstream's for it, without the dates of Llama 3.1.
+        """
+        text = folder_template(self.folder)
+        if text is None or set(LLAMA.turns[0].marks) <= self._special_ids.keys():
+            return None
+        try:
+            template = FolderTemplate(text, self.folder)
+            with template:
+                return template.render_messages([{"role": "user", "content": _PROBE}], None).text
+        except InputError:
+            return None
+
+    def decides(self, template: PromptTemplate) -> dict[str, str]:
+        """What the ids of a prompt depend on."""
+        system = self.turns.default_system if template == "chat" else ""
+        own = {"template": template, "tokenizer": self.sha256}
+        return own | ({"system": system} if system else {})
 
     @property
     def has_chat_tokens(self) -> bool:
@@ -116,6 +158,14 @@ class PromptTokenizer:
                 "--prompt-template chat needs the marks of turns, Llama 3's <|start_header_id|> or "
                 f"another family's, and {lacks} in {self.folder} has none: use --prompt-template "
                 "base"
+            )
+        written = "".join([*self.turns.begun(), *self.turns.turn("user", _PROBE)])
+        rendered = written if self._rendered is None else self._rendered
+        # Spaces around a text differ between the releases of Mistral's template.
+        if "".join(written.split()) != "".join(rendered.split()):
+            raise InputError(
+                f"--prompt-template chat is not the chat template in {self.folder}: "
+                f"{difference('chat', written, rendered)}; use --prompt-template base"
             )
 
     def encode(self, text: str) -> IdArray:

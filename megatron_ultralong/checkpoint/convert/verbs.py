@@ -43,7 +43,7 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
     """Hugging Face or Meta folder -> Megatron torch_dist checkpoint, which any layout can load.
 
     Raises:
-        InputError: the source is incomplete or not a plain Llama, no export could have the rotary
+        InputError: the source is incomplete or of no known family, no export could have the rotary
             embedding that was asked for, or the output is in use.
     """
     early_checks.check_import(config)

@@ -27,7 +27,7 @@ from megatron_ultralong.program.json_file import JsonObject
 
 Message = tuple[str, str]
 """Role and text."""
-VERSION = 1
+VERSION = 2
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""
 
 
@@ -86,16 +86,13 @@ def prompt_ids(
 ) -> tuple[IdArray, bool]:
     """Ids of messages with the assistant's turn begun, and whether the last one was cut.
 
-    Beyond ``room`` tokens the middle of the last message is left out. ``chat`` trims texts and
-    begins with a system message where the template of the family does. ``base`` writes
+    Beyond ``room`` tokens the middle of the last message is left out. ``chat`` trims texts
+    where the template of the family does. ``base`` writes
     ``User: ...`` and ``Assistant: ...``, with empty lines between them, up to ``Assistant:``.
     """
     if template == "chat":
-        turns = tokenizer.turns
-        if turns in LLAMA.turns:
+        if tokenizer.turns in LLAMA.turns:
             messages = [(role, text.strip()) for role, text in messages]
-        if turns.default_system and messages[0][0] != "system":
-            messages = [("system", turns.default_system), *messages]
         return cut_prompt(tokenizer, "chat", messages[-1][1], room, messages[:-1])
     *before, (role, text) = messages
     head = "".join(f"{role.capitalize()}: {text}\n\n" for role, text in before)
@@ -260,8 +257,7 @@ def decisive(
     template: PromptTemplate, tokenizer: PromptTokenizer, **others: Any
 ) -> Mapping[str, Any]:
     """What a prompt of messages depends on, beside ``others``."""
-    own = {"version": VERSION, "template": template, "tokenizer": tokenizer.sha256}
-    return {**own, **others}
+    return {"version": VERSION, **tokenizer.decides(template), **others}
 
 
 def evaluate_files(

@@ -80,8 +80,10 @@ def cut_prompt(
 
     Of a text that is too long, as many tokens are kept at its start as at its end. Upstream cuts
     so too, and then tokenises the text again; here the ids stay as they are. ``messages`` are roles
-    and texts of the turns before it; they are not cut.
+    and texts of the turns before it; they are not cut, except for a system text that has no turn.
     """
+    if template == "chat":
+        *messages, (_, text) = tokenizer.turns.folded([*messages, ("user", text)])
     before, after = _around(tokenizer, template, messages)
     begin = "" if template == "base" else tokenizer.turns.before["user"][-1]
     body = tokenizer.encode(begin + text)
@@ -96,6 +98,15 @@ def cut_prompt(
         half = space // 2
         body = np.concatenate([body[:half], body[-half:]])
     return np.concatenate([before, body, after]), was_cut
+
+
+_BYTES_A_TOKEN = 3
+"""Of texts in English and Chinese with Llama 3's vocabulary, rounded down: for the estimate."""
+
+
+def estimated_tokens(text: str, room: int) -> int:
+    """About how many tokens a text has, at most ``room``."""
+    return min(room, max(len(text.encode("utf-8", "surrogatepass")) // _BYTES_A_TOKEN, 1))
 
 
 def _around(
@@ -114,7 +125,8 @@ def _around(
         for role, text in messages
         for part in (*of_template(*marks.before[role]), text, *of_template(*marks.after[role]))
     ]
-    begin, user = of_template(marks.begin), marks.before["user"][:-1]  # its last is before the text
+    begin = of_template(*marks.begun(bool(messages) and messages[0][0] == "system"))
+    user = marks.before["user"][:-1]  # its last is before the text
     return (
         tokenizer.encode_parts([*begin, *turns, *of_template(*user)]),
         tokenizer.encode_parts(of_template(*marks.after["user"], *marks.before["assistant"])),
@@ -228,11 +240,7 @@ def _evaluate(
             "leave the task out with --tasks"
         )
     material = {source.file.name: file_sha256(source.file) for source in sources}
-    decides = {
-        "template": config.prompt_template,
-        "max_length": max_length,
-        "tokenizer": subject.tokenizer.sha256,
-    }
+    decides = {**subject.tokenizer.decides(config.prompt_template), "max_length": max_length}
     if (version := max(source.prompt_version for source in sources)) > 1:
         material["prompts"] = f"version {version}"  # results of the first one do not state it
     config = dataclasses.replace(config, max_length=max_length)
@@ -280,17 +288,11 @@ def _question(
         tokens, was_cut = cut_prompt(tokenizer, config.prompt_template, text, room, source.messages)
         return Prompt(tokens, source.references(record, where), was_cut)
 
-    # A token has at least one byte: what is long in bytes may be as long in tokens, not longer.
-    num_bytes = len(record["context"].encode("utf-8", "surrogatepass"))
     return Question(
         *(source.task, source.column, index),
-        num_tokens=min(room, max(num_bytes // _BYTES_A_TOKEN, 1)),
+        num_tokens=estimated_tokens(record["context"], room),
         max_new_tokens=source.max_new_tokens,
         decides=decides,
         make=make,
         score=source.score,
     )
-
-
-_BYTES_A_TOKEN = 3
-"""Of texts in English and Chinese with Llama 3's vocabulary, rounded down: for the estimate."""

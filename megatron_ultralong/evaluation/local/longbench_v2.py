@@ -1,7 +1,8 @@
 """``evaluate longbench-v2``: LongBench v2's questions, answered without reasoning before.
 
 Facts from THUDM/LongBench (MIT licence, github.com/THUDM/LongBench) at 2e00731: ``pred.py``,
-``result.py`` and ``prompts/0shot.txt``. The prompt is upstream's to the letter.
+``result.py`` and ``prompts/0shot.txt``. The prompt is upstream's to the letter,
+unless a field spells a mark such as ``$Q$``: upstream fills it again, and here it stays text.
 """
 
 import functools
@@ -14,6 +15,7 @@ from typing import Any
 from megatron_ultralong.evaluation.asking.questions import Question
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
+from megatron_ultralong.evaluation.local.local_benchmarks import estimated_tokens
 from megatron_ultralong.evaluation.local.options import LongBenchV2Config
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
@@ -43,6 +45,7 @@ _FIELDS = {
     "$Q$": "question",
     **{f"$C_{letter}$": f"choice_{letter}" for letter in "ABCD"},
 }
+_MARK = re.compile("|".join(map(re.escape, _FIELDS)))
 DIFFICULTIES, LENGTHS = ("easy", "hard"), ("short", "medium", "long")
 COLUMNS = ("overall", *DIFFICULTIES, *LENGTHS)
 KEYS = (*_FIELDS.values(), "answer", "difficulty", "length")
@@ -50,11 +53,8 @@ _TASK = "LongBench v2"
 
 
 def prompt_text(row: Mapping[str, Any]) -> str:
-    """The user's message: fields are put in one after the other, as upstream does."""
-    text = PROMPT
-    for mark, key in _FIELDS.items():
-        text = text.replace(mark, row[key].strip())
-    return text
+    """The user's message; a mark in a field stays text, where upstream would fill it again."""
+    return _MARK.sub(lambda mark: row[_FIELDS[mark[0]]].strip(), PROMPT)
 
 
 def answer_letter(response: str) -> str | None:
@@ -132,10 +132,6 @@ def counts(column: str, entry: Mapping[str, Any]) -> bool:
     return column == "overall" or column in entry["column"].split("/")
 
 
-_BYTES_A_TOKEN = 3
-"""Of texts in English and Chinese with Llama 3's vocabulary, rounded down: for the estimate."""
-
-
 def _question(
     config: LongBenchV2Config,
     subject: Subject[Generator],
@@ -152,10 +148,9 @@ def _question(
         )
         return Prompt(ids, answer, was_cut)
 
-    num_bytes = len(text.encode("utf-8", "surrogatepass"))
     return Question(
         *(_TASK, f"{row['difficulty']}/{row['length']}", index),
-        num_tokens=min(room, max(num_bytes // _BYTES_A_TOKEN, 1)),
+        num_tokens=estimated_tokens(text, room),
         max_new_tokens=config.max_new_tokens,
         decides=decides,
         make=make,

@@ -127,9 +127,9 @@ def _checked_template(entry: JsonObject, template: str) -> str:
 
 
 def _filled(text: str, arguments: Sequence[str]) -> str:
-    for number, argument in enumerate(arguments, 1):
-        text = text.replace(f"{{{number}}}", argument)
-    return text
+    """``{1}`` is the first argument; a mark in an argument stays text."""
+    marks = {f"{{{number}}}": argument for number, argument in enumerate(arguments, 1)}
+    return re.sub(r"\{[0-9]+\}", lambda mark: marks.get(mark[0], mark[0]), text)
 
 
 def _last_filled(text: str, arguments: Sequence[str]) -> str:

@@ -10,7 +10,11 @@ import numpy.typing as npt
 import torch
 
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.checkpoint.formats.hugging_face_config import (
+    CONFIG_FILE,
+    model_config,
+    read_config,
+)
 from megatron_ultralong.checkpoint.logits.transformers_model import transformers_model
 from megatron_ultralong.config.generate import SamplingConfig
 from megatron_ultralong.evaluation.models.interface import Prompts, Scores
@@ -58,7 +62,8 @@ class _Model:
         # The folder's own would fill in what is left open: sampling, and ids to stop at.
         self._model.generation_config = transformers.GenerationConfig()
         self.name = name or folder.resolve().name
-        self.max_positions: int = self._model.config.max_position_embeddings
+        shape = model_config(read_config(folder), str(folder))  # knows what YaRN adds
+        self.max_positions: int = shape.max_position_embeddings
         self.vocab_size: int = self._model.config.vocab_size
         self.is_main = True
         self.groups = None
@@ -154,7 +159,7 @@ class HuggingFaceGenerator(_Model):
 
 
 class HuggingFaceLanguageModel(HuggingFaceScorer, HuggingFaceGenerator):
-    """A Llama that scores rows and continues prompts."""
+    """A model that scores rows and continues prompts."""
 
     def score_ends(self, rows: Sequence[tuple[npt.NDArray[np.integer], int]]) -> list[Scores]:
         """Scores of the last tokens of rows, see :class:`LanguageModel`; every row is read."""

@@ -172,8 +172,7 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
         "version": PROMPT_VERSION,
         "release": config.ruler_release,
         "seed": config.seed,
-        "template": config.prompt_template,
-        "tokenizer": tokenizer.sha256,
+        **tokenizer.decides(config.prompt_template),
         "material": material,
     }
     places = itertools.product(lengths, config.tasks, range(config.num_samples))

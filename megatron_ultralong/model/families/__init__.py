@@ -62,7 +62,7 @@ def refusal(architectures: Iterable[str]) -> str:
 
 
 def titles() -> str:
-    """For messages: ``Llama, Qwen2.5 or Qwen3 (dense)``."""
+    """For messages: ``Llama, Qwen2.5, Qwen3 (dense) or Mistral``."""
     *most, last = (family.title for family in FAMILIES.values())
     return f"{', '.join(most)} or {last}"
 

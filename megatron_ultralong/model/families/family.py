@@ -5,8 +5,10 @@ layers, plans, prompts and generation read the table, and none of them asks for 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
+
+from megatron_ultralong.program.errors import InputError
 
 Names = Mapping[str, tuple[str, ...]]
 """Hugging Face names of the parts of each Megatron tensor of a layer, in forward order."""
@@ -90,6 +92,30 @@ class Turns(NamedTuple):
     def turn(self, role: str, content: str) -> tuple[str, ...]:
         """The parts of a turn."""
         return (*self.before[role], content, *self.after[role])
+
+    def begun(self, has_system: bool = False) -> tuple[str, ...]:
+        """What stands before the first turn: a system turn, where there is one of its own."""
+        is_own = self.default_system and not has_system
+        return (self.begin, *(self.turn("system", self.default_system) if is_own else ()))
+
+    def folded(self, messages: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Roles and texts that it can write: without a system's turn, as in Mistral's own template,
+        its text and a blank line stand before the user's text behind it.
+
+        Raises:
+            InputError: there is no user's text behind it.
+        """
+        found: list[tuple[str, str]] = []
+        for role, text in messages:
+            if "system" not in self.before and found and found[-1][0] == "system":
+                if role != "user":
+                    raise InputError(
+                        f"a message of {role} follows one of system, and the model's template, "
+                        "which has no turn for it, can only put it before a message of user"
+                    )
+                text = f"{found.pop()[1]}\n\n{text}"
+            found.append((role, text))
+        return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

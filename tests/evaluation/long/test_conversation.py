@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from megatron_ultralong.evaluation.local import (
     conversation,
 )
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.evaluation.local.local_benchmarks import cut_prompt
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, prompt_parts
+from megatron_ultralong.model.families.family import Family
+from megatron_ultralong.model.families.mistral import MISTRAL
 from megatron_ultralong.model.families.qwen2 import QWEN2
 from megatron_ultralong.program.errors import InputError
 from tests.models import write_tokenizer
@@ -48,18 +54,90 @@ def test_a_text_that_spells_a_mark_is_no_mark(subject) -> None:
     assert subject.tokenizer.decode(ids).count(eot) == 3
 
 
-def test_turns_are_those_of_the_tokenizers_family(tmp_path) -> None:
-    """Qwen2.5's template begins with a system message of its own, and trims nothing."""
-    write_tokenizer(tmp_path)
-    own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    own.add_special_tokens([AddedToken(mark, special=True) for mark in QWEN2.turns[0].marks])
-    own.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = PromptTokenizer(tmp_path)
+ASKED = " What? "
+CHATML = (
+    "{{ bos_token }}{% for m in messages %}{% if loop.first and m.role != 'system' and SYSTEM %}"
+    "{{ '<|im_start|>system\\n' + SYSTEM + '<|im_end|>\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+)
+MISTRAL_TURNS = "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
+
+
+def tokenizer_of(
+    folder: Path, family: Family, model_type: str, template: str | None = None
+) -> PromptTokenizer:
+    """With the marks of ``family``, in a folder whose config names ``model_type``."""
+    write_tokenizer(folder)
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    marks = dict.fromkeys(["<s>", *family.turns[0].marks])
+    own.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
+    own.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return PromptTokenizer(folder)
+
+
+def all_prompts(tokenizer: PromptTokenizer) -> list[str]:
+    """What the three ways of asking write for one text."""
     tokenizer.check_template("chat")
-    asked, system = " What? ", QWEN2.turns[0].default_system
-    for messages in ((("user", asked),), (("system", system), ("user", asked))):
-        ids, _ = conversation.prompt_ids(tokenizer, "chat", messages)
-        assert own.decode(ids.tolist(), skip_special_tokens=False) == (
-            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{asked}<|im_end|>\n"
-            "<|im_start|>assistant\n"
-        )
+    own = Tokenizer.from_file(str(tokenizer.folder / "tokenizer.json"))
+    found = (
+        conversation.prompt_ids(tokenizer, "chat", (("user", ASKED),))[0],
+        cut_prompt(tokenizer, "chat", ASKED, 10_000)[0],
+        tokenizer.encode_parts(prompt_parts("chat", tokenizer.turns, (ASKED, ""))),
+    )
+    return [own.decode(ids.tolist(), skip_special_tokens=False) for ids in found]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "template", "begin"),
+    [
+        ("qwen2", None, QWEN2.turns[0].default_system),
+        ("llama", None, ""),
+        ("llama", "{% set SYSTEM = 'Own.' %}" + CHATML, "<s>Own."),
+        ("qwen2", "{% set SYSTEM = '' %}" + CHATML, "<s>"),
+        ("llama", "{{ raise_exception('<|im_start|>') }}", ""),
+    ],
+)
+def test_turns_are_those_of_the_tokenizers_family(
+    tmp_path: Path, model_type: str, template: str | None, begin: str
+) -> None:
+    """Qwen2.5 begins with its own system message, in every benchmark; other ChatML does not."""
+    tokenizer = tokenizer_of(tmp_path, QWEN2, model_type, template)
+    bos, system = "<s>" * begin.startswith("<s>"), begin.removeprefix("<s>")
+    first = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+    last = f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n"
+    assert all_prompts(tokenizer) == [bos + first + last] * 3
+    given = conversation.prompt_ids(tokenizer, "chat", (("system", "S"), ("user", ASKED)))[0]
+    own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert own.decode(given.tolist(), skip_special_tokens=False) == (
+        f"{bos}<|im_start|>system\nS<|im_end|>\n{last}"
+    )
+    assert tokenizer.decides("chat").get("system", "") == system
+    assert "system" not in tokenizer.decides("base")
+
+
+def test_other_turns_than_the_folder_s_template_are_refused(tmp_path: Path) -> None:
+    other = "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}{% endfor %}"
+    tokenizer = tokenizer_of(tmp_path, QWEN2, "llama", other)
+    with pytest.raises(InputError, match=r"chat is not the chat template in .*: at character 16"):
+        tokenizer.check_template("chat")
+    tokenizer.check_template("base")
+
+
+@pytest.mark.parametrize("template", [None, MISTRAL_TURNS])
+def test_a_system_text_without_a_turn_stands_before_the_user_s(
+    tmp_path: Path, template: str | None
+) -> None:
+    tokenizer = tokenizer_of(tmp_path, MISTRAL, "mistral", template)
+    assert len(set(all_prompts(tokenizer))) == 1
+    messages = (("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+    own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for number, written in ((2, "<s>[INST] S\n\na[/INST]"), (4, "<s>[INST] S\n\na[/INST]b</s>")):
+        ids, _ = conversation.prompt_ids(tokenizer, "chat", messages[:number])
+        text = own.decode(ids.tolist(), skip_special_tokens=False)
+        assert text == written + "[INST] c[/INST]" * (number == 4)
+    with pytest.raises(InputError, match="a message of assistant follows one of system"):
+        conversation.prompt_ids(tokenizer, "chat", (messages[0], messages[2], messages[3]))

@@ -10,6 +10,7 @@ from megatron_ultralong.evaluation.local.longbench_v2 import (
     answer_letter,
     evaluate_longbench_v2,
     longbench_v2_score,
+    prompt_text,
 )
 from megatron_ultralong.evaluation.local.options import (
     LongBenchV2Config,
@@ -58,7 +59,7 @@ def test_longbench_v2_counts_every_answer_in_three_columns(subject, tmp_path) ->
     assert {cell.column: cell.figures["num_truncated"] for cell in result.cells}["overall"] == 1
     assert "<text>\nA text \u2028 \u2029 \x85 here.\n</text>" in texts[0]
     assert "question: Which?\nChoices:\n(A) choice A\n(B) choice B" in texts[0]
-    assert "<text>\nWhich? and choice A\n</text>" in texts[2]  # upstream fills them in there, too
+    assert "<text>\n$Q$ and $C_A$\n</text>" in texts[2]  # upstream fills them in there, too
     assert texts[1].count("<|start_header_id|>") == 2
     assert "Please read the following text" in texts[1]
     assert 'is (insert answer here)".<|eot_id|>' in texts[1]
@@ -67,3 +68,10 @@ def test_longbench_v2_counts_every_answer_in_three_columns(subject, tmp_path) ->
     pq.write_table(pa.Table.from_pylist(rows), parquet)
     config = LongBenchV2Config(data=str(parquet), max_new_tokens=4, num_samples=1)
     assert [cell.num_samples for cell in evaluate_longbench_v2(config, subject).cells] == [1, 1, 1]
+
+
+def test_a_mark_in_a_field_stays_text() -> None:
+    row = dict.fromkeys(["question", *(f"choice_{letter}" for letter in "ABCD")], "long")
+    text = prompt_text({**row, "context": "$Q$ $DOC$ $C_A$"})
+    assert "<text>\n$Q$ $DOC$ $C_A$\n</text>" in text
+    assert text.count("long") == 5

@@ -118,3 +118,7 @@ def test_nolimas_distractor_keeps_away_from_the_needle(subject, tmp_path) -> Non
         assert book.count("I saw the ") == 1
         distance = abs(book.index("I saw the ") - book.index("Actually, ")) / len(book)
         assert 0.15 < distance < 0.85
+
+
+def test_a_mark_in_an_argument_stays_text() -> None:
+    assert nolima._filled("{1} {2} {3} {CHAR}", ["{2}{2}", "{1}"]) == "{2}{2} {1} {3} {CHAR}"
