@@ -69,7 +69,7 @@ def _plain_numbers(
 ) -> list[str]:
     """A command line with ``512K`` and ``2,048`` behind flags with a unit as plain numbers.
 
-    Behind a flag of one value, what follows that one is no number: a folder may be named ``1m``.
+    Behind a flag of one value, what follows that one is not a number: a folder may be named ``1m``.
     """
     found, name = [], ""
     for word in words:
