@@ -105,7 +105,7 @@ def by_hugging_face(exported: Path, case: Case, folder: Path) -> dict[str, Any]:
         batch_size=1,
     )
     chat = options.get("apply_chat_template", False)
-    with offline(str(folder / "data")):
+    with offline(str(folder / "data"), allows_code=True):
         results: dict[str, Any] = simple_evaluate(
             model,
             tasks=list(case.tasks),
