@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.attention.ring.function import KeptOutput, ring_attention, transport_of
-from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import Assignment, zigzag
+from megatron_ultralong.sequence.head_exchange import check_heads
 from megatron_ultralong.sequence.transport import Transport
 
 
@@ -102,24 +102,6 @@ class _Exchange(torch.autograd.Function):
         return back(gradient, order, transport), None, None, None
 
 
-def check_heads(heads: int, kv_heads: int, size: int, where: str) -> None:
-    """Check that every rank of a group gets whole heads.
-
-    Raises:
-        InputError: it does not.
-    """
-    for number, what in ((kv_heads, "key heads"), (heads, "heads")):
-        if number % size:
-            divisors = [str(n) for n in range(1, min(number, size) + 1) if number % n == 0]
-            raise InputError(
-                f"{where} exchanges heads among {size} ranks, and a rank has {number} {what}, "
-                f"which {size} does not divide: exchange among {' or '.join(divisors)} and run the "
-                "ring between these groups (--cp-comm-type a2a+p2p with "
-                "--hierarchical-context-parallel-sizes), use --cp-comm-type p2p, or fewer "
-                "tensor-parallel ranks"
-            )
-
-
 def head_attention(
     q: Tensor,
     k: Tensor,
@@ -152,7 +134,7 @@ def head_attention(
         InputError: the heads do not divide, or what :func:`ring_attention` raises.
     """
     inner, outer = transport_of(heads), transport_of(ring)
-    check_heads(q.shape[2], k.shape[2], inner.size, "this attention")
+    check_heads(k.shape[2], inner.size, inner.size * outer.size, "this attention")
     assignment = assignment or zigzag(inner.size * outer.size)
     assert assignment.cp_size == inner.size * outer.size, "an assignment to other ranks"
     assert keep is None or len(inner.ranks) == 1, "one rank's output is kept"

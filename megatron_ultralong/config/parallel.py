@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import YEAR, Range
+from megatron_ultralong.sequence.head_exchange import check_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,16 +114,10 @@ class ParallelConfig:
                 f"be two numbers whose product is context_parallel_size ({cp}) with cp_comm_type "
                 f"a2a+p2p, and be left out with others; it is {self.cp_comm_type}"
             )
-        rest = model.num_query_groups // self.tensor_model_parallel_size
-        if rest % self.head_ranks:
-            raise InputError(
-                f"cp_comm_type {self.cp_comm_type} exchanges heads among {self.head_ranks} ranks, "
-                f"and a rank has {rest} key heads (num_query_groups {model.num_query_groups} / "
-                f"tensor_model_parallel_size {self.tensor_model_parallel_size}): as many as "
-                "exchange must divide them; use --cp-comm-type p2p, fewer tensor-parallel ranks, "
-                "or a2a+p2p with --hierarchical-context-parallel-sizes "
-                f"{math.gcd(rest, cp)} {cp // math.gcd(rest, cp)}"
-            )
+        check_heads(
+            model.num_query_groups // self.tensor_model_parallel_size,
+            *(self.head_ranks, cp, f"cp_comm_type {self.cp_comm_type}"),
+        )
 
     def stage_layers(self, num_layers: int) -> list[int]:
         """Layers of every pipeline stage: 32 over 4, with 6 in the first and 8 in the last,

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from megatron_ultralong.attention import KeptOutput, decoding, ring_attention
 from megatron_ultralong.attention.decoding import KeyValueCache, Placement
-from megatron_ultralong.attention.heads import check_heads, head_attention
+from megatron_ultralong.attention.heads import head_attention
 from megatron_ultralong.attention.ring.function import Backend
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import Assignment
+from megatron_ultralong.sequence.head_exchange import check_heads
 
 CP_COMM_TYPES = (None, "p2p", "all_gather", "a2a", "a2a+p2p")
 """What ranks may exchange; None is p2p."""
@@ -89,9 +90,12 @@ class RingCoreAttention(MegatronModule):
             self.head_group, self.ring_group = self.cp_group, None
             if cp_comm_type == "a2a+p2p":
                 self.head_group, self.ring_group = _two_levels(pg_collection)
-            heads = (config.num_attention_heads, config.num_query_groups)
-            heads, kv_heads = (n // config.tensor_model_parallel_size for n in heads)
-            check_heads(heads, kv_heads, self.head_group.size(), f"--cp-comm-type {cp_comm_type}")
+            check_heads(
+                config.num_query_groups // config.tensor_model_parallel_size,
+                self.head_group.size(),
+                self.cp_group.size(),
+                f"--cp-comm-type {cp_comm_type}",
+            )
 
     def forward(
         self,

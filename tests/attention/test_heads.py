@@ -126,4 +126,4 @@ def test_heads_that_do_not_divide_are_refused():
     q, k, v, _ = inputs(64, 8, 2, 64)
     with pytest.raises(InputError, match="among 4 ranks, and a rank has 2 key heads") as error:
         head_attention(q, k, v, heads=LocalRing(4))
-    assert "exchange among 1 or 2 and run the ring" in str(error.value)
+    assert "--cp-comm-type a2a+p2p --hierarchical-context-parallel-sizes 2 2" in str(error.value)
