@@ -15,6 +15,8 @@ from megatron_ultralong.program.ranks import is_main_rank, under_torchrun
 
 STATUS_VARIABLE = "ULTRALONG_EXIT_STATUS"
 """Names the file; without it, none is written."""
+RANK_LOST = 69
+"""Of a job one of whose ranks was lost (EX_UNAVAILABLE): start it again."""
 
 
 def leave_status(status: int, *, is_agreed: bool = True) -> bool:

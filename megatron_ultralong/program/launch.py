@@ -23,14 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.exit_status import STATUS_VARIABLE, write_status
+from megatron_ultralong.program.exit_status import RANK_LOST, STATUS_VARIABLE, write_status
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.ranks import ERROR_FILE, LAUNCHED, under_torchrun, world_size
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-RANK_LOST = 69
-"""Exit status where a rank was killed by something else: start the job again."""
 BAD_INPUT = 2
 _RANGE = Range(1, 1024)
 _LOOK_SECONDS = 0.05

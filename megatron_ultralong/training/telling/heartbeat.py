@@ -24,10 +24,9 @@ from typing import Any, NoReturn
 import psutil
 import torch.distributed as dist
 
+from megatron_ultralong.program.exit_status import RANK_LOST
 from megatron_ultralong.program.owner_record import is_alive, this_place, this_process
 
-PEER_LOST = 69
-"""Exit status of a rank that lost another one (EX_UNAVAILABLE)."""
 _LONGEST_INTERVAL = 5.0
 """Seconds between two signs of life, at most."""
 _SURVEY_BEATS = 3
@@ -145,7 +144,7 @@ class Heartbeat:
                 f"{holder} holds the job's store and does not answer: it is lost "
                 f"({type(error).__name__}), and the other ranks cannot be asked"
             )
-        os._exit(PEER_LOST)
+        os._exit(RANK_LOST)
 
     def _survey(self) -> None:
         """Tell where every rank is: at once which are gone, then, when signs had time, the rest."""
