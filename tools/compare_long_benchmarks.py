@@ -24,92 +24,31 @@ right answer). Its code is run as printed and with both put right; the second is
 from __future__ import annotations
 
 import argparse
-import ast
 import difflib
 import functools
-import importlib.util
 import json
 import random
 import re
 import runpy
 import sys
 import tempfile
-import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from megatron_ultralong.evaluation.local import longbench_v2, nolima, ruler2
+from megatron_ultralong.evaluation.local import longbench_v2, ruler2
 from megatron_ultralong.evaluation.local.graphwalks import graphwalks_score
 from megatron_ultralong.evaluation.local.mrcr import mrcr_score
-from megatron_ultralong.evaluation.local.nolima_placement import Book
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.program.errors import InputError
 
-Comparison = tuple[str, int, int, str]
-"""What, how many were equal, of how many, and what a reader has to know."""
-NUM_ANSWERS = 50
-_PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_ODD = (
-    "", " ", "\n", "\u2028", "\x85", "é\u0301", "日本語", "\U0001f600",
-    "**", "[]", "()", "None", "null", "[[", "]]", ",", "\\", "\r\n", "\0",
-)  # fmt: skip
-
-
-def sources(path: Path) -> list[str]:
-    """Python texts of a file: the whole, or the blocks of a card."""
-    text = path.read_text("utf-8").replace("\r\n", "\n")
-    return [text] if path.suffix == ".py" else list(filter(_is_python, _PYTHON.findall(text)))
-
-
-def _is_python(text: str) -> bool:
-    try:
-        ast.parse(textwrap.dedent(text))
-    except SyntaxError:  # an example that is cut short
-        return False
-    return True
-
-
-def function(texts: Iterable[str], name: str, **names: Any) -> Callable[..., Any]:
-    """A function or method of upstream's, alone: what stands around it is not run."""
-    for text in texts:
-        for node in ast.walk(ast.parse(textwrap.dedent(text))):
-            if isinstance(node, ast.FunctionDef) and node.name == name:
-                node.decorator_list, node.returns = [], None
-                for argument in node.args.args:
-                    argument.annotation = None
-                exec(compile(ast.Module([node], []), name, "exec"), names)
-                found: Callable[..., Any] = names[name]
-                return found
-    sys.exit(f"there is no function {name}")
-
-
-def inner_functions(text: str, outer: str, **names: Any) -> dict[str, Any]:
-    """All functions inside one of upstream's, which see each other."""
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.FunctionDef) and node.name == outer:
-            body: list[ast.stmt] = [one for one in node.body if isinstance(one, ast.FunctionDef)]
-            exec(compile(ast.Module(body, []), outer, "exec"), names)
-            return names
-    sys.exit(f"there is no function {outer}")
-
-
-def compare(
-    what: str, cases: list[tuple[Any, ...]], actual: Any, expected: Any, note: str = ""
-) -> Comparison:
-    """Both scorers on the same cases; the first that differ are printed."""
-    assert len(cases) >= NUM_ANSWERS, (what, len(cases))
-    pairs = [(case, float(actual(*case)), float(expected(*case))) for case in cases]
-    other = [pair for pair in pairs if abs(pair[1] - pair[2]) > 1e-12]
-    for case, own, upstream in other[:3]:
-        print(f"{what}: {case!r}: {own:g} here, {upstream:g} upstream")
-    return what, len(pairs) - len(other), len(pairs), note
+from .long_benchmarks.comparison import ODD, Comparison, compare
+from .long_benchmarks.nolima import nolima_prompts, nolima_scores
+from .long_benchmarks.upstream_code import function, inner_functions, sources
 
 
 def mrcr(path: Path) -> list[Comparison]:
@@ -119,7 +58,7 @@ def mrcr(path: Path) -> list[Comparison]:
     whole = prefix + body
     answers = [whole, body, prefix, f" {whole}", f"\n{whole}", prefix * 2 + body, prefix.lower()]
     answers += [whole[:k] for k in range(0, len(whole), 29)]
-    answers += [prefix + odd for odd in _ODD] + [odd + whole for odd in _ODD]
+    answers += [prefix + odd for odd in ODD] + [odd + whole for odd in ODD]
     answers += [prefix + "".join(draw.sample(body, len(body))) for _ in range(10)]
     answers += [f"**{whole}**", f"[{whole}]", f"{whole}\n{whole}", prefix + body.upper()]
     grade = function(sources(path), "grade", SequenceMatcher=difflib.SequenceMatcher)
@@ -145,7 +84,7 @@ def graphwalks(path: Path) -> list[Comparison]:
     forms += ["Final Answer: [{},]", "Final Answer: ['{}']", "Final Answer: [{}]\x85", "{}"]
     forms += ["Final Answer: [{}] Final Answer: [x]", "Final Answer: [{}\n]", "Final Answer: [{}"]
     answers += [form.format(", ".join(nodes[:3])) for form in forms]
-    answers += [f"Final Answer: [{odd}]" for odd in _ODD] + list(_ODD)
+    answers += [f"Final Answer: [{odd}]" for odd in ODD] + list(ODD)
     truths: list[list[str]] = [nodes[:3], nodes[:1], []]
     cases = [(text, truth) for text in answers for truth in truths]
     texts = sources(path)
@@ -194,98 +133,6 @@ def _graded(get_list: Callable[..., Any], formula: str) -> Callable[[str, list[s
     return grade
 
 
-def nolima_scores(clone: Path) -> list[Comparison]:
-    """NoLiMa's four metrics."""
-    text = (clone / "evaluation" / "async_evaluate.py").read_text("utf-8")
-    method = function([text], "_evaluate_response")
-    names = ["Yuki", "Veronica", "Jean-Luc"]
-    forms = [
-        "{}",
-        " {} ",
-        "{}.",
-        "**{}**",
-        "It is {}",
-        "{}\n",
-        "no\n{}",
-        "{}\nno",
-        "no\n {}\n",
-        "({})",
-    ]
-    forms += ["{}\u2028", "{}\x85no", "no\u2028{}", "{}?", '"{}"', "{} and {}", "{}{}"]
-    answers = [form.format(name, name) for form in forms for name in (*names, "yuki", "Zoë", "")]
-    cases = [(answer, gold) for answer in [*answers, *_ODD] for gold in (names[:1], names[1:])]
-
-    def upstream(metric: str) -> Callable[[str, list[str]], float]:
-        own = SimpleNamespace(metric=metric, gold_answers=[])
-        return lambda answer, gold: method(own, answer, gold)
-
-    return [
-        compare(
-            f"NoLiMa: score {metric}",
-            cases,
-            lambda answer, gold, metric=metric: nolima.nolima_score(metric, answer, gold),
-            upstream(metric),
-        )
-        for metric in ("contains", "EM", "lastline_contains", "lastline_EM")
-    ]
-
-
-def nolima_prompts(clone: Path, tokenizer: PromptTokenizer) -> list[Comparison]:
-    """Texts around the needle, with and without distractor, and drawn names."""
-    spec = importlib.util.spec_from_file_location("book", clone / "data" / "book_haystack.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    draw = random.Random(0)
-    words = ["sea", "mast", "Ishmael,", "é", "whale.", "\u2028", "a", "the", "— so", "harpoon"]
-    lines = [" ".join(draw.choices(words, k=draw.randint(0, 60))) for _ in range(1500)]
-    equal, total, ends = {False: 0, True: 0}, {False: 0, True: 0}, 0
-    names = ["Yuki", "Stuart", "Veronica", "Zoë"]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "book.txt"
-        file.write_text("\n".join(lines), encoding="utf-8")
-        book = Book("book", file.read_text("utf-8"), tokenizer)
-        haystack = module.BookHaystack(str(file))
-        encode = lambda text: tokenizer.encode(text).tolist()  # noqa: E731
-        for distractor in (None, "There was a museum in Dresden."):
-            test = nolima.Test(
-                "0401_T1_onehop", "onehop", 443, nolima.TEMPLATE, "Actually, {CHAR} lives there.",
-                "Which character?", distractor, tuple(names), (),
-            )  # fmt: skip
-            for length in (250, 1000, 4000):
-                np.random.seed(443)
-                for place in nolima.placements(test, [book], length, 26):
-                    name = str(np.random.choice(names))
-                    needle = test.needle.replace("{CHAR}", name)
-                    try:
-                        expected = haystack.generate_w_needle_placement(
-                            needle, len, encode, tokenizer.decode, length,
-                            depth=place.depth, distractor=distractor,
-                        )["text"]  # fmt: skip
-                    except (IndexError, ValueError, AssertionError):
-                        expected, ends = None, ends + 1  # upstream ends there
-                    prompt = nolima.TEMPLATE.format(haystack=expected, question=test.question)
-                    try:
-                        own = place.messages()[-1][1]
-                    except InputError:
-                        own = nolima.TEMPLATE.format(haystack=None, question=test.question)
-                    key = distractor is not None
-                    total[key] += 1
-                    equal[key] += own == prompt and place.answers == [name]
-    template = (clone / "evaluation" / "run_tests.py").read_text("utf-8")
-    assigned = [
-        ast.literal_eval(node.value)
-        for node in ast.parse(template).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DEFAULT_TASK_TEMPLATE"
-    ]
-    return [
-        ("NoLiMa: prompts", equal[False], total[False], "3 lengths, 26 depths"),
-        ("NoLiMa: prompts with a distractor", equal[True], total[True], f"both refuse {ends}"),
-        ("NoLiMa: template", int(assigned == [nolima.TEMPLATE]), 1, ""),
-    ]
-
-
 def ruler2_scores(clone: Path) -> list[Comparison]:
     """RULER v2's four scorers."""
     folder = clone / "nemo_skills" / "evaluation"
@@ -302,7 +149,7 @@ def ruler2_scores(clone: Path) -> list[Comparison]:
     answers += [f"{a}</think>{b}" for a, b in zip(answers[:9], answers[20:29], strict=True)]
     answers += [f"{a} Answer: {b}" for a, b in zip(answers[:9], answers[30:39], strict=True)]
     answers += [f"Document {k}:\nA tapir.\nIt walks.\n\n{answers[k]}" for k in range(9)]
-    answers += list(_ODD)
+    answers += list(ODD)
     truths = [["12"], ["the Tapir", "é"], ["a\u2028b", "x", "the 12 Tapir é"], [" "]]
     cases = [(answer, truth) for answer in answers for truth in truths]
     boxes = [r"\boxed{#}", r"so \boxed{#}.", r"\boxed{A} \boxed{#}", r"\boxed {#}", r"\boxed{#. x}"]
@@ -316,7 +163,7 @@ def ruler2_scores(clone: Path) -> list[Comparison]:
     boxes += ["Answer: #", "**Answer:** #", "answer : #", "Answer: A Answer: #", "_Answer_: *#*"]
     boxes += ["Answer:\n#", "Answer: #x", "#", r"\boxed", r"} \boxed{#}"]
     chosen = [box.replace("#", one) for box in boxes for one in (*"ABJK", "b", "", "BC", "B C")]
-    letters = [(text, [one]) for text in [*chosen, *_ODD] for one in "AB"]
+    letters = [(text, [one]) for text in [*chosen, *ODD] for one in "AB"]
     found = []
     for match in ("all", "2steps", "part"):
         upstream, what = own[f"string_match_{match}_single"], f"RULER v2: score {match}"
@@ -354,7 +201,7 @@ def longbench(clone: Path) -> list[Comparison]:
     forms += ["The correct answer is A. The correct answer is ({})", "The correct\nanswer is ({})"]
     forms += ["The correct answer is (insert answer here) {}", "The correct answer is ({}) or (A)"]
     answers = [form.format(letter) for form in forms for letter in (*"ABCDE", "b", "BC", "(B)")]
-    answers += list(_ODD) + [f"{odd}The correct answer is (B){odd}" for odd in _ODD]
+    answers += list(ODD) + [f"{odd}The correct answer is (B){odd}" for odd in ODD]
     cases = [(answer, letter) for answer in answers for letter in "BA"]
     prompt = (clone / "prompts" / "0shot.txt").read_text("utf-8")
     rows = [

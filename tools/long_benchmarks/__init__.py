@@ -1,0 +1,1 @@
+"""Upstream's scorers of long benchmarks, and answers to put to them."""
