@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from megatron_ultralong.cli.dispatch import begin
 from megatron_ultralong.cli.extension import derived
-from megatron_ultralong.cli.origin import fields_typed, says_who_set
+from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
+from megatron_ultralong.cli.verbs import load
 from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import flat_fields, with_fields
 from megatron_ultralong.config.recipes import EXTENSIONS, RECIPES
@@ -58,6 +59,10 @@ def plan(words: Sequence[str]) -> Plan | None:
             return None
         run, _ = derived(words[0], its, typed, command.gpus, None)
         command = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
+    elif words[0] != "--config":  # as `pretrain` takes it
+        total = load("training.early_checks:planned_iterations")(command.run)
+        shorter, _ = with_shorter_warm_up(words, command.run, total)
+        command = dataclasses.replace(command, run=shorter)
     from megatron_ultralong.plan.command import plan_run
 
     with says_who_set(words, run):

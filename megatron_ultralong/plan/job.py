@@ -141,7 +141,7 @@ class Job:
         The layout itself is left out, and what a plan can do without: checkpoint, rows and the
         number of iterations.
         """
-        config = self.config
+        config = self.config.with_budget(self.seq_length)
         layout = ("cp_assignment", "distributed_timeout_minutes")
         parallel = ParallelConfig(**{name: getattr(self.parallel, name) for name in layout})
         warm_up = config.optimizer.lr_warmup_iters

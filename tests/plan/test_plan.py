@@ -273,6 +273,18 @@ def test_what_pretrain_refuses_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert "it supports: none: use --fp8-format none" in message
 
 
+@pytest.mark.parametrize("length", [("--train-iters", "5"), ("--train-tokens", "50M")])
+def test_the_warm_up_of_a_recipe_gives_way_as_in_pretrain(
+    capsys: pytest.CaptureFixture[str], length: tuple[str, str]
+) -> None:
+    words = ["plan", "llama3.1-8b-1m", "--gpus", "64", *length]
+    cli.main(words)
+    assert "rows of 1,048,576 tokens" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--lr-warmup-iters", "9"])
+    assert "lr_warmup_iters (9) must be below train_iters" in capsys.readouterr().err
+
+
 def test_flags_that_wait_for_another_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
