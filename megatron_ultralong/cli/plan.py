@@ -21,7 +21,6 @@ from megatron_ultralong.config.training import PretrainConfig, SftConfig, Traini
 from megatron_ultralong.model.shape import ModelConfig, model_by_name, model_of_recipe
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig
-from megatron_ultralong.plan.search import LAYOUT_FLAGS
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import InputError
 
@@ -102,16 +101,18 @@ def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> Non
     show_lengths(console(), found, title, start_words(command, recipe, words))
 
 
-_SAID = frozenset((*LAYOUT_FLAGS, "load", "save", "data_path", "seq_length"))
-"""Fields whose flags the printed command has by itself."""
+_SAID = frozenset(("load", "save", "data_path", "seq_length"))
+"""Fields whose flags the printed command has by itself, beside those of the layout."""
 
 
 def start_words(command: PlanConfig, recipe: str, words: Sequence[str]) -> str:
     """The beginning of the command that trains what is planned, with its flags of the run."""
-    run = command.run
+    from megatron_ultralong.plan.search import LAYOUT_FLAGS
+
+    run, said = command.run, _SAID.union(LAYOUT_FLAGS)
     found = [f"pretrain {recipe} --load {run.load or 'base'}"]
     found += [f"--data-path {run.data.data_path or 'rows'} --save {run.save or 'run'}"]
-    fields, is_kept = frozenset(name.split(".")[-1] for name in flat_fields(run)) - _SAID, False
+    fields, is_kept = frozenset(name.split(".")[-1] for name in flat_fields(run)) - said, False
     for word in words:
         if word.startswith("--"):
             is_kept = bool(fields_typed([word]) & fields)

@@ -13,19 +13,23 @@ Two ramps ``gamma_d`` are in use and both are here:
   ``beta_slow`` rotations, rounded outwards; Hugging Face's ``rope_type: yarn`` and Megatron-Core.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from megatron_ultralong.model.shape import MOST_POSITIONS
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, shown
 
-FloatArray = npt.NDArray[np.float64]
+if TYPE_CHECKING:  # a command line is read without numpy
+    import numpy as np
+    import numpy.typing as npt
+
+    FloatArray = npt.NDArray[np.float64]
+
 Ramp = Literal["rotations", "dimensions"]
 ScalingFactor = Annotated[
     float, Range(1, 1_000_000, rule="it is the target context divided by the original one")
@@ -138,6 +142,8 @@ def describe(scaling: RopeScaling, positions: int) -> str:
 
 def rope_inv_freq(head_dim: int, rotary_base: float) -> FloatArray:
     """Plain frequencies ``theta_d = b^(-2d/D)``, shape [head_dim // 2], in radians a position."""
+    import numpy as np
+
     return float(rotary_base) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
 
 
@@ -150,6 +156,8 @@ def yarn_inv_freq(config: YarnConfig, head_dim: int, rotary_base: float) -> Floa
 
 
 def _rotations_ramp(config: YarnConfig, head_dim: int, rotary_base: float) -> FloatArray:
+    import numpy as np
+
     length = config.original_max_position_embeddings
     rotations = length * rope_inv_freq(head_dim, rotary_base) / (2.0 * math.pi)
     gamma = (rotations - config.beta_slow) / (config.beta_fast - config.beta_slow)
@@ -157,6 +165,8 @@ def _rotations_ramp(config: YarnConfig, head_dim: int, rotary_base: float) -> Fl
 
 
 def _dimensions_ramp(config: YarnConfig, head_dim: int, rotary_base: float) -> FloatArray:
+    import numpy as np
+
     def dimension_with(rotations: float) -> float:
         length = config.original_max_position_embeddings
         return (
@@ -300,5 +310,7 @@ def wrapped_angles(positions: npt.NDArray[np.int64], frequencies: FloatArray) ->
     The product is rounded once in float64: at position 4,194,303 that is an error of at most
     4.7e-10 rad, where float32 is wrong by up to 0.25 rad.
     """
+    import numpy as np
+
     angles = positions.astype(np.float64)[:, None] * frequencies[None, :]
     return np.asarray(np.remainder(angles + math.pi, 2.0 * math.pi) - math.pi)
