@@ -39,12 +39,7 @@ def main() -> None:
     work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     rows = work / f"rows-{arguments.seq_length}"
-    if not (work / "hf").exists():
-        with whole(work / "hf") as aside:
-            script = ["-c", _MODEL, str(aside), arguments.model, str(arguments.layers)]
-            run("random model in transformers", [sys.executable, *script])
-    if not (work / "base").exists():
-        ultralong("convert import", str(work / "hf"), str(work / "base"), "--no-tokenizer")
+    random_base(work, arguments.model, arguments.layers)
     if not rows.exists():
         library = sysconfig.get_path("purelib")
         words = ("--source", f"code={library}/*/*.py", "--skip-bad", "--valid-fraction", "0")
@@ -70,6 +65,21 @@ def main() -> None:
         report(planned, pretrain(arguments.gpus, arguments.train_iters + 1, run_flags))
         shutil.rmtree(work / "exported", ignore_errors=True)
         ultralong("convert export", str(saved), str(work / "exported"))
+
+
+def random_base(work: Path, model: str, layers: int) -> Path:
+    """``work/base``: a checkpoint of random weights in the shape of ``model``, with the demo's
+    tokenizer; made if it is not there.
+    """
+    if not (work / "hf").exists():
+        with whole(work / "hf") as aside:
+            script = ["-c", _MODEL, str(aside), model, str(layers)]
+            run("random model in transformers", [sys.executable, *script])
+            for file in TOKENIZER.glob("tokenizer*"):
+                shutil.copy(file, aside)
+    if not (work / "base").exists():
+        ultralong("convert import", str(work / "hf"), str(work / "base"))
+    return work / "base"
 
 
 _MODEL = """

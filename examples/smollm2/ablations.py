@@ -1,0 +1,222 @@
+"""What each part of the recipe is good for: short trainings at 65,536 tokens, one thing changed.
+
+::
+
+    bash examples/smollm2/04_import.sh               # after steps 1 and 2: the weights, the corpus
+    python examples/smollm2/ablations.py smollm2     # rows, then every arm with every seed
+    python examples/smollm2/ablations.py smollm2 --share 0/2    # on the first of two GPUs
+    python examples/smollm2/ablations.py smollm2 --only-table   # of what is there
+
+All arms start from the same weights, take the same number of tokens of the same documents, and are
+asked the same questions. A seed sets the order of the rows. Every arm is one process' work on one
+GPU; what is finished is kept, so that the same command continues after an interruption. The
+learning rate is that of docs/results.md, which was chosen for another length, on other prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from megatron_ultralong.cli import main as ultralong
+from megatron_ultralong.evaluation.results.file import read_results
+from megatron_ultralong.program.aside import whole
+
+HERE = Path(__file__).parent
+SEQ_LENGTH, ORIGINAL_LENGTH = 65_536, 8192
+TRAIN_ITERS = 32
+EVERY = 12
+"""Every so-many-th document of the corpus is used: twice the tokens that an arm takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One setting."""
+
+    what: str
+    flags: tuple[str, ...] = ()
+    """Of `pretrain`, beside ablation.yaml."""
+    separator: str = "<s>"
+    first_length: int = 0
+    """Rows of this length for the first half of the tokens, with the scaling that they need."""
+
+
+ARMS = {
+    "recipe": Arm("`<s>`, no mask, YaRN over dimensions with temperature, one step"),
+    "separator-eos": Arm("separator: the end-of-text token", separator="eos"),
+    "separator-none": Arm("separator: none", separator="none"),
+    "mask": Arm("documents do not attend to each other", ("--document-mask", "block")),
+    "no-temperature": Arm("YaRN without temperature", ("--attention-factor", "1")),
+    "rotations": Arm("YaRN's ramp over rotations", ("--ramp", "rotations")),
+    "paper-yarn": Arm(
+        "YaRN as the paper's: over rotations, no temperature",
+        ("--ramp", "rotations", "--attention-factor", "1"),
+    ),
+    "ntk": Arm("NTK-aware scaling", ("--rope-scaling", "ntk", "--attention-factor", "1")),
+    "linear": Arm("linear scaling", ("--rope-scaling", "linear", "--attention-factor", "1")),
+    "two-steps": Arm("two steps: 32,768 first, then 65,536", first_length=32_768),
+}
+
+
+def run(*words: object) -> None:
+    """A verb of the command line, in this process."""
+    print("$ ultralong", *words, flush=True)
+    ultralong([str(word) for word in words])
+
+
+def rows(work: Path, separator: str, seq_length: int) -> Path:
+    """The folder of the rows, made if it is not there."""
+    folder = work / "ablations" / f"rows-{separator.strip('<>')}-{seq_length}"
+    if not folder.exists():
+        prepare(some_documents(work), folder, seq_length, separator)
+    return folder
+
+
+def held_out_rows(work: Path) -> Path:
+    """The same of the packages that no arm is trained on."""
+    folder = work / "ablations" / "rows-held-out"
+    if not folder.exists():
+        prepare(work / "corpus" / "held_out", folder, SEQ_LENGTH, "<s>")
+    return folder
+
+
+def some_documents(work: Path) -> Path:
+    """A part of the corpus of step 2, of the same kinds."""
+    folder = work / "ablations" / "corpus"
+    if not folder.exists():
+        with whole(folder) as aside:
+            aside.mkdir()
+            for file in sorted((work / "corpus" / "train").glob("*.jsonl")):
+                with file.open("rb") as lines, (aside / file.name).open("wb") as some:
+                    some.writelines(itertools.islice(lines, 0, None, EVERY))
+    return folder
+
+
+def prepare(corpus: Path, folder: Path, seq_length: int, separator: str) -> None:
+    """Rows of a folder of JSON Lines, a source a file."""
+    sources = [
+        word
+        for file in sorted(corpus.glob("*.jsonl"))
+        for word in ("--source", f"{file.stem}={file}")
+    ]
+    run("prepare", *sources, "--tokenizer", folder.parent.parent / "hf", "--output", folder,
+        "--seq-length", seq_length, "--separator", separator, "--length-sampling", "none",
+        "--valid-fraction", 0, "--seed", 1)  # fmt: skip
+
+
+def train(work: Path, name: str, seed: int, folder: Path) -> None:
+    """Train an arm; its first part, if it has one, is kept beside it until the second is done."""
+    arm, load = ARMS[name], work / "base"
+    common = ("--config", HERE / "ablation.yaml", "--seed", seed)
+    iterations = TRAIN_ITERS
+    if arm.first_length:
+        iterations //= 2
+        short, first = SEQ_LENGTH // arm.first_length, folder.with_name(f"{folder.name}-first")
+        run("pretrain", *common, "--load", load, "--save", first, "--data-path",
+            rows(work, arm.separator, arm.first_length), "--seq-length", arm.first_length,
+            "--global-batch-size", short, "--train-iters", iterations, "--rope-scaling-factor",
+            arm.first_length / ORIGINAL_LENGTH, *arm.flags)  # fmt: skip
+        load = first
+    run("pretrain", *common, "--load", load, "--save", folder, "--seq-length", SEQ_LENGTH,
+        "--data-path", rows(work, arm.separator, SEQ_LENGTH), "--train-iters", iterations,
+        *arm.flags)  # fmt: skip
+
+
+def evaluate(work: Path, model: str, results: Path) -> None:
+    """Loss by position and passkeys of a checkpoint, ``NAME=FOLDER``."""
+    if not (results / "loss").exists():
+        run("evaluate", "loss", "--load", model, "--data-path", held_out_rows(work), "--split",
+            "train", "--num-samples", 12, "--smallest-bin", ORIGINAL_LENGTH,
+            "--beyond-trained-positions", "--output", results / "loss")  # fmt: skip
+    if not (results / "passkey").exists():
+        run("evaluate", "passkey", "--load", model, "--lengths", SEQ_LENGTH // 2, SEQ_LENGTH,
+            "--depths", *(0, 11, 22, 33, 44, 56, 67, 78, 89, 100), "--num-samples", 2,
+            "--beyond-trained-positions", "--output", results / "passkey")  # fmt: skip
+
+
+def figures(results: Path) -> list[float]:
+    """Loss inside the original context, in the last half of the row; passkeys at both lengths."""
+    (loss,) = read_results(results / "loss" / "loss.json")
+    (passkey,) = read_results(results / "passkey" / "passkey.json")
+    losses = [cell.score for cell in loss.cells]
+    found = []
+    for length in (SEQ_LENGTH // 2, SEQ_LENGTH):
+        cells = [cell for cell in passkey.cells if cell.column == length]
+        found.append(statistics.fmean(cell.score for cell in cells))
+    return [losses[0], losses[-1], *found]
+
+
+def table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
+    """A row of Markdown for each arm: the mean, and each seed's figure."""
+    half = SEQ_LENGTH // 2
+    yield (
+        f"| arm | what | loss, first {ORIGINAL_LENGTH:,} | loss, {half:,}-{SEQ_LENGTH:,} | "
+        f"passkey at {half:,}, % | passkey at {SEQ_LENGTH:,}, % |"
+    )
+    yield "| --- " * 6 + "|"
+    results = work / "ablations" / "results"
+    for name, arm in {"before": Arm("the original model, not trained"), **ARMS}.items():
+        ran = [results / name] if name == "before" else [results / f"{name}-{s}" for s in seeds]
+        found = [figures(one) for one in ran if (one / "passkey").exists()]
+        if not found:
+            yield f"| {name} | {arm.what} | not run | not run | not run | not run |"
+            continue
+        columns = []
+        for place, values in enumerate(zip(*found, strict=True)):
+            digits = 3 if place < 2 else 0
+            mean = f"{statistics.fmean(values):.{digits}f}"
+            each = ", ".join(f"{value:.{digits}f}" for value in values)
+            columns.append(f"{mean} ({each})" if len(values) > 1 else mean)
+        yield f"| {name} | {arm.what} | {' | '.join(columns)} |"
+
+
+def main() -> None:
+    """Run what is asked and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path, help="WORK of the numbered scripts")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--share", default="0/1", help="K/N: the K-th of N processes, on GPU K")
+    parser.add_argument("--only-rows", action="store_true", help="prepare the rows; needs no GPU")
+    parser.add_argument("--only-table", action="store_true", help="of the results that are there")
+    arguments = parser.parse_args()
+    work, (place, shares) = arguments.work, map(int, arguments.share.split("/"))
+    if shares > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(place)
+    if arguments.only_rows:
+        held_out_rows(work)
+        for arm in ARMS.values():
+            rows(work, arm.separator, SEQ_LENGTH)
+            if arm.first_length:
+                rows(work, arm.separator, arm.first_length)
+        return
+    if not arguments.only_table:
+        results = work / "ablations" / "results"
+        if place == 0:
+            evaluate(work, f"before={work / 'base'}", results / "before")
+        jobs = [(seed, name) for seed in arguments.seeds for name in arguments.arms]
+        for seed, name in jobs[place::shares]:
+            start, label = time.monotonic(), f"{name}-{seed}"
+            if (results / label / "passkey").exists():
+                continue
+            folder = work / "ablations" / label
+            train(work, name, seed, folder)
+            evaluate(work, f"{name}={folder}", results / label)
+            for done in folder.parent.glob(f"{label}*"):
+                shutil.rmtree(done)
+            print(f"== {label}: {time.monotonic() - start:.0f} s", flush=True)
+    sys.stdout.write("\n".join(table(work, arguments.seeds)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
