@@ -305,6 +305,8 @@ class AttentionMemory:
         return sums // max(MIN_PIECES, min(MAX_PIECES, sums // PIECE_BYTES))
 
 
+FP32_HEAD_DIM_MULTIPLE = 4
+"""Channels of a head that the float32 kernel of a GPU takes (`attention/kernels/efficient.py`)."""
 HELD_AT_ONCE = 2
 """Matrices together at least: the masked one is made beside the one that it comes from."""
 
@@ -339,6 +341,7 @@ def score_matrix_note(config: TrainingConfig, model: ModelConfig, why: str) -> s
 
 def fp32_notes(config: TrainingConfig, model: ModelConfig) -> list[str]:
     """The line that fp32 calls for on every GPU, before one is there to be asked."""
-    return (
-        [score_matrix_note(config, model, "precision 'fp32'")] if config.precision == "fp32" else []
-    )
+    if config.precision != "fp32" or model.kv_channels % FP32_HEAD_DIM_MULTIPLE == 0:
+        return []
+    why = f"precision 'fp32' with {model.kv_channels} channels a head"
+    return [score_matrix_note(config, model, why)]

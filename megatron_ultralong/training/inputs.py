@@ -110,9 +110,9 @@ def check_attention(
     if config.data.document_mask == "none" and needed > memory_bytes:
         raise InputError(
             f"{note.removeprefix('warning: ')}, and a GPU has {memory_bytes / 2**30:,.1f} GiB: use "
-            "--precision bf16, shorter rows, or a larger context_parallel_size"
+            "shorter rows, or a larger context_parallel_size"
         )
-    return (f"{note}; --precision bf16 needs none of them",)
+    return (note,)
 
 
 AVAILABLE_SHARE = 0.8

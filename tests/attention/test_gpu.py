@@ -66,6 +66,24 @@ def test_documents_equal_the_formulas(kernel, length):
         assert (a - b).norm() <= ROUNDING * b.norm() + 1e-3
 
 
+@pytest.mark.parametrize("length", [1, 5, 64, 1088])
+def test_float32_equals_the_formulas(length):
+    kernel = block_attention.resolve(torch.float32, 64, DEVICE)
+    assert kernel.name == "efficient"
+    q, k, v, dout = [x.to(DEVICE) for x in inputs(length, 6, 2, 64, torch.float32)]
+    wide = [x.double() for x in (dout, q, k, v)]
+    for mask in (None, (0, length), tuple(sorted({0, length // 3, length // 2, length}))):
+        out, lse = block_attention.forward(kernel, Inputs(q, k, v, mask, 0.1))
+        exact = block_attention.forward(MATH, Inputs(*wide[1:], mask, 0.1))
+        expected = block_attention.backward(
+            MATH, Inputs(*wide[1:], mask, 0.1), Saved(wide[0], *exact)
+        )
+        found = block_attention.backward(kernel, Inputs(q, k, v, mask, 0.1), Saved(dout, out, lse))
+        for a, b in zip((out, lse, *found), (*exact, *expected), strict=True):
+            # Sums of so many products, in float32 with its 24 bits.
+            assert (a - b).norm() <= 2**-17 * b.norm() + 1e-6
+
+
 def test_empty_blocks_add_nothing(kernel):
     q, k, v, dout = _inputs(4)
     out, lse = block_attention.forward(kernel, Inputs(q, k[:0], v[:0], None, 1.0))

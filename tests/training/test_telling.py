@@ -25,6 +25,7 @@ from megatron_ultralong.evaluation.models.opening import open_scorers
 from megatron_ultralong.evaluation.options import LossConfig, ModelsConfig
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.model.flops import training_flops
+from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.training.inputs import check_attention
@@ -297,14 +298,16 @@ def test_padding_is_no_work(tmp_path: Path) -> None:
 def test_whole_matrices_of_scores_are_said_aloud(make_config: MakeConfig) -> None:
     config = make_config(None, (1, 2))
     inputs = check_run(config, 2)
-    assert "has no fused attention kernel on a GPU" in dry_run(check_run(make_config(None), 1))
-    assert inputs.remarks == ()  # a CPU has one
-    config, model = inputs.config, inputs.source.model
+    config, model, gpu = inputs.config, inputs.source.model, torch.device("cuda")
+    assert (config.precision, model.kv_channels % 4) == ("fp32", 0)
+    assert inputs.remarks == check_attention(config, model, gpu, memory_bytes=1) == ()
+    assert fp32_notes(config, model) == []
+    model = dataclasses.replace(model, kv_channels=6)
+    assert "has no fused attention kernel on a GPU" in fp32_notes(config, model)[0]
     # The real choice of kernels; the matrices of 4 heads over 64 tokens of this rank in float32.
-    gpu = torch.device("cuda")
     (note,) = check_attention(config, model, gpu, memory_bytes=2 * 4 * 64 * 64 * 4)
     assert "matrices of scores, 1 x 4 heads x 64 x 64 in float32 = 0.00 GiB each" in note
-    with pytest.raises(InputError, match=r"use --precision bf16, shorter rows, or a larger cont"):
+    with pytest.raises(InputError, match=r"GiB: use shorter rows, or a larger cont"):
         check_attention(config, model, gpu, memory_bytes=2 * 4 * 64 * 64 * 4 - 1)
     masked = dataclasses.replace(
         config, data=dataclasses.replace(config.data, document_mask="block")

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels import base, cpu, cudnn, flash, flash4, math
+from megatron_ultralong.attention.kernels import base, cpu, cudnn, efficient, flash, flash4, math
 from megatron_ultralong.attention.kernels.base import Gradients, Inputs, Kernel, Result, Saved
 from megatron_ultralong.program.errors import InputError
 
@@ -24,7 +24,7 @@ MAX_ELEMENTS = 2**31 - 1  # of one tensor in a kernel, which may index with int3
 def candidates(device: torch.device) -> tuple[Kernel, ...]:
     """Kernels for a device, the fastest first (on Hopper, benchmarks/attention.md)."""
     if device.type == "cuda":
-        return (flash.FA3, flash4.FA4, cudnn.CUDNN, flash.FA2, math.MATH)
+        return (flash.FA3, flash4.FA4, cudnn.CUDNN, flash.FA2, efficient.EFFICIENT, math.MATH)
     return (cpu.CPU, math.MATH)
 
 

@@ -1,0 +1,85 @@
+"""An extended checkpoint beside its export in transformers, on one long row: scores and text.
+
+    ultralong convert export RUN EXPORTED
+    python -m tools.compare_long_export RUN EXPORTED --data-path ROWS --length 131072
+
+Both run in float32 on this machine's GPU, or its CPU. Printed: how far the log-probabilities of the
+row's own tokens are apart, where both find the same token likeliest, and the greedy continuations.
+Transformers computes rotary angles in float32, this program does not (docs/engines.md), so that
+differences grow with the position. Exit status 1 where the continuations differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_ultralong.data.rows.packed import PackedRows
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceLanguageModel
+from megatron_ultralong.evaluation.models.interface import Scores
+from megatron_ultralong.evaluation.models.opening import language_models_in_turn
+from megatron_ultralong.evaluation.options import ModelsConfig
+
+NEW_TOKENS = 24
+
+
+def report(ours: Scores, theirs: Scores) -> None:
+    """Differences by position, in bins that double."""
+    apart = np.abs(ours.loss - theirs.loss)[0]
+    agree = (ours.correct == theirs.correct)[0]
+    edges = [0, 512]
+    while edges[-1] < apart.size:
+        edges.append(min(2 * edges[-1], apart.size))
+    print("| positions | mean difference, nats | largest | both or neither likeliest |")
+    print("| --- " * 4 + "|")
+    for start, stop in pairwise(edges):
+        part = apart[start:stop]
+        print(
+            f"| {start:,}-{stop:,} | {part.mean():.2e} | {part.max():.2e} "
+            f"| {agree[start:stop].mean():.3%} |"
+        )
+
+
+def main() -> None:
+    """Run both, one after the other, and compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="Megatron checkpoint")
+    parser.add_argument("exported", help="Hugging Face folder of its export")
+    parser.add_argument("--data-path", required=True, help="rows; the first of train is read")
+    parser.add_argument("--length", type=int, default=131_072, help="tokens of the row")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    packages = ("torch", "transformers", "megatron-core")
+    print(
+        f"{name}, {', '.join(f'{one} {version(one)}' for one in packages)}, "
+        f"{datetime.date.today().isoformat()}, {arguments.length:,} tokens\n"
+    )
+    row = PackedRows(Path(arguments.data_path) / "train").read(0, 0, arguments.length)[None]
+    prompt = row[0, :-NEW_TOKENS].tolist()
+    with (
+        language_models_in_turn(ModelsConfig((arguments.run,), "fp32")) as models,
+        torch.no_grad(),
+    ):
+        model = next(models)
+        ours, our_text = model.score(row), model.generate([prompt], max_new_tokens=NEW_TOKENS)
+        del model
+    judge = HuggingFaceLanguageModel(arguments.exported, device=device)
+    theirs, their_text = judge.score(row), judge.generate([prompt], max_new_tokens=NEW_TOKENS)
+    report(ours, theirs)
+    equal = sum(a == b for a, b in zip(our_text[0], their_text[0], strict=True))
+    print(f"\n{equal} of {NEW_TOKENS} greedy tokens equal behind {len(prompt):,}")
+    sys.exit(our_text != their_text)
+
+
+if __name__ == "__main__":
+    main()
