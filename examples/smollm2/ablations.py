@@ -146,12 +146,8 @@ def figures(results: Path) -> list[float]:
     """Loss inside the original context, in the last half of the row; passkeys at both lengths."""
     (loss,) = read_results(results / "loss" / "loss.json")
     (passkey,) = read_results(results / "passkey" / "passkey.json")
-    losses = [cell.score for cell in loss.cells]
-    found = []
-    for length in (SEQ_LENGTH // 2, SEQ_LENGTH):
-        cells = [cell for cell in passkey.cells if cell.column == length]
-        found.append(statistics.fmean(cell.score for cell in cells))
-    return [losses[0], losses[-1], *found]
+    found = [passkey.means[str(length)] for length in (SEQ_LENGTH // 2, SEQ_LENGTH)]
+    return [loss.cells[0].score, loss.cells[-1].score, *found]
 
 
 def table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
