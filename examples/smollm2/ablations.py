@@ -146,8 +146,9 @@ def figures(results: Path) -> list[float]:
     """Loss inside the original context, in the last half of the row; passkeys at both lengths."""
     (loss,) = read_results(results / "loss" / "loss.json")
     (passkey,) = read_results(results / "passkey" / "passkey.json")
-    found = [passkey.means[str(length)] for length in (SEQ_LENGTH // 2, SEQ_LENGTH)]
-    return [loss.cells[0].score, loss.cells[-1].score, *found]
+    found = [passkey.mean(str(length)) for length in (SEQ_LENGTH // 2, SEQ_LENGTH)]
+    ends = [loss.mean_loss(0, ORIGINAL_LENGTH), loss.mean_loss(SEQ_LENGTH // 2)]
+    return [float(value or 0) for value in (*ends, *found)]
 
 
 def table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
