@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import os
 import shutil
 import statistics
@@ -148,7 +149,7 @@ def figures(results: Path) -> list[float]:
     (passkey,) = read_results(results / "passkey" / "passkey.json")
     found = [passkey.mean(str(length)) for length in (SEQ_LENGTH // 2, SEQ_LENGTH)]
     ends = [loss.mean_loss(0, ORIGINAL_LENGTH), loss.mean_loss(SEQ_LENGTH // 2)]
-    return [float(value or 0) for value in (*ends, *found)]
+    return [math.nan if value is None else value for value in (*ends, *found)]
 
 
 def table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
