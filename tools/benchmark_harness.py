@@ -2,9 +2,11 @@
 
     python -m tools.benchmark_harness --work FOLDER
 
-A random model of Llama 3.1 8B's shape (16 GB in FOLDER, kept for the next run) reads one sample of
-RULER and writes 128 tokens behind it, twice by each command, in one process; the second time
-counts. A multiple-choice question with the same text in front of two choices stands beside it.
+A random model of Llama 3.1 8B's shape (16 GB in FOLDER, kept for the next run) reads samples of
+RULER and writes 128 tokens behind each, by each command, in one process. A prompt's seconds are
+those of a command of two prompts less those of a command of one: the harness reads its task files
+at every start. A multiple-choice question with the same text in front of two choices stands beside
+it.
 Asked: the harness takes at most 1.1 times the memory, and at least 0.9 of the speed. Figures of the
 project: ``benchmarks/harness.md``.
 """
@@ -12,13 +14,16 @@ project: ``benchmarks/harness.md``.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
+import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 import yaml
@@ -38,14 +43,15 @@ ANSWER_TOKENS = 128
 """That RULER lets the model write for this task."""
 
 
-def write_tasks(folder: Path, prompt: str) -> None:
-    """Two tasks of one question each: a text to write, and two choices to compare."""
-    (folder / "prompt.jsonl").write_text(
-        json.dumps({"prompt": prompt, "answer": "1", "choices": ["7", "8"], "label": 0}) + "\n"
-    )
+def write_tasks(folder: Path, prompts: Sequence[str]) -> None:
+    """Two tasks of a question for each prompt: a text to write, and two choices to compare."""
+    with (folder / "prompts.jsonl").open("w") as file:
+        for prompt in prompts:
+            row = {"prompt": prompt, "answer": "1", "choices": ["7", "8"], "label": 0}
+            file.write(json.dumps(row) + "\n")
     common = {
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "prompt.jsonl")}},
+        "dataset_kwargs": {"data_files": {"test": str(folder / "prompts.jsonl")}},
         "test_split": "test",
         "doc_to_text": "{{prompt}}",
     }
@@ -67,58 +73,72 @@ def write_tasks(folder: Path, prompt: str) -> None:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name, **common, **task}))
 
 
-def measure(run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds and peak GiB of the second of two calls; no memory (nan) on a CPU."""
-    is_gpu = torch.cuda.is_available()
-    seconds = peak = float("nan")
-    for _ in range(2):
+class Measured(NamedTuple):
+    """What a command takes."""
+
+    command: float
+    """Seconds with one prompt."""
+    prompt: float
+    """Seconds of one prompt more."""
+    peak: float
+    """GiB; nan on a CPU."""
+
+
+def measure(model: LanguageModel, run: Callable[[int], object]) -> Measured:
+    """Run the command with one prompt twice, the first time unmeasured, and with two."""
+    is_gpu, seconds, peak = torch.cuda.is_available(), [], math.nan
+    for num_prompts in (1, 1, 2):
+        model.generate([[1, 2]], max_new_tokens=1)  # keys and values of the last run are dropped
         if is_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()
         start = time.perf_counter()
-        run()
+        run(num_prompts)
         if is_gpu:
             torch.cuda.synchronize()
             peak = torch.cuda.max_memory_allocated() / 2**30
-        seconds = time.perf_counter() - start
-    return seconds, peak
+        seconds.append(time.perf_counter() - start)
+    return Measured(seconds[1], seconds[2] - seconds[1], peak)
 
 
 def compare(subject: opening.Subject[LanguageModel], length: int) -> None:
     """Print both commands side by side."""
-    ruler = RulerConfig(
-        lengths=(length,), tasks=(TASK,), num_samples=1, beyond_trained_positions=True
-    )
-    sample = RulerSamples(ruler, subject.tokenizer).sample(TASK, length, 0)
+
+    def ruler(num_samples: int) -> RulerConfig:
+        return RulerConfig(
+            lengths=(length,),
+            tasks=(TASK,),
+            num_samples=num_samples,
+            beyond_trained_positions=True,
+        )
+
+    samples = RulerSamples(ruler(2), subject.tokenizer)
+    tokens = [samples.sample(TASK, length, number).tokens for number in range(2)]
     begin = len(subject.tokenizer.begin_ids)
-    prompt = subject.tokenizer.decode(sample.tokens[begin:])
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_tasks(folder, prompt)
+        write_tasks(Path(name), [subject.tokenizer.decode(ids[begin:]) for ids in tokens])
 
-        def harness(task: str) -> Callable[[], object]:
+        def harness(task: str) -> Callable[[int], object]:
             config = HarnessConfig(
-                (task,),
-                include_path=name,
-                max_length=length,
-                beyond_trained_positions=True,
+                (task,), include_path=name, max_length=length, beyond_trained_positions=True
             )
-            return lambda: evaluate_harness(config, subject)
+            return lambda limit: evaluate_harness(dataclasses.replace(config, limit=limit), subject)
 
-        rows = {
-            "`evaluate ruler`": measure(lambda: evaluate_ruler(ruler, subject)),
-            "`evaluate harness`, a text to write": measure(harness("long_answer")),
-            "`evaluate harness`, two choices": measure(harness("long_choices")),
+        rows: dict[str, Callable[[int], object]] = {
+            "`evaluate ruler`": lambda number: evaluate_ruler(ruler(number), subject),
+            "`evaluate harness`, a text to write": harness("long_answer"),
+            "`evaluate harness`, two choices": harness("long_choices"),
         }
-    seconds, peak = rows["`evaluate ruler`"]
-    print(f"\n{sample.tokens.size:,} tokens of prompt, {ANSWER_TOKENS} to write\n")
-    print("| command | s | speed, ruler = 1 | peak GiB | memory, ruler = 1 |")
-    print("| --- " * 5 + "|")
-    for what, (its_seconds, its_peak) in rows.items():
+        found = {what: measure(subject.model, run) for what, run in rows.items()}
+    base = found["`evaluate ruler`"]
+    print(f"\n{tokens[0].size:,} tokens of a prompt, {ANSWER_TOKENS} to write\n")
+    print("| command | a prompt, s | speed, ruler = 1 | peak GiB | memory, ruler = 1 | whole, s |")
+    print("| --- " * 6 + "|")
+    for what, its in found.items():
         print(
-            f"| {what} | {its_seconds:.2f} | {seconds / its_seconds:.2f} "
-            f"| {its_peak:.2f} | {its_peak / peak:.3f} |"
+            f"| {what} | {its.prompt:.2f} | {base.prompt / its.prompt:.2f} | {its.peak:.2f} "
+            f"| {its.peak / base.peak:.3f} | {its.command:.2f} |"
         )
 
 
@@ -138,7 +158,7 @@ def main() -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     packages = ", ".join(f"{one} {version(one)}" for one in ("torch", "megatron-core", "lm_eval"))
     print(f"{gpu}, {packages}, {datetime.date.today().isoformat()}", flush=True)
-    precision = "bf16" if torch.cuda.is_available() else "fp32"
+    precision: Literal["bf16", "fp32"] = "bf16" if torch.cuda.is_available() else "fp32"
     models = ModelsConfig((base,), precision)
     tokenizer = PromptTokenizer(tokenizer_folder(base))
     with opening.language_models_in_turn(models) as in_turn, torch.no_grad():

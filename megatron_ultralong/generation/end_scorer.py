@@ -26,14 +26,15 @@ def num_common(first: Ids, second: Ids) -> int:
 class EndScorer:
     """Asks a decoder, whose first row holds what was read last.
 
-    Every rank calls it with the same rows. Whoever uses the decoder meanwhile takes a new one.
+    Every rank calls it with the same rows. Where the decoder was used for something else
+    meanwhile, it reads rows from their beginning again.
     """
 
     def __init__(self, decoder: Decoder, chunk_size: int, context_parallel_size: int) -> None:
         """``chunk_size``: tokens of one forward pass over all context-parallel ranks."""
         self._decoder, self._chunk_size, self._cp_size = decoder, chunk_size, context_parallel_size
         self._held: Ids = np.zeros(0, np.int64)
-        self._room = 0
+        self._room = self._start = 0
 
     def score(self, rows: Sequence[tuple[Ids, int]]) -> list[tuple[Tensor, Tensor]]:
         """Losses in nats of the last ``n`` tokens of every row ``(tokens [T], n)``, and whether
@@ -61,12 +62,12 @@ class EndScorer:
         return found
 
     def _make_room(self, size: int) -> None:
-        if size <= self._room:
+        if size <= self._room and self._start == self._decoder.num_starts:
             return
-        self._room = -(-size // _GRAIN) * _GRAIN
+        room = -(-size // _GRAIN) * _GRAIN
         # A rank has at most one part of a chunk's zigzag more than its share of what is kept.
-        one_part = min(self._room, self._chunk_size) // (2 * self._cp_size)
+        one_part = min(room, self._chunk_size) // (2 * self._cp_size)
         spare = 0 if self._cp_size == 1 else one_part
         make_batches([size], 1, self._decoder.most_cached_tokens())  # refuses what does not fit
-        self._decoder.start([(self._room, 0)], spare)
-        self._held = self._held[:0]
+        self._decoder.start([(room, 0)], spare)
+        self._room, self._start, self._held = room, self._decoder.num_starts, self._held[:0]

@@ -58,6 +58,8 @@ class Decoder:
             self._attentions.append(attention)
         self._cp_size, self._cp_rank = groups.cp.size(), groups.cp.rank()
         self._cache: KeyValueCache | None = None
+        self.num_starts = 0
+        """Counts up when what was read is forgotten, so that who reads on can see it."""
         self._lengths: list[int] = []
         self._owners: list[list[npt.NDArray[np.int32]]] = []
         """Of every row, the context-parallel rank that keeps each of its tokens, by passes."""
@@ -73,7 +75,7 @@ class Decoder:
         A tenth of a device's memory is left to activations, and a fifth of what the host has
         available, which its ranks share.
         """
-        self._cache = None
+        self._forget()
         config = self._model.config
         kv_heads = config.num_query_groups // self._groups.tp.size()
         numbers = 2 * len(self._attentions) * kv_heads * config.kv_channels
@@ -100,7 +102,7 @@ class Decoder:
         ``spare`` are tokens that a rank can keep beside its even share, see :meth:`rewind`.
         """
         config = self._model.config
-        self._cache = None  # before the next one is there
+        self._forget()  # before the next one is there
         self._cache = KeyValueCache(
             len(self._attentions),
             len(lengths),
@@ -112,6 +114,10 @@ class Decoder:
         )
         self._lengths = [0] * len(lengths)
         self._owners = [[] for _ in lengths]
+
+    def _forget(self) -> None:
+        self._cache = None
+        self.num_starts += 1
 
     def rewind(self, row: int, length: int, num_more: int) -> int:
         """Forget a row behind its first ``length`` tokens, and return how many are kept.

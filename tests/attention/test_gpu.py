@@ -80,8 +80,9 @@ def test_float32_equals_the_formulas(length):
         )
         found = block_attention.backward(kernel, Inputs(q, k, v, mask, 0.1), Saved(dout, out, lse))
         for a, b in zip((out, lse, *found), (*exact, *expected), strict=True):
-            # Sums of so many products, in float32 with its 24 bits.
-            assert (a - b).norm() <= 2**-17 * b.norm() + 1e-6
+            # Sums of so many products, in float32 with its 24 bits; one key's scores have no
+            # gradient, where float32 finds differences of its rounding.
+            assert (a - b).norm() <= 2**-17 * b.norm() + 1e-5
 
 
 def test_empty_blocks_add_nothing(kernel):

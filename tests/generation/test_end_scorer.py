@@ -66,6 +66,10 @@ def score(folder: Path, chunk_size: int) -> list[tuple[float, int, int]]:
                 apart = max(apart, float(np.abs(whole.loss[0, -last:] - ends.loss).max()))
                 assert (whole.correct[0, -last:] == ends.correct).all()
             found.append((apart, sum(read), sum(tokens.size for tokens, _ in rows)))
+            ends = model.score_ends(rows[:1])[0]
+            model.generate([[1, 2]], max_new_tokens=1)  # by the same keys and values, in less room
+            again = model.score_ends(rows[:1])[0]
+            assert np.abs(ends.loss - again.loss).max() < 1e-4
     return found
 
 

@@ -115,7 +115,6 @@ class MegatronLanguageModel(MegatronGenerator):
         names: Sequence[str],
     ) -> list[list[int]]:
         """Continuations of ``prompts`` on every rank, see :class:`LanguageModel`."""
-        self._end_scorer = None  # its keys and values are forgotten
         check_prompts(prompts, max_new_tokens, self.vocab_size, self.name)
         continuation = Continuation(self._model, sampling)
         return continuation.generate(
