@@ -42,8 +42,14 @@ _FIXED = {
     "partial_rotary_factor": 1.0,
     "quantization_config": None,
     "per_layer_config": None,
+    "text_config": None,
+    "is_causal": True,
+    "use_bidirectional_attention": False,
+    "kv_sharing_modes": None,
+    "layer_types": ["full_attention"],
 }
-"""Keys that may be absent in every family; any other value is another model."""
+"""Keys that may be absent in every family; any other value is another model. Of every key that
+transformers reads in a model tests/checkpoint/test_keys_of_transformers.py wants a decision."""
 _ABSENT = ", which transformers takes where the key is absent,"
 
 _REPLACED = (
@@ -174,7 +180,9 @@ def export_config(
         InputError: no rope block can express the training's rotary embedding.
     """
     model = metadata.model
-    kept = {key: value for key, value in without_code(source).items() if key not in _REPLACED}
+    empty = {key for key in (*_FIXED, *model.family.fixed) if source.get(key, "") is None}
+    gone = {*_REPLACED, *empty}  # transformers 5 refuses null where it has another type
+    kept = {key: value for key, value in without_code(source).items() if key not in gone}
     base = yarn.effective_rotary_base(metadata.rope_scaling, model.kv_channels, model.rotary_base)
     return {
         **kept,

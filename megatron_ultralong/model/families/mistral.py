@@ -18,7 +18,6 @@ MISTRAL = family.Family(
         "sliding_window": 4096,
     },
     stated={"sliding_window": None},
-    fixed={"layer_types": ["full_attention"]},
     turns=(
         family.Turns(
             "<s>",

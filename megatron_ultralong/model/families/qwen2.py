@@ -29,7 +29,7 @@ QWEN2 = family.Family(
     ),
     defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768},
     stated={"use_sliding_window": False},
-    fixed={"layer_types": ["full_attention"], "dual_chunk_attention_config": None},
+    fixed={"dual_chunk_attention_config": None},
     counts_positions_by_yarn=True,
     turns=(
         family.chatml(

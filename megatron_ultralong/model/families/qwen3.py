@@ -23,7 +23,7 @@ QWEN3 = family.Family(
     ),
     defaults={"head_dim": 128, "num_key_value_heads": 32, "max_position_embeddings": 32768},
     stated={"use_sliding_window": False},
-    fixed={"attention_bias": False, "layer_types": ["full_attention"]},
+    fixed={"attention_bias": False},
     counts_positions_by_yarn=True,
     turns=(family.chatml("qwen3", before_last="<think>\n\n</think>\n\n"),),
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
