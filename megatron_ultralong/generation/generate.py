@@ -113,6 +113,8 @@ def generate(config: GenerateConfig) -> list[str]:
     else:
         begin = tokenizer.begin_ids if config.add_bos else []
         prompts = [[*begin, *tokenizer.encode(text).tolist()] for text in messages]
+    if (note := tokenizer.not_applied()) and is_main_rank():
+        tell(f"warning: {note}")
     check_prompts(prompts, config.max_new_tokens, model.vocab_size, folder.name)
     longest = max(map(len, prompts))
     if longest + config.max_new_tokens > metadata.trained_positions and is_main_rank():

@@ -17,6 +17,7 @@ from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.families.family import Turns
 from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.json_file import JsonObject, read_json
 
 
@@ -62,6 +63,20 @@ IdArray = npt.NDArray[np.int64]
 
 _PROBE = "How many?"
 _BEGINNINGS = ("<|begin_of_text|>", "<s>")
+
+
+_CHANGES = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), 1),
+    **dict.fromkeys(("num_beams", "num_beam_groups"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "penalty_alpha"), 0),
+    **dict.fromkeys(("min_length", "min_new_tokens", "diversity_penalty"), 0),
+    **dict.fromkeys(("bad_words_ids", "force_words_ids", "suppress_tokens", "constraints")),
+    **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")),
+    **dict.fromkeys(("sequence_bias", "exponential_decay_length_penalty", "stop_strings")),
+    **dict.fromkeys(("forced_decoder_ids", "dola_layers", "watermarking_config")),
+}
+"""Keys of ``generation_config.json`` by which transformers writes another greedy text, and values
+by which it does not, beside null."""
 
 
 class PromptTokenizer:
@@ -208,6 +223,17 @@ class PromptTokenizer:
                 return frozenset(ids)
         texts = self._family.stop_tokens if self._family else ()
         return frozenset(self._special_ids[text] for text in texts if text in self._special_ids)
+
+    def not_applied(self) -> str:
+        """What a warning says of the model's defaults that change greedy texts; empty: none do."""
+        stated = {key: v for one in reversed(self._configs) for key, v in one.items()}
+        found = [
+            f"{key} {shown(stated[key])}"
+            for key, neutral in _CHANGES.items()
+            if stated.get(key) not in (None, neutral, [])
+        ]
+        where = f"{' and '.join(found)} in the model's generation_config.json"
+        return f"{where} not applied: transformers writes other texts by it" if found else ""
 
     @staticmethod
     def _read(file: Path) -> JsonObject:

@@ -88,12 +88,12 @@ def test_another_model_is_refused(tmp_path: Path, family: str, key: str, value: 
         read_config(tmp_path)
 
 
-def test_null_for_a_fixed_key_is_not_exported(tmp_path: Path) -> None:
-    """transformers 4 reads null there, and 5 refuses it."""
+def test_a_fixed_key_is_exported_in_its_own_type(tmp_path: Path) -> None:
+    """transformers 4 reads null and 0 there, and 5 refuses them."""
     write(tmp_path / "hf", "llama", "tied")
     path = tmp_path / "hf" / "config.json"
-    nulls = {"attention_bias": None, "mlp_bias": None, "hidden_act": None}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **nulls}))
+    odd = {"attention_bias": 0, "mlp_bias": None, "hidden_act": None, "text_config": None}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **odd}))
     import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "megatron"))
     export_checkpoint(ExportConfig(tmp_path / "megatron", tmp_path / "exported"))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "exported") is not None

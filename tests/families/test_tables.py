@@ -158,6 +158,17 @@ def test_stop_tokens_of_the_family_end_what_no_file_ends(tmp_path: Path, family:
     assert PromptTokenizer(tmp_path).stop_ids() == {7}
 
 
+def test_defaults_that_change_greedy_texts_are_named(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    path = tmp_path / "generation_config.json"
+    usual = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "num_beams": 1, "min_length": 0}
+    path.write_text(json.dumps({**usual, "repetition_penalty": 1.0, "suppress_tokens": None}))
+    assert PromptTokenizer(tmp_path).not_applied() == ""
+    path.write_text(json.dumps({**usual, "repetition_penalty": 1.05, "suppress_tokens": [3]}))
+    said = PromptTokenizer(tmp_path).not_applied()
+    assert said.startswith("repetition_penalty 1.05 and suppress_tokens [3] in the model's")
+
+
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "llama"])
 def test_gguf_has_the_names_of_its_architecture(tmp_path: Path, family: str) -> None:
     """llama.cpp reads such a file (``tools/compare_gguf.py``), and no divisors of frequencies."""

@@ -180,9 +180,11 @@ def export_config(
         InputError: no rope block can express the training's rotary embedding.
     """
     model = metadata.model
-    empty = {key for key in (*_FIXED, *model.family.fixed) if source.get(key, "") is None}
-    gone = {*_REPLACED, *empty}  # transformers 5 refuses null where it has another type
-    kept = {key: value for key, value in without_code(source).items() if key not in gone}
+    fixed = {**_FIXED, **model.family.fixed}  # null or 0 there is refused by transformers 5
+    gone = {*_REPLACED, *(key for key, value in fixed.items() if value is None)}
+    kept = {
+        key: fixed.get(key, value) for key, value in without_code(source).items() if key not in gone
+    }
     base = yarn.effective_rotary_base(metadata.rope_scaling, model.kv_channels, model.rotary_base)
     return {
         **kept,

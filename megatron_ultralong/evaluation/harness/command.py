@@ -34,6 +34,7 @@ from megatron_ultralong.evaluation.results.result import (
     plain_values,
 )
 from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal, open_journal
@@ -101,7 +102,7 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
             results = _run(config, model)
         if journal.folder is not None:
             write_files(journal.folder / "lm_eval", results)
-        notes, scores = _notes(config, model, results), tuple(cells(results))
+        notes, scores = _notes(config, model, subject.tokenizer, results), tuple(cells(results))
         if not scores:
             tell(
                 f"warning: --tasks {' '.join(config.tasks)}: none of the scores is a share or "
@@ -230,7 +231,10 @@ def _why(error: BaseException) -> str:
 
 
 def _notes(
-    config: HarnessConfig, model: HarnessModel, results: Mapping[str, Any]
+    config: HarnessConfig,
+    model: HarnessModel,
+    tokenizer: PromptTokenizer,
+    results: Mapping[str, Any],
 ) -> tuple[str, ...]:
     notes = [f"prompts and scores of lm-evaluation-harness {results['lm_eval_version']}"]
     if config.limit:
@@ -241,6 +245,9 @@ def _notes(
             "beginning"
         )
         tell(f"warning: {note}; --max-length sets the limit")
+        notes.append(note)
+    if model.has_written and (note := tokenizer.not_applied()):
+        tell(f"warning: {note}")
         notes.append(note)
     if found := left_out(results):
         names = ", ".join(found[:_MOST_NAMED])

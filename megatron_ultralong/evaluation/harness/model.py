@@ -71,6 +71,7 @@ class HarnessModel(_api.TemplateLM):
         eos = self.tokenizer.eos_token_id
         self._stop_ids = subject.tokenizer.stop_ids() | ({eos} - {None})
         self._questions: dict[str, Question] = {}
+        self._has_told = self.has_written = False
         self.num_truncated = 0
         """Requests that lost their beginning."""
 
@@ -147,6 +148,7 @@ class HarnessModel(_api.TemplateLM):
 
     def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to the first stop string."""
+        self.has_written = True
         return [note["text"] for note in self._ask(requests, "answers")]
 
     def _read(self, requests: Iterable[Request]) -> list[Question]:
@@ -197,13 +199,12 @@ class HarnessModel(_api.TemplateLM):
 
     def _continuation(self, context: str, continuation: str) -> Question:
         """As ``TemplateLM.loglikelihood`` cuts a context and what may follow it."""
-        if context:
-            before, after = self._encode_pair(context, continuation)
-        else:
+        before, after = self._encode_pair(context, continuation) if context else ([], [])
+        if not context:
             after = self.tok_encode(continuation, add_special_tokens=False)
-            before = [self.prefix_token_id]
-            if after[:1] == before:
-                after = after[1:]
+            after = after[after[:1] == [self.prefix_token_id] :]
+        # Spaces alone are moved into the continuation: no token may be before it then either.
+        before = before or [self.prefix_token_id]
         if not 0 < len(after) <= self.max_length:
             raise InputError(
                 f"a continuation of {len(after)} tokens cannot be scored, only 1 to "
@@ -224,6 +225,9 @@ class HarnessModel(_api.TemplateLM):
         eos = self.tokenizer.eos_token_id
         text = None if eos is None else self.tokenizer.decode([eos])
         until = _models.handle_stop_sequences(values.pop("until", None), eos=text)
+        until = [stop for stop in until if stop is not None]
+        if any(not isinstance(stop, str) for stop in until):
+            raise InputError(f"a task stops at {until}, and stop strings are text: quote them")
         room = values.pop("max_gen_toks")
         sampling = SamplingConfig(
             values.pop("temperature", 0.0) if values.pop("do_sample", False) else 0.0
@@ -246,7 +250,10 @@ class HarnessModel(_api.TemplateLM):
         starts = bool(bos) and context.startswith(bos)
         ids = self._folder.encode(context, add_special_tokens=not starts)
         tokens = self._cut(ids or [self.prefix_token_id], self.max_length - room)
-        writing = Writing(room, tuple(stop for stop in until if stop), sampling)
+        if "" in until and not self._has_told:
+            self._has_told = True
+            tell("warning: a stop string is empty, which ends an answer behind its first token")
+        writing = Writing(room, tuple(until), sampling)
         stops = sorted(self._stop_ids)
         key = sample_key(tokens=tokens, writing=dataclasses.asdict(writing), stop_ids=stops)
         return Question(key, ((tokens, 0),), writing)
