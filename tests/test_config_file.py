@@ -66,6 +66,15 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+# Ten values of ten, nine times; as items, and as keys.
+MULTIPLIED = "a0: &a0 [1]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+MERGED = "a0: &a0 {k: 1}\n" + "".join(
+    f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -87,6 +96,11 @@ def write(path: Path, text: str) -> Path:
         ("train_iters: " + "9" * 5000, "is not YAML: Exceeds the limit"),
         ("? [a]\n: 1", "is not YAML"),
         ("a: &a [1]\nb: *b", "is not YAML"),
+        (MULTIPLIED, r"its aliases \(\*\) make more than 131,072 values"),
+        ("a: &a [*a]", r"its aliases \(\*\) make more than"),
+        (MERGED, "more than 4096 keys are merged"),
+        ("a: !!timestamp 5", "is not YAML"),
+        ("a: !!bool x", "is not YAML"),
         ("load: !!python/object/apply:os.getcwd []", "is not YAML"),
     ],
 )

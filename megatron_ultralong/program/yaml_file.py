@@ -10,6 +10,10 @@ from megatron_ultralong.program.errors import InputError
 
 MOST_BYTES = 2**18
 """Of a file: configurations are a few kilobytes."""
+MOST_KEYS = 4096
+"""Of a mapping, with those that it merges."""
+_MOST_VALUES = 2**17
+"""Of a file, each as often as it is named: a text has no more, unless its aliases multiply."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -27,6 +31,14 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         values: dict[Any, Any] = super().construct_mapping(node, deep)
         return values
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Merge what ``<<`` names; merges of merges grow by powers, and a file has few keys."""
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_KEYS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"more than {MOST_KEYS} keys are merged", node.start_mark
+            )
 
 
 _FLOAT = "tag:yaml.org,2002:float"
@@ -48,6 +60,19 @@ _Loader.add_implicit_resolver(
 _Loader.add_constructor(_INT, lambda loader, node: int(node.value))  # 010 is ten, not eight
 
 
+def _num_values(value: Any, known: dict[int, int]) -> int:
+    """Values in ``value``, counted where they stand; raise ValueError for too many, or a circle."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MOST_VALUES  # until it is known: a value that is in itself has no end
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_num_values(one, known) for one in inner)
+    if known[id(value)] > _MOST_VALUES:
+        raise ValueError(f"its aliases (*) make more than {_MOST_VALUES:,} values of it")
+    return known[id(value)]
+
+
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """The mapping that a file holds.
 
@@ -67,7 +92,9 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         )
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        _num_values(values, {})
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML's own constructors raise what they like for a text that does not fit a stated tag
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a {what}: it holds {type(values).__name__}")
