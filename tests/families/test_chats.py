@@ -27,8 +27,13 @@ QWEN = (
     "<|im_start|>system\n{{ DEFAULT }}<|im_end|>\n{% endif %}"
     "<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' %}"
-    "{% if THINKS and loop.last %}<think>\n\n</think>\n\n{% endif %}"
-    "{% generation %}{{ m.content.lstrip('\n') if THINKS and loop.last else m.content }}"
+    "{% set parts = m.content.split('</think>') if THINKS else [m.content] %}"
+    "{% set thought = parts[0].rstrip('\n').split('<think>')[-1].strip('\n') %}"
+    "{% set thought = thought if parts[1:] else '' %}"
+    "{% if THINKS and loop.last and not thought %}<think>\n\n</think>\n\n{% endif %}"
+    "{% generation %}"
+    "{% if loop.last and thought %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}"
+    "{{ parts[-1].lstrip('\n') if THINKS else m.content }}"
     "<|im_end|>{% endgeneration %}{{ '\n' }}"
     "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
 )
@@ -41,6 +46,12 @@ JINJA: dict[TemplateName, str] = {
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SAID = [
     *("Why?", " two  spaces ", "\n\nfirst a line", "", "x <|im_end|> y", "1\n", "ünï 数", "don't"),
+    *(
+        "<think>\nr 1\n\n2\n</think>\n\nso",
+        "<think>\n\n</think>\n\nno",
+        "<think>x</think>",
+        "r</think>z",
+    ),
 ]
 
 
@@ -109,6 +120,20 @@ def test_the_folder_s_template_is_compared(folder: Path, name: TemplateName) -> 
         pytest.raises(InputError, match=f"--chat-template {name} is not the template"),
     ):
         check_template(TEMPLATES[name], found, DATE)
+
+
+def test_thoughts_are_learnt_where_the_model_writes_them() -> None:
+    """Qwen3's own template: of the last answer; rows had an empty thought before the real one."""
+    roles = ("user", "assistant") * 2
+    texts = ("1", "<think>\na\n</think>\n\nb", "2", "<think>\nc\n</think>\n\nd")
+    messages = [dict(role=role, content=text) for role, text in zip(roles, texts, strict=True)]
+    pieces = TEMPLATES["qwen3"].render(parse_conversation({"messages": messages}, "auto"), DATE)
+    learnt = [piece.text for piece in pieces if piece.is_target]
+    assert learnt == ["b", "<|im_end|>", "<think>\nc\n</think>\n\nd", "<|im_end|>"]
+    assert "<think>\n\n</think>" not in "".join(piece.text for piece in pieces)
+    messages[2]["content"] = "<tool_response>2</tool_response>"
+    with pytest.raises(ConversationError, match="user's turn of <tool_response>"):
+        TEMPLATES["qwen3"].render(parse_conversation({"messages": messages}, "auto"), DATE)
 
 
 def test_what_it_cannot_write_is_told() -> None:

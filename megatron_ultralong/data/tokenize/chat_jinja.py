@@ -84,16 +84,36 @@ def of_family(turns: Turns) -> str:
     if turns.default_system:
         system = _text(turns.begin + "".join(turns.turn("system", turns.default_system)))
         first = f"{first} if message['role'] == 'system' else {system}"
-    last = f"({_text(turns.before_last)} if loop.last else '') + message['content'].lstrip()"
     lines = ["{%- for message in messages -%}", f"{{{{ ({first}) if loop.first }}}}"]
     for number, (role, before) in enumerate(turns.before.items()):
         start, end = _text("".join(before)), _text("".join(turns.after[role]))
-        content = last if role == "assistant" else "message['content']"
         lines.append(f"{{%- {'elif' if number else 'if'} message['role'] == {_text(role)} -%}}")
+        content = "message['content']"
+        if role == "assistant":
+            content += ".lstrip()"
+            if turns.before_last:
+                lines += _parts(turns)
+                content = "before + answer.lstrip()"
         lines.append(f"{{{{ {start} + {content} + {end} }}}}")
-    answer = _text("".join(turns.before["assistant"]) + turns.before_last)
+    answer = _text("".join(turns.before["assistant"]))
+    if turns.before_last:  # a model that was taught thoughts is asked for one by enable_thinking
+        thinks = "enable_thinking is defined and enable_thinking"
+        answer = f"({answer} + ('' if {thinks} else {_text(turns.before_last)}))"
     lines += ["{%- endif -%}", "{%- endfor -%}", f"{{{{ {answer} if add_generation_prompt }}}}"]
     return "\n".join(lines)
+
+
+def _parts(turns: Turns) -> list[str]:
+    """``before`` and ``answer`` of a message, see :meth:`Turns.parted`."""
+    start, end = (_text(mark.strip()) for mark in turns.thought)
+    head, tail = map(_text, turns.thought)
+    thought = f"parts[0].rstrip('\\n').split({start})[-1].strip('\\n')"
+    return [
+        f"{{%- set parts = message['content'].split({end}) -%}}",
+        f"{{%- set thought = {thought} if parts | length > 1 else '' -%}}",
+        "{%- set answer = parts[-1] -%}",
+        f"{{%- set before = {head} + thought + {tail} if loop.last else '' -%}}",
+    ]
 
 
 def _text(text: str) -> str:

@@ -204,7 +204,8 @@ def _of_family(turns: Turns, conversation: Conversation, date: str) -> list[Piec
     """A conversation in the marks of a family, as its table says; contents as they are.
 
     An answer loses the white space at its start, which would share a token with the end of the line
-    before it: a served model is asked to write on behind that.
+    before it: a served model is asked to write on behind that. A thought of the last answer is
+    learnt with it; those of others are left out, as templates with thoughts do.
     """
     del date
     name: Any = turns.template
@@ -218,10 +219,18 @@ def _of_family(turns: Turns, conversation: Conversation, date: str) -> list[Piec
             text = f"it has a turn of {message.role}, which template {name} cannot write"
             raise ConversationError("beyond the template", text)
         is_assistant = message.role == "assistant"
-        content = message.content.lstrip() if is_assistant else message.content
+        content = message.content
+        if turns.before_last and message.role == "user" and content.startswith("<tool_response>"):
+            text = f"template {name} takes a user's turn of <tool_response> for no question"
+            raise ConversationError("beyond the template", text)
         before, after = list(turns.before[message.role]), turns.after[message.role]
-        if is_assistant and number == len(messages) - 1 and turns.before_last:
-            before.append(turns.before_last)
+        if is_assistant:
+            thought, content = turns.parted(content)
+            content = content.lstrip()
+            if number == len(messages) - 1 and thought:
+                content = thought.join(turns.thought) + content
+            elif number == len(messages) - 1 and turns.before_last:
+                before.append(turns.before_last)
         turn = [Piece(part, part in turns.marks) for part in before]
         is_target = is_assistant and message.is_learnt
         turn.append(Piece(content, is_target=is_target))
@@ -256,8 +265,8 @@ TEMPLATES: dict[TemplateName, ChatTemplate] = {
 
 ``llama3`` is Llama 3.0's: no dates, no system turn of its own, no tools. ``plain`` is for
 tokenizers without Llama 3's special tokens: roles in words, every turn ended by its EOS. Those of
-other families are their tables' (``model/families``): ``qwen3``'s last answer has an empty thought,
-which is not learnt.
+other families are their tables' (``model/families``): ``qwen3``'s last answer has a thought, and
+where it has none an empty one, which is not learnt.
 """
 
 

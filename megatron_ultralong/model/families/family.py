@@ -86,8 +86,22 @@ class Turns(NamedTuple):
     """What ``--chat-template`` calls it, where this table says all of it."""
     default_system: str = ""
     """Content of a system turn that begins a conversation without one."""
-    before_last: str = ""
-    """Text before the content of the assistant's last turn."""
+    thought: tuple[str, str] = ("", "")
+    """Texts around a thought, which an answer to the last question begins with; of other answers it
+    is left out. Empty: there are no thoughts."""
+
+    @property
+    def before_last(self) -> str:
+        """Text before the content of the assistant's last turn, where it has no thought."""
+        return "".join(self.thought)
+
+    def parted(self, content: str) -> tuple[str, str]:
+        """Thought and answer of the assistant's content, as Qwen3's template parts them."""
+        start, end = (mark.strip() for mark in self.thought)
+        if not end or end not in content:
+            return "", content
+        first, *_, last = content.split(end)
+        return first.rstrip("\n").split(start)[-1].strip("\n"), last
 
     def turn(self, role: str, content: str) -> tuple[str, ...]:
         """The parts of a turn."""
@@ -170,9 +184,9 @@ class Family:
         return QK_NORMS[0] in self.layer
 
 
-def chatml(template: str, default_system: str = "", before_last: str = "") -> Turns:
+def chatml(template: str, default_system: str = "", thought: tuple[str, str] = ("", "")) -> Turns:
     """Turns in ``<|im_start|>`` and ``<|im_end|>``, those of Qwen and many others."""
     roles, start, end = ("system", "user", "assistant"), "<|im_start|>", "<|im_end|>"
     before = {role: (start, f"{role}\n") for role in roles}
     after = dict.fromkeys(roles, (end, "\n"))
-    return Turns("", before, after, (start, end), template, default_system, before_last)
+    return Turns("", before, after, (start, end), template, default_system, thought)

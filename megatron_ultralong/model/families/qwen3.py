@@ -25,7 +25,7 @@ QWEN3 = family.Family(
     stated={"use_sliding_window": False},
     fixed={"attention_bias": False},
     counts_positions_by_yarn=True,
-    turns=(family.chatml("qwen3", before_last="<think>\n\n</think>\n\n"),),
+    turns=(family.chatml("qwen3", thought=("<think>\n", "\n</think>\n\n")),),
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
     oldest_transformers=">=4.51",
     gguf="qwen3",
