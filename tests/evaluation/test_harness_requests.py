@@ -121,10 +121,10 @@ def pairs(folder: Path, family: str) -> list[tuple[Any, Any, Any]]:
                 contextlib.redirect_stderr(io.StringIO()),
             ):
                 assert opened is not None
-                ours = answers(opened[0], asked)
+                own = answers(opened[0], asked)
                 path = str(folder / "exported")
                 hf = HFLM(reference, tokenizer=path, max_length=length, batch_size=1)
-                found += list(zip(asked, ours, answers(hf, asked), strict=True))
+                found += list(zip(asked, own, answers(hf, asked), strict=True))
     return found
 
 
@@ -133,13 +133,13 @@ def test_odd_requests(tmp_path: Path, family: str) -> None:
     found = apart(pairs, tmp_path, family)
     compared = [one for one in found if one[2] is not None]
     assert len(compared) > 60
-    for request, ours, expected in compared:
+    for request, own, expected in compared:
         if isinstance(expected, str):
-            assert ours == expected, request
+            assert own == expected, request
         elif isinstance(expected, int | float):
-            assert ours == pytest.approx(expected, rel=1e-4, abs=1e-4), request
+            assert own == pytest.approx(expected, rel=1e-4, abs=1e-4), request
         else:
-            assert ours[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-4), request
-            assert ours[1] == expected[1], request
+            assert own[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-4), request
+            assert own[1] == expected[1], request
     # a token behind spaces alone has a likelihood, whatever stands before it
-    assert all(ours[0] < 0 for (kind, _), ours, _ in found if kind == "loglikelihood" and ours)
+    assert all(own[0] < 0 for (kind, _), own, _ in found if kind == "loglikelihood" and own)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from megatron_ultralong.evaluation.harness.results import cells, left_out
 
 
@@ -31,6 +33,14 @@ def test_shares_alone_become_per_cent_and_the_rest_is_named() -> None:
     assert left_out(truthfulqa) == [
         f"{name} (truthfulqa_gen)" for name in ("bleu_max", "bleu_diff", "mcc")
     ]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """A task's own aggregation returns what it likes."""
+    metrics: Any = {"acc": np.float32(0.5), "f1": np.float32(0.5), "count": np.int64(3)}
+    found = returned("own", metrics, {"acc": "mean"})
+    assert scores(found) == {"acc": 50.0}
+    assert left_out(found) == ["f1 (own)", "count (own)"]
 
 
 def test_a_name_that_tasks_use_otherwise_counts_where_the_task_lists_it() -> None:

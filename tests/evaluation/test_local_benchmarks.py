@@ -137,6 +137,14 @@ def test_infinitebenchs_scores_are_upstreams():
         assert score == pytest.approx(expected, abs=1e-9), (task, prediction, label)
 
 
+def test_an_answer_of_endless_digits_is_wrong_and_no_error():
+    """Python reads at most 4,300; ``math_calc`` takes answers of 30,000 tokens."""
+    endless = "7" * 30_000
+    assert infinitebench_score("math_calc", f"1 2 {endless} 4", [1, 2, 3, 4]) == 0.5
+    assert infinitebench_score("math_find", endless, [7]) == 0
+    assert infinitebench_score("code_run", endless, [7]) == 0
+
+
 def test_the_first_number_of_a_calculating_chat_is_dropped():
     for prediction, base, chat in (("[1, 3, -1, -11]", 0.0, 1.0), ("[3, 1, 11]", 1.0, 0.0)):
         label = [3, 1, 11]

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import numbers
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def _figures(values: Mapping[str, Any]) -> dict[str, float]:
         for name, value in values.items()
         if "," in name
         and not name.partition(",")[0].endswith("_stderr")
-        and isinstance(value, (int, float))
+        and isinstance(value, numbers.Real)  # of NumPy, too
     }
 
 
@@ -113,7 +114,7 @@ def cells(results: Mapping[str, Any]) -> Iterator[ScoreCell]:
             metric, _, filtered = name.partition(",")
             column = metric if filtered == "none" else f"{metric} ({filtered})"
             error = values.get(f"{metric}_stderr,{filtered}")
-            if isinstance(error, (int, float)):
+            if isinstance(error, numbers.Real):
                 error = float(error) * (100 if SHARES.fullmatch(metric) else 1)
             known = isinstance(error, float) and 0 <= error <= (
                 1e300 if column in LOWER_IS_BETTER else 50

@@ -83,6 +83,8 @@ def rouge_l_summary(prediction: str, truth: str) -> float:
 
 _DIGITS = re.compile(r"[0-9]+")
 _NUMBER = re.compile(r"\d+\.\d+|\d+")
+MOST_DIGITS = 64
+"""Of a number in JSON that is read here."""
 _RETRIEVAL_MARKS = "\n:\"'.,?!{}"
 
 
@@ -138,6 +140,11 @@ def _code_run(prediction: str, label: Any) -> bool:
         return False
 
 
+def _whole(digits: str) -> int | None:
+    """The number; None for more digits than any label has, where Python's own limit is an error."""
+    return int(digits) if len(digits) <= MOST_DIGITS else None
+
+
 def _math_find(prediction: str, label: Any) -> bool:
     """The first number, whole or decimal, is the one asked for."""
     wanted, found = _first(label), _NUMBER.search(prediction)
@@ -145,14 +152,14 @@ def _math_find(prediction: str, label: Any) -> bool:
         return False
     if isinstance(wanted, int):
         # Upstream's int("1.5") ends its program: such an answer is wrong.
-        return found[0].isdigit() and int(found[0]) == wanted
+        return found[0].isdigit() and _whole(found[0]) == wanted
     return float(found[0]) == float(wanted)
 
 
 def _math_calc(prediction: str, label: Any) -> float:
     """Share of the values that are right, up to the first that is not."""
     wanted = label[0] if isinstance(label[0], list) else label
-    found = [int(digits) for digits in _DIGITS.findall(prediction)]
+    found = [_whole(digits) for digits in _DIGITS.findall(prediction)]
     right = 0
     for value, label_value in zip(found, wanted, strict=False):
         if value != label_value:
