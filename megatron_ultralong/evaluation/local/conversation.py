@@ -22,7 +22,9 @@ from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.model.families.llama import LLAMA
+from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.journal import sample_key
 from megatron_ultralong.program.json_file import JsonObject
 
 Message = tuple[str, str]
@@ -154,6 +156,8 @@ class Binned:
     questions: list[Question]
     num_too_long: int
     """Questions that were left out because they are longer than ``max_length``."""
+    num_repeated: int
+    """Questions that stand there once more; they count."""
 
 
 def questions_by_length(
@@ -181,6 +185,7 @@ def questions_by_length(
     counter = length_counter(config)
     taken: Counter[tuple[str, int]] = Counter()
     questions, num_too_long, seen = [], 0, set()
+    asked: Counter[str] = Counter()
     for index, row in enumerate(rows):
         if row.task not in config.tasks:
             continue
@@ -203,6 +208,7 @@ def questions_by_length(
             config.num_samples and taken[place] > config.num_samples
         ):
             continue
+        asked[sample_key(task=row.task, messages=row.messages, answer=row.answer)] += 1
         make = functools.partial(_prompt, tokenizer, config.prompt_template, row)
         questions.append(
             Question(
@@ -222,7 +228,12 @@ def questions_by_length(
             "--lengths or --tasks"
         )
     questions.sort(key=lambda one: (config.tasks.index(one.task), int(one.column), one.index))
-    return Binned(questions, num_too_long)
+    if num_repeated := len(questions) - len(asked):
+        tell(
+            f"warning: {num_repeated:,} of {len(questions):,} questions in --data {config.data} "
+            "stand there once more, and count: are there two copies of a file?"
+        )
+    return Binned(questions, num_too_long, num_repeated)
 
 
 def _prompt(tokenizer: PromptTokenizer, template: PromptTemplate, row: Row) -> Prompt:
@@ -241,16 +252,19 @@ def length_counter(config: FitConfig) -> Callable[[Row, int], int]:
     return count
 
 
-def bin_notes(config: FitConfig, max_length: int, num_too_long: int) -> list[str]:
+def bin_notes(config: FitConfig, max_length: int, binned: Binned) -> list[str]:
     """What a reader of a result by bins has to know."""
     counted = "tokens of the prompt, at most, as the files state them"
     if isinstance(config, BinsConfig):
         by = "--length-tokenizer" if config.length_tokenizer else "the checkpoint's tokenizer"
         counted = f"tokens of prompt and answer, at most, by {by}"
-    return [
+    notes = [
         f"prompt template {config.prompt_template}; column: {counted}",
-        f"{num_too_long:,} questions are longer than {max_length:,} tokens, and left out",
+        f"{binned.num_too_long:,} questions are longer than {max_length:,} tokens, and left out",
     ]
+    if binned.num_repeated:
+        notes.append(f"{binned.num_repeated:,} questions are there more than once, and count")
+    return notes
 
 
 def decisive(

@@ -94,7 +94,7 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
             rows_of(files), config, subject.tokenizer, max_length, lambda task: graphwalks_score
         )
         questions, lengths = binned.questions, {max_length: "--max-length"}
-        notes = conversation.bin_notes(config, max_length, binned.num_too_long)
+        notes = conversation.bin_notes(config, max_length, binned)
     else:
         questions = _generated(config, subject)
         lengths = {length: f"length {length}" for length in config.lengths}

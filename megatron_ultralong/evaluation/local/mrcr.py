@@ -99,5 +99,5 @@ def evaluate_mrcr(config: MrcrConfig, subject: Subject[Generator]) -> Result:
         *(binned.questions, subject, "mrcr", config, UPSTREAM, files),
         lengths={max_length: "--max-length"},
         metrics=dict.fromkeys(config.tasks, "SequenceMatcher ratio"),
-        notes=conversation.bin_notes(config, max_length, binned.num_too_long),
+        notes=conversation.bin_notes(config, max_length, binned),
     )

@@ -125,7 +125,7 @@ def evaluate_ruler2(config: Ruler2Config, subject: Subject[Generator]) -> Result
     paths = [find_file(config.data, (f"{task}/test.jsonl",)) for task in config.tasks]
     files = {file: file_sha256(file) for file in paths}
     binned = conversation.questions_by_length(rows_of(files), config, tokenizer, max_length, scorer)
-    notes = conversation.bin_notes(config, max_length, binned.num_too_long)
+    notes = conversation.bin_notes(config, max_length, binned)
     if set(config.tasks) != set(RULER2_TASKS):
         notes.append(f"{len(config.tasks)} of the 12 tasks: the mean is of these")
     return conversation.evaluate_files(

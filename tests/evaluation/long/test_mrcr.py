@@ -59,6 +59,9 @@ def test_mrcr_asks_the_files_messages_and_bins_them_by_length(subject, tmp_path,
     counts = {(cell.row, cell.column): cell.num_samples for cell in result.cells}
     assert counts == {("2needle", "256"): 2, ("2needle", "2048"): 1, ("4needle", "256"): 1}
     assert "1 questions are longer than 4,096 tokens, and left out" in result.notes
+    assert "1 questions are there more than once, and count" in result.notes
+    said = capsys.readouterr()
+    assert "warning: 1 of 4 questions in --data" in said.err
     assert result.notes[0] == "grading of openai/mrcr at 204b0d4 of its card"
     assert set(result.material) == {"2needle.parquet", "4needle_0.jsonl", "upstream"}
     roles = ["user", "assistant", "user", "assistant"]
@@ -74,7 +77,7 @@ def test_mrcr_asks_the_files_messages_and_bins_them_by_length(subject, tmp_path,
         entry = json.loads(line)
         assert entry["score"] == mrcr_score(entry["prediction"], entry["references"])
     assert read_result(tmp_path / "out" / "mrcr.json") == result
-    assert "MRCR of tiny" in capsys.readouterr().out
+    assert "MRCR of tiny" in said.out
     few = dataclasses.replace(config, lengths=(256,), num_samples=1, output="")
     cells = evaluate_mrcr(few, subject).cells
     assert [(c.row, c.column, c.num_samples) for c in cells] == [
