@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,25 @@ def test_fp16_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
     save_llama(tmp_path / "hf", dtype=torch.bfloat16)
     tensors = weights(tmp_path / "hf")
     tensors["model.norm.weight"][3] = 1e5
+    tensors["model.norm.weight"][4] = math.inf  # beside which the first is no less beyond it
     save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
         InputError, match=r"model\.norm\.weight .* 9\.984e\+04.* ends at 6\.55e\+04"
     ):
         round_trip(tmp_path, dtype="fp16")
     assert not (tmp_path / "out").exists()
+
+
+def test_values_that_are_not_finite_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_llama(tmp_path / "hf")
+    tensors = weights(tmp_path / "hf")
+    tensors["model.norm.weight"][3] = math.nan
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    assert_same_bits(tensors, weights(round_trip(tmp_path)))
+    said = "warning: NaN or infinite values in 1 tensor (model.norm.weight): such a model"
+    assert capsys.readouterr().err.count(said) == 2  # of the import, and of the export
 
 
 def test_what_is_no_weight_goes_along(tmp_path: Path) -> None:

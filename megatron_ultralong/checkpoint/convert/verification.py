@@ -13,8 +13,10 @@ from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model
 from megatron_ultralong.checkpoint.logits.comparison import LogitsComparison
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.model.yarn import attention_factor, inv_freq
+from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress
+from megatron_ultralong.program.quantity import counted
 
 _OF_ROPE = ". All tensors are equal: one was imported or trained with another --rope-scaling"
 _OF_BYTES = ". Convert again; if it happens again, test the disk and the memory"
@@ -41,9 +43,10 @@ def convert_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -
     if dtype is None or tensor.dtype == dtype:
         return tensor
     converted = tensor.to(dtype)
-    if not torch.isfinite(converted).all() and torch.isfinite(tensor).all():
+    beyond = tensor[torch.isfinite(tensor) & ~torch.isfinite(converted)]
+    if beyond.numel():
         raise InputError(
-            f"tensor {name} has a value of magnitude {tensor.abs().max().item():.4g}, {dtype} "
+            f"tensor {name} has a value of magnitude {beyond.abs().max().item():.4g}, {dtype} "
             f"ends at {torch.finfo(dtype).max:.4g}: use bf16 or fp32"
         )
     return converted
@@ -66,6 +69,7 @@ def compare(
     _check_shapes(source, output)
     rope = _rope_differences(source, output)
     differences = list(rope)
+    not_finite: list[str] = []
     weights = model_weights(source.model)
     pairs = read_ahead(weights, lambda weight: (source.read(weight), output.read(weight)))
     with progress("verify", num_bytes(source, dtype), "B") as bar:
@@ -73,10 +77,19 @@ def compare(
             for name, expected, found in zip(weight.names, wanted, got, strict=True):
                 if what := difference(convert_tensor(name, expected, dtype), found):
                     differences.append(f"{name}: {what}")
+                if not torch.isfinite(found).all():
+                    not_finite.append(name)
                 bar.advance(found.nbytes)
             del wanted, got, expected, found
     if differences:
         raise differences_error(differences, _OF_ROPE if differences == rope else _OF_BYTES)
+    if not_finite:
+        names = ", ".join(not_finite[:_NAMED])
+        tell(
+            f"warning: NaN or infinite values in {counted(len(not_finite), 'tensor')} "
+            f"({names}): such a model writes and learns nothing; take its weights "
+            "from where they were finite"
+        )
     return Comparison(sum(len(weight.names) for weight in weights), num_parameters(source.model))
 
 
