@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.evaluation.harness import offline, plugin
+from megatron_ultralong.evaluation.harness import command, offline, plugin
 from megatron_ultralong.evaluation.report.measurement import Measurement, conflicts
 from megatron_ultralong.program.errors import InputError
 from tests.evaluation.results import task_result
@@ -35,6 +35,28 @@ def test_a_metric_of_data_is_python_and_has_to_be_allowed(
             loader.load("code_eval")
     with offline.offline(str(tmp_path), allows_code=True):
         assert loader.load("code_eval") == str(tmp_path / "code_eval")
+
+
+def test_files_of_a_task_that_are_not_there_are_no_data_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load_dataset(path: str) -> None:
+        raise FileNotFoundError("Unable to find '/here.jsonl'")
+
+    loader = types.SimpleNamespace(load=str, load_dataset=load_dataset)
+    monkeypatch.setattr(offline, "optional_package", lambda *_: loader)
+    with offline.offline("", allows_code=False):
+        with pytest.raises(InputError, match=r"^a task's data_files \(json\): Unable to find"):
+            loader.load_dataset("json")
+        with pytest.raises(InputError, match="data set cais/mmlu is not on this machine"):
+            loader.load_dataset("cais/mmlu")
+
+
+def test_lists_of_gen_kwargs_are_json() -> None:
+    """The harness takes ``["a"]`` for one stop string of five letters, which nobody writes."""
+    assert command._value("until", '["a", "b"]') == ["a", "b"]
+    with pytest.raises(InputError, match=r"--gen-kwargs until is not JSON .*: quote it"):
+        command._value("until", "[a]")
 
 
 def test_the_network_is_opened_by_both_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ STOPS: tuple[Any, ...] = (
     *(["e", "t"], ["zzz"], ["<|im_end|>"]),
 )
 
+WRONG = ({"until": [1]}, {"do_sample": "maybe"}, {"num_beams": 2}, {"max_gen_toks": 10**9})
+
 
 def write_both(folder: Path, family: str) -> None:
     """A small model of ``family`` in ``run`` and ``exported``."""
@@ -77,6 +79,7 @@ def requests(rng: random.Random, length: int) -> list[tuple[str, tuple[Any, ...]
         return "".join(rng.choice(PIECES) for _ in range(rng.randint(1, most)))
 
     found: list[tuple[str, tuple[Any, ...]]] = [("loglikelihood", (" \n", "x"))]
+    found += [("generate_until", ("x", wrong)) for wrong in WRONG]
     for _ in range(14):
         context = rng.choice(["", " ", "\n", "<|end|>", text(5), text(5), text(2 * length)])
         found.append(("loglikelihood", (context, text(rng.choice([1, 3, length])))))
@@ -141,5 +144,8 @@ def test_odd_requests(tmp_path: Path, family: str) -> None:
         else:
             assert own[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-4), request
             assert own[1] == expected[1], request
+    assert all(
+        own is None for (_, arguments), own, _ in found if arguments[1:] and arguments[1] in WRONG
+    )
     # a token behind spaces alone has a likelihood, whatever stands before it
     assert all(own[0] < 0 for (kind, _), own, _ in found if kind == "loglikelihood" and own)

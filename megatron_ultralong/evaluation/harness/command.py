@@ -38,6 +38,7 @@ from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal, open_journal
+from megatron_ultralong.program.json_file import parse_json
 from megatron_ultralong.program.optional import check_optional_package, optional_package
 
 if TYPE_CHECKING:
@@ -147,7 +148,6 @@ def _run(config: HarnessConfig, model: HarnessModel) -> dict[str, Any]:
             return loaded
 
     tracker = loggers.EvaluationTracker()
-    value = optional_package("lm_eval.utils", WHAT).handle_arg_string
     options = dict(option.split("=", 1) for option in config.gen_kwargs)
     if config.confirm_run_unsafe_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric code_eval asks, too
@@ -163,7 +163,7 @@ def _run(config: HarnessConfig, model: HarnessModel) -> dict[str, Any]:
             apply_chat_template=config.apply_chat_template,
             fewshot_as_multiturn=config.apply_chat_template,
             system_instruction=config.system_instruction or None,
-            gen_kwargs={name: value(text) for name, text in options.items()} or None,
+            gen_kwargs={name: _value(name, text) for name, text in options.items()} or None,
             fewshot_random_seed=config.seed,
             confirm_run_unsafe_code=config.confirm_run_unsafe_code,
             evaluation_tracker=tracker,
@@ -204,6 +204,13 @@ def _names(config: HarnessConfig, manager: Any) -> list[Any]:
             )
         names += found
     return list(dict.fromkeys(names))
+
+
+def _value(name: str, text: str) -> Any:
+    """The value of an option of generation: a list or an object is JSON, the rest the harness's."""
+    if text[:1] in "[{":
+        return parse_json(text, f"--gen-kwargs {name}", hint="quote it for the shell")
+    return optional_package("lm_eval.utils", WHAT).handle_arg_string(text)
 
 
 def _unsafe(task: str) -> str:

@@ -229,6 +229,8 @@ class HarnessModel(_api.TemplateLM):
         if any(not isinstance(stop, str) for stop in until):
             raise InputError(f"a task stops at {until}, and stop strings are text: quote them")
         room = values.pop("max_gen_toks")
+        if type(values.get("do_sample", False)) is not bool:
+            raise InputError(f"do_sample is {values['do_sample']!r}, it must be true or false")
         sampling = SamplingConfig(
             values.pop("temperature", 0.0) if values.pop("do_sample", False) else 0.0
         )

@@ -13,6 +13,8 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.optional import optional_package
 
 WHAT = "evaluate harness"
+_FORMATS = ("json", "csv", "parquet", "text", "arrow")
+"""What a task names in place of a data set, for files of its own."""
 
 
 class _Network:
@@ -72,6 +74,8 @@ def offline(data: str, *, allows_code: bool) -> Iterator[None]:
             try:
                 return load(str(source), *arguments, **options)
             except OSError as error:
+                if str(path) in _FORMATS:
+                    raise InputError(f"a task's data_files ({path}): {error}") from error
                 raise InputError(
                     f"{what} {path} is not on this machine ({error}): copy it, as with `hf "
                     f"download {path} --repo-type {kind} --local-dir {copy}`, and give --data "
