@@ -114,6 +114,12 @@ def test_ids_and_masks_are_those_of_transformers(folder: Path, name: TemplateNam
 def test_the_folder_s_template_is_compared(folder: Path, name: TemplateName) -> None:
     with FolderTemplate(JINJA[name], folder) as found:
         check_template(TEMPLATES[name], found, DATE)
+    whole = JINJA["qwen3"].replace("parts[-1].lstrip", "m.content.lstrip")  # keeps all thoughts
+    with (
+        FolderTemplate(whole, folder) as found,
+        pytest.raises(InputError, match="--chat-template qwen3 is not the template"),
+    ):
+        check_template(TEMPLATES["qwen3"], found, DATE)
     other: TemplateName = "qwen3" if name == "qwen2.5" else "qwen2.5"
     with (
         FolderTemplate(JINJA[other], folder) as found,

@@ -15,6 +15,9 @@ PROBES: tuple[list[dict[str, Any]], ...] = (
     [_QUESTION, _ANSWER, {"role": "user", "content": "Why?"}, _ANSWER],
 )
 """Conversations that both write."""
+_THOUGHT = {"role": "assistant", "content": "<think>\nTwo?\n</think>\n\nTwo."}
+_THOUGHTS = [_QUESTION, _THOUGHT, {"role": "user", "content": "Why?"}, _THOUGHT]
+"""One more for templates that write them in a way of their own."""
 
 
 def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) -> None:
@@ -43,7 +46,7 @@ def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) ->
 
 def _difference(template: ChatTemplate, folder: FolderTemplate, date: str) -> str:
     """Where the folder's template parts from ``template``; empty: they write the same."""
-    for messages in PROBES:
+    for messages in [*PROBES, *([_THOUGHTS] if "</think>" in template.jinja else [])]:
         conversation = parse_conversation({"messages": messages}, "messages")
         written = rendered_text(template.render(conversation, date), folder.eos)
         rendered = folder.render_messages(messages, date).text
