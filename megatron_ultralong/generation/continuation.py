@@ -81,6 +81,8 @@ def open_decoder(
     return Decoder(load_model(checkpoint, parallel, groups, dtype=dtype), groups)
 
 
+_NO_TOKEN = -1
+"""Where the logits are no numbers."""
 OnToken = Callable[[int, int], None]
 
 
@@ -140,7 +142,8 @@ class Continuation:
             advance: is told how many tokens of prompts were read.
 
         Raises:
-            InputError: keys and values of a single prompt do not fit into the device's memory.
+            InputError: keys and values of a single prompt do not fit into the device's memory, or
+                logits are no numbers.
         """
         lengths = [(len(prompt), max_new_tokens) for prompt in prompts]
         written: list[list[int]] = [[] for _ in prompts]
@@ -187,7 +190,14 @@ class Continuation:
             prompts = [batch[row] for row in rows]
             draws = [names[prompt] for prompt in prompts] if names else prompts
             chosen = choose(logits, self.sampling, draws, number)
+            chosen = chosen.where((logits < torch.inf).all(-1), _NO_TOKEN)  # of NaN, too
             tokens: list[int] = self.decoder.agree(chosen).tolist()
+            if _NO_TOKEN in tokens:  # on every rank
+                raise InputError(
+                    f"the model's logits for token {number} of a continuation are not finite: its "
+                    "weights or its precision are broken; try --precision fp32, and `ultralong "
+                    "convert verify` with the model that it was imported from"
+                )
             left = [
                 (row, token)
                 for row, prompt, token in zip(rows, prompts, tokens, strict=True)

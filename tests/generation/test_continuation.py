@@ -202,3 +202,16 @@ def test_batches_hold_every_row_once_and_fit(
 def test_a_row_without_room_is_refused() -> None:
     with pytest.raises(InputError, match=r"has 90 tokens, .* holds keys and values of 80: raise"):
         make_batches([3, 90], 4, 80)
+
+
+def test_logits_that_are_no_numbers_write_nothing(tmp_path: Path) -> None:
+    """They wrote the first token of the vocabulary, again and again."""
+    model = write_llama(tmp_path / "hf")
+    model.model.norm.weight.data[3] = torch.nan
+    model.save_pretrained(tmp_path / "hf")
+    import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "base"))
+    with parallel_groups(ParallelConfig(), seed=0) as groups:
+        checkpoint = MegatronCheckpoint(tmp_path / "base")
+        decoder = open_decoder(checkpoint, ParallelConfig(), groups, torch.float32)
+        with pytest.raises(InputError, match="logits for token 0 of a continuation are not finite"):
+            Continuation(decoder).generate([[1, 2, 3]], 4)
