@@ -14,7 +14,7 @@ from megatron_ultralong.program.optional import optional_package
 
 WHAT = "evaluate harness"
 _FORMATS = ("json", "csv", "parquet", "text", "arrow")
-"""What a task names in place of a data set, for files of its own."""
+"""What a task with files of its own names instead of a data set."""
 
 
 class _Network:
