@@ -92,6 +92,28 @@ def test_an_error_in_the_harness_reaches_the_journal(
     assert seen == [error.__name__]
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loda": "run"}, "argument of --model_args 'loda'"),
+        ({"precision": "fp64"}, "precision must be one of 'bf16', 'fp32', not 'fp64'"),
+        ({"cp_comm_type": "ring"}, "cp_comm_type must be one of .*, not 'ring'"),
+        ({"hierarchical_context_parallel_sizes": 2}, "hierarchical_context_parallel_sizes must be"),
+        ({"tensor_model_parallel_size": 1.5}, "tensor_model_parallel_size must be a whole number"),
+        ({"tensor_model_parallel_size": 0}, "tensor_model_parallel_size must be"),
+        ({"sequence_parallel": "maybe"}, "sequence_parallel must be true or false, not 'maybe'"),
+        ({"max_length": -1}, "max_length must be 0, or at least 2"),
+        ({"max_length": "many"}, "max_length must be a whole number, not 'many'"),
+        ({"beyond_trained_positions": "no"}, "beyond_trained_positions must be true or false"),
+    ],
+)
+def test_model_args_are_of_their_types_and_ranges(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plugin.Plugin.create_from_arg_obj(values, {"batch_size": 1})
+    with pytest.raises(InputError, match="--batch_size must be a number of rows, not auto"):
+        plugin.Plugin.create_from_arg_obj({"load": "run"}, {"batch_size": "auto"})
+
+
 def test_places_of_files_make_no_second_table() -> None:
     one, other = (
         Measurement("a", task_result("harness", "a", 512, {("t", "acc"): 50.0}, **flags), Path("a"))

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.plain_values import Config, from_dict
 from megatron_ultralong.evaluation.harness.command import harness_model
 from megatron_ultralong.evaluation.harness.offline import WHAT
 from megatron_ultralong.evaluation.models import opening
@@ -20,7 +21,6 @@ from megatron_ultralong.evaluation.options import CostConfig, HarnessConfig, Mod
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.optional import optional_package
 
@@ -56,17 +56,17 @@ class Plugin:
             if name not in known:
                 raise InputError(not_known("argument of --model_args", name, known))
 
-        def of(names: tuple[str, ...]) -> dict[str, Any]:
-            return {name: values[name] for name in names if name in values}
+        def of(config_class: type[Config], names: tuple[str, ...], **others: Any) -> Config:
+            given = {name: values[name] for name in names if name in values}
+            return from_dict(config_class, {**others, **given}, "--model_args")
 
         load, batch_size = str(values.get("load", "")), (more or {}).get("batch_size") or 1
-        models = ModelsConfig(
-            (load,) if load else (), parallel=ParallelConfig(**of(_LAYOUT)), **of(_OF_MODELS)
-        )
-        if not str(batch_size).isdecimal():
+        models = of(ModelsConfig, _OF_MODELS, load=[load] if load else [])
+        models = dataclasses.replace(models, parallel=of(ParallelConfig, _LAYOUT))
+        if not (str(batch_size).isascii() and str(batch_size).isdecimal()):
             raise InputError(f"--batch_size must be a number of rows, not {batch_size}: give one")
-        config = HarnessConfig(("-",), micro_batch_size=int(batch_size), **of(_OF_HARNESS))
-        check_ranges(models.parallel)
+        options: dict[str, Any] = {"tasks": ["-"], "micro_batch_size": int(batch_size)}
+        config = of(HarnessConfig, _OF_HARNESS, **options)
         config.check()
         stack = cls.opened
         in_turn = stack.enter_context(opening.language_models_in_turn(models))
