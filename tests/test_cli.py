@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong import cli
 from tests.command_line import DOCUMENTS, pretrain_words, refusal, write_inputs
+from tests.docs.blocks import ROOT
 from tests.models import prepare_rows, write_tokenizer
 from tests.patience import patience
 from tests.ranks import run_on_ranks
@@ -251,3 +254,28 @@ def test_the_module_and_the_tools_are_the_same_program() -> None:
             check=True,
         )
         assert "usage: ultralong" in done.stdout
+
+
+INTERRUPTING = """\
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "megatron_ultralong.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_ctrl_c_while_it_is_imported_shows_no_trace(tmp_path: Path) -> None:
+    """Ranks of ``--ranks`` are signalled in their first second; and SIGINT may be ignored."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-m", "megatron_ultralong", "--help"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGINT, "", "")
+    command = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", *command]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0
+    assert found.stdout.startswith("usage: ultralong VERB")
