@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 import megatron_ultralong
+from megatron_ultralong import cli
 from megatron_ultralong.cli import VERBS as ALL_VERBS
-from megatron_ultralong.program import output
+from megatron_ultralong.program import exit_status, output
 from megatron_ultralong.program.aside import partial_path, whole, write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import open_journal
@@ -271,3 +272,44 @@ def test_a_file_or_folder_is_whole_or_what_it_was(tmp_path: Path) -> None:
         (aside / "b").touch()
         assert not folder.exists()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "b", "folder"]
+
+
+def special_files(folder: Path) -> list[Path]:
+    """A pipe, and links as ``/dev/stdout`` is; a device can be made by root alone."""
+    os.mkfifo(folder / "pipe")
+    (folder / "stdout").symlink_to("/proc/self/fd/1")
+    return [folder / "pipe", folder / "stdout"]
+
+
+def test_devices_and_pipes_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root's ``plan --json /dev/stdout`` and ``ULTRALONG_EXIT_STATUS=/dev/null`` replaced those."""
+    monkeypatch.setenv("RANK", "0")
+    for path in special_files(tmp_path):
+        before = path.lstat()
+        with pytest.raises(InputError, match="is a device or a pipe"):
+            write_aside(path, "text")
+        monkeypatch.setenv(exit_status.STATUS_VARIABLE, str(path))
+        exit_status.forget_status()
+        assert not exit_status.leave_status(3)
+        exit_status.write_status(3)
+        assert path.lstat() == before
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    write_aside(tmp_path / "link", "text")
+    assert (tmp_path / "link").read_text() == "text"
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe", "stdout"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "..", "a/.."])
+def test_a_name_that_nothing_can_have(name: str) -> None:
+    with pytest.raises(InputError, match="is a folder that is there: name a new file"):
+        write_aside(Path(name), "text")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x\0y"])
+def test_a_name_that_no_file_system_holds(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["convert", "inspect", name])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("ultralong: error: ") == 1

@@ -73,7 +73,10 @@ def plan_run(
         *(found, given, hints, tokens_text, command_text(chosen, words) if words else ""),
     )
     show(console(), plan, command.num_alternatives)
-    _write(command, plan)
+    try:
+        _write(command, plan)
+    except OSError as error:
+        raise InputError(f"--json or --png cannot be written ({error}): name another") from error
     return plan
 
 

@@ -4,14 +4,23 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+from megatron_ultralong.program.errors import InputError
 
 SUFFIX = ".partial"
 
 
 def partial_path(path: Path) -> Path:
-    """Where ``path`` is made: ``runs/.rows.partial`` for ``runs/rows``."""
+    """Where ``path`` is made: ``runs/.rows.partial`` for ``runs/rows``.
+
+    Raises:
+        InputError: it is no name that a file or a folder could be given.
+    """
+    if path.name in ("", ".."):
+        raise InputError(f"{path} is a folder that is there: name a new file or folder in it")
     return path.with_name(f".{path.name}{SUFFIX}")
 
 
@@ -21,8 +30,16 @@ def whole(path: Path) -> Iterator[Path]:
 
     It goes through to the disk, except for the files of a folder. After an error nothing is left,
     and ``path`` is what it was.
+
+    Raises:
+        InputError: a device or a pipe has that name, which would be replaced.
     """
     aside = partial_path(path)
+    if not is_replaceable(path):
+        raise InputError(
+            f"{path} is a device or a pipe, and what is written here replaces what has its name: "
+            "name a file"
+        )
     remove(aside)  # of one that was killed
     try:
         yield aside
@@ -35,6 +52,19 @@ def whole(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # the error that is told is the one that came first
             remove(aside)
         raise
+
+
+def is_replaceable(path: Path) -> bool:
+    """Whether nothing, a file, a folder or a link has that name.
+
+    Root can rename a file over ``/dev/null``, and over a link such as ``/dev/stdout``.
+    """
+    if not os.path.lexists(path):
+        return True
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return not os.readlink(path).startswith("/proc/")
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def write_aside(path: Path, text: str) -> None:

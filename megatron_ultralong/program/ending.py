@@ -1,6 +1,7 @@
 """How a program ends as a user should see it: one message, and the exit status."""
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -34,7 +35,7 @@ def ends_with_message() -> Iterator[None]:
     """
     forget_status()
     try:
-        with _quiet_without_reader():
+        with _quiet_without_reader(), _names_are_possible():
             yield
         leave_status(0)
     except InputError as error:
@@ -58,6 +59,21 @@ def ends_with_message() -> Iterator[None]:
         if is_launched():  # it prints the trace of the first rank alone
             sys.exit(1)
         raise
+
+
+@contextlib.contextmanager
+def _names_are_possible() -> Iterator[None]:
+    """A name that no file system can hold is of the command line, or of a file that it names."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise InputError(f"{str(error.filename)[:80]}...: {error.strerror}") from error
+    except ValueError as error:
+        if str(error) != "embedded null byte":
+            raise
+        raise InputError("a name of a file or folder holds a null byte: write another") from error
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_ultralong.program.aside import is_replaceable
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank, under_torchrun
 
@@ -50,10 +51,15 @@ def _is_first(aside: Path, path: Path) -> bool:
     return False
 
 
+def _named() -> Path | None:
+    """The file that is named; None: none is, or ``/dev/null``, which is not removed for it."""
+    path = Path(os.environ.get(STATUS_VARIABLE, ""))
+    return path if path.name and not path.is_dir() and is_replaceable(path) else None
+
+
 def _status_file() -> Path | None:
     """Where a rank of a job leaves its status, if it is to leave one."""
-    path = os.environ.get(STATUS_VARIABLE)
-    return Path(path) if path and "RANK" in os.environ else None
+    return _named() if "RANK" in os.environ else None
 
 
 def _is_failure(path: Path) -> bool:
@@ -79,9 +85,9 @@ def forget_status() -> None:
 
 def write_status(status: int) -> None:
     """Leave the status of a job that this process alone speaks for: it has started its ranks."""
-    if path := os.environ.get(STATUS_VARIABLE):
+    if path := _named():
         with contextlib.suppress(OSError):
-            Path(path).write_text(f"{status}\n", encoding="ascii")
+            path.write_text(f"{status}\n", encoding="ascii")
 
 
 @contextlib.contextmanager
@@ -93,9 +99,9 @@ def status_of_start() -> Iterator[None]:
     if under_torchrun():
         yield
         return
-    if path := os.environ.get(STATUS_VARIABLE):
+    if path := _named():
         with contextlib.suppress(OSError):
-            Path(path).unlink()
+            path.unlink()
     try:
         yield
     except InputError:
