@@ -211,7 +211,8 @@ class HarnessConfig:
     system_instruction: str = ""
     """System message before every prompt."""
     gen_kwargs: tuple[str, ...] = ()
-    """KEY=VALUE options of generation that replace those of the tasks, such as max_gen_toks=512."""
+    """KEY=VALUE options of generation that replace those of the tasks, such as max_gen_toks=512; a
+    list is JSON."""
     max_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label"), LENGTH] = 0
     """Largest number of tokens of prompt and answer together; longer prompts lose their beginning,
     and texts are cut into windows. 0: the positions the checkpoint was trained for."""
