@@ -44,7 +44,13 @@ setup(
     package_data={
         "megatron_ultralong": [
             "py.typed",
+            "evaluation/local/graphwalks.json",
+            "evaluation/local/infinitebench.json",
+            "evaluation/local/lv_eval.json",
             "evaluation/report/page.html",
+            "evaluation/report/paper.json",
+            "evaluation/retrieval/needle_prompt.json",
+            "evaluation/ruler/parameters.json",
             "checkpoint/formats/rope_readers.json",
         ]
     },

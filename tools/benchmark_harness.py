@@ -161,7 +161,7 @@ def main() -> None:
     precision: Literal["bf16", "fp32"] = "bf16" if torch.cuda.is_available() else "fp32"
     models = ModelsConfig((base,), precision)
     tokenizer = PromptTokenizer(tokenizer_folder(base))
-    with opening.language_models_in_turn(models) as in_turn, torch.no_grad():
+    with opening.open_language_models(models) as in_turn, torch.no_grad():
         subject = opening.Subject(
             next(in_turn), model_facts(base, precision), tokenizer, CostConfig()
         )

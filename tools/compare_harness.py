@@ -128,7 +128,7 @@ def by_us(
     facts = model_facts(str(run), "fp32")
     tokenizer = PromptTokenizer(tokenizer_folder(str(run)))
     found = []
-    with opening.language_models_in_turn(models) as in_turn, torch.no_grad():
+    with opening.open_language_models(models) as in_turn, torch.no_grad():
         subject = opening.Subject(next(in_turn), facts, tokenizer, CostConfig())
         for case in cases:
             config = HarnessConfig(

@@ -22,18 +22,18 @@ import numpy as np
 import torch
 
 from megatron_ultralong.data.rows.packed import PackedRows
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceLanguageModel
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.interface import Scores
-from megatron_ultralong.evaluation.models.opening import language_models_in_turn
+from megatron_ultralong.evaluation.models.opening import open_language_models
 from megatron_ultralong.evaluation.options import ModelsConfig
 
 NEW_TOKENS = 24
 
 
-def report(ours: Scores, theirs: Scores) -> None:
+def report(found: Scores, expected: Scores) -> None:
     """Differences by position, in bins that double."""
-    apart = np.abs(ours.loss - theirs.loss)[0]
-    agree = (ours.correct == theirs.correct)[0]
+    apart = np.abs(found.loss - expected.loss)[0]
+    agree = (found.correct == expected.correct)[0]
     edges = [0, 512]
     while edges[-1] < apart.size:
         edges.append(min(2 * edges[-1], apart.size))
@@ -67,15 +67,15 @@ def main() -> None:
     row = PackedRows(Path(arguments.data_path) / "train").read(0, 0, arguments.length)[None]
     prompt = row[0, :-NEW_TOKENS].tolist()
     with (
-        language_models_in_turn(ModelsConfig((arguments.run,), "fp32")) as models,
+        open_language_models(ModelsConfig((arguments.run,), "fp32")) as models,
         torch.no_grad(),
     ):
         model = next(models)
-        ours, our_text = model.score(row), model.generate([prompt], max_new_tokens=NEW_TOKENS)
+        found, our_text = model.score(row), model.generate([prompt], max_new_tokens=NEW_TOKENS)
         del model
-    judge = HuggingFaceLanguageModel(arguments.exported, device=device)
-    theirs, their_text = judge.score(row), judge.generate([prompt], max_new_tokens=NEW_TOKENS)
-    report(ours, theirs)
+    judge = HuggingFaceModel(arguments.exported, device=device)
+    expected, their_text = judge.score(row), judge.generate([prompt], max_new_tokens=NEW_TOKENS)
+    report(found, expected)
     equal = sum(a == b for a, b in zip(our_text[0], their_text[0], strict=True))
     print(f"\n{equal} of {NEW_TOKENS} greedy tokens equal behind {len(prompt):,}")
     sys.exit(our_text != their_text)

@@ -33,12 +33,12 @@ SHORTEST = 128
 def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Result:
     """Measure the share of assistant's turns that greedy decoding writes, by turn and length.
 
-    Every turn is given the conversation before it as it was, its own earlier answers included.
-    Every rank calls this; the main one prints and writes.
+    Every turn is given the conversation before it as it was, its own earlier answers included. What
+    is written is as in :func:`run_benchmark`.
 
     Raises:
-        InputError: rows that are missing, damaged or of another tokenizer, conversations beyond
-            the trained positions, an output folder in use, or a cost above the limit.
+        InputError: as there, rows that are missing, damaged or of another tokenizer, or
+            conversations beyond the trained positions.
     """
     config.check()
     scorer, tokenizer = subject.model, subject.tokenizer
@@ -63,11 +63,9 @@ def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Res
         what=f"a conversation of {longest} tokens",
         way_out=f"prepare conversations with --max-length {scorer.max_positions}",
     )
-    template = trained_template(Path(config.data_path), manifest)
-    has = template.lacks(tokenizer.folder)
-    foreign = [f"not the chat template of '{scorer.name}': {tokenizer.folder} has {has}"] * bool(
-        has
-    )
+    foreign = []
+    if has := trained_template(Path(config.data_path), manifest).lacks(tokenizer.folder):
+        foreign = [f"not the chat template of '{scorer.name}': {tokenizer.folder} has {has}"]
     prefix = Path(config.data_path) / config.split
     benchmark = Benchmark(
         kind=KINDS["chat"],
@@ -98,15 +96,13 @@ def _conversations(config: ChatConfig, vocab_size: int) -> list[Sample[interface
 def _sample(tokens: npt.NDArray[np.integer], turns: Int64Array) -> Sample[interface.Scores]:
     """Losses of the assistant's turns, and how many of their tokens are the likeliest.
 
-    Args:
-        tokens: of the conversation, shape [T].
-        turns: where in it the assistant's stand, ``[start, stop)``, shape [num_turns, 2].
+    ``turns``, shape [num_turns, 2], say where in ``tokens``, [T], they stand: ``[start, stop)``.
     """
 
     def judge(prompt: Prompt, scores: interface.Scores) -> dict[str, Any]:
         parts = [slice(start - 1, stop - 1) for start, stop in turns.tolist()]
+        interface.check_finite(scores.loss, f"a conversation of {tokens.size} tokens")
         losses = [float(scores.loss[part].sum(dtype=np.float64)) for part in parts]
-        interface.check_finite(losses, f"a conversation of {tokens.size} tokens")
         right = [int(scores.correct[part].sum()) for part in parts]
         return {"turns": turns.tolist(), "losses": losses, "right": right}
 
@@ -123,9 +119,8 @@ def _cells(entries: Entries) -> tuple[ScoreCell, ...]:
     """Turns by their number and by the tokens up to their end."""
     groups: dict[tuple[int, int], list[tuple[bool, int]]] = {}
     for entry in entries:
-        for number, ((start, stop), right) in enumerate(
-            zip(entry["turns"], entry["right"], strict=True), 1
-        ):
+        turns = zip(entry["turns"], entry["right"], strict=True)
+        for number, ((start, stop), right) in enumerate(turns, 1):
             place = (max(SHORTEST, 1 << (stop - 1).bit_length()), min(number, LAST_TURN))
             groups.setdefault(place, []).append((right == stop - start, start))
     return tuple(

@@ -6,11 +6,7 @@ from typing import Any
 
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.manifest import load_manifest
-from megatron_ultralong.evaluation.models.facts import (
-    named_folders,
-    shape_and_weights,
-    tokenizer_folder,
-)
+from megatron_ultralong.evaluation.models import facts
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.fields import check_ranges
@@ -33,10 +29,10 @@ def check_command(command: Any, num_ranks: int) -> None:
     config = getattr(command, name)
     config.check()
     check_ranges(command)
-    for load, (_, folder) in zip(models.load, named_folders(models, num_ranks), strict=True):
-        shape_and_weights(folder)
+    for load, (_, folder) in zip(models.load, facts.named_folders(models, num_ranks), strict=True):
+        facts.shape_and_weights(folder)
         if name != "loss":  # it compares ids alone
-            PromptTokenizer(tokenizer_folder(load))
+            PromptTokenizer(facts.tokenizer_folder(load))
     output = getattr(config, "output", "")
     if len(models.load) == 1 and output:  # of several some may be finished
         check_output(output)

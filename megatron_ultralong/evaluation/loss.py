@@ -12,7 +12,7 @@ import numpy.typing as npt
 from megatron_ultralong.data.rows.manifest import FILE_NAME
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, ask, scoring
-from megatron_ultralong.evaluation.models.interface import Scorer, Scores, check_length
+from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.options import LossConfig, check_num_samples
 from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.evaluation.results.file import file_sha256, write_results
@@ -28,19 +28,14 @@ FloatArray = npt.NDArray[np.float64]
 
 def evaluate_loss(
     config: LossConfig,
-    scorers: Sequence[Scorer],
+    scorers: Sequence[interface.Scorer],
     separator_ids: Sequence[int] = (),
     records: Sequence[result.ModelRecord] = (),
 ) -> list[result.Result]:
-    """Measure the loss of ``scorers`` by position, print a table, write JSON and a picture.
+    """Measure the loss of ``scorers``, the base first, by position.
 
-    Every rank calls this; the main one prints and writes.
-
-    Args:
-        config: rows, bins and output folder.
-        scorers: checkpoints to compare, the base first.
-        separator_ids: ids between documents, which ``document_mask: block`` needs.
-        records: what the result is to state of every one of ``scorers``.
+    Every rank calls this; the main one prints a table, and writes JSON and a picture, which state
+    the ``records`` of the scorers. ``document_mask: block`` needs ``separator_ids``.
 
     Raises:
         InputError: the output folder holds something, or as :func:`measure_position_loss`.
@@ -63,7 +58,7 @@ def evaluate_loss(
 
 
 def measure_position_loss(
-    config: LossConfig, scorers: Sequence[Scorer], separator_ids: Sequence[int] = ()
+    config: LossConfig, scorers: Sequence[interface.Scorer], separator_ids: Sequence[int] = ()
 ) -> list[result.Result]:
     """Loss by position of ``scorers`` on the first rows of a split.
 
@@ -71,7 +66,6 @@ def measure_position_loss(
         InputError: too few rows, rows too short or beyond a checkpoint's positions, or token ids
             that a model does not know.
     """
-    assert scorers
     config.check()
     if config.document_mask == "block" and not separator_ids:
         raise InputError(
@@ -79,9 +73,16 @@ def measure_position_loss(
             "use --document-mask none, or rows from `ultralong prepare`"
         )
     rows = PackedRows(Path(config.data_path) / config.split)
-    seq_length, num_rows = _extent(config, rows)
+    where = f"{config.data_path} ({config.split})"
+    check_num_samples(config.num_samples, len(rows), f"rows of {where}", ", or prepare more text")
+    seq_length, num_rows = config.seq_length or rows.seq_length, config.num_samples or len(rows)
+    if not 2 <= seq_length <= rows.seq_length:
+        raise InputError(
+            f"seq_length ({seq_length}) must be between 2 and the {rows.seq_length} tokens of a "
+            f"row of {where}: use 0 for whole rows, or prepare longer ones"
+        )
     for scorer in scorers:
-        check_length(scorer, seq_length, config.beyond_trained_positions)
+        interface.check_length(scorer, seq_length, config.beyond_trained_positions)
     edges = bin_edges(seq_length, config.smallest_bin, [one.max_positions for one in scorers])
     # Equal manifests are of equal rows; rows from elsewhere have none.
     manifest = Path(config.data_path) / FILE_NAME
@@ -104,22 +105,9 @@ def measure_position_loss(
     return results
 
 
-def _extent(config: LossConfig, rows: PackedRows) -> tuple[int, int]:
-    """Tokens of a row, and number of rows, to use."""
-    where = f"{config.data_path} ({config.split})"
-    check_num_samples(config.num_samples, len(rows), f"rows of {where}", ", or prepare more text")
-    seq_length = config.seq_length or rows.seq_length
-    if not 2 <= seq_length <= rows.seq_length:
-        raise InputError(
-            f"seq_length ({seq_length}) must be between 2 and the {rows.seq_length} tokens of a "
-            f"row of {where}: use 0 for whole rows, or prepare longer ones"
-        )
-    return seq_length, config.num_samples or len(rows)
-
-
 def _row_sums(
     config: LossConfig,
-    scorer: Scorer,
+    scorer: interface.Scorer,
     rows: PackedRows,
     num_rows: int,
     edges: Sequence[int],
@@ -128,13 +116,13 @@ def _row_sums(
     """Number, loss and hits of the predictions that count, shape [3, num_rows, num_bins]."""
     seq_length = edges[-1]
 
-    def sample(number: int) -> Sample[Scores]:
+    def sample(number: int) -> Sample[interface.Scores]:
         def make() -> Prompt:
             row = rows.row(number, separator_ids, seq_length)
             return Prompt(row.tokens, row.loss_mask(config.document_mask)[:-1])
 
-        def judge(prompt: Prompt, scores: Scores) -> dict[str, Any]:
-            _check_finite(scorer, scores.loss, number)
+        def judge(prompt: Prompt, scores: interface.Scores) -> dict[str, Any]:
+            interface.check_finite(scores.loss, f"checkpoint '{scorer.name}' on row {number}")
             weight: npt.NDArray[np.floating] = prompt.references
             parts = (weight, weight * scores.loss, weight * scores.correct)
             return {"sums": [bin_sums(part, edges).tolist() for part in parts]}
@@ -153,17 +141,6 @@ def _row_sums(
     return np.asarray([entry["sums"] for entry in entries]).swapaxes(0, 1)
 
 
-def _check_finite(scorer: Scorer, loss: npt.NDArray[np.float32], row: int) -> None:
-    wrong = np.flatnonzero(~np.isfinite(loss))
-    if wrong.size:
-        position = wrong[0]
-        raise InputError(
-            f"checkpoint '{scorer.name}' has loss {loss[position]} at position {position} of "
-            f"row {row}: its weights or its precision are broken; try fp32, or look at "
-            "it with `ultralong convert inspect`"
-        )
-
-
 def _cell(
     start: int, stop: int, count_r: FloatArray, loss_r: FloatArray, correct_r: FloatArray
 ) -> result.ScoreCell:
@@ -173,9 +150,9 @@ def _cell(
     ``sqrt(n / (n - 1) * sum_r (loss_r - mean * count_r)^2) / sum_r count_r``: tokens of one row
     depend on each other, and taking them as independent would understate it.
     """
-    count, num_rows = float(count_r.sum()), count_r.size
+    count, num_rows, row = float(count_r.sum()), count_r.size, result.position_row(start, stop)
     if count == 0:
-        return result.ScoreCell(result.position_row(start, stop), result.LOSS, 0, None)
+        return result.ScoreCell(row, result.LOSS, 0, None)
     mean = float(loss_r.sum()) / count
     error = None
     if num_rows > 1:
@@ -183,6 +160,4 @@ def _cell(
         error = (num_rows / (num_rows - 1) * residual) ** 0.5 / count
     figures = {"accuracy": float(correct_r.sum()) / count, "perplexity": result.perplexity(mean)}
     figures = {name: value for name, value in figures.items() if math.isfinite(value)}
-    return result.ScoreCell(
-        result.position_row(start, stop), result.LOSS, int(count), mean, error, figures
-    )
+    return result.ScoreCell(row, result.LOSS, int(count), mean, error, figures)

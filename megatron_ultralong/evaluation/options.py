@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
@@ -44,7 +44,30 @@ class ModelsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
+class AskingConfig:
+    """How samples are put to a model, and where the answers go."""
+
+    TASKS: ClassVar[tuple[str, ...]] = ()
+    """Those that the field ``tasks`` can name, where there is one."""
+
+    micro_batch_size: Annotated[int, Range(1)] = 1
+    """Prompts in one forward pass, or continued together."""
+    beyond_trained_positions: bool = False
+    """Allow lengths beyond the positions the checkpoint was trained for, to see how it fails."""
+    output: str = ""
+    """New folder for the result, a picture and every answer; default: print only. A killed
+    evaluation resumes from .OUTPUT.partial."""
+
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range."""
+        check_required(self)
+        check_ranges(self)
+        if self.TASKS:
+            check_tasks(vars(self)["tasks"], self.TASKS)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig(AskingConfig):
     """Loss and perplexity by position on held-out rows, with all models in one picture."""
 
     data_path: Annotated[str, Required("a folder written by `ultralong prepare`")] = ""
@@ -66,14 +89,9 @@ class LossConfig:
     output: str = ""
     """New folder for loss.json and loss.png; default: print only."""
 
-    def check(self) -> None:
-        """Raise InputError where a field is missing or out of range."""
-        check_required(self)
-        check_ranges(self)
-
 
 @dataclasses.dataclass(frozen=True)
-class GridConfig:
+class GridConfig(AskingConfig):
     """Retrieval of something hidden in a text, by length and depth."""
 
     lengths: Annotated[
@@ -89,19 +107,11 @@ class GridConfig:
     by: Literal["argmax", "decoding"] = "argmax"
     """argmax: one forward pass over prompt and answer. decoding: generate the answer token by
     token. Both give the same result."""
-    micro_batch_size: Annotated[int, Range(1)] = 1
-    """Prompts in one forward pass."""
-    beyond_trained_positions: bool = False
-    """Allow lengths beyond those the checkpoint was trained for, to see how it fails."""
-    output: str = ""
-    """New folder for passkey.json and passkey.png, or needle.json and needle.png; default: print
-    only. A killed evaluation resumes from .OUTPUT.partial."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        check_required(self)
+        super().check()
         check_different("numbers", lengths=self.lengths, depths=self.depths)
-        check_ranges(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,24 +164,6 @@ def check_tasks(tasks: Sequence[str], known: Collection[str]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class AskingConfig:
-    """How samples are put to a model, and where the answers go."""
-
-    micro_batch_size: Annotated[int, Range(1)] = 1
-    """Prompts in one forward pass, or continued together."""
-    beyond_trained_positions: bool = False
-    """Allow lengths beyond the positions the checkpoint was trained for, to see how it fails."""
-    output: str = ""
-    """New folder for the result, a picture and every answer; default: print only. A killed
-    evaluation resumes from .OUTPUT.partial."""
-
-    def check(self) -> None:
-        """Raise InputError where a field is missing or out of range."""
-        check_required(self)
-        check_ranges(self)
-
-
-@dataclasses.dataclass(frozen=True)
 class ChatConfig(AskingConfig):
     """Held-out conversations: which of the assistant's turns the model would write word for
     word.
@@ -186,7 +178,7 @@ class ChatConfig(AskingConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class HarnessConfig:
+class HarnessConfig(AskingConfig):
     """Tasks of lm-evaluation-harness, in the training layout and without a network.
 
     Prompts, filters and scores are the harness's own. A task file can name Python functions
@@ -231,9 +223,8 @@ class HarnessConfig:
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        check_required(self)
+        super().check()
         check_different("names", tasks=self.tasks)
-        check_ranges(self)
         for option in self.gen_kwargs:
             if not option.partition("=")[2]:
                 raise InputError(

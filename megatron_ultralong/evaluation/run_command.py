@@ -38,7 +38,7 @@ def run_loss(command: Any) -> None:
     models = command.models
     with opening.open_scorers(models) as scorers:
         records = [model_facts(load, models.precision).record for load in models.load]
-        evaluate_loss(command.loss, scorers, separator_ids, records)
+        evaluate_loss(command.loss, list(scorers), separator_ids, records)
 
 
 def _evaluate(
@@ -46,15 +46,12 @@ def _evaluate(
     evaluate: Callable[..., Any],
     command: Any,
     *,
-    opened: Callable[..., Any] = opening.generators_in_turn,
+    opened: Callable[..., Any] = opening.open_language_models,
 ) -> None:
     """A benchmark of each model in turn.
 
-    Args:
-        name: of the field of ``command`` that has the benchmark's own options.
-        evaluate: called with these and the model.
-        command: the options, of :mod:`megatron_ultralong.evaluation.commands`.
-        opened: opens the models: generators, or what else ``evaluate`` needs.
+    ``evaluate`` is called with the model and the benchmark's own options, which stand under
+    ``name`` in the command.
 
     Raises:
         InputError: an option is out of its range, two models have one name, or an output folder
@@ -67,19 +64,17 @@ def _evaluate(
     facts = [model_facts(load, models.precision) for load in models.load]
     _check_names([one.name for one in facts])
     configs = [_config_of(config, one.name, len(facts)) for one in facts]
-    todo = list(range(len(facts)))
-    if len(facts) > 1:
-        todo = [number for number in todo if not _is_done(name, configs[number], facts[number])]
     tokenizers = [PromptTokenizer(tokenizer_folder(load)) for load in models.load]
+    every = zip(models.load, configs, facts, tokenizers, strict=True)
+    todo = [one for one in every if len(facts) == 1 or not _is_done(name, one[1], one[2])]
     if not todo:
         return
-    wanted = dataclasses.replace(models, load=tuple(models.load[number] for number in todo))
+    wanted = dataclasses.replace(models, load=tuple(load for load, *_ in todo))
     with opened(wanted) as in_turn:
-        for number in todo:
-            model = next(in_turn)
-            subject = opening.Subject(model, facts[number], tokenizers[number], command.cost)
-            evaluate(configs[number], subject)
-            del model, subject  # the next one needs the memory
+        for _, its_config, its_facts, tokenizer in todo:
+            subject = opening.Subject(next(in_turn), its_facts, tokenizer, command.cost)
+            evaluate(its_config, subject)
+            del subject  # the next one needs the memory
             gc.collect()
 
 
@@ -108,10 +103,8 @@ def _config_of(config: Any, name: str, num_models: int) -> Any:
 
 
 def _is_done(name: str, config: Any, facts: ModelFacts) -> bool:
-    """Whether the folder of one of several models has its result, by the same command.
-
-    Raises:
-        InputError: the folder holds something else.
+    """Whether the folder of one of several models has its result, by the same command; an
+    InputError where it holds something else.
     """
     if not config.output:
         return False
@@ -133,8 +126,8 @@ def _evaluate_retrieval(name: str, make_grid: Callable[..., Any], command: Any) 
         grid = make_grid(config, lambda text: tokenizer.encode(text).tolist(), tokenizer.sha256)
         evaluate_grid(grid, subject)
 
-    is_scored = getattr(command, name).by == "argmax"
-    opened = opening.scorers_in_turn if is_scored else opening.generators_in_turn
+    by = getattr(command, name).by
+    opened = opening.open_scorers if by == "argmax" else opening.open_language_models
     _evaluate(name, evaluate, command, opened=opened)
 
 
@@ -150,7 +143,5 @@ run_lv_eval = functools.partial(_evaluate, "lv_eval", local_benchmarks.evaluate_
 run_infinitebench = functools.partial(
     _evaluate, "infinitebench", local_benchmarks.evaluate_infinitebench
 )
-run_chat = functools.partial(_evaluate, "chat", evaluate_chat, opened=opening.scorers_in_turn)
-run_harness = functools.partial(
-    _evaluate, "harness", evaluate_harness, opened=opening.language_models_in_turn
-)
+run_chat = functools.partial(_evaluate, "chat", evaluate_chat, opened=opening.open_scorers)
+run_harness = functools.partial(_evaluate, "harness", evaluate_harness)

@@ -16,7 +16,7 @@ import pytest
 
 from megatron_ultralong.data.read.record import read_text
 from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
-from megatron_ultralong.evaluation.local.local_benchmarks import read_jsonl
+from megatron_ultralong.evaluation.local.conversation import read_rows
 from megatron_ultralong.program.errors import InputError
 from tests.data.bombs import CHATS, DOCUMENTS, GIB, MIB, TEMPLATES, TOKENIZERS, write_sparse
 from tests.data.run_commands import forget_peak, peak
@@ -130,7 +130,11 @@ def test_templates(text: str) -> None:
 @pytest.mark.parametrize(
     ("read", "name", "message"),
     [
-        (lambda path: read_jsonl(path, ("input",)), "b.jsonl", r"b\.jsonl:1: a line of more than"),
+        (
+            lambda path: list(read_rows(path, ("input",))),
+            "b.jsonl",
+            r"b\.jsonl:1: a line of more than",
+        ),
         (read_text, "hay.txt", r"hay\.txt has more than 83,886,080 bytes"),
     ],
 )

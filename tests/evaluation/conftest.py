@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
     INTRODUCTION,
     NEEDLE,
@@ -70,8 +70,8 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scorer(llama_folder: Path) -> HuggingFaceScorer:
-    return HuggingFaceScorer(llama_folder)
+def scorer(llama_folder: Path) -> HuggingFaceModel:
+    return HuggingFaceModel(llama_folder)
 
 
 @pytest.fixture(scope="session")

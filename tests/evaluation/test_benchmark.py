@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.evaluation.models.facts import ModelFacts, model_facts
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.results import pictures
@@ -31,7 +31,7 @@ COST = CostConfig(estimated_tflops=0.01)
 class Mortal:
     """A real model that is killed when it has been asked so often."""
 
-    def __init__(self, generator: HuggingFaceGenerator, lives: int = 1000) -> None:
+    def __init__(self, generator: HuggingFaceModel, lives: int = 1000) -> None:
         self.generator, self.lives = generator, lives
         self.name, self.is_main = generator.name, True
         self.max_positions, self.vocab_size = generator.max_positions, generator.vocab_size
@@ -69,8 +69,8 @@ def tokenizer(folder: Path) -> PromptTokenizer:
 
 
 @pytest.fixture(scope="module")
-def generator(folder: Path) -> HuggingFaceGenerator:
-    return HuggingFaceGenerator(folder, name="tiny")
+def generator(folder: Path) -> HuggingFaceModel:
+    return HuggingFaceModel(folder, name="tiny")
 
 
 def test_an_evaluation_goes_on_after_a_kill(generator, facts, tokenizer, tmp_path, capsys):

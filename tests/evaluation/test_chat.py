@@ -81,7 +81,7 @@ def run(load: Path, config: ChatConfig, parallel: ParallelConfig | None = None) 
     tokenizer = PromptTokenizer(tokenizer_folder(str(load)))
     with open_scorers(models) as scorers:
         cost = CostConfig(estimated_tflops=0.1)
-        return evaluate_chat(config, Subject(scorers[0], facts, tokenizer, cost))
+        return evaluate_chat(config, Subject(next(scorers), facts, tokenizer, cost))
 
 
 def on_two_ranks(folder: Path, output: Path) -> None:

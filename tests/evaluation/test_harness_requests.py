@@ -114,7 +114,7 @@ def pairs(folder: Path, family: str) -> list[tuple[Any, Any, Any]]:
     tokenizer = PromptTokenizer(tokenizer_folder(run))
     reference = AutoModelForCausalLM.from_pretrained(folder / "exported", dtype=torch.float32)
     models_config = ModelsConfig((run,), "fp32")
-    with opening.language_models_in_turn(models_config) as in_turn, torch.no_grad():
+    with opening.open_language_models(models_config) as in_turn, torch.no_grad():
         subject = opening.Subject(next(in_turn), model_facts(run, "fp32"), tokenizer, CostConfig())
         for length in (16, 64):
             asked = requests(random.Random(length), length)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator, before_stop
-from megatron_ultralong.evaluation.models.opening import open_generators
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel, before_stop
+from megatron_ultralong.evaluation.models.opening import open_language_models
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.program.errors import InputError
 
@@ -41,7 +41,7 @@ def by_argmax(prompt: list[int], num_tokens: int) -> list[int]:
 
 def test_continuations_are_the_argmax_of_every_step_whatever_the_folder_asks_for(folder: Path):
     expected = [by_argmax(prompt, 12) for prompt in PROMPTS]
-    with open_generators(ModelsConfig((f"mine={folder}",))) as (generator,):
+    with open_language_models(ModelsConfig((f"mine={folder}",))) as (generator,):
         assert generator.name == "mine"
         assert (generator.max_positions, generator.vocab_size) == (64, VOCAB_SIZE)
         assert generator.generate(PROMPTS, max_new_tokens=12) == expected
@@ -50,13 +50,13 @@ def test_continuations_are_the_argmax_of_every_step_whatever_the_folder_asks_for
     assert stopped == [before_stop(ids, stops) for ids in expected]
     assert len(stopped[0]) <= 4
     assert len({len(ids) for ids in stopped}) > 1
-    alone = HuggingFaceGenerator(folder)
+    alone = HuggingFaceModel(folder)
     alone.max_batch_size = 1
     assert alone.generate(PROMPTS, max_new_tokens=12, stop_ids=stops) == stopped
 
 
 def test_bad_prompts_are_refused(folder: Path):
-    generator = HuggingFaceGenerator(folder)
+    generator = HuggingFaceModel(folder)
     with pytest.raises(InputError, match="prompt 1 has no tokens"):
         generator.generate([[1], []], max_new_tokens=4)
     with pytest.raises(InputError, match=r"prompt 0 has at position 1 token id 96, .* ids 0 to 95"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.interface import Scorer
 from megatron_ultralong.evaluation.models.opening import open_scorers
 from megatron_ultralong.evaluation.options import ModelsConfig
@@ -36,7 +36,7 @@ def test_scores_are_those_of_transformers(scorer: Scorer, rows):
 @pytest.mark.parametrize("chunk", [1, 7, 62, 63])
 def test_the_chunk_of_logits_does_not_matter(llama_folder, scorer: Scorer, rows, chunk: int):
     whole = scorer.score(rows)
-    other = HuggingFaceScorer(llama_folder)
+    other = HuggingFaceModel(llama_folder)
     other.logits_chunk_size = chunk
     chunked = other.score(rows)
     # Matrix products of other shapes sum in another order.
@@ -54,11 +54,11 @@ def test_a_layout_for_a_folder_of_one_process_is_refused(llama_folder):
 
 
 def test_a_folder_without_a_llama_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"has no config\.json: it is not a Hugging Face folder"):
-        HuggingFaceScorer(tmp_path)
+    with pytest.raises(InputError, match=r"has no config\.json: it is not a Hugging Face model"):
+        HuggingFaceModel(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
     with pytest.raises(InputError, match=r"architectures \['GPT2LMHeadModel'\] .*known: Llama"):
-        HuggingFaceScorer(tmp_path)
+        HuggingFaceModel(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json is damaged"):
-        HuggingFaceScorer(tmp_path)
+    with pytest.raises(InputError, match=r"config\.json is not JSON"):
+        HuggingFaceModel(tmp_path)

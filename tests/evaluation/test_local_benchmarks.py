@@ -15,11 +15,11 @@ from tokenizers import AddedToken, Tokenizer
 from megatron_ultralong.evaluation.local import infinitebench
 from megatron_ultralong.evaluation.local.infinitebench import InfiniteBenchConfig
 from megatron_ultralong.evaluation.local.local_benchmarks import (
-    cut_prompt,
     evaluate_infinitebench,
     evaluate_lv_eval,
 )
 from megatron_ultralong.evaluation.local.lv_eval import DATA_SETS, LvEvalConfig
+from megatron_ultralong.evaluation.local.prompt import cut_prompt
 from megatron_ultralong.evaluation.local.scores import (
     infinitebench_score,
     lv_eval_score,
@@ -27,11 +27,12 @@ from megatron_ultralong.evaluation.local.scores import (
     normalised_chinese,
 )
 from megatron_ultralong.evaluation.models.facts import model_facts
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import JsonObject
 from tests.models import write_llama, write_tokenizer
 
 COST = CostConfig(estimated_tflops=0.01)
@@ -122,6 +123,10 @@ INFINITE: list[tuple[str, str, Any, float]] = [
 ]
 
 
+def row(record: dict[str, Any]) -> JsonObject:
+    return JsonObject(record, "here")
+
+
 def test_lv_evals_scores_are_upstreams():
     for metric, prediction, answer, keywords, expected in LV_EVAL:
         score = lv_eval_score(metric, prediction, {"answer": answer, "keywords": keywords})
@@ -164,7 +169,7 @@ def test_chat_prompts_of_infinitebench_are_upstreams_messages(tmp_path):
         ("passkey", ["system", "user", "assistant"]),
     ):
         record = {"context": "2 + 5 - 1", "input": "Say it."}
-        text = infinitebench.prompt_text(task, "chat", record, "here")
+        text = infinitebench.prompt_text(task, "chat", row(record))
         messages = infinitebench.messages_before(task, "chat")
         ids, was_cut = cut_prompt(tokenizer, "chat", text, 10_000, messages)
         assert not was_cut
@@ -173,7 +178,7 @@ def test_chat_prompts_of_infinitebench_are_upstreams_messages(tmp_path):
         assert re.findall(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\n\n", written) == roles
         assert f"user<|end_header_id|>\n\n{text}<|eot_id|>" in written
         assert written.endswith("assistant<|end_header_id|>\n\n")
-    assert infinitebench.prompt_text("math_calc", "chat", record, "here") == "2 + 5 - 1"
+    assert infinitebench.prompt_text("math_calc", "chat", row(record)) == "2 + 5 - 1"
     assert infinitebench.messages_before("math_calc", "base") == ()
 
 
@@ -186,7 +191,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject(model: Path) -> Subject:
-    generator = HuggingFaceGenerator(model, name="tiny")
+    generator = HuggingFaceModel(model, name="tiny")
     return Subject(generator, model_facts(f"tiny={model}", "fp32"), PromptTokenizer(model), COST)
 
 
@@ -277,7 +282,7 @@ def test_infinitebench_runs_over_upstreams_files(subject, infinite_data, tmp_pat
 
 def test_prompts_of_infinitebench_are_upstreams(infinite_data):
     def prompt(name: str, template: str) -> str:
-        return infinitebench.prompt_text(name, template, infinite_records(name), "here")
+        return infinitebench.prompt_text(name, template, row(infinite_records(name)))
 
     assert prompt("math_find", "base").startswith(
         "What is the second largest number in the following list?\n\ndef f(x): return x\n\n\nAnswer"
@@ -295,12 +300,12 @@ def test_prompts_of_infinitebench_are_upstreams(infinite_data):
         'with "$$MASK$$", and you should try to guess who that character is.\n\nThe dialogue:\n\n'
     )
     record = infinite_records("code_debug")
-    assert infinitebench.labels("code_debug", record, "here") == ["abc", "B"]
-    assert infinitebench.labels("code_debug", {**record, "answer": ["abc", "B"]}, "") == [
+    assert infinitebench.labels("code_debug", row(record)) == ["abc", "B"]
+    assert infinitebench.labels("code_debug", row({**record, "answer": ["abc", "B"]})) == [
         "abc",
         "B",
     ]
-    assert infinitebench.labels("code_debug", {**record, "answer": "ghi"}, "here") == ["ghi", "D"]
+    assert infinitebench.labels("code_debug", row({**record, "answer": "ghi"})) == ["ghi", "D"]
     for task in infinitebench.TASKS:
         for template in ("base", "chat"):
             assert "{" not in prompt(task, template)
@@ -338,25 +343,25 @@ def test_bad_local_copies_are_refused(subject, lv_eval_data, infinite_data, tmp_
     file = tmp_path / "code_run.jsonl"
     good = infinite_records("code_run")
     for text, message in (
-        ("", "holds no records"),
+        ("", "holds no rows"),
         ("{", ":1: not JSON"),
-        (json.dumps(good) + '\n{"input": ""}', r":2 has no 'context', only \['input'\]"),
-        (json.dumps({**good, "input": "f(1)"}), r"record 1 calls no func_N\(number\)"),
+        (json.dumps(good) + '\n{"input": ""}', r":2: key context is missing"),
+        (json.dumps({**good, "input": "f(1)"}), r":1 calls no func_N\(number\)"),
         (json.dumps({**good, "context": 3}), "context is 3, it must be a string"),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=message):
             evaluate_infinitebench(infinite, subject)
-    row = {"input": "谁", "context": "a", "answers": "x", "answer_keywords": "x"}
+    good = {"input": "谁", "context": "a", "answers": "x", "answer_keywords": "x"}
     for changes, message in (
         ({}, "answers is 'x', it must be an array of strings"),
         ({"answers": []}, "has a question without answers"),
         ({"answers": ["x"], "answer_keywords": ["x"]}, "answer_keywords is an array of 1, it must"),
     ):
-        write(tmp_path / "cmrc_mixup_16k.jsonl", [row | changes])
+        write(tmp_path / "cmrc_mixup_16k.jsonl", [good | changes])
         with pytest.raises(InputError, match=message):
             evaluate_lv_eval(dataclasses.replace(lv_eval, data=str(tmp_path)), subject)
     options = {**infinite_records("code_debug"), "options": ["a"]}
     (tmp_path / "code_debug.jsonl").write_text(json.dumps(options))
-    with pytest.raises(InputError, match="record 1 has 1 options, and code_debug asks for four"):
+    with pytest.raises(InputError, match=":1 has 1 options, and code_debug asks for four"):
         evaluate_infinitebench(dataclasses.replace(infinite, tasks=("code_debug",)), subject)

@@ -14,9 +14,9 @@ from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_meta
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.models.facts import model_facts
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.interface import Scores
-from megatron_ultralong.evaluation.models.opening import open_generators, open_scorers
+from megatron_ultralong.evaluation.models.opening import open_language_models, open_scorers
 from megatron_ultralong.evaluation.options import ModelsConfig
 from tests.models import write_llama
 from tests.ranks import run_on_ranks
@@ -74,7 +74,7 @@ def score_all(folder: Path, layouts: list[ParallelConfig]) -> list[list[Scores]]
 
 @pytest.mark.parametrize("ranks", LAYOUTS)
 def test_scores_are_those_of_transformers(folder: Path, ranks: int) -> None:
-    expected = [HuggingFaceScorer(folder / f"hf-{name}").score(ROWS) for name in ROPES]
+    expected = [HuggingFaceModel(folder / f"hf-{name}").score(ROWS) for name in ROPES]
     for of_rank in run_on_ranks(ranks, score_all, folder, LAYOUTS[ranks]):
         for of_layout in of_rank:
             for actual, reference in zip(of_layout, expected, strict=True):
@@ -89,7 +89,7 @@ def positions(load: str) -> list[int]:
     config = ModelsConfig((load,), "fp32")
     with open_scorers(config) as [scorer]:
         found = [scorer.max_positions]
-    with open_generators(config) as [generator]:
+    with open_language_models(config) as [generator]:
         found.append(generator.max_positions)
     return [*found, model_facts(load, "fp32").max_positions]
 

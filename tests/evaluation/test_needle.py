@@ -13,10 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from megatron_ultralong.evaluation.models.hugging_face import (
-    HuggingFaceGenerator,
-    HuggingFaceScorer,
-)
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.options import NeedleConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result
@@ -133,7 +130,7 @@ def test_argmax_and_decoding_agree_on_a_model_that_knows_some(folder, encode, tm
     config = dataclasses.replace(CONFIG, lengths=(560,), num_samples=4, num_distractors=1)
     rows = []
 
-    class Recorder(HuggingFaceScorer):
+    class Recorder(HuggingFaceModel):
         def score(self, tokens):
             rows.extend(tokens)
             return super().score(tokens)
@@ -150,10 +147,10 @@ def test_argmax_and_decoding_agree_on_a_model_that_knows_some(folder, encode, tm
         loss.backward()
         optimizer.step()
     model.save_pretrained(tmp_path / "learnt")
-    by_argmax = measure_needle(config, HuggingFaceScorer(tmp_path / "learnt"), encode)
+    by_argmax = measure_needle(config, HuggingFaceModel(tmp_path / "learnt"), encode)
     by_decoding = measure_needle(
         dataclasses.replace(config, by="decoding"),
-        HuggingFaceGenerator(tmp_path / "learnt"),
+        HuggingFaceModel(tmp_path / "learnt"),
         encode,
     )
     assert [cell.score for cell in by_argmax.cells] == [cell.score for cell in by_decoding.cells]
@@ -165,7 +162,7 @@ def test_files_are_written_and_read_back(folder, encode, tmp_path, capsys):
     text.write_text("Tea is made of leaves and of water. Leaves grow on bushes. " * 100)
     output = str(tmp_path / "needle")
     config = dataclasses.replace(CONFIG, output=output, haystack=(str(text),))
-    subject = subject_of(HuggingFaceScorer(folder), folder)
+    subject = subject_of(HuggingFaceModel(folder), folder)
     result = evaluate_grid(needle_grid(config, encode, "sha"), subject)
     assert read_result(tmp_path / "needle" / "needle.json", "needle") == result
     assert result.material == {"haystack 1": hashlib.sha256(text.read_bytes()).hexdigest()}
@@ -195,4 +192,4 @@ def test_bad_input_is_refused(folder, encode, tmp_path, changes, message):
         if changes.get("haystack") == (name,):
             changes = {"haystack": (str(tmp_path / name),)}
     with pytest.raises(InputError, match=message):
-        measure_needle(dataclasses.replace(CONFIG, **changes), HuggingFaceScorer(folder), encode)
+        measure_needle(dataclasses.replace(CONFIG, **changes), HuggingFaceModel(folder), encode)

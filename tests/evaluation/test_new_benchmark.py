@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.evaluation.models.facts import model_facts
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.report.report import gather_report
@@ -34,7 +34,7 @@ def test_it_is_asked_resumed_written_and_reported(
 ) -> None:
     folder = tmp_path / "tiny"
     write_llama(folder, num_hidden_layers=1, max_position_embeddings=64)
-    generator, tokenizer = HuggingFaceGenerator(folder, name="tiny"), PromptTokenizer(folder)
+    generator, tokenizer = HuggingFaceModel(folder, name="tiny"), PromptTokenizer(folder)
     facts = model_facts(str(folder), "bf16")
     config = SumsConfig(output=str(tmp_path / "out"))
     killed = Mortal(generator, 1)

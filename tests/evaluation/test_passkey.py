@@ -12,9 +12,9 @@ from transformers import LlamaForCausalLM
 
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.interface import Scores
-from megatron_ultralong.evaluation.models.opening import open_generators, open_scorers
+from megatron_ultralong.evaluation.models.opening import open_language_models, open_scorers
 from megatron_ultralong.evaluation.options import ModelsConfig, PasskeyConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result
@@ -35,7 +35,7 @@ def measure_passkey(config: PasskeyConfig, model, encode) -> Result:
 class Recorder:
     """A scorer that keeps the rows it was given, and whether their last five ids are hits."""
 
-    def __init__(self, scorer: HuggingFaceScorer) -> None:
+    def __init__(self, scorer: HuggingFaceModel) -> None:
         self.scorer = scorer
         self.name, self.max_positions = scorer.name, scorer.max_positions
         self.vocab_size, self.is_main = scorer.vocab_size, scorer.is_main
@@ -50,20 +50,20 @@ class Recorder:
 
 
 @pytest.fixture(scope="module")
-def scorer(tmp_path_factory) -> HuggingFaceScorer:
+def scorer(tmp_path_factory) -> HuggingFaceModel:
     folder = tmp_path_factory.mktemp("llama") / "untrained"
     make_llama(max_positions=192).save_pretrained(folder)
     return scorer_of(folder)
 
 
-def scorer_of(folder: Path) -> HuggingFaceScorer:
-    scorer = HuggingFaceScorer(folder)
+def scorer_of(folder: Path) -> HuggingFaceModel:
+    scorer = HuggingFaceModel(folder)
     scorer.folder = folder
     return scorer
 
 
 @pytest.fixture(scope="module")
-def half_trained(scorer, encode, tmp_path_factory) -> HuggingFaceScorer:
+def half_trained(scorer, encode, tmp_path_factory) -> HuggingFaceModel:
     """A model that has learnt every second prompt of the grid by heart."""
     recorder = Recorder(scorer)
     measure_passkey(MANY, recorder, encode)
@@ -136,7 +136,7 @@ def test_decoding_in_the_training_layout_finds_what_argmax_finds(half_trained, e
     import_checkpoint(ImportConfig(half_trained.folder, tmp_path / "megatron", tokenizer=False))
     models = ModelsConfig((str(tmp_path / "megatron"),), "fp32")
     found = {}
-    for by, opened in (("argmax", open_scorers), ("decoding", open_generators)):
+    for by, opened in (("argmax", open_scorers), ("decoding", open_language_models)):
         with opened(models) as (model,):
             measure_passkey(
                 dataclasses.replace(MANY, by=by, output=str(tmp_path / by)), model, encode
@@ -253,4 +253,4 @@ def test_a_haystack_that_is_too_short_is_refused(scorer, encode, tmp_path):
 def test_a_tokenizer_that_does_not_fit_is_refused(encode, tmp_path):
     make_llama(max_positions=192, vocab_size=12).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"knows ids 0 to 11 \(vocab_size 12\): the tokenizer"):
-        measure_passkey(CONFIG, HuggingFaceScorer(tmp_path), encode)
+        measure_passkey(CONFIG, HuggingFaceModel(tmp_path), encode)

@@ -11,7 +11,7 @@ import torch
 
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.evaluation.loss import evaluate_loss, measure_position_loss
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceScorer
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.options import LossConfig
 from megatron_ultralong.evaluation.results import pictures
 from megatron_ultralong.evaluation.results.file import read_results
@@ -28,10 +28,10 @@ def config(data_folder) -> LossConfig:
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory) -> HuggingFaceScorer:
+def other(tmp_path_factory) -> HuggingFaceModel:
     folder = tmp_path_factory.mktemp("llama") / "other"
     make_llama(max_positions=24, seed=1).save_pretrained(folder)
-    return HuggingFaceScorer(folder)
+    return HuggingFaceModel(folder)
 
 
 def edges(result: Result) -> tuple[int, ...]:
@@ -133,7 +133,7 @@ def test_losses_are_final_before_their_picture(config, scorer, tmp_path, monkeyp
 
 
 def test_only_the_main_rank_prints_and_writes(config, llama_folder, tmp_path, capsys):
-    scorer = HuggingFaceScorer(llama_folder)
+    scorer = HuggingFaceModel(llama_folder)
     scorer.is_main = False
     capsys.readouterr()  # transformers shows its own progress while it loads
     evaluate_loss(dataclasses.replace(config, output=str(tmp_path / "loss")), [scorer])
@@ -172,7 +172,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(config, tmp_path):
         r"\.bin: row 0 has at position \d+ token id \d\d, .* knows ids 0 to 49 \(vocab_size 50\)"
     )
     with pytest.raises(InputError, match=wanted):
-        measure_position_loss(config, [HuggingFaceScorer(tmp_path)])
+        measure_position_loss(config, [HuggingFaceModel(tmp_path)])
 
 
 def test_weights_that_are_not_finite_are_reported(config, tmp_path):
@@ -180,8 +180,8 @@ def test_weights_that_are_not_finite_are_reported(config, tmp_path):
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
     model.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="has loss nan at position 0 of row 0"):
-        measure_position_loss(config, [HuggingFaceScorer(tmp_path)])
+    with pytest.raises(InputError, match="on row 0 has loss nan at position 0"):
+        measure_position_loss(config, [HuggingFaceModel(tmp_path)])
 
 
 def test_a_split_without_rows_is_refused(scorer, tmp_path):

@@ -13,7 +13,7 @@ from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, impor
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.config.rope import RopeConfig
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.yarn import YarnConfig, yarn_attention_factor
 from tests.families.shapes import FAULTS, write
@@ -81,7 +81,7 @@ def test_the_block_of_its_own_page_extends_the_positions(tmp_path: Path, family:
     assert metadata.rope_scaling == expected
     extends = FAMILIES[family].counts_positions_by_yarn
     assert metadata.model.max_position_embeddings == (LENGTH if extends else ORIGINAL)
-    judge = HuggingFaceGenerator(tmp_path / "hf")
+    judge = HuggingFaceModel(tmp_path / "hf")
     assert judge.max_positions == metadata.model.max_position_embeddings
     export_checkpoint(ExportConfig(tmp_path / "base", tmp_path / "out"))
     written = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -13,7 +13,7 @@ import torch
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.evaluation.models.opening import language_models_in_turn
+from megatron_ultralong.evaluation.models.opening import open_language_models
 from megatron_ultralong.evaluation.models.replicas import Replicas
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.generation.end_scorer import num_common
@@ -57,7 +57,7 @@ def score(folder: Path, chunk_size: int) -> list[tuple[float, int, int]]:
     Decoder.score = counted  # type: ignore[method-assign]
     for parallel in LAYOUTS:
         read.clear()
-        with language_models_in_turn(ModelsConfig((str(folder),), "fp32", parallel=parallel)) as m:
+        with open_language_models(ModelsConfig((str(folder),), "fp32", parallel=parallel)) as m:
             model = next(m)
             rows = make_rows()
             apart = 0.0

@@ -142,7 +142,7 @@ def score(root: Path, data: str) -> list[Result]:
     """Run on one rank: every held-out row, through the evaluation."""
     with open_scorers(ModelsConfig(load=(str(root),), precision="fp32")) as scorers:
         config = LossConfig(data_path=data, smallest_bin=32)
-        return measure_position_loss(config, scorers)
+        return measure_position_loss(config, list(scorers))
 
 
 def test_validation_is_what_the_evaluation_finds(

@@ -93,7 +93,7 @@ def score(root: str, data: str, parallel: ParallelConfig) -> float:
     models = ModelsConfig(load=(root,), precision="fp32", parallel=parallel)
     with open_scorers(models) as scorers:
         config = LossConfig(data_path=data, num_samples=4)
-        cells = measure_position_loss(config, scorers)[0].cells
+        cells = measure_position_loss(config, list(scorers))[0].cells
     return cells[-1].score
 
 

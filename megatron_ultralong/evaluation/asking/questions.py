@@ -64,16 +64,11 @@ def run_benchmark(
             shape=facts.model,
             cost=subject.cost,
         )
-        measured = result.Result(
-            kind=kind,
-            config=result.plain_values(benchmark.config),
-            checkpoint=model.name,
-            max_positions=facts.max_positions,
-            cells=benchmark.cells(entries),
+        measured = subject.result(
+            *(kind, benchmark.config, benchmark.cells(entries)),
             metrics=benchmark.metrics,
             notes=tuple(benchmark.notes(entries)),
             material=benchmark.material,
-            model=facts.record,
         )
         if model.is_main:
             show(measured, journal)
@@ -129,12 +124,13 @@ def evaluate_questions(
 ) -> result.Result:
     """Ask all questions, print a table and write ``KIND.json``, ``KIND.png`` and every answer.
 
+    Every rank calls this; the main one prints and writes.
+
     Args:
         questions: what is asked.
         subject: the model.
         kind: the benchmark.
-        config: the verb's configuration, with ``output``, ``micro_batch_size`` and
-            ``beyond_trained_positions``.
+        config: of the verb, with the fields of :class:`AskingConfig`.
         lengths: greatest tokens of prompt and answer together, and what they belong to.
         metrics: the metric of every task.
         notes: conditions that a reader has to know.
@@ -167,12 +163,15 @@ def evaluate_questions(
 def _sample(
     question: Question, tokenizer: PromptTokenizer, stop_ids: list[int]
 ) -> samples.Sample[list[int]]:
+    room = question.max_new_tokens
+    names = ("task", "column", "index", "max_new_tokens")
+    parts = {name: getattr(question, name) for name in names}
+    key = sample_key(**parts, stop_ids=stop_ids, decides=dict(question.decides))
+
     def judge(prompt: samples.Prompt, ids: list[int]) -> dict[str, Any]:
         prediction = tokenizer.decode(ids)
         return {
-            "task": question.task,
-            "column": question.column,
-            "index": question.index,
+            **{name: parts[name] for name in names[:3]},
             "num_prompt_tokens": int(prompt.tokens.size),
             "was_truncated": prompt.was_truncated,
             "prediction": prediction,
@@ -180,15 +179,6 @@ def _sample(
             "score": float(question.score(prediction, prompt.references)),
         }
 
-    room = question.max_new_tokens
-    key = sample_key(
-        task=question.task,
-        column=question.column,
-        index=question.index,
-        max_new_tokens=room,
-        stop_ids=stop_ids,
-        decides=dict(question.decides),
-    )
     row = samples.Row(
         num_tokens=question.num_tokens,
         make=lambda: dataclasses.replace(question.make(), max_new_tokens=room),

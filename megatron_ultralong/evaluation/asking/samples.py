@@ -23,7 +23,7 @@ from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.progress import progress
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.quantity import counted, duration
 from megatron_ultralong.program.ranks import world_size
 from megatron_ultralong.sequence.documents import causal_area
 
@@ -45,17 +45,13 @@ class CostEstimate:
         """Hours of one GPU."""
         return self.flops / (self.tflops * 1e12) / 3600
 
-    @property
-    def wall_seconds(self) -> float:
-        """Seconds on all ranks together."""
-        return self.gpu_hours * 3600 / self.num_ranks
-
     def __str__(self) -> str:
         """One line, as it stands above an evaluation."""
+        seconds = self.gpu_hours * 3600 / self.num_ranks
         return (
             f"{counted(self.num_samples, 'sample')}, {self.num_tokens:,} tokens, "
             f"{self.flops:.3g} FLOP: {_hours(self.gpu_hours)} GPU-hours at {self.tflops:g} "
-            f"TFLOP/s a GPU, {_duration(self.wall_seconds)} on {self.num_ranks}"
+            f"TFLOP/s a GPU, {duration(seconds)} on {self.num_ranks}"
         )
 
 
@@ -64,13 +60,8 @@ def estimate_cost(
 ) -> CostEstimate:
     """Cost of one forward pass over every prompt, and one for every token generated after it.
 
-    The output layer counts for generated tokens alone where there are any, else for all tokens.
-
-    Args:
-        model: shape of the model.
-        samples: tokens of the prompt and tokens to generate, of every sample still to be done.
-        config: the speed to assume.
-        num_ranks: GPUs that share the work.
+    ``samples`` are tokens of the prompt and tokens to generate. The output layer counts for
+    generated tokens alone where there are any, else for all tokens.
     """
     num_samples, num_tokens, flops = 0, 0, 0.0
     for prompt, generated in samples:
@@ -133,12 +124,6 @@ def _hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 Reply = TypeVar("Reply")
 """Ids that a model wrote, or the :class:`Scores` of one row, of shape [T - 1] each."""
 
@@ -172,6 +157,16 @@ class Row(Generic[Reply]):
     """To be written, at most or estimated; 0: it is scored."""
     batch: str = ""
     """Rows of other batches are not asked together with it; those of one keep their order."""
+
+    @property
+    def keeps_place(self) -> bool:
+        """Whether it is asked where it was given, and not by its length."""
+        return bool(self.max_new_tokens or self.batch)
+
+    @property
+    def num_all_tokens(self) -> int:
+        """Tokens that it is about."""
+        return self.num_tokens + self.max_new_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,28 +223,20 @@ def ask(
 ) -> list[dict[str, Any]]:
     """What the journal has of ``samples``, in their order, when all are asked.
 
-    Every rank calls it and gets all. Rows that are scored go by their length, so that padding is
-    short; those that are continued in the order given.
-
-    Args:
-        samples: what is asked; those that the journal has are not asked again.
-        put: how a batch is put to the model.
-        model: which model, for messages.
-        journal: where samples are noted.
-        micro_batch_size: rows in a batch, at most.
-        description: beside the progress.
-        shape: of the model, for the cost; None: no estimate is made.
-        cost: what the evaluation may cost; None as well.
+    Every rank calls it and gets all. Samples that the journal has are not asked again. Rows that
+    are scored go by their length, so that padding is short; those that are continued in the order
+    given, at most ``micro_batch_size`` at once. Without the ``shape`` of the model and ``cost`` no
+    estimate is made.
 
     Raises:
         InputError: the evaluation is estimated above ``cost.max_cost``, or a row has ids that the
             model does not know.
     """
     pending = {sample.key: sample for sample in samples if sample.key not in journal.entries}
-    rows = [_Part(key, k, row) for key, one in pending.items() for k, row in enumerate(one.rows)]
-    rows.sort(key=lambda part: 0 if part.keeps_place else part.row.num_tokens)
+    rows = [(key, k, row) for key, one in pending.items() for k, row in enumerate(one.rows)]
+    rows.sort(key=lambda one: 0 if one[2].keeps_place else one[2].num_tokens)
     if shape and cost:
-        sizes = [(part.row.num_tokens, part.row.max_new_tokens) for part in rows]
+        sizes = [(row.num_tokens, row.max_new_tokens) for _, _, row in rows]
         estimate = estimate_cost(shape, sizes, cost, world_size())
         check_cost(estimate, cost, is_main=model.is_main)
     judged: dict[str, dict[int, Any]] = {}
@@ -259,21 +246,21 @@ def ask(
     with contextlib.ExitStack() as stack:
         advance: Callable[[float], None] = lambda amount: None  # noqa: E731
         if model.is_main and rows:
-            bar = progress(description, sum(part.num_tokens for part in rows), "tokens")
+            bar = progress(description, sum(row.num_all_tokens for _, _, row in rows), "tokens")
             advance = stack.enter_context(bar).advance
         for batch in _batches(rows, micro_batch_size):
-            prompts = [part.row.make() for part in batch]
-            for part, prompt in zip(batch, prompts, strict=True):
-                interface.check_ids(model, prompt.tokens, part.row.source)
-            for part, prompt, reply in zip(batch, prompts, put(prompts), strict=True):
-                sample, found = pending[part.key], judged.setdefault(part.key, {})
-                found[part.number] = part.row.judge(prompt, reply)
+            prompts = [row.make() for _, _, row in batch]
+            for (_, _, row), prompt in zip(batch, prompts, strict=True):
+                interface.check_ids(model, prompt.tokens, row.source)
+            for (key, number, row), prompt, reply in zip(batch, prompts, put(prompts), strict=True):
+                sample, found = pending[key], judged.setdefault(key, {})
+                found[number] = row.judge(prompt, reply)
                 if len(found) == len(sample.rows):
-                    del judged[part.key]
+                    del judged[key]
                     note = sample.note([found[k] for k in range(len(found))])
-                    journal.add(part.key, note, sync=_at_the_end)
+                    journal.add(key, note, sync=_at_the_end)
             journal.flush()
-            advance(sum(part.num_tokens for part in batch))
+            advance(sum(row.num_all_tokens for _, _, row in batch))
     return [journal.entries[one.key] for one in samples if one.key in journal.entries]
 
 
@@ -281,28 +268,13 @@ def _at_the_end() -> None:
     """A batch is on the disk when all of it is noted."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part(Generic[Reply]):
-    """A row of a sample."""
-
-    key: str
-    number: int
-    row: Row[Reply]
-
-    @property
-    def keeps_place(self) -> bool:
-        """Whether it is asked where it was given, and not by its length."""
-        return bool(self.row.max_new_tokens or self.row.batch)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that it is about."""
-        return self.row.num_tokens + self.row.max_new_tokens
+Part = tuple[str, int, Row[Reply]]
+"""A row by the key of its sample and its number there."""
 
 
-def _batches(rows: Sequence[_Part[Reply]], size: int) -> Iterator[list[_Part[Reply]]]:
+def _batches(rows: Sequence[Part[Reply]], size: int) -> Iterator[list[Part[Reply]]]:
     """Rows that are asked together: neighbours that are asked for answers of one length."""
-    groups = itertools.groupby(rows, lambda part: (part.row.batch, part.row.max_new_tokens))
+    groups = itertools.groupby(rows, lambda part: (part[2].batch, part[2].max_new_tokens))
     for _, group in groups:
         while batch := list(itertools.islice(group, size)):
             yield batch

@@ -10,29 +10,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_ultralong.evaluation.asking.questions import draw, show
+from megatron_ultralong.evaluation.harness import results as harness_results
 from megatron_ultralong.evaluation.harness.offline import WHAT, offline
 from megatron_ultralong.evaluation.harness.rank_work import RankWork
-from megatron_ultralong.evaluation.harness.results import (
-    cells,
-    condition,
-    left_out,
-    rows,
-    write_files,
-)
 from megatron_ultralong.evaluation.models.interface import LanguageModel, check_length
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.models.replicas import Replicas
 from megatron_ultralong.evaluation.options import HarnessConfig
-from megatron_ultralong.evaluation.results.result import (
-    KINDS,
-    Result,
-    plain_values,
-)
+from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import tell
@@ -102,8 +92,11 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
         with offline(config.data, allows_code=config.confirm_run_unsafe_code):
             results = _run(config, model)
         if journal.folder is not None:
-            write_files(journal.folder / "lm_eval", results)
-        notes, scores = _notes(config, model, subject.tokenizer, results), tuple(cells(results))
+            harness_results.write_files(journal.folder / "lm_eval", results)
+        notes, scores = (
+            _notes(config, model, subject.tokenizer, results),
+            tuple(harness_results.cells(results)),
+        )
         if not scores:
             tell(
                 f"warning: --tasks {' '.join(config.tasks)}: none of the scores is a share or "
@@ -112,16 +105,10 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
                 + f"--output {config.output or 'for the files of the harness'}"
             )
             return None
-        measured = Result(
-            kind=KINDS["harness"],
-            config=plain_values(config),
-            checkpoint=subject.facts.name,
-            max_positions=subject.facts.max_positions,
-            cells=scores,
-            metrics={name: condition(results, name) for name in rows(results)},
-            notes=notes,
-            model=subject.facts.record,
-        )
+        rows = harness_results.rows(results)
+        metrics = {row: harness_results.condition(results, row) for row in rows}
+        options = {"metrics": metrics, "notes": notes}
+        measured = subject.result(KINDS["harness"], config, scores, **options)
         show(measured, journal)
     if config.output:
         draw(measured, config.output)
@@ -143,8 +130,14 @@ def _run(config: HarnessConfig, model: HarnessModel) -> dict[str, Any]:
             unsafe = [task.config.task for task in tasks if getattr(task, "UNSAFE_CODE", False)]
             if unsafe and not config.confirm_run_unsafe_code:
                 raise InputError(_unsafe(unsafe[0]))
-            for task in tasks:
-                task.build_all_requests = _built(task, tasks, model)
+            last = tasks[-1]
+            build = last.build_all_requests
+
+            def build_all_requests(**options: Any) -> None:
+                build(**options)
+                model.estimate(request for one in tasks for request in one.instances)
+
+            last.build_all_requests = build_all_requests
             return loaded
 
     tracker = loggers.EvaluationTracker()
@@ -173,18 +166,6 @@ def _run(config: HarnessConfig, model: HarnessModel) -> dict[str, Any]:
     except Exception as error:  # of any task, whose code is not ours
         raise InputError(_why(error)) from error
     return {**results, **dataclasses.asdict(tracker.general_config_tracker)}
-
-
-def _built(task: Any, tasks: Sequence[Any], model: HarnessModel) -> Callable[..., None]:
-    """``task.build_all_requests``; the last of ``tasks`` is followed by the estimate of all."""
-    build = task.build_all_requests
-
-    def build_all_requests(**options: Any) -> None:
-        build(**options)
-        if task is tasks[-1]:
-            model.estimate(request for one in tasks for request in one.instances)
-
-    return build_all_requests
 
 
 def _names(config: HarnessConfig, manager: Any) -> list[Any]:
@@ -246,17 +227,14 @@ def _notes(
     notes = [f"prompts and scores of lm-evaluation-harness {results['lm_eval_version']}"]
     if config.limit:
         notes.append(f"the first {config.limit} questions of every task")
-    if model.num_truncated:
-        note = (
-            f"{model.num_truncated} requests of more than {model.max_length} tokens lost their "
-            "beginning"
-        )
+    if number := model.num_truncated:
+        note = f"{number} requests of more than {model.max_length} tokens lost their beginning"
         tell(f"warning: {note}; --max-length sets the limit")
         notes.append(note)
     if model.has_written and (note := tokenizer.not_applied()):
         tell(f"warning: {note}")
         notes.append(note)
-    if found := left_out(results):
+    if found := harness_results.left_out(results):
         names = ", ".join(found[:_MOST_NAMED])
         more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
         note = f"not shown, as no known share or perplexity: {names}{more}; see "

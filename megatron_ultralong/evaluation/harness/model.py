@@ -45,13 +45,9 @@ DEFAULT_MAX_GEN_TOKS = 256
 class HarnessModel(_api.TemplateLM):
     """A checkpoint as the harness asks it, on the main rank.
 
-    Args:
-        subject: the model, its tokenizer and what asking it may cost.
-        replicas: of the :class:`RankWork` of every rank.
-        journal: where answers are noted, and found again by a later process.
-        tokenizer: the folder's, as transformers has it.
-        max_length: tokens of a row at most; what is longer loses its beginning.
-        micro_batch_size: rows of a replica in one forward pass.
+    ``replicas`` are of the :class:`RankWork` of every rank; answers are noted in ``journal``, and
+    found again by a later process. A row of more than ``max_length`` tokens loses its beginning;
+    ``micro_batch_size`` rows of a replica make one forward pass.
     """
 
     def __init__(
@@ -119,10 +115,8 @@ class HarnessModel(_api.TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The text of a chat, by the template of the checkpoint's own tokenizer."""
-        options = {
-            "add_generation_prompt": add_generation_prompt,
-            "continues": not add_generation_prompt,
-        }
+        begins = add_generation_prompt
+        options = {"add_generation_prompt": begins, "continues": not begins}
         try:
             return self._folder.render(chat_history, **options)
         except InputError as error:
@@ -190,9 +184,8 @@ class HarnessModel(_api.TemplateLM):
             for sample in in_order(group, self.tokenizer.decode)
             for row in sample.rows
         ]
-        facts, num_ranks = self._subject.facts, world_size()
-        estimate = samples.estimate_cost(facts.model, sizes, self._subject.cost, num_ranks)
-        samples.check_cost(estimate, self._subject.cost)
+        model, cost = self._subject.facts.model, self._subject.cost
+        samples.check_cost(samples.estimate_cost(model, sizes, cost, world_size()), cost)
 
     def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
         raise AssertionError("requests are asked by loglikelihood")
@@ -231,16 +224,11 @@ class HarnessModel(_api.TemplateLM):
         room = values.pop("max_gen_toks")
         if type(values.get("do_sample", False)) is not bool:
             raise InputError(f"do_sample is {values['do_sample']!r}, it must be true or false")
-        sampling = SamplingConfig(
-            values.pop("temperature", 0.0) if values.pop("do_sample", False) else 0.0
-        )
-        if sampling.temperature:
-            choice = {name: values.pop(name) for name in ("top_k", "top_p") if name in values}
-            sampling = dataclasses.replace(sampling, **choice)
-            sampling.check()
-        values = {
-            name: v for name, v in values.items() if name not in ("temperature", "top_k", "top_p")
-        }
+        names = ("temperature", "top_k", "top_p")
+        choice = {name: values.pop(name) for name in names if name in values}
+        draws = values.pop("do_sample", False) and choice.get("temperature")
+        sampling = SamplingConfig(**choice) if draws else SamplingConfig()
+        sampling.check()
         if values or not 0 < room < self.max_length:
             raise InputError(
                 f"a task writes {room} tokens with {values or 'no other option'}: at least one and "
@@ -284,10 +272,7 @@ class HarnessModel(_api.TemplateLM):
             return lambda prompts: self._replicas.ask(
                 "score" if prompts[0].references is None else "score_ends", prompts
             )
+        options = {"until": writing.until, "sampling": writing.sampling}
         return lambda prompts: self._replicas.ask(
-            "write",
-            prompts,
-            until=writing.until,
-            stop_ids=self._stop_ids,
-            sampling=writing.sampling,
+            "write", prompts, stop_ids=self._stop_ids, **options
         )

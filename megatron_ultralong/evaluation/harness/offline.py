@@ -54,9 +54,7 @@ def _is_local(host: Any) -> bool:
 def offline(data: str, *, allows_code: bool) -> Iterator[None]:
     """No connection; data sets and metrics come from the folder ``data`` where it has them.
 
-    Args:
-        data: the folder; empty: none.
-        allows_code: whether a metric, which is a Python program, may come from it.
+    A metric, which is a Python program, comes from it where ``allows_code``.
     """
     datasets: Any = optional_package("datasets", WHAT)
     metrics: Any = optional_package("evaluate", WHAT)
@@ -85,13 +83,12 @@ def offline(data: str, *, allows_code: bool) -> Iterator[None]:
         return loaded
 
     _Network.close()
-    patch = mock.patch.object
+    load_dataset = from_folder(datasets.load_dataset, "data set", "dataset")
+    load_metric = from_folder(metrics.load, "metric", "space")
     try:
         with (
-            patch(
-                datasets, "load_dataset", from_folder(datasets.load_dataset, "data set", "dataset")
-            ),
-            patch(metrics, "load", from_folder(metrics.load, "metric", "space")),
+            mock.patch.object(datasets, "load_dataset", load_dataset),
+            mock.patch.object(metrics, "load", load_metric),
         ):
             yield
     finally:

@@ -69,7 +69,7 @@ class Plugin:
         config = of(HarnessConfig, _OF_HARNESS, **options)
         config.check()
         stack = cls.opened
-        in_turn = stack.enter_context(opening.language_models_in_turn(models))
+        in_turn = stack.enter_context(opening.open_language_models(models))
         facts = model_facts(load, models.precision)
         tokenizer = PromptTokenizer(tokenizer_folder(load))
         subject = opening.Subject(next(in_turn), facts, tokenizer, CostConfig())

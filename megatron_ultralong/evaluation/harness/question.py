@@ -64,11 +64,7 @@ def in_order(
 
     Those that are continued: the longest first. Of those that are scored, neighbours that have
     enough in common come first, in alphabetical order; of a neighbour that is read anyway the rest
-    alone is read.
-
-    Args:
-        questions: what is asked.
-        decode: text of ids, as a tokenizer of transformers has it.
+    alone is read. ``decode`` is that of a tokenizer of transformers.
     """
     if questions[0].writing is not None:
         ordered = sorted(questions, key=lambda one: -one.rows[0][0].size)
@@ -107,7 +103,7 @@ def _read(question: Question, num_shared: int | None = None) -> samples.Sample[S
 
     def judge(prompt: samples.Prompt, scores: Scores, last: int) -> tuple[float, bool]:
         losses = scores.loss[-last:]
-        check_finite([float(losses.sum())], f"a row of {prompt.tokens.size} tokens")
+        check_finite(losses, f"the end of a row of {prompt.tokens.size} tokens")
         return -float(losses.sum(dtype=np.float64)), bool(scores.correct[-last:].all())
 
     def note(judged: list[tuple[float, bool]]) -> dict[str, Any]:

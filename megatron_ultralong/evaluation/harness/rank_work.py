@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from megatron_ultralong.config.generate import SamplingConfig
 from megatron_ultralong.evaluation.asking import samples
-from megatron_ultralong.evaluation.models.interface import LanguageModel, Scores
+from megatron_ultralong.evaluation.models.interface import GenerationOptions, LanguageModel, Scores
 from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 
 
@@ -39,11 +39,10 @@ class RankWork:
             text = self._tokenizer.decode(ids[-last:])
             return any(stop in text for stop in until)
 
-        return self._model.write(
+        names = [prompt.references for prompt in prompts]
+        return self._model.generate(
             [prompt.tokens.tolist() for prompt in prompts],
             max_new_tokens=max(prompt.max_new_tokens for prompt in prompts),
             stop_ids=stop_ids,
-            has_ended=has_ended,
-            sampling=sampling,
-            names=[prompt.references for prompt in prompts],
+            options=GenerationOptions(has_ended, sampling, names),
         )

@@ -26,16 +26,9 @@ names them, and those of sacrebleu where their aggregation is the harness's."""
 
 def rows(results: Mapping[str, Any]) -> list[str]:
     """Tasks and groups that a table shows: of a group that has a score of its own that alone."""
-    groups = {
-        name: members
-        for name, members in results.get("group_subtasks", {}).items()
-        if _scores(results, name)
-    }
-    inside: set[str] = set()
-    for members in groups.values():
-        inside.update(members)
-    found = [name for name in results["results"] if _scores(results, name)]
-    return [name for name in found if name not in inside]
+    groups = results.get("group_subtasks", {})
+    inside = {member for name in groups if _scores(results, name) for member in groups[name]}
+    return [name for name in results["results"] if name not in inside and _scores(results, name)]
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float]:
@@ -56,20 +49,16 @@ def _scores(results: Mapping[str, Any], row: str) -> dict[str, float]:
     of these, or better in the other direction, is left to the harness's own files.
     """
     found = {}
+    higher_is_better = results.get("higher_is_better", {}).get(row, {})
     for name, value in _figures(results["results"].get(row, {})).items():
         metric = name.partition(",")[0]
-        is_lower, is_share = (
-            name.removesuffix(",none") in LOWER_IS_BETTER,
-            SHARES.fullmatch(metric) is not None,
-        )
-        most = 1e300 if is_lower else 1 if is_share else 100
-        if (
-            (is_lower or is_share or metric in OF_HUNDRED)
-            and 0 <= value <= most
-            and results.get("higher_is_better", {}).get(row, {}).get(metric, not is_lower)
-            is not is_lower
-            and (metric not in _AMBIGUOUS or _is_listed(results, row, metric))
-        ):
+        is_lower = name.removesuffix(",none") in LOWER_IS_BETTER
+        is_share = SHARES.fullmatch(metric) is not None
+        is_known = is_lower or is_share or metric in OF_HUNDRED
+        is_possible = 0 <= value <= (1e300 if is_lower else 1 if is_share else 100)
+        is_so = higher_is_better.get(metric, not is_lower) is not is_lower
+        is_its = metric not in _AMBIGUOUS or _is_listed(results, row, metric)
+        if is_known and is_possible and is_so and is_its:
             found[name] = value * (100 if is_share else 1)
     return found
 
@@ -96,8 +85,9 @@ def left_out(results: Mapping[str, Any]) -> list[str]:
             for name in _figures(values):
                 if name not in scores:
                     found.setdefault(name.removesuffix(",none"), []).append(row)
-    return [f"{name} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-            for name, names in found.items()]  # fmt: skip
+    shown_rows = {name: ", ".join(names[:3]) for name, names in found.items()}
+    more = {name: ", ..." * (len(names) > 3) for name, names in found.items()}
+    return [f"{name} ({names}{more[name]})" for name, names in shown_rows.items()]
 
 
 def _inside(groups: Mapping[str, Any], row: str) -> Iterator[str]:
@@ -125,8 +115,7 @@ def cells(results: Mapping[str, Any]) -> Iterator[ScoreCell]:
 
 def condition(results: Mapping[str, Any], name: str) -> str:
     """``5-shot, version 3``."""
-    shots = results["n-shot"].get(name)
-    version = results["versions"].get(name)
+    shots, version = results["n-shot"].get(name), results["versions"].get(name)
     parts = [f"{shots}-shot" if shots is not None else "", f"version {version}" if version else ""]
     return ", ".join(filter(None, parts))
 

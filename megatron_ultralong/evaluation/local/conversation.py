@@ -1,4 +1,4 @@
-"""Questions that are messages: read from local copies, made into prompts, told apart by length."""
+"""Questions of local copies: read from files, told apart by length, asked."""
 
 import dataclasses
 import functools
@@ -7,28 +7,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from megatron_ultralong.data.read.file_kind import file_kind
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.record import text_error
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.local.local_benchmarks import cut_prompt
-from megatron_ultralong.evaluation.local.options import BinsConfig, FitConfig
+from megatron_ultralong.evaluation.local.options import BinsConfig
+from megatron_ultralong.evaluation.local.prompt import Message, prompt_ids
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.generation.prompt_template import PromptTemplate
-from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
-from megatron_ultralong.model.families.llama import LLAMA
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import sample_key
 from megatron_ultralong.program.json_file import JsonObject
 
-Message = tuple[str, str]
-"""Role and text."""
 VERSION = 2
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""
 
@@ -50,6 +46,17 @@ def data_files(data: str, patterns: Sequence[str]) -> list[Path]:
             "files as upstream publishes them"
         )
     return found
+
+
+def find_file(data: str, names: Sequence[str]) -> Path:
+    """The first of ``names`` that is a file in the folder ``data``, else an InputError."""
+    for name in names:
+        if (Path(data) / name).is_file():
+            return Path(data) / name
+    raise InputError(
+        f"--data {data} has no {' and no '.join(names)}: give the folder with the files as "
+        "upstream publishes them, or leave the task out with --tasks"
+    )
 
 
 def read_rows(file: Path, keys: Sequence[str]) -> Iterator[JsonObject]:
@@ -78,45 +85,6 @@ def check_text(text: Any, where: str) -> None:
     """Raise InputError where a value is a text that cannot be tokenised."""
     if isinstance(text, str) and (reason := text_error(text)):
         raise InputError(f"{where} has {reason}")
-
-
-def prompt_ids(
-    tokenizer: PromptTokenizer,
-    template: PromptTemplate,
-    messages: Sequence[Message],
-    room: int = 2**62,
-) -> tuple[IdArray, bool]:
-    """Ids of messages with the assistant's turn begun, and whether the last one was cut.
-
-    Beyond ``room`` tokens the middle of the last message is left out. ``chat`` trims texts
-    where the template of the family does. ``base`` writes
-    ``User: ...`` and ``Assistant: ...``, with empty lines between them, up to ``Assistant:``.
-    """
-    if template == "chat":
-        if tokenizer.turns in LLAMA.turns:
-            messages = [(role, text.strip()) for role, text in messages]
-        return cut_prompt(tokenizer, "chat", messages[-1][1], room, messages[:-1])
-    *before, (role, text) = messages
-    head = "".join(f"{role.capitalize()}: {text}\n\n" for role, text in before)
-    head, tail = f"{head}{role.capitalize()}: ", "\n\nAssistant:"
-    begin = np.asarray(tokenizer.begin_ids, np.int64)
-    ids = np.concatenate([begin, tokenizer.encode(head + text + tail)])
-    if ids.size <= room:
-        return ids, False
-    start, end = np.concatenate([begin, tokenizer.encode(head)]), tokenizer.encode(tail)
-    half = (room - start.size - end.size) // 2
-    if half < 1:
-        raise InputError(
-            f"a prompt of {room} tokens has no room next to its template's "
-            f"{start.size + end.size}: raise --max-length"
-        )
-    body = tokenizer.encode(text)
-    return np.concatenate([start, body[:half], body[-half:], end]), True
-
-
-def written(template: PromptTemplate, prediction: str) -> str:
-    """What the assistant says: behind ``Assistant:`` a text begins with a space."""
-    return prediction.removeprefix(" ") if template == "base" else prediction
 
 
 def bin_of(num_tokens: int, first: int = 0) -> int:
@@ -149,72 +117,70 @@ class Row:
     """Tokens, where the file says how many it is meant for."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Binned:
-    """Questions by length."""
-
-    questions: list[Question]
-    num_too_long: int
-    """Questions that were left out because they are longer than ``max_length``."""
-    num_repeated: int
-    """Questions that stand there once more; they count."""
+Files = Mapping[Path, str]
+"""With their hashes."""
 
 
-def questions_by_length(
-    rows: Iterable[Row],
+def evaluate_by_length(
+    subject: Subject[Generator],
+    kind: str,
     config: Any,
-    tokenizer: PromptTokenizer,
-    max_length: int,
+    upstream: str,
+    paths: Sequence[Path],
+    rows_of: Callable[[Files], Iterable[Row]],
     scorer: Callable[[str], Callable[[str, Any], float]],
+    *,
+    metrics: Mapping[str, str],
     first_bin: int = 0,
-) -> Binned:
-    """The questions of a file that fit, in bins by the tokens of prompt and answer.
+    notes: Sequence[str] = (),
+) -> Result:
+    """Ask the questions of files that fit, in bins by the tokens of prompt and answer.
 
-    Args:
-        rows: all questions.
-        config: with ``tasks``, ``lengths``, ``max_new_tokens`` and the fields of
-            :class:`FitConfig`.
-        tokenizer: the checkpoint's.
-        max_length: tokens of prompt and answer together, at most.
-        scorer: gives the score of a task, a function of what was written and the references.
-        first_bin: the least length of upstream's first bin.
+    ``rows_of`` reads the files in ``paths``, ``scorer`` gives the score of a task: a function of
+    what was written and the references. ``config`` has the fields of
+    :class:`~megatron_ultralong.evaluation.local.options.FitConfig`, ``tasks`` and ``data``;
+    ``first_bin`` is the least length of upstream's first bin. What is written is as in
+    :func:`evaluate_questions`.
 
     Raises:
-        InputError: a task has no questions, or none that fits.
+        InputError: as there, or a file that is missing or of another format, or no question fits.
     """
-    counter = length_counter(config)
+    tokenizer, max_length = subject.tokenizer, config.max_length or subject.facts.max_positions
+    tokenizer.check_template(config.prompt_template)
+    files = {file: file_sha256(file) for file in paths}
+    counted, by = "tokens of the prompt, at most, as the files state them", tokenizer
+    if isinstance(config, BinsConfig):
+        counted = "tokens of prompt and answer, at most, by the checkpoint's tokenizer"
+        if config.length_tokenizer:
+            counted = "tokens of prompt and answer, at most, by --length-tokenizer"
+            by = PromptTokenizer(Path(config.length_tokenizer))
     taken: Counter[tuple[str, int]] = Counter()
+    asked: set[str] = set()
     questions, num_too_long, seen = [], 0, set()
-    asked: Counter[str] = Counter()
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows_of(files)):
         if row.task not in config.tasks:
             continue
         seen.add(row.task)
-        if sum(len(text) for _, text in row.messages) > MOST_CHARACTERS_A_TOKEN * max_length:
+        sizes = _sizes(config, tokenizer, row, max_length)
+        if sizes is None:
             num_too_long += 1
             continue
-        ids, _ = prompt_ids(tokenizer, config.prompt_template, row.messages)
-        answer = tokenizer.encode(row.answer).size
-        room = config.max_new_tokens
-        if answer + _ROOM_BESIDE > room:
-            room = answer + _ROOM_BESIDE
-        if ids.size + room > max_length:
-            num_too_long += 1
-            continue
-        length = row.length or counter(row, ids.size + answer)
+        size, answer, room = sizes
+        length = row.length or size + answer
+        if by is not tokenizer:
+            length = int(by.count([*(text for _, text in row.messages), row.answer]).sum())
         place = row.task, bin_of(length, first_bin)
         taken[place] += 1
         if (config.lengths and place[1] not in config.lengths) or (
             config.num_samples and taken[place] > config.num_samples
         ):
             continue
-        asked[sample_key(task=row.task, messages=row.messages, answer=row.answer)] += 1
-        make = functools.partial(_prompt, tokenizer, config.prompt_template, row)
+        asked.add(sample_key(task=row.task, messages=row.messages, answer=row.answer))
         questions.append(
             Question(
-                *(row.task, str(place[1]), index, int(ids.size), room),
+                *(row.task, str(place[1]), index, size, room),
                 decides=decisive(config.prompt_template, tokenizer, file=row.file),
-                make=make,
+                make=functools.partial(_prompt, tokenizer, config.prompt_template, row),
                 score=scorer(row.task),
             )
         )
@@ -228,43 +194,40 @@ def questions_by_length(
             "--lengths or --tasks"
         )
     questions.sort(key=lambda one: (config.tasks.index(one.task), int(one.column), one.index))
+    repeated = []
     if num_repeated := len(questions) - len(asked):
+        repeated = [f"{num_repeated:,} questions are there more than once, and count"]
         tell(
             f"warning: {num_repeated:,} of {len(questions):,} questions in --data {config.data} "
             "stand there once more, and count: are there two copies of a file?"
         )
-    return Binned(questions, num_too_long, num_repeated)
+    return evaluate_files(
+        *(questions, subject, kind, config, upstream, files),
+        lengths={max_length: "--max-length"},
+        metrics=metrics,
+        notes=[
+            f"prompt template {config.prompt_template}; column: {counted}",
+            f"{num_too_long:,} questions are longer than {max_length:,} tokens, and left out",
+            *repeated,
+            *notes,
+        ],
+    )
+
+
+def _sizes(
+    config: Any, tokenizer: PromptTokenizer, row: Row, max_length: int
+) -> tuple[int, int, int] | None:
+    """Tokens of prompt, true answer, and room for one; None where they are too many."""
+    if sum(len(text) for _, text in row.messages) > MOST_CHARACTERS_A_TOKEN * max_length:
+        return None
+    ids, _ = prompt_ids(tokenizer, config.prompt_template, row.messages)
+    answer = tokenizer.encode(row.answer).size
+    room = max(config.max_new_tokens, answer + _ROOM_BESIDE)
+    return None if ids.size + room > max_length else (int(ids.size), answer, room)
 
 
 def _prompt(tokenizer: PromptTokenizer, template: PromptTemplate, row: Row) -> Prompt:
     return Prompt(prompt_ids(tokenizer, template, row.messages)[0], row.references)
-
-
-def length_counter(config: FitConfig) -> Callable[[Row, int], int]:
-    """Counts the tokens of prompt and answer: as upstream by ``length_tokenizer``, else as here."""
-    if not isinstance(config, BinsConfig) or not config.length_tokenizer:
-        return lambda row, num_tokens: num_tokens
-    other = PromptTokenizer(Path(config.length_tokenizer))
-
-    def count(row: Row, num_tokens: int) -> int:
-        return int(other.count([*(text for _, text in row.messages), row.answer]).sum())
-
-    return count
-
-
-def bin_notes(config: FitConfig, max_length: int, binned: Binned) -> list[str]:
-    """What a reader of a result by bins has to know."""
-    counted = "tokens of the prompt, at most, as the files state them"
-    if isinstance(config, BinsConfig):
-        by = "--length-tokenizer" if config.length_tokenizer else "the checkpoint's tokenizer"
-        counted = f"tokens of prompt and answer, at most, by {by}"
-    notes = [
-        f"prompt template {config.prompt_template}; column: {counted}",
-        f"{binned.num_too_long:,} questions are longer than {max_length:,} tokens, and left out",
-    ]
-    if binned.num_repeated:
-        notes.append(f"{binned.num_repeated:,} questions are there more than once, and count")
-    return notes
 
 
 def decisive(
@@ -280,23 +243,20 @@ def evaluate_files(
     kind: str,
     config: Any,
     upstream: str,
-    files: Mapping[Path, str],
+    files: Files,
     *,
     notes: Sequence[str],
     **others: Any,
 ) -> Result:
     """As :func:`evaluate_questions`; the result states ``upstream`` and the files' hashes."""
     names = {file.name for file in files}
+    shown = {f: f.name if len(names) == len(files) else f"{f.parent.name}/{f.name}" for f in files}
     return evaluate_questions(
         questions,
         subject,
         kind=KINDS[kind],
         config=config,
         notes=[upstream, *notes],
-        material={"upstream": upstream}
-        | {
-            (f.name if len(names) == len(files) else f"{f.parent.name}/{f.name}"): files[f]
-            for f in files
-        },
+        material={"upstream": upstream} | {shown[file]: files[file] for file in files},
         **others,
     )

@@ -1,27 +1,38 @@
 """``evaluate graphwalks``: OpenAI's GraphWalks, from a local copy or from generated graphs.
 
 Facts from the card of the data set openai/graphwalks (MIT licence,
-huggingface.co/datasets/openai/graphwalks): the columns, the prompt and the grading.
+huggingface.co/datasets/openai/graphwalks): the columns, the prompt and the grading. The words of
+generated graphs, in ``graphwalks.json``, are those of its first publication; what they ask of a
+search is made exact, as its revision of 27 February 2026 does: nodes at the depth itself.
 """
 
+import dataclasses
 import functools
+import hashlib
 import itertools
+import random
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from megatron_ultralong.evaluation.asking.questions import Question
+from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
-from megatron_ultralong.evaluation.local.graph_prompt import make_graph_prompt
 from megatron_ultralong.evaluation.local.options import GRAPHWALKS_TASKS, GraphWalksConfig
+from megatron_ultralong.evaluation.local.prompt import prompt_ids
+from megatron_ultralong.evaluation.local.scores import f1
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
-from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.ruler.fitting import fit
+from megatron_ultralong.generation.prompt_template import PromptTemplate
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.program.json_file import read_json
 
 UPSTREAM = "grading of openai/graphwalks, its card of 27 February 2026"
 _LIST = re.compile(r"Final Answer: ?\[.*\]")
+_WORDS = read_json(Path(__file__).with_suffix(".json"))
 _KEYS = ("prompt", "answer_nodes", "problem_type")
 
 
@@ -47,89 +58,138 @@ def graphwalks_score(prediction: str, references: Collection[str]) -> float:
     nodes = answer_nodes(prediction)
     if nodes is None:
         return 0.0
-    written, truth = set(nodes), set(references)
-    if not written and not truth:
-        return 1.0
-    num_right = len(written & truth)
-    if not num_right:
-        return 0.0
-    recall, precision = num_right / len(truth), num_right / len(written)
-    return 2 * (recall * precision) / (recall + precision)
+    return f1([*{*nodes}], [*{*references}]) if nodes or references else 1.0
 
 
-def true_answer(nodes: Sequence[str]) -> str:
-    """The line that a model has to write."""
-    return f"Final Answer: [{', '.join(nodes)}]"
-
-
-def rows_of(files: Mapping[Path, str]) -> Iterator[Row]:
-    """Questions of files, which are given with their hashes."""
+def rows_of(files: conversation.Files) -> Iterator[Row]:
+    """Questions of files."""
     for file, sha256 in files.items():
         for row in conversation.read_rows(file, _KEYS):
             nodes, task = row.strings("answer_nodes"), row.string("problem_type")
             if task not in GRAPHWALKS_TASKS:
                 raise row.wrong("problem_type", f"one of {', '.join(GRAPHWALKS_TASKS)}")
-            messages = (("user", row.string("prompt")),)
-            yield Row(task, messages, true_answer(nodes), nodes, sha256)
+            answer = f"Final Answer: [{', '.join(nodes)}]"
+            yield Row(task, (("user", row.string("prompt")),), answer, nodes, sha256)
+
+
+OUT_DEGREE = 3
+"""Edges from every node, to different ones."""
+MAX_DEPTH = 3
+"""Of a search: at most 27 nodes."""
+
+
+def node_name(number: int) -> str:
+    """Ten digits of the number's MD5, as upstream names nodes: ``0 -> cfcd208495``."""
+    return hashlib.md5(str(number).encode(), usedforsecurity=False).hexdigest()[:10]
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A directed graph, and what is asked of it."""
+
+    edges: tuple[tuple[int, int], ...]
+    """In the order of the prompt."""
+    operation: str
+    answer: tuple[int, ...]
+    """Nodes that the operation results in, ascending."""
+
+
+def random_graph(task: str, seed: str, num_nodes: int) -> Graph:
+    """A graph of at least four nodes; a function of its arguments."""
+    draw = random.Random(f"{seed}/{num_nodes}")
+    edges = []
+    for node in range(num_nodes):
+        others = draw.sample(range(num_nodes - 1), OUT_DEGREE)
+        edges += [(node, other + (other >= node)) for other in others]
+    draw.shuffle(edges)
+    node, depth = draw.randrange(num_nodes), draw.randint(1, MAX_DEPTH)
+    if task == "parents":
+        found = {start for start, end in edges if end == node}
+    else:
+        found = _at_depth(edges, node, depth)
+    operation = _WORDS[task].format(node=node_name(node), depth=depth)
+    return Graph(tuple(edges), operation, tuple(sorted(found)))
+
+
+def _at_depth(edges: list[tuple[int, int]], node: int, depth: int) -> set[int]:
+    """Nodes whose shortest way from ``node`` has so many edges."""
+    seen, level = {node}, {node}
+    for _ in range(depth):
+        level = {end for start, end in edges if start in level} - seen
+        seen |= level
+    return level
+
+
+def graph_text(graph: Graph) -> str:
+    """The message that asks for the operation's result."""
+    lines = "\n".join(f"{node_name(start)} -> {node_name(end)}" for start, end in graph.edges)
+    prompt: str = _WORDS["prompt"]
+    return prompt.format(edges=lines, operation=graph.operation)
+
+
+class _Nodes:
+    """Graphs of more and more nodes, as :func:`fit` takes them."""
+
+    least_units: int = OUT_DEGREE + 1
+    most_units: int | None = None
+
+    def estimate(self, num_units: int) -> float:
+        return float(num_units)
+
+
+def make_graph_prompt(
+    tokenizer: PromptTokenizer, template: PromptTemplate, task: str, seed: str, room: int
+) -> Prompt:
+    """A prompt of a graph of as many nodes as ``room`` tokens hold.
+
+    Raises:
+        InputError: they do not hold the smallest graph.
+    """
+
+    def ids(num_nodes: int) -> IdArray:
+        text = graph_text(random_graph(task, seed, num_nodes))
+        return prompt_ids(tokenizer, template, (("user", text),))[0]
+
+    num_nodes, tokens = fit(_Nodes(), ids, room, f"graphwalks' {task}")
+    answer = random_graph(task, seed, num_nodes).answer
+    return Prompt(tokens, [node_name(node) for node in answer])
 
 
 def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -> Result:
-    """Measure GraphWalks, print a table, write JSON, a picture and every answer.
-
-    Every rank calls this; the main one prints and writes.
-
-    Raises:
-        InputError: a file that is missing or of another format, a length beyond the trained
-            positions or without room for a graph, an output folder in use, or a cost above the
-            limit.
+    """Measure GraphWalks; what is written and raised is as in :func:`evaluate_by_length`, and a
+    length without room for a graph is an error, too.
     """
     config.check()
-    subject.tokenizer.check_template(config.prompt_template)
-    files: dict[Path, str] = {}
+    metrics = dict.fromkeys(config.tasks, "F1 of the set")
     if config.data:
-        max_length = config.max_length or subject.facts.max_positions
         paths = conversation.data_files(config.data, ("graphwalks*",))
-        files = {file: file_sha256(file) for file in paths}
-        binned = conversation.questions_by_length(
-            rows_of(files), config, subject.tokenizer, max_length, lambda task: graphwalks_score
+        return conversation.evaluate_by_length(
+            *(subject, "graphwalks", config, UPSTREAM, paths, rows_of),
+            lambda task: graphwalks_score,
+            metrics=metrics,
         )
-        questions, lengths = binned.questions, {max_length: "--max-length"}
-        notes = conversation.bin_notes(config, max_length, binned)
-    else:
-        questions = _generated(config, subject)
-        lengths = {length: f"length {length}" for length in config.lengths}
-        notes = [
+    subject.tokenizer.check_template(config.prompt_template)
+    return conversation.evaluate_files(
+        *(_generated(config, subject), subject, "graphwalks", config, UPSTREAM, {}),
+        lengths={length: f"length {length}" for length in config.lengths},
+        metrics=metrics,
+        notes=[
             f"graphs generated here, seed {config.seed}; prompt template {config.prompt_template}; "
             "upstream's prompt, which asks for nodes at exactly the depth; prompt and answer "
             "together fill each length and never exceed it"
-        ]
-    return conversation.evaluate_files(
-        *(questions, subject, "graphwalks", config, UPSTREAM, files),
-        lengths=lengths,
-        metrics=dict.fromkeys(config.tasks, "F1 of the set"),
-        notes=notes,
+        ],
     )
 
 
 def _generated(config: GraphWalksConfig, subject: Subject[Generator]) -> list[Question]:
     tokenizer, template = subject.tokenizer, config.prompt_template
     decides = conversation.decisive(template, tokenizer, seed=config.seed)
+    places = itertools.product(config.tasks, sorted(config.lengths), range(config.num_samples))
     questions = []
-    for task, length, index in itertools.product(
-        config.tasks, sorted(config.lengths), range(config.num_samples)
-    ):
-        room = length - config.max_new_tokens
-        make = functools.partial(
-            make_graph_prompt,
-            tokenizer, template, task, f"{config.seed}/{task}/{length}/{index}", room,
-        )  # fmt: skip
-        questions.append(
-            Question(
-                *(task, str(length), index, room, config.max_new_tokens),
-                decides=decides,
-                make=make,
-                score=graphwalks_score,
-            )
-        )
+    for task, length, index in places:
+        room, seed = length - config.max_new_tokens, f"{config.seed}/{task}/{length}/{index}"
+        make = functools.partial(make_graph_prompt, tokenizer, template, task, seed, room)
+        of = (task, str(length), index, room, config.max_new_tokens)
+        questions.append(Question(*of, decides, make, graphwalks_score))
     questions[0].make()  # its length has room for a graph
     return questions

@@ -15,12 +15,14 @@ from typing import Any
 from megatron_ultralong.evaluation.asking.questions import Question
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
-from megatron_ultralong.evaluation.local.local_benchmarks import estimated_tokens
 from megatron_ultralong.evaluation.local.options import LongBenchV2Config
+from megatron_ultralong.evaluation.local.prompt import estimated_tokens, prompt_ids
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.generation.prompt_template import PromptTemplate
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject
 
@@ -82,17 +84,15 @@ def checked(row: JsonObject) -> JsonObject:
 
 
 def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]) -> Result:
-    """Measure LongBench v2, print a table, write JSON, a picture and every answer.
-
-    Every rank calls this; the main one prints and writes.
+    """Measure LongBench v2; what is written is as in :func:`evaluate_questions`.
 
     Raises:
-        InputError: a file that is missing or of another format, a length beyond the trained
-            positions, an output folder in use, or a cost above the limit.
+        InputError: as there, or a file that is missing or of another format.
     """
     config.check()
-    tokenizer, max_length = subject.tokenizer, config.max_length or subject.facts.max_positions
-    tokenizer.check_template(config.prompt_template)
+    tokenizer, template = subject.tokenizer, config.prompt_template
+    max_length = config.max_length or subject.facts.max_positions
+    tokenizer.check_template(template)
     if (room := max_length - config.max_new_tokens) < 1:
         raise InputError(
             f"--max-length {max_length} leaves no room beside an answer of "
@@ -100,17 +100,22 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
         )
     file = Path(config.data)
     sha256 = file_sha256(file)
+    decides = conversation.decisive(template, tokenizer, file=sha256, max_length=max_length)
+    questions = []
     rows = itertools.islice(conversation.read_rows(file, KEYS), config.num_samples or None)
-    decides = conversation.decisive(
-        config.prompt_template, tokenizer, file=sha256, max_length=max_length
-    )
-    questions = [
-        _question(config, subject, checked(row), index, room, decides)
-        for index, row in enumerate(rows)
-    ]
+    for index, row in enumerate(map(checked, rows)):
+        text = prompt_text(row)
+        questions.append(
+            Question(
+                *(_TASK, f"{row['difficulty']}/{row['length']}", index),
+                *(estimated_tokens(text, room), config.max_new_tokens, decides),
+                make=functools.partial(_prompt, tokenizer, template, text, room, row["answer"]),
+                score=longbench_v2_score,
+            )
+        )
     questions[0].make()  # its length has room for the template
     notes = [
-        f"prompt template {config.prompt_template}; prompts beyond {max_length:,} tokens (the "
+        f"prompt template {template}; prompts beyond {max_length:,} tokens (the "
         f"answer's {config.max_new_tokens} included) lose their middle; upstream allows 120,000 "
         "for the prompt",
         "no reasoning before the answer; an answer without a letter is wrong, and not a quarter "
@@ -132,27 +137,8 @@ def counts(column: str, entry: Mapping[str, Any]) -> bool:
     return column == "overall" or column in entry["column"].split("/")
 
 
-def _question(
-    config: LongBenchV2Config,
-    subject: Subject[Generator],
-    row: JsonObject,
-    index: int,
-    room: int,
-    decides: Mapping[str, Any],
-) -> Question:
-    text, answer = prompt_text(row), row["answer"]  # the row has the context once more
-
-    def make() -> Prompt:
-        ids, was_cut = conversation.prompt_ids(
-            subject.tokenizer, config.prompt_template, (("user", text),), room
-        )
-        return Prompt(ids, answer, was_cut)
-
-    return Question(
-        *(_TASK, f"{row['difficulty']}/{row['length']}", index),
-        num_tokens=estimated_tokens(text, room),
-        max_new_tokens=config.max_new_tokens,
-        decides=decides,
-        make=make,
-        score=longbench_v2_score,
-    )
+def _prompt(
+    tokenizer: PromptTokenizer, template: PromptTemplate, text: str, room: int, answer: str
+) -> Prompt:
+    ids, was_cut = prompt_ids(tokenizer, template, (("user", text),), room)
+    return Prompt(ids, answer, was_cut)

@@ -7,14 +7,13 @@ the columns, the grading and the bins. The messages are asked as they stand in t
 import functools
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
-from pathlib import Path
 
 from megatron_ultralong.evaluation.local import conversation
-from megatron_ultralong.evaluation.local.conversation import Message, Row
+from megatron_ultralong.evaluation.local.conversation import Row
 from megatron_ultralong.evaluation.local.options import MRCR_TASKS, MrcrConfig
+from megatron_ultralong.evaluation.local.prompt import Message, written
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
-from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
@@ -35,12 +34,11 @@ def mrcr_score(
     Twice the characters in common blocks over all of both, by :class:`difflib.SequenceMatcher`.
     """
     prefix, answer = references["prefix"], references["answer"]
-    prediction = conversation.written(template, prediction)
+    prediction = written(template, prediction)
     if not prediction.startswith(prefix):
         return 0.0
-    return SequenceMatcher(
-        None, prediction.removeprefix(prefix), answer.removeprefix(prefix)
-    ).ratio()
+    found, expected = prediction.removeprefix(prefix), answer.removeprefix(prefix)
+    return SequenceMatcher(None, found, expected).ratio()
 
 
 def messages_of(row: JsonObject) -> tuple[Message, ...]:
@@ -64,8 +62,8 @@ def messages_of(row: JsonObject) -> tuple[Message, ...]:
     return messages
 
 
-def rows_of(files: Mapping[Path, str]) -> Iterator[Row]:
-    """Questions of files, which are given with their hashes."""
+def rows_of(files: conversation.Files) -> Iterator[Row]:
+    """Questions of files."""
     for file, sha256 in files.items():
         for row in conversation.read_rows(file, _KEYS):
             answer, prefix = row.string("answer"), row.string("random_string_to_prepend")
@@ -78,26 +76,13 @@ def rows_of(files: Mapping[Path, str]) -> Iterator[Row]:
 
 
 def evaluate_mrcr(config: MrcrConfig, subject: Subject[Generator]) -> Result:
-    """Measure MRCR, print a table, write JSON, a picture and every answer.
-
-    Every rank calls this; the main one prints and writes.
-
-    Raises:
-        InputError: a file that is missing or of another format, no question that fits, a length
-            beyond the trained positions, an output folder in use, or a cost above the limit.
-    """
+    """Measure MRCR; what is written and raised is as in :func:`evaluate_by_length`."""
     config.check()
-    tokenizer, max_length = subject.tokenizer, config.max_length or subject.facts.max_positions
-    tokenizer.check_template(config.prompt_template)
     patterns = [p for task in config.tasks for p in (task, f"{task}_*", f"{task}/*")]
-    files = {file: file_sha256(file) for file in conversation.data_files(config.data, patterns)}
     score = functools.partial(mrcr_score, template=config.prompt_template)
-    binned = conversation.questions_by_length(
-        rows_of(files), config, tokenizer, max_length, lambda task: score, FIRST_BIN
-    )
-    return conversation.evaluate_files(
-        *(binned.questions, subject, "mrcr", config, UPSTREAM, files),
-        lengths={max_length: "--max-length"},
+    return conversation.evaluate_by_length(
+        *(subject, "mrcr", config, UPSTREAM, conversation.data_files(config.data, patterns)),
+        *(rows_of, lambda task: score),
         metrics=dict.fromkeys(config.tasks, "SequenceMatcher ratio"),
-        notes=conversation.bin_notes(config, max_length, binned),
+        first_bin=FIRST_BIN,
     )

@@ -20,9 +20,9 @@ from megatron_ultralong.data.read.record import read_text
 from megatron_ultralong.evaluation.asking.questions import Entries, Question
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
-from megatron_ultralong.evaluation.local.conversation import Message
 from megatron_ultralong.evaluation.local.nolima_placement import Book, distractor_depth
 from megatron_ultralong.evaluation.local.options import NoLiMaConfig, NoLiMaMetric
+from megatron_ultralong.evaluation.local.prompt import Message, prompt_ids
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
@@ -159,26 +159,21 @@ class Placement:
         """What is right."""
         return [self.character] if self.character else list(self.test.answers)
 
-    @property
-    def window(self) -> tuple[int, int, int]:
-        """Of the book."""
-        return self.book.window(self.context_length, self.depth)
-
     def messages(self) -> tuple[Message, ...]:
         """What is asked."""
-        test = self.test
+        test, where = self.test, (self.context_length, self.depth)
         needle = test.needle.replace(CHARACTER, self.character)
         question = test.question.replace(CHARACTER, self.character)
         if test.distractor is None:
-            text = self.book.place(needle, self.context_length, self.depth)
+            text = self.book.place(needle, *where)
         else:
-            text = self.book.place_both(
-                needle, test.distractor, self.context_length, self.depth, self.other
-            )
-        return (
-            ("system", SYSTEM),
-            ("user", test.template.format(haystack=text, question=question)),
-        )
+            text = self.book.place_both(needle, test.distractor, *where, self.other)
+        return _messages(test.template, text, question)
+
+
+def _messages(template: str, haystack: str, question: str) -> tuple[Message, ...]:
+    text = template.format(haystack=haystack, question=question)
+    return ("system", SYSTEM), ("user", text)
 
 
 def placements(
@@ -201,52 +196,40 @@ def placements(
 
 
 def evaluate_nolima(config: NoLiMaConfig, subject: Subject[Generator]) -> Result:
-    """Measure NoLiMa, print a table, write JSON, a picture and every answer.
-
-    Every rank calls this; the main one prints and writes.
+    """Measure NoLiMa; what is written is as in :func:`evaluate_questions`.
 
     Raises:
-        InputError: a file that is missing or of another format, a book too short for a length, a
-            length beyond the trained positions, an output folder in use, or a cost above the limit.
+        InputError: as there, a file that is missing or damaged, or a book too short for a length.
     """
     config.check()
-    tokenizer = subject.tokenizer
-    tokenizer.check_template(config.prompt_template)
-    needles = Path(config.data) / "needlesets" / f"{config.needle_set}.json"
-    files = _haystacks(Path(config.data) / "haystack" / "rand_shuffle", config.num_haystacks)
+    tokenizer, template, data = subject.tokenizer, config.prompt_template, Path(config.data)
+    tokenizer.check_template(template)
+    needles = data / "needlesets" / f"{config.needle_set}.json"
+    files = _haystacks(data / "haystack" / "rand_shuffle", config.num_haystacks)
     books = [Book(str(file), read_text(file), tokenizer) for file in files]
     tests = _first(read_tests(needles), config.num_samples)
-    decides = conversation.decisive(
-        config.prompt_template, tokenizer, metric=config.metric, needles=config.needle_set
-    )
+    of_all = {"metric": config.metric, "needles": config.needle_set}
+    decides = conversation.decisive(template, tokenizer, **of_all)
     score = functools.partial(nolima_score, config.metric)
-    beside = {test: _beside(tokenizer, config.prompt_template, test) for test in tests}
-    questions = [
-        Question(
-            *(test.hops, str(length), index),
-            num_tokens=length + beside[test],
-            max_new_tokens=config.max_new_tokens,
-            decides={**decides, "test": test.name},
-            make=functools.partial(_prompt, tokenizer, config.prompt_template, place),
-            score=score,
-        )
-        for length in sorted(config.lengths)
-        for test in tests
-        for index, place in enumerate(placements(test, books, length, config.num_depths))
-        if place.window  # before the work starts
-    ]
+    questions = []
+    for length, test in itertools.product(sorted(config.lengths), tests):
+        size = length + _beside(tokenizer, template, test)
+        for index, place in enumerate(placements(test, books, length, config.num_depths)):
+            place.book.window(length, place.depth)  # it has one, before the work starts
+            make = functools.partial(_prompt, tokenizer, template, place)
+            of = (test.hops, str(length), index, size, config.max_new_tokens)
+            questions.append(Question(*of, {**decides, "test": test.name}, make, score))
     for question in questions if tests[0].distractor is not None else ():
         question.make()  # not every place will do
     longest = max(question.num_tokens for question in questions) + config.max_new_tokens
-    hashes = {file: file_sha256(file) for file in [needles, *files]}
     return conversation.evaluate_files(
-        *(questions, subject, "nolima", config, UPSTREAM, hashes),
+        *(questions, subject, "nolima", config, UPSTREAM),
+        {file: file_sha256(file) for file in [needles, *files]},
         lengths={longest: "the longest prompt and its answer"},
         metrics={test.hops: config.metric for test in tests},
         notes=[
             f"{config.needle_set}: {len(tests)} tests in {len(books)} books at "
-            f"{config.num_depths} depths; column: tokens of the book; prompt template "
-            f"{config.prompt_template}",
+            f"{config.num_depths} depths; column: tokens of the book; prompt template {template}",
         ],
         notes_of=_all_tests,
     )
@@ -273,6 +256,7 @@ def _haystacks(folder: Path, number: int) -> list[Path]:
 
 
 def _first(tests: Sequence[Test], number: int) -> list[Test]:
+    """The first ``number`` of every kind of question; 0: all."""
     taken: Counter[str] = Counter()
     kept = []
     for test in tests:
@@ -290,10 +274,9 @@ def _beside(tokenizer: PromptTokenizer, template: PromptTemplate, test: Test) ->
     """Tokens of a prompt beside the book's, at most."""
     name = max(test.characters, key=len, default="")
     lines = "\n".join([test.needle, test.distractor or "", name, name])
-    text = test.template.format(haystack=lines, question=test.question)
-    messages = (("system", SYSTEM), ("user", text))
-    return int(conversation.prompt_ids(tokenizer, template, messages)[0].size) + _MARGIN
+    messages = _messages(test.template, lines, test.question)
+    return int(prompt_ids(tokenizer, template, messages)[0].size) + _MARGIN
 
 
 def _prompt(tokenizer: PromptTokenizer, template: PromptTemplate, place: Placement) -> Prompt:
-    return Prompt(conversation.prompt_ids(tokenizer, template, place.messages())[0], place.answers)
+    return Prompt(prompt_ids(tokenizer, template, place.messages())[0], place.answers)

@@ -19,13 +19,7 @@ _SHORT = 500
 
 
 class Book:
-    """A text, in tokens, that needles are put into.
-
-    Args:
-        name: of its file, for messages.
-        text: the whole.
-        tokenizer: the checkpoint's.
-    """
+    """A text, in tokens, that needles are put into; ``name`` is for messages."""
 
     def __init__(self, name: str, text: str, tokenizer: PromptTokenizer) -> None:
         check_text(text, name)
@@ -38,11 +32,8 @@ class Book:
         """Of the book's start and of tokens that hold a line's end."""
 
     def window(self, context_length: int, depth: float) -> tuple[int, int, int]:
-        """Start, the token of the line's end, and end of a window.
-
-        Args:
-            context_length: tokens of the window.
-            depth: share of the window before the needle, 0 to 1.
+        """Start, the token of the line's end, and end of a window of so many tokens, of which
+        the share ``depth`` stands before the needle.
 
         Raises:
             InputError: the book has no such window.

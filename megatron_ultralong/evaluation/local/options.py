@@ -39,6 +39,10 @@ class FitConfig(MessagesConfig):
     max_length: Annotated[int, Range(0), LENGTH] = 0
     """Largest number of tokens of prompt and answer together; longer questions are left out, and
     counted. 0: the positions the checkpoint was trained for."""
+    lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = ()
+    """Bins to use, by their upper ends: 8192 16384 ... 1048576. Default: all that fit."""
+    max_new_tokens: Annotated[int, Range(1), LENGTH] = 1024
+    """Largest number of tokens of an answer; a question whose own is longer has room for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,20 +61,15 @@ MRCR_TASKS = ("2needle", "4needle", "8needle")
 class MrcrConfig(BinsConfig):
     """OpenAI's MRCR from a local copy: which of several equal requests was answered how."""
 
+    TASKS = MRCR_TASKS
+
     data: Annotated[str, Required("upstream's files, or the folder with them")] = ""
     """Parquet or JSONL file with upstream's columns, or a folder of them: 2needle.parquet,
     2needle/2needle_0.parquet."""
     tasks: tuple[str, ...] = MRCR_TASKS
     """Numbers of needles; default: all three."""
-    lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = ()
-    """Bins to use, by their upper ends: 8192 16384 ... 1048576. Default: all that fit."""
     max_new_tokens: Annotated[int, Range(1), LENGTH] = 2048
     """Largest number of tokens of an answer; a question whose own is longer has room for it."""
-
-    def check(self) -> None:
-        """Raise InputError where a field is missing or out of range."""
-        super().check()
-        check_tasks(self.tasks, MRCR_TASKS)
 
 
 GRAPHWALKS_TASKS = ("bfs", "parents")
@@ -79,6 +78,8 @@ GRAPHWALKS_TASKS = ("bfs", "parents")
 @dataclasses.dataclass(frozen=True)
 class GraphWalksConfig(BinsConfig):
     """OpenAI's GraphWalks, from a local copy or generated: nodes at a depth, and parents."""
+
+    TASKS = GRAPHWALKS_TASKS
 
     data: str = ""
     """Parquet or JSONL file with upstream's columns, or a folder of them. Default: graphs are
@@ -90,15 +91,12 @@ class GraphWalksConfig(BinsConfig):
     upper ends; default: all that fit."""
     num_samples: Annotated[int, Range(0)] = 100
     """Questions per task and length; 0: all of the files."""
-    max_new_tokens: Annotated[int, Range(1), LENGTH] = 1024
-    """Largest number of tokens of an answer; a question whose own is longer has room for it."""
     seed: Annotated[int, Range(0, UINT32)] = 1234
     """Seed of generated graphs."""
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
         super().check()
-        check_tasks(self.tasks, GRAPHWALKS_TASKS)
         if self.data:
             return
         if not self.num_samples:
@@ -117,21 +115,16 @@ RULER2_TASKS = tuple(
 class Ruler2Config(FitConfig):
     """RULER v2 from the files that upstream's script makes."""
 
+    TASKS = RULER2_TASKS
+
     data: Annotated[str, Required("the folder with mk_niah_basic/test.jsonl and the others")] = ""
     """Folder that `ns prepare_data ruler2` fills for one length: mk_niah_basic/test.jsonl and the
     other eleven. Let its --max_seq_length leave room for the answer."""
     tasks: tuple[str, ...] = RULER2_TASKS
     """Tasks to use; default: all twelve."""
-    lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = ()
-    """Bins to use, by their upper ends; default: all that fit."""
     max_new_tokens: Annotated[int, Range(1), LENGTH] = 1024
     """Largest number of tokens of an answer; a question whose own is longer has room for it.
     Upstream allows 16,384, for models that reason."""
-
-    def check(self) -> None:
-        """Raise InputError where a field is missing or out of range."""
-        super().check()
-        check_tasks(self.tasks, RULER2_TASKS)
 
 
 NEEDLE_SETS = (
@@ -150,16 +143,7 @@ class NoLiMaConfig(MessagesConfig):
     haystack/rand_shuffle/rand_book_1.txt to 5."""
     needle_set: str = NEEDLE_SETS[0]
     """File of needlesets/, without its suffix."""
-    lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = (
-        250,
-        500,
-        1000,
-        2000,
-        4000,
-        8000,
-        16000,
-        32000,
-    )
+    lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = tuple(250 * 2**k for k in range(8))
     """Tokens of the book around the needle; the prompt has about 150 more."""
     num_depths: Annotated[int, Range(1, 10_000)] = 26
     """Places of the needle in each book, evenly from its start to its end."""

@@ -7,17 +7,14 @@ Facts from NVIDIA-NeMo/Skills (Apache 2.0, github.com/NVIDIA-NeMo/Skills), branc
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
-from megatron_ultralong.evaluation.local.local_benchmarks import find_file
 from megatron_ultralong.evaluation.local.options import RULER2_TASKS, Ruler2Config
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
-from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
 
 UPSTREAM = "scores of NVIDIA-NeMo/Skills' ruler2 at 991a743"
@@ -97,8 +94,8 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def rows_of(files: Mapping[Path, str]) -> Iterator[Row]:
-    """Questions of files, which are given with their hashes."""
+def rows_of(files: conversation.Files) -> Iterator[Row]:
+    """Questions of files."""
     for file, sha256 in files.items():
         task = file.parent.name
         for row in conversation.read_rows(file, ("question", "expected_answer", "length")):
@@ -112,27 +109,14 @@ def rows_of(files: Mapping[Path, str]) -> Iterator[Row]:
 
 
 def evaluate_ruler2(config: Ruler2Config, subject: Subject[Generator]) -> Result:
-    """Measure RULER v2, print a table, write JSON, a picture and every answer.
-
-    Every rank calls this; the main one prints and writes.
-
-    Raises:
-        InputError: as :func:`~megatron_ultralong.evaluation.local.mrcr.evaluate_mrcr`.
-    """
+    """Measure RULER v2; what is written and raised is as in :func:`evaluate_by_length`."""
     config.check()
-    tokenizer, max_length = subject.tokenizer, config.max_length or subject.facts.max_positions
-    tokenizer.check_template(config.prompt_template)
-    paths = [find_file(config.data, (f"{task}/test.jsonl",)) for task in config.tasks]
-    files = {file: file_sha256(file) for file in paths}
-    binned = conversation.questions_by_length(rows_of(files), config, tokenizer, max_length, scorer)
-    notes = conversation.bin_notes(config, max_length, binned)
-    if set(config.tasks) != set(RULER2_TASKS):
-        notes.append(f"{len(config.tasks)} of the 12 tasks: the mean is of these")
-    return conversation.evaluate_files(
-        *(binned.questions, subject, "ruler2", config, UPSTREAM, files),
-        lengths={max_length: "--max-length"},
+    paths = [conversation.find_file(config.data, (f"{task}/test.jsonl",)) for task in config.tasks]
+    few = f"{len(config.tasks)} of the 12 tasks: the mean is of these"
+    return conversation.evaluate_by_length(
+        *(subject, "ruler2", config, UPSTREAM, paths, rows_of, scorer),
         metrics={task: match_of(task) for task in config.tasks},
-        notes=notes,
+        notes=[] if {*config.tasks} == {*RULER2_TASKS} else [few],
     )
 
 

@@ -4,6 +4,8 @@ The definitions are those of LongBench, which LV-Eval and InfiniteBench took ove
 bag of words after lower-casing and removing punctuation and articles; Chinese without spaces.
 """
 
+import functools
+import itertools
 import re
 import string
 from collections import Counter
@@ -15,26 +17,18 @@ from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.optional import optional_package
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = frozenset(string.punctuation)
-_CHINESE_PUNCTUATION = _PUNCTUATION | frozenset(
-    "\uff01\uff1f\uff61\u3002\uff02\uff03\uff04\uff05\uff06\uff07\uff08\uff09\uff0a\uff0b\uff0c"
-    "\uff0d\uff0f\uff1a\uff1b\uff1c\uff1d\uff1e\uff20\uff3b\uff3c\uff3d\uff3e\uff3f\uff40\uff5b"
-    "\uff5c\uff5d\uff5e\uff5f\uff60\uff62\uff63\uff64\u3001\u3003\u300b\u300c\u300d\u300e\u300f"
-    "\u3010\u3011\u3014\u3015\u3016\u3017\u3018\u3019\u301a\u301b\u301c\u301d\u301e\u301f\u3030"
-    "\u303e\u303f\u2013\u2014\u2018\u2019\u201b\u201c\u201d\u201e\u201f\u2026\u2027\ufe4f."
-)
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_CHINESE_PUNCTUATION = str.maketrans("", "", string.punctuation + lv_eval.PUNCTUATION_ZH)
 
 
 def normalised(text: str) -> str:
     """``"The cat,  a Dog!" -> "cat dog"``."""
-    kept = "".join(letter for letter in text.lower() if letter not in _PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", kept).split())
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def normalised_chinese(text: str) -> str:
     """Lower case, without punctuation and without any space."""
-    kept = "".join(letter for letter in text.lower() if letter not in _CHINESE_PUNCTUATION)
-    return "".join(kept.split())
+    return "".join(text.lower().translate(_CHINESE_PUNCTUATION).split())
 
 
 def f1(prediction: Sequence[str], truth: Sequence[str]) -> float:
@@ -53,8 +47,7 @@ def words(text: str) -> list[str]:
 
 def chinese_words(text: str) -> list[str]:
     """Normalised words of a Chinese text, as jieba cuts them."""
-    cut = (normalised_chinese(word) for word in segmented(text))
-    return [word for word in cut if word]
+    return [*filter(None, map(normalised_chinese, segmented(text)))]
 
 
 def segmented(text: str) -> list[str]:
@@ -101,12 +94,12 @@ def infinitebench_score(
     return float(_SCORES[task](prediction, label))
 
 
-def _first(label: Any) -> Any:
-    return label[0] if isinstance(label, list) else label
-
-
-def _all(label: Any) -> list[str]:
+def _all(label: Any) -> list[Any]:
     return label if isinstance(label, list) else [label]
+
+
+def _first(label: Any) -> Any:
+    return _all(label)[0]
 
 
 def _without(text: str, marks: str | list[str]) -> str:
@@ -119,10 +112,6 @@ def _first_digits(prediction: str, label: Any) -> bool:
     """passkey, number_string: the first run of digits is the number."""
     found = _DIGITS.search(prediction)
     return bool((found[0] if found else "") == _first(label))
-
-
-def _key_value(prediction: str, label: Any) -> bool:
-    return _first(label) in _without(prediction, _RETRIEVAL_MARKS).split()
 
 
 def _dialogue(prediction: str, label: Any) -> bool:
@@ -159,13 +148,9 @@ def _math_find(prediction: str, label: Any) -> bool:
 def _math_calc(prediction: str, label: Any) -> float:
     """Share of the values that are right, up to the first that is not."""
     wanted = label[0] if isinstance(label[0], list) else label
-    found = [_whole(digits) for digits in _DIGITS.findall(prediction)]
-    right = 0
-    for value, label_value in zip(found, wanted, strict=False):
-        if value != label_value:
-            break
-        right += 1
-    return right / len(wanted)
+    pairs = zip(map(_whole, _DIGITS.findall(prediction)), wanted, strict=False)
+    right = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+    return len([*right]) / len(wanted)
 
 
 def _after_prefix(prediction: str, prefixes: list[str], labels: list[str]) -> bool | None:
@@ -210,23 +195,20 @@ def _choice(prediction: str, label: Any) -> bool:
     return bool(letters) and letters[0] in label
 
 
-def _f1(prediction: str, label: Any) -> float:
-    return max(f1(words(prediction), words(truth)) for truth in _all(label))
-
-
-def _f1_characters(prediction: str, label: Any) -> float:
-    written = list(normalised_chinese(prediction))
-    return max(f1(written, list(normalised_chinese(truth))) for truth in _all(label))
+def _best_f1(cut: Callable[[str], Sequence[str]], prediction: str, label: Any) -> float:
+    return max(f1(cut(prediction), cut(truth)) for truth in _all(label))
 
 
 _SCORES: dict[str, Callable[[str, Any], float]] = {
     "passkey": _first_digits,
     "number_string": _first_digits,
-    "kv_retrieval": _key_value,
+    "kv_retrieval": lambda prediction, label: (
+        _first(label) in _without(prediction, _RETRIEVAL_MARKS).split()
+    ),
     "longbook_sum_eng": lambda prediction, label: rouge_l_summary(prediction, _first(label)),
     "longbook_choice_eng": _choice,
-    "longbook_qa_eng": _f1,
-    "longbook_qa_chn": _f1_characters,
+    "longbook_qa_eng": functools.partial(_best_f1, words),
+    "longbook_qa_chn": functools.partial(_best_f1, normalised_chinese),
     "longdialogue_qa_eng": _dialogue,
     "math_find": _math_find,
     "math_calc": _math_calc,
@@ -236,12 +218,8 @@ _SCORES: dict[str, Callable[[str, Any], float]] = {
 
 
 def lv_eval_score(metric: lv_eval.Metric, prediction: str, references: Mapping[str, Any]) -> float:
-    """Score of one answer, 0 to 1.
-
-    Args:
-        metric: of the data set.
-        prediction: what the model wrote.
-        references: ``answer``, the first of upstream's, and ``keywords``, which may be None.
+    """Score of one answer, 0 to 1; ``references`` are ``answer``, the first of upstream's, and
+    ``keywords``, which may be None.
     """
     answer, keywords = references["answer"], references["keywords"]
     return _METRICS[metric](prediction, answer, keywords)

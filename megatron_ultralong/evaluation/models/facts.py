@@ -32,24 +32,23 @@ def named_folders(config: ModelsConfig, num_ranks: int) -> list[tuple[str, Path]
     megatron_folders = [folder for _, folder in models if not is_hugging_face(folder)]
     for folder in megatron_folders:
         config.parallel.check_model(load_metadata(folder).model)
-    chunks = config.parallel.num_virtual_stages_per_pipeline_rank
-    if megatron_folders and chunks > 1:
-        raise InputError(
-            f"an evaluation has no backward pass, and does not run the interleaved schedule: leave "
-            f"num_virtual_stages_per_pipeline_rank 1, not {chunks}; this works with any checkpoint"
-        )
     if megatron_folders:
+        if (chunks := config.parallel.num_virtual_stages_per_pipeline_rank) > 1:
+            raise InputError(
+                "an evaluation has no backward pass, and does not run the interleaved schedule: "
+                f"leave num_virtual_stages_per_pipeline_rank 1, not {chunks}; this works with any "
+                "checkpoint"
+            )
         config.parallel.data_parallel_size(num_ranks)
     if len(megatron_folders) < len(models) and num_ranks > 1:
         raise InputError(
             f"Hugging Face folders are evaluated in one process, not {num_ranks}: start "
             "without --ranks and torchrun, or convert the folder with `ultralong convert import`"
         )
-    default = ParallelConfig()
     layout = [
-        f"--{field.name.replace('_', '-')} {getattr(config.parallel, field.name)}"
+        f"--{field.name.replace('_', '-')} {value}"
         for field in dataclasses.fields(ParallelConfig)
-        if getattr(config.parallel, field.name) != getattr(default, field.name)
+        if (value := getattr(config.parallel, field.name)) != field.default
     ]
     if layout and not megatron_folders:
         raise InputError(

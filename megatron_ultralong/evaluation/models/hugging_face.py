@@ -10,17 +10,10 @@ import numpy.typing as npt
 import torch
 
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.formats.hugging_face_config import (
-    CONFIG_FILE,
-    model_config,
-    read_config,
-)
 from megatron_ultralong.checkpoint.logits.transformers_model import transformers_model
-from megatron_ultralong.config.generate import SamplingConfig
-from megatron_ultralong.evaluation.models.interface import Prompts, Scores
+from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.generation.generate import check_prompts
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.optional import optional_package
 
 
@@ -30,54 +23,41 @@ def before_stop(ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:
     return [int(token) for token in ids[:stop]]
 
 
-class _Model:
+class HuggingFaceModel:
     """A model in a Hugging Face folder, run by transformers in float32 in this process.
 
-    Args:
-        folder: what `ultralong convert export` writes, or any model of a known family.
-        name: name in tables and pictures; the folder's own by default.
-        device: where it runs.
+    It scores rows, and ``generate`` of transformers continues prompts greedily: those of one length
+    make a batch, so that none is padded and no continuation depends on other prompts. ``name`` is
+    that in tables and pictures, by default the folder's own.
 
     Raises:
         InputError: the folder holds no model of a known family, or a damaged one.
     """
+
+    logits_chunk_size = 4096
+    """Positions whose logits are held together: a row of 1M tokens and 128,256 ids would need
+    0.5 TB of them at once."""
+    max_batch_size = 16
+    """Prompts that are continued together, at most."""
 
     def __init__(
         self, folder: str | Path, *, name: str | None = None, device: str | torch.device = "cpu"
     ) -> None:
         transformers = optional_package("transformers", f"{folder} is run by transformers")
         folder = Path(folder)
-        path = folder / CONFIG_FILE
-        if not path.is_file():
-            raise InputError(
-                f"{folder} has no config.json: it is not a Hugging Face folder; name the folder "
-                "that `ultralong convert export` wrote"
-            )
-        try:
-            read_json(path)
-        except InputError as error:
-            raise InputError(f"{path} is damaged ({error}): export the checkpoint again") from error
+        opened = HuggingFaceFolder(folder)
         self._device = torch.device(device)
-        self._model: Any = transformers_model(HuggingFaceFolder(folder)).to(self._device)
+        self._model: Any = transformers_model(opened).to(self._device)
         # The folder's own would fill in what is left open: sampling, and ids to stop at.
         self._model.generation_config = transformers.GenerationConfig()
         self.name = name or folder.resolve().name
-        shape = model_config(read_config(folder), str(folder))  # knows what YaRN adds
-        self.max_positions: int = shape.max_position_embeddings
+        self.max_positions = opened.model.max_position_embeddings  # with what YaRN adds
         self.vocab_size: int = self._model.config.vocab_size
         self.is_main = True
         self.groups = None
 
-
-class HuggingFaceScorer(_Model):
-    """A model that scores rows."""
-
-    logits_chunk_size = 4096
-    """Positions whose logits are held together: a row of 1M tokens and 128,256 ids would need
-    0.5 TB of them at once."""
-
     @torch.inference_mode()
-    def score(self, tokens: npt.NDArray[np.int64]) -> Scores:
+    def score(self, tokens: npt.NDArray[np.int64]) -> interface.Scores:
         """Scores of rows ``tokens``, shape [b, S], see :class:`Scorer`."""
         tokens_bs = torch.from_numpy(np.ascontiguousarray(tokens)).to(self._device)
         hidden_bsh = self._model.model(input_ids=tokens_bs, use_cache=False).last_hidden_state
@@ -89,39 +69,40 @@ class HuggingFaceScorer(_Model):
             label_logits_bc = logits_bcv.gather(2, labels_bc[..., None]).squeeze(2)
             losses.append((logits_bcv.logsumexp(2) - label_logits_bc).cpu())
             hits.append((logits_bcv.argmax(2) == labels_bc).cpu())
-        return Scores(torch.cat(losses, dim=1).numpy(), torch.cat(hits, dim=1).numpy())
+        return interface.Scores(torch.cat(losses, dim=1).numpy(), torch.cat(hits, dim=1).numpy())
 
-
-class HuggingFaceGenerator(_Model):
-    """A model that transformers' ``generate`` continues greedily.
-
-    Prompts of one length make a batch, so that none is padded and the continuation of a prompt does
-    not depend on the others.
-    """
-
-    max_batch_size = 16
-    """Prompts that are continued together, at most."""
+    def score_ends(
+        self, rows: Sequence[tuple[npt.NDArray[np.integer], int]]
+    ) -> list[interface.Scores]:
+        """Scores of the last tokens of rows, see :class:`LanguageModel`; every row is read."""
+        found = []
+        for tokens, last in rows:
+            one = self.score(np.asarray(tokens, np.int64)[None])
+            found.append(interface.Scores(one.loss[0, -last:], one.correct[0, -last:]))
+        return found
 
     def generate(
-        self, prompts: Prompts, *, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()
+        self,
+        prompts: interface.Prompts,
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+        options: interface.GenerationOptions = interface.GREEDY,
     ) -> list[list[int]]:
         """Greedy continuations of ``prompts``, see :class:`Generator`."""
-        return self._continue_all(prompts, max_new_tokens, stop_ids, lambda written: False)
-
-    def _continue_all(
-        self,
-        prompts: Prompts,
-        max_new_tokens: int,
-        stop_ids: frozenset[int],
-        has_ended: Callable[[Sequence[int]], bool],
-    ) -> list[list[int]]:
+        if temperature := options.sampling.temperature:
+            raise InputError(
+                f"a task samples with temperature {temperature:g}, and Hugging Face "
+                f"folders are continued greedily: import {self.name} with `ultralong convert "
+                "import`, or give --gen-kwargs do_sample=False"
+            )
         check_prompts(prompts, max_new_tokens, self.vocab_size, self.name)
         continuations: dict[int, list[int]] = {}
         by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         for _, group in itertools.groupby(by_length, lambda number: len(prompts[number])):
             while batch := list(itertools.islice(group, self.max_batch_size)):
                 its = [prompts[k] for k in batch]
-                written = self._continue(its, max_new_tokens, stop_ids, has_ended)
+                written = self._continue(its, max_new_tokens, stop_ids, options.has_ended)
                 for number, ids in zip(batch, written, strict=True):
                     continuations[number] = before_stop(ids, stop_ids)
         return [continuations[number] for number in range(len(prompts))]
@@ -129,7 +110,7 @@ class HuggingFaceGenerator(_Model):
     @torch.inference_mode()
     def _continue(
         self,
-        prompts: Prompts,
+        prompts: interface.Prompts,
         max_new_tokens: int,
         stop_ids: frozenset[int],
         has_ended: Callable[[Sequence[int]], bool],
@@ -155,35 +136,4 @@ class HuggingFaceGenerator(_Model):
             stopping_criteria=[stops],
         )
         written = whole_bs[:, prompt_bs.shape[1] :].tolist()
-        return [list(map(int, row[:end])) for row, end in zip(written, ends, strict=True)]
-
-
-class HuggingFaceLanguageModel(HuggingFaceScorer, HuggingFaceGenerator):
-    """A model that scores rows and continues prompts."""
-
-    def score_ends(self, rows: Sequence[tuple[npt.NDArray[np.integer], int]]) -> list[Scores]:
-        """Scores of the last tokens of rows, see :class:`LanguageModel`; every row is read."""
-        scores = [self.score(np.asarray(tokens, np.int64)[None]) for tokens, _ in rows]
-        return [
-            Scores(one.loss[0, -last:], one.correct[0, -last:])
-            for one, (_, last) in zip(scores, rows, strict=True)
-        ]
-
-    def write(
-        self,
-        prompts: Prompts,
-        *,
-        max_new_tokens: int,
-        stop_ids: frozenset[int],
-        has_ended: Callable[[Sequence[int]], bool],
-        sampling: SamplingConfig,
-        names: Sequence[str],
-    ) -> list[list[int]]:
-        """Greedy continuations of ``prompts``, see :class:`LanguageModel`."""
-        if sampling.temperature:
-            raise InputError(
-                f"a task samples with temperature {sampling.temperature:g}, and Hugging Face "
-                f"folders are continued greedily: import {self.name} with `ultralong convert "
-                "import`, or give --gen-kwargs do_sample=False"
-            )
-        return self._continue_all(prompts, max_new_tokens, stop_ids, has_ended)
+        return [row[:end] for row, end in zip(written, ends, strict=True)]

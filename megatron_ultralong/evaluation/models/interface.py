@@ -23,6 +23,20 @@ class Scores:
     """Whether the argmax at position ``i`` is ``tokens[:, i + 1]``, shape [b, S - 1]."""
 
 
+@dataclasses.dataclass(frozen=True)
+class GenerationOptions:
+    """How prompts are continued."""
+
+    has_ended: Callable[[Sequence[int]], bool] = lambda written: False
+    """Whether what was written is to end there."""
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    names: Sequence[str] = ()
+    """Of the prompts, which decide their draws."""
+
+
+GREEDY = GenerationOptions()
+
+
 class Model(Protocol):
     """What scorers and generators have in common."""
 
@@ -37,14 +51,13 @@ class Model(Protocol):
 
 
 class Scorer(Model, Protocol):
-    """A checkpoint that scores rows of tokens.
-
-    Under torchrun every rank calls :meth:`score` with the same tokens, and every rank gets the
-    whole result.
-    """
+    """A checkpoint that scores rows of tokens."""
 
     def score(self, tokens: npt.NDArray[np.int64]) -> Scores:
-        """Scores of rows ``tokens``, shape [b, S], from one forward in the training layout."""
+        """Scores of rows ``tokens``, shape [b, S], from one forward in the training layout.
+
+        Every rank calls it with the same tokens, and every rank gets the whole result.
+        """
 
 
 Prompts = Sequence[Sequence[int]]
@@ -52,23 +65,24 @@ Prompts = Sequence[Sequence[int]]
 
 
 class Generator(Model, Protocol):
-    """A checkpoint that continues prompts greedily.
-
-    Under torchrun every rank calls :meth:`generate` with the same prompts, and every rank gets all
-    continuations.
-    """
+    """A checkpoint that continues prompts."""
 
     def generate(
-        self, prompts: Prompts, *, max_new_tokens: int, stop_ids: frozenset[int] = frozenset()
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+        options: GenerationOptions = GREEDY,
     ) -> list[list[int]]:
-        """Ids of the greedy continuation of every prompt, in their order.
+        """Ids of the continuation of every prompt, without it, in their order.
 
-        A continuation is without its prompt, has at most ``max_new_tokens`` ids, and ends before
-        the first id of ``stop_ids``. Prompts may differ in length; what they yield is the same as
-        one by one.
+        Each has at most ``max_new_tokens`` ids, and ends before the first of ``stop_ids``. Prompts
+        may differ in length; what they yield is the same as one by one. Every rank calls it with
+        the same prompts, and every rank gets all continuations.
 
         Raises:
-            InputError: an empty prompt, or an id that the model does not know.
+            InputError: an empty prompt, an id that the model does not know, or it cannot sample.
         """
 
 
@@ -84,38 +98,14 @@ class LanguageModel(Scorer, Generator, Protocol):
         What a row has in common with the one before it need not be read again.
         """
 
-    def write(
-        self,
-        prompts: Prompts,
-        *,
-        max_new_tokens: int,
-        stop_ids: frozenset[int],
-        has_ended: Callable[[Sequence[int]], bool],
-        sampling: SamplingConfig,
-        names: Sequence[str],
-    ) -> list[list[int]]:
-        """As :meth:`generate`; also ends where ``has_ended`` says so of what was written.
-
-        ``names`` of the prompts decide their draws.
-
-        Raises:
-            InputError: it cannot sample.
-        """
-
 
 def check_length(
     model: Model, length: int, beyond_trained_positions: bool, *, what: str = "", way_out: str = ""
 ) -> None:
     """Check that rows of ``length`` tokens lie within the trained positions.
 
-    Where somebody asked to go beyond, the main rank says what to expect.
-
-    Args:
-        model: what is evaluated.
-        length: tokens of the longest row.
-        beyond_trained_positions: whether somebody asked for it.
-        what: names the row; by default its length.
-        way_out: how to stay within; by default to use shorter lengths.
+    Where somebody asked to go beyond, the main rank says what to expect. ``what`` names the row, by
+    default by its length, and ``way_out`` how to stay within, by default to use shorter lengths.
 
     Raises:
         InputError: they do not, and nobody asked for it.
@@ -139,12 +129,13 @@ def check_length(
         )
 
 
-def check_finite(losses: Sequence[float], what: str) -> None:
-    """Raise InputError where the losses of ``what`` are no numbers."""
-    if not np.isfinite(losses).all():
+def check_finite(losses: npt.NDArray[np.floating], what: str) -> None:
+    """Raise InputError where a loss of ``what``, shape [T], is not a number."""
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    if wrong.size:
         raise InputError(
-            f"{what} has losses {losses}: the checkpoint's weights or its precision are broken; "
-            "try --precision fp32"
+            f"{what} has loss {losses[wrong[0]]} at position {wrong[0]}: the checkpoint's weights "
+            "or its precision are broken; try fp32, or look at it with `ultralong convert inspect`"
         )
 
 

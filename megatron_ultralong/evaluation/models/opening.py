@@ -2,21 +2,18 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Generic, TypeVar
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 
-from megatron_ultralong.evaluation.models import hugging_face, megatron
 from megatron_ultralong.evaluation.models.facts import ModelFacts, is_hugging_face, named_folders
-from megatron_ultralong.evaluation.models.interface import (
-    Generator,
-    LanguageModel,
-    Model,
-    Scorer,
-)
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
+from megatron_ultralong.evaluation.models.interface import Model
+from megatron_ultralong.evaluation.models.megatron import MegatronLanguageModel, MegatronScorer
 from megatron_ultralong.evaluation.options import CostConfig, ModelsConfig
+from megatron_ultralong.evaluation.results.result import Kind, Result, ScoreCell, plain_values
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.ranks import world_size
@@ -25,45 +22,14 @@ M = TypeVar("M", bound=Model, covariant=True)
 
 
 @contextlib.contextmanager
-def open_scorers(config: ModelsConfig) -> Iterator[Sequence[Scorer]]:
-    """Load the models of ``config.load``; every rank of the job enters it.
+def open_models(of_megatron: type[MegatronScorer], config: ModelsConfig) -> Iterator[Iterator[Any]]:
+    """The models of ``config.load``, each loaded when the iterator comes to it.
+
+    Every rank of the job enters it. Process groups are for the Megatron checkpoints among them.
 
     Raises:
         InputError: a folder is missing or of no known kind, or the layout is none for evaluations.
     """
-    with scorers_in_turn(config) as scorers:
-        yield list(scorers)
-
-
-@contextlib.contextmanager
-def open_generators(config: ModelsConfig) -> Iterator[Sequence[Generator]]:
-    """The same, to generate text."""
-    with generators_in_turn(config) as generators:
-        yield list(generators)
-
-
-def scorers_in_turn(config: ModelsConfig) -> AbstractContextManager[Iterator[Scorer]]:
-    """The same as :func:`open_scorers`, but each model is loaded when the iterator comes to it."""
-    return _opened(config, hugging_face.HuggingFaceScorer, megatron.MegatronScorer)
-
-
-def generators_in_turn(config: ModelsConfig) -> AbstractContextManager[Iterator[Generator]]:
-    """The same, to generate text."""
-    return _opened(config, hugging_face.HuggingFaceGenerator, megatron.MegatronGenerator)
-
-
-def language_models_in_turn(
-    config: ModelsConfig,
-) -> AbstractContextManager[Iterator[LanguageModel]]:
-    """The same, to score and to generate text."""
-    return _opened(config, hugging_face.HuggingFaceLanguageModel, megatron.MegatronLanguageModel)
-
-
-@contextlib.contextmanager
-def _opened(
-    config: ModelsConfig, of_hugging_face: Callable[..., M], of_megatron: Callable[..., M]
-) -> Iterator[Iterator[M]]:
-    """The models; process groups are for the Megatron checkpoints among them."""
     models = named_folders(config, world_size())
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     with contextlib.ExitStack() as stack:
@@ -71,11 +37,15 @@ def _opened(
         if not all(is_hugging_face(folder) for _, folder in models):
             groups = stack.enter_context(parallel_groups(config.parallel, seed=0))
         yield (
-            of_hugging_face(folder, name=name)
+            HuggingFaceModel(folder, name=name)
             if is_hugging_face(folder)
             else of_megatron(folder, config, groups, dtype=dtype, name=name)
             for name, folder in models
         )
+
+
+open_scorers = functools.partial(open_models, MegatronScorer)
+open_language_models = functools.partial(open_models, MegatronLanguageModel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,3 +58,9 @@ class Subject(Generic[M]):
     tokenizer: PromptTokenizer
     cost: CostConfig
     """What asking it may cost."""
+
+    def result(self, kind: Kind, config: Any, cells: Sequence[ScoreCell], **others: Any) -> Result:
+        """What was found of it by a verb with the flags ``config``."""
+        name, facts = self.model.name, self.facts
+        about = (kind, plain_values(config), name, facts.max_positions, tuple(cells))
+        return Result(*about, model=facts.record, **others)

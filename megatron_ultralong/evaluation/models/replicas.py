@@ -15,14 +15,11 @@ _FOR_EVER = datetime.timedelta(days=3650)
 
 
 class Replicas:
-    """Calls of methods of ``work`` on every rank, by the main one.
+    """Calls of methods of ``work``, this rank's part, on every rank, by the main one.
 
     A method takes rows and arguments, and returns an answer for each row; all ranks of a replica
-    get the same rows. Answers and arguments are pickled between the ranks of this job.
-
-    Args:
-        work: this rank's part, which has the methods.
-        groups: Megatron's process groups; None: there is this process alone.
+    get the same rows. Answers and arguments are pickled between the ranks of this job. ``groups``
+    are Megatron's process groups; None: there is this process alone.
     """
 
     def __init__(self, work: Any, groups: Any) -> None:

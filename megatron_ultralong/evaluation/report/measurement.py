@@ -39,8 +39,7 @@ class Measurement:
 def differences(one: Measurement, other: Measurement) -> dict[str, tuple[str, str]]:
     """All conditions in which two measurements of one benchmark differ, by name."""
     left, right = conditions(one), conditions(other)
-    names = [*left, *(name for name in right if name not in left)]
-    values = {name: (left.get(name, "-"), right.get(name, "-")) for name in names}
+    values = {name: (left.get(name, "-"), right.get(name, "-")) for name in left | right}
     return {name: pair for name, pair in values.items() if pair[0] != pair[1] and name != "file"}
 
 
@@ -50,32 +49,28 @@ def conflicts(one: Measurement, other: Measurement) -> dict[str, tuple[str, str]
     Numbers of samples, lengths and tasks may differ. Files count by what they hold where both
     results state it, and by their names where one does not.
     """
-    left, right = _decisive(one), _decisive(other)
-    has_material = bool(one.result.material) and bool(other.result.material)
+    left, right = _decisive(one.result), _decisive(other.result)
     pairs = {name: (left[name], right[name]) for name in left if name in right}
-    if has_material:
+    if one.result.material and other.result.material:
         pairs = {name: pair for name, pair in pairs.items() if name not in _FILES}
         pairs |= _materials(one.result, other.result)
     return {name: (_shown(a), _shown(b)) for name, (a, b) in pairs.items() if a != b}
 
 
-def _decisive(measurement: Measurement) -> dict[str, Any]:
-    free = _OF_THE_RUN | _OF_THE_GRID | _PLACES.get(measurement.result.kind.name, set())
-    found = {name: value for name, value in measurement.result.config.items() if name not in free}
-    if number := measurement.result.num_packed_rows:
-        found["rows"] = number  # the first ones: other rows, other text
+def _decisive(result: Result) -> dict[str, Any]:
+    free = _OF_THE_RUN | _OF_THE_GRID | _PLACES.get(result.kind.name, set())
+    found = {name: value for name, value in result.config.items() if name not in free}
+    if result.num_packed_rows:
+        found["rows"] = result.num_packed_rows  # the first ones: other rows, other text
     return found
 
 
 def _materials(one: Result, other: Result) -> dict[str, tuple[str, str]]:
     """Material of both; where they have other tasks, that of the tasks in common."""
-    names = {*one.material, *other.material}
-    if one.kind.rows == "tasks" and one.rows != other.rows:
-        names = {*one.material} & {*other.material}
-    return {
-        name: (one.material.get(name, "none"), other.material.get(name, "none"))
-        for name in sorted(names)
-    }
+    left, right = one.material, other.material
+    have_others = one.kind.rows == "tasks" and one.rows != other.rows
+    names = left.keys() & right.keys() if have_others else left.keys() | right.keys()
+    return {name: (left.get(name, "none"), right.get(name, "none")) for name in sorted(names)}
 
 
 def conditions(measurement: Measurement) -> dict[str, str]:
@@ -96,11 +91,10 @@ def conditions(measurement: Measurement) -> dict[str, str]:
         asked = _asked(result)
         cut = int(sum(cell.figures.get("num_truncated", 0) for cell in asked))
         found["truncated prompts"] = f"{cut:,} of {sum(cell.num_samples for cell in asked):,}"
-    for name, value in measurement.result.config.items():
+    for name, value in result.config.items():
         if name not in _OF_THE_RUN:
             found[f"--{name.replace('_', '-')}"] = _shown(value)
-    for name, digest in result.material.items():
-        found[f"content of {name}"] = digest
+    found |= {f"content of {name}": digest for name, digest in result.material.items()}
     if result.notes:
         found["notes"] = "; ".join(result.notes)
     found["date"] = result.date
@@ -146,14 +140,13 @@ def with_labels(found: Sequence[Measurement]) -> tuple[list[Measurement], list[s
     for one, identity in zip(found, identities, strict=True):
         named = dataclasses.replace(one, label=labels[identity])
         columns.setdefault((identity, one.result.kind.name), []).append(named)
-    notices += [_several(same[0], one) for same in columns.values() for one in same[1:]]
-    parted: dict[int, Measurement] = {}
+    parted = {id(same[0].result): same[0] for same in columns.values()}
     for same in columns.values():
+        notices += [_several(same[0], one) for one in same[1:]]
         names = [one.result.checkpoint for one in same]
         parts = names if len({*names}) == len(same) else _apart(same)
-        for one, part in zip(same, parts, strict=True):
-            label = f"{one.label} · {part}" if len(same) > 1 else one.label
-            parted[id(one.result)] = dataclasses.replace(one, label=label)
+        for one, part in zip(same, parts, strict=True) if len(same) > 1 else ():
+            parted[id(one.result)] = dataclasses.replace(one, label=f"{one.label} · {part}")
     return [parted[id(one.result)] for one in found], notices
 
 
@@ -176,9 +169,9 @@ def _checkpoint_labels(
     found: Sequence[Measurement], identities: Sequence[Identity]
 ) -> tuple[dict[Identity, str], list[str]]:
     """Every checkpoint's label, the same on all benchmarks, and what is to be said of it."""
-    names: dict[Identity, dict[str, None]] = {}
+    names: dict[Identity, dict[str, Measurement]] = {}
     for one, identity in zip(found, identities, strict=True):
-        names.setdefault(identity, {})[one.result.checkpoint] = None
+        names.setdefault(identity, {}).setdefault(one.result.checkpoint, one)
     labels = {identity: " = ".join(same) for identity, same in names.items()}
     notices = [
         f"{' and '.join(map(repr, same))} are the same weights ({identity[0][:16]}): they are "
@@ -190,7 +183,7 @@ def _checkpoint_labels(
         same = [identity for identity in names if labels[identity] == name]
         if len(same) == 1:
             continue
-        firsts = [found[identities.index(identity)] for identity in same]
+        firsts = [next(iter(names[identity].values())) for identity in same]
         for identity, part in zip(same, _what_differs(firsts), strict=True):
             labels[identity] = f"{name} ({part})"
         shown = ", ".join(f"'{labels[identity]}'" for identity in same)

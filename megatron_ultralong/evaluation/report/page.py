@@ -41,10 +41,10 @@ def report_page(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_written_out,
+        # texts without what hides or turns them around; markup is the page's own
+        finalize=lambda value: escaped(value) if type(value) is str else value,
     )
-    page = environment.get_template("page.html")
-    return page.render(
+    return environment.get_template("page.html").render(
         report=report,
         endings=list(_endings(report)),
         words=words,
@@ -53,11 +53,6 @@ def report_page(report: Report) -> str:
         width=_width,
         base64=lambda data: base64.b64encode(data).decode("ascii"),
     )
-
-
-def _written_out(value: Any) -> Any:
-    """Texts without what hides or turns them around; markup is the page's own."""
-    return escaped(value) if type(value) is str else value
 
 
 def _note(table: ReportTable) -> str:
@@ -127,20 +122,14 @@ def _differing(conditions: ReportTable) -> ReportTable | None:
 
 
 def _table(table: ReportTable) -> Table:
-    shown = Table(
-        title=table.title or None,
-        caption=table.note or None,
-        show_header=any(table.header),
-        min_width=60,
-    )
+    title, caption = table.title or None, table.note or None
+    shown = Table(title=title, caption=caption, show_header=any(table.header), min_width=60)
     for place, name in enumerate(table.header):
         shown.add_column(name, justify="right" if table.holds_figures(place) else "left")
-    for row in table.rows:
-        shown.add_row(*_cells(row))
-    if table.footer:
+    for rows in filter(None, (table.rows, table.footer)):
+        for row in rows:
+            shown.add_row(*_cells(row))
         shown.add_section()
-    for row in table.footer:
-        shown.add_row(*_cells(row))
     return shown
 
 
@@ -153,9 +142,7 @@ def _cells(row: tuple[Cell, ...]) -> Iterator[Text]:
 
 
 def _checks_table(report: Report) -> Table:
-    table = Table(title="Checks")
-    for column in ("", "check", "measured", "asked for"):
-        table.add_column(column)
+    table = Table("", "check", "measured", "asked for", title="Checks")
     for check in report.checks:
         verdict = Text("pass", style="green") if check.passed else Text("FAIL", style="bold red")
         table.add_row(verdict, check.name, check.figure, check.bound)
@@ -163,10 +150,8 @@ def _checks_table(report: Report) -> Table:
 
 
 def write_report(report: Report, folder: str | Path) -> Path:
-    """Write the report folder, whole or not at all, and return its page.
-
-    The folder holds ``index.html`` (which needs no other file), the pictures as PNG, and
-    ``report.json`` with every result.
+    """Write the report folder, whole or not at all, and return its page; ``report.json`` in it has
+    every result.
 
     Raises:
         InputError: the folder holds something.
@@ -218,15 +203,13 @@ def evaluate_report(config: ReportConfig) -> Report:
     """
     if config.output:
         check_output(config.output)
-    words = ["ultralong", "evaluate", "report", *config.runs]
+    typed = ["ultralong", "evaluate", "report", *config.runs]
     check_ranges(config)
     for field in dataclasses.fields(config)[1:]:
         if (value := getattr(config, field.name)) != field.default:
-            words += [f"--{field.name}", f"{value}"]
-    command = shlex.join(words)
-    report = gather_report(
-        config.runs, title=config.title, command=command, threshold=config.threshold
-    )
+            typed += [f"--{field.name}", f"{value}"]
+    options: dict[str, Any] = {"title": config.title, "threshold": config.threshold}
+    report = gather_report(config.runs, command=shlex.join(typed), **options)
     print_report(report)
     if config.output:
         Console(soft_wrap=True).print(f"\nreport: {write_report(report, config.output)}")

@@ -104,9 +104,7 @@ def _check_flags(result: Result, where: str) -> None:
             raise InputError(
                 f"{where}.kind.{name} is '{value}', of '{known.name}' it is '{expected}': {FIX}"
             )
-    if not flags or known.rows != "depths":
-        return
-    for k, cell in enumerate(result.cells):
+    for k, cell in enumerate(result.cells if flags and known.rows == "depths" else ()):
         most = min(cell.num_samples, config.get("num_samples", cell.num_samples))
         for name, value, asked in (
             ("row", float(cell.row), config.get("depths", ())),
@@ -114,9 +112,9 @@ def _check_flags(result: Result, where: str) -> None:
             ("num_samples", cell.num_samples, [most]),  # files of several runs have fewer
         ):
             if not any(math.isclose(value, one) for one in asked):
+                shown = ", ".join(f"{one:g}" for one in asked)
                 raise InputError(
-                    f"{where}.cells.{k}: {name} is {value:g}, its flag has "
-                    f"{', '.join(f'{one:g}' for one in asked)}: {FIX}"
+                    f"{where}.cells.{k}: {name} is {value:g}, its flag has {shown}: {FIX}"
                 )
 
 
@@ -142,7 +140,11 @@ def _result_files(run: Path, notices: list[str]) -> Iterator[Path]:
         return
     if not run.is_dir():
         raise InputError(f"RUN {run} does not exist: name a folder or a file with results")
-    for folder, folders, files in os.walk(run, onerror=_refuse):
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot search {error.filename} ({error.strerror}): name other folders")
+
+    for folder, folders, files in os.walk(run, onerror=refuse):
         folders.sort()
         for name in [name for name in folders if name.endswith(SUFFIX)]:
             folders.remove(name)
@@ -151,10 +153,6 @@ def _result_files(run: Path, notices: list[str]) -> Iterator[Path]:
             path = Path(folder) / name
             if name.endswith(".json") and _is_result(path, notices):
                 yield path
-
-
-def _refuse(error: OSError) -> None:
-    raise InputError(f"cannot search {error.filename} ({error.strerror}): name other folders")
 
 
 def _is_result(path: Path, notices: list[str]) -> bool:
@@ -259,7 +257,7 @@ def gather_report(runs: Sequence[str | Path], *, title: str = "", **others: Any)
     """
     gathered = gather(runs)
     names = list(dict.fromkeys(one.result.checkpoint for one in gathered.measurements))
-    shown = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    shown = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
     if len(names) > 4:
         shown = f"{len(names)} checkpoints"
     return Report(title=title or f"Evaluation of {shown}", gathered=gathered, **others)

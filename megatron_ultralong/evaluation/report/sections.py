@@ -10,12 +10,7 @@ from megatron_ultralong.evaluation.report import table
 from megatron_ultralong.evaluation.report.measurement import Measurement, conflicts
 from megatron_ultralong.evaluation.report.paper import paper_table
 from megatron_ultralong.evaluation.report.task_section import task_parts
-from megatron_ultralong.evaluation.results.interval import (
-    Estimate,
-    cell_estimate,
-    column_estimate,
-    effective_length,
-)
+from megatron_ultralong.evaluation.results import interval
 from megatron_ultralong.evaluation.results.pictures import loss_picture, retrieval_picture
 from megatron_ultralong.evaluation.results.result import Result, ScoreCell, perplexity
 from megatron_ultralong.evaluation.results.tables import column_title, counts, figure
@@ -33,22 +28,17 @@ def _loss(results: Sequence[Result], name: str) -> Parts:
 def _table(results: Sequence[Result]) -> table.ReportTable:
     longest = max(results, key=lambda result: result.num_positions)
     rows = []
-    for place in sorted({place for result in results for place in result.bins}):
-        start, stop = place
-        found = [result.loss(place) for result in results]
-        cells = [
-            _cell(cell, stop > result.max_positions)
-            for cell, result in zip(found, results, strict=True)
-        ]
-        losses = [cell_estimate(cell) if cell else None for cell in found]
+    for start, stop in sorted({place for result in results for place in result.bins}):
+        found = [result.loss((start, stop)) for result in results]
+        beyond = [stop > result.max_positions for result in results]
+        losses = [interval.cell_estimate(cell) if cell else None for cell in found]
         label = table.Cell(f"{start:,} – {stop:,}")  # noqa: RUF001
+        cells = [*map(_cell, found, beyond)]
         rows.append((label, *table.with_best(cells, losses, lower_is_better=True)))
     means = [_mean(result.mean_loss()) for result in results]
+    trained = (f"{one.checkpoint}, trained for {one.max_positions:,}" for one in results)
     return table.ReportTable(
-        header=(
-            "positions",
-            *(f"{one.checkpoint}, trained for {one.max_positions:,}" for one in results),
-        ),
+        header=("positions", *trained),
         rows=tuple(rows),
         footer=((table.Cell("all"), *means), *_reference(results)),
         note=(
@@ -63,9 +53,8 @@ def _cell(cell: ScoreCell | None, is_beyond: bool) -> table.Cell:
     if cell is None or cell.score is None:
         return table.NOTHING
     error = "" if cell.error is None else f" ± {cell.error:.3f}"
-    return table.Cell(
-        f"{cell.score:.3f}{error} ({perplexity(cell.score):.1f})", is_beyond=is_beyond
-    )
+    text = f"{cell.score:.3f}{error} ({perplexity(cell.score):.1f})"
+    return table.Cell(text, is_beyond=is_beyond)
 
 
 def _mean(loss: float | None) -> table.Cell:
@@ -91,11 +80,9 @@ def _retrieval(results: Sequence[Result], name: str) -> Parts:
 def _retrieval_table(results: Sequence[Result]) -> table.ReportTable:
     rows = []
     for length in sorted({length for result in results for length in result.lengths}):
-        shares = [column_estimate(result, str(length)) for result in results]
-        cells = [
-            _retrieval_cell(result, length, share)
-            for result, share in zip(results, shares, strict=True)
-        ]
+        shares = [interval.column_estimate(result, str(length)) for result in results]
+        pairs = zip(results, shares, strict=True)
+        cells = [_retrieval_cell(result, length, share) for result, share in pairs]
         rows.append((table.Cell(f"{length:,} tokens"), *table.with_best(cells, shares)))
     form, by = results[0].kind.form, " or ".join(sorted({one.config["by"] for one in results}))
     samples = " or ".join(dict.fromkeys(map(counts, results)))
@@ -110,7 +97,7 @@ def _retrieval_table(results: Sequence[Result]) -> table.ReportTable:
     )
 
 
-def _retrieval_cell(result: Result, length: int, share: Estimate | None) -> table.Cell:
+def _retrieval_cell(result: Result, length: int, share: interval.Estimate | None) -> table.Cell:
     if share is None:
         return table.NOTHING
     depths = [result.score(depth, str(length)) for depth in result.depths]
@@ -137,38 +124,36 @@ def sections(
         groups = _groups([one for one in measurements if one.result.kind == kind])
         name = "loss" if kind.rows == "positions" else kind.name
         for number, group in enumerate(groups, 1):
-            is_one = len(groups) == 1
             results = [dataclasses.replace(one.result, checkpoint=one.label) for one in group]
             draw, tables = _PARTS[kind.rows](results, name if number == 1 else f"{name}-{number}")
-            found.append(
-                table.Section(
-                    kind.title if is_one else f"{kind.title}, conditions {number} of {len(groups)}",
-                    *(draw, tables, table.conditions_table(group), paper_table(group)),
-                    remarks=() if is_one else (_other_conditions(groups, number),),
-                    effective={one.checkpoint: _effective(one, threshold) for one in results}
-                    if kind.columns == "lengths"
-                    else {},
-                )
-            )
+            title, remarks = kind.title, list[str]()
+            if len(groups) > 1:
+                title += f", conditions {number} of {len(groups)}"
+                remarks.append(_other_conditions(groups, number))
+            with_lengths = results if kind.columns == "lengths" else []
+            effective = {one.checkpoint: _effective(one, threshold) for one in with_lengths}
+            conditions, paper = table.conditions_table(group), paper_table(group)
+            remarked = tuple(remarks)
+            found.append(table.Section(title, draw, tables, conditions, paper, remarked, effective))
     return tuple(found)
 
 
 def _effective(result: Result, threshold: float) -> str:
     columns = sorted(result.columns, key=lambda column: int(column.removesuffix("k")))
-    found = [(column_title(c), one) for c in columns if (one := column_estimate(result, c))]
-    return effective_length(found, threshold)
+    found = [
+        (column_title(c), one) for c in columns if (one := interval.column_estimate(result, c))
+    ]
+    return interval.effective_length(found, threshold)
 
 
 def _groups(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
     groups: list[list[Measurement]] = []
     for one in measurements:
-        home = next(
-            (group for group in groups if not any(conflicts(one, other) for other in group)), None
-        )
+        fitting = (group for group in groups if not any(conflicts(one, two) for two in group))
+        home = next(fitting, None)
         if home is None:
-            groups.append([one])
-        else:
-            home.append(one)
+            groups.append(home := [])
+        home.append(one)
     return groups
 
 

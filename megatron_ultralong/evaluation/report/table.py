@@ -20,9 +20,9 @@ class Cell:
 
     text: str
     is_best: bool = False
-    """Whether it is the best of its line."""
+    """Of its line."""
     is_beyond: bool = False
-    """Whether it is beyond the positions that its checkpoint was trained for."""
+    """The positions that its checkpoint was trained for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +113,7 @@ def picture(
 ) -> tuple[Picture, ...]:
     """What ``draw`` writes of ``results`` into a file; none where it cannot be drawn."""
     file, narrow_file = io.BytesIO(), io.BytesIO()
-    labels = ", ".join(result.checkpoint for result in results)
-    what = f"{title} of {labels}"
+    what = f"{title} of {', '.join(result.checkpoint for result in results)}"
     with drawing(what):
         draw(file)
         with style.narrow():

@@ -1,24 +1,18 @@
 """A benchmark of tasks: pictures and tables of scores by task and column, side by side."""
 
+import itertools
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from megatron_ultralong.evaluation.report import table
-from megatron_ultralong.evaluation.results import style
-from megatron_ultralong.evaluation.results.interval import (
-    Estimate,
-    cell_estimate,
-    column_estimate,
-    has_shares,
-)
+from megatron_ultralong.evaluation.results import interval, style
 from megatron_ultralong.evaluation.results.result import LOSS, LOWER_IS_BETTER, Result
 from megatron_ultralong.evaluation.results.tables import column_title, counts
 
 _MOST_NUMBERED_BARS = 40
 """Pictures with more bars than this carry no numbers above them."""
-
-
 _LIMIT = "all"
 """The column of a benchmark whose results have one each, at the limit of each."""
 
@@ -44,41 +38,36 @@ class _Columns:
         self.title = "length" if self.are_lengths else "score"
         is_limit = kind.columns == "limit" and all(len(r.columns) == 1 for r in results)
         found = dict.fromkeys(column for result in results for column in result.columns)
-        self.names = [_LIMIT] if is_limit else sorted(found, key=_order(list(found)))
+        self.names = [_LIMIT] if is_limit else sorted(found, key=_order)
 
     def of(self, result: Result, name: str) -> str:
         """The column of ``result`` that stands under ``name``."""
         return result.columns[0] if name == _LIMIT else name
 
-    def score(self, result: Result, task: str, name: str) -> Estimate | None:
+    def score(self, result: Result, task: str, name: str) -> interval.Estimate | None:
         """Score of a task in the column under ``name``; None where it was not asked."""
         cell = result.cell(task, self.of(result, name))
-        return cell_estimate(cell, are_shares=has_shares(result)) if cell else None
+        return (
+            interval.cell_estimate(cell, are_shares=interval.has_shares(result)) if cell else None
+        )
 
-    def mean(self, result: Result, name: str) -> Estimate | None:
+    def mean(self, result: Result, name: str) -> interval.Estimate | None:
         """Mean of the tasks in the column under ``name``; None where none was asked."""
-        return column_estimate(result, self.of(result, name))
+        return interval.column_estimate(result, self.of(result, name))
 
     def cells(
         self, results: Sequence[Result], name: str, texts: Sequence[str | None]
     ) -> list[table.Cell]:
         """``texts`` for ``results`` in the column under ``name``, as a line shows them."""
-        return [
-            table.Cell(text, is_beyond=result.is_beyond(self.of(result, name)))
-            if text
-            else table.NOTHING
-            for text, result in zip(texts, results, strict=True)
-        ]
+        beyond = [result.is_beyond(self.of(result, name)) for result in results]
+        pairs = zip(texts, beyond, strict=True)
+        return [table.Cell(text, is_beyond=b) if text else table.NOTHING for text, b in pairs]
 
 
-def _order(found: list[str]) -> Callable[[str], tuple[float, int]]:
-    """Lengths in their order, other columns in the order they were found."""
-
-    def key(column: str) -> tuple[float, int]:
-        digits = column.removesuffix("k")
-        return (float(digits) if digits.isdecimal() else 0.0, found.index(column))
-
-    return key
+def _order(column: str) -> int:
+    """Lengths stand in their order, other columns in that in which they were found."""
+    digits = column.removesuffix("k")
+    return int(digits) if digits.isdecimal() else 0
 
 
 def _means(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
@@ -97,12 +86,8 @@ def _mean_cells(results: Sequence[Result], columns: _Columns, name: str) -> tupl
     """Means of a column; marked only where they are of the same tasks."""
     means = [columns.mean(result, name) for result in results]
     cells = columns.cells(results, name, [str(mean) if mean else None for mean in means])
-    asked = {
-        frozenset(cell.row for cell in result.cells if cell.column == columns.of(result, name))
-        for result, mean in zip(results, means, strict=True)
-        if mean
-    }
-    if len(asked) > 1:
+    asked = [result.by_column.get(columns.of(result, name), []) for result in results]
+    if len({frozenset(cell.row for cell in its) for its in asked if its}) > 1:
         return tuple(cells)
     return table.with_best(cells, means, lower_is_better=name in LOWER_IS_BETTER)
 
@@ -132,12 +117,11 @@ def _by_task(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
             best = table.with_best(cells, scores, lower_is_better=name in LOWER_IS_BETTER)
             rows.append((table.Cell(task), table.Cell(metric), *middle, *best))
     means = _mean_cells(results, columns, _LIMIT) if is_one and len(rows) > 1 else None
-    labels = [
-        f"{result.checkpoint}, cut at {int(result.columns[0]):,}"
-        if is_one and result.columns[0].isdecimal()
-        else result.checkpoint
-        for result in results
-    ]
+    labels = [result.checkpoint for result in results]
+    if is_one:
+        limits = [result.columns[0] for result in results]
+        cut = [f", cut at {int(limit):,}" if limit.isdecimal() else "" for limit in limits]
+        labels = list(map(operator.add, labels, cut))
     return table.ReportTable(
         header=("task", "metric", *(() if is_one else (columns.title,)), *labels),
         rows=tuple(rows),
@@ -152,16 +136,15 @@ def _note(results: Sequence[Result], columns: _Columns) -> str:
     samples = " or ".join(dict.fromkeys(map(counts, results)))
     fewest = min(cell.num_samples for result in results for cell in result.cells)
     error = f"one standard error is at most {50 / fewest**0.5:.1f} points"
-    if not all(map(has_shares, results)):
+    if not all(map(interval.has_shares, results)):
         error = "standard errors are those of the harness, and what has none is not set apart"
     parts = [f"Scores of 100, {samples} questions a cell: {error}."]
     if LOSS in columns.names:
         parts.append("A loss is in nats per token, and better when lower.")
     if lower := [name for name in columns.names if name in LOWER_IS_BETTER - {LOSS}]:
         parts.append(f"Not of 100, and better when lower: {', '.join(lower)}.")
-    if any(
-        result.is_beyond(columns.of(result, name)) for result in results for name in columns.names
-    ):
+    pairs = itertools.product(results, columns.names)
+    if any(result.is_beyond(columns.of(result, name)) for result, name in pairs):
         parts.append("Red: beyond the trained positions.")
     return " ".join(parts)
 
@@ -187,35 +170,20 @@ def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], f
     figure, axes = style.new_picture(4.4)
     for k, result in enumerate(results):
         colour, dashes = style.line_style(k)
-        name = style.label(result.checkpoint)
-        means = {x: m for x, c in enumerate(columns) if (m := column_estimate(result, c))}
-        low, high = ([getattr(mean, end) for mean in means.values()] for end in ("low", "high"))
-        axes.fill_between([*means], low, high, color=colour, alpha=style.BAND, linewidth=0)
-        axes.plot(
-            *([*means], [mean.value for mean in means.values()]),
-            color=colour,
-            linestyle=dashes,
-            linewidth=2.0,
-            label=f"{name} (trained for {result.max_positions:,} positions)",
-        )
+        means = {x: m for x, c in enumerate(columns) if (m := interval.column_estimate(result, c))}
+        style.draw_line(axes, result, [*means], [*means.values()], colour, dashes)
         for x, mean in means.items():
-            axes.plot(
-                *(x, mean.value, "o"),
-                markersize=6,
-                color=colour,
-                markerfacecolor="white" if result.is_beyond(columns[x]) else colour,
-                clip_on=False,
-                zorder=3,
-            )
+            inside = "white" if result.is_beyond(columns[x]) else colour
+            mark = {"color": colour, "markersize": 6, "markerfacecolor": inside}
+            axes.plot(x, mean.value, "o", clip_on=False, zorder=3, **mark)
     style.name_band(axes, "95 % interval of the mean")
     axes.set_ylim(0, 104)
     axes.set_xticks(range(len(columns)), [column_title(column) for column in columns])
     axes.set_xlim(-0.4, len(columns) - 0.6)
-    axes.set_ylabel("mean score (of 100)", fontsize=10, color=style.INK)
-    axes.set_xlabel(style.length_unit(columns), fontsize=10, color=style.INK)
+    style.name_axes(axes, style.length_unit(columns), "mean score (of 100)")
     if any(result.is_beyond(column) for result in results for column in columns):
         title += "; open marks: beyond the trained positions"
-    _finish(figure, axes, title, file)
+    style.finish(figure, axes, title, file)
 
 
 def _draw_bars(
@@ -228,14 +196,9 @@ def _draw_bars(
     height = 0.8 / len(results)
     for k, result in enumerate(results):
         found = [(y, columns.score(result, task, column)) for y, task in enumerate(tasks)]
-        known = [(y, score.value) for y, score in found if score]
-        drawn = axes.barh(
-            [y - 0.4 + (k + 0.5) * height for y, _ in known],
-            [score for _, score in known],
-            height=0.9 * height,
-            color=style.line_style(k)[0],
-            label=style.label(result.checkpoint),
-        )
+        known = {y - 0.4 + (k + 0.5) * height: score.value for y, score in found if score}
+        its = {"color": style.line_style(k)[0], "label": style.label(result.checkpoint)}
+        drawn = axes.barh([*known], [*known.values()], height=0.9 * height, **its)
         if rows <= _MOST_NUMBERED_BARS:
             axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=style.INK)
     if column not in LOWER_IS_BETTER:
@@ -244,11 +207,5 @@ def _draw_bars(
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     unit = "better when lower" if column in LOWER_IS_BETTER else "score (of 100)"
     unit = "loss (nats per token)" if column == LOSS else unit
-    axes.set_xlabel(unit, fontsize=10, color=style.INK)
-    _finish(figure, axes, title, file)
-
-
-def _finish(figure: Any, axes: Any, title: str, file: Any) -> None:
-    style.set_title(axes, title)
-    style.add_legend(figure, axes)
-    style.save(figure, file)
+    style.name_axes(axes, unit)
+    style.finish(figure, axes, title, file)

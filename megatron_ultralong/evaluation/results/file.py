@@ -57,34 +57,27 @@ def _upgraded(name: str, values: Values) -> list[dict[str, Any]]:
 
 
 def _loss_cell(part: Values) -> dict[str, Any]:
-    return {
-        "row": result.position_row(part["start"], part["stop"]),
-        "column": result.LOSS,
-        "num_samples": part["num_predictions"],
-        "score": part["loss"],
-        "error": part["standard_error"],
-        "figures": {k: part[k] for k in ("accuracy", "perplexity") if part[k] is not None},
-    }
+    row, names = result.position_row(part["start"], part["stop"]), ("accuracy", "perplexity")
+    figures = {name: part[name] for name in names if part[name] is not None}
+    cell = _cell(row, result.LOSS, part["num_predictions"], part["loss"], figures)
+    return {**cell, "error": part["standard_error"]}
 
 
 def _retrieval_cell(cell: Values) -> dict[str, Any]:
-    return {
-        "row": result.depth_row(cell["depth"]),
-        "column": str(cell["length"]),
-        "num_samples": cell["num_samples"],
-        "score": 100 * cell["num_retrieved"] / cell["num_samples"],
-        "figures": {"token_accuracy": cell["token_accuracy"]},
-    }
+    score = 100 * cell["num_retrieved"] / cell["num_samples"]
+    figures = {"token_accuracy": cell["token_accuracy"]}
+    row = result.depth_row(cell["depth"])
+    return _cell(row, str(cell["length"]), cell["num_samples"], score, figures)
 
 
 def _score_cell(cell: Values) -> dict[str, Any]:
-    return {
-        "row": cell["task"],
-        "column": cell["column"],
-        "num_samples": cell["num_samples"],
-        "score": cell["score"],
-        "figures": {key: cell[key] for key in ("num_prompt_tokens", "num_truncated")},
-    }
+    figures = {key: cell[key] for key in ("num_prompt_tokens", "num_truncated")}
+    return _cell(cell["task"], cell["column"], cell["num_samples"], cell["score"], figures)
+
+
+def _cell(row: str, column: str, num_samples: Any, score: Any, figures: Values) -> dict[str, Any]:
+    of = {"row": row, "column": column, "num_samples": num_samples}
+    return {**of, "score": score, "figures": figures}
 
 
 FORMAT_VERSION = 2
@@ -121,8 +114,7 @@ def write_json(path: Path, kind: str, values: Mapping[str, Any]) -> None:
 def claimed_kind(path: Path) -> tuple[str, bool] | None:
     """The kind of a JSON file of :func:`write_json`, and whether it is one of results; or None.
 
-    Keys may stand in any order, and some be damaged: what was meant as results is not taken for
-    something else.
+    Keys may stand in any order, and some be damaged: what was meant as results is still one.
 
     Raises:
         InputError: it cannot be read, or is not JSON.
@@ -204,10 +196,9 @@ def _validated(path: Path, entries: Any, kind: str) -> tuple[result.Result, ...]
             text += f", not {shown(first['input'])}"
         raise InputError(f"{text}: {FIX}") from error
     for k, one in enumerate(results):
-        if one.kind.name != kind:
+        if (name := one.kind.name) != kind:
             raise InputError(
-                f"{path}: results.{k}.kind.name is {one.kind.name!r}, the file's kind is {kind!r}: "
-                f"{FIX}"
+                f"{path}: results.{k}.kind.name is {name!r}, the file's kind is {kind!r}: {FIX}"
             )
     if not results:
         raise InputError(f"{path}: results is empty, it must hold one for a checkpoint: {FIX}")

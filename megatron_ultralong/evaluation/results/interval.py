@@ -67,10 +67,8 @@ def wilson(score: float, num_samples: float) -> Estimate:
 def cell_estimate(cell: ScoreCell, *, are_shares: bool = True) -> Estimate | None:
     """A cell's score and its interval; infinite where it has none; None without samples.
 
-    Args:
-        cell: one without scores of its samples has 1.96 of its errors.
-        are_shares: whether a score without an error is a mean of scores of 0 to 100 over its
-            samples, and not a figure of a corpus or a mean of groups.
+    ``are_shares``: a score without an error is a mean of scores of 0 to 100 over its samples, and
+    not a figure of a corpus or a mean of groups.
     """
     if cell.score is None:
         return None
@@ -127,13 +125,10 @@ def column_estimate(result: Result, column: str) -> Estimate | None:
 def effective_length(measured: Sequence[tuple[str, Estimate]], threshold: float) -> str:
     """The longest length up to which all scores are above ``threshold``, in words.
 
-    RULER's effective length (arXiv 2404.06654, section 4), with what the intervals allow:
-    ``64K (at least 32K, at most 128K)`` where the threshold lies within those of 64K and 128K,
-    ``128K or more`` where no length fell below it, ``below 4K`` where the first one did.
-
-    Args:
-        measured: lengths by their names, ascending, and their scores.
-        threshold: RULER's is 85.6, of Llama-2-7B at 4K.
+    RULER's effective length (arXiv 2404.06654, section 4) of lengths, ascending, and their scores,
+    with what the intervals allow: ``64K (at least 32K, at most 128K)`` where the threshold lies
+    within those of 64K and 128K, ``128K or more`` where no length fell below it, ``below 4K`` where
+    the first one did.
     """
     names = [name for name, _ in measured]
     least, reached, most = (

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from megatron_ultralong.evaluation.results import style
-from megatron_ultralong.evaluation.results.interval import cell_estimate
+from megatron_ultralong.evaluation.results.interval import Estimate, cell_estimate
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.results.tables import column_title, token_count
 from megatron_ultralong.program.aside import whole
@@ -50,28 +50,18 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
         _text_above(axes, place, text, 4, fontsize=9, ha=side)
     reference = base.mean_loss(0, base.max_positions)
     if reference is not None:
-        axes.axhline(
-            reference,
-            color=style.FAINT,
-            linewidth=1.0,
-            label=f"{style.label(base.checkpoint)}, mean inside its context: {reference:.3f}",
-        )
+        label = f"{style.label(base.checkpoint)}, mean inside its context: {reference:.3f}"
+        axes.axhline(reference, color=style.FAINT, linewidth=1.0, label=label)
     for k, result in enumerate(results):
-        _loss_line(axes, result, *style.line_style(k))
+        colour, dashes = style.line_style(k)
+        _loss_line(axes, result, colour, dashes)
         if base.max_positions < result.max_positions < seq_length:
-            axes.axvline(
-                result.max_positions,
-                color=style.line_style(k)[0],
-                linewidth=1.0,
-                linestyle=(0, (1, 2)),
-            )
+            dotted = {"color": colour, "linewidth": 1.0, "linestyle": (0, (1, 2))}
+            axes.axvline(result.max_positions, **dotted)
     style.name_band(axes, "95 % interval, 1.96 standard errors over rows")
-    axes.set_ylabel("loss (nats per token)", fontsize=10, color=style.INK)
-    axes.set_xlabel("position in the row (tokens of context)", fontsize=10, color=style.INK)
+    style.name_axes(axes, "position in the row (tokens of context)", "loss (nats per token)")
     title = f"Loss by position, {longest.num_packed_rows} rows of {seq_length:,} tokens"
-    style.set_title(axes, title)
-    style.add_legend(figure, axes)
-    style.save(figure, path)
+    style.finish(figure, axes, title, path)
 
 
 def _loss_line(axes: Any, result: Result, colour: str, dashes: Any) -> None:
@@ -79,19 +69,8 @@ def _loss_line(axes: Any, result: Result, colour: str, dashes: Any) -> None:
     known = [(place, cell) for place in result.bins if (cell := result.loss(place))]
     centres = [math.sqrt(max(start, stop / 2) * stop) for (start, stop), _ in known]
     found = [estimate for _, cell in known if (estimate := cell_estimate(cell))]
-    ends = zip(*((one.low, one.high) if math.isfinite(one.low) else (one.value,) * 2
-                 for one in found), strict=True)  # fmt: skip
-    axes.fill_between(centres, *ends, color=colour, alpha=style.BAND, linewidth=0)
-    axes.plot(
-        centres,
-        [one.value for one in found],
-        color=colour,
-        linestyle=dashes,
-        linewidth=2.0,
-        marker="o",
-        markersize=5,
-        label=f"{style.label(result.checkpoint)} (trained for {result.max_positions:,} positions)",
-    )
+    found = [one if math.isfinite(one.low) else Estimate(*[one.value] * 3) for one in found]
+    style.draw_line(axes, result, centres, found, colour, dashes, marker="o", markersize=5)
 
 
 def _position_axis(axes: Any, edges: Sequence[int]) -> None:
@@ -130,8 +109,9 @@ def retrieval_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
     ]
     for axes in grid.flat[len(results) :]:
         axes.set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("depth of the key (%)", fontsize=10, color=style.INK)
+    for k, axes in enumerate(grid.flat):
+        first_of_row = k % num_columns == 0
+        style.name_axes(axes, "context length (tokens)", "depth of the key (%)" * first_of_row)
     _colour_bar(figure, images[0], list(grid.flat), "prompts retrieved (%)")
     style.save(figure, path)
 
@@ -148,15 +128,10 @@ def _retrieval_map(
     axes.spines[:].set_visible(False)
     step = -(-len(lengths) // 16)
     shown = range(0, len(lengths), step)
-    axes.set_xticks(
-        [k + 0.5 for k in shown],
-        [token_count(lengths[k]) for k in shown],
-        rotation=45 if len(shown) > 8 else 0,
-    )
-    axes.set_yticks(
-        [k + 0.5 for k in range(len(depths))], [f"{float(depth):g}" for depth in depths]
-    )
-    axes.set_xlabel("context length (tokens)", fontsize=10, color=style.INK)
+    names = [token_count(lengths[k]) for k in shown]
+    axes.set_xticks([k + 0.5 for k in shown], names, rotation=45 if len(shown) > 8 else 0)
+    names = [f"{float(depth):g}" for depth in depths]
+    axes.set_yticks([k + 0.5 for k in range(len(depths))], names)
     style.set_title(
         axes,
         f"{shown_name(result.checkpoint, lines=1)}: trained for {result.max_positions:,} positions",
@@ -166,10 +141,11 @@ def _retrieval_map(
     height = 4
     if shortest.max_positions < result.max_positions:
         text = f"original context: {shortest.max_positions:,}"
-        _context_line(axes, lengths, shortest.max_positions, text, height, thin=True)
+        thin = {"linewidth": 1.5, "linestyle": (0, (4, 2))}
+        _context_line(axes, lengths, shortest.max_positions, text, height, **thin)
         height = 16
     text = f"trained for {result.max_positions:,}"
-    _context_line(axes, lengths, result.max_positions, text, height)
+    _context_line(axes, lengths, result.max_positions, text, height, linewidth=2.5)
     return image
 
 
@@ -190,7 +166,7 @@ def task_picture(result: Result, path: Path | BinaryIO) -> None:
     axes.set_yticks([k + 0.5 for k in range(len(scores))], [*map(style.short, tasks), "mean"])
     axes.axhline(len(tasks), color=style.INK, linewidth=1.5)
     if result.kind.columns != "scores":
-        axes.set_xlabel(style.length_unit(columns), fontsize=10, color=style.INK)
+        style.name_axes(axes, style.length_unit(columns))
     title = f"{shown_name(result.kind.title)} of {shown_name(result.checkpoint, lines=1)}"
     inside = sum(not result.is_beyond(column) for column in columns)
     if 0 < inside < len(columns):
@@ -207,28 +183,16 @@ def _score_map(
     """Cells from red 0 to green 100, with their scores in them; ``digits`` None: without."""
     values = [[math.nan if score is None else score for score in line] for line in scores]
     axes.set_facecolor(nothing)  # where there is no score
-    image = axes.pcolormesh(
-        values,
-        cmap=matplotlib.colormaps["RdYlGn"],
-        vmin=0,
-        vmax=100,
-        edgecolors="white",
-        linewidth=1.0,
-    )
+    colours = {"cmap": matplotlib.colormaps["RdYlGn"], "vmin": 0, "vmax": 100}
+    image = axes.pcolormesh(values, edgecolors="white", linewidth=1.0, **colours)
     axes.invert_yaxis()
     for y, line in enumerate(scores if digits is not None else ()):
         for x, score in enumerate(line):
             if score is not None:
                 dark = score < 12 or score > 92  # the ends of the colour map need white ink
-                axes.text(
-                    x + 0.5,
-                    y + 0.5,
-                    f"{score:.{digits}f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if dark else style.INK,
-                )
+                ink = {"fontsize": 8, "color": "white" if dark else style.INK}
+                middle = {"ha": "center", "va": "center"}
+                axes.text(x + 0.5, y + 0.5, f"{score:.{digits}f}", **middle, **ink)
     return image
 
 
@@ -240,7 +204,7 @@ def _colour_bar(figure: Figure, image: Any, axes: Any, label: str) -> None:
 
 
 def _context_line(
-    axes: Any, lengths: Sequence[int], positions: int, text: str, height: int, thin: bool = False
+    axes: Any, lengths: Sequence[int], positions: int, text: str, height: int, **line: Any
 ) -> None:
     """A line between the lengths within ``positions`` and those beyond, where there are both.
 
@@ -248,9 +212,6 @@ def _context_line(
     """
     inside = sum(length <= positions for length in lengths)
     if 0 < inside < len(lengths):
-        line: dict[str, Any] = (
-            {"linewidth": 1.5, "linestyle": (0, (4, 2))} if thin else {"linewidth": 2.5}
-        )
         axes.axvline(inside, color="black", **line)
         side = "center" if inside > 1 else "left"
         _text_above(axes, inside, text, height, fontsize=8.5, ha=side)

@@ -8,7 +8,7 @@ import importlib.metadata
 import math
 import platform
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 from pydantic_core import to_jsonable_python
@@ -140,9 +140,15 @@ class Result:
             for column in self.columns:
                 if not _LENGTH.fullmatch(column):
                     raise ValueError(f"column {column!r} is not a length such as 4096 or 16k")
-        {"tasks": self._check_tasks, "depths": self._check_depths}.get(
-            self.kind.rows, self._check_positions
-        )()
+        empty = [cell for cell in self.cells if cell.score is None]
+        if empty and self.kind.rows != "positions":
+            raise ValueError(f"no score of {empty[0].row!r}, {empty[0].column!r}")
+        check: dict[str, Callable[[], None]] = {
+            "tasks": self._check_tasks,
+            "depths": self._check_depths,
+            "positions": self._check_positions,
+        }
+        check[self.kind.rows]()
 
     def _check_flag(self, flag: str, *values: str) -> None:
         if self.config.get(flag) not in values:
@@ -153,15 +159,9 @@ class Result:
     def _check_tasks(self) -> None:
         if missing := set(self.rows) - set(self.metrics):
             raise ValueError(f"no metric of {sorted(missing)}")
-        self._check_scored()
-
-    def _check_scored(self) -> None:
-        if empty := [cell for cell in self.cells if cell.score is None]:
-            raise ValueError(f"no score of {empty[0].row!r}, {empty[0].column!r}")
 
     def _check_depths(self) -> None:
         self._check_flag("by", "argmax", "decoding")
-        self._check_scored()
         for cell in self.cells:
             depth, hits = float(cell.row), cell.num_samples * (cell.score or 0) / 100
             if not 0 <= depth <= 100 or cell.row != depth_row(depth):
@@ -238,13 +238,12 @@ class Result:
 
     def mean(self, column: str | None = None) -> float | None:
         """Mean of the rows' scores, of one column or over the columns' means."""
-        names = self.columns if column is None else (column,)
-        means = [
-            sum(scores) / len(scores)
-            for name in names
-            if (scores := [c.score for c in self.by_column.get(name, ()) if c.score is not None])
-        ]
-        return sum(means) / len(means) if means else None
+        if column is None:
+            scores = [self.mean(name) for name in self.columns]
+        else:
+            scores = [cell.score for cell in self.by_column.get(column, ())]
+        known = [score for score in scores if score is not None]
+        return sum(known) / len(known) if known else None
 
     def pooled(
         self, rows: Collection[str] | None = None, columns: Collection[str] | None = None

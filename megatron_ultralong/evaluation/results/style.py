@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 
 from matplotlib.figure import Figure
 
+from megatron_ultralong.evaluation.results.interval import Estimate
+from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.program.picture import legend_name, new_figure, shown_name
 
 LINE_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0e7490", "#a16207")
@@ -98,6 +100,37 @@ def add_legend(figure: Figure, axes: Any) -> None:
         labelcolor=INK,
         ncols=2 if max(map(len, labels)) < 52 and not is_narrow() else 1,
     )
+
+
+def draw_line(
+    axes: Any,
+    result: Result,
+    places: Sequence[float],
+    found: Sequence[Estimate],
+    colour: str,
+    dashes: Any,
+    **marks: Any,
+) -> None:
+    """A line of a checkpoint with the band of its intervals, at ``places`` of the axis."""
+    low, high = ([getattr(one, end) for one in found] for end in ("low", "high"))
+    axes.fill_between(places, low, high, color=colour, alpha=BAND, linewidth=0)
+    name = f"{label(result.checkpoint)} (trained for {result.max_positions:,} positions)"
+    line = {"color": colour, "linestyle": dashes, "linewidth": 2.0, "label": name}
+    axes.plot(places, [one.value for one in found], **line, **marks)
+
+
+def name_axes(axes: Any, x: str, y: str = "") -> None:
+    """What stands along an axis, with its unit."""
+    axes.set_xlabel(x, fontsize=10, color=INK)
+    if y:
+        axes.set_ylabel(y, fontsize=10, color=INK)
+
+
+def finish(figure: Figure, axes: Any, title: str, path: Path | BinaryIO) -> None:
+    """Title, legend, file."""
+    set_title(axes, title)
+    add_legend(figure, axes)
+    save(figure, path)
 
 
 def save(figure: Figure, path: Path | BinaryIO) -> None:

@@ -45,21 +45,18 @@ def _loss(result: Result, place: tuple[int, int]) -> Text:
 def score_table(result: Result) -> Table:
     """Scores by row and column; lengths beyond the trained positions in red."""
     is_grid = result.kind.rows == "depths"
-    table = Table(
-        title=f"{result.kind.title} of {result.checkpoint}, "
-        f"trained for {result.max_positions:,} positions",
-        caption=f"per cent of {counts(result)} prompts a cell, {result.kind.form}, "
-        f"by {result.config['by']}"
-        if is_grid
-        else f"score of 100, {counts(result)} questions a cell",
-        min_width=_WIDTH,
-    )
+    title = f"{result.kind.title} of {result.checkpoint}, trained for {result.max_positions:,}"
+    table = Table(title=f"{title} positions", min_width=_WIDTH)
+    columns: Sequence[str] = result.columns
     if is_grid:
+        by = f"{result.kind.form}, by {result.config['by']}"
+        table.caption = f"per cent of {counts(result)} prompts a cell, {by}"
         table.add_column("depth", justify="right")
+        columns = list(map(str, result.lengths))
     else:
+        table.caption = f"score of 100, {counts(result)} questions a cell"
         table.add_column("task")
         table.add_column("metric", style="dim")
-    columns = list(map(str, result.lengths)) if is_grid else result.columns
     for column in columns:
         title = f"{int(column):,}" if is_grid else column_title(column)
         style = "red" if result.is_beyond(column) else ""

@@ -17,12 +17,7 @@ from megatron_ultralong.evaluation.models.interface import Scores, check_length
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import GridConfig, NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.results import result
-from megatron_ultralong.evaluation.retrieval import needle_prompt
-from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
-    Encode,
-    PasskeyPrompt,
-    passkey_prompt,
-)
+from megatron_ultralong.evaluation.retrieval import needle_prompt, passkey_prompt
 from megatron_ultralong.program.journal import sample_key
 from megatron_ultralong.sequence.documents import unit_hash
 
@@ -36,37 +31,25 @@ class Grid:
 
     kind: result.Kind
     config: GridConfig
-    make: Callable[..., PasskeyPrompt]
+    make: Callable[..., passkey_prompt.PasskeyPrompt]
     """The prompt of a length, a depth from 0 to 1, and an ``index`` that decides the rest."""
     decides: Mapping[str, Any]
     """JSON of all that a prompt depends on beside those three, and how it is judged."""
     material: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Texts that needles are hidden in, files by their SHA-256."""
 
-    @property
-    def places(self) -> list[tuple[int, float, int]]:
-        """(length, depth, number) of every prompt, in the order in which they are asked."""
-        numbers = range(self.config.num_samples)
-        depths = sorted(map(float, self.config.depths))
-        return list(itertools.product(sorted(self.config.lengths), depths, numbers))
-
-    def prompt(self, length: int, depth: float, number: int) -> PasskeyPrompt:
+    def prompt(self, length: int, depth: float, number: int) -> passkey_prompt.PasskeyPrompt:
         """Prompt ``number`` of a cell: the same in every grid that has this cell."""
         index = int(unit_hash(self.config.seed, f"{length}:{depth:g}:{number}") * 2**53)
         return self.make(length, depth / 100, index=index)
 
 
 def evaluate_grid(grid: Grid, subject: Subject[Any]) -> result.Result:
-    """Ask all prompts, print a table, write ``KIND.json`` and ``KIND.png``.
+    """Ask all prompts, print a table, write ``KIND.json`` and ``KIND.png``; every rank calls it.
 
-    By argmax a prompt counts as retrieved when every token of the answer is the argmax where it is
-    predicted: as long as that holds greedy decoding goes the same way, so both agree.
-
-    Every rank calls this; the main one prints and writes.
-
-    Args:
-        grid: the prompts.
-        subject: a scorer where they are judged ``by: argmax``, a generator for ``by: decoding``.
+    ``by: argmax`` needs a scorer: a prompt counts as retrieved when every token of the answer is
+    the argmax where it is predicted. As long as that holds greedy decoding goes the same way, so
+    ``by: decoding``, which needs a generator, agrees.
 
     Raises:
         InputError: a length beyond the trained positions or too short for a prompt, token ids that
@@ -77,10 +60,12 @@ def evaluate_grid(grid: Grid, subject: Subject[Any]) -> result.Result:
     check_length(model, lengths[-1], config.beyond_trained_positions)
     for length in {lengths[0], lengths[-1]}:  # before the work starts
         grid.prompt(length, min(config.depths), 0)
+    depths = sorted(map(float, config.depths))
+    places = itertools.product(lengths, depths, range(config.num_samples))
     benchmark: Benchmark[Any] = Benchmark(
         kind=grid.kind,
         config=config,
-        asked=[_sample(grid, *place) for place in grid.places],
+        asked=[_sample(grid, *place) for place in places],
         cells=_cells,
         decides=grid.decides,
         material=grid.material,
@@ -99,7 +84,7 @@ def _sample(grid: Grid, length: int, depth: float, number: int) -> Sample[Any]:
         return Prompt(tokens, prompt, max_new_tokens=prompt.answer.size if room else 0)
 
     def judge(asked: Prompt, reply: Scores | list[int]) -> dict[str, Any]:
-        prompt: PasskeyPrompt = asked.references
+        prompt: passkey_prompt.PasskeyPrompt = asked.references
         if isinstance(reply, Scores):
             hit = prompt.hits(reply.correct)
         else:
@@ -134,7 +119,9 @@ def _cells(entries: Entries) -> tuple[result.ScoreCell, ...]:
     return tuple(cells)
 
 
-def needle_grid(config: NeedleConfig, encode: Encode, tokenizer_sha256: str = "") -> Grid:
+def needle_grid(
+    config: NeedleConfig, encode: passkey_prompt.Encode, tokenizer_sha256: str = ""
+) -> Grid:
     """Prompts with a sentence hidden in running text; arguments and errors of a passkey's."""
     config.check()
     haystack = (
@@ -142,33 +129,34 @@ def needle_grid(config: NeedleConfig, encode: Encode, tokenizer_sha256: str = ""
         if config.haystack
         else needle_prompt.made_up(encode, config.seed)
     )
+    num = config.num_distractors
     make = functools.partial(
         needle_prompt.needle_prompt,
         encode,
         seed=config.seed,
         haystack=haystack,
-        num_distractors=config.num_distractors,
+        num_distractors=num,
     )
-    digests = {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in config.haystack}
+    digests = [
+        hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        for file in dict.fromkeys(config.haystack)
+    ]
     decides = {
+        **_decides(config, digests, tokenizer_sha256),
         "version": needle_prompt.PROMPT_VERSION,
-        "seed": config.seed,
-        "num_distractors": config.num_distractors,
-        "haystack": list(digests.values()),
-        "by": config.by,
-        "tokenizer": tokenizer_sha256,
+        "num_distractors": num,
     }
-    material = {f"haystack {k}": digest for k, digest in enumerate(digests.values(), 1)}
+    material = {f"haystack {k}": digest for k, digest in enumerate(digests, 1)}
     return Grid(result.KINDS["needle"], config, make, decides, material)
 
 
-def passkey_grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str = "") -> Grid:
+def passkey_grid(
+    config: PasskeyConfig, encode: passkey_prompt.Encode, tokenizer_sha256: str = ""
+) -> Grid:
     """Prompts with a number hidden in noise, or in a text.
 
-    Args:
-        config: lengths, depths, haystack and how the answers are judged.
-        encode: the model's tokenizer: text to ids, without special tokens.
-        tokenizer_sha256: what tells it from others.
+    ``encode`` is the model's tokenizer, without special tokens, ``tokenizer_sha256`` tells it from
+    others.
 
     Raises:
         InputError: a flag is missing or out of range, or the haystack cannot be read.
@@ -177,12 +165,15 @@ def passkey_grid(config: PasskeyConfig, encode: Encode, tokenizer_sha256: str = 
     text = read_named_text("haystack", config.haystack) if config.haystack else ""
     digest = hashlib.sha256(text.encode()).hexdigest() if config.haystack else ""
     haystack = np.asarray(encode(text), dtype=np.int64) if config.haystack else None
-    make = functools.partial(passkey_prompt, encode, seed=config.seed, haystack=haystack)
-    decides = {
-        "seed": config.seed,
-        "haystack": digest,
-        "by": config.by,
-        "tokenizer": tokenizer_sha256,
-    }
+    make = functools.partial(
+        passkey_prompt.passkey_prompt, encode, seed=config.seed, haystack=haystack
+    )
     material = {"haystack": digest} if digest else {}
+    decides = _decides(config, digest, tokenizer_sha256)
     return Grid(result.KINDS["passkey"], config, make, decides, material)
+
+
+def _decides(config: GridConfig, haystack: Any, tokenizer_sha256: str) -> dict[str, Any]:
+    """What every prompt depends on."""
+    of_all = {"seed": config.seed, "by": config.by, "tokenizer": tokenizer_sha256}
+    return {"haystack": haystack, **of_all}

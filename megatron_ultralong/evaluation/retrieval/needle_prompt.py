@@ -8,6 +8,7 @@ passkey: the code counts as retrieved where greedy decoding would write all of i
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from megatron_ultralong.data.read.record import read_named_text
 from megatron_ultralong.evaluation.retrieval import passkey_prompt
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.sequence.documents import unit_hash
 
 IdArray = npt.NDArray[np.int64]
@@ -24,26 +26,13 @@ NUM_MADE_UP = 2048
 
 _SENTENCE = re.compile(r".+?(?:[.!?]+[\"')\]]*\s+|\n+|\Z)", re.DOTALL)
 
-_WHO = (
-    "The baker", "An old sailor", "My neighbour", "The librarian", "A young engineer", "The mayor",
-    "Her brother", "The night nurse", "A travelling musician", "The gardener", "Our teacher",
-    "The clockmaker",
-)  # fmt: skip
-_DID = (
-    "repaired", "painted", "lost", "remembered", "borrowed", "counted", "carried", "described",
-    "hid", "measured", "sold", "cleaned",
-)  # fmt: skip
-_WHAT = (
-    "a wooden boat", "three blue lamps", "the garden gate", "an unread letter", "two heavy books",
-    "the kitchen clock", "a basket of pears", "the broken radio", "a map of the coast",
-    "some old coins", "the winter coats", "a tin of nails",
-)  # fmt: skip
-_WHEN = (
-    "before the rain came", "on a quiet morning", "near the harbour", "without saying a word",
-    "after the long winter", "behind the station", "at the end of the street",
-    "while the others slept", "for the second time", "in the light of the moon",
-    "as the bells rang", "under the stone bridge",
-)  # fmt: skip
+_WORDS = read_json(Path(__file__).with_suffix(".json"))
+INTRODUCTION, NEEDLE, QUESTION = (_WORDS[part] for part in ("introduction", "needle", "question"))
+CITIES = _WORDS["cities"].split(", ")
+NUM_DIGITS = 5
+"""Of a code; the first is not 0."""
+PROMPT_VERSION = 1
+"""Raised where the same arguments give another prompt than before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +46,10 @@ class Stretch:
 
 
 class Haystack:
-    """Sentences as token ids.
+    """Sentences as token ids, none empty, which a message calls ``source``.
 
-    Args:
-        sentences: ids of each, none empty.
-        in_order: a stretch is a run of them, from a random one on, continuing from the first after
-            the last; else each is drawn at random.
-        source: what they are called in a message.
+    ``in_order``: a stretch is a run of them, from a random one on, continuing from the first after
+    the last; else each is drawn at random.
     """
 
     def __init__(self, sentences: Sequence[IdArray], *, in_order: bool, source: str) -> None:
@@ -84,16 +70,16 @@ class Haystack:
                 f"haystack {self._source} has {total} tokens, and a prompt leaves {length} of them "
                 "to fill: give more text, or ask for shorter prompts"
             )
+        num = len(self._sentences)
         if self._in_order:
-            first = int(random.integers(len(self._sentences)))
-            numbers = (np.arange(len(self._sentences)) + first) % len(self._sentences)
+            numbers = np.roll(np.arange(num), -int(random.integers(num)))
         else:
             most = length // int(self._lengths.min()) + 1
-            numbers = random.integers(len(self._sentences), size=most)
+            numbers = random.integers(num, size=most)
         ends = np.cumsum(self._lengths[numbers])
         count = int(np.searchsorted(ends, length)) + 1 if length else 0
         pieces = [self._sentences[number] for number in numbers[:count].tolist()]
-        whole = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+        whole = np.concatenate([np.zeros(0, np.int64), *pieces])
         cut = whole.size - length
         edges = ends[:count] - cut
         return Stretch(whole[cut:], np.unique(np.concatenate(([0], edges[edges >= 0]))))
@@ -102,7 +88,7 @@ class Haystack:
 def made_up(encode: passkey_prompt.Encode, seed: int) -> Haystack:
     """Sentences of a dozen parts each way, :data:`NUM_MADE_UP` of the 20,736 there are."""
     random = np.random.default_rng(seed)
-    parts = [_WHO, _DID, _WHAT, _WHEN]
+    parts = [_WORDS[part].split(", ") for part in ("who", "did", "what", "when")]
     numbers = random.choice(int(np.prod([len(p) for p in parts])), NUM_MADE_UP, replace=False)
     places = np.unravel_index(numbers, [len(part) for part in parts])
     texts = [
@@ -130,27 +116,6 @@ def of_files(encode: passkey_prompt.Encode, files: Sequence[str]) -> Haystack:
     return Haystack(ids, in_order=True, source=", ".join(files))
 
 
-NUM_DIGITS = 5
-"""Of a code; the first is not 0."""
-PROMPT_VERSION = 1
-"""Raised where the same arguments give another prompt than before."""
-
-INTRODUCTION = (
-    "Read the text below. Somewhere in it a sentence states the door code of a city hall; you "
-    "will be asked for it at the end.\n\n"
-)
-NEEDLE = "The door code of the city hall in {city} is {code}.\n"
-QUESTION = (
-    "\nWhat is the door code of the city hall in {city}? "
-    "The door code of the city hall in {city} is"
-)
-CITIES = (
-    "Lisbon", "Nairobi", "Osaka", "Quito", "Tallinn", "Hanoi", "Dakar", "Bergen", "Cusco", "Perth",
-    "Riga", "Tunis", "Oaxaca", "Porto", "Kyoto", "Accra", "Bremen", "Davao", "Elblag", "Fargo",
-    "Galway",
-)  # fmt: skip
-
-
 def needle_prompt(
     encode: passkey_prompt.Encode,
     length: int,
@@ -163,17 +128,9 @@ def needle_prompt(
 ) -> passkey_prompt.PasskeyPrompt:
     """A prompt of exactly ``length`` tokens, answer included: a function of its arguments alone.
 
-    The needle stands between two sentences, nearest to ``depth``; the first sentence of the
-    haystack is cut from the left to make the length exact.
-
-    Args:
-        encode: text to ids, without special tokens.
-        length: tokens of prompt and answer together.
-        depth: where in the haystack the needle stands, 0 to 1.
-        seed: with ``index``, determines code, city, distractors and haystack.
-        index: number of the sample.
-        haystack: what it is hidden in.
-        num_distractors: sentences of the same form about other cities.
+    The needle stands between two sentences, nearest to ``depth`` (0 to 1) of the ``haystack``; the
+    first sentence is cut from the left to make the length exact. ``seed`` and ``index`` determine
+    code, city, haystack, and the ``num_distractors`` sentences about other cities.
 
     Raises:
         InputError: ``length`` has no room for the fixed parts, the haystack is too short, or
@@ -186,29 +143,21 @@ def needle_prompt(
     others = random.integers(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS, size=num_distractors)
     # A distractor with the needle's code would make a wrong answer right.
     codes = [code, *(str(other if str(other) != code else other - 1) for other in others.tolist())]
-    needles = [
-        encode(NEEDLE.format(city=city, code=its)) for city, its in zip(cities, codes, strict=True)
-    ]
-    introduction = encode(INTRODUCTION)
-    question, answer = passkey_prompt.question_with_answer(
-        encode, QUESTION.format(city=cities[0]), code
+    needles = [NEEDLE.format(city=city, code=its) for city, its in zip(cities, codes, strict=True)]
+
+    def fill(room: int, its: list[list[int]]) -> tuple[IdArray, int]:
+        return _hide(haystack.stretch(room, random), its, depth, random)
+
+    return passkey_prompt.hidden(
+        *(encode, length, (INTRODUCTION, needles, QUESTION.format(city=cities[0])), code, fill),
+        what=f"needle prompt: introduction, {len(needles)} needles",
+        way_out=", or lower --num-distractors",
     )
-    room = length - sum(map(len, (introduction, question, answer, *needles)))
-    if room < 0:
-        raise InputError(
-            f"length ({length}) is too short for a needle prompt: introduction, "
-            f"{len(needles)} needles, question and answer alone take {length - room} tokens; ask "
-            f"for at least {length - room}, or lower --num-distractors"
-        )
-    text = haystack.stretch(room, random)
-    body, start = _hide(text, needles, depth, random)
-    parts = [introduction, body, question, answer]
-    return passkey_prompt.assembled(parts, len(introduction) + start, code)
 
 
 def _hide(
     text: Stretch, needles: list[list[int]], depth: float, random: np.random.Generator
-) -> tuple[np.ndarray, int]:
+) -> tuple[IdArray, int]:
     """The text with the needles in it, and where the first of them, the one asked for, starts."""
     nearest = np.abs(text.edges - depth * text.tokens.size).argmin()
     places = [int(text.edges[nearest])]

@@ -3,16 +3,11 @@
 The form is InfiniteBench's (arXiv 2402.13718, ``passkey``): an introduction, a haystack, a needle
 that states a random key, and a question whose completion is the key. Everything is put together
 as token ids, so a prompt has exactly the length that is asked for, with any tokenizer.
-
-Scoring is exact match by one teacher-forced forward pass over prompt and answer: the key counts as
-retrieved if every answer token is the argmax where it is predicted. That equals greedy decoding
-and needs no key-value cache.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,11 +56,38 @@ class PasskeyPrompt:
         return correct[self.answer_start - 1 :]
 
 
-def assembled(parts: Sequence[Any], needle_start: int, key: str) -> PasskeyPrompt:
-    """The prompt of ``parts``, of which the last is the answer."""
-    ids = [np.asarray(part, dtype=np.int64) for part in parts]
-    tokens = np.concatenate(ids)
-    return PasskeyPrompt(tokens, tokens.size - ids[-1].size, needle_start, key)
+def hidden(
+    encode: Encode,
+    length: int,
+    texts: tuple[str, Sequence[str], str],
+    key: str,
+    fill: Callable[[int, list[list[int]]], tuple[npt.NDArray[np.int64], int]],
+    *,
+    what: str,
+    way_out: str = "",
+) -> PasskeyPrompt:
+    """A prompt of exactly ``length`` tokens, of introduction, needles and question, whose answer
+    is ``key``, which the first of the needles states.
+
+    ``fill`` makes the haystack with the needles in it, of so many tokens beside theirs, and says
+    where the first one starts. ``what`` begins a message, ``way_out`` ends it.
+
+    Raises:
+        InputError: ``length`` has no room for the fixed parts.
+    """
+    introduction, needles = encode(texts[0]), [encode(text) for text in texts[1]]
+    question, answer = question_with_answer(encode, texts[2], key)
+    room = length - sum(map(len, (introduction, question, answer, *needles)))
+    if room < 0:
+        raise InputError(
+            f"length ({length}) is too short for a {what}, question "
+            f"and answer alone take {length - room} tokens; ask for at least {length - room}"
+            f"{way_out}"
+        )
+    body, start = fill(room, needles)
+    parts = [np.asarray(part, np.int64) for part in (introduction, body, question, answer)]
+    tokens = np.concatenate(parts)
+    return PasskeyPrompt(tokens, tokens.size - len(answer), len(introduction) + start, key)
 
 
 def check_depth(depth: float) -> None:
@@ -86,19 +108,10 @@ def passkey_prompt(
 ) -> PasskeyPrompt:
     """A prompt of exactly ``length`` tokens, answer included: a function of its arguments alone.
 
-    With the noise haystack the needle stands between two lines, the nearest to ``depth``; the
-    first line is cut from the left to make the length exact. A haystack of one's own is cut after
-    as many tokens as fit, and the needle stands where ``depth`` says.
-
-    Args:
-        encode: text to ids, without special tokens.
-        length: tokens of prompt and answer together.
-        depth: where in the haystack the needle stands: 0 just after the introduction, 1 just before
-            the question.
-        seed: with ``index``, determines the key.
-        index: number of the sample.
-        haystack: ids to hide the needle in, instead of the noise line over and over.
-        num_digits: digits of the key; the first is not 0.
+    With the noise haystack the needle stands between two lines, the nearest to ``depth`` (0: after
+    the introduction, 1: before the question); the first line is cut from the left to make the
+    length exact. A haystack of one's own, in ids, is cut after as many tokens as fit, and the
+    needle stands where ``depth`` says. ``seed`` and ``index`` determine the key.
 
     Raises:
         InputError: ``length`` has no room for the fixed parts, ``haystack`` is too short, or
@@ -106,20 +119,17 @@ def passkey_prompt(
     """
     check_depth(depth)
     key = passkey(seed, index, num_digits)
-    introduction, needle = encode(INTRODUCTION), encode(NEEDLE.format(key=key))
-    question, answer = question_with_answer(encode, QUESTION, key)
-    room = length - len(introduction) - len(needle) - len(question) - len(answer)
-    if room < 0:
-        raise InputError(
-            f"length ({length}) is too short for a passkey prompt: introduction, needle, question "
-            f"and answer alone take {length - room} tokens; ask for at least {length - room}"
-        )
-    if haystack is None:
-        filler, before = _noise(encode, room, depth)
-    else:
-        filler, before = _cut(haystack, room, length), round(depth * room)
-    parts = [introduction, filler[:before], needle, filler[before:], question, answer]
-    return assembled(parts, len(introduction) + before, key)
+
+    def fill(room: int, needles: list[list[int]]) -> tuple[npt.NDArray[np.int64], int]:
+        if haystack is None:
+            filler, before = _noise(encode, room, depth)
+        else:
+            filler, before = _cut(haystack, room, length), round(depth * room)
+        return np.insert(filler, before, needles[0]), before
+
+    texts = (INTRODUCTION, [NEEDLE.format(key=key)], QUESTION)
+    what = "passkey prompt: introduction, needle"
+    return hidden(encode, length, texts, key, fill, what=what)
 
 
 def passkey(seed: int, index: int, num_digits: int = 5) -> str:
@@ -129,10 +139,8 @@ def passkey(seed: int, index: int, num_digits: int = 5) -> str:
 
 
 def question_with_answer(encode: Encode, question: str, key: str) -> tuple[list[int], list[int]]:
-    """Ids of a question and of its answer, split where the key begins to show.
-
-    Tokenizers differ in whether the space before a digit is a token of its own; what the question
-    with a bare space after it has in common with the question answered is the question.
+    """Ids of a question and of its answer, split where the key begins to show: tokenizers differ
+    in whether the space before a digit is a token of its own.
     """
     whole, bare = encode(f"{question} {key}"), encode(f"{question} ")
     common = takewhile(lambda pair: pair[0] == pair[1], zip(whole, bare, strict=False))

@@ -4,10 +4,9 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -66,20 +65,20 @@ class RulerSamples:
 
     def builder(self, name: str, length: int, index: int) -> Builder:
         """The sample with any number of units."""
-        task, config, tokenizer = parameters.TASKS[name], self._config, self._tokenizer
-        release = config.ruler_release
-        seed = f"{config.seed}/{name}/{length}/{index}"
-        if isinstance(task, parameters.NeedleTask):
-            lists = self.words if task.key == "words" else None
-            essays = self.essays if task.haystack == "essay" else None
-            return needles.NeedleBuilder(task, seed, tokenizer, lists, essays, release)
-        if isinstance(task, parameters.VariableTask):
-            return words.VariableBuilder(task, seed, tokenizer, release)
-        if isinstance(task, parameters.CommonWordsTask):
-            return words.CommonWordsBuilder(task, seed, length, tokenizer, self.words, release)
-        if isinstance(task, parameters.FrequentWordsTask):
-            return words.FrequentWordsBuilder(task, seed, length, tokenizer)
-        return question_answering.QuestionBuilder(self.documents(task), index, seed, release)
+        tokenizer, release = self._tokenizer, self._config.ruler_release
+        seed = f"{self._config.seed}/{name}/{length}/{index}"
+        if name == "vt":
+            return words.VariableBuilder(seed, tokenizer, release)
+        if name == "cwe":
+            return words.CommonWordsBuilder(seed, length, tokenizer, self.words, release)
+        if name == "fwe":
+            return words.FrequentWordsBuilder(seed, length, tokenizer)
+        if name in parameters.DATA_SETS:
+            return question_answering.QuestionBuilder(self.documents(name), index, seed, release)
+        task = parameters.NEEDLES[name]
+        lists = self.words if task.key == "words" else None
+        essays = self.essays if task.haystack == "essay" else None
+        return needles.NeedleBuilder(task, seed, tokenizer, lists, essays, release)
 
     @cached_property
     def words(self) -> needles.WordLists:
@@ -91,14 +90,14 @@ class RulerSamples:
         """The essays."""
         return needles.Essays(needles.read_essays(self._config.essays), self._tokenizer)
 
-    def documents(self, task: parameters.QuestionTask) -> question_answering.Documents:
-        """A data set of questions."""
-        if task.dataset not in self._documents:
-            file = getattr(self._config, task.dataset)
-            self._documents[task.dataset] = question_answering.read_documents(
-                task, file, self._tokenizer
+    def documents(self, task: str) -> question_answering.Documents:
+        """The data set of a task of questions."""
+        if task not in self._documents:
+            name = parameters.DATA_SETS[task]
+            self._documents[task] = question_answering.read_documents(
+                name, getattr(self._config, name), self._tokenizer
             )
-        return self._documents[task.dataset]
+        return self._documents[task]
 
     def check(self) -> None:
         """Read every file that the tasks need, before the work starts.
@@ -109,21 +108,17 @@ class RulerSamples:
         if self._needs_words:
             _ = self.words
         for name in self._config.tasks:
-            task = parameters.TASKS[name]
-            if isinstance(task, parameters.QuestionTask):
-                available = len(self.documents(task).questions)
-                what = f"questions of --{task.dataset} {getattr(self._config, task.dataset)}"
+            if flag := parameters.DATA_SETS.get(name):
+                what = f"questions of --{flag} {getattr(self._config, flag)}"
+                available = len(self.documents(name).questions)
                 check_num_samples(self._config.num_samples, available, what)
-            elif isinstance(task, parameters.NeedleTask) and task.haystack == "essay":
+            elif name in parameters.NEEDLES and parameters.NEEDLES[name].haystack == "essay":
                 _ = self.essays
 
     @property
     def _needs_words(self) -> bool:
-        tasks = [parameters.TASKS[name] for name in self._config.tasks]
-        return any(
-            isinstance(task, parameters.CommonWordsTask) or getattr(task, "key", "") == "words"
-            for task in tasks
-        )
+        by_word = {name for name, task in parameters.NEEDLES.items() if task.key == "words"}
+        return bool({*self._config.tasks} & {"cwe", *by_word})
 
     def material(self) -> dict[str, str]:
         """What the samples are made of: files by their SHA-256, packages by their version."""
@@ -151,13 +146,10 @@ def string_match(metric: parameters.Metric, prediction: str, references: Sequenc
 
 
 def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) -> Result:
-    """Measure RULER, print a table, write JSON, a picture and every answer.
-
-    Every rank calls this; the main one prints and writes.
+    """Measure RULER; what is written is as in :func:`evaluate_questions`.
 
     Raises:
-        InputError: a length beyond the trained positions or without room for a prompt, a file
-            that is missing, an output folder in use, or a cost above the limit.
+        InputError: as there, or a length without room for a prompt, or a file that is missing.
     """
     config.check()
     tokenizer = subject.tokenizer
@@ -168,16 +160,22 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
     for task in config.tasks:  # before the work starts
         samples.sample(task, lengths[0], 0)
     material = samples.material()
+    release = config.ruler_release
     decides = {
         "version": PROMPT_VERSION,
-        "release": config.ruler_release,
+        "release": release,
         "seed": config.seed,
         **tokenizer.decides(config.prompt_template),
         "material": material,
     }
-    places = itertools.product(lengths, config.tasks, range(config.num_samples))
-    questions = [_question(samples, decides, *place) for place in places]
-    release = config.ruler_release
+    questions = []
+    for length, task, index in itertools.product(lengths, config.tasks, range(config.num_samples)):
+        kind = parameters.family(task)
+        room = kind.tokens_to_generate
+        make = functools.partial(samples.sample, task, length, index)
+        score = functools.partial(string_match, kind.metric)
+        of = (task, str(length), index, length - room, room)
+        questions.append(Question(*of, decides, make, score))
     notes = [
         f"prompts of NVIDIA/RULER at {release} of {parameters.RELEASES[release]}",
         f"prompt template {config.prompt_template}, seed {config.seed}; prompt and answer together "
@@ -201,13 +199,3 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
         notes=notes,
         material=material,
     )
-
-
-def _question(
-    samples: RulerSamples, decides: Mapping[str, Any], length: int, task: str, index: int
-) -> Question:
-    kind = parameters.family(task)
-    room = kind.tokens_to_generate
-    make = functools.partial(samples.sample, task, length, index)
-    score = functools.partial(string_match, kind.metric)
-    return Question(task, str(length), index, length - room, room, decides, make, score)

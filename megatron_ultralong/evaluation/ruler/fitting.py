@@ -5,6 +5,7 @@ merge across units, so the sum is a little off: what it says is corrected by exa
 prompts, a small one first. Secant steps between brackets end where the next unit does not fit.
 """
 
+import abc
 import bisect
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -35,14 +36,24 @@ class Units(Protocol):
         """Tokens of the units, each counted alone, or in proportion; grows with ``num_units``."""
 
 
-class Builder(Units, Protocol):
-    """A sample that can be made with any number of units."""
+class Builder(abc.ABC):
+    """A sample that can be made with any number of :class:`Units`."""
 
+    least_units: int
+    most_units: int | None = None
+    answers: Sequence[str] = ()
+
+    @abc.abstractmethod
+    def estimate(self, num_units: int) -> float:
+        """See :class:`Units`."""
+
+    @abc.abstractmethod
     def turns(self, num_units: int) -> Sequence[Turn]:
         """The prompt with ``num_units`` units, after solved ones: a function of its argument."""
 
     def references(self, num_units: int) -> Sequence[str]:
         """What the answer to that prompt has to hold."""
+        return self.answers
 
 
 class UnitCosts:
@@ -68,13 +79,9 @@ class UnitCosts:
 def fit(
     builder: Units, prompt: Callable[[int], IdArray], room: int, what: str
 ) -> tuple[int, IdArray]:
-    """Number of units and ids of the longest prompt within ``room`` tokens, or of all units.
+    """Number of units and ids of the longest ``prompt`` within ``room`` tokens, or of all units.
 
-    Args:
-        builder: what the sample is filled with.
-        prompt: ids of its prompt with so many units.
-        room: tokens that the prompt may have.
-        what: names the sample in messages.
+    ``what`` names the sample in messages.
 
     Raises:
         InputError: not even the least prompt fits.

@@ -2,7 +2,8 @@
 
 import dataclasses
 import importlib.metadata
-import importlib.util
+import importlib.resources
+import itertools
 import random
 import re
 import uuid
@@ -14,7 +15,7 @@ import numpy as np
 
 from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES, read_text
 from megatron_ultralong.evaluation.ruler import parameters
-from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
+from megatron_ultralong.evaluation.ruler.fitting import Builder, UnitCosts
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Turn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json_value
@@ -43,10 +44,9 @@ class Essays:
             bool(_SENTENCE_END.search(word))
             and not _ABBREVIATION.match(word)
             and bool(_SENTENCE_START.match(after))
-            for word, after in zip(self.words, [*self.words[1:], self.words[0]], strict=True)
+            for word, after in itertools.pairwise(self.words)
         ]
-        ends[-1] = True
-        self._ends = np.flatnonzero(ends) + 1
+        self._ends = np.flatnonzero([*ends, True]) + 1
         self._period_cost = self._costs.total(len(self.words))
 
     def cost(self, num_words: int) -> float:
@@ -55,12 +55,8 @@ class Essays:
         return periods * self._period_cost + self._costs.total(rest)
 
     def context(self, num_words: int, depths: Sequence[int], needles: Sequence[str]) -> str:
-        """The first ``num_words`` words with needle ``k`` before the sentence at depth ``k``.
-
-        Args:
-            num_words: length of the haystack.
-            depths: per cent of its sentences, ascending, one for each needle.
-            needles: sentences to put in.
+        """The first ``num_words`` words with needle ``k`` before the sentence at depth ``k``, which
+        is in per cent of the sentences, ascending.
         """
         size = len(self.words)
         periods, rest = divmod(num_words, size)
@@ -103,8 +99,6 @@ def read_essays(file: str) -> str:
     return text.strip()
 
 
-_MAX_BYTES = 64 * 2**20
-"""Of a file of words or questions: HotpotQA's has 46 MB."""
 _FILES = ("nounlist.txt", "adjectivelist.txt", "verblist.txt")
 
 
@@ -131,26 +125,19 @@ class WordLists:
 
 
 def load_word_lists(folder: str = "", english_words: str = "") -> WordLists:
-    """The word lists of ``folder``, or of the installed package wonderwords.
-
-    Args:
-        folder: with ``nounlist.txt``, ``adjectivelist.txt`` and ``verblist.txt``.
-        english_words: JSON file of words: a list, or a dictionary whose values count.
+    """The word lists of ``folder``, or of the installed package wonderwords; ``english_words`` is a
+    JSON file of more: a list, or a dictionary whose values count.
 
     Raises:
         InputError: neither is there, or a file is empty or damaged.
     """
     source = folder
     if not folder:
+        way_out = f"name a folder with {', '.join(_FILES)} by --word-lists"
         check_optional_package(
-            "wonderwords",
-            "keys of RULER's needles and the words of cwe",
-            f"name a folder with {', '.join(_FILES)} by --word-lists",
+            "wonderwords", "keys of RULER's needles and the words of cwe", way_out
         )
-        spec = importlib.util.find_spec("wonderwords")
-        assert spec is not None
-        assert spec.submodule_search_locations is not None
-        folder = str(Path(spec.submodule_search_locations[0]) / "assets")
+        folder = str(importlib.resources.files("wonderwords") / "assets")
         source = f"wonderwords {importlib.metadata.version('wonderwords')}"
     nouns, adjectives, verbs = (_read_lines(Path(folder) / name) for name in _FILES)
     english: tuple[str, ...] = ()
@@ -162,10 +149,9 @@ def load_word_lists(folder: str = "", english_words: str = "") -> WordLists:
 
 def _read_lines(path: Path) -> tuple[str, ...]:
     try:
-        words = tuple(line.strip() for line in read_text(path).split("\n"))
+        words = tuple(filter(None, map(str.strip, read_text(path).split("\n"))))
     except ValueError as error:
         raise InputError(f"word list {path} cannot be read ({error}): see --word-lists") from error
-    words = tuple(word for word in words if word)
     if not words:
         raise InputError(f"word list {path} is empty: it needs one word a line")
     return words
@@ -173,7 +159,7 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 def _read_json(path: Path) -> tuple[str, ...]:
     try:
-        values = read_json_value(path, max_bytes=_MAX_BYTES)
+        values = read_json_value(path, max_bytes=parameters.MAX_BYTES)
     except InputError as error:
         raise InputError(f"--english-words {path} cannot be read ({error})") from error
     words = list(values.values()) if isinstance(values, dict) else values
@@ -184,7 +170,7 @@ def _read_json(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-class NeedleBuilder:
+class NeedleBuilder(Builder):
     """A sample of a needle task.
 
     Keys and values are drawn first, the haystack's own from a stream of their own, and the places
@@ -207,18 +193,16 @@ class NeedleBuilder:
         num_keys = max(task.num_keys, task.num_queries)
         self._keys = [self._draw(task.key, rng) for _ in range(num_keys)]
         values = [[self._draw(task.value, rng) for _ in range(task.num_values)] for _ in self._keys]
-        self._needles = [
-            self._needle(key, value)
-            for key, of_key in zip(self._keys, values, strict=True)
-            for value in of_key
-        ]
+        pairs = zip(self._keys, values, strict=True)
+        self._needles = [self._needle(key, value) for key, its in pairs for value in its]
         rng.shuffle(self._needles)
         asked = rng.sample(range(num_keys), task.num_queries)
         self._queries = [self._keys[k] for k in asked]
-        self._references = [value for k in asked for value in values[k]]
+        self.answers = [value for k in asked for value in values[k]]
         self.least_units = len(self._needles)
         self._essays = essays
-        self.most_units = len(essays.words) if essays and release == "860f2bd" else None
+        if essays and release == "860f2bd":
+            self.most_units = len(essays.words)
         self._distractors: list[str] = []
         self._distractor_rng = random.Random(f"{seed}/haystack")
         self._costs = UnitCosts(tokenizer, lambda k: self._line(k) + "\n")
@@ -245,12 +229,8 @@ class NeedleBuilder:
             context = "\n".join(lines)
         return [self._turn(context)]
 
-    def references(self, num_units: int) -> Sequence[str]:
-        """The values of the keys that are asked for."""
-        return self._references
-
     def _turn(self, context: str) -> Turn:
-        task, kind = parameters.FAMILIES[parameters.NeedleTask], str(self._task.value)
+        task, kind = parameters.FAMILIES["niah"], str(self._task.value)
         template, prefix = task.template, task.answer_prefix
         if self._task.num_queries * self._task.num_values == 1:  # one value: the singular
             kind = kind[:-1]

@@ -2,17 +2,20 @@
 
 Facts from NVIDIA/RULER (Apache-2.0, github.com/NVIDIA/RULER) at the commits of :data:`RELEASES`:
 ``scripts/synthetic.yaml``, ``scripts/data/synthetic/*.py``, ``scripts/data/template.py`` and
-``scripts/eval/synthetic/constants.py``. The prompts are upstream's to the letter: figures are
-comparable only so. ``tools/compare_ruler.py`` holds them against upstream's own scripts.
+``scripts/eval/synthetic/constants.py``. The prompts are upstream's to the letter, in
+``parameters.json``: figures are comparable only so. ``tools/compare_ruler.py`` holds them against
+upstream's own scripts.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Literal
 
-from megatron_ultralong.evaluation.options import AskingConfig, check_different, check_tasks
+from megatron_ultralong.evaluation.options import AskingConfig, check_different
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range
+from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.quantity import LENGTH
 from megatron_ultralong.program.required import Required
 
@@ -34,14 +37,21 @@ class Family:
     """What tasks of one kind have in common."""
 
     tokens_to_generate: int
+    metric: Metric
     template: str
     answer_prefix: str
-    metric: Metric = "string_match_all"
+
+
+FAMILIES = {
+    name: Family(**values)
+    for name, values in read_json(Path(__file__).with_suffix(".json")).items()
+}
+"""By what the names of their tasks begin with."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NeedleTask:
-    """Sentences that name a value for a key, hidden in a haystack; ``niah_*``."""
+    """Sentences that name a value for a key, hidden in a haystack."""
 
     haystack: Literal["noise", "essay", "needle"]
     key: NeedleType
@@ -51,40 +61,7 @@ class NeedleTask:
     num_queries: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class VariableTask:
-    """Chains of assignments hidden in noise; ``vt``."""
-
-    num_chains: int = 1
-    num_hops: int = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class CommonWordsTask:
-    """A numbered list in which some words stand more often than others; ``cwe``."""
-
-    frequency: int = 30
-    uncommon_frequency: int = 3
-    num_common: int = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class FrequentWordsTask:
-    """Coded words whose frequencies follow a zeta distribution (upstream's alpha is 2); ``fwe``."""
-
-    word_length: int = 6
-
-
-@dataclasses.dataclass(frozen=True)
-class QuestionTask:
-    """A question whose documents stand among others; ``qa_*``."""
-
-    dataset: Literal["squad", "hotpotqa"]
-
-
-Task = NeedleTask | VariableTask | CommonWordsTask | FrequentWordsTask | QuestionTask
-
-TASKS: dict[str, Task] = {
+NEEDLES = {
     "niah_single_1": NeedleTask("noise", "words", "numbers"),
     "niah_single_2": NeedleTask("essay", "words", "numbers"),
     "niah_single_3": NeedleTask("essay", "words", "uuids"),
@@ -93,78 +70,39 @@ TASKS: dict[str, Task] = {
     "niah_multikey_3": NeedleTask("needle", "uuids", "uuids"),
     "niah_multivalue": NeedleTask("essay", "words", "numbers", num_values=4),
     "niah_multiquery": NeedleTask("essay", "words", "numbers", num_queries=4),
-    "vt": VariableTask(),
-    "cwe": CommonWordsTask(),
-    "fwe": FrequentWordsTask(),
-    "qa_1": QuestionTask("squad"),
-    "qa_2": QuestionTask("hotpotqa"),
 }
-
-FAMILIES: dict[type, Family] = {
-    NeedleTask: Family(
-        128,
-        "Some special magic {type_needle_v} are hidden within the following text. Make sure to "
-        "memorize it. I will quiz you about the {type_needle_v} afterwards.\n{context}\nWhat are "
-        "all the special magic {type_needle_v} for {query} mentioned in the provided text?",
-        " The special magic {type_needle_v} for {query} mentioned in the provided text are",
-    ),
-    VariableTask: Family(
-        30,
-        "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
-        "{context}\nQuestion: Find all variables that are assigned the value {query} in the text "
-        "above.",
-        " Answer: According to the chain(s) of variable assignment in the text above, {num_v} "
-        "variables are assigned the value {query}, they are: ",
-    ),
-    CommonWordsTask: Family(
-        120,
-        "Below is a numbered list of words. In these words, some appear more often than others. "
-        "Memorize the ones that appear most often.\n{context}\nQuestion: What are the 10 most "
-        "common words in the above list?",
-        " Answer: The top 10 words that appear most often in the list are:",
-    ),
-    FrequentWordsTask: Family(
-        50,
-        "Read the following coded text and track the frequency of each coded word. Find the three "
-        "most frequently appeared coded words. {context}\nQuestion: Do not provide any "
-        "explanation. Please ignore the dots '....'. What are the three most frequently appeared "
-        "words in the above coded text?",
-        " Answer: According to the coded text above, the three most frequently appeared words are:",
-    ),
-    QuestionTask: Family(
-        32,
-        "Answer the question based on the given documents. Only give me the answer and do not "
-        "output any other words.\n\nThe following are given documents.\n\n{context}\n\nAnswer the "
-        "question based on the given documents. Only give me the answer and do not output any "
-        "other words.\n\nQuestion: {query}",
-        " Answer:",
-        "string_match_part",
-    ),
-}
-
+DATA_SETS = {"qa_1": "squad", "qa_2": "hotpotqa"}
+TASKS = (*NEEDLES, "vt", "cwe", "fwe", *DATA_SETS)
+"""``vt``: chains of assignments hidden in noise; ``cwe``: a numbered list in which some words stand
+more often than others; ``fwe``: coded words whose frequencies follow a zeta distribution; ``qa_*``:
+a question whose documents stand among others."""
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {type_needle_v} for {key} is: {value}."
 DOCUMENT = "Document {i}:\n{document}"
 DEPTHS = tuple(round(100 * k / 39) for k in range(40))
 """Forty even depths in per cent, of which needles in essays take theirs without repetition."""
+MAX_BYTES = 64 * 2**20
+"""Of a file of words or questions: HotpotQA's has 46 MB."""
 SHORT_LENGTH = 4096
 """Below it upstream makes ``cwe`` with fewer repetitions."""
 
 
 def family(task: str) -> Family:
     """What the kind of ``task`` has in common: ``family("vt").tokens_to_generate -> 30``."""
-    return FAMILIES[type(TASKS[task])]
+    return FAMILIES[task.split("_")[0]]
 
 
 @dataclasses.dataclass(frozen=True)
 class RulerConfig(AskingConfig):
     """RULER's thirteen synthetic tasks at any length."""
 
+    TASKS = TASKS
+
     lengths: Annotated[
         tuple[int, ...], Range(1), LENGTH, Required("token counts, such as --lengths 4K 128K")
     ] = ()
     """Tokens of prompt and answer together; one column of the table for each."""
-    tasks: tuple[str, ...] = tuple(TASKS)
+    tasks: tuple[str, ...] = TASKS
     """Tasks to run; default: all thirteen."""
     num_samples: Annotated[int, Range(1)] = 100
     """Samples per task and length; upstream's figures use 500."""
@@ -194,24 +132,15 @@ class RulerConfig(AskingConfig):
         """Raise InputError where a field is missing or out of range."""
         super().check()
         check_different("values", lengths=self.lengths)
-        check_tasks(self.tasks, TASKS)
-        for flag, value, tasks in (
-            ("--essays", self.essays, self._tasks_of("essay")),
-            ("--squad", self.squad, self._tasks_of("squad")),
-            ("--hotpotqa", self.hotpotqa, self._tasks_of("hotpotqa")),
+        essays = {name for name, task in NEEDLES.items() if task.haystack == "essay"}
+        for flag, value, needing in (
+            ("--essays", self.essays, essays),
+            ("--squad", self.squad, {"qa_1"}),
+            ("--hotpotqa", self.hotpotqa, {"qa_2"}),
         ):
-            if tasks and not value:
+            if not value and (tasks := [task for task in self.tasks if task in needing]):
                 without = [task for task in self.tasks if task not in tasks]
                 raise InputError(
                     f"{flag} is needed for {', '.join(tasks)}: give the file (docs/evaluation.md "
                     f"says which), or leave them out with --tasks {' '.join(without) or 'TASK ...'}"
                 )
-
-    def _tasks_of(self, material: str) -> list[str]:
-        """Tasks asked for that are made of ``material``."""
-        return [
-            name
-            for name in self.tasks
-            if (isinstance(task := TASKS[name], NeedleTask) and task.haystack == material)
-            or (isinstance(task, QuestionTask) and task.dataset == material)
-        ]

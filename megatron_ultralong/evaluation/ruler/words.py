@@ -1,5 +1,6 @@
 """Tasks over words: ``cwe``, ``fwe`` and ``vt``."""
 
+import itertools
 import math
 import random
 import string
@@ -8,12 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from megatron_ultralong.evaluation.ruler import parameters
-from megatron_ultralong.evaluation.ruler.fitting import UnitCosts
+from megatron_ultralong.evaluation.ruler.fitting import Builder, UnitCosts
 from megatron_ultralong.evaluation.ruler.needles import WordLists
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, Turn
 
+NUM_COMMON = 10
+"""Words that ``cwe`` asks for."""
 
-class CommonWordsBuilder:
+
+class CommonWordsBuilder(Builder):
     """A sample of common words; a unit is a word that is in the list, however often.
 
     A list of more words than there are is made of English words alone, as upstream does since May
@@ -22,31 +26,26 @@ class CommonWordsBuilder:
 
     def __init__(
         self,
-        task: parameters.CommonWordsTask,
         seed: str,
         length: int,
         tokenizer: PromptTokenizer,
         words: WordLists,
         release: parameters.Release,
     ) -> None:
-        self._task, self._seed = task, seed
+        self._seed = seed
         self._gap = "" if release == "860f2bd" else " "
         is_short = length < parameters.SHORT_LENGTH
-        self._frequency = 6 if is_short else task.frequency
-        self._uncommon = 1 if is_short else task.uncommon_frequency
+        self._frequency, self._uncommon = (6, 1) if is_short else (30, 3)
         rng = random.Random(seed)
         example = rng.sample(words.base, 20 if is_short else 40)
-        self._example = example[: task.num_common]
-        self._example_list = _numbered(
-            rng, example, task.num_common, *((3, 1) if is_short else (10, 3))
-        )
+        self._example = example[:NUM_COMMON]
+        self._example_list = _numbered(rng, example, *((3, 1) if is_short else (10, 3)))
         self._single = rng.sample(words.base, len(words.base))
         self._more = list(words.english)
         random.Random(f"{seed}/english").shuffle(self._more)
         self._pair_set: set[str] = set()
         self._pair_rng = random.Random(f"{seed}/pairs")
-        self.least_units = task.num_common + 1
-        self.most_units: int | None = None
+        self.least_units = NUM_COMMON + 1
         if release == "860f2bd":
             self.most_units = len(self._single)
         elif words.english:
@@ -60,19 +59,17 @@ class CommonWordsBuilder:
     def estimate(self, num_units: int) -> float:
         """Tokens of the numbers and words, each counted alone."""
         costs = self._single_costs if num_units <= len(self._single) else self._more_costs
-        num_common = self._task.num_common
-        words = self._uncommon * costs.total(num_units)
-        words += (self._frequency - self._uncommon) * costs.total(num_common)
-        entries = self._uncommon * num_units + (self._frequency - self._uncommon) * num_common
+        more = self._frequency - self._uncommon
+        words = self._uncommon * costs.total(num_units) + more * costs.total(NUM_COMMON)
+        entries = self._uncommon * num_units + more * NUM_COMMON
         return words + entries * float(self._tokenizer.count([f" {entries}."])[0])
 
     def turns(self, num_units: int) -> Sequence[Turn]:
         """The solved example, and the prompt with so many words in its list."""
-        words = self._words(num_units)
         rng = random.Random(f"{self._seed}/order")
-        numbered = _numbered(rng, words, self._task.num_common, self._frequency, self._uncommon)
+        numbered = _numbered(rng, self._words(num_units), self._frequency, self._uncommon)
         answer = self._gap + " ".join(f"{k + 1}. {word}" for k, word in enumerate(self._example))
-        family = parameters.FAMILIES[parameters.CommonWordsTask]
+        family = parameters.FAMILIES["cwe"]
         example, text = (
             family.template.format(context=words) for words in (self._example_list, numbered)
         )
@@ -81,7 +78,7 @@ class CommonWordsBuilder:
 
     def references(self, num_units: int) -> Sequence[str]:
         """The words that stand more often than the others."""
-        return self._words(num_units)[: self._task.num_common]
+        return self._words(num_units)[:NUM_COMMON]
 
     def _words(self, num_units: int) -> Sequence[str]:
         if num_units <= len(self._single):
@@ -101,30 +98,26 @@ class CommonWordsBuilder:
         return self._more[k]
 
 
-def _numbered(
-    rng: random.Random, words: Sequence[str], num_common: int, frequency: int, uncommon: int
-) -> str:
+def _numbered(rng: random.Random, words: Sequence[str], frequency: int, uncommon: int) -> str:
     """``"1. tree 2. house ..."``: the first words so often, the others less, shuffled."""
-    listed = [*words[:num_common]] * frequency + [*words[num_common:]] * uncommon
+    listed = [*words[:NUM_COMMON]] * frequency + [*words[NUM_COMMON:]] * uncommon
     rng.shuffle(listed)
     return " ".join(f"{k}. {word}" for k, word in enumerate(listed, 1))
 
 
-class FrequentWordsBuilder:
+class FrequentWordsBuilder(Builder):
     """A sample of frequent words; a unit is one word more of the distribution's total.
 
     Word ``k`` of the vocabulary stands ``floor(n k^-2 / zeta(2))`` times among ``n``; the
     first is replaced by ``...``, which does not count, and the next three are asked for.
     """
 
-    def __init__(
-        self, task: parameters.FrequentWordsTask, seed: str, length: int, tokenizer: PromptTokenizer
-    ) -> None:
+    def __init__(self, seed: str, length: int, tokenizer: PromptTokenizer) -> None:
         self._seed = seed
         rng = random.Random(seed)
         vocabulary: dict[str, None] = {}
         while len(vocabulary) < max(length // 50, 4):
-            word = "".join(rng.choices(string.ascii_lowercase, k=task.word_length))
+            word = "".join(rng.choices(string.ascii_lowercase, k=6))
             vocabulary[word] = None
         self._vocabulary = list(vocabulary)
         self._vocabulary[0] = "..."
@@ -132,11 +125,7 @@ class FrequentWordsBuilder:
         self._shares = rank**-2.0 / (math.pi**2 / 6)
         self._costs = tokenizer.count([f" {word}" for word in self._vocabulary])
         self.least_units = math.ceil(1 / float(self._shares[3]))
-        self.most_units = None
-
-    def references(self, num_units: int) -> Sequence[str]:
-        """The three most frequent words."""
-        return self._vocabulary[1:4]
+        self.answers = self._vocabulary[1:4]
 
     def counts(self, num_units: int) -> IdArray:
         """How often every word stands in the text."""
@@ -148,14 +137,9 @@ class FrequentWordsBuilder:
 
     def turns(self, num_units: int) -> Sequence[Turn]:
         """The prompt whose words are counted out of ``num_units``."""
-        counts = self.counts(num_units)
-        words = [
-            word
-            for word, count in zip(self._vocabulary, counts.tolist(), strict=True)
-            for _ in range(count)
-        ]
+        words = np.repeat(self._vocabulary, self.counts(num_units)).tolist()
         random.Random(f"{self._seed}/order").shuffle(words)
-        family = parameters.FAMILIES[parameters.FrequentWordsTask]
+        family = parameters.FAMILIES["fwe"]
         text = family.template.format(context=" ".join(words))
         return [(text, family.answer_prefix)]
 
@@ -164,23 +148,14 @@ _EXAMPLE_TOKENS = 500
 """Tokens that upstream's solved example may take."""
 
 
-class VariableBuilder:
-    """A sample of variable tracking; a unit is a line of noise."""
+class VariableBuilder(Builder):
+    """A sample of variable tracking: a chain of five variables; a unit is a line of noise."""
 
-    def __init__(
-        self,
-        task: parameters.VariableTask,
-        seed: str,
-        tokenizer: PromptTokenizer,
-        release: parameters.Release,
-    ) -> None:
-        self._task, self._seed, self._is_early = task, seed, release == "860f2bd"
+    def __init__(self, seed: str, tokenizer: PromptTokenizer, release: parameters.Release) -> None:
+        self._seed, self._is_early = seed, release == "860f2bd"
         rng = random.Random(seed)
-        variables, chains = _chains(rng, task.num_chains, task.num_hops, 5)
-        self._chains = chains
-        self._references = variables[0]
-        self.least_units = task.num_hops + 1
-        self.most_units = None
+        self.answers, self._chain = _chain(rng, 5)
+        self.least_units = len(self._chain)
         self._costs = UnitCosts(tokenizer, lambda k: parameters.NOISE + "\n")
         self._example = self._solved_example(rng, tokenizer)
 
@@ -190,66 +165,47 @@ class VariableBuilder:
 
     def turns(self, num_units: int) -> Sequence[Turn]:
         """The solved example, and the prompt with so many lines of noise."""
-        rng = random.Random(f"{self._seed}/places")
-        text, prefix = self._texts(rng, self._chains, num_units)
+        text, prefix = self._texts(random.Random(f"{self._seed}/places"), self._chain, num_units)
         return [(f"{self._example}{text}", prefix)]
-
-    def references(self, num_units: int) -> Sequence[str]:
-        """The variables of the first chain."""
-        return self._references
 
     def _solved_example(self, rng: random.Random, tokenizer: PromptTokenizer) -> str:
         """Names of three letters, and the most noise that keeps it within its tokens.
 
         The early release adds five lines at a time, and counts the answer and 30 tokens more.
         """
-        variables, chains = _chains(rng, self._task.num_chains, min(10, self._task.num_hops), 3)
+        variables, chain = _chain(rng, 3)
         places = rng.getstate()
-        step, answer, more = 1, " ".join(variables[0]), 0
-        if self._is_early:
-            step, more = 5, parameters.FAMILIES[parameters.VariableTask].tokens_to_generate
+        step, more = (5, parameters.family("vt").tokens_to_generate) if self._is_early else (1, 0)
         example, num_lines = "", 5
         while True:
             rng.setstate(places)
-            text = "".join(self._texts(rng, chains, num_lines))
-            counted = f"{text} {variables[0]}" if self._is_early else text
+            text = "".join(self._texts(rng, chain, num_lines))
+            counted = f"{text} {variables}" if self._is_early else text
             if example and int(tokenizer.count([counted])[0]) + more > _EXAMPLE_TOKENS:
                 return example
-            example = f"{text} {answer}" + ("\n\n\n\n" if self._is_early else "\n\n")
+            example = f"{text} {' '.join(variables)}" + "\n\n" * (1 + self._is_early)
             num_lines += step
 
-    def _texts(
-        self, rng: random.Random, chains: Sequence[Sequence[str]], num_lines: int
-    ) -> tuple[str, str]:
-        """The task's text, with its chains hidden in noise, and the beginning of its answer."""
+    def _texts(self, rng: random.Random, chain: Sequence[str], num_lines: int) -> tuple[str, str]:
+        """The task's text, with its chain hidden in noise, and the beginning of its answer."""
         lines = [parameters.NOISE + ("\n" if self._is_early else "")] * num_lines
-        for chain in chains:
-            places = sorted(rng.sample(range(len(lines)), len(chain)))
-            for k, (place, assignment) in enumerate(zip(places, chain, strict=True)):
-                lines.insert(place + k, assignment)
+        places = sorted(rng.sample(range(num_lines), len(chain)))
+        for k, (place, assignment) in enumerate(zip(places, chain, strict=True)):
+            lines.insert(place + k, assignment)
         context = (" " if self._is_early else "\n").join(lines).replace(". \n", ".\n")
-        family = parameters.FAMILIES[parameters.VariableTask]
-        value = chains[0][0].split("=")[-1].strip()
-        prefix = family.answer_prefix.format(query=value, num_v=len(chains[0]))
+        family, value = parameters.family("vt"), chain[0].split("=")[-1].strip()
+        prefix = family.answer_prefix.format(query=value, num_v=len(chain))
         if self._is_early:
             prefix = prefix.replace("assigned", "assgined")
         return family.template.format(context=context, query=value), prefix
 
 
-def _chains(
-    rng: random.Random, num_chains: int, num_hops: int, num_letters: int
-) -> tuple[list[list[str]], list[list[str]]]:
-    """Names of every chain's variables, and its assignments in order."""
-    names: list[str] = []
-    while len(names) < num_chains * (num_hops + 1):
-        name = "".join(rng.choices(string.ascii_uppercase, k=num_letters))
-        if name not in names:
-            names.append(name)
-    variables = [names[k : k + num_hops + 1] for k in range(0, len(names), num_hops + 1)]
-    chains = []
-    for of_chain in variables:
-        chain = [f"VAR {of_chain[0]} = {rng.randint(10000, 99998)}"]
-        pairs = zip(of_chain[1:], of_chain[:-1], strict=True)
-        chain += [f"VAR {after} = VAR {before} " for after, before in pairs]
-        chains.append(chain)
-    return variables, chains
+def _chain(rng: random.Random, num_letters: int) -> tuple[list[str], list[str]]:
+    """Names of a chain's five variables, and its assignments in order."""
+    names: dict[str, None] = {}
+    while len(names) < 5:
+        names["".join(rng.choices(string.ascii_uppercase, k=num_letters))] = None
+    first, *others = names
+    chain = [f"VAR {first} = {rng.randint(10000, 99998)}"]
+    chain += [f"VAR {name} = VAR {before} " for before, name in itertools.pairwise(names)]
+    return [first, *others], chain

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from megatron_ultralong.evaluation.models.facts import model_facts
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from tests.evaluation.long.data import COST
@@ -31,5 +31,5 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def subject(model: Path) -> Subject:
-    generator = HuggingFaceGenerator(model, name="tiny")
+    generator = HuggingFaceModel(model, name="tiny")
     return Subject(generator, model_facts(f"tiny={model}", "fp32"), PromptTokenizer(model), COST)

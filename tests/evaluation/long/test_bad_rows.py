@@ -32,8 +32,9 @@ from megatron_ultralong.evaluation.local.options import (
     MrcrConfig,
     NoLiMaConfig,
 )
+from megatron_ultralong.evaluation.local.prompt import prompt_ids
 from megatron_ultralong.evaluation.models.facts import model_facts
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceGenerator
+from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
@@ -146,7 +147,7 @@ def reading(
         def read(file: Path) -> None:
             for row in rows_of({file: "hash"}):
                 scorer(row.task)("an answer", row.references)
-                conversation.prompt_ids(subject.tokenizer, "chat", row.messages)
+                prompt_ids(subject.tokenizer, "chat", row.messages)
                 subject.tokenizer.encode(row.answer)
 
         return read
@@ -155,14 +156,14 @@ def reading(
         for row in conversation.read_rows(file, longbench_v2.KEYS):
             longbench_v2_score("an answer", longbench_v2.checked(row)["answer"])
             messages = (("user", longbench_v2.prompt_text(row)),)
-            conversation.prompt_ids(subject.tokenizer, "chat", messages)
+            prompt_ids(subject.tokenizer, "chat", messages)
 
     def needles(file: Path) -> None:
         file.write_text(f"[{file.read_text()}]")
         book = Book("book", "A line.\n" * 100, subject.tokenizer)
         for test in nolima.read_tests(file):
             for place in nolima.placements(test, [book], 20, 2):
-                conversation.prompt_ids(subject.tokenizer, "chat", place.messages())
+                prompt_ids(subject.tokenizer, "chat", place.messages())
                 nolima.nolima_score("contains", "an answer", place.answers)
 
     (folder / "qa_hard").mkdir()
@@ -225,7 +226,7 @@ def test_bad_copies_are_refused(subject, tmp_path) -> None:
 
 def test_chat_needs_the_tokens_of_turns(tmp_path) -> None:
     write_llama(tmp_path, num_hidden_layers=1, max_position_embeddings=64)
-    generator, tokenizer = HuggingFaceGenerator(tmp_path, name="plain"), PromptTokenizer(tmp_path)
+    generator, tokenizer = HuggingFaceModel(tmp_path, name="plain"), PromptTokenizer(tmp_path)
     plain = Subject(generator, model_facts(str(tmp_path), "fp32"), tokenizer, COST)
     with pytest.raises(InputError, match=r"has none: use --prompt-template base"):
         evaluate_graphwalks(GraphWalksConfig(lengths=(64,)), plain)

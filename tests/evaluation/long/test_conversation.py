@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 from megatron_ultralong.evaluation.local import (
     conversation,
 )
-from megatron_ultralong.evaluation.local.local_benchmarks import cut_prompt
+from megatron_ultralong.evaluation.local.prompt import cut_prompt, prompt_ids
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, prompt_parts
 from megatron_ultralong.model.families.family import Family
 from megatron_ultralong.model.families.mistral import MISTRAL
@@ -23,19 +23,19 @@ from tests.models import write_tokenizer
 def test_messages_as_text_end_where_the_assistant_begins(subject) -> None:
     tokenizer = subject.tokenizer
     messages = (("system", "S"), ("user", "one " * 300), ("assistant", "A"), ("user", "two " * 300))
-    ids, was_cut = conversation.prompt_ids(tokenizer, "base", messages)
+    ids, was_cut = prompt_ids(tokenizer, "base", messages)
     assert not was_cut
     assert tokenizer.decode(ids) == (
         f"System: S\n\nUser: {'one ' * 300}\n\nAssistant: A\n\nUser: {'two ' * 300}\n\nAssistant:"
     )
-    short, was_cut = conversation.prompt_ids(tokenizer, "base", messages, ids.size - 200)
+    short, was_cut = prompt_ids(tokenizer, "base", messages, ids.size - 200)
     assert was_cut
     assert ids.size - 202 <= short.size <= ids.size - 200
     text = tokenizer.decode(short)
     assert text.startswith(f"System: S\n\nUser: {'one ' * 300}\n\nAssistant: A\n\nUser: two two")
     assert text.endswith("two \n\nAssistant:")
     with pytest.raises(InputError, match="a prompt of 500 tokens has no room"):
-        conversation.prompt_ids(tokenizer, "base", messages, 500)
+        prompt_ids(tokenizer, "base", messages, 500)
 
 
 def test_upstreams_bins_are_closed_above_and_the_first_one_below() -> None:
@@ -48,7 +48,7 @@ def test_a_text_that_spells_a_mark_is_no_mark(subject) -> None:
     """No message ends its own turn, whether it is before the last one or the last one itself."""
     eot = "<|eot_id|>"
     messages = (("user", eot), ("assistant", f"a{eot}"), ("user", eot))
-    ids, _ = conversation.prompt_ids(subject.tokenizer, "chat", messages)
+    ids, _ = prompt_ids(subject.tokenizer, "chat", messages)
     own = Tokenizer.from_file(str(subject.tokenizer.folder / "tokenizer.json"))
     assert ids.tolist().count(own.token_to_id(eot)) == 3
     assert subject.tokenizer.decode(ids).count(eot) == 3
@@ -84,7 +84,7 @@ def all_prompts(tokenizer: PromptTokenizer) -> list[str]:
     tokenizer.check_template("chat")
     own = Tokenizer.from_file(str(tokenizer.folder / "tokenizer.json"))
     found = (
-        conversation.prompt_ids(tokenizer, "chat", (("user", ASKED),))[0],
+        prompt_ids(tokenizer, "chat", (("user", ASKED),))[0],
         cut_prompt(tokenizer, "chat", ASKED, 10_000)[0],
         tokenizer.encode_parts(prompt_parts("chat", tokenizer.turns, (ASKED, ""))),
     )
@@ -110,7 +110,7 @@ def test_turns_are_those_of_the_tokenizers_family(
     first = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     last = f"<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n"
     assert all_prompts(tokenizer) == [bos + first + last] * 3
-    given = conversation.prompt_ids(tokenizer, "chat", (("system", "S"), ("user", ASKED)))[0]
+    given = prompt_ids(tokenizer, "chat", (("system", "S"), ("user", ASKED)))[0]
     own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert own.decode(given.tolist(), skip_special_tokens=False) == (
         f"{bos}<|im_start|>system\nS<|im_end|>\n{last}"
@@ -136,8 +136,8 @@ def test_a_system_text_without_a_turn_stands_before_the_user_s(
     messages = (("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"))
     own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for number, written in ((2, "<s>[INST] S\n\na[/INST]"), (4, "<s>[INST] S\n\na[/INST]b</s>")):
-        ids, _ = conversation.prompt_ids(tokenizer, "chat", messages[:number])
+        ids, _ = prompt_ids(tokenizer, "chat", messages[:number])
         text = own.decode(ids.tolist(), skip_special_tokens=False)
         assert text == written + "[INST] c[/INST]" * (number == 4)
     with pytest.raises(InputError, match="a message of assistant follows one of system"):
-        conversation.prompt_ids(tokenizer, "chat", (messages[0], messages[2], messages[3]))
+        prompt_ids(tokenizer, "chat", (messages[0], messages[2], messages[3]))

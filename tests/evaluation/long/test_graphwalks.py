@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_ultralong.evaluation.local import (
-    graph_prompt,
+    graphwalks,
 )
 from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks, graphwalks_score
 from megatron_ultralong.evaluation.local.options import (
@@ -58,8 +58,8 @@ def edges_of(text: str) -> list[tuple[str, str]]:
 def test_the_answers_of_generated_graphs_follow_from_their_prompts(task: str) -> None:
     sizes, depths = set(), set()
     for index in range(60):
-        graph = graph_prompt.random_graph(task, f"1/{index}", 4 + index)
-        text = graph_prompt.graph_text(graph)
+        graph = graphwalks.random_graph(task, f"1/{index}", 4 + index)
+        text = graphwalks.graph_text(graph)
         edges = edges_of(text)
         assert len(edges) == len(set(edges)) == 3 * (4 + index)
         assert all(start != end for start, end in edges)
@@ -78,11 +78,11 @@ def test_the_answers_of_generated_graphs_follow_from_their_prompts(task: str) ->
                         distance[end] = distance[start] + 1
                         queue.append(end)
             wanted = {end for end, steps in distance.items() if steps == int(depth)}
-        assert {graph_prompt.node_name(k) for k in graph.answer} == wanted
+        assert {graphwalks.node_name(k) for k in graph.answer} == wanted
         sizes.add(len(wanted))
     assert len(sizes) > 3
     assert task == "parents" or depths == {"1", "2", "3"}
-    assert graph_prompt.node_name(0) == "cfcd208495"
+    assert graphwalks.node_name(0) == "cfcd208495"
 
 
 def test_generated_graphs_fill_their_length(subject, tmp_path) -> None:
@@ -116,7 +116,7 @@ def test_generated_graphs_fill_their_length(subject, tmp_path) -> None:
 
 
 def test_graphwalks_of_a_file_has_room_for_its_longest_answer(subject, tmp_path) -> None:
-    nodes = [graph_prompt.node_name(k) for k in range(8)]
+    nodes = [graphwalks.node_name(k) for k in range(8)]
     rows = [
         {"prompt": "a -> b\n", "answer_nodes": nodes[:1], "problem_type": "bfs"},
         {"prompt": "a -> b\n" * 9, "answer_nodes": nodes, "problem_type": "parents"},
