@@ -121,7 +121,7 @@ def compare(subject: opening.Subject[LanguageModel], length: int) -> None:
 
         def harness(task: str) -> Callable[[int], object]:
             config = HarnessConfig(
-                (task,), include_path=name, max_length=length, beyond_trained_positions=True
+                tasks=(task,), include_path=name, max_length=length, beyond_trained_positions=True
             )
             return lambda limit: evaluate_harness(dataclasses.replace(config, limit=limit), subject)
 

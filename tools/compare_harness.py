@@ -132,7 +132,7 @@ def by_us(
         subject = opening.Subject(next(in_turn), facts, tokenizer, CostConfig())
         for case in cases:
             config = HarnessConfig(
-                case.tasks,
+                tasks=case.tasks,
                 include_path=str(folder / "tasks"),
                 data=str(folder / "data"),
                 micro_batch_size=3,
