@@ -25,7 +25,7 @@ MakeConfig = Callable[..., PretrainConfig]
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``base``, a model of four key heads, and ``rows`` of several documents each."""
     folder = tmp_path_factory.mktemp("tiny")
-    write_llama(folder / "hf", num_key_value_heads=4)
+    write_llama(folder / "hf", num_hidden_layers=2, num_key_value_heads=4)
     import_checkpoint(ImportConfig(folder / "hf", folder / "base"))
     prepare_rows(folder, (TEXT * (1 + n % 7) + str(n) for n in range(300)), folder / "hf", 128)
     return folder

@@ -8,6 +8,8 @@ and copy every page that the fork shares with its server.
 import gc
 import importlib
 
+from megatron_ultralong.training.loop import is_frozen
+
 MODULES = (
     "hypothesis.strategies",
     "megatron_ultralong.checkpoint.convert.report",
@@ -19,11 +21,15 @@ MODULES = (
     "megatron_ultralong.evaluation.ruler.evaluation",
     "megatron_ultralong.training.verbs",
     "numpy.ma",
+    "pydantic.dataclasses",
     "pytest",
     "tests.ranks",
     "tests.training.conftest",
     "tests.training.job",
+    "tests.warm.torchrun",
     "torch.distributed.run",
+    "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config",
     "transformers.models.llama.modeling_llama",
     "tyro",
 )
@@ -32,3 +38,4 @@ for module in MODULES:
     importlib.import_module(module)
 gc.collect()
 gc.freeze()
+assert is_frozen()  # every rank would count them
