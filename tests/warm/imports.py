@@ -7,8 +7,9 @@ and copy every page that the fork shares with its server.
 
 import gc
 import importlib
+import sys
 
-from megatron_ultralong.training.loop import is_frozen
+from megatron_ultralong.mcore.deferred_compile import compile_at_first_call
 
 MODULES = (
     "hypothesis.strategies",
@@ -34,8 +35,9 @@ MODULES = (
     "tyro",
 )
 
-for module in MODULES:
-    importlib.import_module(module)
+with compile_at_first_call():  # as in a rank
+    for module in MODULES:
+        importlib.import_module(module)
 gc.collect()
 gc.freeze()
-assert is_frozen()  # every rank would count them
+assert sys.modules["megatron_ultralong.training.loop"].is_frozen()  # every rank would count them
