@@ -74,9 +74,9 @@ def probe(python: Path, exports: Sequence[Path], output: Path) -> dict[str, Any]
         subprocess.CalledProcessError: the release itself could not be imported.
     """
     output.mkdir(parents=True)
-    ours = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    left_out = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
     environment = {
-        **{name: value for name, value in os.environ.items() if name not in ours},
+        **{name: value for name, value in os.environ.items() if name not in left_out},
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
