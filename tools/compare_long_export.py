@@ -30,10 +30,10 @@ from megatron_ultralong.evaluation.options import ModelsConfig
 NEW_TOKENS = 24
 
 
-def report(ours: Scores, theirs: Scores) -> None:
+def report(of_run: Scores, of_export: Scores) -> None:
     """Differences by position, in bins that double."""
-    apart = np.abs(ours.loss - theirs.loss)[0]
-    agree = (ours.correct == theirs.correct)[0]
+    apart = np.abs(of_run.loss - of_export.loss)[0]
+    agree = (of_run.correct == of_export.correct)[0]
     edges = [0, 512]
     while edges[-1] < apart.size:
         edges.append(min(2 * edges[-1], apart.size))
@@ -71,14 +71,16 @@ def main() -> None:
         torch.no_grad(),
     ):
         model = next(models)
-        ours, our_text = model.score(row), model.generate([prompt], max_new_tokens=NEW_TOKENS)
+        run_scores = model.score(row)
+        run_text = model.generate([prompt], max_new_tokens=NEW_TOKENS)
         del model
     judge = HuggingFaceLanguageModel(arguments.exported, device=device)
-    theirs, their_text = judge.score(row), judge.generate([prompt], max_new_tokens=NEW_TOKENS)
-    report(ours, theirs)
-    equal = sum(a == b for a, b in zip(our_text[0], their_text[0], strict=True))
+    export_scores = judge.score(row)
+    export_text = judge.generate([prompt], max_new_tokens=NEW_TOKENS)
+    report(run_scores, export_scores)
+    equal = sum(a == b for a, b in zip(run_text[0], export_text[0], strict=True))
     print(f"\n{equal} of {NEW_TOKENS} greedy tokens equal behind {len(prompt):,}")
-    sys.exit(our_text != their_text)
+    sys.exit(run_text != export_text)
 
 
 if __name__ == "__main__":
