@@ -29,6 +29,7 @@ NOT_QUICK = (
     "checkpoint/test_logits.py",
     "checkpoint/test_payloads.py",
     "checkpoint/test_random_folders.py",
+    "checkpoint/test_resume.py",
     "checkpoint/test_shape_families.py",
     "checkpoint/test_torch_dist.py",
     "data/test_bombs.py",
