@@ -14,8 +14,10 @@ HARNESS := $(VENV)/harness
 
 # Against hanging only: nothing fails because a machine is slow.
 HOUR := timeout 3600
+# The tests start Python often, and each start would compile the package where PYTHONDONTWRITEBYTECODE is set.
+SOURCES = $(BIN)/python -m compileall -qq --workers 0 megatron_ultralong tests tools
 # Files go to whichever process is free, in the order of tests/order.py; of some each test (tests/spread.py).
-PYTEST := $(HOUR) $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
+PYTEST = $(SOURCES) && $(HOUR) $(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
 
 # Index of torch; empty: pip's own, whose build for Linux brings CUDA. Without a GPU:
 # make install TORCH_INDEX=https://download.pytorch.org/whl/cpu

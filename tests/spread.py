@@ -16,7 +16,6 @@ SPREAD = (
     "training/test_faults.py",
     "training/test_kills.py",
     "training/test_torchrun.py",
-    "training/test_two_jobs.py",
 )
 """Files of long tests that have nothing in common: each test goes to whichever process is free."""
 

@@ -3,7 +3,7 @@
 # them for the model's 135M parameters; the result is no better than the original model.
 # shellcheck disable=SC2034 # settings.sh sources it, and the scripts use what it sets
 WORK=${WORK:-$PWD/smollm2-cpu}
-FACTOR=2 SEQ_LENGTH=512 FIRST_LENGTH=256 FIRST_ITERS=2 TRAIN_ITERS=2
+FACTOR=2 SEQ_LENGTH=256 FIRST_LENGTH=128 FIRST_ITERS=2 TRAIN_ITERS=2
 CORPUS_FLAGS="--indexes pypi --only nltk networkx sphinx --most-bytes 400000 --largest-document 20000"
 VALID_FRACTION=0.2 VERIFY_LENGTH=64
 PRETRAIN_FLAGS="--precision fp32 --global-batch-size 1 --lr-warmup-iters 1"

@@ -5,7 +5,7 @@
 #
 # The first lines of each say what it takes. Each setting is a variable of the environment, and what is set
 # there already stays. `--cpu` sets small values, for a look at every step without a GPU: factor 2, rows of
-# 512 tokens, two iterations. The commands in the scripts are the same.
+# 256 tokens, two iterations. The commands in the scripts are the same.
 # shellcheck disable=SC2034 # the scripts use what is set here
 
 TARGET=128k

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import time
 from collections.abc import Iterator
@@ -61,13 +62,19 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
                 return _Run(inputs, groups, stop, timers, place, folder).train()
 
 
+@functools.cache
+def is_frozen() -> bool:
+    """Whether objects are frozen; asked once, since each one of them is counted."""
+    return gc.get_freeze_count() > 0
+
+
 @contextlib.contextmanager
 def _few_objects_to_collect() -> Iterator[None]:
     """Megatron collects garbage twice in a save: let it not visit all that imports have made.
 
     That is 0.2 s each time on a CPU. Where the caller has done so already, it is left as it is.
     """
-    is_ours = gc.get_freeze_count() == 0
+    is_ours = not is_frozen()
     if is_ours:
         gc.collect()
         gc.freeze()

@@ -89,6 +89,7 @@ def test_killed_and_continued_the_bytes_are_the_same(
         wanted = finished + moment.randint(1, 6)
         while process.poll() is None and finished < wanted:
             finished = len([p for p in partial.glob("shards-*/*") if "partial" not in p.name])
+            time.sleep(0.002)
         time.sleep(moment.random() * 0.01)
         process.send_signal(signal.SIGKILL)
         process.communicate()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import importlib.util
 import io
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import site
@@ -61,9 +63,26 @@ def add_harness() -> None:
     os.environ.update(dict.fromkeys(names, "1"))
     from lm_eval.tasks import manager
 
-    # Thousands of task files are listed in seconds, every time: here once in a process.
-    build = functools.lru_cache(manager.TaskIndex.build)
-    manager.TaskIndex.build = staticmethod(lambda paths: dict(build(tuple(paths))))
+    # Thousands of task files are listed in seconds, every time: here once. What stands in a later
+    # folder replaces what an earlier one has, as there.
+    build = manager.TaskIndex.build
+
+    @functools.cache
+    def listed(folder: Path) -> dict[str, Any]:
+        if "lm_eval" not in folder.parts:
+            return dict(build([folder]))
+        kept = Path(os.environ["HF_HOME"], "tasks.pickle")
+        kept.parent.mkdir(exist_ok=True)
+        with kept.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not file.tell():
+                pickle.dump(dict(build([folder])), file)
+            file.seek(0)
+            return dict(pickle.load(file))
+
+    manager.TaskIndex.build = staticmethod(
+        lambda folders: {k: v for folder in folders for k, v in listed(folder).items()}
+    )
 
 
 TEMPLATE = (

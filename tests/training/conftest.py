@@ -23,10 +23,11 @@ MakeConfig = Callable[..., PretrainConfig]
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``base``, a model of four key heads, and ``rows`` of several documents each."""
+    """``base`` of two layers, ``deep`` of four, and ``rows`` of several documents each."""
     folder = tmp_path_factory.mktemp("tiny")
-    write_llama(folder / "hf", num_key_value_heads=4)
-    import_checkpoint(ImportConfig(folder / "hf", folder / "base"))
+    for name, hf, layers in (("base", "hf", 2), ("deep", "hf-deep", 4)):
+        write_llama(folder / hf, num_hidden_layers=layers, num_key_value_heads=4)
+        import_checkpoint(ImportConfig(folder / hf, folder / name))
     prepare_rows(folder, (TEXT * (1 + n % 7) + str(n) for n in range(300)), folder / "hf", 128)
     return folder
 
@@ -42,10 +43,11 @@ def make_config(tiny: Path) -> MakeConfig:
         *,
         train_iters: int = 20,
         save_interval: int = 3,
+        model: str = "base",
         timeout_seconds: float = 60.0,
     ) -> PretrainConfig:
         return PretrainConfig(
-            load=str(tiny / "base"),
+            load=str(tiny / model),
             save=str(save or ""),
             save_interval=save_interval,
             train_iters=train_iters,

@@ -29,9 +29,9 @@ from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.training.config_file import save_config
 from tests.patience import patience
 from tests.ranks import _PRELOADED
+from tests.warm.torchrun import torchrun
 
 _log = logging.getLogger(__name__)
-_MARK = "ULTRALONG_TEST_JOB"
 START_SECONDS = 60.0
 """Time for a loaded machine to bring ranks to their first step."""
 
@@ -102,14 +102,19 @@ class Job:
         path = self.folder / f"said-{rank}"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def until(self, condition: Callable[[], bool], seconds: float = START_SECONDS) -> bool:
-        """Wait until ``condition`` holds; False where the ranks ended before it did."""
+    def until(
+        self, condition: Callable[[], bool], seconds: float = START_SECONDS, every: float = 0.02
+    ) -> bool:
+        """Wait until ``condition`` holds; False where the ranks ended before it did.
+
+        It is asked ``every`` so many seconds, on a core that the ranks want too.
+        """
         deadline = time.monotonic() + patience(seconds)
         while not condition():
             if not any(rank.is_alive() for rank in self.ranks):
                 return condition()
             assert time.monotonic() < deadline, f"waited in vain:\n{self.text(0)}"
-            time.sleep(0.002)
+            time.sleep(every)
         return True
 
     def until_iteration(self, iteration: int) -> bool:
@@ -177,29 +182,52 @@ def num_lines(root: Path) -> int:
 class TorchrunJob:
     """``ultralong pretrain`` under torchrun itself."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkServerProcess
     said: Path
 
     @classmethod
     def start(
-        cls, config: PretrainConfig, folder: Path, num_ranks: int, *options: str, **environment: str
+        cls,
+        config: PretrainConfig,
+        folder: Path,
+        num_ranks: int,
+        *options: str,
+        cold: bool = False,
+        **environment: str,
     ) -> TorchrunJob:
-        """Start it, with ``options`` for torchrun, and more ``environment``."""
+        """Start it, with ``options`` for torchrun, and more ``environment``.
+
+        ``cold``: by new interpreters, as a user does, instead of :mod:`tests.warm.torchrun`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         save_config(folder / "config.yaml", config)
         said = folder / "said"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(num_ranks), *options, "-m", "megatron_ultralong"]
-        command += ["pretrain", "--config", str(folder / "config.yaml")]
+        said.touch()
+        words = ["--standalone", "--nproc-per-node", str(num_ranks), *options]
+        words += ["-m", "megatron_ultralong", "pretrain", "--config", str(folder / "config.yaml")]
+        environment = {**os.environ, **environment}
+        if not cold:
+            multiprocessing.set_forkserver_preload(_PRELOADED)
+            context: Any = multiprocessing.get_context("forkserver")
+            forked = context.Process(target=torchrun, args=(said, words, environment))
+            forked.start()
+            return cls(forked, said)
         with said.open("wb") as output:
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "torch.distributed.run", *words],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, **environment, _MARK: str(said)},
+                env=environment,
             )
         return cls(process, said)
+
+    @property
+    def status(self) -> int | None:
+        """The exit status of torchrun, none while it runs."""
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.poll()
+        return self.process.exitcode
 
     @property
     def text(self) -> str:
@@ -207,26 +235,23 @@ class TorchrunJob:
         return self.said.read_text(errors="replace")
 
     def ranks(self) -> list[int]:
-        """Process ids of the ranks, by rank."""
-        found = {}
-        for child in psutil.Process(self.process.pid).children():
-            environment = child.environ()
-            if "RANK" in environment:
-                found[int(environment["RANK"])] = child.pid
-        return [found[rank] for rank in sorted(found)]
+        """Process ids of the ranks, by rank; not of a cold start."""
+        children = psutil.Process(self.process.pid).children()
+        names = {child.name(): child.pid for child in children}
+        return [names[f"rank {rank}"] for rank in range(len(names))]
 
     def until_more(self, root: Path, lines: int = 3, seconds: float = 200.0) -> None:
         """Wait until the log has so many lines more than now."""
         before, deadline = num_lines(root), time.monotonic() + patience(seconds)
         while num_lines(root) < before + lines:
-            assert self.process.poll() is None, self.text
+            assert self.status is None, self.text
             assert time.monotonic() < deadline, self.text
             time.sleep(0.01)
 
     def until_gone(self, seconds: float) -> None:
         """Wait until nothing of the job is left; fails where something hangs."""
         start = time.monotonic()
-        while self.process.poll() is None or self.processes():
+        while self.status is None or self.processes():
             assert time.monotonic() < start + patience(seconds), self.text
             time.sleep(0.05)
         _log.info("torchrun and its ranks were gone after %.1f s", time.monotonic() - start)
@@ -235,15 +260,15 @@ class TorchrunJob:
         """What is left of torchrun, its ranks (each in a session of its own) and theirs."""
         found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                is_zombie = process.status() == psutil.STATUS_ZOMBIE
-                if not is_zombie and process.environ().get(_MARK) == str(self.said):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{process.pid}/fd/2") == str(self.said):
                     found.append(process.pid)
         return found
 
     def kill(self) -> None:
         """End whatever is left of it."""
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        while self.status is None or self.processes():
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)

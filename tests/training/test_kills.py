@@ -44,6 +44,11 @@ def check_current(root: Path) -> int:
     return current
 
 
+def is_written(root: Path) -> bool:
+    """Whether a checkpoint is being written, this moment."""
+    return any(root.glob("iter_*.partial"))
+
+
 def kill_once(config: PretrainConfig, choice: random.Random, *, in_saving: bool) -> bool:
     """Start or resume the run, and kill it at a random moment; returns whether it was saving."""
     root = Path(config.save)
@@ -54,13 +59,13 @@ def kill_once(config: PretrainConfig, choice: random.Random, *, in_saving: bool)
         if in_saving:  # while the next checkpoint is written aside and made current
             delay = choice.random() * 0.02
             for tries in range(4):  # a save may be over before that: then earlier in the next one
-                assert job.until(lambda: any(root.glob("iter_*.partial"))), job.text(0)
+                assert job.until(lambda: is_written(root), every=0.002), job.text(0)
                 time.sleep(delay / 4**tries)
-                if any(root.glob("iter_*.partial")):
+                if is_written(root):
                     break
         else:
             time.sleep(choice.random() * 3 * ROW_SECONDS)
-        is_saving = any(root.glob("iter_*.partial"))
+        is_saving = is_written(root)
         if choice.random() < 0.5:
             job.signal(choice.randrange(2), signal.SIGKILL)
             job.wait(60.0)  # the other one notices by itself

@@ -65,7 +65,7 @@ def test_nobody_waits_inside_an_interleaved_schedule(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
     config = dataclasses.replace(
-        make_config(None, train_iters=STEPS),
+        make_config(None, train_iters=STEPS, model="deep"),
         global_batch_size=4,
         parallel=ParallelConfig(
             pipeline_model_parallel_size=2, num_virtual_stages_per_pipeline_rank=2

@@ -30,10 +30,10 @@ RESTARTS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 @contextmanager
 def torchrun(
-    config: PretrainConfig, folder: Path, *options: str, **environment: str
+    config: PretrainConfig, folder: Path, *options: str, cold: bool = False, **environment: str
 ) -> Iterator[TorchrunJob]:
     """Two ranks under torchrun; nothing of it is left after."""
-    job = TorchrunJob.start(config, folder, 2, *options, **environment)
+    job = TorchrunJob.start(config, folder, 2, *options, cold=cold, **environment)
     try:
         yield job
     finally:
@@ -58,7 +58,7 @@ def at_default_timeout(config: PretrainConfig) -> PretrainConfig:
 def test_torchrun_ends_and_saves_on_sigterm(tmp_path: Path, make_config: MakeConfig) -> None:
     root = tmp_path / "run"
     config = at_default_timeout(make_config(root, (1, 2), train_iters=ENDLESS))
-    with torchrun(config, tmp_path / "job") as job:
+    with torchrun(config, tmp_path / "job", cold=True) as job:  # as a user starts it
         job.until_more(root, 5)
         os.kill(job.process.pid, signal.SIGTERM)  # torchrun alone: it tells the ranks
         job.until_gone(LIMIT)
@@ -133,23 +133,23 @@ def test_torchrun_restarts_after_a_hung_rank_and_the_losses_are_those_of_one_run
     names = ("hung", "plain")
     hung, plain = (
         make_config(
-            tmp_path / name, (1, 2), train_iters=60, save_interval=5, timeout_seconds=TIMEOUT
+            tmp_path / name, (1, 2), train_iters=30, save_interval=5, timeout_seconds=TIMEOUT
         )
         for name in names
     )
     root = Path(hung.save)
     with torchrun(hung, tmp_path / "job-hung", "--max-restarts", "2", **RESTARTS) as job:
         for number in (signal.SIGSTOP, signal.SIGKILL):
-            job.until_more(root, 10)
+            job.until_more(root, 6)
             os.kill(job.ranks()[1], number)
         # The other run uses the time until the loss is seen.
         with torchrun(plain, tmp_path / "job-plain") as other:
             other.until_gone(300.0)
         job.until_gone(300.0)
-        assert job.process.returncode == 0, job.text
+        assert job.status == 0, job.text
     assert_saved(root, 0)
     assert losses(root) == losses(Path(plain.save))
-    assert len(losses(root)) == 60
+    assert len(losses(root)) == 30
 
 
 @pytest.mark.faults
@@ -186,12 +186,12 @@ def test_ranks_whose_torchrun_is_killed_save_and_end(
 def test_without_restarts_a_hung_rank_ends_the_job(tmp_path: Path, make_config: MakeConfig) -> None:
     root = tmp_path / "run"
     config = make_config(root, (2, 1), train_iters=ENDLESS, timeout_seconds=TIMEOUT)
-    config = dataclasses.replace(config, save_interval=50)
+    config = dataclasses.replace(config, save_interval=5)
     with torchrun(config, tmp_path / "job") as job:
-        job.until_more(root, 60)
+        job.until_more(root, 8)
         os.kill(job.ranks()[1], signal.SIGSTOP)
         job.until_gone(LIMIT)
-        assert job.process.returncode == 1
+        assert job.status == 1
         assert "LOST RANK: rank 0: iteration" in job.text
         assert "is silent; its last sign came from iteration" in job.text
     assert not newest_good(root, 0, 1).damaged

@@ -42,7 +42,13 @@ def configs(tmp_path_factory: pytest.TempPathFactory, make_config: MakeConfig) -
     folder = tmp_path_factory.mktemp("chunks")
     return {
         name: dataclasses.replace(
-            make_config(folder / name, mask="block", train_iters=STEPS, save_interval=SAVED),
+            make_config(
+                folder / name,
+                mask="block",
+                train_iters=STEPS,
+                save_interval=SAVED,
+                model="deep",
+            ),
             global_batch_size=4,
             eval_interval=STEPS,
             eval_iters=1,

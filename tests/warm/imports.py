@@ -7,6 +7,9 @@ and copy every page that the fork shares with its server.
 
 import gc
 import importlib
+import sys
+
+from megatron_ultralong.mcore.deferred_compile import compile_at_first_call
 
 MODULES = (
     "hypothesis.strategies",
@@ -19,16 +22,22 @@ MODULES = (
     "megatron_ultralong.evaluation.ruler.evaluation",
     "megatron_ultralong.training.verbs",
     "numpy.ma",
+    "pydantic.dataclasses",
     "pytest",
     "tests.ranks",
     "tests.training.conftest",
     "tests.training.job",
+    "tests.warm.torchrun",
     "torch.distributed.run",
+    "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config",
     "transformers.models.llama.modeling_llama",
     "tyro",
 )
 
-for module in MODULES:
-    importlib.import_module(module)
+with compile_at_first_call():  # as in a rank
+    for module in MODULES:
+        importlib.import_module(module)
 gc.collect()
 gc.freeze()
+assert sys.modules["megatron_ultralong.training.loop"].is_frozen()  # every rank would count them

@@ -47,6 +47,9 @@ def warm_programs(folder: Path, owner: int, within: Sequence[str] = ()) -> dict[
         "WARM_PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # A step takes again what the one before it gave back: the kernel need not clear it.
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
     }
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

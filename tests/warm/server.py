@@ -83,18 +83,23 @@ class Server:
         for target, descriptor in enumerate(descriptors):
             os.dup2(descriptor, target)
             os.close(descriptor)
-        for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
-            setattr(sys, name, os.fdopen(os.dup(number), "r" if number == 0 else "w", buffering=1))
+        open_streams()
         for number in request["ignored"]:
             signal.signal(number, signal.SIG_IGN)
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
         sys.argv = [request["module"], *request["arguments"]]
-        _run_module(request["module"])
+        run_module(request["module"])
 
 
-def _run_module(module: str) -> None:
+def open_streams() -> None:
+    """New ``sys.stdin``, ``sys.stdout`` and ``sys.stderr``, of whatever 0, 1 and 2 are now."""
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        setattr(sys, name, os.fdopen(os.dup(number), "r" if number == 0 else "w", buffering=1))
+
+
+def run_module(module: str) -> None:
     """Run a module or a file as ``python`` does, and end with its exit status."""
     status = 0
     try:

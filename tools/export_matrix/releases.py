@@ -55,8 +55,9 @@ def install(folder: Path, release: str) -> Path:
     done = home / "installed.json"
     if done.is_file() and json.loads(done.read_text()) == packages(release):
         return python
-    subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", home], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install"]
+    pip += ["--quiet", "--no-deps", "--no-compile"]
     # of transformers' 2,000 files few are ever imported: the others are not compiled
     subprocess.run([*pip, *packages(release)], check=True)
     paths = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -73,8 +74,9 @@ def probe(python: Path, exports: Sequence[Path], output: Path) -> dict[str, Any]
         subprocess.CalledProcessError: the release itself could not be imported.
     """
     output.mkdir(parents=True)
+    left_out = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
     environment = {
-        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        **{name: value for name, value in os.environ.items() if name not in left_out},
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -105,7 +105,6 @@ class MetaFolder:
         self.folder = Path(folder)
         self.params = read_params(self.folder)
         self.files = _open_shards(self.folder)
-        self._axes: dict[str, int] = {}
         self.model = self._read_shape()
         self.rope_scaling = _rope_scaling(self.params)
         self._check_tensors()

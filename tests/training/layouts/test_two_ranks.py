@@ -40,12 +40,12 @@ def test_the_masks_differ_and_the_loss_falls(logs: Logs) -> None:
 
 
 def count_attention(inputs: Path, recomputes: list[RecomputeGranularity]) -> list[int]:
-    """Forward passes of attention in three iterations, by kind of recomputation."""
+    """Forward passes of attention in two iterations, by kind of recomputation."""
     return [_count_attention(inputs, recompute) for recompute in recomputes]
 
 
 def _count_attention(inputs: Path, recompute: RecomputeGranularity) -> int:
-    config = dataclasses.replace(run_config(inputs, "one", "none"), train_iters=3)
+    config = dataclasses.replace(run_config(inputs, "one", "none"), train_iters=2)
     passes = 0
     forward = function._forward
 
@@ -64,7 +64,7 @@ def _count_attention(inputs: Path, recompute: RecomputeGranularity) -> int:
 
 
 def test_attention_that_is_kept_is_not_computed_again(inputs: Path) -> None:
-    passes = 3 * 4 * 4  # iterations, rows, layers
+    passes = 2 * 2 * 4  # iterations, rows, layers
     kinds: list[RecomputeGranularity] = ["none", "keep_attention", "full"]
     assert run_on_ranks(1, count_attention, inputs, kinds) == [[passes, passes, 2 * passes]]
 
@@ -86,9 +86,9 @@ def test_bf16_follows_float32(inputs: Path, logs: Logs) -> None:
 
 
 def resume(inputs: Path) -> None:
-    """Run on every rank: three iterations, then the rest from the checkpoint."""
+    """Run on every rank: two iterations, then the rest from the checkpoint."""
     config = run_config(inputs, "cp2", "block", inputs / "resumed")
-    pretrain(dataclasses.replace(config, train_iters=3))
+    pretrain(dataclasses.replace(config, train_iters=2))
     pretrain(config)
 
 
