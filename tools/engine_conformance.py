@@ -107,11 +107,11 @@ def table(arguments: argparse.Namespace) -> str | None:
 
 
 def _row(folder: Path, name: str) -> dict[str, Any]:
-    measured: dict[str, dict[str, Measured]] = {}
-    for family in FAMILIES if name in OF_A_MODEL else ("llama",):
-        for version in TRIED if name == "transformers" else ("",):
-            one = _measured(folder, name, version, family)
-            measured.setdefault(family, {})[one.version] = one
+    families = tuple(FAMILIES) if name in OF_A_MODEL else ("llama",)
+    measured: dict[str, dict[str, Measured]] = {family: {} for family in families}
+    for version in TRIED if name == "transformers" else ("",):
+        for family, one in _measured(folder, name, version, families).items():
+            measured[family][one.version] = one
             what = f"{name} {one.version} {family}: to {one.worst:.2g}, far {one.far}"
             print(what, file=sys.stderr, flush=True)
     llama, *_ = measured.values()
@@ -133,12 +133,15 @@ def _row(folder: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _measured(folder: Path, name: str, version: str, family: str) -> Measured:
+def _measured(
+    folder: Path, name: str, version: str, families: tuple[str, ...]
+) -> dict[str, Measured]:
     if name != "llama.cpp":
-        return measure(folder, name, version, family)
+        return measure(folder, name, version, families)
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        model = BASE if family == "llama" else write_family_model(Path(place), family)
-        return llama_cpp.measure(folder, model, BASE)
+        others = {name: write_family_model(Path(place, name), name) for name in families[1:]}
+        models = {families[0]: BASE, **others}
+        return {name: llama_cpp.measure(folder, model, BASE) for name, model in models.items()}
 
 
 def matrix(arguments: argparse.Namespace) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -47,41 +46,47 @@ class Measured:
     """Largest error of cos and sin around 1M and 4M positions."""
 
 
-def measure(folder: Path, engine: str, version: str = "", family: str = "llama") -> Measured:
+def measure(
+    folder: Path, engine: str, version: str = "", families: Sequence[str] = ("llama",)
+) -> dict[str, Measured]:
     """Run an engine's rope code with every telling block, and find the reading that explains it.
 
     Args:
         folder: of the environments.
         engine: of them.
         version: of transformers.
-        family: ``model_type`` of the model that the code is asked of, where it is a model's.
+        families: the ``model_type`` of each model that the code is asked of, where it is a model's.
+
+    Returns: what was measured, by family; what it makes of far positions of the first alone.
 
     Raises:
         LookupError: none does, or several: :class:`Reading` cannot say what the engine does.
         subprocess.CalledProcessError: its code cannot be run.
     """
-    jobs = [_job(block, positions, NEAR, family) for block, positions in TELLING.values()]
-    jobs += [
-        {**_job(*TELLING["llama3"], NEAR, family), "base": OTHER_BASE, "key": key} for key in KEYS
-    ]
-    far = [_job(*FAR, FAR_AT, family)] if family == "llama" else []
+    jobs = {(family, name): job for family in families for name, job in _jobs(family).items()}
+    jobs[families[0], "far"] = _job(*FAR, FAR_AT, families[0])
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
-        (work / "jobs.json").write_text(json.dumps(jobs + far))
+        (work / "jobs.json").write_text(json.dumps(list(jobs.values())))
         interpreter = python(folder, engine, version)
         run(interpreter, _PROBE, engine, work / "jobs.json", work)
         found = json.loads((work / "found.json").read_text())
-        seen = {
-            name: np.load(path).astype(np.float64) if path.is_file() else None
-            for name, path in zip(
-                (*TELLING, *KEYS, "far"),
-                (work / f"{n}.npy" for n in itertools.count()),
-                strict=False,
-            )
-        }
-    reading, worst = explained(seen, table_of, ALIKE)
-    reading = with_parameters(reading, seen, ALIKE)
-    return Measured(found["version"], reading, worst, _far(seen.get("far")))
+        seen: dict[str, dict[str, Table | None]] = {family: {} for family in families}
+        for number, (family, name) in enumerate(jobs):
+            path = work / f"{number}.npy"
+            seen[family][name] = np.load(path).astype(np.float64) if path.is_file() else None
+    measured = {}
+    for family, its in seen.items():
+        reading, worst = explained(its, table_of, ALIKE)
+        reading = with_parameters(reading, its, ALIKE)
+        measured[family] = Measured(found["version"], reading, worst, _far(its.get("far")))
+    return measured
+
+
+def _jobs(family: str) -> dict[str, dict[str, Any]]:
+    jobs = {name: _job(*given, NEAR, family) for name, given in TELLING.items()}
+    elsewhere = {**_job(*TELLING["llama3"], NEAR, family), "base": OTHER_BASE}
+    return {**jobs, **{key: {**elsewhere, "key": key} for key in KEYS}}
 
 
 def explained(

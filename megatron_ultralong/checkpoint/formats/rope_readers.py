@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.yarn import (
     LinearConfig,
     RopeScaling,
@@ -141,6 +142,14 @@ class Engine:
     def of(self, family: str) -> Reading | None:
         """How it reads the block of a model of ``family``; None: it loads no such model."""
         return self.families.get(family, self.reading)
+
+    def drops(self) -> list[str]:
+        """What is read otherwise than in an export, also where it is so in one family alone."""
+        said = self.reading.drops()
+        for family, reading in self.families.items():
+            its = reading.drops() if reading else ["no model"]
+            said += [f"{FAMILIES[family].title}: {text}" for text in its if text not in said]
+        return said
 
 
 @functools.cache
