@@ -73,7 +73,7 @@ def table_of_cells(cells: Iterable[Cell], *, header: bool = True) -> str:
                     f"{verdict.engine} {verdict.version}",
                     verdict.outcome,
                     _difference(cell),
-                    "" if cell.greedy is None else f"{cell.greedy} of {GREEDY}",
+                    "" if cell.greedy is None or cell.error else f"{cell.greedy} of {GREEDY}",
                     _with_flags(cell),
                 )
             )
@@ -102,7 +102,8 @@ def page(cells: Sequence[tuple[str, Cell]]) -> str:
     for title in dict.fromkeys(title for title, _ in cells):
         of_it = [cell for name, cell in cells if name == title]
         parts.append(f"\n## {title}\n\n{table_of_cells(of_it)}\n")
-    identical = [cell.identical for _, cell in cells if cell.identical is not None]
+    loaded = [cell for _, cell in cells if not cell.error]
+    identical = [cell.identical for cell in loaded if cell.identical is not None]
     parts.append(
         f"\ntransformers: the logits of {sum(identical)} of {len(identical)} cells are "
         "bit-identical to those\nof the same folder without the keys that are written twice.\n"

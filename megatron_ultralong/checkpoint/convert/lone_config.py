@@ -9,7 +9,8 @@ from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FIL
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for
 from megatron_ultralong.checkpoint.formats.weight_files import has_weights
 from megatron_ultralong.config.rope_recipe import rope_recipe
-from megatron_ultralong.model.families import ARCHITECTURES, LLAMA, refusal
+from megatron_ultralong.model.families import ARCHITECTURES, refusal
+from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json
