@@ -136,7 +136,7 @@ class Engine:
     reading: Reading
     flags: Mapping[str, str]
     """What says a trait of the block on its command line, where the block does not: by field."""
-    families: Mapping[str, Reading | None]
+    families: Mapping[str, Reading | None] = dataclasses.field(default_factory=dict)
     """By ``model_type``, where it is another than a Llama's; None: it loads no such model."""
 
     def of(self, family: str) -> Reading | None:
