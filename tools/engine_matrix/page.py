@@ -20,7 +20,8 @@ transformers 5.23 in float32: log-probabilities of {GREEDY} greedy tokens after 
 is 256 tokens longer than the original context (without a block: as long). Right is what differs by
 less than {RIGHT:g} and takes the same {GREEDY} tokens. Of SGLang and ExLlamaV3, which need a GPU,
 the rope code was run alone: their difference is that of cos and sin from float64, over all
-positions.
+positions. transformers 4.44 loads no heads of another size than hidden / heads, which the demo has
+(`good_for` says >= 4.45 of the whole export): random weights are run in its place.
 `make engines` runs all but vLLM; `make engines HEAVY=1` vLLM too (3.5 GB).
 
 `good_for` in the report of `convert export`, and in `convert inspect`, says of the block at hand
