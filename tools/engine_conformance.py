@@ -14,8 +14,10 @@ own rope code with blocks that differ in one key. ``matrix`` runs the model of t
 positions made 4,096, with eight rope blocks and a prompt beyond the original context in every
 engine: log-probabilities of 24 greedy tokens to 1e-3 of transformers', 24 of 24 tokens the same, as
 ``good_for`` says, with the flags that it names; random models of the other families with four of
-the blocks. ``--smollm2`` runs SmolLM2-135M beyond 8,192 tokens too. Exit status 1 where the table
-is another one, or a cell is wrong and not named so.
+the blocks. ``--smollm2`` runs SmolLM2-135M beyond 8,192 tokens too; mlx's wheel for Linux has the
+reference BLAS, which multiplies at 4 GFLOP/s, and ``LD_PRELOAD`` of an OpenBLAS (Debian's
+libopenblas.so.0) makes it 20 times faster. Exit status 1 where the table is another one, or a cell
+is wrong and not named so.
 """
 
 from __future__ import annotations
