@@ -35,8 +35,8 @@ with blocks that differ in one key, and finds the one reading that explains ever
 temperature other than 0.1 ln s + 1 is written twice, as `attention_factor` and as `mscale` with
 `mscale_all_dim` of 0: transformers and vLLM look at the first, mlx-lm and SGLang at the others.
 "positions" are the model's `max_position_embeddings`. A family of models has a line where its
-blocks are read otherwise than a Llama's. `rope_parameters` is where transformers 5 saves block and
-base; an export has them in `rope_scaling` and `rope_theta`, which every engine looks at, and
+blocks are read otherwise than those of Llama. `rope_parameters` is where transformers 5 saves block
+and base; an export has them in `rope_scaling` and `rope_theta`, which every engine looks at, and
 `convert inspect` says of a folder that has the first alone who does not. For transformers, mlx-lm
 and llama.cpp a model of each family is asked; for SGLang and ExLlamaV3 the function that all
 families call.
