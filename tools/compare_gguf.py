@@ -35,6 +35,7 @@ from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model import families
 from megatron_ultralong.model.yarn import Ramp
 from tools.engine_matrix import environments
+from tools.engine_matrix.family_models import write_family_model
 from tools.get_smollm2 import hugging_face_folder
 from tools.llama_cpp import answers, conversion
 from tools.page_tables import table
@@ -193,35 +194,6 @@ def write_llama3_model(folder: Path) -> Path:
     names = {"bos_token": begin, "eos_token": "<|end_of_text|>"}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def write_family_model(folder: Path, name: str) -> Path:
-    """A small random model of another family with the demo's tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    torch.manual_seed(0)
-    config = CONFIG_MAPPING[name](
-        vocab_size=4104, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
-        initializer_range=0.1, **families.FAMILIES[name].stated,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config)
-    for key, parameter in model.named_parameters():
-        if key.endswith((".bias", "_norm.weight")):
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
-    tokenizer.add_special_tokens(["<|endoftext|>"])  # transformers adds Qwen's own
-    special = tokenizer.get_added_tokens_decoder()
-    decoded = ((i, tokenizer.decode([i])) for i in range(tokenizer.get_vocab_size()))
-    # llama.cpp is told to write none that ends a text, and shows no token that is half a character
-    unwanted = [i for i, text in decoded if i in special or "\ufffd" in text]
-    model.lm_head.weight.data[unwanted] = 0
-    model.save_pretrained(folder)
-    shutil.copy(DEMO / "tokenizer_config.json", folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 

@@ -13,8 +13,11 @@ transformers, 0.2 GB for llama.cpp, 0.4 GB for mlx-lm, 3.5 GB for vLLM. ``table`
 own rope code with blocks that differ in one key. ``matrix`` runs the model of the demo, 512
 positions made 4,096, with eight rope blocks and a prompt beyond the original context in every
 engine: log-probabilities of 24 greedy tokens to 1e-3 of transformers', 24 of 24 tokens the same, as
-``good_for`` says, with the flags that it names. ``--smollm2`` runs SmolLM2-135M beyond 8,192 tokens
-too. Exit status 1 where the table is another one, or a cell is wrong and not named so.
+``good_for`` says, with the flags that it names; random models of the other families with four of
+the blocks. ``--smollm2`` runs SmolLM2-135M beyond 8,192 tokens too; mlx's wheel for Linux has the
+reference BLAS, which multiplies at 4 GFLOP/s, and ``LD_PRELOAD`` of an OpenBLAS (Debian's
+libopenblas.so.0) makes it 20 times faster. Exit status 1 where the table is another one, or a cell
+is wrong and not named so.
 """
 
 from __future__ import annotations
@@ -30,10 +33,12 @@ from typing import Any
 
 from megatron_ultralong.checkpoint.convert.report import TRIED
 from megatron_ultralong.checkpoint.formats.rope_readers import TABLE, Engine
+from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.program.aside import write_aside
 from tools.engine_matrix import llama_cpp
 from tools.engine_matrix.blocks import scalings
-from tools.engine_matrix.matrix import cells, chosen, store, stored
+from tools.engine_matrix.family_models import write_family_model
+from tools.engine_matrix.matrix import SOURCE_ONLY, cells, chosen, store, stored
 from tools.engine_matrix.models import Model, make
 from tools.engine_matrix.page import page, table_of_cells
 from tools.engine_matrix.readings import Measured, measure
@@ -46,12 +51,19 @@ RELEASES = ("4.44.2", "4.48.3", "4.57.6", "5.23.0")
 """Of transformers, in the matrix."""
 LIGHT = ("transformers", "mlx-lm", "llama.cpp", "sglang", "exllamav3")
 ENGINES = (*LIGHT, "vllm")
+OF_A_MODEL = ("transformers", "mlx-lm", "llama.cpp")
+"""Of these the table is of a model of each family, of the others of a function without a family."""
+OTHERS = {family.title: name for name, family in FAMILIES.items() if name != "llama"}
+"""Families whose random models are run, by their titles."""
+_OF_OTHERS = ("llama3", "linear", "yarn usual", "both")
+"""Blocks of these: every rope type, and what most engines misread."""
 _LONG = ("llama3", "both")
 """Blocks that SmolLM2 is run with: the recipe's, and the one that most engines misread."""
 _FLAGS = {
     "llama.cpp": {
         "betas": "--yarn-beta-fast {beta_fast:g} --yarn-beta-slow {beta_slow:g}",
-        "temperature": "--override-kv llama.rope.scaling.attn_factor=float:{attn_factor:.9g}",
+        "temperature": "--override-kv "
+        "{architecture}.rope.scaling.attn_factor=float:{attn_factor:.9g}",
     }
 }
 """What each engine can be told on its command line, by field of a reading."""
@@ -70,7 +82,7 @@ def main() -> None:
     commands.choices["table"].add_argument("--write", action="store_true")
     commands.choices["matrix"].add_argument("--smollm2", type=Path, metavar="CACHE")
     commands.choices["matrix"].add_argument("--block", action="append", choices=scalings(1))
-    commands.choices["matrix"].add_argument("--model", choices=(DEMO, RANDOM, SMOLLM2))
+    commands.choices["matrix"].add_argument("--model", choices=(DEMO, RANDOM, *OTHERS, SMOLLM2))
     commands.choices["matrix"].add_argument("--write", type=Path, metavar="PAGE")
     arguments = parser.parse_args()
     arguments.folder = arguments.folder.resolve()
@@ -97,20 +109,41 @@ def table(arguments: argparse.Namespace) -> str | None:
 
 
 def _row(folder: Path, name: str) -> dict[str, Any]:
-    measured: dict[str, Measured] = {}
+    families = tuple(FAMILIES) if name in OF_A_MODEL else ("llama",)
+    measured: dict[str, dict[str, Measured]] = {family: {} for family in families}
     for version in TRIED if name == "transformers" else ("",):
-        one = (
-            llama_cpp.measure(folder, BASE)
-            if name == "llama.cpp"
-            else measure(folder, name, version)
-        )
-        measured[one.version] = one
-        print(f"{name} {one.version}: to {one.worst:.2g}, far {one.far}", file=sys.stderr)
+        for family, one in _measured(folder, name, version, families).items():
+            measured[family][one.version] = one
+            what = f"{name} {one.version} {family}: to {one.worst:.2g}, far {one.far}"
+            print(what, file=sys.stderr, flush=True)
+    llama, *_ = measured.values()
+    others = {
+        family: {
+            version: one.reading and dataclasses.asdict(one.reading)
+            for version, one in its.items()
+            if one.reading != llama[version].reading
+        }
+        for family, its in measured.items()
+    }
     return {
         "flags": _FLAGS.get(name, {}),
-        "versions": {version: dataclasses.asdict(one.reading) for version, one in measured.items()},
-        "angles": next(iter(measured.values())).far,
+        "versions": {
+            v: one.reading and dataclasses.asdict(one.reading) for v, one in llama.items()
+        },
+        "families": {family: its for family, its in others.items() if its},
+        "angles": next(iter(llama.values())).far,
     }
+
+
+def _measured(
+    folder: Path, name: str, version: str, families: tuple[str, ...]
+) -> dict[str, Measured]:
+    if name != "llama.cpp":
+        return measure(folder, name, version, families)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        others = {name: write_family_model(Path(place, name), name) for name in families[1:]}
+        models = {families[0]: BASE, **others}
+        return {name: llama_cpp.measure(folder, model, BASE) for name, model in models.items()}
 
 
 def matrix(arguments: argparse.Namespace) -> str | None:
@@ -138,6 +171,8 @@ def matrix(arguments: argparse.Namespace) -> str | None:
 
 def _is_for(engine: Engine, title: str) -> bool:
     """Whether a model is run in an engine."""
+    if title in OTHERS:
+        return engine.name not in SOURCE_ONLY  # which have no model to load
     if engine.name != "transformers":
         return title != RANDOM
     if title == SMOLLM2:
@@ -148,15 +183,18 @@ def _is_for(engine: Engine, title: str) -> bool:
 
 
 def _models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, list[Model]]]:
-    small = {DEMO: (BASE, 512)}
+    small = {DEMO: (BASE, 512), **{title: (work / name, 512) for title, name in OTHERS.items()}}
     if "transformers" in arguments.engine:
         small[RANDOM] = work / "random", 128
-        save_model(small[RANDOM][0])
-        save_tokenizer(small[RANDOM][0], "four")
     for title, (source, original) in small.items():
         if arguments.model not in (title, None):
             continue
-        names = arguments.block or scalings(original)
+        if title == RANDOM:
+            save_model(source)
+            save_tokenizer(source, "four")
+        elif title in OTHERS:
+            write_family_model(source, OTHERS[title])
+        names = arguments.block or (_OF_OTHERS if title in OTHERS else scalings(original))
         chosen_blocks = [(name, scalings(original)[name]) for name in names]
         yield (
             title,
@@ -165,13 +203,13 @@ def _models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, li
                 for number, (name, scaling) in enumerate(chosen_blocks)
             ],
         )
-    if arguments.smollm2:
+    if arguments.smollm2 and arguments.model in (SMOLLM2, None):
         from tools.get_smollm2 import hugging_face_folder
 
         source = hugging_face_folder(arguments.smollm2.resolve())
         long = scalings(8192, 16.0)
         yield (
-            "SmolLM2-135M",
+            SMOLLM2,
             [
                 make(work / name, source, name, long[name], 8192)
                 for name in arguments.block or _LONG

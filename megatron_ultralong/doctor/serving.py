@@ -24,14 +24,14 @@ def serving_findings() -> Iterator[Finding]:
         version = installed_version(distribution)
         if version is None:
             continue
-        known = {engine.version: engine.reading for engine in engines() if engine.name == name}
-        reading = known.get(version.partition("+")[0])  # vLLM's builds: 0.32.0+cu128
-        if reading is None:
+        known = {engine.version: engine for engine in engines() if engine.name == name}
+        engine = known.get(version.partition("+")[0])  # vLLM's builds: 0.32.0+cu128
+        if engine is None:
             text = f"{version} was not run with exports; {next(reversed(known))} was"
             yield Finding("note", distribution, text)
             continue
-        dropped = reading.drops()
+        dropped = engine.drops()
         text = f"{version} reads every key of an export's rope block"
         if dropped:
-            text = f"{version} reads a yarn block otherwise: {'; '.join(dropped)}"
+            text = f"{version} reads blocks otherwise: {'; '.join(dropped)}"
         yield Finding("note" if dropped else "ok", distribution, text)

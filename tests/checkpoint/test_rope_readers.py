@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import itertools
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from megatron_ultralong.config.convert import ExportConfig, ImportConfig, Inspec
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.serving import serving_findings
 from megatron_ultralong.model import yarn
+from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.program.errors import InputError
 from tools.engine_matrix import matrix, models, rope_probe
 from tools.engine_matrix.blocks import BASE, HEAD_DIM, MORE, scalings, telling
@@ -43,17 +45,19 @@ def rope(scaling: yarn.RopeScaling, positions: int = 4096, **block: Any) -> Rope
     return Rope(scaling, {**stated, **block} if stated else None, positions, 32, 10000.0)
 
 
-def installed(block: dict[str, Any] | None, positions: int) -> Table:
-    """Tables of the transformers that is installed."""
-    job = {"block": block, "positions": positions, "head_dim": HEAD_DIM, "base": BASE}
+def installed(block: dict[str, Any] | None, positions: int, family: str = "llama") -> Table:
+    """Tables of a model of the transformers that is installed."""
+    job = {"family": family, "block": block, "positions": positions}
+    job |= {"head_dim": HEAD_DIM, "base": BASE}
     return rope_probe.of_transformers(job, *NEAR[0]).astype(np.float64)
 
 
-def test_the_table_is_what_the_installed_transformers_does() -> None:
-    seen = {name: installed(*given) for name, given in TELLING.items()}
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_table_is_what_the_installed_transformers_does(family: str) -> None:
+    seen = {name: installed(*given, family) for name, given in TELLING.items()}
     reading, worst = explained(seen, table_of, ALIKE)
     version = importlib.metadata.version("transformers")
-    assert reading == engine("transformers", version).reading
+    assert reading == engine("transformers", version).of(family)
     # float32, up to position 8,192: see ALIKE
     assert 0 < worst < ALIKE / 20
 
@@ -68,6 +72,15 @@ def test_telling_blocks_tell_every_two_readings_apart() -> None:
             for name in TELLING
         ]
         assert max(differences) > 4 * ALIKE, (one, other)
+
+
+def test_types_that_are_run_without_scaling_are_told_from_those_refused() -> None:
+    seen = {name: table_of(Reading(), name) for name in TELLING}
+    seen["llama3"], seen["linear"] = seen["none"], None
+    wanted = Reading(types=("yarn",), ignored=("llama3",))
+    assert explained(seen, table_of, ALIKE)[0] == wanted
+    assert wanted.drops() == ["linear is not read", "llama3 is run without scaling"]
+    assert explained(dict.fromkeys(TELLING), table_of, ALIKE)[0] is None
 
 
 def test_what_no_reading_explains_is_said() -> None:
@@ -148,33 +161,31 @@ def test_a_block_changed_by_one_key_is_noticed(change: dict[str, Any]) -> None:
     assert np.abs(installed(block, 8192) - exact).max() > ALIKE
 
 
-@pytest.mark.parametrize(
-    "change",
-    [CHANGES[0], *(pytest.param(c, marks=pytest.mark.faults) for c in CHANGES[1:])],
-    ids=str,
-)
+@pytest.fixture(scope="module")
+def of_the_matrix(tmp_path_factory: pytest.TempPathFactory) -> models.Model:
+    return models.make(tmp_path_factory.mktemp("matrix"), DEMO, "both", BOTH, 512)
+
+
+@pytest.mark.parametrize("change", [{}, *CHANGES], ids=str)
 def test_the_matrix_notices_a_block_changed_by_one_key(
-    tmp_path: Path, change: dict[str, Any]
+    of_the_matrix: models.Model, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    model = models.make(tmp_path, DEMO, "both", BOTH, 512)
-    newest = engine("transformers")
-
-    def cell() -> Cell:
-        job = {"model": str(model.folder), "prompt": model.prompt}
-        greedy, told = of_transformers(job | {"continuation": model.continuation})
-        answer = {"greedy": greedy, "log_probabilities": told}
-        return Cell("both", model.rope.verdict(newest), *matrix.compared(model, answer))
-
-    assert not cell().trouble
-    config = model.folder / "config.json"
-    (key,) = change
-    words = config.read_text().replace(
-        f'"{key}": {model.rope.block[key]}',
-        f'"{key}": {change[key]}',  # type: ignore[index]
-    )
-    config.write_text(words)
-    assert cell().difference > 10 * RIGHT
-    assert cell().trouble.startswith("wrong by ")
+    model = of_the_matrix
+    folder = shutil.copytree(model.folder, tmp_path / "export")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_scaling"].keys() > change.keys()
+    config["rope_scaling"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    job = {"model": str(folder), "prompt": model.prompt, "continuation": model.continuation}
+    greedy, told = of_transformers(job)
+    answer = {"greedy": greedy, "log_probabilities": told}
+    verdict = model.rope.verdict(engine("transformers"))
+    cell = Cell("both", verdict, *matrix.compared(model, answer))
+    if change:
+        assert cell.difference > 10 * RIGHT
+        assert cell.trouble.startswith("wrong by ")
+    else:
+        assert not cell.trouble
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,8 @@ def scalings(original: int, factor: float = FACTOR) -> dict[str, RopeScaling]:
 
 HEAD_DIM, BASE = 64, 10000.0
 """Of tables of cos and sin, which need no model."""
+OTHER_BASE = 20000.0
+"""No model's that leaves it out: what is at another place is seen by it."""
 Given = tuple[dict[str, Any] | None, int]
 
 

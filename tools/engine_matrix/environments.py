@@ -42,6 +42,10 @@ ENVIRONMENTS = {
 }
 
 
+_LONGEST = 6 * 3600
+"""Seconds for a probe; a long prompt on a busy machine took more than one hour."""
+
+
 def python(folder: Path, engine: str, version: str = "") -> Path:
     """The interpreter of an engine's environment below ``folder``.
 
@@ -101,7 +105,7 @@ def run(interpreter: Path, script: Path, *arguments: object) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=3600,
+        timeout=_LONGEST,
         check=False,
     )
     if done.returncode:

@@ -17,11 +17,11 @@ from megatron_ultralong.checkpoint.formats.rope_readers import Reading
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 
-from .blocks import telling
+from .blocks import OTHER_BASE, telling
 from .environments import ENVIRONMENTS, python, run
 from .matrix import convert
 from .models import text
-from .readings import Measured, explained
+from .readings import KEYS, Measured, explained, with_parameters
 
 _ORIGINAL = 512
 """Of the small model that is run."""
@@ -31,21 +31,25 @@ _ALIKE = 2e-3
 _HERE = Path(__file__).parent
 
 
-def measure(folder: Path, source: Path) -> Measured:
+def measure(folder: Path, source: Path, text_of: Path) -> Measured:
     """Run the small model in ``source`` with every telling block, and find the one reading.
+
+    Its prompt is in the tokens of ``text_of``.
 
     Raises:
         LookupError: no reading explains what comes out, or several do.
         subprocess.CalledProcessError: the converter or llama.cpp failed.
     """
     blocks = telling(_ORIGINAL)
-    tokens = text(source, _LENGTH + _TOKENS)
+    tokens = text(text_of, _LENGTH + _TOKENS)
     jobs = []
     with tempfile.TemporaryDirectory(dir=folder) as place:
         work = Path(place)
         conversions = []
-        for number, (block, positions) in enumerate(blocks.values()):
-            model = with_block(source, work / str(number), block, positions)
+        every: list[Any] = [(*given, {}) for given in blocks.values()]
+        every += [(*blocks["llama3"], {"base": OTHER_BASE, "key": key}) for key in KEYS]
+        for number, (block, positions, more) in enumerate(every):
+            model = with_block(source, work / str(number), block, positions, **more)
             output = work / f"{number}.gguf"
             conversions.append((model, output, None))
             prompt, continuation = tokens[:_LENGTH], tokens[_LENGTH:]
@@ -58,7 +62,7 @@ def measure(folder: Path, source: Path) -> Measured:
         answers = json.loads((work / "found.json").read_text())
         seen = {
             name: None if "error" in answer else np.array(answer["log_probabilities"])
-            for name, answer in zip(blocks, answers, strict=True)
+            for name, answer in zip((*blocks, *KEYS), answers, strict=True)
         }
 
         @functools.cache
@@ -76,6 +80,7 @@ def measure(folder: Path, source: Path) -> Measured:
                 return None
 
         reading, worst = explained(seen, predicted, _ALIKE)
+        reading = with_parameters(reading, seen, _ALIKE)
     return Measured(version(), reading, worst, {})
 
 
@@ -87,11 +92,25 @@ def version() -> str:
     return f"b{found.group()}"
 
 
-def with_block(source: Path, folder: Path, block: dict[str, Any] | None, positions: int) -> Path:
-    """``source`` in a new folder with another rope block, as it is given."""
+def with_block(
+    source: Path,
+    folder: Path,
+    block: dict[str, Any] | None,
+    positions: int,
+    base: float | None = None,
+    key: str = "rope_scaling",
+) -> Path:
+    """``source`` in a new folder with another rope block, as it is given, and another base."""
     shutil.copytree(source, folder)
     config = json.loads((source / "config.json").read_text())
-    config |= {"rope_scaling": block, "max_position_embeddings": positions}
+    own = config.pop("rope_parameters", None) or {}
+    base = base or own.get("rope_theta") or config.pop("rope_theta")
+    config.pop("rope_theta", None)
+    config.pop("rope_scaling", None)
+    rope: dict[str, Any] = {"rope_theta": base, "rope_scaling": block}
+    if key != "rope_scaling":
+        rope = {key: {"rope_theta": base, **(block or {})}}
+    config |= {**rope, "max_position_embeddings": positions}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

@@ -20,11 +20,10 @@ def main() -> None:
     source, jobs = sys.argv[1:]
     sys.path[:0] = [source, str(Path(source, "gguf-py"))]
     import convert_hf_to_gguf
-    from conversion import llama
     from conversion.base import TextModel
 
     TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"
-    state = llama.LlamaModel.set_gguf_parameters
+    state = TextModel.set_gguf_parameters
     for folder, output, attn_factor in json.loads(Path(jobs).read_text()):
 
         def stated(self, attn_factor=attn_factor):
@@ -32,7 +31,7 @@ def main() -> None:
             if attn_factor is not None:
                 self.gguf_writer.add_rope_scaling_attn_factors(attn_factor)
 
-        llama.LlamaModel.set_gguf_parameters = stated
+        TextModel.set_gguf_parameters = stated
         sys.argv = ["convert_hf_to_gguf.py", folder, "--outfile", output, "--outtype", "f32"]
         convert_hf_to_gguf.main()
 

@@ -78,6 +78,8 @@ def of_vllm(job):
         job["model"],
         dtype="float32",
         max_model_len=len(tokens) + 8,
+        max_num_seqs=1,
+        max_num_batched_tokens=2048,  # each of them has logits over the vocabulary
         enforce_eager=True,
         skip_tokenizer_init=True,
     )

@@ -199,6 +199,7 @@ def _source_cells(
             "head_dim": model.rope.head_dim,
             "base": model.rope.base,
             "at": [[0, _scaled_positions(model)]],
+            "family": model.rope.family,
         }
         for model in models
     ]

@@ -67,7 +67,7 @@ def make(work: Path, source: Path, name: str, scaling: yarn.RopeScaling, origina
     shutil.copytree(folder, plain, copy_function=_link)
     (plain / "config.json").unlink()
     (plain / "config.json").write_text(json.dumps({**config, "rope_scaling": without}))
-    rope = Rope(scaling, block, positions, shape.kv_channels, shape.rotary_base)
+    rope = Rope(scaling, block, positions, shape.kv_channels, shape.rotary_base, shape.family.name)
     length = original - 2 * GREEDY if scaling is None else original + _BEYOND
     prompt = text(folder, length)
     return Model(name, folder, plain, rope, prompt, *_run(folder, prompt))

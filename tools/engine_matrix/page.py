@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from megatron_ultralong.checkpoint.formats.rope_readers import Reading, engines
+from megatron_ultralong.model.families import FAMILIES
 
 from .matrix import RIGHT, Cell
 from .models import GREEDY
@@ -16,9 +17,11 @@ Made by `python -m tools.engine_conformance matrix FOLDER --heavy --smollm2 CACH
 
 Exports were run in these engines, each in an environment of its own, and compared with
 transformers 5.23 in float32: log-probabilities of {GREEDY} greedy tokens after a prompt that
-is longer than the original context (without a block: as long). Right is what differs by less
-than {RIGHT:g} and takes the same {GREEDY} tokens. Of SGLang and ExLlamaV3, which need a GPU, the
-rope code was run alone: their difference is that of cos and sin from float64 over all positions.
+is 256 tokens longer than the original context (without a block: as long). Right is what differs by
+less than {RIGHT:g} and takes the same {GREEDY} tokens. Of SGLang and ExLlamaV3, which need a GPU,
+the rope code was run alone: their difference is that of cos and sin from float64, over all
+positions. transformers 4.44 loads no heads of another size than hidden / heads, which the demo has
+(`good_for` says >= 4.45 of the whole export): random weights are run in its place.
 `make engines` runs all but vLLM; `make engines HEAVY=1` vLLM too (3.5 GB).
 
 `good_for` in the report of `convert export`, and in `convert inspect`, says of the block at hand
@@ -31,15 +34,22 @@ Measured by `python -m tools.engine_conformance table FOLDER`, which runs each e
 with blocks that differ in one key, and finds the one reading that explains every result. A
 temperature other than 0.1 ln s + 1 is written twice, as `attention_factor` and as `mscale` with
 `mscale_all_dim` of 0: transformers and vLLM look at the first, mlx-lm and SGLang at the others.
-"positions" are the model's `max_position_embeddings`.
+"positions" are the model's `max_position_embeddings`. A family of models has a line where its
+blocks are read otherwise than those of Llama. `rope_parameters` is where transformers 5 saves block
+and base; an export has them in `rope_scaling` and `rope_theta`, which every engine looks at, and
+`convert inspect` says of a folder that has the first alone who does not. For transformers, mlx-lm
+and llama.cpp a model of each family is asked; for SGLang and ExLlamaV3 the function that all
+families call.
 
 """
 _TAIL = """
 ## Flags
 
-llama.cpp's own converter leaves out the betas and the temperature of a yarn block, for `llama`.
-`good_for` prints the flags that put them back; `convert export --format gguf` writes a file that
-needs none. xllamacpp has no `--override-kv`: here that key was written into the file.
+llama.cpp does not honour the keys that its own converter writes for the betas and the temperature
+of a yarn block. `good_for` prints the flags that put them back; for Llama and Mistral `convert
+export --format gguf` writes a file that needs none. The converter leaves a `llama3` block out for
+Qwen2.5 and Qwen3, and no flag states it: such an export is wrong there, and named so. xllamacpp
+has no `--override-kv`: here that key was written into the file.
 
 ## Angles
 
@@ -64,7 +74,7 @@ def table_of_cells(cells: Iterable[Cell], *, header: bool = True) -> str:
                     f"{verdict.engine} {verdict.version}",
                     verdict.outcome,
                     _difference(cell),
-                    "" if cell.greedy is None else f"{cell.greedy} of {GREEDY}",
+                    "" if cell.greedy is None or cell.error else f"{cell.greedy} of {GREEDY}",
                     _with_flags(cell),
                 )
             )
@@ -93,7 +103,8 @@ def page(cells: Sequence[tuple[str, Cell]]) -> str:
     for title in dict.fromkeys(title for title, _ in cells):
         of_it = [cell for name, cell in cells if name == title]
         parts.append(f"\n## {title}\n\n{table_of_cells(of_it)}\n")
-    identical = [cell.identical for _, cell in cells if cell.identical is not None]
+    loaded = [cell for _, cell in cells if not cell.error]
+    identical = [cell.identical for cell in loaded if cell.identical is not None]
     parts.append(
         f"\ntransformers: the logits of {sum(identical)} of {len(identical)} cells are "
         "bit-identical to those\nof the same folder without the keys that are written twice.\n"
@@ -103,14 +114,26 @@ def page(cells: Sequence[tuple[str, Cell]]) -> str:
 
 def readings_table() -> str:
     """Which keys decide, a line for all versions of an engine that read the same."""
-    spans: dict[tuple[str, Reading], list[str]] = {}
+    spans: dict[tuple[str, str, Reading | None], list[str]] = {}
     for engine in engines():
-        spans.setdefault((engine.name, engine.reading), []).append(engine.version)
-    lines = ["| engine | factor | original length | betas | temperature | `truncate` |"]
-    lines.append(_line(["---"] * 6))
-    for (name, reading), versions in spans.items():
+        spans.setdefault((engine.name, "", engine.reading), []).append(engine.version)
+        for family, reading in engine.families.items():
+            title = f", {FAMILIES[family].title}"
+            spans.setdefault((engine.name, title, reading), []).append(engine.version)
+    columns = ("engine", "ignored", "factor", "original length", "betas", "temperature")
+    lines = [_line((*columns, "`truncate`")), _line(["---"] * (len(columns) + 1))]
+    for (name, title, reading), versions in spans.items():
         span = versions[0] if len(versions) == 1 else f"{versions[0]} to {versions[-1]}"
-        values = (reading.factor, reading.original, reading.betas, reading.temperature)
-        values = tuple(value.replace("max_position_embeddings", "positions") for value in values)
-        lines.append(_line((f"{name} {span}", *values, reading.truncate)))
+        lines.append(_line((f"{name} {span}{title}", *_reading(reading))))
     return "\n".join(lines)
+
+
+def _reading(reading: Reading | None) -> tuple[str, ...]:
+    if reading is None:
+        return ("not loaded", *[""] * 5)
+    ignored = [*reading.ignored, *([] if reading.parameters else ["`rope_parameters`"])]
+    if "yarn" in reading.ignored:
+        return (", ".join(ignored), *[""] * 5)
+    values = (reading.factor, reading.original, reading.betas, reading.temperature)
+    values = tuple(value.replace("max_position_embeddings", "positions") for value in values)
+    return (", ".join(ignored), *values, reading.truncate)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from megatron_ultralong.checkpoint.formats.rope_readers import Reading, readings
 from megatron_ultralong.model.yarn import RopeScaling, attention_factor, inv_freq
 from megatron_ultralong.program.errors import InputError
 
-from .blocks import BASE, FAR, HEAD_DIM, telling
+from .blocks import BASE, FAR, HEAD_DIM, OTHER_BASE, telling
 from .environments import python, run
 
 TELLING = telling(1024)
@@ -28,6 +27,8 @@ FAR_AT = ((1_048_064, 1_048_576), (4_193_792, 4_194_304))
 ALIKE = 0.02
 """Largest difference of cos and sin below position 8,192. float32 is off by 4e-4 there: 8,192
 radians by 2^-24, and frequencies that went through powers. Two readings differ by 0.2."""
+KEYS = ("rope_scaling", "rope_parameters")
+"""Where a config.json has its block: in the second, as transformers 5 saves it, with the base."""
 _PROBE = Path(__file__).parent / "rope_probe.py"
 Table = npt.NDArray[np.float64]
 
@@ -37,44 +38,65 @@ class Measured:
     """What one version of an engine was seen to do."""
 
     version: str
-    reading: Reading
+    reading: Reading | None
+    """None: it loads no such model."""
     worst: float
     """Largest difference from the reading's own table, up to position 8,192."""
     far: Mapping[str, float]
     """Largest error of cos and sin around 1M and 4M positions."""
 
 
-def measure(folder: Path, engine: str, version: str = "") -> Measured:
+def measure(
+    folder: Path, engine: str, version: str = "", families: Sequence[str] = ("llama",)
+) -> dict[str, Measured]:
     """Run an engine's rope code with every telling block, and find the reading that explains it.
+
+    Args:
+        folder: of the environments.
+        engine: of them.
+        version: of transformers.
+        families: the ``model_type`` of each model that the code is asked of, where it is a model's.
+
+    Returns: what was measured, by family; what it makes of far positions of the first alone.
 
     Raises:
         LookupError: none does, or several: :class:`Reading` cannot say what the engine does.
         subprocess.CalledProcessError: its code cannot be run.
     """
-    jobs = [_job(block, positions, NEAR) for block, positions in TELLING.values()]
-    far = [_job(*FAR, FAR_AT)]
+    jobs = {(family, name): job for family in families for name, job in _jobs(family).items()}
+    jobs[families[0], "far"] = _job(*FAR, FAR_AT, families[0])
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
-        (work / "jobs.json").write_text(json.dumps(jobs + far))
+        (work / "jobs.json").write_text(json.dumps(list(jobs.values())))
         interpreter = python(folder, engine, version)
         run(interpreter, _PROBE, engine, work / "jobs.json", work)
         found = json.loads((work / "found.json").read_text())
-        seen = {
-            name: np.load(path).astype(np.float64) if path.is_file() else None
-            for name, path in zip(
-                (*TELLING, "far"), (work / f"{n}.npy" for n in itertools.count()), strict=False
-            )
-        }
-    reading, worst = explained(seen, table_of, ALIKE)
-    return Measured(found["version"], reading, worst, _far(seen["far"]))
+        seen: dict[str, dict[str, Table | None]] = {family: {} for family in families}
+        for number, (family, name) in enumerate(jobs):
+            path = work / f"{number}.npy"
+            seen[family][name] = np.load(path).astype(np.float64) if path.is_file() else None
+    measured = {}
+    for family, its in seen.items():
+        reading, worst = explained(its, table_of, ALIKE)
+        reading = with_parameters(reading, its, ALIKE)
+        measured[family] = Measured(found["version"], reading, worst, _far(its.get("far")))
+    return measured
+
+
+def _jobs(family: str) -> dict[str, dict[str, Any]]:
+    jobs = {name: _job(*given, NEAR, family) for name, given in TELLING.items()}
+    elsewhere = {**_job(*TELLING["llama3"], NEAR, family), "base": OTHER_BASE}
+    return {**jobs, **{key: {**elsewhere, "key": key} for key in KEYS}}
 
 
 def explained(
     seen: Mapping[str, Table | None],
     predicted: Callable[[Reading, str], Table | None],
     alike: float,
-) -> tuple[Reading, float]:
+) -> tuple[Reading | None, float]:
     """The one reading under which all comes out as it was seen, and the largest difference.
+
+    None: everything was refused, also what has no block.
 
     Args:
         seen: what an engine computed for each of the telling blocks; None: it refused it.
@@ -91,10 +113,18 @@ def explained(
             return 0.0 if table is found else np.inf
         return float(np.abs(table - found).max())
 
-    refused = {name for name in ("linear", "llama3", "yarn") if seen[name] is None}
-    types = tuple(kind for kind in Reading.types if kind not in refused)
+    plain = seen["none"]
+    if plain is None and not any(table is not None for table in seen.values()):
+        return None, 0.0
+    ignored = tuple(
+        kind for kind in Reading.types if plain is not None and _alike(seen[kind], plain, alike)
+    )
+    refused = {kind for kind in Reading.types if seen[kind] is None}
+    types = tuple(kind for kind in Reading.types if kind not in refused | set(ignored))
+    # keys of a type that is not read decide nothing
+    every = readings() if "yarn" in types else [Reading()]
     fitting = {}
-    for reading in (dataclasses.replace(each, types=types) for each in readings()):
+    for reading in (dataclasses.replace(each, types=types, ignored=ignored) for each in every):
         worst = 0.0
         for name in TELLING:
             worst = max(worst, difference(reading, name))
@@ -105,6 +135,20 @@ def explained(
     if len(fitting) != 1:
         raise LookupError(f"{len(fitting)} readings explain what was computed: {list(fitting)}")
     return next(iter(fitting.items()))
+
+
+def with_parameters(
+    reading: Reading | None, seen: Mapping[str, Table | None], alike: float
+) -> Reading | None:
+    """``reading``, and whether block and base gave the same under both of :data:`KEYS`."""
+    tables = [seen[key] for key in KEYS]
+    if reading is None or tables[0] is None:
+        return reading
+    return dataclasses.replace(reading, parameters=_alike(tables[1], tables[0], alike))
+
+
+def _alike(one: Table | None, other: Table, alike: float) -> bool:
+    return one is not None and float(np.abs(one - other).max()) < alike
 
 
 def table_of(reading: Reading, name: str) -> Table | None:
@@ -144,9 +188,10 @@ def _far(seen: Table | None) -> dict[str, float]:
 
 
 def _job(
-    block: Mapping[str, Any] | None, positions: int, at: Sequence[tuple[int, int]]
+    block: Mapping[str, Any] | None, positions: int, at: Sequence[tuple[int, int]], family: str
 ) -> dict[str, Any]:
     return {
+        "family": family,
         "block": block,
         "positions": positions,
         "head_dim": HEAD_DIM,

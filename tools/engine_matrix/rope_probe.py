@@ -4,13 +4,15 @@
 
     python rope_probe.py ENGINE JOBS.json OUTPUT
 
-``JOBS.json`` is a list of ``{"block", "positions", "head_dim", "base", "at": [[first, past],
-...]}``; ``OUTPUT/N.npy`` becomes cos and sin at those positions, [2, n, head_dim / 2], and
+``JOBS.json`` is a list of ``{"family", "block", "positions", "head_dim", "base", "at": [[first,
+past], ...]}``, with ``"key": "rope_parameters"`` where block and base are to stand there together;
+``OUTPUT/N.npy`` becomes cos and sin at those positions, [2, n, head_dim / 2], and
 ``OUTPUT/found.json`` the engine's version and the errors of jobs that it refused.
 """
 
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import sys
 import types
@@ -40,26 +42,45 @@ def version(engine):
 
 
 def of_transformers(job, first, past):
-    """``LlamaRotaryEmbedding``."""
+    """The rotary embedding of a model of the family."""
     import torch
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = LlamaConfig.from_dict(
-        {
-            "hidden_size": job["head_dim"] * 2,
-            "num_attention_heads": 2,
-            "head_dim": job["head_dim"],
-            "max_position_embeddings": job["positions"],
-            "rope_theta": job["base"],
-            "rope_scaling": job["block"],
-        }
-    )
-    rotary = LlamaRotaryEmbedding(config=config)
+    config = CONFIG_MAPPING[job["family"]].from_dict(tiny(job))
+    model = AutoModelForCausalLM.from_config(config).model
+    hidden = torch.zeros(1, dtype=torch.float32)
     at = torch.arange(first, past)[None]
-    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), at)
+    # Qwen2's and Mistral's before 4.45 and 4.48 belong to a layer
+    rotary = getattr(model, "rotary_emb", None) or model.layers[0].self_attn.rotary_emb
+    if "position_ids" in inspect.signature(rotary.forward).parameters:
+        cos, sin = (table[0] for table in rotary(hidden, at))
+    else:
+        cos, sin = (table[first:past] for table in rotary(hidden, seq_len=past))
     half = job["head_dim"] // 2
-    return np.stack([cos[0, :, :half].numpy(), sin[0, :, :half].numpy()])
+    return np.stack([cos[:, :half].numpy(), sin[:, :half].numpy()])
+
+
+def tiny(job):
+    """``config.json`` of a model of one layer."""
+    rope = {"rope_theta": job["base"], "rope_scaling": job["block"]}
+    if job.get("key") == "rope_parameters":
+        rope = {"rope_parameters": {"rope_theta": job["base"], **job["block"]}}
+    return {
+        **rope,
+        "model_type": job["family"],
+        "hidden_size": job["head_dim"] * 2,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": job["head_dim"],
+        "vocab_size": 8,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "sliding_window": None,
+        "max_position_embeddings": job["positions"],
+    }
 
 
 def of_vllm(job, first, past):
@@ -123,12 +144,13 @@ def of_exllamav3(job, first, past):
 
 
 def of_mlx(job, first, past):
-    """``initialize_rope``, which rotates: of pairs (1, 0) it makes (cos, sin)."""
+    """What a model of the family rotates with: of pairs (1, 0) it makes (cos, sin)."""
     import mlx.core as mx
-    from mlx_lm.models.rope_utils import initialize_rope
+    from mlx_lm.utils import _get_classes
 
     half = job["head_dim"] // 2
-    rope = initialize_rope(job["head_dim"], job["base"], False, job["block"], job["positions"])
+    classes, its = _get_classes(tiny(job))
+    rope = classes(its.from_dict(tiny(job))).layers[0].self_attn.rope
     pairs = mx.concatenate([mx.ones((past - first, half)), mx.zeros((past - first, half))], axis=1)
     rotated = np.array(rope(pairs[None, None], offset=first))[0, 0]
     return np.stack([rotated[:, :half], rotated[:, half:]])

@@ -10,6 +10,7 @@ from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for
 from megatron_ultralong.checkpoint.formats.weight_files import has_weights
 from megatron_ultralong.config.rope_recipe import rope_recipe
 from megatron_ultralong.model.families import ARCHITECTURES, refusal
+from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json
@@ -57,15 +58,17 @@ def inspect_config(path: Path) -> dict[str, Any]:
             (config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)), None
         ),
         "rope_recipe": rope_recipe(scaling, positions),
-        "good_for": good_for(_rope(config, scaling, positions)),
+        "good_for": good_for(_rope(config, scaling, positions, (family or LLAMA).name)),
     }
 
 
-def _rope(config: JsonObject, scaling: RopeScaling, positions: int) -> Rope:
+def _rope(config: JsonObject, scaling: RopeScaling, positions: int, family: str) -> Rope:
     heads = config.integer("num_attention_heads", 32, minimum=1)
     head_dim = config.integer("head_dim", 0) or config.integer("hidden_size", 4096) // heads
     block = rope_block.stated_block(config, config.where)
     try:
-        return Rope(scaling, block, positions, head_dim, rope_block.rotary_base(config))
+        base = rope_block.rotary_base(config)
+        in_parameters = rope_block.is_in_parameters(config)
+        return Rope(scaling, block, positions, head_dim, base, family, in_parameters)
     except InputError as error:
         raise InputError(f"{config.where}: {error}") from error

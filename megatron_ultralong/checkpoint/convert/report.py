@@ -209,9 +209,7 @@ def good_for(
     oldest = rope_verdicts.oldest_transformers(rope)
     model = metadata.model
     plain = model.kv_channels * model.num_attention_heads == model.hidden_size
-    family = model.family
-    bounds = [oldest, family.oldest_transformers, *([] if plain else [_HEAD_DIM])]
-    bounds += [family.oldest_scaled] if metadata.rope_scaling else []
+    bounds = [oldest, *([] if plain else [_HEAD_DIM])]
     files: Mapping[str, str] = {
         hugging_face_config.CONFIG_FILE: max(bounds, key=_release)
         if oldest.startswith(">=")

@@ -15,6 +15,7 @@ import torch
 from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
 from megatron_ultralong.checkpoint.formats import hugging_face_config, weight_files, weight_map
 from megatron_ultralong.checkpoint.formats.rope_block import (
+    is_in_parameters,
     max_positions,
     rope_scaling,
     stated_block,
@@ -77,6 +78,8 @@ class HuggingFaceFolder:
             max_positions(self.config),
             self.model.kv_channels,
             self.model.rotary_base,
+            self.model.family.name,
+            is_in_parameters(self.config),
         )
 
     @property

@@ -214,6 +214,7 @@ def exported_rope(metadata: CheckpointMetadata) -> Rope:
         model.max_position_embeddings,
         model.kv_channels,
         model.rotary_base,
+        model.family.name,
     )
 
 

@@ -85,6 +85,14 @@ def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
         raise InputError(f"{where}: {error}") from error
 
 
+def is_in_parameters(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` says in ``rope_parameters`` alone what block or base it has."""
+    its = config.get("rope_parameters") or {}
+    has_block = its.get("rope_type", its.get("type", "default")) != "default"
+    in_words_of_4 = config.get("rope_scaling") if has_block else "rope_theta" in config
+    return bool(its) and not in_words_of_4
+
+
 def stated_block(values: Mapping[str, Any], where: str) -> dict[str, Any] | None:
     """The block of a ``config.json`` in the words of transformers 5, what it left out filled in."""
     config = JsonObject(values, where)

@@ -3,7 +3,8 @@
 ``rope_readers.json`` holds, for each engine and version, which keys of a block its own code reads.
 ``tools/engine_conformance.py table`` measures it: it runs each engine's code with blocks that
 differ in one key, and keeps the one reading that explains all of its tables of cos and sin (of
-llama.cpp: all of its log-probabilities).
+llama.cpp: all of its log-probabilities). A family of models has a row of its own where an engine
+reads its blocks otherwise than a Llama's, or does not load it.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.yarn import (
     LinearConfig,
     RopeScaling,
@@ -28,10 +30,14 @@ TABLE = Path(__file__).with_suffix(".json")
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Which keys of a rope block decide, in one engine. Fields of ``yarn`` except for the first."""
+    """Which keys of a rope block decide, in one engine: of ``yarn``, behind the first three."""
 
     types: tuple[str, ...] = ("linear", "llama3", "yarn")
-    """Rope types that are read; others are refused, or run without scaling."""
+    """Rope types that are read; others are refused."""
+    ignored: tuple[str, ...] = ()
+    """Rope types that are run without scaling, and nothing is said."""
+    parameters: bool = True
+    """A block and a base in ``rope_parameters`` are read, where transformers 5 saves them."""
     original: Literal["block", "max_position_embeddings"] = "block"
     factor: Literal["block", "max_position_embeddings / original"] = "block"
     betas: Literal["block", "32 and 1"] = "block"
@@ -46,7 +52,8 @@ class Reading:
 
     def drops(self) -> list[str]:
         """What is read otherwise than in an export, whose temperature is said in both ways."""
-        said = [f"{kind} is not read" for kind in Reading.types if kind not in self.types]
+        others = [kind for kind in Reading.types if kind not in self.types]
+        said = [f"{kind} is {_IGNORED[kind in self.ignored]}" for kind in others]
         for name, text in _DROPPED.items():
             value = getattr(self, name)
             if value in text:
@@ -60,7 +67,7 @@ class Reading:
             InputError: it refuses the block, or gets a factor out of it that none can have.
         """
         kind = (block or {}).get("rope_type", "default")
-        if block is None or kind == "default":
+        if block is None or kind == "default" or kind in self.ignored:
             return None
         if kind not in self.types:
             raise InputError(f"rope_type {kind!r} is not read")
@@ -101,6 +108,7 @@ class Reading:
         return usual
 
 
+_IGNORED = ("not read", "run without scaling")
 _DROPPED: Mapping[str, Mapping[str, str]] = {
     "original": {"max_position_embeddings": "its original length is max_position_embeddings"},
     "factor": {
@@ -115,8 +123,8 @@ _DROPPED: Mapping[str, Mapping[str, str]] = {
 def readings() -> Iterable[Reading]:
     """Every reading that the table can state, those that look at more keys first."""
     hints = get_type_hints(Reading)
-    choices = [get_args(hints[field.name]) for field in dataclasses.fields(Reading)[1:]]
-    return (Reading(Reading.types, *values) for values in itertools.product(*choices))
+    choices = [get_args(hints[field.name]) for field in dataclasses.fields(Reading)[3:]]
+    return (Reading(Reading.types, (), True, *values) for values in itertools.product(*choices))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +136,20 @@ class Engine:
     reading: Reading
     flags: Mapping[str, str]
     """What says a trait of the block on its command line, where the block does not: by field."""
+    families: Mapping[str, Reading | None] = dataclasses.field(default_factory=dict)
+    """By ``model_type``, where it is another than a Llama's; None: it loads no such model."""
+
+    def of(self, family: str) -> Reading | None:
+        """How it reads the block of a model of ``family``; None: it loads no such model."""
+        return self.families.get(family, self.reading)
+
+    def drops(self) -> list[str]:
+        """What is read otherwise than in an export, also where it is so in one family alone."""
+        said = self.reading.drops()
+        for family, reading in self.families.items():
+            its = reading.drops() if reading else ["no model"]
+            said += [f"{FAMILIES[family].title}: {text}" for text in its if text not in said]
+        return said
 
 
 @functools.cache
@@ -138,9 +160,19 @@ def engines() -> tuple[Engine, ...]:
         Engine(
             name,
             version,
-            Reading(**{**reading, "types": tuple(reading["types"])}),
-            row.get("flags", {}),
+            _reading(values),
+            row["flags"],
+            {
+                family: _reading(its[version]) if its[version] else None
+                for family, its in row["families"].items()
+                if version in its
+            },
         )
         for name, row in rows.items()
-        for version, reading in row["versions"].items()
+        for version, values in row["versions"].items()
     )
+
+
+def _reading(values: Mapping[str, Any]) -> Reading:
+    lists = {name: tuple(values[name]) for name in ("types", "ignored")}
+    return Reading(**{**values, **lists})

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from megatron_ultralong.checkpoint.formats.rope_readers import Engine, engines
+from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.shape import HeadDim, Positions, RotaryBase, check_even
 from megatron_ultralong.model.yarn import (
     RopeScaling,
@@ -23,6 +24,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.not_known import not_known
 
+_PARAMETERS = "it does not look into rope_parameters; an export has rope_scaling and rope_theta"
 _EQUAL = 1e-9
 """Relative: two readings, both in float64."""
 
@@ -65,6 +67,10 @@ class Rope:
     """Size of one head: hidden_size over num_attention_heads where nothing else is stated."""
     base: RotaryBase
     """rope_theta, what rotary frequencies are powers of."""
+    family: str = "llama"
+    """model_type of the model, whose layers an engine runs."""
+    in_parameters: bool = False
+    """Its config.json has block or base in rope_parameters alone."""
 
     def __post_init__(self) -> None:
         check_ranges(self, where="rope")
@@ -73,17 +79,24 @@ class Rope:
     def verdict(self, engine: Engine) -> Verdict:
         """What ``engine`` makes of the block, beside the training."""
         outcome = functools.partial(Verdict, engine.name, engine.version)
+        reading = engine.of(self.family)
+        if reading is None:
+            return outcome("wrong", why=f"it loads no {FAMILIES[self.family].title}")
+        if self.in_parameters and not reading.parameters:
+            return outcome("wrong", why=_PARAMETERS)
         try:
-            read = engine.reading.scaling(self.block, self.positions)
+            read = reading.scaling(self.block, self.positions)
         except InputError as error:
             return outcome("wrong", why=str(error))
         wrong = self._differences(read)
         if not wrong:
             return outcome("right")
-        assert isinstance(self.scaling, YarnConfig), "only yarn blocks are read in several ways"
+        if not isinstance(self.scaling, YarnConfig) or not isinstance(read, YarnConfig):
+            return outcome("wrong", why="; ".join(wrong.values()))
         flags = [
             engine.flags[name].format(
                 **dataclasses.asdict(self.scaling),
+                architecture=FAMILIES[self.family].gguf,
                 attn_factor=self.scaling.attention_factor
                 / yarn_attention_factor(self.scaling.scaling_factor),
             )
@@ -94,7 +107,6 @@ class Rope:
         # a flag says its own field alone: the rest of what was read has to be right without
         says: tuple[str, ...] = ("beta_fast", "beta_slow") if "betas" in told else ()
         says += ("attention_factor",) if "temperature" in told else ()
-        assert isinstance(read, YarnConfig)
         repaired = dataclasses.replace(read, **{f: getattr(self.scaling, f) for f in says})
         if not self._differences(repaired):
             return outcome("right with flags", " ".join(flags))
@@ -108,7 +120,7 @@ class Rope:
         differences = {}
         if not np.allclose(read_frequencies, exact, rtol=_EQUAL, atol=0):
             worst = float(np.abs(np.log(read_frequencies / exact)).max())
-            what = "frequencies"
+            what = "rope_type"
             if isinstance(read, YarnConfig) and isinstance(self.scaling, YarnConfig):
                 what = _field(read, self.scaling)
             differences[what] = (
@@ -177,7 +189,7 @@ def check_readers(rope: Rope, names: Iterable[str]) -> list[str]:
             raise InputError(
                 f"--for {name}: {name} {newest.version} reads this rope block otherwise than it "
                 f"was trained ({newest.why}): serve it with another engine, or leave --for out"
-                + (_GGUF if name == "llama.cpp" else "")
+                + (_GGUF if (name, FAMILIES[rope.family].gguf) == ("llama.cpp", "llama") else "")
             )
         said += [
             f"{name} {_span(same)} {_NEEDS[outcome]} {flags}".rstrip()

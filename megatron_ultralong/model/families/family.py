@@ -160,9 +160,6 @@ class Family:
     """Of its chat templates, the newest first."""
     stop_tokens: tuple[str, ...] = ()
     """What ends a text where no file of the model names an id."""
-    oldest_transformers: str = ">=4.43"
-    oldest_scaled: str = ">=4.43"
-    """The first of the releases tried that does not ignore a ``rope_scaling`` block."""
     gguf: str = "llama"
     """Architecture in GGUF."""
 

@@ -27,5 +27,4 @@ MISTRAL = family.Family(
         ),
     ),
     stop_tokens=("</s>",),
-    oldest_scaled=">=4.48",
 )

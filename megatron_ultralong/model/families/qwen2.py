@@ -37,6 +37,5 @@ QWEN2 = family.Family(
         ),
     ),
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
-    oldest_scaled=">=4.45",
     gguf="qwen2",
 )

@@ -27,6 +27,5 @@ QWEN3 = family.Family(
     counts_positions_by_yarn=True,
     turns=(family.chatml("qwen3", thought=("<think>\n", "\n</think>\n\n")),),
     stop_tokens=("<|im_end|>", "<|endoftext|>"),
-    oldest_transformers=">=4.51",
     gguf="qwen3",
 )
