@@ -98,7 +98,9 @@ def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> Non
 
     title = f"{name} by {recipe} on {command.gpus} x {command.find_hardware().name}"
     found = list(plans_by_length(command, run_of, model, typed))
-    show_lengths(console(), found, title, start_words(command, recipe, words))
+    show_lengths(
+        console(), found, command.find_hardware(), title, start_words(command, recipe, words)
+    )
 
 
 _SAID = frozenset(("load", "save", "data_path", "seq_length"))

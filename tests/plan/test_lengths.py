@@ -95,7 +95,14 @@ def test_the_command_for_a_node_and_a_half(capsys: pytest.CaptureFixture[str]) -
 
 def test_what_has_no_plan_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     error = refusal(capsys, "plan", "--gpus", "1", "--model", "llama3.1-70b")
-    assert "rows of 131,072 do not fit: TP 1" in error
+    assert (
+        "rows of 131,072 do not fit: none of 5 layouts of 1 GPUs fits; the nearest: TP 1" in error
+    )
+    assert "change: `--gpus " in error
+    error = refusal(capsys, "plan", "--gpus", "2", "--model", "llama3.1-8b")
+    assert "change: `--optimizer-cpu-offload` (TP 1, CP 2" in error, (
+        "that of docs/your-own-model.md"
+    )
     error = refusal(capsys, "plan", *EIGHT, "--json", str(tmp_path / "plan.json"))
     assert "--json, --png and --no-search are about one plan: give its --seq-length" in error
     assert "names no model" in refusal(capsys, "plan", "--gpus", "8")
