@@ -130,7 +130,7 @@ def convert_cases(tiny: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "export gguf": (
             ["convert", "export", base, f"{new}.gguf"],
-            "has the name of a GGUF file, and is the folder",
+            "has the name of a GGUF file, and --format huggingface writes",
         ),
         "verify gguf": (["convert", "verify", base, f"{gone}.gguf"], "GGUF file"),
     }
