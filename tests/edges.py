@@ -112,6 +112,16 @@ def outside(number: Number) -> list[Any]:
     return [value for value in found if not (its.or_zero and value == 0)]
 
 
+def with_needed(verb: str, words: list[str]) -> list[str]:
+    """Words, and before them what the verb needs and they have not."""
+    needed = list(NEEDED.get(verb, ()))
+    for flag in {word.partition("=")[0] for word in words} & set(needed):
+        if flag.startswith("--"):
+            at = needed.index(flag)
+            del needed[at : at + 2]
+    return [*needed, *words]
+
+
 def parse(verb: str, words: list[str]) -> Any:
     """As the verb does, without doing it."""
     if verb == "doctor":

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.cli.meant_verb import ELSEWHERE, meant_verb
+from megatron_ultralong.cli import meant_verb as verbs_elsewhere
+from megatron_ultralong.cli.meant_verb import meant_verb
 from megatron_ultralong.cli.verbs import VERBS, load
+from megatron_ultralong.config import command_line
+from megatron_ultralong.config.flags import flags_of
+from megatron_ultralong.config.parser_errors import ELSEWHERE
 from megatron_ultralong.program.errors import InputError
 from tests.command_line import refusal
-from tests.edges import NEEDED, flags, parse
+from tests.edges import flags, parse, parsed_class, with_needed
 
 
 @pytest.mark.parametrize(
@@ -65,9 +70,9 @@ def test_each_verb_is_meant_by_its_last_word_and_by_a_slip_in_its_first() -> Non
         assert meant_verb(slip) == name
         if rest and rest[0] != "chat":
             assert str(meant_verb([rest[0], "x"])).split()[-1] == rest[0]
-    assert not set(ELSEWHERE) & {name.split()[0] for name in VERBS}
+    assert not set(verbs_elsewhere.ELSEWHERE) & {name.split()[0] for name in VERBS}
     groups = {word for name in VERBS for word in (name, name.split()[0])}
-    assert {meant.split(" --")[0] for meant in ELSEWHERE.values()} <= groups
+    assert {meant.split(" --")[0] for meant in verbs_elsewhere.ELSEWHERE.values()} <= groups
     assert meant_verb(["qqqqqq"]) is None
 
 
@@ -85,7 +90,7 @@ def test_each_verb_is_meant_by_its_last_word_and_by_a_slip_in_its_first() -> Non
             "--seq-len is not known; perhaps you meant --seq-length; --seq-length is needed: "
             "Tokens per row",
         ),
-        ("pretrain demo-cpu more", "'more': no flag takes it"),
+        ("pretrain demo-cpu more", "'more': no flag takes it; perhaps you meant --load more"),
         ("pretrain demo-cpu --train-iters two", "--train-iters must be a whole number, not 'two'"),
         ("pretrain demo-cpu --lr high", "--lr must be a number, not 'high'"),
         (
@@ -129,7 +134,7 @@ def test_values_of_no_kind_are_told_what_the_flag_takes() -> None:
                 flag = "--" + number.name.replace("_", "-")
                 values = ["8", "q7"] if number.is_tuple else ["q7"]
                 with pytest.raises(InputError) as error:
-                    parse(verb, [*NEEDED.get(verb, ()), flag, *values])
+                    parse(verb, with_needed(verb, [flag, *values]))
                 told[cls, number.name] = str(error.value)
     assert len(told) > 10
     pattern = r"must be (a )?(whole )?numbers?( or \w+)?( without .*|, plain, .*)?, not 'q7'"
@@ -151,3 +156,53 @@ def test_doctor_refuses_a_flag_in_one_line(capsys: pytest.CaptureFixture[str]) -
     """By the standard library's parser: the other may be broken."""
     error = refusal(capsys, "doctor", "--xyzzy")
     assert error.endswith("unrecognized arguments: --xyzzy; see `ultralong doctor --help`\n")
+
+
+def test_several_values_stand_behind_one_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every flag that takes several, in every verb: a second one would lose the first's."""
+    told = 0
+    for verb in VERBS:
+        several = [flag for flag in flags_of(parsed_class(verb)) if flag.usage.endswith("...")]
+        for name in (flag.names[0] for flag in several if flag.names[0].startswith("--")):
+            for second in (f"{name} 2", f"{name}=2", f"--{name[2:].replace('-', '_')} 2"):
+                words = f"{name} 1 {second}".split()
+                with pytest.raises(InputError, match=f"{name} is given 2 times"):
+                    command_line.parse(parsed_class(verb), verb, words)
+                told += 1
+    assert told > 100
+    error = refusal(capsys, *["evaluate", "passkey", "--load", "run", "--lengths", "256,1K"])
+    assert "--lengths must be whole numbers, not '256,1K': spaces stand between several" in error
+
+
+def test_flags_of_other_programs_are_answered() -> None:
+    """In every verb that has one of what it may mean, and is told of none that it has not."""
+    told = set()
+    for verb in VERBS:
+        names = {name for flag in flags_of(parsed_class(verb)) for name in flag.names}
+        known = names | {"--ranks"} if "--load" in names else names
+        for other, meanings in ELSEWHERE.items():
+            if other in known or not known & set(meanings):
+                continue
+            meant = next(one for one in meanings if one in known)
+            with pytest.raises(
+                InputError, match=f"{other} is not known; perhaps you meant {meant}"
+            ):
+                command_line.parse(parsed_class(verb), verb, [other, "2"])
+            told.add(other)
+    assert told == set(ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("generate --load run Hello", "--prompt Hello"),
+        ("generate {folder} --prompt Hello", "--load {folder}"),
+        ("pretrain demo-cpu base", "--load base"),
+    ],
+)
+def test_a_word_without_a_flag_is_told_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, line: str, meant: str
+) -> None:
+    words = [word.format(folder=tmp_path) for word in line.split()]
+    found = refusal(capsys, *words)
+    assert f"no flag takes it; perhaps you meant {meant.format(folder=tmp_path)};" in found

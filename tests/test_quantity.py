@@ -31,7 +31,7 @@ from megatron_ultralong.program.quantity import (
     rate,
 )
 from megatron_ultralong.training.config_file import load_config
-from tests.edges import NEEDED, flags, parse, values_of
+from tests.edges import NEEDED, flags, parse, values_of, with_needed
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,7 +153,7 @@ def test_every_verb_reads_them(verb: str) -> None:
             assert number.unit is not None
             flag, text = "--" + name.replace("_", "-"), letter[number.unit][0]
             words += [f"{flag}={text}"] if sign == "=" else [flag, text]
-        config = parse(verb, [*NEEDED.get(verb, ()), *words])
+        config = parse(verb, with_needed(verb, words))
         for name, number in its.items():
             assert number.unit is not None
             expected = letter[number.unit][1]

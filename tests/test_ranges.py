@@ -34,7 +34,6 @@ from megatron_ultralong.program.fields import (
 )
 from tests.command_line import refusal
 from tests.edges import (
-    NEEDED,
     RECIPES,
     every_number,
     flags,
@@ -45,6 +44,7 @@ from tests.edges import (
     parse,
     parsed_class,
     values_of,
+    with_needed,
 )
 from tests.patience import patience
 
@@ -142,7 +142,7 @@ def test_the_edges_of_a_verb_on_its_command_line(verb: str) -> None:
     for edge in (0, 1):
         values = {pair: inside(pair[1])[edge] for pair in flags(verb)}
         words = [word for (_, number), value in values.items() for word in typed(number, value)]
-        config = parse(verb, [*NEEDED.get(verb, ()), *words])
+        config = parse(verb, with_needed(verb, words))
         for (cls, number), value in values.items():
             assert set(values_of(config, cls, number.name)) == {expected(number, value)}
 
@@ -164,7 +164,7 @@ def test_each_flag_of_each_verb_is_refused_on_its_command_line(verb: str) -> Non
 
 def check_refused(verb: str, number: Number, value: Any) -> None:
     with pytest.raises(InputError, match=f"^{number.name} must be .*; use --"):
-        parse(verb, [*NEEDED.get(verb, ()), *typed(number, value)])
+        parse(verb, with_needed(verb, typed(number, value)))
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])

@@ -29,7 +29,7 @@ from megatron_ultralong.config.extension import (
     small,
 )
 from megatron_ultralong.config.plain_values import flat_fields
-from megatron_ultralong.config.recipes import EXTENSIONS, FOR_PRETRAIN, RECIPES
+from megatron_ultralong.config.recipes import EXTENSIONS, FOR_PRETRAIN, RECIPES, SFT_RECIPES
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig, SftConfig
 from megatron_ultralong.model.yarn import YarnConfig, hf_rope_scaling
@@ -248,8 +248,41 @@ def test_a_scaling_is_replaced_or_enough(
 
 def test_a_run_has_one_length(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--load", "l", "--data-path", "d", "--train-iters", "5", "--train-tokens", "1M")
-    error = refusal(capsys, "pretrain", "demo-cpu", *words)
-    assert "--train-iters and --train-tokens both say how long the run is" in error
+    for verb, recipe in (("pretrain", "demo-cpu"), ("plan", "demo-cpu"), ("sft", "demo-sft-cpu")):
+        more = ("--gpus", "2") if verb == "plan" else ()
+        error = refusal(capsys, verb, recipe, *words, *more)
+        assert "--train-iters and --train-tokens both say how long the run is" in error
+    error = refusal(capsys, "sft", "demo-sft-cpu", *words[:-2], "--num-epochs", "2")
+    assert "--train-iters and --num-epochs both say how long the run is" in error
+
+
+@pytest.mark.parametrize("recipe", SFT_RECIPES)
+def test_a_typed_end_wins_over_the_end_of_a_recipe_or_a_file(recipe: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("train_iters: 7\ntrain_tokens: 9000\nnum_epochs: 5.0\n")
+    ends = {
+        "--num-epochs 3": (0, 0.0, 3.0),
+        "--train-iters 0 --num-epochs 3": (0, 0.0, 3.0),
+        "--train-iters 4": (4, 0.0, None),
+    }
+    verb = cli.VERBS["sft"]
+    assert isinstance(verb, TrainingVerb)
+    for start in ([recipe], ["--config", str(file)]):
+        for flags, (iterations, tokens, epochs) in ends.items():
+            found, *_ = read_training(
+                "sft", verb, [*start, "--load", "l", "--data-path", "d", *flags.split()]
+            )
+            assert (found.train_iters, found.train_tokens) == (iterations, tokens)
+            assert epochs in (None, found.num_epochs)
+
+
+def test_the_line_tells_what_the_flags_made(inputs: Path) -> None:
+    words = ("--lr", "0.5", "--lr-decay-style", "cosine", "--lr-warmup-iters", "3")
+    for recipe in EXTENSIONS:
+        found, line = resolved(inputs, *words, "--train-iters", "5", recipe=recipe)
+        assert "lr 0.5 (cosine, warm-up 3)" in line
+        assert found.optimizer.lr == 0.5
+        assert "1 iteration of " in resolved(inputs, "--train-iters", "1", recipe=recipe)[1]
 
 
 def test_a_dry_run_shows_it(capsys: pytest.CaptureFixture[str], inputs: Path) -> None:

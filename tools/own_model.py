@@ -32,7 +32,7 @@ MINUTES = 10.0
 
 def blocks() -> list[str]:
     """The commands of the page's first part: the inputs, then the six."""
-    text = PAGE.read_text(encoding="utf-8").split("## On GPUs")[0]
+    text = PAGE.read_text(encoding="utf-8").split("### Tune it")[0]
     return re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
 
 

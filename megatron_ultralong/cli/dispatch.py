@@ -1,5 +1,6 @@
 """``ultralong VERB ...``: find the verb, read its options, run it."""
 
+import itertools
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 from megatron_ultralong.cli.meant_verb import meant_verb
 from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
+from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.exit_status import status_of_start
@@ -222,17 +224,35 @@ def begin(
         A configuration and the words that follow.
 
     Raises:
-        InputError: no such recipe, or no such file.
+        InputError: no such recipe, or no such file; two flags say how long the run is.
     """
     if words[0] == "--config":
         from megatron_ultralong.training.config_file import load_config
 
         if len(words) < 2:
             raise InputError("--config needs a file: the config.yaml of an earlier run")
-        return load_config(Path(words[1]), kind), words[2:]
+        return _with_typed_end(load_config(Path(words[1]), kind), words[2:]), words[2:]
     if words[0] not in recipes:
         raise InputError(_no_recipe(verb, words[0], recipes))
-    return recipes[words[0]](), words[1:]
+    return _with_typed_end(recipes[words[0]](), words[1:]), words[1:]
+
+
+def _with_typed_end(run: Any, flags: Sequence[str]) -> Any:
+    """A run that ends where a flag says so, whatever its recipe or file says of iterations.
+
+    Raises:
+        InputError: two flags do.
+    """
+    typed = fields_typed(flags)
+    ends = [name for name in ("train_iters", "train_tokens", "num_epochs") if name in typed]
+    if "--train-iters=0" in flags or ("--train-iters", "0") in itertools.pairwise(flags):
+        ends.remove("train_iters")  # it says that num_epochs does
+    if len(ends) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in ends[:2])
+        raise InputError(f"{first} and {second} both say how long the run is: give one of them")
+    if "num_epochs" in ends:
+        return with_fields(run, train_iters=0, train_tokens=0.0)
+    return with_fields(run, train_tokens=0.0) if "train_iters" in ends else run
 
 
 def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:
@@ -269,10 +289,6 @@ def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any,
     """
     default, rest = begin(name, words, load(verb.recipes), load(verb.options))
     flags = [word for word in rest if word != "--dry-run"]
-    if {"train_iters", "train_tokens"} <= fields_typed(flags):
-        raise InputError(
-            "--train-iters and --train-tokens both say how long the run is: give one of them"
-        )
     options = _parse(verb, name, flags, default)
     num_ranks = world_size()
     if "--dry-run" in rest and not is_told_world_size():
@@ -281,8 +297,9 @@ def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any,
     if words[0] in load("config.recipes:EXTENSIONS"):
         from megatron_ultralong.cli.extension import derived_run
 
-        default, how = derived_run(words, options, num_ranks)
+        default, told = derived_run(words, options, num_ranks)
         options = _parse(verb, name, flags, default)
+        how = told(options)
     elif words[0] != "--config":
         total = load("training.early_checks:planned_iterations")(options)
         options, how = with_shorter_warm_up(words, options, total)

@@ -1,7 +1,7 @@
 """What `extend` and `small` work out from a checkpoint and its rows: factor, batch, schedule."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_ultralong.cli.origin import fields_typed
@@ -42,7 +42,7 @@ def derived(
     fields: frozenset[str],
     num_ranks: int,
     context: Context | None,
-) -> tuple[PretrainConfig, str]:
+) -> tuple[PretrainConfig, Callable[[PretrainConfig], str]]:
     """A recipe of any length for the rows and the checkpoint of a command line.
 
     Args:
@@ -53,7 +53,8 @@ def derived(
         context: of the checkpoint; None: the rotary embedding is left as it is.
 
     Returns:
-        The configuration that the same flags change, and how it came about, in a line.
+        The configuration that the same flags change, and how what they made of it came about, in
+        a line.
 
     Raises:
         InputError: the length is not known, or the data folder is none.
@@ -90,12 +91,12 @@ def derived(
     warm_up = config.optimizer.lr_warmup_iters
     warm_up = min(warm_up, warm_up * config.train_iters // usual)
     config = with_fields(config, lr_warmup_iters=warm_up)
-    return config, f"{recipe}: {text}{_schedule(config, num_rows)}"
+    return config, lambda changed: f"{recipe}: {text}{_schedule(changed, num_rows)}"
 
 
 def derived_run(
     words: Sequence[str], typed: PretrainConfig, num_ranks: int
-) -> tuple[PretrainConfig, str]:
+) -> tuple[PretrainConfig, Callable[[PretrainConfig], str]]:
     """:func:`derived` for the words of a training, whose checkpoint is one of this project."""
     return derived(words[0], typed, fields_typed(words), num_ranks, Context.of(typed.load))
 
@@ -138,8 +139,9 @@ def _schedule(config: PretrainConfig, num_rows: int) -> str:
     if num_rows:
         one = f"; --train-tokens {num_rows * config.data.seq_length} is one" * (rows > num_rows)
         passes = f", {rows / num_rows:.3g} passes over {num_rows:,} rows{one}"
+    iterations = f"{config.train_iters} iteration{'s' * (config.train_iters != 1)}"
     return (
-        f"{config.train_iters} iterations of {config.global_batch_size} row{plural} "
+        f"{iterations} of {config.global_batch_size} row{plural} "
         f"({rows * config.data.seq_length:,} tokens{passes}), lr {optimizer.lr:g} "
         f"({optimizer.lr_decay_style}, warm-up {optimizer.lr_warmup_iters}), CP "
         f"{config.parallel.context_parallel_size}"

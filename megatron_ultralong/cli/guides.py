@@ -90,6 +90,8 @@ GUIDES: dict[str, Guide] = {
         (
             "ultralong sft llama3.1-8b-sft --load runs/1m --data-path chats --save runs/1m-sft \\\n"
             "    --ranks 8",
+            "ultralong sft demo-sft-cpu --load run --data-path chats --save tuned \\\n"
+            "    --num-epochs 3 --ranks 2",
         ),
         (*_TRAINING[:3], "num_epochs", *_TRAINING[3:]),
         (_CHECK,),

@@ -71,7 +71,7 @@ def plan(words: Sequence[str]) -> Plan | None:
     # a search changes what the recipe set
     told = contextlib.nullcontext() if command.search else says_who_set(words, run)
     with told:
-        start = start_words(command, recipe, rest) if recipe in EXTENSIONS else ""
+        start = "" if words[0] == "--config" else start_words(command, recipe, rest)
         return plan_run(command, recipe, model, name, typed=typed, rows=rows, words=start)
 
 
@@ -98,10 +98,17 @@ def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> Non
 
     title = f"{name} by {recipe} on {command.gpus} x {command.find_hardware().name}"
     found = list(plans_by_length(command, run_of, model, typed))
-    show_lengths(console(), found, title, start_words(command, recipe, words))
+    show_lengths(
+        console(), found, command.find_hardware(), title, start_words(command, recipe, words)
+    )
 
 
-_SAID = frozenset(("load", "save", "data_path", "seq_length"))
+_SAID = frozenset(
+    (
+        *("load", "save", "data_path", "seq_length"),
+        *("cp_comm_type", "hierarchical_context_parallel_sizes"),
+    )
+)
 """Fields whose flags the printed command has by itself, beside those of the layout."""
 
 
@@ -110,8 +117,9 @@ def start_words(command: PlanConfig, recipe: str, words: Sequence[str]) -> str:
     from megatron_ultralong.plan.search import LAYOUT_FLAGS
 
     run, said = command.run, _SAID.union(LAYOUT_FLAGS)
-    found = [f"pretrain {recipe} --load {run.load or 'base'}"]
-    found += [f"--data-path {run.data.data_path or 'rows'} --save {run.save or 'run'}"]
+    found = [f"{run.verb} {recipe} --load {run.load or 'base'}"]
+    rows = run.data.data_path or ("chats" if isinstance(run, SftConfig) else "rows")
+    found += [f"--data-path {rows} --save {run.save or 'run'}"]
     fields, is_kept = frozenset(name.split(".")[-1] for name in flat_fields(run)) - said, False
     for word in words:
         if word.startswith("--"):

@@ -13,8 +13,9 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from megatron_ultralong.config.flags import given_flags
+from megatron_ultralong.config.flags import Flag, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import parser_errors
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, numbers_of
 from megatron_ultralong.program.quantity import Unit
 from megatron_ultralong.program.required import check_required, flag_of
@@ -33,6 +34,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
         InputError: a flag is unknown, required and missing, or its text is no value in its range.
         SystemExit: help was asked for (0).
     """
+    _check_given_once(words, flags_of(config_class, default))
     words = _plain_numbers(words, *_units(config_class, default))
     with parser_errors(config_class, program, words, default):
         config = tyro.cli(
@@ -46,6 +48,21 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
     check_required(config, given_flags(words))
     check_ranges(config)
     return config
+
+
+def _check_given_once(words: Sequence[str], flags: Sequence[Flag]) -> None:
+    """Raise InputError where a flag of several values is there twice: one would lose its own.
+
+    Of one value the last counts, so that a script's own may be changed behind them.
+    """
+    given = [word.split("=")[0].replace("_", "-") for word in words]
+    for flag in flags:
+        name = flag.names[0]
+        if name.startswith("--") and flag.usage.endswith("...") and given.count(name) > 1:
+            raise InputError(
+                f"{name} is given {given.count(name)} times, and would have the last values alone: "
+                f"write all of them behind one {name}, with spaces between them"
+            )
 
 
 def _units(config_class: Any, default: Any) -> tuple[dict[str, Unit], set[str]]:

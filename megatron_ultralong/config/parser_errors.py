@@ -8,6 +8,7 @@ import ast
 import contextlib
 import difflib
 import importlib
+import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,35 @@ from megatron_ultralong.program.not_known import not_known
 
 _CLOSE = 0.75
 """Least similarity of a flag that was probably meant."""
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    other: flags
+    for flags, others in (
+        (("--tensor-model-parallel-size",), "--tp --tp-size --tensor-parallel-size"),
+        (("--pipeline-model-parallel-size",), "--pp --pp-size --pipeline-parallel-size"),
+        (("--context-parallel-size",), "--cp --cp-size --cp-degree"),
+        (
+            ("--gpus", "--ranks"),
+            "--nproc --nproc-per-node --num-gpus --n-gpus --gpus --ranks --num-processes",
+        ),
+        (
+            ("--seq-length", "--lengths"),
+            "--context-length --max-length --max-seq-length --max-seq-len",
+        ),
+        (("--train-iters",), "--steps --max-steps --num-steps --train-steps"),
+        (("--num-epochs", "--train-tokens"), "--epochs --num-train-epochs"),
+        (("--lr",), "--learning-rate"),
+        (("--lr-warmup-iters",), "--warmup-steps --warmup-iters"),
+        (("--global-batch-size", "--max-batch-size"), "--batch-size --train-batch-size"),
+        (("--micro-batch-size",), "--per-device-train-batch-size"),
+        (("--precision", "--dtype"), "--bf16 --fp32 --dtype --torch-dtype"),
+        (("--save", "--output"), "--output --output-dir --out --save-dir"),
+        (("--load", "--model"), "--model --model-path --model-name-or-path --checkpoint --ckpt"),
+        (("--data-path", "--source"), "--data --dataset --input --data-dir --train-data"),
+        (("--max-new-tokens", "--train-tokens"), "--max-tokens --num-tokens"),
+    )
+    for other in others.split()
+}
+"""What other programs call a flag, and what it may be here: the first that the verb has."""
 _NUMBERS = {
     "invalid literal for int() with base 10: ": "a whole number",
     "could not convert string to float: ": "a number",
@@ -55,7 +85,7 @@ def parser_errors(
             for name in flag.names
         }
         unknown = [flag for flag in given_flags(words) if flag.replace("_", "-") not in flags]
-        text = _text(event, flags, unknown)
+        text = _text(event, flags, unknown, given_flags(words))
         if text:
             raise InputError(f"{text}; see `{program} --help`")
 
@@ -71,11 +101,11 @@ def _hooked(hook: Callable[[Any], None]) -> contextlib.AbstractContextManager[An
     return typing.cast(contextlib.AbstractContextManager[Any], register(hook))
 
 
-def _text(event: Any, flags: dict[str, str], unknown: Sequence[str]) -> str:
+def _text(event: Any, flags: dict[str, str], unknown: Sequence[str], given: Sequence[str]) -> str:
     """Of an event of tyro; empty for one that is not known here, which tyro then tells."""
     kind, parts = type(event).__name__, [_unknown_flag(flag, flags) for flag in unknown]
     if kind == "UnrecognizedArgs" and not parts:
-        parts = [f"{' '.join(map(shown, event.tokens))}: no flag takes it"]
+        parts = [_stray(event.tokens, [one for one in flags if one not in given])]
     elif kind == "MissingArgs":
         names = [_name(one.arg) for one in event.missing_arguments]
         parts += [f"{name} is needed{_what(flags.get(name))}" for name in names]
@@ -92,6 +122,20 @@ def _text(event: Any, flags: dict[str, str], unknown: Sequence[str]) -> str:
     return "; ".join(parts)
 
 
+_FIRST_FLAGS = ("--prompt", "--source", "--load")
+"""What a word without a flag was probably meant for, where a verb has one of them."""
+
+
+def _stray(words: Sequence[str], flags: Iterable[str]) -> str:
+    """What is said of words that none of the flags takes, those left that are not there: a folder
+    is a model, other text a prompt.
+    """
+    known = [one for one in _FIRST_FLAGS if one in flags]
+    flag = known[-1 if os.path.isdir(words[0]) else 0] if known else ""
+    meant = f"; perhaps you meant {flag} {'NAME=' * (flag == '--source')}{words[0]}" if flag else ""
+    return f"{' '.join(map(shown, words))}: no flag takes it{meant}"
+
+
 def _unknown_flag(flag: str, flags: Iterable[str]) -> str:
     near = _nearest_flag(flag, flags)
     return f"{flag} is not known" + (f"; perhaps you meant {near}" if near else "")
@@ -100,6 +144,9 @@ def _unknown_flag(flag: str, flags: Iterable[str]) -> str:
 def _nearest_flag(flag: str, flags: Iterable[str]) -> str | None:
     """Also the one that it is an end or a beginning of: ``--iters -> --train-iters``."""
     plain = flag.lower().replace("_", "-")
+    known = {*flags, "--ranks"} if "--load" in flags else flags  # which is taken before the others
+    if meant := [one for one in ELSEWHERE.get(plain, ()) if one in known]:
+        return meant[0]
     close = difflib.get_close_matches(plain, flags, n=1, cutoff=_CLOSE)
     name = plain.lstrip("-")
     close += [one for one in flags if one.endswith(f"-{name}") or one.startswith(f"--{name}-")]
@@ -117,7 +164,8 @@ def _no_value(reason: str, metavar: str) -> str:
         wanted += [one for one in re.findall(r"\{(.*?)\}", metavar) if one != "None"]
         values = ast.literal_eval(given[0])
         wrong = next((one for one in values if not _is_read(one, kinds)), values[0])
-        return f" must be {' or '.join(wanted)}, not {shown(wrong)}"
+        spaces = ": spaces stand between several" if is_several and "," in wrong else ""
+        return f" must be {' or '.join(wanted)}, not {shown(wrong)}{spaces}"
     for begin, number in _NUMBERS.items():
         if reason.startswith(begin):
             return f" must be {number}, not {reason.removeprefix(begin)}"

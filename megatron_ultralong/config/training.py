@@ -236,7 +236,7 @@ class SftConfig(TrainingConfig):
     train_iters: Annotated[int, Range(0)] = 0
     """Iterations (optimizer steps) of the whole run; 0: set by num_epochs."""
     num_epochs: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
-    """Passes over the rows, if train_iters is 0. The paper does not state it."""
+    """Passes over the rows, instead of train_iters. The paper does not state it."""
     data: DataConfig = dataclasses.field(
         default_factory=lambda: DataConfig(document_mask="block", reset_position_ids=True)
     )

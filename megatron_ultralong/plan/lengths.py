@@ -7,9 +7,11 @@ from rich.table import Table
 
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.plan.advice import best
 from megatron_ultralong.plan.area import area_of
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.given import figure, short_seconds
+from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.plan.report import layout_flags
@@ -31,6 +33,7 @@ class AtLength(NamedTuple):
     """Why none does."""
     tokens: float
     """Of the run."""
+    job: Job
 
 
 def plans_by_length(
@@ -57,21 +60,24 @@ def plans_by_length(
             nearest = found.refused[:1]
             why = f"{layout_text(nearest[0][0].job)} {nearest[0][0].lack}" if nearest else ""
             why = why or next(iter(found.rules), "no layout divides it")
-        yield AtLength(length, found.chosen if found.feasible else None, why, tokens)
+        yield AtLength(length, found.chosen if found.feasible else None, why, tokens, job)
 
 
-def show_lengths(console: Console, found: Sequence[AtLength], title: str, words: str) -> None:
+def show_lengths(
+    console: Console, found: Sequence[AtLength], hardware: Hardware, title: str, words: str
+) -> None:
     """Print the layouts by length, and the command of the longest.
 
     Raises:
-        InputError: none fits.
+        InputError: none fits, with the changes that make the shortest fit.
     """
     fitting = [each for each in found if each.chosen is not None]
     if not fitting:
-        raise InputError(
-            f"{title}: rows of {found[0].seq_length:,} do not fit: {found[0].why}; take more GPUs, "
-            "or plan a shorter --seq-length"
-        )
+        try:
+            best(found[0].job, hardware)
+        except InputError as error:
+            text = f"{title}: rows of {found[0].seq_length:,} do not fit: {error}"
+            raise InputError(text) from error
     columns = map(figure, ("GiB", "host GiB a node", "step, s", "MFU", "hours"))
     table = Table("row", "layout", *columns, title=title, title_justify="left")
     for each in found:

@@ -84,7 +84,11 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         InputError: no such file, or it does not hold one mapping.
     """
     if not path.is_file():
-        raise InputError(f"{what} {path} does not exist")
+        inside = path / "config.yaml"
+        if inside.is_file():
+            raise InputError(f"{what} {path} is a folder: give the file in it, {inside}")
+        is_there = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"{what} {path} {is_there}")
     if path.stat().st_size > MOST_BYTES:
         raise InputError(
             f"{what} {path} has {path.stat().st_size} bytes, and at most {MOST_BYTES} are read: it "

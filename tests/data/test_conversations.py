@@ -12,7 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_ultralong.data.read.conversation import ConversationError, Message, ToolCall
-from megatron_ultralong.data.read.conversation_formats import parse_conversation
+from megatron_ultralong.data.read.conversation_formats import (
+    KEYS,
+    MARKS,
+    SPELLINGS,
+    keys_read,
+    parse_conversation,
+)
+from megatron_ultralong.data.read.conversation_turns import OPENAI_ROLES
 from megatron_ultralong.data.read.options import ChatReadOptions
 from megatron_ultralong.data.read.reading import ConversationReader
 from megatron_ultralong.data.read.sources import Source
@@ -68,6 +75,50 @@ def test_a_call_is_the_same_however_it_is_written() -> None:
     assert parsed.tools is None
 
 
+@pytest.mark.parametrize("name", KEYS)
+def test_other_names_of_keys_are_the_same_record(name: str) -> None:
+    """Each where the key is not there, none beside it; what is not read is known."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    values = {key: turns if key in ("messages", "conversations") else key for key in MARKS[name]}
+    values |= {"input": "more"} if name == "alpaca" else {}
+    expected = parse_conversation(values, "auto")
+    others = [(key, one) for key in values for one in SPELLINGS.get(key, ())]
+    assert bool(others) == (name in ("prompt-completion", "alpaca"))
+    for key, other in others:
+        changed = {(other if one == key else one): value for one, value in values.items()}
+        for chat_format in ("auto", name):
+            assert parse_conversation(changed, chat_format) == expected
+        assert keys_read(changed, "auto")[1][key] == other
+        both = {**values, other: "not this"}
+        assert parse_conversation(both, name) == expected
+        assert other not in keys_read(both, name)[1].values()
+
+
+def test_roles_of_other_programs() -> None:
+    for role, known in OPENAI_ROLES.items():
+        turns = {"system": 0, "user": 1, "assistant": 2, "tool": 4}
+        call = {"function": {"name": "f", "arguments": {}}}
+        record = [
+            *({"role": "system", "content": "s"}, {"role": "user", "content": "a"}),
+            *({"role": "assistant", "content": "b"}, {"role": "user", "content": "a"}),
+            {"role": "tool", "content": "c"},
+            {"role": "assistant", "content": "b"},
+        ]
+        record[4:4] = [{"role": "assistant", "tool_calls": [call]}]
+        place = turns[known] + (known == "tool")
+        changed = [*record[:place], {**record[place], "role": role}, *record[place + 1 :]]
+        expected = parse_conversation({"messages": record}, "auto")
+        assert parse_conversation({"messages": changed}, "auto") == expected
+
+
+def test_keys_that_a_record_has_beside_its_own_are_told(tmp_path: Path) -> None:
+    """Also those that another format would read: the context of a question is left out."""
+    write_jsonl(tmp_path / "a.jsonl", [{"question": "a", "answer": "b", "context": "c", "x": 1}])
+    reader = ConversationReader(Source("s", str(tmp_path / "a.jsonl")), ChatReadOptions())
+    assert len(list(reader)) == 1
+    assert reader.unread_keys == {"context": 1, "x": 1}
+
+
 USER, ANSWER = ("user", "a"), ("assistant", "b")
 CALL = [{"function": {"name": "f", "arguments": {}}}]
 BAD: list[tuple[dict[str, Any], str, str]] = [
@@ -78,7 +129,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (chat(USER, ANSWER, ANSWER), "roles out of order", "turn 2 is 'assistant' after 'assistant'"),
     (chat(USER, ("tool", "x"), ANSWER), "roles out of order", "turn 1 is 'tool' after 'user'"),
     (chat(USER, ANSWER, ("system", "s")), "roles out of order", "turn 2 is 'system' after 'assis"),
-    (chat(USER, ("bot", "b")), "roles out of order", "turn 1 has role 'bot'; known are system"),
+    (chat(USER, ("bird", "b")), "roles out of order", "turn 1 has role 'bird'; known are system"),
     (chat(USER), "no assistant turn", "no turn is the assistant's"),
     ({"messages": []}, "no assistant turn", "messages is empty"),
     (chat(("system", "s")), "no assistant turn", "no turn is the assistant's"),

@@ -179,6 +179,15 @@ def test_the_folder_decides(
         open_reference(tmp_path / "tokenizer.model")
 
 
+def test_the_tokenizer_of_a_checkpoint_is_named(tokenizer_folder: Path, tmp_path: Path) -> None:
+    """A checkpoint's own folder holds none; it keeps one in a folder."""
+    with pytest.raises(InputError, match="give such a file or its folder"):
+        open_reference(tmp_path)
+    (tmp_path / "huggingface").symlink_to(tokenizer_folder)
+    with pytest.raises(InputError, match=f"; give {tmp_path / 'huggingface'}$"):
+        open_reference(tmp_path)
+
+
 def test_without_gigatoken_the_reference_says_why(
     tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,11 +215,13 @@ def _tell(
 
 
 def words(folder: Path, output: str = "", *more: str) -> list[str]:
-    """An evaluation of some twenty requests of every kind."""
-    named = ["--tasks", "choices_texts", "words_perplexity", "answers"]
+    """An evaluation of some twenty requests of every kind, or of those that ``more`` names."""
+    load = ["--load", str(folder / "run")] * ("--load" not in more)
+    tasks = ["choices_texts", "words_perplexity", "answers"]
+    named = ["--tasks", *tasks] * ("--tasks" not in more)
     given = ["--output", str(folder / output)] if output else []
     return [
-        *("evaluate", "harness", "--load", str(folder / "run"), "--precision", "fp32"),
+        *("evaluate", "harness", *load, "--precision", "fp32"),
         *("--include-path", str(folder / "tasks"), "--data", str(folder / "data")),
         *("--limit", "5", "--micro-batch-size", "2", *named, *given, *more),
     ]

@@ -11,8 +11,8 @@ import pytest
 from megatron_ultralong import cli
 from megatron_ultralong.cli.dispatch import begin
 from megatron_ultralong.config import command_line
-from megatron_ultralong.config.recipes import FOR_PRETRAIN
-from megatron_ultralong.config.training import PretrainConfig
+from megatron_ultralong.config.recipes import FOR_PRETRAIN, PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.config.training import PretrainConfig, SftConfig
 from megatron_ultralong.plan import lengths
 from megatron_ultralong.plan.lengths import LENGTHS, short_length
 from megatron_ultralong.program.launch import take_ranks
@@ -64,6 +64,26 @@ def test_eight_h100_and_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert run.memory.offload_activations == ("offloading" in layouts[2**19])
 
 
+@pytest.mark.parametrize("recipe", PRETRAIN_RECIPES | SFT_RECIPES)
+def test_each_recipe_has_its_command(capsys: pytest.CaptureFixture[str], recipe: str) -> None:
+    """Which pretrain or sft reads; a flag of several values is in it once."""
+    model = ("--model", "llama3.2-1b")
+    words = ("--gpus", "8", *model, "--lr", "1e-4", "--hierarchical-context-parallel-sizes")
+    flags = ("--cp-comm-type", "a2a+p2p", "--context-parallel-size", "4", "--seq-length", "8K")
+    layout = ("--tensor-model-parallel-size", "2", "--global-batch-size", "8")
+    capsys.readouterr()
+    cli.main(["plan", recipe, *words, "2", "2", *flags, *layout])
+    line = next(one for one in capsys.readouterr().out.splitlines() if f" {recipe} --" in one)
+    program, verb, *rest = shlex.split(line)
+    assert program == "ultralong"
+    ranks, rest = take_ranks(rest)
+    options = SftConfig if recipe in SFT_RECIPES else PretrainConfig
+    default, typed = begin(verb, rest, PRETRAIN_RECIPES | SFT_RECIPES, options)
+    run = command_line.parse(options, verb, typed, default)
+    assert (ranks, run.optimizer.lr, run.data.seq_length) == (8, 1e-4, 8192)
+    assert run.parallel.hierarchical_context_parallel_sizes == (2, 2)
+
+
 def test_flags_of_the_run_are_in_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--seq-length=256K", "--lr", "1e-5", "--num-alternatives", "2", "--deterministic-mode")
     _, command = printed(capsys, *EIGHT, *words)
@@ -95,7 +115,14 @@ def test_the_command_for_a_node_and_a_half(capsys: pytest.CaptureFixture[str]) -
 
 def test_what_has_no_plan_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     error = refusal(capsys, "plan", "--gpus", "1", "--model", "llama3.1-70b")
-    assert "rows of 131,072 do not fit: TP 1" in error
+    assert (
+        "rows of 131,072 do not fit: none of 5 layouts of 1 GPUs fits; the nearest: TP 1" in error
+    )
+    assert "change: `--gpus " in error
+    error = refusal(capsys, "plan", "--gpus", "2", "--model", "llama3.1-8b")
+    assert "change: `--optimizer-cpu-offload` (TP 1, CP 2" in error, (
+        "that of docs/your-own-model.md"
+    )
     error = refusal(capsys, "plan", *EIGHT, "--json", str(tmp_path / "plan.json"))
     assert "--json, --png and --no-search are about one plan: give its --seq-length" in error
     assert "names no model" in refusal(capsys, "plan", "--gpus", "8")

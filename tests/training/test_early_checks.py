@@ -128,6 +128,10 @@ def convert_cases(tiny: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
             ["convert", "verify", source, base, "--logits", "--dtype", "bf16"],
             "--logits compares models of one dtype",
         ),
+        "export gguf": (
+            ["convert", "export", base, f"{new}.gguf"],
+            "has the name of a GGUF file, and --format huggingface writes",
+        ),
         "verify gguf": (["convert", "verify", base, f"{gone}.gguf"], "GGUF file"),
     }
 
@@ -173,6 +177,16 @@ def cases(
             "global_batch_size (3) must be divisible",
         ),
         "checkpoint": ([*good, "--load", str(folder / "gone")], "gone does not exist"),
+        "iteration": (
+            [*good, "--load", str(tiny / "base" / "release")],
+            f"it is inside the checkpoint {(tiny / 'base').resolve()}: give that folder",
+        ),
+        "not imported": (
+            [*good, "--load", str(tiny / "hf")],
+            f"make one with `ultralong convert import {tiny / 'hf'} DST`",
+        ),
+        "folder": (["pretrain", "--config", str(folder)], "is a folder: give the file in it, "),
+        "no file": (["pretrain", "--config", str(folder / "empty")], "empty is not a file"),
         "no checkpoint": ([*good, "--load", str(folder / "empty")], "ultralong.json"),
         "heads": (
             [*good, "--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "3"],

@@ -49,6 +49,11 @@ def check_export(config: ExportConfig, num_ranks: int = 1) -> list[str]:
     check_ranges(config)
     metadata = _metadata(config.src, config.iteration)
     lines = _check_readers(metadata, config)
+    if config.dst.suffix == ".gguf" and config.format != "gguf":
+        raise InputError(
+            f"output {config.dst} has the name of a GGUF file, and --format {config.format} writes "
+            f"a folder of other files: add --format gguf, or name it {config.dst.with_suffix('')}"
+        )
     check_output(config.dst, OUTPUT)
     return lines
 

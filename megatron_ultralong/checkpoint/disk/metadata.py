@@ -149,10 +149,7 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
                 f"checkpoint folder {missing(checkpoint)}: name one that `ultralong convert import "
                 "SRC DST` made, or the --save of a run"
             )
-        raise InputError(
-            f"{checkpoint} has no {FILE_NAME}: it is not a Megatron checkpoint of "
-            "this project; make one with `ultralong convert import SRC DST`"
-        )
+        raise InputError(f"{checkpoint} has no {FILE_NAME}: {_what_it_is(Path(checkpoint))}")
     _check_seal(path.parent)
     values = read_json(path, hint="import the checkpoint again")
     version = values.integer("format_version")
@@ -183,6 +180,28 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
             f"continue with it there; this program reads models of {titles()} alone"
         )
     return metadata
+
+
+def _what_it_is(folder: Path) -> str:
+    """Of a folder that is not a checkpoint, and what to give instead of it."""
+    run = folder.resolve().parent
+    if (run / FILE_NAME).is_file():
+        number = folder.name.removeprefix("iter_").lstrip("0") or "0"
+        return (
+            f"it is inside the checkpoint {run}: give that folder, whose "
+            "latest_checkpointed_iteration.txt says which iteration is read"
+            + f" (write {number} into it for this one)"
+            * number.isdecimal()
+        )
+    if (folder / "config.json").is_file():
+        return (
+            "it is a model of Hugging Face's, not a Megatron checkpoint of this project; make one "
+            f"with `ultralong convert import {folder} DST`"
+        )
+    return (
+        "it is not a Megatron checkpoint of this project; make one with `ultralong convert import "
+        "SRC DST`"
+    )
 
 
 def _rope_scaling(values: JsonObject, path: Path) -> RopeScaling:

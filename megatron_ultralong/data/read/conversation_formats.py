@@ -9,9 +9,10 @@
 * Alpaca: ``{"instruction": ..., "input": ..., "output": ...}``, with ``system`` and ``history``
   (pairs of earlier turns). Instruction and input are one user turn, an empty line between them.
 
-A list of turns may be JSON, or a list of JSON, and a turn may be spelled in either way
-(:mod:`~megatron_ultralong.data.read.conversation_turns`). A key of a record or of a turn whose
-value is null is one that is not there: parquet has every key in every record.
+Keys have other names, too (:data:`SPELLINGS`). A list of turns may be JSON, or a list of JSON, and
+a turn may be spelled in either way (:mod:`~megatron_ultralong.data.read.conversation_turns`). A key
+of a record or of a turn whose value is null is one that is not there: parquet has every key in
+every record.
 """
 
 import dataclasses
@@ -40,6 +41,37 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """Keys of a record that are read."""
 
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "prompt": ("question",),
+    "completion": ("response", "answer"),
+    "input": ("context",),
+    "output": ("response",),
+}
+"""Other names of a key, one of which is read where the key is not there (Dolly, GSM8K)."""
+
+
+def keys_read(record: Fields, chat_format: ChatFormat) -> tuple[str, dict[str, str]]:
+    """The format of a record, and the keys in it that are read, by the format's own.
+
+    Raises:
+        ConversationError: it is of no format, or not of this one.
+    """
+    there = {key for key, value in record.items() if value is not None}
+    for name in MARKS if chat_format == "auto" else (chat_format,):
+        names = {key: (key, *SPELLINGS.get(key, ())) for key in KEYS[name]}
+        found = {key: [one for one in its if one in there] for key, its in names.items()}
+        keys = {key: its[0] for key, its in found.items() if its}
+        missing = [key for key in MARKS[name] if key not in keys]
+        if not missing:
+            return name, keys
+    here = f"keys here: {', '.join(str(key) for key in record if key in there)[:300] or 'none'}"
+    if chat_format != "auto":
+        text = f"a record of format {chat_format} has no {missing[0]!r}; {here}"
+        raise chat.ConversationError("unknown format", text)
+    known = ", ".join(f"{name} ({' and '.join(marks)})" for name, marks in MARKS.items())
+    text = f"no format has these keys; {here}; known are {known}"
+    raise chat.ConversationError("unknown format", text)
+
 
 def parse_conversation(
     record: Fields,
@@ -58,15 +90,9 @@ def parse_conversation(
     Raises:
         ConversationError: it is none, or none to train on.
     """
-    fields = {key: value for key, value in record.items() if value is not None}
-    name = _format_of(fields) if chat_format == "auto" else chat_format
-    missing = [key for key in MARKS[name] if key not in fields]
-    if missing:
-        raise chat.ConversationError(
-            "unknown format", f"a record of format {name} has no {missing[0]!r}; {_keys(fields)}"
-        )
+    name, keys = keys_read(record, chat_format)
     options = TurnOptions(frozenset(ignore_keys), reasoning)
-    read = {key: fields[key] for key in KEYS[name] if key in fields}
+    read = {key: record[its] for key, its in keys.items()}
     messages = _PARSERS[name](read, options)
     builtin_tools = _builtin_tools_of(read.get("builtin_tools"), options.texts)
     conversation = chat.Conversation(
@@ -77,20 +103,6 @@ def parse_conversation(
     ).learnable()
     conversation.check()
     return conversation
-
-
-def _format_of(fields: Fields) -> str:
-    for name, marks in MARKS.items():
-        if all(key in fields for key in marks):
-            return name
-    known = ", ".join(f"{name} ({' and '.join(marks)})" for name, marks in MARKS.items())
-    raise chat.ConversationError(
-        "unknown format", f"no format has these keys; {_keys(fields)}; known are {known}"
-    )
-
-
-def _keys(fields: Fields) -> str:
-    return f"keys here: {', '.join(map(str, fields))[:300] or 'none'}"
 
 
 def _messages(fields: Fields, options: TurnOptions) -> list[chat.Message]:

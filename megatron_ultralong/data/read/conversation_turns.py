@@ -29,6 +29,8 @@ SHAREGPT_ROLES: dict[str, chat.Role] = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
     "assistant": "assistant",
     "function_call": "assistant",
     "tool": "tool",
@@ -36,6 +38,14 @@ SHAREGPT_ROLES: dict[str, chat.Role] = {
     "function_response": "tool",
 }
 """Role by ShareGPT's ``from``; the value of a ``function_call`` is the call as JSON."""
+
+OPENAI_ROLES: dict[str, chat.Role] = {
+    **{role: role for role in chat.ROLES},
+    "developer": "system",
+    **{name: SHAREGPT_ROLES[name] for name in ("human", "gpt", "bot", "model")},
+    "ipython": "tool",
+}
+"""Role by ``role``: those of OpenAI and Llama, and what others say instead."""
 
 _PART_TYPES = ("text", "input_text", "output_text")
 
@@ -94,13 +104,13 @@ def _message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> chat
     if "from" in turn or "value" in turn:
         return _sharegpt_message(number, turn, options)
     _check_keys(number, turn, _OPENAI_KEYS)
-    role = turn.get("role")
-    role = "tool" if role == "ipython" else role
-    if role not in chat.ROLES:
+    given = turn.get("role")
+    if not isinstance(given, str) or given not in OPENAI_ROLES:
         raise chat.ConversationError(
             "roles out of order",
-            f"turn {number} has role {role!r:.80}; known are {', '.join(chat.ROLES)} and ipython",
+            f"turn {number} has role {given!r:.80}; known are {', '.join(OPENAI_ROLES)}",
         )
+    role = OPENAI_ROLES[given]
     call = _only_call(number, role, turn.get("tool_calls"), options.texts)
     content = content_of(f"turn {number} ({role})", role, turn.get("content", ""), options)
     return chat.Message(role, content, call, _is_learnt(number, role, turn))

@@ -24,7 +24,7 @@ HEAD_BYTES = 1 << 16
 MAX_LINES = 20
 """Lines that are parsed to tell JSON lines from text."""
 
-_AS_TEXT = "--file-format text takes such files as one document each"
+_AS_TEXT = "`prepare --file-format text` takes such files as one document each"
 _MARK = b"\xef\xbb\xbf"
 _PAGE = "begins as HTML or XML: a page that tells of an error, saved instead of the data?"
 _CARRIAGE = (

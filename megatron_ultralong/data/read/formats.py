@@ -55,11 +55,17 @@ def _until(stop: int | None, position: int) -> int | None:
     return None if stop is None else max(0, stop - position)
 
 
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return (
+        f"not UTF-8 ({error.reason}): if it is Latin-1, convert it with `iconv -f LATIN1 -t UTF-8`"
+    )
+
+
 def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) -> record.Record:
     try:
         fields = record.json_value(line)
     except UnicodeDecodeError as error:
-        return record.Record(place, position, {}, f"not UTF-8 ({error.reason})")
+        return record.Record(place, position, {}, _not_utf8(error))
     except record.TooLargeError as error:
         return record.Record(place, position, {}, str(error))
     except json.JSONDecodeError as error:
@@ -138,7 +144,7 @@ def _read_text(path: Path, key: str, limit: int) -> Iterator[record.Record]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        yield record.Record(f"{path}:{line}", size, {}, f"not UTF-8 ({error.reason})")
+        yield record.Record(f"{path}:{line}", size, {}, _not_utf8(error))
         return
     del data
     yield record.Record(str(path), size, {key: text}, is_text_file=True)

@@ -1,13 +1,19 @@
 """Documents and conversations of the sources ``NAME=PATH`` on the command line, streamed."""
 
 import collections
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_ultralong.data.read.arrow_values import num_kept_nulls
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
-from megatron_ultralong.data.read.conversation_formats import KEYS, parse_conversation
+from megatron_ultralong.data.read.conversation_formats import (
+    KEYS,
+    SPELLINGS,
+    keys_read,
+    parse_conversation,
+)
 from megatron_ultralong.data.read.file_kind import nul_problem
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.options import (
@@ -166,6 +172,8 @@ def _key_error(flag: str, key: str, value: object, keys: Sequence[str]) -> str:
     kind = "no value" if value is None else f"a {type(value).__name__}"
     near = nearest(key, keys)
     hint = f"; perhaps you meant {flag} {near}" if near and near != key else ""
+    if not hint and key not in keys:
+        hint = f"; {flag} names another"
     return f"key {key!r} has {kind}, where a text belongs (keys here: {found}){hint}"
 
 
@@ -190,7 +198,7 @@ def _value(fields: Mapping[str, Any], key: str) -> Any:
     return _value(inner, rest) if dot and isinstance(inner, Mapping) else None
 
 
-_COLUMNS = tuple(dict.fromkeys(key for keys in KEYS.values() for key in keys))
+_COLUMNS = tuple(dict.fromkeys(itertools.chain(*KEYS.values(), *SPELLINGS.values())))
 
 MAX_UNREAD_KEYS = 1000
 OTHER_KEYS = "(other keys)"
@@ -259,11 +267,12 @@ class ConversationReader(_SourceReader):
         try:
             if record.error:
                 raise ConversationError("unreadable", record.error)
-            for key in record.fields:
-                if key not in _COLUMNS:
+            options = self.options
+            read = keys_read(record.fields, options.chat_format)[1].values()
+            for key, value in record.fields.items():
+                if key not in read and (value is not None or key not in _COLUMNS):
                     known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
                     self.unread_keys[key if known else OTHER_KEYS] += 1
-            options = self.options
             return parse_conversation(
                 record.fields, options.chat_format, options.ignore_keys, options.reasoning
             )

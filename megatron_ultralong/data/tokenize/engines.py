@@ -181,9 +181,13 @@ def open_reference(path: Path) -> tokenising.DocumentTokenizer:
     if not path.exists():
         raise InputError(f"--tokenizer {missing(path)}")
     if not file.is_file():
-        raise InputError(
-            f"--tokenizer {path} has no {' or '.join(NAMES)}; give such a file or its folder"
+        kept = path / "huggingface"  # of a checkpoint of this project
+        its = (
+            f"give {kept}"
+            if any((kept / name).is_file() for name in NAMES)
+            else "give such a file or its folder"
         )
+        raise InputError(f"--tokenizer {path} has no {' or '.join(NAMES)}; {its}")
     tokenising.check_file_sizes(file.parent)
     if file.suffix == ".json":
         return tokenising.HuggingFaceTokenizer(file)
