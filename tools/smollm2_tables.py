@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,10 +79,12 @@ def rates() -> Iterator[tuple[str, ...]]:
 def tables() -> str:
     """All of them, each under its caption."""
     lengths = ("8,192", "32,768", "65,536")
+    ablations = runpy.run_path(str(ROOT / "examples" / "smollm2" / "ablations.py"))
     captions = (
         "Retrieval, per cent of prompts over ten depths, with Wilson's 95 % interval and counts:",
         "Loss by position on eight held-out rows, nats per token ± one standard error over rows:",
         "Rates, 25 iterations each, per cent of ten prompts of seed 99 a length:",
+        "Ablations at 65,536 tokens, 32 rows each: the mean of the seeds, and each seed:",
     )
     made = (
         table(
@@ -93,6 +96,7 @@ def tables() -> str:
             ("rate", *(f"{kind} {length}" for kind in KINDS for length in lengths), "mean"),
             rates(),
         ),
+        "\n".join(ablations["table"](RESULTS)),
     )
     return "\n\n".join(f"{caption}\n\n{one}" for caption, one in zip(captions, made, strict=True))
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import math
 import os
 import shutil
 import statistics
@@ -34,6 +33,7 @@ from megatron_ultralong.program.aside import whole
 HERE = Path(__file__).parent
 SEQ_LENGTH, ORIGINAL_LENGTH = 65_536, 8192
 TRAIN_ITERS = 32
+SEEDS = (1, 2)
 EVERY = 12
 """Every so-many-th document of the corpus is used: twice the tokens that an arm takes."""
 
@@ -56,9 +56,8 @@ ARMS = {
     "separator-none": Arm("separator: none", separator="none"),
     "mask": Arm("documents do not attend to each other", ("--document-mask", "block")),
     "no-temperature": Arm("YaRN without temperature", ("--attention-factor", "1")),
-    "rotations": Arm("YaRN's ramp over rotations", ("--ramp", "rotations")),
     "paper-yarn": Arm(
-        "YaRN as the paper's: over rotations, no temperature",
+        "YaRN of the paper: over rotations, no temperature",
         ("--ramp", "rotations", "--attention-factor", "1"),
     ),
     "ntk": Arm("NTK-aware scaling", ("--rope-scaling", "ntk", "--attention-factor", "1")),
@@ -143,16 +142,18 @@ def evaluate(work: Path, model: str, results: Path) -> None:
             "--beyond-trained-positions", "--output", results / "passkey")  # fmt: skip
 
 
-def figures(results: Path) -> list[float]:
+def figures(results: Path) -> list[float | None]:
     """Loss inside the original context, in the last half of the row; passkeys at both lengths."""
     (loss,) = read_results(results / "loss" / "loss.json")
-    (passkey,) = read_results(results / "passkey" / "passkey.json")
-    found = [passkey.mean(str(length)) for length in (SEQ_LENGTH // 2, SEQ_LENGTH)]
-    ends = [loss.mean_loss(0, ORIGINAL_LENGTH), loss.mean_loss(SEQ_LENGTH // 2)]
-    return [math.nan if value is None else value for value in (*ends, *found)]
+    found = [loss.mean_loss(0, ORIGINAL_LENGTH), loss.mean_loss(SEQ_LENGTH // 2)]
+    asked = results / "passkey" / "passkey.json"
+    if not asked.exists():
+        return [*found, None, None]
+    (passkey,) = read_results(asked)
+    return [*found, *(passkey.mean(str(length)) for length in (SEQ_LENGTH // 2, SEQ_LENGTH))]
 
 
-def table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
+def table(work: Path, seeds: Sequence[int] = SEEDS) -> Iterator[str]:
     """A row of Markdown for each arm: the mean, and each seed's figure."""
     half = SEQ_LENGTH // 2
     yield (
@@ -163,17 +164,20 @@ def table(work: Path, seeds: Sequence[int]) -> Iterator[str]:
     results = work / "ablations" / "results"
     for name, arm in {"before": Arm("the original model, not trained"), **ARMS}.items():
         ran = [results / name] if name == "before" else [results / f"{name}-{s}" for s in seeds]
-        found = [figures(one) for one in ran if (one / "passkey").exists()]
-        if not found:
-            yield f"| {name} | {arm.what} | not run | not run | not run | not run |"
-            continue
-        columns = []
-        for place, values in enumerate(zip(*found, strict=True)):
-            digits = 3 if place < 2 else 0
-            mean = f"{statistics.fmean(values):.{digits}f}"
-            each = ", ".join(f"{value:.{digits}f}" for value in values)
-            columns.append(f"{mean} ({each})" if len(values) > 1 else mean)
+        found = [figures(one) for one in ran if (one / "loss").exists()]
+        columns = [
+            _mean([one[place] for one in found], digits=3 if place < 2 else 0) for place in range(4)
+        ]
         yield f"| {name} | {arm.what} | {' | '.join(columns)} |"
+
+
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    """The mean of the seeds that ran, and each."""
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return f"{known[0]:.{digits}f}" if known else "not run"
+    each = ", ".join(f"{value:.{digits}f}" for value in known)
+    return f"{statistics.fmean(known):.{digits}f} ({each})"
 
 
 def main() -> None:
@@ -183,7 +187,7 @@ def main() -> None:
     )
     parser.add_argument("work", type=Path, help="WORK of the numbered scripts")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--share", default="0/1", help="K/N: the K-th of N processes, on GPU K")
     parser.add_argument("--only-rows", action="store_true", help="prepare the rows; needs no GPU")
     parser.add_argument("--only-table", action="store_true", help="of the results that are there")
