@@ -15,6 +15,8 @@ from types import ModuleType
 
 import pytest
 
+from megatron_ultralong.cli.dispatch import read_training
+from megatron_ultralong.cli.verbs import VERBS
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.evaluation.results.file import read_results
 from megatron_ultralong.training.config_file import load_config
@@ -66,6 +68,32 @@ def test_the_files_of_settings_are_those_of_the_scripts() -> None:
     first, target = int(found["FIRST_ITERS"]), int(found["TRAIN_ITERS"])
     assert f"{first} iterations of 4 rows of {int(found['FIRST_LENGTH']):,} tokens" in page
     assert f"{target} iterations of one row of {int(found['SEQ_LENGTH']):,} tokens" in page
+
+
+def test_arms_differ_in_one_thing_and_take_the_same_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of every arm are read as the program reads them."""
+    ablations, commands = module("ablations"), []
+    monkeypatch.setattr(ablations, "run", lambda *words: commands.append([*map(str, words)]))
+    monkeypatch.setattr(ablations, "rows", lambda work, *of: work / "-".join(map(str, of)))
+    monkeypatch.setattr(ablations, "held_out_rows", lambda work: work)
+    tokens, last = {}, {}
+    for name in ablations.ARMS:
+        commands.clear()
+        ablations.train(tmp_path, name, 1, tmp_path / name)
+        trained = [words[1:] for words in commands if words[0] == "pretrain"]
+        runs = [read_training("pretrain", VERBS["pretrain"], words)[0] for words in trained]
+        for run in runs:
+            run.check(1)
+        tokens[name] = sum(r.train_iters * r.global_batch_size * r.data.seq_length for r in runs)
+        last[name] = (runs[-1].rope, runs[-1].data.document_mask, ablations.ARMS[name].separator)
+    assert set(tokens.values()) == {ablations.TRAIN_ITERS * ablations.SEQ_LENGTH}
+    differ = {name for name, setting in last.items() if setting == last["recipe"]}
+    assert differ == {"recipe", "two-steps"}
+    assert len({repr(setting) for setting in last.values()}) == len(ablations.ARMS) - 1
+    ablations.evaluate(tmp_path, "recipe=run", tmp_path / "results")
+    assert [words[:2] for words in commands[-2:]] == [["evaluate", "loss"], ["evaluate", "passkey"]]
 
 
 @pytest.mark.parametrize("target", ["128k", "256k"])

@@ -17,9 +17,13 @@ import sys
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
 
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
@@ -28,6 +32,24 @@ from megatron_ultralong.evaluation.models.opening import open_language_models
 from megatron_ultralong.evaluation.options import ModelsConfig
 
 NEW_TOKENS = 24
+
+
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """Causal attention [b, heads, s, d] over keys that are repeated for the heads that share them.
+
+    PyTorch has no fused kernel of float32 for grouped queries, and transformers asks for one: the
+    scores of 131,072 tokens would be 576 GiB.
+    """
+    assert mask is None, "rows are whole"
+    group = query.shape[1] // key.shape[1]
+    keys, values = (x.repeat_interleave(group, dim=1) for x in (key, value))
+    is_causal = query.shape[2] > 1
+    out = functional.scaled_dot_product_attention(
+        query, keys, values, is_causal=is_causal, scale=scaling
+    )
+    return out.transpose(1, 2).contiguous(), None
 
 
 def report(found: Scores, expected: Scores) -> None:
@@ -73,7 +95,9 @@ def main() -> None:
         model = next(models)
         found, our_text = model.score(row), model.generate([prompt], max_new_tokens=NEW_TOKENS)
         del model
+    transformers.AttentionInterface.register("repeated", attention)
     judge = HuggingFaceModel(arguments.exported, device=device)
+    judge._model.set_attn_implementation("repeated")
     expected, their_text = judge.score(row), judge.generate([prompt], max_new_tokens=NEW_TOKENS)
     report(found, expected)
     equal = sum(a == b for a, b in zip(our_text[0], their_text[0], strict=True))

@@ -93,7 +93,7 @@ def some_documents(work: Path) -> Path:
     folder = work / "ablations" / "corpus"
     if not folder.exists():
         with whole(folder) as aside:
-            aside.mkdir()
+            aside.mkdir(parents=True)
             for file in sorted((work / "corpus" / "train").glob("*.jsonl")):
                 with file.open("rb") as lines, (aside / file.name).open("wb") as some:
                     some.writelines(itertools.islice(lines, 0, None, EVERY))
