@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from itertools import accumulate, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.attention.kernels import block_attention, cudnn
+from megatron_ultralong.attention.kernels import block_attention, cudnn, efficient
 from megatron_ultralong.attention.kernels.base import Inputs, Saved, merge_
 from megatron_ultralong.attention.kernels.cpu import CPU, CpuKernel
+from megatron_ultralong.attention.kernels.efficient import EFFICIENT
 from megatron_ultralong.attention.kernels.math import MATH
 from megatron_ultralong.program.errors import InputError
 from tests.attention.whole_sequence import inputs
@@ -150,3 +152,41 @@ def test_the_choice_is_named_in_the_log_and_can_be_overridden(monkeypatch, caplo
 def test_a_kernel_that_cannot_serve_is_refused():
     with pytest.raises(InputError, match=r"kernel fa3 cannot serve .* there is none of that name"):
         block_attention.resolve(torch.float32, 64, CPU_DEVICE, "fa3")
+
+
+@pytest.mark.parametrize("mask", [None, (0, 45)])
+def test_the_float32_kernel_reads_each_key_for_all_heads_that_share_it(
+    mask: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's CPU kernel in the place of that of a GPU, by its arguments: 6 heads over 2."""
+    ops = torch.ops.aten
+    sizes = []
+
+    def forward(q, k, v, bias, with_lse, dropout, is_causal, *, scale):
+        assert (bias, with_lse, dropout) == (None, True, 0.0)
+        assert q.shape[1] == k.shape[1]
+        sizes.append(k.numel())
+        out, lse = ops._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, is_causal, scale=scale
+        )
+        return out, torch.nn.functional.pad(lse, (0, -lse.shape[-1] % 32)), None, None
+
+    def backward(dout, q, k, v, bias, out, lse, *rest, scale):
+        *_, wanted, is_causal = rest
+        assert (bias, lse.shape[-1] % 32, wanted) == (None, 0, [True, True, True, False])
+        return *ops._scaled_dot_product_flash_attention_for_cpu_backward(
+            dout, q, k, v, out, lse[..., : q.shape[2]], 0.0, is_causal, scale=scale
+        ), None
+
+    fused = {"_scaled_dot_product_efficient_attention": forward}
+    fused |= {f"{name}_backward": backward for name in fused}
+    monkeypatch.setattr(efficient, "aten", SimpleNamespace(**fused))
+    q, k, v, dout = inputs(45, 6, 2, 16, torch.float32)
+    its = Inputs(q, k, v, mask, 0.3)
+    out, lse = EFFICIENT.forward(its)
+    exact = MATH.forward(its)
+    found = EFFICIENT.backward(its, Saved(dout, out, lse))
+    expected = MATH.backward(its, Saved(dout, *exact))
+    for actual, wanted in zip((out, lse, *found), (*exact, *expected), strict=True):
+        torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5)
+    assert set(sizes) == {k.numel()}
