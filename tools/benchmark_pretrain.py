@@ -71,6 +71,12 @@ def random_base(work: Path, model: str, layers: int) -> Path:
     """``work/base``: a checkpoint of random weights in the shape of ``model``, with the demo's
     tokenizer; made if it is not there.
     """
+    made, shape = work / "shape.json", {"model": model, "layers": layers}
+    if made.exists() and json.loads(made.read_text()) != shape:
+        sys.exit(
+            f"error: {work} has {made.read_text()}, not {json.dumps(shape)}: name another --work"
+        )
+    made.write_text(json.dumps(shape))
     if not (work / "hf").exists():
         with whole(work / "hf") as aside:
             script = ["-c", _MODEL, str(aside), model, str(layers)]

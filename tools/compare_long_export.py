@@ -93,16 +93,16 @@ def main() -> None:
         torch.no_grad(),
     ):
         model = next(models)
-        found, our_text = model.score(row), model.generate([prompt], max_new_tokens=NEW_TOKENS)
+        found, text = model.score(row), model.generate([prompt], max_new_tokens=NEW_TOKENS)
         del model
     transformers.AttentionInterface.register("repeated", attention)
     judge = HuggingFaceModel(arguments.exported, device=device)
     judge._model.set_attn_implementation("repeated")
-    expected, their_text = judge.score(row), judge.generate([prompt], max_new_tokens=NEW_TOKENS)
+    expected, expected_text = judge.score(row), judge.generate([prompt], max_new_tokens=NEW_TOKENS)
     report(found, expected)
-    equal = sum(a == b for a, b in zip(our_text[0], their_text[0], strict=True))
+    equal = sum(a == b for a, b in zip(text[0], expected_text[0], strict=True))
     print(f"\n{equal} of {NEW_TOKENS} greedy tokens equal behind {len(prompt):,}")
-    sys.exit(our_text != their_text)
+    sys.exit(text != expected_text)
 
 
 if __name__ == "__main__":

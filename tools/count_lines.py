@@ -13,18 +13,18 @@ def main() -> None:
     num_files, num_lines, num_imports = Counter[str](), Counter[str](), Counter[str]()
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         text = path.read_text()
-        for room in (path.relative_to(ROOT / PACKAGE).parts[0], "all"):
-            num_files[room] += 1
-            num_lines[room] += text.count("\n")
-            num_imports[room] += sum(
+        for folder in (path.relative_to(ROOT / PACKAGE).parts[0], "all"):
+            num_files[folder] += 1
+            num_lines[folder] += text.count("\n")
+            num_imports[folder] += sum(
                 (node.end_lineno or node.lineno) - node.lineno + 1
                 for node in ast.walk(ast.parse(text))
                 if isinstance(node, ast.Import | ast.ImportFrom)
             )
-    for room, lines in reversed(num_lines.most_common()):
-        imports = num_imports[room]
+    for folder, lines in reversed(num_lines.most_common()):
+        imports = num_imports[folder]
         share = f"imports {imports:5,} ({imports / max(lines, 1):.1%})"
-        print(f"{room:16} {num_files[room]:4} files {lines:7,} lines, {share}")
+        print(f"{folder:16} {num_files[folder]:4} files {lines:7,} lines, {share}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
     bash examples/smollm2/04_import.sh               # after steps 1 and 2: the weights, the corpus
     python examples/smollm2/ablations.py smollm2     # rows, then every arm with every seed
+    python examples/smollm2/ablations.py smollm2 --only-rows    # before several processes
     python examples/smollm2/ablations.py smollm2 --share 0/2    # on the first of two GPUs
     python examples/smollm2/ablations.py smollm2 --only-table   # of what is there
 
@@ -112,6 +113,11 @@ def prepare(corpus: Path, folder: Path, seq_length: int, separator: str) -> None
         "--valid-fraction", 0, "--seed", 1)  # fmt: skip
 
 
+def first_part(folder: Path) -> Path:
+    """Where the first part of an arm is trained, beside the second."""
+    return folder.with_name(f"{folder.name}-first")
+
+
 def train(work: Path, name: str, seed: int, folder: Path) -> None:
     """Train an arm; its first part, if it has one, is kept beside it until the second is done."""
     arm, load = ARMS[name], work / "base"
@@ -119,7 +125,7 @@ def train(work: Path, name: str, seed: int, folder: Path) -> None:
     iterations = TRAIN_ITERS
     if arm.first_length:
         iterations //= 2
-        short, first = SEQ_LENGTH // arm.first_length, folder.with_name(f"{folder.name}-first")
+        short, first = SEQ_LENGTH // arm.first_length, first_part(folder)
         run("pretrain", *common, "--load", load, "--save", first, "--data-path",
             rows(work, arm.separator, arm.first_length), "--seq-length", arm.first_length,
             "--global-batch-size", short, "--train-iters", iterations, "--rope-scaling-factor",
@@ -194,7 +200,8 @@ def main() -> None:
     arguments = parser.parse_args()
     work, (place, shares) = arguments.work, map(int, arguments.share.split("/"))
     if shares > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(place)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(shares)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place]
     if arguments.only_rows:
         held_out_rows(work)
         for arm in ARMS.values():
@@ -214,8 +221,8 @@ def main() -> None:
             folder = work / "ablations" / label
             train(work, name, seed, folder)
             evaluate(work, f"{name}={folder}", results / label)
-            for done in folder.parent.glob(f"{label}*"):
-                shutil.rmtree(done)
+            for done in (folder, first_part(folder)):
+                shutil.rmtree(done, ignore_errors=True)
             print(f"== {label}: {time.monotonic() - start:.0f} s", flush=True)
     sys.stdout.write("\n".join(table(work, arguments.seeds)) + "\n")
 

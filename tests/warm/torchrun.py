@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,24 @@ class _Rank(subprocess.Popen[bytes]):
         if self.pid:
             self._child_created = True
             return
-        os.setsid()
-        # As after a start: no file, no handler and nothing to do at the end is left of the parent.
-        null = os.open(os.devnull, os.O_RDWR)
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2:
-                os.dup2(null, int(name))
-        for number in signal.valid_signals():
-            if callable(signal.getsignal(number)):
-                signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        atexit._clear()
-        Path("/proc/self/comm").write_text(f"rank {environment['RANK']}")
-        module = args.index("-m") + 1
-        _be(args[module], list(args[module + 1 :]), environment)
+        try:
+            os.setsid()
+            # As after a start: no file, handler or thing to do at the end is left of the parent.
+            null = os.open(os.devnull, os.O_RDWR)
+            for name in os.listdir("/proc/self/fd"):
+                if int(name) > 2:
+                    os.dup2(null, int(name))
+            for number in signal.valid_signals():
+                if callable(signal.getsignal(number)):
+                    signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            atexit._clear()
+            Path("/proc/self/comm").write_text(f"rank {environment['RANK']}")
+            module = args.index("-m") + 1
+            _be(args[module], list(args[module + 1 :]), environment)
+        except BaseException:  # it must not go on as a second agent
+            traceback.print_exc()
+            os._exit(1)
 
 
 def _be(module: str, arguments: list[str], environment: dict[str, str]) -> None:
