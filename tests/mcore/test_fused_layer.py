@@ -1,0 +1,190 @@
+"""Layers with fused elementwise work against Megatron-Core's operations, one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.mcore import elementwise, fused_projection, products
+from megatron_ultralong.mcore.model import build_model, transformer_config
+from megatron_ultralong.mcore.parallel import parallel_groups
+from megatron_ultralong.mcore.recomputed_layer import Recomputation
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.errors import InputError
+from tests.mcore.test_recomputed_layer import MODEL
+from tests.ranks import run_on_ranks
+
+SEQ_LENGTH = 96
+Values = dict[str, torch.Tensor]
+ONE, TP2 = ParallelConfig(), ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)
+FEW_GROUPS = dataclasses.replace(MODEL, num_query_groups=1)
+NORMED = dataclasses.replace(MODEL, model_type="qwen3")
+
+
+def layer_values(
+    groups: ProcessGroupCollection,
+    parallel: ParallelConfig,
+    recomputation: Recomputation,
+    *,
+    model: ModelConfig = MODEL,
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
+) -> Values:
+    """Losses and gradients of this rank, of two passes over two rows."""
+    config = transformer_config(model, parallel, params_dtype=dtype, compiled=compiled)
+    built = build_model(
+        *(model, config, groups),
+        seq_length=SEQ_LENGTH,
+        rope_scaling=None,
+        recomputation=recomputation,
+    ).to(dtype)
+    generator = torch.Generator().manual_seed(groups.tp.rank())
+    for parameter in built.parameters():
+        drawn = torch.randn(parameter.shape, generator=generator) * 0.2 + (parameter.ndim == 1)
+        parameter.data.copy_(drawn.bfloat16())  # the same weights in every dtype
+    device = next(built.parameters()).device
+    rows = torch.randint(64, (2, SEQ_LENGTH + 1), generator=torch.Generator().manual_seed(9))
+    rows = rows.to(device)
+    for _ in range(2):
+        losses = built(rows[:, :-1], None, None, labels=rows[:, 1:])
+        losses.square().sum().backward()
+    found = {name: x.grad.cpu() for name, x in built.named_parameters() if x.grad is not None}
+    return {"losses": losses.detach().cpu(), **found}
+
+
+def both(
+    parallel: ParallelConfig, tile_size: int, model: ModelConfig, dtype: torch.dtype
+) -> list[Values]:
+    """Run on every rank: fused and plain; of bfloat16 in float32 too."""
+    with parallel_groups(parallel, seed=1) as groups:
+        ways = [(True, dtype), (False, dtype), (False, torch.float32)]
+        return [
+            layer_values(
+                *(groups, parallel, Recomputation(tile_size=tile_size, fused=fused)),
+                model=model,
+                dtype=its,
+            )
+            for fused, its in ways[: 2 if dtype is torch.float32 else 3]
+        ]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "tile_size", "model"),
+    [
+        (1, ONE, 0, MODEL),
+        (1, ONE, 20, MODEL),  # four tiles and a shorter one
+        (1, ONE, 20, NORMED),
+        (2, TP2, 20, MODEL),
+        (2, TP2, 0, FEW_GROUPS),  # one group of queries on two ranks
+    ],
+    ids=["whole", "tiles", "norms of queries", "runs", "a shared group"],
+)
+def test_fused_layers_have_the_losses_and_gradients_of_plain_ones(
+    ranks: int, parallel: ParallelConfig, tile_size: int, model: ModelConfig
+) -> None:
+    for fused, plain in run_on_ranks(ranks, both, parallel, tile_size, model, torch.float32):
+        assert fused.keys() == plain.keys()
+        for name, exact in plain.items():
+            # Sums of products are rounded elsewhere; float32 has 24 bits.
+            error = (fused[name] - exact).norm() / exact.norm()
+            assert error <= 1e-6, (name, error)
+
+
+def test_in_bfloat16_they_are_no_further_from_float32() -> None:
+    (found,) = run_on_ranks(1, both, ONE, 20, MODEL, torch.bfloat16)
+
+    def errors(way: Values) -> dict[str, float]:
+        return {
+            name: float((way[name] - exact).norm() / exact.norm())
+            for name, exact in found[2].items()
+        }
+
+    fused, plain = errors(found[0]), errors(found[1])
+    # Fewer roundings.
+    assert fused["losses"] <= plain["losses"], (fused["losses"], plain["losses"])
+    # Gradients are as much a matter of luck: over seeds the mean of both is the same, with a
+    # spread of a fifth.
+    assert sum(fused.values()) <= 1.5 * sum(plain.values()), (fused, plain)
+
+
+def test_a_rotation_and_its_reverse_are_those_of_complex_numbers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 2, 3, 2, 8, generator=generator, dtype=torch.float64)
+    angle = torch.randn(5, 1, 1, 1, 8, generator=generator, dtype=torch.float64)
+    sin = torch.cat((-angle.sin(), angle.sin()), dim=-2)
+    turned, back = torch.empty_like(x), torch.empty_like(x)
+    fused_projection.rotate(turned, x, angle.cos(), sin)
+    exact = torch.complex(*x.unbind(-2)) * torch.polar(torch.ones_like(angle), angle)[..., 0, :]
+    # Float32 inside.
+    torch.testing.assert_close(torch.complex(*turned.unbind(-2)), exact, rtol=1e-5, atol=1e-6)
+    fused_projection.rotate(back, turned, angle.cos(), -sin)
+    torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-6)
+
+
+def test_any_number_of_lengths_takes_two_compilations() -> None:
+    compilations = []
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        compilations.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    rotate = torch.compile(fused_projection.rotate, fullgraph=True, backend=count)
+    for length in (64, 64, 48, 33, 64, 17, 1024):
+        whole = torch.zeros(1, 2048, 1, 2, 4, 2, 8, dtype=torch.bfloat16)
+        mixed = torch.randn(1, length, 1, 2, 6, 2, 8).bfloat16()
+        angle = torch.randn(1, length, 1, 1, 1, 1, 8)
+        sin = torch.cat((-angle.sin(), angle.sin()), dim=-2)
+        arguments = (mixed[..., :-2, :, :], angle.cos(), sin)
+        expected = torch.zeros_like(whole[:, :length])
+        rotate(whole[:, 3 : 3 + length], *arguments)
+        fused_projection.rotate(expected, *arguments)
+        assert torch.equal(whole[:, 3 : 3 + length], expected)
+    assert len(compilations) == 2
+
+
+def test_a_linear_layer_without_its_product_has_its_gradients() -> None:
+    assert run_on_ranks(1, products_and_gradients) == [True]
+
+
+def products_and_gradients() -> bool:
+    """Run on every rank: gradients of a layer with garbage for its result, bit by bit."""
+    with parallel_groups(ONE, seed=1) as groups:
+        config = transformer_config(MODEL, ONE, params_dtype=torch.float32)
+        built = build_model(MODEL, config, groups, seq_length=SEQ_LENGTH, rope_scaling=None)
+        linear = built.decoder.layers[0].mlp.linear_fc2
+        torch.nn.init.normal_(linear.weight)
+        found = []
+        for is_left_out in (False, True):
+            x = torch.randn(5, 1, 48, generator=torch.Generator().manual_seed(1)).requires_grad_()
+            linear.weight.grad = None
+            with products.result_left_out(linear if is_left_out else None):
+                result, _ = linear(x)
+            with torch.no_grad():
+                is_product = torch.equal(result, x @ linear.weight.t())
+            result.backward(torch.ones_like(result))
+            found.append((x.grad, linear.weight.grad))
+            assert is_product is not is_left_out
+        assert "forward" not in vars(linear)
+        return all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_the_choice_says_why_and_what_is_asked_for_is_kept(monkeypatch) -> None:
+    cpu = torch.device("cpu")
+    choice = elementwise.choose("auto", torch.bfloat16, cpu)
+    assert not choice.is_compiled
+    assert str(choice).endswith("not compiled: they are for a GPU, not for cpu")
+    assert "not compiled: --elementwise-kernel torch" in str(
+        elementwise.choose("torch", torch.bfloat16, cpu)
+    )
+    with pytest.raises(
+        InputError, match=r"compiled cannot be had .* use --elementwise-kernel auto"
+    ):
+        elementwise.choose("compiled", torch.bfloat16, cpu)
+    monkeypatch.setattr(elementwise, "refusal", lambda *_: None)
+    assert elementwise.choose("auto", torch.bfloat16, cpu).is_compiled
