@@ -13,7 +13,7 @@ from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.plan.estimate import Estimate, run_time
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.job import GIB, Job
-from megatron_ultralong.plan.work import ring_bytes, tensor_parallel_bytes
+from megatron_ultralong.plan.work import ring_bytes, tensor_parallel_bytes, unread_products
 
 
 def job(
@@ -26,7 +26,7 @@ def job(
     modules: dict[str, Any] | None = None,
     **memory: Any,
 ) -> Job:
-    """Llama 3.1 8B's shape, one row for each replica."""
+    """Llama 3.1 8B's shape, one row for each replica, as it ran before kernels were compiled."""
     config = PRETRAIN_RECIPES["llama3.1-8b-1m"]()
     parallel = dataclasses.replace(
         config.parallel,
@@ -39,11 +39,17 @@ def job(
         parallel=parallel,
         global_batch_size=parallel.data_parallel_size(gpus),
         data=dataclasses.replace(config.data, seq_length=length),
-        layers=LayerConfig(**modules or {}),
+        layers=LayerConfig(**{"elementwise_kernel": "torch", **(modules or {})}),
         memory=dataclasses.replace(config.memory, **memory),
     )
     model = dataclasses.replace(MODELS["llama3.1-8b"], num_layers=layers)
     return Job(model, config, gpus, length * (length + 1) / 2)
+
+
+def seconds_before(estimate: Estimate) -> float:
+    """Products that nobody reads were made then too."""
+    its, rate = estimate.job, 1e12 * HARDWARE["h100-80gb"].matmul_tflops
+    return its.num_microbatches * its.model.num_layers * unread_products(its) / rate
 
 
 REAL = [  # all ranks real, NCCL: name, job, GPU, seconds, peak in GiB (0: not noted)
@@ -77,7 +83,8 @@ def test_jobs_whose_ranks_are_all_real(
 ) -> None:
     estimate = Estimate(planned, HARDWARE[gpu])
     # The stated error (docs/planning.md).
-    assert estimate.time.total == pytest.approx(seconds, rel=0.08), name
+    total = estimate.time.total + seconds_before(estimate)
+    assert total == pytest.approx(seconds, rel=0.08), name
     if peak:
         assert estimate.worst.peak.total / GIB == pytest.approx(peak, rel=0.02), name
 
@@ -90,7 +97,7 @@ def test_one_rank_of_a_big_job(
     assert estimate.worst.peak.total / GIB == pytest.approx(peak, rel=0.02), name
     # Attention ran up to 18 % faster on that run's random weights than on the queries of
     # benchmarks/attention.md, whose rates the plan has.
-    assert seconds < estimate.time.compute < 1.18 * seconds, name
+    assert seconds < estimate.time.compute + seconds_before(estimate) < 1.18 * seconds, name
 
 
 TE = {"transformer_impl": "transformer_engine"}
