@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.transformer.identity_op import IdentityOp
 from torch import Tensor
 
 from megatron_ultralong.mcore import products, tiles
@@ -21,9 +22,10 @@ class Projection:
         """``angles``: radians of all tokens, [s, 1 or b, 1, d]."""
         self.layer, self.attention = layer, layer.self_attention
         self.tiles, self.angles = sequence, angles
-        # The gradient of a norm needs what it was given; that of a rotation does not.
         norms = (self.attention.q_layernorm, self.attention.k_layernorm)
-        self._unread = self.attention.linear_qkv if norms == (None, None) else None
+        # The gradient of a norm needs what it was given; that of a rotation does not.
+        has_norms = not all(isinstance(norm, IdentityOp | None) for norm in norms)
+        self._unread = None if has_norms else self.attention.linear_qkv
 
     def forward(self, hidden: Tensor) -> QueriesKeysValues:
         """Queries [s, b, heads, d], keys and values [s, b, kv_heads, d], of all tokens."""

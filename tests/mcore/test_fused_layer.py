@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.mcore import elementwise, fused_projection, products
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.plan.job import Job
+from megatron_ultralong.plan.work import layer_work
 from megatron_ultralong.program.errors import InputError
 from tests.mcore.test_recomputed_layer import MODEL
 from tests.ranks import run_on_ranks
@@ -172,6 +176,48 @@ def products_and_gradients() -> bool:
             assert is_product is not is_left_out
         assert "forward" not in vars(linear)
         return all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(("model", "fused"), [(MODEL, True), (MODEL, False), (NORMED, True)])
+def test_the_products_of_a_layer_are_those_that_the_plan_counts(
+    model: ModelConfig, fused: bool
+) -> None:
+    (counted,) = run_on_ranks(1, flop_of_two_layers, model, fused)
+    config = PRETRAIN_RECIPES["llama3.1-8b-1m"]()
+    config = dataclasses.replace(
+        config,
+        parallel=ONE,
+        micro_batch_size=2,
+        global_batch_size=2,
+        data=dataclasses.replace(config.data, seq_length=SEQ_LENGTH),
+    )
+    planned = Job(model, config, 1, SEQ_LENGTH * (SEQ_LENGTH + 1) / 2)
+    assert counted == 2 * layer_work(planned).products
+
+
+class _Products(TorchDispatchMode):
+    """Counts FLOP of matrix products, in backward passes inside of others too."""
+
+    flop = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.mm.default:
+            self.flop += 2 * args[0].numel() * args[1].shape[1]
+        return func(*args, **(kwargs or {}))
+
+
+def flop_of_two_layers(model: ModelConfig, fused: bool) -> float:
+    """Run on every rank: FLOP of matrix products that two layers more take, one pass."""
+    counts = []
+    with parallel_groups(ONE, seed=1) as groups:
+        for num_layers in (1, 3):
+            with _Products() as counter:
+                layer_values(
+                    *(groups, ONE, Recomputation(tile_size=20, fused=fused)),
+                    model=dataclasses.replace(model, num_layers=num_layers),
+                )
+            counts.append(counter.flop)
+    return (counts[1] - counts[0]) / 2
 
 
 def test_the_choice_says_why_and_what_is_asked_for_is_kept(monkeypatch) -> None:
