@@ -9,6 +9,7 @@ runs Megatron-Core's operations one by one. Norms are one kernel of torch's in b
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ def refusal(dtype: torch.dtype, device: torch.device) -> str | None:
     if found < (8, 0):
         return f"they need compute capability (8, 0), the device has {found}"
     try:
-        import triton  # noqa: F401
+        importlib.import_module("triton")
     except Exception as error:  # a broken package raises anything when it loads its library
         return f"triton cannot be imported ({type(error).__name__}: {error})"
     # Whether there is a C compiler, Python's headers and a folder that code runs from, the first

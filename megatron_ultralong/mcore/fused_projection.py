@@ -96,7 +96,8 @@ class FusedProjection(Projection):
 
     def _tile(self, whole: Tensor, tile: slice, like: Tensor) -> Tensor:
         """A tile of queries, keys or values of all tokens, [runs, n, b, groups, heads, d]."""
-        return self.tiles.runs(whole)[:, tile].unflatten(-2, like.shape[-3:-1])
+        part: Tensor = self.tiles.runs(whole)[:, tile].unflatten(-2, like.shape[-3:-1])
+        return part
 
     def _move(self, to: list[Tensor], source: list[Tensor], tile: slice, sign: int) -> None:
         """Write queries and keys rotated (back, by ``sign`` -1), values as they are."""
@@ -106,5 +107,11 @@ class FusedProjection(Projection):
         sin = torch.cat((-sin, sin), dim=-2)
         kernel = compiled_rotate() if half.is_cuda else rotate
         for out, x in zip(to[:2], source[:2], strict=True):
-            kernel(*(each.detach().unflatten(-1, (2, -1)) for each in (out, x)), cos, sin)
+            kernel(_halves(out), _halves(x), cos, sin)
         to[2].copy_(source[2].detach())
+
+
+def _halves(x: Tensor) -> Tensor:
+    """Heads [..., d] as [..., 2, d / 2], out of the graph."""
+    halves: Tensor = x.detach().unflatten(-1, (2, -1))
+    return halves
