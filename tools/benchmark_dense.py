@@ -231,9 +231,6 @@ class Bench:
         for _ in range(arguments.repeat):
             for way in arguments.ways:
                 passes[way].append(self.dense(way)[1])
-        if arguments.profile:
-            for way in arguments.ways:
-                _profile(self, way)
         steps: dict[str, list[Measurement]] = {way: [] for way in arguments.ways}
         self.step(arguments.ways[0])  # compiles attention's kernels
         for _ in range(arguments.repeat_steps):
@@ -313,9 +310,12 @@ def main() -> None:
     large = [product_rate(*([arguments.large] * 3))]
     config = dataclasses.replace(config, layers=LayerConfig(elementwise_kernel="torch"))
     with parallel_groups(config.parallel, seed=1) as groups:
-        found = Bench(config, model, groups).measure(arguments)
-    large.append(product_rate(*([arguments.large] * 3)))
-    _report(arguments, model, found, max(large))
+        bench = Bench(config, model, groups)
+        found = bench.measure(arguments)
+        large.append(product_rate(*([arguments.large] * 3)))
+        _report(arguments, model, found, max(large))
+        for way in arguments.ways if arguments.profile else ():
+            _profile(bench, way)
 
 
 def _report(
@@ -342,6 +342,7 @@ def _report(
               f"{layer / (base.forward + base.backward):.3f} | {its.tflops:.0f} | "
               f"**{its.tflops / large:.2f}** | {its.step:.3f} | {its.step / base.step:.3f} | "
               f"{its.mfu:.1%} | {its.peak_gib:.2f} | {its.first:.1f} |")  # fmt: skip
+    sys.stdout.flush()
     print("\nlosses of the whole steps: " + "; ".join(
         f"{way}: {', '.join(f'{loss:.5f}' for loss in its.losses)}" for way, its in found.items()
     ))  # fmt: skip
