@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -45,7 +45,24 @@ def choose(asked: ElementwiseKernel, dtype: torch.dtype, device: torch.device) -
             f"--elementwise-kernel compiled cannot be had for {dtype} on {device}: {why}; use "
             "--elementwise-kernel auto to get the fastest that can"
         )
+    if why is None:
+        keep_compilations()
     return Choice(why is None, why or "")
+
+
+COMPILATIONS = 64
+"""Of one function, for all models of a process."""
+
+
+def keep_compilations() -> None:
+    """Have ``torch.compile`` make a function for every kind of tensor that models call it with.
+
+    It stops after 8, and from then on runs the operations one by one. Megatron-Core's SwiGLU takes
+    5 for one model, and about as many for every width and dtype that is the first of its kind.
+    """
+    config: Any = importlib.import_module("torch._dynamo").config
+    # An alias in later versions of torch, whose first name is recompile_limit.
+    config.cache_size_limit = max(config.cache_size_limit, COMPILATIONS)
 
 
 @functools.cache

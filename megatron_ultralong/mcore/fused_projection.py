@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import itertools
+import types
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +32,43 @@ def rotate(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
     out.copy_(x * cos + x.flip(-2) * sin)
 
 
+def compiled_rotate(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """:func:`rotate` as one kernel, compiled for heads and layouts as they come.
+
+    Only lengths differ between calls of one kernel: it is compiled again for the second one, which
+    stands for any, and for one token.
+    """
+    tensors = (out, x, cos, sin)
+    _compiled(tuple((t.dtype, t.device, _without_length(t)) for t in tensors))(*tensors)
+
+
+def is_compiled(x: Tensor) -> bool:
+    """Whether tensors on that device are rotated by a kernel."""
+    return x.is_cuda
+
+
+def _without_length(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes and strides of [runs, n, ...] that do not depend on ``n``."""
+    return (x.shape[0], *x.shape[2:]), x.stride()[1:]
+
+
 @functools.cache
-def compiled_rotate() -> Callable[..., None]:
-    """:func:`rotate` as one kernel; compiled again for a second length, which stands for any."""
-    compiled: Callable[..., None] = torch.compile(rotate, fullgraph=True)
+def _compiled(_: Hashable) -> Callable[..., None]:
+    """A copy of :func:`rotate` to compile.
+
+    ``torch.compile`` keeps what it made, and how often (8 times at most), with a function's code:
+    queries, keys and their gradients, in models of different sizes, would be too many for one.
+    """
+    code = rotate.__code__.replace(co_name=f"rotate_{next(_numbers)}")
+    compiled: Callable[..., None] = torch.compile(
+        types.FunctionType(code, rotate.__globals__), fullgraph=True, backend=BACKEND
+    )
     return compiled
+
+
+_numbers = itertools.count()
+BACKEND: Any = "inductor"
+"""Of ``torch.compile``."""
 
 
 class FusedProjection(Projection):
@@ -105,7 +140,7 @@ class FusedProjection(Projection):
         half = half[..., None, None, :]  # [runs, n, 1 or b, groups, heads, halves, d / 2]
         cos, sin = half.cos(), sign * half.sin()
         sin = torch.cat((-sin, sin), dim=-2)
-        kernel = compiled_rotate() if half.is_cuda else rotate
+        kernel = compiled_rotate if is_compiled(half) else rotate
         for out, x in zip(to[:2], source[:2], strict=True):
             kernel(_halves(out), _halves(x), cos, sin)
         to[2].copy_(source[2].detach())

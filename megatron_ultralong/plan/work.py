@@ -65,8 +65,12 @@ def unread_products(job: Job) -> float:
     return 2.0 * its.tokens * unread
 
 
-FUSED_SWIGLU = 2.75
-"""Tensors of the MLP's width that a pass moves: three of forward passes, five of backward."""
+SWIGLU, FUSED_SWIGLU = 5.75, 2.75
+"""Tensors of the MLP's width that a pass moves, of four: five a forward pass by single operations,
+13 backward, with the joining of halves; compiled three and five."""
+ROTARY, FUSED_ROTARY = 24, 2
+"""Of queries and keys: halves that are cut, turned, multiplied, added and joined, 12; they are read
+across heads, and took as long as twice that. Fused, read and written once."""
 
 
 def _moved_by_layer(job: Job, num_passes: int) -> float:
@@ -78,13 +82,12 @@ def _moved_by_layer(job: Job, num_passes: int) -> float:
     local = its.hidden / its.tokens
     queries, keys = its.queries / its.tokens, its.keys / its.tokens
     wide = its.ffn * its.element
-    # Cosines and sines times halves that are cut, turned and joined; fused, read and written once.
-    rotary = 2 if job.config.layers.apply_rope_fusion else 12
-    swiglu, copies = 5.0, 4.0
+    rotary = FUSED_ROTARY if job.config.layers.apply_rope_fusion else ROTARY
+    swiglu, copies = SWIGLU, 4.0
     if job.config.layers.elementwise_kernel != "torch":
         swiglu = FUSED_SWIGLU
-        if job.memory.recompute_granularity != "none" and rotary > 2:
-            rotary, copies = 2, 2.0
+        if job.memory.recompute_granularity != "none" and rotary == ROTARY:
+            rotary, copies = FUSED_ROTARY, 2.0
     a_pass = 12 * local + swiglu * wide + rotary * (queries + keys) + copies * queries
     if job.model.family.qk_layernorm:
         a_pass += 2 * (queries + keys)

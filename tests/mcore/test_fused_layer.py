@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from megatron.core.fusions import fused_bias_swiglu
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +32,7 @@ SEQ_LENGTH = 96
 Values = dict[str, torch.Tensor]
 ONE, TP2 = ParallelConfig(), ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)
 FEW_GROUPS = dataclasses.replace(MODEL, num_query_groups=1)
+WIDE = dataclasses.replace(MODEL, hidden_size=256, ffn_hidden_size=384, kv_channels=64)
 NORMED = dataclasses.replace(MODEL, model_type="qwen3")
 
 
@@ -130,26 +136,93 @@ def test_a_rotation_and_its_reverse_are_those_of_complex_numbers() -> None:
     torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-6)
 
 
-def test_any_number_of_lengths_takes_two_compilations() -> None:
-    compilations = []
+class Compilations:
+    """A backend of ``torch.compile`` that counts, and runs what it is given."""
 
-    def count(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
-        compilations.append(graph)
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        self.number += 1
         return graph
 
+
+# Groups, heads of one, width: queries and keys of GQA, of two head sizes; MHA; one group; heads
+# without groups, behind norms.
+ROTATED = [(8, 4, 16), (8, 1, 16), (8, 4, 8), (8, 1, 8), (4, 1, 8), (1, 8, 16), (1, 24, 16)]
+
+
+@pytest.fixture
+def compilations(monkeypatch) -> Iterator[Compilations]:
     torch._dynamo.reset()
-    rotate = torch.compile(fused_projection.rotate, fullgraph=True, backend=count)
-    for length in (64, 64, 48, 33, 64, 17, 1024):
-        whole = torch.zeros(1, 2048, 1, 2, 4, 2, 8, dtype=torch.bfloat16)
-        mixed = torch.randn(1, length, 1, 2, 6, 2, 8).bfloat16()
-        angle = torch.randn(1, length, 1, 1, 1, 1, 8)
-        sin = torch.cat((-angle.sin(), angle.sin()), dim=-2)
-        arguments = (mixed[..., :-2, :, :], angle.cos(), sin)
-        expected = torch.zeros_like(whole[:, :length])
-        rotate(whole[:, 3 : 3 + length], *arguments)
-        fused_projection.rotate(expected, *arguments)
-        assert torch.equal(whole[:, 3 : 3 + length], expected)
-    assert len(compilations) == 2
+    fused_projection._compiled.cache_clear()
+    counter = Compilations()
+    monkeypatch.setattr(fused_projection, "BACKEND", counter)
+    yield counter
+    fused_projection._compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+def test_any_number_of_lengths_takes_two_compilations(compilations) -> None:
+    """One more for a single token, for every shape, layout and dtype: no limit is reached."""
+    kinds = [(shape, torch.bfloat16, is_back) for shape in ROTATED for is_back in (False, True)]
+    kinds.append((ROTATED[0], torch.float32, False))
+    assert len(kinds) > 8
+    for (groups, heads, width), dtype, is_back in kinds:
+        before = compilations.number
+        for length in (16, 16, 12, 9, 16, 7, 24, 1):
+            whole = torch.zeros(1, 64, 1, groups, heads, 2, width, dtype=dtype)[:, 3 : 3 + length]
+            mixed = torch.randn(1, length, 1, groups, heads + 2, 2, width).to(dtype)[..., :-2, :, :]
+            angle = torch.randn(1, length, 1, 1, 1, 1, width)
+            cos, sin = angle.cos(), torch.cat((-angle.sin(), angle.sin()), dim=-2)
+            out, x = (mixed, whole) if is_back else (whole, mixed)
+            if is_back:
+                x.copy_(torch.randn(x.shape))
+            expected = out.clone()
+            fused_projection.rotate(expected, x, cos, sin)
+            fused_projection.compiled_rotate(out, x, cos, sin)
+            assert torch.equal(out, expected)
+        assert compilations.number - before <= 3, (groups, heads, width, dtype, is_back)
+
+
+def test_compiled_layers_of_many_models_reach_no_limit(compilations, monkeypatch) -> None:
+    """Tiles and a shorter one; groups shared and not; two widths, with norms and without."""
+    kernel = fused_projection.compiled_rotate
+    called = []
+
+    def compiled(*tensors: torch.Tensor) -> None:
+        called.append(1)
+        kernel(*tensors)
+
+    monkeypatch.setattr(fused_projection, "is_compiled", lambda _: True)
+    monkeypatch.setattr(fused_projection, "compiled_rotate", compiled)
+    with parallel_groups(ONE, seed=1) as groups:
+        for model in (MODEL, FEW_GROUPS, NORMED, WIDE):
+            tiles = Recomputation(tile_size=20, fused=True)
+            layer_values(groups, ONE, tiles, model=model, dtype=torch.bfloat16)
+    assert compilations.number > 8
+    assert len(called) > compilations.number
+
+
+def test_no_model_s_swiglu_runs_operation_by_operation(compilations) -> None:
+    elementwise.keep_compilations()
+    forward, backward = (
+        # It raises where Megatron-Core's own would go on uncompiled.
+        torch.compile(inspect.unwrap(function), fullgraph=True, backend=compilations)
+        for function in (fused_bias_swiglu.swiglu, fused_bias_swiglu.swiglu_back)
+    )
+    draw = random.Random(0)
+    for _ in range(60):
+        dtype = draw.choice([torch.bfloat16, torch.float32])
+        length = draw.choice([1, 16, draw.randint(2, 40)])
+        wide = torch.randn(length, 2 * draw.choice([8, 12, 16, 24, 64]), dtype=dtype)
+        half = torch.randn(length, wide.shape[-1] // 2, dtype=dtype)
+        kept = [contextlib.nullcontext, torch.no_grad, torch.inference_mode]
+        with draw.choice(kept)():
+            found = forward(wide.requires_grad_(draw.random() < 0.5 and torch.is_grad_enabled()))
+            torch.testing.assert_close(found, inspect.unwrap(fused_bias_swiglu.swiglu)(wide))
+            backward(half, wide)
+    assert compilations.number > 8
 
 
 def test_a_linear_layer_without_its_product_has_its_gradients() -> None:

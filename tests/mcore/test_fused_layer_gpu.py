@@ -14,8 +14,7 @@ from megatron_ultralong.mcore import elementwise, fused_projection
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.model.shape import ModelConfig
-from tests.mcore.test_fused_layer import NORMED, ONE, Values, layer_values
-from tests.mcore.test_recomputed_layer import MODEL
+from tests.mcore.test_fused_layer import NORMED, ONE, WIDE, Values, layer_values
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,7 +22,6 @@ pytestmark = [
 ]
 Function = Callable[[torch.Tensor], torch.Tensor]
 DEVICE = torch.device("cuda", 0)
-WIDE = dataclasses.replace(MODEL, hidden_size=256, ffn_hidden_size=384, kv_channels=64)
 
 
 def test_the_compiler_works_here() -> None:
@@ -43,7 +41,7 @@ def test_a_compiled_rotation_is_the_plain_one(dtype: torch.dtype, shape: tuple[i
         sin = torch.cat((-angle.sin(), angle.sin()), dim=-2)
         whole = torch.zeros(1, 2 * length, *x.shape[2:], dtype=dtype, device=DEVICE)
         expected = torch.empty_like(x)
-        fused_projection.compiled_rotate()(whole[:, length:], x, angle.cos(), sin)
+        fused_projection.compiled_rotate(whole[:, length:], x, angle.cos(), sin)
         fused_projection.rotate(expected, x, angle.cos(), sin)
         # A product and its sum may be rounded once, not twice; then once to the result.
         tolerance = 2**-8 if dtype is torch.bfloat16 else 2**-20
@@ -81,16 +79,16 @@ def test_the_fused_swiglu_is_nearer_to_float64(length: int) -> None:
 
 
 def ways(model: ModelConfig, tile_size: int, dtype: torch.dtype) -> list[Values]:
-    """Fused, then plain."""
+    """Fused and plain, and plain in float32."""
     with parallel_groups(ONE, seed=1) as groups:
         return [
             layer_values(
                 *(groups, ONE, Recomputation(tile_size=tile_size, fused=fused)),
                 model=model,
-                dtype=dtype,
+                dtype=its,
                 compiled=fused,
             )
-            for fused in (True, False)
+            for fused, its in ((True, dtype), (False, dtype), (False, torch.float32))
         ]
 
 
@@ -100,9 +98,17 @@ def ways(model: ModelConfig, tile_size: int, dtype: torch.dtype) -> list[Values]
 def test_compiled_layers_have_the_gradients_of_plain_ones(
     model: ModelConfig, tile_size: int, dtype: torch.dtype
 ) -> None:
-    fused, plain = ways(model, tile_size, dtype)
-    for name, expected in plain.items():
-        error = (fused[name].float() - expected.float()).norm() / expected.float().norm()
-        # Float32 sums in another order through three layers; bfloat16 has eight bits, and some
-        # forty roundings lie between.
-        assert error <= (1e-5 if dtype is torch.float32 else 0.1), (name, error)
+    elementwise.keep_compilations()
+    fused, plain, exact = ways(model, tile_size, dtype)
+
+    def error(way: Values, name: str) -> float:
+        return float((way[name].float() - exact[name]).norm() / exact[name].norm())
+
+    if dtype is torch.float32:
+        # Sums in another order, through three layers.
+        for name in exact:
+            assert error(fused, name) <= 1e-5, (name, error(fused, name))
+    else:
+        # The wide model's own rounding comes to a fifth: no two orders of it agree.
+        errors = [sum(error(way, name) for name in exact) for way in (fused, plain)]
+        assert errors[0] <= 1.5 * errors[1], errors
