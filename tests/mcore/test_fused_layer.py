@@ -207,7 +207,7 @@ def test_compiled_layers_of_many_models_reach_no_limit(compilations, monkeypatch
 def test_no_model_s_swiglu_runs_operation_by_operation(compilations) -> None:
     elementwise.keep_compilations()
     forward, backward = (
-        # It raises where Megatron-Core's own would go on uncompiled.
+        # It raises where Megatron-Core's own would continue uncompiled.
         torch.compile(inspect.unwrap(function), fullgraph=True, backend=compilations)
         for function in (fused_bias_swiglu.swiglu, fused_bias_swiglu.swiglu_back)
     )
