@@ -158,8 +158,10 @@ def compilations(monkeypatch) -> Iterator[Compilations]:
     fused_projection._compiled.cache_clear()
     counter = Compilations()
     monkeypatch.setattr(fused_projection, "BACKEND", counter)
-    monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 8)
+    config = torch._dynamo.config
+    limit, config.cache_size_limit = config.cache_size_limit, 8  # torch's own
     yield counter
+    config.cache_size_limit = limit
     fused_projection._compiled.cache_clear()
     torch._dynamo.reset()
 
