@@ -28,6 +28,7 @@ PRETRAIN_FLAGS = {
     "--deterministic-mode",
     "--distributed-timeout-minutes",
     "--document-mask",
+    "--elementwise-kernel",
     "--eval-interval",
     "--eval-iters",
     "--exit-duration-in-mins",

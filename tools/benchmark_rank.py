@@ -79,6 +79,7 @@ def main() -> None:
             fp8_format=arguments.fp8_format,
             fp8_recipe=arguments.fp8_recipe,
             apply_rope_fusion=arguments.apply_rope_fusion,
+            elementwise_kernel=arguments.elementwise_kernel,
         ),
         precision="bf16",
     )
@@ -209,6 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fp8-format", default="none", choices=["none", "e4m3", "hybrid"])
     add("--fp8-recipe", default="tensorwise", choices=["tensorwise", "blockwise", "mxfp8"])
     add("--apply-rope-fusion", action="store_true")
+    add("--elementwise-kernel", default="auto", choices=["auto", "compiled", "torch"])
     add("--sequence-tile-size", type=int, default=MemoryConfig.sequence_tile_size)
     add("--loss-tile-size", type=int, default=MemoryConfig.loss_tile_size)
     add("--offload-activations", action="store_true")

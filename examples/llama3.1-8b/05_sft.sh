@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Step 5: instruction tuning on conversations (CHATS in settings.sh), from the extended checkpoint.
 #
-# time:   computed: 0.8 hours on 8 GPUs for 100,000 conversations of 1,000 tokens: 96 steps of 28 s
+# time:   computed: 0.7 hours on 8 GPUs for 100,000 conversations of 1,000 tokens: 96 steps of 24 s
 # memory: computed: 26 GiB a GPU
 # disk:   computed: 112 GB a checkpoint, 2 kept
 # see:    the tables of what `prepare chat` dropped; loss of the assistant's tokens falls

@@ -104,6 +104,7 @@ class LogConfig:
 
 TransformerImpl = Literal["local", "transformer_engine"]
 AttentionImpl = Literal["ring", "te"]
+ElementwiseKernel = Literal["auto", "compiled", "torch"]
 Fp8Format = Literal["none", "e4m3", "hybrid"]
 Fp8Recipe = Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
 
@@ -135,6 +136,10 @@ class LayerConfig:
     apply_rope_fusion: bool = False
     """Use Transformer Engine's fused kernel for the rotary embedding. YaRN's temperature is in the
     softmax scale, so it is kept."""
+    elementwise_kernel: ElementwiseKernel = "auto"
+    """Rotary embedding and SwiGLU of recomputed layers. compiled: torch.compile makes one GPU
+    kernel of each. torch: one operation at a time. auto: compiled on a GPU where the compiler
+    works, else torch. The first lines of a run say which."""
 
     @property
     def needs_transformer_engine(self) -> bool:

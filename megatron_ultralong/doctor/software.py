@@ -112,6 +112,7 @@ def software_findings(*, use_gpus: bool = True) -> Iterator[Finding]:
         return
     yield from _gpus() if use_gpus else _gpus_by_driver()
     yield _kernels()
+    yield _elementwise()
     yield _megatron_core()
     yield _transformer_engine()
     yield _apex()
@@ -223,6 +224,26 @@ def _kernels() -> Finding:
     if device.type == "cuda" and picked.name == "math":
         return Finding("warning", "attention", text, "install flash-attn: math is far slower")
     return Finding("ok", "attention", text)
+
+
+def _elementwise() -> Finding:
+    import torch
+
+    if broken := _broken("megatron_ultralong.mcore.elementwise"):
+        text = f"cannot be looked at: {broken}"
+        return Finding("problem", "elementwise", text, "fix the libraries above first")
+    from megatron_ultralong.mcore import elementwise
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    choice = elementwise.choose("auto", torch.bfloat16, device)
+    if choice.is_compiled or device.type == "cpu":
+        return Finding("ok", "elementwise", str(choice))
+    return Finding(
+        "warning",
+        "elementwise",
+        str(choice),
+        "install what torch.compile needs: triton, a C compiler (gcc) and Python's headers",
+    )
 
 
 def _megatron_core() -> Finding:

@@ -29,6 +29,7 @@ def transformer_config(
     rope_scaling: yarn.RopeScaling = None,
     deterministic: bool = False,
     layers: LayerConfig = LOCAL_LAYERS,
+    compiled: bool = False,
 ) -> TransformerConfig:
     """Megatron's configuration of a model.
 
@@ -39,6 +40,7 @@ def transformer_config(
         rope_scaling: its temperature becomes part of the softmax scale.
         deterministic: sum in a fixed order on GPUs too.
         layers: whose modules they are made of, and their precision.
+        compiled: SwiGLU is Megatron-Core's fused one, by ``torch.compile``.
     """
     is_interleaved = virtual_pipeline_size(parallel) is not None
     return TransformerConfig(
@@ -87,10 +89,9 @@ def transformer_config(
         init_method=_leave_uninitialized,
         output_layer_init_method=_leave_uninitialized,
         embedding_init_method=_leave_uninitialized,
-        # Fusions need Apex, Transformer Engine or a compiler; those that round differently on
-        # different machines stay off.
+        # Fusions need Apex, Transformer Engine or a compiler.
         apply_rope_fusion=layers.apply_rope_fusion,
-        bias_activation_fusion=False,
+        bias_activation_fusion=compiled,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,

@@ -17,15 +17,16 @@ import dataclasses
 from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.attention import KeptOutput
-from megatron_ultralong.mcore import compat, core_attention, tiles
+from megatron_ultralong.mcore import compat, core_attention, products, tiles
+from megatron_ultralong.mcore.fused_projection import FusedProjection
 from megatron_ultralong.mcore.host_memory import Kept, Store
+from megatron_ultralong.mcore.projection import Projection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +37,10 @@ class Recomputation:
     """Keep (out, lse) of attention; without, backward computes attention once more."""
     tile_size: int = 0
     """Tokens that go through projections and MLP at a time; 0: all."""
+    fused: bool = False
+    """Rotate queries and keys in compiled kernels, not by Megatron-Core's operations."""
     store: Store = dataclasses.field(default_factory=Store)
     """Where kept tensors stay meanwhile."""
-
-
-QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
 
 
 class RecomputedLayer(TransformerLayer):
@@ -105,10 +105,11 @@ class _LayerWork:
         config = layer.config
         self.layer = layer
         self.recomputation = recomputation
-        self.angles = angles
         self.packed_seq_params = packed_seq_params
         runs = config.tensor_model_parallel_size if config.sequence_parallel else 1
         self.tiles = tiles.SequenceTiles(runs, recomputation.tile_size)
+        kind = FusedProjection if recomputation.fused else Projection
+        self.projection = kind(layer, self.tiles, angles)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, KeptOutput]:
         """Result, attention's output and what attention keeps.
@@ -117,10 +118,11 @@ class _LayerWork:
         """
         kept = KeptOutput()
         with torch.no_grad():
-            out = self._attention(*self.queries_keys_values(hidden), kept)
+            out = self._attention(*self.projection.forward(hidden), kept)
             result = torch.empty_like(hidden)
             for tile in self.tiles.of(len(hidden)):
-                result[tile] = self.after_attention(hidden[tile], self.tiles.take(out, tile))
+                residual, made = self.after_attention(hidden[tile], self.tiles.take(out, tile))
+                torch.add(residual, made, out=result[tile])
         return result, out, kept
 
     def backward(self, kept: Kept, dresult: Tensor) -> Tensor:
@@ -135,7 +137,7 @@ class _LayerWork:
             attention.out_lse = (out_lse[0], out_lse[1])
         del out_lse
         with torch.no_grad():
-            q_k_v = self.queries_keys_values(hidden)
+            q_k_v = self.projection.forward(hidden)
         for x in q_k_v:
             x.requires_grad_()
         with torch.enable_grad():
@@ -144,9 +146,12 @@ class _LayerWork:
         for tile in self.tiles.of(len(hidden)):
             residual = hidden[tile].detach().requires_grad_()
             attended = self.tiles.take(out.detach(), tile).requires_grad_()
-            with torch.enable_grad():
-                result = self.after_attention(residual, attended)
-            torch.autograd.backward(result, dresult[tile])
+            with (
+                torch.enable_grad(),
+                products.result_left_out(getattr(self.layer.mlp, "linear_fc2", None)),
+            ):
+                summands = self.after_attention(residual, attended)
+            torch.autograd.backward(summands, [dresult[tile]] * 2)
             assert residual.grad is not None
             assert attended.grad is not None
             dhidden[tile] = residual.grad
@@ -154,52 +159,16 @@ class _LayerWork:
         gradients = torch.autograd.grad(out, q_k_v, dout)
         del out, dout, q_k_v
         kept.prefetch_previous()
-        for tile in self.tiles.of(len(hidden)):
-            source = hidden[tile].detach().requires_grad_()
-            with torch.enable_grad():
-                made = self.before_attention(source, self.tiles.take(self.angles, tile))
-            # The residual's gradient is a root too: autograd then adds up as without recomputation.
-            roots = [self.tiles.take(x, tile) for x in gradients]
-            torch.autograd.backward([*made, source], [*roots, dhidden[tile]])
-            assert source.grad is not None
-            dhidden[tile] = source.grad
+        self.projection.backward(hidden, gradients, dhidden)
         return dhidden
 
-    def queries_keys_values(self, hidden: Tensor) -> QueriesKeysValues:
-        """Queries [s, b, heads, d], keys and values [s, b, kv_heads, d], of all tokens."""
-        whole: QueriesKeysValues | None = None
-        for tile in self.tiles.of(len(hidden)):
-            made = self.before_attention(hidden[tile], self.tiles.take(self.angles, tile))
-            if whole is None:
-                if tile.stop == len(hidden):
-                    return made  # the only tile
-                length = self.tiles.num_runs * len(hidden)
-                q, k, v = (x.new_empty((length, *x.shape[1:])) for x in made)
-                whole = q, k, v
-            for x, part in zip(whole, made, strict=True):
-                self.tiles.put(x, tile, part)
-        assert whole is not None
-        return whole
-
-    def before_attention(self, hidden: Tensor, angles: Tensor) -> QueriesKeysValues:
-        """Norm, gather, projection and rotary embedding of a tile."""
-        attention = self.layer.self_attention
-        normed = self.layer.input_layernorm(hidden)
-        q, k, v = attention.get_query_key_value_tensors(normed, None)
-        q, k = (
-            apply_rotary_pos_emb(x, angles, self.layer.config, cp_group=attention.pg_collection.cp)
-            for x in (q, k)
-        )
-        return q, k, v
-
-    def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """Projection, residual, norm, MLP and residual of a tile."""
+    def after_attention(self, hidden: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """Projection, residual, norm and MLP of a tile: the residual, and what it is to get."""
         layer = self.layer
         projected = layer.self_attention.linear_proj(attended)
         hidden = layer.self_attn_bda(layer.training, False)(projected, hidden, 0.0)
-        made = layer.mlp(layer.pre_mlp_layernorm(hidden))
-        result: Tensor = layer.mlp_bda(layer.training, False)(made, hidden, 0.0)
-        return result
+        made, bias = layer.mlp(layer.pre_mlp_layernorm(hidden))
+        return hidden, made if bias is None else made + bias
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor, kept: KeptOutput) -> Tensor:
         attention = self.layer.self_attention

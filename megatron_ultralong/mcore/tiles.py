@@ -48,13 +48,14 @@ class SequenceTiles:
         """Tokens of a gathered tile, [R * len(tile), ...]; a view where one run is all."""
         if self.num_runs == 1:
             return whole[tile]
-        return self._runs(whole)[:, tile].flatten(0, 1)
+        return self.runs(whole)[:, tile].flatten(0, 1)
 
     def put(self, whole: Tensor, tile: slice, values: Tensor) -> None:
         """Overwrite the tokens of a gathered tile."""
-        self._runs(whole)[:, tile] = self._runs(values)
+        self.runs(whole)[:, tile] = self.runs(values)
 
-    def _runs(self, whole: Tensor) -> Tensor:
+    def runs(self, whole: Tensor) -> Tensor:
+        """The runs beside each other, a view [R, n, ...]."""
         runs: Tensor = whole.unflatten(0, (self.num_runs, -1))
         return runs
 

@@ -80,8 +80,8 @@ def _gpu(
     return Hardware(name, memory_gib, peak, *tflops, *gb_per_second, source=source, **others)
 
 
-_H100 = (600.0, 509.0, 545.0, 570.0)
-_FA4 = (660.0, 682.0, 615.0, 570.0)
+_H100 = (600.0, 509.0, 545.0, 660.0)
+_FA4 = (660.0, 682.0, 615.0, 660.0)
 # An NVL card has the multiprocessors of the SXM module at lower clocks (350 to 600 W).
 _NVL = cast(
     _Rates, tuple(round(rate * PEAK_TFLOPS["H100 NVL"] / PEAK_TFLOPS["H100"]) for rate in _H100)
@@ -93,32 +93,32 @@ _BLACKWELL: dict[str, Any] = {
 }
 _GPUS = (
     _gpu(
-        *("h100-80gb", "H100", 79.1, _H100, (2400.0, 370.0, 45.0, 50.0)),
+        *("h100-80gb", "H100", 79.1, _H100, (2160.0, 370.0, 45.0, 50.0)),
         "attention by cuDNN, products and elementwise measured on H100s (benchmarks/plan.md); "
         "links assumed",
     ),
     _gpu(
-        *("h100-80gb-fa4", "H100", 79.1, _FA4, (2400.0, 370.0, 45.0, 50.0)),
+        *("h100-80gb-fa4", "H100", 79.1, _FA4, (2160.0, 370.0, 45.0, 50.0)),
         "attention by flash-attn-4 measured on one H100 (benchmarks/attention.md); links assumed",
         attention_kernel="fa4",
     ),
     _gpu(
-        *("h200-141gb", "H200", 139.8, _H100, (3400.0, 370.0, 45.0, 50.0)),
+        *("h200-141gb", "H200", 139.8, _H100, (3060.0, 370.0, 45.0, 50.0)),
         "an H100's rates with the H200's memory; a whole job on four H200 took what is planned "
         "within 3 % (benchmarks/plan.md)",
     ),
     _gpu(
-        *("h200-141gb-fa4", "H200", 139.8, _FA4, (3400.0, 370.0, 45.0, 50.0)),
+        *("h200-141gb-fa4", "H200", 139.8, _FA4, (3060.0, 370.0, 45.0, 50.0)),
         "an H100's rates with flash-attn-4 and the H200's memory; the whole 8B on four H200 took "
-        "what is planned within 6 % (benchmarks/plan.md)",
+        "what is planned within 8 % (benchmarks/plan.md)",
         attention_kernel="fa4",
     ),
     _gpu(
-        *("h100-94gb-nvl", "H100 NVL", 92.9, _NVL, (2800.0, 180.0, 45.0, 50.0)),
+        *("h100-94gb-nvl", "H100 NVL", 92.9, _NVL, (2520.0, 180.0, 45.0, 50.0)),
         "an H100's rates by the ratio of the peaks, NVLink in pairs; not measured",
     ),
     _gpu(
-        *("h200-141gb-nvl", "H200 NVL", 139.8, _NVL, (3400.0, 370.0, 45.0, 50.0)),
+        *("h200-141gb-nvl", "H200 NVL", 139.8, _NVL, (3060.0, 370.0, 45.0, 50.0)),
         "an H100's rates by the ratio of the peaks; not measured",
     ),
     _gpu(

@@ -22,6 +22,8 @@ class TileMemory:
     sizes: RankSizes
     on_cpu: bool
     """There a norm is several operations in float32; on a GPU it is one kernel."""
+    is_fused: bool
+    """Rotary embedding and SwiGLU are compiled kernels, with nothing between operations."""
 
     @property
     def hidden(self) -> int:
@@ -52,7 +54,8 @@ class TileMemory:
     def projection_forward(self) -> int:
         """Norm, queries, keys and values of a tile in one, and rotary embedding."""
         mixed, queries = self._mixed, self.sizes.of_tile(self.sizes.queries)
-        return self.hidden_here + mixed + 4 * queries + self._norms_of_heads(queries, self._keys)
+        rotary = 0 if self.is_fused else 4 * queries
+        return self.hidden_here + mixed + rotary + self._norms_of_heads(queries, self._keys)
 
     def projection_backward(self) -> int:
         """The same with its gradients."""
@@ -60,24 +63,27 @@ class TileMemory:
         weight = self.sizes.hidden_size * self._mixed // self.sizes.tile
         saved = self.norm_saves(self.hidden_here) + self.hidden_here
         saved += self._norms_of_heads(queries, self._keys)
-        return saved + self._gathered + 2 * mixed + 3 * queries + weight
+        rotary = 0 if self.is_fused else 3 * queries
+        return saved + self._gathered + 2 * mixed + rotary + weight
 
     def mlp_forward(self) -> int:
         """Attention's projection, residual, norm, MLP."""
         wide = self._ffn
-        inside = max(5 * wide, wide + self.hidden + self.hidden_here)
+        inside = max((3 if self.is_fused else 5) * wide, wide + self.hidden + self.hidden_here)
         return self._attended + 2 * self.hidden_here + inside
 
     def mlp_backward(self) -> int:
         """The same with its gradients.
 
         Saved for it: gate and up (2 of the MLP's width), silu of one and an offset copy of the
-        other, their product; seven once the gradients of the last two are there.
+        other, their product; seven once the gradients of the last two are there. Fused, gate, up
+        and product; without the product, and with the gradients of all three, five.
         """
         its = self.sizes
         weight = its.hidden_size * its.ffn * its.element
         saved = self._attended + self.norm_saves(self.hidden_here) + 2 * self.hidden_here
-        return saved + self._gathered + max(7 * self._ffn, 6 * self._ffn + weight)
+        most, before = (5, 4) if self.is_fused else (7, 6)
+        return saved + self._gathered + max(most * self._ffn, before * self._ffn + weight)
 
     def _norms_of_heads(self, queries: int, keys: int) -> int:
         """What norms of queries and keys save: a copy of queries, keys in the tensor of all three.
@@ -116,12 +122,16 @@ class TileMemory:
         log-sum-exps; cosines and sines of queries and of keys; the MLP's as in a tile.
         """
         its = self.sizes
-        wide = its.tokens * its.ffn * its.element
         rotary = 4 * its.row_tokens * its.head_dim * its.element
         attention = its.queries_keys_values + its.queries + its.lse + rotary
         if self.model.family.qk_layernorm:
             attention += its.queries_keys_values + self._norms_of_heads(its.queries, its.keys)
-        return 2 * self.norm_saves(its.hidden) + 2 * its.hidden + attention + 5 * wide
+        return 2 * self.norm_saves(its.hidden) + 2 * its.hidden + attention + self.mlp_saves()
+
+    def mlp_saves(self) -> int:
+        """Of that, of the MLP's width."""
+        wide = self.sizes.tokens * self.sizes.ffn * self.sizes.element
+        return (3 if self.is_fused else 5) * wide
 
 
 MAX_ELEMENTS = 2**31 - 1

@@ -80,7 +80,9 @@ class _StageWalk:
             job.model.num_attention_heads > job.model.num_query_groups,
             -(-multiprocessors // (heads * job.config.micro_batch_size)) if is_split else 1,
         )
-        self.tile = TileMemory(job.model, self.sizes, kernel == "cpu")
+        on_cpu = kernel == "cpu"
+        is_fused = not on_cpu and job.config.layers.elementwise_kernel != "torch"
+        self.tile = TileMemory(job.model, self.sizes, on_cpu, is_fused)
         self.ledger = Ledger()
 
     def run(self) -> StageMemory:
@@ -235,16 +237,16 @@ class _StageWalk:
     def _plain_layer(self) -> None:
         its, ledger = self.sizes, self.ledger
         wide = its.tokens * its.ffn * its.element
-        keeps = self.tile.layer_saves()
+        keeps, of_mlp = self.tile.layer_saves(), self.tile.mlp_saves()
         ledger.take("saved activations", keeps)
         if self.is_last:
             self._loss()
         with ledger.moment("MLP, backward"), ledger.hold("hidden states", 2 * its.hidden):
             ledger.touch("projection and MLP tile", 2 * wide)
-        ledger.give("saved activations", 5 * wide)
+        ledger.give("saved activations", of_mlp)
         with ledger.moment("attention, backward"), ledger.hold("hidden states", 3 * its.hidden):
             self.attention.backward(ledger)
-        ledger.give("saved activations", keeps - 5 * wide)
+        ledger.give("saved activations", keeps - of_mlp)
 
     def _optimizer(self) -> None:
         """Adam's temporary tensors."""

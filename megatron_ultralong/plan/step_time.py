@@ -10,17 +10,21 @@ from megatron_ultralong.plan.job import Job, stage_parameters
 from megatron_ultralong.plan.optimizer_memory import optimizer_bytes, optimizer_memory
 
 FP8_SPEEDUP: dict[Fp8Recipe, float] = {
-    "tensorwise": 1.44,
-    "delayed": 1.44,
-    "blockwise": 1.29,
-    "mxfp8": 1.44,
+    "tensorwise": 1.55,
+    "delayed": 1.55,
+    "blockwise": 1.35,
+    "mxfp8": 1.55,
 }
 """Products of layers over those in bf16, casts included: four layers of Llama 3.1 8B at 32,768
-tokens took 0.126 s (tensorwise) and 0.092 s (blockwise) less of the 0.41 s that their products are
+tokens took 0.126 s (tensorwise) and 0.092 s (blockwise) less of the 0.35 s that their products are
 planned to take (benchmarks/transformer_engine.md). The other two as tensorwise; not measured."""
 DETERMINISTIC_BACKWARD = {"fa4": 1.70, "cudnn": 1.97, "fa2": 1.18}
 """Attention's backward pass under ``deterministic_mode`` over the usual one, by kernel; cuDNN has
 none and hands over to FlashAttention 2 (benchmarks/attention.md)."""
+SMALL_HEAD, SMALL_HEAD_TIME = 64, 1.22
+"""Attention over heads up to that size takes so many times as long as its FLOPs at the rates of
+size 128: softmax is the same for half of the products. One job, by cuDNN, on one H200: Llama 3.2 1B
+at 131,072 tokens (benchmarks/training.md); other kernels as that one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +128,8 @@ class _Stage:
         """
         hardware, ranks = self.hardware, self.job.parallel.ring_ranks
         slower = 1.0
+        if self.job.model.kv_channels <= SMALL_HEAD:
+            flop *= SMALL_HEAD_TIME
         if self.job.config.deterministic_mode:
             slower = DETERMINISTIC_BACKWARD.get(hardware.attention_kernel, 1.0)
         hop = flop / ranks / 1e12

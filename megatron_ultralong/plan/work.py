@@ -42,29 +42,53 @@ def layer_work(job: Job) -> LayerWork:
     qkv = model.hidden_size * (its.queries_keys_values // its.tokens // its.element)
     others = sum(layer_matrices(model, tp)) - qkv
     # Forward 1, backward 2; again 2 for queries, keys and values (before attention's backward and
-    # behind it), 1 for the rest.
+    # behind it), 1 for the rest; less what nobody reads.
     again = 0 if kind == "none" else 1
     products = 2.0 * its.tokens * ((3 + 2 * again) * qkv + (3 + again) * others)
     return LayerWork(
         attention_forward=4.0 * width * area,
         num_attention_forwards=2 if kind == "full" else 1,
-        products=products,
+        products=products - unread_products(job),
         moved=_moved_by_layer(job, 3 + again),
     )
+
+
+def unread_products(job: Job) -> float:
+    """FLOPs of a layer's recomputation that are left out (``mcore/products.py``)."""
+    its, model = job.sizes, job.model
+    layers, kind = job.config.layers, job.memory.recompute_granularity
+    if kind == "none" or layers.needs_transformer_engine:
+        return 0.0
+    unread = its.ffn * its.hidden_size
+    if not model.family.qk_layernorm:
+        unread += its.hidden_size * (its.queries_keys_values // its.tokens // its.element)
+    return 2.0 * its.tokens * unread
+
+
+SWIGLU, FUSED_SWIGLU = 5.75, 2.75
+"""Tensors of the MLP's width that a pass moves, of four: five a forward pass by single operations,
+13 backward, with the joining of halves; compiled three and five."""
+ROTARY, FUSED_ROTARY = 24, 2
+"""Of queries and keys: halves that are cut, turned, multiplied, added and joined, 12; they are read
+across heads, and took as long as twice that. Fused, read and written once."""
 
 
 def _moved_by_layer(job: Job, num_passes: int) -> float:
     """Bytes read and written by norms, residuals, rotary embedding, SwiGLU, tiles and sums.
 
-    Counted tensor by tensor for operations that are not fused, as Megatron's local layers run them.
+    Counted tensor by tensor, for operations one by one and for kernels that are compiled.
     """
     its = job.sizes
     local = its.hidden / its.tokens
     queries, keys = its.queries / its.tokens, its.keys / its.tokens
     wide = its.ffn * its.element
-    # Cosines and sines times halves that are cut, turned and joined; fused, read and written once.
-    rotary = 2 if job.config.layers.apply_rope_fusion else 12
-    a_pass = 12 * local + 5 * wide + rotary * (queries + keys) + 4 * queries
+    rotary = FUSED_ROTARY if job.config.layers.apply_rope_fusion else ROTARY
+    swiglu, copies = SWIGLU, 4.0
+    if job.config.layers.elementwise_kernel != "torch":
+        swiglu = FUSED_SWIGLU
+        if job.memory.recompute_granularity != "none" and rotary == ROTARY:
+            rotary, copies = FUSED_ROTARY, 2.0
+    a_pass = 12 * local + swiglu * wide + rotary * (queries + keys) + copies * queries
     if job.model.family.qk_layernorm:
         a_pass += 2 * (queries + keys)
     hops = job.parallel.ring_ranks - 1

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -12,6 +13,7 @@ from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
+from megatron_ultralong.mcore import cpu, elementwise
 from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.model import shape, yarn
 from megatron_ultralong.plan import job, layer_memory
@@ -113,6 +115,34 @@ def check_attention(
             "shorter rows, or a larger context_parallel_size"
         )
     return (note,)
+
+
+class ChosenKernels(NamedTuple):
+    """What computes attention and elementwise work on this machine."""
+
+    names: dict[str, str]
+    """What all ranks must have the same of."""
+    lines: tuple[str, str]
+    """The same for a user, with what speaks against faster ones."""
+
+
+def chosen_kernels(config: TrainingConfig, model: shape.ModelConfig) -> ChosenKernels:
+    """The kernels of a run on the device of this process.
+
+    Raises:
+        InputError: one that is asked for cannot serve.
+    """
+    dtype, device = optimizer.DTYPES[config.precision], cpu.device()
+    attention = block_attention.resolve(dtype, model.kv_channels, device)
+    others = elementwise.choose(config.layers.elementwise_kernel, dtype, device)
+    names = {
+        "attention kernel": attention.name,
+        "elementwise kernels": "compiled" if others.is_compiled else "torch",
+    }
+    said = block_attention.choice(dtype, model.kv_channels, device)
+    if config.layers.attention == "te":
+        names["attention kernel"] = said = "attention kernel: Transformer Engine's choice"
+    return ChosenKernels(names, (said, str(others)))
 
 
 AVAILABLE_SHARE = 0.8

@@ -20,7 +20,7 @@ from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.program.rank_values import check_agreement
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training import optimizer, step, validation
-from megatron_ultralong.training.inputs import RunInputs
+from megatron_ultralong.training.inputs import RunInputs, chosen_kernels
 from megatron_ultralong.training.rows import check_rows, microbatches, replica_samples
 from megatron_ultralong.training.same_run import check_weights, code_version
 from megatron_ultralong.training.saving.run_folder import NOTHING_SAVED, RunFolder
@@ -49,9 +49,11 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
         place = {"iteration": 0}
         timeout = 60.0 * config.parallel.distributed_timeout_minutes
         with Heartbeat(timeout, lambda: (place["iteration"], timers.current)).beat():
+            kernels = chosen_kernels(config, inputs.source.model)
             check_agreement(
                 {
                     **code_version(),
+                    **kernels.names,
                     **flat_fields(config),
                     **flat_fields(inputs.source, "checkpoint"),
                     **inputs.agreed,
@@ -59,6 +61,7 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
             )
             folder = RunFolder(config, inputs.result, inputs.agreed, inputs.template)
             with contextlib.closing(folder):
+                inputs = dataclasses.replace(inputs, remarks=(*kernels.lines, *inputs.remarks))
                 return _Run(inputs, groups, stop, timers, place, folder).train()
 
 

@@ -18,7 +18,7 @@ from megatron_ultralong.checkpoint.disk.folder import iteration_folders
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.model_state import load_weights
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.mcore import cpu, host_memory, model, recomputed_layer
+from megatron_ultralong.mcore import cpu, elementwise, host_memory, model, recomputed_layer
 from megatron_ultralong.program.errors import RunStopped
 from megatron_ultralong.program.ranks import is_main_rank, world_size
 from megatron_ultralong.training import config_file, optimizer
@@ -46,8 +46,9 @@ class TrainingState:
         """
         config = inputs.config
         self.inputs = inputs
-        self.recomputation = _recomputation(inputs)
         dtype = optimizer.DTYPES[config.precision]
+        kernels = elementwise.choose(config.layers.elementwise_kernel, dtype, cpu.device())
+        self.recomputation = _recomputation(inputs, kernels.is_compiled)
         megatron_config = model.transformer_config(
             inputs.source.model,
             config.parallel,
@@ -55,6 +56,7 @@ class TrainingState:
             rope_scaling=inputs.result.rope_scaling,
             deterministic=config.deterministic_mode,
             layers=config.layers,
+            compiled=kernels.is_compiled,
         )
         megatron_config.timers = timers
         num_chunks = megatron_config.virtual_pipeline_model_parallel_size
@@ -100,7 +102,7 @@ class TrainingState:
         load_weights(chunks, checkpoint)
 
 
-def _recomputation(inputs: RunInputs) -> recomputed_layer.Recomputation | None:
+def _recomputation(inputs: RunInputs, fused: bool) -> recomputed_layer.Recomputation | None:
     memory = inputs.config.memory
     if memory.recompute_granularity == "none":
         return None
@@ -112,6 +114,7 @@ def _recomputation(inputs: RunInputs) -> recomputed_layer.Recomputation | None:
     return recomputed_layer.Recomputation(
         keep_attention=memory.recompute_granularity == "keep_attention",
         tile_size=memory.sequence_tile_size,
+        fused=fused and not inputs.config.layers.apply_rope_fusion,
         store=store,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
 from itertools import accumulate, pairwise
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ultralong.attention.kernels import block_attention, cudnn, efficient
+from megatron_ultralong.attention.kernels import base, block_attention, cudnn, efficient
 from megatron_ultralong.attention.kernels.base import Inputs, Saved, merge_
 from megatron_ultralong.attention.kernels.cpu import CPU, CpuKernel
 from megatron_ultralong.attention.kernels.efficient import EFFICIENT
@@ -147,6 +149,47 @@ def test_the_choice_is_named_in_the_log_and_can_be_overridden(monkeypatch, caplo
     assert block_attention.resolve(torch.float32, 64, CPU_DEVICE, "math") is MATH
     monkeypatch.setenv(block_attention.OVERRIDE, "math")
     assert block_attention.resolve(torch.float32, 64, CPU_DEVICE) is MATH
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ([], "flash_attn.cute.interface is not installed"),
+        # FlashAttention 2 has the first name of flash-attn-4.
+        (["flash_attn/__init__.py"], "flash_attn.cute.interface is not installed"),
+        (
+            ["flash_attn/__init__.py", "flash_attn/cute/__init__.py"],
+            "flash_attn.cute.interface is installed in part, and cannot be imported "
+            "(ModuleNotFoundError: No module named 'flash_attn.cute.interface')",
+        ),
+        (
+            ["flash_attn/cute/__init__.py", "flash_attn/cute/interface.py: import no_such_thing"],
+            "flash_attn.cute.interface is installed in part, and cannot be imported "
+            "(ModuleNotFoundError: No module named 'no_such_thing')",
+        ),
+        (
+            ["flash_attn/cute/interface.py: raise OSError('libcudart.so.12: no such file')"],
+            "flash_attn.cute.interface is installed in part, and cannot be imported "
+            "(OSError: libcudart.so.12: no such file)",
+        ),
+    ],
+)
+def test_a_package_that_is_not_whole_is_told_from_one_that_is_not_there(
+    files, why, tmp_path, monkeypatch
+):
+    for name, _, text in (file.partition(": ") for file in files):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    gpu = torch.device("cuda", 0)
+    assert base.missing("flash_attn.cute.interface", (9,), gpu) == why
+    assert "for compute capability (10,)" in (base.missing("flash_attn", (10,), gpu) or "")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+        del sys.modules[name]
 
 
 def test_a_kernel_that_cannot_serve_is_refused():

@@ -48,7 +48,7 @@ def test_the_rule_for_parallel_sizes_is_judged_by_the_plan() -> None:
     text = parallel_sizes.PAGE.read_text(encoding="utf-8")
     assert parallel_sizes.page(text) == text, "python -m tools.parallel_sizes"
     ratios = [float(row[-1]) for row in parallel_sizes.rows()]
-    assert max(ratios) <= 1.06, "the page says within 6 %"
+    assert max(ratios) <= 1.07, "the page says within 7 %"
     hardware = parallel_sizes.HARDWARE
     for link in (hardware.network_gb_per_second, hardware.nvlink_gb_per_second):
         assert f"{parallel_sizes.hidden_from(hardware, link):,}" in text

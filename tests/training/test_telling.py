@@ -62,6 +62,20 @@ def told(
     return root, said, [json.loads(line) for line in lines]
 
 
+def test_the_first_lines_name_the_kernels(told: tuple[Path, str, list[dict[str, Any]]]) -> None:
+    _, said, _ = told
+    before, iteration, _ = said.partition("iteration 1/")
+    assert iteration
+    assert before.count("attention kernel cpu for torch.") == 1
+    assert (
+        before.count(
+            "elementwise kernels torch, one operation at a time; not compiled: they are for a GPU, "
+            "not for cpu\n"
+        )
+        == 1
+    )
+
+
 def test_a_line_an_iteration_and_a_summary(told: tuple[Path, str, list[dict[str, Any]]]) -> None:
     _, said, records = told
     lines = [line for line in said.splitlines() if " iteration " in line and " | " in line]

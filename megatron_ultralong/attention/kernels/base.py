@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import abc
 import importlib
+import importlib.util
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -201,15 +202,35 @@ def unfit(
 
 
 def missing(package: str, generations: tuple[int, ...], device: torch.device) -> str | None:
-    """Why a package made for some generations of GPUs cannot serve here."""
+    """Why a package made for some generations of GPUs cannot serve here.
+
+    Args:
+        package: the module that is called, such as ``flash_attn.cute.interface``.
+        generations: major compute capabilities.
+        device: a GPU.
+    """
     major, _ = torch.cuda.get_device_capability(device)
     if major not in generations:
         return f"it is for compute capability {generations}, the device has {major}"
     try:
         importlib.import_module(package)
     except Exception as error:  # a broken package raises anything when it loads its library
-        return f"{package} cannot be imported ({type(error).__name__}: {error})"
+        if isinstance(error, ModuleNotFoundError) and _is_absent(package):
+            return f"{package} is not installed"
+        why = f"{type(error).__name__}: {error}"
+        return f"{package} is installed in part, and cannot be imported ({why})"
     return None
+
+
+def _is_absent(package: str) -> bool:
+    """Whether nothing of it is there: FlashAttention 2 has the first name of flash-attn-4 too."""
+    first, *_ = package.split(".")
+    if importlib.util.find_spec(first) is None:
+        return True
+    try:
+        return importlib.util.find_spec(package.rpartition(".")[0] or package) is None
+    except Exception:  # a broken package raises anything
+        return False
 
 
 @lru_cache(maxsize=64)

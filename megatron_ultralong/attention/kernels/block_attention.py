@@ -36,26 +36,33 @@ def resolve(
     Raises:
         InputError: the named kernel does not exist or cannot serve; nothing takes its place.
     """
-    return _resolve(dtype, head_dim, device, name or os.environ.get(OVERRIDE))
+    return _resolve(dtype, head_dim, device, name or os.environ.get(OVERRIDE))[0]
+
+
+def choice(dtype: torch.dtype, head_dim: int, device: torch.device) -> str:
+    """The kernel that :func:`resolve` chooses, and why none of the faster ones, in a line.
+
+    Raises:
+        InputError: as there.
+    """
+    return _resolve(dtype, head_dim, device, os.environ.get(OVERRIDE))[1]
 
 
 @lru_cache(maxsize=64)
-def _resolve(dtype: torch.dtype, head_dim: int, device: torch.device, name: str | None) -> Kernel:
+def _resolve(
+    dtype: torch.dtype, head_dim: int, device: torch.device, name: str | None
+) -> tuple[Kernel, str]:
     refusals: dict[str, str] = {}
     for kernel in candidates(device):
         if name not in (None, kernel.name):
+            refusals[kernel.name] = f"{name} is asked for"
             continue
         refusal = kernel.refusal(dtype, head_dim, device)
         if refusal is None:
-            logger.info(
-                "attention kernel %s for %s, head size %d, on %s%s",
-                kernel.name,
-                dtype,
-                head_dim,
-                device,
-                "".join(f"; not {other}: {why}" for other, why in refusals.items()),
-            )
-            return kernel
+            others = "".join(f"; not {other}: {why}" for other, why in refusals.items())
+            said = f"{kernel.name} for {dtype}, head size {head_dim}, on {device}{others}"
+            logger.info("attention kernel %s", said)
+            return kernel, f"attention kernel {said}"
         refusals[kernel.name] = refusal
     names = ", ".join(kernel.name for kernel in candidates(device))
     why = refusals.get(name or "", f"there is none of that name, only {names}")

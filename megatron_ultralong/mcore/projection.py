@@ -1,0 +1,77 @@
+"""A layer up to its attention, in tiles: norm, gather, projection and rotary embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.transformer.identity_op import IdentityOp
+from torch import Tensor
+
+from megatron_ultralong.mcore import products, tiles
+
+QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
+
+
+class Projection:
+    """By Megatron's own modules and its rotary embedding."""
+
+    def __init__(self, layer: Any, sequence: tiles.SequenceTiles, angles: Tensor) -> None:
+        """``angles``: radians of all tokens, [s, 1 or b, 1, d]."""
+        self.layer, self.attention = layer, layer.self_attention
+        self.tiles, self.angles = sequence, angles
+        norms = (self.attention.q_layernorm, self.attention.k_layernorm)
+        # The gradient of a norm needs what it was given; that of a rotation does not.
+        has_norms = not all(isinstance(norm, IdentityOp | None) for norm in norms)
+        self._unread = None if has_norms else self.attention.linear_qkv
+
+    def forward(self, hidden: Tensor) -> QueriesKeysValues:
+        """Queries [s, b, heads, d], keys and values [s, b, kv_heads, d], of all tokens."""
+        whole: QueriesKeysValues | None = None
+        for tile in self.tiles.of(len(hidden)):
+            made = self._rotated(hidden[tile], tile)
+            if whole is None:
+                if tile.stop == len(hidden):
+                    return made  # the only tile
+                length = self.tiles.num_runs * len(hidden)
+                q, k, v = (x.new_empty((length, *x.shape[1:])) for x in made)
+                whole = q, k, v
+            for x, part in zip(whole, made, strict=True):
+                self.tiles.put(x, tile, part)
+        assert whole is not None
+        return whole
+
+    def backward(self, hidden: Tensor, gradients: Sequence[Tensor], dhidden: Tensor) -> None:
+        """Add what comes from the gradients of queries, keys and values to ``dhidden``.
+
+        Gradients of the parameters are added where they belong.
+        """
+        for tile in self.tiles.of(len(hidden)):
+            source = hidden[tile].detach().requires_grad_()
+            with torch.enable_grad(), products.result_left_out(self._unread):
+                made = self._made(source, tile)
+            # The residual's gradient is a root too: autograd then adds up as without recomputation.
+            roots = self._roots(made, gradients, tile)
+            torch.autograd.backward([*made, source], [*roots, dhidden[tile]])
+            assert source.grad is not None
+            dhidden[tile] = source.grad
+
+    def _made(self, hidden: Tensor, tile: slice) -> tuple[Tensor, ...]:
+        """What backward goes through."""
+        return self._rotated(hidden, tile)
+
+    def _roots(
+        self, made: tuple[Tensor, ...], gradients: Sequence[Tensor], tile: slice
+    ) -> list[Tensor]:
+        """Gradients of it."""
+        return [self.tiles.take(x, tile) for x in gradients]
+
+    def _rotated(self, hidden: Tensor, tile: slice) -> QueriesKeysValues:
+        q, k, v = self.attention.get_query_key_value_tensors(
+            self.layer.input_layernorm(hidden), None
+        )
+        angles, group = self.tiles.take(self.angles, tile), self.attention.pg_collection.cp
+        q, k = (apply_rotary_pos_emb(x, angles, self.layer.config, cp_group=group) for x in (q, k))
+        return q, k, v
