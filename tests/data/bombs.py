@@ -106,6 +106,26 @@ DOCUMENTS: dict[str, tuple[Writer, str]] = {
         lambda path: write_members(path, lzma.compress, START, b"a", 3 * GIB),
         r"line\.jsonl\.xz:1: a line of more than 83,886,080 bytes",
     ),
+    "array.json.gz": (
+        lambda path: write_gzip(path, b"[" + START, b"[{", 3 * GIB, b'"}]'),
+        r"array\.json\.gz\[0\]: a record of more than 83,886,080 bytes.*--max-document-bytes",
+    ),
+    "commas.json.gz": (
+        lambda path: write_gzip(path, b"[{}", b",", 3 * GIB, b"]"),
+        r"commas\.json\.gz\[0\]: key 'text' has no value",
+    ),
+    "deep.json.zst": (
+        lambda path: write_zstd(path, b"[{", b"[", GIB),
+        r"deep\.json\.zst\[0\]: a record of more than 83,886,080 bytes",
+    ),
+    "spaces.json.gz": (
+        lambda path: write_gzip(path, b"[" + START + b'"}', b" ", GIB),
+        r"spaces\.json\.gz\[0\]: a record of more than 83,886,080 bytes",
+    ),
+    "behind.json.gz": (
+        lambda path: write_gzip(path, b'[{"text": "a"}]', b"\n", GIB, b"[]"),
+        r"behind\.json\.gz\[1\]: more stands behind the array",
+    ),
     "text.txt.bz2": (
         lambda path: write_members(path, bz2.compress, b"", TEXT, GIB),
         r"text\.txt\.bz2: more than 83,886,080 bytes",

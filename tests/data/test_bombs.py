@@ -23,7 +23,14 @@ from tests.data.run_commands import forget_peak, peak
 
 ROOT = Path(__file__).parent.parent.parent
 MOST = 2 * GIB
-QUICK = ("line.jsonl.gz", "text.txt.zst", "lists.jsonl.gz", "letters.txt.gz", "cell.parquet")
+QUICK = (
+    "line.jsonl.gz",
+    "array.json.gz",
+    "text.txt.zst",
+    "lists.jsonl.gz",
+    "letters.txt.gz",
+    "cell.parquet",
+)
 """Of the documents; the others come with the faults."""
 
 

@@ -83,8 +83,13 @@ def test_a_bad_line_is_a_bad_document_not_another_format(tmp_path: Path) -> None
 
 
 VALUES = {
-    "a JSON array": [json.dumps(ROWS), json.dumps(ROWS, indent=2), "[\n" + LINES + "]"],
-    "one JSON value over": [json.dumps({"data": ROWS}, indent=2), '{"data": [\n1,\n2\n]}'],
+    "a JSON array of what are no objects": [json.dumps(TEXTS), json.dumps([ROWS]), "[1,\n2]"],
+    "an array on each line": [json.dumps(ROWS) + "\n" + json.dumps(ROWS) + "\n"],
+    "one JSON object with its records under": [
+        json.dumps({"data": ROWS}, indent=2),
+        json.dumps({"all the rows": ROWS}, indent=1),
+    ],
+    "one JSON value over": ['{"data": [\n1,\n2\n]}', '{\n "text": "a"\n}'],
 }
 
 
@@ -102,9 +107,12 @@ def test_json_values_are_refused_with_the_way_out(tmp_path: Path, name: str, wha
 
 def test_large_json_values_too(tmp_path: Path) -> None:
     many = [{"text": "word " * 100} for _ in range(500)]
-    for text in (json.dumps(many), json.dumps(many, indent=1), json.dumps({"a": many}, indent=1)):
-        for name in ("a.json", "a.txt", "a.xyz"):
-            assert "where JSON lines are read" in refusal(tmp_path / name, text.encode())
+    for name in ("a.json", "a.txt", "a.xyz"):
+        said = refusal(tmp_path / name, json.dumps({"a": many}, indent=1).encode())
+        assert f"""jq -c '.["a"][]' {name}""" in said
+    for text in (json.dumps({"data": many}), json.dumps({"data": many[:1]})):
+        said = refusal(tmp_path / "a.json", text.encode())
+        assert """jq -c '.["data"][]' a.json > new.jsonl""" in said
 
 
 TEXT_THAT_LOOKS_LIKE = [

@@ -1,12 +1,13 @@
 """What a file of documents is: by its name, and by what stands at its beginning.
 
-A name may lie: ``.json`` is JSON lines as often as not, and a download may have left a pointer, an
-archive or a page of HTML under the name of the data. What is read wrongly is learnt.
+A name may lie: ``.json`` is JSON lines as often as one array, and a download may have left a
+pointer, an archive or a page of HTML under the name of the data. What is read wrongly is learnt.
 """
 
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,10 @@ _CARRIAGE = (
 )
 _BEGINS_AS_JSON = re.compile(rb"\s*(?:\[\s*)?\{\s*(?:\"[^\"\\\n]*\"\s*:|\"[^\"\\\n]*$|$)")
 _OPENS = re.compile(rb"\s*[\[{]\s*")
+_ARRAY = re.compile(rb"\s*\[\s*(?:\{|\]\s*$|$)")
+_WRAPPED = re.compile(rb"\s*\{\s*\"([^\"\\\n]*)\"\s*:\s*\[\s*\{")
+_WRAPPERS = "data", "train", "rows", "records", "examples", "samples", "instances", "items"
+"""Keys under which a file's records stand, where one value is all of it."""
 
 
 class FileKind(NamedTuple):
@@ -89,6 +94,8 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
         return FileKind(by_name, problem)
     head = head.removeprefix(_MARK)
     if suffix == ".json" or by_name == "jsonl":
+        if _ARRAY.match(head):
+            return FileKind("json", _array_problem(path, head))
         return FileKind("jsonl", _json_problem(path, suffix, head, is_whole))
     is_known = is_known_name(path)
     if b"\0" in head:
@@ -97,6 +104,8 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
         return FileKind("jsonl")
     if is_known and suffix not in file_names.PLAIN_SUFFIXES:
         return FileKind("text")
+    if _ARRAY.match(head) and (_BEGINS_AS_JSON.match(head) or _value(head) == []):
+        return FileKind("json", _array_problem(path, head))
     return FileKind("text", _text_problem(path, head, is_whole), is_known)
 
 
@@ -147,7 +156,8 @@ def _json_problem(path: Path, suffix: str, head: bytes, is_whole: bool) -> str:
         return _PAGE
     if start == b"\0":
         return nul_problem(0)
-    if start == b"[" or _is_spread(head, is_whole):
+    is_wrapped = suffix == ".json" and _is_wrapped(head, is_whole)
+    if start == b"[" or is_wrapped or _is_spread(head, is_whole):
         return _value_problem(path, head)
     if b"\r" in head.strip() and b"\n" not in head:
         return _CARRIAGE
@@ -167,14 +177,31 @@ def _text_problem(path: Path, head: bytes, is_whole: bool) -> str:
 
 def _value_problem(path: Path, head: bytes) -> str:
     name = compression.uncompressed_name(path)
+    wrapped = _WRAPPED.match(head)
     if head.lstrip()[:1] == b"[":
-        what, query = "a JSON array", "'.[]'"
+        what, query = "a JSON array of what are no objects", ".[] | {text: .}"
+    elif wrapped:
+        key = wrapped[1].decode(errors="replace")
+        what, query = f"one JSON object with its records under {key!r}", f".[{json.dumps(key)}][]"
     else:
         what, query = "one JSON value over several lines", "."
+    return _to_lines(what, query, name)
+
+
+def _to_lines(what: str, query: str, name: str) -> str:
     return (
-        f"is {what}, where JSON lines are read: write a line for each record with "
-        f"`jq -c {query} {name} > new.jsonl`; {_AS_TEXT}"
+        f"is {what}, where JSON lines or an array of objects are read: write a line for each "
+        f"record with `jq -c {shlex.quote(query)} {name} > new.jsonl`; {_AS_TEXT}"
     )
+
+
+def _array_problem(path: Path, head: bytes) -> str:
+    """Of a file whose lines are arrays: the records may be they or what stands in them."""
+    first, newline, rest = head.strip().partition(b"\n")
+    if not newline or not rest.lstrip().startswith(b"[") or not isinstance(_value(first), list):
+        return ""
+    name = compression.uncompressed_name(path)
+    return _to_lines("an array on each line", ".[]", name)
 
 
 def _is_spread(head: bytes, is_whole: bool) -> bool:
@@ -183,6 +210,17 @@ def _is_spread(head: bytes, is_whole: bool) -> bool:
     if not newline or isinstance(_value(first), dict):
         return False
     return isinstance(_value(head), dict) if is_whole else bool(_OPENS.fullmatch(first))
+
+
+def _is_wrapped(head: bytes, is_whole: bool) -> bool:
+    """Whether a file is one line with its records under a key that is no record's."""
+    found, lines = _WRAPPED.match(head), head.strip().splitlines()
+    if not found or found[1].decode(errors="replace") not in _WRAPPERS:
+        return False
+    value = _value(lines[0])
+    if isinstance(value, dict):
+        return len(lines) == 1 and len(value) == 1
+    return not is_whole and len(lines) == 1
 
 
 def _holds_json_lines(head: bytes, is_whole: bool) -> bool:

@@ -1,16 +1,18 @@
-"""Records of one file: JSONL, parquet or plain text, plain or compressed, streamed.
+"""Records of one file: JSONL, a JSON array, parquet or plain text, plain or compressed, streamed.
 
 Nothing is raised for a bad record: it is yielded with its error, so that the caller decides
 whether the run stops there or continues with the next one.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from megatron_ultralong.data.read import record
 from megatron_ultralong.data.read.compression import COMPRESSIONS, decompressed
 from megatron_ultralong.data.read.file_kind import format_of
+from megatron_ultralong.data.read.json_array import Element, array_elements
 from megatron_ultralong.data.read.options import FileFormat
 from megatron_ultralong.data.read.parquet import read_parquet
 
@@ -45,7 +47,8 @@ def read_jsonl(
                     if not is_whole:
                         position += record.skip_line(file, _until(stop, position))
                 elif line.strip():
-                    yield _json_record(place, at, line, keys)._replace(counted_from=first)
+                    found = _json_record(place, at, line, keys, partial(_not_json_line, line))
+                    yield found._replace(counted_from=first)
     except OSError as error:
         yield record.unreadable(f"{path}:{number + 1}", error)
 
@@ -61,37 +64,81 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     )
 
 
-def _json_record(place: str, position: int, line: bytes, keys: tuple[str, ...]) -> record.Record:
+def _json_record(
+    place: str,
+    position: int,
+    text: bytes | bytearray,
+    keys: tuple[str, ...],
+    not_json: Callable[[json.JSONDecodeError], str],
+) -> record.Record:
     try:
-        fields = record.json_value(line)
+        fields = record.json_value(text)
     except UnicodeDecodeError as error:
         return record.Record(place, position, {}, _not_utf8(error))
     except record.TooLargeError as error:
         return record.Record(place, position, {}, str(error))
     except json.JSONDecodeError as error:
-        return record.Record(place, position, {}, f"not JSON ({error}); {_cause(line, error)}")
+        return record.Record(place, position, {}, f"not JSON ({not_json(error)}")
     if not isinstance(fields, dict):
         kind = type(fields).__name__
-        return record.Record(place, position, {}, f"a {kind}, where one JSON object a line belongs")
+        return record.Record(place, position, {}, f"a {kind}, where one JSON object belongs")
     for key in keys:
         if reason := record.value_error(fields.get(key)):
             return record.Record(place, position, {}, f"key {key!r} has {reason}")
     return record.Record(place, position, fields)
 
 
+def _not_json_line(line: bytes, error: json.JSONDecodeError) -> str:
+    return f"{error}); {_cause(line, error)}"
+
+
+_NULS = "it holds NULs, as a file has that was not written to its end: copy it again"
+_PYTHON = "it is written as Python writes a dict: write it with json.dumps"
+
+
 def _cause(line: bytes, error: json.JSONDecodeError) -> str:
     """What may have made a line no JSON."""
     if b"\0" in line:
-        return "it holds NULs, as a file has that was not written to its end: copy it again"
+        return _NULS
     if b"\r" in line.strip():
         return "do its lines end in a carriage return alone? Convert it with `tr '\\r' '\\n'`"
     if line.lstrip().startswith(b"{'"):
-        return "it is written as Python writes a dict: write it with json.dumps"
+        return _PYTHON
     if error.msg == "Extra data":
         return "one JSON object a line belongs here: write them so with `jq -c .`"
     if line.lstrip()[:1] not in b"{[":
         return "one JSON object a line belongs here"
     return "is the file cut short?"
+
+
+def _read_json_array(path: Path, keys: tuple[str, ...], limit: int) -> Iterator[record.Record]:
+    """Records of an array, named by their numbers in it from 0 on, as ``jq '.[3]'`` does."""
+    number = -1
+    try:
+        with open(path, "rb") as raw:
+            for number, element in enumerate(array_elements(decompressed(raw, path), limit)):
+                place, at = f"{path}[{number}]", raw.tell()
+                if element.problem:
+                    long, lost = element.is_too_long, element.is_rest_lost
+                    yield record.Record(
+                        place, at, {}, element.problem, is_too_long=long, is_rest_lost=lost
+                    )
+                else:
+                    yield _json_record(place, at, element.text, keys, partial(_not_json, element))
+    except OSError as error:
+        yield record.unreadable(f"{path}[{number + 1}]", error)
+
+
+def _not_json(element: Element, error: json.JSONDecodeError) -> str:
+    if not element.text.strip():
+        cause = "nothing stands before or behind a comma: remove it"
+    elif b"\0" in element.text:
+        cause = _NULS
+    elif error.msg == "Extra data":
+        cause = "is a comma missing?"
+    else:
+        cause = _PYTHON if element.text.startswith(b"{'") else "is a quote or bracket missing?"
+    return f"{error.msg} at line {element.line + error.lineno - 1}); {cause}"
 
 
 def read_records(
@@ -112,8 +159,8 @@ def read_records(
             parquet the first row group wanted; 0 for any other file.
         stop: the byte or row group after the last one wanted; a line that begins before it is read
             to its end.
-        limit: bytes of a record at most: of a line, a text, the texts of a row; a longer one is
-            yielded as an error, and never held.
+        limit: bytes of a record at most: of a line, an array's element, a text, the texts of a
+            row; a longer one is yielded as an error, and never held.
     """
     file_format = format_of(path, file_format)
     if file_format == "parquet":
@@ -121,6 +168,8 @@ def read_records(
     assert is_plain_jsonl(path, file_format) or (start == 0 and stop is None), (path, start, stop)
     if file_format == "jsonl":
         return read_jsonl(path, keys, limit, start, stop)
+    if file_format == "json":
+        return _read_json_array(path, keys, limit)
     return _read_text(path, keys[0], limit)
 
 

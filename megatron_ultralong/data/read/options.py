@@ -8,7 +8,7 @@ import tyro
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.quantity import BYTES
 
-FileFormat = Literal["auto", "jsonl", "parquet", "text"]
+FileFormat = Literal["auto", "jsonl", "json", "parquet", "text"]
 ChatFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca"]
 Reasoning = Literal["drop", "keep"]
 
@@ -18,7 +18,7 @@ class ReadOptions:
     """How files are read."""
 
     text_key: str = "text"
-    """Key (JSONL) or column (parquet) of the text; a.b is key b inside a."""
+    """Key (JSON) or column (parquet) of the text; a.b is key b inside a."""
     source_key: str | None = None
     """Key or column with the name of each document's source, instead of NAME."""
     suffixes: Annotated[
@@ -26,13 +26,15 @@ class ReadOptions:
     ] = ()
     """Suffix of the files to read in a folder or pattern, such as .py; repeatable. Default: all."""
     file_format: FileFormat = "auto"
-    """Format of all files; auto: by the name and the first bytes of each file."""
+    """Format of all files; auto: by the name and the first bytes of each file. json: one array of
+    records."""
     skip_bad: bool = False
     """Count and skip documents that cannot be read, instead of stopping."""
     max_document_bytes: Annotated[int | None, Range(1, 2**40), BYTES] = None
-    """Largest number of bytes of a line, text file or parquet row; a longer one is a bad document
-    and never held in memory. Default: what fits into 2 GiB of memory: 80 MiB with gigatoken (five
-    rows of 4M tokens), 32 with tiktoken, 16 with sentencepiece, 8 with tokenizers."""
+    """Largest number of bytes of a line, record of a JSON array, text file or parquet row; a longer
+    one is a bad document and never held in memory. Default: what fits into 2 GiB of memory: 80 MiB
+    with gigatoken (five rows of 4M tokens), 32 with tiktoken, 16 with sentencepiece, 8 with
+    tokenizers."""
 
 
 @dataclass(frozen=True)
@@ -54,5 +56,5 @@ class ChatReadOptions:
     skip_bad: bool = False
     """Count and skip conversations that cannot be used, instead of stopping."""
     max_document_bytes: Annotated[int | None, Range(1, 2**40), BYTES] = None
-    """Largest number of bytes of a line or parquet row; a longer one is bad and never held in
-    memory. Default: what fits into 2 GiB of memory, 80 MiB with gigatoken."""
+    """Largest number of bytes of a line, record of a JSON array or parquet row; a longer one is bad
+    and never held in memory. Default: what fits into 2 GiB of memory, 80 MiB with gigatoken."""

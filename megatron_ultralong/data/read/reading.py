@@ -228,14 +228,14 @@ class ConversationReader(_SourceReader):
         self.num_conversations = 0
         self.num_bad: collections.Counter[Problem] = collections.Counter()
         self.unread_keys: collections.Counter[str] = collections.Counter()
-        """Keys of records that are not read, and how many records have them (of JSONL)."""
+        """Keys of records that are not read, and how many records have them (of JSON)."""
         self.num_kept_nulls = 0
         """Nulls of tools in Arrow's structs that were kept."""
         for part in found.files:
             if part.file_format == "text" and not part.problem:
                 raise InputError(
-                    f"source {source.name!r}: {part.path} is neither JSONL nor parquet: give JSONL "
-                    "or parquet, or name the files wanted with --suffix"
+                    f"source {source.name!r}: {part.path} is neither JSON nor parquet: give JSONL, "
+                    "a JSON array or parquet, or name the files wanted with --suffix"
                 )
 
     @property

@@ -87,7 +87,7 @@ class FileCount:
     num_files: int
     """How many."""
     read_as: str
-    """``jsonl``, ``parquet`` or ``text``; empty where they were left out."""
+    """``jsonl``, ``json``, ``parquet`` or ``text``; empty where they were left out."""
     reason: str
     """Why they were left out; empty where they were read."""
 
