@@ -16,10 +16,10 @@ from megatron_ultralong import cli
 from megatron_ultralong.cli.dispatch import begin
 from megatron_ultralong.cli.guides import GUIDES
 from megatron_ultralong.cli.help import help_text
-from megatron_ultralong.cli.verbs import TrainingVerb, load
+from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, load
 from megatron_ultralong.config import command_line
 from megatron_ultralong.config.flags import flags_of
-from megatron_ultralong.config.recipes import RECIPES
+from megatron_ultralong.config.recipes import FOR_WHOM, RECIPES
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.plan.hardware import HARDWARE, hardware_by_name
 from megatron_ultralong.plan.options import PlanConfig
@@ -238,5 +238,16 @@ def test_a_bar_shows_what_it_is_told(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_help_of_a_broken_default_is_not_shown() -> None:
-    text = help_text("pretrain", load("config.training:PretrainConfig"), None, ["a"])
-    assert "Recipes: a" in text
+    text = help_text("pretrain", load("config.training:PretrainConfig"), None, ["small"])
+    assert "Recipes:\n  small  the same for" in text
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "sft", "plan"])
+def test_every_recipe_says_whom_it_is_for(verb: str) -> None:
+    assert set(FOR_WHOM) == set(RECIPES)
+    text = shown(verb, "--help")
+    names = re.findall(r"^  ([a-z][a-z0-9.-]*)  +\S", text.partition("Recipes:")[2], re.M)
+    verbs_own = load(VERBS[verb].recipes)
+    assert names[: len(verbs_own)] == list(verbs_own)
+    for name in verbs_own:
+        assert re.search(rf"^  {re.escape(name)}  +{re.escape(FOR_WHOM[name][:40])}", text, re.M)

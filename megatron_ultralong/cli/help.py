@@ -13,6 +13,7 @@ from typing import Any
 from megatron_ultralong.cli.guides import GUIDES, RANKS, Guide
 from megatron_ultralong.cli.verbs import VERBS
 from megatron_ultralong.config.flags import Flag, flags_of
+from megatron_ultralong.config.recipes import FOR_WHOM
 from megatron_ultralong.program.ending import PROGRAM
 
 _WIDEST = 100
@@ -47,7 +48,7 @@ def help_text(
     lines = [*_usages(name, recipes, required), "", *_paragraphs(cls.__doc__, width), ""]
     lines += ["Examples:", *(f"  {line}" for text in guide.examples for line in text.split("\n"))]
     if recipes:
-        lines += ["", *textwrap.wrap(f"Recipes: {', '.join(recipes)}", width, **_HANGING)]
+        lines += ["", "Recipes:", *_recipe_lines(recipes, width)]
     lines += _section("Required:", required, width)
     ranks = [RANKS] if VERBS[name].is_for_ranks else []
     own = [Flag(flag, flag, text) for flag, text in (*guide.of_the_command_line, *ranks)]
@@ -77,7 +78,11 @@ def _with_recipes(flags: list[Flag], of_runs: list[list[Flag]]) -> list[Flag]:
     return found
 
 
-_HANGING: dict[str, Any] = {"subsequent_indent": "  ", "break_on_hyphens": False}
+def _recipe_lines(recipes: list[str], width: int) -> Iterator[str]:
+    column = max(map(len, recipes)) + 4
+    for name in recipes:
+        text, hanging = f"  {name:{column - 2}}{FOR_WHOM[name]}", " " * column
+        yield from textwrap.wrap(text, width, subsequent_indent=hanging, break_on_hyphens=False)
 
 
 def _usages(name: str, recipes: list[str], required: list[Flag]) -> Iterator[str]:

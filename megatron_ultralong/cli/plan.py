@@ -71,7 +71,7 @@ def plan(words: Sequence[str]) -> Plan | None:
     # a search changes what the recipe set
     told = contextlib.nullcontext() if command.search else says_who_set(words, run)
     with told:
-        start = "" if words[0] == "--config" else start_words(command, recipe, rest)
+        start = start_words(command, recipe, rest, is_file=words[0] == "--config")
         return plan_run(command, recipe, model, name, typed=typed, rows=rows, words=start)
 
 
@@ -112,21 +112,37 @@ _SAID = frozenset(
 """Fields whose flags the printed command has by itself, beside those of the layout."""
 
 
-def start_words(command: PlanConfig, recipe: str, words: Sequence[str]) -> str:
-    """The beginning of the command that trains what is planned, with its flags of the run."""
+def start_words(
+    command: PlanConfig, recipe: str, words: Sequence[str], *, is_file: bool = False
+) -> str:
+    """The beginning of the command that trains what is planned, with its flags of the run.
+
+    Args:
+        command: what is planned.
+        recipe: its name, or the file behind ``--config``.
+        words: the flags.
+        is_file: it is a file, which may name the folders itself.
+    """
     from megatron_ultralong.plan.search import LAYOUT_FLAGS
 
     run, said = command.run, _SAID.union(LAYOUT_FLAGS)
-    found = [f"{run.verb} {recipe} --load {run.load or 'base'}"]
-    rows = run.data.data_path or ("chats" if isinstance(run, SftConfig) else "rows")
-    found += [f"--data-path {rows} --save {run.save or 'run'}"]
+    rows = "chats" if isinstance(run, SftConfig) else "rows"
+    found = [run.verb, "--config" if is_file else "", shlex.quote(recipe)]
+    typed = fields_typed(words)
+    for field, value, usual in (
+        ("load", run.load, "base"),
+        ("data_path", run.data.data_path, rows),
+        ("save", run.save, "run"),
+    ):
+        if not (is_file and value and field not in typed):
+            found.append(f"--{field.replace('_', '-')} {shlex.quote(value or usual)}")
     fields, is_kept = frozenset(name.split(".")[-1] for name in flat_fields(run)) - said, False
     for word in words:
         if word.startswith("--"):
             is_kept = bool(fields_typed([word]) & fields)
         if is_kept:
             found.append(shlex.quote(word))
-    return " ".join(found)
+    return " ".join(filter(None, found))
 
 
 def _check_gpu_name(words: Sequence[str]) -> None:

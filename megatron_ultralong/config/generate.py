@@ -58,7 +58,7 @@ class GenerateConfig:
     prompt: tuple[str, ...] = ()
     """Texts to continue; several make a batch."""
     prompt_file: tuple[str, ...] = ()
-    """Text files to continue, each one prompt; they follow those of --prompt."""
+    """Text files to continue, each one prompt; they follow those of --prompt. -: standard input."""
     chat: bool = False
     """Treat each prompt as a user's message, and put it into the tokenizer's chat template."""
     system: str = ""

@@ -105,3 +105,16 @@ RECIPES: dict[str, Callable[[], PretrainConfig] | Callable[[], SftConfig]] = {
     **SFT_RECIPES,
 }
 """Recipes of both, as ``ultralong plan`` takes them."""
+
+FOR_WHOM: dict[str, str] = {
+    "extend": "any model to any length on GPUs: the paper's recipe, worked out for both",
+    "small": "the same for a model of millions of parameters, on a CPU",
+    "llama3.1-8b-1m": "Llama-3.1-8B to 1M tokens in the paper's layout, from 32 GPUs of 80 GB on",
+    "llama3.1-8b-2m": "to 2M tokens, from 128 GPUs on",
+    "llama3.1-8b-4m": "to 4M tokens, from 128 GPUs on",
+    "demo-cpu": "the demo's model from 512 to 4,096 tokens, on two CPU ranks",
+    "llama3.1-8b-sft": "the paper's recipe for an extended Llama-3.1-8B, on 8 GPUs or more; for "
+    "other models with another --tensor-model-parallel-size",
+    "demo-sft-cpu": "the demo's model or a small one of yours, on two CPU ranks",
+}
+"""Whom each recipe is for, in the words of the help."""

@@ -27,6 +27,7 @@ from megatron_ultralong.program.exit_status import RANK_LOST, STATUS_VARIABLE, w
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.ranks import ERROR_FILE, LAUNCHED, under_torchrun, world_size
+from megatron_ultralong.program.standard_input import input_of_ranks
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 BAD_INPUT = 2
@@ -206,7 +207,7 @@ def _start(
     process = subprocess.Popen(
         [python, "-u", "-m", "megatron_ultralong", *words],
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=input_of_ranks(),
         start_new_session=True,  # a terminal's Ctrl-C comes once, from here
         preexec_fn=_dying_with(os.getpid(), dies_by),
     )

@@ -272,16 +272,16 @@ class Repeated(io.RawIOBase):
 
 
 def test_memory_is_that_of_a_record() -> None:
-    """96 MiB of array in records of 1 MiB; and what has no end is not held."""
+    """64 MiB of array in records of 1 MiB; and what has no end is not held."""
     row = json.dumps({"text": "word, " * (BLOCK // 6)}).encode() + b","
     block = b"a" * BLOCK
     for head, unit, num in (
-        (b"[", row, 96),
+        (b"[", row, 64),
         (b'[{"text": "', block, 0),
         (b"[", b"[" * BLOCK, 0),
         (b"[", b" " * BLOCK, 0),
     ):
-        file = io.BufferedReader(Repeated(head, unit, 96))
+        file = io.BufferedReader(Repeated(head, unit, 64))
         forget_peak()
         before = peak()
         assert sum(not each.problem for each in array_elements(file, 2 * BLOCK)) == num

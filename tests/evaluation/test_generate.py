@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +22,14 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.generate import DecodingConfig, GenerateConfig, SamplingConfig
+from megatron_ultralong.data.read import record
 from megatron_ultralong.generation.continuation import TextStream
+from megatron_ultralong.generation.early_checks import check_generation
 from megatron_ultralong.generation.generate import ChatPrompt, generate
+from megatron_ultralong.program import standard_input
 from megatron_ultralong.program.errors import InputError
 from tests.models import TEXT, write_llama, write_tokenizer
+from tests.patience import patience
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<h>{{ m['role'] }}</h>{{ m['content'] | trim }}<end>"
@@ -101,6 +109,65 @@ def test_texts_are_those_of_transformers(folder: Path, tmp_path: Path, capsys) -
     assert found == [judge.decode(bare, skip_special_tokens=True)]
 
 
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    def give(data: bytes) -> None:
+        monkeypatch.setattr(standard_input, "_kept", [])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+    return give
+
+
+def test_standard_input_is_a_prompt(folder: Path, stdin: Callable[[bytes], None]) -> None:
+    expected = generate(config(folder, prompt=("def f(x):",)))
+    stdin(b"def f(x):")
+    wanted = config(folder, prompt_file=("-",))
+    assert check_generation(wanted, 1).messages == ["def f(x):"]
+    assert generate(wanted) == expected  # it is read once, and asked for twice
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"^--prompt-file - \(standard input\) is empty: pipe a text"),
+        (b"x" * 99, r"^--prompt-file - \(standard input\) has more than 98 bytes"),
+        (b"\xff", "^--prompt-file - is not UTF-8"),
+    ],
+)
+def test_standard_input_is_checked(
+    data: bytes, message: str, folder: Path, stdin: Callable[[bytes], None], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(record, "MAX_DOCUMENT_BYTES", 98)
+    stdin(data)
+    with pytest.raises(InputError, match=message):
+        generate(config(folder, prompt_file=("-",)))
+
+
+def test_ranks_of_torchrun_share_no_standard_input(stdin: Any, monkeypatch: Any) -> None:
+    stdin(b"text")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"share one standard input: write .* or .*--ranks"):
+        record.read_named_text("--prompt-file", "-")
+
+
+@pytest.mark.slow
+def test_every_rank_has_the_standard_input(folder: Path) -> None:
+    words = ["--load", str(folder / "megatron"), "--max-new-tokens", "12", "--precision", "fp32"]
+    command = [sys.executable, "-m", "megatron_ultralong", "generate", *words]
+    done = subprocess.run(
+        [*command, "--context-parallel-size", "2", "--ranks", "2", "--prompt-file", "-"],
+        input="def f(x):",
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
+        check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == generate(config(folder, prompt=("def f(x):",)))[0].strip()
+
+
 def test_a_chat_is_rendered_by_the_template_and_ends_with_its_turn(folder: Path) -> None:
     judge = AutoTokenizer.from_pretrained(folder / "source")
     messages = [{"role": "system", "content": "Be x."}, {"role": "user", "content": "def <h> f?"}]
@@ -176,7 +243,7 @@ def test_bad_input_is_refused(folder: Path, changes, message) -> None:
 
 
 def test_folders_of_other_kinds_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a Megatron checkpoint"):
+    with pytest.raises(InputError, match="model of Hugging Face's, not a Megatron checkpoint"):
         generate(config(folder, load=str(folder / "source"), prompt=("def",)))
     write_tokenizer(tmp_path)
     with pytest.raises(InputError, match="has no chat template"):

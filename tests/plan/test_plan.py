@@ -16,8 +16,12 @@ import pytest
 import yaml
 
 from megatron_ultralong import cli
+from megatron_ultralong.cli.dispatch import begin
+from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.config.plain_values import with_fields
+from megatron_ultralong.config.recipes import FOR_PRETRAIN, PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.plan.area import drawn_rows, expected_area, zigzag_areas
 from megatron_ultralong.plan.hardware import HARDWARE
@@ -249,6 +253,26 @@ def test_the_configuration_of_a_run_is_planned(tmp_path: Path) -> None:
         words = ("--model", "llama3.1-8b", "--gpus", "128", "--no-search")
         actual = planned(tmp_path, "plan", "--config", str(file), *words)
         assert actual["chosen"] == planned(tmp_path, "plan", recipe, *words)["chosen"]
+
+
+def test_the_command_of_a_configuration_names_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = with_fields(PRETRAIN_RECIPES["llama3.1-8b-1m"](), save="runs/1m", data_path="")
+    file = tmp_path / "a run.yaml"
+    file.write_text(yaml.safe_dump(dataclasses.asdict(run)))
+    words = ["--config", str(file), "--model", "llama3.1-8b", "--gpus", "8", "--train-iters", "20"]
+    cli.main(["plan", *words])
+    text = capsys.readouterr().out
+    (line,) = [line for line in text.splitlines() if "ultralong pretrain" in line]
+    _, *printed = shlex.split(line)
+    assert printed[:3] == ["pretrain", "--config", str(file)]
+    assert printed[3:9] == ["--load", "base", "--data-path", "rows", "--train-iters", "20"]
+    assert "--save" not in printed  # the file has it
+    assert printed[-2:] == ["--ranks", "8"]
+    default, flags = begin("pretrain", printed[1:-2], FOR_PRETRAIN, PretrainConfig)
+    parsed = parse(PretrainConfig, "ultralong pretrain", flags, default)
+    assert (parsed.save, parsed.load, parsed.train_iters) == ("runs/1m", "base", 20)
 
 
 def test_what_pretrain_refuses_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

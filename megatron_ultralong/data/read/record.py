@@ -15,6 +15,7 @@ import numpy as np
 from megatron_ultralong.data.read.compression import DamagedError
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
+from megatron_ultralong.program.standard_input import standard_input
 
 
 class Record(NamedTuple):
@@ -169,19 +170,26 @@ def read_text(path: Path) -> str:
         InputError: there is none, or a larger one than :data:`MAX_DOCUMENT_BYTES`.
         UnicodeDecodeError: not UTF-8.
     """
-    text = read_bounded(path, MAX_DOCUMENT_BYTES).decode("utf-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return _with_newlines(read_bounded(path, MAX_DOCUMENT_BYTES))
+
+
+def _with_newlines(data: bytes) -> str:
+    return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_named_text(what: str, name: str) -> str:
-    """The text file that a user names by ``what``, such as a flag.
+    """The text file that a user names by ``what``, such as a flag; ``-``: standard input.
 
     Raises:
         InputError: it cannot be read.
     """
     try:
+        if name == "-":
+            return _with_newlines(standard_input(f"{what} - (standard input)", MAX_DOCUMENT_BYTES))
         return read_text(Path(name))
     except InputError as error:  # it begins with the name
+        if name == "-":
+            raise
         raise InputError(f"{what} {error}: name a text file in UTF-8") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{what} {name} is not UTF-8 ({error}): name a text file") from error

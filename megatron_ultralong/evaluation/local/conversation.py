@@ -60,14 +60,14 @@ def find_file(data: str, names: Sequence[str]) -> Path:
 
 
 def read_rows(file: Path, keys: Sequence[str]) -> Iterator[JsonObject]:
-    """Rows of a parquet or JSONL file, each named by its place.
+    """Rows of a parquet, JSONL or JSON file, each named by its place.
 
     Raises:
         InputError: no such file, another format, a row that cannot be read, or no rows.
     """
     kind = file_kind(file, "auto")
     if kind.problem or kind.file_format == "text":
-        raise InputError(f"{file} {kind.problem or 'is neither parquet nor JSON lines'}")
+        raise InputError(f"{file} {kind.problem or 'is neither parquet nor JSON'}")
     is_empty = True
     for record in read_records(file, tuple(keys), kind.file_format):
         if record.error:

@@ -167,8 +167,7 @@ class NoLiMaConfig(MessagesConfig):
 class LongBenchV2Config(CutConfig, MessagesConfig):
     """LongBench v2 from a local copy: questions with four choices, answered in writing."""
 
-    data: Annotated[str, Required("the file of questions, in parquet or JSONL")] = ""
-    """Parquet or JSONL file with upstream's columns; `jq -c '.[]' data.json > data.jsonl` makes it
-    from upstream's data.json."""
+    data: Annotated[str, Required("the file of questions, in parquet or JSON")] = ""
+    """Parquet, JSONL or JSON file with upstream's columns, as upstream's data.json."""
     max_new_tokens: Annotated[int, Range(1), LENGTH] = 128
     """Largest number of tokens of an answer."""
