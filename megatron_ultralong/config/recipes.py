@@ -115,6 +115,6 @@ FOR_WHOM: dict[str, str] = {
     "demo-cpu": "the demo's model from 512 to 4,096 tokens, on two CPU ranks",
     "llama3.1-8b-sft": "the paper's recipe for an extended Llama-3.1-8B, on 8 GPUs or more; for "
     "other models with another --tensor-model-parallel-size",
-    "demo-sft-cpu": "the demo's model or a small one of yours, on two CPU ranks",
+    "demo-sft-cpu": "the demo's model, or another of millions of parameters, on two CPU ranks",
 }
 """Whom each recipe is for, in the words of the help."""

@@ -195,7 +195,7 @@ def read_named_text(what: str, name: str) -> str:
         raise InputError(f"{what} {name} is not UTF-8 ({error}): name a text file") from error
 
 
-def json_value(text: bytes) -> Any:
+def json_value(text: bytes | bytearray) -> Any:
     """The value of a JSON text; integers of too many digits are :class:`LongInteger`.
 
     Raises:
@@ -237,7 +237,7 @@ def _inside(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
-def bytes_outside_strings(text: bytes) -> int:
+def bytes_outside_strings(text: bytes | bytearray) -> int:
     """Bytes of a JSON text that are in no string: ``b'{"a": "b,c"}' -> 6``, a quote each included.
 
     Never less than there are; a text that is not JSON has any number.
