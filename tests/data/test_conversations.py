@@ -248,7 +248,11 @@ def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
-    [("a.json", "[]", r"jq -c '\.\[\]' a.json"), ("a.txt", "Hello.", "neither JSONL")],
+    [
+        ("a.json", '["Hello."]', "a JSON array of what are no objects"),
+        ("a.json", '{"data": [{"messages": []}]}', r"""jq -c '\.\["data"\]\[\]' a.json"""),
+        ("a.txt", "Hello.", "neither JSON nor parquet"),
+    ],
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)

@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import hashlib
 import json
 import os
@@ -94,12 +95,14 @@ def test_rows_do_not_depend_on_how_the_documents_lie_on_disk(
     texts = [path.read_text() for path in library_files]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in reversed(texts))
     (tmp_path / "all.jsonl").write_text(lines)
-    other = dataclasses.replace(
-        config, source=(f"all={tmp_path}/all.jsonl",), output=tmp_path / "rows"
-    )
-    prepare(other)
-    for name in ("train.bin", "train.idx", "valid.bin", "valid.idx"):
-        assert digests(other.output)[name] == digests(config.output)[name]
+    array = json.dumps([{"text": text} for text in texts], indent=1)
+    (tmp_path / "array.json.gz").write_bytes(gzip.compress(array.encode()))
+    for file in ("all.jsonl", "array.json.gz"):
+        source, output = (f"all={tmp_path}/{file}",), tmp_path / f"rows of {file}"
+        other = dataclasses.replace(config, source=source, output=output)
+        prepare(other)
+        for name in ("train.bin", "train.idx", "valid.bin", "valid.idx"):
+            assert digests(other.output)[name] == digests(config.output)[name]
 
 
 def test_sampling_by_length(config: PrepareConfig, tmp_path: Path) -> None:

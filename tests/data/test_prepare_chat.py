@@ -280,9 +280,9 @@ def test_files_of_a_folder_are_looked_at_and_told_as_those_of_documents_are(
     (folder / "other" / "cut.jsonl.gz").write_bytes(gzip.compress(lines[0].encode())[:60])
     for name in ("README.md", ".cache/a.jsonl.metadata", ".gitattributes", "notes.xyz"):
         (folder / name).write_text("nothing of a conversation\n")
-    (folder / "array.jsonl").write_text(json.dumps([json.loads(lines[0])]))
+    (folder / "array.jsonl").write_text(json.dumps({"data": [json.loads(lines[0])]}, indent=1))
     options = {"source": (f"x={folder}",), "output": tmp_path / "rows", "valid_fraction": 0.0}
-    with pytest.raises(InputError, match=r"array\.jsonl is a JSON array.*jq -c '\.\[\]'"):
+    with pytest.raises(InputError, match=r"array\.jsonl is one JSON object with its records.*jq"):
         prepare_chat(dataclasses.replace(config, **options))
     assert not (tmp_path / "rows").exists()
     capsys.readouterr()
@@ -299,6 +299,9 @@ def test_files_of_a_folder_are_looked_at_and_told_as_those_of_documents_are(
         assert f" {line.reason}: " in said or line.read_as
     assert sum(line.num_files for line in source.counts if line.reason) == 6
     assert "x: of 1 file the rest could not be read" in said
-    for name in ("array.jsonl: unreadable: is a JSON array", "cut.jsonl.gz:1: unreadable: cannot"):
+    for name in (
+        "array.jsonl: unreadable: is one JSON object",
+        "cut.jsonl.gz:1: unreadable: cannot",
+    ):
         assert name in said
         assert name in "\n".join(source.bad)

@@ -18,6 +18,7 @@ from megatron_ultralong.evaluation.local import (
     nolima,
     ruler2,
 )
+from megatron_ultralong.evaluation.local.conversation import read_rows
 from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks, graphwalks_score
 from megatron_ultralong.evaluation.local.longbench_v2 import (
     evaluate_longbench_v2,
@@ -208,7 +209,10 @@ def test_bad_copies_are_refused(subject, tmp_path) -> None:
         evaluate_mrcr(config, subject)
     array = tmp_path / "data.json"
     array.write_text(json.dumps([question()]))
-    with pytest.raises(InputError, match=r"is a JSON array, where JSON lines are read: .*jq -c"):
+    (row,) = read_rows(array, list(question()))
+    assert row == question()
+    array.write_text(json.dumps({"data": [question()]}))
+    with pytest.raises(InputError, match=r"is one JSON object with its records .*jq -c"):
         evaluate_longbench_v2(LongBenchV2Config(data=str(array)), subject)
     file = write_jsonl(tmp_path / "2needle.jsonl", [mrcr_row(2, 1)])
     with pytest.raises(InputError, match="has no question of 4needle: choose --tasks"):
