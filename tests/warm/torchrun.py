@@ -60,7 +60,7 @@ class _Rank(subprocess.Popen[bytes]):
             Path("/proc/self/comm").write_text(f"rank {environment['RANK']}")
             module = args.index("-m") + 1
             _be(args[module], list(args[module + 1 :]), environment)
-        except BaseException:  # it must not go on as a second agent
+        except BaseException:  # it must not continue as a second agent
             traceback.print_exc()
             os._exit(1)
 
