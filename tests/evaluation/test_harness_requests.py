@@ -118,7 +118,7 @@ def pairs(folder: Path, family: str) -> list[tuple[Any, Any, Any]]:
         subject = opening.Subject(next(in_turn), model_facts(run, "fp32"), tokenizer, CostConfig())
         for length in (16, 64):
             asked = requests(random.Random(length), length)
-            config = HarnessConfig(("-",), max_length=length, micro_batch_size=3)
+            config = HarnessConfig(tasks=("-",), max_length=length, micro_batch_size=3)
             with (
                 harness_model(config, subject) as opened,
                 contextlib.redirect_stderr(io.StringIO()),
