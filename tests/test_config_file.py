@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import random
 import re
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig
+from megatron_ultralong.program import yaml_file
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges, numbers_of
 from megatron_ultralong.training.config_file import load_config
@@ -66,13 +69,61 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-# Ten values of ten, nine times; as items, and as keys.
-MULTIPLIED = "a0: &a0 [1]\n" + "".join(
-    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+COLLECTIONS = {
+    **{tag: ("[{x: 1}]", "[{x: [1]}, ", "{{x: {}}}", "]") for tag in ("omap", "pairs")},
+    "seq": ("[1]", "[", "{}", "]"),
+    "map": ("{x: 1}", "{x: [", "{}", "]}"),
+    "set": ("{1}", "{[1], ", "{}", "}"),
+    "merge": ("{x: 1}", "{<<: [", "{}", "]}"),
+    "text": ("x", "[", "{}", "]"),
+}
+"""By tag: one without aliases, and how one that names others begins, names and ends."""
+
+
+def multiplied(tag: str) -> str:
+    """Ten of ten of ten, nine times, by aliases."""
+    plain, begin, named, end = COLLECTIONS[tag]
+    stated = {"merge": "!!map", "text": "!!seq"}.get(tag, f"!!{tag}")
+    lines = [f"a0: &a0 {stated if tag != 'text' else '!!str'} {plain}"]
+    for n in range(1, 10):
+        names = ", ".join([named.format(f"*a{n - 1} ")] * 10)
+        lines.append(f"a{n}: &a{n} {stated} {begin}{names}{end}")
+    return "\n".join(lines)
+
+
+MERGED_WIDE = (
+    f"a: &a {{{', '.join(f'k{n}: 0' for n in range(4000))}}}\nb: {{<<: [{'*a, ' * 30_000}]}}"
 )
-MERGED = "a0: &a0 {k: 1}\n" + "".join(
-    f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
-)
+LONG_TEXT = f"a: &a {'x' * 100_000}\ntrain_iters: [{'*a, ' * 30_000}]"
+TOO_MANY = r"its aliases \(\*\) make more than 524,288 characters"
+
+
+def test_aliases_multiply_in_no_collection(tmp_path: Path) -> None:
+    """Nothing is made of such a file, whatever the tags that PyYAML makes collections of."""
+    tags = {tag.split(":")[-1] for tag in yaml.SafeLoader.yaml_constructors if tag}
+    scalars = {"null", "bool", "int", "float", "binary", "timestamp", "str"}
+    assert tags - scalars == COLLECTIONS.keys() - {"merge", "text"}
+    for text in (*map(multiplied, COLLECTIONS), MERGED_WIDE, LONG_TEXT):
+        with pytest.raises(InputError, match=TOO_MANY):
+            load_config(write(tmp_path / "run.yaml", text), PretrainConfig)
+
+
+def test_any_tag_of_any_text_is_read_or_refused(tmp_path: Path) -> None:
+    tags = [tag for tag in yaml.SafeLoader.yaml_constructors if tag]
+    texts = ["", "x", "'1.5.5'", "[]", "[a]", "[[a]]", "{}", "{a: b}", "[a: b]", "[{a: b, c: d}]"]
+    texts += ["{? [a] : b}", "{<<: x}", "{=: x}", "1:" * 300 + "1", "0001-01-01T00:00:00+23:00"]
+    for tag, text in itertools.product(tags, texts):
+        path = write(tmp_path / "run.yaml", f"train_iters: !<{tag}> {text}")
+        with contextlib.suppress(InputError):
+            load_config(path, PretrainConfig)
+
+
+def test_a_text_without_aliases_is_not_counted_as_one_with() -> None:
+    """However dense it is, a file of the largest size stays below what aliases may make."""
+    dense = ("[{}]", "a,"), ("{{{}}}", "a,"), ("[{}]", "?,"), ("[{}]", "[],"), ("{}x", "? ")
+    for around, one in dense:
+        text = around.format(one * 200)
+        assert yaml_file._num_named(yaml.compose(text), {}) < 2 * len(text), text[:8]
 
 
 @pytest.mark.parametrize(
@@ -96,9 +147,8 @@ MERGED = "a0: &a0 {k: 1}\n" + "".join(
         ("train_iters: " + "9" * 5000, "is not YAML: Exceeds the limit"),
         ("? [a]\n: 1", "is not YAML"),
         ("a: &a [1]\nb: *b", "is not YAML"),
-        (MULTIPLIED, r"its aliases \(\*\) make more than 131,072 values"),
-        ("a: &a [*a]", r"its aliases \(\*\) make more than"),
-        (MERGED, "more than 4096 keys are merged"),
+        ("a: &a [*a]", TOO_MANY),
+        ("a: &a {<<: *a}", TOO_MANY),
         ("a: !!timestamp 5", "is not YAML"),
         ("a: !!bool x", "is not YAML"),
         ("load: !!python/object/apply:os.getcwd []", "is not YAML"),

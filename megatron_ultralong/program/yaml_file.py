@@ -1,5 +1,6 @@
 """Files of YAML that people write: numbers as they mean them, no key twice."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,28 @@ from megatron_ultralong.program.errors import InputError
 
 MOST_BYTES = 2**18
 """Of a file: configurations are a few kilobytes."""
-MOST_KEYS = 4096
-"""Of a mapping, with those that it merges."""
-_MOST_VALUES = 2**17
-"""Of a file, each as often as it is named: a text has no more, unless its aliases multiply."""
+_MOST_NAMED = 2 * MOST_BYTES
+"""Values and characters of a file, each as often as it is named: a text has no more, unless its
+aliases multiply."""
+_OF_CONSTRUCTORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What PyYAML's constructors raise, beside its own, for a text that does not fit a stated tag."""
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's, but ``1e-5`` is a number as in YAML 1.2, and ``1:30`` is text."""
+
+    def get_single_node(self) -> Any:
+        """The file's node, before anything is made of it, whatever the tags in it make."""
+        node = super().get_single_node()  # type: ignore[no-untyped-call]
+        _num_named(node, {})
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """A mapping without a key that stands in it twice."""
@@ -31,14 +46,6 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         values: dict[Any, Any] = super().construct_mapping(node, deep)
         return values
-
-    def flatten_mapping(self, node: Any) -> None:
-        """Merge what ``<<`` names; merges of merges grow by powers, and a file has few keys."""
-        super().flatten_mapping(node)
-        if len(node.value) > MOST_KEYS:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"more than {MOST_KEYS} keys are merged", node.start_mark
-            )
 
 
 _FLOAT = "tag:yaml.org,2002:float"
@@ -60,17 +67,23 @@ _Loader.add_implicit_resolver(
 _Loader.add_constructor(_INT, lambda loader, node: int(node.value))  # 010 is ten, not eight
 
 
-def _num_values(value: Any, known: dict[int, int]) -> int:
-    """Values in ``value``, counted where they stand; raise ValueError for too many, or a circle."""
-    if not isinstance(value, (dict, list)):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = _MOST_VALUES  # until it is known: a value that is in itself has no end
-        inner = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_num_values(one, known) for one in inner)
-    if known[id(value)] > _MOST_VALUES:
-        raise ValueError(f"its aliases (*) make more than {_MOST_VALUES:,} values of it")
-    return known[id(value)]
+def _num_named(node: Any, known: dict[int, int]) -> int:
+    """Values and characters of a node, counted where they are named.
+
+    What is made of it, lists, pairs or mappings with others merged into them, has no more.
+
+    Raises:
+        ValueError: too many, or a node that is in itself.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        return 1 if node is None else 1 + len(node.value)
+    if id(node) not in known:
+        known[id(node)] = _MOST_NAMED  # until it is known: what is in itself has no end
+        inner = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_num_named(one, known) for one in inner)
+    if known[id(node)] > _MOST_NAMED:
+        raise ValueError(f"its aliases (*) make more than {_MOST_NAMED:,} characters of it")
+    return known[id(node)]
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
@@ -96,9 +109,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         )
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        _num_values(values, {})
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        # PyYAML's own constructors raise what they like for a text that does not fit a stated tag
+    except (yaml.YAMLError, *_OF_CONSTRUCTORS) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a {what}: it holds {type(values).__name__}")

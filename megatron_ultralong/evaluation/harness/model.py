@@ -214,7 +214,8 @@ class HarnessModel(_api.TemplateLM):
         return scored([(np.asarray([*a, *b], np.int32), len(b)) for a, b in pairs], is_text=True)
 
     def _prompt(self, context: str, options: dict[str, Any]) -> Question:
-        values: dict[str, Any] = dict(_models.normalize_gen_kwargs(options, DEFAULT_MAX_GEN_TOKS))
+        stated = {name: value for name, value in options.items() if value is not None}
+        values: dict[str, Any] = dict(_models.normalize_gen_kwargs(stated, DEFAULT_MAX_GEN_TOKS))
         eos = self.tokenizer.eos_token_id
         text = None if eos is None else self.tokenizer.decode([eos])
         until = _models.handle_stop_sequences(values.pop("until", None), eos=text)
@@ -222,7 +223,7 @@ class HarnessModel(_api.TemplateLM):
         if any(not isinstance(stop, str) for stop in until):
             raise InputError(f"a task stops at {until}, and stop strings are text: quote them")
         room = values.pop("max_gen_toks")
-        if type(values.get("do_sample", False)) is not bool:
+        if type(values.get("do_sample") or False) is not bool:
             raise InputError(f"do_sample is {values['do_sample']!r}, it must be true or false")
         names = ("temperature", "top_k", "top_p")
         choice = {name: values.pop(name) for name in names if name in values}
