@@ -91,6 +91,13 @@ class JsonObject(dict[str, Any]):
         value = self._typed(key, default, dict, "an object")
         return value if value is default else JsonObject(value, f"{self.where}: {key}")
 
+    def fitting(self, key: str, fits: Callable[[Any], bool], expected: str) -> Any:
+        """The value under ``key``, for which ``fits`` holds; see :meth:`integer`.
+
+        ``expected`` says in a message what it must be.
+        """
+        return self._checked(key, _REQUIRED, fits, expected)
+
     def wrong(self, key: str, expected: str) -> InputError:
         """The error of a value that is not what it must be."""
         return InputError(f"{self.where}: {key} is {_shown(self[key])}, it must be {expected}")

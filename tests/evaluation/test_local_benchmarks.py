@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,45 @@ def test_the_middle_of_a_long_prompt_is_left_out(subject):
     exact, was_cut = cut_prompt(tokenizer, "base", text, whole.size)
     assert not was_cut
     assert exact.size == whole.size
+
+
+NOT_THERE = [("missing", ...), ("null", None)]
+WRONG_ANSWERS: dict[str, list[Any]] = {
+    "text": [5, 0.5, True, {}, [], [5], [None], ["a", 5], [["a"]]],
+    "code_run": ["42", 4.5, True, {}, [], ["42"], [True], [[42]]],
+    "math_find": ["12", True, {}, [], ["12"], [None], [[12]], math.nan],
+    "math_calc": [5, "1", {}, [], [[]], ["1"], [True], [1, "2"], [[1], "2", 3.5], [[1.5]]],
+}
+
+
+@pytest.mark.parametrize("task", infinitebench.TASKS)
+def test_a_row_without_an_answer_that_can_be_scored_is_refused(subject, tmp_path, task):
+    """Before anything is asked."""
+    config = InfiniteBenchConfig(data=str(tmp_path), tasks=(task,), output=str(tmp_path / "out"))
+    larger = dataclasses.replace(subject.facts, max_positions=100_000)
+    changed = dataclasses.replace(subject, facts=larger)
+    wrong = WRONG_ANSWERS.get(task, WRONG_ANSWERS["text"])
+    messages = [(value, rf"key answer is {state}$") for state, value in NOT_THERE]
+    messages += [(value, r":2: answer is .*, it must be an? ") for value in wrong]
+    for value, message in messages:
+        good = infinite_records(task)
+        bad = {key: one for key, one in good.items() if key != "answer"}
+        bad |= {} if value is ... else {"answer": value}
+        write(tmp_path / f"{task}.jsonl", [good, bad])
+        with pytest.raises(InputError, match=message):
+            evaluate_infinitebench(config, changed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_are_no_texts_are_refused(subject, tmp_path):
+    config = InfiniteBenchConfig(data=str(tmp_path), tasks=("longbook_choice_eng",))
+    for options in ("abcx", None, [1, 2, 3, 4], {"a": 1}):
+        write(
+            tmp_path / "longbook_choice_eng.jsonl",
+            [infinite_records("longbook_choice_eng") | {"options": options}],
+        )
+        with pytest.raises(InputError, match=r"options is (null|.* must be an array of strings)"):
+            evaluate_infinitebench(config, subject)
 
 
 def test_bad_local_copies_are_refused(subject, lv_eval_data, infinite_data, tmp_path):

@@ -6,6 +6,7 @@ are upstream's to the letter, in ``infinitebench.json``: figures are comparable 
 """
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,10 +74,10 @@ def prompt_text(name: str, template: str, row: JsonObject) -> str:
     asked: str = row["input"]
     values = {"context": row["context"], "input": asked, "question": asked}
     if name in _HAVE_OPTIONS:
-        options = row.get("options") or []
+        options = row.strings("options")
         if len(options) != 4:
             raise InputError(f"{row.where} has {len(options)} options, and {name} asks for four")
-        values |= {f"OPTION_{'ABCD'[k]}": str(option) for k, option in enumerate(options)}
+        values |= {f"OPTION_{'ABCD'[k]}": option for k, option in enumerate(options)}
     elif name == "code_run":
         call = _CALL.search(asked)
         if call is None:
@@ -91,19 +92,39 @@ def prompt_text(name: str, template: str, row: JsonObject) -> str:
     return text.format(**values)
 
 
+_ANSWERS: dict[str, tuple[tuple[type, ...], str]] = {
+    "code_run": ((int,), "a whole number or an array of them"),
+    "math_find": ((int, float), "a number or an array of them"),
+    "math_calc": ((int,), "an array of whole numbers"),
+}
+"""Types of the tasks whose answers are no text."""
+_TEXT = (str,), "a string or an array of strings"
+
+
+def _is_answer(name: str, kinds: tuple[type, ...], answer: Any) -> bool:
+    """Whether it can be scored: a list, or of other tasks than ``math_calc`` one value, too."""
+    if name == "math_calc":
+        if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], list):
+            answer = answer[0]
+        if not isinstance(answer, list):
+            return False
+    parts = answer if isinstance(answer, list) else [answer]
+    return bool(parts) and all(type(part) in kinds and part == part for part in parts)  # no NaN
+
+
 def labels(name: str, row: JsonObject) -> Any:
     """What an answer is held against: of choices, the option's text and its letter.
 
     Raises:
-        InputError: the answer is none of the options.
+        InputError: there is no answer, it is not of the task's type, or none of the options.
     """
-    answer = row["answer"]
+    kinds, expected = _ANSWERS.get(name, _TEXT)
+    answer = row.fitting("answer", functools.partial(_is_answer, name, kinds), expected)
     if name not in _HAVE_OPTIONS:
         return answer
-    if isinstance(answer, list) and len(answer) == 2 and answer[1] in "ABCD":
+    if isinstance(answer, list) and len(answer) == 2 and answer[1] in [*"ABCD"]:
         return answer
-    text = answer[0] if isinstance(answer, list) else answer
-    options = list(row["options"])
+    text, options = answer[0] if isinstance(answer, list) else answer, row.strings("options")
     if text not in options:
         raise InputError(f"{row.where} has the answer {text!r}, which is none of its options")
     return [text, "ABCD"[options.index(text)]]
