@@ -101,7 +101,6 @@ def _sample(tokens: npt.NDArray[np.integer], turns: Int64Array) -> Sample[interf
 
     def judge(prompt: Prompt, scores: interface.Scores) -> dict[str, Any]:
         parts = [slice(start - 1, stop - 1) for start, stop in turns.tolist()]
-        interface.check_finite(scores.loss, f"a conversation of {tokens.size} tokens")
         losses = [float(scores.loss[part].sum(dtype=np.float64)) for part in parts]
         right = [int(scores.correct[part].sum()) for part in parts]
         return {"turns": turns.tolist(), "losses": losses, "right": right}

@@ -122,7 +122,6 @@ def _row_sums(
             return Prompt(row.tokens, row.loss_mask(config.document_mask)[:-1])
 
         def judge(prompt: Prompt, scores: interface.Scores) -> dict[str, Any]:
-            interface.check_finite(scores.loss, f"checkpoint '{scorer.name}' on row {number}")
             weight: npt.NDArray[np.floating] = prompt.references
             parts = (weight, weight * scores.loss, weight * scores.correct)
             return {"sums": [bin_sums(part, edges).tolist() for part in parts]}

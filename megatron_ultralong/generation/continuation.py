@@ -86,6 +86,23 @@ _NO_TOKEN = -1
 OnToken = Callable[[int, int], None]
 
 
+def are_finite(logits_BV: Tensor) -> Tensor:
+    """Of each row whether a token can be chosen, [b]: none is NaN or endless; -inf is never it."""
+    return (logits_BV < torch.inf).all(-1)
+
+
+def not_finite(number: int, name: str = "the model") -> InputError:
+    """The error where logits for token ``number`` behind a prompt are no numbers.
+
+    Every way of choosing a token would write one for them, and always the same.
+    """
+    return InputError(
+        f"{name}'s logits for token {number} of a continuation are not finite: its weights or "
+        "its precision are broken; try --precision fp32, and `ultralong convert verify` with the "
+        "model that it was imported from"
+    )
+
+
 @dataclasses.dataclass
 class Speed:
     """Tokens and seconds of reading prompts and of writing behind them, of all batches."""
@@ -190,14 +207,10 @@ class Continuation:
             prompts = [batch[row] for row in rows]
             draws = [names[prompt] for prompt in prompts] if names else prompts
             chosen = choose(logits, self.sampling, draws, number)
-            chosen = chosen.where((logits < torch.inf).all(-1), _NO_TOKEN)  # of NaN, too
+            chosen = chosen.where(are_finite(logits), _NO_TOKEN)
             tokens: list[int] = self.decoder.agree(chosen).tolist()
             if _NO_TOKEN in tokens:  # on every rank
-                raise InputError(
-                    f"the model's logits for token {number} of a continuation are not finite: its "
-                    "weights or its precision are broken; try --precision fp32, and `ultralong "
-                    "convert verify` with the model that it was imported from"
-                )
+                raise not_finite(number)
             left = [
                 (row, token)
                 for row, prompt, token in zip(rows, prompts, tokens, strict=True)

@@ -47,6 +47,11 @@ STOPS: tuple[Any, ...] = (
 
 WRONG = ({"until": [1]}, {"do_sample": "maybe"}, {"num_beams": 2}, {"max_gen_toks": 10**9})
 
+OF_HF = AssertionError, RuntimeError, TypeError, ValueError
+OPTIONS = ("do_sample", "until", "temperature", "top_k", "top_p", "max_tokens")
+ABSENT = [{"max_gen_toks": 5, name: None} for name in OPTIONS]
+"""What a task leaves open by null; of some the ``hf`` model makes an error."""
+
 
 def write_both(folder: Path, family: str) -> None:
     """A small model of ``family`` in ``run`` and ``exported``."""
@@ -80,6 +85,7 @@ def requests(rng: random.Random, length: int) -> list[tuple[str, tuple[Any, ...]
 
     found: list[tuple[str, tuple[Any, ...]]] = [("loglikelihood", (" \n", "x"))]
     found += [("generate_until", ("x", wrong)) for wrong in WRONG]
+    found += [("generate_until", ("x", nulls)) for nulls in ABSENT]
     for _ in range(14):
         context = rng.choice(["", " ", "\n", "<|end|>", text(5), text(5), text(2 * length)])
         found.append(("loglikelihood", (context, text(rng.choice([1, 3, length])))))
@@ -89,8 +95,10 @@ def requests(rng: random.Random, length: int) -> list[tuple[str, tuple[Any, ...]
     return found
 
 
-def answers(model: Any, asked: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
-    """Of every request by itself; None: it is refused, or ends in an error."""
+def answers(
+    model: Any, asked: list[tuple[str, tuple[Any, ...]]], *errors: type[Exception]
+) -> list[Any]:
+    """Of every request by itself; None: it is refused, or ends in one of ``errors``."""
     from lm_eval.api.instance import Instance
 
     found = []
@@ -98,7 +106,7 @@ def answers(model: Any, asked: list[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         instance = Instance(kind, {}, arguments, number, ("task", number, 1))
         try:
             found += getattr(model, kind)([instance])
-        except (InputError, AssertionError, RuntimeError):
+        except (InputError, *errors):
             found.append(None)
     return found
 
@@ -127,7 +135,7 @@ def pairs(folder: Path, family: str) -> list[tuple[Any, Any, Any]]:
                 own = answers(opened[0], asked)
                 path = str(folder / "exported")
                 hf = HFLM(reference, tokenizer=path, max_length=length, batch_size=1)
-                found += list(zip(asked, own, answers(hf, asked), strict=True))
+                found += list(zip(asked, own, answers(hf, asked, *OF_HF), strict=True))
     return found
 
 
@@ -147,5 +155,8 @@ def test_odd_requests(tmp_path: Path, family: str) -> None:
     assert all(
         own is None for (_, arguments), own, _ in found if arguments[1:] and arguments[1] in WRONG
     )
+    written = [own for (_, arguments), own, _ in found if arguments[1:] and arguments[1] in ABSENT]
+    assert len(written) == 2 * len(ABSENT)
+    assert all(isinstance(own, str) for own in written)
     # a token behind spaces alone has a likelihood, whatever stands before it
     assert all(own[0] < 0 for (kind, _), own, _ in found if kind == "loglikelihood" and own)

@@ -180,7 +180,7 @@ def test_weights_that_are_not_finite_are_reported(config, tmp_path):
     with torch.no_grad():
         model.lm_head.weight[3] = float("nan")
     model.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="on row 0 has loss nan at position 0"):
+    with pytest.raises(InputError, match="row 0 of 64 tokens has loss nan at position 0"):
         measure_position_loss(config, [HuggingFaceModel(tmp_path)])
 
 

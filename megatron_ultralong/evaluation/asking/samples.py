@@ -229,8 +229,8 @@ def ask(
     estimate is made.
 
     Raises:
-        InputError: the evaluation is estimated above ``cost.max_cost``, or a row has ids that the
-            model does not know.
+        InputError: the evaluation is estimated above ``cost.max_cost``, a row has ids that the
+            model does not know, or a loss is not a number.
     """
     pending = {sample.key: sample for sample in samples if sample.key not in journal.entries}
     rows = [(key, k, row) for key, one in pending.items() for k, row in enumerate(one.rows)]
@@ -253,6 +253,10 @@ def ask(
             for (_, _, row), prompt in zip(batch, prompts, strict=True):
                 interface.check_ids(model, prompt.tokens, row.source)
             for (key, number, row), prompt, reply in zip(batch, prompts, put(prompts), strict=True):
+                if isinstance(reply, interface.Scores):
+                    size = prompt.tokens.size
+                    what = f"checkpoint '{model.name}': {row.source} of {size} tokens"
+                    interface.check_finite(reply, size, what)
                 sample, found = pending[key], judged.setdefault(key, {})
                 found[number] = row.judge(prompt, reply)
                 if len(found) == len(sample.rows):

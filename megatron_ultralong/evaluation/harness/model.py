@@ -223,7 +223,7 @@ class HarnessModel(_api.TemplateLM):
         if any(not isinstance(stop, str) for stop in until):
             raise InputError(f"a task stops at {until}, and stop strings are text: quote them")
         room = values.pop("max_gen_toks")
-        if type(values.get("do_sample") or False) is not bool:
+        if type(values.get("do_sample", False)) is not bool:
             raise InputError(f"do_sample is {values['do_sample']!r}, it must be true or false")
         names = ("temperature", "top_k", "top_p")
         choice = {name: values.pop(name) for name in names if name in values}

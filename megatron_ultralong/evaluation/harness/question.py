@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_ultralong.config.generate import SamplingConfig
 from megatron_ultralong.evaluation.asking import samples
-from megatron_ultralong.evaluation.models.interface import Scores, check_finite
+from megatron_ultralong.evaluation.models.interface import Scores
 from megatron_ultralong.generation.end_scorer import num_common
 from megatron_ultralong.generation.prompt_tokenizer import IdArray
 from megatron_ultralong.program.journal import sample_key
@@ -103,7 +103,6 @@ def _read(question: Question, num_shared: int | None = None) -> samples.Sample[S
 
     def judge(prompt: samples.Prompt, scores: Scores, last: int) -> tuple[float, bool]:
         losses = scores.loss[-last:]
-        check_finite(losses, f"the end of a row of {prompt.tokens.size} tokens")
         return -float(losses.sum(dtype=np.float64)), bool(scores.correct[-last:].all())
 
     def note(judged: list[tuple[float, bool]]) -> dict[str, Any]:

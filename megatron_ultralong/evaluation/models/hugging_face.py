@@ -12,6 +12,7 @@ import torch
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.logits.transformers_model import transformers_model
 from megatron_ultralong.evaluation.models import interface
+from megatron_ultralong.generation.continuation import are_finite, not_finite
 from megatron_ultralong.generation.generate import check_prompts
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.optional import optional_package
@@ -126,6 +127,11 @@ class HuggingFaceModel:
                     ends[number] = len(ids)
             return torch.tensor([end is not None for end in ends], device=self._device)
 
+        def checked(ids_bs: torch.Tensor, logits_bv: torch.Tensor) -> torch.Tensor:
+            if not are_finite(logits_bv).all():
+                raise not_finite(ids_bs.shape[1] - prompt_bs.shape[1], self.name)
+            return logits_bv
+
         whole_bs = self._model.generate(
             prompt_bs,
             attention_mask=torch.ones_like(prompt_bs),
@@ -134,6 +140,7 @@ class HuggingFaceModel:
             eos_token_id=sorted(stop_ids) or None,
             pad_token_id=min(stop_ids, default=0),
             stopping_criteria=[stops],
+            logits_processor=[checked],
         )
         written = whole_bs[:, prompt_bs.shape[1] :].tolist()
         return [row[:end] for row, end in zip(written, ends, strict=True)]

@@ -129,13 +129,26 @@ def check_length(
         )
 
 
-def check_finite(losses: npt.NDArray[np.floating], what: str) -> None:
-    """Raise InputError where a loss of ``what``, shape [T], is not a number."""
-    wrong = np.flatnonzero(~np.isfinite(losses))
+def check_finite(scores: Scores, num_tokens: int, what: str) -> None:
+    """Check that the losses of a row's last tokens, shape [T], are numbers.
+
+    What has no loss is not counted as wrong: the argmax of NaN is an id like any other.
+
+    Args:
+        scores: of as many of its last tokens as were scored.
+        num_tokens: of the whole row.
+        what: the row is, and whose.
+
+    Raises:
+        InputError: one is not; it is named by its position in the row.
+    """
+    wrong = np.flatnonzero(~np.isfinite(scores.loss))
     if wrong.size:
+        position = num_tokens - 1 - scores.loss.size + int(wrong[0])
         raise InputError(
-            f"{what} has loss {losses[wrong[0]]} at position {wrong[0]}: the checkpoint's weights "
-            "or its precision are broken; try fp32, or look at it with `ultralong convert inspect`"
+            f"{what} has loss {scores.loss[wrong[0]]} at position {position}: the checkpoint's "
+            "weights or its precision are broken; try fp32, or look at it with `ultralong convert "
+            "inspect`"
         )
 
 
