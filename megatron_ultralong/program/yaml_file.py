@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
 
     def get_single_node(self) -> Any:
         """The file's node, before anything is made of it, whatever the tags in it make."""
-        node = super().get_single_node()  # type: ignore[no-untyped-call]
+        node = super().get_single_node()
         _num_named(node, {})
         return node
 
