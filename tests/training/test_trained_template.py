@@ -202,7 +202,7 @@ def test_templates_for_other_purposes_go_and_tokens_come(folder: Path, tmp_path:
 
 
 def test_texts_of_templates_stay() -> None:
-    """Tuned models and rows have them: one that changes makes what they have foreign."""
+    """Tuned models and rows have them: to these, one that changes is another template."""
     found = {
         name: hashlib.sha256(t.jinja.encode()).hexdigest()[:12] for name, t in TEMPLATES.items()
     }
