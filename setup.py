@@ -119,8 +119,8 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "ultralong = megatron_ultralong.cli:main",
-            "ultralong-lm-eval = megatron_ultralong.evaluation.harness.plugin:main",
+            "ultralong = megatron_ultralong.__main__:main",
+            "ultralong-lm-eval = megatron_ultralong.__main__:lm_eval",
         ]
     },
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from megatron_ultralong import __main__ as start
 from megatron_ultralong import cli
 from tests.command_line import DOCUMENTS, pretrain_words, refusal, write_inputs
 from tests.docs.blocks import ROOT
@@ -261,11 +262,15 @@ import os, signal, sys
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "megatron_ultralong.cli":
+        if name in ("megatron_ultralong.cli", "megatron_ultralong.evaluation"):
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Finder())
 """
+
+
+SCRIPTS = re.findall(r'"(ultralong\S*) = ([\w.]+):(\w+)"', (ROOT / "setup.py").read_text())
+"""Commands that an installation has, as setup.py names them."""
 
 
 def test_ctrl_c_while_it_is_imported_shows_no_trace(tmp_path: Path) -> None:
@@ -273,9 +278,24 @@ def test_ctrl_c_while_it_is_imported_shows_no_trace(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTING)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     command = [sys.executable, "-m", "megatron_ultralong", "--help"]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGINT, "", "")
+    assert [name for name, *_ in SCRIPTS] == ["ultralong", "ultralong-lm-eval"]
+    scripts = [
+        f"import sys; from {module} import {run}; sys.exit({run}())" for _, module, run in SCRIPTS
+    ]
+    for words in (command, *([sys.executable, "-c", text, "--help"] for text in scripts)):
+        found = subprocess.run(words, env=environment, capture_output=True, text=True)
+        assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGINT, "", "")
     command = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", *command]
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == 0
     assert found.stdout.startswith("usage: ultralong VERB")
+
+
+def test_a_handler_that_python_does_not_know_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An embedding program's: signal.signal cannot set it again."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", None)
+    ran: list[str] = []
+    monkeypatch.setattr(cli, "main", lambda: ran.append("cli"))
+    start.main()
+    assert ran == ["cli"]

@@ -254,6 +254,9 @@ def test_a_run_has_one_length(capsys: pytest.CaptureFixture[str]) -> None:
         assert "--train-iters and --train-tokens both say how long the run is" in error
     error = refusal(capsys, "sft", "demo-sft-cpu", *words[:-2], "--num-epochs", "2")
     assert "--train-iters and --num-epochs both say how long the run is" in error
+    error = refusal(capsys, "pretrain", "demo-cpu", *words[:-2], "--num-epochs", "2")
+    assert "--num-epochs" in error
+    assert "both say" not in error
 
 
 @pytest.mark.parametrize("recipe", SFT_RECIPES)
@@ -262,7 +265,13 @@ def test_a_typed_end_wins_over_the_end_of_a_recipe_or_a_file(recipe: str, tmp_pa
     file.write_text("train_iters: 7\ntrain_tokens: 9000\nnum_epochs: 5.0\n")
     ends = {
         "--num-epochs 3": (0, 0.0, 3.0),
-        "--train-iters 0 --num-epochs 3": (0, 0.0, 3.0),
+        "--num-epochs=3 --train-iters=0": (0, 0.0, 3.0),
+        **{
+            f"{zero} --num_epochs 3": (0, 0.0, 3.0)
+            for flag in ("--train-iters", "--train_iters", "--train-tokens", "--train_tokens")
+            for zero in (f"{flag} 0", f"{flag}=0")
+        },
+        "--train-tokens 0 --train_iters 4": (4, 0.0, None),
         "--train-iters 4": (4, 0.0, None),
     }
     verb = cli.VERBS["sft"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.cli.meant_verb import meant_verb
-from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
+from megatron_ultralong.cli.origin import says_who_set, with_shorter_warm_up
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
@@ -243,10 +243,16 @@ def _with_typed_end(run: Any, flags: Sequence[str]) -> Any:
     Raises:
         InputError: two flags do.
     """
-    typed = fields_typed(flags)
-    ends = [name for name in ("train_iters", "train_tokens", "num_epochs") if name in typed]
-    if "--train-iters=0" in flags or ("--train-iters", "0") in itertools.pairwise(flags):
-        ends.remove("train_iters")  # it says that num_epochs does
+    typed = {}
+    for word, behind in itertools.pairwise([*flags, ""]):
+        flag, is_one, value = word.partition("=")
+        if flag.startswith("--"):
+            typed[flag[2:].replace("-", "_")] = value if is_one else behind
+    ends = [  # of the verb's own; 0 says that another does
+        name
+        for name in ("train_iters", "train_tokens", "num_epochs")
+        if hasattr(run, name) and typed.get(name, "").strip("0.")
+    ]
     if len(ends) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in ends[:2])
         raise InputError(f"{first} and {second} both say how long the run is: give one of them")

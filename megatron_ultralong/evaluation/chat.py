@@ -63,9 +63,10 @@ def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Res
         what=f"a conversation of {longest} tokens",
         way_out=f"prepare conversations with --max-length {scorer.max_positions}",
     )
-    foreign = []
-    if has := trained_template(Path(config.data_path), manifest).lacks(tokenizer.folder):
-        foreign = [f"not the chat template of '{scorer.name}': {tokenizer.folder} has {has}"]
+    template = trained_template(Path(config.data_path), manifest)
+    foreign = [template.doubt] if template.doubt else []
+    if has := template.lacks(tokenizer.folder):
+        foreign += [f"not the chat template of '{scorer.name}': {tokenizer.folder} has {has}"]
     prefix = Path(config.data_path) / config.split
     benchmark = Benchmark(
         kind=KINDS["chat"],

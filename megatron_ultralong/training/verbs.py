@@ -77,6 +77,8 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
             f"and in their exports; {folder} has {instead}"
         )
         run = dataclasses.replace(run, remarks=(*run.remarks, note))
+    if template.doubt:
+        run = dataclasses.replace(run, remarks=(*run.remarks, f"chat template: {template.doubt}"))
     return dataclasses.replace(run, template=template)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,11 +26,13 @@ from megatron_ultralong.checkpoint.formats.gguf_values import (
     string,
     uint32,
 )
+from megatron_ultralong.checkpoint.formats.hugging_face_config import _FIXED
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.rope_readers import Engine, Reading
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, check_readers
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, InspectConfig
+from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.model.yarn import YarnConfig, hf_rope_scaling
 from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.absurd_values import changed, every_change, random_change
@@ -145,6 +148,35 @@ def test_numbers_of_no_model(
     path.write_text(json.dumps({**CONFIG, "rope_scaling": block, **change}))
     with pytest.raises(InputError, match=f"config.json: .*{message}"):
         inspect_config(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, ""),
+        ({"model_type": "gemma"}, "model_type 'gemma' is not that of its architecture"),
+        ({"text_config": {"a": 1}}, "text_config .* is not supported"),
+        ({"architectures": ["GemmaForCausalLM"]}, r"\['GemmaForCausalLM'\] is not supported"),
+        ({"architectures": []}, r"architectures \[\] is not supported"),
+        *(
+            ({key: "other"}, f"{key} .*other.* is not supported")
+            for key in [*_FIXED, *LLAMA.fixed, *LLAMA.stated]
+            if key != "text_config"  # no object: damaged
+        ),
+    ],
+)
+def test_engines_are_named_for_models_that_an_import_takes_alone(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    config = {**CONFIG, "architectures": ["LlamaForCausalLM"], "rope_scaling": None, **change}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if not message:
+        assert inspect_config(tmp_path / "config.json")["conversion"] is None
+        assert "right" in inspect_config(tmp_path / "config.json")["good_for"].values()
+        return
+    said = inspect_config(tmp_path / "config.json")
+    assert re.search(message, said["conversion"])
+    assert said["good_for"] == {"no engine": f"was run with such a model: {said['conversion']}"}
 
 
 def test_a_lone_config_out_of_its_folder(tmp_path: Path) -> None:

@@ -111,9 +111,50 @@ def test_roles_of_other_programs() -> None:
         assert parse_conversation({"messages": changed}, "auto") == expected
 
 
+@pytest.mark.parametrize("more", ["system", "instruction", "context", "input", "history"])
+@pytest.mark.parametrize("answer", ["answer", "response", "completion"])
+@pytest.mark.parametrize("question", ["question", "prompt", "instruction"])
+def test_no_text_of_a_question_is_lost_under_other_names(
+    question: str, answer: str, more: str
+) -> None:
+    """A record that other names made readable says all that it said, or is refused."""
+    record = {question: "Q", answer: "A"}
+    if (question, answer) == ("prompt", "completion") or more in record:
+        return
+    said = said_of({**record, more: [["MORE", "MORE"]] if more == "history" else "MORE"})
+    is_alpaca = (question, answer) == ("instruction", "response")
+    if is_alpaca:
+        assert "MORE" in said
+    elif question == "instruction":
+        assert said.startswith("unknown format: ")
+    else:
+        assert said.startswith(
+            f"unknown keys: a record of '{question}' and '{answer}' has '{more}'"
+        )
+        assert f": .{question}, " in said
+        assert f"'del(.{more})'" in said
+    if is_alpaca or question != "instruction":
+        assert said_of({**record, more: [] if more == "history" else ""}) == "QA"
+
+
+def said_of(record: dict[str, Any]) -> str:
+    try:
+        messages = parse_conversation(record, "auto").messages
+    except ConversationError as error:
+        return f"{error.problem}: {error}"
+    return "".join(message.content for message in messages)
+
+
+def test_an_empty_text_is_not_read_before_its_other_name() -> None:
+    record = {"instruction": "a", "input": "", "context": "c", "output": "b"}
+    assert parse_conversation(record, "auto").messages[0].content == "a\n\nc"
+    record = {"instruction": "a", "output": "b", "question": "c", "answer": "d"}
+    assert keys_read(record, "auto")[0] == "alpaca"
+
+
 def test_keys_that_a_record_has_beside_its_own_are_told(tmp_path: Path) -> None:
-    """Also those that another format would read: the context of a question is left out."""
-    write_jsonl(tmp_path / "a.jsonl", [{"question": "a", "answer": "b", "context": "c", "x": 1}])
+    """Also those that another format would read."""
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b", "context": "c", "x": 1}])
     reader = ConversationReader(Source("s", str(tmp_path / "a.jsonl")), ChatReadOptions())
     assert len(list(reader)) == 1
     assert reader.unread_keys == {"context": 1, "x": 1}

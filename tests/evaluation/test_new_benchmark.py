@@ -34,6 +34,7 @@ def test_it_is_asked_resumed_written_and_reported(
 ) -> None:
     folder = tmp_path / "tiny"
     write_llama(folder, num_hidden_layers=1, max_position_embeddings=64)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.5}')
     generator, tokenizer = HuggingFaceModel(folder, name="tiny"), PromptTokenizer(folder)
     facts = model_facts(str(folder), "bf16")
     config = SumsConfig(output=str(tmp_path / "out"))
@@ -62,6 +63,9 @@ def test_it_is_asked_resumed_written_and_reported(
     shown = capsys.readouterr()
     assert "Ten sums of tiny, trained for 64 positions" in shown.out
     assert "estimate: 5 samples" in shown.err
+    note = "repetition_penalty 1.5 in the model's generation_config.json not applied"
+    assert f"warning: {note}" in shown.err
+    assert any(line.startswith(note) for line in result.notes)
     (section,) = gather_report([tmp_path / "out"], command="").sections
     assert section.title == "Ten sums"
     assert section.tables[0].rows[0][-1].text == f"{10 * num_right:.1f}"

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+import megatron_ultralong
 from megatron_ultralong.checkpoint.convert.report import inspect
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
@@ -167,6 +168,17 @@ def test_defaults_that_change_greedy_texts_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({**usual, "repetition_penalty": 1.05, "suppress_tokens": [3]}))
     said = PromptTokenizer(tmp_path).not_applied()
     assert said.startswith("repetition_penalty 1.05 and suppress_tokens [3] in the model's")
+
+
+def test_whatever_writes_answers_names_them() -> None:
+    package = Path(megatron_ultralong.__file__).parent
+    texts = {
+        file.relative_to(package).as_posix(): file.read_text() for file in package.rglob("*.py")
+    }
+    doors = {file for file, text in texts.items() if ".stop_ids()" in text}
+    assert len(doors) >= 3
+    for line in (".not_applied()", 'tell(f"warning: {note}")'):
+        assert not [file for file in doors if line not in texts[file]]
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "llama"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -198,6 +199,54 @@ def test_templates_for_other_purposes_go_and_tokens_come(folder: Path, tmp_path:
         assert values == {"bos_token": "b", "eos_token": "<|end_of_text|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "e"}))
     assert template.lacks(tmp_path) == "it with eos_token 'e', not '<|end_of_text|>'"
+
+
+def test_texts_of_templates_stay() -> None:
+    """Tuned models and rows have them: to these, one that changes is another template."""
+    found = {
+        name: hashlib.sha256(t.jinja.encode()).hexdigest()[:12] for name, t in TEMPLATES.items()
+    }
+    assert found == {
+        "llama3.1": "c3d013de8bc5",
+        "llama3": "87886c3e5cfe",
+        "plain": "58eccc127194",
+        "qwen2.5": "56d9102f46aa",
+        "qwen3": "456e36647d93",
+    }
+
+
+@pytest.mark.parametrize("rows", ["plain, none", "plain, its own", "llama3.1, not compared"])
+def test_rows_keep_the_text_that_they_were_written_with(
+    folder: Path, tmp_path: Path, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where this program's says another thing by now; a text of others is refused."""
+    shutil.copytree(folder / rows, tmp_path / "rows")
+    manifest = load_chat_manifest(tmp_path / "rows")
+    before = trained_template(tmp_path / "rows", manifest)
+    assert before.sha256 == manifest.chat_template_sha256
+    name = ROWS[rows][0]
+    changed = dataclasses.replace(TEMPLATES[name], jinja=TEMPLATES[name].jinja + "{# new #}")  # type: ignore[index]
+    monkeypatch.setitem(TEMPLATES, name, changed)
+    assert trained_template(tmp_path / "rows", manifest) == before
+    (tmp_path / "rows" / "tokenizer" / "chat_template.jinja").write_text(OTHER)
+    with pytest.raises(
+        InputError, match=r"were written with a chat template of SHA-256 \w{12}\.\.\.,"
+    ):
+        trained_template(tmp_path / "rows", manifest)
+
+
+def test_rows_of_before_may_have_thoughts_behind_empty_ones(folder: Path) -> None:
+    """They do not state their text, and versions before wrote another in template qwen3."""
+    rows = folder / "plain, not compared"
+    made = dataclasses.replace(load_chat_manifest(rows), chat_template_sha256="")
+    assert not trained_template(rows, made).doubt
+    old = dataclasses.replace(made, chat_template="qwen3")
+    expected = "whose template qwen3 put an empty thought before"
+    assert expected in trained_template(rows, old).doubt
+    thinking = [dataclasses.replace(source, num_with_reasoning=3) for source in made.sources]
+    assert trained_template(rows, dataclasses.replace(old, sources=thinking)).doubt  # dropped
+    with pytest.raises(InputError, match=rf"{expected} .*: 3 conversations have"):
+        trained_template(rows, dataclasses.replace(old, sources=thinking, reasoning="keep"))
 
 
 def test_rows_that_do_not_know_their_template_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, check_inside
 from megatron_ultralong.checkpoint.formats import rope_block
-from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE, with_defaults
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for
 from megatron_ultralong.checkpoint.formats.weight_files import has_weights
 from megatron_ultralong.config.rope_recipe import rope_recipe
@@ -45,20 +45,25 @@ def inspect_config(path: Path) -> dict[str, Any]:
     scaling = rope_block.rope_scaling(config, str(path))
     positions = rope_block.max_positions(config)
     family = next((ARCHITECTURES[name] for name in architectures if name in ARCHITECTURES), None)
+    rope = _rope(config, scaling, positions, (family or LLAMA).name)
+    why = "" if family else f"{refusal(architectures)}; the rope block is described as a Llama's"
+    if family:
+        try:
+            with_defaults(values, family, path)
+        except InputError as error:
+            why = str(error)
     return {
         "format": "a configuration without weights",
         "path": str(path),
         "architectures": architectures,
         "family": family.title if family else None,
-        "conversion": None
-        if family
-        else f"{refusal(architectures)}; the rope block is described as that of a Llama",
+        "conversion": why or None,
         "rope_theta": rope_block.rotary_base(config),
         "rope_block": next(
             (config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)), None
         ),
         "rope_recipe": rope_recipe(scaling, positions),
-        "good_for": good_for(_rope(config, scaling, positions, (family or LLAMA).name)),
+        "good_for": {"no engine": f"was run with such a model: {why}"} if why else good_for(rope),
     }
 
 

@@ -85,8 +85,16 @@ def read_config(folder: Path) -> JsonObject:
         raise InputError(f"{folder} has no {CONFIG_FILE}: it is not a Hugging Face model folder")
     check_inside(path, folder)
     values = read_json(path)
-    family = family_of(values, str(path))
-    stated, values = values, JsonObject({**family.defaults, **values}, values.where)
+    return with_defaults(values, family_of(values, str(path)), path)
+
+
+def with_defaults(stated: JsonObject, family: Family, path: Path) -> JsonObject:
+    """A configuration with its family's own defaults filled in.
+
+    Raises:
+        InputError: a key makes it another model than those of the family.
+    """
+    values = JsonObject({**family.defaults, **stated}, stated.where)
     for key, expected in {**_FIXED, **family.fixed, **family.stated}.items():
         value = values.get(key, expected)
         many = isinstance(expected, list) and isinstance(value, list)

@@ -35,7 +35,7 @@ from megatron_ultralong.data.tokenize.folder_template import (
 )
 from megatron_ultralong.data.tokenize.template_comparison import check_template
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
-from megatron_ultralong.data.tokenize.trained_template import trained_template
+from megatron_ultralong.data.tokenize.trained_template import template_of
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, output_folder
 from megatron_ultralong.sequence.documents import document_split
@@ -156,7 +156,8 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
         splits=found,
         versions=engines.versions("gigatoken", "numpy", "pyarrow", "tokenizers"),
     )
-    template = trained_template(folder, manifest)
+    template = template_of(folder, manifest)
+    manifest = dataclasses.replace(manifest, chat_template_sha256=template.sha256)
     if template.lacks(folder / TOKENIZER_FOLDER):
         template.put(folder / TOKENIZER_FOLDER)
     write_manifest(folder / manifests.FILE_NAME, manifest)

@@ -49,20 +49,31 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 }
 """Other names of a key, one of which is read where the key is not there (Dolly, GSM8K)."""
 
+_SIDES = {"prompt-completion": ("prompt", "completion"), "alpaca": ("instruction", "output")}
+_TEXTS = ("system", "instruction", "context", "input", "history")
+"""Keys of texts that belong to a question, whatever format reads them."""
+
 
 def keys_read(record: Fields, chat_format: ChatFormat) -> tuple[str, dict[str, str]]:
     """The format of a record, and the keys in it that are read, by the format's own.
 
     Raises:
-        ConversationError: it is of no format, or not of this one.
+        ConversationError: it is of no format, or not of this one, or other names leave out a text.
     """
     there = {key for key, value in record.items() if value is not None}
-    for name in MARKS if chat_format == "auto" else (chat_format,):
+    formats = MARKS if chat_format == "auto" else (chat_format,)
+    # The marks of a format itself come before other names of those of another.
+    for name in sorted(formats, key=lambda name: not there.issuperset(MARKS[name])):
         names = {key: (key, *SPELLINGS.get(key, ())) for key in KEYS[name]}
         found = {key: [one for one in its if one in there] for key, its in names.items()}
-        keys = {key: its[0] for key, its in found.items() if its}
+        keys = {
+            key: next((one for one in its if record[one] != ""), its[0])
+            for key, its in found.items()
+            if its
+        }
         missing = [key for key in MARKS[name] if key not in keys]
         if not missing:
+            _check_all_texts(record, name, keys)
             return name, keys
     here = f"keys here: {', '.join(str(key) for key in record if key in there)[:300] or 'none'}"
     if chat_format != "auto":
@@ -71,6 +82,37 @@ def keys_read(record: Fields, chat_format: ChatFormat) -> tuple[str, dict[str, s
     known = ", ".join(f"{name} ({' and '.join(marks)})" for name, marks in MARKS.items())
     text = f"no format has these keys; {here}; known are {known}"
     raise chat.ConversationError("unknown format", text)
+
+
+def _check_all_texts(record: Fields, name: str, keys: Mapping[str, str]) -> None:
+    """Refuse a record known by other names of its marks which has more texts of a question.
+
+    Without them it would say another thing, and where they belong nothing here states.
+
+    Raises:
+        ConversationError: it has.
+    """
+    if all(keys[mark] == mark for mark in MARKS[name]) or name not in _SIDES:
+        return
+    more = [key for key in _TEXTS if record.get(key) and key not in keys.values()]
+    if not more:
+        return
+    question, answer = (keys[mark] for mark in _SIDES[name])
+    there = [*more, *keys.values()]
+    system = next(
+        (key for key in ("system", "instruction") if key in there and key != question), ""
+    )
+    text = next((key for key in ("context", "input") if key in there), "")
+    parts = {"system": system, "instruction": question, "input": text, "output": answer}
+    parts |= {key: key for key in ("history",) if key in there}
+    to_read = ", ".join(f"{key}: .{its}" for key, its in parts.items() if its)
+    left = ", ".join(f".{key}" for key in more)
+    raise chat.ConversationError(
+        "unknown keys",
+        f"a record of {question!r} and {answer!r} has {' and '.join(map(repr, more))} too, which "
+        f"would be left out; write it as jq -c '{{{to_read}}}' does, or without: "
+        f"jq -c 'del({left})'",
+    )
 
 
 def parse_conversation(

@@ -119,6 +119,8 @@ class ChatManifest(manifest.Record):
     lengths: list[ChatLengths]
     splits: dict[str, ChatSplit]
     versions: dict[str, str]
+    chat_template_sha256: str = ""
+    """SHA-256 of the template's text; empty: the rows are of a version that did not state it."""
 
 
 def load_chat_manifest(folder: str | Path) -> ChatManifest:

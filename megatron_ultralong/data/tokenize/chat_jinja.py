@@ -90,7 +90,8 @@ def of_family(turns: Turns) -> str:
         lines.append(f"{{%- {'elif' if number else 'if'} message['role'] == {_text(role)} -%}}")
         content = "message['content']"
         if role == "assistant":
-            content += ".lstrip()"
+            # The empty text stays: models that were tuned in a template have it word for word.
+            content = "(\"\" if loop.last else '') + message['content'].lstrip()"
             if turns.before_last:
                 lines += _parts(turns)
                 content = "before + answer.lstrip()"

@@ -74,6 +74,8 @@ class ChatTemplate:
     """Pieces of a checked conversation, given the date."""
     jinja: str
     """The same for transformers, see :meth:`jinja_with`."""
+    has_thoughts: bool = False
+    """It writes the thought of a last answer, which versions before put behind an empty one."""
 
     def jinja_with(self, date: str) -> str:
         """The same for transformers, which writes ``date`` where it is given none."""
@@ -244,7 +246,11 @@ def _of_families() -> dict[TemplateName, ChatTemplate]:
     names: Any = {turns.template: turns for turns in all_turns}
     return {
         name: ChatTemplate(
-            name, turns.marks, functools.partial(_of_family, turns), chat_jinja.of_family(turns)
+            name,
+            turns.marks,
+            functools.partial(_of_family, turns),
+            chat_jinja.of_family(turns),
+            bool(turns.before_last),
         )
         for name, turns in names.items()
     }

@@ -4,6 +4,7 @@ A model answers well in the template that it was trained with alone. Rows of ``p
 it, whatever else lies beside a tokenizer; a checkpoint and its exports take it from them.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,13 @@ class TrainedTemplate(NamedTuple):
     text: str
     tokens: dict[str, str]
     """``bos_token`` and ``eos_token`` of the tokenizer, where the template writes them."""
+    doubt: str = ""
+    """What rows may have that it does not write, for messages."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the text."""
+        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def lacks(self, folder: Path) -> str:
         """What the tokenizer in ``folder`` has instead, for messages; empty if it has this.
@@ -65,7 +73,42 @@ def _token(folder: Path, name: str) -> str:
 
 
 def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
-    """That of rows: the one of their folder if it was compared, else ``--chat-template``.
+    """The template that rows were written with, whatever this program's writes by now.
+
+    Args:
+        rows: folder of ``prepare chat``.
+        manifest: of that folder.
+
+    Raises:
+        InputError: the text in the folder is damaged, missing or not that of the rows, the manifest
+            names no template, or the rows are of a version that wrote their thoughts wrong.
+    """
+    found = template_of(rows, manifest)
+    if expected := manifest.chat_template_sha256:
+        kept = folder_template(rows / TOKENIZER_FOLDER)
+        known = (found, *(_with_tokens(rows, text) for text in [kept] if text is not None))
+        if its := next((one for one in known if one.sha256 == expected), None):
+            return its
+        raise InputError(
+            f"the rows of {rows} were written with a chat template of SHA-256 {expected[:12]}..., "
+            f"and {rows / TOKENIZER_FOLDER} has one of {known[-1].sha256[:12]}...: copy the folder "
+            "again, or prepare the conversations again"
+        )
+    named = next((t for t in TEMPLATES.values() if t.name == manifest.chat_template), None)
+    if named is None or not named.has_thoughts:
+        return found
+    doubt = (
+        f"the rows of {rows} are of a version whose template {named.name} put an empty thought "
+        "before the thought of an answer; if answers have thoughts, prepare them again"
+    )
+    num = sum(source.num_with_reasoning for source in manifest.sources)
+    if num and manifest.reasoning == "keep":
+        raise InputError(f"{doubt}: {num:,} conversations have")
+    return found._replace(doubt=doubt)
+
+
+def template_of(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
+    """That of new rows: the one of their folder if it was compared, else ``--chat-template``.
 
     Args:
         rows: folder of ``prepare chat``.
@@ -89,5 +132,10 @@ def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
             f"{folder} has no chat template, and the manifest beside it states that it was "
             "compared with one: copy the folder again, or prepare the conversations again"
         )
+    return _with_tokens(rows, text)
+
+
+def _with_tokens(rows: Path, text: str) -> TrainedTemplate:
+    folder = rows / TOKENIZER_FOLDER
     tokens = {name: _token(folder, name) for name in _TOKENS if name in text}
     return TrainedTemplate(well_formed(text), {name: t for name, t in tokens.items() if t})

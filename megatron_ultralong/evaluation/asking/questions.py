@@ -13,6 +13,7 @@ from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.evaluation.results.file import write_results
 from megatron_ultralong.evaluation.results.tables import score_table
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.journal import Journal, open_journal, sample_key
 from megatron_ultralong.program.terminal import Console
 
@@ -147,6 +148,10 @@ def evaluate_questions(
     check_length(subject.model, longest, config.beyond_trained_positions, what=what)
     tokenizer = subject.tokenizer
     stop_ids = tokenizer.stop_ids()
+    if note := tokenizer.not_applied():
+        notes = [*notes, note]
+        if subject.model.is_main:
+            tell(f"warning: {note}")
     benchmark = Benchmark(
         kind=kind,
         config=config,

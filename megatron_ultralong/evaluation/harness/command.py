@@ -232,7 +232,6 @@ def _notes(
         tell(f"warning: {note}; --max-length sets the limit")
         notes.append(note)
     if model.has_written and (note := tokenizer.not_applied()):
-        tell(f"warning: {note}")
         notes.append(note)
     if found := harness_results.left_out(results):
         names = ", ".join(found[:_MOST_NAMED])

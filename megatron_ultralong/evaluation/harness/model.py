@@ -142,6 +142,8 @@ class HarnessModel(_api.TemplateLM):
 
     def generate_until(self, requests: Sequence[Request], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to the first stop string."""
+        if not self.has_written and (note := self._subject.tokenizer.not_applied()):
+            tell(f"warning: {note}")
         self.has_written = True
         return [note["text"] for note in self._ask(requests, "answers")]
 
