@@ -317,7 +317,11 @@ class _Maker:
                 del kinds[name]
         what = draw.choice(sorted(kinds))
         self.corpus.what.append(f"{what} as {path.name!a}")
-        self.corpus.bad[path] = 1
+        is_read = what.endswith("array") and path.suffix != ".parquet"  # under any other name
+        if is_read:
+            self.corpus.wanted.append(text)
+        else:
+            self.corpus.bad[path] = 1
         if what in ("nuls", "latin-1"):  # the lines before may be right
             for line in text.split("\n"):
                 if line.startswith("{"):
