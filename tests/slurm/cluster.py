@@ -180,6 +180,15 @@ class Job:
         path = Path(self._field("StdOut"))
         return path.read_text(errors="replace") if path.exists() else ""
 
+    @property
+    def traces(self) -> list[str]:
+        """Lines of tracebacks except for one of torchrun: the agent of the first host, which
+        holds the store, can be gone before another has left their last barrier.
+        """
+        lines = self.text.splitlines()
+        left = {line.split("]")[0] for line in lines if "Error waiting on exit barrier" in line}
+        return [line for line in lines if "Traceback" in line and line.split("]")[0] not in left]
+
     def until_said(self, *words: str, since: str = "", seconds: float = 120.0) -> None:
         """Wait until its output, behind ``since``, has each of them; fails where it ends before."""
 
