@@ -43,7 +43,7 @@ def result_left_out(linear: nn.Module | None) -> Iterator[None]:
     if linear is None:
         yield
         return
-    forward = linear.forward
+    own, forward = vars(linear).get("forward"), linear.forward  # somebody may have set one
 
     def without_product(*args: Any, **kwargs: Any) -> Any:
         with _NoProducts():
@@ -53,4 +53,7 @@ def result_left_out(linear: nn.Module | None) -> Iterator[None]:
     try:
         yield
     finally:
-        del linear.forward
+        if own is None:
+            del linear.forward
+        else:
+            linear.forward = own

@@ -8,27 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import functools
-import importlib.util
 import io
 import json
-import multiprocessing
 import os
-import pickle
 import shutil
 import signal
-import site
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -40,12 +32,10 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.model import yarn
 from tests.docs.blocks import ROOT
+from tests.evaluation.harness_process import IS_HERE, SITES, add_harness, apart
 from tests.patience import patience
-from tests.ranks import _PRELOADED, run_on_ranks
+from tests.ranks import run_on_ranks
 from tools.harness_data import write_five, write_tasks
-
-SITES = [str(path) for path in (Path(sys.prefix) / "harness").glob("lib/python*/site-packages")]
-IS_HERE = importlib.util.find_spec("lm_eval") is not None
 
 pytestmark = [
     pytest.mark.faults,
@@ -53,36 +43,6 @@ pytestmark = [
         not SITES and not IS_HERE, reason="lm-evaluation-harness is not installed: make harness"
     ),
 ]
-
-
-def add_harness() -> None:
-    """Make the harness importable here, without a network."""
-    for folder in () if IS_HERE else SITES:
-        site.addsitedir(folder)
-    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TQDM_DISABLE")
-    os.environ.update(dict.fromkeys(names, "1"))
-    from lm_eval.tasks import manager
-
-    # Thousands of task files are listed in seconds, every time: here once. What stands in a later
-    # folder replaces what an earlier one has, as there.
-    build = manager.TaskIndex.build
-
-    @functools.cache
-    def listed(folder: Path) -> dict[str, Any]:
-        if "lm_eval" not in folder.parts:
-            return dict(build([folder]))
-        kept = Path(os.environ["HF_HOME"], "tasks.pickle")
-        kept.parent.mkdir(exist_ok=True)
-        with kept.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if not file.tell():
-                pickle.dump(dict(build([folder])), file)
-            file.seek(0)
-            return dict(pickle.load(file))
-
-    manager.TaskIndex.build = staticmethod(
-        lambda folders: {k: v for folder in folders for k, v in listed(folder).items()}
-    )
 
 
 TEMPLATE = (
@@ -186,32 +146,6 @@ def test_answers_are_those_of_the_harness_own_model(folder: Path) -> None:
         assert one["num_strings"] >= 4
     scores = read_result(folder / "context 2" / "five" / "harness.json")
     assert 0 < scores.cell("humaneval", "pass@1 (create_test)").score < 100
-
-
-def apart(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What ``work`` returns in a process of its own, which has the harness."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    receiver, sender = context.Pipe()
-    process = context.Process(target=_tell, args=(sender, dict(os.environ), work, arguments))
-    process.start()
-    sender.close()
-    is_right, value = receiver.recv()
-    process.join()
-    assert is_right, value
-    return value
-
-
-def _tell(
-    connection: Any, environment: dict[str, str], work: Callable[..., Any], arguments: Any
-) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(environment)
-    add_harness()
-    try:
-        connection.send((True, work(*arguments)))
-    except BaseException:
-        connection.send((False, traceback.format_exc()))
 
 
 def words(folder: Path, output: str = "", *more: str) -> list[str]:

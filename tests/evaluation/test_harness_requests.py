@@ -26,7 +26,7 @@ from megatron_ultralong.evaluation.models.facts import model_facts, tokenizer_fo
 from megatron_ultralong.evaluation.options import CostConfig, HarnessConfig, ModelsConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
-from tests.evaluation.test_harness import IS_HERE, SITES, apart
+from tests.evaluation.harness_process import IS_HERE, SITES, apart
 from tests.families.shapes import write
 
 pytestmark = [
