@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,6 @@ MAX_LINES = 20
 """Lines that are parsed to tell JSON lines from text."""
 
 _AS_TEXT = "`prepare --file-format text` takes such files as one document each"
-_MARK = b"\xef\xbb\xbf"
 _PAGE = "begins as HTML or XML: a page that tells of an error, saved instead of the data?"
 _CARRIAGE = (
     "has lines that end in a carriage return alone: convert it with `tr '\\r' '\\n'`; " + _AS_TEXT
@@ -92,7 +92,7 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
     problem = _twice_compressed(path, head) or signature_problem(head) or by_suffix
     if problem:
         return FileKind(by_name, problem)
-    head = head.removeprefix(_MARK)
+    head = head.removeprefix(BOM_UTF8)
     if suffix == ".json" or by_name == "jsonl":
         if _ARRAY.match(head):
             return FileKind("json", _array_problem(path, head))

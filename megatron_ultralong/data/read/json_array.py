@@ -6,6 +6,7 @@ the memory is that of one element; what an element means is for JSON's own parse
 
 import io
 import itertools
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 
 from megatron_ultralong.data.read.record import BLOCK
 
-_MARK = b"\xef\xbb\xbf"
 _STEPS: NDArray[np.int8] = np.zeros(256, np.int8)
 _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 _IS_SIGN: NDArray[np.bool_] = _STEPS != 0
@@ -78,9 +78,9 @@ def array_elements(file: io.BufferedReader, limit: int) -> Iterator[Element]:
         OSError: the file cannot be read on.
     """
     head, line = b"", 1
-    while len(head) < len(_MARK) and (block := file.read1(BLOCK)):
+    while len(head) < len(BOM_UTF8) and (block := file.read1(BLOCK)):
         head += block
-    head = head.removeprefix(_MARK)
+    head = head.removeprefix(BOM_UTF8)
     while not head.strip():
         line += head.count(b"\n")
         if not (head := file.read1(BLOCK)):
