@@ -43,8 +43,9 @@ def test_a_compiled_rotation_is_the_plain_one(dtype: torch.dtype, shape: tuple[i
         expected = torch.empty_like(x)
         fused_projection.compiled_rotate(whole[:, length:], x, angle.cos(), sin)
         fused_projection.rotate(expected, x, angle.cos(), sin)
-        # A product and its sum may be rounded once, not twice; then once to the result.
-        tolerance = 2**-8 if dtype is torch.bfloat16 else 2**-20
+        # A product and its sum may be rounded once, not twice; near the middle between two numbers
+        # of bfloat16 that gives the other one, which is up to 2**-7 away.
+        tolerance = 2**-7 if dtype is torch.bfloat16 else 2**-20
         torch.testing.assert_close(whole[:, length:], expected, rtol=tolerance, atol=tolerance)
         assert not whole[:, :length].any(), "it wrote beside its tile"
 
@@ -105,9 +106,9 @@ def test_compiled_layers_have_the_gradients_of_plain_ones(
         return float((way[name].float() - exact[name]).norm() / exact[name].norm())
 
     if dtype is torch.float32:
-        # Sums in another order, through three layers.
+        # Another order of sums; the wide model makes a hundredfold of a rounding, see bfloat16.
         for name in exact:
-            assert error(fused, name) <= 1e-5, (name, error(fused, name))
+            assert error(fused, name) <= 1000 * 2**-24, (name, error(fused, name))
     else:
         # The wide model's own rounding comes to a fifth: no two orders of it agree.
         errors = [sum(error(way, name) for name in exact) for way in (fused, plain)]
