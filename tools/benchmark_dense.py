@@ -27,6 +27,7 @@ import megatron.core
 import torch
 from rank_benchmark import lone_group
 from rank_benchmark.job import Measurement, RankJob
+from rank_benchmark.kernels import print_kernels
 from torch import Tensor
 
 from megatron_ultralong.attention import KeptOutput
@@ -257,27 +258,6 @@ class Bench:
         return found
 
 
-def _profile(bench: Bench, way: str) -> None:
-    """Device time of one step by kind of kernel, and the longest kernels."""
-    activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities) as profile:
-        bench.dense(way)
-    rows = [
-        (row.self_device_time_total / 1e3, row.count, row.key)
-        for row in profile.key_averages()
-        if row.self_device_time_total > 0 and row.device_type.name != "CPU"
-    ]
-    words = ("gemm", "nvjet", "cutlass", "cublas", "xmma")
-    is_product = [any(word in name.lower() for word in words) for _, _, name in rows]
-    total = sum(ms for ms, _, _ in rows)
-    made = sum(ms for (ms, _, _), its in zip(rows, is_product, strict=True) if its)
-    print(f"\n{way}: one step without attention, {total:.0f} ms of kernels, {made:.0f} of products")
-    others = [row for row, its in zip(rows, is_product, strict=True) if not its]
-    for ms, count, name in sorted(others, reverse=True)[:14]:
-        print(f"  {ms:8.1f} ms  {count:5d}  {name[:96]}")
-    sys.stdout.flush()
-
-
 def main() -> None:
     """Measure and print."""
     arguments = _parser().parse_args()
@@ -315,7 +295,7 @@ def main() -> None:
         large.append(product_rate(*([arguments.large] * 3)))
         _report(arguments, model, found, max(large))
         for way in arguments.ways if arguments.profile else ():
-            _profile(bench, way)
+            print_kernels(f"{way}: one step without attention", lambda way=way: bench.dense(way))
 
 
 def _report(

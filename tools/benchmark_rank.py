@@ -29,6 +29,7 @@ import megatron.core
 import torch
 from rank_benchmark import lone_group
 from rank_benchmark.job import Measurement, RankJob
+from rank_benchmark.kernels import print_kernels
 
 from megatron_ultralong.attention.kernels import block_attention
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
@@ -97,8 +98,10 @@ def main() -> None:
         for length in arguments.warm_up:  # compiles kernels
             job.iteration(length)
         measured = job.iteration(config.data.seq_length)
-    if is_main_rank():
-        _report(arguments, config, model, measured, sum(x.nbytes for x in ballast), is_real)
+        if is_main_rank():
+            _report(arguments, config, model, measured, sum(x.nbytes for x in ballast), is_real)
+        if arguments.profile:  # ranks that are real need each other
+            print_kernels("the step again", lambda: job.iteration(config.data.seq_length))
 
 
 def _other_layers(job: RankJob, num_layers: int) -> list[torch.Tensor]:
@@ -211,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--fp8-recipe", default="tensorwise", choices=["tensorwise", "blockwise", "mxfp8"])
     add("--apply-rope-fusion", action="store_true")
     add("--elementwise-kernel", default="auto", choices=["auto", "compiled", "torch"])
+    add("--profile", action="store_true", help="print the longest kernels of one more step")
     add("--sequence-tile-size", type=int, default=MemoryConfig.sequence_tile_size)
     add("--loss-tile-size", type=int, default=MemoryConfig.loss_tile_size)
     add("--offload-activations", action="store_true")
