@@ -1,6 +1,7 @@
 """Speed, balance, error and memory of ring attention, as ratios measured in one run.
 
     python tools/benchmark_attention.py balance   # areas alone: seconds, no attention is computed
+    torchrun --nproc-per-node 8 tools/benchmark_attention.py waits  # ranks that sleep, over gloo
     python tools/benchmark_attention.py cpu       # two gloo ranks against one process
     python tools/benchmark_attention.py gpu       # a whole group's work on one GPU, minutes
     torchrun --nproc-per-node 2 tools/benchmark_attention.py ranks   # real ranks, over NCCL
@@ -22,6 +23,7 @@ from attention_benchmark.balance import balance
 from attention_benchmark.cpu import cpu
 from attention_benchmark.gpu import gpu
 from attention_benchmark.ranks import ranks
+from attention_benchmark.waits import waits
 
 from megatron_ultralong.program.errors import InputError
 
@@ -35,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         (gpu, 128, 3),
         (ranks, 128, 5),
         (accuracy, 128, 1),
+        (waits, 128, 1),
     ):
         text = (verb.__doc__ or "").strip().splitlines()[0]
         each = verbs.add_parser(verb.__name__, help=text)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.sequence.documents import causal_area, chunk_areas
+from megatron_ultralong.sequence.chunks import balanced_chunks, zigzag_chunks
+from megatron_ultralong.sequence.documents import causal_area
+from megatron_ultralong.sequence.ring_time import hop_areas, ring_time
 
-BALANCED = 1.02
-"""The busiest rank over the mean under ``cp_assignment balanced``: 1.00 to 1.025 were computed
-(benchmarks/attention.md)."""
 DRAWN_ROWS, DRAWN_DOCUMENTS = 32, 200_000
 """Rows that are drawn where documents are known by their mean length alone, at the most; fewer of
 many short documents, whose ranks hardly differ."""
@@ -59,30 +57,33 @@ class DocumentRows:
 
     rows: tuple[tuple[int, ...], ...]
 
-    def busiest_over_mean(self, context_parallel_size: int, cp_assignment: str) -> float:
-        """Attention of each row's busiest context-parallel rank, over the mean of all ranks."""
-        if context_parallel_size == 1:
+    def slowest_over_mean(self, parallel: ParallelConfig) -> float:
+        """Time of attention over that of ranks that share it evenly and do not wait, the mean row.
+
+        Ranks that gather all keys wait for the busiest at the end alone; those of a ring also at
+        its hops (:mod:`~megatron_ultralong.sequence.ring_time`).
+        """
+        # Neighbours that exchange heads share the work of their tokens.
+        ranks, is_ring = parallel.ring_ranks, parallel.cp_comm_type != "all_gather"
+        if ranks == 1:
             return 1.0
-        if cp_assignment == "balanced":
-            return BALANCED
-        if context_parallel_size not in self._known:
-            shares = np.stack([zigzag_areas(row, context_parallel_size) for row in self.rows])
-            self._known[context_parallel_size] = float(shares.max(axis=1).mean() / shares.mean())
-        return self._known[context_parallel_size]
+        key = (ranks, is_ring, parallel.cp_assignment)
+        if key not in self._known:
+            self._known[key] = float(np.mean([_slowest(row, *key) for row in self.rows]))
+        return self._known[key]
 
     @functools.cached_property
-    def _known(self) -> dict[int, float]:
-        """By number of ranks; a search asks for each again and again."""
+    def _known(self) -> dict[tuple[int, bool, str], float]:
+        """By ranks and the like; a search asks for each again and again."""
         return {}
 
 
-def zigzag_areas(cu_seqlens: Sequence[int], ranks: int) -> npt.NDArray[np.float64]:
-    """Pairs of every rank, which has chunk ``r`` and chunk ``2 R - 1 - r`` of ``2 R``, shape [R].
-
-    ``([0, 1, 4], 2) -> [4, 3]``: queries see 1, 1, 2, 3 keys; rank 0 has the first and the last.
-    """
-    chunks = chunk_areas(cu_seqlens, 2 * ranks)
-    return chunks[:ranks] + chunks[::-1][:ranks]
+def _slowest(row: tuple[int, ...], ranks: int, is_ring: bool, assignment: str) -> float:
+    """Of one row."""
+    is_balanced = assignment == "balanced"
+    areas = hop_areas(balanced_chunks(row, ranks) if is_balanced else zigzag_chunks(ranks), row)
+    by_rank = areas.sum(axis=1)
+    return ring_time(areas) if is_ring else float(by_rank.max() / by_rank.mean())
 
 
 @dataclasses.dataclass(frozen=True)

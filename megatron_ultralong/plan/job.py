@@ -95,15 +95,9 @@ class Job:
         return self.config.num_microbatches(self.num_gpus)
 
     @property
-    def busiest_over_mean(self) -> float:
-        """Attention of the busiest context-parallel rank over the mean; 1 without documents."""
-        if self.documents is None:
-            return 1.0
-        return self.documents.busiest_over_mean(
-            # Neighbours that exchange heads share the work of their tokens.
-            self.parallel.ring_ranks,
-            self.parallel.cp_assignment,
-        )
+    def slowest_over_mean(self) -> float:
+        """What attention takes longer by ranks of unequal work; 1 without documents."""
+        return 1.0 if self.documents is None else self.documents.slowest_over_mean(self.parallel)
 
     @property
     def stages(self) -> list[int]:

@@ -38,7 +38,7 @@ def layer_work(job: Job) -> LayerWork:
     tp, cp = parallel.tensor_model_parallel_size, parallel.context_parallel_size
     kind = job.memory.recompute_granularity
     width = model.num_attention_heads // tp * model.kv_channels
-    area = job.mean_area * job.config.micro_batch_size / cp * job.busiest_over_mean
+    area = job.mean_area * job.config.micro_batch_size / cp * job.slowest_over_mean
     qkv = model.hidden_size * (its.queries_keys_values // its.tokens // its.element)
     others = sum(layer_matrices(model, tp)) - qkv
     # Forward 1, backward 2; again 2 for queries, keys and values (before attention's backward and

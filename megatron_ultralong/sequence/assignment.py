@@ -6,25 +6,23 @@ The sequence is cut into ``chunks_per_rank * cp_size`` chunks of equal length; e
 *Balanced* shares it evenly when tokens see their own document alone.
 """
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.sequence.documents import chunk_areas
+from megatron_ultralong.sequence.chunks import balanced_chunks, zigzag_chunks
+from megatron_ultralong.sequence.ring_time import Chunks
 
 
 @dataclass(frozen=True)
 class Assignment:
     """Chunk numbers of every rank, ascending: zigzag of two ranks is ``((0, 3), (1, 2))``."""
 
-    chunks: tuple[tuple[int, ...], ...]
+    chunks: Chunks
 
     def __post_init__(self) -> None:
         """Every chunk belongs to one rank, and every rank holds equally many."""
@@ -91,64 +89,16 @@ class Assignment:
 @lru_cache(maxsize=32)
 def zigzag(cp_size: int) -> Assignment:
     """One early and one late chunk for each rank: ``2 -> ((0, 3), (1, 2))``, ``1 -> ((0,),)``."""
-    if cp_size == 1:  # one chunk, so that any length will do
-        return Assignment(((0,),))
-    return Assignment(tuple((rank, 2 * cp_size - 1 - rank) for rank in range(cp_size)))
+    return Assignment(zigzag_chunks(cp_size))
 
 
-def balanced(
-    cu_seqlens: Sequence[int],
-    cp_size: int,
-    *,
-    tolerance: float = 1.05,
-    max_chunks_per_rank: int = 64,
-) -> Assignment:
-    """Assignment that shares the work of ``document_mask: block`` evenly.
+def balanced(cu_seqlens: Sequence[int], cp_size: int) -> Assignment:
+    """Assignment that shares the work of ``document_mask: block`` evenly, at every hop of a ring.
 
-    Zigzag where it is even enough; otherwise the fewest chunks per rank (each one more is more
-    and smaller kernel calls) with which the busiest rank has at most ``tolerance`` x the mean, or
-    the best one found. A function of its arguments alone: all ranks compute the same.
+    See :func:`~megatron_ultralong.sequence.chunks.balanced_chunks`.
+
+    Raises:
+        InputError: the sequence does not divide into the chunks of :func:`zigzag`.
     """
-    seq_length = int(cu_seqlens[-1])
-    best = zigzag(cp_size)
-    if cp_size == 1:
-        return best
-    best.chunk_length(seq_length)
-    best_load = _imbalance(best, chunk_areas(cu_seqlens, best.num_chunks))
-    chunks_per_rank = 2
-    while (
-        best_load > tolerance
-        and chunks_per_rank <= max_chunks_per_rank
-        and seq_length % (chunks_per_rank * cp_size) == 0
-    ):
-        areas = chunk_areas(cu_seqlens, chunks_per_rank * cp_size)
-        candidate = _largest_first(areas, cp_size)
-        load = _imbalance(candidate, areas)
-        if load < best_load:
-            best, best_load = candidate, load
-        chunks_per_rank *= 2
-    return best
-
-
-def _imbalance(assignment: Assignment, areas: npt.NDArray[np.float64]) -> float:
-    """Work of the busiest rank over the mean."""
-    loads = [areas[list(rank)].sum() for rank in assignment.chunks]
-    return float(max(loads) / np.mean(loads))
-
-
-def _largest_first(areas: npt.NDArray[np.float64], cp_size: int) -> Assignment:
-    """Chunks from the largest down, each to the least busy rank that has room (Graham's LPT).
-
-    Of equally busy ranks the first.
-    """
-    room = len(areas) // cp_size
-    held: list[list[int]] = [[] for _ in range(cp_size)]
-    ranks = [(0.0, rank) for rank in range(cp_size)]  # a heap of (load, rank), those with room
-    for chunk in np.argsort(-areas, kind="stable").tolist():
-        load, rank = ranks[0]
-        held[rank].append(chunk)
-        if len(held[rank]) < room:
-            heapq.heapreplace(ranks, (load + float(areas[chunk]), rank))
-        else:
-            heapq.heappop(ranks)
-    return Assignment(tuple(tuple(sorted(rank)) for rank in held))
+    zigzag(cp_size).chunk_length(int(cu_seqlens[-1]))
+    return Assignment(balanced_chunks(cu_seqlens, cp_size))

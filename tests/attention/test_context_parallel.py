@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from megatron_ultralong.attention.ring.plan import make_plan
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
 from megatron_ultralong.sequence.documents import causal_area, chunk_areas
+from megatron_ultralong.sequence.ring_time import hop_areas, phases_end, ring_time
 from tests.attention.whole_sequence import assignments, boundaries
 from tools.attention_benchmark.recipe_lengths import recipe_lengths
 
@@ -64,10 +66,44 @@ def test_areas_of_chunks_count_the_mask(num_chunks, chunk, data):
 
 
 @settings(deadline=None)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.data())
+def test_areas_by_hop_are_those_of_the_plan(cp_size, per_rank, chunk, data):
+    assignment = data.draw(assignments(cp_size, per_rank))
+    edges = data.draw(boundaries(cp_size * per_rank * chunk, chunk))
+    areas = hop_areas(assignment.chunks, edges)
+    plan = make_plan(assignment, edges[-1], tuple(edges))
+    for rank, hops in enumerate(plan.rectangles):
+        own = causal_area(plan.local_cu_seqlens[rank])
+        rectangles = [sum(rectangle.area for rectangle in hop) for hop in hops[1:]]
+        assert areas[rank].tolist() == [own, *rectangles]
+
+
+@given(st.integers(1, 6), st.data())
+def test_a_ring_is_slower_than_its_busiest_rank_and_faster_than_with_barriers(size, data):
+    some = st.lists(st.integers(0, 9), min_size=size, max_size=size)
+    areas = np.array([data.draw(some) for _ in range(size)], float) + 0.01
+    mean = areas.sum() / size
+    assert areas.sum(1).max() / mean <= ring_time(areas) * (1 + 1e-9)
+    assert ring_time(areas) <= areas.max(0).sum() / mean * (1 + 1e-9)
+
+
+def test_a_rank_waits_for_its_neighbours_to_come_to_a_hop():
+    assert ring_time(np.ones((4, 4))) == 1
+    areas = np.ones((5, 5))
+    areas[0, 0] = 4
+    assert phases_end(areas) == 8  # of rank 0 itself
+    # It starts hops at 0, 4, 5, 6, 7. Rank 1 cannot start its third hop before 4, when rank 0 comes
+    # to its second: 0, 1, 4, 5, 6. Rank 2 waits for that: 0, 1, 2, 4, 5.
+    areas[2, 4] = 7
+    assert phases_end(areas) == 5 + 7
+
+
+@settings(deadline=None)
 @given(st.sampled_from([2, 3, 4]), st.data())
-def test_balanced_is_never_worse_than_zigzag(cp_size, data):
+def test_balanced_is_never_slower_than_zigzag(cp_size, data):
     edges = data.draw(boundaries(16 * cp_size, 8))
-    assert _busiest(balanced(edges, cp_size), edges) <= _busiest(zigzag(cp_size), edges)
+    found, plain = (each.chunks for each in (balanced(edges, cp_size), zigzag(cp_size)))
+    assert ring_time(hop_areas(found, edges)) <= ring_time(hop_areas(plain, edges))
 
 
 def _busiest(assignment: Assignment, edges: list[int]) -> float:
@@ -82,8 +118,9 @@ def _busiest(assignment: Assignment, edges: list[int]) -> float:
 def test_balanced_shares_the_work_of_the_recipes_lengths(cp_size, seed):
     seq_length = 262_144 * cp_size  # the budget of every published run
     edges = recipe_lengths(seq_length, seed)
-    # The figure that the project promises: the busiest rank at most 1.10 x the mean.
+    # What the project promises: the busiest rank at most 1.10 x the mean, the ring 1.05.
     assert _busiest(balanced(edges, cp_size), edges) <= 1.10
+    assert ring_time(hop_areas(balanced(edges, cp_size).chunks, edges)) <= 1.05
     # The work done is the mask's own area: rectangles cover nothing that is hidden.
     plan = make_plan(balanced(edges, cp_size), seq_length, tuple(edges))
     assert sum(plan.area(rank) for rank in range(cp_size)) == causal_area(edges)

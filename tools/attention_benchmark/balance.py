@@ -9,6 +9,7 @@ import numpy as np
 from megatron_ultralong.attention.ring.plan import Plan, make_plan
 from megatron_ultralong.sequence.assignment import balanced, zigzag
 from megatron_ultralong.sequence.documents import causal_area
+from megatron_ultralong.sequence.ring_time import ring_time
 
 from .measurement import row
 from .recipe_lengths import recipe_lengths
@@ -16,11 +17,16 @@ from .recipe_lengths import recipe_lengths
 
 def balance(arguments: argparse.Namespace) -> None:
     """Work of the busiest rank, of the ring's steps, and of the whole, from the plans alone."""
-    print("(`steps`: the sum over hops of the busiest rank's work, over the mean: what a ring that")
-    print("waits at every hop takes; `keys sent`: part of what a ring without documents sends)\n")
+    print(
+        "(`ring`: its time as modelled, over that of equal ranks that never wait; `barriers`: the"
+    )
+    print(
+        "sum over hops of the busiest rank's work, over the mean: what it would be if all waited at"
+    )
+    print("every hop; `keys sent`: part of what a ring without documents sends)\n")
     header = ["CP", "seed", "documents", "assignment", "chunks a rank", "executed / mask"]
-    row(*header, "busiest / mean", "steps / mean", "keys sent")
-    row(*["---"] * 9)
+    row(*header, "busiest / mean", "ring / mean", "barriers / mean", "keys sent")
+    row(*["---"] * 10)
     for cp_size in (4, 8, 16):
         for seed in range(arguments.seeds):
             edges = recipe_lengths(arguments.local_tokens * cp_size, seed)
@@ -33,7 +39,7 @@ def balance(arguments: argparse.Namespace) -> None:
 
 
 def _shares(plan: Plan) -> list[str]:
-    """The last five columns of a row of the balance table."""
+    """The last six columns of a row of the balance table."""
     size = plan.size
     areas = np.array([
         [
@@ -48,6 +54,7 @@ def _shares(plan: Plan) -> list[str]:
         str(plan.assignment.chunks_per_rank),
         f"{areas.sum() / causal_area(plan.cu_seqlens):.3f}",
         f"{areas.sum(1).max() / mean:.3f}",
+        f"{ring_time(areas):.2f}",
         f"{areas.max(0).sum() / mean:.2f}",
         f"{sent / (plan.seq_length * (size - 1)):.2f}",
     ]
