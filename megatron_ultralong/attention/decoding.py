@@ -40,7 +40,7 @@ class CachedRows:
     """Some rows of one layer's storage, and how many of their tokens count."""
 
     keys: Tensor
-    """[rows of the storage, capacity, kv_heads, d]."""
+    """[rows of the storage, slots, kv_heads, d]."""
     values: Tensor
     """As ``keys``."""
     rows: tuple[int, ...]
@@ -94,13 +94,14 @@ class KeyValueCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (num_rows, capacity, kv_heads, head_dim)
+        # One slot more, for a token that another rank keeps: see next_tokens.py.
+        shape = (num_rows, capacity + 1, kv_heads, head_dim)
         self.capacity = capacity
         self._layers = [
             tuple(torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
             for _ in range(num_layers)
         ]
-        self._device = device
+        self.device = device
         self.lengths = [0] * num_rows
         """Tokens of every row on this rank; the same in all layers."""
 
@@ -115,7 +116,7 @@ class KeyValueCache:
             for n, token in enumerate(tokens)
         ]
         assert all(slot < self.capacity for _, slot, _, _ in entries), "the cache is full"
-        table = torch.tensor(entries, dtype=torch.int64).reshape(-1, 4).t().to(self._device)
+        table = torch.tensor(entries, dtype=torch.int64).reshape(-1, 4).t().to(self.device)
         return Placement(*table.unbind())
 
     def write(self, layer: int, placement: Placement, k_SBHD: Tensor, v_SBHD: Tensor) -> None:
@@ -128,10 +129,14 @@ class KeyValueCache:
         for row, tokens in zip(rows, kept, strict=True):
             self.lengths[row] += len(tokens)
 
+    def storage(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one layer, [rows, capacity + 1, kv_heads, d]."""
+        keys, values = self._layers[layer]
+        return keys, values
+
     def cached(self, layer: int, rows: Sequence[int], lengths: Sequence[int]) -> CachedRows:
         """``lengths[i]`` first tokens of ``rows[i]`` in one layer."""
-        keys, values = self._layers[layer]
-        return CachedRows(keys, values, tuple(rows), tuple(lengths))
+        return CachedRows(*self.storage(layer), tuple(rows), tuple(lengths))
 
     @property
     def num_bytes(self) -> int:
@@ -177,7 +182,7 @@ def shared(
     """
     assert not is_written or len(q) == 1, "cached keys have no mask"
     chosen = block_attention.resolve(q.dtype, q.shape[-1], q.device, kernel)
-    out, lse = _gather(*_over_cached(chosen, q, cached, softmax_scale), group)
+    out, lse = join_ranks(*_over_cached(chosen, q, cached, softmax_scale), group)
     if not is_written:
         part, part_lse = block_attention.forward(
             chosen, Inputs(q, k, v, (0, len(q)), softmax_scale)
@@ -248,7 +253,7 @@ def _over_cached(kernel: Kernel, q: Tensor, cached: CachedRows, scale: float) ->
     return torch.cat(outs, dim=1), torch.cat(lses, dim=0)
 
 
-def _gather(out: Tensor, lse: Tensor, group: dist.ProcessGroup | None) -> Result:
+def join_ranks(out: Tensor, lse: Tensor, group: dist.ProcessGroup | None) -> Result:
     """All ranks' partial results of the same queries, joined; float32 (float64) on the wire too."""
     dtype = base.accumulation_dtype(out.dtype)
     if group is None or group.size() == 1:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from megatron_ultralong.attention import KeptOutput, decoding, ring_attention
 from megatron_ultralong.attention.decoding import KeyValueCache, Placement
 from megatron_ultralong.attention.heads import head_attention
+from megatron_ultralong.attention.next_tokens import NextTokens
 from megatron_ultralong.attention.ring.function import Backend
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import Assignment
@@ -245,7 +246,7 @@ class CachedCoreAttention(nn.Module):
         self.softmax_scale = ring.softmax_scale
         self.cp_group = ring.cp_group
         self.layer = layer
-        self.current: Pass | None = None
+        self.current: Pass | NextTokens | None = None
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, **others: Any) -> Tensor:
         """Attention output, [s, b, heads * head_dim], and the new keys kept.
@@ -260,13 +261,15 @@ class CachedCoreAttention(nn.Module):
         if now is None:
             output: Tensor = self.ring(query, key, value, **others)
             return output
+        options: dict[str, Any] = {"group": self.cp_group, "softmax_scale": self.softmax_scale}
+        if isinstance(now, NextTokens):
+            return now.attend(self.layer, query, key, value, **options).flatten(2)
         lengths = [now.cache.lengths[row] for row in now.rows]
         is_step = not now.is_spread and len(query) == 1
         if is_step:  # the new key is one more cached one: one kernel call for all
             now.cache.write(self.layer, now.placement, key, value)
             lengths = [length + len(kept) for length, kept in zip(lengths, now.kept, strict=True)]
         its = now.cache.cached(self.layer, now.rows, lengths)
-        options: dict[str, Any] = {"group": self.cp_group, "softmax_scale": self.softmax_scale}
         if now.is_spread:
             before = None if now.is_first else its
             out = decoding.spread(query, key, value, before, **options)

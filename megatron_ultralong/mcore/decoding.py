@@ -22,9 +22,11 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_ultralong.attention.decoding import KeyValueCache, local_capacity, spread_length
+from megatron_ultralong.attention.next_tokens import NextTokens
 from megatron_ultralong.mcore.core_attention import CachedCoreAttention, GivenPositions, Pass
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
+from megatron_ultralong.mcore.static_step import StaticStep, StepForm, graph_refusal
 from megatron_ultralong.sequence.assignment import zigzag
 
 Tokens = Sequence[int] | npt.NDArray[np.integer]
@@ -36,13 +38,16 @@ class Decoder:
     Every rank makes the same calls with the same tokens, and gets the same logits.
     """
 
-    def __init__(self, model: GPTModel, groups: ProcessGroupCollection) -> None:
+    def __init__(
+        self, model: GPTModel, groups: ProcessGroupCollection, steps: StepForm = "auto"
+    ) -> None:
         """Put a cache behind the attention of ``model``.
 
         Args:
             model: from ``build_model`` with a ``loss_tile_size``, weights loaded, without sequence
                 parallelism (a step has fewer tokens than ranks); it cannot train any more.
             groups: Megatron's process groups.
+            steps: how a token is written; for tests and measurements.
         """
         config = model.config
         assert not config.sequence_parallel, "steps of one token cannot be split over ranks"
@@ -57,12 +62,36 @@ class Decoder:
             layer.self_attention.core_attention = attention
             self._attentions.append(attention)
         self._cp_size, self._cp_rank = groups.cp.size(), groups.cp.rank()
+        self._static: StaticStep | None = None
+        """Of the cache that is there, and gone with it; None: steps are eager."""
         self._cache: KeyValueCache | None = None
         self.num_starts = 0
         """Counts up when what was read is forgotten, so that who reads on can see it."""
         self._lengths: list[int] = []
         self._owners: list[list[npt.NDArray[np.int32]]] = []
         """Of every row, the context-parallel rank that keeps each of its tokens, by passes."""
+        self.set_steps(steps)
+
+    def set_steps(self, steps: StepForm) -> None:
+        """How tokens are written from now on; for tests and measurements."""
+        config = self._model.config
+        why = graph_refusal(
+            config.params_dtype, config.kv_channels, self._groups.pp.size(), device()
+        )
+        assert steps != "graph" or why is None, why
+        self._steps = steps if steps != "auto" else "eager" if why else "graph"
+        self.step_form = "each token one CUDA graph"
+        """How they are, and why, in words."""
+        if self._steps != "graph":
+            self.step_form = _kernel_by_kernel(why or steps)
+        self._static = None
+        if self._cache is not None and self._steps != "eager":
+            self._static = StaticStep(
+                NextTokens(self._cache),
+                config.kv_channels,
+                self._next_logits,
+                captures=self._steps == "graph",
+            )
 
     @property
     def cache_bytes(self) -> int:
@@ -114,9 +143,12 @@ class Decoder:
         )
         self._lengths = [0] * len(lengths)
         self._owners = [[] for _ in lengths]
+        self.set_steps(self._steps)
 
     def _forget(self) -> None:
-        self._cache = None
+        self._cache = self._static = None
+        for attention in self._attentions:  # the last pass holds the cache, too
+            attention.current = None
         self.num_starts += 1
 
     def rewind(self, row: int, length: int, num_more: int) -> int:
@@ -187,8 +219,33 @@ class Decoder:
             rows: numbers of the rows, ascending.
             tokens: their token ids.
         """
-        hidden_BSH = self._read_shared(rows, np.asarray(tokens, dtype=np.int64)[:, None])
-        return self._last_logits(hidden_BSH, len(rows))
+        ids = np.asarray(tokens, dtype=np.int64)
+        if self._static is None:
+            return self._last_logits(self._read_shared(rows, ids[:, None]), len(rows))
+        assert self._cache is not None, "start comes first"
+        owners = np.array([self._lengths[row] for row in rows], np.int32) % self._cp_size
+        kept = (owners == self._cp_rank).tolist()
+        angles = self._rotary.angles_at(torch.tensor([self._lengths]))
+        logits = self._static(rows, ids, angles, kept)
+        if self._static.failure:
+            self._steps, self.step_form = "static", _kernel_by_kernel(self._static.failure)
+        self._cache.advance(rows, [range(is_kept) for is_kept in kept])
+        self._count(rows, owners[None])
+        return logits
+
+    def _next_logits(self, tokens: NextTokens, ids_B1: Tensor, angles: Tensor) -> Tensor:
+        """The model, for :class:`StaticStep`."""
+        for attention in self._attentions:
+            attention.current = tokens
+        self._positions.angles = angles
+        hidden_BSH = self._model(ids_B1, torch.zeros_like(ids_B1), None)
+        return self._last_logits(hidden_BSH, len(ids_B1))
+
+    def _count(self, rows: Sequence[int], owners_SB: npt.NDArray[np.int32]) -> None:
+        """Note what was read of some rows, and which ranks keep it."""
+        for column, row in enumerate(rows):
+            self._owners[row].append(owners_SB[:, column])
+            self._lengths[row] += len(owners_SB)
 
     def _read_spread(
         self,
@@ -236,9 +293,7 @@ class Decoder:
         hidden_BSH = self._forward(
             rows, torch.from_numpy(tokens), positions_SB, kept, is_spread=False
         )
-        for column, row in enumerate(rows):
-            self._owners[row].append(owners_SB[:, column])
-            self._lengths[row] += tokens.shape[1]
+        self._count(rows, owners_SB)
         return hidden_BSH
 
     def _forward(
@@ -293,6 +348,10 @@ class Decoder:
         for group in (self._groups.tp, self._groups.cp, self._groups.pp):
             broadcast(values, group, 0)
         return values
+
+
+def _kernel_by_kernel(why: str) -> str:
+    return f"each token kernel by kernel ({why})"
 
 
 def _free_bytes() -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
+from megatron_ultralong.mcore.static_step import drop_graphs
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import world_size
 
@@ -103,6 +104,7 @@ def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGrou
             groups.hcp = [_neighbours(parallel, level) for level in (0, 1)]
             for group in groups.hcp:
                 stack.callback(dist.destroy_process_group, group)
+        stack.callback(drop_graphs)
         yield groups
 
 

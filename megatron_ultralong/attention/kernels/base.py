@@ -119,6 +119,27 @@ class Saved(NamedTuple):
         return Saved(self.dout[:, :, heads], self.out[:, :, heads], self.lse[:, heads])
 
 
+class RowLengths(NamedTuple):
+    """How many keys count of each row of a storage [rows, slots, ...]; all of it on the device.
+
+    A kernel reads the numbers where they are, so a captured one finds those of its replay.
+    """
+
+    lengths: Tensor
+    """Keys that count, the first ones of each row; int32 [rows]."""
+    queries: Tensor
+    """Boundaries of the rows' queries, one each; int32 [rows + 1]."""
+    slots: Tensor
+    """Boundaries of the rows' slots; int32 [rows + 1]."""
+
+    @classmethod
+    def none(cls, num_rows: int, num_slots: int, device: torch.device) -> RowLengths:
+        """No key of any row; ``lengths`` are to be overwritten."""
+        assert num_rows * num_slots < 2**31, "slots are counted in int32"
+        rows = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
+        return cls(torch.zeros_like(rows[1:]), rows, rows * num_slots)
+
+
 @lru_cache(maxsize=16)
 def each_alone(cu_seqlens: tuple[int, ...]) -> Runs:
     """Runs of one document each: ``(0, 3, 5) -> ((0, (0, 3)), (3, (0, 2)))``."""
@@ -150,6 +171,20 @@ class Kernel(abc.ABC):
     @abc.abstractmethod
     def backward(self, inputs: Inputs, saved: Saved) -> Gradients:
         """Gradients of q, k and v, given out and lse over all keys."""
+
+    def forward_rows(
+        self, q: Tensor, keys: Tensor, values: Tensor, rows: RowLengths, scale: float
+    ) -> Result:
+        """Output [1, b, heads, d] and log-sum-exp [b, heads, 1] of one query of each row.
+
+        Args:
+            q: [1, b, heads, d].
+            keys: the rows' storage, contiguous, [b, slots, kv_heads, d].
+            values: as ``keys``.
+            rows: how many of them count; the result of a row without any is zero, and -inf.
+            scale: factor of the scores.
+        """
+        raise NotImplementedError(f"{self.name} takes no lengths from the device")
 
 
 def heads_first(*tensors: Tensor) -> list[Tensor]:

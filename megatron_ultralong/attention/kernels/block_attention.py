@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from megatron_ultralong.attention.kernels import base, cpu, cudnn, efficient, flash, flash4, math
-from megatron_ultralong.attention.kernels.base import Gradients, Inputs, Kernel, Result, Saved
+from megatron_ultralong.attention.kernels.base import (
+    Gradients,
+    Inputs,
+    Kernel,
+    Result,
+    RowLengths,
+    Saved,
+)
 from megatron_ultralong.program.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -70,6 +77,21 @@ def _resolve(
         f"attention kernel {name} cannot serve {dtype}, head size {head_dim}, on {device}: {why}; "
         f"name none (argument kernel, environment {OVERRIDE}) to get the fastest that can"
     )
+
+
+def rows_refusal(dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
+    """Why no fast kernel takes the rows' lengths from the device; None: ``fa2`` does."""
+    name = os.environ.get(OVERRIDE) or flash.FA2.name
+    if name != flash.FA2.name:
+        return f"{OVERRIDE} is {name}, and only {flash.FA2.name} reads lengths on the device"
+    why = flash.FA2.refusal(dtype, head_dim, device)
+    return why and f"{flash.FA2.name}, which reads lengths on the device, cannot serve: {why}"
+
+
+def forward_rows(q: Tensor, keys: Tensor, values: Tensor, rows: RowLengths, scale: float) -> Result:
+    """One query of each row over as many of its keys as the device says (:class:`Kernel`)."""
+    is_fast = rows_refusal(q.dtype, q.shape[-1], q.device) is None
+    return (flash.FA2 if is_fast else math.MATH).forward_rows(q, keys, values, rows, scale)
 
 
 def forward(kernel: Kernel, inputs: Inputs) -> Result:

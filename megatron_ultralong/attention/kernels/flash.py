@@ -61,6 +61,30 @@ class FlashKernel(base.Kernel):
         dq, dk, dv = base.unpacked(*gradients)
         return dq, dk, dv
 
+    def forward_rows(
+        self, q: Tensor, keys: Tensor, values: Tensor, rows: base.RowLengths, scale: float
+    ) -> base.Result:
+        """See :class:`Kernel`; how many parts keys are split into depends on the slots alone.
+
+        ``torch.nn.attention.varlen`` hands ``seqused_k`` out from PyTorch 2.12 on.
+        """
+        assert self._package is None, "FlashAttention 2 alone"
+        _activate(None)
+        heads = q.shape[2]
+        # It splits the keys of one query where several heads share them, and else has a block of
+        # threads for a head: each head asks twice then.
+        times = 2 if heads == keys.shape[2] else 1
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(
+            *(q[0].repeat_interleave(times, dim=1), keys.flatten(0, 1), values.flatten(0, 1)),
+            *(rows.queries, rows.slots, 1, keys.shape[1], 0.0, False, False),
+            scale=scale,
+            seqused_k=rows.lengths,
+        )
+        lse = lse.t() if lse.ndim == 2 else lse[..., 0]  # the latter before PyTorch 2.7
+        # It says +inf where there is no key.
+        lse = lse[:, ::times].nan_to_num(nan=torch.nan, posinf=-torch.inf, neginf=-torch.inf)
+        return out[:, ::times][None], lse[..., None]
+
 
 def _lengths(inputs: base.Inputs) -> tuple[Tensor | None, Tensor | None, int, int]:
     """Boundaries of queries and keys on the device, None without documents; longest of each."""

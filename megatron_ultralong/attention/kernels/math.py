@@ -44,6 +44,22 @@ class MathKernel(base.Kernel):
         dk, dv = (x.unflatten(2, (-1, group)).sum(dim=3) for x in (dk, dv))  # heads -> kv_heads
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
+    def forward_rows(
+        self, q: Tensor, keys: Tensor, values: Tensor, rows: base.RowLengths, scale: float
+    ) -> base.Result:
+        """See :class:`Kernel`."""
+        wide = base.accumulation_dtype(q.dtype)
+        k, v = (x.to(wide).transpose(0, 1) for x in (keys, values))
+        left_out = torch.arange(len(k), device=q.device) >= rows.lengths[:, None]
+        # What lies in slots that do not count may be no number.
+        v = v.masked_fill(left_out.t()[..., None, None], 0.0)
+        scores = _scores(q.to(wide), k, None, scale)
+        scores = scores.masked_fill(left_out[:, None, None], -torch.inf)
+        lse = scores.logsumexp(-1)
+        p_BHST = torch.exp(scores - lse[..., None]).nan_to_num(nan=0.0)
+        v_SBHD = v.repeat_interleave(q.shape[2] // v.shape[2], dim=2)
+        return torch.einsum("bhst,tbhd->sbhd", p_BHST, v_SBHD).to(q.dtype), lse
+
 
 def _scores(q: Tensor, k: Tensor, mask: base.Mask, scale: float) -> Tensor:
     """Masked scores [b, heads, s, t]."""
