@@ -25,6 +25,7 @@ from typing import NamedTuple
 import megatron.core
 import numpy as np
 import torch
+from torch.autograd import DeviceType
 
 from megatron_ultralong.attention.kernels import block_attention
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
@@ -113,8 +114,9 @@ def measure(decoder: Decoder, form: StepForm, num_rows: int, num_steps: int) -> 
                 logits = step(decoder, num_rows, logits)
             torch.cuda.synchronize()
         for event in profile.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
-                kernels[event.name] += event.self_device_time_total / 1000 / NUM_PROFILED
+            # NCCL's calls are events too, beside their kernels.
+            if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+                kernels[event.name] += event.time_range.elapsed_us() / 1000 / NUM_PROFILED
                 calls += 1
     return Steps(
         statistics.median(ms[first:]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -91,7 +92,7 @@ class StaticStep:
         device, num_rows = next_tokens.cache.device, len(next_tokens.cache.lengths)
         self._next, self._model, self._captures = next_tokens, logits, captures
         self._tokens = torch.zeros((num_rows, 1), dtype=torch.int64, device=device)
-        self._angles = torch.zeros((1, num_rows, 1, head_dim), device=device)
+        self._angles = torch.zeros((1, num_rows, 1, head_dim), dtype=torch.float32, device=device)
         self._logits: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self.failure = ""
@@ -137,12 +138,30 @@ class StaticStep:
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            logits = self._forward()
+            is_last = self._captures and self._num_steps == WARM_UP
+            logits = self._try() if is_last else self._forward()
         current.wait_stream(self._stream)
         return logits
 
     def _forward(self) -> Tensor:
         return self._model(self._next, self._tokens, self._angles)
+
+    def _try(self) -> Tensor:
+        """The step, to find out whether the host waits for the device in it.
+
+        PyTorch before 2.12 does not forget a capture that failed half-way, so none is begun then.
+        """
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is a prototype
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            return self._forward()
+        except RuntimeError as error:
+            self._fail(error)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+        return self._forward()
 
     def _capture(self) -> None:
         """Record the step, which runs nothing; what is recorded works on this object's tensors."""
@@ -156,21 +175,24 @@ class StaticStep:
             ):
                 self._logits = self._forward()
         except RuntimeError as error:
-            self._captures = False
-            first, *_ = (str(error).strip() or "no message").splitlines()
-            self.failure = f"the capture failed, {type(error).__name__}: {first}"
-            logger.warning(
-                "steps of decoding run kernel by kernel, several times slower than as one CUDA "
-                "graph: %s",
-                self.failure,
-            )
+            self._fail(error)
             return
         self._graph = graph
         _captured.add(self)
 
+    def _fail(self, error: RuntimeError) -> None:
+        """Stay without a graph, and say so."""
+        self._captures = False
+        first, *_ = (str(error).strip() or "no message").splitlines()
+        self.failure = f"it cannot be captured, {type(error).__name__}: {first}"
+        logger.warning(
+            "steps of decoding run kernel by kernel, several times slower than as one CUDA graph: "
+            "%s",
+            self.failure,
+        )
+
     def drop(self) -> None:
         """Forget the graph; the step does not become another one."""
-        torch.cuda.synchronize()
         self._graph = self._logits = None
         self._captures = False
 
