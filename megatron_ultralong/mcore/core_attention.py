@@ -21,6 +21,7 @@ from megatron_ultralong.attention.decoding import KeyValueCache, Placement
 from megatron_ultralong.attention.heads import head_attention
 from megatron_ultralong.attention.next_tokens import NextTokens
 from megatron_ultralong.attention.ring.function import Backend
+from megatron_ultralong.mcore.projection import CosSin
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import Assignment
 from megatron_ultralong.sequence.head_exchange import check_heads
@@ -285,14 +286,15 @@ class GivenPositions(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.angles: Tensor | None = None
-        """Radians of the tokens of the next forward pass, [s, b, 1, head_dim]."""
+        self.angles: Tensor | CosSin | None = None
+        """Radians of the tokens of the next forward pass, [s, b, 1, head_dim]; or what is made of
+        them."""
 
     def get_rotary_seq_len(self, *_: Any, **__: Any) -> int:
         """What Megatron asks before the call; the positions are known without it."""
         return 0
 
-    def forward(self, *_: Any, **__: Any) -> Tensor:
+    def forward(self, *_: Any, **__: Any) -> Tensor | CosSin:
         """The angles."""
         assert self.angles is not None
         return self.angles

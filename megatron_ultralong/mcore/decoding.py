@@ -9,23 +9,22 @@ token after it.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
-import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_ultralong.attention.decoding import KeyValueCache, local_capacity, spread_length
 from megatron_ultralong.attention.next_tokens import NextTokens
+from megatron_ultralong.mcore.cache_room import most_tokens
 from megatron_ultralong.mcore.core_attention import CachedCoreAttention, GivenPositions, Pass
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
+from megatron_ultralong.mcore.projection import CosSin
 from megatron_ultralong.mcore.static_step import StaticStep, StepForm, graph_refusal
 from megatron_ultralong.sequence.assignment import zigzag
 
@@ -99,20 +98,13 @@ class Decoder:
         return 0 if self._cache is None else self._cache.num_bytes
 
     def most_cached_tokens(self) -> int:
-        """Tokens whose keys and values the free memory of every rank holds.
-
-        A tenth of a device's memory is left to activations, and a fifth of what the host has
-        available, which its ranks share.
-        """
+        """Tokens whose keys and values the free memory of every rank holds."""
         self._forget()
         config = self._model.config
         kv_heads = config.num_query_groups // self._groups.tp.size()
         numbers = 2 * len(self._attentions) * kv_heads * config.kv_channels
         per_token = numbers * config.params_dtype.itemsize / self._cp_size
-        tokens = torch.tensor(int(_free_bytes() / per_token), device=device())
-        for group in (self._groups.tp, self._groups.cp, self._groups.pp):
-            dist.all_reduce(tokens, op=dist.ReduceOp.MIN, group=group)
-        return int(tokens)
+        return most_tokens(per_token, self._groups)
 
     @contextlib.contextmanager
     def whole_rows(self) -> Iterator[GPTModel]:
@@ -237,7 +229,7 @@ class Decoder:
         """The model, for :class:`StaticStep`."""
         for attention in self._attentions:
             attention.current = tokens
-        self._positions.angles = angles
+        self._positions.angles = CosSin.of(angles, self._model.config.params_dtype)
         hidden_BSH = self._model(ids_B1, torch.zeros_like(ids_B1), None)
         return self._last_logits(hidden_BSH, len(ids_B1))
 
@@ -352,13 +344,3 @@ class Decoder:
 
 def _kernel_by_kernel(why: str) -> str:
     return f"each token kernel by kernel ({why})"
-
-
-def _free_bytes() -> int:
-    """Memory that keys and values may take on this rank."""
-    if device().type != "cuda":
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return int(0.8 * psutil.virtual_memory().available / local_ranks)
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
-    return max(0, free - total // 10)

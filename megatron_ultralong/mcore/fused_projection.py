@@ -136,6 +136,7 @@ class FusedProjection(Projection):
 
     def _move(self, to: list[Tensor], source: list[Tensor], tile: slice, sign: int) -> None:
         """Write queries and keys rotated (back, by ``sign`` -1), values as they are."""
+        assert isinstance(self.angles, Tensor), "it takes angles"
         half = self.tiles.runs(self.angles)[:, tile, ..., : self.angles.shape[-1] // 2]
         half = half[..., None, None, :]  # [runs, n, 1 or b, groups, heads, halves, d / 2]
         cos, sin = half.cos(), sign * half.sin()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
@@ -15,11 +15,36 @@ from megatron_ultralong.mcore import products, tiles
 QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
 
 
+class CosSin(NamedTuple):
+    """Of the angles of a pass of one tile, [s, b, 1, d], in the dtype of heads.
+
+    They are the same in all layers. Each makes its own otherwise, which is nothing for a tile of
+    many tokens, and a third of the kernels of a tile of one.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    """Negative in the first half."""
+
+    @classmethod
+    def of(cls, angles: Tensor, dtype: torch.dtype) -> CosSin:
+        """Rounded as Megatron-Core rounds them."""
+        first, second = angles.sin().chunk(2, dim=-1)
+        return cls(angles.cos().to(dtype), torch.cat((-first, second), dim=-1).to(dtype))
+
+    def rotated(self, x: Tensor) -> Tensor:
+        """Heads [s, b, heads, d] rotated: ``x cos`` and the exchanged halves of ``x`` by ``sin``.
+
+        Megatron-Core rounds both products, and here one of them is not.
+        """
+        return torch.addcmul(x * self.cos, x.roll(x.shape[-1] // 2, -1), self.sin)
+
+
 class Projection:
     """By Megatron's own modules and its rotary embedding."""
 
-    def __init__(self, layer: Any, sequence: tiles.SequenceTiles, angles: Tensor) -> None:
-        """``angles``: radians of all tokens, [s, 1 or b, 1, d]."""
+    def __init__(self, layer: Any, sequence: tiles.SequenceTiles, angles: Tensor | CosSin) -> None:
+        """``angles``: radians of all tokens, [s, 1 or b, 1, d], or what is made of them."""
         self.layer, self.attention = layer, layer.self_attention
         self.tiles, self.angles = sequence, angles
         norms = (self.attention.q_layernorm, self.attention.k_layernorm)
@@ -72,6 +97,9 @@ class Projection:
         q, k, v = self.attention.get_query_key_value_tensors(
             self.layer.input_layernorm(hidden), None
         )
+        if isinstance(self.angles, CosSin):
+            assert len(q) == len(self.angles.cos), "of one tile"
+            return self.angles.rotated(q), self.angles.rotated(k), v
         angles, group = self.tiles.take(self.angles, tile), self.attention.pg_collection.cp
         q, k = (apply_rotary_pos_emb(x, angles, self.layer.config, cp_group=group) for x in (q, k))
         return q, k, v

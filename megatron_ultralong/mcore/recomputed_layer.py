@@ -26,7 +26,7 @@ from megatron_ultralong.attention import KeptOutput
 from megatron_ultralong.mcore import compat, core_attention, products, tiles
 from megatron_ultralong.mcore.fused_projection import FusedProjection
 from megatron_ultralong.mcore.host_memory import Kept, Store
-from megatron_ultralong.mcore.projection import Projection
+from megatron_ultralong.mcore.projection import CosSin, Projection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RecomputedLayer(TransformerLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         context: Tensor | None = None,
-        rotary_pos_emb: Tensor | None = None,
+        rotary_pos_emb: Tensor | CosSin | None = None,
         packed_seq_params: PackedSeqParams | None = None,
         **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -69,11 +69,12 @@ class RecomputedLayer(TransformerLayer):
             hidden_states: [s, b, h], or this rank's run of them under sequence parallelism.
             attention_mask: None; the mask is causal, within documents.
             context: of cross attention, which a Llama has not.
-            rotary_pos_emb: angles, [s, 1, 1, head_dim].
+            rotary_pos_emb: angles, [s, 1 or b, 1, head_dim], or what is made of them.
             packed_seq_params: documents of the whole row.
             others: Megatron's arguments for inference and cross attention.
         """
         if self.recomputation is None:
+            assert not isinstance(rotary_pos_emb, CosSin), "Megatron's layer takes angles"
             result: tuple[Tensor, Tensor | None] = super().forward(
                 hidden_states=hidden_states,
                 attention_mask=attention_mask,
@@ -98,7 +99,7 @@ class _LayerWork:
         self,
         layer: RecomputedLayer,
         recomputation: Recomputation,
-        angles: Tensor,
+        angles: Tensor | CosSin,
         packed_seq_params: PackedSeqParams | None,
     ) -> None:
         assert not layer.hidden_dropout, "dropout is not supported: set it to 0"
@@ -108,8 +109,11 @@ class _LayerWork:
         self.packed_seq_params = packed_seq_params
         runs = config.tensor_model_parallel_size if config.sequence_parallel else 1
         self.tiles = tiles.SequenceTiles(runs, recomputation.tile_size)
-        kind = FusedProjection if recomputation.fused else Projection
-        self.projection = kind(layer, self.tiles, angles)
+        self.projection: Projection
+        if recomputation.fused and not isinstance(angles, CosSin):
+            self.projection = FusedProjection(layer, self.tiles, angles)
+        else:
+            self.projection = Projection(layer, self.tiles, angles)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, KeptOutput]:
         """Result, attention's output and what attention keeps.
