@@ -47,3 +47,6 @@ def test_it_counts_what_it_reads_and_writes(tmp_path: Path) -> None:
     ).stdout
     # The first token of each row comes with its prompt.
     assert re.search(r"prefill 400 tokens at \S+ tokens/s, decode 8 tokens at \S+ tokens/s", said)
+    for form in ("eager", "static"):  # side by side, behind the same prompts
+        assert re.search(rf"{form}: a step, median of 5, ms +\d", said)
+    assert re.search(r"ratio of the two +\d", said)

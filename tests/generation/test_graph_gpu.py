@@ -164,8 +164,8 @@ def test_on_two_gpus_too(parallel: ParallelConfig) -> None:
     results = run_on_gpus(2, forms, parallel, "grouped", ("eager", "static", "graph"))
     for result in results:
         check(*result)
-    for mine, other in zip(results[0][1]["graph"], results[1][1]["graph"], strict=True):
-        assert torch.equal(mine, other)
+    for first, other in zip(results[0][1]["graph"], results[1][1]["graph"], strict=True):
+        assert torch.equal(first, other)
 
 
 def test_a_start_frees_the_graph_and_its_memory() -> None:
