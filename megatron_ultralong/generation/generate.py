@@ -151,10 +151,7 @@ def generate(config: GenerateConfig) -> list[str]:
                 _print("\n")
             for number, text in enumerate(() if streams else texts):
                 _print((f"--- {number}\n" if len(texts) > 1 else "") + f"{text}\n")
-            tell(
-                f"{writer.speed}, {decoder.step_form}; keys and values "
-                f"{decoder.cache_bytes / 2**20:,.1f} MiB a rank"
-            )
+            tell(f"{writer.speed}; keys and values {decoder.cache_bytes / 2**20:,.1f} MiB a rank")
     return texts
 
 

@@ -9,6 +9,7 @@ token after it.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -26,8 +27,10 @@ from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
 from megatron_ultralong.mcore.projection import CosSin
 from megatron_ultralong.mcore.static_step import StaticStep, StepForm, graph_refusal
+from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.sequence.assignment import zigzag
 
+logger = logging.getLogger(__name__)
 Tokens = Sequence[int] | npt.NDArray[np.integer]
 
 
@@ -70,6 +73,7 @@ class Decoder:
         self._owners: list[list[npt.NDArray[np.int32]]] = []
         """Of every row, the context-parallel rank that keeps each of its tokens, by passes."""
         self.set_steps(steps)
+        self._says = is_main_rank()
 
     def set_steps(self, steps: StepForm) -> None:
         """How tokens are written from now on; for tests and measurements."""
@@ -211,6 +215,10 @@ class Decoder:
             rows: numbers of the rows, ascending.
             tokens: their token ids.
         """
+        if self._says:
+            is_slow = self._steps == "eager" and device().type == "cuda"
+            logger.log(logging.WARNING if is_slow else logging.INFO, "%s", self.step_form)
+            self._says = False
         ids = np.asarray(tokens, dtype=np.int64)
         if self._static is None:
             return self._last_logits(self._read_shared(rows, ids[:, None]), len(rows))
