@@ -219,9 +219,14 @@ def test_a_step_that_cannot_be_captured_runs_all_the_same(
             assert torch.equal(its, other)
 
 
-def test_what_has_no_graph_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_no_graph_says_why(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with random_decoder(ONE, torch.float32) as decoder:
-        assert "it computes in bfloat16 or float16, not torch.float32" in decoder.step_form
+        continued(decoder, "auto", LENGTHS, STEPS[:2], chunk_size=128)
+        (said,) = [its for its in caplog.records if its.name.endswith("mcore.decoding")]
+        assert said.levelname == "WARNING"
+        assert "it computes in bfloat16 or float16, not torch.float32" in said.getMessage()
     monkeypatch.setenv(block_attention.OVERRIDE, "math")
     with random_decoder(ONE, torch.bfloat16) as decoder:
         assert "ULTRALONG_ATTENTION_KERNEL is math" in decoder.step_form

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 
 import numpy as np
@@ -161,8 +162,11 @@ def test_without_a_gpu_there_is_no_graph(dtype: torch.dtype, stages: int, why: s
     assert graph_refusal(dtype, 16, stages, CPU) == why
 
 
-def test_the_decoder_says_why_it_has_none() -> None:
-    with random_decoder(ONE, torch.float32) as decoder:
-        assert (
-            decoder.step_form == "each token kernel by kernel (graphs are for a GPU, not for cpu)"
-        )
+def test_the_decoder_says_why_it_has_none(caplog: pytest.LogCaptureFixture) -> None:
+    with random_decoder(ONE, torch.float32) as decoder, caplog.at_level(logging.INFO):
+        continued(decoder, "auto", LENGTHS, [range(4)] * 2)
+    said = [its for its in caplog.records if its.name.endswith("mcore.decoding")]
+    assert [(its.levelname, its.getMessage()) for its in said] == [
+        # A CPU has no other way: nobody is warned.
+        ("INFO", "each token kernel by kernel (graphs are for a GPU, not for cpu)")
+    ]
