@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from megatron_ultralong.attention import reference
 from megatron_ultralong.attention.decoding import KeyValueCache
@@ -17,7 +21,7 @@ from megatron_ultralong.attention.kernels import block_attention
 from megatron_ultralong.attention.kernels.base import merge_all
 from megatron_ultralong.attention.next_tokens import NextTokens
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.mcore.static_step import graph_refusal
+from megatron_ultralong.mcore.static_step import StaticStep, graph_refusal
 from tests.attention.whole_sequence import inputs
 from tests.generation.random_model import continued, ending, random_decoder
 from tests.ranks import run_on_ranks
@@ -62,6 +66,57 @@ def check(results: list[list[torch.Tensor]], dtype: torch.dtype) -> None:
         for found, expected in zip(static, eager, strict=True):
             torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
     assert not torch.equal(results[0][0], results[2][0])
+
+
+class Tape(TorchDispatchMode):
+    """What a CUDA graph is, on a CPU: operations on the memory that they had, done again."""
+
+    def __init__(self, function: Callable[[], torch.Tensor]) -> None:
+        super().__init__()
+        self._calls: list[tuple[Any, Any, Any, list[Any]]] = []
+        with self:
+            self.result = function()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Of the memory as it is: Megatron-Core gives tensors other memory later.
+        memory = tree_map_only(torch.Tensor, torch.detach, (args, kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        assert all(isinstance(its, torch.Tensor) for its in tree_leaves(made)), f"{func} reads back"
+        self._calls.append((func, *memory, [its.detach() for its in tree_leaves(made)]))
+        return made
+
+    def replay(self) -> torch.Tensor:
+        for func, args, kwargs, outs in self._calls:
+            inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            known = {x.untyped_storage().data_ptr() for x in inputs}
+            for out, made in zip(outs, tree_leaves(func(*args, **kwargs)), strict=True):
+                if out.untyped_storage().data_ptr() not in known:  # no view, not in place
+                    out.copy_(made)
+        return self.result
+
+
+def test_what_is_recorded_at_one_step_is_right_at_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing that changes from step to step is a number of the host."""
+    tapes: dict[StaticStep, Tape] = {}
+    plain = StaticStep._forward
+
+    def replayed(step: StaticStep) -> torch.Tensor:
+        if step not in tapes:
+            tapes[step] = Tape(lambda: plain(step))
+        return tapes[step].replay()
+
+    with random_decoder(ONE, torch.float64) as decoder:
+        for lengths in (LENGTHS, LENGTHS[:2]):
+            steps = [[row for row in rows if row < len(lengths)] or [0] for rows in STEPS]
+            expected = continued(decoder, "eager", lengths, steps)
+            with monkeypatch.context() as patch:
+                patch.setattr(StaticStep, "_forward", replayed)
+                found = continued(decoder, "static", lengths, steps)
+            for its, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(its, other, atol=1e-12, rtol=0)
+    assert len(tapes) == 2
 
 
 def test_forms_follow_each_other_in_one_row() -> None:
@@ -155,11 +210,12 @@ def test_logits_stay_what_they_are() -> None:
     ("dtype", "stages", "why"),
     [
         (torch.bfloat16, 1, "graphs are for a GPU, not for cpu"),
-        (torch.float32, 2, "graphs are for a GPU, not for cpu"),
+        (torch.bfloat16, 2, "2 pipeline stages wait for each other's messages"),
     ],
 )
-def test_without_a_gpu_there_is_no_graph(dtype: torch.dtype, stages: int, why: str) -> None:
-    assert graph_refusal(dtype, 16, stages, CPU) == why
+def test_what_cannot_be_a_graph(dtype: torch.dtype, stages: int, why: str) -> None:
+    device = CPU if stages == 1 else torch.device("cuda")
+    assert graph_refusal(dtype, 16, stages, device) == why
 
 
 def test_the_decoder_says_why_it_has_none(caplog: pytest.LogCaptureFixture) -> None:
