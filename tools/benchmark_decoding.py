@@ -18,14 +18,13 @@ import platform
 import statistics
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import megatron.core
 import numpy as np
 import torch
-from torch.autograd import DeviceType
+from rank_benchmark.kernels import kernel_times
 
 from megatron_ultralong.attention.kernels import block_attention
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
@@ -46,6 +45,7 @@ from megatron_ultralong.sequence.documents import causal_area
 
 TILE_SIZE = 4096
 NUM_PROFILED = 4  # steps
+LONGEST = 10  # kernels
 COPIED_BYTES = 2**30
 
 
@@ -105,25 +105,17 @@ def measure(decoder: Decoder, form: StepForm, num_rows: int, num_steps: int) -> 
         seconds.append(time.perf_counter() - start)
     first = WARM_UP + 1
     ms = [1000 * its for its in seconds]
-    kernels: Counter[str] = Counter()
-    calls = 0
+    kernels = []
     if torch.cuda.is_available():
-        activities = [torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profile:
-            for _ in range(NUM_PROFILED):
-                logits = step(decoder, num_rows, logits)
-            torch.cuda.synchronize()
-        for event in profile.events():
-            # NCCL's calls are events too, beside their kernels.
-            if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
-                kernels[event.name] += event.time_range.elapsed_us() / 1000 / NUM_PROFILED
-                calls += 1
+        kernels = kernel_times(
+            lambda: [step(decoder, num_rows, logits) for _ in range(NUM_PROFILED)]
+        )
     return Steps(
         statistics.median(ms[first:]),
         ms[:first],
-        kernels.total(),
-        calls / NUM_PROFILED,
-        kernels.most_common(8),
+        sum(ms for ms, *_ in kernels) / NUM_PROFILED,
+        sum(count for _, count, _ in kernels) / NUM_PROFILED,
+        [(name, ms / NUM_PROFILED) for ms, _, name in kernels[:LONGEST]],
     )
 
 
@@ -219,8 +211,8 @@ def main() -> None:
         figures[f"{form}: a step, median of {steps - WARM_UP - 1}, ms"] = round(its.ms, 2)
         figures[f"{form}: its first steps, ms"] = [round(ms, 1) for ms in its.first_ms]
         figures[f"{form}: kernels of a step"] = f"{its.num_kernels:,.0f}, {its.kernel_ms:.2f} ms"
-        for name, ms in its.longest:
-            figures[f"{form}: {ms:.2f} ms"] = name[:90]
+        for number, (name, ms) in enumerate(its.longest):
+            figures[f"{form}: kernel {number}"] = f"{ms:.3f} ms  {name[:90]}"
     eager, other = (its.ms for its in times.values())
     figures["ratio of the two"] = round(eager / other, 2)
     if is_gpu:

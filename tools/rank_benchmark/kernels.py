@@ -12,16 +12,26 @@ ATTENTION = ("flash", "cudnn", "fmha")
 LONGEST = 14
 
 
-def print_kernels(title: str, run: Callable[[], object]) -> None:
-    """Device time of ``run()`` by kind of kernel, and the longest kernels that are no products."""
+def kernel_times(run: Callable[[], object]) -> list[tuple[float, int, str]]:
+    """Of each kernel that ``run()`` starts its milliseconds, number and name, longest first."""
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profile:
         run()
+        torch.cuda.synchronize()
     rows = [
         (row.self_device_time_total / 1e3, row.count, row.key)
         for row in profile.key_averages()
-        if row.self_device_time_total > 0 and row.device_type.name != "CPU"
+        # NCCL's calls have a time on the device too, beside their kernels.
+        if row.self_device_time_total > 0
+        and row.device_type.name != "CPU"
+        and not row.is_user_annotation
     ]
+    return sorted(rows, reverse=True)
+
+
+def print_kernels(title: str, run: Callable[[], object]) -> None:
+    """Device time of ``run()`` by kind of kernel, and the longest kernels that are no products."""
+    rows = kernel_times(run)
     # What flash-attn-4 compiles has cutlass in its name too.
     attention = [row for row in rows if any(word in row[2].lower() for word in ATTENTION)]
     others = [row for row in rows if row not in attention]
