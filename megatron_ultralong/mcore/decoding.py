@@ -87,7 +87,12 @@ class Decoder:
         """How they are, and why, in words."""
         if self._steps != "graph":
             self.step_form = _kernel_by_kernel(why or steps)
-        self._static = None
+        is_slow = steps == "auto" and why is not None and device().type == "cuda"
+        self._level = logging.WARNING if is_slow else logging.INFO
+        self._make_static()
+
+    def _make_static(self) -> None:
+        config, self._static = self._model.config, None
         if self._cache is not None and self._steps != "eager":
             self._static = StaticStep(
                 NextTokens(self._cache),
@@ -139,7 +144,7 @@ class Decoder:
         )
         self._lengths = [0] * len(lengths)
         self._owners = [[] for _ in lengths]
-        self.set_steps(self._steps)
+        self._make_static()
 
     def _forget(self) -> None:
         self._cache = self._static = None
@@ -216,8 +221,7 @@ class Decoder:
             tokens: their token ids.
         """
         if self._says:
-            is_slow = self._steps == "eager" and device().type == "cuda"
-            logger.log(logging.WARNING if is_slow else logging.INFO, "%s", self.step_form)
+            logger.log(self._level, "%s", self.step_form)
             self._says = False
         ids = np.asarray(tokens, dtype=np.int64)
         if self._static is None:

@@ -1,8 +1,8 @@
 """A step of decoding whose shapes never change, and its replay as one CUDA graph.
 
-A token behind 131,072 takes a GPU 14 ms, and the host 46 ms to start the 1,480 kernels one by one.
-A graph starts them at once. It is of one cache: it holds the cache, and is dropped with it, so that
-no graph writes into memory that belongs to somebody else by now.
+In the 8B's shape the kernels of a token behind 131,072 take an H200 11 ms, and the host takes 41 ms
+to start all 1,487. A graph starts them at once. It is of one cache: it holds the cache, and is
+dropped with it, so that no graph writes into memory that belongs to somebody else by now.
 """
 
 from __future__ import annotations

@@ -209,6 +209,8 @@ def test_a_step_that_cannot_be_captured_runs_all_the_same(
             assert "steps of decoding run kernel by kernel" in caplog.text
             assert decoder.step_form.startswith("each token kernel by kernel (it cannot be capt")
         monkeypatch.undo()
+        decoder.start([(1, 1)])
+        assert "it cannot be captured" in decoder.step_form
         for its, other in zip(found, expected, strict=True):
             assert torch.equal(its, other)
         # What failed once does not stand in the way of others.
