@@ -149,7 +149,7 @@ class StaticStep:
     def _try(self) -> Tensor:
         """The step, to find out whether the host waits for the device in it.
 
-        PyTorch before 2.12 does not forget a capture that failed half-way, so none is begun then.
+        PyTorch 2.11 does not forget a capture that failed half-way, so none is begun then.
         """
         mode = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings():

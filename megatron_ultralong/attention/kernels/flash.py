@@ -66,7 +66,7 @@ class FlashKernel(base.Kernel):
     ) -> base.Result:
         """See :class:`Kernel`; how many parts keys are split into depends on the slots alone.
 
-        ``torch.nn.attention.varlen`` hands ``seqused_k`` out from PyTorch 2.12 on.
+        PyTorch's public ``varlen_attn`` takes no ``seqused_k`` in 2.11; it does in 2.13.
         """
         assert self._package is None, "FlashAttention 2 alone"
         _activate(None)
@@ -80,7 +80,7 @@ class FlashKernel(base.Kernel):
             scale=scale,
             seqused_k=rows.lengths,
         )
-        lse = lse.t() if lse.ndim == 2 else lse[..., 0]  # the latter before PyTorch 2.7
+        lse = lse.t() if lse.ndim == 2 else lse[..., 0]  # in old PyTorch
         # It says +inf where there is no key.
         lse = lse[:, ::times].nan_to_num(nan=torch.nan, posinf=-torch.inf, neginf=-torch.inf)
         return out[:, ::times][None], lse[..., None]
