@@ -218,7 +218,7 @@ class Saving:
         place = f"the last is iteration {last} in {self.folder.root}" if last else "none written"
         return self._writer.num_written, self._writer.total_failures, place
 
-    def _start(self, writer: CheckpointWriter) -> None:
+    def _start(self, writer: CheckpointWriter, *, waits: bool = False) -> None:
         state, config = self.state, self.config
         if not state.scheduler.num_steps:  # all steps so far were skipped
             optimizer.make_states(state.chunks, state.optimizer)
@@ -233,6 +233,7 @@ class Saving:
                 state.inputs.result.model,
             ),
             {config_file.CONFIG_FILE: config_file.config_text(config)},
+            waits=waits,
         )
 
     def _save_now(self) -> None:
@@ -244,7 +245,7 @@ class Saving:
         with self.timers.phase("checkpoint"):
             while True:
                 if writer.iteration != iteration:
-                    self._start(writer)
+                    self._start(writer, waits=True)
                 if writer.finish():
                     return
                 if writer.num_failures >= limit:

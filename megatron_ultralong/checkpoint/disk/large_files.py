@@ -8,7 +8,6 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -150,21 +149,16 @@ it has to put 2 MB together for each, writes of 128 MB ran at a fifth of the rat
 
 
 class ChunkedFile:
-    """A file for ``torch.save``, which hands it whole tensors, and tells ``observe`` of them."""
+    """A file for ``torch.save``, which hands it whole tensors."""
 
-    def __init__(
-        self, file: IO[bytes], observe: Callable[[memoryview], None] = lambda data: None
-    ) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._observe = observe
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all of ``data``."""
         view = memoryview(data).cast("B")
         for begin in range(0, len(view), CHUNK_BYTES):
-            part = view[begin : begin + CHUNK_BYTES]
-            self._file.write(part)
-            self._observe(part)
+            self._file.write(view[begin : begin + CHUNK_BYTES])
         return len(view)
 
     def flush(self) -> None:

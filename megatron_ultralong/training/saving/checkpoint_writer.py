@@ -103,7 +103,12 @@ class CheckpointWriter:
         self._damaged |= damaged
 
     def start(
-        self, iteration: int, state: Callable[[], dict[str, Any]], texts: Mapping[str, str]
+        self,
+        iteration: int,
+        state: Callable[[], dict[str, Any]],
+        texts: Mapping[str, str],
+        *,
+        waits: bool = False,
     ) -> None:
         """Begin the checkpoint of ``iteration``; the one before is finished first.
 
@@ -111,11 +116,13 @@ class CheckpointWriter:
             iteration: iterations done.
             state: makes the sharded state.
             texts: small files to add, by name.
+            waits: until it is written, as training continues only then.
 
         Raises:
             RunStopped: another job has taken the folder over.
         """
         self.finish()
+        waits = waits or not self._config.async_save
         final = iteration_folder(self._root, iteration)
         # By the owner's number: ranks of a job that was taken over never write into this one.
         folder = final.with_name(f"{final.name}.{self._run.owner_number}.partial")
@@ -123,7 +130,7 @@ class CheckpointWriter:
         if error:
             self._failed(iteration, error)
             return
-        snapshot = Snapshot(state(), folder, validate=not self._was_validated)
+        snapshot = Snapshot(state(), folder, validate=not self._was_validated, copies=not waits)
         self._was_validated = True
         outcome: list[Written | str] = []
         thread = threading.Thread(
@@ -134,7 +141,7 @@ class CheckpointWriter:
         )
         self._job = _Job(iteration, folder, snapshot, thread, outcome)
         thread.start()
-        if not self._config.async_save:
+        if waits:
             self.finish()
 
     def finish(self) -> bool:
