@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
@@ -25,6 +24,7 @@ from megatron_ultralong.attention.decoding import KeyValueCache, local_capacity,
 from megatron_ultralong.mcore.core_attention import CachedCoreAttention, GivenPositions, Pass
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
+from megatron_ultralong.program.available_memory import available_memory
 from megatron_ultralong.sequence.assignment import zigzag
 
 Tokens = Sequence[int] | npt.NDArray[np.integer]
@@ -299,7 +299,7 @@ def _free_bytes() -> int:
     """Memory that keys and values may take on this rank."""
     if device().type != "cuda":
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return int(0.8 * psutil.virtual_memory().available / local_ranks)
+        return int(0.8 * available_memory() / local_ranks)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     return max(0, free - total // 10)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from megatron_ultralong.plan.hardware import Hardware
-from megatron_ultralong.plan.job import GIB, Job, pinned_bytes, stage_parameters
+from megatron_ultralong.plan.job import GIB, Job, stage_parameters
 from megatron_ultralong.plan.optimizer_memory import shard_pieces, stage_tensors
 from megatron_ultralong.plan.step_memory import StageMemory
 
@@ -20,7 +20,7 @@ class CheckpointSize:
     copied: int
     """By the rank that has the most to copy to the host before training continues."""
     host_per_node: int
-    """Pinned copies on a node until they are written."""
+    """Copies on a node until they are written."""
 
 
 STATE_BYTES = 12
@@ -38,10 +38,7 @@ def checkpoint_size(job: Job, gpus_per_node: int) -> CheckpointSize:
     element, ranks = job.sizes.element, min(gpus_per_node, job.num_gpus)
     parameters = max(stage_parameters(job.model, job.parallel, stage) for stage in job.stages)
     states = max(_states(job, stage) for stage in job.stages)
-    weights = max(
-        sum(pinned_bytes(element * size) for size in stage_tensors(job, stage))
-        for stage in job.stages
-    )
+    weights = max(element * sum(stage_tensors(job, stage)) for stage in job.stages)
     writers = min(ranks, job.parallel.tensor_model_parallel_size)
     return CheckpointSize(
         on_disk=job.model_parameters * (STATE_BYTES + element),
@@ -51,11 +48,9 @@ def checkpoint_size(job: Job, gpus_per_node: int) -> CheckpointSize:
 
 
 def _states(job: Job, stage: int) -> int:
-    """Bytes of a rank's copies of states: pinned of those on the GPU, plain of the others."""
+    """Bytes of a rank's copies of states."""
     pieces = shard_pieces(job, stage)
-    here = 1 - job.config.optimizer.offloaded_share
-    pinned = sum(3 * pinned_bytes(4 * piece) for piece in pieces)
-    return math.ceil(here * pinned + (1 - here) * STATE_BYTES * sum(pieces))
+    return STATE_BYTES * sum(pieces)
 
 
 @dataclasses.dataclass(frozen=True)

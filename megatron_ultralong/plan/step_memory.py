@@ -102,8 +102,7 @@ class _StageWalk:
                 self._embedding()
         ledger.take("saved activations", (self.layers - 1) * on_device)
         if offload:
-            pinned = self.kept.on_device if self.kernel == "cpu" else self.kept.on_host
-            ledger.host = self.under_way * self.layers * pinned
+            ledger.host = self.under_way * self.layers * self.kept.on_host
         if is_plain:
             self._plain_layer()
         else:

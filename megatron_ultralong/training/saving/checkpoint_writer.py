@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_ultralong.checkpoint.disk.checksums import write_checksums
 from megatron_ultralong.checkpoint.disk.folder import iteration_folder, iterations, write_latest
 from megatron_ultralong.config.run import CheckpointConfig
+from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 from megatron_ultralong.program.aside import remove, sync_folder
 from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.program.rank_values import every_rank
@@ -77,6 +78,7 @@ class CheckpointWriter:
         self._root = root = run.root
         self._config = config
         self._job: _Job | None = None
+        self._staging = PinnedMemory()  # pinned at the first save, for all of them
         self._was_validated = False
         self._damaged: set[int] = set()
         if is_main_rank() and root.is_dir():
@@ -130,7 +132,11 @@ class CheckpointWriter:
         if error:
             self._failed(iteration, error)
             return
-        snapshot = Snapshot(state(), folder, validate=not self._was_validated, copies=not waits)
+        snapshot = Snapshot(
+            *(state(), folder, self._staging),
+            validate=not self._was_validated,
+            copies=not waits,
+        )
         self._was_validated = True
         outcome: list[Written | str] = []
         thread = threading.Thread(
@@ -154,6 +160,7 @@ class CheckpointWriter:
         if job is None:
             return self.num_failures == 0
         job.thread.join()
+        job.snapshot.release()
         self._job = None
         parts = every_rank(job.outcome[0])
         error = self._first_of(self._end(job, parts) if is_main_rank() else None)

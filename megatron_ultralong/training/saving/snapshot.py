@@ -35,6 +35,7 @@ from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
 from megatron_ultralong.checkpoint.disk.hashing import HashingThreads
 from megatron_ultralong.checkpoint.disk.large_files import sync
 from megatron_ultralong.checkpoint.formats.torch_dist_writer import append
+from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 from megatron_ultralong.program.aside import whole
 
 
@@ -51,6 +52,11 @@ class _Writer(FileSystemWriterAsync):
     items: Sequence[tuple[WriteItem, Any]] = ()
     prefix = ""
     copies = True
+    staging: PinnedMemory
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), thread_count=1)
+        self.staged: list[torch.Tensor] = []
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Nothing: the folder is there."""
@@ -61,7 +67,9 @@ class _Writer(FileSystemWriterAsync):
         self.prefix = plan.storage_data.prefix
         # Bytes before tensors, as torch writes them.
         items = sorted(plan.items, key=lambda item: item.type != WriteItemType.BYTE_IO)
-        self.items = [(item, self._kept(planner.resolve_data(item))) for item in items]
+        data = [(item, planner.resolve_data(item)) for item in items]
+        self.staging.reserve(value.nbytes for _, value in data if _is_on_gpu(value))
+        self.items = [(item, self._kept(value)) for item, value in data]
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies have arrived
 
@@ -69,24 +77,35 @@ class _Writer(FileSystemWriterAsync):
         if not isinstance(value, torch.Tensor):
             return value
         value = value.detach()
-        if value.device.type == "cpu":
+        if not _is_on_gpu(value):
             return value.clone() if self.copies else value
-        return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(
-            value, non_blocking=True
-        )
+        buffer = self.staging.take(value.shape, value.dtype).copy_(value, non_blocking=True)
+        self.staged.append(buffer)
+        return buffer
+
+
+def _is_on_gpu(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.device.type != "cpu"
 
 
 class Snapshot:
     """The part of a checkpoint that this rank writes. Every rank makes one at the same time."""
 
     def __init__(
-        self, state: dict[str, Any], folder: Path, *, validate: bool, copies: bool = True
+        self,
+        state: dict[str, Any],
+        folder: Path,
+        staging: PinnedMemory,
+        *,
+        validate: bool,
+        copies: bool = True,
     ) -> None:
         """Plan, and copy.
 
         Args:
             state: sharded state; plain values in it are stored once, by rank 0.
             folder: where the files will be; it exists.
+            staging: for copies of tensors on a GPU.
             validate: check that the ranks' shards cover every tensor once.
             copies: tensors in host memory too; without, they must not change until they are
                 written.
@@ -94,8 +113,8 @@ class Snapshot:
         self._folder = folder
         sharded, common = save_preprocess(state, validate)
         keyed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
-        self._writer = _Writer(str(folder), thread_count=1)
-        self._writer.copies = copies
+        self._writer = _Writer(folder)
+        self._writer.copies, self._writer.staging = copies, staging
         (_, self._metadata, _), *_ = save_state_dict_async_plan(
             mcore_to_pyt_state_dict(keyed, False),
             self._writer,
@@ -128,6 +147,12 @@ class Snapshot:
                     aside.write_bytes(content)
                 files[name] = checksum(self._folder / name)
         return Written(results, files)
+
+    def release(self) -> None:
+        """Let go of the copies, which nothing writes any more."""
+        for buffer in self._writer.staged:
+            self._writer.staging.give_back(buffer)
+        self._writer.staged, self._writer.items = [], ()
 
     def finish(self, written: list[Written]) -> dict[str, Checksum]:
         """Write what makes the files a checkpoint, on rank 0; returns all files.
