@@ -27,9 +27,11 @@ _MOST_THREADS = 16
 
 
 class PinnedMemory:
-    """Buffers of a rank. On a machine without a GPU they are ordinary memory."""
+    """Buffers of a rank."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, pins: bool = True) -> None:
+        """``pins``: for copies from and to a GPU, where there is one; else ordinary memory."""
+        self._pins = pins and torch.cuda.is_available()
         self.num_bytes = 0
         """Of all buffers made so far."""
         self._free: defaultdict[int, list[Tensor]] = defaultdict(list)
@@ -51,7 +53,7 @@ class PinnedMemory:
         slabs = _slabs(lacking.elements())
         if not slabs:
             return
-        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        device = torch.cuda.current_device() if self._pins else None
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         with ThreadPoolExecutor(
             max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // local_ranks)),

@@ -157,8 +157,8 @@ def append(value: object, file: IO[bytes], offset: int, hashing: HashingThreads)
         offset: its end.
         hashing: told all bytes.
     """
-    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() != value.nbytes:
-        value = value.clone()  # torch.save would write all of the storage that it is a view of
+    if isinstance(value, torch.Tensor):
+        value = _alone(value)
     file.seek(offset)
     record = _Record(file, value, hashing)
     if isinstance(value, io.BytesIO):  # saved before
@@ -167,6 +167,16 @@ def append(value: object, file: IO[bytes], offset: int, hashing: HashingThreads)
         with _without_crc32():
             torch.save(value, cast(IO[bytes], record))
     return offset, file.tell() - offset
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The same elements in a storage of their own: torch.save writes all of a view's."""
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    if not tensor.is_contiguous() or not tensor.nbytes:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    memory = tensor.view(-1).view(torch.uint8).numpy().data
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
 
 
 class _Record(ChunkedFile):

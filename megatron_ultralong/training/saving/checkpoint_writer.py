@@ -78,7 +78,8 @@ class CheckpointWriter:
         self._root = root = run.root
         self._config = config
         self._job: _Job | None = None
-        self._staging = PinnedMemory()  # pinned at the first save, for all of them
+        # Made at the first save, for all of them.
+        self._staging = {on_gpu: PinnedMemory(pins=on_gpu) for on_gpu in (True, False)}
         self._was_validated = False
         self._damaged: set[int] = set()
         if is_main_rank() and root.is_dir():

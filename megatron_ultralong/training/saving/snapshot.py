@@ -38,6 +38,9 @@ from megatron_ultralong.checkpoint.formats.torch_dist_writer import append
 from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 from megatron_ultralong.program.aside import whole
 
+Staging = Mapping[bool, PinnedMemory]
+"""Memory for copies of tensors, by whether they are on a GPU."""
+
 
 class Written(NamedTuple):
     """What a rank has written: how the pieces can be found, and its files."""
@@ -52,11 +55,11 @@ class _Writer(FileSystemWriterAsync):
     items: Sequence[tuple[WriteItem, Any]] = ()
     prefix = ""
     copies = True
-    staging: PinnedMemory
+    staging: Staging
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), thread_count=1)
-        self.staged: list[torch.Tensor] = []
+        self.staged: dict[bool, list[torch.Tensor]] = {True: [], False: []}
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Nothing: the folder is there."""
@@ -68,24 +71,21 @@ class _Writer(FileSystemWriterAsync):
         # Bytes before tensors, as torch writes them.
         items = sorted(plan.items, key=lambda item: item.type != WriteItemType.BYTE_IO)
         data = [(item, planner.resolve_data(item)) for item in items]
-        self.staging.reserve(value.nbytes for _, value in data if _is_on_gpu(value))
+        for on_gpu, memory in self.staging.items():
+            memory.reserve(x.nbytes for _, x in data if self._is_copied(x) and x.is_cuda == on_gpu)
         self.items = [(item, self._kept(value)) for item, value in data]
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies have arrived
 
+    def _is_copied(self, value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and (self.copies or value.is_cuda)
+
     def _kept(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        value = value.detach()
-        if not _is_on_gpu(value):
-            return value.clone() if self.copies else value
-        buffer = self.staging.take(value.shape, value.dtype).copy_(value, non_blocking=True)
-        self.staged.append(buffer)
-        return buffer
-
-
-def _is_on_gpu(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.device.type != "cpu"
+        if not self._is_copied(value):
+            return value.detach() if isinstance(value, torch.Tensor) else value
+        buffer = self.staging[value.is_cuda].take(value.shape, value.dtype)
+        self.staged[value.is_cuda].append(buffer)
+        return buffer.copy_(value.detach(), non_blocking=True)
 
 
 class Snapshot:
@@ -95,7 +95,7 @@ class Snapshot:
         self,
         state: dict[str, Any],
         folder: Path,
-        staging: PinnedMemory,
+        staging: Staging,
         *,
         validate: bool,
         copies: bool = True,
@@ -105,7 +105,7 @@ class Snapshot:
         Args:
             state: sharded state; plain values in it are stored once, by rank 0.
             folder: where the files will be; it exists.
-            staging: for copies of tensors on a GPU.
+            staging: for the copies.
             validate: check that the ranks' shards cover every tensor once.
             copies: tensors in host memory too; without, they must not change until they are
                 written.
@@ -150,9 +150,11 @@ class Snapshot:
 
     def release(self) -> None:
         """Let go of the copies, which nothing writes any more."""
-        for buffer in self._writer.staged:
-            self._writer.staging.give_back(buffer)
-        self._writer.staged, self._writer.items = [], ()
+        for on_gpu, buffers in self._writer.staged.items():
+            for buffer in buffers:
+                self._writer.staging[on_gpu].give_back(buffer)
+            buffers.clear()
+        self._writer.items = ()
 
     def finish(self, written: list[Written]) -> dict[str, Checksum]:
         """Write what makes the files a checkpoint, on rank 0; returns all files.
