@@ -93,6 +93,8 @@ class State:
         built = model.build_model(
             config, megatron, groups, seq_length=SEQ_LENGTH, rope_scaling=None
         )
+        for parameter in built.parameters():
+            torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.02)
         self.chunks = optimizer.wrap_model([built.to(torch.bfloat16)])
         options = OptimizerConfig()
         self.optimizer = optimizer.build_optimizer(self.chunks, options, torch.bfloat16)

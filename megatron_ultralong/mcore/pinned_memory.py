@@ -79,7 +79,7 @@ class PinnedMemory:
         whole = torch.empty(0, dtype=torch.uint8)
         size = in_pages(buffer.nbytes)
         start = buffer.storage_offset() * buffer.itemsize
-        self._free[size].append(whole.set_(buffer.untyped_storage(), start, (size,)))
+        self._free[size].append(whole.set_(buffer.untyped_storage(), start, (size,), (1,)))
 
 
 def _slabs(sizes: Iterable[int]) -> list[list[int]]:

@@ -51,7 +51,7 @@ def test_what_nobody_has_planned_is_made_when_it_is_needed() -> None:
 
 
 def test_memory_that_is_not_there_is_refused_by_its_size() -> None:
-    with pytest.raises(InputError, match=r"1\.15 EB of host memory cannot be pinned .*ulimit -l"):
+    with pytest.raises(InputError, match=r"1,153 PB of host memory cannot be pinned .*ulimit -l"):
         PinnedMemory().reserve([2**60])
 
 

@@ -71,18 +71,19 @@ class _Writer(FileSystemWriterAsync):
         # Bytes before tensors, as torch writes them.
         items = sorted(plan.items, key=lambda item: item.type != WriteItemType.BYTE_IO)
         data = [(item, planner.resolve_data(item)) for item in items]
+        copied = [x for _, x in data if isinstance(x, torch.Tensor) and self._is_copied(x)]
         for on_gpu, memory in self.staging.items():
-            memory.reserve(x.nbytes for _, x in data if self._is_copied(x) and x.is_cuda == on_gpu)
+            memory.reserve(x.nbytes for x in copied if x.is_cuda == on_gpu)
         self.items = [(item, self._kept(value)) for item, value in data]
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies have arrived
 
-    def _is_copied(self, value: Any) -> bool:
-        return isinstance(value, torch.Tensor) and (self.copies or value.is_cuda)
+    def _is_copied(self, value: torch.Tensor) -> bool:
+        return self.copies or value.is_cuda
 
     def _kept(self, value: Any) -> Any:
-        if not self._is_copied(value):
-            return value.detach() if isinstance(value, torch.Tensor) else value
+        if not isinstance(value, torch.Tensor) or not self._is_copied(value):
+            return value
         buffer = self.staging[value.is_cuda].take(value.shape, value.dtype)
         self.staged[value.is_cuda].append(buffer)
         return buffer.copy_(value.detach(), non_blocking=True)
@@ -172,7 +173,8 @@ class Snapshot:
 
     def _write_items(self, name: str) -> tuple[list[WriteResult], Checksum]:
         """Write and hash each byte once; where they are, and what the file must be."""
-        results, end = [], 0
+        results: list[WriteResult] = []
+        end = 0
         try:
             with (self._folder / name).open("wb") as file, HashingThreads() as hashing:
                 for item, value in self._writer.items:
