@@ -183,7 +183,7 @@ class RunTime:
     num_iterations: int
     step_seconds: float
     pin_seconds: float
-    """By which the first iteration is longer: host memory is pinned then."""
+    """Before the first step: host memory is pinned."""
     num_checkpoints: int
     checkpoint: CheckpointSize
     write_seconds: float

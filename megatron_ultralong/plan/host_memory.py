@@ -62,7 +62,7 @@ class HostMemory:
     optimizer: int
     """Adam's states and gradients for them."""
     pinned: int
-    """Of both; in the first iteration."""
+    """Of both, before the first step."""
     checkpoint: int
     """Copies of what is being saved."""
     may_take: int

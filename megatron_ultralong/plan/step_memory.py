@@ -29,7 +29,7 @@ class StageMemory:
 
     @property
     def pinned(self) -> int:
-        """Bytes of host memory that the first iteration has to pin."""
+        """Bytes of host memory that have to be pinned before the first step is done."""
         return self.host + self.optimizer.pinned
 
     @property

@@ -10,7 +10,7 @@ _MOUNT = Path("/sys/fs/cgroup")
 
 def available_memory() -> int:
     """Bytes: what the machine has free, or what the limit of a container or job leaves of it."""
-    return min(psutil.virtual_memory().available, *_left_in_groups(_GROUPS, _MOUNT))
+    return min([psutil.virtual_memory().available, *_left_in_groups(_GROUPS, _MOUNT)])
 
 
 def _left_in_groups(groups: Path, mount: Path) -> list[int]:
