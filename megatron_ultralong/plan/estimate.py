@@ -229,7 +229,7 @@ def run_time(estimate: Estimate, num_tokens: float) -> RunTime:
     return RunTime(
         num_iterations=iterations,
         step_seconds=time.total,
-        pin_seconds=estimate.host.pinned / GIB / hardware.host_pin_gib_per_second,
+        pin_seconds=estimate.host.pin_seconds(hardware.host_pin_gib_per_second),
         num_checkpoints=checkpoints,
         checkpoint=size,
         write_seconds=writing,

@@ -26,6 +26,9 @@ class CheckpointSize:
 STATE_BYTES = 12
 """Of one weight: master weight and both means, which Megatron-Core stores in float32 whatever dtype
 they have in a run (``get_unscaled_state``)."""
+TORCH_PINS = 2.75
+"""GiB a second that a node pins by torch, buffer by buffer: 258 GiB made the first iteration 94 s
+longer than the plan's step on four H100; one process does 2.1 to 2.5 (benchmarks/training.md)."""
 HOST_SHARE = 0.8
 """Of a node's memory that offloaded activations and states may take, as a run takes it."""
 NODE_SHARE = 0.97
@@ -73,6 +76,11 @@ class HostMemory:
     """All that programs may take together, copies for a checkpoint included."""
     must_save: bool
     """Whether a checkpoint's copy has to fit, too."""
+
+    def pin_seconds(self, gib_per_second: float) -> float:
+        """To pin the activations at this rate, and Megatron-Core's gradients as torch pins."""
+        others = (self.pinned - self.activations) / min(gib_per_second, TORCH_PINS)
+        return (self.activations / gib_per_second + others) / GIB
 
     @property
     def can_save(self) -> bool:

@@ -140,9 +140,8 @@ def _boxes_of(entry: Any, name: str, state: torch.Tensor, begin: int, part: Any)
 def _take(part: Any, loaded: dict[int, dict[str, list[torch.Tensor]]]) -> None:
     """Set the states from what :func:`_shards` has asked for."""
     for index, (weight, _, _) in enumerate(_ranges(part)):
-        states = {
-            name: torch.cat([box.flatten() for box in loaded[index][name]]) for name in STATES
-        }
-        part._set_main_param_and_optimizer_states(weight, states)
+        parts = ([box.flatten() for box in loaded[index][name]] for name in STATES)
+        states = [torch.cat(each) if len(each) > 1 else each[0] for each in parts]
+        part._set_main_param_and_optimizer_states(weight, dict(zip(STATES, states, strict=True)))
     if isinstance(part.optimizer, HybridDeviceOptimizer):
         part.optimizer._sync_hdo_state_to_sub_optimizers()

@@ -33,11 +33,13 @@ from torch.distributed.checkpoint.storage import WriteResult
 from megatron_ultralong.checkpoint.disk.checksums import Checksum, checksum
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
 from megatron_ultralong.checkpoint.disk.hashing import HashingThreads
-from megatron_ultralong.checkpoint.disk.large_files import sync
+from megatron_ultralong.checkpoint.disk.large_files import let_go, sync
 from megatron_ultralong.checkpoint.formats.torch_dist_writer import append
 from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 from megatron_ultralong.program.aside import whole
 
+_SENT_BYTES = 2**26
+"""Sent to the disk at a time, while the next are copied to the page cache."""
 Staging = Mapping[bool, PinnedMemory]
 """Memory for copies of tensors, by whether they are on a GPU."""
 
@@ -174,13 +176,16 @@ class Snapshot:
     def _write_items(self, name: str) -> tuple[list[WriteResult], Checksum]:
         """Write and hash each byte once; where they are, and what the file must be."""
         results: list[WriteResult] = []
-        end = 0
+        end = sent = 0
         try:
             with (self._folder / name).open("wb") as file, HashingThreads() as hashing:
                 for item, value in self._writer.items:
                     place = append(value, file, end, hashing)
                     results.append(WriteResult(item.index, place[1], _StorageInfo(name, *place)))
                     end = sum(place)
+                    if end - sent >= _SENT_BYTES:
+                        let_go(file, sent, end)
+                        sent = end
                 sync(file)
                 return results, hashing.checksum()
         except Exception as error:
