@@ -20,6 +20,7 @@ from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.model_state import load_weights
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.mcore import cpu, elementwise, host_memory, model, recomputed_layer
+from megatron_ultralong.plan.job import in_pages
 from megatron_ultralong.program.errors import InputError, RunStopped
 from megatron_ultralong.program.progress import progress
 from megatron_ultralong.program.rank_values import every_rank
@@ -130,7 +131,7 @@ _SHOWN_BYTES = 4 * 2**30
 
 def _reserve(store: host_memory.HostMemory, sizes: list[int]) -> None:
     """Pin what the layers will be offloaded into, once, before the first step; on every rank."""
-    total, error = sum(sizes), None
+    total, error = sum(map(in_pages, sizes)), None
     is_shown = is_main_rank() and total >= _SHOWN_BYTES
     with progress("pinning host memory", total, "B") if is_shown else nullcontext() as bar:
         try:
