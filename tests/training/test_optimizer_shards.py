@@ -135,8 +135,8 @@ def test_files_hold_what_megatron_would_gather(parallel: ParallelConfig, tmp_pat
         region = (name, (0,) * len(shape), shape)
         assert torch.equal(own.read(*region), gathered.read(*region)), name
     total = sum(12 * math.prod(own.tensors[name].size) for name in names) // 3
-    assert sum(mine for mine, _ in sizes) == total
+    assert sum(own for own, _ in sizes) == total
     if parallel.context_parallel_size == 2:
         # Each rank has a half; of Megatron-Core's way one writes all.
-        assert [mine for mine, _ in sizes] == pytest.approx([total / 2] * 2, rel=0.02)
-        assert [theirs for _, theirs in sizes] == [total, 0]
+        assert [own for own, _ in sizes] == pytest.approx([total / 2] * 2, rel=0.02)
+        assert [gathered for _, gathered in sizes] == [total, 0]
