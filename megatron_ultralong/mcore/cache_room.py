@@ -2,12 +2,12 @@
 
 import os
 
-import psutil
 import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ultralong.mcore.cpu import device
+from megatron_ultralong.program.available_memory import available_memory
 
 
 def most_tokens(bytes_per_token: float, groups: ProcessGroupCollection) -> int:
@@ -26,7 +26,7 @@ def _free_bytes() -> int:
     """Memory that keys and values may take on this rank."""
     if device().type != "cuda":
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return int(0.8 * psutil.virtual_memory().available / local_ranks)
+        return int(0.8 * available_memory() / local_ranks)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     return max(0, free - total // 10)

@@ -9,13 +9,12 @@ makes plain copies.
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from megatron_ultralong.plan.job import pinned_bytes
+from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 
 
 class Kept:
@@ -42,14 +41,12 @@ class Store:
 
 
 class HostMemory(Store):
-    """Offloads tensors. Buffers are used again from step to step, for pinning is slow."""
+    """Offloads tensors, into buffers that are used again from step to step."""
 
     def __init__(self, max_bytes: int) -> None:
         """``max_bytes``: of host memory, which were found to be enough before the start."""
         self.max_bytes = max_bytes
-        self.num_bytes = 0
-        """Bytes of all buffers made so far."""
-        self._free: defaultdict[tuple[torch.Size, torch.dtype], list[Tensor]] = defaultdict(list)
+        self.memory = PinnedMemory()
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._last: _OnHost | None = None
 
@@ -60,19 +57,16 @@ class HostMemory(Store):
 
     def take_buffer(self, tensor: Tensor) -> Tensor:
         """A buffer of the shape of ``tensor``, pinned if that is on a CUDA device."""
-        free = self._free[tensor.shape, tensor.dtype]
-        if free:
-            return free.pop()
-        self.num_bytes += pinned_bytes(tensor.nbytes) if tensor.is_cuda else tensor.nbytes
-        assert self.num_bytes <= self.max_bytes, (
+        buffer = self.memory.take(tensor.shape, tensor.dtype)
+        assert self.memory.num_bytes <= self.max_bytes, (
             f"offloaded tensors need more than the {self.max_bytes} bytes that were planned"
         )
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return buffer
 
     def give_back(self, kept: _OnHost) -> None:
         """Take the buffers of a layer back; later copies into them come after those out of them."""
         for buffer in kept.buffers:
-            self._free[buffer.shape, buffer.dtype].append(buffer)
+            self.memory.give_back(buffer)
         if self._last is kept:
             self._last = None
 

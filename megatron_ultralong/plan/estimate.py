@@ -183,7 +183,7 @@ class RunTime:
     num_iterations: int
     step_seconds: float
     pin_seconds: float
-    """By which the first iteration is longer: host memory is pinned then."""
+    """Before the first step: host memory is pinned."""
     num_checkpoints: int
     checkpoint: CheckpointSize
     write_seconds: float
@@ -229,7 +229,7 @@ def run_time(estimate: Estimate, num_tokens: float) -> RunTime:
     return RunTime(
         num_iterations=iterations,
         step_seconds=time.total,
-        pin_seconds=estimate.host.pinned / GIB / hardware.host_pin_gib_per_second,
+        pin_seconds=estimate.host.pin_seconds(hardware.host_pin_gib_per_second),
         num_checkpoints=checkpoints,
         checkpoint=size,
         write_seconds=writing,

@@ -154,8 +154,8 @@ def plan_text(
     if host.offloaded:
         console.print(
             f"host memory of a node: {host.activations / GIB:,.0f} GiB of activations, "
-            f"{host.optimizer / GIB:,.0f} of the optimizer; the first iteration is longer by about "
-            f"{run.pin_seconds:,.0f} s, in which {host.pinned / GIB:,.0f} GiB are pinned"
+            f"{host.optimizer / GIB:,.0f} of the optimizer; {host.pinned / GIB:,.0f} GiB are "
+            f"pinned before the first step, in about {run.pin_seconds:,.0f} s"
         )
     if config.save:
         rate = estimate.hardware.storage_gb_per_second

@@ -44,9 +44,9 @@ class Hardware:
     gpus_per_node: Annotated[int, Range(1)] = 8
     host_memory_gib: Annotated[float, Range(above=0, most=1_000_000)] = 2048.0
     """Of a node."""
-    host_pin_gib_per_second: Annotated[float, Range(above=0, most=1_000_000)] = 2.75
-    """Host memory that a node pins in the first iteration: 258 GiB made it 94 s longer than the
-    plan's step on four H100 (benchmarks/training.md)."""
+    host_pin_gib_per_second: Annotated[float, Range(above=0, most=1_000_000)] = 22.0
+    """Host memory that a run pins for activations: 22.4 to 22.8 by one process on 16 cores of an
+    H200 machine (benchmarks/training.md)."""
     host_adam_billion_per_second: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
     """Weights of an offloaded optimizer that a rank's CPU thread updates: torch's fused AdamW does
     1.9 in one thread of an EPYC alone (benchmarks/plan.md); half of it where ranks share memory."""

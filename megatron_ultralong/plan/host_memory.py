@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from megatron_ultralong.plan.hardware import Hardware
-from megatron_ultralong.plan.job import GIB, Job, pinned_bytes, stage_parameters
+from megatron_ultralong.plan.job import GIB, Job, stage_parameters
 from megatron_ultralong.plan.optimizer_memory import shard_pieces, stage_tensors
 from megatron_ultralong.plan.step_memory import StageMemory
 
@@ -20,12 +20,15 @@ class CheckpointSize:
     copied: int
     """By the rank that has the most to copy to the host before training continues."""
     host_per_node: int
-    """Pinned copies on a node until they are written."""
+    """Copies on a node until they are written."""
 
 
 STATE_BYTES = 12
 """Of one weight: master weight and both means, which Megatron-Core stores in float32 whatever dtype
 they have in a run (``get_unscaled_state``)."""
+TORCH_PINS = 2.75
+"""GiB a second that a node pins by torch, buffer by buffer: 258 GiB made the first iteration 94 s
+longer than the plan's step on four H100; one process does 2.1 to 2.5 (benchmarks/training.md)."""
 HOST_SHARE = 0.8
 """Of a node's memory that offloaded activations and states may take, as a run takes it."""
 NODE_SHARE = 0.97
@@ -38,10 +41,7 @@ def checkpoint_size(job: Job, gpus_per_node: int) -> CheckpointSize:
     element, ranks = job.sizes.element, min(gpus_per_node, job.num_gpus)
     parameters = max(stage_parameters(job.model, job.parallel, stage) for stage in job.stages)
     states = max(_states(job, stage) for stage in job.stages)
-    weights = max(
-        sum(pinned_bytes(element * size) for size in stage_tensors(job, stage))
-        for stage in job.stages
-    )
+    weights = max(element * sum(stage_tensors(job, stage)) for stage in job.stages)
     writers = min(ranks, job.parallel.tensor_model_parallel_size)
     return CheckpointSize(
         on_disk=job.model_parameters * (STATE_BYTES + element),
@@ -51,11 +51,9 @@ def checkpoint_size(job: Job, gpus_per_node: int) -> CheckpointSize:
 
 
 def _states(job: Job, stage: int) -> int:
-    """Bytes of a rank's copies of states: pinned of those on the GPU, plain of the others."""
+    """Bytes of a rank's copies of states."""
     pieces = shard_pieces(job, stage)
-    here = 1 - job.config.optimizer.offloaded_share
-    pinned = sum(3 * pinned_bytes(4 * piece) for piece in pieces)
-    return math.ceil(here * pinned + (1 - here) * STATE_BYTES * sum(pieces))
+    return STATE_BYTES * sum(pieces)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +65,7 @@ class HostMemory:
     optimizer: int
     """Adam's states and gradients for them."""
     pinned: int
-    """Of both; in the first iteration."""
+    """Of both, before the first step."""
     checkpoint: int
     """Copies of what is being saved."""
     may_take: int
@@ -78,6 +76,11 @@ class HostMemory:
     """All that programs may take together, copies for a checkpoint included."""
     must_save: bool
     """Whether a checkpoint's copy has to fit, too."""
+
+    def pin_seconds(self, gib_per_second: float) -> float:
+        """To pin the activations at this rate, and Megatron-Core's gradients as torch pins."""
+        others = (self.pinned - self.activations) / min(gib_per_second, TORCH_PINS)
+        return (self.activations / gib_per_second + others) / GIB
 
     @property
     def can_save(self) -> bool:

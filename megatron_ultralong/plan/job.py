@@ -18,8 +18,16 @@ LSE_BYTES = 4
 """Of one log-sum-exp; float32 beside bf16 and float32 activations."""
 
 
+PAGE_BYTES = 4096
+
+
+def in_pages(size: int) -> int:
+    """Bytes of host memory behind a buffer."""
+    return max(1, -(-size // PAGE_BYTES)) * PAGE_BYTES
+
+
 def pinned_bytes(size: int) -> int:
-    """Bytes of pinned host memory behind a buffer: torch rounds up to a power of two."""
+    """The same of a buffer of Megatron-Core's optimizer: torch rounds up to a power of two."""
     return 1 << (size - 1).bit_length()
 
 
@@ -40,9 +48,14 @@ class KeptTensors:
         return self.hidden + self.out + self.lse
 
     @property
+    def buffers(self) -> list[int]:
+        """Each that there is."""
+        return [size for size in dataclasses.astuple(self) if size]
+
+    @property
     def on_host(self) -> int:
         """All of them in pinned buffers."""
-        return sum(pinned_bytes(size) for size in dataclasses.astuple(self) if size)
+        return sum(map(in_pages, self.buffers))
 
 
 @dataclasses.dataclass(frozen=True)

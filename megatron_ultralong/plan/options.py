@@ -39,7 +39,7 @@ class GpuFlags:
     host_memory_gib: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Host memory of a node."""
     host_pin_gib_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
-    """Rate at which a node pins host memory, in the first iteration."""
+    """Rate at which a node pins host memory, before the first step."""
     host_adam_billion_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Weights of an offloaded optimizer that a rank's CPU thread updates per second, in 10^9."""
     storage_gb_per_second: Annotated[float, Range(0, 1_000_000)] = 0.0

@@ -164,9 +164,7 @@ def run_table(plan: Plan) -> Table:
     table = Table("what", figure("figure"), title=title, title_justify="left")
     if run.pin_seconds >= 1:
         pinned = f"{estimate.host.pinned / GIB:,.0f} GiB of a node"
-        table.add_row(
-            f"first iteration, which pins {pinned}: longer by", f"{run.pin_seconds:,.0f} s"
-        )
+        table.add_row(f"pinning {pinned}, before the first step", f"{run.pin_seconds:,.0f} s")
     hours = f"{run.hours:,.1f}" if run.hours >= 1 else f"{run.hours:.3f}"
     if run.checkpoint.on_disk < 1e8:
         table.add_row("a checkpoint on disk", f"{run.checkpoint.on_disk / 1e6:,.0f} MB")

@@ -29,7 +29,7 @@ class StageMemory:
 
     @property
     def pinned(self) -> int:
-        """Bytes of host memory that the first iteration has to pin."""
+        """Bytes of host memory that have to be pinned before the first step is done."""
         return self.host + self.optimizer.pinned
 
     @property
@@ -102,8 +102,7 @@ class _StageWalk:
                 self._embedding()
         ledger.take("saved activations", (self.layers - 1) * on_device)
         if offload:
-            pinned = self.kept.on_device if self.kernel == "cpu" else self.kept.on_host
-            ledger.host = self.under_way * self.layers * pinned
+            ledger.host = self.under_way * self.layers * self.kept.on_host
         if is_plain:
             self._plain_layer()
         else:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import psutil
 import torch
 
 from megatron_ultralong.attention.kernels import block_attention, math
@@ -17,6 +16,7 @@ from megatron_ultralong.mcore import cpu, elementwise
 from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.model import shape, yarn
 from megatron_ultralong.plan import job, layer_memory
+from megatron_ultralong.program.available_memory import available_memory
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import counted, quantity
 from megatron_ultralong.training import early_checks, optimizer, rows
@@ -149,16 +149,22 @@ AVAILABLE_SHARE = 0.8
 """Of the host memory that is available at the start; checkpoints are staged in the rest."""
 
 
+def host_buffers(
+    config: TrainingConfig, model: shape.ModelConfig, num_ranks: int
+) -> list[list[int]]:
+    """Bytes of each buffer that a rank of each pipeline stage offloads into, all at once."""
+    its = job.Job(model, config, num_ranks, mean_area=0)
+    kept, parallel = its.kept().buffers, config.parallel
+    chunks = parallel.num_virtual_stages_per_pipeline_rank
+    return [
+        layers // chunks * parallel.passes_under_way(stage, its.num_microbatches) * kept
+        for stage, layers in enumerate(parallel.stage_layers(model.num_layers))
+    ]
+
+
 def host_bytes(config: TrainingConfig, model: shape.ModelConfig, num_ranks: int) -> int:
     """Host memory that the ranks of the pipeline stage fill which keeps the most."""
-    its = job.Job(model, config, num_ranks, mean_area=0)
-    kept, parallel = its.kept(), config.parallel
-    size = kept.on_host if torch.cuda.is_available() else kept.on_device
-    chunks = parallel.num_virtual_stages_per_pipeline_rank
-    return max(
-        layers // chunks * parallel.passes_under_way(stage, its.num_microbatches) * size
-        for stage, layers in enumerate(parallel.stage_layers(model.num_layers))
-    )
+    return max(sum(map(job.in_pages, sizes)) for sizes in host_buffers(config, model, num_ranks))
 
 
 def check_offloading(config: TrainingConfig, model: shape.ModelConfig, num_ranks: int) -> int:
@@ -173,7 +179,7 @@ def check_offloading(config: TrainingConfig, model: shape.ModelConfig, num_ranks
     limit = int(config.memory.max_host_memory_gib * 2**30)
     rule = f"max_host_memory_gib is {config.memory.max_host_memory_gib:g}"
     if not limit:
-        available = psutil.virtual_memory().available
+        available = available_memory()
         limit = int(AVAILABLE_SHARE * available / local_ranks)
         rule = (
             f"{AVAILABLE_SHARE:.0%} of the {_gib(available)} available here, shared by "

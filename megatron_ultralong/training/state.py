@@ -6,6 +6,7 @@ import dataclasses
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,10 +20,13 @@ from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.model_state import load_weights
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.mcore import cpu, elementwise, host_memory, model, recomputed_layer
-from megatron_ultralong.program.errors import RunStopped
+from megatron_ultralong.plan.job import in_pages
+from megatron_ultralong.program.errors import InputError, RunStopped
+from megatron_ultralong.program.progress import progress
+from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank, world_size
 from megatron_ultralong.training import config_file, optimizer
-from megatron_ultralong.training.inputs import RunInputs, check_offloading
+from megatron_ultralong.training.inputs import RunInputs, check_offloading, host_buffers
 from megatron_ultralong.training.saving import run_folder, state_dict
 from megatron_ultralong.training.saving.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.training.saving.state_dict import load_checkpoint
@@ -48,7 +52,7 @@ class TrainingState:
         self.inputs = inputs
         dtype = optimizer.DTYPES[config.precision]
         kernels = elementwise.choose(config.layers.elementwise_kernel, dtype, cpu.device())
-        self.recomputation = _recomputation(inputs, kernels.is_compiled)
+        self.recomputation = _recomputation(inputs, kernels.is_compiled, groups.pp.rank())
         megatron_config = model.transformer_config(
             inputs.source.model,
             config.parallel,
@@ -102,21 +106,41 @@ class TrainingState:
         load_weights(chunks, checkpoint)
 
 
-def _recomputation(inputs: RunInputs, fused: bool) -> recomputed_layer.Recomputation | None:
+def _recomputation(
+    inputs: RunInputs, fused: bool, stage: int
+) -> recomputed_layer.Recomputation | None:
     memory = inputs.config.memory
     if memory.recompute_granularity == "none":
         return None
     store = host_memory.Store()
     if memory.offload_activations:
-        store = host_memory.HostMemory(
-            check_offloading(inputs.config, inputs.source.model, world_size())
-        )
+        what = (inputs.config, inputs.source.model, world_size())
+        store = host_memory.HostMemory(check_offloading(*what))
+        _reserve(store, host_buffers(*what)[stage])
     return recomputed_layer.Recomputation(
         keep_attention=memory.recompute_granularity == "keep_attention",
         tile_size=memory.sequence_tile_size,
         fused=fused and not inputs.config.layers.apply_rope_fusion,
         store=store,
     )
+
+
+_SHOWN_BYTES = 4 * 2**30
+"""From which on the pinning of host memory shows its progress."""
+
+
+def _reserve(store: host_memory.HostMemory, sizes: list[int]) -> None:
+    """Pin what the layers will be offloaded into, once, before the first step; on every rank."""
+    total, error = sum(map(in_pages, sizes)), None
+    is_shown = is_main_rank() and total >= _SHOWN_BYTES
+    with progress("pinning host memory", total, "B") if is_shown else nullcontext() as bar:
+        try:
+            store.memory.reserve(sizes, bar.advance if bar else lambda num_bytes: None)
+        except InputError as failed:
+            error = f"rank {dist.get_rank()}: {failed}"
+    first = next((one for one in every_rank(error) if one), None)
+    if first:
+        raise InputError(first)
 
 
 CANNOT_SAVE = 74
@@ -218,7 +242,7 @@ class Saving:
         place = f"the last is iteration {last} in {self.folder.root}" if last else "none written"
         return self._writer.num_written, self._writer.total_failures, place
 
-    def _start(self, writer: CheckpointWriter) -> None:
+    def _start(self, writer: CheckpointWriter, *, waits: bool = False) -> None:
         state, config = self.state, self.config
         if not state.scheduler.num_steps:  # all steps so far were skipped
             optimizer.make_states(state.chunks, state.optimizer)
@@ -233,6 +257,7 @@ class Saving:
                 state.inputs.result.model,
             ),
             {config_file.CONFIG_FILE: config_file.config_text(config)},
+            waits=waits,
         )
 
     def _save_now(self) -> None:
@@ -244,7 +269,7 @@ class Saving:
         with self.timers.phase("checkpoint"):
             while True:
                 if writer.iteration != iteration:
-                    self._start(writer)
+                    self._start(writer, waits=True)
                 if writer.finish():
                     return
                 if writer.num_failures >= limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import shutil
@@ -20,6 +21,7 @@ from megatron_ultralong.checkpoint.disk.checksums import (
     write_checksums,
 )
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE
+from megatron_ultralong.checkpoint.disk.hashing import HashingThreads
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.parallel import ParallelConfig
@@ -200,6 +202,12 @@ def test_files_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for start in range(0, 3500, 700):  # written in other steps
         hasher.update(data[start : start + 700])
     assert hasher.checksum() == found
+    for step in (1, 999, 1000, 1700, 3500):  # while it is written, by threads
+        with HashingThreads() as hashing:
+            for start in range(0, 3500, step):
+                hashing.update(data[start : start + step])
+            hashing.wait()
+            assert hashing.checksum() == found
     check_files(tmp_path, {"file": found}, num_threads=3)
     for place in (0, 999, 1000, 3499):
         changed = bytearray(data)
@@ -218,6 +226,11 @@ def test_small_files_have_the_plain_hash(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     plain = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert checksum(tmp_path / "file") == Checksum(3, plain)
+    with HashingThreads() as hashing:
+        hashing.update(b"abc")
+        assert hashing.checksum() == Checksum(3, plain)
+    with HashingThreads() as hashing:
+        assert hashing.checksum() == Checksum(0, hashlib.sha256().hexdigest())
     assert PIECE_BYTES == 128 * 2**20, "checkpoints that exist are in pieces of this size"
 
 

@@ -15,6 +15,7 @@ from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.plan.job import in_pages
 from tests.ranks import run_on_ranks
 
 SEQ_LENGTH, VOCABULARY = 96, 64
@@ -94,8 +95,8 @@ def run(parallel: ParallelConfig) -> dict[str, Gradients]:
         # The second pass took the buffers of the first one.
         elements = 2 * SEQ_LENGTH // parallel.tensor_model_parallel_size
         hidden_out = 32 * elements if parallel.sequence_parallel else 32 * 2 * SEQ_LENGTH
-        kept = hidden_out + 32 * elements + 4 * elements
-        assert store.num_bytes == 4 * MODEL.num_layers * kept
+        kept = sum(in_pages(4 * size) for size in (hidden_out, 32 * elements, 4 * elements))
+        assert store.memory.num_bytes == MODEL.num_layers * kept
         return found
 
 

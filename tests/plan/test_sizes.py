@@ -142,6 +142,10 @@ def test_70b_on_eight_gpus_is_answered_with_its_optimizer_on_the_host(
     assert 16 * parameters < host["optimizer"] < 17.5 * parameters
     shown = capsys.readouterr().out
     assert "NO CHECKPOINT FITS" in shown
+    assert "fits with `--optimizer-offload-fraction 0.8`" in shown
+    words += ["--optimizer-offload-fraction", "1"]
+    planned(tmp_path, *words)
+    shown = capsys.readouterr().out
     assert "take more nodes, or nodes of " in shown
     # Who wants to save is told before the run is.
     message = refusal(capsys, *words, "--save", "run")

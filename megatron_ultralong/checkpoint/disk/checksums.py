@@ -46,7 +46,7 @@ class DamagedError(Exception):
 
 
 class Hasher:
-    """Hashes bytes as they are written."""
+    """Hashes bytes in their order."""
 
     def __init__(self) -> None:
         self._size = 0
@@ -71,9 +71,14 @@ class Hasher:
         pieces = list(self._pieces)
         if self._size % PIECE_BYTES or not pieces:
             pieces.append(self._digest.digest())
-        if len(pieces) == 1:
-            return Checksum(self._size, pieces[0].hex())
-        return Checksum(self._size, _joined(pieces), tuple(piece.hex() for piece in pieces))
+        return of_pieces(self._size, pieces)
+
+
+def of_pieces(size: int, digests: list[bytes]) -> Checksum:
+    """Of a file of ``size`` bytes whose pieces have these hashes."""
+    if len(digests) == 1:
+        return Checksum(size, digests[0].hex())
+    return Checksum(size, _joined(digests), tuple(digest.hex() for digest in digests))
 
 
 def checksum(path: Path) -> Checksum:

@@ -8,7 +8,6 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -24,16 +23,21 @@ def announce(file: IO[bytes], offset: int, length: int) -> None:
         os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
 
 
-def let_go(file: IO[bytes]) -> None:
+def let_go(file: IO[bytes], begin: int = 0, end: int = 0) -> None:
     """Let the system write what is new in ``file`` now, and free the cache of what is written.
 
     Of itself Linux begins when a tenth of the memory waits for the disk, or at ``fsync``, which
     then waits for all of it. Freed pages are at hand for the next tensor, new ones have to be
     found, under virtual machines by the host too.
+
+    Args:
+        file: open for writing.
+        begin: of the bytes that are meant.
+        end: the same; 0: all behind.
     """
     file.flush()
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file.fileno(), begin, max(0, end - begin), os.POSIX_FADV_DONTNEED)
 
 
 def sync(file: IO[bytes]) -> None:
@@ -150,21 +154,16 @@ it has to put 2 MB together for each, writes of 128 MB ran at a fifth of the rat
 
 
 class ChunkedFile:
-    """A file for ``torch.save``, which hands it whole tensors, and tells ``observe`` of them."""
+    """A file for ``torch.save``, which hands it whole tensors."""
 
-    def __init__(
-        self, file: IO[bytes], observe: Callable[[memoryview], None] = lambda data: None
-    ) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._observe = observe
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all of ``data``."""
         view = memoryview(data).cast("B")
         for begin in range(0, len(view), CHUNK_BYTES):
-            part = view[begin : begin + CHUNK_BYTES]
-            self._file.write(part)
-            self._observe(part)
+            self._file.write(view[begin : begin + CHUNK_BYTES])
         return len(view)
 
     def flush(self) -> None:

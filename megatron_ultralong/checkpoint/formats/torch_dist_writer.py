@@ -10,21 +10,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import pickle
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, cast
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint import default_planner, filesystem, planner
 from torch.distributed.checkpoint import metadata as dcp
 
-from megatron_ultralong.checkpoint.disk.checksums import Checksum, Hasher, checksum, write_checksums
+from megatron_ultralong.checkpoint.disk.checksums import checksum, write_checksums
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
+from megatron_ultralong.checkpoint.disk.hashing import HashingThreads
 from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go, sync
 from megatron_ultralong.checkpoint.formats import torch_dist, torch_dist_metadata, weight_map
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
@@ -97,9 +98,9 @@ def write_torch_dist(
     plans, metadata = default_planner.create_default_global_save_plan([plan])
     path = folder / _DATA_FILE
     path.touch()
-    with path.open("r+b") as file, HashingThread() as hashing:
+    with path.open("r+b") as file, HashingThreads() as hashing:
         places = _write_weights(file, weights, source, journal, advance, hashing)
-        places += [_append([None], file, sum(places[-1]), hashing)]
+        places += [append([None], file, sum(places[-1]), hashing)]
         # all the empty objects are one
         places += places[-1:] * (len(objects) - 1)
         file.truncate(sum(places[-1]))
@@ -124,7 +125,7 @@ def _write_weights(
     source: weight_map.WeightSource,
     journal: Journal,
     advance: Callable[[int], None],
-    hashing: HashingThread,
+    hashing: HashingThreads,
 ) -> list[tuple[int, int]]:
     """Offset and length of every weight in ``file``, one behind the other."""
     done = list(itertools.takewhile(lambda weight: weight.label in journal.entries, weights))
@@ -134,7 +135,9 @@ def _write_weights(
     left = weights[len(done) :]
     for weight, tensor in read_ahead(left, lambda weight: weight.fuse(source.read(weight))):
         shaped = tensor.reshape(weight.stacked(1)[1])
-        places.append(_append(shaped, file, end, hashing))
+        places.append(append(shaped, file, end, hashing))
+        hashing.wait()
+        let_go(file)
         end = sum(places[-1])
         advance(tensor.nbytes)
         note = {"place": places[-1]}
@@ -144,47 +147,55 @@ def _write_weights(
     return places
 
 
-_MAX_PENDING = 64
-"""Copies of pieces (256 KiB) that wait for the thread, at most."""
+def append(value: object, file: IO[bytes], offset: int, hashing: HashingThreads) -> tuple[int, int]:
+    """Write a record at ``offset`` of ``file``: its place, as offset and length.
 
-
-class HashingThread(contextlib.ExitStack):
-    """The checksum of bytes that are given in their order; SHA-256 does 1 to 2 GB a second."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._hasher = Hasher()
-        self._thread = self.enter_context(ThreadPoolExecutor(1))
-        self._pending: deque[Future[None]] = deque()
-
-    def read(self, file: IO[bytes], length: int) -> None:
-        """Take the first ``length`` bytes of ``file``, which an earlier process wrote."""
-        file.seek(0)
-        while length and (block := file.read(min(length, 4 * 2**20))):
-            self.update(block)
-            length -= len(block)
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Take the next bytes; they may change afterwards."""
-        self._pending.append(self._thread.submit(self._hasher.update, bytes(data)))
-        while len(self._pending) > _MAX_PENDING:
-            self._pending.popleft().result()
-
-    def checksum(self) -> Checksum:
-        """Of all bytes so far."""
-        while self._pending:
-            self._pending.popleft().result()
-        return self._hasher.checksum()
-
-
-def _append(value: object, file: IO[bytes], offset: int, hashing: HashingThread) -> tuple[int, int]:
-    if isinstance(value, torch.Tensor) and value.untyped_storage().nbytes() != value.nbytes:
-        value = value.clone()  # torch.save would write all of the storage that it is a view of
+    Args:
+        value: for ``torch.save``, or its bytes; a tensor's must not change before
+            ``hashing.wait()``.
+        file: to write to.
+        offset: its end.
+        hashing: told all bytes.
+    """
+    if isinstance(value, torch.Tensor):
+        value = _alone(value)
     file.seek(offset)
-    with _without_crc32():
-        torch.save(value, cast(IO[bytes], ChunkedFile(file, hashing.update)))
-    let_go(file)
+    record = _Record(file, value, hashing)
+    if isinstance(value, io.BytesIO):  # saved before
+        record.write(value.getvalue())
+    else:
+        with _without_crc32():
+            torch.save(value, cast(IO[bytes], record))
     return offset, file.tell() - offset
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The same elements in a storage of their own: torch.save writes all of a view's."""
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    if not tensor.is_contiguous() or not tensor.nbytes:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    memory = tensor.view(-1).view(torch.uint8).numpy().data
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
+
+
+class _Record(ChunkedFile):
+    """A file for ``torch.save``, whose bytes are hashed too: those of a tensor where they are."""
+
+    def __init__(self, file: IO[bytes], value: object, hashing: HashingThreads) -> None:
+        super().__init__(file)
+        self._hashing = hashing
+        self._address, self._bytes = 0, memoryview(b"")
+        if isinstance(value, torch.Tensor) and value.nbytes:
+            stored = torch.empty(0, dtype=torch.uint8).set_(value.untyped_storage())
+            self._address, self._bytes = stored.data_ptr(), stored.numpy().data
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write all of ``data``, of which torch lends everything but the tensor's own bytes."""
+        view = np.frombuffer(data, np.uint8)
+        is_own = view.ctypes.data == self._address and view.nbytes == self._bytes.nbytes
+        self._hashing.update(self._bytes if is_own else bytes(data))
+        return super().write(data)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import torch
 import torch.nn.functional as F
 
@@ -23,6 +22,7 @@ from megatron_ultralong.config.convert import LogitsDtype, LogitsMethod
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.model.parameters import layer_parameters, num_parameters
 from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.available_memory import available_memory
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar, progress
 from megatron_ultralong.program.quantity import different, quantity
@@ -172,7 +172,7 @@ def _by_layer(model: ModelConfig, seq_length: int, itemsize: int, method: Logits
     # a layer of each, both output layers as they are in the files, and a tile of logits
     head = 2 * 2 * words + 8 * 4 * compared.POSITIONS * model.vocab_size
     layers = 2 * itemsize * layer_parameters(model) + head + activations
-    available = psutil.virtual_memory().available
+    available = available_memory()
     if method == "auto":
         method = "whole" if whole <= available else "layers"
     needed = whole if method == "whole" else layers

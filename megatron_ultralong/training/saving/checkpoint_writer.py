@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_ultralong.checkpoint.disk.checksums import write_checksums
 from megatron_ultralong.checkpoint.disk.folder import iteration_folder, iterations, write_latest
 from megatron_ultralong.config.run import CheckpointConfig
+from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 from megatron_ultralong.program.aside import remove, sync_folder
 from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.program.rank_values import every_rank
@@ -77,6 +78,8 @@ class CheckpointWriter:
         self._root = root = run.root
         self._config = config
         self._job: _Job | None = None
+        # Made at the first save, for all of them.
+        self._staging = {on_gpu: PinnedMemory(pins=on_gpu) for on_gpu in (True, False)}
         self._was_validated = False
         self._damaged: set[int] = set()
         if is_main_rank() and root.is_dir():
@@ -103,7 +106,12 @@ class CheckpointWriter:
         self._damaged |= damaged
 
     def start(
-        self, iteration: int, state: Callable[[], dict[str, Any]], texts: Mapping[str, str]
+        self,
+        iteration: int,
+        state: Callable[[], dict[str, Any]],
+        texts: Mapping[str, str],
+        *,
+        waits: bool = False,
     ) -> None:
         """Begin the checkpoint of ``iteration``; the one before is finished first.
 
@@ -111,11 +119,13 @@ class CheckpointWriter:
             iteration: iterations done.
             state: makes the sharded state.
             texts: small files to add, by name.
+            waits: until it is written, as training continues only then.
 
         Raises:
             RunStopped: another job has taken the folder over.
         """
         self.finish()
+        waits = waits or not self._config.async_save
         final = iteration_folder(self._root, iteration)
         # By the owner's number: ranks of a job that was taken over never write into this one.
         folder = final.with_name(f"{final.name}.{self._run.owner_number}.partial")
@@ -123,7 +133,11 @@ class CheckpointWriter:
         if error:
             self._failed(iteration, error)
             return
-        snapshot = Snapshot(state(), folder, validate=not self._was_validated)
+        snapshot = Snapshot(
+            *(state(), folder, self._staging),
+            validate=not self._was_validated,
+            copies=not waits,
+        )
         self._was_validated = True
         outcome: list[Written | str] = []
         thread = threading.Thread(
@@ -134,7 +148,7 @@ class CheckpointWriter:
         )
         self._job = _Job(iteration, folder, snapshot, thread, outcome)
         thread.start()
-        if not self._config.async_save:
+        if waits:
             self.finish()
 
     def finish(self) -> bool:
@@ -147,6 +161,7 @@ class CheckpointWriter:
         if job is None:
             return self.num_failures == 0
         job.thread.join()
+        job.snapshot.release()
         self._job = None
         parts = every_rank(job.outcome[0])
         error = self._first_of(self._end(job, parts) if is_main_rank() else None)

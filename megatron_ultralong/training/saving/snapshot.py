@@ -9,9 +9,8 @@ rank copies its tensors to fresh host memory and writes one file from a thread, 
 from __future__ import annotations
 
 import io
-import queue
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +26,22 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItemType
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_ultralong.checkpoint.disk.checksums import Checksum, checksum
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
+from megatron_ultralong.checkpoint.disk.hashing import HashingThreads
+from megatron_ultralong.checkpoint.disk.large_files import let_go, sync
+from megatron_ultralong.checkpoint.formats.torch_dist_writer import append
+from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 from megatron_ultralong.program.aside import whole
+
+_SENT_BYTES = 2**26
+"""Sent to the disk at a time, while the next are copied to the page cache."""
+Staging = Mapping[bool, PinnedMemory]
+"""Memory for copies of tensors, by whether they are on a GPU."""
 
 
 class Written(NamedTuple):
@@ -45,8 +54,14 @@ class Written(NamedTuple):
 class _Writer(FileSystemWriterAsync):
     """Takes copies of what Megatron's plan gives this rank."""
 
-    items: tuple[list[Any], list[Any]] = ([], [])
+    items: Sequence[tuple[WriteItem, Any]] = ()
     prefix = ""
+    copies = True
+    staging: Staging
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder), thread_count=1)
+        self.staged: dict[bool, list[torch.Tensor]] = {True: [], False: []}
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Nothing: the folder is there."""
@@ -55,39 +70,54 @@ class _Writer(FileSystemWriterAsync):
     def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
         """Copy the tensors, whose training continues."""
         self.prefix = plan.storage_data.prefix
-        data = [(item, planner.resolve_data(item)) for item in plan.items]
-        self.items = (
-            [(item, value) for item, value in data if item.type == WriteItemType.BYTE_IO],
-            [(item, _copy(value)) for item, value in data if isinstance(value, torch.Tensor)],
-        )
+        # Bytes before tensors, as torch writes them.
+        items = sorted(plan.items, key=lambda item: item.type != WriteItemType.BYTE_IO)
+        data = [(item, planner.resolve_data(item)) for item in items]
+        copied = [x for _, x in data if isinstance(x, torch.Tensor) and self._is_copied(x)]
+        for on_gpu, memory in self.staging.items():
+            memory.reserve(x.nbytes for x in copied if x.is_cuda == on_gpu)
+        self.items = [(item, self._kept(value)) for item, value in data]
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies have arrived
 
+    def _is_copied(self, value: torch.Tensor) -> bool:
+        return self.copies or value.is_cuda
 
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach()
-    if tensor.device.type == "cpu":
-        return tensor.clone()
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
-        tensor, non_blocking=True
-    )
+    def _kept(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not self._is_copied(value):
+            return value
+        buffer = self.staging[value.is_cuda].take(value.shape, value.dtype)
+        self.staged[value.is_cuda].append(buffer)
+        return buffer.copy_(value.detach(), non_blocking=True)
 
 
 class Snapshot:
     """The part of a checkpoint that this rank writes. Every rank makes one at the same time."""
 
-    def __init__(self, state: dict[str, Any], folder: Path, *, validate: bool) -> None:
+    def __init__(
+        self,
+        state: dict[str, Any],
+        folder: Path,
+        staging: Staging,
+        *,
+        validate: bool,
+        copies: bool = True,
+    ) -> None:
         """Plan, and copy.
 
         Args:
             state: sharded state; plain values in it are stored once, by rank 0.
             folder: where the files will be; it exists.
+            staging: for the copies.
             validate: check that the ranks' shards cover every tensor once.
+            copies: tensors in host memory too; without, they must not change until they are
+                written.
         """
         self._folder = folder
         sharded, common = save_preprocess(state, validate)
         keyed, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, True)
-        self._writer = _Writer(str(folder), thread_count=1)
+        self._writer = _Writer(folder)
+        self._writer.copies, self._writer.staging = copies, staging
         (_, self._metadata, _), *_ = save_state_dict_async_plan(
             mcore_to_pyt_state_dict(keyed, False),
             self._writer,
@@ -109,10 +139,9 @@ class Snapshot:
             Exception: a file could not be written.
         """
         files, results = {}, []
-        if any(self._writer.items):
+        if self._writer.items:
             name = f"{self._writer.prefix}0.distcp"
-            results = self._write_items(name)
-            files[name] = checksum(self._folder / name)
+            results, files[name] = self._write_items(name)
         if self._common is not None:
             small = {COMMON_STATE_FNAME: self._common}
             small.update({name: text.encode() for name, text in texts.items()})
@@ -121,6 +150,14 @@ class Snapshot:
                     aside.write_bytes(content)
                 files[name] = checksum(self._folder / name)
         return Written(results, files)
+
+    def release(self) -> None:
+        """Let go of the copies, which nothing writes any more."""
+        for on_gpu, buffers in self._writer.staged.items():
+            for buffer in buffers:
+                self._writer.staging[on_gpu].give_back(buffer)
+            buffers.clear()
+        self._writer.items = ()
 
     def finish(self, written: list[Written]) -> dict[str, Checksum]:
         """Write what makes the files a checkpoint, on rank 0; returns all files.
@@ -136,24 +173,23 @@ class Snapshot:
             files[name] = checksum(self._folder / name)
         return files
 
-    def _write_items(self, name: str) -> list[WriteResult]:
-        results: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        counts: queue.Queue[int] = queue.Queue()
-        counts.put(0)
-        transforms = [self._writer.transforms] if hasattr(self._writer, "transforms") else []
-        FileSystemWriterAsync.write_preloaded_data(
-            transforms,
-            local_proc_idx=0,
-            write_bucket=(str(self._folder / name), name, self._writer.items),
-            results_queue=results,
-            count_queue=counts,
-            use_fsync=True,
-        )
-        _, outcome = results.get()
-        if isinstance(outcome, Exception):
+    def _write_items(self, name: str) -> tuple[list[WriteResult], Checksum]:
+        """Write and hash each byte once; where they are, and what the file must be."""
+        results: list[WriteResult] = []
+        end = sent = 0
+        try:
+            with (self._folder / name).open("wb") as file, HashingThreads() as hashing:
+                for item, value in self._writer.items:
+                    place = append(value, file, end, hashing)
+                    results.append(WriteResult(item.index, place[1], _StorageInfo(name, *place)))
+                    end = sum(place)
+                    if end - sent >= _SENT_BYTES:
+                        let_go(file, sent, end)
+                        sent = end
+                sync(file)
+                return results, hashing.checksum()
+        except Exception as error:
             # The frames of a write that failed hold each other and torch's half-written file: where
             # Python's collector found them (3.12 did), that file's end was a segmentation fault.
-            traceback.clear_frames(outcome.__traceback__)
-            raise outcome
-        written: list[WriteResult] = outcome
-        return written
+            traceback.clear_frames(error.__traceback__)
+            raise

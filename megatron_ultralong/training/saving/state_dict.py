@@ -22,6 +22,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_ultralong.checkpoint.formats import model_state, torch_dist_writer
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.training.saving.optimizer_shards import own_shards
 
 _SHARDING = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -51,7 +52,10 @@ def _sharded_state(
         name: chunk.module.sharded_state_dict(metadata=dict(_SHARDING))
         for name, chunk in zip(_names(chunks), chunks, strict=True)
     }
-    states = optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=dict(_SHARDING))
+    with own_shards(optimizer.chained_optimizers):
+        states = optimizer.sharded_state_dict(
+            weights, is_loading=is_loading, metadata=dict(_SHARDING)
+        )
     for group in states["optimizer"]["param_groups"]:
         # The offloading optimizer names its classes there, and torch reads no file with classes.
         for name in [name for name, value in group.items() if isinstance(value, type)]:
@@ -172,7 +176,8 @@ def load_checkpoint(
     for name, chunk in zip(_names(chunks), chunks, strict=True):
         model_state.take_state(chunk.module, state[name])
     _take_rates(state["optimizer"]["optimizer"]["param_groups"], asked)
-    optimizer.load_state_dict(state["optimizer"])
+    with own_shards(optimizer.chained_optimizers):
+        optimizer.load_state_dict(state["optimizer"])
     separate_steps(optimizer.chained_optimizers)
     for group, values in zip(optimizer.param_groups, asked, strict=True):
         group.update(values)

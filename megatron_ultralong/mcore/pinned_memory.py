@@ -1,0 +1,121 @@
+"""Host memory that a GPU copies from and to: made once, by several threads, and used again.
+
+``cudaHostAlloc`` finds, clears and locks one page after the other, in one thread. Here threads map
+memory in huge pages, touch it, and register it. torch's allocator can do as much for each buffer
+(``pinned_use_cuda_host_register``), but one buffer at a time, each rounded up to a power of two.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import torch
+from torch import Tensor
+
+from megatron_ultralong.plan.job import PAGE_BYTES, in_pages
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import quantity
+
+SLAB_BYTES = 2**30
+"""Of buffers that are made together by one thread; a larger buffer is one alone."""
+_MOST_THREADS = 16
+
+
+class PinnedMemory:
+    """Buffers of a rank."""
+
+    def __init__(self, *, pins: bool = True) -> None:
+        """``pins``: for copies from and to a GPU, where there is one; else ordinary memory."""
+        self._pins = pins and torch.cuda.is_available()
+        self.num_bytes = 0
+        """Of all buffers made so far."""
+        self._free: defaultdict[int, list[Tensor]] = defaultdict(list)
+
+    def reserve(
+        self, sizes: Iterable[int], advance: Callable[[int], None] = lambda num_bytes: None
+    ) -> None:
+        """Have buffers of these sizes in bytes; make those that are not there.
+
+        Args:
+            sizes: of buffers that are to be free at the same time.
+            advance: told the bytes that were made.
+
+        Raises:
+            InputError: the system has no such memory.
+        """
+        there = Counter({size: len(buffers) for size, buffers in self._free.items()})
+        lacking = Counter(map(in_pages, sizes)) - there
+        slabs = _slabs(lacking.elements())
+        if not slabs:
+            return
+        device = torch.cuda.current_device() if self._pins else None
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        with ThreadPoolExecutor(
+            max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // local_ranks)),
+            # A thread's device is the first of the node, until it is told another.
+            initializer=None if device is None else lambda: torch.cuda.set_device(device),
+        ) as threads:
+            made = {threads.submit(_make, sum(slab), device is not None): slab for slab in slabs}
+            for future in as_completed(made):
+                memory, slab = future.result(), made[future]
+                for size, buffer in zip(slab, memory.split(slab), strict=True):
+                    self._free[size].append(buffer)
+                self.num_bytes += memory.nbytes
+                advance(memory.nbytes)
+
+    def take(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """A buffer for a tensor; made if there is none."""
+        num_bytes = shape.numel() * dtype.itemsize
+        self.reserve([num_bytes])
+        return self._free[in_pages(num_bytes)].pop()[:num_bytes].view(dtype).view(shape)
+
+    def give_back(self, buffer: Tensor) -> None:
+        """Take a buffer back: the next that is taken may be the same."""
+        whole = torch.empty(0, dtype=torch.uint8)
+        size = in_pages(buffer.nbytes)
+        start = buffer.storage_offset() * buffer.itemsize
+        self._free[size].append(whole.set_(buffer.untyped_storage(), start, (size,), (1,)))
+
+
+def _slabs(sizes: Iterable[int]) -> list[list[int]]:
+    """Sizes of buffers, by the slabs that they are parts of."""
+    slabs: list[list[int]] = []
+    for size in sizes:
+        if not slabs or sum(slabs[-1]) + size > SLAB_BYTES:
+            slabs.append([])
+        slabs[-1].append(size)
+    return slabs
+
+
+def _make(num_bytes: int, pins: bool) -> Tensor:
+    """Memory that has pages, and the GPU knows of if ``pins``; [num_bytes] of uint8."""
+    try:
+        memory = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise InputError(_no_memory(num_bytes, f"{error}")) from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    flat = torch.frombuffer(memory, dtype=torch.uint8)
+    flat[::PAGE_BYTES].zero_()  # without Python's lock: each thread finds pages of its own
+    if pins:
+        runtime, address = torch.cuda.cudart(), flat.data_ptr()
+        status = int(runtime.cudaHostRegister(address, num_bytes, 0))
+        if status:
+            reason = torch.cuda.CudaError(status) if status else ""
+            raise InputError(_no_memory(num_bytes, f"cudaHostRegister: {reason}"))
+        # Before it is unmapped; at the end of the process the driver does so.
+        weakref.finalize(memory, runtime.cudaHostUnregister, address).atexit = False
+    return flat
+
+
+def _no_memory(num_bytes: int, reason: str) -> str:
+    return (
+        f"{quantity(num_bytes, 'B')} of host memory cannot be pinned ({reason}): look at the "
+        "memory limit of the container or job and at `ulimit -l`, or offload less "
+        "(context_parallel_size, recompute_granularity 'full')"
+    )
