@@ -104,19 +104,25 @@ class Inputs(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What backward starts from: dout and out [s, b, heads, d], lse [b, heads, s]."""
+    """What backward starts from: dout and out [s, b, heads, d], lse [b, heads, s].
+
+    ``wide``: the gradients are parts of a sum. A kernel that has them in float32 returns them so,
+    others round each part.
+    """
 
     dout: Tensor
     out: Tensor
     lse: Tensor
+    wide: bool = False
 
     def rows(self, rows: slice) -> Saved:
         """Those of some queries."""
-        return Saved(self.dout[rows], self.out[rows], self.lse[..., rows])
+        return Saved(self.dout[rows], self.out[rows], self.lse[..., rows], self.wide)
 
     def heads(self, heads: slice) -> Saved:
         """Those of some heads."""
-        return Saved(self.dout[:, :, heads], self.out[:, :, heads], self.lse[:, heads])
+        its = (self.dout[:, :, heads], self.out[:, :, heads], self.lse[:, heads])
+        return Saved(*its, self.wide)
 
 
 @lru_cache(maxsize=16)
@@ -133,7 +139,8 @@ class Kernel(abc.ABC):
     serves_documents = False
     """It takes masks of several documents where b = 1; others get a call for each document."""
     can_widen = False
-    """It can compute bfloat16 blocks in float32, so that parts of a sum are not rounded."""
+    """It can compute bfloat16 blocks in float32, so that no part of a sum is rounded; a kernel that
+    computes in bfloat16 and has float32 gradients looks at :attr:`Saved.wide`."""
 
     @abc.abstractmethod
     def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
@@ -149,7 +156,7 @@ class Kernel(abc.ABC):
 
     @abc.abstractmethod
     def backward(self, inputs: Inputs, saved: Saved) -> Gradients:
-        """Gradients of q, k and v, given out and lse over all keys."""
+        """Gradients of q, k and v, given out and lse over all keys, of any dtype of floats."""
 
 
 def heads_first(*tensors: Tensor) -> list[Tensor]:

@@ -101,11 +101,20 @@ def backward(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
     runs = _runs(kernel, inputs)
     if len(runs) <= 1:
         return _backward_run(kernel, inputs, saved)
-    dq, dk, dv = base.room_for_gradients(inputs.q, inputs.k, inputs.v)
+    room: list[Tensor] = []
     for rows, edges in runs:
         part = _backward_run(kernel, inputs.rows(rows, edges), saved.rows(rows))
-        dq[rows], dk[rows], dv[rows] = part
+        room = room or _room(part, inputs)
+        for whole, its in zip(room, part, strict=True):
+            whole[rows] = its
+    dq, dk, dv = room
     return dq, dk, dv
+
+
+def _room(part: Gradients, inputs: Inputs) -> list[Tensor]:
+    """Memory for the gradients of the inputs, of the dtypes of a part of them."""
+    pairs = zip(inputs[:3], part, strict=True)
+    return [x.new_empty(x.shape, dtype=its.dtype) for x, its in pairs]
 
 
 def _backward_run(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
@@ -115,17 +124,22 @@ def _backward_run(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
     groups = _head_groups(q, k)
     if len(groups) == 1:
         return kernel.backward(inputs, saved)
-    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     # Groups that share a key head add to its gradient.
     shared = len(groups) > k.shape[2]
-    dtype = base.accumulation_dtype(k.dtype) if shared else k.dtype
-    dk, dv = (k.new_zeros(k.shape, dtype=dtype) for _ in range(2))
+    room: list[Tensor] = []
     for heads, kv in groups:
         part = kernel.backward(inputs.heads(heads, kv), saved.heads(heads))
-        dq[:, :, heads], dk_part, dv_part = part
-        dk[:, :, kv] += dk_part
-        dv[:, :, kv] += dv_part
-    return dq, dk.to(k.dtype), dv.to(v.dtype)
+        if not room:
+            dq, dk, dv = _room(part, inputs)
+            wide = base.accumulation_dtype(k.dtype)
+            room = [dq, *(x.to(wide if shared else x.dtype).zero_() for x in (dk, dv))]
+        room[0][:, :, heads] = part[0]
+        room[1][:, :, kv] += part[1]
+        room[2][:, :, kv] += part[2]
+    dq, dk, dv = room
+    if shared and not saved.wide:
+        dk, dv = dk.to(k.dtype), dv.to(v.dtype)
+    return dq, dk, dv
 
 
 def _runs(kernel: Kernel, inputs: Inputs) -> list[tuple[slice, tuple[int, ...]]]:

@@ -36,7 +36,7 @@ class Block:
         """The tensors in the dtype of sums, if the kernel can compute in it and the block is one
         of several: its results are then rounded once, at the end, at any size of the ring.
 
-        The kernels of GPUs return bfloat16.
+        The kernels of GPUs compute in bfloat16; of them, fa4 hands out float32 gradients.
         """
         if self.plan.size == 1 or not self.kernel.can_widen:
             return list(tensors)
@@ -81,4 +81,5 @@ class Block:
 
     def _backward(self, inputs: Inputs, saved: Saved) -> Gradients:
         dout, out = self.exact(saved.dout, saved.out)
-        return block_attention.backward(self.kernel, inputs, Saved(dout, out, saved.lse))
+        part = Saved(dout, out, saved.lse, wide=self.plan.size > 1)
+        return block_attention.backward(self.kernel, inputs, part)

@@ -1,0 +1,267 @@
+"""float32 gradients of flash-attn-4: its accumulators, before the package rounds them.
+
+Its backward kernel adds dq, and dk and dv of grouped heads, in float32 accumulators. These are
+tiles of ``block_size`` rows, each in the order in which the threads of a product hold it;
+``_bwd_postprocess_convert`` brings a tile into the order of rows and rounds it. It is held back
+here during a call, and the tiles are put in order where they are, without a copy.
+
+That order is not known here but **read off** the package's own conversion: of an accumulator that
+holds the digits of its own places. Random numbers, converted both ways, must then agree bit for
+bit; where they do not, the package rounds as ever, and a warning says so.
+"""
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache, wraps
+from itertools import pairwise
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+CONVERTER = "_bwd_postprocess_convert"
+Reorder = Callable[[Tensor, Tensor, float], None]
+_BASE = 256  # digits of a place: whole numbers up to here are exact in bfloat16
+_PIECE = 1 << 24  # elements that are in order at a time, without Triton
+_patching = threading.RLock()
+
+
+class Conversion(NamedTuple):
+    """One call of the package's conversion that was held back."""
+
+    convert: Callable[..., Any]
+    accum: Tensor  # float32, [b, heads, rows * width]; of documents, [heads, rows * width]
+    output: Tensor  # not written yet, [b, s, heads, d]; of documents, [s, heads, d]
+    scale: float
+    cu_seqlens: Tensor | None
+    lookup: Tensor | None  # of many documents
+    form: dict[str, Any]  # the other arguments: what it is compiled for
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for two calls whose tiles are in one order."""
+        documents = self.cu_seqlens is not None
+        return (self.accum.device, self.output.dtype, documents, *sorted(self.form.items()))
+
+    @property
+    def head_dim(self) -> int:
+        """Columns of a tile that count."""
+        return int(self.form["hdim"])
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile."""
+        multiple = int(self.form["hdim_multiple_of"])
+        return -(-self.head_dim // multiple) * multiple
+
+    @property
+    def block(self) -> int:
+        """Rows of a tile."""
+        return int(self.form["block_size"])
+
+    def round_into(self, accum: Tensor, output: Tensor, scale: float, edges: Tensor | None) -> None:
+        """What the package would have done."""
+        its = {"accum": accum, "output": output, "scale": scale, "cu_seqlens": edges}
+        self.convert(**its, **self.form)
+
+    def rounded(self) -> Tensor:
+        """What the package would have returned."""
+        its = {"accum": self.accum, "output": self.output, "scale": self.scale}
+        self.convert(**its, cu_seqlens=self.cu_seqlens, cu_total_m_blocks=self.lookup, **self.form)
+        return self.output
+
+
+def gradients(
+    package: ModuleType, call: Callable[[], tuple[Any, ...]], edges: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of a call of the package: float32 where it has accumulators.
+
+    Without grouped heads dk and dv have none: they stay as the package writes them, rounded.
+
+    Args:
+        package: the module of the call.
+        call: the package's backward pass.
+        edges: boundaries of the documents that it was called with; None: it was called without.
+    """
+    with held_back(package) as conversions:
+        found = call()[:3]
+    by_output = {id(each.output): each for each in conversions}
+    dq, dk, dv = (
+        _in_float32(by_output.pop(id(x)), edges) if id(x) in by_output else x for x in found
+    )
+    assert not by_output, "a conversion into something else than dq, dk and dv"
+    return dq, dk, dv
+
+
+@contextmanager
+def held_back(package: ModuleType) -> Iterator[list[Conversion]]:
+    """Collect this thread's conversions instead of doing them; afterwards all is as before."""
+    held: list[Conversion] = []
+    convert = getattr(package, CONVERTER, None)
+    signature = None if convert is None else inspect.signature(convert)
+    if convert is None or signature is None or not set(signature.parameters) >= _FORM:
+        _say_rounded(f"{package.__name__}.{CONVERTER} is not the function that is known")
+        yield held
+        return
+    owner = threading.get_ident()
+
+    @wraps(convert)  # its attributes too: the package keeps what it compiled in one
+    def hold(*positional: Any, **named: Any) -> Any:
+        if threading.get_ident() != owner:
+            return convert(*positional, **named)
+        bound = signature.bind(*positional, **named)
+        bound.apply_defaults()
+        form = dict(bound.arguments)
+        tensors = [form.pop(name) for name in ("accum", "output", "scale", "cu_seqlens")]
+        held.append(Conversion(convert, *tensors, form.pop("cu_total_m_blocks"), form))
+        return None
+
+    with _patching:
+        setattr(package, CONVERTER, hold)
+        try:
+            yield held
+        finally:
+            setattr(package, CONVERTER, convert)
+
+
+_FORM = {
+    *("accum", "output", "scale", "cu_seqlens", "cu_total_m_blocks"),
+    *("hdim", "hdim_multiple_of", "block_size", "cluster_size"),
+}  # fmt: skip
+
+
+def _in_float32(conversion: Conversion, edges: tuple[int, ...] | None) -> Tensor:
+    """The gradient, or what the package makes of it."""
+    if conversion.key not in _orders:
+        _orders[conversion.key] = _read_off(conversion)
+    known = _orders[conversion.key]
+    return conversion.rounded() if known is None else _ordered(conversion, *known, edges)
+
+
+_orders: dict[tuple[Any, ...], tuple[Tensor, Reorder] | None] = {}
+
+
+def _ordered(
+    conversion: Conversion, order: Tensor, reorder_: Reorder, edges: tuple[int, ...] | None
+) -> Tensor:
+    """The gradient in the shape of the output: a view of the accumulator, except of documents."""
+    accum = conversion.accum
+    reorder_(accum, order, conversion.scale)
+    rows = accum.unflatten(-1, (-1, conversion.width))[..., : conversion.head_dim]
+    if edges is None:
+        return rows[:, :, : conversion.output.shape[1]].transpose(1, 2)
+    step = conversion.block * int(conversion.form["cluster_size"])
+    return rows.index_select(1, _places(edges, step, accum.device)).transpose(0, 1)
+
+
+@lru_cache(maxsize=4)
+def _places(edges: tuple[int, ...], step: int, device: torch.device) -> Tensor:
+    """Row of the accumulator of each token: every document begins with a tile."""
+    lengths = torch.tensor(edges).diff()
+    shifts = [(low + i * step) // step * step - low for i, (low, _) in enumerate(pairwise(edges))]
+    return (torch.arange(edges[-1]) + torch.tensor(shifts).repeat_interleave(lengths)).to(device)
+
+
+def _read_off(conversion: Conversion) -> tuple[Tensor, Reorder] | None:
+    """Where a tile holds the number of each row and column, and what puts it there."""
+    try:
+        order = _order(conversion)
+    except Exception as error:  # the package changed, and raises anything
+        _say_rounded(f"{type(error).__name__}: {error}")
+        return None
+    why = []
+    for reorder_ in _reorders(conversion.accum.device):
+        try:
+            _check(conversion, order, reorder_)
+        except Exception as error:  # Triton raises anything where it finds no compiler
+            why.append(f"{reorder_.__name__}: {type(error).__name__}: {error}")
+        else:
+            if why:
+                _say(f"its accumulators are read more slowly than by Triton: {'; '.join(why)}")
+            return order, reorder_
+    _say_rounded("; ".join(why))
+    return None
+
+
+def _order(conversion: Conversion) -> Tensor:
+    """int32 [block, width]: where in a tile the number of a row and column is."""
+    block, width, d = conversion.block, conversion.width, conversion.head_dim
+    place = torch.arange(block * width, device=conversion.accum.device)
+    digits = torch.stack([place % _BASE, place // _BASE]).float()
+    accum, output, edges = _space(conversion, 2, (0, block))
+    accum.unflatten(-1, (-1, block * width))[..., 0, :] = digits
+    conversion.round_into(accum, output, 1.0, edges)
+    low, high = output.reshape(block, 2, d).int().unbind(1)
+    order = low + high * _BASE
+    if int(order.min()) < 0 or int(order.max()) >= place.numel() or len(order.unique()) < block * d:
+        raise ValueError("the conversion of a tile is no permutation")
+    return torch.nn.functional.pad(order, (0, width - d))
+
+
+def _check(conversion: Conversion, order: Tensor, reorder_: Reorder) -> None:
+    """Convert random numbers both ways.
+
+    Raises:
+        ValueError: a bit differs.
+    """
+    block = conversion.block
+    lengths = (0, 1, block + 2, 3 * block + 2, 5 * block + 1)
+    accum, output, edges = _space(conversion, 3, lengths)
+    accum.normal_(generator=torch.Generator(accum.device).manual_seed(0))
+    conversion.round_into(accum, output, conversion.scale, edges)
+    ours = conversion._replace(accum=accum, output=output)
+    found = _ordered(ours, order, reorder_, None if edges is None else lengths)
+    if not torch.equal(found.to(output.dtype), output):
+        raise ValueError("its numbers, rounded, are not those of the package")
+
+
+def _space(
+    conversion: Conversion, heads: int, edges: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Accumulator, output and boundaries of some documents; or of as many rows twice over."""
+    like, out = conversion.accum.new_zeros, conversion.output.new_zeros
+    tokens, step = edges[-1], conversion.block * int(conversion.form["cluster_size"])
+    rows = -(-(tokens + len(edges) * step) // step) * step
+    size, d = rows * conversion.width, conversion.head_dim
+    if conversion.cu_seqlens is None:
+        batch = 1 if len(edges) == 2 else 2
+        return like(batch, heads, size), out(batch, tokens, heads, d), None
+    boundaries = torch.tensor(edges, dtype=torch.int32, device=like(0).device)
+    return like(heads, size), out(tokens, heads, d), boundaries
+
+
+def _reorders(device: torch.device) -> Iterator[Reorder]:
+    """Ways to put tiles in order, the fastest first."""
+    if device.type == "cuda":
+        yield by_triton_
+    yield by_pieces_
+
+
+def by_triton_(accum: Tensor, order: Tensor, scale: float) -> None:
+    """What :func:`by_pieces_` does, in one pass over the memory."""
+    from megatron_ultralong.attention.kernels import tile_order  # Triton is not everywhere
+
+    tile_order.reorder_(accum, order, scale)
+
+
+def by_pieces_(accum: Tensor, order: Tensor, scale: float) -> None:
+    """Put each tile in order and multiply it, in place: the definition of all ways."""
+    tiles, places = accum.view(-1, order.numel()), order.flatten()
+    for piece in tiles.split(max(1, _PIECE // order.numel())):
+        piece.copy_(piece.index_select(1, places)).mul_(scale)
+
+
+def _say_rounded(why: str) -> None:
+    _say(f"parts of dq, dk and dv are rounded before a ring adds them: {why}")
+
+
+@lru_cache(maxsize=64)
+def _say(what: str) -> None:
+    """Once."""
+    logger.warning("attention kernel fa4: %s", what)
