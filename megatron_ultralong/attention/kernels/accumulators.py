@@ -37,10 +37,10 @@ class Conversion(NamedTuple):
 
     convert: Callable[..., Any]
     accum: Tensor  # float32, [b, heads, rows * width]; of documents, [heads, rows * width]
-    output: Tensor  # not written yet, [b, s, heads, d]; of documents, [s, heads, d]
+    output: Tensor  # not written, [b, s, heads, d]; of documents, [s, heads, d]
     scale: float
     cu_seqlens: Tensor | None
-    lookup: Tensor | None  # of many documents
+    cu_total_m_blocks: Tensor | None  # where to look many documents up
     form: dict[str, Any]  # the other arguments: what it is compiled for
 
     @property
@@ -65,16 +65,17 @@ class Conversion(NamedTuple):
         """Rows of a tile."""
         return int(self.form["block_size"])
 
-    def round_into(self, accum: Tensor, output: Tensor, scale: float, edges: Tensor | None) -> None:
-        """What the package would have done."""
-        its = {"accum": accum, "output": output, "scale": scale, "cu_seqlens": edges}
-        self.convert(**its, **self.form)
+    @property
+    def step(self) -> int:
+        """Rows at whose multiples documents begin."""
+        return self.block * int(self.form["cluster_size"])
 
     def rounded(self) -> Tensor:
         """What the package would have returned."""
-        its = {"accum": self.accum, "output": self.output, "scale": self.scale}
-        self.convert(**its, cu_seqlens=self.cu_seqlens, cu_total_m_blocks=self.lookup, **self.form)
-        return self.output
+        its = {name: getattr(self, name) for name in _OF_A_CALL}
+        output = torch.zeros_like(self.output, device=self.accum.device)
+        self.convert(**its | {"output": output}, **self.form)
+        return output
 
 
 def gradients(
@@ -89,13 +90,16 @@ def gradients(
         call: the package's backward pass.
         edges: boundaries of the documents that it was called with; None: it was called without.
     """
-    with held_back(package) as conversions:
-        found = call()[:3]
-    by_output = {id(each.output): each for each in conversions}
-    dq, dk, dv = (
-        _in_float32(by_output.pop(id(x)), edges) if id(x) in by_output else x for x in found
-    )
-    assert not by_output, "a conversion into something else than dq, dk and dv"
+    with held_back(package) as held:
+        results = list(call()[:3])
+    for each in held:
+        (place,) = [i for i, x in enumerate(results) if x is each.output]
+        results[place] = each._replace(output=each.output.to("meta"))  # its memory is free
+    held.clear()
+    for place, each in enumerate(results):
+        if isinstance(each, Conversion):
+            results[place] = _in_float32(each, edges)
+    dq, dk, dv = results
     return dq, dk, dv
 
 
@@ -103,26 +107,26 @@ def gradients(
 def held_back(package: ModuleType) -> Iterator[list[Conversion]]:
     """Collect this thread's conversions instead of doing them; afterwards all is as before."""
     held: list[Conversion] = []
-    convert = getattr(package, CONVERTER, None)
-    signature = None if convert is None else inspect.signature(convert)
-    if convert is None or signature is None or not set(signature.parameters) >= _FORM:
-        _say_rounded(f"{package.__name__}.{CONVERTER} is not the function that is known")
-        yield held
-        return
     owner = threading.get_ident()
-
-    @wraps(convert)  # its attributes too: the package keeps what it compiled in one
-    def hold(*positional: Any, **named: Any) -> Any:
-        if threading.get_ident() != owner:
-            return convert(*positional, **named)
-        bound = signature.bind(*positional, **named)
-        bound.apply_defaults()
-        form = dict(bound.arguments)
-        tensors = [form.pop(name) for name in ("accum", "output", "scale", "cu_seqlens")]
-        held.append(Conversion(convert, *tensors, form.pop("cu_total_m_blocks"), form))
-        return None
-
     with _patching:
+        convert = getattr(package, CONVERTER, None)
+        signature = inspect.signature(convert) if callable(convert) else inspect.Signature()
+        if not callable(convert) or not set(signature.parameters) >= _PARAMETERS:
+            _say_rounded(f"{package.__name__}.{CONVERTER} is not the function that is known")
+            yield held
+            return
+
+        @wraps(convert)  # its attributes too: the package keeps what it compiled in one
+        def hold(*positional: Any, **named: Any) -> None:
+            if threading.get_ident() != owner:
+                convert(*positional, **named)
+                return
+            bound = signature.bind(*positional, **named)
+            bound.apply_defaults()
+            form = dict(bound.arguments)
+            its = {name: form.pop(name) for name in _OF_A_CALL}
+            held.append(Conversion(convert=convert, form=form, **its))
+
         setattr(package, CONVERTER, hold)
         try:
             yield held
@@ -130,10 +134,8 @@ def held_back(package: ModuleType) -> Iterator[list[Conversion]]:
             setattr(package, CONVERTER, convert)
 
 
-_FORM = {
-    *("accum", "output", "scale", "cu_seqlens", "cu_total_m_blocks"),
-    *("hdim", "hdim_multiple_of", "block_size", "cluster_size"),
-}  # fmt: skip
+_OF_A_CALL = ("accum", "output", "scale", "cu_seqlens", "cu_total_m_blocks")
+_PARAMETERS = {*_OF_A_CALL, "hdim", "hdim_multiple_of", "block_size", "cluster_size"}
 
 
 def _in_float32(conversion: Conversion, edges: tuple[int, ...] | None) -> Tensor:
@@ -153,11 +155,10 @@ def _ordered(
     """The gradient in the shape of the output: a view of the accumulator, except of documents."""
     accum = conversion.accum
     reorder_(accum, order, conversion.scale)
-    rows = accum.unflatten(-1, (-1, conversion.width))[..., : conversion.head_dim]
+    rows: Tensor = accum.unflatten(-1, (-1, conversion.width))[..., : conversion.head_dim]
     if edges is None:
         return rows[:, :, : conversion.output.shape[1]].transpose(1, 2)
-    step = conversion.block * int(conversion.form["cluster_size"])
-    return rows.index_select(1, _places(edges, step, accum.device)).transpose(0, 1)
+    return rows.index_select(1, _places(edges, conversion.step, accum.device)).transpose(0, 1)
 
 
 @lru_cache(maxsize=4)
@@ -194,14 +195,13 @@ def _order(conversion: Conversion) -> Tensor:
     block, width, d = conversion.block, conversion.width, conversion.head_dim
     place = torch.arange(block * width, device=conversion.accum.device)
     digits = torch.stack([place % _BASE, place // _BASE]).float()
-    accum, output, edges = _space(conversion, 2, (0, block))
-    accum.unflatten(-1, (-1, block * width))[..., 0, :] = digits
-    conversion.round_into(accum, output, 1.0, edges)
-    low, high = output.reshape(block, 2, d).int().unbind(1)
+    trial = _trial(conversion, 2, (0, block))._replace(scale=1.0)
+    trial.accum.unflatten(-1, (-1, block * width))[..., 0, :] = digits
+    low, high = trial.rounded().reshape(block, 2, d).int().unbind(1)
     order = low + high * _BASE
     if int(order.min()) < 0 or int(order.max()) >= place.numel() or len(order.unique()) < block * d:
         raise ValueError("the conversion of a tile is no permutation")
-    return torch.nn.functional.pad(order, (0, width - d))
+    return torch.nn.functional.pad(order, (0, width - d)).contiguous()
 
 
 def _check(conversion: Conversion, order: Tensor, reorder_: Reorder) -> None:
@@ -211,29 +211,30 @@ def _check(conversion: Conversion, order: Tensor, reorder_: Reorder) -> None:
         ValueError: a bit differs.
     """
     block = conversion.block
-    lengths = (0, 1, block + 2, 3 * block + 2, 5 * block + 1)
-    accum, output, edges = _space(conversion, 3, lengths)
-    accum.normal_(generator=torch.Generator(accum.device).manual_seed(0))
-    conversion.round_into(accum, output, conversion.scale, edges)
-    ours = conversion._replace(accum=accum, output=output)
-    found = _ordered(ours, order, reorder_, None if edges is None else lengths)
-    if not torch.equal(found.to(output.dtype), output):
+    edges = (0, 1, block + 2, 3 * block + 2, 5 * block + 1)
+    trial = _trial(conversion, 3, edges)
+    trial.accum.normal_(generator=torch.Generator(trial.accum.device).manual_seed(0))
+    expected = trial.rounded()
+    found = _ordered(trial, order, reorder_, None if trial.cu_seqlens is None else edges)
+    if not torch.equal(found.to(expected.dtype), expected):
         raise ValueError("its numbers, rounded, are not those of the package")
 
 
-def _space(
-    conversion: Conversion, heads: int, edges: tuple[int, ...]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Accumulator, output and boundaries of some documents; or of as many rows twice over."""
-    like, out = conversion.accum.new_zeros, conversion.output.new_zeros
-    tokens, step = edges[-1], conversion.block * int(conversion.form["cluster_size"])
-    rows = -(-(tokens + len(edges) * step) // step) * step
-    size, d = rows * conversion.width, conversion.head_dim
-    if conversion.cu_seqlens is None:
-        batch = 1 if len(edges) == 2 else 2
-        return like(batch, heads, size), out(batch, tokens, heads, d), None
-    boundaries = torch.tensor(edges, dtype=torch.int32, device=like(0).device)
-    return like(heads, size), out(tokens, heads, d), boundaries
+def _trial(conversion: Conversion, heads: int, edges: tuple[int, ...]) -> Conversion:
+    """One of its form, of some documents, or of as many tokens in each of two rows; zeros."""
+    like, out = conversion.accum.new_zeros, conversion.output.new_empty
+    tokens, step = edges[-1], conversion.step
+    size = -(-(tokens + len(edges) * step) // step) * step * conversion.width
+    shape = (tokens, heads, conversion.head_dim)
+    if conversion.cu_seqlens is not None:
+        cu_seqlens = torch.tensor(edges, dtype=torch.int32, device=conversion.accum.device)
+        accum, output = like(heads, size), out(shape)
+    else:
+        cu_seqlens, batch = None, 1 if len(edges) == 2 else 2
+        accum, output = like(batch, heads, size), out(batch, *shape)
+    return conversion._replace(
+        accum=accum, output=output, cu_seqlens=cu_seqlens, cu_total_m_blocks=None
+    )
 
 
 def _reorders(device: torch.device) -> Iterator[Reorder]:
