@@ -90,10 +90,26 @@ def package(fault: str = "") -> types.ModuleType:
             output.copy_(found[:, places].transpose(0, 1))
 
     def _flash_attn_fwd(
-        q: Tensor, k: Tensor, v: Tensor, return_lse: bool, **options: Any
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        return_lse: bool,
+        out: Tensor | None = None,
+        pack_gqa: bool | None = None,
+        **options: Any,
     ) -> tuple[Tensor, ...]:
-        out, lse = block_attention.forward(MATH, _inputs(q, k, v, options))
-        return out.to(q.dtype).transpose(0, 1).view_as(q), lse[0] if q.ndim == 3 else lse, out
+        out = torch.empty_like(q) if out is None else out
+        its._validate_tensor(out, "out", q.shape)
+        key = (options["causal"], "cu_seqlens_q" in options, pack_gqa)
+        compiled = its._flash_attn_fwd.compile_cache
+        if key not in compiled:
+            compiled[key] = its.FlashAttentionForwardSm90()
+        found, lse_BHS = block_attention.forward(MATH, _inputs(q, k, v, options))
+        compiled[key](found, lse_BHS, out)
+        return out, lse_BHS[0] if q.ndim == 3 else lse_BHS, None
+
+    def _validate_tensor(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
+        assert x.shape == shape, f"{name} shape {x.shape} != expected {shape}"
 
     def _flash_attn_bwd(
         q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, **options: Any
@@ -122,7 +138,68 @@ def package(fault: str = "") -> types.ModuleType:
     _bwd_postprocess_convert.compiled = set()
     setattr(its, name, _bwd_postprocess_convert)
     its._flash_attn_fwd, its._flash_attn_bwd = _flash_attn_fwd, _flash_attn_bwd
+    its._validate_tensor, its.FlashAttentionForwardSm90 = _validate_tensor, HopperKernel
+    _flash_attn_fwd.compile_cache = {}
     return its
+
+
+class Register:
+    """Numbers of a tile."""
+
+    def __init__(self, numbers: Tensor):
+        self.numbers = numbers
+
+    def load(self) -> Tensor:
+        return self.numbers
+
+    def store(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+
+
+_storing: list[int] = []  # threads that have not met since a tile was written
+
+
+class HopperKernel:
+    """Its tiles are whole heads. One may be written when all threads have met after the last."""
+
+    dtype = torch.bfloat16
+    num_epilogue_threads = 256
+
+    def __call__(self, found_SBHD: Tensor, lse_BHS: Tensor, out: Tensor) -> None:
+        out_SDHB = out.permute(1, 3, 2, 0) if out.ndim == 4 else out.permute(0, 2, 1)[..., None]
+        _, b, heads, _ = found_SBHD.shape
+        for batch in range(b):
+            for head in range(heads):
+                numbers = Register(found_SBHD[:, batch, head])
+                _storing.clear()
+                self.epilogue(numbers, lse_BHS, out_SDHB, lse_BHS, "shared memory", head, batch)
+
+    def epilogue(
+        self,
+        numbers: Register,
+        lse: Tensor,
+        out_SDHB: Tensor,
+        out_lse: Tensor | None,
+        memory: str,
+        head: int,
+        batch: int,
+    ) -> None:
+        assert not _storing, "memory that is shared is still being read"
+        _storing.append(self.num_epilogue_threads)
+        out_SDHB[:, :, head, batch] = numbers.load().to(self.dtype)
+
+
+def cutlass() -> tuple[types.ModuleType, types.ModuleType]:
+    """The language of the kernels: ``cutlass`` and ``cutlass.cute``."""
+    its, cute = types.ModuleType("cutlass"), types.ModuleType("cutlass.cute")
+    its.Float32, its.cute = torch.float32, cute
+
+    def barrier(*, barrier_id: int, number_of_threads: int) -> None:
+        assert barrier_id > 6, "the package's own"
+        _storing.remove(number_of_threads)
+
+    cute.arch = types.SimpleNamespace(barrier=barrier)
+    return its, cute
 
 
 def _rows(x: Tensor) -> Tensor:

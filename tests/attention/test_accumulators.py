@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megatron_ultralong.attention.kernels import accumulators, block_attention
-from megatron_ultralong.attention.kernels.base import Gradients, Inputs, Saved
+from megatron_ultralong.attention.kernels.base import Gradients, Inputs, Part, Saved
 from megatron_ultralong.attention.kernels.cpu import CPU
 from tests.attention import fake_flash4
 from tests.attention.whole_sequence import dense, inputs, ring
@@ -23,7 +23,7 @@ DOCUMENTS = (0, 1, 130, 131, 450, 600)
 @pytest.fixture(autouse=True)
 def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accumulators, "_orders", {})
-    accumulators._say.cache_clear()
+    accumulators.say.cache_clear()
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, fault: str = "") -> types.ModuleType:
@@ -42,7 +42,7 @@ def both_ways(
     its = Inputs(q, k, v, mask, 0.1)
     saved = Saved(dout, *block_attention.forward(KERNEL, its))
     rounded = block_attention.backward(KERNEL, its, saved)
-    return rounded, block_attention.backward(KERNEL, its, saved._replace(wide=True))
+    return rounded, block_attention.backward(KERNEL, Part(*its), saved)
 
 
 @pytest.mark.parametrize("head_dim", [64, 72])
@@ -145,7 +145,7 @@ def test_gradients_err_as_those_of_one_rank_at_any_size_of_the_ring(monkeypatch,
     try:
         one, sixteen = errors(1), errors(16)
         backward = KERNEL.backward
-        monkeypatch.setattr(KERNEL, "backward", lambda x, y: backward(x, y._replace(wide=False)))
+        monkeypatch.setattr(KERNEL, "backward", lambda x, y: backward(Inputs(*x), y))
         rounded = errors(16)
     finally:
         block_attention._resolve.cache_clear()

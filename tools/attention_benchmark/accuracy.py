@@ -111,16 +111,20 @@ def _kernel(arguments: argparse.Namespace, device: torch.device) -> Kernel:
 @contextmanager
 def _added(kernel: Kernel, parts: str) -> Iterator[None]:
     """Use the kernel; ``bfloat16``: round its parts before they are added."""
-    backward = type(kernel).backward
+    forward, backward = type(kernel).forward, type(kernel).backward
 
-    def rounded(self: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
-        return backward(self, inputs, saved._replace(wide=False))
+    def rounded(self: Kernel, inputs: Inputs) -> Result:
+        return forward(self, Inputs(*inputs))
+
+    def gradients(self: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
+        return backward(self, Inputs(*inputs), saved)
 
     with mock.patch.object(block_attention, "_resolve", return_value=(kernel, "")):
         if parts != PARTS[0]:
             yield
             return
-        with mock.patch.multiple(type(kernel), backward=rounded, can_widen=False):
+        changes = {"forward": rounded, "backward": gradients, "can_widen": False}
+        with mock.patch.multiple(type(kernel), **changes):
             yield
 
 
@@ -144,38 +148,44 @@ def _results(
 
 
 def _speed(arguments: argparse.Namespace, device: torch.device, kernel: Kernel) -> None:
-    """Time and memory of the backward pass of rank 0, in turns."""
-    print(f"\nBackward of rank 0 of {arguments.cp}, {kernel.name}, the median of turns; GiB at the")
-    print("peak beyond inputs and results.")
-    header("local tokens", "documents", *(f"{parts}, {unit}" for parts in PARTS for unit in ("s", "GiB")), "time over that of bfloat16")  # fmt: skip  # noqa: E501
+    """Time and memory of rank 0, in turns."""
+    print(f"\nRank 0 of {arguments.cp} alone, {kernel.name}: the median of turns, in which the two")
+    print("ways follow each other; GiB at the peak beyond inputs and results.")
+    columns = [f"{name}, {unit}" for name in ("forward", "backward") for unit in ("s", "GiB")]
+    header("local tokens", "documents", "parts", *columns, "time over that of bfloat16: forward", "backward")  # fmt: skip  # noqa: E501
     for local in (8_192, 65_536, arguments.local_tokens):
         length = local * arguments.cp
         for edges in (None, [0, local // 3, length // 2 + 77, length]):
-            tensors = inputs(local, arguments, torch.bfloat16, device)
-            cells = _turns(arguments, kernel, tensors, edges)
-            documents = "none" if edges is None else len(edges) - 1
-            ratio = cells[2] / cells[0]
-            row(local, documents, *(f"{x:.4f}" for x in cells), f"{ratio:.3f}")
+            found = _turns(
+                arguments, kernel, inputs(local, arguments, torch.bfloat16, device), edges
+            )
+            for parts, its in found.items():
+                ratios = [f"{its[i] / found[PARTS[0]][i]:.3f}" for i in (0, 2)]
+                documents = "none" if edges is None else len(edges) - 1
+                row(local, documents, parts, *(f"{x:.4f}" for x in its), *ratios)
 
 
 def _turns(
     arguments: argparse.Namespace, kernel: Kernel, tensors: list[Tensor], edges: list[int] | None
-) -> list[float]:
-    """Seconds and GiB of each way to add parts."""
+) -> dict[str, list[float]]:
+    """Seconds and GiB of forward, then of backward, for each way to add parts."""
     q, k, v = (x.detach().requires_grad_() for x in tensors[:3])
     options: dict[str, Any] = {
         "group": LoneRank(arguments.cp, 0),
         "cu_seqlens": None if edges is None else torch.tensor(edges),
     }
-    found: dict[str, list[tuple[float, float]]] = {parts: [] for parts in PARTS}
+    ring = partial(ring_attention, q, k, v, **options)
+    turns: dict[str, list[list[float]]] = {parts: [] for parts in PARTS}
     short = len(q) < 100_000
-    for turn in range(6 if short else 2):
+    for _ in range(7 if short else 2):
         for parts in PARTS:
             with _added(kernel, parts):
-                out = ring_attention(q, k, v, **options)
+                out, *forward = measured(q.device, ring)
                 backward = partial(torch.autograd.grad, out, (q, k, v), tensors[3])
-                _, seconds, memory = measured(q.device, backward)
-                del out
-            if turn or not short:
-                found[parts].append((seconds, memory))
-    return [x for its in found.values() for x in sorted(its)[len(its) // 2]]
+                turns[parts].append([*forward, *measured(q.device, backward)[1:]])
+                del out, backward
+    middle = {}
+    for parts, its in turns.items():
+        counted = its[1:] if short else its  # the first compiles
+        middle[parts] = [sorted(column)[len(column) // 2] for column in zip(*counted, strict=True)]
+    return middle

@@ -29,7 +29,7 @@ CONVERTER = "_bwd_postprocess_convert"
 Reorder = Callable[[Tensor, Tensor, float], None]
 _BASE = 256  # digits of a place: whole numbers up to here are exact in bfloat16
 _PIECE = 1 << 24  # elements that are in order at a time, without Triton
-_patching = threading.RLock()
+patching = threading.RLock()  # of the package, by whoever does it
 
 
 class Conversion(NamedTuple):
@@ -108,7 +108,7 @@ def held_back(package: ModuleType) -> Iterator[list[Conversion]]:
     """Collect this thread's conversions instead of doing them; afterwards all is as before."""
     held: list[Conversion] = []
     owner = threading.get_ident()
-    with _patching:
+    with patching:
         convert = getattr(package, CONVERTER, None)
         signature = inspect.signature(convert) if callable(convert) else inspect.Signature()
         if not callable(convert) or not set(signature.parameters) >= _PARAMETERS:
@@ -184,7 +184,7 @@ def _read_off(conversion: Conversion) -> tuple[Tensor, Reorder] | None:
             why.append(f"{reorder_.__name__}: {type(error).__name__}: {error}")
         else:
             if why:
-                _say(f"its accumulators are read more slowly than by Triton: {'; '.join(why)}")
+                say(f"its accumulators are read more slowly than by Triton: {'; '.join(why)}")
             return order, reorder_
     _say_rounded("; ".join(why))
     return None
@@ -259,10 +259,10 @@ def by_pieces_(accum: Tensor, order: Tensor, scale: float) -> None:
 
 
 def _say_rounded(why: str) -> None:
-    _say(f"parts of dq, dk and dv are rounded before a ring adds them: {why}")
+    say(f"parts of dq, dk and dv are rounded before a ring adds them: {why}")
 
 
 @lru_cache(maxsize=64)
-def _say(what: str) -> None:
-    """Once."""
+def say(what: str) -> None:
+    """Once for a process."""
     logger.warning("attention kernel fa4: %s", what)

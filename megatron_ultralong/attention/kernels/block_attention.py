@@ -77,10 +77,13 @@ def forward(kernel: Kernel, inputs: Inputs) -> Result:
     runs = _runs(kernel, inputs)
     if len(runs) <= 1:
         return _forward_run(kernel, inputs)
-    out, lse = base.room_for(inputs.q)
+    room: Result | None = None
     for rows, edges in runs:
-        out[rows], lse[..., rows] = _forward_run(kernel, inputs.rows(rows, edges))
-    return out, lse
+        part = _forward_run(kernel, inputs.rows(rows, edges))
+        room = room or base.room_for(inputs.q, part[0].dtype)
+        room[0][rows], room[1][..., rows] = part
+    assert room is not None
+    return room
 
 
 def _forward_run(kernel: Kernel, inputs: Inputs) -> Result:
@@ -90,10 +93,13 @@ def _forward_run(kernel: Kernel, inputs: Inputs) -> Result:
     groups = _head_groups(q, k)
     if len(groups) == 1:
         return kernel.forward(inputs)
-    out, lse = base.room_for(q)
+    room: Result | None = None
     for heads, kv in groups:
-        out[:, :, heads], lse[:, heads] = kernel.forward(inputs.heads(heads, kv))
-    return out, lse
+        part = kernel.forward(inputs.heads(heads, kv))
+        room = room or base.room_for(q, part[0].dtype)
+        room[0][:, :, heads], room[1][:, heads] = part
+    assert room is not None
+    return room
 
 
 def backward(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
@@ -137,7 +143,7 @@ def _backward_run(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
         room[1][:, :, kv] += part[1]
         room[2][:, :, kv] += part[2]
     dq, dk, dv = room
-    if shared and not saved.wide:
+    if shared and not inputs.wide:
         dk, dv = dk.to(k.dtype), dv.to(v.dtype)
     return dq, dk, dv
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.attention.kernels import accumulators, base
+from megatron_ultralong.attention.kernels import accumulators, base, residuals
 
 _PACKAGE = "flash_attn.cute.interface"
 
@@ -28,11 +28,18 @@ class Flash4Kernel(base.Kernel):
         return why or base.missing(_PACKAGE, (9, 10), device)
 
     def forward(self, inputs: base.Inputs) -> base.Result:
-        """See :class:`Kernel`."""
-        q, k, v, *_ = inputs
-        out, lse = importlib.import_module(_PACKAGE)._flash_attn_fwd(
-            *base.packed(inputs, q, k, v), return_lse=True, **_options(inputs)
-        )[:2]
+        """See :class:`Kernel`. Parts of a sum are float32 on Hopper."""
+        q, *_ = inputs
+        package = importlib.import_module(_PACKAGE)
+
+        def call(its: base.Inputs) -> "partial[tuple[Any, ...]]":
+            tensors = base.packed(its, *its[:3])
+            return partial(package._flash_attn_fwd, *tensors, return_lse=True, **_options(its))
+
+        if inputs.wide:
+            out, lse = residuals.outputs(package, call, inputs)
+        else:
+            out, lse = call(inputs)()[:2]
         return base.unpacked(out)[0], lse.reshape(q.shape[1], q.shape[2], len(q))
 
     def backward(self, inputs: base.Inputs, saved: base.Saved) -> base.Gradients:
@@ -45,7 +52,7 @@ class Flash4Kernel(base.Kernel):
             deterministic=torch.are_deterministic_algorithms_enabled(),
             **_options(inputs),
         )
-        if saved.wide:
+        if inputs.wide:
             gradients = accumulators.gradients(package, call, inputs.documents)
         else:
             gradients = call()[:3]
