@@ -29,7 +29,7 @@ CONVERTER = "_bwd_postprocess_convert"
 Reorder = Callable[[Tensor, Tensor, float], None]
 _BASE = 256  # digits of a place: whole numbers up to here are exact in bfloat16
 _PIECE = 1 << 24  # elements that are in order at a time, without Triton
-patching = threading.RLock()  # of the package, by whoever does it
+patching = threading.RLock()  # held while the package is changed, and when it is called
 
 
 class Conversion(NamedTuple):

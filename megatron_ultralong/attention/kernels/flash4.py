@@ -36,10 +36,11 @@ class Flash4Kernel(base.Kernel):
             tensors = base.packed(its, *its[:3])
             return partial(package._flash_attn_fwd, *tensors, return_lse=True, **_options(its))
 
-        if inputs.wide:
-            out, lse = residuals.outputs(package, call, inputs)
-        else:
-            out, lse = call(inputs)()[:2]
+        with accumulators.patching:
+            if inputs.wide:
+                out, lse = residuals.outputs(package, call, inputs)
+            else:
+                out, lse = call(inputs)()[:2]
         return base.unpacked(out)[0], lse.reshape(q.shape[1], q.shape[2], len(q))
 
     def backward(self, inputs: base.Inputs, saved: base.Saved) -> base.Gradients:
@@ -52,10 +53,11 @@ class Flash4Kernel(base.Kernel):
             deterministic=torch.are_deterministic_algorithms_enabled(),
             **_options(inputs),
         )
-        if inputs.wide:
-            gradients = accumulators.gradients(package, call, inputs.documents)
-        else:
-            gradients = call()[:3]
+        with accumulators.patching:
+            if inputs.wide:
+                gradients = accumulators.gradients(package, call, inputs.documents)
+            else:
+                gradients = call()[:3]
         dq, dk, dv = base.unpacked(*gradients)
         return dq, dk, dv
 
