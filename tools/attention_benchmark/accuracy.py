@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from statistics import median
 from typing import Any
 from unittest import mock
 
@@ -20,7 +21,7 @@ from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.sequence.transport import LocalRing
 
 from .lone_rank import LoneRank
-from .measurement import header, inputs, measured, row
+from .measurement import header, inputs, measured, row, timed
 
 SIZES = (1, 2, 4, 8, 16)
 PARTS = ("bfloat16", "as the kernel has them")
@@ -153,7 +154,7 @@ def _speed(arguments: argparse.Namespace, device: torch.device, kernel: Kernel) 
     print("ways follow each other; GiB at the peak beyond inputs and results.")
     columns = [f"{name}, {unit}" for name in ("forward", "backward") for unit in ("s", "GiB")]
     header("local tokens", "documents", "parts", *columns, "time over that of bfloat16: forward", "backward")  # fmt: skip  # noqa: E501
-    for local in (8_192, 65_536, arguments.local_tokens):
+    for local in sorted({min(x, arguments.local_tokens) for x in (8_192, 65_536, 262_144)}):
         length = local * arguments.cp
         for edges in (None, [0, local // 3, length // 2 + 77, length]):
             found = _turns(
@@ -176,16 +177,23 @@ def _turns(
     }
     ring = partial(ring_attention, q, k, v, **options)
     turns: dict[str, list[list[float]]] = {parts: [] for parts in PARTS}
-    short = len(q) < 100_000
-    for _ in range(7 if short else 2):
+    memory: dict[str, list[float]] = {}
+    for turn in range(3 if len(q) > 100_000 else 10):
         for parts in PARTS:
             with _added(kernel, parts):
-                out, *forward = measured(q.device, ring)
+                # Memory is given back before it is measured, and takes time to get again: the
+                # first turn is not one of those that count. It compiles, too.
+                call = partial(measured, q.device) if turn == 0 else timed
+                out, forward, *forward_memory = call(ring)
                 backward = partial(torch.autograd.grad, out, (q, k, v), tensors[3])
-                turns[parts].append([*forward, *measured(q.device, backward)[1:]])
+                _, seconds, *backward_memory = call(backward)
+                if turn == 0:
+                    memory[parts] = [*forward_memory, *backward_memory]
+                else:
+                    turns[parts].append([forward, seconds])
                 del out, backward
-    middle = {}
+    found = {}
     for parts, its in turns.items():
-        counted = its[1:] if short else its  # the first compiles
-        middle[parts] = [sorted(column)[len(column) // 2] for column in zip(*counted, strict=True)]
-    return middle
+        (forward, seconds), (first, second) = map(median, zip(*its, strict=True)), memory[parts]
+        found[parts] = [forward, first, seconds, second]
+    return found

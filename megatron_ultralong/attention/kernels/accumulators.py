@@ -110,7 +110,7 @@ def held_back(package: ModuleType) -> Iterator[list[Conversion]]:
     owner = threading.get_ident()
     with patching:
         convert = getattr(package, CONVERTER, None)
-        signature = inspect.signature(convert) if callable(convert) else inspect.Signature()
+        signature = _signature(convert) if callable(convert) else inspect.Signature()
         if not callable(convert) or not set(signature.parameters) >= _PARAMETERS:
             _say_rounded(f"{package.__name__}.{CONVERTER} is not the function that is known")
             yield held
@@ -134,6 +134,7 @@ def held_back(package: ModuleType) -> Iterator[list[Conversion]]:
             setattr(package, CONVERTER, convert)
 
 
+_signature = lru_cache(maxsize=4)(inspect.signature)
 _OF_A_CALL = ("accum", "output", "scale", "cu_seqlens", "cu_total_m_blocks")
 _PARAMETERS = {*_OF_A_CALL, "hdim", "hdim_multiple_of", "block_size", "cluster_size"}
 
