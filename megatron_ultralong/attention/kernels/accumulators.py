@@ -110,8 +110,8 @@ def held_back(package: ModuleType) -> Iterator[list[Conversion]]:
     owner = threading.get_ident()
     with patching:
         convert = getattr(package, CONVERTER, None)
-        signature = _signature(convert) if callable(convert) else inspect.Signature()
-        if not callable(convert) or not set(signature.parameters) >= _PARAMETERS:
+        defaults = _defaults(convert) if callable(convert) else {}
+        if not callable(convert) or not set(defaults) >= _PARAMETERS:
             _say_rounded(f"{package.__name__}.{CONVERTER} is not the function that is known")
             yield held
             return
@@ -121,9 +121,7 @@ def held_back(package: ModuleType) -> Iterator[list[Conversion]]:
             if threading.get_ident() != owner:
                 convert(*positional, **named)
                 return
-            bound = signature.bind(*positional, **named)
-            bound.apply_defaults()
-            form = dict(bound.arguments)
+            form = {**defaults, **dict(zip(defaults, positional, strict=False)), **named}
             its = {name: form.pop(name) for name in _OF_A_CALL}
             held.append(Conversion(convert=convert, form=form, **its))
 
@@ -134,7 +132,12 @@ def held_back(package: ModuleType) -> Iterator[list[Conversion]]:
             setattr(package, CONVERTER, convert)
 
 
-_signature = lru_cache(maxsize=4)(inspect.signature)
+@lru_cache(maxsize=4)
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Of all its parameters, in their order."""
+    return {name: each.default for name, each in inspect.signature(function).parameters.items()}
+
+
 _OF_A_CALL = ("accum", "output", "scale", "cu_seqlens", "cu_total_m_blocks")
 _PARAMETERS = {*_OF_A_CALL, "hdim", "hdim_multiple_of", "block_size", "cluster_size"}
 
