@@ -26,6 +26,7 @@ BY_OTHERS = {
     "transformer_engine": "a build of its own",
     "megatron": "megatron-core, or the user's own Megatron-LM",
     "pydantic_core": "comes with pydantic",
+    "triton": "comes with builds of torch for GPUs; nothing needs it",
 }
 """Modules that are imported under a name that no requirement has."""
 

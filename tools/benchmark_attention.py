@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     arguments = _parser().parse_args()
     where = platform.processor() or platform.machine()
-    if arguments.verb in ("gpu", "ranks") and torch.cuda.is_available():
+    if arguments.verb in ("gpu", "ranks", "accuracy") and torch.cuda.is_available():
         where = torch.cuda.get_device_name()
     today = datetime.date.today().isoformat()
     if os.environ.get("RANK", "0") == "0":

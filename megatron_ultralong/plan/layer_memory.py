@@ -200,13 +200,13 @@ class AttentionMemory:
                 return
         with ledger.hold("ring and gather buffers", self._keys_here()):
             copies = self._copies(its.queries, its.keys)
-            with ledger.hold("attention", copies, self._result(its.queries), its.lse):
-                if not self._widens:
+            with ledger.hold("attention", copies, self._output(its.queries), its.lse):
+                if not self._widens and self.kernel != "fa4":
                     ledger.take("attention", self._sum())
                     ledger.give("attention", self._sum())
             with ledger.hold("attention", its.queries * self._wide, 2 * its.lse):
                 for queries, keys in self._rectangles():
-                    part = self._result(queries) + its.lse
+                    part = self._output(queries) + its.lse
                     with ledger.hold("attention", part):
                         ledger.touch("attention", self._copies(queries, keys))
                         ledger.touch("attention", self._merged(), 2 * its.lse)
@@ -296,6 +296,10 @@ class AttentionMemory:
             return sums + 2 * keys * self._wide
         # dk and dv of every query head, in the dtype of the inputs.
         return sums + 2 * keys * (self.sizes.queries // self.sizes.keys)
+
+    def _output(self, size: int) -> int:
+        """Output of a block; fa4 makes a float32 one of numbers and their residuals."""
+        return 2 * size * self._wide if self.kernel == "fa4" else self._result(size)
 
     def _result(self, size: int) -> int:
         return size * self._wide if self._widens else size

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from megatron_ultralong.attention.kernels import block_attention, cudnn
-from megatron_ultralong.attention.kernels.base import Inputs, Kernel, Saved
+from megatron_ultralong.attention.kernels import accumulators, block_attention, cudnn
+from megatron_ultralong.attention.kernels.base import Inputs, Kernel, Part, Saved
 from megatron_ultralong.attention.kernels.math import MATH
 from megatron_ultralong.program.errors import InputError
 from tests.attention.whole_sequence import dense, inputs, ring
@@ -128,3 +130,84 @@ def test_deterministic_runs_are_bit_equal(kernel):
     cu_seqlens = torch.tensor([0, 300, 1030, 2048])
     runs = [ring(tensors, 4, cu_seqlens, kernel=kernel.name, deterministic=True) for _ in range(3)]
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+
+
+@pytest.fixture
+def fa4(monkeypatch) -> Kernel:
+    monkeypatch.setattr(accumulators, "_orders", {})
+    accumulators.say.cache_clear()
+    try:
+        return block_attention.resolve(torch.bfloat16, 128, DEVICE, "fa4")
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def fixed_order() -> Iterator[None]:
+    """Of the sums of dq, without which two runs of it differ."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("fixed_order")
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("mask", ["none", "causal", "documents", "many documents"])
+@pytest.mark.parametrize(("length", "batch"), [(1000, 1), (129, 2)])
+def test_float32_parts_are_those_of_the_package_before_it_rounds(
+    fa4, caplog, head_dim, mask, length, batch
+):
+    """Bit for bit. Of more than 256 documents the package has another form."""
+    tensors = inputs(length, 4, 1, head_dim, torch.bfloat16, batch=batch)
+    q, k, v, dout = (x.to(DEVICE) for x in tensors)
+    some = (0, 1, length // 3, length // 3 + 1, length // 2, length)
+    many = (*range(0, min(900, length - 1), 3), length)
+    edges = {"none": None, "causal": (0, length), "documents": some, "many documents": many}
+    its = Inputs(q, k, v, edges[mask], 0.1)
+    saved = Saved(dout, *block_attention.forward(fa4, its))
+    rounded = block_attention.backward(fa4, its, saved)
+    found = block_attention.backward(fa4, Part(*its), saved)
+    assert [record.message for record in caplog.records if "fa4" in record.message] == []
+    assert all(x.dtype == torch.float32 for x in found)
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(rounded, found, strict=True))
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability(DEVICE)[0] != 9,
+    reason="the kernel that writes residuals is Hopper's",
+)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("mask", ["none", "causal", "documents"])
+@pytest.mark.parametrize(("length", "batch"), [(1000, 1), (129, 2)])
+def test_parts_of_the_output_have_the_bits_of_two_numbers(
+    fa4, caplog, head_dim, mask, length, batch
+):
+    q, k, v, _ = (x.to(DEVICE) for x in inputs(length, 4, 1, head_dim, torch.bfloat16, batch=batch))
+    some = (0, 1, length // 3, length // 3 + 1, length // 2, length)
+    edges = {"none": None, "causal": (0, length), "documents": some}[mask]
+    rounded, lse = block_attention.forward(fa4, Inputs(q, k, v, edges, 0.1))
+    found, lse_found = block_attention.forward(fa4, Part(q, k, v, edges, 0.1))
+    exact, _ = block_attention.forward(MATH, Inputs(q.double(), k.double(), v.double(), edges, 0.1))
+    assert [record.message for record in caplog.records if "fa4" in record.message] == []
+    assert (rounded.dtype, found.dtype) == (torch.bfloat16, torch.float32)
+    # Of a number that is rounded, half a step; the kernel rounds no differently with packed heads.
+    assert (found - rounded).abs().max() <= 2**-8 * rounded.abs().max()
+    assert (found - rounded).norm() >= 1e-3 * rounded.norm()
+    assert (found - exact).norm() < 0.85 * (rounded - exact).norm()
+    assert (lse - lse_found).abs().max() <= 1e-3
+
+
+@pytest.mark.parametrize("backend", ["p2p", "all_gather"])
+@pytest.mark.parametrize("edges", [None, [0, 1, 300, 1030, 2048]])
+def test_the_ring_of_fa4_errs_as_one_rank(fa4, backend, edges):
+    tensors = _inputs(2048)
+    cu_seqlens = None if edges is None else torch.tensor(edges)
+    exact = dense(tensors, cu_seqlens)
+    errors = []
+    for cp_size in (1, 2, 16):
+        found = ring(tensors, cp_size, cu_seqlens, backend=backend, kernel=fa4.name)
+        errors.append([(a.double() - b).norm() for a, b in zip(found, exact, strict=True)])
+    plain, *others = errors
+    for its in others:
+        ratios = [float(x / y) for x, y in zip(its, plain, strict=True)]
+        assert max(ratios) <= 1.05, ratios

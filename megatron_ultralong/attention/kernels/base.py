@@ -82,6 +82,11 @@ Runs = tuple[tuple[int, tuple[int, ...]], ...]
 class Inputs(NamedTuple):
     """What a kernel is called with; shapes are the module's."""
 
+    @property
+    def wide(self) -> bool:
+        """Whether the results are parts of a sum (:class:`Part`)."""
+        return False
+
     q: Tensor
     k: Tensor
     v: Tensor
@@ -95,12 +100,24 @@ class Inputs(NamedTuple):
 
     def rows(self, rows: slice, mask: Mask) -> Inputs:
         """Documents alone: their queries over their keys."""
-        return Inputs(self.q[rows], self.k[rows], self.v[rows], mask, self.scale)
+        return type(self)(self.q[rows], self.k[rows], self.v[rows], mask, self.scale)
 
     def heads(self, heads: slice, kv: slice) -> Inputs:
         """Some heads, and the key heads that they read."""
         group = (self.q[:, :, heads], self.k[:, :, kv], self.v[:, :, kv])
-        return Inputs(*group, self.mask, self.scale)
+        return type(self)(*group, self.mask, self.scale)
+
+
+class Part(Inputs):
+    """Inputs whose results are parts of a sum.
+
+    A kernel that has them in float32 returns them so; others round each part.
+    """
+
+    @property
+    def wide(self) -> bool:
+        """It is so."""
+        return True
 
 
 class Saved(NamedTuple):
@@ -154,7 +171,8 @@ class Kernel(abc.ABC):
     serves_documents = False
     """It takes masks of several documents where b = 1; others get a call for each document."""
     can_widen = False
-    """It can compute bfloat16 blocks in float32, so that parts of a sum are not rounded."""
+    """It can compute bfloat16 blocks in float32, so that no part of a sum is rounded; a kernel that
+    computes in bfloat16 but has float32 results looks at :attr:`Inputs.wide`."""
 
     @abc.abstractmethod
     def refusal(self, dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
@@ -166,11 +184,11 @@ class Kernel(abc.ABC):
 
     @abc.abstractmethod
     def forward(self, inputs: Inputs) -> Result:
-        """Output and log-sum-exp."""
+        """Output, of any dtype of floats, and log-sum-exp."""
 
     @abc.abstractmethod
     def backward(self, inputs: Inputs, saved: Saved) -> Gradients:
-        """Gradients of q, k and v, given out and lse over all keys."""
+        """Gradients of q, k and v, given out and lse over all keys, of any dtype of floats."""
 
     def forward_rows(
         self, q: Tensor, keys: Tensor, values: Tensor, rows: RowLengths, scale: float
@@ -197,11 +215,11 @@ def sequence_first(*tensors: Tensor) -> list[Tensor]:
     return [x.permute(2, 0, 1, 3) for x in tensors]
 
 
-def room_for(q: Tensor) -> Result:
+def room_for(q: Tensor, dtype: torch.dtype | None = None) -> Result:
     """Memory for the output and log-sum-exp of queries ``q``, not yet written."""
     s, b, heads, _ = q.shape
     lse = q.new_empty((b, heads, s), dtype=accumulation_dtype(q.dtype))
-    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+    return q.new_empty(q.shape, dtype=dtype), lse
 
 
 def room_for_gradients(*tensors: Tensor) -> list[Tensor]:

@@ -99,10 +99,13 @@ def forward(kernel: Kernel, inputs: Inputs) -> Result:
     runs = _runs(kernel, inputs)
     if len(runs) <= 1:
         return _forward_run(kernel, inputs)
-    out, lse = base.room_for(inputs.q)
+    room: Result | None = None
     for rows, edges in runs:
-        out[rows], lse[..., rows] = _forward_run(kernel, inputs.rows(rows, edges))
-    return out, lse
+        part = _forward_run(kernel, inputs.rows(rows, edges))
+        room = room or base.room_for(inputs.q, part[0].dtype)
+        room[0][rows], room[1][..., rows] = part
+    assert room is not None
+    return room
 
 
 def _forward_run(kernel: Kernel, inputs: Inputs) -> Result:
@@ -112,10 +115,13 @@ def _forward_run(kernel: Kernel, inputs: Inputs) -> Result:
     groups = _head_groups(q, k)
     if len(groups) == 1:
         return kernel.forward(inputs)
-    out, lse = base.room_for(q)
+    room: Result | None = None
     for heads, kv in groups:
-        out[:, :, heads], lse[:, heads] = kernel.forward(inputs.heads(heads, kv))
-    return out, lse
+        part = kernel.forward(inputs.heads(heads, kv))
+        room = room or base.room_for(q, part[0].dtype)
+        room[0][:, :, heads], room[1][:, heads] = part
+    assert room is not None
+    return room
 
 
 def backward(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
@@ -123,11 +129,20 @@ def backward(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
     runs = _runs(kernel, inputs)
     if len(runs) <= 1:
         return _backward_run(kernel, inputs, saved)
-    dq, dk, dv = base.room_for_gradients(inputs.q, inputs.k, inputs.v)
+    room: list[Tensor] = []
     for rows, edges in runs:
         part = _backward_run(kernel, inputs.rows(rows, edges), saved.rows(rows))
-        dq[rows], dk[rows], dv[rows] = part
+        room = room or _room(part, inputs)
+        for whole, its in zip(room, part, strict=True):
+            whole[rows] = its
+    dq, dk, dv = room
     return dq, dk, dv
+
+
+def _room(part: Gradients, inputs: Inputs) -> list[Tensor]:
+    """Memory for the gradients of the inputs, of the dtypes of a part of them."""
+    pairs = zip(inputs[:3], part, strict=True)
+    return [x.new_empty(x.shape, dtype=its.dtype) for x, its in pairs]
 
 
 def _backward_run(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
@@ -137,17 +152,22 @@ def _backward_run(kernel: Kernel, inputs: Inputs, saved: Saved) -> Gradients:
     groups = _head_groups(q, k)
     if len(groups) == 1:
         return kernel.backward(inputs, saved)
-    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     # Groups that share a key head add to its gradient.
     shared = len(groups) > k.shape[2]
-    dtype = base.accumulation_dtype(k.dtype) if shared else k.dtype
-    dk, dv = (k.new_zeros(k.shape, dtype=dtype) for _ in range(2))
+    room: list[Tensor] = []
     for heads, kv in groups:
         part = kernel.backward(inputs.heads(heads, kv), saved.heads(heads))
-        dq[:, :, heads], dk_part, dv_part = part
-        dk[:, :, kv] += dk_part
-        dv[:, :, kv] += dv_part
-    return dq, dk.to(k.dtype), dv.to(v.dtype)
+        if not room:
+            dq, dk, dv = _room(part, inputs)
+            wide = base.accumulation_dtype(k.dtype)
+            room = [dq, *(x.to(wide if shared else x.dtype).zero_() for x in (dk, dv))]
+        room[0][:, :, heads] = part[0]
+        room[1][:, :, kv] += part[1]
+        room[2][:, :, kv] += part[2]
+    dq, dk, dv = room
+    if shared and not inputs.wide:
+        dk, dv = dk.to(k.dtype), dv.to(v.dtype)
+    return dq, dk, dv
 
 
 def _runs(kernel: Kernel, inputs: Inputs) -> list[tuple[slice, tuple[int, ...]]]:

@@ -6,11 +6,12 @@ of its own time alone (the number of results has grown since).
 """
 
 import importlib
+from functools import partial
 from typing import Any
 
 import torch
 
-from megatron_ultralong.attention.kernels import base
+from megatron_ultralong.attention.kernels import accumulators, base, residuals
 
 _PACKAGE = "flash_attn.cute.interface"
 
@@ -27,22 +28,37 @@ class Flash4Kernel(base.Kernel):
         return why or base.missing(_PACKAGE, (9, 10), device)
 
     def forward(self, inputs: base.Inputs) -> base.Result:
-        """See :class:`Kernel`."""
-        q, k, v, *_ = inputs
-        out, lse = importlib.import_module(_PACKAGE)._flash_attn_fwd(
-            *base.packed(inputs, q, k, v), return_lse=True, **_options(inputs)
-        )[:2]
+        """See :class:`Kernel`. Parts of a sum are float32 on Hopper."""
+        q, *_ = inputs
+        package = importlib.import_module(_PACKAGE)
+
+        def call(its: base.Inputs) -> "partial[tuple[Any, ...]]":
+            tensors = base.packed(its, *its[:3])
+            return partial(package._flash_attn_fwd, *tensors, return_lse=True, **_options(its))
+
+        with accumulators.patching:
+            if inputs.wide:
+                out, lse = residuals.outputs(package, call, inputs)
+            else:
+                out, lse = call(inputs)()[:2]
         return base.unpacked(out)[0], lse.reshape(q.shape[1], q.shape[2], len(q))
 
     def backward(self, inputs: base.Inputs, saved: base.Saved) -> base.Gradients:
-        """See :class:`Kernel`."""
-        gradients = importlib.import_module(_PACKAGE)._flash_attn_bwd(
+        """See :class:`Kernel`. Parts of a sum are float32; dk and dv only of grouped heads."""
+        package = importlib.import_module(_PACKAGE)
+        call = partial(
+            package._flash_attn_bwd,
             *base.packed(inputs, *inputs[:3], saved.out, saved.dout),
             base.packed_lse(inputs, saved.lse),
             deterministic=torch.are_deterministic_algorithms_enabled(),
             **_options(inputs),
         )
-        dq, dk, dv = base.unpacked(*gradients[:3])
+        with accumulators.patching:
+            if inputs.wide:
+                gradients = accumulators.gradients(package, call, inputs.documents)
+            else:
+                gradients = call()[:3]
+        dq, dk, dv = base.unpacked(*gradients)
         return dq, dk, dv
 
 

@@ -36,7 +36,7 @@ class Block:
         """The tensors in the dtype of sums, if the kernel can compute in it and the block is one
         of several: its results are then rounded once, at the end, at any size of the ring.
 
-        The kernels of GPUs return bfloat16.
+        The kernels of GPUs compute in bfloat16; of them, fa4 has float32 results.
         """
         if self.plan.size == 1 or not self.kernel.can_widen:
             return list(tensors)
@@ -45,7 +45,8 @@ class Block:
     def _inputs(self, rows: slice, k: Tensor, v: Tensor, mask: base.Mask) -> Inputs:
         """Queries ``rows`` over some keys."""
         q, k, v = self.exact(self.q[rows], k, v)
-        return Inputs(q, k, v, mask, self.scale)
+        kind = Inputs if self.plan.size == 1 else base.Part
+        return kind(q, k, v, mask, self.scale)
 
     def forward_own(self, edges: tuple[int, ...]) -> Result:
         """Causal attention inside the documents of the rank's own tokens.
