@@ -84,11 +84,14 @@ class _Writer(FileSystemWriterAsync):
         return self.copies or value.is_cuda
 
     def _kept(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or not self._is_copied(value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        value = value.detach()
+        if not self._is_copied(value):
             return value
         buffer = self.staging[value.is_cuda].take(value.shape, value.dtype)
         self.staged[value.is_cuda].append(buffer)
-        return buffer.copy_(value.detach(), non_blocking=True)
+        return buffer.copy_(value, non_blocking=True)
 
 
 class Snapshot:
@@ -138,7 +141,8 @@ class Snapshot:
         Raises:
             Exception: a file could not be written.
         """
-        files, results = {}, []
+        files: dict[str, Checksum] = {}
+        results: list[WriteResult] = []
         if self._writer.items:
             name = f"{self._writer.prefix}0.distcp"
             results, files[name] = self._write_items(name)
