@@ -209,11 +209,16 @@ class PromptTokenizer:
         """Text of what a model wrote, without special tokens."""
         return self._tokenizer.decode([int(i) for i in ids if int(i) not in self._not_written])
 
-    def stop_ids(self) -> frozenset[int]:
+    def stop_ids(self, template: PromptTemplate = "base") -> frozenset[int]:
         """Ids that end an answer, as ``generation_config.json`` or ``config.json`` name them.
 
-        Where they name none, the stop tokens of the family of ``config.json``, if it says one.
+        Where they name none, the stop tokens of the family of ``config.json``, if it says one. Of
+        ``chat`` also what ends the assistant's turn: a tuned model may have its base's files.
         """
+        known, ends = self._special_ids, self.turns.after["assistant"][: template == "chat"]
+        return self._named_stop_ids() | {self._special_ids[end] for end in ends if end in known}
+
+    def _named_stop_ids(self) -> frozenset[int]:
         for values in self._configs:
             ids = values.get("eos_token_id")
             if ids is not None:

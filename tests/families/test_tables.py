@@ -157,6 +157,11 @@ def test_stop_tokens_of_the_family_end_what_no_file_ends(tmp_path: Path, family:
     assert tokenizer.turns in family.turns
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
     assert PromptTokenizer(tmp_path).stop_ids() == {7}
+    end = known.token_to_id(tokenizer.turns.after["assistant"][0])
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    values = json.dumps({"model_type": family.name})  # a tune whose files are still its base's
+    (tmp_path / "config.json").write_text(values)
+    assert PromptTokenizer(tmp_path).stop_ids("chat") == {7, 8, end}
 
 
 def test_defaults_that_change_greedy_texts_are_named(tmp_path: Path) -> None:
@@ -175,7 +180,7 @@ def test_whatever_writes_answers_names_them() -> None:
     texts = {
         file.relative_to(package).as_posix(): file.read_text() for file in package.rglob("*.py")
     }
-    doors = {file for file, text in texts.items() if ".stop_ids()" in text}
+    doors = {file for file, text in texts.items() if ".stop_ids(" in text}
     assert len(doors) >= 3
     for line in (".not_applied()", 'tell(f"warning: {note}")'):
         assert not [file for file in doors if line not in texts[file]]
