@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
-from megatron_ultralong.data.tokenize.template_comparison import difference
+from megatron_ultralong.data.tokenize.template_comparison import check_ids, difference
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.families.family import Turns
@@ -176,6 +176,8 @@ class PromptTokenizer:
             )
         written = "".join([*self.turns.begun(), *self.turns.turn("user", _PROBE)])
         rendered = written if self._rendered is None else self._rendered
+        parts = prompt_parts(template, self.turns, (f" {_PROBE}\n", "It"))
+        check_ids(self._tokenizer, "".join(parts), self.encode_parts(parts))
         # Spaces around a text differ between the releases of Mistral's template.
         if "".join(written.split()) != "".join(rendered.split()):
             raise InputError(
@@ -202,7 +204,8 @@ class PromptTokenizer:
             if is_special:
                 ids.append(np.asarray([self._special_id(part) for part in group], np.int64))
             elif text := "".join(group):
-                ids.append(self.encode(text))
+                encode = self._tokenizer.encode_behind if ids else self._tokenizer.encode_documents
+                ids.append(encode([text])[0].astype(np.int64))
         return np.concatenate(ids) if ids else np.zeros(0, np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:

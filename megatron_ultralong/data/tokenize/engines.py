@@ -62,6 +62,8 @@ class FastTokenizer:
         self.vocab_size = reference.vocab_size
         self.special_texts = reference.special_texts
         self.encode_separator, self.decode = reference.encode_separator, reference.decode
+        ways = reference.encode_documents, reference.encode_behind
+        self._is_alike = np.array_equal(*(encode(["x"])[0] for encode in ways))
         self.eos_text = reference.eos_text
         joined = "x".join(reference.special_texts[:300])
         self.check([*PROBES, *reference.special_texts[:300], joined])
@@ -69,6 +71,10 @@ class FastTokenizer:
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text, see :class:`DocumentTokenizer` of ``tokenising.py``."""
         return [self._encode_one(text) for text in texts]
+
+    def encode_behind(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The same of texts behind a special token, by the reference where it has others there."""
+        return (self.encode_documents if self._is_alike else self.reference.encode_behind)(texts)
 
     def _encode_one(self, text: str) -> npt.NDArray[np.int32]:
         if any(special in text for special in self._not_in_text):

@@ -1,6 +1,8 @@
 """Whole documents to token ids, without BOS or EOS, special tokens in the text taken as text."""
 
+import functools
 import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +50,9 @@ class DocumentTokenizer(Protocol):
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text: no BOS, no EOS, the text of a special token in ordinary ids."""
 
+    def encode_behind(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The same of texts that stand behind a special token."""
+
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text that stands alone; the text of a special token gives that token's id."""
 
@@ -92,10 +97,25 @@ class HuggingFaceTokenizer:
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text, see :class:`DocumentTokenizer`."""
-        self._tokenizer.encode_special_tokens = True  # as text, says the library's flag
-        whole = [well_formed(text) for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(whole, add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return _encoded(self._tokenizer, texts)
+
+    def encode_behind(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The same of texts behind a special token: Mistral's tokenizer puts a space before the
+        first text alone.
+        """
+        return _encoded(self._without_first_space or self._tokenizer, texts)
+
+    @functools.cached_property
+    def _without_first_space(self) -> Tokenizer | None:
+        """The tokenizer that does so nowhere; None: this one does not either."""
+        values, found = json.loads(self._tokenizer.to_str()), False
+        left = [values["pre_tokenizer"]]
+        while left:
+            part = left.pop() or {}
+            left += part.get("pretokenizers", [])
+            if part.get("prepend_scheme") == "first":
+                part["prepend_scheme"], found = "never", True
+        return Tokenizer.from_str(json.dumps(values)) if found else None
 
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text alone: ``"<s>" -> [45147, 29]`` with Llama 3's vocabulary."""
@@ -119,6 +139,13 @@ class HuggingFaceTokenizer:
             f"--separator eos: {self.file.parent} names no eos_token in tokenizer_config.json or "
             "special_tokens_map.json; give the token's text as --separator"
         )
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    tokenizer.encode_special_tokens = True  # as text, says the library's flag
+    whole = [well_formed(text) for text in texts]
+    encodings = tokenizer.encode_batch_fast(whole, add_special_tokens=False)
+    return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
 def well_formed(text: str) -> str:

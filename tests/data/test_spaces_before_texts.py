@@ -1,0 +1,98 @@
+"""Tokenizers that put a space before a text: chats are the tokens that transformers gives them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Sequence
+from transformers import PreTrainedTokenizerFast
+
+from megatron_ultralong.data.read.conversation import Conversation, Message
+from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, TemplateName
+from megatron_ultralong.data.tokenize.engines import choose_tokenizer
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, prompt_parts
+from megatron_ultralong.program.errors import InputError
+
+WORDS = ["user", "assistant", "system", " hello", " world", " how", " are", " you", "hello", "how"]
+SPACES = {
+    "first": Metaspace(prepend_scheme="first", split=False),  # Mistral 7B v0.3, Llama 2 not legacy
+    "first of a sequence": Sequence([Metaspace(prepend_scheme="first", split=True)]),
+    "always": Metaspace(prepend_scheme="always", split=False),
+    "never": Metaspace(prepend_scheme="never", split=False),
+    "prepended": normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+    "bytes": ByteLevel(add_prefix_space=True),
+}
+TEXTS = ("hello world", "how are you", "hello", " x \n y", "how\n", "", " you")
+NAMES: tuple[TemplateName, ...] = ("plain", "llama3", "llama3.1", "qwen2.5", "qwen3")
+
+
+def write(folder: Path, spaces: str, **marks: bool) -> Path:
+    """A tokenizer with the special tokens of all templates."""
+    tokenizer, part = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>")), SPACES[spaces]
+    is_normalizer = isinstance(part, normalizers.Normalizer)
+    setattr(tokenizer, "normalizer" if is_normalizer else "pre_tokenizer", part)
+    decoder = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    decoder += [decoders.Strip(" ", 1, 0)] if spaces != "never" else []  # as published ones have it
+    tokenizer.decoder = decoders.Sequence(decoder)
+    alphabet = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *map(chr, range(33, 127))]
+    if spaces == "bytes":
+        tokenizer.decoder, alphabet = decoders.ByteLevel(), ["<unk>", *ByteLevel.alphabet()]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(WORDS * 3, trainer)
+    values = json.loads(tokenizer.to_str())
+    values["added_tokens"] = values["added_tokens"][:1]  # bytes are vocabulary
+    tokenizer = Tokenizer.from_str(json.dumps(values))
+    names = {name for template in TEMPLATES.values() for name in template.special} - {"<eos>"}
+    tokenizer.add_special_tokens(
+        [AddedToken(name, normalized=False, **marks) for name in sorted({*names, "</s>"})]
+    )
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    return folder
+
+
+@pytest.mark.parametrize("spaces", SPACES)
+def test_chats_are_the_tokens_of_transformers(tmp_path: Path, spaces: str) -> None:
+    folder = write(tmp_path, spaces)
+    judge = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = choose_tokenizer(folder, "auto").tokenizer
+    compared: Counter[str] = Counter()
+    for name, (first, second) in itertools.product(NAMES, itertools.product(TEXTS, repeat=2)):
+        chat = tuple(map(Message, ("system", "user", "assistant", "user"), (first, second) * 2))
+        template = TEMPLATES[name]
+        pieces = template.render(Conversation(chat), "today")
+        judge.chat_template = template.jinja_with("today")
+        messages = [{"role": one.role, "content": one.content} for one in chat]
+        expected = judge.apply_chat_template(messages, return_dict=False)
+        found = None
+        with contextlib.suppress(InputError):  # the line before an answer may share a token with it
+            (found,) = ChatEncoder(template, tokenizer).encode([pieces])
+        if found is not None:
+            assert found.tokens.tolist() == expected, (name, first, second)
+            compared[name] += 1
+    # a byte-level tokenizer with a space before each text cannot tell where an answer begins
+    assert min(compared[name] for name in NAMES) >= (14 if spaces != "bytes" else 0), compared
+    prompts = PromptTokenizer(folder)
+    for text, answer in itertools.product(TEXTS[:4], TEXTS):
+        parts = prompt_parts("chat", prompts.turns, (text, answer), (answer, text))
+        expected = judge.encode("".join(parts), add_special_tokens=False)
+        assert prompts.encode_parts(parts).tolist() == expected
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_a_special_token_that_takes_spaces_is_refused(tmp_path: Path, side: str) -> None:
+    folder = write(tmp_path, "never", **{side: True})
+    tokenizer = choose_tokenizer(folder, "auto").tokenizer
+    message = "tokenizer.json reads a chat as other tokens than its parts: .* in place of .* from"
+    with pytest.raises(InputError, match=message):
+        ChatEncoder(TEMPLATES["qwen2.5"], tokenizer)
+    with pytest.raises(InputError, match=message):
+        PromptTokenizer(folder).check_template("chat")
