@@ -185,9 +185,13 @@ class PromptTokenizer:
                 f"{difference('chat', written, rendered)}; use --prompt-template base"
             )
 
-    def encode(self, text: str) -> IdArray:
-        """Ids of a text, without anything before or after it; special tokens' texts are text."""
-        return self._tokenizer.encode_documents([text])[0].astype(np.int64)
+    def encode(self, text: str, *, behind: bool = False) -> IdArray:
+        """Ids of a text, without anything before or after it; special tokens' texts are text.
+
+        ``behind``: it stands behind a special token.
+        """
+        its = self._tokenizer
+        return (its.encode_behind if behind else its.encode_documents)([text])[0].astype(np.int64)
 
     def count(self, texts: Sequence[str]) -> IdArray:
         """Number of ids of every text, each alone."""
@@ -204,8 +208,7 @@ class PromptTokenizer:
             if is_special:
                 ids.append(np.asarray([self._special_id(part) for part in group], np.int64))
             elif text := "".join(group):
-                encode = self._tokenizer.encode_behind if ids else self._tokenizer.encode_documents
-                ids.append(encode([text])[0].astype(np.int64))
+                ids.append(self.encode(text, behind=bool(ids)))
         return np.concatenate(ids) if ids else np.zeros(0, np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -17,6 +17,7 @@ from megatron_ultralong.data.read.conversation import Conversation, Message
 from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, TemplateName
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer
+from megatron_ultralong.evaluation.local.prompt import prompt_ids
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, prompt_parts
 from megatron_ultralong.program.errors import InputError
 
@@ -85,6 +86,9 @@ def test_chats_are_the_tokens_of_transformers(tmp_path: Path, spaces: str) -> No
         parts = prompt_parts("chat", prompts.turns, (text, answer), (answer, text))
         expected = judge.encode("".join(parts), add_special_tokens=False)
         assert prompts.encode_parts(parts).tolist() == expected
+        parts = prompt_parts("chat", prompts.turns, (text.strip(), ""))
+        expected = judge.encode("".join(parts), add_special_tokens=False)
+        assert prompt_ids(prompts, "chat", [("user", text.strip())])[0].tolist() == expected
 
 
 @pytest.mark.parametrize("side", ["lstrip", "rstrip"])

@@ -7,7 +7,7 @@ it, whatever else lies beside a tokenizer; a checkpoint and its exports take it 
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
@@ -105,7 +105,7 @@ def _token(folder: Path, name: str) -> str:
 def _stop_ids(folder: Path) -> list[int]:
     """Ids that end a text of the model in ``folder``: engines take the first file that has some."""
     named = (side_file(folder, file).get("eos_token_id") for file in (_GENERATION, "config.json"))
-    ids = next((one for one in named if one is not None), [])
+    ids: Any = next((one for one in named if one is not None), [])
     return [*ids] if isinstance(ids, list) else [ids]
 
 
