@@ -62,7 +62,8 @@ class FolderTokenizer:
             continues: end within the last message, which is to be continued.
 
         Raises:
-            InputError: there is no template, or it cannot be rendered.
+            InputError: there is no template, it cannot be rendered, or it leaves out what the user
+                or the system says.
         """
         if self._template is None:
             if not self.has_template:
@@ -81,6 +82,14 @@ class FolderTokenizer:
             add_generation_prompt=add_generation_prompt,
             **self.tokenizer.special_tokens_map,
         )
+        for message in chat:
+            role, content = message["role"], message["content"].strip()
+            if role in ("system", "user") and content not in text:
+                raise InputError(
+                    f"the chat template of {self.folder} leaves out the {role} message "
+                    f"({content[:40]!r}): the model would never see it; "
+                    + ("leave it out" if role == "system" else "use plain prompts")
+                )
         if not continues:
             return text
         place = text.rfind(_END.strip())
