@@ -95,7 +95,7 @@ def test_chats_are_the_tokens_of_transformers(tmp_path: Path, spaces: str) -> No
 def test_a_special_token_that_takes_spaces_is_refused(tmp_path: Path, side: str) -> None:
     folder = write(tmp_path, "never", **{side: True})
     tokenizer = choose_tokenizer(folder, "auto").tokenizer
-    message = "tokenizer.json reads a chat as other tokens than its parts: .* in place of .* from"
+    message = "tokenizer.json reads a chat as other tokens than its parts: .* instead of .* from"
     with pytest.raises(InputError, match=message):
         ChatEncoder(TEMPLATES["qwen2.5"], tokenizer)
     with pytest.raises(InputError, match=message):

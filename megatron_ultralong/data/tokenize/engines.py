@@ -1,6 +1,7 @@
 """Which tokenizer reads the documents: the reference, or gigatoken where its ids are the same."""
 
 import contextlib
+import functools
 import json
 import platform
 import re
@@ -62,8 +63,6 @@ class FastTokenizer:
         self.vocab_size = reference.vocab_size
         self.special_texts = reference.special_texts
         self.encode_separator, self.decode = reference.encode_separator, reference.decode
-        (first,), (behind,) = reference.encode_documents(["x"]), reference.encode_behind(["x"])
-        self._is_alike = np.array_equal(first, behind)
         self.eos_text = reference.eos_text
         joined = "x".join(reference.special_texts[:300])
         self.check([*PROBES, *reference.special_texts[:300], joined])
@@ -75,6 +74,12 @@ class FastTokenizer:
     def encode_behind(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """The same of texts behind a special token, by the reference where it has others there."""
         return (self.encode_documents if self._is_alike else self.reference.encode_behind)(texts)
+
+    @functools.cached_property
+    def _is_alike(self) -> bool:
+        ways = self.reference.encode_documents, self.reference.encode_behind
+        first, behind = (encode(["x"])[0].tolist() for encode in ways)
+        return first == behind
 
     def _encode_one(self, text: str) -> npt.NDArray[np.int32]:
         if any(special in text for special in self._not_in_text):

@@ -92,7 +92,7 @@ def check_ids(tokenizer: DocumentTokenizer, text: str, ids: npt.NDArray[np.integ
     same = next((n for n, (one, other) in pairs if one != other), min(len(found), len(expected)))
     its, other = (tokenizer.decode(some[max(same - 2, 0) : same + 4]) for some in (found, expected))
     raise InputError(
-        f"{tokenizer.file} reads a chat as other tokens than its parts: {other!r} in place of "
+        f"{tokenizer.file} reads a chat as other tokens than its parts: {other!r} instead of "
         f"{its!r} from token {same} on; set lstrip and rstrip of its special tokens false, or take "
         "another template"
     )

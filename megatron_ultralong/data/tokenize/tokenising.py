@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,14 +107,9 @@ class HuggingFaceTokenizer:
     @functools.cached_property
     def _without_first_space(self) -> Tokenizer | None:
         """The tokenizer that does so nowhere; None: this one does not either."""
-        values, found = json.loads(self._tokenizer.to_str()), False
-        left = [values["pre_tokenizer"]]
-        while left:
-            part = left.pop() or {}
-            left += part.get("pretokenizers", [])
-            if part.get("prepend_scheme") == "first":
-                part["prepend_scheme"], found = "never", True
-        return Tokenizer.from_str(json.dumps(values)) if found else None
+        first, never = (f'"prepend_scheme":"{where}"' for where in ("first", "never"))
+        text = self._tokenizer.to_str()  # in a token, quotes have backslashes
+        return Tokenizer.from_str(text.replace(first, never)) if first in text else None
 
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text alone: ``"<s>" -> [45147, 29]`` with Llama 3's vocabulary."""
