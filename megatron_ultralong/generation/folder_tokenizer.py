@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.checkpoint.convert.small_files import check_tokenizer_names
+from megatron_ultralong.checkpoint.formats.tokenizer_files import FAST_FILE
 from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
 from megatron_ultralong.data.tokenize.tokenising import check_file_sizes
 from megatron_ultralong.program.errors import InputError
@@ -30,8 +31,12 @@ class FolderTokenizer:
         transformers = optional_package("transformers", what, otherwise)
         check_tokenizer_names(folder)
         check_file_sizes(folder)
+        # As rows were written: classes that a folder may name (Llama's of 5.x) make a tokenizer of
+        # their own around its vocabulary.
+        is_fast = (folder / FAST_FILE).is_file()
+        reader = transformers.PreTrainedTokenizerFast if is_fast else transformers.AutoTokenizer
         try:
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+            self.tokenizer: Any = reader.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
         except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, TemplateName
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer
 from megatron_ultralong.evaluation.local.prompt import prompt_ids
+from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, prompt_parts
 from megatron_ultralong.program.errors import InputError
 
@@ -100,3 +101,19 @@ def test_a_special_token_that_takes_spaces_is_refused(tmp_path: Path, side: str)
         ChatEncoder(TEMPLATES["qwen2.5"], tokenizer)
     with pytest.raises(InputError, match=message):
         PromptTokenizer(folder).check_template("chat")
+
+
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "LlamaTokenizerFast", "Qwen2Tokenizer", None])
+def test_chats_are_read_by_the_file_whatever_class_a_folder_names(
+    tmp_path: Path, kind: str | None
+) -> None:
+    """Llama's class makes another tokenizer of the vocabulary in transformers 5."""
+    for spaces in ("first", "always", "never", "prepended"):
+        folder = write(tmp_path / spaces, spaces)
+        named = {"eos_token": "</s>", "legacy": True} | ({"tokenizer_class": kind} if kind else {})
+        (folder / "tokenizer_config.json").write_text(json.dumps(named))
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+        prompts, chats = PromptTokenizer(folder), FolderTokenizer(folder, "a test")
+        for text in TEXTS:
+            parts = prompt_parts("chat", prompts.turns, (text, "how"))
+            assert chats.encode("".join(parts)) == prompts.encode_parts(parts).tolist()
