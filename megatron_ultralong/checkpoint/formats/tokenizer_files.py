@@ -169,12 +169,7 @@ class TokenizerFiles:
         """
         if kind in _NEW_CLASSES:
             return True
-        return kind in _LLAMA_CLASSES and not self._is_sentencepiece() and self._adds_as_asked()
-
-    def _is_sentencepiece(self) -> bool:
-        assert self.fast is not None
-        parts = [self.fast.get("normalizer"), self.fast.get("pre_tokenizer")]
-        return "\u2581" in json.dumps(parts, ensure_ascii=False)
+        return kind in _LLAMA_CLASSES and self._adds_as_asked()
 
     def _adds_as_asked(self) -> bool:
         """Whether the file itself adds the BOS and EOS tokens that the configuration asks for."""
