@@ -79,7 +79,7 @@ class FastTokenizer:
     def _is_alike(self) -> bool:
         ways = self.reference.encode_documents, self.reference.encode_behind
         first, behind = (encode(["x"])[0].tolist() for encode in ways)
-        return first == behind
+        return bool(first == behind)
 
     def _encode_one(self, text: str) -> npt.NDArray[np.int32]:
         if any(special in text for special in self._not_in_text):
