@@ -28,6 +28,7 @@ from megatron_ultralong.data.read.conversation import Conversation, Message, Too
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
+from megatron_ultralong.data.tokenize.stop_tokens import missed_end
 from megatron_ultralong.data.tokenize.trained_template import trained_template
 from megatron_ultralong.generation.generate import ChatPrompt
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Special
@@ -166,7 +167,24 @@ def test_exports_and_chats_are_in_the_template_of_the_rows(
         assert set(GenerationConfig.from_pretrained(place).eos_token_id) == {2, *ends}
         assert chat.end_ids() < PromptTokenizer(place).stop_ids()
         chats.append(prompt)
+        assert missed_end(place) is None
     assert chats[0] == chats[1]
+
+
+def test_an_export_says_where_answers_have_no_stop(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("llama3.1", "plain", "none"):
+        checkpoint = folder / "bases" / name
+        config = ExportConfig(checkpoint, tmp_path / name, verify=False)
+        export_checkpoint(config)
+        said = capsys.readouterr().err
+        tokenizer = PromptTokenizer(checkpoint / SOURCE_FOLDER)
+        (end,) = tokenizer.encode_parts([Special("<|eot_id|>")])
+        assert ("ends answers with <|eot_id|>, where no file" in said) == (name == "llama3.1")
+        if name == "llama3.1":
+            assert f"; add {end} to eos_token_id of {config.dst / 'generation_config.json'}" in said
+            assert missed_end(checkpoint / SOURCE_FOLDER) == ("<|eot_id|>", end)
 
 
 def template_ends(name: str) -> list[str]:

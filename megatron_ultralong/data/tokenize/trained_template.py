@@ -7,20 +7,20 @@ it, whatever else lies beside a tokenizer; a checkpoint and its exports take it 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
 from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
 from megatron_ultralong.data.tokenize.engines import NAMES, open_reference
 from megatron_ultralong.data.tokenize.folder_template import folder_template
+from megatron_ultralong.data.tokenize.stop_tokens import GENERATION_FILE, named_stop_ids
 from megatron_ultralong.data.tokenize.tokenising import side_file, token_text, well_formed
 from megatron_ultralong.program.aside import remove, write_aside
 from megatron_ultralong.program.errors import InputError
 
 _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _TOKENS = ("bos_token", "eos_token")
-_GENERATION = "generation_config.json"
 
 
 class TrainedTemplate(NamedTuple):
@@ -82,7 +82,7 @@ class TrainedTemplate(NamedTuple):
         """
         if not any((folder / name).is_file() for name in NAMES):
             return {}
-        tokenizer, known = open_reference(folder), _stop_ids(folder)
+        tokenizer, known = open_reference(folder), named_stop_ids(folder)
         ids = {text: tokenizer.encode_separator(text) for text in self.ends}
         return {text: its[0] for text, its in ids.items() if len(its) == 1 and its[0] not in known}
 
@@ -93,20 +93,13 @@ class TrainedTemplate(NamedTuple):
             InputError: a file of the folder is damaged. OSError: nothing can be written.
         """
         if missed := self.missed_ends(folder):
-            ids = [*_stop_ids(folder), *missed.values()]
-            values = {**side_file(folder, _GENERATION), "eos_token_id": ids}
-            write_aside(folder / _GENERATION, json.dumps(values, indent=2) + "\n")
+            ids = [*named_stop_ids(folder), *missed.values()]
+            values = {**side_file(folder, GENERATION_FILE), "eos_token_id": ids}
+            write_aside(folder / GENERATION_FILE, json.dumps(values, indent=2) + "\n")
 
 
 def _token(folder: Path, name: str) -> str:
     return next(filter(None, (token_text(folder, file, name) for file in _TOKEN_FILES)), "")
-
-
-def _stop_ids(folder: Path) -> list[int]:
-    """Ids that end a text of the model in ``folder``: engines take the first file that has some."""
-    named = (side_file(folder, file).get("eos_token_id") for file in (_GENERATION, "config.json"))
-    ids: Any = next((one for one in named if one is not None), [])
-    return [*ids] if isinstance(ids, list) else [ids]
 
 
 def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
