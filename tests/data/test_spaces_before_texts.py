@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
@@ -17,6 +18,7 @@ from megatron_ultralong.data.read.conversation import Conversation, Message
 from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, TemplateName
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer
+from megatron_ultralong.data.tokenize.tokenising import named_tokens
 from megatron_ultralong.evaluation.local.prompt import prompt_ids
 from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, prompt_parts
@@ -90,6 +92,27 @@ def test_chats_are_the_tokens_of_transformers(tmp_path: Path, spaces: str) -> No
         parts = prompt_parts("chat", prompts.turns, (text.strip(), ""))
         expected = judge.encode("".join(parts), add_special_tokens=False)
         assert prompt_ids(prompts, "chat", [("user", text.strip())])[0].tolist() == expected
+
+
+def test_special_tokens_have_the_names_that_transformers_gives_them(tmp_path: Path) -> None:
+    """Two files name them, and may disagree: which one counts depends on who saved them."""
+    folder = write(tmp_path, "never")
+    known = ("</s>", "<|im_end|>", None)
+    choices = itertools.product(known, (*known, ""), (False, True), (False, True))
+    for config, old, is_new, is_object in choices:
+        its: dict[str, Any] = {"eos_token": config, "add_eos_token": False}
+        if is_new:
+            its["added_tokens_decoder"] = {}
+        (folder / "tokenizer_config.json").write_text(json.dumps(its))
+        (folder / "special_tokens_map.json").unlink(missing_ok=True)
+        if old != "":
+            token = {"content": old, **dict.fromkeys(("lstrip", "rstrip", "single_word"), False)}
+            values = {"eos_token": token if is_object and old else old}
+            (folder / "special_tokens_map.json").write_text(json.dumps(values))
+        judge = PreTrainedTokenizerFast.from_pretrained(folder)
+        # where the newer file names none, the older one is better than nothing
+        expected = judge.eos_token or (old if is_new else None) or config
+        assert named_tokens(folder).get("eos_token") == (expected or None), (config, old, is_new)
 
 
 @pytest.mark.parametrize("side", ["lstrip", "rstrip"])

@@ -245,7 +245,8 @@ def test_templates_for_other_purposes_go_and_tokens_come(folder: Path, tmp_path:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         values = json.loads((tmp_path / name).read_text())
         assert values == {"bos_token": "b", "eos_token": "<|end_of_text|>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "e"}))
+    newer = {"eos_token": "e", "added_tokens_decoder": {}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(newer))
     assert template.lacks(tmp_path) == "it with eos_token 'e', not '<|end_of_text|>'"
 
 

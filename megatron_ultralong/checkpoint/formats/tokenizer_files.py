@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES
-from megatron_ultralong.data.tokenize.tokenising import MAX_TOKENIZER_BYTES
+from megatron_ultralong.data.tokenize.tokenising import MAX_TOKENIZER_BYTES, named_tokens
 from megatron_ultralong.model.shape import MOST_IDS
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
@@ -179,10 +179,9 @@ class TokenizerFiles:
             encode(tokenizer, "a", path, add_special_tokens=special).tokens
             for special in (True, False)
         )
+        named = named_tokens(self._folder)
         bos, eos = (
-            [_text(self.values.get(f"{name}_token"))]
-            if self.values.get(f"add_{name}_token", default)
-            else []
+            [named.get(f"{name}_token")] if self.values.get(f"add_{name}_token", default) else []
             for name, default in (("bos", True), ("eos", False))
         )
         return added == [*bos, *plain, *eos]
@@ -277,7 +276,3 @@ def _types(value: Any) -> Iterator[str]:
         inside = value.get(key)
         for inner in inside if isinstance(inside, list) else ():
             yield from _types(inner)
-
-
-def _text(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token

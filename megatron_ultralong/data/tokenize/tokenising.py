@@ -126,9 +126,8 @@ class HuggingFaceTokenizer:
         Raises:
             InputError: where it names none.
         """
-        for file in ("tokenizer_config.json", "special_tokens_map.json"):
-            if text := token_text(self.file.parent, file, "eos_token"):
-                return text
+        if text := named_tokens(self.file.parent).get("eos_token"):
+            return text
         raise InputError(
             f"--separator eos: {self.file.parent} names no eos_token in tokenizer_config.json or "
             "special_tokens_map.json; give the token's text as --separator"
@@ -172,11 +171,23 @@ def separator_ids(tokenizer: DocumentTokenizer, separator: str) -> list[int]:
     return ids
 
 
-def token_text(folder: Path, file: str, name: str) -> str:
-    """The text of a token that a file beside a tokenizer names; empty where it does not."""
-    value = side_file(folder, file).get(name)
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else ""
+def named_tokens(folder: Path) -> dict[str, str]:
+    """Texts of special tokens by the names that files beside a tokenizer give them: ``eos_token``.
+
+    As transformers reads them: ``special_tokens_map.json`` comes first where
+    ``tokenizer_config.json`` was saved before 4.34, and has no ``added_tokens_decoder``.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    config, old = (side_file(folder, name) for name in TOKENIZER_FILES[1:3])
+    found: dict[str, str] = {}
+    for values in (old, config) if "added_tokens_decoder" in config else (config, old):
+        for name, value in values.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if name.endswith("_token") and isinstance(text, str) and text:
+                found[name] = text
+    return found
 
 
 def side_file(folder: Path, name: str) -> dict[str, Any]:

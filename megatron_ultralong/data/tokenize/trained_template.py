@@ -15,7 +15,7 @@ from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
 from megatron_ultralong.data.tokenize.engines import NAMES, open_reference
 from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.data.tokenize.stop_tokens import GENERATION_FILE, named_stop_ids
-from megatron_ultralong.data.tokenize.tokenising import side_file, token_text, well_formed
+from megatron_ultralong.data.tokenize.tokenising import named_tokens, side_file, well_formed
 from megatron_ultralong.program.aside import remove, write_aside
 from megatron_ultralong.program.errors import InputError
 
@@ -49,7 +49,7 @@ class TrainedTemplate(NamedTuple):
         if found != self.text:
             return "none" if found is None else "another one"
         for name, token in self.tokens.items():
-            if (other := _token(folder, name)) != token:
+            if (other := named_tokens(folder).get(name, "")) != token:
                 return f"it with {name} {other!r}, not {token!r}"
         return ""
 
@@ -96,10 +96,6 @@ class TrainedTemplate(NamedTuple):
             ids = [*named_stop_ids(folder), *missed.values()]
             values = {**side_file(folder, GENERATION_FILE), "eos_token_id": ids}
             write_aside(folder / GENERATION_FILE, json.dumps(values, indent=2) + "\n")
-
-
-def _token(folder: Path, name: str) -> str:
-    return next(filter(None, (token_text(folder, file, name) for file in _TOKEN_FILES)), "")
 
 
 def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
@@ -163,12 +159,12 @@ def template_of(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
             "compared with one: copy the folder again, or prepare the conversations again"
         )
     ends = named.ends if named else ()
-    texts = (_token(folder, "eos_token") if end == END else end for end in ends)
+    texts = (named_tokens(folder).get("eos_token") if end == END else end for end in ends)
     return _with_tokens(rows, text, tuple(filter(None, texts)))
 
 
 def _with_tokens(rows: Path, text: str, ends: tuple[str, ...]) -> TrainedTemplate:
     folder = rows / TOKENIZER_FOLDER
-    tokens = {name: _token(folder, name) for name in _TOKENS if name in text}
-    its = {name: t for name, t in tokens.items() if t}
+    named = named_tokens(folder)
+    its = {name: named[name] for name in _TOKENS if name in named and name in text}
     return TrainedTemplate(well_formed(text), its, ends=ends)
