@@ -41,7 +41,8 @@ def missed_end(folder: Path) -> StopToken | None:
         return None
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
     try:
-        with FolderTemplate(template, folder) as process:
+        process = FolderTemplate(template, folder)
+        with process:
             text, eos = process.render_messages(messages, None).text, process.eos
     except InputError:  # whoever renders it is told
         return None
