@@ -168,6 +168,12 @@ def separator_ids(tokenizer: DocumentTokenizer, separator: str) -> list[int]:
             f"--separator {text!r} encodes to no token with {tokenizer.file}; use another text, "
             "or none for no separator"
         )
+    if separator == "eos" and len(ids) > 1:
+        raise InputError(
+            f"--separator eos: {text!r}, the EOS of the files beside {tokenizer.file}, is no "
+            f"token of it, but {len(ids)} of text: take the tokenizer.json saved with these files, "
+            "or give a text as --separator"
+        )
     return ids
 
 
