@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from megatron_ultralong.checkpoint.logits.transformers_model import transformers_config
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.interface import Scorer
@@ -60,6 +62,15 @@ def test_a_transformers_that_misreads_the_rope_block_judges_nothing(tmp_path, mo
     monkeypatch.setitem(ROPE_INIT_FUNCTIONS, "yarn", misread)
     with pytest.raises(InputError, match=r"reads the rope block in another way: .* 1\.1 and 1;"):
         HuggingFaceModel(tmp_path)
+
+
+def test_a_transformers_that_is_older_than_the_family_is_named():
+    family = SimpleNamespace(architecture="NewForCausalLM")
+    folder = SimpleNamespace(folder="new", model=SimpleNamespace(family=family))
+    with pytest.raises(
+        InputError, match=r"^new is a NewForCausalLM, and transformers \d.* has none"
+    ):
+        transformers_config(folder)
 
 
 def test_a_layout_for_a_folder_of_one_process_is_refused(llama_folder):
