@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.checkpoint.convert.small_files import check_tokenizer_names
+from megatron_ultralong.checkpoint.formats.tokenizer_files import FAST_FILE
 from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
 from megatron_ultralong.data.tokenize.tokenising import check_file_sizes
 from megatron_ultralong.program.errors import InputError
@@ -30,8 +31,12 @@ class FolderTokenizer:
         transformers = optional_package("transformers", what, otherwise)
         check_tokenizer_names(folder)
         check_file_sizes(folder)
+        # As rows were written: classes that a folder may name (Llama's of 5.x) make a tokenizer of
+        # their own around its vocabulary.
+        is_fast = (folder / FAST_FILE).is_file()
+        reader = transformers.PreTrainedTokenizerFast if is_fast else transformers.AutoTokenizer
         try:
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+            self.tokenizer: Any = reader.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True
             )
         except (OSError, ValueError) as error:
@@ -62,7 +67,8 @@ class FolderTokenizer:
             continues: end within the last message, which is to be continued.
 
         Raises:
-            InputError: there is no template, or it cannot be rendered.
+            InputError: there is no template, it cannot be rendered, or it leaves out what the user
+                or the system says.
         """
         if self._template is None:
             if not self.has_template:
@@ -81,6 +87,14 @@ class FolderTokenizer:
             add_generation_prompt=add_generation_prompt,
             **self.tokenizer.special_tokens_map,
         )
+        for message in chat:
+            role, content = message["role"], message["content"].strip()
+            if role in ("system", "user") and content not in text:
+                raise InputError(
+                    f"the chat template of {self.folder} leaves out the {role} message "
+                    f"({content[:40]!r}): the model would never see it; "
+                    + ("leave it out" if role == "system" else "use plain prompts")
+                )
         if not continues:
             return text
         place = text.rfind(_END.strip())

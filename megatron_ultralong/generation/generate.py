@@ -77,7 +77,8 @@ class ChatPrompt:
     def end_ids(self) -> frozenset[int]:
         """The special token that the template puts behind an answer: ``<|eot_id|>``; or nothing."""
         whole = self._render("?", "", is_answered=True)
-        ids = self._tokenizer.encode(whole[whole.rindex(_ANSWER) + len(_ANSWER) :])
+        _, found, behind = whole.rpartition(_ANSWER)
+        ids = self._tokenizer.encode(behind if found else "")
         added = self._tokenizer.tokenizer.added_tokens_decoder
         return frozenset(token for token in ids[:1] if token in added and added[token].special)
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
-from megatron_ultralong.data.tokenize.template_comparison import difference
+from megatron_ultralong.data.tokenize.template_comparison import check_ids, difference
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.families.family import Turns
@@ -176,6 +176,8 @@ class PromptTokenizer:
             )
         written = "".join([*self.turns.begun(), *self.turns.turn("user", _PROBE)])
         rendered = written if self._rendered is None else self._rendered
+        parts = prompt_parts(template, self.turns, (f" {_PROBE}\n", "It"))
+        check_ids(self._tokenizer, "".join(parts), self.encode_parts(parts))
         # Spaces around a text differ between the releases of Mistral's template.
         if "".join(written.split()) != "".join(rendered.split()):
             raise InputError(
@@ -183,9 +185,13 @@ class PromptTokenizer:
                 f"{difference('chat', written, rendered)}; use --prompt-template base"
             )
 
-    def encode(self, text: str) -> IdArray:
-        """Ids of a text, without anything before or after it; special tokens' texts are text."""
-        return self._tokenizer.encode_documents([text])[0].astype(np.int64)
+    def encode(self, text: str, *, behind: bool = False) -> IdArray:
+        """Ids of a text, without anything before or after it; special tokens' texts are text.
+
+        ``behind``: it stands behind a special token.
+        """
+        its = self._tokenizer
+        return (its.encode_behind if behind else its.encode_documents)([text])[0].astype(np.int64)
 
     def count(self, texts: Sequence[str]) -> IdArray:
         """Number of ids of every text, each alone."""
@@ -202,18 +208,23 @@ class PromptTokenizer:
             if is_special:
                 ids.append(np.asarray([self._special_id(part) for part in group], np.int64))
             elif text := "".join(group):
-                ids.append(self.encode(text))
+                ids.append(self.encode(text, behind=bool(ids)))
         return np.concatenate(ids) if ids else np.zeros(0, np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of what a model wrote, without special tokens."""
         return self._tokenizer.decode([int(i) for i in ids if int(i) not in self._not_written])
 
-    def stop_ids(self) -> frozenset[int]:
+    def stop_ids(self, template: PromptTemplate = "base") -> frozenset[int]:
         """Ids that end an answer, as ``generation_config.json`` or ``config.json`` name them.
 
-        Where they name none, the stop tokens of the family of ``config.json``, if it says one.
+        Where they name none, the stop tokens of the family of ``config.json``, if it says one. Of
+        ``chat`` also what ends the assistant's turn: a tuned model may have its base's files.
         """
+        known, ends = self._special_ids, self.turns.after["assistant"][: template == "chat"]
+        return self._named_stop_ids() | {self._special_ids[end] for end in ends if end in known}
+
+    def _named_stop_ids(self) -> frozenset[int]:
         for values in self._configs:
             ids = values.get("eos_token_id")
             if ids is not None:
@@ -256,6 +267,8 @@ class PromptTokenizer:
         if self._tokenizer.file.suffix != ".json":
             return known[:1]
         tokenizer = Tokenizer.from_file(str(self._tokenizer.file))
+        tokenizer.no_padding()  # which a tuned model's file may keep of its training
+        tokenizer.no_truncation()
         ids = [int(i) for i in tokenizer.encode("", add_special_tokens=True).ids]
         # What stands after a text (an EOS) has no place in a prompt that is to be continued.
         return ids[:1] if len(ids) == 1 or (ids and ids[0] in known) else []

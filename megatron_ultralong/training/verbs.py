@@ -77,6 +77,12 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
             f"and in their exports; {folder} has {instead}"
         )
         run = dataclasses.replace(run, remarks=(*run.remarks, note))
+    if missed := template.missed_ends(folder):
+        note = (
+            f"stop tokens: {', '.join(missed)}, which end answers, are named in the checkpoints "
+            f"of this run and in their exports; {folder} does not stop there"
+        )
+        run = dataclasses.replace(run, remarks=(*run.remarks, note))
     if template.doubt:
         run = dataclasses.replace(run, remarks=(*run.remarks, f"chat template: {template.doubt}"))
     return dataclasses.replace(run, template=template)

@@ -17,6 +17,7 @@ from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.llama import edit_config
+from tests.data.test_spaces_before_texts import write as write_spaces
 from tools.export_matrix.cases import KINDS, TEMPLATE, TOOL_TEMPLATE, save_model, save_tokenizer
 from tools.export_matrix.comparison import export_good_for
 from tools.export_matrix.probe import MESSAGES, TEXTS
@@ -173,6 +174,25 @@ def test_a_class_that_makes_its_own_tokenizer_is_kept_and_said(tmp_path: Path) -
     assert said == "not tried: tokenizer_class LlamaTokenizerFast makes a tokenizer of its own"
     new, changes = files.config({**values, "add_bos_token": True})
     assert (new["tokenizer_class"], changes) == ("LlamaTokenizerFast", [])
+
+
+@pytest.mark.parametrize("spaces", ["first", "always", "never", "prepended"])
+def test_a_sentencepiece_vocabulary_is_read_as_its_rows_were_written(
+    tmp_path: Path, spaces: str
+) -> None:
+    """Llama's class of 5.x gives texts behind special tokens other ids than ``tokenizer.json``."""
+    write_spaces(tmp_path, spaces)
+    values = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+    new, changes = TokenizerFiles(tmp_path).config(values)
+    assert changes == ["tokenizer_class LlamaTokenizer -> PreTrainedTokenizerFast"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(new))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    judge = AutoTokenizer.from_pretrained(tmp_path)
+    expected = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ("hello world", "<|im_start|>user\nhow are you<|im_end|>\n", " hello"):
+        ids = expected.encode(text, add_special_tokens=False).ids
+        assert judge.encode(text, add_special_tokens=False) == ids
 
 
 def test_an_export_says_of_itself_what_its_report_said(model: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from megatron_ultralong.checkpoint.convert.report import inspect
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint, verify
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING
 from megatron_ultralong.config.convert import (
     ExportConfig,
     ImportConfig,
@@ -106,6 +107,17 @@ def test_old_pickle_files(tmp_path: Path, zipped: bool) -> None:
     )
     (tmp_path / "hf" / "model.safetensors").unlink()
     assert_same_bits(tensors, weights(round_trip(tmp_path)))
+
+
+def test_an_export_states_the_dtype_of_most_weights(tmp_path: Path) -> None:
+    """transformers 5 reads all in it; an enlarged embedding may be the one that is not."""
+    save_llama(tmp_path / "hf", dtype=torch.bfloat16)
+    tensors = weights(tmp_path / "hf")
+    tensors[EMBEDDING] = tensors[EMBEDDING].float()
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
+    out = round_trip(tmp_path)
+    assert_same_bits(tensors, weights(out))
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

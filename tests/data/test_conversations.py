@@ -111,7 +111,7 @@ def test_roles_of_other_programs() -> None:
         assert parse_conversation({"messages": changed}, "auto") == expected
 
 
-@pytest.mark.parametrize("more", ["system", "instruction", "context", "input", "history"])
+@pytest.mark.parametrize("more", ["instruction", "context", "input", "history"])
 @pytest.mark.parametrize("answer", ["answer", "response", "completion"])
 @pytest.mark.parametrize("question", ["question", "prompt", "instruction"])
 def test_no_text_of_a_question_is_lost_under_other_names(
@@ -143,6 +143,25 @@ def said_of(record: dict[str, Any]) -> str:
     except ConversationError as error:
         return f"{error.problem}: {error}"
     return "".join(message.content for message in messages)
+
+
+@pytest.mark.parametrize("key", ["system", *SPELLINGS["system"]])
+@pytest.mark.parametrize("name", MARKS)
+def test_a_system_text_beside_the_turns_is_read_in_every_format(name: Any, key: str) -> None:
+    """OpenOrca has ``system_prompt``, others ``system`` beside ``messages``."""
+    system, *turns = chat(("system", "S"), ("user", "Q"), ("assistant", "A"))["messages"]
+    has_turns = len(MARKS[name]) == 1
+    values = {mark: turns if has_turns else "QA"[n] for n, mark in enumerate(MARKS[name])}
+    found = parse_conversation({**values, key: "S"}, name).messages
+    assert [(one.role, one.content) for one in found] == [
+        *(("system", "S"), ("user", "Q"), ("assistant", "A"))
+    ]
+    assert parse_conversation({**values, key: ""}, name).messages == found[1:]
+    if has_turns:
+        record = {MARKS[name][0]: [system, *turns]}
+        assert parse_conversation({**record, key: "S"}, name).messages == found
+        with pytest.raises(ConversationError, match="turn 1 is 'system' after 'system'"):
+            parse_conversation({**record, key: "another"}, name)
 
 
 def test_an_empty_text_is_not_read_before_its_other_name() -> None:

@@ -79,3 +79,7 @@ def test_bad_tokenizers(tmp_path: Path, tokenizer_folder: Path) -> None:
         json.dumps({"eos_token": {"content": "<|end_of_text|>"}})
     )
     assert separator_ids(HuggingFaceTokenizer(tmp_path), "eos") == [1001]
+    # added to a tokenizer that was saved elsewhere
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|added|>"}))
+    with pytest.raises(InputError, match=r"'<\|added\|>', the EOS .* is no token of it, but \d of"):
+        separator_ids(HuggingFaceTokenizer(tmp_path), "eos")

@@ -250,6 +250,26 @@ def test_folders_of_other_kinds_are_refused(folder: Path, tmp_path: Path) -> Non
         ChatPrompt(tmp_path)
 
 
+@pytest.mark.parametrize(("lost", "way_out"), [("system", "leave it out"), ("user", "use plain")])
+def test_a_template_that_leaves_out_a_message_is_refused(
+    tmp_path: Path, lost: str, way_out: str
+) -> None:
+    write_tokenizer(tmp_path)
+    others = "{% for m in messages if m.role not in ['LOST', 'assistant'] %}"
+    template = others + "{{ m.content | trim }}{% endfor %}"
+    values = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for role in (lost, "nobody"):
+        values["chat_template"] = template.replace("LOST", role)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(values))
+        chat = ChatPrompt(tmp_path)
+        if role == "nobody":
+            assert chat.end_ids() == frozenset()  # neither does it end an answer
+            assert chat.encode(" x \n", " Be y. ") == chat.encode("x", "Be y.")
+            break
+        with pytest.raises(InputError, match=f"leaves out the {lost} message .*; {way_out}"):
+            chat.encode(" x ", " Be y. ")
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")

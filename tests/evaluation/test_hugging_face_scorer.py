@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from megatron_ultralong.checkpoint.logits.transformers_model import transformers_config
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.interface import Scorer
 from megatron_ultralong.evaluation.models.opening import open_scorers
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.program.errors import InputError
+from tests.models import write_llama
 
 from .conftest import make_llama
 
@@ -42,6 +46,31 @@ def test_the_chunk_of_logits_does_not_matter(llama_folder, scorer: Scorer, rows,
     # Matrix products of other shapes sum in another order.
     np.testing.assert_allclose(chunked.loss, whole.loss, atol=1e-5)
     np.testing.assert_array_equal(chunked.correct, whole.correct)
+
+
+def test_a_transformers_that_misreads_the_rope_block_judges_nothing(tmp_path, monkeypatch):
+    """As 4.49 and 4.50 do: evaluations of such a model were of another one."""
+    block = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    write_llama(tmp_path, rope_parameters={**block, "rope_theta": 1e4, "attention_factor": 1.0})
+    HuggingFaceModel(tmp_path)
+    plain = ROPE_INIT_FUNCTIONS["yarn"]
+
+    def misread(*args, **kwargs):
+        frequencies, factor = plain(*args, **kwargs)
+        return frequencies, factor + 0.1
+
+    monkeypatch.setitem(ROPE_INIT_FUNCTIONS, "yarn", misread)
+    with pytest.raises(InputError, match=r"reads the rope block in another way: .* 1\.1 and 1;"):
+        HuggingFaceModel(tmp_path)
+
+
+def test_a_transformers_that_is_older_than_the_family_is_named():
+    family = SimpleNamespace(architecture="NewForCausalLM")
+    folder = SimpleNamespace(folder="new", model=SimpleNamespace(family=family))
+    with pytest.raises(
+        InputError, match=r"^new is a NewForCausalLM, and transformers \d.* has none"
+    ):
+        transformers_config(folder)
 
 
 def test_a_layout_for_a_folder_of_one_process_is_refused(llama_folder):

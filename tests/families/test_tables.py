@@ -13,6 +13,7 @@ from gguf import GGUFReader
 from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -157,6 +158,30 @@ def test_stop_tokens_of_the_family_end_what_no_file_ends(tmp_path: Path, family:
     assert tokenizer.turns in family.turns
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
     assert PromptTokenizer(tmp_path).stop_ids() == {7}
+    end = known.token_to_id(tokenizer.turns.after["assistant"][0])
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    values = json.dumps({"model_type": family.name})  # a tune whose files are still its base's
+    (tmp_path / "config.json").write_text(values)
+    assert PromptTokenizer(tmp_path).stop_ids("chat") == {7, 8, end}
+
+
+@pytest.mark.parametrize("direction", ["left", "right", None])
+def test_padding_in_a_tokenizer_s_file_does_not_hide_its_bos(
+    tmp_path: Path, direction: str | None
+) -> None:
+    write_tokenizer(tmp_path)
+    path = str(tmp_path / "tokenizer.json")
+    known = Tokenizer.from_file(path)
+    known.add_special_tokens([AddedToken("<bos>"), AddedToken("<pad>")])
+    bos, pad = map(known.token_to_id, ("<bos>", "<pad>"))
+    known.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    if direction:  # as it is saved behind a training
+        known.enable_padding(direction=direction, pad_id=pad, pad_token="<pad>", length=8)
+        known.enable_truncation(1)
+    known.save(path)
+    tokenizer = PromptTokenizer(tmp_path)
+    assert tokenizer.begin_ids == [bos]
+    assert tokenizer.encode("def f(x):").size > 1
 
 
 def test_defaults_that_change_greedy_texts_are_named(tmp_path: Path) -> None:
@@ -175,7 +200,7 @@ def test_whatever_writes_answers_names_them() -> None:
     texts = {
         file.relative_to(package).as_posix(): file.read_text() for file in package.rglob("*.py")
     }
-    doors = {file for file, text in texts.items() if ".stop_ids()" in text}
+    doors = {file for file, text in texts.items() if ".stop_ids(" in text}
     assert len(doors) >= 3
     for line in (".not_applied()", 'tell(f"warning: {note}")'):
         assert not [file for file in doors if line not in texts[file]]

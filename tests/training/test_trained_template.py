@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import (
@@ -24,12 +24,14 @@ from megatron_ultralong.config.run import CheckpointConfig, LogConfig
 from megatron_ultralong.config.training import DataConfig, SftConfig
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
+from megatron_ultralong.data.read.conversation import Conversation, Message, ToolCall
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.stored import ChatRows
-from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
+from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
+from megatron_ultralong.data.tokenize.stop_tokens import missed_end
 from megatron_ultralong.data.tokenize.trained_template import trained_template
 from megatron_ultralong.generation.generate import ChatPrompt
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Special
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.saving.run_folder import RunFolder
@@ -160,8 +162,42 @@ def test_exports_and_chats_are_in_the_template_of_the_rows(
         assert judge.decode(chat.encode(messages[0]["content"])) == prompt
         end = "<|end_of_text|>" if named == "plain" else "<|eot_id|>"
         assert chat.end_ids() == {judge.convert_tokens_to_ids(end)}
+        ends = map(judge.convert_tokens_to_ids, template_ends(named))
+        # as engines have it: what the base stopped at, and the ends of answers
+        assert set(GenerationConfig.from_pretrained(place).eos_token_id) == {2, *ends}
+        assert chat.end_ids() < PromptTokenizer(place).stop_ids()
         chats.append(prompt)
+        assert missed_end(place) is None
     assert chats[0] == chats[1]
+
+
+def test_an_export_says_where_answers_have_no_stop(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("llama3.1", "plain", "none"):
+        checkpoint = folder / "bases" / name
+        config = ExportConfig(checkpoint, tmp_path / name, verify=False)
+        export_checkpoint(config)
+        said = capsys.readouterr().err
+        tokenizer = PromptTokenizer(checkpoint / SOURCE_FOLDER)
+        (end,) = tokenizer.encode_parts([Special("<|eot_id|>")])
+        assert ("ends answers with <|eot_id|>, where no file" in said) == (name == "llama3.1")
+        if name == "llama3.1":
+            assert f"; add {end} to eos_token_id of {config.dst / 'generation_config.json'}" in said
+            assert missed_end(checkpoint / SOURCE_FOLDER) == ("<|eot_id|>", end)
+
+
+def template_ends(name: str) -> list[str]:
+    """What ends an answer in a template: the last token of it that is learnt."""
+    turns = (Message("user", "a"), Message("assistant", "b"))
+    call = (Message("user", "a"), Message("assistant", "", ToolCall("f", {})))
+    chats = [Conversation(turns)]
+    if name == "llama3.1":
+        chats += [Conversation(call), Conversation(call, builtin_tools=())]
+    found = (TEMPLATES[name].render(chat, "") for chat in chats)
+    ends = [next(p for p in reversed(pieces) if p.is_target) for pieces in found]
+    assert all(end.is_special for end in ends)
+    return ["<|end_of_text|>" if end.text == END else end.text for end in dict.fromkeys(ends)]
 
 
 def test_a_start_says_it_and_a_run_of_before_is_set_right(folder: Path, run: Path) -> None:
@@ -169,14 +205,26 @@ def test_a_start_says_it_and_a_run_of_before_is_set_right(folder: Path, run: Pat
     config = make_config(folder, "other", "plain, not compared", save=str(run))
     inputs = check_sft(config, 1)
     assert "# chat template: that of " in dry_run(inputs, 1)
+    assert "# stop tokens: <|end_of_text|>, which end answers, are named " in dry_run(inputs, 1)
     unseal(run)
     shutil.copytree(folder / "bases" / "other" / SOURCE_FOLDER, run / SOURCE_FOLDER,
                     dirs_exist_ok=True)  # fmt: skip
     (run / SOURCE_FOLDER / "chat_template.jinja").unlink()
+    (run / SOURCE_FOLDER / "generation_config.json").write_text('{"top_k": 3}')
+    (run / SOURCE_FOLDER / "config.json").write_text('{"eos_token_id": 7}')
     seal_small_files(run)
     sft(dataclasses.replace(config, train_iters=2))
     assert (run / SOURCE_FOLDER / "chat_template.jinja").read_text() == PLAIN
+    end = PromptTokenizer(run / SOURCE_FOLDER).encode_parts([Special("<|end_of_text|>")])
+    found = json.loads((run / SOURCE_FOLDER / "generation_config.json").read_text())
+    assert found == {"top_k": 3, "eos_token_id": [7, *end]}
     load_metadata(run)
+
+
+def test_templates_know_what_ends_their_answers() -> None:
+    for name, template in TEMPLATES.items():
+        ends = ["<|end_of_text|>" if end == END else end for end in template.ends]
+        assert ends == template_ends(name)
 
 
 def test_templates_for_other_purposes_go_and_tokens_come(folder: Path, tmp_path: Path) -> None:
@@ -197,7 +245,8 @@ def test_templates_for_other_purposes_go_and_tokens_come(folder: Path, tmp_path:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         values = json.loads((tmp_path / name).read_text())
         assert values == {"bos_token": "b", "eos_token": "<|end_of_text|>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "e"}))
+    newer = {"eos_token": "e", "added_tokens_decoder": {}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(newer))
     assert template.lacks(tmp_path) == "it with eos_token 'e', not '<|end_of_text|>'"
 
 

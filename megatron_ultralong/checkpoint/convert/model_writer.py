@@ -1,5 +1,6 @@
 """Writers of whole models in the formats of other programs, from a Megatron checkpoint."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,11 @@ def write_hugging_face(
     tokenizer = TokenizerFiles(source.source_folder)
     if merges == "strings":
         tokenizer.check_string_merges()
-    main_dtype = dtype or source.dtype(model_weights(source.model)[0])
+    # of most weights: an enlarged embedding may be saved in another, and all are read in it
+    sizes: Counter[torch.dtype] = Counter()
+    for weight in model_weights(source.model):
+        sizes[dtype or source.dtype(weight)] += weight.numel
+    ((main_dtype, _),) = sizes.most_common(1)
     config = hugging_face_config.read_config(source.source_folder)
     values = hugging_face_config.export_config(config, source.metadata, main_dtype)
     tensors = _tensors(source, dtype)

@@ -30,6 +30,7 @@ from megatron_ultralong.checkpoint.formats.torch_dist_writer import write_torch_
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.check import check_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
+from megatron_ultralong.data.tokenize.stop_tokens import GENERATION_FILE, missed_end
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
@@ -97,6 +98,12 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
     source.check_tensors()
     for line in lines:
         tell(f"warning: {line}")
+    if config.format == "huggingface" and (end := missed_end(source.source_folder)):
+        tell(
+            f"warning: the chat template ends answers with {end.text}, where no file of the model "
+            f"stops: engines will write on behind them; add {end.id} to eos_token_id of "
+            f"{config.dst / GENERATION_FILE}"
+        )
     dtype = _DTYPES[config.dtype]
     size = num_bytes(source, dtype)
     shard_size = int(config.max_shard_size_gb * 1e9)

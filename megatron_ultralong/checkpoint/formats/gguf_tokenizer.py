@@ -27,6 +27,7 @@ from megatron_ultralong.checkpoint.formats.tokenizer_files import (
     encode,
     load_fast,
 )
+from megatron_ultralong.data.tokenize.tokenising import named_tokens
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.json_file import JsonObject
@@ -88,7 +89,7 @@ def tokenizer_values(folder: Path, vocab_size: int, config: Mapping[str, Any]) -
     name = pre_tokenizer(files.fast, path)
     added = tokenizer.get_added_tokens_decoder()
     tokens, types = _vocabulary(tokenizer.get_vocab(), added, vocab_size, path)
-    special = dict(_special_ids(files.values, config, added, vocab_size))
+    special = dict(_special_ids(named_tokens(folder), config, added, vocab_size))
     values: Values = {
         _KEY + "model": string("gpt2"),
         _KEY + "pre": string(name),
@@ -234,17 +235,15 @@ def _merges(fast: Mapping[str, Any], path: Path) -> list[str]:
 
 
 def _special_ids(
-    values: Mapping[str, Any],
+    named: Mapping[str, str],
     config: Mapping[str, Any],
     added: Mapping[int, AddedToken],
     vocab_size: int,
 ) -> Iterator[tuple[str, int]]:
-    """Special tokens that ``tokenizer_config.json`` names, or else ``config.json``."""
+    """Special tokens that files beside the tokenizer name, or else ``config.json``."""
     by_text = {token.content: number for number, token in added.items()}
     for kind in _SPECIAL:
-        named = values.get(f"{kind}_token")
-        text = named.get("content") if isinstance(named, Mapping) else named
-        number = by_text.get(text) if isinstance(text, str) else None
+        number = by_text.get(named.get(f"{kind}_token", ""))
         if number is None:
             number = config.get(f"{kind}_token_id")
         if type(number) is int and 0 <= number < vocab_size:

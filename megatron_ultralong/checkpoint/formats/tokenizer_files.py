@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES
-from megatron_ultralong.data.tokenize.tokenising import MAX_TOKENIZER_BYTES
+from megatron_ultralong.data.tokenize.tokenising import MAX_TOKENIZER_BYTES, named_tokens
 from megatron_ultralong.model.shape import MOST_IDS
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
@@ -169,12 +169,7 @@ class TokenizerFiles:
         """
         if kind in _NEW_CLASSES:
             return True
-        return kind in _LLAMA_CLASSES and not self._is_sentencepiece() and self._adds_as_asked()
-
-    def _is_sentencepiece(self) -> bool:
-        assert self.fast is not None
-        parts = [self.fast.get("normalizer"), self.fast.get("pre_tokenizer")]
-        return "\u2581" in json.dumps(parts, ensure_ascii=False)
+        return kind in _LLAMA_CLASSES and self._adds_as_asked()
 
     def _adds_as_asked(self) -> bool:
         """Whether the file itself adds the BOS and EOS tokens that the configuration asks for."""
@@ -184,10 +179,9 @@ class TokenizerFiles:
             encode(tokenizer, "a", path, add_special_tokens=special).tokens
             for special in (True, False)
         )
+        named = named_tokens(self._folder)
         bos, eos = (
-            [_text(self.values.get(f"{name}_token"))]
-            if self.values.get(f"add_{name}_token", default)
-            else []
+            [named.get(f"{name}_token")] if self.values.get(f"add_{name}_token", default) else []
             for name, default in (("bos", True), ("eos", False))
         )
         return added == [*bos, *plain, *eos]
@@ -282,7 +276,3 @@ def _types(value: Any) -> Iterator[str]:
         inside = value.get(key)
         for inner in inside if isinstance(inside, list) else ():
             yield from _types(inner)
-
-
-def _text(token: Any) -> Any:
-    return token.get("content") if isinstance(token, dict) else token

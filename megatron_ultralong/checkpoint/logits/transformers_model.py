@@ -40,7 +40,13 @@ def shape_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _model_class(folder: ModelFolder) -> Any:
     transformers = optional_package("transformers", NEEDS)
-    return getattr(transformers, folder.model.family.architecture)
+    name = folder.model.family.architecture
+    if not hasattr(transformers, name):
+        raise InputError(
+            f"{folder.folder} is a {name}, and transformers {transformers.__version__} has none: "
+            "install a newer one (pip install -U transformers)"
+        )
+    return getattr(transformers, name)
 
 
 def transformers_config(folder: ModelFolder) -> Any:
@@ -59,7 +65,11 @@ def transformers_config(folder: ModelFolder) -> Any:
 
 
 def transformers_model(folder: ModelFolder) -> Any:
-    """``folder`` as its ``...ForCausalLM`` in float32, in evaluation mode."""
+    """``folder`` as its ``...ForCausalLM`` in float32, in evaluation mode.
+
+    Raises:
+        InputError: transformers makes other rotary frequencies of config.json than this project.
+    """
     model_class = _model_class(folder)
     state = {
         name: part.float()
@@ -68,14 +78,17 @@ def transformers_model(folder: ModelFolder) -> Any:
     }
     if not folder.model.untie_embeddings_and_output_weights:
         state[LM_HEAD] = state[EMBEDDING]
-    return model_class.from_pretrained(
+    model = model_class.from_pretrained(  # `dtype` has another name before 4.56
         None,
         config=transformers_config(folder),
         state_dict=state,
-        dtype=torch.float32,
         attn_implementation=ATTENTION,
         trust_remote_code=False,
-    ).eval()
+    )
+    model = model.float().eval()
+    for rotary in (module for module in model.modules() if hasattr(module, "inv_freq")):
+        _exact_frequencies(rotary, folder)
+    return model
 
 
 _ROUNDING = 1e-6
@@ -106,18 +119,28 @@ def round_frequencies(rotary: Any, folder: ModelFolder, dtype: torch.dtype) -> N
     It computes them in float32, wrong by two units in the last place. At position 8,192 that turns
     q and k by 1e-3 rad and moves logits by as much: rounding, which would hide real differences.
     """
+    rotary.inv_freq = _exact_frequencies(rotary, folder).to(dtype)
+
+
+def _exact_frequencies(rotary: Any, folder: ModelFolder) -> torch.Tensor:
+    """The rotary frequencies in float64, which those of transformers are near to.
+
+    Raises:
+        InputError: they are not: it reads the rope block in another way.
+    """
     model = folder.model
     expected = torch.from_numpy(inv_freq(folder.rope_scaling, model.kv_channels, model.rotary_base))
     deviation = (rotary.inv_freq.double() / expected - 1).abs().max().item()
     factor = attention_factor(folder.rope_scaling)
-    if deviation > _ROUNDING or abs(rotary.attention_scaling / factor - 1) > _ROUNDING:
+    scaling = getattr(rotary, "attention_scaling", 1.0)  # Mistral's has none before 4.47
+    if deviation > _ROUNDING or abs(scaling / factor - 1) > _ROUNDING:
         raise InputError(
             f"{folder.folder}: this version of transformers reads the rope block in another way: "
             f"frequencies differ by {deviation:.2g}, attention factors are "
-            f"{rotary.attention_scaling:.6g} and {factor:.6g}; see the versions in the export's "
-            "report"
+            f"{scaling:.6g} and {factor:.6g}; use a newer one (5.x reads what it "
+            "has saved), or a checkpoint of `ultralong convert import`"
         )
-    rotary.inv_freq = expected.to(dtype)
+    return expected
 
 
 class TransformersLayers:

@@ -3,16 +3,16 @@
 * ``messages`` (OpenAI, transformers): ``{"messages": [{"role": ..., "content": ...}, ...]}``, with
   ``tools``, ``builtin_tools`` and in an assistant's turn ``tool_calls``.
 * ShareGPT: ``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...]}``,
-  with ``system`` and ``tools``.
+  with ``tools``.
 * prompt and completion (TRL): ``{"prompt": ..., "completion": ...}``, texts (a user's turn and the
   assistant's) or lists of turns, with ``tools``. The completion alone is learnt.
-* Alpaca: ``{"instruction": ..., "input": ..., "output": ...}``, with ``system`` and ``history``
-  (pairs of earlier turns). Instruction and input are one user turn, an empty line between them.
+* Alpaca: ``{"instruction": ..., "input": ..., "output": ...}``, with ``history`` (pairs of earlier
+  turns). Instruction and input are one user turn, an empty line between them.
 
-Keys have other names, too (:data:`SPELLINGS`). A list of turns may be JSON, or a list of JSON, and
-a turn may be spelled in either way (:mod:`~megatron_ultralong.data.read.conversation_turns`). A key
-of a record or of a turn whose value is null is one that is not there: parquet has every key in
-every record.
+A record of any format may have ``system``, the text of a turn before all others. Keys have other
+names, too (:data:`SPELLINGS`). A list of turns may be JSON, or a list of JSON, and a turn may be
+spelled in either way (:mod:`~megatron_ultralong.data.read.conversation_turns`). A key of a record
+or of a turn whose value is null is one that is not there: parquet has every key in every record.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ MARKS: dict[str, tuple[str, ...]] = {
 """Keys by which a record is known; the first format that has all of its own is taken."""
 
 KEYS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages", "tools", "builtin_tools"),
+    "messages": ("messages", "system", "tools", "builtin_tools"),
     "sharegpt": ("conversations", "system", "tools"),
-    "prompt-completion": ("prompt", "completion", "tools"),
+    "prompt-completion": ("prompt", "completion", "system", "tools"),
     "alpaca": ("instruction", "input", "output", "system", "history"),
 }
 """Keys of a record that are read."""
@@ -46,11 +46,12 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "completion": ("response", "answer"),
     "input": ("context",),
     "output": ("response",),
+    "system": ("system_prompt", "system_message"),
 }
-"""Other names of a key, one of which is read where the key is not there (Dolly, GSM8K)."""
+"""Other names of a key, one of which is read where the key is not there (Dolly, GSM8K, Orca)."""
 
 _SIDES = {"prompt-completion": ("prompt", "completion"), "alpaca": ("instruction", "output")}
-_TEXTS = ("system", "instruction", "context", "input", "history")
+_TEXTS = ("instruction", "context", "input", "history")
 """Keys of texts that belong to a question, whatever format reads them."""
 
 
@@ -99,9 +100,7 @@ def _check_all_texts(record: Fields, name: str, keys: Mapping[str, str]) -> None
         return
     question, answer = (keys[mark] for mark in _SIDES[name])
     there = [*more, *keys.values()]
-    system = next(
-        (key for key in ("system", "instruction") if key in there and key != question), ""
-    )
+    system = keys.get("system", "instruction" if "instruction" in more else "")
     text = next((key for key in ("context", "input") if key in there), "")
     parts = {"system": system, "instruction": question, "input": text, "output": answer}
     parts |= {key: key for key in ("history",) if key in there}
@@ -135,7 +134,7 @@ def parse_conversation(
     name, keys = keys_read(record, chat_format)
     options = TurnOptions(frozenset(ignore_keys), reasoning)
     read = {key: record[its] for key, its in keys.items()}
-    messages = _PARSERS[name](read, options)
+    messages = _with_system(read, _PARSERS[name](read, options), options)
     builtin_tools = _builtin_tools_of(read.get("builtin_tools"), options.texts)
     conversation = chat.Conversation(
         _without_empty_system(messages),
@@ -152,8 +151,7 @@ def _messages(fields: Fields, options: TurnOptions) -> list[chat.Message]:
 
 
 def _sharegpt(fields: Fields, options: TurnOptions) -> list[chat.Message]:
-    turns = read_turns(fields["conversations"], "conversations", options)
-    return _system(fields, options) + turns
+    return read_turns(fields["conversations"], "conversations", options)
 
 
 def _prompt_completion(fields: Fields, options: TurnOptions) -> list[chat.Message]:
@@ -170,7 +168,7 @@ def _side(value: Any, name: str, role: chat.Role, options: TurnOptions) -> list[
 
 
 def _alpaca(fields: Fields, options: TurnOptions) -> list[chat.Message]:
-    messages = _system(fields, options)
+    messages = []
     for number, pair in enumerate(chat.list_of("history", fields.get("history", []))):
         pair = chat.list_of(f"history {number}", pair)
         if len(pair) != 2:
@@ -194,9 +192,13 @@ _PARSERS: dict[str, Callable[[Fields, TurnOptions], list[chat.Message]]] = {
 }
 
 
-def _system(fields: Fields, options: TurnOptions) -> list[chat.Message]:
+def _with_system(
+    fields: Fields, messages: list[chat.Message], options: TurnOptions
+) -> list[chat.Message]:
+    """The turns behind one of the record's ``system``, unless the first of them is that already."""
     text = content_of("system", "system", fields.get("system", ""), options)
-    return [chat.Message("system", text)] if text else []
+    its = [chat.Message("system", text)] if text else []
+    return messages if its == messages[:1] else [*its, *messages]
 
 
 def _without_empty_system(messages: list[chat.Message]) -> tuple[chat.Message, ...]:

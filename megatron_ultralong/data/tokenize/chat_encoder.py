@@ -16,13 +16,27 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError
-from megatron_ultralong.data.tokenize.chat_template import END, ChatTemplate, Piece, rendered_text
+from megatron_ultralong.data.read.conversation_formats import parse_conversation
+from megatron_ultralong.data.tokenize.chat_template import (
+    DATE,
+    END,
+    ChatTemplate,
+    Piece,
+    rendered_text,
+)
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
-from megatron_ultralong.data.tokenize.template_comparison import difference, num_equal
+from megatron_ultralong.data.tokenize.template_comparison import (
+    PROBES,
+    check_ids,
+    difference,
+    num_equal,
+)
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
 
 Int32Array = npt.NDArray[np.int32]
+IdsOf = dict[tuple[str, bool], Int32Array]
+"""Ids of texts, and of those behind a special token."""
 
 
 class Example(NamedTuple):
@@ -71,6 +85,9 @@ class ChatEncoder:
                 "which needs an EOS alone"
             )
         self._ids = {name: self._special_id(name) for name in template.special}
+        pieces = template.render(parse_conversation({"messages": PROBES[-1]}, "messages"), DATE)
+        eos = tokenizer.eos_text() if END in self._ids else ""
+        check_ids(tokenizer, rendered_text(pieces, eos), self.encode([pieces])[0].tokens)
 
     def encode(self, conversations: Sequence[Sequence[Piece]]) -> list[Example]:
         """Examples of conversations as their template has rendered them.
@@ -79,13 +96,15 @@ class ChatEncoder:
             InputError: where a token reaches over the beginning or end of what is to be learnt.
         """
         runs = [_runs(pieces) for pieces in conversations]
-        texts = dict.fromkeys(
-            run.text for some in runs for run in some if not run.is_special and run.text
-        )
-        ids_of = dict(zip(texts, self.tokenizer.encode_documents(list(texts)), strict=True))
+        texts = [run for some in runs for run in some if not run.is_special and run.text]
+        ids_of: IdsOf = {}
+        for behind in (False, True):
+            encode = self.tokenizer.encode_behind if behind else self.tokenizer.encode_documents
+            its = list(dict.fromkeys(run.text for run in texts if run.is_behind == behind))
+            ids_of |= {(text, behind): ids for text, ids in zip(its, encode(its), strict=True)}
         return [self._example(some, ids_of) for some in runs]
 
-    def _example(self, runs: Sequence[_Run], ids_of: dict[str, Int32Array]) -> Example:
+    def _example(self, runs: Sequence[_Run], ids_of: IdsOf) -> Example:
         parts: list[Int32Array] = []
         targets: list[list[int]] = []
         length = 0
@@ -94,7 +113,7 @@ class ChatEncoder:
             if run.is_special:
                 ids = np.asarray([self._ids[run.text]], dtype=np.int32)
             else:
-                ids = ids_of[run.text] if run.text else np.empty(0, dtype=np.int32)
+                ids = ids_of.get((run.text, run.is_behind), np.empty(0, dtype=np.int32))
             for span in run.targets:
                 first, last = self._tokens(run, ids, span, goes_on)
                 # nothing predicts a conversation's first token
@@ -159,7 +178,8 @@ class ChatEncoder:
         prefix = text[:start]
         if not prefix:
             return 0
-        size = self._prefix_size(prefix, tuple(ids[: len(prefix.encode())].tolist()))
+        # a byte has one token at most, and a space that the tokenizer puts before it
+        size = self._prefix_size(prefix, tuple(ids[: len(prefix.encode()) + 1].tolist()))
         if size is None:
             raise InputError(
                 f"template {self.template.name} and tokenizer {self.tokenizer.file} do not fit: "
@@ -194,6 +214,8 @@ class _Run(NamedTuple):
     is_special: bool
     targets: list[tuple[int, int]]
     """Characters ``[start, stop)`` to be learnt; of a special token all or nothing."""
+    is_behind: bool
+    """It is not the first of its conversation."""
 
 
 def _runs(pieces: Sequence[Piece]) -> list[_Run]:
@@ -201,7 +223,7 @@ def _runs(pieces: Sequence[Piece]) -> list[_Run]:
     runs = []
     for is_special, group in itertools.groupby(pieces, lambda piece: piece.is_special):
         if is_special:
-            runs += [_Run(p.text, True, [(0, 1)] if p.is_target else []) for p in group]
+            runs += [_Run(p.text, True, [(0, 1)] if p.is_target else [], True) for p in group]
             continue
         texts: list[str] = []
         targets: list[tuple[int, int]] = []
@@ -212,7 +234,7 @@ def _runs(pieces: Sequence[Piece]) -> list[_Run]:
                 targets.append((length, length + len(text)))
             texts.append(text)
             length += len(text)
-        runs.append(_Run("".join(texts), False, targets))
+        runs.append(_Run("".join(texts), False, targets, bool(runs)))
     return runs
 
 

@@ -74,6 +74,8 @@ class ChatTemplate:
     """Pieces of a checked conversation, given the date."""
     jinja: str
     """The same for transformers, see :meth:`jinja_with`."""
+    ends: tuple[str, ...]
+    """Those of ``special`` that end an answer or a call, where a model has to stop."""
     has_thoughts: bool = False
     """It writes the thought of a last answer, which versions before put behind an empty one."""
 
@@ -250,6 +252,7 @@ def _of_families() -> dict[TemplateName, ChatTemplate]:
             turns.marks,
             functools.partial(_of_family, turns),
             chat_jinja.of_family(turns),
+            turns.after["assistant"][:1],
             bool(turns.before_last),
         )
         for name, turns in names.items()
@@ -262,9 +265,10 @@ TEMPLATES: dict[TemplateName, ChatTemplate] = {
         (*_LLAMA_TOKENS, "<|eom_id|>", "<|python_tag|>"),
         _llama3_1,
         chat_jinja.LLAMA3_1,
+        ("<|eot_id|>", "<|eom_id|>"),
     ),
-    "llama3": ChatTemplate("llama3", _LLAMA_TOKENS, _llama3, chat_jinja.LLAMA3),
-    "plain": ChatTemplate("plain", (END,), _plain, chat_jinja.PLAIN),
+    "llama3": ChatTemplate("llama3", _LLAMA_TOKENS, _llama3, chat_jinja.LLAMA3, ("<|eot_id|>",)),
+    "plain": ChatTemplate("plain", (END,), _plain, chat_jinja.PLAIN, (END,)),
     **_of_families(),
 }
 """Templates by the name that ``--chat-template`` takes.

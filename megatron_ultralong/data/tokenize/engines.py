@@ -1,6 +1,7 @@
 """Which tokenizer reads the documents: the reference, or gigatoken where its ids are the same."""
 
 import contextlib
+import functools
 import json
 import platform
 import re
@@ -69,6 +70,16 @@ class FastTokenizer:
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text, see :class:`DocumentTokenizer` of ``tokenising.py``."""
         return [self._encode_one(text) for text in texts]
+
+    def encode_behind(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The same of texts behind a special token, by the reference where it has others there."""
+        return (self.encode_documents if self._is_alike else self.reference.encode_behind)(texts)
+
+    @functools.cached_property
+    def _is_alike(self) -> bool:
+        ways = self.reference.encode_documents, self.reference.encode_behind
+        first, behind = (encode(["x"])[0].tolist() for encode in ways)
+        return bool(first == behind)
 
     def _encode_one(self, text: str) -> npt.NDArray[np.int32]:
         if any(special in text for special in self._not_in_text):

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from megatron_ultralong.data.read.conversation import Conversation, Message
 from megatron_ultralong.data.tokenize.chat_template import date_of
 from megatron_ultralong.data.tokenize.template_worker import SECONDS
-from megatron_ultralong.data.tokenize.tokenising import side_file, token_text
+from megatron_ultralong.data.tokenize.tokenising import named_tokens, side_file
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
 
@@ -164,9 +164,8 @@ class FolderTemplate(TemplateProcess):
     def __init__(self, text: str, folder: Path) -> None:
         self.has_marks = _MARKS.search(text) is not None
         """What the assistant says is marked with ``{% generation %}``."""
-        tokens = {
-            name: token_text(folder, "tokenizer_config.json", name) for name in _SPECIAL_TOKENS
-        }
+        named = named_tokens(folder)
+        tokens = {name: named.get(name, "") for name in _SPECIAL_TOKENS}
         self.eos = tokens["eos_token"]
         """Text of the folder's EOS; empty where it names none."""
         self._tokens = {

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, ChatTemplate, rendered_text
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
+from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
 
 _QUESTION = {"role": "user", "content": " How many?\n"}
@@ -67,4 +71,28 @@ def difference(name: str, written: str, rendered: str) -> str:
     return (
         f"at character {same} {name} writes {written[same : same + 30]!r}, the folder's template "
         f"{rendered[same : same + 30]!r}"
+    )
+
+
+def check_ids(tokenizer: DocumentTokenizer, text: str, ids: npt.NDArray[np.integer]) -> None:
+    """Check that a conversation has the ids that engines find in its text.
+
+    They give the tokenizer the whole; here texts and special tokens are put together, so that no
+    text can be a special token.
+
+    Raises:
+        InputError: it has others, as where a special token takes the spaces around it.
+    """
+    if tokenizer.file.suffix != ".json":  # has no special tokens in texts
+        return
+    found, expected = ids.tolist(), tokenizer.encode_separator(text)
+    if found == expected:
+        return
+    pairs = enumerate(zip(found, expected, strict=False))
+    same = next((n for n, (one, other) in pairs if one != other), min(len(found), len(expected)))
+    its, other = (tokenizer.decode(some[max(same - 2, 0) : same + 4]) for some in (found, expected))
+    raise InputError(
+        f"{tokenizer.file} reads a chat as other tokens than its parts: {other!r} instead of "
+        f"{its!r} from token {same} on; set lstrip and rstrip of its special tokens false, or take "
+        "another template"
     )

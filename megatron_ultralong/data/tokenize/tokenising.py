@@ -1,5 +1,6 @@
 """Whole documents to token ids, without BOS or EOS, special tokens in the text taken as text."""
 
+import functools
 import hashlib
 import shutil
 from collections.abc import Sequence
@@ -48,6 +49,9 @@ class DocumentTokenizer(Protocol):
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text: no BOS, no EOS, the text of a special token in ordinary ids."""
 
+    def encode_behind(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The same of texts that stand behind a special token."""
+
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text that stands alone; the text of a special token gives that token's id."""
 
@@ -92,10 +96,20 @@ class HuggingFaceTokenizer:
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text, see :class:`DocumentTokenizer`."""
-        self._tokenizer.encode_special_tokens = True  # as text, says the library's flag
-        whole = [well_formed(text) for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(whole, add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return _encoded(self._tokenizer, texts)
+
+    def encode_behind(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """The same of texts behind a special token: Mistral's tokenizer puts a space before the
+        first text alone.
+        """
+        return _encoded(self._without_first_space or self._tokenizer, texts)
+
+    @functools.cached_property
+    def _without_first_space(self) -> Tokenizer | None:
+        """The tokenizer that does so nowhere; None: this one does not either."""
+        first, never = (f'"prepend_scheme":"{where}"' for where in ("first", "never"))
+        text = self._tokenizer.to_str()  # in a token, quotes have backslashes
+        return Tokenizer.from_str(text.replace(first, never)) if first in text else None
 
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text alone: ``"<s>" -> [45147, 29]`` with Llama 3's vocabulary."""
@@ -112,13 +126,19 @@ class HuggingFaceTokenizer:
         Raises:
             InputError: where it names none.
         """
-        for file in ("tokenizer_config.json", "special_tokens_map.json"):
-            if text := token_text(self.file.parent, file, "eos_token"):
-                return text
+        if text := named_tokens(self.file.parent).get("eos_token"):
+            return text
         raise InputError(
             f"--separator eos: {self.file.parent} names no eos_token in tokenizer_config.json or "
             "special_tokens_map.json; give the token's text as --separator"
         )
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    tokenizer.encode_special_tokens = True  # as text, says the library's flag
+    whole = [well_formed(text) for text in texts]
+    encodings = tokenizer.encode_batch_fast(whole, add_special_tokens=False)
+    return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
 
 def well_formed(text: str) -> str:
@@ -148,14 +168,32 @@ def separator_ids(tokenizer: DocumentTokenizer, separator: str) -> list[int]:
             f"--separator {text!r} encodes to no token with {tokenizer.file}; use another text, "
             "or none for no separator"
         )
+    if separator == "eos" and len(ids) > 1:
+        raise InputError(
+            f"--separator eos: {text!r}, the EOS of the files beside {tokenizer.file}, is no "
+            f"token of it, but {len(ids)} of text: take the tokenizer.json saved with these files, "
+            "or give a text as --separator"
+        )
     return ids
 
 
-def token_text(folder: Path, file: str, name: str) -> str:
-    """The text of a token that a file beside a tokenizer names; empty where it does not."""
-    value = side_file(folder, file).get(name)
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else ""
+def named_tokens(folder: Path) -> dict[str, str]:
+    """Texts of special tokens by the names that files beside a tokenizer give them: ``eos_token``.
+
+    As transformers reads them: ``special_tokens_map.json`` comes first where
+    ``tokenizer_config.json`` was saved before 4.34, and has no ``added_tokens_decoder``.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    config, old = (side_file(folder, name) for name in TOKENIZER_FILES[1:3])
+    found: dict[str, str] = {}
+    for values in (old, config) if "added_tokens_decoder" in config else (config, old):
+        for name, value in values.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if name.endswith("_token") and isinstance(text, str) and text:
+                found[name] = text
+    return found
 
 
 def side_file(folder: Path, name: str) -> dict[str, Any]:

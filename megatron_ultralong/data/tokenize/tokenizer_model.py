@@ -86,6 +86,8 @@ class Llama3Tokenizer:
         """Ids of every text, see :class:`DocumentTokenizer` of ``tokenising.py``."""
         return [np.asarray(self._encode(well_formed(text)), dtype=np.int32) for text in texts]
 
+    encode_behind = encode_documents
+
     def _encode(self, text: str) -> list[int]:
         if LONG_RUN.search(text) is None:
             try:
@@ -202,6 +204,8 @@ class SentencePieceTokenizer:
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text; the text of a control piece is text to the library itself."""
         return [np.asarray(self._model.encode(well_formed(t)), dtype=np.int32) for t in texts]
+
+    encode_behind = encode_documents
 
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text alone: ``"</s>" -> [2]`` where that is a control piece."""

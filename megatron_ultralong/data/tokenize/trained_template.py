@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
-from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
+from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
+from megatron_ultralong.data.tokenize.engines import NAMES, open_reference
 from megatron_ultralong.data.tokenize.folder_template import folder_template
-from megatron_ultralong.data.tokenize.tokenising import side_file, token_text, well_formed
+from megatron_ultralong.data.tokenize.stop_tokens import GENERATION_FILE, named_stop_ids
+from megatron_ultralong.data.tokenize.tokenising import named_tokens, side_file, well_formed
 from megatron_ultralong.program.aside import remove, write_aside
 from megatron_ultralong.program.errors import InputError
 
@@ -29,6 +31,8 @@ class TrainedTemplate(NamedTuple):
     """``bos_token`` and ``eos_token`` of the tokenizer, where the template writes them."""
     doubt: str = ""
     """What rows may have that it does not write, for messages."""
+    ends: tuple[str, ...] = ()
+    """Special tokens that end an answer."""
 
     @property
     def sha256(self) -> str:
@@ -45,7 +49,7 @@ class TrainedTemplate(NamedTuple):
         if found != self.text:
             return "none" if found is None else "another one"
         for name, token in self.tokens.items():
-            if (other := _token(folder, name)) != token:
+            if (other := named_tokens(folder).get(name, "")) != token:
                 return f"it with {name} {other!r}, not {token!r}"
         return ""
 
@@ -67,9 +71,31 @@ class TrainedTemplate(NamedTuple):
                 write_aside(folder / file, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
         write_aside(folder / "chat_template.jinja", self.text)
 
+    def missed_ends(self, folder: Path) -> dict[str, int]:
+        """Those of ``ends`` at which the model of ``folder`` does not stop, with their ids.
 
-def _token(folder: Path, name: str) -> str:
-    return next(filter(None, (token_text(folder, file, name) for file in _TOKEN_FILES)), "")
+        A base model's files name the end of a document alone, and engines would write on behind an
+        answer. Empty where the folder has no tokenizer.
+
+        Raises:
+            InputError: a file of the folder is damaged.
+        """
+        if not any((folder / name).is_file() for name in NAMES):
+            return {}
+        tokenizer, known = open_reference(folder), named_stop_ids(folder)
+        ids = {text: tokenizer.encode_separator(text) for text in self.ends}
+        return {text: its[0] for text, its in ids.items() if len(its) == 1 and its[0] not in known}
+
+    def stop_at_ends(self, folder: Path) -> None:
+        """Let ``generation_config.json`` name them too, from which engines take their stops.
+
+        Raises:
+            InputError: a file of the folder is damaged. OSError: nothing can be written.
+        """
+        if missed := self.missed_ends(folder):
+            ids = [*named_stop_ids(folder), *missed.values()]
+            values = {**side_file(folder, GENERATION_FILE), "eos_token_id": ids}
+            write_aside(folder / GENERATION_FILE, json.dumps(values, indent=2) + "\n")
 
 
 def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
@@ -86,7 +112,7 @@ def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
     found = template_of(rows, manifest)
     if expected := manifest.chat_template_sha256:
         kept = folder_template(rows / TOKENIZER_FOLDER)
-        known = (found, *(_with_tokens(rows, text) for text in [kept] if text is not None))
+        known = (found, *(_with_tokens(rows, t, found.ends) for t in [kept] if t is not None))
         if its := next((one for one in known if one.sha256 == expected), None):
             return its
         raise InputError(
@@ -119,8 +145,8 @@ def template_of(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
     """
     folder = rows / TOKENIZER_FOLDER
     text = folder_template(folder)
+    named = next((t for t in TEMPLATES.values() if t.name == manifest.chat_template), None)
     if not manifest.folder_template_checked:
-        named = next((t for t in TEMPLATES.values() if t.name == manifest.chat_template), None)
         if named is None:
             raise InputError(
                 f"the manifest of {rows} names chat_template {manifest.chat_template!r}, and this "
@@ -132,10 +158,13 @@ def template_of(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
             f"{folder} has no chat template, and the manifest beside it states that it was "
             "compared with one: copy the folder again, or prepare the conversations again"
         )
-    return _with_tokens(rows, text)
+    ends = named.ends if named else ()
+    texts = (named_tokens(folder).get("eos_token") if end == END else end for end in ends)
+    return _with_tokens(rows, text, tuple(filter(None, texts)))
 
 
-def _with_tokens(rows: Path, text: str) -> TrainedTemplate:
+def _with_tokens(rows: Path, text: str, ends: tuple[str, ...]) -> TrainedTemplate:
     folder = rows / TOKENIZER_FOLDER
-    tokens = {name: _token(folder, name) for name in _TOKENS if name in text}
-    return TrainedTemplate(well_formed(text), {name: t for name, t in tokens.items() if t})
+    named = named_tokens(folder)
+    its = {name: named[name] for name in _TOKENS if name in named and name in text}
+    return TrainedTemplate(well_formed(text), its, ends=ends)

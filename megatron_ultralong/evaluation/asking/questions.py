@@ -147,7 +147,7 @@ def evaluate_questions(
     what = f"{what} ({longest} tokens)"
     check_length(subject.model, longest, config.beyond_trained_positions, what=what)
     tokenizer = subject.tokenizer
-    stop_ids = tokenizer.stop_ids()
+    stop_ids = tokenizer.stop_ids(getattr(config, "prompt_template", "base"))
     if note := tokenizer.not_applied():
         notes = [*notes, note]
         if subject.model.is_main:

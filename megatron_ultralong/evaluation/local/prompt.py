@@ -82,7 +82,7 @@ def cut_prompt(
     *user, last = marks.before["user"]
     return _cut(
         tokenizer.encode_parts([*begins, *turns, *of_template(*user)]),
-        tokenizer.encode(last + text),
+        tokenizer.encode(last + text, behind=True),
         tokenizer.encode_parts(of_template(*marks.after["user"], *marks.before["assistant"])),
         room,
     )

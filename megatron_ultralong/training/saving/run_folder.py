@@ -191,9 +191,15 @@ class RunFolder:
         if not (root / metadata.FILE_NAME).is_file():
             metadata.save_metadata(root, self._metadata)
             copy_once(Path(self._config.load) / source.name, source)
-        if self._template is not None and source.is_dir() and self._template.lacks(source):
+        template = self._template
+        if template is None or not source.is_dir():
+            return
+        is_other = template.lacks(source)
+        if is_other or template.missed_ends(source):
             metadata.unseal(root)
-            self._template.put(source)
+            if is_other:
+                template.put(source)
+            template.stop_at_ends(source)
             metadata.seal_small_files(root)
 
     def write_status(self, status: int) -> None:
