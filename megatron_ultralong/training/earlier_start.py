@@ -16,6 +16,7 @@ from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.owner_record import is_owner_file
 from megatron_ultralong.training.config_file import CONFIG_FILE, load_config, with_absolute_paths
 
+LOG_FILE = "log.jsonl"
 DATA_FILE = "data.json"
 """What the rows are, as :attr:`RunInputs.agreed` has it."""
 _UNKNOWN = "nothing"
@@ -82,6 +83,8 @@ def check_same_run(
             f"--save {root} holds checkpoints but no {CONFIG_FILE}: it is not a run's folder, so "
             "it is not written to; name an empty or new folder"
         )
+    if (root / LOG_FILE).is_file():
+        (root / LOG_FILE).open("a").close()  # somebody else's may be closed to this user
     before = load_config(root / CONFIG_FILE, type(config))
     for field in _FIXED:
         old, new = (operator.attrgetter(field)(one) for one in (before, config))
