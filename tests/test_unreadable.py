@@ -54,25 +54,25 @@ HEAVY: dict[str, Command] = {
     "verify": ("convert verify base hf", "base hf"),
     "prepare chat": (
         "prepare chat --source own=own.jsonl --tokenizer hf --output out --seq-length 128 "
-        "--too-long drop",
+        "--too-long drop --valid-fraction 0.3",
         "own.jsonl hf",
     ),
-    "generate": ("generate --load base --prompt ab --max-new-tokens 2", "base"),
-    "generate by a model": (
-        "generate --load hf --prompt-file texts/a.txt --max-new-tokens 2",
-        "hf texts/a.txt",
+    "generate": (
+        "generate --load base --prompt-file prompt.txt --max-new-tokens 2",
+        "base prompt.txt",
     ),
     "passkey": (
-        "evaluate passkey --load base --lengths 128 --depths 50 --num-samples 1 --output out",
+        "evaluate passkey --load base --lengths 256 --depths 50 --num-samples 1 --output out",
         "base",
     ),
     "loss": ("evaluate loss --load base hf --data-path rows --output out", "base hf rows"),
     "pretrain": (f"{_TRAIN} out", "base rows"),
     "ranks": (f"{_TRAIN} out --ranks 2", "base/release rows/train.bin"),
-    "resume": (f"{_TRAIN} run", "run"),
+    "resume": (f"{_TRAIN} copy", "copy"),
     "config": ("pretrain --config run/config.yaml --dry-run", "run/config.yaml"),
     "sft": (
-        "sft demo-sft-cpu --load base --data-path chats --train-iters 1 --save out",
+        "sft demo-sft-cpu --load base --data-path chats --train-iters 1 --save out "
+        "--context-parallel-size 1",
         "base chats",
     ),
 }
@@ -85,6 +85,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_chat_model(folder, max_position_embeddings=256, num_hidden_layers=2)
     prepare_rows(folder, (TEXT * 2 + str(n) for n in range(300)), folder / "hf", 128)
     (folder / "texts" / "more").mkdir(parents=True)
+    (folder / "prompt.txt").write_text(TEXT)
     (folder / "texts" / "a.txt").write_text(TEXT * 20)
     (folder / "texts" / "more" / "b.jsonl").write_text(json.dumps({"text": TEXT * 20}))
     records = "".join(json.dumps(record) + "\n" for record in conversations(40))
@@ -205,17 +206,25 @@ def test_every_closed_file_ends_with_a_message(with_run: Path, tmp_path: Path, n
     """Of every verb, in processes of their own; what a good run opens is not passed over."""
     (line, read), inputs = {**LIGHT, **HEAVY}[name], with_run
     words, said, wrong = line.split(), tmp_path / "said", []
+    begin(inputs)
     assert ended(words, inputs, said) == 0, said.read_text()
     opened = set(said.with_suffix(".opened").read_text().splitlines())
+    begin(inputs)
     paths = list(parts(inputs, read))
     assert any(str(path) in opened for path in paths)
     for path in paths:
-        shutil.rmtree(inputs / "out", ignore_errors=True)
+        begin(inputs)
         status = ended(words, inputs, said, path)
         if found := fault(status, said.read_text(), path, inputs, str(path) in opened):
             wrong.append(f"{path.relative_to(inputs)}: {found}")
-    shutil.rmtree(inputs / "out", ignore_errors=True)
     assert not wrong, "\n".join(wrong)
+
+
+def begin(folder: Path) -> None:
+    """``out`` is not there, ``copy`` is a fresh one of ``run``."""
+    for name in ("out", "copy"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.copytree(folder / "run", folder / "copy")
 
 
 @pytest.mark.parametrize(
