@@ -140,6 +140,7 @@ def ended(words: list[str], folder: Path, said: Path, hidden: Path | None = None
     context.set_forkserver_preload(["tests.warm.imports"])
     process = context.Process(target=child, args=(words, folder, said, hidden))
     mode = hidden.stat().st_mode if hidden is not None else 0
+    said.write_text("")
     process.start()
     process.join(patience(200))
     if hidden is not None:
