@@ -45,8 +45,9 @@ class Record(NamedTuple):
 
 def unreadable(place: Path | str, error: Exception) -> Record:
     """What stands for the records from here on, that a library cannot read."""
-    reason = f"cannot be read ({error})"
-    if not isinstance(error, DamagedError):
+    is_of_system = isinstance(error, OSError) and bool(error.errno)
+    reason = f"cannot be read ({error.strerror if is_of_system else error})"
+    if not isinstance(error, DamagedError) and not is_of_system:
         reason += "; is the file cut short?"
     return Record(str(place), 0, {}, reason, is_rest_lost=True)
 
