@@ -69,6 +69,8 @@ def keep(source: Path, checkpoint: Path) -> Path:
         InputError: one of the tokenizer's is damaged.
     """
     tokenizer_files.TokenizerFiles(source)
+    if (source / _FAST).is_file():
+        tokenizer_files.load_fast(source / _FAST)
     folder = checkpoint / SOURCE_FOLDER
     folder.mkdir(exist_ok=True)
     for path in small_files(source):
