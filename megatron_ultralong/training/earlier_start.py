@@ -53,6 +53,18 @@ def check_save(
     return None
 
 
+def way_on(save: str | None) -> str:
+    """From what the command of a run continues that has lost a rank: an end for its message."""
+    if not save:
+        return "nothing was saved, for there is no --save: the same command begins again"
+    path = Path(save) / folders.LATEST_FILE
+    try:
+        latest = f"iteration {int(path.read_text(encoding='ascii'))} in {save}"
+    except (OSError, ValueError):
+        return f"{save} holds no checkpoint yet: the same command begins again"
+    return f"the same command resumes from {latest}"
+
+
 def check_nobodys(root: Path) -> None:
     """Raise InputError where a folder without checkpoints holds what is not a run's."""
     begun = partial_path(root / CONFIG_FILE)  # of a start that was killed while it wrote the first
