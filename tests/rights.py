@@ -45,4 +45,5 @@ def closed(path: Path) -> Iterator[None]:
         with as_ordinary_user():
             yield
     finally:
-        path.chmod(mode)
+        with contextlib.suppress(FileNotFoundError):  # it may have been replaced meanwhile
+            path.chmod(mode)

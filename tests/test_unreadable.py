@@ -143,7 +143,7 @@ def ended(words: list[str], folder: Path, said: Path, hidden: Path | None = None
     said.write_text("")
     process.start()
     process.join(patience(200))
-    if hidden is not None:
+    if hidden is not None and hidden.exists():  # where the process ended without a word
         hidden.chmod(mode)
     return process.exitcode
 
