@@ -18,6 +18,7 @@ import pytest
 from megatron_ultralong import cli
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
+from megatron_ultralong.data.read.record import unreadable
 from megatron_ultralong.evaluation.results.file import write_results
 from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.refused_file import refused_file
@@ -271,3 +272,9 @@ def test_the_trace_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("ULTRALONG_LOG", "DEBUG")
     with pytest.raises(PermissionError), ends_with_message():
         raise PermissionError(errno.EACCES, "Permission denied", "a file")
+
+
+def test_a_record_that_the_system_refuses_is_not_cut_short() -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "a")
+    assert unreadable("a", error).error == "cannot be read (Permission denied)"
+    assert unreadable("a", ValueError("an odd page")).error.endswith("is the file cut short?")

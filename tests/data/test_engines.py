@@ -171,7 +171,7 @@ def test_the_folder_decides(
     with pytest.raises(InputError, match="neither tiktoken ranks nor a sentencepiece model"):
         open_reference(tmp_path / "tokenizer.model")
     (tmp_path / "model.safetensors").write_bytes(bytes(100))
-    with pytest.raises(InputError, match=r"is no tokenizer, .* give .*/tokenizer\.json, or its"):
+    with pytest.raises(InputError, match=r"is not a tokenizer, .* give .*/tokenizer\.json, or its"):
         open_reference(tmp_path / "model.safetensors")
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "model.safetensors").write_bytes(bytes(100))

@@ -144,7 +144,7 @@ def test_many_suffixes_are_counted_together(tmp_path: Path) -> None:
 def test_rows_in_a_source_are_left_out_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What `prepare` has written into a source is no text of it, and is told before it happens."""
+    """What `prepare` has written into a source is not a text of it: it is warned of."""
     texts, rows = tmp_path / "texts", tmp_path / "texts" / "rows"
     write_tokenizer(tmp_path / "tokenizer")
     write(texts, "a.txt", "more/b.txt", text=PROSE * 40)

@@ -46,7 +46,7 @@ def listed_files(folder: Path) -> checksums.Checksums | None:
 
 
 def _fault(error: InputError) -> str:
-    """What it says is wrong, without the reason and the way out."""
+    """What it says is wrong, without the reason and the fix."""
     return re.split("[,;(]", str(error))[0].strip()
 
 

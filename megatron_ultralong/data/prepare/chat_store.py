@@ -202,7 +202,7 @@ class ChatStore:
         self._target_ends.append(len(self._targets) // 2)
 
     def _nothing(self, source: ChatSource) -> str:
-        """Why a source has no example: what there is of it, and the way out."""
+        """Why a source has no example: what there is of it, and the fix."""
         num_files, num_bad = len(source.files), sum(source.num_bad.values())
         files = f"{num_files:,} file{'s' * (num_files != 1)} at {source.path}"
         begin = f"source {source.name!r} has nothing to train on: "

@@ -192,7 +192,7 @@ def open_reference(path: Path) -> tokenising.DocumentTokenizer:
         beside = [name for name in NAMES if (file.parent / name).is_file()]
         if beside:
             raise InputError(
-                f"--tokenizer {path} is no tokenizer, and {beside[0]} is beside it: give "
+                f"--tokenizer {path} is not a tokenizer, and {beside[0]} is beside it: give "
                 f"{file.parent / beside[0]}, or its folder"
             )
     tokenising.check_file_sizes(file.parent)
