@@ -161,3 +161,26 @@ def test_consoles_are_ours() -> None:
                 f"{name}: use megatron_ultralong.program.terminal"
             )
         assert "rich.print" not in uses, name
+
+
+LISTS = {
+    "data/prepare/documents.py": "its own work",
+    "checkpoint/logits/check.py": "this package",
+    "program/launch.py": "/dev",
+    "program/output.py": "its own work",
+    "training/same_run.py": "this package",
+}
+"""Modules that may pass over a folder that cannot be listed, and what they list."""
+
+
+def test_folders_are_listed_in_one_place() -> None:
+    """`glob` takes a folder that this user may not list for an empty one."""
+    found = set()
+    for name in MODULES:
+        tree = ast.parse((PACKAGE / name).read_text("utf-8"))
+        calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        if any(
+            isinstance(f, ast.Attribute) and f.attr in ("glob", "rglob", "iglob") for f in calls
+        ):
+            found.add(name)
+    assert found == LISTS.keys(), "use megatron_ultralong.program.listing"

@@ -140,7 +140,8 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         return
     if ranks:
         saves = isinstance(verb, TrainingVerb)
-        if status := run_ranks([*name.split(), *words], ranks, saves=saves):
+        way_on = (lambda: load("training.earlier_start:way_on")(options.save)) if saves else str
+        if status := run_ranks([*name.split(), *words], ranks, saves=saves, way_on=way_on):
             sys.exit(status)
         return
     _say_starting(verb)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, resolve
+from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, iterations, resolve
 from megatron_ultralong.checkpoint.formats import model_state, torch_dist
 from megatron_ultralong.checkpoint.formats.megatron import check_tensors, listed_files
 from megatron_ultralong.mcore.cpu import replaced
@@ -90,7 +90,7 @@ def vet(folder: Path, step: int | None, *, verify_checksums: bool) -> None:
     Raises:
         InputError: it is not whole, or would run code.
     """
-    if not (folder / LATEST_FILE).is_file() or not list(folder.glob(f"*/{FORMAT_FILE}")):
+    if not (folder / LATEST_FILE).is_file() or not iterations(folder):
         return  # none, or of another format: Megatron-LM says so
     path, _ = resolve(folder, step)
     if not verify_checksums:

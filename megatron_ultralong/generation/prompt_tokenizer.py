@@ -19,6 +19,7 @@ from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.json_file import JsonObject, read_json
+from megatron_ultralong.program.refused_file import ClosedFileError
 
 
 class Special(str):
@@ -250,6 +251,8 @@ class PromptTokenizer:
     def _read(file: Path) -> JsonObject:
         try:
             return read_json(file)
+        except ClosedFileError:
+            raise
         except InputError as error:
             raise InputError(f"{file} is damaged ({error}): export the model again") from error
 

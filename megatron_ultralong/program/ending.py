@@ -1,7 +1,6 @@
 """How a program ends as a user should see it: one message, and the exit status."""
 
 import contextlib
-import errno
 import json
 import os
 import select
@@ -15,6 +14,7 @@ from pathlib import Path
 from megatron_ultralong.program.errors import InputError, RunStopped, printable
 from megatron_ultralong.program.exit_status import forget_status, leave_status
 from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank
+from megatron_ultralong.program.refused_file import refused_file
 
 PROGRAM = "ultralong"
 INTERRUPTED = 130
@@ -35,7 +35,7 @@ def ends_with_message() -> Iterator[None]:
     """
     forget_status()
     try:
-        with _quiet_without_reader(), _names_are_possible():
+        with _quiet_without_reader(), _files_are_told():
             yield
         leave_status(0)
     except InputError as error:
@@ -62,14 +62,15 @@ def ends_with_message() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _names_are_possible() -> Iterator[None]:
-    """A name that no file system can hold is of the command line, or of a file that it names."""
+def _files_are_told() -> Iterator[None]:
+    """A file that cannot be opened is one that a user named, or lies in a folder that one did."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+        message = None if os.environ.get("ULTRALONG_LOG") == "DEBUG" else refused_file(error)
+        if message is None:
             raise
-        raise InputError(f"{str(error.filename)[:80]}...: {error.strerror}") from error
+        raise message from error
     except ValueError as error:
         if str(error) != "embedded null byte":
             raise

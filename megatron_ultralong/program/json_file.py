@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.refused_file import refused_file
 
 MAX_BYTES: Final = 16 * 2**20
 """Of a file. The index of the largest Llama has 100 kB; Python takes up to 25 times the text."""
@@ -155,7 +156,10 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         raise InputError(missing(path)) from None
     except InputError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+    except OSError as error:
+        told = refused_file(error, "read")
+        raise told or InputError(f"{path} cannot be read ({error})") from error
+    except ValueError as error:  # a null byte in the path
         raise InputError(f"{path} cannot be read ({error})") from error
     if len(data) > max_bytes:
         raise InputError(

@@ -44,6 +44,7 @@ _KILL_SECONDS = 5.0
 _SIGNALLED = 128
 """Statuses beyond it are of programs that something outside has ended, as shells have it."""
 _PR_SET_PDEATHSIG = 1
+_OF_MEMORY = " (`dmesg` says whether memory ran out)"
 
 
 def take_ranks(words: Sequence[str]) -> tuple[int | None, list[str]]:
@@ -127,13 +128,16 @@ class _Rank:
             os.killpg(self.process.pid, number)
 
 
-def run_ranks(words: Sequence[str], num_ranks: int, *, saves: bool) -> int:
+def run_ranks(
+    words: Sequence[str], num_ranks: int, *, saves: bool, way_on: Callable[[], str] = str
+) -> int:
     """Run ``ultralong WORDS`` on ranks of this machine until all have ended.
 
     Args:
         words: the verb and its flags.
         num_ranks: to start.
         saves: whether ranks save their work at SIGTERM; others are killed where this process dies.
+        way_on: says, where a rank was lost, from what the same command continues.
 
     Returns:
         The exit status of the job; its message has been written to standard error.
@@ -161,6 +165,8 @@ def run_ranks(words: Sequence[str], num_ranks: int, *, saves: bool) -> int:
                 hand_on(sent.pop(), None)
         ended = _watch(ranks, sent, saves=saves)
         status, message = _outcome(ended, sent, saves=saves)
+        if status == RANK_LOST:
+            message += f"; {way_on() or 'start it again'}"
         if message:
             sys.stderr.write(message if message.endswith("\n") else f"{message}\n")
     write_status(status)
@@ -282,7 +288,7 @@ def _outcome(ended: Sequence[_Rank], sent: Sequence[int], *, saves: bool) -> tup
         name = signal.Signals(-(lost.status or 0)).name
         return RANK_LOST, (
             f"ultralong: rank {lost.number} (process {lost.process.pid}) was ended by {name}: all "
-            "ranks have ended"
+            f"ranks have ended{_OF_MEMORY if lost.status == -signal.SIGKILL else ''}"
         )
     if sent and not saves:  # an error now is of ranks that miss those that have ended
         return _SIGNALLED + sent[0], "ultralong: interrupted"

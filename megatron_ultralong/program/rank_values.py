@@ -6,6 +6,7 @@ from typing import TypeVar, cast
 import torch.distributed as dist
 
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.refused_file import refused_file
 
 Value = TypeVar("Value")
 
@@ -29,8 +30,10 @@ def from_main_rank(work: Callable[[], Value], *, is_main: bool) -> Value:
     if is_main:
         try:
             found = work(), ""
-        except (InputError, OSError) as error:
+        except InputError as error:
             found = None, str(error)
+        except OSError as error:
+            found = None, str(refused_file(error) or error)
     value, problem = every_rank(found)[0]
     if problem:
         raise InputError(problem)

@@ -16,6 +16,7 @@ from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.owner_record import is_owner_file
 from megatron_ultralong.training.config_file import CONFIG_FILE, load_config, with_absolute_paths
 
+LOG_FILE = "log.jsonl"
 DATA_FILE = "data.json"
 """What the rows are, as :attr:`RunInputs.agreed` has it."""
 _UNKNOWN = "nothing"
@@ -52,6 +53,18 @@ def check_save(
     return None
 
 
+def way_on(save: str | None) -> str:
+    """From what the command of a run continues that has lost a rank: an end for its message."""
+    if not save:
+        return "nothing was saved, for there is no --save: the same command begins again"
+    path = Path(save) / folders.LATEST_FILE
+    try:
+        latest = f"iteration {int(path.read_text(encoding='ascii'))} in {save}"
+    except (OSError, ValueError):
+        return f"{save} holds no checkpoint yet: the same command begins again"
+    return f"the same command resumes from {latest}"
+
+
 def check_nobodys(root: Path) -> None:
     """Raise InputError where a folder without checkpoints holds what is not a run's."""
     begun = partial_path(root / CONFIG_FILE)  # of a start that was killed while it wrote the first
@@ -82,6 +95,8 @@ def check_same_run(
             f"--save {root} holds checkpoints but no {CONFIG_FILE}: it is not a run's folder, so "
             "it is not written to; name an empty or new folder"
         )
+    if (root / LOG_FILE).is_file():
+        (root / LOG_FILE).open("a").close()  # somebody else's may be closed to this user
     before = load_config(root / CONFIG_FILE, type(config))
     for field in _FIXED:
         old, new = (operator.attrgetter(field)(one) for one in (before, config))

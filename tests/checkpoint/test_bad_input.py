@@ -245,6 +245,28 @@ def test_a_broken_checkpoint_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize("name", ["__0_0.distcp", "common.pt"])
+def test_a_missing_file_is_told_once(originals: Path, tmp_path: Path, name: str) -> None:
+    """Both the checksums and the checkpoint's own metadata miss it."""
+    shutil.copytree(originals / "megatron", tmp_path / "in")
+    (tmp_path / "in" / "release" / name).unlink()
+    with pytest.raises(InputError) as refused:
+        export_checkpoint(ExportConfig(tmp_path / "in", tmp_path / "out"))
+    assert str(refused.value).count("is missing") == 1
+    assert str(refused.value).count(name) == 1
+
+
+@pytest.mark.parametrize("text", ["{}", '{"version": "1.0"'])
+def test_a_tokenizer_that_nothing_can_read_is_refused(
+    originals: Path, tmp_path: Path, text: str
+) -> None:
+    shutil.copytree(originals / "single", tmp_path / "in")
+    (tmp_path / "in" / "tokenizer.json").write_text(text)
+    with pytest.raises(InputError, match=r"in/tokenizer\.json is not"):
+        import_checkpoint(ImportConfig(tmp_path / "in", tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_damage_that_no_size_shows_is_found_by_verify(originals: Path, tmp_path: Path) -> None:
     shutil.copytree(originals / "megatron", tmp_path / "in")
     path = tmp_path / "in" / "release" / "__0_0.distcp"

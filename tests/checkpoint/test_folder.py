@@ -11,6 +11,7 @@ from megatron_ultralong.checkpoint.disk.folder import (
     write_latest,
 )
 from megatron_ultralong.program.errors import InputError
+from tests.rights import closed
 
 
 @pytest.fixture
@@ -41,6 +42,28 @@ def test_release_is_iteration_0(run: Path) -> None:
     write_latest(run, "release")
     assert (run / "latest_checkpointed_iteration.txt").read_text() == "release"
     assert resolve(run) == (run / "release", 0)
+
+
+def test_the_way_out_is_one_that_every_verb_has(run: Path) -> None:
+    """Only `convert` has --iteration; the file that names the latest is read by all."""
+    write_latest(run, 77)
+    latest = run / "latest_checkpointed_iteration.txt"
+    with pytest.raises(InputError, match=r"it holds 20, 100 \(.* names 77\): ") as refused:
+        resolve(run)
+    assert str(refused.value).endswith(f"write one of these into {latest}")
+    write_latest(run, 20)
+    assert resolve(run) == (run / "iter_0000020", 20)
+    for iteration in (20, 100):
+        (iteration_folder(run, iteration) / "metadata.json").unlink()
+    with pytest.raises(InputError, match=r"it holds none .*: copy the checkpoint again"):
+        resolve(run)
+
+
+def test_a_closed_iteration_is_not_taken_for_a_missing_one(run: Path) -> None:
+    with closed(iteration_folder(run, 100)), pytest.raises(PermissionError):
+        resolve(run)
+    with closed(iteration_folder(run, 20)):  # another one is no matter
+        assert resolve(run) == (run / "iter_0000100", 100)
 
 
 def test_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:

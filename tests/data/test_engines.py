@@ -170,6 +170,14 @@ def test_the_folder_decides(
     (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model.read_bytes()[:500])
     with pytest.raises(InputError, match="neither tiktoken ranks nor a sentencepiece model"):
         open_reference(tmp_path / "tokenizer.model")
+    (tmp_path / "model.safetensors").write_bytes(bytes(100))
+    with pytest.raises(InputError, match=r"is not a tokenizer, .* give .*/tokenizer\.json, or its"):
+        open_reference(tmp_path / "model.safetensors")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "model.safetensors").write_bytes(bytes(100))
+    with pytest.raises(InputError, match=r"give a tokenizer\.json or tokenizer\.model") as refused:
+        open_reference(tmp_path / "alone" / "model.safetensors")
+    assert "INTERNAL" not in str(refused.value)  # the library's place in its own source
     ranks = [base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256)]
     (tmp_path / "tokenizer.model").write_bytes(b"".join(ranks))
     with pytest.raises(InputError, match=r"has 256 ranks, where Llama 3's has 128000"):

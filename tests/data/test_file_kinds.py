@@ -271,7 +271,8 @@ def test_what_is_compressed_twice(tmp_path: Path) -> None:
         ('{"text": "a"}{"text": "b"}', r"Extra data.*`jq -c \.`"),
         ('{"text": "a"},', r"Extra data.*`jq -c \.`"),
         ("{'text': 'a'}", "as Python writes a dict: write it with json.dumps"),
-        ('{"text": "a', "is the file cut short?"),
+        ('{"text": "a', r"Unterminated string at column 10.*is the file cut short\?"),
+        ('{"text": "a"', r"is the file cut short\?"),
         ("text", "one JSON object a line belongs here"),
     ],
 )
@@ -280,6 +281,27 @@ def test_lines_that_are_no_json(tmp_path: Path, line: str, reason: str) -> None:
     with pytest.raises(InputError, match=rf"a\.jsonl:6: not JSON .*{reason}"):
         texts_of(tmp_path)
     assert texts_of(tmp_path, skip_bad=True) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (
+            '{"text": "\t"}',
+            r"Invalid control character at column 11\); a tab in a text is",
+        ),
+        ('{"text": "a', r"Invalid control character at column 12\); is a quote missing\?"),
+        ('{"text": "a"', r"Expecting ',' delimiter at column 13\); is a quote, comma or bracket"),
+        ('{"text" "a"}', r"Expecting ':' delimiter at column 9\); is a quote, comma or bracket"),
+    ],
+)
+def test_a_bad_line_in_the_middle_is_not_a_cut(tmp_path: Path, line: str, reason: str) -> None:
+    """Its own line and column are named: JSON's own words of a line 1 are of the line alone."""
+    (tmp_path / "a.jsonl").write_text(f"{LINES}{line}\n{LINES}")
+    with pytest.raises(InputError, match=rf"a\.jsonl:6: not JSON \({reason}") as refused:
+        texts_of(tmp_path)
+    assert "cut short" not in str(refused.value)
+    assert "line 1" not in str(refused.value)
 
 
 def test_a_page_in_place_of_the_data(tmp_path: Path) -> None:

@@ -192,6 +192,22 @@ def test_bad_conversations_are_counted(config: PrepareChatConfig, tmp_path: Path
     assert (source.num_conversations, source.num_examples) == (1, 1)
 
 
+def test_an_empty_source_is_said_to_be(config: PrepareChatConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(InputError, match=r"1 file at .*empty\.jsonl holds no record at") as refused:
+        again(config, "empty", source=(f"a={tmp_path}/empty.jsonl",))
+    assert "longer than" not in str(refused.value)
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(InputError, match=r"0 conversations in 1 file at .*: 1 bad ones") as refused:
+        again(
+            config,
+            "bad",
+            source=(f"a={tmp_path}/bad.jsonl",),
+            reading=dataclasses.replace(config.reading, skip_bad=True),
+        )
+    assert "--seq-length" not in str(refused.value)
+
+
 def test_a_source_without_anything_to_train_on_is_refused(
     config: PrepareChatConfig, tmp_path: Path
 ) -> None:

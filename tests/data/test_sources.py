@@ -1,19 +1,27 @@
 """Which files of a source are read: folders hold litter, links go round."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from megatron_ultralong.data.options import PrepareConfig
+from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.data.read.sources import (
     HIDDEN,
     NOT_WANTED,
     REPEATED,
+    ROWS,
     UNKNOWN,
+    Source,
+    holds,
 )
 from megatron_ultralong.program.errors import InputError
 from tests.data.source_files import LINES, PROSE, TEXTS, counts, found, table, texts_of
+from tests.models import write_tokenizer
 
 
 def write(root: Path, *names: str, text: str = PROSE) -> None:
@@ -131,3 +139,52 @@ def test_many_suffixes_are_counted_together(tmp_path: Path) -> None:
     assert len(files.counts) <= 62
     assert sum(line.num_files for line in files.counts) == 101
     assert files.counts[0].read_as == "text"
+
+
+def test_rows_in_a_source_are_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `prepare` has written into a source is not a text of it: it is warned of."""
+    texts, rows = tmp_path / "texts", tmp_path / "texts" / "rows"
+    write_tokenizer(tmp_path / "tokenizer")
+    write(texts, "a.txt", "more/b.txt", text=PROSE * 40)
+    (texts / "more" / "manifest.json").write_text('{"text": "of something else"}')
+    config = PrepareConfig(
+        source=(f"a={texts}",),
+        tokenizer=tmp_path / "tokenizer",
+        output=rows,
+        seq_length=64,
+        valid_fraction=0.0,
+        sampling=LengthSampling("none"),
+    )
+    first = prepare(config)
+    told = f"warning: --output {rows} lies in the source a={texts}: "
+    assert capsys.readouterr().err.count(told) == 1
+    again = prepare(dataclasses.replace(config, output=tmp_path / "again"))
+    assert "warning: --output" not in capsys.readouterr().err
+    assert again.splits == first.splits
+    of_rows = [line for line in found(texts).counts if line.reason == ROWS]
+    assert sum(line.num_files for line in of_rows) == sum(p.is_file() for p in rows.rglob("*"))
+    with pytest.raises(InputError, match=r"no file at .*rows.*of rows that `prepare` has written"):
+        found(rows)
+    (rows / "notes.txt").write_text(PROSE)
+    assert texts_of(rows / "notes.txt") == [PROSE]  # that is asked for
+
+
+@pytest.mark.parametrize(
+    ("pattern", "output", "is_inside"),
+    [
+        ("texts", "texts/rows", True),
+        ("texts", "texts/deep/rows", True),
+        ("texts", "texts", True),
+        ("texts", "texts2", False),
+        ("texts/*", "texts/rows", True),
+        ("texts/**/*.json", "texts/rows", True),
+        ("texts/*.jsonl", "texts/rows", False),
+        ("te*", "texts/rows", True),
+        ("other/*", "texts/rows", False),
+    ],
+)
+def test_an_output_in_a_source(tmp_path: Path, pattern: str, output: str, is_inside: bool) -> None:
+    (tmp_path / "texts").mkdir()
+    assert holds(Source("a", str(tmp_path / pattern)), tmp_path / output) is is_inside

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pytest
 
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, write_latest
+from megatron_ultralong.config.run import LogConfig
 from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.training.saving.run_folder import STATUS_FILE, newest_good
 from tests.patience import patience
@@ -124,7 +125,9 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     root = small_disk / "run"
     config = make_config(root, (1, 2), train_iters=ENDLESS, save_interval=2)
     config = dataclasses.replace(
-        config, checkpoint=dataclasses.replace(config.checkpoint, max_save_failures=3)
+        config,
+        checkpoint=dataclasses.replace(config.checkpoint, max_save_failures=3),
+        log=LogConfig(tensorboard=True),
     )
     with Job(config, 2) as job:
         assert job.until(lambda: (root / LATEST_FILE).exists())
@@ -137,7 +140,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
         assert job.until(
             lambda: re.search(r"\(the disk has [\d.]+ k?B free", job.text(0)) is not None
         )
-        assert "No space left on device" in job.text(0) or "failure 1 of 3" in job.text(0)
+        assert "No space left on device" in job.text(0) or "the disk refuses a part" in job.text(0)
         good = newest_good(root, 0, 1)
         assert good.folder is not None
         assert not good.damaged
@@ -148,6 +151,10 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
         assert job.wait(LIMIT) == [74, 74]
         assert "3 checkpoints in a row could not be written" in job.text(0)
         assert "No such file or directory" in job.text(0)
+        assert job.text(0).count("WARNING: TensorBoard's file in") == 1
+        for rank in (0, 1):
+            assert "enforce fail" not in job.text(rank)
+            assert "Traceback" not in job.text(rank)
 
 
 def other_weights(rank: int) -> None:

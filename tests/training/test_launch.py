@@ -17,10 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE
 from megatron_ultralong.program import launch
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.exit_status import STATUS_VARIABLE
 from megatron_ultralong.program.launch import run_ranks, take_ranks
+from megatron_ultralong.training.earlier_start import way_on
 from tests.patience import patience
 
 Ended = tuple[int, str]
@@ -95,6 +97,28 @@ def test_how_a_job_ends(
     assert end in said
     assert said.count("\n") <= 2
     assert (tmp_path / "status").read_text() == f"{status}\n"
+
+
+def test_a_lost_rank_says_from_what_the_command_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A training from its newest checkpoint; another verb begins again."""
+    monkeypatch.setattr(launch, "_LOST_SECONDS", 1.0)
+    save = tmp_path / "run"
+    save.mkdir()
+    cases = [("", "no --save: the same command begins"), (str(save), "holds no checkpoint yet: ")]
+    for words, part in cases:
+        assert part in way_on(words)
+    (save / LATEST_FILE).write_text("420")
+    monkeypatch.setenv("PYTHON_EXEC", str(write_ranks(tmp_path, "kill -9 $$")))
+    assert run_ranks(["pretrain"], 1, saves=True, way_on=lambda: way_on(str(save))) == 69
+    said = capfd.readouterr().err
+    assert said.endswith(
+        "was ended by SIGKILL: all ranks have ended (`dmesg` says whether memory ran out); the "
+        f"same command resumes from iteration 420 in {save}\n"
+    )
+    assert run_ranks(["generate"], 1, saves=False) == 69
+    assert capfd.readouterr().err.endswith("; start it again\n")
 
 
 def test_ranks_have_what_torchrun_gives(run: Callable[..., Ended], tmp_path: Path) -> None:

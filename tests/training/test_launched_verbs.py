@@ -212,5 +212,6 @@ def test_a_killed_rank_and_a_stop_of_real_ranks(
         text = (tmp_path / "said").read_text()
         if status == 69:
             assert re.search(r"^ultralong: rank 0 .* was ended by SIGKILL", text, re.MULTILINE)
+            assert re.search(r"the same command resumes from iteration \d+ in ", text), text
         else:
             assert text.splitlines()[-1].startswith("ultralong: stopped: "), text

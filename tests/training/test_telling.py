@@ -10,7 +10,9 @@ import math
 import os
 import pty
 import select
+import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,12 @@ from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.model.flops import training_flops
 from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.progress import progress
 from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.training.inputs import check_attention
 from megatron_ultralong.training.saving.checkpoint_writer import expired
 from megatron_ultralong.training.step import LanguageModelStep, SpikeDetector
+from megatron_ultralong.training.telling import log as run_log
 from megatron_ultralong.training.telling.phases import PHASES, RunSummary
 from megatron_ultralong.training.verbs import check_run, dry_run
 from tests.ranks import run_on_ranks
@@ -328,3 +332,37 @@ def test_whole_matrices_of_scores_are_said_aloud(make_config: MakeConfig) -> Non
     )
     (note,) = check_attention(masked, model, gpu, memory_bytes=1)  # documents may be short
     assert "4 heads x up to 64 x 64" in note
+
+
+def test_tensorboard_that_cannot_be_written_is_told_once(
+    tmp_path: Path,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its writer is a thread of its own, whose end would be a trace in the middle of the log."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # restored at the end
+    root = tmp_path / "run"
+    config = make_config(root, (1, 1), train_iters=STEPS)
+    config = dataclasses.replace(config, log=LogConfig(tensorboard=True))
+    root.mkdir()
+    with progress("Training", STEPS, "iterations") as bar:
+        log = run_log.RunLog(root, STEPS, bar, run_log.open_sinks(config, 0))
+        log.write(figures(1), to_terminal=False)
+        while (root / "tensorboard").exists():  # its thread may write the first record now
+            shutil.rmtree(root / "tensorboard", ignore_errors=True)  # the disk is gone
+        for number in range(2, 1 + STEPS):
+            log.write(figures(number), to_terminal=False)
+        log.close()
+    said = capsys.readouterr().err
+    assert said.count(f"WARNING: TensorBoard's file in {root / 'tensorboard'} ends here") == 1
+    assert said.count("No such file or directory") == 1
+    assert "Traceback" not in said
+    assert "Exception in thread" not in said
+    assert len((root / "log.jsonl").read_text().splitlines()) == STEPS
+
+
+def figures(iteration: int) -> run_log.IterationRecord:
+    values = {field.name: 1.0 for field in dataclasses.fields(run_log.IterationRecord)}
+    changed = {"phases_ms": {}, "validation_bins": (), "warning": None, "iteration": iteration}
+    return run_log.IterationRecord(**{**values, **changed})

@@ -14,6 +14,7 @@ from megatron_ultralong.checkpoint.formats.kind import PARAMS_FILE
 from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.listing import files_in
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _LICENCES = ("LICENSE", "NOTICE")
@@ -28,7 +29,7 @@ _WRITTEN_ANEW = (hugging_face_config.CONFIG_FILE, PARAMS_FILE, _CONFIG)
 
 def small_files(folder: Path) -> list[Path]:
     """Files of ``folder`` that belong to the model and are not weights, by name."""
-    found = {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()}
+    found = {path for pattern in _PATTERNS for path in files_in(folder, pattern)}
     found.update(tokenizer_files.template_files(folder))
     check_tokenizer_names(folder)
     kept = sorted(path for path in found if not path.name.endswith(".index.json"))
@@ -69,6 +70,8 @@ def keep(source: Path, checkpoint: Path) -> Path:
         InputError: one of the tokenizer's is damaged.
     """
     tokenizer_files.TokenizerFiles(source)
+    if (source / _FAST).is_file():
+        tokenizer_files.load_fast(source / _FAST)
     folder = checkpoint / SOURCE_FOLDER
     folder.mkdir(exist_ok=True)
     for path in small_files(source):

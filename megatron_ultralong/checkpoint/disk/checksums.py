@@ -19,6 +19,7 @@ from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_nam
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
+from megatron_ultralong.program.refused_file import ClosedFileError
 
 FILE_NAME = "checksums.json"
 PIECE_BYTES = 128 * 2**20
@@ -120,6 +121,8 @@ def read_checksums(folder: Path) -> dict[str, Checksum]:
         if text != _text(files).encode():
             raise DamagedError(f"{path} is damaged: it is not what its own hash says")
         checksums = {name: _checksum(files.object(name), name) for name in files}
+    except ClosedFileError:
+        raise
     except InputError as error:
         raise DamagedError(f"{path} is damaged ({error})") from error
     for name, entry in checksums.items():
@@ -202,6 +205,8 @@ def _check_piece(folder: Path, piece: _Piece) -> None:
             while left and (block := file.read(min(left, _BLOCK))):
                 digest.update(block)
                 left -= len(block)
+    except PermissionError:
+        raise
     except OSError as error:
         raise DamagedError(f"{path} cannot be read ({error})") from error
     found = digest.hexdigest()

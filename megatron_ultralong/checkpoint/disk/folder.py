@@ -21,15 +21,18 @@ def iteration_folder(folder: Path, iteration: int) -> Path:
 
 def iterations(folder: Path) -> list[int]:
     """Iterations that a folder holds, in order; 0 is ``release``."""
-    found = [path.parent.name for path in Path(folder).glob(f"*/{FORMAT_FILE}")]
-    numbers = [_number(name) for name in found]
-    return sorted(number for number in numbers if number is not None)
+    there = iteration_folders(folder) if Path(folder).is_dir() else []
+    return [number for number in there if _is_complete(folder, number)]
 
 
 def iteration_folders(folder: Path) -> list[int]:
     """Iterations with a folder of their name, whatever is in it, in order; 0 is ``release``."""
-    numbers = [_number(path.name) for path in Path(folder).iterdir() if path.is_dir()]
+    numbers = {_number(path.name) for path in Path(folder).iterdir() if path.is_dir()}
     return sorted(number for number in numbers if number is not None)
+
+
+def _is_complete(folder: Path, iteration: int) -> bool:
+    return (iteration_folder(folder, iteration) / FORMAT_FILE).is_file()
 
 
 def resolve(folder: str | Path, iteration: int | None = None) -> tuple[Path, int]:
@@ -45,13 +48,17 @@ def resolve(folder: str | Path, iteration: int | None = None) -> tuple[Path, int
         raise InputError(f"checkpoint folder {missing(folder)}")
     if (folder / FORMAT_FILE).is_file():
         return _resolve_itself(folder, iteration)
-    found = iterations(folder)
     wanted = _latest(folder) if iteration is None else iteration
-    if wanted not in found:
-        named = f" ({LATEST_FILE} names {_name(wanted)})" if iteration is None else ""
+    if not _is_complete(folder, wanted):
+        found = iterations(folder)
+        named, way_out = "", "give one of these"
+        if iteration is None:
+            named = f" ({LATEST_FILE} names {_name(wanted)})"
+            way_out = f"write one of these into {folder / LATEST_FILE}"
         raise InputError(
             f"{folder} holds no complete iteration {_name(wanted)}; it holds "
-            f"{', '.join(map(_name, found)) or 'none'}{named}: choose one with --iteration"
+            f"{', '.join(map(_name, found)) or 'none'}{named}: "
+            f"{way_out if found else 'copy the checkpoint again'}"
         )
     return iteration_folder(folder, wanted), wanted
 

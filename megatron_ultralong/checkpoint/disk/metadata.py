@@ -16,6 +16,7 @@ from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, RopeScaling, 
 from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.json_file import JsonObject, read_json
+from megatron_ultralong.program.listing import files_below
 from megatron_ultralong.program.ranks import is_main_rank
 
 FILE_NAME = "ultralong.json"
@@ -102,7 +103,7 @@ def seal_small_files(checkpoint: Path) -> None:
 
     Whoever changes one of them calls :func:`unseal` before and this after it.
     """
-    kept = [path for path in (checkpoint / SOURCE_FOLDER).rglob("*") if path.is_file()]
+    kept = files_below(checkpoint / SOURCE_FOLDER)
     if (checkpoint / FILE_NAME).is_file():
         sealed = {
             path.relative_to(checkpoint).as_posix(): checksums.checksum(path)

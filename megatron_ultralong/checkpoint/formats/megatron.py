@@ -1,6 +1,7 @@
 """A Megatron checkpoint as a source of Hugging Face tensors."""
 
 import os
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.program.refused_file import ClosedFileError
 
 _DATA_SUFFIX = ".distcp"
 _SHOWN_BYTES = 4 * 2**30
@@ -41,6 +43,11 @@ def listed_files(folder: Path) -> checksums.Checksums | None:
     except checksums.DamagedError as error:
         raise _refused(error) from error
     return listed
+
+
+def _fault(error: InputError) -> str:
+    """What it says is wrong, without the reason and the fix."""
+    return re.split("[,;(]", str(error))[0].strip()
 
 
 def check_tensors(folder: Path, listed: checksums.Checksums) -> None:
@@ -113,6 +120,8 @@ class MegatronCheckpoint:
         try:
             if verify_checksums:
                 self._checksums = listed_files(self.path)
+        except ClosedFileError:
+            raise
         except InputError as error:  # by the sizes of the files and the bytes of the small ones
             damage = error
         try:
@@ -120,7 +129,7 @@ class MegatronCheckpoint:
             if is_main_rank():  # the others read no object that is not vetted as it is read
                 check_objects(self.path, self.tensors.metadata)
         except InputError as error:
-            if damage is None:
+            if damage is None or _fault(damage) == _fault(error):
                 raise
             raise InputError(f"{error}; {damage}") from error  # what it did, and why
         if damage is not None:

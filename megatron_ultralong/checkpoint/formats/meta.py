@@ -14,6 +14,7 @@ from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import RopeScaling, YarnConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json
+from megatron_ultralong.program.listing import files_in
 
 Heads = Literal["none", "query", "key"]
 
@@ -243,7 +244,7 @@ def read_params(folder: Path) -> JsonObject:
 
 
 def _open_shards(folder: Path) -> list[PickleFile]:
-    paths = sorted(folder.glob("consolidated.*.pth"))
+    paths = files_in(folder, "consolidated.*.pth")
     wanted = [f"consolidated.{number:02d}.pth" for number in range(len(paths))]
     if not paths or [path.name for path in paths] != wanted:
         raise InputError(

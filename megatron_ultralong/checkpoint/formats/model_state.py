@@ -30,6 +30,7 @@ from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.refused_file import refused_file
 
 _LOAD_BYTES = default_planner.DefaultLoadPlanner.load_bytes
 
@@ -70,9 +71,10 @@ def guarded() -> Iterator[None]:
             yield
         except api.CheckpointException as error:  # what the ranks had to say, gathered by torch
             causes = [failure[0] for failure in error.failures.values()]
-            known = [cause for cause in causes if isinstance(cause, InputError)]
+            told = [refused_file(c) if isinstance(c, OSError) else c for c in causes]
+            known = [cause for cause in told if isinstance(cause, InputError)]
             if known:
-                raise InputError(str(known[0])) from error
+                raise known[0] from error
             raise InputError(
                 f"the checkpoint cannot be loaded ({type(causes[0]).__name__}: {causes[0]}): its "
                 "records are not what .metadata says; copy or write it again"
@@ -86,9 +88,7 @@ def _load(f: Any, *_: Any, **__: Any) -> Any:
         if hasattr(f, "base_stream"):  # torch's view of a record in a file
             f = Window(f.base_stream, f.offset, f.len)
         return read_saved(Path(f) if isinstance(f, str) else f)
-    except FileNotFoundError:
-        raise
-    except (UnsafeError, OSError) as error:
+    except UnsafeError as error:
         where = name if isinstance(name, str | Path) else "a record of the checkpoint"
         raise InputError(
             f"{where} cannot be read as plain values ({error}): it is damaged or would run code; "

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from megatron_ultralong.checkpoint.formats import pickle_names
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
+from megatron_ultralong.program.refused_file import refused_file
 
 _MAX_PICKLE_BYTES: Final = 4 * 2**20
 """Of the pickle in a file of ``torch.save``, without the tensors' bytes: thirty thousand tensors.
@@ -61,6 +62,8 @@ def read_saved(source: Path | IO[bytes], *, mmap: bool = False) -> Any:
         with _ALLOWANCE.of(classes):
             return _READ_TORCH(source, map_location="cpu", weights_only=True, **flags)
     except Exception as error:  # a damaged file can end in any
+        if isinstance(error, OSError) and refused_file(error):
+            raise
         raise UnsafeError(_short(error)) from error
 
 

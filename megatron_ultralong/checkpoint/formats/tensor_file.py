@@ -96,7 +96,7 @@ class SafetensorsFile:
             length = _header_length(path)
             with safe_open(path, framework="pt"), path.open("rb") as file:  # the library checks it
                 header = parse_json(file.read(8 + length)[8:], f"the header of {path}")
-        except (SafetensorError, OSError) as error:
+        except SafetensorError as error:
             raise InputError(
                 f"{path} is not a complete safetensors file ({error}): download it again"
             ) from error
@@ -153,7 +153,7 @@ class PickleFile:
     def _load(self) -> dict[str, torch.Tensor]:
         try:
             values = pickles.read_saved(self.path, mmap=self._can_map)
-        except (pickles.UnsafeError, OSError) as error:
+        except pickles.UnsafeError as error:
             raise InputError(
                 f"{self.path} does not open as a file of weights only ({error}): it is damaged "
                 "or would run code; use the model's safetensors files"

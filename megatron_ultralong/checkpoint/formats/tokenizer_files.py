@@ -18,6 +18,7 @@ from megatron_ultralong.data.tokenize.tokenising import MAX_TOKENIZER_BYTES, nam
 from megatron_ultralong.model.shape import MOST_IDS
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
+from megatron_ultralong.program.listing import files_in
 
 FAST_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -237,7 +238,7 @@ def _no_bare_errors(message: str) -> Iterator[None]:
 
 def template_files(folder: Path) -> list[Path]:
     """Files of further chat templates, which transformers reads by name."""
-    return sorted(path for path in (folder / TEMPLATE_FOLDER).glob("*.jinja") if path.is_file())
+    return files_in(folder / TEMPLATE_FOLDER, "*.jinja")
 
 
 def _templates(folder: Path) -> Iterator[tuple[str, str]]:

@@ -81,7 +81,7 @@ def _check_common(path: Path) -> None:
         raise InputError(f"{path} has more than {_MAX_COMMON_BYTES:,} bytes")
     try:
         value = pickles.read_saved(path)
-    except (pickles.UnsafeError, OSError) as error:
+    except pickles.UnsafeError as error:
         raise InputError(
             f"{path} is not a file of plain values ({error}): the checkpoint is damaged or would "
             "run code; use one from a source that you trust"
@@ -192,7 +192,7 @@ class TorchDistReader:
             with path.open("rb") as file:
                 announce(file, place.offset, place.length)
                 record = pickles.read_saved(self._stream(file, item, place))
-        except (OSError, pickles.UnsafeError) as error:
+        except pickles.UnsafeError as error:
             raise InputError(
                 f"{path}: tensor {key} cannot be read ({error}): the file is truncated or "
                 "damaged; write the checkpoint again"

@@ -16,6 +16,7 @@ from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, check_inside,
 from megatron_ultralong.checkpoint.formats.pickles import read_metadata
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.listing import files_in
 
 Kind = TypeVar("Kind")
 
@@ -61,7 +62,7 @@ def place_of(metadata: dcp.Metadata, key: str, chunk: dcp.ChunkStorageMetadata |
 
 def _most_metadata(folder: Path) -> int:
     """Bytes that ``.metadata`` may have: it describes the others, and is small beside them."""
-    sizes = [path.stat().st_size for path in folder.glob("*.distcp") if path.is_file()]
+    sizes = [path.stat().st_size for path in files_in(folder, "*.distcp")]
     return max(_SMALL_METADATA, sum(sizes) // 64)
 
 

@@ -12,6 +12,7 @@ from megatron_ultralong.data.read.signatures import POINTERS
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.refused_file import ClosedFileError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -154,6 +155,8 @@ def _named(folder: Path, name: str, kind: type[tensor_file.TensorFile]) -> Weigh
     check_inside(folder / name, folder)
     try:
         places = read_json(folder / name).object("weight_map")
+    except ClosedFileError:
+        raise
     except InputError as error:
         return WeightSet(name, frozenset(), kind, fault=f"{name} is damaged ({error})")
     wrong = [file for file in places.values() if not is_plain_name(file)]

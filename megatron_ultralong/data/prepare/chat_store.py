@@ -201,6 +201,29 @@ class ChatStore:
         self._targets.extend(example.targets.ravel().tolist())
         self._target_ends.append(len(self._targets) // 2)
 
+    def _nothing(self, source: ChatSource) -> str:
+        """Why a source has no example: what there is of it, and the fix."""
+        num_files, num_bad = len(source.files), sum(source.num_bad.values())
+        files = f"{num_files:,} file{'s' * (num_files != 1)} at {source.path}"
+        begin = f"source {source.name!r} has nothing to train on: "
+        if not source.num_conversations and not num_bad:
+            holds = "holds" if num_files == 1 else "hold"
+            return f"{begin}{files} {holds} no record at all; fill it, or leave this --source out"
+        limit = f"{self.config.limit} tokens (the longest has {source.longest})"
+        reasons = (
+            (num_bad, "bad ones skipped"),
+            (source.num_duplicates, "equal to earlier ones"),
+            (source.num_too_long, f"longer than {limit}"),
+            (source.num_nothing_left, "with nothing to learn"),
+        )
+        told = ", ".join(f"{number:,} {what}" for number, what in reasons if number)
+        way_out = "raise --seq-length, " * bool(source.num_too_long) + "fix its files"
+        return (
+            f"{begin}{source.num_conversations:,} conversation"
+            f"{'s' * (source.num_conversations != 1)} in {files}: {told}; {way_out}, or leave this "
+            "--source out"
+        )
+
     def _close_source(self, reader: ConversationReader) -> None:
         known: dict[str, Any] = {
             "name": reader.source.name,
@@ -218,14 +241,7 @@ class ChatStore:
         assert self._found.keys() <= counted, self._found.keys() - counted
         source = ChatSource(**known | {name: self._found[name] for name in counted})
         if not source.num_examples:
-            raise InputError(
-                f"source {source.name!r} has nothing to train on: {source.num_conversations} "
-                f"conversations in {len(source.files)} files, {sum(source.num_bad.values())} bad "
-                f"ones skipped, {source.num_duplicates} equal to earlier ones, "
-                f"{source.num_too_long} longer than {self.config.limit} tokens (the longest has "
-                f"{source.longest}), {source.num_nothing_left} with nothing to learn; "
-                "leave this --source out, raise --seq-length, or fix its files"
-            )
+            raise InputError(self._nothing(source))
         self.sources.append(source)
         self.lengths += [
             ChatLengths(source.name, least, *counts) for least, counts in sorted(self._bins.items())

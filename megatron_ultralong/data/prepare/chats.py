@@ -19,7 +19,7 @@ from megatron_ultralong.data.pack.packing import PADDING, Int64Array, RowPlan, p
 from megatron_ultralong.data.pack.sampling import mixed_order
 from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print_chat_summary
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
-from megatron_ultralong.data.read.sources import Source, parse_sources
+from megatron_ultralong.data.read.sources import Source, parse_sources, warn_of_output
 from megatron_ultralong.data.rows import chat_manifest as manifests
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
 from megatron_ultralong.data.rows.indexed import IndexedWriter
@@ -65,6 +65,7 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
     date = resolved_date(config.date_string, datetime.date.today())
     config = dataclasses.replace(config, date_string=date)
     sources = parse_sources(config.source)
+    warn_of_output(sources, config.output)
     with output_folder(config.output, "prepare chat") as work:
         tokenised = _tokenise(config, sources, work)
         work.result = work.new_folder("rows")

@@ -26,7 +26,13 @@ from megatron_ultralong.data.prepare.report import (
 )
 from megatron_ultralong.data.prepare.selection import Selection, select_documents, source_shares
 from megatron_ultralong.data.read.reading import find_documents
-from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, parse_sources
+from megatron_ultralong.data.read.sources import (
+    FilePart,
+    FoundFiles,
+    Source,
+    parse_sources,
+    warn_of_output,
+)
 from megatron_ultralong.data.rows import manifest as manifests
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
@@ -81,6 +87,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         return manifest
     sources = parse_sources(config.source)
     check_output(config.output)
+    warn_of_output(sources, config.output)
     plan = _plan(config, sources)
     with output_folder(config.output, "prepare", _key(config, plan)) as work:
         plan, store = _tokenise(config, plan, work)

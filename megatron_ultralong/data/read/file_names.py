@@ -1,5 +1,6 @@
 """Files below folders and of patterns, and what their names say."""
 
+import fnmatch
 import glob
 import os
 from collections.abc import Iterable, Iterator
@@ -138,7 +139,10 @@ def _step(found: Iterable[Path], part: str) -> Iterator[Path]:
         if part == "**":
             yield from _Walk([folder] if folder.is_dir() else [], hidden=False).folders
         elif glob.has_magic(part):
-            yield from (folder / name for name in sorted(glob.glob(part, root_dir=folder)))
+            names = os.listdir(folder) if folder.is_dir() else []
+            is_hidden_wanted = part.startswith(".")
+            names = [n for n in names if is_hidden_wanted or not n.startswith(".")]
+            yield from (folder / name for name in sorted(fnmatch.filter(names, part)))
         elif os.path.lexists(folder / part):
             yield folder / part
 

@@ -89,7 +89,12 @@ def _json_record(
 
 
 def _not_json_line(line: bytes, error: json.JSONDecodeError) -> str:
-    return f"{error}); {_cause(line, error)}"
+    column = min(error.pos, len(error.doc.rstrip())) + 1  # not of what stands behind the line
+    return f"{_what(error)} at column {column:,}); {_cause(line, error)}"
+
+
+def _what(error: json.JSONDecodeError) -> str:
+    return error.msg.removesuffix(" at").removesuffix(" starting")
 
 
 _NULS = "it holds NULs, as a file has that was not written to its end: copy it again"
@@ -108,7 +113,13 @@ def _cause(line: bytes, error: json.JSONDecodeError) -> str:
         return "one JSON object a line belongs here: write them so with `jq -c .`"
     if line.lstrip()[:1] not in b"{[":
         return "one JSON object a line belongs here"
-    return "is the file cut short?"
+    if not line.endswith(b"\n"):  # the last one
+        return "is the file cut short?"
+    if error.msg.startswith("Invalid control character"):
+        if error.doc[error.pos :].strip():
+            return "a tab in a text is written \\t: write it with json.dumps"
+        return "is a quote missing? The end of a line in a text is written \\n"
+    return "is a quote, comma or bracket missing there? Write it with json.dumps"
 
 
 def _read_json_array(path: Path, keys: tuple[str, ...], limit: int) -> Iterator[record.Record]:
@@ -138,7 +149,7 @@ def _not_json(element: Element, error: json.JSONDecodeError) -> str:
         cause = "is a comma missing?"
     else:
         cause = _PYTHON if element.text.startswith(b"{'") else "is a quote or bracket missing?"
-    return f"{error.msg} at line {element.line + error.lineno - 1}); {cause}"
+    return f"{_what(error)} at line {element.line + error.lineno - 1}); {cause}"
 
 
 def read_records(

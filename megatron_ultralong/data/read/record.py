@@ -45,8 +45,9 @@ class Record(NamedTuple):
 
 def unreadable(place: Path | str, error: Exception) -> Record:
     """What stands for the records from here on, that a library cannot read."""
-    reason = f"cannot be read ({error})"
-    if not isinstance(error, DamagedError):
+    of_system = error.strerror if isinstance(error, OSError) and error.errno else ""
+    reason = f"cannot be read ({of_system or error})"
+    if not of_system and not isinstance(error, DamagedError):
         reason += "; is the file cut short?"
     return Record(str(place), 0, {}, reason, is_rest_lost=True)
 

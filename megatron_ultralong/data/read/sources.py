@@ -1,6 +1,7 @@
 """The files of a source ``NAME=PATH``: which are read, as what, and which are left out, and why."""
 
 import collections
+import fnmatch
 import glob
 import os
 import stat
@@ -13,8 +14,11 @@ from megatron_ultralong.data.read.compression import uncompressed_name
 from megatron_ultralong.data.read.file_kind import FileKind, file_kind, is_known_name
 from megatron_ultralong.data.read.file_names import Entry, litter_reason, matches, walk
 from megatron_ultralong.data.read.options import FileFormat
+from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 
+MANIFESTS = ("manifest.json", "chat_manifest.json")
+"""Of folders that ``prepare`` and ``prepare chat`` write."""
 MAX_COUNTS = 60
 """Lines of :attr:`FoundFiles.counts`; suffixes beyond them are counted together."""
 
@@ -25,6 +29,7 @@ REPEATED = "the same as another one, by another name"
 HIDDEN = "hidden: a name on its path begins with a dot"
 NOT_WANTED = "not asked for by --suffix"
 REFUSED = "not what is read here, counted as unreadable"
+ROWS = "of rows that `prepare` has written"
 NO_FILE = "a pipe, a socket or a device"
 
 
@@ -56,6 +61,16 @@ def parse_sources(arguments: Sequence[str]) -> tuple[Source, ...]:
             )
         sources.append(Source(name, os.path.expanduser(pattern)))
     return tuple(sources)
+
+
+def warn_of_output(sources: Iterable[Source], output: Path) -> None:
+    """Say so where an output will stand among the files of a source."""
+    for source in sources:
+        if holds(source, output):
+            tell(
+                f"warning: --output {output} lies in the source {source.name}={source.pattern}: "
+                "later runs leave its files out; a folder beside the source is safer"
+            )
 
 
 @dataclass(frozen=True)
@@ -164,9 +179,13 @@ def _each_once(source: Source, suffixes: tuple[str, ...]) -> list[tuple[Entry, i
     found: list[tuple[Entry, int, str]] = []
     best: dict[tuple[int, int], tuple[bool, bool, str]] = {}
     places: list[tuple[int, int] | None] = []
-    for entry in _entries(source):
+    entries = list(_entries(source))
+    rows = _folders_of_rows(entries)
+    for entry in entries:
         status = _status(entry.path)
         reason = _reason(source, entry, status, suffixes)
+        if not reason and not _is_itself(source, entry) and not rows.isdisjoint(entry.path.parents):
+            reason = ROWS
         place = None if status is None or reason else (status.st_dev, status.st_ino)
         if place is not None:
             best[place] = min(best.get(place, _rank(entry)), _rank(entry))
@@ -205,7 +224,7 @@ def _reason(
         return REPEATED
     if entry.is_hidden:
         return HIDDEN
-    if entry.is_named and not glob.has_magic(source.pattern):
+    if _is_itself(source, entry):
         return ""
     names = entry.path.name, uncompressed_name(entry.path)
     if suffixes and not any(name.endswith(suffixes) for name in names):
@@ -213,6 +232,27 @@ def _reason(
     if status is not None and not stat.S_ISREG(status.st_mode):
         return NO_FILE
     return "" if suffixes or entry.is_named else litter_reason(entry.path, source.pattern)
+
+
+def _is_itself(source: Source, entry: Entry) -> bool:
+    """Whether the source names that file and no other."""
+    return entry.is_named and not glob.has_magic(source.pattern)
+
+
+def _folders_of_rows(entries: Iterable[Entry]) -> set[Path]:
+    """Folders that ``prepare`` has written: they have a manifest, and rows beside it."""
+    folders = {entry.path.parent for entry in entries if entry.path.name in MANIFESTS}
+    return {folder for folder in folders if (folder / "train.idx").is_file()}
+
+
+def holds(source: Source, output: Path) -> bool:
+    """Whether files of a folder of rows ``output`` stand at a source."""
+    place = Path(os.path.abspath(output))
+    pattern = os.path.abspath(source.pattern)
+    if not glob.has_magic(source.pattern):
+        return place.resolve().is_relative_to(Path(pattern).resolve())
+    its = (*place.parents, place, *(place / name for name in MANIFESTS))
+    return any(fnmatch.fnmatchcase(str(path), pattern) for path in its)
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -165,6 +165,8 @@ class IndexedReader:
                 return np.zeros(0, dtype=dtype)  # an empty file cannot be mapped
             size = os.path.getsize(path) // dtype.itemsize
             return np.memmap(path, dtype=dtype, mode="r", shape=(size,))
+        except PermissionError:
+            raise
         except OSError as error:
             raise InputError(
                 f"cannot read {path} ({error.strerror}): packed rows are the files "

@@ -199,6 +199,13 @@ def open_reference(path: Path) -> tokenising.DocumentTokenizer:
             else "give such a file or its folder"
         )
         raise InputError(f"--tokenizer {path} has no {' or '.join(NAMES)}; {its}")
+    if path == file and file.suffix not in (".json", ".model"):
+        beside = [name for name in NAMES if (file.parent / name).is_file()]
+        if beside:
+            raise InputError(
+                f"--tokenizer {path} is not a tokenizer, and {beside[0]} is beside it: give "
+                f"{file.parent / beside[0]}, or its folder"
+            )
     tokenising.check_file_sizes(file.parent)
     if file.suffix == ".json":
         return tokenising.HuggingFaceTokenizer(file)

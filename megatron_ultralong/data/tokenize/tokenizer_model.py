@@ -190,8 +190,9 @@ class SentencePieceTokenizer:
             model.LoadFromSerializedProto(data)
         except RuntimeError as error:
             raise InputError(
-                f"{file} is neither tiktoken ranks nor a sentencepiece model ({error}); is it cut "
-                "short?"
+                f"{file} is neither tiktoken ranks nor a sentencepiece model: give a "
+                "tokenizer.json or tokenizer.model, or the folder that holds one; if it is one, "
+                "copy it again"
             ) from error
         self._model = model
         self.file = file

@@ -24,6 +24,7 @@ from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import sample_key
 from megatron_ultralong.program.json_file import JsonObject
+from megatron_ultralong.program.listing import files_in
 
 VERSION = 2
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""
@@ -39,7 +40,8 @@ def data_files(data: str, patterns: Sequence[str]) -> list[Path]:
     if place.is_file():
         return [place]
     names = [f"{pattern}.{suffix}" for pattern in patterns for suffix in ("parquet", "jsonl")]
-    found = sorted({file for name in names for file in place.glob(name) if file.is_file()})
+    fitting = (place / name for name in names)  # a name may have a folder before it
+    found = sorted({file for each in fitting for file in files_in(each.parent, each.name)})
     if not found:
         raise InputError(
             f"--data {data} has no {' and no '.join(names)}: give the file, or the folder with the "

@@ -31,6 +31,7 @@ from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json_value
+from megatron_ultralong.program.listing import files_in
 
 UPSTREAM = "prompts and scores of adobe-research/NoLiMa at 7532e4e"
 SYSTEM = "You are a helpful assistant"
@@ -246,7 +247,7 @@ def _all_tests(entries: Entries) -> list[str]:
 
 def _haystacks(folder: Path, number: int) -> list[Path]:
     """Books by the number in their names, which decides what is drawn for them."""
-    found = [file for file in folder.glob("*.txt") if file.is_file()]
+    found = files_in(folder, "*.txt")
     if not found:
         raise InputError(f"{folder} has no books: fill --data as upstream's script does")
     found.sort(key=lambda file: (int("".join(re.findall(r"[0-9]", file.stem))[:9] or 0), file.name))

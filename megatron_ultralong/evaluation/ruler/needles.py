@@ -20,6 +20,7 @@ from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Turn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json_value
 from megatron_ultralong.program.optional import check_optional_package
+from megatron_ultralong.program.refused_file import ClosedFileError
 
 _OPENING, _CLOSING = "[(\\[\"'\u201c\u2018]*", "[)\\]\"'\u201d\u2019]*"
 _SENTENCE_END = re.compile(rf"[.!?]{_CLOSING}$")
@@ -160,6 +161,8 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 def _read_json(path: Path) -> tuple[str, ...]:
     try:
         values = read_json_value(path, max_bytes=parameters.MAX_BYTES)
+    except ClosedFileError:
+        raise
     except InputError as error:
         raise InputError(f"--english-words {path} cannot be read ({error})") from error
     words = list(values.values()) if isinstance(values, dict) else values

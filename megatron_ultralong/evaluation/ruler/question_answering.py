@@ -13,6 +13,7 @@ from megatron_ultralong.evaluation.ruler.parameters import DOCUMENT, FAMILIES, M
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, Turn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json_value
+from megatron_ultralong.program.refused_file import ClosedFileError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,8 @@ def read_documents(dataset: str, file: str, tokenizer: PromptTokenizer) -> Docum
     }[dataset]
     try:
         documents, questions = read(read_json_value(Path(file), max_bytes=MAX_BYTES))
+    except ClosedFileError:
+        raise
     except (InputError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"--{dataset} {file} cannot be read ({error!r}): give the file {name}, or one in its "

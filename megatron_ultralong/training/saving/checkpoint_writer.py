@@ -268,12 +268,23 @@ def _write(
 
 
 def _reason(error: Exception, root: Path) -> str:
-    """The error, and the room on the disk: torch's writer does not say that it is full."""
+    """The error, and the room on the disk.
+
+    torch's writer of archives hides the system's error behind a place in its own source.
+    """
     try:
         room = f"the disk has {quantity(shutil.disk_usage(root).free, 'B')} free"
     except OSError:
         room = "the folder is gone"
-    return f"{type(error).__name__}: {error} ({room})"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(cause, OSError):
+        said = f"{cause}"
+    elif "inline_container" in said:
+        said = "the disk refuses a part of the file"
+    return f"{said} ({room})"
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import secrets
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +18,8 @@ from megatron_ultralong.config import training
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.optional import check_optional_package, optional_package
 from megatron_ultralong.program.progress import ProgressBar
+from megatron_ultralong.training.earlier_start import LOG_FILE
 
-FILE_NAME = "log.jsonl"
 WIDEST = 200
 """Columns of a line on the terminal."""
 
@@ -73,6 +74,8 @@ class IterationRecord:
 class Sink(NamedTuple):
     """Another place for records."""
 
+    name: str
+    """What it is, for messages."""
     write: Callable[[IterationRecord], None]
     """Take one record."""
     close: Callable[[], None]
@@ -89,23 +92,23 @@ def peak_memory_gib() -> float:
 class RunLog:
     """Writes records to the terminal, to ``log.jsonl`` and to sinks; made on the main rank only.
 
-    A disk that is full or gone costs lines of the log, never the run.
+    A disk that is full or gone costs lines of the log, never the run; a sink that fails ends.
     """
 
     def __init__(
         self, folder: Path | None, train_iters: int, bar: ProgressBar, sinks: Sequence[Sink] = ()
     ) -> None:
-        self._file = (folder / FILE_NAME).open("a", encoding="utf-8") if folder else None
+        self._file = (folder / LOG_FILE).open("a", encoding="utf-8") if folder else None
         self._train_iters = train_iters
         self._bar = bar
-        self._sinks = sinks
+        self._sinks = list(sinks)
         self._has_warned = False
 
     def write(self, record: IterationRecord, *, to_terminal: bool) -> None:
         """Append one record."""
         self._attempt(lambda: self._append(record))
-        for sink in self._sinks:
-            self._attempt(lambda sink=sink: sink.write(record))  # type: ignore[misc]
+        for sink in list(self._sinks):
+            self._attempt_sink(sink, lambda sink=sink: sink.write(record))  # type: ignore[misc]
         if to_terminal or record.warning:
             for line in self.lines(record):
                 self._bar.print(line)
@@ -114,8 +117,8 @@ class RunLog:
         """Close the file and the sinks."""
         if self._file:
             self._attempt(self._file.close)
-        for sink in self._sinks:
-            self._attempt(sink.close)
+        for sink in list(self._sinks):
+            self._attempt_sink(sink, sink.close)
 
     def lines(self, record: IterationRecord) -> list[str]:
         """One line of at most 200 columns; more for a validation and for a warning."""
@@ -163,6 +166,16 @@ class RunLog:
                 sys.stderr.write(
                     f"WARNING: the log cannot be written ({error}); the run continues\n"
                 )
+
+    def _attempt_sink(self, sink: Sink, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # of a library, which may have its own
+            self._sinks.remove(sink)
+            sys.stderr.write(
+                f"WARNING: {sink.name} ends here, a record cannot be written ({error}); the run "
+                "continues, and one that is resumed writes records again\n"
+            )
 
 
 _WANDB_FILE = "wandb_run_id"
@@ -218,13 +231,20 @@ def _tensorboard(folder: Path, iteration: int) -> Sink:
     """Event files in a folder."""
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+    threading.excepthook = _trace_of_thread
     writer: Any = SummaryWriter(str(folder), purge_step=iteration + 1)
 
     def write(record: IterationRecord) -> None:
         for name, value in scalars(record).items():
             writer.add_scalar(name, value, record.iteration)
 
-    return Sink(write, writer.close)
+    return Sink(f"TensorBoard's file in {folder}", write, writer.close)
+
+
+def _trace_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """As Python; but what TensorBoard's thread says is raised by its next record, and told once."""
+    if not type(ended.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(ended)
 
 
 def _wandb(config: training.TrainingConfig) -> Sink:
@@ -238,7 +258,8 @@ def _wandb(config: training.TrainingConfig) -> Sink:
         resume="allow",
         config=dataclasses.asdict(config),
     )
-    return Sink(lambda record: run.log(scalars(record), step=record.iteration), run.finish)
+    name = f"the run {run.name} of Weights & Biases"
+    return Sink(name, lambda record: run.log(scalars(record), step=record.iteration), run.finish)
 
 
 def _identity(path: Path) -> str:
