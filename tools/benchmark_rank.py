@@ -96,7 +96,7 @@ def main() -> None:
         job = RankJob(config, model, groups)
         ballast = _other_layers(job, arguments.held_layers)
         for length in arguments.warm_up:  # compiles kernels
-            job.iteration(length)
+            job.iteration(length or config.data.seq_length)
         measured = job.iteration(config.data.seq_length)
         if is_main_rank():
             _report(arguments, config, model, measured, sum(x.nbytes for x in ballast), is_real)
@@ -218,7 +218,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--sequence-tile-size", type=int, default=MemoryConfig.sequence_tile_size)
     add("--loss-tile-size", type=int, default=MemoryConfig.loss_tile_size)
     add("--offload-activations", action="store_true")
-    add("--warm-up", type=int, nargs="*", default=[65536], help="lengths of rows before")
+    add("--warm-up", type=int, nargs="*", default=[0], help="lengths of rows before, which compile "
+        "kernels; 0: the row's own, since tiles of other lengths compile others")  # fmt: skip
     add("--nvlink-gbps", type=float, default=370.0, help="GB/s of a collective inside a node")
     add("--network-gbps", type=float, default=45.0, help="GB/s a rank between nodes")
     add("--peak-tflops", type=float, default=0.0, help="0: the device's dense bf16 peak")
