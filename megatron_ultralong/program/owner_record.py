@@ -14,6 +14,7 @@ import psutil
 
 from megatron_ultralong.program.errors import InputError, escaped
 from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.refused_file import ClosedFileError
 
 _NAME = re.compile(r"owner-(\d{6,18})\.json")
 _MAX_BYTES = 65536
@@ -52,7 +53,7 @@ def read_owners(folder: Path) -> list[OwnerRecord]:
     """Records in ``folder``, the owner last.
 
     Raises:
-        OSError: the folder cannot be read.
+        OSError: the folder cannot be read. InputError: a record is closed to this user.
     """
     found = [match for name in os.listdir(folder) if (match := _NAME.fullmatch(name))]
     records = [_read(folder / match.string, int(match.group(1))) for match in found]
@@ -63,6 +64,8 @@ def _read(path: Path, number: int) -> OwnerRecord | None:
     """None: it is gone. What is damaged or of another version is an owner whom nobody knows."""
     try:
         values = read_json(path, max_bytes=_MAX_BYTES)
+    except ClosedFileError:  # of a job of somebody else, which may be alive
+        raise
     except InputError:
         return OwnerRecord(number) if os.path.lexists(path) else None
     known: dict[str, Any] = {}
