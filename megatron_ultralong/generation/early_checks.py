@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from megatron_ultralong.checkpoint.disk.folder import resolve
+from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import (
     SOURCE_FOLDER,
     CheckpointMetadata,
@@ -33,7 +33,7 @@ def check_generation(config: GenerateConfig, num_ranks: int) -> EarlyGeneration:
     config.check()
     folder = Path(config.load)
     metadata = load_metadata(folder)
-    resolve(folder)
+    resolve_readable(folder)
     config.parallel.check_model(metadata.model)
     config.parallel.data_parallel_size(num_ranks)
     tokenizer = PromptTokenizer(folder / SOURCE_FOLDER)

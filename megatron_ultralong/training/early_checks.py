@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from megatron_ultralong.checkpoint.disk.folder import resolve
+from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
 from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
@@ -176,7 +176,7 @@ def rows_record(manifest: Manifest | ChatManifest) -> dict[str, object]:
 def _open_source(config: TrainingConfig) -> CheckpointMetadata:
     """What the run starts from."""
     source = load_metadata(Path(config.load))
-    resolve(config.load)
+    resolve_readable(config.load)
     return source
 
 

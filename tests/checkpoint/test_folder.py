@@ -8,6 +8,7 @@ from megatron_ultralong.checkpoint.disk.folder import (
     iteration_folder,
     iterations,
     resolve,
+    resolve_readable,
     write_latest,
 )
 from megatron_ultralong.program.errors import InputError
@@ -64,6 +65,15 @@ def test_a_closed_iteration_is_not_taken_for_a_missing_one(run: Path) -> None:
         resolve(run)
     with closed(iteration_folder(run, 20)):  # another one is no matter
         assert resolve(run) == (run / "iter_0000100", 100)
+
+
+def test_a_closed_file_is_found_before_the_work(run: Path) -> None:
+    """As early checks look at a checkpoint: what ranks would read later is opened at once."""
+    data = iteration_folder(run, 100) / "__0_0.distcp"
+    data.write_bytes(b"")
+    assert resolve_readable(run) == resolve(run)
+    with closed(data), pytest.raises(PermissionError):
+        resolve_readable(run)
 
 
 def test_what_is_not_there_is_named(run: Path, tmp_path: Path) -> None:

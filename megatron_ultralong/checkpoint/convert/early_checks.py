@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megatron_ultralong.checkpoint.convert import small_files
-from megatron_ultralong.checkpoint.disk.folder import resolve
+from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
 from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_block, rope_verdicts
 from megatron_ultralong.checkpoint.formats.kind import is_gguf, kind_of
@@ -101,7 +101,7 @@ def _check_model(path: Path, iteration: int | None = None) -> None:
 
 
 def _metadata(path: Path, iteration: int | None) -> CheckpointMetadata:
-    folder, _ = resolve(path, iteration)
+    folder, _ = resolve_readable(path, iteration)
     return load_metadata(folder.parent)
 
 

@@ -6,6 +6,8 @@ from typing import Final, Literal
 
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.listing import files_in
+from megatron_ultralong.program.ranks import is_main_rank
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 RELEASE: Final = "release"
@@ -61,6 +63,18 @@ def resolve(folder: str | Path, iteration: int | None = None) -> tuple[Path, int
             f"{way_out if found else 'copy the checkpoint again'}"
         )
     return iteration_folder(folder, wanted), wanted
+
+
+def resolve_readable(folder: str | Path, iteration: int | None = None) -> tuple[Path, int]:
+    """As :func:`resolve`, before anything slow: the main rank opens every file that it has.
+
+    Raises:
+        InputError: see :func:`resolve`. OSError: a file cannot be opened.
+    """
+    path, number = resolve(folder, iteration)
+    for file in files_in(path) if is_main_rank() else ():
+        file.open("rb").close()
+    return path, number
 
 
 def write_latest(folder: Path, iteration: int | Literal["release"]) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from megatron_ultralong.checkpoint.disk.checksums import FILE_NAME as CHECKSUMS
-from megatron_ultralong.checkpoint.disk.folder import resolve
+from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
 from megatron_ultralong.config.parallel import ParallelConfig
@@ -133,7 +133,7 @@ def shape_and_weights(folder: Path) -> tuple[ModelConfig, int, Path]:
         model = model_config(read_config(folder), str(folder))
         return model, model.max_position_embeddings, folder
     metadata = load_metadata(folder)
-    return metadata.model, metadata.trained_positions, resolve(folder)[0]
+    return metadata.model, metadata.trained_positions, resolve_readable(folder)[0]
 
 
 def _digest(files: Sequence[Path], model: ModelConfig) -> str:
