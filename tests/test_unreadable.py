@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tests.rights import as_ordinary_user, closed
 from tests.training.chats import conversations, write_chat_model
 from tests.warm.server import open_streams, run_module
 
+Without = Callable[[Path], contextlib.AbstractContextManager[None]]
 Command = tuple[str, str]
 """Words of a command, and the inputs that it reads."""
 
@@ -157,7 +158,14 @@ def parts(folder: Path, names: str) -> Iterator[Path]:
             yield from sorted((folder / name).rglob("*"))
 
 
-def fault(status: int | None, text: str, path: Path, folder: Path, was_opened: bool) -> str:
+def fault(
+    status: int | None,
+    text: str,
+    path: Path,
+    folder: Path,
+    was_opened: bool,
+    reason: str = "Permission denied",
+) -> str:
     """What is wrong with how a command ended whose file ``path`` was closed; empty: nothing."""
     errors = [line for line in text.splitlines() if line.startswith("ultralong: error: ")]
     if "Traceback" in text:
@@ -167,25 +175,23 @@ def fault(status: int | None, text: str, path: Path, folder: Path, was_opened: b
     if (status, len(errors)) != (2, 1):
         return f"status {status}: {text}"
     shown = str(path.relative_to(folder))
-    if "Permission denied" not in errors[0] or shown not in errors[0]:
+    if reason not in errors[0] or shown not in errors[0]:
         return f"{shown} or the reason is not named: {errors[0]}"
-    if any(word in errors[0] for word in ("damaged", "truncated", "cut short")):
+    is_closed = reason == "Permission denied"
+    if is_closed and any(word in errors[0] for word in ("damaged", "truncated", "cut short")):
         return f"a closed file is no damage: {errors[0]}"
     return ""
 
 
-def test_closed_files_end_with_a_message(
-    inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In this process, of the verbs that are quick."""
-    monkeypatch.chdir(inputs)
+def refused(inputs: Path, capsys: pytest.CaptureFixture[str], without: Without, reason: str) -> int:
+    """How often the quick verbs are refused, in this process, with each of their files so."""
     wrong, num_refused = [], 0
     for name, (words, read) in LIGHT.items():
         for path in [None, *parts(inputs, read)]:
             status = 0
             capsys.readouterr()
             try:
-                with closed(path) if path else contextlib.nullcontext():
+                with without(path) if path else contextlib.nullcontext():
                     cli.main(words.split())
             except SystemExit as end:
                 status = int(end.code or 0)
@@ -196,10 +202,47 @@ def test_closed_files_end_with_a_message(
                 assert status == 0, f"{name}: {said}"
                 continue
             num_refused += status == 2
-            if found := fault(status, said, path, inputs, was_opened=False):
+            if found := fault(status, said, path, inputs, was_opened=False, reason=reason):
                 wrong.append(f"{name}, {path}: {found}")
     assert not wrong, "\n".join(wrong)
-    assert num_refused > 40
+    return num_refused
+
+
+def test_closed_files_end_with_a_message(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(inputs)
+    assert refused(inputs, capsys, closed, "Permission denied") > 40
+
+
+_broken: set[str] = set()
+"""Files on a disk that fails."""
+
+
+def fail(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook, which cannot be taken away again: whatever Python opens asks it."""
+    if _broken and event in ("open", "os.listdir", "os.scandir"):
+        name = arguments[0]
+        if isinstance(name, str | os.PathLike) and os.path.abspath(name) in _broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), os.fspath(name))
+
+
+@contextlib.contextmanager
+def failing(path: Path) -> Iterator[None]:
+    """Inside, the disk fails where a file or folder is opened."""
+    _broken.add(str(path))
+    try:
+        yield
+    finally:
+        _broken.clear()
+
+
+def test_files_of_a_failing_disk_end_with_a_message(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(inputs)
+    sys.addaudithook(fail)
+    assert refused(inputs, capsys, failing, "Input/output error") > 30
 
 
 @pytest.mark.faults
