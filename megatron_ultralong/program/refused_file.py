@@ -9,14 +9,9 @@ from pathlib import Path
 
 from megatron_ultralong.program.errors import InputError
 
-_OF_READS = (
-    *(errno.EIO, errno.ESTALE, errno.EISDIR, errno.EREMOTEIO, errno.ENOTCONN, errno.EUCLEAN),
-    errno.ENODATA,
-)
+_OF_DISKS = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODATA)
+_OF_READS = (*_OF_DISKS, errno.EISDIR)
 """What a read says of the file, without its name."""
-_FAILS = "the disk or its server fails: try again, or copy the file to another disk"
-_FULL = "make room on the disk"
-_OPEN_FILES = "too many files are open: raise `ulimit -n`"
 _WAYS_OUT = {
     errno.EISDIR: "it is a folder: name a file",
     errno.ENOTDIR: "a part of that path is a file: name a folder",
@@ -24,9 +19,12 @@ _WAYS_OUT = {
     errno.ENAMETOOLONG: "no file system has such a name: shorten it",
     errno.ENOENT: "it is not there, or not any more",
     errno.EROFS: "that disk can only be read: name a place on another one",
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _OPEN_FILES),
-    **dict.fromkeys(_OF_READS[:2] + _OF_READS[3:], _FAILS),
+    **dict.fromkeys(
+        _OF_DISKS,
+        "the disk or its server fails: try again, or copy the file to another disk",
+    ),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on the disk"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "too many files are open: raise `ulimit -n`"),
 }
 _MOST_SHOWN = 200
 
