@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import subprocess
@@ -68,6 +69,11 @@ def left(path: Path) -> str | None:
         (SystemExit(141), None),
         (KeyboardInterrupt(), None),
         (RuntimeError("a crash"), None),
+        # files: what a person has to change, and a disk that may be well when the job starts again
+        (PermissionError(errno.EACCES, "closed", "rows.bin"), "2"),
+        (FileNotFoundError(errno.ENOENT, "gone", "rows.bin"), "2"),
+        (OSError(errno.EIO, "failing", "rows.bin"), None),
+        (OSError(errno.ESTALE, "failing", "rows.bin"), None),
     ],
 )
 @pytest.mark.parametrize("number", [0, 1])

@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_ultralong.program.errors import InputError, RunStopped, printable
 from megatron_ultralong.program.exit_status import forget_status, leave_status
 from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank
-from megatron_ultralong.program.refused_file import refused_file
+from megatron_ultralong.program.refused_file import FailingDiskError, refused_file
 
 PROGRAM = "ultralong"
 INTERRUPTED = 130
@@ -39,7 +39,8 @@ def ends_with_message() -> Iterator[None]:
             yield
         leave_status(0)
     except InputError as error:
-        leave_status(2, is_agreed=False)
+        if not isinstance(error, FailingDiskError):  # a job starts again, as after a lost rank
+            leave_status(2, is_agreed=False)
         _tell_from_any_rank(f"error: {error}")
         sys.exit(2)
     except RunStopped as end:

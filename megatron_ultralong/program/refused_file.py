@@ -33,6 +33,10 @@ class ClosedFileError(InputError):
     """A file or folder that this user may not open: nobody knows whether it is damaged."""
 
 
+class FailingDiskError(InputError):
+    """A disk or its server failed, perhaps for a while: who starts the same again may succeed."""
+
+
 def refused_file(error: OSError, what: str = "opened") -> InputError | None:
     """The message for ``error``: the file cannot be ``what``; None: it is of no file.
 
@@ -52,7 +56,8 @@ def refused_file(error: OSError, what: str = "opened") -> InputError | None:
             "`ls -ld` shows who has it"
         )
     way_out = _WAYS_OUT.get(error.errno or 0, "name another file or folder")
-    return InputError(f"{shown} cannot be {what} ({reason}): {way_out}")
+    kind = FailingDiskError if error.errno in _OF_DISKS else InputError
+    return kind(f"{shown} cannot be {what} ({reason}): {way_out}")
 
 
 def _open_files(error: OSError) -> Iterator[str]:
