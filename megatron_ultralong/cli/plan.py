@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_ultralong.cli.dispatch import begin
 from megatron_ultralong.cli.extension import derived
 from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
+from megatron_ultralong.cli.start_of_run import begin
 from megatron_ultralong.cli.verbs import load
 from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import flat_fields, with_fields
