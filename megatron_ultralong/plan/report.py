@@ -8,7 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.plan.advice import flag_of
-from megatron_ultralong.plan.estimate import Estimate, RunTime, layout_text, paper_hours, run_time
+from megatron_ultralong.plan.estimate import (
+    MEMORY_ACCURACY,
+    Estimate,
+    RunTime,
+    layout_text,
+    paper_hours,
+    run_time,
+)
 from megatron_ultralong.plan.given import (
     figure,
     is_traffic_told,
@@ -19,8 +26,9 @@ from megatron_ultralong.plan.given import (
 )
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.layer_memory import fp32_notes
-from megatron_ultralong.plan.search import SAME_TIME, Found
+from megatron_ultralong.plan.search import MARGIN_TIME, SAME_TIME, Found
 from megatron_ultralong.plan.without_effect import idle_flags
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.terminal import Console
 
 
@@ -106,11 +114,10 @@ def show(console: Console, plan: Plan, num_alternatives: int) -> None:
 
 def _summary(plan: Plan) -> Text:
     estimate, job = plan.chosen, plan.chosen.job
-    node = estimate.hardware.gpus_per_node
+    used, whole = estimate.hardware.gpus_per_node, estimate.machine.gpus_per_node
     nodes = f"{estimate.num_nodes} nodes" if estimate.num_nodes > 1 else "one node"
-    rest = job.num_gpus % node
-    if estimate.num_nodes > 1 and rest:
-        nodes += f", the last with {rest} of {node} GPUs"
+    if used < whole:
+        nodes += f", {used} of the {counted(whole, 'GPU')} of each"
     text = Text()
     text.append(f"{plan.recipe}: {plan.model}, rows of {job.seq_length:,} tokens, ")
     text.append(f"{job.config.global_batch_size} an iteration, {job.config.precision}, ")
@@ -123,6 +130,12 @@ def _summary(plan: Plan) -> Text:
     if "one iteration" in plan.tokens_text:
         text.append(
             "\nits length is not known: --train-iters, --train-tokens or --data-path say it"
+        )
+    if estimate.is_tight:
+        left = (estimate.available - estimate.needed) / GIB
+        text.append(
+            f"\nwarning: leaves {left:.1f} GiB of a GPU, and memory is planned within "
+            f"{MEMORY_ACCURACY:.0%} of its {estimate.needed / GIB:.1f}: it may not fit"
         )
     for name, why in idle_flags(job):
         text.append(f"\n{flag_of(name)} changes nothing here: {why}", style="dim")
@@ -199,10 +212,11 @@ def _alternatives(plan: Plan, count: int) -> Table:
     if len(shown) < len(feasible):
         number += f", {len(shown):,} are shown (--num-alternatives)"
     title = (
-        f"{number}, fastest first. -> is the one to take: within {SAME_TIME:.0%} of the fastest "
+        f"{number}, fastest first. -> is the one to take: within {MARGIN_TIME:.0%} of the fastest "
+        f"that can save checkpoints, one without host memory that leaves {MEMORY_ACCURACY:.0%} of "
+        "what it needs of a GPU; else one that does the second; else any. Of layouts within "
+        f"{SAME_TIME:.0%} of such a one, the least GiB"
     )
-    title += "that can save checkpoints; of those, layouts that take no host memory come first, "
-    title += "then the one with the least GiB"
     if len(feasible) == 1:
         title = "The one layout that fits"
     columns = map(figure, ("step, s", "MFU", "hours", "GiB", "host GiB a node"))
