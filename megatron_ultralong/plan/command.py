@@ -1,6 +1,7 @@
 """``ultralong plan``: what a run takes, and the layout to give it."""
 
 import json
+from collections.abc import Callable
 
 from megatron_ultralong.config.training import SftConfig, TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
@@ -32,6 +33,7 @@ def plan_run(
     typed: frozenset[str] = frozenset(),
     rows: Rows | None = None,
     words: str = "",
+    refusal: Callable[[TrainingConfig, str], str] = lambda config, flags: "",
 ) -> Plan:
     """Plan, print and write.
 
@@ -43,6 +45,7 @@ def plan_run(
         typed: fields of the configuration that were given as flags.
         rows: of the data folder, if there is one.
         words: verb, recipe and folders of the command that starts the run, where they are known.
+        refusal: why a run by that command cannot start from the checkpoint; empty: it can.
 
     Raises:
         InputError: nothing fits, or the input is bad.
@@ -68,9 +71,10 @@ def plan_run(
     else:
         chosen = advice.check_given(job, hardware)
     tokens, tokens_text = _train_tokens(command, job, rows)
+    start = command_text(chosen, words) if words else ""
     plan = Plan(
         *(recipe, model_name, area.text, tokens, chosen),
-        *(found, given, hints, tokens_text, command_text(chosen, words) if words else ""),
+        *(found, given, hints, tokens_text, start, refusal(chosen.job.config, start)),
     )
     show(console(), plan, command.num_alternatives)
     try:

@@ -28,6 +28,7 @@ from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.plan.search import MARGIN_TIME, SAME_TIME, Found
 from megatron_ultralong.plan.without_effect import idle_flags
+from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.terminal import Console
 
@@ -53,6 +54,8 @@ class Plan:
     """What the run's tokens are counted by, where it is not its iterations."""
     command: str = ""
     """What starts the run, where that is known."""
+    refusal: str = ""
+    """Why that is refused with this checkpoint; empty: it starts."""
 
     @cached_property
     def run(self) -> RunTime:
@@ -126,6 +129,9 @@ def _summary(plan: Plan) -> Text:
     count = job.num_microbatches
     text.append(f"; {count} micro-batch{'es' if count > 1 else ''} a step; {plan.area_text}\n")
     text.append(f"  {plan.command or plan.flags()}\n", style="cyan")
+    if plan.refusal:
+        verb = job.config.verb
+        text.append(f"warning: `{PROGRAM} {verb}` refuses that as it stands: {plan.refusal}\n")
     text.append(f"rates: {estimate.hardware.source}", style="dim")
     if "one iteration" in plan.tokens_text:
         text.append(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from megatron_ultralong.program.errors import InputError
@@ -83,6 +83,12 @@ def quantity(amount: float, unit: str) -> str:
 def counted(number: int, noun: str) -> str:
     """``1 document``, ``1,234 documents``: of nouns whose plural has an s."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def either(numbers: Sequence[int]) -> str:
+    """``1, 2 or 4``."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def different(amount: float, other: float, unit: str) -> tuple[str, str]:
