@@ -176,8 +176,15 @@ def test_every_verb_refuses_a_flag_in_one_line(
 
 def test_doctor_refuses_a_flag_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """By the standard library's parser: the other may be broken."""
-    error = refusal(capsys, "doctor", "--xyzzy")
-    assert error.endswith("unrecognized arguments: --xyzzy; see `ultralong doctor --help`\n")
+    for words, message in (
+        ("--xyzzy", "--xyzzy is not known; see `ultralong doctor --help`"),
+        ("--megabyte 8", "--megabyte is not known; perhaps you meant --megabytes; see"),
+        ("--ranks 2", "--ranks is not known: doctor starts two ranks itself, and checks those of"),
+        ("--megabytes 64MB", "--megabytes must be a whole number of MiB, plain, not '64MB'; see"),
+        ("--megabytes", "--megabytes needs a value; see"),
+        ("more", "'more': no flag takes it; see"),
+    ):
+        assert f"ultralong: error: {message}" in refusal(capsys, "doctor", *words.split())
 
 
 def test_several_values_stand_behind_one_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.exit_status import status_of_start
 from megatron_ultralong.program.launch import run_ranks, take_ranks
 from megatron_ultralong.program.not_known import not_known
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.ranks import (
     as_job_of,
     is_launched,
@@ -24,6 +25,7 @@ from megatron_ultralong.program.ranks import (
     under_torchrun,
     world_size,
 )
+from megatron_ultralong.program.starting import say_loaded
 from megatron_ultralong.program.terminal import PrintableFormatter
 
 FIRST_STEPS = (
@@ -144,7 +146,9 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
             sys.exit(status)
         return
     _say_starting(verb)
-    _load_run(verb)(options)
+    run = _load_run(verb)
+    say_loaded()
+    run(options)
 
 
 def _load_run(verb: Verb) -> Any:
@@ -181,7 +185,7 @@ def _say_starting(verb: Verb) -> None:
     """Say what torchrun's ranks do until their first other line, half a minute later."""
     if verb.is_for_ranks and under_torchrun():
         number = world_size()
-        tell(f"{PROGRAM}: starting {number:,} rank{'s' * (number != 1)}: loading libraries ...")
+        tell(f"{PROGRAM}: starting {counted(number, 'rank')}: loading libraries ...")
 
 
 def _parse(verb: Verb, name: str, words: list[str], default: Any = None) -> Any:

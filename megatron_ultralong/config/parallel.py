@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import YEAR, Range
-from megatron_ultralong.program.quantity import either
+from megatron_ultralong.program.quantity import counted, either
 from megatron_ultralong.sequence.head_exchange import check_heads
 
 
@@ -146,7 +146,8 @@ class ParallelConfig:
                 self._check_divides("pipeline_model_parallel_size", "num_layers", num_layers, rule)
             raise InputError(
                 f"num_layers ({num_layers}) less num_layers_in_first_pipeline_stage ({ends[0]}) "
-                f"and num_layers_in_last_pipeline_stage ({ends[1]}) leaves {rest} layers for "
+                f"and num_layers_in_last_pipeline_stage ({ends[1]}) leaves "
+                f"{counted(rest, 'layer')} for "
                 f"{between} stages: every stage in between holds as many, at least one"
             )
         middle = rest // between if between else 0

@@ -18,6 +18,7 @@ from megatron_ultralong.plan.values import as_values, save_memory_picture
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.terminal import Console
 
 WIDTH = 112
@@ -74,7 +75,9 @@ def plan_run(
     start = command_text(chosen, words) if words else ""
     plan = Plan(
         *(recipe, model_name, area.text, tokens, chosen),
-        *(found, given, hints, tokens_text, start, refusal(chosen.job.config, start)),
+        *(found, given, hints, tokens_text),
+        command=start,
+        refusal=refusal(chosen.job.config, start),
     )
     show(console(), plan, command.num_alternatives)
     try:
@@ -97,7 +100,8 @@ def _train_tokens(command: PlanConfig, job: Job, rows: Rows | None) -> tuple[flo
         return config.train_tokens, ""
     if isinstance(config, SftConfig) and not config.train_iters and rows is not None:
         iterations = config.with_iterations(rows.num_rows).train_iters
-        return float(iterations * an_iteration), f", {config.num_epochs:g} passes over the rows"
+        passes = counted(f"{config.num_epochs:g}", "pass")
+        return float(iterations * an_iteration), f", {passes} over the rows"
     if not config.train_iters:
         return float(an_iteration), ", one iteration"
     return float(config.train_iters * an_iteration), ""

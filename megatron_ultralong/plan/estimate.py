@@ -18,6 +18,7 @@ from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.ledger import Part
 from megatron_ultralong.plan.step_memory import StageMemory, step_memory
 from megatron_ultralong.plan.step_time import StepTime, step_time
+from megatron_ultralong.program.quantity import counted
 
 CONTEXT_GIB = 1.0
 """CUDA context, and the libraries' own memory; an allowance."""
@@ -188,7 +189,7 @@ def layout_text(job: Job) -> str:
         words.append(f"PP {parallel.pipeline_model_parallel_size}")
         layers = parallel.stage_layers(job.model.num_layers)
         if len(set(layers)) > 1:
-            words[-1] += f" ({_stages_text(layers)} layers)"
+            words[-1] += f" ({counted(_stages_text(layers), 'layer')})"
     words += [
         f"CP {parallel.context_parallel_size}",
         f"DP {job.data_parallel_size}",

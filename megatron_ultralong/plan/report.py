@@ -118,7 +118,7 @@ def show(console: Console, plan: Plan, num_alternatives: int) -> None:
 def _summary(plan: Plan) -> Text:
     estimate, job = plan.chosen, plan.chosen.job
     used, whole = estimate.hardware.gpus_per_node, estimate.machine.gpus_per_node
-    nodes = f"{estimate.num_nodes} nodes" if estimate.num_nodes > 1 else "one node"
+    nodes = f"{counted(estimate.num_nodes, 'node')}" if estimate.num_nodes > 1 else "one node"
     if used < whole:
         nodes += f", {used} of the {counted(whole, 'GPU')} of each"
     text = Text()
@@ -127,7 +127,7 @@ def _summary(plan: Plan) -> Text:
     text.append(f"{job.num_gpus} x {estimate.hardware.name} ({nodes})\n")
     text.append(layout_text(job), style="bold")
     count = job.num_microbatches
-    text.append(f"; {count} micro-batch{'es' if count > 1 else ''} a step; {plan.area_text}\n")
+    text.append(f"; {counted(count, 'micro-batch')} a step; {plan.area_text}\n")
     text.append(f"  {plan.command or plan.flags()}\n", style="cyan")
     if plan.refusal:
         verb = job.config.verb
@@ -179,7 +179,7 @@ def run_table(plan: Plan) -> Table:
     """The whole run: its iterations, what makes it longer, and what it leaves on disk."""
     run, estimate = plan.run, plan.chosen
     rate = estimate.hardware.storage_gb_per_second
-    title = f"The run: {run.num_iterations:,} iteration{'s' if run.num_iterations > 1 else ''}"
+    title = f"The run: {counted(run.num_iterations, 'iteration')}"
     table = Table("what", figure("figure"), title=title, title_justify="left")
     if run.pin_seconds >= 1:
         pinned = f"{estimate.host.pinned / GIB:,.0f} GiB of a node"
@@ -197,7 +197,7 @@ def run_table(plan: Plan) -> Table:
     waits = "copy to the host" if plan.chosen.job.config.checkpoint.async_save else "all of it"
     table.add_row(f"of that, training waits ({waits})", f"{run.wait_seconds:,.1f} s")
     table.add_row(
-        f"on disk at the most ({run.num_kept} of {run.num_checkpoints} checkpoints)",
+        f"on disk at the most ({run.num_kept} of {counted(run.num_checkpoints, 'checkpoint')})",
         f"{run.disk_bytes / 1e9:,.0f} GB",
     )
     if run.num_validations:
@@ -214,7 +214,7 @@ def _alternatives(plan: Plan, count: int) -> Table:
     shown = feasible[:count]
     if chosen not in shown:
         shown = [*shown[: max(count - 1, 0)], chosen]
-    number = f"{len(feasible):,} layouts fit"
+    number = f"{counted(len(feasible), 'layout')} fit"
     if len(shown) < len(feasible):
         number += f", {len(shown):,} are shown (--num-alternatives)"
     title = (
@@ -253,7 +253,7 @@ def _cells(plan: Plan, each: Estimate) -> tuple[str, ...]:
 
 def _refused(found: Found, count: int) -> Table:
     number = len(found.refused)
-    title = "1 layout does not fit" if number == 1 else f"{number:,} layouts do not fit"
+    title = "1 layout does not fit" if number == 1 else f"{counted(number, 'layout')} do not fit"
     title += f"; the {count:,} nearest" if number > count else ""
     if not found.refused:
         title = "Layouts that break a rule"
@@ -261,5 +261,5 @@ def _refused(found: Found, count: int) -> Table:
     for each, why in found.refused[:count]:
         table.add_row(layout_text(each.job), short_seconds(each.time.total), why)
     for rule, number in found.rules.items():
-        table.add_row(f"{number} layout{'s' * (number != 1)}", "-", f"such as: {rule}")
+        table.add_row(counted(number, "layout"), "-", f"such as: {rule}")
     return table

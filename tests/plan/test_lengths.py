@@ -115,9 +115,7 @@ def test_the_command_for_a_node_and_a_half(capsys: pytest.CaptureFixture[str]) -
 
 def test_what_has_no_plan_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     error = refusal(capsys, "plan", "--gpus", "1", "--model", "llama3.1-70b")
-    assert (
-        "rows of 131,072 do not fit: none of 5 layouts of 1 GPUs fits; the nearest: TP 1" in error
-    )
+    assert "rows of 131,072 do not fit: none of 5 layouts of 1 GPU fits; the nearest: TP 1" in error
     assert "change: `--gpus " in error
     error = refusal(capsys, "plan", "--gpus", "2", "--model", "llama3.1-8b")
     assert "change: `--optimizer-cpu-offload` (TP 1, CP 2" in error, (

@@ -21,6 +21,7 @@ from tests.command_line import DOCUMENTS
 from tests.models import prepare_rows, write_llama
 
 LENGTHS = (64, 128, 256)
+Flags = tuple[list[str], ...]
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,9 @@ def told_by_pretrain(command: str) -> str:
 def test_what_is_printed_starts_or_the_plan_says_why_not(
     inputs: Path, capsys: pytest.CaptureFixture[str], recipe: str, step: int
 ) -> None:
-    factors = ([], ["--rope-scaling-factor", "2"], ["--rope-scaling-factor", "8"])
-    originals = ([], ["--original-max-position-embeddings", "64"])
-    scalings = ([], ["--rope-scaling", "linear"], ["--rope-scaling", "keep"])
+    factors: Flags = ([], ["--rope-scaling-factor", "2"], ["--rope-scaling-factor", "8"])
+    originals: Flags = ([], ["--original-max-position-embeddings", "64"])
+    scalings: Flags = ([], ["--rope-scaling", "linear"], ["--rope-scaling", "keep"])
     told = {True: 0, False: 0}
     cases = list(itertools.product(LENGTHS, factors, originals, scalings))
     for length, *flags in cases[::step]:

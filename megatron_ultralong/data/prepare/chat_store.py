@@ -237,9 +237,9 @@ class ChatStore:
             "unread_keys": dict(sorted(reader.unread_keys.items())),
             "num_kept_nulls": reader.num_kept_nulls,
         }
-        counted = {field.name for field in dataclasses.fields(ChatSource)} - known.keys()
-        assert self._found.keys() <= counted, self._found.keys() - counted
-        source = ChatSource(**known | {name: self._found[name] for name in counted})
+        others = {field.name for field in dataclasses.fields(ChatSource)} - known.keys()
+        assert self._found.keys() <= others, self._found.keys() - others
+        source = ChatSource(**known | {name: self._found[name] for name in others})
         if not source.num_examples:
             raise InputError(self._nothing(source))
         self.sources.append(source)
