@@ -52,7 +52,7 @@ def communication_findings(megabytes: int) -> Iterator[Finding]:
             "NCCL_DEBUG=INFO tells more",
         )
         return
-    ranks = f"{counted(measured['ranks'], 'rank')} over {measured['backend']}, {megabytes} MiB"
+    ranks = f"{counted(str(measured['ranks']), 'rank')} over {measured['backend']}, {megabytes} MiB"
     yield Finding(
         "ok",
         "all-reduce",
