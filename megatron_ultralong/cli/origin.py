@@ -49,8 +49,10 @@ def says_who_set(words: Sequence[str], start: Any) -> Iterator[None]:
         if not found:
             raise
         who = words[1] if words[0] == "--config" else f"the recipe {words[0]}"
-        verb = "works out" if is_any else "sets"
-        raise InputError(f"{error}; {who} {verb} {', '.join(found)}") from error
+        told = ", ".join(found)
+        if is_any:
+            raise InputError(f"{error}; {who} works out {told}") from error
+        raise InputError(f"{error}; {who} sets {told}") from error
 
 
 def _names(text: str, field: str) -> bool:

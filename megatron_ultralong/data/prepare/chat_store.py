@@ -28,6 +28,7 @@ from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar, progress
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import document_id
 
 
@@ -204,7 +205,7 @@ class ChatStore:
     def _nothing(self, source: ChatSource) -> str:
         """Why a source has no example: what there is of it, and the fix."""
         num_files, num_bad = len(source.files), sum(source.num_bad.values())
-        files = f"{num_files:,} file{'s' * (num_files != 1)} at {source.path}"
+        files = f"{counted(num_files, 'file')} at {source.path}"
         begin = f"source {source.name!r} has nothing to train on: "
         if not source.num_conversations and not num_bad:
             holds = "holds" if num_files == 1 else "hold"
@@ -219,9 +220,8 @@ class ChatStore:
         told = ", ".join(f"{number:,} {what}" for number, what in reasons if number)
         way_out = "raise --seq-length, " * bool(source.num_too_long) + "fix its files"
         return (
-            f"{begin}{source.num_conversations:,} conversation"
-            f"{'s' * (source.num_conversations != 1)} in {files}: {told}; {way_out}, or leave this "
-            "--source out"
+            f"{begin}{counted(source.num_conversations, 'conversation')} in {files}: {told}; "
+            f"{way_out}, or leave this --source out"
         )
 
     def _close_source(self, reader: ConversationReader) -> None:
